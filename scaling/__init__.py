@@ -1,0 +1,1 @@
+"""From architectures and training runs to a conditional scaling law."""

@@ -1,0 +1,46 @@
+"""Options that several commands share: one spelling, one help text."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
+Where = Annotated[
+    str | None,
+    typer.Option(help="Keep rows where EXPR holds: \"tokens >= 1e6 and gqa == 2\".", metavar="EXPR"),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(help="Leave a run out; may be given several times.", metavar="RUN_ID"),
+]
+Tokens = Annotated[
+    str | None, typer.Option(help="Training tokens: 2M, 100B.", metavar="TOKENS")
+]
+CorpusOption = Annotated[
+    str,
+    typer.Option(
+        help="Text to train on: a file or folder (.txt, .jsonl, .parquet, any as .zst), or "
+        "'stdlib', the source of Python's standard library."
+    ),
+]
+Vocabulary = Annotated[
+    int | None,
+    typer.Option("--vocab", help="Tokens of a byte-level BPE to train; default: the 256 bytes."),
+]
+Workers = Annotated[
+    int | None, typer.Option(help="Processes, one core each; default: one per core.", min=1)
+]
+OutFolder = Annotated[Path, typer.Option("--out", help="Folder for everything that is written.")]
+EngineOption = Annotated[
+    str, typer.Option(help="torch (measured here) or roofline:HARDWARE (predicted).",
+                      metavar="NAME[:HARDWARE]")
+]  # fmt: skip
+WorkloadOption = Annotated[
+    str,
+    typer.Option(
+        help="chat, balanced, rag, reasoning, edge, proxy, or INPUT/OUTPUT[@CONCURRENCY][:DTYPE] "
+        "in tokens and sequences.",
+    ),
+]

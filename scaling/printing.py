@@ -1,0 +1,33 @@
+"""What commands print: one JSON document, or tables and lines for people."""
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def print_json(document: object) -> None:
+    """Print one JSON document to standard output."""
+    sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def print_table(frame: "pd.DataFrame", title: str = "") -> None:
+    """Print a data frame of texts as a table that fits the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    for column in frame.columns:
+        table.add_column(str(column), overflow="fold")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(str(value) for value in row))
+    console = Console()
+    # A pipe has no width: do not fold there.
+    Console(width=console.width if console.is_terminal else 200).print(table)
+
+
+def note(text: str) -> None:
+    """Print a line to standard error, where it does not mix with a document."""
+    sys.stderr.write(text + "\n")

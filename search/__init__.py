@@ -1,0 +1,1 @@
+"""From a fitted law to transformer shapes worth training."""

@@ -1,0 +1,192 @@
+"""The ``shapelaw`` command: mounts all commands and turns errors into lines and exit codes."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import scaling.cli
+import trainers.cli
+from scaling.errors import InputError, WorkError
+from scaling.options import (
+    CorpusOption,
+    EngineOption,
+    Json,
+    OutFolder,
+    Seed,
+    Vocabulary,
+    Workers,
+    WorkloadOption,
+)
+from scaling.printing import note, print_json, print_table
+
+app = typer.Typer(
+    help="Fit scaling laws that know a transformer's shape; search shapes that are accurate and "
+    "fast to serve.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+scaling.cli.mount(app)
+trainers.cli.mount(app)
+
+
+@app.command()
+def quickstart(
+    corpus: CorpusOption = "stdlib",
+    vocab: Vocabulary = None,
+    out: OutFolder = Path("shapelaw-quickstart"),
+    effort: Annotated[
+        float, typer.Option(help="Multiplies every token budget; 1 takes about 10 minutes.")
+    ] = 1.0,
+    measurements: Annotated[int, typer.Option(help="Shapes to measure in the search.")] = 20,
+    workers: Workers = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Run the whole loop: train proxies, fit a law, search, train what it proposes, report."""
+    from search.progress import Display
+    from search.quickstart import Settings, in_short, quickstart
+
+    settings = Settings(
+        corpus=corpus, vocab_size=vocab, seed=seed, effort=effort, workers=workers,
+        measurements=measurements,
+    )  # fmt: skip
+    display = Display(quiet=json)
+    try:
+        quickstart(out, settings, display)
+    finally:
+        display.close()
+    _print_report(out, json)
+    if not json:
+        typer.echo(in_short(out))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder with runs.csv, fit.json, proposals.json.")],
+    json: Json = False,
+) -> None:
+    """Write report.html, law.png and pareto.png again from the files of a folder."""
+    from search.report import write_report
+
+    write_report(folder)
+    _print_report(folder, json)
+
+
+def _print_report(folder: Path, json: bool) -> None:
+    from search.report import comparison, gather, verdict
+
+    evidence = gather(folder)
+    if json:
+        rows = comparison(evidence).to_dict("records")
+        print_json({"report": str(folder / "report.html"), "verdict": verdict(evidence),
+                    "confirmation": rows})  # fmt: skip
+        return
+    print_table(comparison(evidence), "Predicted and measured (nats/token)")
+    for line in verdict(evidence):
+        typer.echo(f"- {line}")
+    typer.echo(f"\n{folder / 'report.html'}")
+
+
+@app.command()
+def measure(
+    config: Annotated[Path, typer.Argument(help="Hugging Face config.json of a shape.")],
+    engine: EngineOption = "torch",
+    workload: WorkloadOption = "edge",
+    json: Json = False,
+) -> None:
+    """Measure (or predict) how fast a shape serves a workload, in tokens per second."""
+    from dataclasses import asdict
+
+    from scaling.files import read_json
+    from scaling.shape import Shape
+    from search.throughput.registry import engine_named
+    from search.workload import parse_workload
+
+    shape = Shape.from_config(read_json(config))
+    result = asdict(engine_named(engine).measure(shape, parse_workload(workload)))
+    if json:
+        print_json(result)
+    else:
+        typer.echo("\n".join(f"{name:<28} {value}" for name, value in result.items()))
+
+
+@app.command()
+def propose(
+    params: Annotated[str, typer.Option(help="Parameter budget: 350M, 1B.")],
+    tokens: Annotated[str, typer.Option(help="Training tokens: 2M, 100B.")],
+    law: Annotated[
+        Path | None, typer.Option(help="Fit, as `fit --out` writes it; default: the shipped runs.")
+    ] = None,
+    workload: WorkloadOption = "balanced",
+    engine: EngineOption = "torch",
+    baseline: Annotated[str, typer.Option(help="Known model to beat.")] = "llama-3.2-1b",
+    params_convention: Annotated[
+        str, typer.Option(help="What --params counts: non-embedding, total or active.")
+    ] = "non-embedding",
+    tolerance: Annotated[float, typer.Option(help="Fraction by which N may differ.")] = 0.03,
+    layers: Annotated[str, typer.Option(help="Layers to try: 16 or 12,16,24.")] = "auto",
+    head_dim: Annotated[str, typer.Option(help="Head dimensions to try: 64,128.")] = "auto",
+    vocab: Annotated[
+        int | None, typer.Option(help="Vocabulary size; default: the baseline's.")
+    ] = None,
+    measurements: Annotated[int, typer.Option(help="Shapes to measure.", min=2)] = 24,
+    out: Annotated[Path | None, typer.Option(help="Folder for proposals and the study.")] = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Propose shapes of a budget: predicted loss against throughput, the baseline first."""
+    from search.asking import Request, answer
+
+    request = Request(
+        params=params, tokens=tokens, law=law, workload=workload, engine=engine,
+        baseline=baseline, convention=params_convention, tolerance=tolerance, layers=layers,
+        head_dims=head_dim, vocab_size=vocab, measurements=measurements, seed=seed,
+    )  # fmt: skip
+    proposals, table, basis = answer(request, out)
+    if json:
+        print_json([proposal.row() for proposal in proposals])
+    else:
+        print_table(table, basis)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Print versions, cores, memory, disk, GPU, engines, and what is missing for what."""
+    from search.doctor import examine
+
+    found = examine()
+    if json:
+        print_json(found)
+    else:
+        typer.echo("\n".join(f"{name:<14} {value}" for name, value in found.items()))
+
+
+def main() -> None:
+    """Run the command; errors become one line, bad input exits with 2, failed work with 1."""
+    try:
+        app()
+    except InputError as error:
+        _stop(str(error), 2)
+    except WorkError as error:
+        _stop(str(error), 1)
+    except KeyboardInterrupt:
+        _stop("stopped; the same command goes on from here", 130)
+    except OSError as error:
+        _stop(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
+    except MemoryError:
+        _stop("not enough memory; choose a smaller budget or workload", 1)
+    except Exception as error:  # a defect: people still get a line, not a traceback
+        if os.environ.get("SHAPELAW_DEBUG"):
+            raise
+        name = type(error).__name__
+        _stop(f"unexpected {name}: {error}; SHAPELAW_DEBUG=1 shows where; please report it", 1)
+
+
+def _stop(text: str, code: int) -> None:
+    note(f"error: {text}")
+    sys.exit(code)

@@ -1,0 +1,86 @@
+"""Proposals as a picture: predicted and measured loss against throughput."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from search.proposals import BASELINE, FAST, LOSS_OPTIMAL
+
+ROLES = {
+    BASELINE: ("#555555", "s"),
+    LOSS_OPTIMAL: ("#1b6ca8", "o"),
+    FAST: ("#d1495b", "D"),
+}
+FRONT = "#3a7d44"
+
+
+def plot_pareto(
+    rows: list[dict[str, Any]], confirmed: pd.DataFrame, *, baseline_name: str, workload: str
+) -> Figure:
+    """Loss against output tokens per second, with the front and the named proposals.
+
+    Parameters
+    ----------
+    rows
+        Proposals as ``proposals.json`` holds them.
+    confirmed
+        Confirmatory runs: ``name`` of the proposal and measured ``loss``; may be empty.
+    """
+    table = pd.DataFrame(rows)
+    table = table[table["throughput"].notna()]
+    figure = Figure(figsize=(7.6, 5.2), layout="constrained")
+    axes = figure.subplots()
+    others = table[~table["role"].isin(ROLES)]
+    axes.scatter(
+        others["throughput"], others["predicted_loss"], s=26, color="#b5b5b5", lw=0,
+        label="other proposals, predicted",
+    )  # fmt: skip
+    on_front = table[table["on_front"]].sort_values("throughput")
+    axes.plot(
+        on_front["throughput"], on_front["predicted_loss"], color=FRONT, lw=1.5,
+        drawstyle="steps-post", label="Pareto front, predicted", zorder=1,
+    )  # fmt: skip
+    for role, (colour, marker) in ROLES.items():
+        for row in table[table["role"] == role].to_dict("records"):
+            title = f"{role} ({baseline_name})" if role == BASELINE else role
+            _named(axes, row, confirmed, colour, marker, title)
+    axes.set_xlabel("output tokens per second (log scale)")
+    axes.set_ylabel("held-out loss (nats/token)")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.grid(alpha=0.25)
+    kinds = ", ".join(sorted(table["throughput_kind"].unique()))
+    axes.set_title(f"Loss against throughput ({kinds})\n{workload}", fontsize=10)
+    axes.legend(frameon=False, fontsize=8, loc="best")
+    return figure
+
+
+def _named(
+    axes: Axes,
+    row: dict[str, Any],
+    confirmed: pd.DataFrame,
+    colour: str,
+    marker: str,
+    title: str,
+) -> None:
+    """A proposal with its intervals; its measured loss as a hollow mark joined to the prediction."""
+    speed = row["throughput"]
+    below = row["predicted_loss"] - row["loss_low"]
+    above = row["loss_high"] - row["predicted_loss"]
+    width = [[speed - row["throughput_low"]], [row["throughput_high"] - speed]]
+    axes.errorbar(
+        [speed], [row["predicted_loss"]], yerr=[[below], [above]], xerr=np.maximum(width, 0.0),
+        color=colour, marker=marker, ms=8, capsize=3, lw=1.2, label=f"{title}, predicted ± 95 %",
+    )  # fmt: skip
+    measured = confirmed[confirmed["name"] == row["name"]] if len(confirmed) else confirmed
+    if len(measured):
+        axes.plot(
+            [speed], [measured["loss"].iloc[0]], color=colour, marker=marker, ms=11, lw=0,
+            mfc="none", mew=1.8, label=f"{title}, measured",
+        )  # fmt: skip

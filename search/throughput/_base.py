@@ -1,0 +1,83 @@
+"""What every throughput engine is and returns."""
+
+import platform
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t as student
+
+from scaling.shape import Shape
+from search.workload import Workload
+
+DISTURBED = 1.2  # wall over CPU seconds above which something else used the core
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Speed of one shape under one workload.
+
+    Attributes
+    ----------
+    kind
+        ``measured``, or ``predicted`` by a model of some hardware.
+    output_tokens_per_second
+        Generated tokens over the whole time, prefill included, at the workload's concurrency;
+        ``low`` and ``high`` bound it at 95 % (the spread over repeats).
+    ttft, tpot
+        Seconds to the first token, and per output token after it.
+    prefill_tokens_per_second, decode_tokens_per_second
+        Prompt tokens over the prefill's time; generated tokens over the decode's.
+    wall_seconds, cpu_seconds, load
+        Of all repeats, and the machine's load average before them (None where unknown).
+    disturbed
+        Wall over CPU time says that something else used the core.
+    """
+
+    engine: str
+    kind: str
+    workload: str
+    device: str
+    version: str
+    repeats: int
+    output_tokens_per_second: float
+    low: float
+    high: float
+    ttft: float
+    tpot: float
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+    wall_seconds: float
+    cpu_seconds: float
+    load: float | None
+    disturbed: bool
+
+
+class Engine(ABC):
+    """Something that tells how fast a shape serves a workload."""
+
+    name: str
+    kind: str
+
+    @abstractmethod
+    def measure(self, shape: Shape, workload: Workload) -> Measurement:
+        """Speed of a shape.
+
+        Raises
+        ------
+        scaling.errors.InputError
+            This engine cannot run this shape; others may be asked on.
+        """
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """A 95 % interval of the mean of repeats (Student's t); a point for a single one."""
+    if len(values) < 2:
+        return float(values[0]), float(values[0])
+    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return max(float(values.mean() - half), 0.0), float(values.mean() + half)
+
+
+def this_device() -> str:
+    """The machine's processor, in words."""
+    return f"1 core of {platform.processor() or platform.machine()}"

@@ -1,0 +1,1 @@
+"""From a transformer shape to a row of the run table."""

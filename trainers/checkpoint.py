@@ -1,0 +1,88 @@
+"""Checkpoints as safetensors, written whole or not at all, and export to Hugging Face's layout."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from scaling.files import write_json, write_whole
+from trainers.model import Transformer
+from trainers.optim import Optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands: steps done and seconds of training spent on them.
+
+    ``identity`` is a digest of everything that decides the run's numbers; a checkpoint of another
+    identity is not resumed.
+    """
+
+    step: int
+    seconds: float
+    identity: str
+
+
+def save(path: Path, model: Transformer, optimizer: Optimizer, progress: Progress) -> None:
+    """Write weights, optimiser state and progress in one step."""
+    weights = {f"model.{name}": weight for name, weight in _own(model).items()}
+    metadata = {"progress": json.dumps(vars(progress))}
+    tensors = {name: value.contiguous() for name, value in (weights | optimizer.state()).items()}
+    write_whole(path, lambda target: save_file(tensors, target, metadata))
+
+
+def resume(path: Path, model: Transformer, optimizer: Optimizer, identity: str) -> Progress:
+    """Restore a checkpoint of this very run, if there is one; else stand at step 0.
+
+    A file that is damaged or belongs to a run with other settings is not used.
+    """
+    fresh = Progress(step=0, seconds=0.0, identity=identity)
+    try:
+        with safe_open(path, framework="pt") as file:
+            progress = Progress(**json.loads(file.metadata()["progress"]))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return fresh
+    if progress.identity != identity:
+        return fresh
+    with torch.no_grad():
+        for name, weight in _own(model).items():
+            weight.copy_(tensors[f"model.{name}"])
+    optimizer.load(tensors)
+    return progress
+
+
+def _own(model: Transformer) -> dict[str, torch.Tensor]:
+    """Weights by name, a tied head once."""
+    return dict(model.named_parameters())
+
+
+def hugging_face_weights(model: Transformer) -> dict[str, torch.Tensor]:
+    """Weights under the names and in the pieces of Hugging Face's Llama or Qwen3."""
+    heads, groups = model.shape.num_attention_heads, model.shape.num_key_value_heads
+    sizes = [count * model.shape.head_dim for count in (heads, groups, groups)]
+    weights = {}
+    for name, weight in _own(model).items():
+        full = name if name.startswith("lm_head") else f"model.{name}"
+        if "qkv_proj" in name:
+            for letter, part in zip("qkv", weight.split(sizes), strict=True):
+                weights[full.replace("qkv_proj", f"{letter}_proj")] = part.detach().clone()
+        elif "gate_up_proj" in name:
+            for half, part in zip(("gate", "up"), weight.chunk(2), strict=True):
+                weights[full.replace("gate_up_proj", f"{half}_proj")] = part.detach().clone()
+        else:
+            weights[full] = weight.detach().clone()
+    return weights
+
+
+def export(folder: Path, model: Transformer, *, max_position_embeddings: int) -> None:
+    """Write ``model.safetensors`` and ``config.json`` as transformers loads them."""
+    weights = hugging_face_weights(model)
+    write_whole(
+        folder / "model.safetensors", lambda target: save_file(weights, target, {"format": "pt"})
+    )
+    config = model.shape.to_config(max_position_embeddings=max_position_embeddings)
+    write_json(folder / "config.json", config)

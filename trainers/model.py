@@ -1,0 +1,214 @@
+"""The transformer that a :class:`scaling.shape.Shape` describes.
+
+Pre-norm decoder of the dense Llama family: RMSNorm, rotary positions, grouped-query attention,
+SwiGLU, optionally RMSNorm on queries and keys as Qwen3 has it. Nothing here knows about training.
+
+Shape letters of tensors: B sequences, T positions, d hidden size, H query heads, K key-value
+heads, h head dimension, f intermediate size, V vocabulary.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scaling.shape import Shape
+
+NORM_EPS = 1e-5
+# (keys, values), each (B, K, positions, h): one pair per layer.
+LayerCache = tuple[Tensor, Tensor]
+
+
+def rotary_table(positions: int, head_dim: int, theta: float) -> Tensor:
+    """Cosines and signed sines of rotary positions, (2, positions, h).
+
+    The sines carry the sign of ``rotate_half``, so that a rotation is ``x * cos + swap(x) * sin``
+    with ``swap`` exchanging the two halves. Source: arXiv 2104.09864, in Hugging Face's layout.
+    """
+    frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angle = torch.arange(positions, dtype=torch.float64)[:, None] * frequency
+    cosines = torch.cat((angle.cos(), angle.cos()), dim=-1)
+    sines = torch.cat((-angle.sin(), angle.sin()), dim=-1)
+    return torch.stack((cosines, sines)).float()
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Rotate (B, T, heads, h) by the table's (2, T, h) rows."""
+    cosines, sines = table.to(x.dtype).unsqueeze(2)
+    first, second = x.chunk(2, dim=-1)
+    return x * cosines + torch.cat((second, first), dim=-1) * sines
+
+
+class Attention(nn.Module):
+    """Grouped-query attention, d -> d, with ``H * h`` free of d."""
+
+    def __init__(self, shape: Shape, *, attention: str) -> None:
+        super().__init__()
+        self.heads, self.kv_heads = shape.num_attention_heads, shape.num_key_value_heads
+        self.head_dim = shape.head_dim
+        self.path = attention
+        d, h = shape.hidden_size, shape.head_dim
+        self.qkv_proj = nn.Linear(d, (self.heads + 2 * self.kv_heads) * h, bias=False)
+        self.o_proj = nn.Linear(self.heads * h, d, bias=False)
+        if shape.qk_norm:
+            self.q_norm = nn.RMSNorm(h, eps=NORM_EPS)
+            self.k_norm = nn.RMSNorm(h, eps=NORM_EPS)
+        self.qk_norm = shape.qk_norm
+
+    def forward(self, x: Tensor, table: Tensor, cache: LayerCache | None, start: int) -> Tensor:
+        batch, positions, _ = x.shape
+        heads = self.qkv_proj(x).view(batch, positions, -1, self.head_dim)
+        turned, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
+        if self.qk_norm:
+            scale = torch.cat(
+                (
+                    self.q_norm.weight.expand(self.heads, -1),
+                    self.k_norm.weight.expand(self.kv_heads, -1),
+                )
+            )
+            turned = F.rms_norm(turned, (self.head_dim,), eps=NORM_EPS) * scale
+        turned = rotate(turned, table).to(v.dtype)
+        q, k = turned.split((self.heads, self.kv_heads), dim=2)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if cache is not None:
+            k, v = _extend(cache, k, v, start)
+        mixed = _attend(q, k, v, self.path, causal=positions > 1)
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, positions, -1))
+
+
+def _extend(cache: LayerCache, k: Tensor, v: Tensor, start: int) -> LayerCache:
+    """Write new keys and values at ``start`` and return all up to and with them."""
+    keys, values = cache
+    end = start + k.shape[2]
+    keys[:, :, start:end] = k
+    values[:, :, start:end] = v
+    return keys[:, :, :end], values[:, :, :end]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, path: str, *, causal: bool) -> Tensor:
+    """Attention of (B, H, T, h) queries over (B, K, S, h) keys and values -> (B, H, T, h).
+
+    ``matmul`` writes the scores out: for the short contexts of small proxies on a CPU it beats the
+    fused kernel. With ``causal`` T and S are equal.
+    """
+    if path == "sdpa":
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+    batch, heads, positions, head_dim = q.shape
+    groups = k.shape[1]
+    q = q.reshape(batch, groups, heads // groups * positions, head_dim) / math.sqrt(head_dim)
+    scores = (q @ k.transpose(-1, -2)).view(batch, heads, positions, -1)
+    if causal:
+        hidden = torch.ones(positions, positions, dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(hidden, -math.inf)
+    weights = scores.softmax(dim=-1).to(v.dtype).view(batch, groups, -1, scores.shape[-1])
+    return (weights @ v).view(batch, heads, positions, head_dim)
+
+
+class MLP(nn.Module):
+    """SwiGLU, d -> f -> d (arXiv 2002.05202)."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(shape.hidden_size, 2 * shape.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
+
+
+class Layer(nn.Module):
+    """One pre-norm decoder layer."""
+
+    def __init__(self, shape: Shape, *, attention: str) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(shape.hidden_size, eps=NORM_EPS)
+        self.self_attn = Attention(shape, attention=attention)
+        self.post_attention_layernorm = nn.RMSNorm(shape.hidden_size, eps=NORM_EPS)
+        self.mlp = MLP(shape)
+
+    def forward(self, x: Tensor, table: Tensor, cache: LayerCache | None, start: int) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), table, cache, start)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Transformer(nn.Module):
+    """A decoder-only language model; parameter names are those of Hugging Face's Llama and Qwen3.
+
+    Parameters
+    ----------
+    shape
+        What to build; tied heads share the embedding's weight.
+    context_length
+        Longest sequence, in tokens, including what a cache holds.
+    attention
+        ``"sdpa"`` (torch's fused kernel) or ``"matmul"`` (scores written out).
+    """
+
+    def __init__(self, shape: Shape, *, context_length: int, attention: str = "sdpa") -> None:
+        super().__init__()
+        self.shape = shape
+        self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.layers = nn.ModuleList(
+            Layer(shape, attention=attention) for _ in range(shape.num_hidden_layers)
+        )
+        self.norm = nn.RMSNorm(shape.hidden_size, eps=NORM_EPS)
+        self.lm_head = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
+        if shape.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        table = rotary_table(context_length, shape.head_dim, shape.rope_theta)
+        self.register_buffer("rotary", table, persistent=False)
+
+    def initialise(self, seed: int) -> None:
+        """Draw every weight from one seed.
+
+        Matrices are normal with standard deviation 1/√fan_in, those that write to the residual
+        stream divided by √(2·layers) (GPT-2), embeddings .02.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        depth = math.sqrt(2 * self.shape.num_hidden_layers)
+        with torch.no_grad():
+            for name, weight in self.named_parameters():
+                if weight.ndim == 1:
+                    weight.fill_(1.0)
+                    continue
+                scale = 0.02 if "embed_tokens" in name else 1 / math.sqrt(weight.shape[1])
+                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                    scale /= depth
+                weight.normal_(0.0, scale, generator=generator)
+
+    def forward(
+        self, tokens: Tensor, *, cache: list[LayerCache] | None = None, start: int = 0
+    ) -> Tensor:
+        """Hidden states after the last norm, (B, T, d), of tokens (B, T).
+
+        With a cache, ``start`` is the position of the first token; more than one token at once
+        (prefill) is only allowed at position 0.
+        """
+        x = self.embed_tokens(tokens)
+        table = self.rotary[:, start : start + tokens.shape[1]]
+        for index, layer in enumerate(self.layers):
+            x = layer(x, table, None if cache is None else cache[index], start)
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits, (..., V), of hidden states (..., d)."""
+        return self.lm_head(hidden)
+
+    def empty_cache(self, batch: int, length: int, *, dtype: torch.dtype) -> list[LayerCache]:
+        """A zeroed key-value cache for ``batch`` sequences of at most ``length`` tokens."""
+        shape, device = self.shape, self.embed_tokens.weight.device
+        size = (batch, shape.num_key_value_heads, length, shape.head_dim)
+        return [
+            (
+                torch.zeros(size, dtype=dtype, device=device),
+                torch.zeros(size, dtype=dtype, device=device),
+            )
+            for _ in range(shape.num_hidden_layers)
+        ]
+
+    def matrices(self) -> Iterator[nn.Parameter]:
+        """The weights that mix features inside a layer: what Muon is meant for."""
+        return (weight for weight in self.layers.parameters() if weight.ndim == 2)

@@ -1,0 +1,78 @@
+"""Train the shape of one config file, through the same ledger as a sweep."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from scaling.errors import InputError, WorkError
+from scaling.files import read_json
+from scaling.quantities import parse_count
+from scaling.shape import Shape
+from trainers.corpus import prepare
+from trainers.ledger import RUNNING, Entry
+from trainers.loop import RunSpec
+from trainers.optim import Recipe
+from trainers.sweep import Folder, run_name, run_plan
+
+LINE_SECONDS = 10.0
+
+
+def train_config(
+    config: Path,
+    tokens: str,
+    corpus: str,
+    vocab_size: int | None,
+    out: Path,
+    recipe: Recipe,
+    seed: int,
+) -> dict[str, object]:
+    """Train a config's shape and return its row; weights go to ``out/runs/<run_id>``.
+
+    Raises
+    ------
+    InputError
+        The config is none of the dense Llama family, or its vocabulary is not the corpus's.
+    WorkError
+        The run failed or diverged.
+    """
+    shape, count = Shape.from_config(read_json(config)), parse_count(tokens)
+    folder = Folder(out)
+    prepared = prepare(corpus, folder.corpus, vocab_size=vocab_size)
+    if shape.vocab_size != prepared.vocab_size:
+        raise InputError(
+            f"`vocab_size` of {config} must be the corpus's {prepared.vocab_size}, but is "
+            f"{shape.vocab_size}; change the config, or give --vocab {shape.vocab_size}"
+        )
+    spec = RunSpec(
+        run_id=run_name(shape, count, seed), shape=shape, tokens=count, recipe=recipe, seed=seed
+    )
+    runs = run_plan([spec], prepared, folder, workers=1, report=progress_lines())
+    row: dict[str, object] = runs.iloc[0].to_dict()
+    if row["status"] != "done":
+        raise WorkError(f"{spec.run_id} {row['status']}: its loss is not finite; lower the rate")
+    return {name: _plain(value) for name, value in row.items()}
+
+
+def _plain(value: object) -> object:
+    """A NumPy scalar as Python's own."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def progress_lines() -> Callable[[list[Entry]], None]:
+    """A report for :func:`trainers.sweep.run_plan` that writes a line now and then."""
+    last = time.monotonic()
+
+    def report(entries: list[Entry]) -> None:
+        nonlocal last
+        if time.monotonic() - last >= LINE_SECONDS:
+            last = time.monotonic()
+            finished = sum(entry.row is not None for entry in entries)
+            running = ", ".join(
+                f"{entry.run_id} {100 * entry.step / entry.steps:.0f} %"
+                for entry in entries
+                if entry.state == RUNNING
+            )
+            print(f"{finished} of {len(entries)} runs done; {running}", file=sys.stderr)
+
+    return report
