@@ -42,7 +42,7 @@ def plot_pareto(
     on_front = table[table["on_front"]].sort_values("throughput")
     axes.plot(
         on_front["throughput"], on_front["predicted_loss"], color=FRONT, lw=1.5,
-        drawstyle="steps-post", label="Pareto front, predicted", zorder=1,
+        drawstyle="steps-pre", label="Pareto front, predicted", zorder=1,
     )  # fmt: skip
     for role, (colour, marker) in ROLES.items():
         for row in table[table["role"] == role].to_dict("records"):
