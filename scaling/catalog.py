@@ -102,7 +102,10 @@ def _fetch(table: PublicTable) -> Path:
     try:
         return Path(
             pooch.retrieve(
-                table.url, f"sha256:{table.sha256}", path=pooch.os_cache("shapelaw"), progressbar=False
+                table.url,
+                f"sha256:{table.sha256}",
+                path=pooch.os_cache("shapelaw"),
+                progressbar=False,
             )
         )
     except (OSError, ValueError, requests.RequestException) as error:
@@ -128,7 +131,7 @@ def shape_named(name: str) -> Shape:
     table = _shapes()
     if name not in table.index:
         raise InputError(f"`--baseline` must be one of {', '.join(table.index)}, but got {name!r}")
-    row = table.loc[name]
+    row = table.loc[name].to_dict()
     return Shape(
         **{field: int(row[field]) for field in INTEGER_FIELDS},
         tie_word_embeddings=bool(row["tie_word_embeddings"]),

@@ -1,4 +1,4 @@
-"""A small language for filters on tables: comparisons, and/or/not, arithmetic; nothing is executed."""
+"""Filters on tables in a small language: comparisons, and/or/not, arithmetic; nothing is run."""
 
 import ast
 import operator
@@ -40,7 +40,7 @@ def select(expression: str, columns: Mapping[str, Any], rows: int) -> np.ndarray
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise InputError(
             f"a filter must be a condition on columns, but got {expression!r}; "
-            "write for example \"tokens >= 1e6 and gqa == 2\""
+            'write for example "tokens >= 1e6 and gqa == 2"'
         ) from None
     try:
         mask = np.asarray(_value(tree, columns, expression))

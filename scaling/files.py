@@ -61,7 +61,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; give an existing file") from None
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}; give an existing file"
+        ) from None
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); give a file that shapelaw wrote") from None
     if not isinstance(document, dict):

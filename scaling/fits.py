@@ -65,7 +65,7 @@ class Fit:
         return law_named(self.law_name)
 
     def parameters(self) -> dict[str, dict[str, float]]:
-        """Public parameters with their 95 % intervals; a held one carries the range it was held in."""
+        """Public parameters with 95 % intervals; a held one carries the range it was held in."""
         law = self.law
         value = law.public(self.theta, self.reference)
         draws = self.draws if len(self.draws) else self.theta[None]
@@ -136,7 +136,7 @@ class Fit:
 
     def central(self, frame: pd.DataFrame | Mapping[str, Any]) -> np.ndarray:
         """Predicted loss of every row without intervals: cheap for a whole space of shapes."""
-        columns = columns_of(frame, self.law.columns)  # type: ignore[arg-type]
+        columns = columns_of(frame, self.law.columns)
         return self.law.predict(self.theta, columns, self.reference)
 
     def warnings(self, row: Mapping[str, float]) -> list[str]:
@@ -218,6 +218,6 @@ class Fit:
 
 
 def _sweep_words(row: dict[str, float]) -> str:
-    names = [name for name in ("alpha", "beta") if name in row]
+    names: list[str] = [name for name in ("alpha", "beta") if name in row]
     names += [name for name in row if name.endswith(("_optimum", "_slope"))]
     return f"{row['delta']:.0e}: " + " ".join(f"{name} {row[name]:.3g}" for name in names)

@@ -72,7 +72,8 @@ class Problem:
     def residuals(self, free: np.ndarray) -> np.ndarray:
         """Predicted minus observed ln loss, (n,)."""
         theta = self.complete(free)
-        return self.law.log_loss(theta, self.columns, self.reference)[0] - self.log_loss
+        predicted = self.law.log_loss(theta, self.columns, self.reference)[0]
+        return np.asarray(predicted - self.log_loss)
 
     def jacobian(self, free: np.ndarray) -> np.ndarray:
         """Gradient of the residuals by the free parameters, (n, p)."""
@@ -275,7 +276,7 @@ def multi_start(problem: Problem, starts: int, seed: int) -> Solution:
     rough.sort(key=lambda result: result.cost)
     results = [problem.solve(result.x) for result in rough[:POLISHED]]
     best = min(results, key=lambda result: result.cost)
-    basins = _basins([result.cost for result in rough + [best]])
+    basins = _basins([result.cost for result in [*rough, best]])
     return _solution(problem, best, basins)
 
 

@@ -1,4 +1,4 @@
-"""What a run table cannot tell: parameters to hold fixed before and after a fit, each with a reason."""
+"""What a run table cannot tell: which parameters to hold fixed, each with a reason."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ def hold_base(columns: Columns) -> dict[str, Held]:
         if name in held:
             held[name] = Held.at(value, held[name].why)
         elif count < 3:
-            why = f"{count} {what} cannot fix an exponent and its scale; intervals span {low} to {high}"
+            why = f"{count} {what} cannot fix it beside its scale; intervals span {low} to {high}"
             held[name] = Held(value=value, low=low, high=high, why=why)
     return held
 
@@ -134,4 +134,3 @@ def outside(row: Mapping[str, float], ranges: Mapping[str, tuple[float, float]])
                     f"{name} {value:.3g} is {np.log10(gap):.2f} decades {end} the runs' {limit:.3g}"
                 )
     return words
-

@@ -8,11 +8,14 @@ internal parameters in closed form.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from scaling.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Columns = Mapping[str, np.ndarray]
 # Geometric means of N and D of the fitted table: exponents act on ratios to these.
@@ -32,7 +35,9 @@ class Parameter:
 class Base(Protocol):
     """What a law stands on: the loss of the best shape at N and D."""
 
-    columns: tuple[str, ...]
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What it needs of a row."""
 
     def parameters(self, columns: Columns, loss: np.ndarray) -> list[Parameter]:
         """Internal parameters with bounds and starts scaled to the data."""
@@ -47,8 +52,13 @@ class Base(Protocol):
 class Factor(Protocol):
     """A factor 1 + g(x) on the loss, with g = 0 where the shape is best or neutral."""
 
-    of: str
-    columns: tuple[str, ...]
+    @property
+    def of(self) -> str:
+        """The ratio that it acts on."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What it needs of a row."""
 
     def parameters(self, columns: Columns) -> list[Parameter]:
         """Internal parameters with bounds and starts scaled to the data."""
@@ -291,6 +301,8 @@ def law_named(name: str) -> Law:
     return LAWS[name]()
 
 
-def columns_of(frame: Mapping[str, object], names: Sequence[str]) -> dict[str, np.ndarray]:
+def columns_of(
+    frame: "Mapping[str, Any] | pd.DataFrame", names: Sequence[str]
+) -> dict[str, np.ndarray]:
     """The named columns of a table as float arrays."""
     return {name: np.asarray(frame[name], dtype=float) for name in names}

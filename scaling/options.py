@@ -9,15 +9,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
 Where = Annotated[
     str | None,
-    typer.Option(help="Keep rows where EXPR holds: \"tokens >= 1e6 and gqa == 2\".", metavar="EXPR"),
+    typer.Option(help='Keep rows where EXPR holds: "tokens >= 1e6 and gqa == 2".', metavar="EXPR"),
 ]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(help="Leave a run out; may be given several times.", metavar="RUN_ID"),
 ]
-Tokens = Annotated[
-    str | None, typer.Option(help="Training tokens: 2M, 100B.", metavar="TOKENS")
-]
+Tokens = Annotated[str | None, typer.Option(help="Training tokens: 2M, 100B.", metavar="TOKENS")]
 CorpusOption = Annotated[
     str,
     typer.Option(

@@ -68,7 +68,9 @@ def _panel(axes: Axes, fit: Fit, runs: pd.DataFrame, position: int, factor: Fact
     axes.grid(alpha=0.25)
 
 
-def _effect(fit: Fit, theta: np.ndarray, position: int, columns: dict[str, np.ndarray]) -> np.ndarray:
+def _effect(
+    fit: Fit, theta: np.ndarray, position: int, columns: dict[str, np.ndarray]
+) -> np.ndarray:
     part = fit.law.split(theta)[1 + position]
     return fit.law.factors[position].effect(part, columns, fit.reference)[0]
 

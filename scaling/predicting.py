@@ -12,9 +12,7 @@ from scaling.runs import check_numbers, read_table, require_columns, with_ratios
 PREDICTED = ["predicted_loss", "loss_low", "loss_high"]
 
 
-def predict_table(
-    fit: Fit, path: Path, tokens: str | None
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def predict_table(fit: Fit, path: Path, tokens: str | None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read shapes and predict each.
 
     Parameters

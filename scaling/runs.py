@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -95,7 +96,7 @@ def load_runs(
     keep = ~runs["run_id"].isin(exclude).to_numpy()
     left_out |= dict.fromkeys(runs["run_id"][~keep], "excluded by name")
     if where is not None:
-        chosen = select(where, runs, len(runs))
+        chosen = select(where, {str(name): runs[name] for name in runs}, len(runs))
         left_out |= dict.fromkeys(runs["run_id"][keep & ~chosen], f"not in `{where}`")
         keep &= chosen
     if "status" in runs:
@@ -118,10 +119,7 @@ def read_table(path: Path) -> pd.DataFrame:
         There is no such file, or it is neither.
     """
     try:
-        if path.suffix == ".parquet":
-            frame = pd.read_parquet(path)
-        else:
-            frame = pd.read_csv(path)
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except OSError as error:
         raise InputError(
             f"{path} cannot be read: {error.strerror or error}; give an existing table"
@@ -157,7 +155,7 @@ def table_of(frame: pd.DataFrame) -> ShapeTable:
         "qk_norm": False,
         "rope_theta": 10_000.0,
     }
-    columns = {}
+    columns: dict[str, Any] = {}
     for name, kind in FIELD_TYPES.items():
         values = frame[name] if name in frame else pd.Series(defaults[name], index=frame.index)
         if kind is np.bool_:
@@ -237,8 +235,9 @@ def same_losses(runs: pd.DataFrame, source: str) -> None:
         The table mixes several.
     """
     for name in ("corpus", "tokenizer"):
-        if name in runs and runs[name].nunique(dropna=False) > 1:
-            first, second = runs[name].unique()[:2]
+        different = list(runs[name].unique()) if name in runs else []
+        if len(different) > 1:
+            first, second = different[:2]
             raise InputError(
                 f"{source}: `{name}` must be the same for all rows of a fit, but has {first!r} "
                 f"and {second!r}; choose with --where \"{name} == '{first}'\""

@@ -8,12 +8,14 @@ f intermediate size, L layers, V vocabulary.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from scaling.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORWARD_AND_BACKWARD = 3  # a backward pass costs two forward passes
 DENSE_FAMILIES = ("llama", "mistral", "smollm3", "qwen3")
@@ -103,7 +105,7 @@ class Costs:
 
     @property
     def hidden_over_sqrt_n(self) -> Any:
-        """d / √N with N non-embedding (arXiv 2510.18245)."""
+        """Hidden size over √N with N non-embedding (arXiv 2510.18245)."""
         return self.hidden_size / self.n_non_embedding**0.5
 
     @property
@@ -163,7 +165,7 @@ class Shape(Costs):
         )
 
     def to_config(self, *, max_position_embeddings: int = 2048) -> dict[str, Any]:
-        """Fields of the Hugging Face config that builds this shape (Llama, or Qwen3 with QK-norm)."""
+        """Fields of the Hugging Face config of this shape: Llama, or Qwen3 with QK-norm."""
         family = "qwen3" if self.qk_norm else "llama"
         architecture = "Qwen3ForCausalLM" if self.qk_norm else "LlamaForCausalLM"
         own = {name: value for name, value in asdict(self).items() if name != "qk_norm"}
@@ -202,7 +204,7 @@ class Shape(Costs):
         if missing:
             raise InputError(f"a shape needs `{'`, `'.join(missing)}`; add the missing fields")
         integers = {name: _integer(name, values[name]) for name in INTEGER_FIELDS}
-        tied = values.get("tie_word_embeddings", True if "model_type" not in config else False)
+        tied = values.get("tie_word_embeddings", "model_type" not in config)
         return cls(
             **integers,
             tie_word_embeddings=_boolean("tie_word_embeddings", tied),
@@ -244,8 +246,10 @@ class ShapeTable(Costs):
         column = partial(_column, shapes)
         return cls(**{field.name: column(field.name) for field in fields(cls)})
 
-    def frame(self) -> pd.DataFrame:
+    def frame(self) -> "pd.DataFrame":
         """A data frame of the fields and of what a run table and a law need."""
+        import pandas as pd  # here, so that the trainer needs no more than torch and NumPy
+
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
         derived = ("n_total", "n_active", "n_non_embedding", *RATIOS)
         return pd.DataFrame(columns | {name: getattr(self, name) for name in derived})

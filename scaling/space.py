@@ -153,7 +153,9 @@ def usual_steps(parameters: float) -> tuple[int, int, int]:
     return next(steps for limit, *steps in STEPS if parameters <= limit)  # type: ignore[return-value]
 
 
-def within(table: ShapeTable, ranges: dict[str, tuple[float, float]], slack: float = 1.0) -> np.ndarray:
+def within(
+    table: ShapeTable, ranges: dict[str, tuple[float, float]], slack: float = 1.0
+) -> np.ndarray:
     """Mask of the shapes whose ratios lie inside given ranges, widened by a factor."""
     frame = table.frame()
     keep = np.ones(len(table), dtype=bool)
@@ -173,7 +175,8 @@ def nearest_proportions(table: ShapeTable, like: Shape, parameters: int) -> int:
 
     def proportions(of: Shape | ShapeTable) -> np.ndarray:
         width = of.num_attention_heads * of.head_dim / of.hidden_size
-        return np.log(np.array([of.intermediate_size / of.hidden_size, width, of.gqa]))
+        ratios = np.array([of.intermediate_size / of.hidden_size, width, of.gqa])
+        return np.asarray(np.log(ratios))
 
     apart = proportions(table) - proportions(like)[:, None]
     size = np.abs(np.log(table.n_non_embedding / parameters))

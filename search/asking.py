@@ -13,8 +13,8 @@ from scaling.fitting import fit
 from scaling.quantities import format_count, parse_count
 from scaling.shape import Shape
 from scaling.space import Space, usual_steps
-from search.propose import Target, propose
 from search.proposals import Proposal, write_proposals
+from search.propose import Target, propose
 from search.throughput.registry import engine_named
 from search.workload import parse_workload
 

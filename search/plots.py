@@ -63,13 +63,13 @@ def plot_pareto(
 
 def _named(
     axes: Axes,
-    row: dict[str, Any],
+    row: dict[Any, Any],
     confirmed: pd.DataFrame,
     colour: str,
     marker: str,
     title: str,
 ) -> None:
-    """A proposal with its intervals; its measured loss as a hollow mark joined to the prediction."""
+    """A proposal with its intervals, and its measured loss as a hollow mark."""
     speed = row["throughput"]
     below = row["predicted_loss"] - row["loss_low"]
     above = row["loss_high"] - row["predicted_loss"]

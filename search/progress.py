@@ -41,7 +41,9 @@ class Display:
             self.progress = Progress(
                 TextColumn("[bold]{task.fields[stage]:<12}"),
                 BarColumn(bar_width=30),
-                TextColumn("{task.percentage:>3.0f} %  {task.fields[left]:<13} {task.fields[what]}"),
+                TextColumn(
+                    "{task.percentage:>3.0f} %  {task.fields[left]:<13} {task.fields[what]}"
+                ),
                 console=self.console,
                 transient=True,
             )
@@ -56,9 +58,7 @@ class Display:
             self.last_line = 0.0
         left = self._left(stage, share, now)
         if self.progress is not None and self.task is not None:
-            self.progress.update(
-                self.task, completed=share, stage=stage, left=left, what=what
-            )
+            self.progress.update(self.task, completed=share, stage=stage, left=left, what=what)
         elif not self.quiet and now - self.last_line >= LINE_SECONDS:
             self.last_line = now
             print(f"{stage}: {100 * share:.0f} %, {left}  {what}", file=sys.stderr, flush=True)
@@ -108,5 +108,3 @@ class Display:
         """Remove the bar."""
         if self.progress is not None:
             self.progress.stop()
-
-

@@ -12,6 +12,7 @@ from scaling.files import read_json, write_json
 from scaling.shape import Shape
 from search.throughput._base import Measurement
 
+Floats = Sequence[float] | np.ndarray
 BASELINE, LOSS_OPTIMAL, FAST, CANDIDATE = "baseline", "loss-optimal", "fast", "candidate"
 
 
@@ -71,7 +72,7 @@ class Proposal:
         }
 
 
-def front(losses: Sequence[float], throughputs: Sequence[float]) -> np.ndarray:
+def front(losses: Floats, throughputs: Floats) -> np.ndarray:
     """Mask of the points that no other point beats: lower loss, higher throughput."""
     loss, speed = np.asarray(losses, dtype=float), np.asarray(throughputs, dtype=float)
     order = np.lexsort((loss, -speed))
@@ -82,9 +83,7 @@ def front(losses: Sequence[float], throughputs: Sequence[float]) -> np.ndarray:
     return mask
 
 
-def hypervolume(
-    losses: Sequence[float], throughputs: Sequence[float], reference: tuple[float, float]
-) -> float:
+def hypervolume(losses: Floats, throughputs: Floats, reference: tuple[float, float]) -> float:
     """Area that the points dominate below a reference loss and above a reference throughput.
 
     Throughput counts by its logarithm: the unit is nats per token times ln(tokens/s).

@@ -118,7 +118,9 @@ def _roles(
         for row, result in found.items()
         if isinstance(result, Measurement)
     }
-    equal = [row for row in speeds if losses[row] <= losses[baseline] and row not in (baseline, best)]
+    equal = [
+        row for row in speeds if losses[row] <= losses[baseline] and row not in (baseline, best)
+    ]
     if equal:
         roles[max(equal, key=lambda row: speeds[row])] = FAST
     roles[best] = LOSS_OPTIMAL
@@ -139,7 +141,7 @@ def _ranked(
     for row, (_, prediction) in zip(rows, predicted.iterrows(), strict=True):
         result = found[row]
         measured = result if isinstance(result, Measurement) else None
-        words = fit.warnings(frame.iloc[row].to_dict())
+        words = fit.warnings({name: frame[name].iloc[row] for name in fit.ranges})
         if isinstance(result, str):
             words.append(f"not measured: {result}")
         elif result.disturbed:

@@ -129,9 +129,7 @@ def fill(size: int, hidden: int, heads: int, groups: int, vocab_size: int) -> Sh
 
 def _spec(shape: Shape, tokens: int, seed: int, role: str = "proxy") -> RunSpec:
     name = run_name(shape, tokens, seed)
-    return RunSpec(
-        run_id=name, shape=shape, tokens=tokens, recipe=Recipe(), seed=seed, role=role
-    )
+    return RunSpec(run_id=name, shape=shape, tokens=tokens, recipe=Recipe(), seed=seed, role=role)
 
 
 @dataclass(frozen=True)

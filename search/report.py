@@ -103,7 +103,7 @@ def verdict(evidence: Evidence) -> list[str]:
         )
     hits = int(confirmed["inside"].sum())
     missed = confirmed[~confirmed["inside"]]
-    worst = confirmed.loc[confirmed["error_percent"].abs().idxmax()]
+    worst = confirmed.iloc[int(confirmed["error_percent"].abs().argmax())]
     words.append(
         f"{hits} of {len(confirmed)} confirmatory losses lie inside their 95 % intervals; "
         f"the largest error is {worst['error_percent']:+.2f} % ({worst['role']})."
@@ -238,9 +238,7 @@ def _title(evidence: Evidence) -> str:
     size, tokens = about.get("parameters"), about.get("tokens")
     if not size or not tokens:
         return "shapelaw: proposals"
-    return (
-        f"Which shape for {format_count(size)} parameters and {format_count(tokens)} tokens?"
-    )
+    return f"Which shape for {format_count(size)} parameters and {format_count(tokens)} tokens?"
 
 
 def _coefficients(fitted: Fit) -> pd.DataFrame:
@@ -342,9 +340,7 @@ def _record(evidence: Evidence) -> pd.DataFrame:
             name: round(seconds) for name, seconds in record.get("stage_seconds", {}).items()
         },
     }
-    return pd.DataFrame(
-        [{"what": name, "value": _flat(value)} for name, value in rows.items()]
-    )
+    return pd.DataFrame([{"what": name, "value": _flat(value)} for name, value in rows.items()])
 
 
 def _flat(value: object) -> str:

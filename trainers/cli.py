@@ -8,7 +8,9 @@ import typer
 from scaling.options import CorpusOption, Json, OutFolder, Seed, Vocabulary, Workers
 from scaling.printing import note, print_json, print_table
 
-sweep = typer.Typer(help="Train the runs of a plan and keep a ledger of them.", no_args_is_help=True)
+sweep = typer.Typer(
+    help="Train the runs of a plan and keep a ledger of them.", no_args_is_help=True
+)
 Optimizer = Annotated[str, typer.Option(help="muon or adamw.")]
 Context = Annotated[int, typer.Option(help="Tokens per sequence.")]
 Sequences = Annotated[int, typer.Option(help="Sequences per step.")]
@@ -103,7 +105,9 @@ def _print_runs(runs: "object", json: bool) -> None:
     if json:
         print_json(codec.loads(runs.to_json(orient="records", double_precision=15)))
     else:
-        shown = [name for name in ("run_id", "tokens", "loss", "bits_per_byte", "status") if name in runs]
+        shown = [
+            name for name in ("run_id", "tokens", "loss", "bits_per_byte", "status") if name in runs
+        ]
         print_table(runs[shown])
 
 

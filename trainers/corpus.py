@@ -1,4 +1,4 @@
-"""Text -> documents -> tokens -> memory-mapped shards; every choice is a function of the content."""
+"""Text -> documents -> tokens -> memory-mapped shards, all a function of the content."""
 
 import hashlib
 import io
@@ -11,9 +11,9 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
-import zstandard
 
 from scaling.errors import InputError, WorkError
 from scaling.files import read_json
@@ -56,11 +56,11 @@ class Corpus:
 
     def train(self) -> np.ndarray:
         """Training tokens, memory-mapped."""
-        return np.load(Path(self.folder) / "train.npy", mmap_mode="r")
+        return _mapped(Path(self.folder) / "train.npy")
 
     def validation(self) -> np.ndarray:
         """Held-out tokens, memory-mapped."""
-        return np.load(Path(self.folder) / "validation.npy", mmap_mode="r")
+        return _mapped(Path(self.folder) / "validation.npy")
 
     @property
     def label(self) -> str:
@@ -72,6 +72,11 @@ class Corpus:
         """Read a prepared corpus, wherever its folder was moved to."""
         record = read_json(folder / "corpus.json")
         return cls(**(record | {"folder": str(folder)}))
+
+
+def _mapped(path: Path) -> np.ndarray:
+    tokens: np.ndarray = np.load(path, mmap_mode="r")
+    return tokens
 
 
 def prepare(
@@ -171,9 +176,9 @@ def _collect(source: str, limit: int) -> tuple[list[bytes], int, bool]:
                 return documents + ([remaining] if remaining else []), limit, True
             documents.append(encoded)
             size += len(encoded)
-    except (OSError, zstandard.ZstdError, UnicodeDecodeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # undecodable text and JSON are ValueErrors
         raise InputError(
             f"the corpus {source} cannot be read: {error}; give UTF-8 .txt, .jsonl, .parquet, "
             "one of these as .zst, or a folder of them"
@@ -223,10 +228,32 @@ def _file_documents(path: Path) -> Iterator[str]:
         yield from _parquet_documents(path)
         return
     with path.open("rb") as raw:
-        packed = path.suffix == ".zst"
-        stream = zstandard.ZstdDecompressor().stream_reader(raw) if packed else raw
-        lines = io.TextIOWrapper(stream, encoding="utf-8", newline="")
-        yield from _json_documents(lines, path) if kind == ".jsonl" else _text_documents(lines)
+        yield from _line_documents(_unpacked(raw) if path.suffix == ".zst" else raw, kind, path)
+
+
+def _line_documents(stream: IO[bytes], kind: str | None, path: Path) -> Iterator[str]:
+    lines = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+    yield from _json_documents(lines, path) if kind == ".jsonl" else _text_documents(lines)
+
+
+def _unpacked(raw: IO[bytes]) -> IO[bytes]:
+    import zstandard
+
+    class Reader(io.RawIOBase):
+        """Zstandard's stream whose errors are OSErrors, as those of other files are."""
+
+        stream = zstandard.ZstdDecompressor().stream_reader(raw)
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            try:
+                return int(self.stream.readinto(buffer))
+            except zstandard.ZstdError as error:
+                raise OSError(f"not a zstd file ({error})") from error
+
+    return io.BufferedReader(Reader())
 
 
 def _text_documents(lines: Iterable[str]) -> Iterator[str]:
@@ -278,7 +305,7 @@ def _split(documents: list[bytes]) -> tuple[list[bytes], list[bytes], str]:
 
 def _tokenize(
     train: list[bytes], validation: list[bytes], folder: Path, vocab_size: int | None
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Write both shards and return what the record says of them."""
     if vocab_size is None:
         shards = [

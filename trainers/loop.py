@@ -187,9 +187,7 @@ def settings_row(spec: RunSpec, corpus: Corpus, *, status: str) -> dict[str, obj
     }
 
 
-def _row(
-    spec: RunSpec, corpus: Corpus, result: Evaluation, seconds: float
-) -> dict[str, object]:
+def _row(spec: RunSpec, corpus: Corpus, result: Evaluation, seconds: float) -> dict[str, object]:
     row = settings_row(spec, corpus, status="done")
     measured = {
         "loss": result.loss,

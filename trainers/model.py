@@ -58,6 +58,7 @@ class Attention(nn.Module):
         self.qk_norm = shape.qk_norm
 
     def forward(self, x: Tensor, table: Tensor, cache: LayerCache | None, start: int) -> Tensor:
+        """Mix (B, T, d) over positions; with a cache, over what it holds too."""
         batch, positions, _ = x.shape
         heads = self.qkv_proj(x).view(batch, positions, -1, self.head_dim)
         turned, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
@@ -115,6 +116,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Mix the features of (B, T, d)."""
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         return self.down_proj(F.silu(gate) * up)
 
@@ -130,6 +132,7 @@ class Layer(nn.Module):
         self.mlp = MLP(shape)
 
     def forward(self, x: Tensor, table: Tensor, cache: LayerCache | None, start: int) -> Tensor:
+        """Attention, then MLP, each added to (B, T, d)."""
         x = x + self.self_attn(self.input_layernorm(x), table, cache, start)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -146,6 +149,8 @@ class Transformer(nn.Module):
     attention
         ``"sdpa"`` (torch's fused kernel) or ``"matmul"`` (scores written out).
     """
+
+    rotary: Tensor
 
     def __init__(self, shape: Shape, *, context_length: int, attention: str = "sdpa") -> None:
         super().__init__()

@@ -48,10 +48,10 @@ def train_config(
         run_id=run_name(shape, count, seed), shape=shape, tokens=count, recipe=recipe, seed=seed
     )
     runs = run_plan([spec], prepared, folder, workers=1, report=progress_lines())
-    row: dict[str, object] = runs.iloc[0].to_dict()
+    row = runs.iloc[0].to_dict()
     if row["status"] != "done":
         raise WorkError(f"{spec.run_id} {row['status']}: its loss is not finite; lower the rate")
-    return {name: _plain(value) for name, value in row.items()}
+    return {str(name): _plain(value) for name, value in row.items()}
 
 
 def _plain(value: object) -> object:

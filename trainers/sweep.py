@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -70,7 +71,9 @@ def read_plan(path: Path, corpus: Corpus, recipe: Recipe) -> list[RunSpec]:
     from scaling.runs import read_table
 
     plan = read_table(path)
-    require_columns(plan, (*(name for name in INTEGER_FIELDS if name != "vocab_size"), "tokens"), str(path))
+    require_columns(
+        plan, (*(name for name in INTEGER_FIELDS if name != "vocab_size"), "tokens"), str(path)
+    )
     check_numbers(plan, ["tokens"], str(path))
     specs = []
     for line, row in enumerate(plan.to_dict("records"), start=2):
@@ -80,12 +83,14 @@ def read_plan(path: Path, corpus: Corpus, recipe: Recipe) -> list[RunSpec]:
         except (InputError, TypeError, ValueError) as error:
             raise InputError(f"{path} line {line}: {error}") from None
     if len({spec.run_id for spec in specs}) < len(specs):
-        raise InputError(f"{path}: every row must differ in shape, tokens or seed, or have a run_id")
+        raise InputError(
+            f"{path}: every row must differ in shape, tokens or seed, or have a run_id"
+        )
     return specs
 
 
-def _spec(row: dict[str, object], corpus: Corpus, recipe: Recipe) -> RunSpec:
-    vocabulary = int(row.get("vocab_size", corpus.vocab_size))  # type: ignore[call-overload]
+def _spec(row: dict[Any, Any], corpus: Corpus, recipe: Recipe) -> RunSpec:
+    vocabulary = int(row.get("vocab_size", corpus.vocab_size))
     if vocabulary != corpus.vocab_size:
         raise InputError(
             f"`vocab_size` must be the corpus's {corpus.vocab_size}, but got {vocabulary}"
@@ -93,14 +98,14 @@ def _spec(row: dict[str, object], corpus: Corpus, recipe: Recipe) -> RunSpec:
     shape = Shape.from_config(row | {"vocab_size": corpus.vocab_size})
     changes = {name: row[name] for name in asdict(recipe) if name in row}
     settings = {name: type(getattr(recipe, name))(value) for name, value in changes.items()}
-    tokens, seed = round(float(row["tokens"])), int(row.get("seed", 0))  # type: ignore[arg-type, call-overload]
+    tokens, seed = round(float(row["tokens"])), int(row.get("seed", 0))
     return RunSpec(
         run_id=str(row.get("run_id", run_name(shape, tokens, seed))),
         shape=shape,
         tokens=tokens,
         recipe=Recipe(**(asdict(recipe) | settings)),
         seed=seed,
-        data_seed=int(row.get("data_seed", 0)),  # type: ignore[call-overload]
+        data_seed=int(row.get("data_seed", 0)),
         role=str(row.get("role", "proxy")),
     )
 
@@ -204,9 +209,7 @@ def worker(path: str, parent: int) -> None:
         _train_one(spec, corpus, folder, ledger, parent)
 
 
-def _train_one(
-    spec: RunSpec, corpus: Corpus, folder: Folder, ledger: Ledger, parent: int
-) -> None:
+def _train_one(spec: RunSpec, corpus: Corpus, folder: Folder, ledger: Ledger, parent: int) -> None:
     last = 0.0
 
     def watch(step: int) -> None:

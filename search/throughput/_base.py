@@ -5,7 +5,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
 
 from scaling.shape import Shape
 from search.workload import Workload
@@ -72,6 +71,8 @@ class Engine(ABC):
 
 def interval(values: np.ndarray) -> tuple[float, float]:
     """A 95 % interval of the mean of repeats (Student's t); a point for a single one."""
+    from scipy.stats import t as student  # here: the embedded engine needs torch and NumPy only
+
     if len(values) < 2:
         return float(values[0]), float(values[0])
     half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))

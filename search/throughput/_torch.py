@@ -1,4 +1,4 @@
-"""The embedded engine: the trainer's own model with a static KV cache, one thread, greedy decode."""
+"""The embedded engine: the trainer's own model with a KV cache, one thread, greedy decoding."""
 
 import os
 import time
