@@ -1,0 +1,49 @@
+"""One small run of the whole loop on real text, shared by the tests that look at its files."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainers.corpus import STDLIB, read_documents
+
+SMALL = ("--effort", "0.02", "--measurements", "4", "--json")
+
+
+def shapelaw(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does, in its own process."""
+    command = [sys.executable, "-c", "from search.cli import main; main()"]
+    return subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=600, **options
+    )  # type: ignore[call-overload]
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 400 kB of real text, one file per document: a slice of the standard library."""
+    folder = tmp_path_factory.mktemp("text")
+    size = 0
+    for number, document in enumerate(read_documents(STDLIB)):
+        if len(document) < 20_000:
+            (folder / f"{number:04d}.txt").write_text(document, encoding="utf-8")
+            size += len(document)
+        if size > 400_000:
+            break
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loop_folder(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished quickstart; every xdist worker that needs one makes its own."""
+    folder = tmp_path_factory.mktemp("loop") / "quickstart"
+    done = shapelaw("quickstart", "--corpus", text_folder, "--out", folder, *SMALL)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_color(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setitem(os.environ, "COLUMNS", "200")
