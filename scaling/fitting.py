@@ -124,6 +124,16 @@ class Solution:
     basins: list[dict[str, float]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Hidden:
+    """A factor whose effect noise hides: its size when fitted, the p-value, and both in words."""
+
+    column: str
+    effect: dict[str, float]
+    chance: float
+    why: str
+
+
 def fit(
     law_name: str,
     runs: pd.DataFrame,
@@ -170,7 +180,7 @@ def fit(
         delta=STARTING_DELTA if delta == "auto" else float(delta),
     )
     _enough_rows(problem, law_name)
-    problem, best, noise, unresolved = _settle(problem, delta, starts, seed, replicate_noise(runs))
+    problem, best, noise, hidden = _settle(problem, delta, starts, seed, replicate_noise(runs))
     theta = problem.complete(best.free)
     draws, method = _resample(problem, best, resamples, seed)
     degrees = max(len(runs) - int(problem.free.sum()), 0)
@@ -199,13 +209,13 @@ def fit(
         noise_degrees=degrees,
         replicate_noise=between if between_degrees else None,
         replicate_degrees=between_degrees,
-        effects=_effects(problem, theta),
+        effects=_effects(problem, theta) | {h.column: h.effect for h in hidden},
         delta_sweep=_sweep(problem, best),
         bootstrap=f"{resamples} resamples of {method}",
         data_sha256=fingerprint(runs),
         seed=seed,
     )
-    notes = _notes(fitted, unresolved)
+    notes = _notes(fitted, hidden)
     status = _status(fitted, best)
     return replace(fitted, notes=notes, status=status, seconds=time.perf_counter() - begun)
 
@@ -243,18 +253,17 @@ def _settle(
     starts: int,
     seed: int,
     between: tuple[float, int],
-) -> tuple[Problem, Solution, float, dict[str, str]]:
+) -> tuple[Problem, Solution, float, list["Hidden"]]:
     """Solve; hold the factors that noise hides, one by one, weakest first; solve again."""
-    unresolved: dict[str, str] = {}
+    hidden: list[Hidden] = []
     while True:
         problem, best, noise = _solve_at(problem, delta, starts, seed)
-        hidden = _weakest(problem, best, between)
-        if hidden is None:
-            return problem, best, noise, unresolved
-        column, why = hidden
-        unresolved[column] = why
-        factor = next(factor for factor in problem.law.factors if factor.of == column)
-        held = {**problem.held, **neutral(factor, problem.columns, why)}
+        weakest = _weakest(problem, best, between)
+        if weakest is None:
+            return problem, best, noise, hidden
+        hidden.append(weakest)
+        factor = next(f for f in problem.law.factors if f.of == weakest.column)
+        held = {**problem.held, **neutral(factor, problem.columns, weakest.why)}
         problem = replace(problem, held=held)
 
 
@@ -311,14 +320,14 @@ def _residual_scale(problem: Problem, free: np.ndarray) -> float:
 
 def _weakest(
     problem: Problem, best: Solution, between: tuple[float, int]
-) -> tuple[str, str] | None:
-    """The factor that the data support least, if noise hides it: (column, reason).
+) -> Hidden | None:
+    """The factor that the data support least, if noise hides it.
 
     A factor is hidden where leaving it out costs no more than chance would (an F test on the
     robust objective), or where its whole effect is below the noise between seeds.
     """
     rows, degrees = len(problem.log_loss), len(problem.log_loss) - int(problem.free.sum())
-    worst: tuple[float, str, str] | None = None
+    worst: Hidden | None = None
     effects = _effects(problem, problem.complete(best.free))
     for factor in problem.law.factors:
         names = [parameter.name for parameter in factor.parameters(problem.columns)]
@@ -333,14 +342,16 @@ def _weakest(
         chance = float(fisher.sf(max(ratio, 0.0), len(names), degrees))
         size = effects[factor.of]["size"]
         small = between[1] > 0 and size < between[0]
-        if (chance > SIGNIFICANCE or small) and (worst is None or chance > worst[0]):
+        if (chance > SIGNIFICANCE or small) and (worst is None or chance > worst.chance):
             words = f"effect of {100 * size:.2f} % over the {rows} runs is not resolved"
             if between[1]:
                 words += f" (noise between seeds {100 * between[0]:.2f} %, p = {chance:.2f})"
             else:
                 words += f" (p = {chance:.2f})"
-            worst = (chance, factor.of, words)
-    return None if worst is None else worst[1:]
+            worst = Hidden(
+                column=factor.of, effect=effects[factor.of], chance=chance, why=words
+            )
+    return worst
 
 
 def _effects(problem: Problem, theta: np.ndarray) -> dict[str, dict[str, float]]:
@@ -388,11 +399,11 @@ def _sweep(problem: Problem, best: Solution) -> list[dict[str, float]]:
     return rows
 
 
-def _notes(fitted: Fit, unresolved: Mapping[str, str]) -> list[str]:
-    notes = [f"{column}: {why}; held at no effect" for column, why in unresolved.items()]
-    hidden = {f"{column}_" for column in unresolved}
+def _notes(fitted: Fit, hidden: list[Hidden]) -> list[str]:
+    notes = [f"{factor.column}: {factor.why}; held at no effect" for factor in hidden]
+    explained = tuple(f"{factor.column}_" for factor in hidden)
     for name, held in fitted.held.items():
-        if not name.startswith(tuple(hidden)) and not name.endswith("_optimum"):
+        if not name.startswith(explained) and not name.endswith("_optimum"):
             shown = "no effect" if held.value in (0.0, -50.0) else f"{held.value:g}"
             notes.append(f"{name} held at {shown}: {held.why}")
     parameters = fitted.parameters()

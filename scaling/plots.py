@@ -23,7 +23,7 @@ LABELS = {
 COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d6a9f", "#c17817")
 CURVE, BAND = "#333333", "#bbbbbb"
 POINTS = 200
-TICKS = (1, 1.5, 2, 3, 5, 7)
+TICKS = (1, 1.5, 2, 3, 4, 5, 7)
 
 
 def plot_law(fit: Fit, runs: pd.DataFrame) -> Figure:

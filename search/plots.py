@@ -32,7 +32,7 @@ def plot_pareto(
     """
     table = pd.DataFrame(rows)
     table = table[table["throughput"].notna()]
-    figure = Figure(figsize=(7.6, 5.2), layout="constrained")
+    figure = Figure(figsize=(7.6, 6.0), layout="constrained")
     axes = figure.subplots()
     others = table[~table["role"].isin(ROLES)]
     axes.scatter(
@@ -57,7 +57,7 @@ def plot_pareto(
     axes.grid(alpha=0.25)
     kinds = ", ".join(sorted(table["throughput_kind"].unique()))
     axes.set_title(f"Loss against throughput ({kinds})\n{workload}", fontsize=10)
-    axes.legend(frameon=False, fontsize=8, loc="best")
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     return figure
 
 

@@ -18,6 +18,7 @@ from search.throughput._base import Engine, Measurement
 from search.workload import Workload
 
 RATIO_SLACK = 1.1  # how far outside the fitted range of a ratio a proposal may lie
+FLAT = 1e-3  # predicted losses this close, as a fraction, are one
 SPREAD = 6  # shapes of the cheap front that are measured first
 
 
@@ -72,7 +73,7 @@ def propose(
     baseline = int(mask[:baseline].sum())
     frame = table.frame().assign(**{D: target.tokens})
     losses = fit.central(frame)
-    best = int(np.argmin(np.where(np.arange(len(table)) == baseline, np.inf, losses)))
+    best = _best(fit, table, np.where(np.arange(len(table)) == baseline, np.inf, losses))
     first = [baseline, best, *_cheap_front(table, losses, target.workload)]
     found = search(
         table,
@@ -89,6 +90,22 @@ def propose(
         raise InputError(f"the engine ran none of the shapes: {next(iter(found.values()))}")
     roles = _roles(found, losses, baseline, best)
     return _ranked(fit, table, frame, found, roles)
+
+
+def _best(fit: Fit, table: ShapeTable, losses: np.ndarray) -> int:
+    """The shape of the lowest predicted loss; in its flat valley, the one nearest to the runs.
+
+    Where the law has no slope (a factor that is not resolved is held at no effect), the lowest
+    value alone would pick an arbitrary extreme.
+    """
+    valley = np.flatnonzero(losses <= losses.min() * (1 + FLAT))
+    apart = np.zeros(len(valley))
+    for name in RATIOS:
+        if name in fit.ranges:
+            low, high = np.log(fit.ranges[name])
+            values = np.log(getattr(table, name)[valley])
+            apart += ((values - (low + high) / 2) / max(high - low, 1e-9)) ** 2
+    return int(valley[np.argmin(apart)])
 
 
 def _cheap_front(table: ShapeTable, losses: np.ndarray, workload: Workload) -> list[int]:

@@ -7,6 +7,7 @@ stopped, and ends with the same losses.
 import fcntl
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -48,22 +49,22 @@ BASELINE_NAME = "llama-3.2-1b"
 # N, tokens per parameter, hidden size, query heads, key-value heads; the MLP fills N up.
 # Two sizes and two token counts; the logarithms of the shape ratios are nearly uncorrelated.
 PROXIES = (
-    (50_000, 20, 24, 4, 4),
     (50_000, 20, 32, 4, 1),
-    (50_000, 20, 32, 3, 3),
+    (50_000, 20, 32, 2, 2),
+    (50_000, 20, 40, 4, 2),
     (50_000, 20, 48, 3, 1),
     (50_000, 20, 48, 1, 1),
-    (50_000, 20, 48, 4, 2),
+    (50_000, 20, 48, 3, 3),
     (50_000, 20, 64, 2, 1),
     (50_000, 20, 72, 1, 1),
-    (100_000, 10, 32, 6, 2),
-    (100_000, 10, 48, 8, 2),
-    (100_000, 10, 64, 3, 3),
-    (100_000, 10, 96, 2, 2),
-    (100_000, 20, 64, 1, 1),
+    (100_000, 10, 48, 6, 2),
+    (100_000, 10, 64, 2, 2),
+    (100_000, 10, 64, 5, 5),
+    (100_000, 10, 96, 3, 1),
+    (100_000, 20, 48, 2, 1),
     (100_000, 20, 56, 4, 1),
     (100_000, 20, 80, 4, 2),
-    (100_000, 20, 112, 2, 1),
+    (100_000, 20, 96, 2, 1),
 )
 REPLICATE = 3  # the proxy that is trained from a second seed
 SECONDS_PER_MEASUREMENT = 2.5  # first guesses for the time left, replaced by what is measured
@@ -263,6 +264,16 @@ def quickstart(folder: Path, settings: Settings, display: Display) -> Path:
     WorkError
         Another quickstart runs there, the disk is full, or a run failed.
     """
+    new = not folder.exists()
+    try:
+        return _run(folder, settings, display)
+    except InputError:
+        if new:  # bad input leaves nothing behind
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _run(folder: Path, settings: Settings, display: Display) -> Path:
     with _locked(folder):
         _record(folder, settings)
         workers = settings.workers or cores()

@@ -135,10 +135,6 @@ def _against_baseline(confirmed: pd.DataFrame, fitted: Fit) -> list[str]:
             judged = f"within what noise between runs explains (± {2 * noise:.2f} %)"
         else:
             judged = "the predicted direction" if right else "against the predicted direction"
-        words.append(
-            f"Against the baseline the {role} shape has {measured:+.2f} % loss "
-            f"(predicted {predicted:+.2f} %): {judged}."
-        )
         if pd.notna(row["throughput"]) and pd.notna(base["throughput"]):
             ratio = row["throughput"] / base["throughput"]
             apart = (
@@ -146,7 +142,11 @@ def _against_baseline(confirmed: pd.DataFrame, fitted: Fit) -> list[str]:
                 or row["throughput_high"] < base["throughput_low"]
             )
             certain = "" if apart else ", not resolved: the intervals overlap"
-            words.append(f"It serves {ratio:.2f} times the baseline's tokens per second{certain}.")
+            judged += f"; it serves {ratio:.2f} times the baseline's tokens per second{certain}"
+        words.append(
+            f"Against the baseline the {role} shape has {measured:+.2f} % loss "
+            f"(predicted {predicted:+.2f} %): {judged}."
+        )
     return words
 
 
@@ -225,6 +225,7 @@ def _page(evidence: Evidence, folder: Path) -> str:
         "notes": _list(fitted.notes),
         "coefficients": _table(_coefficients(fitted)),
         "effects": _table(_effects(fitted)),
+        "common": _list([w for w in evidence.proposals[0]["warnings"] if _of_all(w, evidence)]),
         "proposals": _table(_proposals(evidence)),
         "volume": f"{front_volume(evidence):.4f}",
         "runs": _table(_runs(evidence)),
@@ -269,10 +270,15 @@ def _effects(fitted: Fit) -> pd.DataFrame:
                 "effect over the runs": f"{100 * effect['size']:.2f} %",
                 "noise between seeds": "unknown" if noise is None else f"{100 * noise:.2f} %",
                 "best value": "–" if value is None else f"{value:.3g} ({shown})",
-                "status": best.get("status", "straight line, no optimum"),
+                "status": best.get("status", _slope_status(fitted, column)),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _slope_status(fitted: Fit, column: str) -> str:
+    held = fitted.held.get(f"{column}_slope")
+    return f"not resolved: {held.why}" if held else "a straight line in ln x, no optimum"
 
 
 def _proposals(evidence: Evidence) -> pd.DataFrame:
@@ -295,11 +301,17 @@ def _proposals(evidence: Evidence) -> pd.DataFrame:
                     else f"{row['throughput']:,.0f} ({row['throughput_kind']})"
                 ),
                 "front": "yes" if row["on_front"] else "",
-                "warnings": "; ".join(row["warnings"]),
+                "warnings": "; ".join(w for w in row["warnings"] if not _of_all(w, evidence)),
             }
             for row in evidence.proposals
         ]
     )
+
+
+def _of_all(warning: str, evidence: Evidence) -> bool:
+    """Whether every proposal has a warning about the same column: it is then said once."""
+    column = warning.split()[0] + " "
+    return all(any(w.startswith(column) for w in row["warnings"]) for row in evidence.proposals)
 
 
 def _runs(evidence: Evidence) -> pd.DataFrame:
@@ -380,6 +392,7 @@ img { max-width: 100%; height: auto; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .7rem; border-bottom: 1px solid #ddd;
          vertical-align: top; }
+td { white-space: nowrap; } td:last-child { white-space: normal; min-width: 12rem; }
 th { border-bottom: 2px solid #999; white-space: nowrap; }
 .verdict { background: #f4f6f8; border-left: 4px solid #1b6ca8; padding: .4rem 1rem; }
 p.small { color: #555; font-size: 13px; }
@@ -405,7 +418,8 @@ $coefficients
 95 %. A held exponent was not fitted: its interval is the range over which it was varied.</p>
 <h2>Proposals</h2>
 <p>Hypervolume of the front: $volume (nats per token times ln tokens/s, over the worst measured
-proposal in each).</p>
+proposal in each). Warnings that hold for every proposal, with the figures of the first:</p>
+$common
 $proposals
 <h2>Runs</h2>
 $runs

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +13,8 @@ from typing import Any
 import pandas as pd
 
 from scaling.errors import InputError, WorkError
-from scaling.runs import check_numbers, require_columns
+from scaling.printing import note
+from scaling.runs import check_numbers, read_table, require_columns
 from scaling.shape import INTEGER_FIELDS, Shape
 from trainers.corpus import Corpus
 from trainers.ledger import DIVERGED, PLANNED, RUNNING, Entry, Ledger
@@ -68,8 +70,6 @@ def read_plan(path: Path, corpus: Corpus, recipe: Recipe) -> list[RunSpec]:
     InputError
         A column is missing or a value breaks a rule; the line is named.
     """
-    from scaling.runs import read_table
-
     plan = read_table(path)
     require_columns(
         plan, (*(name for name in INTEGER_FIELDS if name != "vocab_size"), "tokens"), str(path)
@@ -196,7 +196,15 @@ def _work(folder: Folder, workers: int, report: Callable[[], None]) -> None:
 
 def worker(path: str, parent: int) -> None:
     """Take runs from the ledger until none is left; end when the parent does."""
-    folder = Folder(Path(path))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends its workers
+    try:
+        _take_runs(Folder(Path(path)), parent)
+    except WorkError as error:
+        note(f"worker: {error}")
+        raise SystemExit(1) from None
+
+
+def _take_runs(folder: Folder, parent: int) -> None:
     ledger = Ledger(folder.ledger)
     corpus = Corpus.load(folder.corpus)
     while os.getppid() == parent:
@@ -224,7 +232,7 @@ def _train_one(spec: RunSpec, corpus: Corpus, folder: Folder, ledger: Ledger, pa
     try:
         ledger.finish(spec.run_id, train(spec, corpus, folder.run(spec.run_id), watch=watch))
     except Orphaned:
-        raise SystemExit(0) from None
+        return
     except Diverged as error:
         row = settings_row(spec, corpus, status=DIVERGED)
         ledger.diverge(spec.run_id, str(error), row)

@@ -3,6 +3,7 @@
 import platform
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -81,4 +82,10 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 def this_device() -> str:
     """The machine's processor, in words."""
-    return f"1 core of {platform.processor() or platform.machine()}"
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"1 core of {models[0] if models else name} ({platform.machine()})"

@@ -1,0 +1,118 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from scaling.shape import Shape
+from trainers import evaluate as module
+from trainers.evaluate import evaluate, token_losses
+from trainers.model import Transformer
+from trainers.optim import Recipe
+
+torch.set_num_threads(1)
+SHAPE = Shape(
+    hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+    num_key_value_heads=2, head_dim=8, vocab_size=50, tie_word_embeddings=False,
+)  # fmt: skip
+RECIPE = Recipe(context_length=8, sequences=2)
+TEXT = np.random.default_rng(0).integers(0, 50, 801).astype(np.uint16)
+
+
+def model(scale: float = 1.0) -> Transformer:
+    built = Transformer(SHAPE, context_length=8)
+    built.initialise(0)
+    with torch.no_grad():
+        built.lm_head.weight.mul_(scale)
+    return built
+
+
+class Recorder(Transformer):
+    """Notes the first token of every window that it sees."""
+
+    seen: list[int]
+
+    def forward(self, tokens: torch.Tensor, **options: object) -> torch.Tensor:  # type: ignore[override]
+        self.seen += tokens[:, 0].tolist()
+        return super().forward(tokens, **options)  # type: ignore[arg-type]
+
+
+def test_a_model_that_knows_nothing_loses_the_logarithm_of_the_vocabulary() -> None:
+    found = evaluate(model(scale=0.0), TEXT, RECIPE, bytes_per_token=2.5)
+    assert found.loss == pytest.approx(math.log(50), abs=1e-6)
+    assert found.loss_se == pytest.approx(0, abs=1e-6)
+    assert found.bits_per_byte == pytest.approx(math.log2(50) / 2.5, abs=1e-6)
+
+
+def test_losses_are_minus_the_log_probability_of_each_next_token() -> None:
+    trained = model(scale=3.0)
+    batch = torch.from_numpy(TEXT[:18].astype(np.int64)).view(2, 9)
+    with torch.inference_mode():
+        losses = token_losses(trained, batch, RECIPE)
+        probabilities = trained.logits(trained(batch[:, :-1])).softmax(dim=-1)
+    assert losses.shape == (2, 8)
+    for row in range(2):
+        for position in range(8):
+            chance = float(probabilities[row, position, batch[row, position + 1]])
+            assert float(losses[row, position]) == pytest.approx(-math.log(chance), rel=1e-4)
+
+
+def test_loss_and_error_are_those_of_the_windows() -> None:
+    trained = model(scale=3.0)
+    found = evaluate(trained, TEXT, RECIPE, bytes_per_token=1.0)
+    assert found.windows.shape == (100,)
+    with torch.inference_mode():
+        for index in (0, 37, 99):
+            window = torch.from_numpy(TEXT[8 * index : 8 * index + 9].astype(np.int64))[None]
+            alone = float(token_losses(trained, window, RECIPE).mean())
+            assert found.windows[index] == pytest.approx(alone, rel=1e-5)
+    assert found.loss == found.windows.mean()
+    assert found.loss_se == pytest.approx(found.windows.std(ddof=1) / 10)
+    assert found.bits_per_byte == pytest.approx(found.loss / math.log(2))
+
+
+def test_a_long_text_is_sampled_evenly_from_its_start_to_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "TOKENS", 80)
+    shape = Shape(**(vars(SHAPE) | {"vocab_size": 1000}))
+    recorder = Recorder(shape, context_length=8)
+    recorder.initialise(0)
+    recorder.seen = []
+    evaluate(recorder, np.arange(801).astype(np.uint16), RECIPE, bytes_per_token=1.0)
+    assert len(recorder.seen) == 10
+    assert recorder.seen[0] == 0
+    assert recorder.seen[-1] == 792
+    assert np.ptp(np.diff(recorder.seen)) <= 8
+
+
+def test_every_model_sees_the_same_windows() -> None:
+    first, second = (
+        evaluate(model(scale), TEXT, RECIPE, bytes_per_token=1.0) for scale in (1.0, 1.0)
+    )
+    assert np.array_equal(first.windows, second.windows)
+
+
+def test_a_text_shorter_than_one_window_is_one_window() -> None:
+    found = evaluate(model(), TEXT[:5], RECIPE, bytes_per_token=1.0)
+    assert found.windows.shape == (1,)
+    assert found.loss_se == 0
+    assert np.isfinite(found.loss)
+
+
+def test_evaluation_leaves_weights_and_gradients_alone() -> None:
+    trained = model()
+    before = [weight.detach().clone() for weight in trained.parameters()]
+    evaluate(trained, TEXT, RECIPE, bytes_per_token=1.0)
+    for old, weight in zip(before, trained.parameters(), strict=True):
+        assert torch.equal(old, weight)
+        assert weight.grad is None
+
+
+def test_bfloat16_is_near_float32() -> None:
+    trained = model(scale=3.0)
+    lower = Recipe(context_length=8, sequences=2, dtype="bfloat16")
+    full = evaluate(trained, TEXT, RECIPE, bytes_per_token=1.0)
+    half = evaluate(trained, TEXT, lower, bytes_per_token=1.0)
+    assert half.loss == pytest.approx(full.loss, rel=0.01)
+    assert not np.array_equal(half.windows, full.windows)

@@ -1,0 +1,374 @@
+import hashlib
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scaling.errors import InputError
+from scaling.runs import (
+    COLUMNS,
+    fingerprint,
+    load_runs,
+    read_table,
+    replicate_noise,
+    require_columns,
+    same_losses,
+    table_of,
+    with_ratios,
+    write_runs,
+)
+from scaling.shape import INTEGER_FIELDS, RATIOS, ShapeTable
+
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 256,
+    "tie_word_embeddings": True,
+    "qk_norm": False,
+}
+
+
+def run_table(rows: int = 4, **columns: object) -> pd.DataFrame:
+    """A valid run table; columns replace or add."""
+    frame = pd.DataFrame(
+        {
+            "run_id": [f"run-{i}" for i in range(rows)],
+            **{name: [value] * rows for name, value in SHAPE.items()},
+            "tokens": [1e6 * (1 + i) for i in range(rows)],
+            "loss": [4.0 - 0.1 * i for i in range(rows)],
+        }
+    )
+    return frame.assign(**columns)
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Write a table and give its path."""
+
+    def write(frame, name="runs.csv"):
+        path = tmp_path / name
+        write_runs(path, frame)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["runs.csv", "runs.parquet"])
+def test_a_table_loads_with_counts_and_ratios_of_its_shapes(save, name):
+    loaded = load_runs(save(run_table(), name))
+    shape = table_of(run_table())[0]
+    assert len(loaded) == 4
+    assert loaded["n_non_embedding"].tolist() == [shape.n_non_embedding] * 4
+    assert loaded["n_total"].tolist() == [shape.n_total] * 4
+    for ratio in RATIOS:
+        np.testing.assert_allclose(loaded[ratio], getattr(shape, ratio), rtol=1e-14)
+    assert loaded.attrs["left_out"] == {}
+
+
+def test_a_ratio_or_count_that_the_table_has_is_kept(save):
+    loaded = load_runs(save(run_table(n_non_embedding=12_345, mlp_to_attention=7.5)))
+    assert set(loaded["n_non_embedding"]) == {12_345}
+    assert set(loaded["mlp_to_attention"]) == {7.5}
+    assert "hidden_over_sqrt_n" in loaded
+
+
+def test_a_table_without_shapes_loads_with_what_it_has(save):
+    frame = run_table()[["tokens", "loss"]].assign(n_total=1e6)
+    loaded = load_runs(save(frame))
+    assert loaded["run_id"].tolist() == ["row-2", "row-3", "row-4", "row-5"]
+    assert not set(RATIOS) & set(loaded.columns)
+
+
+def test_without_a_vocabulary_there_is_no_total_count(save):
+    loaded = load_runs(save(run_table().drop(columns="vocab_size")))
+    assert "n_total" not in loaded
+    assert set(loaded["n_non_embedding"]) == {table_of(run_table())[0].n_non_embedding}
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    losses=st.lists(st.floats(1e-3, 20, exclude_min=True), min_size=1, max_size=5),
+    text=st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=8),
+    ending=st.sampled_from(["csv", "parquet"]),
+)
+def test_a_written_table_reads_back_with_every_digit(tmp_path_factory, losses, text, ending):
+    frame = run_table(len(losses), loss=losses, schedule=f"name {text}")
+    path = tmp_path_factory.mktemp("tables") / f"runs.{ending}"
+    write_runs(path, frame)
+    read = read_table(path)
+    assert read["loss"].tolist() == losses
+    assert read["tokens"].tolist() == frame["tokens"].tolist()
+    assert read["schedule"].tolist() == frame["schedule"].tolist()
+    assert read["hidden_size"].dtype == np.int64
+
+
+def test_a_table_is_written_in_the_order_of_the_described_columns(save):
+    frame = run_table(extra="last")[["extra", "loss", "tokens", "head_dim", "run_id"]]
+    written = read_table(save(frame))
+    assert written.columns.tolist() == ["run_id", "head_dim", "tokens", "loss", "extra"]
+    assert [name for name in COLUMNS if name in written] == written.columns.tolist()[:-1]
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"runs.csv cannot be read: No such file.*; give an exist"):
+        load_runs(tmp_path / "runs.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("runs.csv", "a,b\n1,2\n1,2,3\n"), ("runs.parquet", "x"), ("a.csv", "")]
+)
+def test_what_is_no_table_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=f"{name} is not a CSV or Parquet table: "):
+        load_runs(tmp_path / name)
+
+
+def test_a_table_without_rows_is_refused(tmp_path):
+    (tmp_path / "runs.csv").write_text("tokens,loss\n")
+    with pytest.raises(InputError, match=r"runs.csv has no rows; give a table with one row per"):
+        load_runs(tmp_path / "runs.csv")
+
+
+@pytest.mark.parametrize("value", ["", "nan", "-3.5", "0", "inf", "diverged"])
+@pytest.mark.parametrize(
+    "column",
+    ["loss", "tokens", "n_non_embedding", "num_attention_heads", "hidden_size", "gqa"],
+)
+def test_a_value_that_breaks_a_rule_is_named_by_file_line_column_and_value(tmp_path, column, value):
+    frame = run_table(n_non_embedding=1e5, gqa=3.0).astype(object)
+    frame.loc[2, column] = value
+    path = tmp_path / "runs.csv"
+    frame.to_csv(path, index=False)
+    shown = "nan" if value == "" else value
+    text = (
+        rf"{path} line 4: `{column} > 0` and finite must hold, but got {shown}(\.0)?; "
+        "correct the row, or leave it out with --exclude RUN_ID"
+    )
+    with pytest.raises(InputError, match=text):
+        load_runs(path)
+
+
+@pytest.mark.parametrize("column", ["hidden_size", "num_hidden_layers", "head_dim"])
+def test_a_count_that_is_no_integer_is_refused(save, column):
+    frame = run_table(**{column: [64, 64, 64.5, 64]})
+    with pytest.raises(InputError, match=rf"line 4: `{column}.*64\.5"):
+        load_runs(save(frame))
+
+
+@pytest.mark.parametrize("column", ["loss_se", "bits_per_byte"])
+def test_a_sampling_error_may_be_missing_or_zero_but_not_negative(save, column):
+    frame = run_table(**{column: [np.nan, 0.0, 0.01, 0.02]})
+    assert len(load_runs(save(frame))) == 4
+    frame.loc[1, column] = -0.01
+    with pytest.raises(InputError, match=rf"line 3: `{column} > 0` .* but got -0.01"):
+        load_runs(save(frame))
+
+
+def test_key_value_heads_that_do_not_divide_are_named_by_line(save):
+    frame = run_table(num_key_value_heads=[2, 3, 4, 6])
+    text = (
+        r"runs.csv line 4: `num_attention_heads % num_key_value_heads == 0` must hold, "
+        r"but got 6 and 4"
+    )
+    with pytest.raises(InputError, match=text):
+        load_runs(save(frame))
+
+
+def test_a_run_that_stands_twice_is_named_by_line(save):
+    frame = run_table(run_id=["a", "b", "a", "c"])
+    with pytest.raises(InputError, match=r"line 4: `run_id` must be unique, but 'a' stands twice"):
+        load_runs(save(frame))
+
+
+def test_the_line_is_that_of_the_file_after_filters(save):
+    frame = run_table(loss=[4.0, 3.9, 3.8, -1.0])
+    with pytest.raises(InputError, match=r"line 5: `loss > 0`"):
+        load_runs(save(frame), exclude=["run-0"], where="tokens > 2e6")
+
+
+def test_a_run_is_left_out_by_name_and_said_so(save):
+    loaded = load_runs(save(run_table()), exclude=["run-1", "run-3"])
+    assert loaded["run_id"].tolist() == ["run-0", "run-2"]
+    assert loaded.index.tolist() == [0, 1]
+    assert loaded.attrs["left_out"] == dict.fromkeys(("run-1", "run-3"), "excluded by name")
+
+
+@pytest.mark.parametrize("column", ["loss", "tokens", "hidden_size", "num_key_value_heads"])
+def test_a_broken_row_can_be_left_out_as_its_error_says(save, column):
+    frame = run_table().astype({column: float})
+    frame.loc[1, column] = np.nan
+    with pytest.raises(InputError, match="leave it out with --exclude RUN_ID"):
+        load_runs(save(frame))
+    loaded = load_runs(save(frame), exclude=["run-1"])
+    assert loaded["run_id"].tolist() == ["run-0", "run-2", "run-3"]
+
+
+def test_a_column_is_numbers_once_the_row_with_text_is_left_out(save):
+    frame = run_table().astype({"loss": object})
+    frame.loc[1, "loss"] = "diverged"
+    loaded = load_runs(save(frame), exclude=["run-1"])
+    assert loaded["loss"].dtype == float
+    assert loaded["loss"].tolist() == [4.0, 3.8, 3.7]
+
+
+def test_excluding_an_unknown_run_is_refused(save):
+    with pytest.raises(InputError, match=r"runs.csv has no run 'run-9' to exclude; look at its"):
+        load_runs(save(run_table()), exclude=["run-1", "run-9"])
+
+
+def test_numeric_run_ids_are_names(save):
+    loaded = load_runs(save(run_table(run_id=[1, 2, 3, 4])), exclude=["2"])
+    assert loaded["run_id"].tolist() == ["1", "3", "4"]
+
+
+def test_a_filter_keeps_rows_and_names_the_others(save):
+    frame = run_table(role=["proxy", "proxy", "confirmation", "proxy"])
+    where = "role == 'proxy' and tokens >= 2e6 and gqa == 3"
+    loaded = load_runs(save(frame), where=where)
+    assert loaded["run_id"].tolist() == ["run-1", "run-3"]
+    assert loaded.attrs["left_out"] == dict.fromkeys(("run-0", "run-2"), f"not in `{where}`")
+
+
+def test_a_filter_that_leaves_nothing_is_refused(save):
+    with pytest.raises(InputError, match="has no finished run left to use; loosen the filter"):
+        load_runs(save(run_table()), where="tokens < 0")
+
+
+def test_unfinished_runs_are_left_out_and_said_so_even_with_broken_numbers(save):
+    frame = run_table(status=["done", "failed", "diverged", None])
+    frame.loc[1, "loss"] = np.nan
+    loaded = load_runs(save(frame))
+    assert loaded["run_id"].tolist() == ["run-0", "run-3"]
+    assert loaded.attrs["left_out"] == {"run-1": "failed", "run-2": "diverged"}
+
+
+def test_each_row_that_is_left_out_has_the_first_reason(save):
+    frame = run_table(status=["failed", "failed", "done", "failed"])
+    loaded = load_runs(save(frame), exclude=["run-0"], where="tokens > 2e6")
+    assert loaded.attrs["left_out"] == {
+        "run-0": "excluded by name",
+        "run-1": "not in `tokens > 2e6`",
+        "run-3": "failed",
+    }
+
+
+def test_a_missing_column_is_named_with_the_columns_there_are():
+    text = "the table lacks the column `gqa`; it has tokens, loss"
+    with pytest.raises(InputError, match=text):
+        require_columns(run_table()[["tokens", "loss"]], ["loss", "gqa"], "the table")
+
+
+@pytest.mark.parametrize("column", ["corpus", "tokenizer"])
+def test_losses_of_two_corpora_or_tokenizers_are_not_fitted_together(column):
+    same_losses(run_table(**{column: "one"}), "the table")
+    text = (
+        f"the table: `{column}` must be the same for all rows of a fit, but has 'one' and 'two'; "
+        f"choose with --where \"{column} == 'one'\""
+    )
+    with pytest.raises(InputError, match=text):
+        same_losses(run_table(**{column: ["one", "two", "one", "two"]}), "the table")
+
+
+def test_tables_without_a_corpus_may_be_fitted():
+    same_losses(run_table(), "the table")
+    same_losses(run_table(corpus=np.nan), "the table")
+
+
+def test_noise_between_seeds_is_pooled_over_shapes_in_ln_loss():
+    loss = np.exp([1.0, 1.02, 1.04, 1.5, 1.5, 1.6, 0.9])
+    hidden = [64, 64, 64, 128, 128, 256, 512]
+    frame = run_table(7, loss=loss, hidden_size=hidden, tokens=1e6)
+    deviation, degrees = replicate_noise(frame)
+    assert degrees == 3  # two of the first shape, one of the second
+    assert deviation == pytest.approx(np.sqrt((0.02**2 + 0.0 + 0.02**2) / 3), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("column", "different"),
+    [
+        ("tokens", [1e6, 2e6]),
+        ("learning_rate", [0.01, 0.02]),
+        ("batch_tokens", [4096, 8192]),
+        ("tie_word_embeddings", [True, False]),
+    ],
+)
+def test_runs_of_another_recipe_or_shape_are_no_replicates(column, different):
+    frame = run_table(2, tokens=1e6, learning_rate=0.01, batch_tokens=4096)
+    assert replicate_noise(frame)[1] == 1
+    deviation, degrees = replicate_noise(frame.assign(**{column: different}))
+    assert np.isnan(deviation)
+    assert degrees == 0
+
+
+def test_a_missing_recipe_field_does_not_hide_replicates():
+    frame = run_table(3, tokens=1e6, learning_rate=np.nan)
+    assert replicate_noise(frame)[1] == 2
+
+
+def test_without_shapes_the_noise_between_seeds_is_unknown():
+    deviation, degrees = replicate_noise(run_table()[["tokens", "loss"]])
+    assert np.isnan(deviation)
+    assert degrees == 0
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    hidden=st.lists(st.integers(8, 4096), min_size=1, max_size=4),
+    layers=st.integers(1, 64),
+    groups=st.integers(1, 4),
+    tied=st.booleans(),
+)
+def test_derived_ratios_are_those_of_the_shapes(hidden, layers, groups, tied):
+    frame = run_table(
+        len(hidden),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4 * groups,
+        num_key_value_heads=groups,
+        tie_word_embeddings=tied,
+    )
+    table = table_of(frame)
+    derived = with_ratios(frame)
+    for row in range(len(table)):
+        for name in (*RATIOS, "n_total", "n_non_embedding"):
+            value = getattr(table[row], name)
+            assert derived[name].iloc[row] == pytest.approx(value, rel=1e-14)
+
+
+@pytest.mark.parametrize("spelling", [True, "true", "True", 1, "1", 1.0])
+def test_switches_may_be_spelt_in_several_ways(spelling):
+    table = table_of(run_table(qk_norm=spelling, tie_word_embeddings=spelling))
+    assert table.qk_norm.all()
+    assert table.tie_word_embeddings.all()
+
+
+def test_absent_switches_take_the_defaults_of_a_proxy():
+    frame = run_table()[[*INTEGER_FIELDS]]
+    table = table_of(frame.drop(columns="vocab_size"))
+    assert isinstance(table, ShapeTable)
+    assert table.tie_word_embeddings.all()
+    assert not table.qk_norm.any()
+    assert set(table.vocab_size) == {1}
+    assert set(table.rope_theta) == {10_000.0}
+
+
+def test_the_frame_that_is_given_stays_as_it_was():
+    frame = run_table()
+    before = frame.copy()
+    with_ratios(frame)
+    pd.testing.assert_frame_equal(frame, before)
+
+
+def test_the_fingerprint_sees_the_last_digit_and_the_order():
+    frame = run_table()
+    assert fingerprint(frame) == fingerprint(frame.copy())
+    assert fingerprint(frame) == hashlib.sha256(frame.to_csv(index=False).encode()).hexdigest()
+    moved = frame.assign(loss=[np.nextafter(4.0, 5.0), *frame["loss"][1:]])
+    assert fingerprint(moved) != fingerprint(frame)
+    assert fingerprint(frame[::-1]) != fingerprint(frame)
