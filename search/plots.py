@@ -51,7 +51,7 @@ def plot_pareto(
     axes.set_xlabel("output tokens per second (log scale)")
     axes.set_ylabel("held-out loss (nats/token)")
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.grid(alpha=0.25)

@@ -190,7 +190,9 @@ def test_an_export_has_the_names_and_pieces_of_hugging_face(tmp_path: Path, tied
     )
     for layer in range(2):
         wanted |= {f"model.layers.{layer}.self_attn.{name}.weight" for name in attention}
-        wanted |= {f"model.layers.{layer}.mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
+        wanted |= {
+            f"model.layers.{layer}.mlp.{name}_proj.weight" for name in ("gate", "up", "down")
+        }
         wanted |= {
             f"model.layers.{layer}.{name}_layernorm.weight" for name in ("input", "post_attention")
         }

@@ -134,9 +134,7 @@ def test_documents_that_stand_twice_are_not_shared_by_the_parts(
 
 
 @pytest.mark.parametrize("character", ["e", "é", "語", "🙂"])
-def test_a_text_without_separators_holds_out_its_last_tenth(
-    tmp_path: Path, character: str
-) -> None:
+def test_a_text_without_separators_holds_out_its_last_tenth(tmp_path: Path, character: str) -> None:
     size = len(character.encode())
     text = "".join(f"{number} {character}\n" for number in range(4000)) + "x" * size
     (tmp_path / "one.txt").write_text(text, encoding="utf-8")
@@ -374,7 +372,11 @@ def test_a_folder_with_another_corpus_is_refused_and_kept(
     assert Corpus.load(tmp_path / "out") == kept
 
 
-SIZES = {"tokens": st.integers(40, 400), "length": st.integers(2, 20), "sequences": st.integers(1, 5)}
+SIZES = {
+    "tokens": st.integers(40, 400),
+    "length": st.integers(2, 20),
+    "sequences": st.integers(1, 5),
+}
 
 
 @settings(deadline=None)

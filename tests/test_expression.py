@@ -110,7 +110,7 @@ def test_the_mask_is_the_callers_own():
     ],
 )
 def test_anything_but_columns_constants_comparisons_and_arithmetic_is_refused(text):
-    with pytest.raises(InputError, match="may hold columns, numbers, strings, .* none of these"):
+    with pytest.raises(InputError, match=r"may hold columns, numbers, strings, .* none of these"):
         select(text, COLUMNS, len(N))
 
 
@@ -131,7 +131,7 @@ def test_a_name_that_is_no_column_is_refused_with_the_columns(name):
     "text", ["", "n >", "n > 1; n < 2", "import os", "n = 1", "del n", "(" * 500 + "n", "n > 1\0"]
 )
 def test_what_does_not_parse_is_refused_with_an_example(text):
-    with pytest.raises(InputError, match="must be a condition on columns, but got .* write for"):
+    with pytest.raises(InputError, match=r"must be a condition on columns, but got .* write for"):
         select(text, COLUMNS, len(N))
 
 

@@ -160,6 +160,8 @@ def test_an_optimum_inside_with_its_interval_inside_needs_no_note():
         (2.0, 0.5, 9.0, (2.0, None, None), "not resolved: the interval is wider than the obs"),
         (6.0, 3.0, 9.0, (None, 3.0, None), "loss falls up to the largest value seen: optimum abo"),
         (6.0, 0.5, 9.0, (None, 1.0, None), "optimum above 4"),
+        (6.0, 5.0, 9.0, (None, 4.0, None), "optimum above 4"),
+        (0.2, 0.1, 0.5, (None, None, 1.0), "optimum below 1"),
         (0.5, 0.2, 2.0, (None, None, 2.0), "loss rises from the smallest value seen: optimum bel"),
         (0.5, 0.2, 9.0, (None, None, 4.0), "optimum below 1"),
     ],
@@ -175,11 +177,9 @@ def test_an_optimum_that_the_data_do_not_enclose_is_open(value, low, high, expec
 def test_a_stated_interval_encloses_its_value_and_stays_in_the_observed_range(ends):
     low, value, high = sorted(ends)
     answer, _ = optimum_status("x", value, low, high, (1.0, 4.0))
-    assert answer["value"] is None or 1.0 <= answer["value"] <= 4.0
-    if answer["value"] is not None and answer["low"] is not None:
-        assert 1.0 <= answer["low"] <= answer["value"]
-    if answer["value"] is not None and answer["high"] is not None:
-        assert answer["value"] <= answer["high"] <= 4.0
+    stated = [answer[key] for key in ("low", "value", "high") if answer[key] is not None]
+    assert stated == sorted(stated)
+    assert all(1.0 <= end <= 4.0 for end in stated)
 
 
 def test_a_row_inside_the_ranges_gives_no_words():

@@ -283,7 +283,9 @@ def test_the_named_laws_are_those_of_the_documentation():
 
 
 def test_an_unknown_law_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match=r"`--law` must be one of chinchilla, .*, but got 'kaplan'"):
+    with pytest.raises(
+        InputError, match=r"`--law` must be one of chinchilla, .*, but got 'kaplan'"
+    ):
         law_named("kaplan")
 
 

@@ -34,7 +34,7 @@ def test_counts_are_read_as_people_write_them(text, count):
     "text", ["", "B", "-1", "1Q", "1 2", "one", "nan", "inf", "1.2.3", "1e", "0x10", "1MM", "_1"]
 )
 def test_what_is_no_count_is_refused_with_examples(text):
-    with pytest.raises(InputError, match="a count must be a number with .* write 350M, 1B or 2e6"):
+    with pytest.raises(InputError, match=r"a count must be a number with .* write 350M, 1B or 2e6"):
         parse_count(text)
 
 

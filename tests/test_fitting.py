@@ -1,0 +1,595 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+
+from scaling.catalog import MIRROR, load_table
+from scaling.errors import InputError
+from scaling.fitting import HUBER, SMALLEST_DELTA, Problem, fit, multi_start, parse_delta
+from scaling.identifiability import EXPONENTS, NO_TERM
+from scaling.laws import D, N, columns_of, law_named
+from scaling.shape import INTEGER_FIELDS
+
+TRUTH = {
+    "E": 1.8,
+    "A": 40.0,
+    "alpha": 0.34,
+    "B": 300.0,
+    "beta": 0.37,
+    "hidden_over_sqrt_n_curvature": 0.1,
+    "hidden_over_sqrt_n_optimum": 0.15,
+    "mlp_to_attention_curvature": 0.03,
+    "mlp_to_attention_optimum": 2.0,
+    "gqa_slope": 0.01,
+}
+SIZES, TOKENS = (1e5, 4e5, 1.6e6), (1e6, 8e6, 6.4e7)
+RATIOS = {
+    "hidden_over_sqrt_n": (0.05, 0.4),
+    "mlp_to_attention": (0.5, 8.0),
+    "gqa": (1.0, 8.0),
+}
+
+
+def true_loss(frame: pd.DataFrame, truth: dict[str, float]) -> np.ndarray:
+    """The plain formula of the conditional law, written here a second time."""
+    loss = (
+        truth["E"]
+        + truth["A"] / frame[N] ** truth["alpha"]
+        + truth["B"] / frame[D] ** truth["beta"]
+    )
+    for name in ("hidden_over_sqrt_n", "mlp_to_attention"):
+        x = frame[name] / truth[f"{name}_optimum"]
+        loss = loss * (1 + truth[f"{name}_curvature"] * (np.log(x) + 1 / x - 1))
+    return (loss * (1 + truth["gqa_slope"] * np.log(frame["gqa"]))).to_numpy()
+
+
+def synthetic_runs(
+    *, sizes=SIZES, tokens=TOKENS, shapes=16, noise=0.003, seed=0, ranges=RATIOS, **truth
+) -> pd.DataFrame:
+    """Runs of a known law: a grid of sizes and tokens, random ratios, normal noise on ln loss."""
+    generator = np.random.default_rng(seed)
+    cells = [(n, d) for n in sizes for d in tokens for _ in range(shapes)]
+    frame = pd.DataFrame(cells, columns=[N, D])
+    for name, (low, high) in ranges.items():
+        frame[name] = np.exp(generator.uniform(np.log(low), np.log(high), len(frame)))
+    loss = true_loss(frame, TRUTH | truth)
+    frame["loss"] = loss * np.exp(noise * generator.standard_normal(len(frame)))
+    return frame.assign(run_id=[f"synthetic-{row}" for row in range(len(frame))])
+
+
+def with_replicates(frame: pd.DataFrame, seeds: int, noise: float) -> pd.DataFrame:
+    """Every run ``seeds`` times, with other noise and a shape of its own for each cell."""
+    generator = np.random.default_rng(1)
+    repeated = frame.loc[frame.index.repeat(seeds)].reset_index(drop=True)
+    cell = np.arange(len(repeated)) // seeds
+    shape = dict.fromkeys(INTEGER_FIELDS, 1) | {"hidden_size": 1 + cell}
+    factor = np.exp(noise * generator.standard_normal(len(repeated)))
+    names = [f"synthetic-{row}" for row in range(len(repeated))]
+    return repeated.assign(**shape, loss=repeated["loss"] * factor, run_id=names)
+
+
+def quick(law: str, runs: pd.DataFrame, **settings):
+    return fit(law, runs, **({"starts": 8, "resamples": 0} | settings))
+
+
+@pytest.fixture(scope="module")
+def published():
+    """The Chinchilla points, or a reason to skip."""
+    folder = Path(os.environ.get(MIRROR, Path(__file__).parents[2] / "shared" / "datasets"))
+    if not folder.is_dir():
+        pytest.skip(f"the public tables are not here: set {MIRROR} to a folder that holds them")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MIRROR, str(folder))
+        return load_table("chinchilla")
+
+
+@pytest.fixture(scope="module")
+def golden_fit(published):
+    runs = published[~published["outlier"]].drop(columns="outlier")
+    return fit("chinchilla", runs, delta=1e-3, starts=32, resamples=0)
+
+
+@pytest.fixture(scope="module")
+def recovered():
+    """The conditional law fitted to synthetic runs of which the truth is known."""
+    return fit("conditional", synthetic_runs(), starts=16, resamples=80)
+
+
+# What the literature found on the Chinchilla data (facts/fitting.md).
+
+
+def test_the_optimum_of_the_chinchilla_data_is_the_golden_one(golden_fit):
+    assert len(golden_fit.run_ids) == 240
+    assert golden_fit.objective == pytest.approx(0.001018274017801, abs=1e-12)
+
+
+def test_parameters_of_the_chinchilla_data_are_the_golden_ones(golden_fit):
+    found = {name: one["value"] for name, one in golden_fit.parameters().items()}
+    golden = {
+        "E": 1.8172181,
+        "A": 477.8259,
+        "alpha": 0.3473105,
+        "B": 2143.4174,
+        "beta": 0.3671724,
+    }
+    assert found == pytest.approx(golden, rel=1e-6)
+    share = found["beta"] / (found["alpha"] + found["beta"])
+    assert share == pytest.approx(0.51390, abs=5e-6)
+
+
+def test_most_starts_find_the_optimum_and_none_a_better_one(golden_fit):
+    assert golden_fit.basins[0]["starts"] >= 8
+    objectives = [basin["objective"] for basin in golden_fit.basins]
+    assert objectives == sorted(objectives)
+    assert golden_fit.objective <= objectives[0] * (1 + 1e-9)
+    assert golden_fit.gradient_norm < 1e-8
+    reached = golden_fit.basins[0]["starts"]
+    assert golden_fit.status.startswith(f"converged; {reached} of 32 starts reached the best")
+
+
+@pytest.mark.parametrize(
+    ("delta", "beta", "floor", "share"),
+    [
+        (1e-4, 0.3654, 1.8158, 0.5126),
+        (1e-3, 0.3672, 1.8172, 0.5139),
+        (1e-2, 0.3815, 1.8381, 0.5184),
+        (1e-1, 0.4059, 1.8646, 0.5298),  # no residual is as large: least squares
+    ],
+)
+def test_the_sweep_over_delta_moves_as_published(golden_fit, delta, beta, floor, share):
+    rows = [row for row in golden_fit.delta_sweep if row["delta"] == delta]
+    assert len(rows) == 1
+    found = rows[0]
+    assert found["beta"] == pytest.approx(beta, abs=6e-5)
+    assert found["E"] == pytest.approx(floor, abs=6e-5)
+    assert found["beta"] / (found["alpha"] + found["beta"]) == pytest.approx(share, abs=6e-5)
+
+
+def test_a_fit_at_another_delta_agrees_with_the_sweep(published, golden_fit):
+    runs = published[~published["outlier"]]
+    found = fit("chinchilla", runs, delta=1e-2, starts=16, resamples=0).parameters()
+    swept = next(row for row in golden_fit.delta_sweep if row["delta"] == 1e-2)
+    for name, one in found.items():
+        assert one["value"] == pytest.approx(swept[name], rel=1e-5), name
+
+
+def test_the_five_outliers_move_the_fit_as_published(published):
+    found = fit("chinchilla", published, delta=1e-3, starts=16, resamples=0).parameters()
+    assert found["E"]["value"] == pytest.approx(1.8913, abs=1e-4)
+    assert found["B"]["value"] == pytest.approx(12846, rel=1e-3)
+    assert found["beta"]["value"] == pytest.approx(0.4530, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("compute", "beta", "floor"), [(1e20, 0.470, 1.864), (3e20, 0.453, 1.884), (1e21, 0.396, 1.821)]
+)
+def test_leaving_out_the_largest_compute_moves_the_fit_as_published(
+    published, compute, beta, floor
+):
+    runs = published[~published["outlier"] & (published["flops_6nd"] < compute)]
+    found = fit("chinchilla", runs, delta=1e-3, starts=16, resamples=0).parameters()
+    assert found["beta"]["value"] == pytest.approx(beta, abs=6e-4)
+    assert found["E"]["value"] == pytest.approx(floor, abs=6e-4)
+
+
+def test_a_table_without_non_embedding_counts_is_fitted_on_total_ones_and_says_so(golden_fit):
+    assert golden_fit.size_convention == "total"
+    assert "N is total parameters: the table has no n_non_embedding" in golden_fit.notes
+
+
+# The problem that is solved.
+
+
+def chinchilla_problem(**changes) -> Problem:
+    runs = synthetic_runs(shapes=2, noise=0.01)
+    columns = columns_of(runs, (N, D))
+    settings = {
+        "law": law_named("chinchilla"),
+        "columns": columns,
+        "log_loss": np.log(runs["loss"].to_numpy()),
+        "reference": {name: float(np.exp(np.log(columns[name]).mean())) for name in (N, D)},
+        "held": {},
+        "delta": 0.01,
+    }
+    return Problem(**(settings | changes))
+
+
+def test_the_objective_is_the_sum_of_huber_losses_and_scipys_cost():
+    problem = chinchilla_problem()
+    result = problem.solve(problem.starts(4, 0)[0], steps=3)
+    residuals = problem.residuals(result.x)
+    plain = sum(
+        r * r / 2 if abs(r) <= 0.01 else 0.01 * (abs(r) - 0.005) for r in residuals.tolist()
+    )
+    assert problem.objective(result.x) == pytest.approx(plain, rel=1e-12)
+    assert result.cost == pytest.approx(plain, rel=1e-12)
+
+
+def test_a_second_solver_finds_nothing_better():
+    problem = chinchilla_problem()
+    best = multi_start(problem, 8, 0)
+    other = minimize(
+        problem.objective,
+        best.free * 1.01,
+        method="Nelder-Mead",
+        options={"maxiter": 8000, "maxfev": 8000, "xatol": 1e-10, "fatol": 1e-16},
+    )
+    assert best.objective <= other.fun * (1 + 1e-9)
+    assert other.fun == pytest.approx(best.objective, rel=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 5, 16])
+def test_starts_fill_their_boxes_and_follow_the_seed(count):
+    problem = chinchilla_problem()
+    starts = problem.starts(count, 3)
+    assert starts.shape == (count, 5)
+    low, high = np.array([parameter.starts for parameter in problem.parameters]).T
+    assert (starts >= low).all()
+    assert (starts <= high).all()
+    np.testing.assert_array_equal(starts, problem.starts(count, 3))
+    assert not np.array_equal(starts, problem.starts(count, 4))
+
+
+def test_no_start_is_better_than_what_is_reported():
+    problem = chinchilla_problem()
+    best = multi_start(problem, 8, 0)
+    lowest = min(problem.solve(start).cost for start in problem.starts(8, 0))
+    assert best.objective <= lowest * (1 + 1e-9)
+
+
+# What is recovered where the truth is known.
+
+
+def test_a_synthetic_truth_is_recovered_within_its_uncertainty(recovered):
+    public = pd.DataFrame(
+        [recovered.law.public(draw, recovered.reference) for draw in recovered.draws]
+    )
+    assert recovered.held == {}
+    for name, found in recovered.parameters().items():
+        assert abs(found["value"] - TRUTH[name]) < 4 * public[name].std(), name
+        assert found["low"] < found["high"], name
+
+
+@pytest.mark.parametrize(
+    ("column", "truth"), [("hidden_over_sqrt_n", 0.15), ("mlp_to_attention", 2.0)]
+)
+def test_a_synthetic_optimum_lies_in_its_interval(recovered, column, truth):
+    optimum = recovered.optima()[column]
+    assert optimum["status"] == "inside the observed range"
+    assert optimum["low"] <= truth <= optimum["high"]
+    assert optimum["value"] == pytest.approx(truth, rel=0.05)
+    assert optimum["high"] / optimum["low"] < 1.2
+
+
+def test_the_noise_of_a_synthetic_table_is_found(recovered):
+    assert recovered.noise == pytest.approx(0.003, rel=0.2)
+    assert recovered.noise_degrees == 144 - 10
+    assert recovered.replicate_noise is None
+    assert recovered.replicate_degrees == 0
+
+
+def test_the_effects_are_how_far_the_ratios_move_the_loss(recovered):
+    runs = synthetic_runs()
+    for column in RATIOS:
+        flat = {f"{column}_curvature": 0.0, f"{column}_slope": 0.0}
+        moved = np.log(true_loss(runs, TRUTH) / true_loss(runs, TRUTH | flat))
+        assert recovered.effects[column]["size"] == pytest.approx(np.ptp(moved), rel=0.1)
+
+
+@settings(deadline=None, max_examples=6)
+@given(
+    floor=st.floats(1.0, 2.5),
+    beta=st.floats(0.3, 0.5),
+    hidden=st.floats(0.09, 0.25),
+    mlp=st.floats(1.0, 4.0),
+    slope=st.floats(0.004, 0.03),
+)
+def test_without_noise_the_truth_is_found_exactly(floor, beta, hidden, mlp, slope):
+    truth = {
+        "E": floor,
+        "beta": beta,
+        "hidden_over_sqrt_n_optimum": hidden,
+        "mlp_to_attention_optimum": mlp,
+        "gqa_slope": slope,
+    }
+    runs = synthetic_runs(noise=0.0, shapes=6, **truth)
+    found = fit("conditional", runs, delta=1e-2, starts=16, resamples=0)
+    values = {name: one["value"] for name, one in found.parameters().items()}
+    assert values == pytest.approx(TRUTH | truth, rel=1e-4)
+
+
+def test_the_depth_whose_optimum_drifts_is_recovered():
+    runs = synthetic_runs(shapes=20)
+    generator = np.random.default_rng(9)
+    layers = generator.integers(2, 33, len(runs)).astype(float)
+    size = runs[N] / np.exp(np.log(runs[N]).mean())
+    x = layers / (8.0 * size**0.3)
+    factor = 1 + 0.05 * (np.log(x) + 1 / x - 1)
+    found = quick(
+        "conditional+depth", runs.assign(num_hidden_layers=layers, loss=runs["loss"] * factor)
+    ).parameters()
+    assert found["num_hidden_layers_optimum"]["value"] == pytest.approx(8.0, rel=0.1)
+    assert found["num_hidden_layers_drift"]["value"] == pytest.approx(0.3, abs=0.06)
+    assert found["num_hidden_layers_curvature"]["value"] == pytest.approx(0.05, rel=0.15)
+
+
+def test_an_outlier_barely_moves_a_robust_fit():
+    runs = synthetic_runs(shapes=8)
+    runs.loc[5, "loss"] *= 1.5
+    robust, squares = (
+        quick("conditional", runs, delta=delta).parameters() for delta in ("auto", 10)
+    )
+    name = "mlp_to_attention_optimum"
+    clean = quick("conditional", synthetic_runs(shapes=8)).parameters()[name]["value"]
+    assert robust[name]["value"] == pytest.approx(clean, rel=0.02)
+    assert abs(squares[name]["value"] - clean) > 3 * abs(robust[name]["value"] - clean)
+
+
+# Delta.
+
+
+@pytest.mark.parametrize("noise", [0.002, 0.02])
+def test_the_automatic_delta_follows_the_noise(noise):
+    found = quick("chinchilla", synthetic_chinchilla(noise))
+    assert found.delta_rule == "1.345 x residual scale"
+    assert found.delta == pytest.approx(HUBER * noise, rel=0.25)
+    assert found.delta == pytest.approx(HUBER * found.noise, rel=0.02)
+
+
+def synthetic_chinchilla(noise: float, **settings) -> pd.DataFrame:
+    """Synthetic runs without an effect of shape."""
+    none = {"hidden_over_sqrt_n_curvature": 0, "mlp_to_attention_curvature": 0, "gqa_slope": 0}
+    return synthetic_runs(noise=noise, **(none | settings))
+
+
+def test_the_automatic_delta_of_a_perfect_table_is_not_zero():
+    found = quick("chinchilla", synthetic_chinchilla(0.0, shapes=3))
+    assert found.delta == SMALLEST_DELTA
+    assert found.parameters()["beta"]["value"] == pytest.approx(TRUTH["beta"], rel=1e-5)
+
+
+def test_a_given_delta_is_kept():
+    found = quick("chinchilla", synthetic_chinchilla(0.01, shapes=3), delta=5e-3)
+    assert found.delta == 5e-3
+    assert found.delta_rule == "as given"
+
+
+@pytest.mark.parametrize(("text", "delta"), [("auto", "auto"), ("1e-3", 1e-3), ("0.5", 0.5)])
+def test_delta_is_read_from_text(text, delta):
+    assert parse_delta(text) == delta
+
+
+@pytest.mark.parametrize("text", ["", "automatic", "0", "-1e-3", "nan", "inf"])
+def test_what_is_no_delta_is_refused(text):
+    with pytest.raises(InputError, match=f"must be auto or a positive number, but got '{text}'"):
+        parse_delta(text)
+
+
+# What the table cannot tell.
+
+
+def test_two_sizes_and_two_token_counts_hold_the_exponents_and_say_so():
+    found = quick("conditional", synthetic_runs(sizes=SIZES[:2], tokens=TOKENS[:2]), resamples=40)
+    assert set(found.held) == {"alpha", "beta"}
+    assert "held: alpha, beta" in found.status
+    for name, what in (("alpha", "sizes"), ("beta", "token counts")):
+        value, low, high = EXPONENTS[name]
+        words = f"2 {what} cannot fix it beside its scale; intervals span {low} to {high}"
+        assert f"{name} held at {value:g}: {words}" in found.notes
+        one = found.parameters()[name]
+        assert one["value"] == value
+        assert low <= one["low"] < value < one["high"] <= high
+    assert found.optima()["mlp_to_attention"]["value"] == pytest.approx(2.0, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "names", "words"),
+    [
+        ({"sizes": SIZES[:1]}, {"A", "alpha"}, "all runs have one size"),
+        ({"tokens": TOKENS[:1]}, {"B", "beta"}, "all runs have one token count"),
+    ],
+)
+def test_one_size_or_one_token_count_drops_its_term_and_the_fit_goes_on(settings, names, words):
+    found = quick("conditional", synthetic_runs(**settings))
+    assert set(found.held) == names
+    assert all(words in found.held[name].why for name in names)
+    scale = min(names)
+    assert found.theta[found.names.index(scale)] == NO_TERM
+    assert any(note.startswith(f"{scale} held at no effect: {words}") for note in found.notes)
+    assert found.optima()["hidden_over_sqrt_n"]["value"] == pytest.approx(0.15, rel=0.1)
+    runs = synthetic_runs(**settings, noise=0.0)
+    np.testing.assert_allclose(found.central(runs), runs["loss"], rtol=0.005)
+
+
+def test_tokens_in_proportion_to_size_leave_one_term_and_predict_at_that_ratio():
+    runs = synthetic_runs(tokens=(1e6,), shapes=20)
+    runs[D] = 20 * runs[N]
+    runs["loss"] = true_loss(runs, TRUTH) * (1 + 1e-3 * np.sin(np.arange(len(runs))))
+    found = quick("conditional", runs)
+    assert set(found.held) == {"B", "beta"}
+    assert "tokens are proportional to size" in found.held["beta"].why
+    assert any("tokens are proportional to size" in note for note in found.notes)
+    np.testing.assert_allclose(found.central(runs), runs["loss"], rtol=0.01)
+
+
+def test_a_constant_ratio_is_held_at_no_effect_and_named():
+    runs = synthetic_runs().assign(mlp_to_attention=2.0)
+    found = quick("conditional", runs)
+    assert set(found.held) == {"mlp_to_attention_curvature", "mlp_to_attention_optimum"}
+    assert found.effects["mlp_to_attention"]["size"] == 0.0
+    assert "mlp_to_attention_curvature" in found.status
+    why = "all runs have nearly the same mlp_to_attention"
+    assert f"mlp_to_attention_curvature held at no effect: {why}" in found.notes
+    optimum = found.optima()["mlp_to_attention"]
+    assert optimum == {
+        "value": None,
+        "low": None,
+        "high": None,
+        "status": f"not resolved: {why}",
+    }
+
+
+def test_a_ratio_that_moves_with_another_is_held_at_no_effect_and_named():
+    runs = synthetic_runs()
+    runs["gqa"] = 40 * runs["hidden_over_sqrt_n"]
+    found = quick("conditional", runs)
+    assert set(found.held) == {"gqa_slope"}
+    assert "it moves with hidden_over_sqrt_n (correlation 1.000)" in found.held["gqa_slope"].why
+
+
+@pytest.mark.parametrize(
+    ("optimum", "side", "words"),
+    [
+        (12.0, "low", "loss falls up to the largest value seen: optimum above"),
+        (0.05, "high", "loss rises from the smallest value seen: optimum below"),
+    ],
+)
+def test_data_that_only_fall_or_rise_have_a_one_sided_optimum(optimum, side, words):
+    truth = {"hidden_over_sqrt_n_optimum": 0.15, "mlp_to_attention_optimum": optimum}
+    ranges = RATIOS | {"mlp_to_attention": (0.5, 3.0)}
+    runs = synthetic_runs(ranges=ranges, mlp_to_attention_curvature=0.08, **truth)
+    found = quick("conditional", runs, resamples=20)
+    answer = found.optima()["mlp_to_attention"]
+    assert answer["value"] is None
+    assert words in answer["status"]
+    other = "high" if side == "low" else "low"
+    assert answer[other] is None
+    # An end of the interval is stated as far as there are data, and no farther.
+    assert runs["mlp_to_attention"].min() <= answer[side] <= runs["mlp_to_attention"].max()
+    assert f"mlp_to_attention: {answer['status']}" in found.notes
+
+
+def test_a_ratio_without_an_effect_is_held_there_and_said_to_be_unresolved():
+    found = quick("conditional", synthetic_runs(gqa_slope=0.0, seed=4), resamples=5)
+    assert found.held["gqa_slope"].value == 0.0
+    assert found.parameters()["gqa_slope"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    notes = [note for note in found.notes if note.startswith("gqa: effect of ")]
+    assert len(notes) == 1
+    size = found.effects["gqa"]["size"]  # as it was when it was fitted
+    words = f"effect of {100 * size:.2f} % over the 144 runs is not resolved (p = 0."
+    assert words in notes[0]
+    assert 0 < size < 0.005
+    assert notes[0].endswith("; held at no effect")
+    assert found.optima()["mlp_to_attention"]["value"] == pytest.approx(2.0, rel=0.1)
+
+
+def test_a_u_shape_without_an_effect_has_no_optimum():
+    found = quick("conditional", synthetic_runs(mlp_to_attention_curvature=0.0, seed=2))
+    assert found.held["mlp_to_attention_curvature"].value == 0.0
+    answer = found.optima()["mlp_to_attention"]
+    assert answer["value"] is answer["low"] is answer["high"] is None
+    assert answer["status"].startswith("not resolved: effect of ")
+
+
+def test_an_effect_below_the_noise_between_seeds_is_held_at_none():
+    truth = {"gqa_slope": 0.002}
+    runs = with_replicates(synthetic_runs(shapes=6, noise=0.0, **truth), seeds=3, noise=0.01)
+    found = quick("conditional", runs)
+    assert found.replicate_degrees == 2 * 54
+    assert found.replicate_noise == pytest.approx(0.01, rel=0.15)
+    assert set(found.held) == {"gqa_slope"}
+    note = next(note for note in found.notes if note.startswith("gqa: "))
+    assert "is not resolved (noise between seeds " in note
+    assert note.endswith("; held at no effect")
+
+
+def test_the_noise_of_a_run_is_no_smaller_than_that_between_seeds():
+    runs = with_replicates(synthetic_runs(shapes=3, noise=0.0), seeds=2, noise=0.01)
+    found = quick("conditional", runs)
+    assert found.noise >= found.replicate_noise
+
+
+def test_too_few_rows_are_refused_with_the_number_needed():
+    text = (
+        r"a fit of `conditional` to this table needs at least 10 finished runs, but got 9; "
+        r"train more, or choose a smaller law with --law chinchilla"
+    )
+    with pytest.raises(InputError, match=text):
+        fit("conditional", synthetic_runs(shapes=1))
+    assert len(quick("chinchilla", synthetic_chinchilla(0.01, shapes=1)).run_ids) == 9
+
+
+@pytest.mark.parametrize("column", ["loss", D, "gqa"])
+def test_a_column_that_the_law_needs_and_the_table_lacks_is_named(column):
+    with pytest.raises(InputError, match=f"the run table lacks the column `{column}`; it has"):
+        fit("conditional", synthetic_runs(shapes=2).drop(columns=column))
+
+
+def test_runs_of_two_corpora_are_refused():
+    runs = synthetic_runs(shapes=2)
+    runs["corpus"] = ["one", "two"] * (len(runs) // 2)
+    with pytest.raises(InputError, match="`corpus` must be the same for all rows of a fit"):
+        fit("chinchilla", runs)
+
+
+def test_an_unknown_law_is_refused():
+    with pytest.raises(InputError, match="`--law` must be one of chinchilla"):
+        fit("kaplan", synthetic_runs(shapes=2))
+
+
+# What is recorded.
+
+
+def test_the_same_seed_gives_the_same_fit_and_another_one_the_same_optimum():
+    runs = synthetic_runs(shapes=6)
+    first, again, other = (
+        quick("conditional", runs, seed=seed, resamples=20) for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first.theta, again.theta)
+    np.testing.assert_array_equal(first.draws, again.draws)
+    assert first.basins == again.basins
+    assert first.parameters() == again.parameters()
+    np.testing.assert_allclose(other.theta, first.theta, rtol=1e-4, atol=1e-6)
+    assert not np.array_equal(other.draws, first.draws)
+
+
+def test_the_order_of_the_rows_does_not_matter_for_the_optimum():
+    runs = synthetic_runs(shapes=6)
+    first, shuffled = (
+        quick("conditional", table) for table in (runs, runs.sample(frac=1, random_state=0))
+    )
+    assert shuffled.objective == pytest.approx(first.objective, rel=1e-6)
+
+
+def test_a_fit_records_its_data():
+    runs = synthetic_runs(shapes=4)
+    runs.attrs["left_out"] = {"bad-1": "diverged", "bad-2": "excluded by name"}
+    found = quick("conditional", runs, seed=7, resamples=5)
+    assert found.run_ids == runs["run_id"].tolist()
+    assert found.left_out == runs.attrs["left_out"]
+    assert "2 rows left out: bad-1 (diverged), bad-2 (excluded by name)" in found.notes
+    assert found.seed == 7
+    assert found.starts == 8
+    assert found.draws.shape == (5, 10)
+    assert found.size_convention == "non-embedding"
+    assert found.ranges[N] == (1e5, 1.6e6)
+    assert found.ranges["gqa"] == (runs["gqa"].min(), runs["gqa"].max())
+    assert found.reference[D] == pytest.approx(8e6)
+    other = runs.assign(loss=runs["loss"] * (1 + 1e-15))
+    assert quick("conditional", other).data_sha256 != found.data_sha256
+
+
+def test_a_table_without_names_of_runs_counts_its_runs():
+    runs = synthetic_chinchilla(0.01, shapes=2).drop(columns="run_id")
+    found = quick("chinchilla", runs)
+    assert found.as_json()["n_runs"] == 18
+    assert "on 18 runs" in found.summary()
+
+
+def test_the_table_that_is_given_stays_as_it_was():
+    runs = synthetic_chinchilla(0.01, shapes=2).rename(columns={N: "n_total"})
+    before = runs.copy()
+    quick("chinchilla", runs)
+    pd.testing.assert_frame_equal(runs, before)
+
+
+@pytest.mark.parametrize("rows", [24, 144])
+def test_the_method_of_the_intervals_follows_the_number_of_rows(rows):
+    found = quick("conditional", synthetic_runs().iloc[:: 144 // rows], resamples=3)
+    method = "rows (iid)" if rows == 144 else "residuals at the same design"
+    assert found.bootstrap == f"3 resamples of {method}"

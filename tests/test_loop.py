@@ -1,0 +1,313 @@
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from scaling.runs import COLUMNS
+from scaling.shape import Shape
+from trainers import checkpoint, loop
+from trainers.corpus import STDLIB, Corpus, prepare, read_documents
+from trainers.loop import Diverged, RunSpec, train
+from trainers.optim import OPTIMIZERS, Recipe
+
+SHAPE = Shape(
+    hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+    num_key_value_heads=1, head_dim=8, vocab_size=256, qk_norm=True,
+)  # fmt: skip
+RECIPE = Recipe(context_length=16, sequences=4)
+STEPS = 12
+Row = dict[str, object]
+
+
+def small_corpus(folder: Path) -> Corpus:
+    """About 24 kB of real text, so that the held-out part is quick to evaluate."""
+    documents, size = [], 0
+    for document in read_documents(STDLIB):
+        if len(document) < 4000:
+            documents.append(document)
+            size += len(document)
+        if size > 24_000:
+            break
+    folder.mkdir(exist_ok=True)
+    source = folder / "small.txt"
+    source.write_text("\n<|endoftext|>\n".join(documents), encoding="utf-8")
+    return prepare(str(source), folder / "corpus")
+
+
+def spec(**changes: object) -> RunSpec:
+    usual: dict[str, object] = {
+        "run_id": "tiny", "shape": SHAPE, "tokens": STEPS * RECIPE.batch_tokens, "recipe": RECIPE,
+    }  # fmt: skip
+    return RunSpec(**(usual | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return small_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+class Killed(Exception):
+    """Stands for a kill at a step."""
+
+
+def killed_at(last: int) -> Callable[[int], None]:
+    def watch(step: int) -> None:
+        if step == last:
+            raise Killed
+
+    return watch
+
+
+def results(folder: Path) -> dict[str, torch.Tensor]:
+    windows = torch.from_numpy(np.load(folder / "windows.npy"))
+    return load_file(folder / "model.safetensors") | {"windows": windows}
+
+
+def assert_same_results(got: Path, wanted: Path) -> None:
+    a, b = results(got), results(wanted)
+    assert set(a) == set(b)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module", params=OPTIMIZERS)
+def undisturbed(
+    request: pytest.FixtureRequest, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunSpec, Row, Path]:
+    run = spec(recipe=replace(RECIPE, optimizer=request.param))
+    folder = tmp_path_factory.mktemp(request.param)
+    return run, train(run, corpus, folder), folder
+
+
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    kills=st.lists(st.integers(1, STEPS), max_size=4),
+    interval=st.sampled_from([0.0, 0.0, 0.01, 0.03]),
+)
+def test_a_run_killed_at_any_steps_ends_bit_for_bit_like_an_undisturbed_one(
+    undisturbed: tuple[RunSpec, Row, Path],
+    corpus: Corpus,
+    tmp_path_factory: pytest.TempPathFactory,
+    kills: list[int],
+    interval: float,
+) -> None:
+    run, wanted, reference = undisturbed
+    folder = tmp_path_factory.mktemp("killed")
+    for last in kills:
+        try:
+            train(run, corpus, folder, watch=killed_at(last), checkpoint_seconds=interval)
+            break  # the checkpoint was already past this step, and the run ended
+        except Killed:
+            assert not (folder / "model.safetensors").exists()
+    row = train(run, corpus, folder, checkpoint_seconds=interval)
+    assert row["loss"] == wanted["loss"]
+    assert_same_results(folder, reference)
+
+
+def test_a_resumed_run_goes_on_from_its_checkpoint(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(spec(), corpus, tmp_path, watch=killed_at(8), checkpoint_seconds=0)
+    steps: list[int] = []
+    train(spec(), corpus, tmp_path, watch=steps.append)
+    assert steps == list(range(8, STEPS + 1))  # killed in step 8: the checkpoint is that of 7
+
+
+def test_no_checkpoint_is_written_before_its_time(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(spec(), corpus, tmp_path, watch=killed_at(8), checkpoint_seconds=3600)
+    assert list(tmp_path.iterdir()) == []
+
+
+def damage_by_cutting(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def damage_by_garbage(path: Path) -> None:
+    path.write_bytes(b"garbage" * 1000)
+
+
+@pytest.mark.parametrize("damage", [damage_by_cutting, damage_by_garbage])
+def test_a_damaged_checkpoint_costs_time_but_not_the_result(
+    corpus: Corpus, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    train(spec(), corpus, tmp_path / "straight")
+    with pytest.raises(Killed):
+        train(spec(), corpus, tmp_path / "hurt", watch=killed_at(8), checkpoint_seconds=0)
+    damage(tmp_path / "hurt" / "checkpoint.safetensors")
+    steps: list[int] = []
+    train(spec(), corpus, tmp_path / "hurt", watch=steps.append)
+    assert steps == list(range(1, STEPS + 1))
+    assert_same_results(tmp_path / "hurt", tmp_path / "straight")
+
+
+def test_a_checkpoint_of_another_spec_is_not_resumed(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(spec(seed=1), corpus, tmp_path / "used", watch=killed_at(8), checkpoint_seconds=0)
+    train(spec(seed=2), corpus, tmp_path / "used")
+    train(spec(seed=2), corpus, tmp_path / "clean")
+    assert_same_results(tmp_path / "used", tmp_path / "clean")
+
+
+def test_two_runs_of_one_spec_are_identical(corpus: Corpus, tmp_path: Path) -> None:
+    rows = [train(spec(), corpus, tmp_path / name) for name in "ab"]
+    clock = {"seconds", "tokens_per_second"}
+    first, second = ({key: row[key] for key in row if key not in clock} for row in rows)
+    assert first == second
+    assert_same_results(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("name", ["seed", "data_seed"])
+def test_another_seed_is_another_run(corpus: Corpus, tmp_path: Path, name: str) -> None:
+    losses = [train(spec(**{name: seed}), corpus, tmp_path / str(seed))["loss"] for seed in (0, 1)]
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_learns_real_text(corpus: Corpus, tmp_path: Path, dtype: str) -> None:
+    recipe = Recipe(context_length=32, sequences=8, dtype=dtype)
+    row = train(spec(tokens=30_000, recipe=recipe), corpus, tmp_path)
+    assert row["loss"] < 3.3 < math.log(256) - 2  # type: ignore[operator]
+    assert row["dtype"] == dtype
+
+
+def test_the_row_has_every_column_of_the_run_table(corpus: Corpus, tmp_path: Path) -> None:
+    run = spec(tokens=700, seed=5, data_seed=6, role="confirmation")
+    row = train(run, corpus, tmp_path)
+    assert set(COLUMNS) <= set(row)
+    assert {name: row[name] for name in asdict(SHAPE)} == asdict(SHAPE)
+    assert row["tokens"] == run.steps * RECIPE.batch_tokens == 11 * 64
+    assert row["n_total"] == SHAPE.n_total
+    assert row["n_non_embedding"] == SHAPE.n_non_embedding
+    assert row["flops_6nd"] == 6 * SHAPE.n_non_embedding * 11 * 64
+    assert row["flops_counted"] == SHAPE.training_flops(16) * 11 * 64
+    assert (row["seed"], row["data_seed"], row["role"]) == (5, 6, "confirmation")
+    assert (row["family"], row["status"], row["optimizer"]) == ("qwen3", "done", "muon")
+    assert (row["corpus"], row["tokenizer"]) == (corpus.label, "bytes")
+    assert (row["context_length"], row["batch_tokens"]) == (16, 64)
+    assert row["learning_rate"] == RECIPE.matrix_learning_rate
+    assert row["bits_per_byte"] == pytest.approx(row["loss"] / math.log(2))  # type: ignore[operator]
+    assert row["tokens_per_second"] == pytest.approx(11 * 64 / row["seconds"])  # type: ignore[operator]
+    assert row["git_commit"]
+
+
+def test_the_learning_rate_of_the_row_is_the_one_that_the_matrices_had(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, optimizer="adamw", learning_rate=0.002, matrix_learning_rate=0.5)
+    assert train(spec(tokens=64, recipe=recipe), corpus, tmp_path)["learning_rate"] == 0.002
+
+
+def test_held_out_losses_are_kept_by_window(corpus: Corpus, tmp_path: Path) -> None:
+    row = train(spec(), corpus, tmp_path)
+    windows = np.load(tmp_path / "windows.npy")
+    assert windows.mean() == row["loss"]
+    assert len(windows) == (corpus.tokens_validation - 1) // 16
+    assert row["loss_se"] == pytest.approx(windows.std(ddof=1) / len(windows) ** 0.5)
+
+
+def test_a_finished_run_leaves_weights_config_and_windows_only(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    train(spec(), corpus, tmp_path, checkpoint_seconds=0)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["config.json", "model.safetensors", "windows.npy"]
+
+
+def test_seconds_add_up_over_interruptions(corpus: Corpus, tmp_path: Path) -> None:
+    def slow(step: int) -> None:
+        time.sleep(0.05)
+        if step == 7:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(spec(), corpus, tmp_path, watch=slow, checkpoint_seconds=0)
+    begun = time.perf_counter()
+    row = train(spec(), corpus, tmp_path)
+    rest = time.perf_counter() - begun
+    assert 6 * 0.05 < row["seconds"]  # type: ignore[operator]
+    assert row["seconds"] < rest + 7 * 0.05 + 5  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_huge_learning_rate_diverges(corpus: Corpus, tmp_path: Path, optimizer: str) -> None:
+    recipe = replace(
+        RECIPE, optimizer=optimizer, learning_rate=1e6, matrix_learning_rate=1e6, warmup=0.0
+    )
+    with pytest.raises(Diverged, match=r"training loss is (nan|inf) at step \d+"):
+        train(spec(recipe=recipe), corpus, tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_held_out_loss_that_is_no_number_is_a_divergence(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        loop, "evaluate", lambda *_, **__: SimpleNamespace(loss=math.nan, windows=None)
+    )
+    with pytest.raises(Diverged, match=f"held-out loss is nan after {STEPS} steps"):
+        train(spec(), corpus, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+CHANGES = {
+    "shape": replace(SHAPE, rope_theta=500.0), "tokens": 2 * STEPS * 64,
+    "recipe": replace(RECIPE, clip=0.5), "seed": 1, "data_seed": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_decides_the_numbers_decides_the_identity(corpus: Corpus, name: str) -> None:
+    assert spec(**{name: CHANGES[name]}).identity(corpus) != spec().identity(corpus)
+
+
+@pytest.mark.parametrize("field", asdict(RECIPE))
+def test_every_field_of_the_recipe_decides_the_identity(corpus: Corpus, field: str) -> None:
+    other = {"optimizer": "adamw", "dtype": "bfloat16", "context_length": 32, "sequences": 2}
+    value = other[field] if field in other else getattr(RECIPE, field) / 2
+    recipe = replace(RECIPE, **{field: value})
+    assert spec(recipe=recipe).identity(corpus) != spec().identity(corpus)
+
+
+def test_another_corpus_is_another_run_and_a_name_or_a_folder_is_not(corpus: Corpus) -> None:
+    known = spec().identity(corpus)
+    assert spec().identity(replace(corpus, sha256="0" * 64)) != known
+    assert spec().identity(replace(corpus, tokenizer="bpe-300:0")) != known
+    assert spec().identity(replace(corpus, folder="elsewhere", name="other")) == known
+    assert spec(run_id="other", role="confirmation").identity(corpus) == known
+
+
+@given(
+    st.builds(
+        spec,
+        run_id=st.text(max_size=20),
+        shape=st.builds(replace, st.just(SHAPE), rope_theta=st.floats(1, 1e9)),
+        tokens=st.integers(1, 10**15),
+        recipe=st.builds(replace, st.just(RECIPE), learning_rate=st.floats(1e-9, 1)),
+        seed=st.integers(0, 2**40),
+        data_seed=st.integers(0, 2**40),
+        role=st.sampled_from(["proxy", "confirmation"]),
+    )
+)
+def test_a_spec_survives_its_own_text(run: RunSpec) -> None:
+    assert RunSpec.from_json(run.as_json()) == run
+
+
+def test_the_checkpoint_of_a_run_names_its_identity(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(spec(), corpus, tmp_path, watch=killed_at(4), checkpoint_seconds=0)
+    model = loop.build(spec())
+    optimizer = checkpoint.Optimizer(model, RECIPE, STEPS)
+    path = tmp_path / "checkpoint.safetensors"
+    found = checkpoint.resume(path, model, optimizer, spec().identity(corpus))
+    assert found.step == 3
+    assert found.seconds > 0

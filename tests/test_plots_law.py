@@ -1,0 +1,193 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from scaling.errors import WorkError
+from scaling.fits import Fit
+from scaling.identifiability import Held
+from scaling.laws import LAWS, D, N, columns_of, law_named
+from scaling.plots import LABELS, POINTS, plot_law, save
+
+INNER = {
+    "E": 0.6,
+    "A": -0.5,
+    "alpha": 0.34,
+    "B": -0.2,
+    "beta": 0.37,
+    "hidden_over_sqrt_n_curvature": 0.1,
+    "hidden_over_sqrt_n_optimum": np.log(0.15),
+    "mlp_to_attention_curvature": 0.03,
+    "mlp_to_attention_optimum": np.log(2.0),
+    "gqa_slope": 0.01,
+    "num_hidden_layers_curvature": 0.05,
+    "num_hidden_layers_optimum": np.log(8.0),
+    "num_hidden_layers_drift": 0.2,
+}
+RATIOS = {
+    "hidden_over_sqrt_n": (0.05, 0.4),
+    "mlp_to_attention": (0.5, 8.0),
+    "gqa": (1.0, 8.0),
+    "num_hidden_layers": (2.0, 32.0),
+}
+REFERENCE = {N: 4e5, D: 8e6}
+
+
+def synthetic_runs(sizes=(1e5, 4e5, 1.6e6), rows: int = 10) -> pd.DataFrame:
+    """Runs on the law, but for its noise."""
+    generator = np.random.default_rng(4)
+    frame = pd.DataFrame({N: np.repeat(sizes, rows), D: 8e6})
+    for name, (low, high) in RATIOS.items():
+        frame[name] = np.exp(generator.uniform(np.log(low), np.log(high), len(frame)))
+    law = law_named("conditional+depth")
+    theta = np.array(list(INNER.values()))
+    loss = law.predict(theta, columns_of(frame, law.columns), REFERENCE)
+    return frame.assign(loss=loss)
+
+
+def some_fit(law_name: str, runs: pd.DataFrame, draws: int = 12, **changes: object) -> Fit:
+    law = law_named(law_name)
+    columns = columns_of(runs, law.columns)
+    names = [one.name for one in law.parameters(columns, runs["loss"].to_numpy())]
+    theta = np.array([INNER[name] for name in names])
+    noise = np.random.default_rng(0).standard_normal((draws, len(theta)))
+    settings = {
+        "law_name": law_name,
+        "names": names,
+        "theta": theta,
+        "draws": theta + 0.02 * np.abs(theta) * noise,
+        "reference": REFERENCE,
+        "held": {},
+        "objective": 1e-4,
+        "delta": 0.004,
+        "delta_rule": "as given",
+        "status": "converged",
+        "notes": [],
+        "starts": 1,
+        "basins": [],
+        "gradient_norm": 0.0,
+        "seconds": 0.0,
+        "run_ids": [f"synthetic-{row}" for row in range(len(runs))],
+        "left_out": {},
+        "ranges": {name: (c.min(), c.max()) for name, c in columns.items()},
+        "size_convention": "non-embedding",
+        "noise": 0.003,
+        "noise_degrees": 20,
+        "replicate_noise": None,
+        "replicate_degrees": 0,
+        "effects": {},
+        "delta_sweep": [],
+        "bootstrap": "",
+        "data_sha256": "",
+        "seed": 0,
+    }
+    return Fit(**(settings | changes))
+
+
+@pytest.mark.parametrize("law_name", [name for name in LAWS if name != "chinchilla"])
+def test_every_factor_of_a_law_has_a_panel_with_its_label(law_name):
+    runs = synthetic_runs()
+    figure = plot_law(some_fit(law_name, runs), runs)
+    factors = law_named(law_name).factors
+    assert [axes.get_xlabel() for axes in figure.axes] == [LABELS[f.of] for f in factors]
+    assert figure.axes[0].get_ylabel() == "loss above that of the best shape (%)"
+    assert figure.get_suptitle() == f"What shape costs: the {law_name} law on 30 runs"
+    assert all(axes.get_xscale() == "log" for axes in figure.axes)
+
+
+def test_a_law_without_factors_shows_measured_against_predicted():
+    runs = synthetic_runs()
+    fitted = some_fit("chinchilla", runs)
+    figure = plot_law(fitted, runs)
+    assert len(figure.axes) == 1
+    axes = figure.axes[0]
+    assert axes.get_xlabel() == "predicted loss (nats/token)"
+    assert axes.get_ylabel() == "measured loss (nats/token)"
+    shown = np.concatenate([points.get_offsets() for points in axes.collections])
+    expected = np.column_stack([fitted.central(runs), runs["loss"]])
+    np.testing.assert_allclose(np.sort(shown, axis=0), np.sort(expected, axis=0))
+
+
+def test_the_legend_names_the_sizes_the_law_and_its_band():
+    runs = synthetic_runs()
+    figure = plot_law(some_fit("conditional", runs), runs)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert set(labels) == {"N ≈ 100K", "N ≈ 400K", "N ≈ 1.6M", "law", "95 % band"}
+    assert len(labels) == len(set(labels))
+
+
+def test_each_panel_shows_every_run_and_the_curve_through_its_optimum():
+    runs = synthetic_runs()
+    fitted = some_fit("conditional", runs)
+    figure = plot_law(fitted, runs)
+    for axes, best in zip(figure.axes[:2], (0.15, 2.0), strict=True):
+        (curve,) = axes.get_lines()
+        x, y = curve.get_data()
+        assert len(x) == POINTS
+        assert y.min() == pytest.approx(0.0, abs=1e-2)
+        assert x[np.argmin(y)] == pytest.approx(best, rel=0.03)
+        dots = [points.get_offsets() for points in axes.collections if len(points.get_offsets())]
+        assert sum(len(group) for group in dots) >= len(runs)
+
+
+def test_runs_on_the_law_lie_on_its_curve():
+    runs = synthetic_runs(sizes=(4e5,))
+    figure = plot_law(some_fit("conditional+depth", runs, draws=0), runs)
+    for axes in figure.axes:
+        (curve,) = axes.get_lines()
+        x, y = curve.get_data()
+        (points,) = axes.collections
+        shown = points.get_offsets()
+        expected = np.interp(np.log(shown[:, 0]), np.log(x), y)
+        np.testing.assert_allclose(shown[:, 1], expected, atol=0.02)
+
+
+def test_the_band_encloses_the_curve_and_is_absent_without_resamples():
+    runs = synthetic_runs()
+    figure = plot_law(some_fit("conditional", runs), runs)
+    with_band = [text.get_text() for text in figure.legends[0].get_texts()]
+    figure = plot_law(some_fit("conditional", runs, draws=0), runs)
+    without = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert set(with_band) - set(without) == {"95 % band"}
+
+
+def test_titles_say_the_optimum_with_its_interval_and_the_cost_of_a_doubling():
+    runs = synthetic_runs()
+    fitted = some_fit("conditional", runs)
+    titles = [axes.get_title() for axes in plot_law(fitted, runs).axes]
+    optimum = fitted.optima()["mlp_to_attention"]
+    assert titles[1] == f"best at 2 [{optimum['low']:.3g}, {optimum['high']:.3g}]"
+    assert titles[2].startswith("+0.69 % per doubling [+0.")
+
+
+def test_titles_say_what_is_not_resolved():
+    runs = synthetic_runs()
+    held = {
+        "mlp_to_attention_curvature": Held.at(0.0, "short reason"),
+        "mlp_to_attention_optimum": Held.at(np.log(2.0), "short reason"),
+        "gqa_slope": Held.at(0.0, "effect of 0.10 % over the 30 runs is not resolved (p = 0.61)"),
+    }
+    titles = [
+        axes.get_title() for axes in plot_law(some_fit("conditional", runs, held=held), runs).axes
+    ]
+    assert titles[1] == "not resolved: short reason"
+    assert titles[2] == "not resolved"
+
+
+def test_a_drawing_is_the_same_to_the_byte(tmp_path):
+    runs = synthetic_runs()
+    for name in ("first.png", "second.png"):
+        save(plot_law(some_fit("conditional", runs), runs), tmp_path / name)
+    first, second = ((tmp_path / name).read_bytes() for name in ("first.png", "second.png"))
+    assert first == second
+    assert first.startswith(b"\x89PNG")
+    assert b"matplotlib" not in first.lower()
+
+
+def test_a_drawing_goes_into_a_new_folder_or_fails_with_the_path(tmp_path):
+    runs = synthetic_runs()
+    figure = plot_law(some_fit("chinchilla", runs), runs)
+    save(figure, tmp_path / "new" / "law.png")
+    assert (tmp_path / "new" / "law.png").is_file()
+    (tmp_path / "file").touch()
+    with pytest.raises(WorkError, match=r"law\.png could not be written"):
+        save(figure, tmp_path / "file" / "law.png")
