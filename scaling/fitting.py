@@ -318,9 +318,7 @@ def _residual_scale(problem: Problem, free: np.ndarray) -> float:
     return 1.4826 * median * float(np.sqrt(rows / max(rows - fitted, 1)))
 
 
-def _weakest(
-    problem: Problem, best: Solution, between: tuple[float, int]
-) -> Hidden | None:
+def _weakest(problem: Problem, best: Solution, between: tuple[float, int]) -> Hidden | None:
     """The factor that the data support least, if noise hides it.
 
     A factor is hidden where leaving it out costs no more than chance would (an F test on the
@@ -348,9 +346,7 @@ def _weakest(
                 words += f" (noise between seeds {100 * between[0]:.2f} %, p = {chance:.2f})"
             else:
                 words += f" (p = {chance:.2f})"
-            worst = Hidden(
-                column=factor.of, effect=effects[factor.of], chance=chance, why=words
-            )
+            worst = Hidden(column=factor.of, effect=effects[factor.of], chance=chance, why=words)
     return worst
 
 

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -11,6 +12,12 @@ if TYPE_CHECKING:
 def print_json(document: object) -> None:
     """Print one JSON document to standard output."""
     sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def json_row(row: Mapping[Hashable, Any]) -> dict[str, Any]:
+    """A table's row as JSON holds it: Python's own numbers, null for what is missing."""
+    plain = {str(name): getattr(value, "item", lambda v=value: v)() for name, value in row.items()}
+    return {name: None if value != value else value for name, value in plain.items()}
 
 
 def print_table(frame: "pd.DataFrame", title: str = "") -> None:

@@ -150,7 +150,11 @@ class Loop:
         """Stage 1."""
         with self._stage("corpus"):
             source = self.settings.corpus
-            return prepare(source, self.work.corpus, vocab_size=self.settings.vocab_size)
+            corpus = prepare(source, self.work.corpus, vocab_size=self.settings.vocab_size)
+            path = self.folder / "quickstart.json"
+            about = {name: value for name, value in asdict(corpus).items() if name != "folder"}
+            write_json(path, read_json(path) | {"corpus": about})
+            return corpus
 
     def proxies(self, corpus: Corpus) -> pd.DataFrame:
         """Stage 2: the run table so far."""

@@ -338,9 +338,7 @@ def _runs(evidence: Evidence) -> pd.DataFrame:
 def _record(evidence: Evidence) -> pd.DataFrame:
     record = evidence.record
     rows = {
-        "corpus": ", ".join(map(str, evidence.runs["corpus"].unique()))
-        if "corpus" in evidence.runs
-        else "not recorded",
+        "corpus": record.get("corpus", "not recorded"),
         "workload": evidence.about.get("workload", "not recorded"),
         "device": next((row["device"] for row in evidence.proposals if row["device"]), "–"),
         "bootstrap": evidence.fit.bootstrap,

@@ -22,6 +22,15 @@ def test_a_file_is_replaced_whole(tmp_path):
     assert path.read_text() == "second"
 
 
+def test_who_still_reads_the_old_file_keeps_it(tmp_path):
+    path = tmp_path / "fit.json"
+    path.write_text("old")
+    with path.open() as reader:
+        write_text(path, "new")
+        assert reader.read() == "old"
+    assert path.read_text() == "new"
+
+
 def test_the_writer_sees_the_ending_of_the_file(tmp_path):
     endings = []
     write_whole(tmp_path / "runs.parquet", lambda target: endings.append(target.suffix))

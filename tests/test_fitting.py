@@ -499,9 +499,21 @@ def test_an_effect_below_the_noise_between_seeds_is_held_at_none():
 
 
 def test_the_noise_of_a_run_is_no_smaller_than_that_between_seeds():
-    runs = with_replicates(synthetic_runs(shapes=3, noise=0.0), seeds=2, noise=0.01)
+    runs = with_replicates(synthetic_runs(shapes=4, noise=0.0), seeds=2, noise=0.0005)
+    runs.loc[::18, "loss"] *= 1.04  # a few seeds go astray: robust residuals do not see them
     found = quick("conditional", runs)
-    assert found.noise >= found.replicate_noise
+    residuals = np.log(runs["loss"] / found.central(runs))
+    assert found.replicate_noise > 5 * np.median(np.abs(residuals))
+    assert found.noise == found.replicate_noise
+
+
+def test_the_noise_around_the_law_is_robust_and_counts_the_fitted_parameters():
+    runs = synthetic_chinchilla(0.01, shapes=1)
+    found = quick("chinchilla", runs)
+    residuals = np.log(runs["loss"] / found.central(runs))
+    apart = np.median(np.abs(residuals - np.median(residuals)))
+    assert found.noise == pytest.approx(1.4826 * apart * np.sqrt(9 / (9 - 5)), rel=1e-6)
+    assert found.noise_degrees == 9 - 5
 
 
 def test_too_few_rows_are_refused_with_the_number_needed():
@@ -545,7 +557,7 @@ def test_the_same_seed_gives_the_same_fit_and_another_one_the_same_optimum():
     assert first.basins == again.basins
     assert first.parameters() == again.parameters()
     np.testing.assert_allclose(other.theta, first.theta, rtol=1e-4, atol=1e-6)
-    assert not np.array_equal(other.draws, first.draws)
+    assert not np.allclose(other.draws, first.draws, rtol=1e-3)
 
 
 def test_the_order_of_the_rows_does_not_matter_for_the_optimum():

@@ -144,7 +144,7 @@ def test_planning_again_keeps_states_and_adds_what_is_new(tmp_path: Path) -> Non
 
 def test_other_settings_under_one_name_are_refused_and_nothing_is_planned(tmp_path: Path) -> None:
     ledger = planned(tmp_path, "a")
-    with pytest.raises(InputError, match="has a run 'a' with other settings .* another run_id"):
+    with pytest.raises(InputError, match=r"has a run 'a' with other settings .* another run_id"):
         ledger.plan([spec("new"), spec("a", tokens=99_999)], ["new", "another identity"])
     assert states(ledger) == {"a": PLANNED}
     assert ledger.claim() == spec("a")
@@ -290,16 +290,16 @@ def test_what_is_written_is_there_after_opening_again(tmp_path: Path) -> None:
 
 def test_a_path_inside_a_file_is_a_work_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(WorkError, match="could not be written .* choose another folder"):
+    with pytest.raises(WorkError, match=r"could not be written .* choose another folder"):
         Ledger(tmp_path / "file" / "ledger.sqlite")
 
 
 def test_a_folder_in_place_of_the_file_is_a_work_error(tmp_path: Path) -> None:
-    with pytest.raises(WorkError, match="ledger .* cannot be (opened|used)"):
+    with pytest.raises(WorkError, match=r"ledger .* cannot be (opened|used)"):
         Ledger(tmp_path)
 
 
 def test_a_file_that_is_no_ledger_is_a_work_error(tmp_path: Path) -> None:
     (tmp_path / "ledger.sqlite").write_text("this is not a database " * 100)
-    with pytest.raises(WorkError, match="cannot be used .* free space, or move it away"):
+    with pytest.raises(WorkError, match=r"cannot be used .* free space, or move it away"):
         Ledger(tmp_path / "ledger.sqlite")

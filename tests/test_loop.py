@@ -234,7 +234,7 @@ def test_seconds_add_up_over_interruptions(corpus: Corpus, tmp_path: Path) -> No
     begun = time.perf_counter()
     row = train(spec(), corpus, tmp_path)
     rest = time.perf_counter() - begun
-    assert 6 * 0.05 < row["seconds"]  # type: ignore[operator]
+    assert row["seconds"] > 6 * 0.05  # type: ignore[operator]
     assert row["seconds"] < rest + 7 * 0.05 + 5  # type: ignore[operator]
 
 

@@ -12,11 +12,12 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-
 from conftest import shapelaw
+from test_loop import RECIPE, SHAPE, small_corpus, spec
+
 from scaling.errors import InputError, WorkError
 from scaling.runs import COLUMNS
-from test_loop import RECIPE, SHAPE, small_corpus, spec
+from scaling.shape import INTEGER_FIELDS
 from trainers import sweep
 from trainers.corpus import Corpus
 from trainers.ledger import DONE, FAILED, PLANNED, RUNNING, Entry, Ledger
@@ -24,7 +25,7 @@ from trainers.loop import RunSpec, train
 from trainers.optim import Recipe
 from trainers.sweep import Folder, existing_ledger, read_plan, run_name, run_plan, worker
 
-SHAPE_COLUMNS = "hidden_size,intermediate_size,num_hidden_layers,num_attention_heads,num_key_value_heads,head_dim"
+SHAPE_COLUMNS = ",".join(name for name in INTEGER_FIELDS if name != "vocab_size")
 ROW = "16,32,2,2,1,8"
 
 
@@ -161,7 +162,7 @@ def test_any_error_of_a_run_is_kept_in_the_ledger_and_ends_no_other_run(
         return train(run, *arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(sweep, "train", breaks)
-    with pytest.raises(WorkError, match="1 of 2 runs did not finish; bad failed: .*a defect"):
+    with pytest.raises(WorkError, match=r"1 of 2 runs did not finish; bad failed: .*a defect"):
         run_plan([spec(run_id="bad"), spec(run_id="good", seed=1)], corpus, folder)
     found = {entry.run_id: entry.state for entry in existing_ledger(folder.path).entries()}
     assert found == {"bad": FAILED, "good": DONE}
@@ -266,7 +267,7 @@ WRONG = {
         f"{HEADER},context_length\n{ROW},1e5,32.5\n", "line 2: .*context_length.*32.5",
     ),
     "negative rate": (f"{HEADER},learning_rate\n{ROW},1e5,-1\n", "line 2: .*learning_rate.*-1"),
-    "twice": (f"{HEADER}\n{ROW},1e5\n{ROW},1e5\n", "every row must differ in shape, tokens or seed"),
+    "twice": (f"{HEADER}\n{ROW},1e5\n{ROW},1e5\n", "every row must differ in shape"),
     "no rows": (f"{HEADER}\n", "has no rows"),
     "no text": ("", "is not a CSV or Parquet table"),
 }  # fmt: skip

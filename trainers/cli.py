@@ -1,12 +1,15 @@
 """Commands that train: train and sweep."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scaling.options import CorpusOption, Json, OutFolder, Seed, Vocabulary, Workers
-from scaling.printing import note, print_json, print_table
+from scaling.printing import json_row, note, print_json, print_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 sweep = typer.Typer(
     help="Train the runs of a plan and keep a ledger of them.", no_args_is_help=True
@@ -96,14 +99,9 @@ def export(
         _print_runs(runs, json)
 
 
-def _print_runs(runs: "object", json: bool) -> None:
-    import json as codec
-
-    import pandas as pd
-
-    assert isinstance(runs, pd.DataFrame)
+def _print_runs(runs: "pd.DataFrame", json: bool) -> None:
     if json:
-        print_json(codec.loads(runs.to_json(orient="records", double_precision=15)))
+        print_json([json_row(row) for row in runs.to_dict("records")])
     else:
         shown = [
             name for name in ("run_id", "tokens", "loss", "bits_per_byte", "status") if name in runs

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scaling.errors import InputError, WorkError
 from scaling.files import read_json
+from scaling.printing import json_row
 from scaling.quantities import parse_count
 from scaling.shape import Shape
 from trainers.corpus import prepare
@@ -51,12 +52,7 @@ def train_config(
     row = runs.iloc[0].to_dict()
     if row["status"] != "done":
         raise WorkError(f"{spec.run_id} {row['status']}: its loss is not finite; lower the rate")
-    return {str(name): _plain(value) for name, value in row.items()}
-
-
-def _plain(value: object) -> object:
-    """A NumPy scalar as Python's own."""
-    return value.item() if hasattr(value, "item") else value
+    return json_row(row)
 
 
 def progress_lines() -> Callable[[list[Entry]], None]:

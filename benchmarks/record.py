@@ -1,0 +1,32 @@
+"""Write a benchmark's result: one JSON document with commit, machine and command."""
+
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def finish(name: str, figures: dict[str, object]) -> None:
+    """Keep the figures in ``results/NAME.json`` and print them as the last line."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False
+    )
+    document = {
+        "benchmark": name,
+        **figures,
+        "commit": commit.stdout.strip(),
+        "machine": f"{_processor()}, Python {platform.python_version()}",
+        "command": " ".join(["python", *sys.argv]),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    print(json.dumps(document))
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(models)} x {models[0]}" if models else platform.machine()

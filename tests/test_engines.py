@@ -1,0 +1,191 @@
+import json
+from dataclasses import asdict, replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scaling.catalog import hardware, shape_named
+from scaling.errors import InputError
+from scaling.shape import Shape
+from search.throughput import _torch
+from search.throughput._base import Measurement, interval
+from search.throughput._roofline import RooflineEngine
+from search.throughput._torch import Timing, TorchEngine
+from search.throughput.registry import ENGINES, engine_named
+from search.workload import Workload, parse_workload
+
+torch.set_num_threads(1)
+SHAPE = Shape(
+    hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=8, vocab_size=50, qk_norm=True,
+)  # fmt: skip
+WORKLOADS = ["20/6@3", "1/2@1", "20/6@3:bfloat16"]
+
+
+@pytest.mark.parametrize("name", ENGINES)
+class TestEveryEngine:
+    """The contract of an entry of ENGINES."""
+
+    @pytest.mark.parametrize("text", WORKLOADS)
+    def test_a_measurement_is_complete_and_consistent(self, name: str, text: str) -> None:
+        engine, workload = engine_named(name), parse_workload(text)
+        found = engine.measure(SHAPE, workload)
+        assert isinstance(found, Measurement)
+        assert engine.name == name
+        assert found.engine.split(":")[0] == name
+        assert found.kind == engine.kind in {"measured", "predicted"}
+        assert found.workload == str(workload)
+        assert found.device
+        assert found.version
+        rate = found.output_tokens_per_second
+        assert 0 <= found.low <= rate <= found.high < float("inf")
+        assert found.ttft > 0
+        assert found.tpot > 0
+        whole = found.ttft + found.tpot * (workload.output_tokens - 1)
+        generated = workload.concurrency * workload.output_tokens
+        # The mean of ratios over repeats is at least the ratio of the means.
+        assert rate >= 0.999 * generated / whole
+        assert found.repeats or rate == pytest.approx(generated / whole)
+        prompt = workload.concurrency * workload.input_tokens
+        assert found.prefill_tokens_per_second >= 0.999 * prompt / found.ttft
+        assert found.decode_tokens_per_second >= 0.999 * workload.concurrency / found.tpot
+
+    def test_a_measurement_is_json(self, name: str) -> None:
+        found = engine_named(name).measure(SHAPE, parse_workload("20/6@3"))
+        text = json.dumps(asdict(found), allow_nan=False)
+        assert Measurement(**json.loads(text)) == found
+
+    def test_measured_engines_repeat_and_predicted_ones_do_not(self, name: str) -> None:
+        found = engine_named(name).measure(SHAPE, parse_workload("20/6@3"))
+        if found.kind == "measured":
+            assert found.repeats >= 3
+            assert found.low < found.output_tokens_per_second < found.high
+            assert found.wall_seconds > 0
+            assert found.cpu_seconds > 0
+        else:
+            assert found.repeats == 0
+            assert (found.wall_seconds, found.cpu_seconds) == (0, 0)
+
+    def test_a_shape_that_does_not_fit_is_refused(self, name: str) -> None:
+        large = replace(shape_named("qwen3-32b"), num_hidden_layers=640)
+        with pytest.raises(InputError, match=r"needs \d+ Gi?B"):
+            engine_named(name).measure(large, parse_workload("chat"))
+
+    def test_a_workload_that_does_not_fit_is_refused(self, name: str) -> None:
+        with pytest.raises(InputError, match=r"100000 at once, float32 needs \d+ Gi?B"):
+            engine_named(name).measure(SHAPE, parse_workload("100000/100000@100000"))
+
+    def test_unknown_hardware_is_refused(self, name: str) -> None:
+        with pytest.raises(InputError, match="abacus"):
+            engine_named(f"{name}:abacus")
+
+
+@pytest.mark.parametrize("text", ["", "vllm", "Torch", ":h100"])
+def test_an_unknown_engine_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=f"`--engine` must be one of torch, roofline.* '{text}'"):
+        engine_named(text)
+
+
+def test_the_torch_engine_serves_what_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, ...]] = []
+
+    class Watched(_torch.Transformer):
+        def forward(self, tokens: torch.Tensor, **options: object) -> torch.Tensor:  # type: ignore[override]
+            calls.append((*tokens.shape, options["start"]))  # type: ignore[arg-type]
+            return super().forward(tokens, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_torch, "Transformer", Watched)
+    TorchEngine(repeats=1).measure(SHAPE, parse_workload("20/6@3"))
+    repeat = [(3, 20, 0), *((3, 1, position) for position in range(20, 25))]
+    assert calls[-6:] == repeat
+    assert calls[:-6] == repeat[:4], "a short warm-up comes first"
+
+
+def test_the_weights_are_in_the_number_format_of_the_workload(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = set()
+    original = _torch.Transformer.logits
+
+    def logits(model: _torch.Transformer, hidden: torch.Tensor) -> torch.Tensor:
+        seen.add((hidden.dtype, model.lm_head.weight.dtype))
+        return original(model, hidden)
+
+    monkeypatch.setattr(_torch.Transformer, "logits", logits)
+    TorchEngine(repeats=1).measure(SHAPE, parse_workload("8/4@1:bfloat16"))
+    assert seen == {(torch.bfloat16, torch.bfloat16)}
+
+
+def test_a_disturbed_measurement_says_so() -> None:
+    workload = parse_workload("20/6@3")
+    calm = _torch._measurement([Timing(1.0, 5.0, 6.0)] * 3, workload, 0.1, 18.0)
+    shared = _torch._measurement([Timing(1.0, 5.0, 3.0)] * 3, workload, 2.0, 18.0)
+    assert (calm.disturbed, shared.disturbed) == (False, True)
+    assert calm.output_tokens_per_second == calm.low == calm.high == 3
+    assert (calm.ttft, calm.tpot, calm.decode_tokens_per_second) == (1.0, 1.0, 3.0)
+    assert calm.prefill_tokens_per_second == 60
+
+
+def test_the_interval_of_repeats_is_students() -> None:
+    low, high = interval(np.array([9.0, 10.0, 11.0]))
+    assert (low, high) == pytest.approx((10 - 4.30265 / 3**0.5, 10 + 4.30265 / 3**0.5), rel=1e-5)
+    assert interval(np.array([7.0])) == (7.0, 7.0)
+    assert interval(np.array([1.0, 100.0]))[0] == 0.0
+
+
+GROUPS = (1, 2, 4, 8, 16)
+workloads = st.builds(
+    Workload,
+    name=st.just("any"),
+    input_tokens=st.integers(1, 8192),
+    output_tokens=st.integers(2, 4096),
+    concurrency=st.integers(1, 64),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+)
+
+
+def rates(shapes: list[Shape], workload: Workload, device: str = "h200") -> list[float]:
+    engine = RooflineEngine(device)
+    return [engine.measure(shape, workload).output_tokens_per_second for shape in shapes]
+
+
+@settings(deadline=None)
+@given(workloads)
+def test_more_key_value_heads_are_never_faster_on_the_roofline(workload: Workload) -> None:
+    shapes = [replace(SHAPE, num_attention_heads=16, num_key_value_heads=k) for k in GROUPS]
+    assert all(few >= many for few, many in pairwise(rates(shapes, workload)))
+
+
+@settings(deadline=None)
+@given(workloads, st.sampled_from(["intermediate_size", "num_hidden_layers", "vocab_size"]))
+def test_larger_shapes_are_slower_on_the_roofline(workload: Workload, field: str) -> None:
+    shapes = [replace(SHAPE, **{field: 8 * scale}) for scale in (1, 2, 4)]
+    assert all(small > large for small, large in pairwise(rates(shapes, workload)))
+
+
+@settings(deadline=None)
+@given(workloads)
+def test_a_device_with_more_bandwidth_is_never_slower(workload: Workload) -> None:
+    (slower,), (faster,) = (rates([SHAPE], workload, device) for device in ("h100", "h200"))
+    assert hardware("h100").peak_flops == hardware("h200").peak_flops
+    assert faster >= slower
+
+
+def test_decoding_one_sequence_of_a_large_model_is_bound_by_its_weights() -> None:
+    shape, device = shape_named("llama-3.1-8b"), hardware("h100")
+    found = RooflineEngine("h100").measure(shape, parse_workload("128/64@1:bfloat16"))
+    weights = shape.weight_bytes(2) / device.bandwidth
+    assert found.tpot == pytest.approx(weights, rel=0.01)
+    assert found.tpot > weights
+    assert found.engine == "roofline:h100"
+
+
+def test_the_prefill_of_a_large_model_is_bound_by_arithmetic() -> None:
+    shape, device = shape_named("llama-3.1-8b"), hardware("h100")
+    found = RooflineEngine("h100").measure(shape, parse_workload("8192/16@4:bfloat16"))
+    flops = 4 * 8192 * shape.forward_flops(4096)
+    assert found.ttft == pytest.approx(flops / device.peak_flops["bfloat16"])

@@ -1,0 +1,205 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_study import FakeEngine
+
+from scaling.catalog import shape_named
+from scaling.errors import InputError
+from scaling.fits import Fit
+from scaling.fitting import fit
+from scaling.runs import with_ratios
+from scaling.shape import RATIOS, Shape
+from scaling.space import Space, nearest_proportions, within
+from search.proposals import BASELINE, CANDIDATE, FAST, LOSS_OPTIMAL, Proposal
+from search.propose import FLAT, RATIO_SLACK, Target, mark_front, propose
+from search.quickstart import fill
+from search.throughput._base import Engine
+from search.workload import parse_workload
+
+TOKENS = 2_000_000
+
+
+def synthetic_runs() -> pd.DataFrame:
+    """A synthetic run table: real shapes, and the losses of a known law with a little noise."""
+    rows = []
+    choices = [(24, 6, 2), (32, 4, 1), (32, 4, 4), (48, 3, 1), (64, 4, 2), (64, 2, 2), (96, 2, 1)]
+    for size in (50_000, 100_000):
+        for hidden, heads, groups in choices:
+            for ratio in (10, 20):
+                shape = fill(size, hidden, heads, groups, 256)
+                rows.append(vars(shape) | {"tokens": size * ratio})
+    runs = with_ratios(pd.DataFrame(rows))
+    loss = 1.2 + 20 / runs["n_non_embedding"] ** 0.3 + 60 / runs["tokens"] ** 0.35
+    for name, best, curvature in (("hidden_over_sqrt_n", 0.2, 0.2), ("mlp_to_attention", 2, 0.04)):
+        x = runs[name] / best
+        loss *= 1 + curvature * (np.log(x) + 1 / x - 1)
+    noise = np.random.default_rng(0).normal(0, 0.001, len(runs))
+    runs["loss"] = loss * (1 + 0.01 * np.log(runs["gqa"])) * np.exp(noise)
+    runs["run_id"] = [f"synthetic-{number:02d}" for number in range(len(runs))]
+    return runs
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Fit:
+    return fit("conditional", synthetic_runs(), starts=16, resamples=40)
+
+
+def target(engine: Engine, **changes: object) -> Target:
+    space: dict[str, object] = {
+        "parameters": 200_000, "layers": (4,), "head_dims": (16,), "vocab_size": 256,
+        "hidden_step": 16, "mlp_step": 16, "qk_norm": True, "rope_theta": 500.0,
+    }  # fmt: skip
+    return Target(
+        space=Space(**(space | changes)),  # type: ignore[arg-type]
+        tokens=TOKENS,
+        workload=parse_workload("128/64@8"),
+        engine=engine,
+        baseline_name="llama-3.2-1b",
+        baseline=shape_named("llama-3.2-1b"),
+    )
+
+
+@pytest.fixture(scope="module")
+def proposals(fitted: Fit, tmp_path_factory: pytest.TempPathFactory) -> list[Proposal]:
+    storage = tmp_path_factory.mktemp("study") / "study.log"
+    return propose(fitted, target(FakeEngine()), storage=storage, measurements=14)
+
+
+def predicted(fitted: Fit, shapes: list[Shape]) -> np.ndarray:
+    frame = with_ratios(pd.DataFrame([vars(shape) for shape in shapes])).assign(tokens=TOKENS)
+    return fitted.predict(frame)["predicted_loss"].to_numpy()
+
+
+def role(proposals: list[Proposal], name: str) -> Proposal:
+    (found,) = [proposal for proposal in proposals if proposal.role == name]
+    return found
+
+
+def test_the_baseline_comes_first_with_the_proportions_of_its_model(
+    proposals: list[Proposal],
+) -> None:
+    everything = target(FakeEngine()).space.enumerate()
+    row = nearest_proportions(everything, shape_named("llama-3.2-1b"), 200_000)
+    assert proposals[0].role == BASELINE
+    assert proposals[0].shape == everything[row]
+    assert [proposal.role for proposal in proposals].count(BASELINE) == 1
+
+
+def test_as_many_distinct_shapes_as_asked_for_are_proposed(proposals: list[Proposal]) -> None:
+    assert len(proposals) == len({proposal.shape for proposal in proposals}) == 14
+    for proposal in proposals:
+        assert proposal.shape.n_non_embedding == pytest.approx(200_000, rel=0.03)
+        assert proposal.tokens == TOKENS
+
+
+def test_every_proposal_but_the_baseline_is_near_the_fitted_ratios(
+    fitted: Fit, proposals: list[Proposal]
+) -> None:
+    for proposal in proposals[1:]:
+        for name in RATIOS:
+            low, high = fitted.ranges[name]
+            assert low / RATIO_SLACK <= getattr(proposal.shape, name) <= high * RATIO_SLACK
+
+
+def test_losses_are_those_of_the_fit_inside_their_intervals(
+    fitted: Fit, proposals: list[Proposal]
+) -> None:
+    losses = predicted(fitted, [proposal.shape for proposal in proposals])
+    for proposal, loss in zip(proposals, losses, strict=True):
+        assert proposal.predicted_loss == pytest.approx(loss, rel=1e-12)
+        assert proposal.loss_low < proposal.predicted_loss < proposal.loss_high
+
+
+def test_the_loss_optimal_shape_has_the_lowest_predicted_loss_in_range(
+    fitted: Fit, proposals: list[Proposal]
+) -> None:
+    everything = target(FakeEngine()).space.enumerate()
+    ranges = {name: fitted.ranges[name] for name in RATIOS}
+    allowed = everything.take(within(everything, ranges, RATIO_SLACK))
+    losses = fitted.central(allowed.frame().assign(tokens=TOKENS))
+    best = role(proposals, LOSS_OPTIMAL)
+    assert best.predicted_loss <= losses.min() * (1 + FLAT)
+    others = [p.predicted_loss for p in proposals if p.role != BASELINE]
+    assert best.predicted_loss <= min(others) * (1 + FLAT)
+
+
+def test_the_fast_shape_is_the_fastest_of_no_more_loss_than_the_baseline(
+    proposals: list[Proposal],
+) -> None:
+    fast, baseline = role(proposals, FAST), proposals[0]
+    assert fast.predicted_loss <= baseline.predicted_loss
+    equal = [
+        proposal.throughput.output_tokens_per_second  # type: ignore[union-attr]
+        for proposal in proposals
+        if proposal.predicted_loss <= baseline.predicted_loss and proposal.role in (FAST, CANDIDATE)
+    ]
+    assert fast.throughput.output_tokens_per_second == max(equal)  # type: ignore[union-attr]
+
+
+def test_the_front_is_marked_and_comes_after_the_baseline(proposals: list[Proposal]) -> None:
+    for proposal in proposals:
+        beaten = any(
+            other.predicted_loss <= proposal.predicted_loss
+            and other.throughput.output_tokens_per_second  # type: ignore[union-attr]
+            > proposal.throughput.output_tokens_per_second  # type: ignore[union-attr]
+            for other in proposals
+        )
+        assert proposal.on_front == (not beaten)
+    rest = [(not proposal.on_front, proposal.predicted_loss) for proposal in proposals[1:]]
+    assert rest == sorted(rest)
+
+
+def test_what_lies_outside_of_the_fit_is_said(proposals: list[Proposal]) -> None:
+    assert any("n_non_embedding" in words for words in proposals[0].warnings)
+
+
+def test_shapes_that_the_engine_refuses_stay_with_the_reason(fitted: Fit, tmp_path: Path) -> None:
+    found = propose(
+        fitted, target(FakeEngine(refuse=1)), storage=tmp_path / "study.log", measurements=10
+    )
+    refused = [proposal for proposal in found if proposal.throughput is None]
+    assert {proposal.shape.num_key_value_heads for proposal in refused} == {1}
+    for proposal in refused:
+        assert not proposal.on_front
+        assert any(words.startswith("not measured: ") for words in proposal.warnings)
+    assert len(refused) < len(found) == 10
+
+
+class RefusingEngine(FakeEngine):
+    """An engine of this test that runs nothing."""
+
+    def measure(self, shape: Shape, workload: object) -> object:  # type: ignore[override]
+        raise InputError("no room")
+
+
+def test_an_engine_that_runs_nothing_is_an_input_error(fitted: Fit, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the engine ran none of the shapes: no room"):
+        propose(fitted, target(RefusingEngine()), storage=tmp_path / "s.log", measurements=3)
+
+
+def test_a_budget_outside_of_the_fitted_ratios_is_refused(fitted: Fit, tmp_path: Path) -> None:
+    engine = FakeEngine()
+    asked = target(engine, aspect=(90.0, 120.0))
+    with pytest.raises(InputError, match=r"none of the \d+ shapes .* change --layers"):
+        propose(fitted, asked, storage=tmp_path / "study.log", measurements=3)
+    assert engine.calls == []
+
+
+def test_a_stopped_search_ends_with_the_same_named_shapes(
+    fitted: Fit, proposals: list[Proposal], tmp_path: Path
+) -> None:
+    for stop_at in (1, 2, 3):  # a baseline, a loss-optimal shape: each is stopped while measured
+        storage = tmp_path / f"{stop_at}.log"
+        with pytest.raises(KeyboardInterrupt):
+            propose(fitted, target(FakeEngine(stop_at=stop_at)), storage=storage, measurements=14)
+        found = propose(fitted, target(FakeEngine()), storage=storage, measurements=14)
+        for name in (BASELINE, LOSS_OPTIMAL):
+            assert role(found, name).shape == role(proposals, name).shape
+
+
+def test_marking_the_front_again_changes_nothing(proposals: list[Proposal]) -> None:
+    unmarked = [replace(proposal, on_front=False) for proposal in proposals]
+    assert mark_front(unmarked) == proposals
