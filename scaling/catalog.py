@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from scaling.errors import InputError, WorkError
@@ -42,7 +41,7 @@ def _chinchilla(published: pd.DataFrame) -> pd.DataFrame:
         {
             "run_id": [f"chinchilla-{row:03d}" for row in range(len(published))],
             "family": "chinchilla",
-            "n_total": size.round().astype(np.int64),
+            "n_total": size,
             "tokens": compute / (6 * size),
             "flops_6nd": compute,
             "loss": published["loss"],

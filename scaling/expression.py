@@ -3,6 +3,7 @@
 import ast
 import operator
 from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def select(expression: str, columns: Mapping[str, Any], rows: int) -> np.ndarray
         ) from None
     try:
         mask = np.asarray(_value(tree, columns, expression))
-    except (TypeError, ZeroDivisionError, RecursionError) as error:
+    except (TypeError, ArithmeticError, RecursionError, MemoryError) as error:
         raise InputError(f"the filter {expression!r} cannot be applied: {error}") from None
     if mask.dtype != np.bool_:
         raise InputError(f"a filter must be true or false for each row, but got {expression!r}")
@@ -70,7 +71,7 @@ def _value(node: ast.expr, columns: Mapping[str, Any], text: str) -> Any:
             return np.logical_not(_value(operand, columns, text))
         case ast.BoolOp(op=op, values=values):
             combine = np.logical_and if isinstance(op, ast.And) else np.logical_or
-            return combine.reduce([_value(value, columns, text) for value in values])
+            return reduce(combine, [_value(value, columns, text) for value in values])
         case ast.Compare(left=first, ops=ops, comparators=rest):
             return _compare([first, *rest], ops, columns, text)
     raise InputError(

@@ -12,11 +12,11 @@ from scipy.stats import t as student
 from scaling.errors import InputError
 from scaling.files import read_json, write_json
 from scaling.identifiability import Held, optimum_status, outside
-from scaling.laws import Law, UShape, columns_of, law_named
+from scaling.laws import LAWS, Law, UShape, columns_of, law_named
 
 SCHEMA = 1
 LEVEL = 95.0
-QUANTILES = 41  # of the noise of a new run, mixed with every resample
+QUANTILES = 201  # of the noise of a new run, mixed with every resample
 CHUNK = 4096  # rows predicted at once, to bound memory
 
 
@@ -204,12 +204,16 @@ class Fit:
                 f"{path} must be a fit of schema version {SCHEMA}, but has "
                 f"{document.get('schema_version')!r}; write it again with `shapelaw fit --out`"
             )
-        state = dict(document["state"])
         try:
+            state = dict(document["state"])
             state["theta"] = np.array(state["theta"], dtype=float)
             state["draws"] = np.array(state["draws"], dtype=float).reshape(-1, len(state["theta"]))
             state["held"] = {name: Held(**held) for name, held in state["held"].items()}
             state["ranges"] = {name: tuple(ends) for name, ends in state["ranges"].items()}
+            if state["law_name"] not in LAWS:
+                raise ValueError(f"it names an unknown law {state['law_name']!r}")
+            if len(state["theta"]) != sum(law_named(state["law_name"]).sizes()):
+                raise ValueError("its parameters are not those of its law")
             return cls(**state)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise InputError(

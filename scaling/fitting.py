@@ -201,7 +201,7 @@ def fit(
         basins=best.basins,
         gradient_norm=best.gradient_norm,
         seconds=0.0,
-        run_ids=[str(name) for name in runs["run_id"]] if "run_id" in runs else [],
+        run_ids=[str(name) for name in runs.get("run_id", [f"row-{i}" for i in range(len(runs))])],
         left_out=dict(runs.attrs.get("left_out", {})),
         ranges={name: (float(c.min()), float(c.max())) for name, c in columns.items()},
         size_convention=convention,
@@ -410,6 +410,8 @@ def _notes(fitted: Fit, hidden: list[Hidden]) -> list[str]:
             ends = (found["value"], found["low"], found["high"])
             note = optimum_status(factor.of, *ends, fitted.ranges[factor.of])[1]
             notes += [note] if note else []
+    if fitted.noise_degrees == 0:
+        notes.append("as many runs as free parameters: the noise is unknown, intervals too narrow")
     if fitted.size_convention == "total":
         notes.append("N is total parameters: the table has no n_non_embedding")
     if fitted.left_out:

@@ -110,10 +110,10 @@ def optimum_status(
     }
     if value > top:
         answer["status"] = f"loss falls up to the largest value seen: optimum above {top:.3g}"
-        answer["low"] = max(low, bottom)
+        answer["low"] = min(max(low, bottom), top)
     elif value < bottom:
         answer["status"] = f"loss rises from the smallest value seen: optimum below {bottom:.3g}"
-        answer["high"] = min(high, top)
+        answer["high"] = max(min(high, top), bottom)
     elif answer["low"] is None or answer["high"] is None:
         answer["status"] = "inside the observed range, its interval is open on one side"
         if answer["low"] is None and answer["high"] is None:

@@ -4,6 +4,7 @@ import re
 
 from scaling.errors import InputError
 
+LARGEST = 1e30
 SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 
 
@@ -31,11 +32,12 @@ def parse_count(text: str | float) -> int:
             f"but got {text!r}; write 350M, 1B or 2e6"
         )
     digits, exponent, suffix = match.groups()
-    number = float(digits.replace("_", "") + (exponent or ""))
-    count = round(number * SUFFIXES[suffix.upper()])
-    if count < 1:
+    number = float(digits.replace("_", "") + (exponent or "")) * SUFFIXES[suffix.upper()]
+    if number >= LARGEST:
+        raise InputError(f"a count must be below {LARGEST:g}, but got {text!r}")
+    if round(number) < 1:
         raise InputError(f"a count must be at least 1, but got {text!r}")
-    return count
+    return round(number)
 
 
 def format_count(count: float) -> str:

@@ -85,29 +85,35 @@ def load_runs(
         The file cannot be read, or a value breaks a rule: file, line, column and value are named.
     """
     path = Path(path)
-    runs = with_ratios(read_table(path), str(path))
+    runs = read_table(path)
     if "run_id" not in runs:
         runs["run_id"] = [f"row-{line}" for line in range(2, len(runs) + 2)]
     runs["run_id"] = runs["run_id"].astype(str)
-    left_out: dict[str, str] = {}
-    exclude = set(exclude)
-    if unknown := sorted(exclude - set(runs["run_id"])):
-        raise InputError(f"{path} has no run {unknown[0]!r} to exclude; look at its run_id column")
-    keep = ~runs["run_id"].isin(exclude).to_numpy()
-    left_out |= dict.fromkeys(runs["run_id"][~keep], "excluded by name")
+    left_out = _unwanted(runs, set(exclude), path)
+    # The index still counts the lines of the file: errors name them.
+    runs = with_ratios(runs[~runs["run_id"].isin(left_out)], str(path))
     if where is not None:
         chosen = select(where, {str(name): runs[name] for name in runs}, len(runs))
-        left_out |= dict.fromkeys(runs["run_id"][keep & ~chosen], f"not in `{where}`")
-        keep &= chosen
-    if "status" in runs:
-        status = runs["status"].fillna("done").astype(str)
-        unfinished = keep & (status != "done").to_numpy()
-        left_out |= dict(zip(runs["run_id"][unfinished], status[unfinished], strict=True))
-        keep &= ~unfinished
-    validate(runs.loc[keep], str(path))
-    runs = runs.loc[keep].reset_index(drop=True)
+        left_out |= dict.fromkeys(runs["run_id"][~chosen], f"not in `{where}`")
+        runs = runs[chosen]
+    validate(runs, str(path))
+    for name in NUMERIC & set(runs.columns):
+        runs[name] = pd.to_numeric(runs[name])
+    runs = runs.reset_index(drop=True)
     runs.attrs["left_out"] = left_out
     return runs
+
+
+def _unwanted(runs: pd.DataFrame, exclude: set[str], path: Path) -> dict[str, str]:
+    """Rows excluded by name and runs that did not finish: {run_id: why}."""
+    if unknown := sorted(exclude - set(runs["run_id"])):
+        raise InputError(f"{path} has no run {unknown[0]!r} to exclude; look at its run_id column")
+    unwanted = dict.fromkeys(sorted(exclude), "excluded by name")
+    if "status" in runs:
+        status = runs["status"].fillna("done").astype(str)
+        unfinished = (status != "done") & ~runs["run_id"].isin(exclude)
+        unwanted |= dict(zip(runs["run_id"][unfinished], status[unfinished], strict=True))
+    return unwanted
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -178,7 +184,7 @@ def validate(runs: pd.DataFrame, source: str) -> None:
     if twice.any():
         raise InputError(
             f"{source} line {runs.index[twice][0] + 2}: `run_id` must be unique, "
-            f"but {runs['run_id'][twice].iloc[0]!r} stands twice; rename or --exclude one"
+            f"but {runs['run_id'][twice].iloc[0]!r} stands twice; rename one of them"
         )
     check_numbers(runs, [name for name in runs.columns if name in NUMERIC], source)
     if {"num_attention_heads", "num_key_value_heads"} <= set(runs.columns):
@@ -200,13 +206,17 @@ def check_numbers(frame: pd.DataFrame, columns: Iterable[str], source: str) -> N
     for name in columns:
         numbers = pd.to_numeric(frame[name], errors="coerce").to_numpy(dtype=float)
         broken = ~(np.isfinite(numbers) & (numbers > 0))
+        rule = f"`{name} > 0` and finite"
+        if name in INTEGER_FIELDS and not broken.any():
+            broken = numbers != np.round(numbers)
+            rule = f"`{name}` a whole number"
         if name in ("loss_se", "bits_per_byte"):
             broken &= ~(frame[name].isna().to_numpy() | (numbers == 0))
         if broken.any():
             line = frame.index[broken][0] + 2
             value = frame[name][broken].iloc[0]
             raise InputError(
-                f"{source} line {line}: `{name} > 0` and finite must hold, but got {value}; "
+                f"{source} line {line}: {rule} must hold, but got {value}; "
                 "correct the row, or leave it out with --exclude RUN_ID"
             )
 

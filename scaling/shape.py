@@ -164,14 +164,25 @@ class Shape(Costs):
             f"f{self.intermediate_size}"
         )
 
+    @property
+    def config_family(self) -> str:
+        """The Hugging Face model type that builds this shape.
+
+        Qwen3 has QK-norm; Llama's config refuses heads that do not divide the hidden size, and
+        Mistral's, which is the same model without a sliding window, takes them.
+        """
+        if self.qk_norm:
+            return "qwen3"
+        return "mistral" if self.hidden_size % self.num_attention_heads else "llama"
+
     def to_config(self, *, max_position_embeddings: int = 2048) -> dict[str, Any]:
-        """Fields of the Hugging Face config of this shape: Llama, or Qwen3 with QK-norm."""
-        family = "qwen3" if self.qk_norm else "llama"
-        architecture = "Qwen3ForCausalLM" if self.qk_norm else "LlamaForCausalLM"
+        """Fields of the Hugging Face config that builds this shape."""
+        family = self.config_family
         own = {name: value for name, value in asdict(self).items() if name != "qk_norm"}
         return {
-            "architectures": [architecture],
+            "architectures": [f"{family.capitalize()}ForCausalLM"],
             "model_type": family,
+            **({"sliding_window": None} if family == "mistral" else {}),
             **own,
             "attention_bias": False,
             "hidden_act": "silu",
@@ -199,7 +210,8 @@ class Shape(Costs):
         if values.get("num_key_value_heads") is None:
             values["num_key_value_heads"] = heads
         if values.get("head_dim") is None and heads and values.get("hidden_size"):
-            values["head_dim"] = int(values["hidden_size"]) // int(heads)
+            hidden = _integer("hidden_size", values["hidden_size"])
+            values["head_dim"] = hidden // max(_integer("num_attention_heads", heads), 1)
         missing = [name for name in INTEGER_FIELDS if values.get(name) is None]
         if missing:
             raise InputError(f"a shape needs `{'`, `'.join(missing)}`; add the missing fields")

@@ -58,6 +58,12 @@ class Space:
             raise InputError(f"`0 < tolerance < 0.5` must hold, but got {self.tolerance}")
         if not self.layers or not self.head_dims:
             raise InputError("a space needs at least one number of layers and one head dimension")
+        odd = [h for h in self.head_dims if h % 2]
+        if odd:
+            raise InputError(
+                "`head_dim % 2 == 0` must hold for rotary positions, "
+                f"but got {odd[0]}; use {odd[0] + 1}"
+            )
 
     def enumerate(self) -> ShapeTable:
         """Every valid shape of the budget, by layers, hidden size, head dimension, heads, width.
@@ -94,11 +100,12 @@ class Space:
     def _blocks(self) -> Iterator[tuple[np.ndarray, ...]]:
         """Valid shapes of each number of layers and hidden size, a block of columns at a time."""
         heads, groups = _head_pairs(self.max_heads)
-        for layers in sorted(self.layers):
+        for layers in sorted(set(self.layers)):
             low, high = (layers * ratio for ratio in self.aspect)
             start = max(self.hidden_step, int(np.ceil(low / self.hidden_step)) * self.hidden_step)
             for hidden in range(start, int(high) + 1, self.hidden_step):
-                block = [self._widths(layers, hidden, h, heads, groups) for h in self.head_dims]
+                dims = sorted(set(self.head_dims))
+                block = [self._widths(layers, hidden, h, heads, groups) for h in dims]
                 filled = [part for part in block if len(part[0])]
                 if filled:
                     yield tuple(np.concatenate(column) for column in zip(*filled, strict=True))
@@ -170,7 +177,8 @@ def nearest_proportions(table: ShapeTable, like: Shape, parameters: int) -> int:
     """The row whose proportions are nearest to a known model's, at the table's size.
 
     Proportions are those of one layer, which do not change when a team shrinks a model by its
-    width: f/d, H·h/d and H/K. Ties go to the size nearest to ``parameters``.
+    width: f/d, H·h/d and H/K. Ties go to the size nearest to ``parameters``, then to the head
+    dimension.
     """
 
     def proportions(of: Shape | ShapeTable) -> np.ndarray:
@@ -180,7 +188,8 @@ def nearest_proportions(table: ShapeTable, like: Shape, parameters: int) -> int:
 
     apart = proportions(table) - proportions(like)[:, None]
     size = np.abs(np.log(table.n_non_embedding / parameters))
-    return int(np.argmin((apart**2).sum(axis=0) + 1e-3 * size))
+    other_head = np.abs(np.log(table.head_dim / like.head_dim))
+    return int(np.argmin((apart**2).sum(axis=0) + 1e-3 * size + 1e-4 * other_head))
 
 
 def describe(table: ShapeTable) -> pd.DataFrame:

@@ -253,7 +253,7 @@ def test_each_row_that_is_left_out_has_the_first_reason(save):
     loaded = load_runs(save(frame), exclude=["run-0"], where="tokens > 2e6")
     assert loaded.attrs["left_out"] == {
         "run-0": "excluded by name",
-        "run-1": "not in `tokens > 2e6`",
+        "run-1": "failed",
         "run-3": "failed",
     }
 
