@@ -113,6 +113,21 @@ def test_initial_weights_are_a_function_of_the_seed() -> None:
         assert torch.equal(a, c) == (a.ndim == 1)
 
 
+def test_initial_weights_have_the_documented_spread() -> None:
+    shape = tiny(hidden_size=96, intermediate_size=128, head_dim=32, tie_word_embeddings=False)
+    model = Transformer(shape, context_length=8)
+    model.initialise(0)
+    for name, weight in model.named_parameters():
+        if weight.ndim == 1:
+            assert (weight == 1).all(), name
+            continue
+        wanted = 0.02 if "embed_tokens" in name else weight.shape[1] ** -0.5
+        if "o_proj" in name or "down_proj" in name:  # they write to the residual stream
+            wanted /= 2  # the square root of twice the layers
+        assert float(weight.detach().std()) == pytest.approx(wanted, rel=0.05), name
+        assert float(weight.detach().mean()) == pytest.approx(0, abs=0.05 * wanted), name
+
+
 def test_initial_weights_leave_the_global_generator_alone() -> None:
     model = Transformer(tiny(), context_length=8)
     torch.manual_seed(1)
