@@ -4,8 +4,9 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise InputError(f"{path} must hold a JSON object, but holds a {type(document).__name__}")
     return document
+
+
+@contextlib.contextmanager
+def nothing_left(folder: Path) -> Iterator[None]:
+    """On bad input, remove a folder that was not there before: nothing is left half-made."""
+    new = not folder.exists()
+    try:
+        yield
+    except InputError:
+        if new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def sha256(path: Path) -> str:

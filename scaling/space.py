@@ -56,6 +56,8 @@ class Space:
             )
         if not 0 < self.tolerance < 0.5:
             raise InputError(f"`0 < tolerance < 0.5` must hold, but got {self.tolerance}")
+        if self.vocab_size < 1:
+            raise InputError(f"`vocab_size >= 1` must hold, but got {self.vocab_size}")
         if not self.layers or not self.head_dims:
             raise InputError("a space needs at least one number of layers and one head dimension")
         odd = [h for h in self.head_dims if h % 2]

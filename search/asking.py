@@ -94,7 +94,7 @@ def _target(request: Request) -> Target:
             parameters=parameters,
             layers=_layers(request.layers, parameters, baseline),
             head_dims=_numbers("--head-dim", request.head_dims, head_dim),
-            vocab_size=request.vocab_size or baseline.vocab_size,
+            vocab_size=baseline.vocab_size if request.vocab_size is None else request.vocab_size,
             hidden_step=hidden_step,
             mlp_step=mlp_step,
             tolerance=request.tolerance,

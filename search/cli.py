@@ -176,6 +176,10 @@ def main() -> None:
         _stop(str(error), 1)
     except KeyboardInterrupt:
         _stop("stopped; the same command goes on from here", 130)
+    except SystemExit as error:  # typer answers Ctrl-C with this code and no words
+        if error.code == 130:
+            note("error: stopped; the same command goes on from here")
+        raise
     except OSError as error:
         _stop(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
     except MemoryError:

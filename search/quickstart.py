@@ -7,7 +7,6 @@ stopped, and ends with the same losses.
 import fcntl
 import os
 import platform
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ import pandas as pd
 
 from scaling.catalog import shape_named
 from scaling.errors import InputError, WorkError
-from scaling.files import read_json, write_json
+from scaling.files import nothing_left, read_json, write_json
 from scaling.fits import Fit
 from scaling.fitting import fit
 from scaling.quantities import format_count
@@ -268,17 +267,7 @@ def quickstart(folder: Path, settings: Settings, display: Display) -> Path:
     WorkError
         Another quickstart runs there, the disk is full, or a run failed.
     """
-    new = not folder.exists()
-    try:
-        return _run(folder, settings, display)
-    except InputError:
-        if new:  # bad input leaves nothing behind
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _run(folder: Path, settings: Settings, display: Display) -> Path:
-    with _locked(folder):
+    with nothing_left(folder), _locked(folder):
         _record(folder, settings)
         workers = settings.workers or cores()
         display.forecast(_forecast(settings, workers), workers)

@@ -111,9 +111,13 @@ def search(
     known = _known(study)
     grid = Grid.of(table)
     wanted = min(measurements, len(table))
+    waiting = [
+        trial.system_attrs.get("fixed_params")
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    ]
     for row in first:
-        if row not in known:
-            study.enqueue_trial(grid.picks(row), skip_if_exists=True)
+        if row not in known and grid.picks(row) not in waiting:
+            study.enqueue_trial(grid.picks(row))
     report(len(known))
     while len(known) < wanted:
         trial = study.ask()
@@ -162,7 +166,7 @@ def _study(
 ) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     key = hashlib.sha256(Grid.of(table).fields.tobytes() + losses.tobytes())
-    key.update(json.dumps([engine.name, asdict(workload)]).encode())
+    key.update(json.dumps([engine.label, asdict(workload)]).encode())
     try:
         storage.parent.mkdir(parents=True, exist_ok=True)
         backend = JournalStorage(JournalFileBackend(str(storage)))

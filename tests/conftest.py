@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.corpus import STDLIB, read_documents
+from trainers.documents import STDLIB, read_documents
 
 SMALL = ("--effort", "0.02", "--measurements", "4", "--json")
 

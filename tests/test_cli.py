@@ -11,15 +11,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import shapelaw
-from test_loop import SHAPE, small_corpus
-from test_propose import synthetic_runs
 from typer.testing import CliRunner
 
+from conftest import shapelaw
 from scaling.runs import COLUMNS, write_runs
 from scaling.shape import Shape
 from search.cli import app, main
 from search.throughput._base import Measurement
+from test_loop import SHAPE, small_corpus
+from test_propose import synthetic_runs
 from trainers.sweep import existing_ledger
 
 COMMANDS = ["fit", "predict", "train", "sweep", "quickstart", "report", "measure", "propose",
@@ -553,7 +553,7 @@ def test_a_config_of_another_vocabulary_is_refused(
         (["--context-length", "4"], "`context_length >= 8`"),
         (["--sequences", "0"], "`sequences >= 1`"),
         (["--vocab", "3"], "`257 <= --vocab <= 65536` must hold, but got 3"),
-        (["--context-length", "20000"], "must hold more than 40000 tokens for a context of 20000"),
+        (["--context-length", "20000"], "must hold at least 40000 tokens for a context of 20000"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

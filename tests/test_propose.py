@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_study import FakeEngine
 
 from scaling.catalog import shape_named
 from scaling.errors import InputError
@@ -18,6 +17,7 @@ from search.propose import FLAT, RATIO_SLACK, Target, mark_front, propose
 from search.quickstart import fill
 from search.throughput._base import Engine
 from search.workload import parse_workload
+from test_study import FakeEngine
 
 TOKENS = 2_000_000
 

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from test_loop import RECIPE, SHAPE, small_corpus, spec
 
 from scaling.errors import InputError, WorkError
 from scaling.runs import COLUMNS
 from scaling.shape import INTEGER_FIELDS
+from test_loop import RECIPE, SHAPE, small_corpus, spec
 from trainers import sweep
 from trainers.corpus import Corpus
 from trainers.ledger import DONE, FAILED, PLANNED, RUNNING, Entry, Ledger

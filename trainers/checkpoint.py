@@ -31,7 +31,15 @@ def save(path: Path, model: Transformer, optimizer: Optimizer, progress: Progres
     weights = {f"model.{name}": weight for name, weight in _own(model).items()}
     metadata = {"progress": json.dumps(vars(progress))}
     tensors = {name: value.contiguous() for name, value in (weights | optimizer.state()).items()}
-    write_whole(path, lambda target: save_file(tensors, target, metadata))
+    write_whole(path, lambda target: _write(tensors, target, metadata))
+
+
+def _write(tensors: dict[str, torch.Tensor], target: Path, metadata: dict[str, str]) -> None:
+    """Safetensors' own error for a full disk is no OSError."""
+    try:
+        save_file(tensors, target, metadata)
+    except SafetensorError as error:
+        raise OSError(0, str(error)) from error
 
 
 def resume(path: Path, model: Transformer, optimizer: Optimizer, identity: str) -> Progress:
@@ -82,7 +90,7 @@ def export(folder: Path, model: Transformer, *, max_position_embeddings: int) ->
     """Write ``model.safetensors`` and ``config.json`` as transformers loads them."""
     weights = hugging_face_weights(model)
     write_whole(
-        folder / "model.safetensors", lambda target: save_file(weights, target, {"format": "pt"})
+        folder / "model.safetensors", lambda target: _write(weights, target, {"format": "pt"})
     )
     config = model.shape.to_config(max_position_embeddings=max_position_embeddings)
     write_json(folder / "config.json", config)

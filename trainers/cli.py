@@ -33,11 +33,13 @@ def train(
     json: Json = False,
 ) -> None:
     """Train one shape and print its row of the run table; a killed run goes on."""
+    from scaling.files import nothing_left
     from trainers.optim import Recipe
     from trainers.single import train_config
 
     recipe = Recipe(context_length=context_length, sequences=sequences, optimizer=optimizer)
-    row = train_config(config, tokens, corpus, vocab, out, recipe, seed)
+    with nothing_left(out):
+        row = train_config(config, tokens, corpus, vocab, out, recipe, seed)
     if json:
         print_json(row)
     else:
@@ -54,14 +56,16 @@ def run(
     json: Json = False,
 ) -> None:
     """Train every planned run that the ledger lacks; a killed sweep goes on."""
+    from scaling.files import nothing_left
     from trainers.corpus import prepare
     from trainers.optim import Recipe
     from trainers.single import progress_lines
     from trainers.sweep import Folder, read_plan, run_plan
 
     folder = Folder(out)
-    prepared = prepare(corpus, folder.corpus, vocab_size=vocab)
-    specs = read_plan(plan, prepared, Recipe())
+    with nothing_left(out):
+        prepared = prepare(corpus, folder.corpus, vocab_size=vocab)
+        specs = read_plan(plan, prepared, Recipe())
     runs = run_plan(specs, prepared, folder, workers=workers, report=progress_lines())
     _print_runs(runs, json)
 

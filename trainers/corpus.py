@@ -1,30 +1,21 @@
 """Text -> documents -> tokens -> memory-mapped shards, all a function of the content."""
 
 import hashlib
-import io
 import json
 import os
 import shutil
 import sys
-import sysconfig
 import tempfile
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from scaling.errors import InputError, WorkError
 from scaling.files import read_json
+from trainers.documents import STDLIB, read_documents
 
-STDLIB = "stdlib"  # the default corpus: source files of the running Python's standard library
-NOT_LIBRARY = {"test", "tests", "idlelib", "lib2to3", "site-packages", "__pycache__"}
-# Tables written as source: how well a model copies one swings between seeds, and one such file in
-# the held-out part was most of the noise of the whole loss (LOG.md).
-TABLES = {"encodings", "entities.py", "topics.py", "stringprep.py"}
-TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".jsonl", ".parquet"}
-SEPARATOR_LINE = "<|endoftext|>"
 BYTE_SEPARATOR = b"\0"  # stands between documents of a byte corpus; text never holds it
 END_OF_TEXT = "<|endoftext|>"
 VALIDATION_SHARE = 10  # one document in ten, or the last tenth
@@ -186,106 +177,6 @@ def _collect(source: str, limit: int) -> tuple[list[bytes], int, bool]:
     return documents, size, False
 
 
-def read_documents(source: str) -> Iterator[str]:
-    """Documents of a source, in a fixed order.
-
-    A text file is cut at lines ``<|endoftext|>``; a JSON line or Parquet row is one document
-    (column ``text``); in a folder every text file is read, by name.
-    """
-    if source == STDLIB:
-        library = Path(sysconfig.get_paths()["stdlib"])
-        for path in sorted(library.rglob("*.py")):
-            parts = set(path.relative_to(library).parts)
-            if not parts & (NOT_LIBRARY | TABLES) and not path.match("_sysconfigdata*.py"):
-                yield path.read_text(encoding="utf-8", errors="ignore")
-        return
-    path = Path(source)
-    if not path.exists():
-        raise InputError(f"the corpus {source} does not exist; give a file or a folder")
-    if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if _kind(file) and file.is_file()]
-        if not files:
-            kinds = ", ".join(sorted(TEXT_SUFFIXES))
-            raise InputError(f"the folder {source} has no text file ({kinds}, or these as .zst)")
-        for file in files:
-            yield from _file_documents(file)
-    else:
-        yield from _file_documents(path)
-
-
-def _kind(path: Path) -> str | None:
-    """The text format of a file by its name, or None."""
-    suffixes = path.suffixes
-    if suffixes and suffixes[-1] == ".zst":
-        suffixes = suffixes[:-1] or [".txt"]
-    suffix = suffixes[-1] if suffixes else ""
-    return suffix if suffix in TEXT_SUFFIXES else None
-
-
-def _file_documents(path: Path) -> Iterator[str]:
-    kind = _kind(path)
-    if kind == ".parquet":
-        yield from _parquet_documents(path)
-        return
-    with path.open("rb") as raw:
-        yield from _line_documents(_unpacked(raw) if path.suffix == ".zst" else raw, kind, path)
-
-
-def _line_documents(stream: IO[bytes], kind: str | None, path: Path) -> Iterator[str]:
-    lines = io.TextIOWrapper(stream, encoding="utf-8", newline="")
-    yield from _json_documents(lines, path) if kind == ".jsonl" else _text_documents(lines)
-
-
-def _unpacked(raw: IO[bytes]) -> IO[bytes]:
-    import zstandard
-
-    class Reader(io.RawIOBase):
-        """Zstandard's stream whose errors are OSErrors, as those of other files are."""
-
-        stream = zstandard.ZstdDecompressor().stream_reader(raw)
-
-        def readable(self) -> bool:
-            return True
-
-        def readinto(self, buffer: Any) -> int:
-            try:
-                return int(self.stream.readinto(buffer))
-            except zstandard.ZstdError as error:
-                raise OSError(f"not a zstd file ({error})") from error
-
-    return io.BufferedReader(Reader())
-
-
-def _text_documents(lines: Iterable[str]) -> Iterator[str]:
-    document: list[str] = []
-    for line in lines:
-        if line.rstrip("\r\n") == SEPARATOR_LINE:
-            yield "".join(document)
-            document = []
-        else:
-            document.append(line)
-    yield "".join(document)
-
-
-def _json_documents(lines: Iterable[str], path: Path) -> Iterator[str]:
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            row = json.loads(line)
-            if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-                raise InputError(f'{path} line {number}: a document must be {{"text": "..."}}')
-            yield row["text"]
-
-
-def _parquet_documents(path: Path) -> Iterator[str]:
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.ParquetFile(path)
-    if "text" not in table.schema_arrow.names:
-        raise InputError(f"{path} lacks the column `text`; it has {table.schema_arrow.names}")
-    for batch in table.iter_batches(columns=["text"]):
-        yield from (text for text in batch.column(0).to_pylist() if text)
-
-
 def _split(documents: list[bytes]) -> tuple[list[bytes], list[bytes], str]:
     """Hold out one document in ten by its hash; a few documents by contiguous blocks.
 
@@ -294,6 +185,8 @@ def _split(documents: list[bytes]) -> tuple[list[bytes], list[bytes], str]:
     if len(documents) >= 5 * VALIDATION_SHARE:
         hashed = sorted((hashlib.sha256(document).digest(), document) for document in documents)
         held_out = len(hashed) // VALIDATION_SHARE
+        while held_out < len(hashed) - 1 and hashed[held_out][0] == hashed[held_out - 1][0]:
+            held_out += 1
         validation = [document for _, document in hashed[:held_out]]
         return [document for _, document in hashed[held_out:]], validation, "by document"
     whole = BYTE_SEPARATOR.join(documents)
@@ -355,6 +248,23 @@ def _byte_level_bpe(
     return shards, f"bpe-{vocab_size}:{digest[:12]}", tokenizer.get_vocab_size()
 
 
+def count_windows(tokens: int, context_length: int) -> int:
+    """How many training sequences a corpus gives.
+
+    Raises
+    ------
+    InputError
+        It gives none.
+    """
+    windows = (tokens - context_length) // context_length
+    if windows < 1:
+        raise InputError(
+            f"a corpus must hold at least {2 * context_length} tokens for a context of "
+            f"{context_length}, but has {tokens}; give more text"
+        )
+    return windows
+
+
 class Batches:
     """Training sequences in an order that is a function of (seed, step) alone.
 
@@ -372,12 +282,7 @@ class Batches:
             sequences,
             seed,
         )
-        self.windows = (len(tokens) - context_length) // context_length
-        if self.windows < 1:
-            raise InputError(
-                f"a corpus must hold more than {2 * context_length} tokens for a context of "
-                f"{context_length}, but has {len(tokens)}; give more text"
-            )
+        self.windows = count_windows(len(tokens), context_length)
         self._epoch: tuple[int, np.ndarray, int] | None = None
 
     def epochs(self, steps: int) -> float:

@@ -172,7 +172,9 @@ class Ledger:
     def retry(self) -> None:
         """Plan failed runs again."""
         with self._write() as database:
-            database.execute("UPDATE runs SET state = ? WHERE state = ?", (PLANNED, FAILED))
+            database.execute(
+                "UPDATE runs SET state = ?, message = NULL WHERE state = ?", (PLANNED, FAILED)
+            )
 
     def _end(
         self, run_id: str, state: str, message: str | None, row: dict[str, object] | None

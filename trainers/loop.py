@@ -177,7 +177,9 @@ def settings_row(spec: RunSpec, corpus: Corpus, *, status: str) -> dict[str, obj
         "tokenizer": corpus.tokenizer,
         "context_length": recipe.context_length,
         "batch_tokens": recipe.batch_tokens,
-        "learning_rate": recipe.matrix_learning_rate,
+        "learning_rate": (
+            recipe.matrix_learning_rate if recipe.optimizer == "muon" else recipe.learning_rate
+        ),
         "schedule": recipe.schedule,
         "optimizer": recipe.optimizer,
         "device": f"cpu ({platform.machine()})",

@@ -37,6 +37,12 @@ class Recipe:
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(f"`dtype` must be float32 or bfloat16, but got {self.dtype!r}")
+        for name, top in (("matrix_learning_rate", 1e9), ("learning_rate", 1e9), ("clip", 1e9)):
+            if not 0 < getattr(self, name) <= top:
+                raise InputError(f"`{name} > 0` must hold, but got {getattr(self, name)}")
+        for name in ("momentum", "weight_decay", "warmup", "decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"`0 <= {name} <= 1` must hold, but got {getattr(self, name)}")
         if not (self.context_length >= 8 and self.sequences >= 1):
             raise InputError(
                 "`context_length >= 8` and `sequences >= 1` must hold, "

@@ -10,7 +10,7 @@ from scaling.files import read_json
 from scaling.printing import json_row
 from scaling.quantities import parse_count
 from scaling.shape import Shape
-from trainers.corpus import prepare
+from trainers.corpus import count_windows, prepare
 from trainers.ledger import RUNNING, Entry
 from trainers.loop import RunSpec
 from trainers.optim import Recipe
@@ -40,6 +40,7 @@ def train_config(
     shape, count = Shape.from_config(read_json(config)), parse_count(tokens)
     folder = Folder(out)
     prepared = prepare(corpus, folder.corpus, vocab_size=vocab_size)
+    count_windows(prepared.tokens_train, recipe.context_length)
     if shape.vocab_size != prepared.vocab_size:
         raise InputError(
             f"`vocab_size` of {config} must be the corpus's {prepared.vocab_size}, but is "

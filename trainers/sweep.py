@@ -16,7 +16,7 @@ from scaling.errors import InputError, WorkError
 from scaling.printing import note
 from scaling.runs import check_numbers, read_table, require_columns
 from scaling.shape import INTEGER_FIELDS, Shape
-from trainers.corpus import Corpus
+from trainers.corpus import Corpus, count_windows
 from trainers.ledger import DIVERGED, PLANNED, RUNNING, Entry, Ledger
 from trainers.loop import Diverged, RunSpec, settings_row, train
 from trainers.optim import Recipe
@@ -97,7 +97,12 @@ def _spec(row: dict[Any, Any], corpus: Corpus, recipe: Recipe) -> RunSpec:
         )
     shape = Shape.from_config(row | {"vocab_size": corpus.vocab_size})
     changes = {name: row[name] for name in asdict(recipe) if name in row}
+    for name in ("seed", "data_seed", "context_length", "sequences"):
+        value = float(row.get(name, 1))
+        if value < 0 or not value.is_integer():
+            raise InputError(f"`{name}` must be a whole number, but got {value:g}")
     settings = {name: type(getattr(recipe, name))(value) for name, value in changes.items()}
+    count_windows(corpus.tokens_train, int(settings.get("context_length", recipe.context_length)))
     tokens, seed = round(float(row["tokens"])), int(row.get("seed", 0))
     return RunSpec(
         run_id=str(row.get("run_id", run_name(shape, tokens, seed))),
@@ -236,7 +241,7 @@ def _train_one(spec: RunSpec, corpus: Corpus, folder: Folder, ledger: Ledger, pa
     except Diverged as error:
         row = settings_row(spec, corpus, status=DIVERGED)
         ledger.diverge(spec.run_id, str(error), row)
-    except (InputError, WorkError, RuntimeError, OSError, MemoryError) as error:
+    except Exception as error:  # whatever it is, the other runs of the plan go on
         ledger.fail(spec.run_id, f"{type(error).__name__}: {error}")
 
 

@@ -59,6 +59,11 @@ class Engine(ABC):
     name: str
     kind: str
 
+    @property
+    def label(self) -> str:
+        """Name and hardware: what tells two engines apart."""
+        return self.name
+
     @abstractmethod
     def measure(self, shape: Shape, workload: Workload) -> Measurement:
         """Speed of a shape.

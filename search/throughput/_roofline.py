@@ -22,6 +22,11 @@ class RooflineEngine(Engine):
     def __init__(self, hardware_name: str | None = None) -> None:
         self.device = hardware(hardware_name or "h100")
 
+    @property
+    def label(self) -> str:
+        """``roofline:HARDWARE``."""
+        return f"{self.name}:{self.device.key}"
+
     def measure(self, shape: Shape, workload: Workload) -> Measurement:
         """Predict the speed on one device."""
         size = DTYPES[workload.dtype]
@@ -48,7 +53,7 @@ class RooflineEngine(Engine):
         generated = workload.concurrency * workload.output_tokens
         rate = generated / (prefill + decode)
         return Measurement(
-            engine=f"roofline:{self.device.key}",
+            engine=self.label,
             kind="predicted",
             workload=str(workload),
             device=self.device.name,

@@ -1,0 +1,143 @@
+"""Sources of text: the standard library, files and folders, as documents in a fixed order."""
+
+import io
+import json
+import sysconfig
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from scaling.errors import InputError
+
+STDLIB = "stdlib"  # the default corpus: source files of the running Python's standard library
+NOT_LIBRARY = {"test", "tests", "idlelib", "lib2to3", "site-packages", "__pycache__"}
+# Tables written as source: how well a model copies one swings between seeds, and one such file in
+# the held-out part was most of the noise of the whole loss (LOG.md).
+TABLES = {"encodings", "entities.py", "topics.py", "stringprep.py"}
+TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".jsonl", ".parquet"}
+SEPARATOR_LINE = "<|endoftext|>"
+CHUNK = 131_072  # bytes of a packed file read at once
+
+
+def read_documents(source: str) -> Iterator[str]:
+    """Documents of a source, in a fixed order.
+
+    A text file is cut at lines ``<|endoftext|>``; a JSON line or Parquet row is one document
+    (column ``text``); in a folder every text file is read, by name.
+    """
+    if source == STDLIB:
+        library = Path(sysconfig.get_paths()["stdlib"])
+        for path in sorted(library.rglob("*.py")):
+            parts = set(path.relative_to(library).parts)
+            if not parts & (NOT_LIBRARY | TABLES) and not path.match("_sysconfigdata*.py"):
+                yield path.read_text(encoding="utf-8", errors="ignore")
+        return
+    path = Path(source)
+    if not path.exists():
+        raise InputError(f"the corpus {source} does not exist; give a file or a folder")
+    if path.is_dir():
+        files = [file for file in sorted(path.rglob("*")) if _kind(file) and file.is_file()]
+        if not files:
+            kinds = ", ".join(sorted(TEXT_SUFFIXES))
+            raise InputError(f"the folder {source} has no text file ({kinds}, or these as .zst)")
+        for file in files:
+            yield from _file_documents(file)
+    else:
+        yield from _file_documents(path)
+
+
+def _kind(path: Path) -> str | None:
+    """The text format of a file by its name, or None."""
+    suffixes = path.suffixes
+    if suffixes and suffixes[-1] == ".zst":
+        suffixes = suffixes[:-1] or [".txt"]
+    suffix = suffixes[-1] if suffixes else ""
+    return suffix if suffix in TEXT_SUFFIXES else None
+
+
+def _file_documents(path: Path) -> Iterator[str]:
+    kind = _kind(path)
+    if kind == ".parquet":
+        yield from _parquet_documents(path)
+        return
+    with path.open("rb") as raw:
+        yield from _line_documents(_unpacked(raw) if path.suffix == ".zst" else raw, kind, path)
+
+
+def _line_documents(stream: IO[bytes], kind: str | None, path: Path) -> Iterator[str]:
+    with io.TextIOWrapper(stream, encoding="utf-8", newline="") as lines:
+        yield from _json_documents(lines, path) if kind == ".jsonl" else _text_documents(lines)
+
+
+def _unpacked(raw: IO[bytes]) -> IO[bytes]:
+    return io.BufferedReader(_ZstdReader(raw))
+
+
+class _ZstdReader(io.RawIOBase):
+    """Zstd frames as a stream; damage and an early end are OSErrors, as in other files."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self.raw, self.ready = raw, b""
+        self.chunks = self._decompressed()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.ready:
+            chunk = next(self.chunks, None)
+            if chunk is None:
+                return 0
+            self.ready = chunk
+        size = min(len(buffer), len(self.ready))
+        buffer[:size], self.ready = self.ready[:size], self.ready[size:]
+        return size
+
+    def _decompressed(self) -> Iterator[bytes]:
+        import zstandard
+
+        frame = None
+        while packed := self.raw.read(CHUNK):
+            while packed:
+                if frame is None or frame.eof:
+                    frame = zstandard.ZstdDecompressor().decompressobj()
+                try:
+                    yield frame.decompress(packed)
+                except zstandard.ZstdError as error:
+                    raise OSError(f"not a zstd file ({error})") from error
+                packed = frame.unused_data if frame.eof else b""
+        if frame is not None and not frame.eof:
+            raise OSError("the zstd file ends early; it is incomplete")
+
+
+def _text_documents(lines: Iterable[str]) -> Iterator[str]:
+    document: list[str] = []
+    for line in lines:
+        if line.rstrip("\r\n") == SEPARATOR_LINE:
+            yield "".join(document)
+            document = []
+        else:
+            document.append(line)
+    yield "".join(document)
+
+
+def _json_documents(lines: Iterable[str], path: Path) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            row = json.loads(line)
+            if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+                raise InputError(f'{path} line {number}: a document must be {{"text": "..."}}')
+            yield row["text"]
+
+
+def _parquet_documents(path: Path) -> Iterator[str]:
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.ParquetFile(path)
+    if "text" not in table.schema_arrow.names:
+        raise InputError(f"{path} lacks the column `text`; it has {table.schema_arrow.names}")
+    kind = table.schema_arrow.field("text").type
+    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+        raise InputError(f"{path}: the column `text` must hold strings, but holds {kind}")
+    for batch in table.iter_batches(columns=["text"]):
+        yield from (text for text in batch.column(0).to_pylist() if text)
