@@ -18,7 +18,14 @@ from scipy.stats import qmc
 
 from scaling.errors import InputError
 from scaling.fits import Fit
-from scaling.identifiability import Held, hold_base, hold_factors, neutral, optimum_status
+from scaling.identifiability import (
+    Held,
+    hold_base,
+    hold_drifts,
+    hold_factors,
+    neutral,
+    optimum_status,
+)
 from scaling.laws import Columns, D, Law, N, Parameter, UShape, columns_of, law_named
 from scaling.runs import fingerprint, replicate_noise, require_columns, same_losses
 from scaling.uncertainty import bootstrap
@@ -230,7 +237,7 @@ def _sized(runs: pd.DataFrame, law: Law) -> tuple[pd.DataFrame, str]:
 
 
 def _held_before(law: Law, columns: Columns) -> dict[str, Held]:
-    held = hold_base(columns)
+    held = hold_base(columns) | hold_drifts(law, columns)
     unseen = hold_factors(law, columns)
     for factor in law.factors:
         if factor.of in unseen:
@@ -336,8 +343,9 @@ def _weakest(problem: Problem, best: Solution, between: tuple[float, int]) -> Hi
         without = replace(problem, held=held)
         kept = problem.complete(best.free)[without.free]
         cost = without.objective(without.solve(kept).x)
-        ratio = (cost - best.objective) / len(names) / max(best.objective / degrees, 1e-300)
-        chance = float(fisher.sf(max(ratio, 0.0), len(names), degrees))
+        fitted = sum(name not in problem.held for name in names)
+        ratio = (cost - best.objective) / fitted / max(best.objective / degrees, 1e-300)
+        chance = float(fisher.sf(max(ratio, 0.0), fitted, degrees))
         size = effects[factor.of]["size"]
         small = between[1] > 0 and size < between[0]
         if (chance > SIGNIFICANCE or small) and (worst is None or chance > worst.chance):
@@ -399,8 +407,9 @@ def _notes(fitted: Fit, hidden: list[Hidden]) -> list[str]:
     notes = [f"{factor.column}: {factor.why}; held at no effect" for factor in hidden]
     explained = tuple(f"{factor.column}_" for factor in hidden)
     for name, held in fitted.held.items():
-        if not name.startswith(explained) and not name.endswith("_optimum"):
-            shown = "no effect" if held.value in (0.0, -50.0) else f"{held.value:g}"
+        steady = name.endswith("_drift") and held.low == held.high
+        if not name.startswith(explained) and not name.endswith("_optimum") and not steady:
+            shown = "no effect" if held.low == held.high and held.value <= 0 else f"{held.value:g}"
             notes.append(f"{name} held at {shown}: {held.why}")
     parameters = fitted.parameters()
     for factor in fitted.law.factors:

@@ -129,11 +129,14 @@ class UShape:
     The factor 1 + g is lowest, 1, at the optimum x*. This is ``c0 + c1 ln x + c2/x`` of arXiv
     2510.18245 (equation 3) without its redundant scale, written by optimum and curvature so that
     the optimum has an interval. With ``drift`` the optimum moves with size:
-    x* = x0 (N/N0)^gamma, N0 being the table's geometric mean.
+    x* = x0 (N/N0)^gamma, N0 being the table's geometric mean. With ``steady`` a fit holds gamma
+    at 0; where the table has two sizes only, intervals vary it, so that what an extrapolation over
+    N does not know is not hidden.
     """
 
     of: str
     drift: bool = False
+    steady: bool = False
     reach: float = 1.5  # how far outside the observed range the optimum may lie, in ln x
 
     @property
@@ -272,8 +275,13 @@ def chinchilla() -> Law:
 
 
 def conditional() -> Law:
-    """Chinchilla times hidden size, MLP-to-attention ratio and GQA (arXiv 2510.18245 with GQA)."""
-    return chinchilla() * UShape("hidden_over_sqrt_n") * UShape("mlp_to_attention") * GroupedQuery()
+    """Chinchilla times hidden size, MLP-to-attention ratio and GQA (arXiv 2510.18245 with GQA).
+
+    The optima do not move with N; the intervals of a fit to two sizes allow that they do.
+    """
+    hidden = UShape("hidden_over_sqrt_n", drift=True, steady=True)
+    mlp = UShape("mlp_to_attention", drift=True, steady=True)
+    return chinchilla() * hidden * mlp * GroupedQuery()
 
 
 def conditional_depth() -> Law:

@@ -66,8 +66,8 @@ PROXIES = (
     (100_000, 20, 96, 2, 1),
 )
 REPLICATE = 3  # the proxy that is trained from a second seed
-SECONDS_PER_MEASUREMENT = 2.5  # first guesses for the time left, replaced by what is measured
-FLOPS_PER_SECOND = 1.5e10
+SECONDS_PER_MEASUREMENT = 2.0  # first guesses for the time left, replaced by what is measured
+FLOPS_PER_SECOND = 2e10
 STAGES = ("corpus", "proxies", "law", "search", "confirmation", "report")
 
 

@@ -10,8 +10,9 @@ from scaling.fits import SCHEMA, Fit
 from scaling.identifiability import Held
 from scaling.laws import D, N, law_named
 
-THETA = np.array([0.6, -0.5, 0.34, -0.2, 0.37, 0.1, np.log(0.15), 0.03, np.log(2.0), 0.01])
-SPREAD = np.array([0.02, 0.03, 0.01, 0.03, 0.01, 0.005, 0.03, 0.003, 0.05, 0.002])
+HIDDEN, MLP = (0.1, np.log(0.15), 0.0), (0.03, np.log(2.0), 0.0)
+THETA = np.array([0.6, -0.5, 0.34, -0.2, 0.37, *HIDDEN, *MLP, 0.01])
+SPREAD = np.array([0.02, 0.03, 0.01, 0.03, 0.01, 0.005, 0.03, 0.0, 0.003, 0.05, 0.0, 0.002])
 RANGES = {
     N: (1e5, 1.6e6),
     D: (1e6, 6.4e7),
