@@ -8,13 +8,11 @@ The objective is the sum over runs of Huber(ln L - ln L_predicted), unrounded an
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import OptimizeResult, least_squares
 from scipy.stats import f as fisher
-from scipy.stats import qmc
 
 from scaling.errors import InputError
 from scaling.fits import Fit
@@ -26,109 +24,14 @@ from scaling.identifiability import (
     neutral,
     optimum_status,
 )
-from scaling.laws import Columns, D, Law, N, Parameter, UShape, columns_of, law_named
+from scaling.laws import Columns, D, Law, N, UShape, columns_of, law_named
 from scaling.runs import fingerprint, replicate_noise, require_columns, same_losses
+from scaling.solving import Problem, Solution, solve_at
 from scaling.uncertainty import bootstrap
 
-HUBER = 1.345  # times the residual scale: 95 % as efficient as least squares on normal residuals
 DELTA_SWEEP = (1e-4, 1e-3, 1e-2, 1e-1)
 STARTING_DELTA = 1e-2
-ROUGH_STEPS = 40  # evaluations of each start before the best are solved to the end
-POLISHED = 6
 SIGNIFICANCE = 0.05
-SMALLEST_DELTA = 1e-6
-Bounds = tuple[np.ndarray, np.ndarray]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """A law, its data and what is held: everything that a solve needs."""
-
-    law: Law
-    columns: Columns
-    log_loss: np.ndarray
-    reference: Mapping[str, float]
-    held: Mapping[str, Held]
-    delta: float
-
-    @cached_property
-    def parameters(self) -> list[Parameter]:
-        """Internal parameters of the law on these data."""
-        return self.law.parameters(self.columns, np.exp(self.log_loss))
-
-    @cached_property
-    def free(self) -> np.ndarray:
-        """Mask of the internal parameters that are fitted."""
-        return np.array([parameter.name not in self.held for parameter in self.parameters])
-
-    @cached_property
-    def bounds(self) -> Bounds:
-        """Lower and upper bounds of the free parameters."""
-        ends = np.array([parameter.bounds for parameter in self.parameters])[self.free]
-        return ends[:, 0], ends[:, 1]
-
-    def complete(self, free: np.ndarray) -> np.ndarray:
-        """All internal parameters from the free ones."""
-        theta = np.array([self._held_value(parameter.name) for parameter in self.parameters])
-        theta[self.free] = free
-        return theta
-
-    def _held_value(self, name: str) -> float:
-        return self.held[name].value if name in self.held else 0.0
-
-    def residuals(self, free: np.ndarray) -> np.ndarray:
-        """Predicted minus observed ln loss, (n,)."""
-        theta = self.complete(free)
-        predicted = self.law.log_loss(theta, self.columns, self.reference)[0]
-        return np.asarray(predicted - self.log_loss)
-
-    def jacobian(self, free: np.ndarray) -> np.ndarray:
-        """Gradient of the residuals by the free parameters, (n, p)."""
-        theta = self.complete(free)
-        return self.law.log_loss(theta, self.columns, self.reference)[1][:, self.free]
-
-    def objective(self, free: np.ndarray) -> float:
-        """The sum-Huber objective."""
-        size = np.abs(self.residuals(free))
-        linear = self.delta * (size - self.delta / 2)
-        return float(np.where(size <= self.delta, size**2 / 2, linear).sum())
-
-    def solve(self, start: np.ndarray, steps: int = 2000) -> OptimizeResult:
-        """Minimise from one start (free parameters)."""
-        lower, upper = self.bounds
-        margin = 1e-9 * (upper - lower)
-        return least_squares(
-            self.residuals,
-            np.clip(start, lower + margin, upper - margin),
-            jac=self.jacobian,
-            bounds=self.bounds,
-            loss="huber",
-            f_scale=self.delta,
-            x_scale="jac",
-            ftol=1e-15,
-            xtol=1e-12,
-            gtol=1e-15,
-            max_nfev=steps,
-        )
-
-    def starts(self, count: int, seed: int) -> np.ndarray:
-        """A scrambled Sobol set of starts over the parameters' boxes, (count, p)."""
-        boxes = np.array([parameter.starts for parameter in self.parameters])[self.free]
-        low, high = boxes[:, 0], np.maximum(boxes[:, 1], boxes[:, 0] + 1e-9)
-        exponent = int(np.ceil(np.log2(count)))
-        points = qmc.Sobol(len(boxes), seed=seed).random_base2(exponent)[:count]
-        return np.asarray(qmc.scale(points, low, high))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Solution:
-    """The best optimum over all starts."""
-
-    free: np.ndarray
-    objective: float
-    gradient_norm: float
-    converged: bool
-    basins: list[dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,44 +90,63 @@ def fit(
         delta=STARTING_DELTA if delta == "auto" else float(delta),
     )
     _enough_rows(problem, law_name)
-    problem, best, noise, hidden = _settle(problem, delta, starts, seed, replicate_noise(runs))
-    theta = problem.complete(best.free)
+    between = replicate_noise(runs)
+    problem, best, noise, hidden = _settle(problem, delta, starts, seed, between)
     draws, method = _resample(problem, best, resamples, seed)
-    degrees = max(len(runs) - int(problem.free.sum()), 0)
-    between, between_degrees = replicate_noise(runs)
     fitted = Fit(
         law_name=law_name,
-        names=[parameter.name for parameter in problem.parameters],
-        theta=theta,
         draws=draws,
-        reference=reference,
-        held=dict(problem.held),
-        objective=best.objective,
-        delta=problem.delta,
+        bootstrap=f"{resamples} resamples of {method}",
         delta_rule="1.345 x residual scale" if delta == "auto" else "as given",
+        starts=starts,
+        seed=seed,
+        size_convention=convention,
         status="",
         notes=[],
-        starts=starts,
-        basins=best.basins,
-        gradient_norm=best.gradient_norm,
         seconds=0.0,
-        run_ids=[str(name) for name in runs.get("run_id", [f"row-{i}" for i in range(len(runs))])],
-        left_out=dict(runs.attrs.get("left_out", {})),
-        ranges={name: (float(c.min()), float(c.max())) for name, c in columns.items()},
-        size_convention=convention,
-        noise=max(noise, between) if between_degrees > 2 else noise,
-        noise_degrees=degrees,
-        replicate_noise=between if between_degrees else None,
-        replicate_degrees=between_degrees,
-        effects=_effects(problem, theta) | {h.column: h.effect for h in hidden},
-        delta_sweep=_sweep(problem, best),
-        bootstrap=f"{resamples} resamples of {method}",
-        data_sha256=fingerprint(runs),
-        seed=seed,
+        **_about_runs(runs, columns),
+        **_about_optimum(problem, best, hidden),
+        **_about_noise(problem, noise, between),
     )
-    notes = _notes(fitted, hidden)
-    status = _status(fitted, best)
+    notes, status = _notes(fitted, hidden), _status(fitted, best)
     return replace(fitted, notes=notes, status=status, seconds=time.perf_counter() - begun)
+
+
+def _about_runs(runs: pd.DataFrame, columns: Columns) -> dict[str, Any]:
+    names = runs.get("run_id", [f"row-{i}" for i in range(len(runs))])
+    return {
+        "run_ids": [str(name) for name in names],
+        "left_out": dict(runs.attrs.get("left_out", {})),
+        "ranges": {name: (float(c.min()), float(c.max())) for name, c in columns.items()},
+        "data_sha256": fingerprint(runs),
+    }
+
+
+def _about_optimum(problem: Problem, best: Solution, hidden: list["Hidden"]) -> dict[str, Any]:
+    theta = problem.complete(best.free)
+    return {
+        "names": [parameter.name for parameter in problem.parameters],
+        "theta": theta,
+        "reference": dict(problem.reference),
+        "held": dict(problem.held),
+        "objective": best.objective,
+        "delta": problem.delta,
+        "basins": best.basins,
+        "gradient_norm": best.gradient_norm,
+        "effects": _effects(problem, theta) | {h.column: h.effect for h in hidden},
+        "delta_sweep": _sweep(problem, best),
+    }
+
+
+def _about_noise(problem: Problem, noise: float, between: tuple[float, int]) -> dict[str, Any]:
+    """The noise of a new run: around the law, or between seeds where that is larger and known."""
+    deviation, degrees = between
+    return {
+        "noise": max(noise, deviation) if degrees > 2 else noise,
+        "noise_degrees": max(len(problem.log_loss) - int(problem.free.sum()), 0),
+        "replicate_noise": deviation if degrees else None,
+        "replicate_degrees": degrees,
+    }
 
 
 def _sized(runs: pd.DataFrame, law: Law) -> tuple[pd.DataFrame, str]:
@@ -264,7 +186,7 @@ def _settle(
     """Solve; hold the factors that noise hides, one by one, weakest first; solve again."""
     hidden: list[Hidden] = []
     while True:
-        problem, best, noise = _solve_at(problem, delta, starts, seed)
+        problem, best, noise = solve_at(problem, delta, starts, seed)
         weakest = _weakest(problem, best, between)
         if weakest is None:
             return problem, best, noise, hidden
@@ -272,57 +194,6 @@ def _settle(
         factor = next(f for f in problem.law.factors if f.of == weakest.column)
         held = {**problem.held, **neutral(factor, problem.columns, weakest.why)}
         problem = replace(problem, held=held)
-
-
-def _solve_at(
-    problem: Problem, delta: float | str, starts: int, seed: int
-) -> tuple[Problem, Solution, float]:
-    """Solve at the given delta, or at the one that the residuals ask for (three rounds)."""
-    best = multi_start(problem, starts, seed)
-    for _ in range(3 if delta == "auto" else 0):
-        scale = _residual_scale(problem, best.free)
-        problem = replace(problem, delta=max(HUBER * scale, SMALLEST_DELTA))
-        best = _warm(problem, best)
-    return problem, best, _residual_scale(problem, best.free)
-
-
-def multi_start(problem: Problem, starts: int, seed: int) -> Solution:
-    """Solve roughly from every start, then the best ones to the end."""
-    rough = [problem.solve(start, ROUGH_STEPS) for start in problem.starts(starts, seed)]
-    rough.sort(key=lambda result: result.cost)
-    results = [problem.solve(result.x) for result in rough[:POLISHED]]
-    best = min(results, key=lambda result: result.cost)
-    basins = _basins([result.cost for result in [*rough, best]])
-    return _solution(problem, best, basins)
-
-
-def _basins(costs: list[float]) -> list[dict[str, float]]:
-    """Group the objectives that the starts reached: {objective, starts}, the best five."""
-    ordered = np.sort(costs)
-    groups = np.split(ordered, 1 + np.flatnonzero(np.diff(ordered) > 1e-4 * ordered[:-1] + 1e-15))
-    return [{"objective": float(group[0]), "starts": len(group)} for group in groups[:5]]
-
-
-def _warm(problem: Problem, best: Solution) -> Solution:
-    return _solution(problem, problem.solve(best.free), best.basins)
-
-
-def _solution(problem: Problem, result: OptimizeResult, basins: list[dict[str, float]]) -> Solution:
-    return Solution(
-        free=result.x,
-        objective=problem.objective(result.x),
-        gradient_norm=float(result.optimality),
-        converged=bool(result.status > 0),
-        basins=basins,
-    )
-
-
-def _residual_scale(problem: Problem, free: np.ndarray) -> float:
-    """Robust standard deviation of the residuals, corrected for the fitted parameters."""
-    residuals = problem.residuals(free)
-    rows, fitted = len(residuals), int(problem.free.sum())
-    median = float(np.median(np.abs(residuals - np.median(residuals))))
-    return 1.4826 * median * float(np.sqrt(rows / max(rows - fitted, 1)))
 
 
 def _weakest(problem: Problem, best: Solution, between: tuple[float, int]) -> Hidden | None:

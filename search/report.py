@@ -4,11 +4,9 @@ Everything is computed from the files in the folder (``runs.csv``, ``fit.json``,
 ``proposals.json``, ``quickstart.json``): change a number there and the report changes.
 """
 
-import base64
 import html
 from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import pandas as pd
@@ -21,6 +19,7 @@ from scaling.laws import D
 from scaling.quantities import format_count
 from scaling.runs import load_runs
 from search import plots
+from search.page import TEMPLATE, bullets, picture, table
 from search.proposals import BASELINE, FAST, LOSS_OPTIMAL, hypervolume, read_proposals
 
 NAMED = (LOSS_OPTIMAL, FAST, BASELINE)
@@ -129,12 +128,7 @@ def _against_baseline(confirmed: pd.DataFrame, fitted: Fit) -> list[str]:
         row = rows[role]
         predicted = 100 * (row["predicted_loss"] / base["predicted_loss"] - 1)
         measured = 100 * (row["loss"] / base["loss"] - 1)
-        noise = 100 * fitted.noise * 2**0.5
-        right = predicted * measured > 0
-        if abs(measured) < 2 * noise:
-            judged = f"within what noise between runs explains (± {2 * noise:.2f} %)"
-        else:
-            judged = "the predicted direction" if right else "against the predicted direction"
+        judged = _judged(predicted, measured, 200 * fitted.noise * 2**0.5)
         if pd.notna(row["throughput"]) and pd.notna(base["throughput"]):
             ratio = row["throughput"] / base["throughput"]
             apart = (
@@ -148,6 +142,16 @@ def _against_baseline(confirmed: pd.DataFrame, fitted: Fit) -> list[str]:
             f"(predicted {predicted:+.2f} %): {judged}."
         )
     return words
+
+
+def _judged(predicted: float, measured: float, noise: float) -> str:
+    """A difference of two losses in per cent beside its prediction and the noise of two runs."""
+    if abs(measured - predicted) > noise:
+        words = f"the prediction missed it by more than noise explains (± {noise:.2f} %)"
+        return words if predicted * measured > 0 else f"{words}, and in its direction"
+    if abs(measured) < noise:
+        return f"as predicted, but no more than noise explains (± {noise:.2f} %)"
+    return "as predicted"
 
 
 def comparison(evidence: Evidence) -> pd.DataFrame:
@@ -181,9 +185,9 @@ def comparison(evidence: Evidence) -> pd.DataFrame:
 
 def front_volume(evidence: Evidence) -> float:
     """Hypervolume of the measured proposals over the worst of them."""
-    table = pd.DataFrame(evidence.proposals).dropna(subset=["throughput"])
-    worst = (float(table["predicted_loss"].max()), float(table["throughput"].min()))
-    return hypervolume(table["predicted_loss"].tolist(), table["throughput"].tolist(), worst)
+    measured = pd.DataFrame(evidence.proposals).dropna(subset=["throughput"])
+    worst = (float(measured["predicted_loss"].max()), float(measured["throughput"].min()))
+    return hypervolume(measured["predicted_loss"].tolist(), measured["throughput"].tolist(), worst)
 
 
 def write_report(folder: Path) -> Path:
@@ -217,19 +221,19 @@ def _page(evidence: Evidence, folder: Path) -> str:
     fitted = evidence.fit
     parts = {
         "title": _title(evidence),
-        "verdict": _list(verdict(evidence)),
-        "comparison": _table(comparison(evidence)),
-        "pareto": _picture(folder / "pareto.png", "Loss against throughput"),
-        "law": _picture(folder / "law.png", "Effect of each shape ratio on the loss"),
+        "verdict": bullets(verdict(evidence)),
+        "comparison": table(comparison(evidence)),
+        "pareto": picture(folder / "pareto.png", "Loss against throughput"),
+        "law": picture(folder / "law.png", "Effect of each shape ratio on the loss"),
         "status": html.escape(f"{fitted.status}. {fitted.noise_in_words()}."),
-        "notes": _list(fitted.notes),
-        "coefficients": _table(_coefficients(fitted)),
-        "effects": _table(_effects(fitted)),
-        "common": _list([w for w in evidence.proposals[0]["warnings"] if _of_all(w, evidence)]),
-        "proposals": _table(_proposals(evidence)),
+        "notes": bullets(fitted.notes),
+        "coefficients": table(_coefficients(fitted)),
+        "effects": table(_effects(fitted)),
+        "common": bullets([w for w in evidence.proposals[0]["warnings"] if _of_all(w, evidence)]),
+        "proposals": table(_proposals(evidence)),
         "volume": f"{front_volume(evidence):.4f}",
-        "runs": _table(_runs(evidence)),
-        "record": _table(_record(evidence)),
+        "runs": table(_runs(evidence)),
+        "record": table(_record(evidence)),
     }
     return TEMPLATE.substitute(parts)
 
@@ -317,22 +321,22 @@ def _of_all(warning: str, evidence: Evidence) -> bool:
 def _runs(evidence: Evidence) -> pd.DataFrame:
     runs, fitted = evidence.runs, evidence.fit
     wanted = [name for name in ("run_id", "role") if name in runs]
-    table = runs[wanted].copy()
-    table["N"] = [format_count(size) for size in runs["n_non_embedding"]]
-    table["tokens"] = [format_count(tokens) for tokens in runs["tokens"]]
+    shown = runs[wanted].copy()
+    shown["N"] = [format_count(size) for size in runs["n_non_embedding"]]
+    shown["tokens"] = [format_count(tokens) for tokens in runs["tokens"]]
     for name, label in (("hidden_over_sqrt_n", "d/√N"), ("mlp_to_attention", "MLP/att")):
-        table[label] = runs[name].map("{:.3f}".format)
-    table["GQA"] = runs["gqa"].map("{:.0f}".format)
-    table["loss"] = runs["loss"].map("{:.4f}".format)
-    table["law"] = [f"{loss:.4f}" for loss in fitted.central(runs)]
+        shown[label] = runs[name].map("{:.3f}".format)
+    shown["GQA"] = runs["gqa"].map("{:.0f}".format)
+    shown["loss"] = runs["loss"].map("{:.4f}".format)
+    shown["law"] = [f"{loss:.4f}" for loss in fitted.central(runs)]
     for name, label, form in (
         ("bits_per_byte", "bits/byte", "{:.4f}"),
         ("seconds", "seconds", "{:.0f}"),
         ("tokens_per_second", "tokens/s", "{:,.0f}"),
     ):
         if name in runs:
-            table[label] = runs[name].map(form.format)
-    return table
+            shown[label] = runs[name].map(form.format)
+    return shown
 
 
 def _record(evidence: Evidence) -> pd.DataFrame:
@@ -357,73 +361,3 @@ def _flat(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {part}" for name, part in value.items())
     return str(value)
-
-
-def _table(frame: pd.DataFrame) -> str:
-    if frame.empty:
-        return "<p>none</p>"
-    body: str = frame.to_html(index=False, border=0, escape=True)
-    return f'<div class="wide">{body}</div>'
-
-
-def _list(lines: list[str]) -> str:
-    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-    return f"<ul>{items}</ul>" if lines else "<p>none</p>"
-
-
-def _picture(path: Path, title: str) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{html.escape(title)}" src="data:image/png;base64,{data}">'
-
-
-TEMPLATE = Template(
-    """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px;
-       margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { margin-top: 2.2rem; font-size: 1.2rem; }
-img { max-width: 100%; height: auto; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .3rem .7rem; border-bottom: 1px solid #ddd;
-         vertical-align: top; }
-td { white-space: nowrap; } td:last-child { white-space: normal; }
-.wide:has(th:nth-child(11)) td:last-child { min-width: 12rem; }
-th { border-bottom: 2px solid #999; white-space: nowrap; }
-.verdict { background: #f4f6f8; border-left: 4px solid #1b6ca8; padding: .4rem 1rem; }
-p.small { color: #555; font-size: 13px; }
-</style></head><body>
-<h1>$title</h1>
-<div class="verdict">$verdict</div>
-<h2>Predicted and measured</h2>
-$comparison
-<p class="small">Loss in nats per token on held-out text; the interval is that of one new run at
-95 %. Behind ± stands the sampling error of the shared held-out text, which all runs have in common.
-Throughput is measured with random weights, prefill included; its interval is over repeats.</p>
-<h2>Loss against throughput</h2>
-$pareto
-<h2>What the law says of shape</h2>
-$law
-<p class="small">Each point is a run, divided by what the law says of everything but this ratio.</p>
-$effects
-<h2>The law</h2>
-<p>$status</p>
-$notes
-$coefficients
-<p class="small">E, A and B in nats per token; an optimum is a value of the ratio; intervals are
-95 %. A held exponent was not fitted: its interval is the range over which it was varied.</p>
-<h2>Proposals</h2>
-<p>Hypervolume of the front: $volume (nats per token times ln tokens/s, over the worst measured
-proposal in each). Warnings that hold for every proposal, with the figures of the first:</p>
-$common
-$proposals
-<h2>Runs</h2>
-$runs
-<h2>How it was made</h2>
-$record
-</body></html>
-"""
-)

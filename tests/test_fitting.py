@@ -10,10 +10,11 @@ from scipy.optimize import minimize
 
 from scaling.catalog import MIRROR, load_table
 from scaling.errors import InputError
-from scaling.fitting import HUBER, SMALLEST_DELTA, Problem, fit, multi_start, parse_delta
+from scaling.fitting import fit, parse_delta
 from scaling.identifiability import EXPONENTS, NO_TERM
 from scaling.laws import D, N, columns_of, law_named
 from scaling.shape import INTEGER_FIELDS
+from scaling.solving import HUBER, SMALLEST_DELTA, Problem, multi_start
 
 # The conditional law holds the drift of its optima.
 STEADY = {"hidden_over_sqrt_n_drift", "mlp_to_attention_drift"}
@@ -102,7 +103,7 @@ def recovered():
     return fit("conditional", synthetic_runs(), starts=16, resamples=80)
 
 
-# What the literature found on the Chinchilla data (facts/fitting.md).
+# What the literature found on the Chinchilla data (arXiv 2404.10102).
 
 
 def test_the_optimum_of_the_chinchilla_data_is_the_golden_one(golden_fit):

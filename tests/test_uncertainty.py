@@ -110,7 +110,7 @@ def test_intervals_of_the_chinchilla_data_are_those_published(monkeypatch):
     table = load_table("chinchilla")
     fitted = fit("chinchilla", table[~table["outlier"]], delta=1e-3, starts=8, resamples=150)
     assert fitted.bootstrap == "150 resamples of rows (iid)"
-    golden = {  # 95 % of 4000 resamples: facts/fitting.md
+    golden = {  # 95 % of 4000 resamples: arXiv 2404.10102
         "E": (1.769, 1.871, 0.02565),
         "alpha": (0.317, 0.373, 0.01540),
         "beta": (0.331, 0.415, 0.02059),

@@ -103,13 +103,7 @@ def prepare(
         digest.update(hashlib.sha256(document).digest())
     tokenizer = BYTES if vocab_size is None else f"bpe-{vocab_size}"
     if (folder / "corpus.json").exists():
-        kept = Corpus.load(folder)
-        if kept.sha256 == digest.hexdigest() and kept.tokenizer.split(":")[0] == tokenizer:
-            return kept
-        raise InputError(
-            f"{folder} holds the corpus {kept.label} ({kept.tokenizer}), but {source} is "
-            f"{digest.hexdigest()[:12]} ({tokenizer}); choose another --out folder"
-        )
+        return _kept(folder, source, digest.hexdigest(), tokenizer)
     train, validation, split = _split(documents)
     name = f"python{sys.version_info[0]}.{sys.version_info[1]}-stdlib"
     name = name if source == STDLIB else Path(source).name.split(".")[0]
@@ -135,6 +129,17 @@ def prepare(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return corpus
+
+
+def _kept(folder: Path, source: str, digest: str, tokenizer: str) -> Corpus:
+    """The corpus that a folder holds, if it is the one that was asked for."""
+    kept = Corpus.load(folder)
+    if kept.sha256 == digest and kept.tokenizer.split(":")[0] == tokenizer:
+        return kept
+    raise InputError(
+        f"{folder} holds the corpus {kept.label} ({kept.tokenizer}), but {source} is "
+        f"{digest[:12]} ({tokenizer}); choose another --out folder"
+    )
 
 
 def _beside(folder: Path) -> Path:
