@@ -68,6 +68,7 @@ PROXIES = (
 REPLICATE = 3  # the proxy that is trained from a second seed
 SECONDS_PER_MEASUREMENT = 2.0  # first guesses for the time left, replaced by what is measured
 FLOPS_PER_SECOND = 2e10
+LARGER_IS_FASTER = 1.4  # FLOP/s of the confirmatory models over those of the proxies
 STAGES = ("corpus", "proxies", "law", "search", "confirmation", "report")
 
 
@@ -292,7 +293,7 @@ def _forecast(settings: Settings, workers: int) -> dict[str, float]:
         "proxies": proxies / FLOPS_PER_SECOND / workers,
         "law": 12.0,
         "search": SECONDS_PER_MEASUREMENT * settings.measurements,
-        "confirmation": rounds * confirmed * tokens / FLOPS_PER_SECOND,
+        "confirmation": rounds * confirmed * tokens / FLOPS_PER_SECOND / LARGER_IS_FASTER,
         "report": 5.0,
     }
 
