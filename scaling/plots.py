@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -96,12 +97,23 @@ def _end(value: object) -> str:
 
 
 def _points(axes: Axes, x: np.ndarray, y: np.ndarray, sizes: np.ndarray) -> None:
-    """Runs, one colour for each size (sizes within 10 % are one)."""
+    """Runs, one colour for each size (sizes within 20 % are one), a scale for many sizes."""
     levels = np.round(np.log(sizes) / np.log(1.2)).astype(int)
-    for colour, level in zip(COLOURS * 9, np.unique(levels), strict=False):
+    if len(np.unique(levels)) > len(COLOURS):
+        _shaded(axes, x, y, sizes)
+        return
+    for colour, level in zip(COLOURS, np.unique(levels), strict=False):
         chosen = levels == level
         label = f"N ≈ {format_count(float(np.exp(np.log(sizes[chosen]).mean())))}"
         axes.scatter(x[chosen], y[chosen], s=34, color=colour, label=label, zorder=3, lw=0)
+
+
+def _shaded(axes: Axes, x: np.ndarray, y: np.ndarray, sizes: np.ndarray) -> None:
+    shown = axes.scatter(x, y, s=26, c=sizes, norm=LogNorm(), cmap="viridis", zorder=3, lw=0)
+    figure = axes.get_figure()
+    if figure is not None:
+        form = FuncFormatter(lambda size, _: format_count(size))
+        figure.colorbar(shown, ax=axes, label="N (parameters)", format=form)
 
 
 def _log_axis(axes: Axes, low: float, high: float) -> None:

@@ -34,13 +34,13 @@ TEMPLATE = Template(
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px;
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1320px;
        margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { margin-top: 2.2rem; font-size: 1.2rem; }
 img { max-width: 100%; height: auto; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .3rem .7rem; border-bottom: 1px solid #ddd;
+th, td { text-align: left; padding: .3rem .5rem; border-bottom: 1px solid #ddd;
          vertical-align: top; }
 td { white-space: nowrap; } td:last-child { white-space: normal; }
 .wide:has(th:nth-child(11)) td:last-child { min-width: 12rem; }

@@ -194,3 +194,11 @@ def test_a_drawing_goes_into_a_new_folder_or_fails_with_the_path(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(WorkError, match=r"law\.png could not be written"):
         save(figure, tmp_path / "file" / "law.png")
+
+
+def test_many_sizes_are_told_apart_by_a_scale_instead_of_a_long_legend():
+    runs = synthetic_runs(sizes=tuple(np.geomspace(1e5, 1e8, 12)), rows=3)
+    figure = plot_law(some_fit("conditional", runs), runs)
+    labels = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert labels == ["95 % band", "law"]
+    assert any(axes.get_ylabel() == "N (parameters)" for axes in figure.axes)
