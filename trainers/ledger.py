@@ -98,7 +98,7 @@ class Ledger:
             database.execute("BEGIN IMMEDIATE")
             try:
                 yield database
-            except BaseException:
+            except BaseException:  # undo, whatever ended it, and go on raising
                 database.execute("ROLLBACK")
                 raise
             database.execute("COMMIT")
