@@ -79,16 +79,7 @@ def fit(
     law = law_named(law_name)
     runs, convention = _sized(runs, law)
     same_losses(runs, "the run table")
-    columns = columns_of(runs, law.columns)
-    reference = {name: float(np.exp(np.log(columns[name]).mean())) for name in (N, D)}
-    problem = Problem(
-        law=law,
-        columns=columns,
-        log_loss=np.log(runs["loss"].to_numpy(dtype=float)),
-        reference=reference,
-        held=_held_before(law, columns),
-        delta=STARTING_DELTA if delta == "auto" else float(delta),
-    )
+    problem = _problem(law, runs, STARTING_DELTA if delta == "auto" else float(delta))
     _enough_rows(problem, law_name)
     between = replicate_noise(runs)
     problem, best, noise, hidden = _settle(problem, delta, starts, seed, between)
@@ -104,12 +95,24 @@ def fit(
         status="",
         notes=[],
         seconds=0.0,
-        **_about_runs(runs, columns),
+        **_about_runs(runs, problem.columns),
         **_about_optimum(problem, best, hidden),
         **_about_noise(problem, noise, between),
     )
     notes, status = _notes(fitted, hidden), _status(fitted, best)
     return replace(fitted, notes=notes, status=status, seconds=time.perf_counter() - begun)
+
+
+def _problem(law: Law, runs: pd.DataFrame, delta: float) -> Problem:
+    columns = columns_of(runs, law.columns)
+    return Problem(
+        law=law,
+        columns=columns,
+        log_loss=np.log(runs["loss"].to_numpy(dtype=float)),
+        reference={name: float(np.exp(np.log(columns[name]).mean())) for name in (N, D)},
+        held=_held_before(law, columns),
+        delta=delta,
+    )
 
 
 def _about_runs(runs: pd.DataFrame, columns: Columns) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from scaling.errors import InputError
 from scaling.shape import Shape, ShapeTable
@@ -84,20 +83,7 @@ class Space:
                 f"width of {self.mlp_step}; change the budget, the layers or the tolerance"
             )
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        layers, hidden, head_dim, heads, groups, width = columns
-        rows = len(layers)
-        return ShapeTable(
-            hidden_size=hidden,
-            intermediate_size=width,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=groups,
-            head_dim=head_dim,
-            vocab_size=np.full(rows, self.vocab_size),
-            tie_word_embeddings=np.full(rows, self.tie_word_embeddings),
-            qk_norm=np.full(rows, self.qk_norm),
-            rope_theta=np.full(rows, self.rope_theta),
-        )
+        return self._table(*columns)
 
     def _blocks(self) -> Iterator[tuple[np.ndarray, ...]]:
         """Valid shapes of each number of layers and hidden size, a block of columns at a time."""
@@ -134,20 +120,26 @@ class Space:
     def _count(self, layers: int, hidden: int, head_dim: int, *pair: np.ndarray) -> np.ndarray:
         heads, groups, width = pair
         same = np.ones_like(heads)
-        table = ShapeTable(
-            hidden_size=hidden * same,
-            intermediate_size=width,
-            num_hidden_layers=layers * same,
-            num_attention_heads=heads,
-            num_key_value_heads=groups,
-            head_dim=head_dim * same,
-            vocab_size=self.vocab_size * same,
-            tie_word_embeddings=np.full(len(same), self.tie_word_embeddings),
-            qk_norm=np.full(len(same), self.qk_norm),
-            rope_theta=np.full(len(same), self.rope_theta),
-        )
+        table = self._table(layers * same, hidden * same, head_dim * same, heads, groups, width)
         counted: np.ndarray = getattr(table, CONVENTIONS[self.convention])
         return counted
+
+    def _table(self, layers: np.ndarray, hidden: np.ndarray, *others: np.ndarray) -> ShapeTable:
+        """Shapes from their columns, with what is the same all over the space."""
+        head_dim, heads, groups, width = others
+        rows = len(layers)
+        return ShapeTable(
+            hidden_size=hidden,
+            intermediate_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=groups,
+            head_dim=head_dim,
+            vocab_size=np.full(rows, self.vocab_size),
+            tie_word_embeddings=np.full(rows, self.tie_word_embeddings),
+            qk_norm=np.full(rows, self.qk_norm),
+            rope_theta=np.full(rows, self.rope_theta),
+        )
 
 
 def _head_pairs(most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -192,8 +184,3 @@ def nearest_proportions(table: ShapeTable, like: Shape, parameters: int) -> int:
     size = np.abs(np.log(table.n_non_embedding / parameters))
     other_head = np.abs(np.log(table.head_dim / like.head_dim))
     return int(np.argmin((apart**2).sum(axis=0) + 1e-3 * size + 1e-4 * other_head))
-
-
-def describe(table: ShapeTable) -> pd.DataFrame:
-    """Fields, counts and ratios of the shapes, and their bytes per token of KV cache (bf16)."""
-    return table.frame().assign(kv_bytes=table.kv_bytes(), weight_bytes=table.weight_bytes())

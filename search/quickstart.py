@@ -69,7 +69,6 @@ REPLICATE = 3  # the proxy that is trained from a second seed
 SECONDS_PER_MEASUREMENT = 2.0  # first guesses for the time left, replaced by what is measured
 FLOPS_PER_SECOND = 2e10
 LARGER_IS_FASTER = 1.4  # FLOP/s of the confirmatory models over those of the proxies
-STAGES = ("corpus", "proxies", "law", "search", "confirmation", "report")
 
 
 @dataclass(frozen=True, kw_only=True)

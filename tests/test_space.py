@@ -10,7 +10,6 @@ from scaling.shape import Shape, ShapeTable
 from scaling.space import (
     CONVENTIONS,
     Space,
-    describe,
     nearest_proportions,
     usual_steps,
     within,
@@ -303,10 +302,3 @@ def test_published_shapes_stand_on_the_usual_steps():
     )
     assert same.sum() == 1
     assert table[int(np.flatnonzero(same)[0])] == panda
-
-
-def test_a_description_adds_the_bytes():
-    table = small_space().enumerate()
-    described = describe(table)
-    assert described["kv_bytes"].tolist() == table.kv_bytes().tolist()
-    assert described["weight_bytes"].tolist() == (2 * table.n_total).tolist()
