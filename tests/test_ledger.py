@@ -22,8 +22,8 @@ from trainers.ledger import (
     RUNNING,
     STALE_SECONDS,
     Ledger,
-    process_exists,
 )
+from trainers.liveness import process_exists
 from trainers.loop import RunSpec
 from trainers.optim import Recipe
 
