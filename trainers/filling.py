@@ -11,8 +11,8 @@ from math import comb
 
 import numpy as np
 
-STARTS = 6
-FREE = 0.15  # correlations up to this cost nothing
+STARTS = 12
+FREE = 0.2  # correlations up to this cost nothing
 WEIGHT = 300.0  # of squared correlation beyond it, against the relative discrepancy
 MOST_SUBSETS = 4000
 

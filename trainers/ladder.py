@@ -18,7 +18,8 @@ from trainers.filling import Cube, choose_filling, choose_heavy, weighted_penalt
 from trainers.optim import Recipe
 from trainers.planned import ANCHOR, CHOSEN_AXES, PROXY, Ladder, Planned
 
-MOST_CANDIDATES = 2500
+MOST_CANDIDATES = 2000
+CELLS = 16  # shapes within 1/16 of every axis's range are nearly alike
 TWIN = 100.0  # weight of a pair's squared distance in the unit cube
 Range = tuple[float, float]
 
@@ -195,7 +196,7 @@ def plan_ladder(
     runs: list[Planned] = []
     candidates = {}
     for rung in rungs:
-        table = _thinned(grid.shapes(rung, grid.head_dim), seed)
+        table = _thinned(grid.shapes(rung, grid.head_dim), rung.parameters, seed)
         if len(table) < rung.shapes:
             raise InputError(
                 f"`shapes` of {rung.label} must be at most the {len(table)} valid ones inside "
@@ -237,11 +238,19 @@ def read_settings(settings: Mapping[str, object]) -> Recipe:
     return Recipe(**default | values)
 
 
-def _thinned(table: ShapeTable, seed: int) -> ShapeTable:
-    """At most ``MOST_CANDIDATES`` of the shapes, drawn at random: enough to choose from."""
+def _thinned(table: ShapeTable, parameters: int, seed: int) -> ShapeTable:
+    """Of shapes that are nearly alike, the one nearest to the size; at most ``MOST_CANDIDATES``.
+
+    What is left after that is drawn at random: it is enough to choose from.
+    """
     if len(table) <= MOST_CANDIDATES:
         return table
-    rows = np.random.default_rng(seed).choice(len(table), MOST_CANDIDATES, replace=False)
+    off = np.abs(np.log(table.n_non_embedding / parameters))
+    order = off.argsort(kind="stable")
+    cells = np.round(_unit(table, table)[order] * CELLS)
+    rows = order[np.unique(cells, axis=0, return_index=True)[1]]
+    if len(rows) > MOST_CANDIDATES:
+        rows = np.random.default_rng(seed).choice(rows, MOST_CANDIDATES, replace=False)
     return table.take(np.sort(rows))
 
 
