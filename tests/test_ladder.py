@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from trainers.ladder import Grid, Rung, plan_ladder
+from trainers.ladder import plan_ladder
+from trainers.rungs import Grid, Rung
 
 
 def test_first():

@@ -5,15 +5,15 @@ hypercube cannot be drawn freely there, because shapes are whole numbers and N i
 be done is to choose the subset that comes nearest to one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
 
 import numpy as np
 
-STARTS = 12
-FREE = 0.2  # correlations up to this cost nothing
-WEIGHT = 300.0  # of squared correlation beyond it, against the relative discrepancy
+STARTS = 8
+WEIGHT = 300.0  # of squared correlation beyond what is free, against the relative discrepancy
 MOST_SUBSETS = 4000
 
 
@@ -22,19 +22,20 @@ class Cube:
     """Candidates as points of the unit cube, (candidates, axes).
 
     ``logs``, (candidates, more axes), and ``before``, (points, more axes), are what the chosen
-    points join: correlations over both together are held down too. The measure of filling is the
-    centred L2 discrepancy (Hickernell 1998, doi 10.1090/S0025-5718-98-00894-1) over its
-    expectation for random points.
+    points join: correlations over both together are held down too. A correlation up to ``free``
+    costs nothing. The measure of filling is the centred L2 discrepancy (Hickernell 1998, doi
+    10.1090/S0025-5718-98-00894-1) over its expectation for random points.
     """
 
     points: np.ndarray
     logs: np.ndarray
     before: np.ndarray
+    free: float
 
     @classmethod
-    def alone(cls, points: np.ndarray) -> "Cube":
+    def alone(cls, points: np.ndarray, free: float) -> "Cube":
         """Candidates that join nothing."""
-        return cls(points, points[:, :0], points[:0, :0])
+        return cls(points, points[:, :0], points[:0, :0], free)
 
     @property
     def single(self) -> np.ndarray:
@@ -59,11 +60,11 @@ class Cube:
         return np.asarray((base - 2 * single / count + double / count**2) / expected)
 
 
-def choose_filling(cube: Cube, count: int, *, seed: int) -> np.ndarray:
+def choose_filling(cube: Cube, count: int, *, seed: Sequence[int]) -> np.ndarray:
     """Candidates that fill the unit cube evenly, with little correlation between axes.
 
     Exchange: from random subsets, the swap of one point that lowers the criterion most, until none
-    does. The criterion is the discrepancy plus a penalty on correlations above ``FREE``.
+    does. The criterion is the discrepancy plus a penalty on correlations above ``cube.free``.
 
     Parameters
     ----------
@@ -108,13 +109,15 @@ def _after_swaps(cube: Cube, rows: np.ndarray) -> np.ndarray:
     leaves = 2 * inside.sum(axis=1) - np.diag(inside)
     double = inside.sum() - leaves + 2 * (kernel.sum(axis=1)[:, None] - kernel) + own[:, None]
     total = single[rows].sum() - single[rows] + single[:, None]
-    penalty = _swap_penalty(cube.points, rows, cube.points[:0])
+    penalty = _swap_penalty(cube.points, rows, cube.points[:0], cube.free)
     if len(cube.before):
-        penalty = penalty + _swap_penalty(cube.logs, rows, cube.before)
+        penalty = penalty + _swap_penalty(cube.logs, rows, cube.before, cube.free)
     return cube.discrepancy(total, double, count) + penalty
 
 
-def _swap_penalty(points: np.ndarray, rows: np.ndarray, before: np.ndarray) -> np.ndarray:
+def _swap_penalty(
+    points: np.ndarray, rows: np.ndarray, before: np.ndarray, free: float
+) -> np.ndarray:
     """Cost of the correlations among the rows and ``before`` after each swap, (n, count)."""
 
     def swapped(values: np.ndarray, fixed: np.ndarray) -> np.ndarray:
@@ -128,24 +131,27 @@ def _swap_penalty(points: np.ndarray, rows: np.ndarray, before: np.ndarray) -> n
         for b in axes
         if a <= b
     }
-    return _penalty(sums, products, len(rows) + len(before))
+    return _penalty(sums, products, len(rows) + len(before), free)
 
 
 def _penalty(
-    sums: np.ndarray, products: dict[tuple[int, int], np.ndarray], count: float | np.ndarray
+    sums: np.ndarray,
+    products: dict[tuple[int, int], np.ndarray],
+    count: float | np.ndarray,
+    free: float,
 ) -> np.ndarray:
-    """Cost of the correlations beyond ``FREE``, from weighted sums and sums of products."""
+    """Cost of the correlations beyond ``free``, from weighted sums and sums of products."""
     axes = range(len(sums))
     moment = {(a, b): products[a, b] / count - sums[a] * sums[b] / count**2 for a, b in products}
     spread = [np.sqrt(np.maximum(moment[a, a], 1e-12)) for a in axes]
     cost = np.zeros_like(sums[0])
     for a, b in combinations(axes, 2):
         r = np.abs(moment[a, b]) / (spread[a] * spread[b])
-        cost = cost + WEIGHT * np.maximum(r - FREE, 0.0) ** 2
+        cost = cost + WEIGHT * np.maximum(r - free, 0.0) ** 2
     return np.asarray(cost)
 
 
-def choose_heavy(points: np.ndarray, count: int, *, extra: float) -> np.ndarray:
+def choose_heavy(points: np.ndarray, count: int, *, extra: float, free: float) -> np.ndarray:
     """Rows that may weigh ``1 + extra`` times as much and leave the whole unconfounded.
 
     All subsets are compared, or ``MOST_SUBSETS`` random ones; the criterion is the discrepancy of
@@ -163,20 +169,22 @@ def choose_heavy(points: np.ndarray, count: int, *, extra: float) -> np.ndarray:
     else:
         draws = np.random.default_rng(0).random((MOST_SUBSETS, total)).argsort(axis=1)
         subsets = np.unique(np.sort(draws[:, :count], axis=1), axis=0)
-    cube = Cube.alone(points)
+    cube = Cube.alone(points, free)
     kernel = cube.kernel(np.arange(total))
     double = kernel[subsets[:, :, None], subsets[:, None, :]].sum(axis=(1, 2))
     single = cube.single[subsets].sum(axis=1)
     weights = np.ones((len(subsets), total))
     np.put_along_axis(weights, subsets, 1.0 + extra, axis=1)
-    criterion = cube.discrepancy(single, double, count) + weighted_penalty(points, weights)
+    criterion = cube.discrepancy(single, double, count) + weighted_penalty(
+        points, weights, cube.free
+    )
     return np.asarray(subsets[int(criterion.argmin())])
 
 
-def weighted_penalty(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def weighted_penalty(points: np.ndarray, weights: np.ndarray, free: float) -> np.ndarray:
     """Cost of the correlations among points, (n, axes), for each row of weights, (sets, n)."""
     axes = range(points.shape[1])
     products = {
         (a, b): weights @ (points[:, a] * points[:, b]) for a in axes for b in axes if a <= b
     }
-    return _penalty((weights @ points).T, products, weights.sum(axis=1))
+    return _penalty((weights @ points).T, products, weights.sum(axis=1), free)

@@ -11,8 +11,8 @@ from scaling.options import Json, Seed
 from scaling.printing import note, print_json
 
 if TYPE_CHECKING:
-    from trainers.ladder import Allocation, Grid, Rung
     from trainers.planned import Ladder
+    from trainers.rungs import Allocation, Grid, Rung
 
 Part = TypeVar("Part")
 Ranges = "LOW:HIGH[,LOW:HIGH...]"
@@ -38,7 +38,7 @@ class Texts:
             A text is not of its form, or there are not as many as sizes.
         """
         from scaling.quantities import parse_count
-        from trainers.ladder import Rung
+        from trainers.rungs import Rung
 
         sizes = [parse_count(text) for text in self.sizes.split(",")]
         columns = (
@@ -123,7 +123,7 @@ def read_pairs(texts: Sequence[str]) -> dict[str, object]:
 def grid_of(vocab: int, head_dim: str, others: int, steps: str, qk_norm: bool) -> "Grid":
     """What all shapes share, from options as typed."""
     from scaling.errors import InputError
-    from trainers.ladder import Grid
+    from trainers.rungs import Grid
 
     dims = [int(value) for value in read_numbers(head_dim, "--head-dim")]
     grids = [int(value) for value in read_numbers(steps, "--steps")]
@@ -145,7 +145,7 @@ def grid_of(vocab: int, head_dim: str, others: int, steps: str, qk_norm: bool) -
 def allocation_of(tokens: float, seeds: int, anchors: str, branches: str) -> "Allocation":
     """Tokens and seeds, from options as typed: ``anchors`` is COUNT[:SEEDS[:LONG SEEDS]]."""
     from scaling.errors import InputError
-    from trainers.ladder import Allocation
+    from trainers.rungs import Allocation
 
     try:
         count, *more = (int(part) for part in anchors.split(":"))

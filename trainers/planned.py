@@ -1,6 +1,6 @@
 """A plan of runs as data: its rows, what they cost, and whether a law can tell its axes apart."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -15,12 +15,12 @@ from trainers.confounding import MOST_CORRELATION, Confounding, confounding
 from trainers.loop import RunSpec
 from trainers.optim import Recipe
 from trainers.pricing import ASSUMED, Price
+from trainers.rungs import ANCHOR, PROXY
 from trainers.sweep import run_name
 
 SHAPE_AXES = ("hidden_over_sqrt_n", "mlp_to_attention", "gqa", "num_hidden_layers", "head_dim")
 CHOSEN_AXES = SHAPE_AXES[:4]
 WHOLE_AXES = (*SHAPE_AXES, "n_non_embedding", "tokens_per_parameter")
-PROXY, ANCHOR = "proxy", "anchor"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,37 @@ class Planned:
     def tokens_trained(self, decay: float) -> float:
         """Tokens that it costs: the longest run, and the decay of every branch."""
         return self.tokens + decay * sum(self.branches)
+
+
+def points_of(runs: Sequence[Planned]) -> pd.DataFrame:
+    """Every different (shape, tokens) at which a loss will be measured; seeds count once."""
+    found: dict[tuple[Shape, int], str] = {}
+    for run in runs:
+        for tokens in (*run.branches, run.tokens):
+            found.setdefault((run.shape, tokens), run.size)
+    table = ShapeTable.of([shape for shape, _ in found]).frame()
+    trained = np.array([tokens for _, tokens in found], dtype=float)
+    return table.assign(
+        size=list(found.values()),
+        tokens=trained,
+        tokens_per_parameter=trained / table["n_non_embedding"],
+    )
+
+
+def confounding_of(runs: Sequence[Planned]) -> list[Confounding]:
+    """Correlations and variance inflation: the shapes of each size, then the whole plan."""
+    points = points_of(runs)
+    parts = []
+    for size, part in points.groupby("size", sort=False):
+        unique = part.drop_duplicates(list(INTEGER_FIELDS))
+        parts.append(confounding(unique, SHAPE_AXES, part=f"shapes of {size}"))
+    whole = confounding(points, WHOLE_AXES, part="the whole plan")
+    return [*parts, whole]
+
+
+def worst_of(runs: Sequence[Planned]) -> float:
+    """The largest |correlation| between two axes of any part of a plan."""
+    return max(part.worst for part in confounding_of(runs))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,29 +153,14 @@ class Ladder:
             flops_counted=self.flops, predicted_seconds=self.seconds.round(1)
         )
 
-    def points(self) -> pd.DataFrame:
-        """Every different (shape, tokens) at which a loss will be measured; seeds count once."""
-        found: dict[tuple[Shape, int], str] = {}
-        for run in self.runs:
-            for tokens in (*run.branches, run.tokens):
-                found.setdefault((run.shape, tokens), run.size)
-        table = ShapeTable.of([shape for shape, _ in found]).frame()
-        trained = np.array([tokens for _, tokens in found], dtype=float)
-        return table.assign(
-            size=list(found.values()),
-            tokens=trained,
-            tokens_per_parameter=trained / table["n_non_embedding"],
-        )
-
     def confounding(self) -> list[Confounding]:
         """Correlations and variance inflation: the shapes of each size, then the whole plan."""
-        points = self.points()
-        parts = []
-        for size, part in points.groupby("size", sort=False):
-            unique = part.drop_duplicates(list(INTEGER_FIELDS))
-            parts.append(confounding(unique, SHAPE_AXES, part=f"shapes of {size}"))
-        whole = confounding(points, WHOLE_AXES, part="the whole plan")
-        return [*parts, whole]
+        return confounding_of(self.runs)
+
+    @cached_property
+    def worst(self) -> float:
+        """The largest |correlation| anywhere in the plan."""
+        return worst_of(self.runs)
 
     def refusals(self, most: float = MOST_CORRELATION) -> list[str]:
         """Why a law could not tell some effects apart; empty when it can."""
