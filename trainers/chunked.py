@@ -78,7 +78,7 @@ class _ChunkedLoss(torch.autograd.Function):
         ctx.save_for_backward(by_hidden, by_weight)
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: torch.autograd.function.FunctionCtx, scale: Tensor, *_: Tensor
     ) -> tuple[Tensor, Tensor, None, None, None]:
         by_hidden, by_weight = ctx.saved_tensors  # type: ignore[attr-defined]
