@@ -15,6 +15,7 @@ from scaling.files import write_json, write_whole
 from trainers.model import Transformer
 from trainers.optim import Optimizer
 
+LOG = logging.getLogger(__name__)
 Tell = Callable[[str], None]
 UNREADABLE = (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError)
 
@@ -58,7 +59,7 @@ def _digest(progress: str, tensors: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256(progress.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -68,7 +69,7 @@ def resume(
     optimizer: Optimizer,
     identity: str,
     *,
-    tell: Tell = logging.getLogger(__name__).warning,
+    tell: Tell = LOG.warning,
 ) -> Progress:
     """Restore a checkpoint of this very run, if there is one; else stand at step 0.
 
