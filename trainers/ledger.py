@@ -269,8 +269,11 @@ class Ledger:
 
         return self._store.transact(work)
 
-    def finish(self, run_id: str, row: dict[str, object]) -> bool:
-        """Record a finished run with its row of the run table; False if another has the run."""
+    def finish(self, run_id: str, row: dict[str, object] | list[dict[str, object]]) -> bool:
+        """Record a finished run with its row, or rows, of the run table.
+
+        False if another has the run.
+        """
         return self._end(run_id, DONE, None, row)
 
     def fail(self, run_id: str, message: str) -> bool:
@@ -282,7 +285,11 @@ class Ledger:
         return self._end(run_id, DIVERGED, message, row)
 
     def _end(
-        self, run_id: str, state: str, message: str | None, row: dict[str, object] | None
+        self,
+        run_id: str,
+        state: str,
+        message: str | None,
+        row: dict[str, object] | list[dict[str, object]] | None,
     ) -> bool:
         held = self._held.get(run_id)
         if held is None:
@@ -384,10 +391,10 @@ class Ledger:
         return [read_entry(row) for row in rows]
 
     def table(self) -> "pd.DataFrame":
-        """The run table: a row for each run that is done or diverged, in the order of the plan."""
+        """The run table: rows of all runs that are done or diverged, in the order of the plan."""
         import pandas as pd
 
-        return pd.DataFrame([entry.row for entry in self.entries() if entry.row is not None])
+        return pd.DataFrame([row for entry in self.entries() for row in entry.rows])
 
 
 def open_ledger(
