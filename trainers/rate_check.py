@@ -1,4 +1,4 @@
-"""Is the learning rate that a rule gives the best one, at every shape?
+"""Whether the learning rate that a rule gives is the best one at every shape.
 
 A few shapes are trained at the rule's rate, at a lower and at a higher one. The rule passes where
 its loss is within one standard deviation between seeds of the best of the three. A parabola in
@@ -6,7 +6,7 @@ ln rate through the three gives each shape's optimum, and a plane through the op
 would need of width and depth.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -14,12 +14,60 @@ import numpy as np
 import pandas as pd
 
 from scaling.errors import InputError, WorkError
+from scaling.quantities import format_count
 from scaling.shape import Shape
+from trainers.corpus import Corpus
+from trainers.ledger import Entry
 from trainers.loop import RunSpec
-from trainers.sweep import run_name
+from trainers.sweep import Folder, run_name, run_plan
 
 RATES = ("matrix_learning_rate", "learning_rate")
 RULE = 1.0
+SAME_SIZE = 0.03
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a check tries.
+
+    ``factor`` is how far the other two rates are from the rule's, ``rates`` the fields of the
+    recipe that it multiplies; every run sees ``tokens``, or else ``tokens_per_parameter`` · N;
+    ``seed_sd`` is the standard deviation of ln loss between seeds where it is known.
+    """
+
+    factor: float = 2.0
+    seeds: int = 2
+    rates: tuple[str, ...] = RATES
+    tokens: int | None = None
+    tokens_per_parameter: float = 20.0
+    seed_sd: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 < self.factor < np.inf:
+            raise InputError(f"`factor > 1` must hold, but got {self.factor}")
+        if self.seeds < 1:
+            raise InputError(f"`seeds >= 1` must hold, but got {self.seeds}")
+        if not 0 < self.tokens_per_parameter < np.inf:
+            raise InputError(
+                f"`tokens_per_parameter > 0` must hold, but got {self.tokens_per_parameter}"
+            )
+        if not self.rates or not set(self.rates) <= set(RATES):
+            raise InputError(
+                f"`rates` must be one or more of {', '.join(RATES)}, but got {self.rates}"
+            )
+        if self.seed_sd is not None and not 0 < self.seed_sd < 1:
+            raise InputError(
+                f"`0 < seed_sd < 1` must hold, a share of the loss, but got {self.seed_sd}"
+            )
+        if self.seed_sd is None and self.seeds < 2:
+            raise InputError(
+                "`seeds >= 2` must hold to measure the noise between them, but got 1; "
+                "or give --seed-sd"
+            )
+
+    def tokens_for(self, shape: Shape) -> int:
+        """Training tokens of a shape."""
+        return self.tokens or round(self.tokens_per_parameter * shape.n_non_embedding)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +114,7 @@ class RateCheck:
     """
 
     shapes: tuple[ShapeRates, ...]
-    tokens: int
+    tokens: tuple[int, ...]
     seeds: int
     seed_sd: float
     seed_sd_from: str
@@ -124,7 +172,7 @@ class RateCheck:
         lines = [
             f"{'pass' if self.passed else 'fail'}: the rule's rate is within one seed SD of the "
             f"best of {len(self.shapes[0].losses)} at {good} of {len(self.shapes)} shapes "
-            f"({self.tokens:,} tokens, {self.seeds} seeds each)",
+            f"({_span(self.tokens)} tokens, {self.seeds} seeds each)",
             f"seed SD {100 * self.seed_sd:.3g} % of the loss ({self.seed_sd_from})",
         ]
         if self.exponents:
@@ -134,6 +182,13 @@ class RateCheck:
             lines.append(f"the optima ask for the rule's rate times {words}")
         else:
             lines.append("the optima do not tell a trend with width and depth")
+        outside = [shape for shape in self.shapes if not np.isfinite(shape.optimum)]
+        if outside:
+            lines.append(
+                f"no optimum between the three rates at {len(outside)} of {len(self.shapes)} "
+                "shapes, best at "
+                + ", ".join(f"x{shape.best:g} ({shape.shape})" for shape in outside)
+            )
         return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
@@ -143,7 +198,7 @@ class RateCheck:
         rows = [json_row(row) for row in self.frame().replace(np.inf, np.nan).to_dict("records")]
         return {
             "passed": self.passed,
-            "tokens": self.tokens,
+            "tokens": list(self.tokens),
             "seeds": self.seeds,
             "seed_sd": self.seed_sd if np.isfinite(self.seed_sd) else None,
             "seed_sd_from": self.seed_sd_from,
@@ -152,6 +207,11 @@ class RateCheck:
             },
             "shapes": rows,
         }
+
+
+def _span(counts: Sequence[int]) -> str:
+    least, most = format_count(min(counts)), format_count(max(counts))
+    return least if least == most else f"{least} to {most}"
 
 
 def extremes(shapes: Sequence[Shape]) -> list[Shape]:
@@ -165,57 +225,60 @@ def extremes(shapes: Sequence[Shape]) -> list[Shape]:
     return [distinct[row] for row in rows]
 
 
-def trials(
-    specs: Sequence[RunSpec],
-    *,
-    tokens: int | None = None,
-    factor: float = 2.0,
-    seeds: int = 2,
-    rates: Sequence[str] = RATES,
-) -> list[Trial]:
-    """The runs of a check: every shape of some specs, at three rates, with some seeds.
+def pick(
+    specs: Sequence[RunSpec], *, names: Sequence[str] = (), size: int | None = None
+) -> list[RunSpec]:
+    """One run for each shape of a check: those named, or the extremes of a plan.
 
     Parameters
     ----------
-    specs
-        One for each shape; their recipes have the rule's rates.
-    tokens
-        Tokens of every run; by default those of its spec.
-    factor
-        How far the other two rates are from the rule's.
-    rates
-        Fields of the recipe that are multiplied.
+    names
+        Their run_ids.
+    size
+        Only shapes of this many non-embedding parameters, within 3 %.
 
     Raises
     ------
     InputError
-        The factor is not above 1, there is no seed, or a field is no learning rate.
+        A name or a size is not in the plan.
     """
-    if not 1 < factor < np.inf:
-        raise InputError(f"`factor > 1` must hold, but got {factor}")
-    if seeds < 1:
-        raise InputError(f"`seeds >= 1` must hold, but got {seeds}")
-    for name in rates:
-        if name not in RATES:
-            raise InputError(f"`rates` must be among {', '.join(RATES)}, but got {name!r}")
-    return [
-        Trial(
-            shape=spec.shape,
-            factor=times,
-            spec=_at_rate(spec, times, tokens or spec.tokens, seed, rates),
+    known = {spec.run_id: spec for spec in specs}
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise InputError(f"`run_id` must be in the plan, but {missing[0]!r} is not")
+    if names:
+        return [known[name] for name in names]
+    by_shape = {spec.shape: spec for spec in reversed(specs)}
+    shapes = [
+        shape
+        for shape in dict.fromkeys(spec.shape for spec in specs)
+        if size is None or abs(shape.n_non_embedding / size - 1) <= SAME_SIZE
+    ]
+    if not shapes:
+        sizes = sorted({format_count(spec.shape.n_non_embedding) for spec in specs})
+        raise InputError(
+            f"`--size` must be a size of the plan, but is {size}; its shapes have "
+            f"{', '.join(sizes)} parameters"
         )
+    return [by_shape[shape] for shape in extremes(shapes)]
+
+
+def trials(specs: Sequence[RunSpec], settings: Settings) -> list[Trial]:
+    """The runs of a check: the shape of every spec at three rates, with some seeds."""
+    return [
+        Trial(shape=spec.shape, factor=times, spec=_at_rate(spec, times, seed, settings))
         for spec in specs
-        for times in (RULE, 1 / factor, factor)
-        for seed in range(seeds)
+        for times in (RULE, 1 / settings.factor, settings.factor)
+        for seed in range(settings.seeds)
     ]
 
 
-def _at_rate(
-    spec: RunSpec, factor: float, tokens: int, seed: int, rates: Sequence[str]
-) -> RunSpec:
-    changed = {name: getattr(spec.recipe, name) * factor for name in rates}
-    label = "" if len(rates) == len(RATES) else "-" + "-".join(rates).replace("_", "")
+def _at_rate(spec: RunSpec, factor: float, seed: int, settings: Settings) -> RunSpec:
+    changed = {name: getattr(spec.recipe, name) * factor for name in settings.rates}
+    label = "" if len(settings.rates) == len(RATES) else f"-{settings.rates[0]}"
+    # A check looks at one token count: a run's branches are left out, where it may have any.
     plain: dict[str, Any] = {"branches": ()} if "branches" in {f.name for f in fields(spec)} else {}
+    tokens = settings.tokens_for(spec.shape)
     return replace(
         spec,
         run_id=f"{run_name(spec.shape, tokens, seed)}{label}-lr{factor:g}",
@@ -225,6 +288,39 @@ def _at_rate(
         recipe=replace(spec.recipe, **changed),
         **plain,
     )
+
+
+def lr_check(
+    specs: Sequence[RunSpec],
+    corpus: Corpus,
+    folder: Folder,
+    settings: Settings | None = None,
+    *,
+    workers: int | None = None,
+    report: Callable[[list[Entry]], None] = lambda entries: None,
+) -> RateCheck:
+    """Train the runs of a check that the folder's ledger lacks, and judge.
+
+    Parameters
+    ----------
+    specs
+        One for each shape; their recipes have the rule's rates.
+    folder
+        Keeps ledger and states, as in a sweep: the same call goes on after a kill.
+    workers, report
+        As in :func:`trainers.sweep.run_plan`.
+
+    Raises
+    ------
+    InputError
+        The noise between seeds is not known.
+    WorkError
+        A run failed.
+    """
+    settings = settings or Settings()
+    tried = trials(specs, settings)
+    runs = run_plan([trial.spec for trial in tried], corpus, folder, workers=workers, report=report)
+    return judge(runs, tried, seed_sd=settings.seed_sd)
 
 
 def judge(runs: pd.DataFrame, tried: Sequence[Trial], *, seed_sd: float | None = None) -> RateCheck:
@@ -255,7 +351,7 @@ def judge(runs: pd.DataFrame, tried: Sequence[Trial], *, seed_sd: float | None =
     shapes = tuple(_judge_shape(shape, cells, spread) for shape, cells in found.items())
     return RateCheck(
         shapes=shapes,
-        tokens=tried[0].spec.tokens,
+        tokens=tuple(sorted({trial.spec.tokens for trial in tried})),
         seeds=len(next(iter(found.values()))[RULE]),
         seed_sd=spread,
         seed_sd_from=source,
@@ -266,8 +362,6 @@ def judge(runs: pd.DataFrame, tried: Sequence[Trial], *, seed_sd: float | None =
 def _seed_sd(cells: Sequence[Sequence[float]], given: float | None) -> tuple[float, str]:
     """Standard deviation of ln loss between seeds, and its source in words."""
     if given is not None:
-        if not 0 < given < 1:
-            raise InputError(f"`0 < seed SD < 1` must hold, as a share of the loss, got {given}")
         return given, "given"
     logs = [np.log(cell) for cell in cells if len(cell) > 1 and np.all(np.isfinite(cell))]
     freedom = sum(len(values) - 1 for values in logs)
@@ -340,6 +434,4 @@ def _exponents(shapes: Sequence[ShapeRates]) -> dict[str, tuple[float, float]]:
     optima = np.log([found.optimum for found in known])
     slopes = covariance @ (design.T @ (weights**2 * optima))
     errors = np.sqrt(np.diag(covariance))
-    return {
-        name: (float(slopes[i]), float(errors[i])) for i, name in enumerate(moving, start=1)
-    }
+    return {name: (float(slopes[i]), float(errors[i])) for i, name in enumerate(moving, start=1)}
