@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -431,3 +432,41 @@ def test_a_corpus_shorter_than_two_contexts_is_refused() -> None:
     tokens = np.zeros(255, dtype=np.uint16)
     with pytest.raises(InputError, match=r"at least 256 tokens .* of 128, but has 255; give more"):
         Batches(tokens, context_length=128, sequences=1, seed=0)
+
+
+@settings(deadline=None)
+@given(
+    **SIZES,
+    seed=st.integers(0, 2**31),
+    kills=st.lists(st.integers(1, 120), max_size=4, unique=True),
+)
+def test_a_resume_goes_on_where_it_stopped_and_never_loops_over_the_tail(
+    tokens: int, length: int, sequences: int, seed: int, kills: list[int]
+) -> None:
+    def fresh() -> Batches:
+        return Batches(np.arange(tokens), context_length=length, sequences=sequences, seed=seed)
+
+    windows = fresh().windows
+    steps = max([3 * windows // sequences, *kills])
+    visits: list[int] = []
+    for begin, end in itertools.pairwise([0, *sorted(kills), steps]):
+        batches = fresh()  # what a process that starts again has
+        visits += [int(row[0]) for step in range(begin, end) for row in batches(step)]
+    uninterrupted = fresh()
+    assert visits == [int(row[0]) for step in range(steps) for row in uninterrupted(step)]
+    for epoch in range(len(visits) // windows):
+        whole = visits[epoch * windows : (epoch + 1) * windows]
+        assert len(set(whole)) == windows, "every window once, before any comes again"
+
+
+@settings(deadline=None)
+@given(**SIZES, steps=st.integers(1, 100))
+def test_repeated_data_is_counted(tokens: int, length: int, sequences: int, steps: int) -> None:
+    batches = Batches(np.arange(tokens), context_length=length, sequences=sequences, seed=0)
+    seen = batches.seen(steps)
+    first = {int(token) for step in range(steps) for token in batches(step)[:, :-1].flatten()}
+    assert seen["epochs"] * batches.windows * length == pytest.approx(steps * sequences * length)
+    if seen["epochs"] <= 1:
+        assert seen["unique_tokens"] == steps * sequences * length == len(first)
+    else:
+        assert seen["unique_tokens"] <= len(first) <= seen["unique_tokens"] + 2 * length
