@@ -34,7 +34,7 @@ def text(tmp_path: Path) -> str:
     return written(tmp_path / "red.txt", "red")
 
 
-@pytest.mark.parametrize("end", [END, "</s>", "<eos>", "<|im_end|>"])
+@pytest.mark.parametrize("end", [END, "<|end_of_text|>", "</s>", "<eos>"])
 def test_a_loaded_tokenizer_is_kept_and_named_with_its_hash(
     tmp_path: Path, text: str, end: str
 ) -> None:

@@ -11,15 +11,13 @@ import numpy as np
 
 from scaling.errors import InputError
 from scaling.files import sha256
+from trainers.encoding import BYTES, ENDS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-BYTES = "bytes"
 BYTE_SEPARATOR = b"\0"  # stands between documents of a byte corpus; text never holds it
 END_OF_TEXT = "<|endoftext|>"
-# What ends a text in the vocabularies of the well-known families, ours first.
-ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>", "[SEP]")
 PARALLEL = "TOKENIZERS_PARALLELISM"
 BATCH = 4_194_304  # bytes of text that are encoded at once
 
@@ -156,7 +154,7 @@ def _encoder(tokenizer: "Tokenizer", name: str) -> Encoder:
     end = next((token for token in ends if token is not None), None)
     if end is None:
         raise InputError(
-            f"the tokenizer {name} has no token that ends a text: one of {', '.join(ENDS)} must "
+            f"the tokenizer {name} has no token that ends a text: one of {', '.join(ENDS[:-1])} must "
             "be in its vocabulary; add it with `tokenizer.add_special_tokens`"
         )
     tokenizer.encode_special_tokens = True  # a text that holds such words does not end there
