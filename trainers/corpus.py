@@ -102,6 +102,15 @@ class Corpus:
             )
         return sets
 
+    def seen(self, tokens: int) -> dict[str, float]:
+        """What the run table says of a run over so many tokens: whether it saw any twice.
+
+        ``unique_tokens`` counts those that were trained on at least once, ``epochs`` how often the
+        text was gone through.
+        """
+        unique = min(tokens, self.tokens_train)
+        return {"unique_tokens": unique, "epochs": tokens / self.tokens_train}
+
     @property
     def label(self) -> str:
         """Name and hash, as the run table records it."""
@@ -347,15 +356,6 @@ class Batches:
     def epochs(self, steps: int) -> float:
         """How often ``steps`` steps visit each window."""
         return steps * self.sequences / self.windows
-
-    def seen(self, steps: int) -> dict[str, float]:
-        """How much text ``steps`` steps see, for the run table.
-
-        ``unique_tokens`` counts the tokens that were trained on at least once, ``epochs`` how often
-        the text was gone through; above 1 the data are repeated.
-        """
-        windows = min(steps * self.sequences, self.windows)
-        return {"unique_tokens": windows * self.length, "epochs": self.epochs(steps)}
 
     def __call__(self, step: int) -> np.ndarray:
         """Sequences of a step with their next token, (sequences, context_length + 1), int64."""

@@ -154,8 +154,8 @@ def _encoder(tokenizer: "Tokenizer", name: str) -> Encoder:
     end = next((token for token in ends if token is not None), None)
     if end is None:
         raise InputError(
-            f"the tokenizer {name} has no token that ends a text: one of {', '.join(ENDS[:-1])} must "
-            "be in its vocabulary; add it with `tokenizer.add_special_tokens`"
+            f"the tokenizer {name} has no token that ends a text: one of {', '.join(ENDS[:-1])} "
+            "must be in its vocabulary; add it with `tokenizer.add_special_tokens`"
         )
     tokenizer.encode_special_tokens = True  # a text that holds such words does not end there
 
