@@ -1,6 +1,5 @@
 """Text -> documents -> tokens -> memory-mapped shards, all a function of the content."""
 
-import contextlib
 import hashlib
 import json
 import shutil
@@ -180,7 +179,7 @@ def _prepared(mixture: Mixture, options: CorpusOptions, folder: Path, limit: int
     request = _request(mixture, options, limit)
     if mixture.has_streams and (folder / RECORD).exists():
         return _kept_stream(folder, mixture, request)
-    with contextlib.closing(Spool(folder)) as spool:
+    with Spool(folder) as spool:
         text = blend(mixture, spool, limit=limit, tokens=options.tokens)
         if (folder / RECORD).exists():
             return _kept(folder, mixture, text, options.wanted_tokenizer)
