@@ -13,7 +13,7 @@ import numpy as np
 from trainers.encoding import Encoding
 from trainers.eval_files import BLIMP, EvalFiles
 from trainers.model import Transformer
-from trainers.scoring import Likelihoods, Request, Score, likelihoods, request_of
+from trainers.scoring import Likelihoods, Score, likelihoods, request_of
 
 CHANCE = 0.5
 

@@ -24,7 +24,7 @@ from trainers.scoring import Request, Score, likelihoods, request_of
 from trainers.tasks import ACCURACY, NORMALISED, chance_of, file_of, settings_of
 
 
-class LanguageModel(LM):
+class LanguageModel(LM):  # type: ignore[misc]  # lm-eval has no types
     """A :class:`trainers.model.Transformer` with its tokenizer, as lm-eval asks models.
 
     ``truncated`` counts the requests since the start that were longer than the model's context.

@@ -172,6 +172,6 @@ def _score(model: Transformer, batch: Sequence[_Piece]) -> tuple[np.ndarray, np.
         values = torch.zeros(mask.shape, device=device)
         values[mask] = chosen - logits.logsumexp(dim=1)
         missed = torch.zeros(mask.shape, dtype=torch.bool, device=device)
-        missed[mask] = chosen < logits.amax(dim=1)
+        missed[mask] = logits.argmax(dim=1) != targets
         sums = values.sum(dim=1, dtype=torch.float64)
         return sums.cpu().numpy(), (~missed.any(dim=1)).cpu().numpy()
