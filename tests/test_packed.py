@@ -15,9 +15,10 @@ from trainers.corpus import Batches, Corpus
 from trainers.device import ResidentTokens
 from trainers.evaluate import token_losses
 from trainers.graphs import CapturedStep, compiled
-from trainers.loop import RunSpec, train
+from trainers.loop import train
 from trainers.optim import OPTIMIZERS, Optimizer
 from trainers.packed import Feed, Options, PackedStep, packs, train_pack
+from trainers.spec import RunSpec
 from trainers.stacked import Stack, orthogonalise
 
 CPU = torch.device("cpu")

@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from scaling.files import write_whole
-from trainers.export import export as export  # a finished run ends with one
 from trainers.model import Transformer
 from trainers.optim import Optimizer
 
+LOG = logging.getLogger(__name__)
 Tell = Callable[[str], None]
 UNREADABLE = (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError)
 
@@ -29,12 +29,15 @@ class Progress:
     """Where a run stands: steps done and seconds of training spent on them.
 
     ``identity`` is a digest of everything that decides the run's numbers; a checkpoint of another
-    identity is not resumed.
+    identity is not resumed. ``branch`` counts the branches that were finished;
+    ``compilation`` is that of the engine at work.
     """
 
     step: int
     seconds: float
     identity: str
+    branch: int = 0
+    compilation: str | None = None
 
 
 def save(path: Path, model: Transformer, optimizer: Optimizer, progress: Progress) -> None:
@@ -59,7 +62,7 @@ def _digest(progress: str, tensors: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256(progress.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -69,7 +72,7 @@ def resume(
     optimizer: Optimizer,
     identity: str,
     *,
-    tell: Tell = logging.getLogger(__name__).warning,
+    tell: Tell = LOG.warning,
 ) -> Progress:
     """Restore a checkpoint of this very run, if there is one; else stand at step 0.
 
@@ -92,6 +95,14 @@ def resume(
             weight.copy_(tensors[f"model.{name}"])
     optimizer.load(tensors)
     return progress
+
+
+def intact(path: Path, identity: str) -> bool:
+    """Whether a file is an undamaged checkpoint of this very run."""
+    try:
+        return _read(path)[0].identity == identity
+    except UNREADABLE:
+        return False
 
 
 def _read(path: Path) -> tuple[Progress, dict[str, torch.Tensor]]:

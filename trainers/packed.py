@@ -24,7 +24,9 @@ from trainers.device import (
 )
 from trainers.evaluate import evaluate
 from trainers.graphs import CapturedStep, Note, compiled
-from trainers.loop import CHECKPOINT_SECONDS, RunSpec, Watch, settings_row
+from trainers.loop import CHECKPOINT_SECONDS, Watch
+from trainers.rows import settings_row
+from trainers.spec import RunSpec
 from trainers.stacked import Stack, stackable
 
 BLOCK_STEPS = 256  # most steps between two looks at the clock; their inputs are on the device

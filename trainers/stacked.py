@@ -13,9 +13,9 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from scaling.errors import InputError
 from trainers.evaluate import token_losses
-from trainers.loop import RunSpec
 from trainers.model import Transformer
 from trainers.optim import Optimizer, Recipe
+from trainers.spec import RunSpec
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # arXiv 2502.16982, as torch.optim.Muon has them
 NEWTON_SCHULZ_STEPS = 5
