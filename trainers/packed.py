@@ -46,6 +46,9 @@ class Options:
     capture: bool = True
 
 
+EAGER = Options()  # not compiled; on a GPU the step is still one graph
+
+
 def packs(specs: Iterable[RunSpec], size: int) -> list[list[RunSpec]]:
     """Group runs that can be trained in one stack, at most ``size`` each, in the order given."""
     groups: dict[tuple[object, ...], list[RunSpec]] = {}
@@ -162,7 +165,7 @@ def train_pack(
     folders: Callable[[str], Path],
     *,
     device: torch.device,
-    options: Options = Options(),
+    options: Options = EAGER,
     watch: Watch = lambda step: None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     note: Note = lambda text: None,
