@@ -1,9 +1,11 @@
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -532,10 +534,10 @@ def test_a_sweep_prints_the_run_table_with_nothing_for_a_diverged_run(
     (known,) = document(*command)
     assert known["run_id"] == row["run_id"], "the run of `train` is in the same ledger"
     assert known == row
-    ledger = existing_ledger(tmp_path / "out")
-    with ledger._open() as database:
-        lost = {key: value for key, value in row.items() if "loss" not in key}
-        database.execute("UPDATE runs SET row = ?", (json.dumps(lost | {"status": "diverged"}),))
+    lost = {key: value for key, value in row.items() if "loss" not in key}
+    changed = json.dumps(lost | {"status": "diverged"})
+    with closing(sqlite3.connect(tmp_path / "out" / "ledger.sqlite")) as database, database:
+        database.execute("UPDATE shapelaw_runs SET result = ?", (changed,))
     (found,) = document(*command)
     assert found["status"] == "diverged"
     assert found.get("loss") is None

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from scaling.runs import COLUMNS
 from scaling.shape import Shape
 from trainers import checkpoint, loop
-from trainers.corpus import STDLIB, Corpus, prepare, read_documents
+from trainers.corpus import Corpus, prepare
+from trainers.documents import STDLIB, read_documents
 from trainers.loop import Diverged, RunSpec, train
 from trainers.optim import OPTIMIZERS, Recipe
 

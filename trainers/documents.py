@@ -46,6 +46,11 @@ def read_documents(source: str) -> Iterator[str]:
         yield from _file_documents(path)
 
 
+def is_text(path: Path) -> bool:
+    """Whether a file has the name of a text that can be read."""
+    return _kind(path) is not None
+
+
 def _kind(path: Path) -> str | None:
     """The text format of a file by its name, or None."""
     suffixes = path.suffixes

@@ -1,107 +1,99 @@
-"""The durable record of planned, running, done, failed and diverged runs: one SQLite file.
+"""The durable record of planned, running, done, failed and diverged runs.
 
-Any number of worker processes take rows without doubling one. A worker shows that it lives by a
-heartbeat; the row of a dead one is taken over.
+One SQLite file for the workers of one machine, or a PostgreSQL database for any number of machines.
+A worker takes a row, shows by heartbeats that it lives, and records how the run ended. A dead one's
+row is taken over: at once where its process is known to be gone, else after its heartbeat has been
+seen standing still for ``STALE_SECONDS``. No judgement rests on a wall clock, see
+:mod:`trainers.liveness`; times are kept for the display only. A worker that has lost its row cannot
+record anything any more.
 """
 
 import json
-import os
-import socket
-import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from scaling.errors import InputError, WorkError
+from scaling.errors import InputError
+from trainers.entries import DIVERGED, DONE, FAILED, PLANNED, RUNNING, STATES, Entry, read_entry
+from trainers.liveness import Watch, is_gone, this_process
 from trainers.loop import RunSpec
+from trainers.stores._base import LedgerUnreachable, Row, Session
+from trainers.stores.registry import is_database, store_at
 
-PLANNED, RUNNING, DONE, FAILED, DIVERGED = "planned", "running", "done", "failed", "diverged"
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "DIVERGED", "DONE", "FAILED", "PLANNED", "RUNNING", "STALE_SECONDS", "STATES", "Entry",
+    "Ledger", "LedgerUnreachable", "is_database", "open_ledger",
+]  # fmt: skip
 STALE_SECONDS = 30.0
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS runs (
-    run_id TEXT PRIMARY KEY,
-    spec TEXT NOT NULL,
-    identity TEXT NOT NULL,
-    state TEXT NOT NULL,
-    flops REAL NOT NULL,
-    steps INTEGER NOT NULL,
-    step INTEGER NOT NULL DEFAULT 0,
-    owner TEXT,
-    host TEXT,
-    pid INTEGER,
-    heartbeat REAL,
-    message TEXT,
-    row TEXT,
-    position INTEGER NOT NULL
-)
-"""
+BEAT_PATIENCE = 1.0  # training does not stand still for a heartbeat
+BEAT_PAUSE = 5.0  # after one that did not get through
+THIS = "sweep = :sweep AND run_id = :run_id"
+MINE = f"{THIS} AND claim = :claim AND state = '{RUNNING}'"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One run as the ledger knows it."""
+@dataclass
+class _Held:
+    """A row that this worker has taken: the claim, and when which step was reached."""
 
-    run_id: str
-    state: str
-    flops: float
-    steps: int
-    step: int
-    message: str | None
-    row: dict[str, object] | None
+    claim: str
+    reached: float  # clock of the last heartbeat that got through
+    pause_until: float = 0.0
+    first: tuple[float, int] | None = None
 
 
-@dataclass(frozen=True)
 class Ledger:
-    """The ledger at a path; opening it creates it.
+    """The ledger at a path or URL; opening it creates it.
 
-    Every method is one transaction, safe against other processes and against a kill at any point.
+    Every method is one transaction, safe against other workers, against a kill at any point and
+    against a server that is restarted. A lock or a lost connection is waited out.
+
+    Parameters
+    ----------
+    address
+        Path of an SQLite file on a local disk, or ``postgresql://user:password@host/database``.
+    sweep
+        Which of the sweeps of a database; also as ``?sweep=NAME`` in the URL.
+    patience
+        Seconds for which a lock or a lost connection is waited out: 60 for a file, 300 for a
+        database.
+    clock
+        Seconds that never go back; for tests.
+
+    Raises
+    ------
+    InputError
+        The address cannot be understood, or a database has no sweep named.
+    LedgerUnreachable
+        It stayed locked or out of reach.
+    WorkError
+        It cannot be used: no right to write, no ledger, or one of another version.
     """
 
-    path: Path
-    owner: str = field(default_factory=lambda: uuid.uuid4().hex)
+    def __init__(
+        self,
+        address: str | Path,
+        *,
+        sweep: str | None = None,
+        patience: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.owner = uuid.uuid4().hex
+        self._store, self.sweep = store_at(address, sweep, patience)
+        self._clock = clock
+        self._watch = Watch(clock)
+        self._held: dict[str, _Held] = {}
+        self._store.prepare()
 
-    def __post_init__(self) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self._open() as database:
-                database.execute("PRAGMA journal_mode=WAL")
-                database.execute(SCHEMA)
-        except OSError as error:
-            raise WorkError(
-                f"{self.path} could not be written ({error.strerror}); choose another folder"
-            ) from error
-
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        try:
-            database = sqlite3.connect(self.path, timeout=60, isolation_level=None)
-        except sqlite3.OperationalError as error:
-            raise WorkError(f"the ledger {self.path} cannot be opened: {error}") from error
-        database.row_factory = sqlite3.Row
-        try:
-            yield database
-        except sqlite3.DatabaseError as error:
-            raise WorkError(
-                f"the ledger {self.path} cannot be used ({error}); free space, or move it away"
-            ) from error
-        finally:
-            database.close()
-
-    @contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
-        with self._open() as database:
-            database.execute("BEGIN IMMEDIATE")
-            try:
-                yield database
-            except BaseException:  # undo, whatever ended it, and go on raising
-                database.execute("ROLLBACK")
-                raise
-            database.execute("COMMIT")
+    @property
+    def name(self) -> str:
+        """The address without a password."""
+        return self._store.name
 
     def plan(self, specs: Iterable[RunSpec], identities: Iterable[str]) -> None:
         """Add runs; one that is already there with the same identity keeps its state.
@@ -109,122 +101,297 @@ class Ledger:
         Raises
         ------
         InputError
-            A run of that name is there with other settings.
+            A run of that name is there with other settings; nothing is planned then.
         """
-        with self._write() as database:
-            for spec, identity in zip(specs, identities, strict=True):
-                known = database.execute(
-                    "SELECT identity FROM runs WHERE run_id = ?", (spec.run_id,)
-                ).fetchone()
-                if known is None:
-                    database.execute(
-                        "INSERT INTO runs (run_id, spec, identity, state, flops, steps, position)"
-                        " VALUES (?, ?, ?, ?, ?, ?, (SELECT COUNT(*) FROM runs))",
-                        (spec.run_id, spec.as_json(), identity, PLANNED, spec.flops, spec.steps),
-                    )
-                elif known["identity"] != identity:
-                    raise InputError(
-                        f"the ledger {self.path} has a run {spec.run_id!r} with other settings "
-                        "(shape, tokens, recipe, corpus, seed or torch version); "
-                        "choose another --out folder or another run_id"
-                    )
+        pairs = list(zip(specs, identities, strict=True))
+        self._store.transact(lambda session: self._plan(session, pairs))
+
+    def _plan(self, session: Session, pairs: list[tuple[RunSpec, str]]) -> None:
+        known = {
+            row["run_id"]: row["identity"]
+            for row in session.rows(
+                "SELECT run_id, identity FROM shapelaw_runs WHERE sweep = :sweep", sweep=self.sweep
+            )
+        }
+        position = len(known)
+        for spec, identity in pairs:
+            found = known.get(spec.run_id)
+            if found is None and self._insert(session, spec, identity, position):
+                known[spec.run_id] = identity
+                position += 1
+                continue
+            if found is None:  # another planner was faster by a moment
+                (row,) = session.rows(
+                    f"SELECT identity FROM shapelaw_runs WHERE {THIS}",
+                    sweep=self.sweep, run_id=spec.run_id,
+                )  # fmt: skip
+                found = row["identity"]
+            if found != identity:
+                raise InputError(
+                    f"the ledger {self.name} has a run {spec.run_id!r} with other settings "
+                    "(shape, tokens, recipe, corpus, seed or torch version); "
+                    "choose another --out folder or another run_id"
+                )
+
+    def _insert(self, session: Session, spec: RunSpec, identity: str, position: int) -> bool:
+        inserted = session.change(
+            "INSERT INTO shapelaw_runs (sweep, run_id, position, spec, identity, state, flops, "
+            "steps) VALUES (:sweep, :run_id, :position, :spec, :identity, :state, :flops, :steps) "
+            "ON CONFLICT (sweep, run_id) DO NOTHING",
+            sweep=self.sweep, run_id=spec.run_id, position=position, spec=spec.as_json(),
+            identity=identity, state=PLANNED, flops=spec.flops, steps=spec.steps,
+        )  # fmt: skip
+        return inserted == 1
 
     def claim(self, alive_after: float = STALE_SECONDS) -> RunSpec | None:
-        """Take the next planned run, or one whose worker is dead; None if there is none."""
-        now = time.time()
-        with self._write() as database:
-            rows = database.execute(
-                "SELECT * FROM runs WHERE state IN (?, ?) ORDER BY state = ?, position",
-                (PLANNED, RUNNING, PLANNED),
-            ).fetchall()
-            for row in rows:
-                if row["state"] == RUNNING and not _dead(row, now, alive_after):
-                    continue
-                database.execute(
-                    "UPDATE runs SET state = ?, owner = ?, host = ?, pid = ?, heartbeat = ? "
-                    "WHERE run_id = ?",
-                    (RUNNING, self.owner, socket.gethostname(), os.getpid(), now, row["run_id"]),
-                )
-                return RunSpec.from_json(row["spec"])
+        """Take a run whose worker is dead, or the next planned one; None if there is none.
+
+        Call it again and again where None comes back and runs are still running: a worker is dead
+        once this ledger has seen its heartbeat stand still for more than ``alive_after`` seconds.
+        """
+        ticket = uuid.uuid4().hex
+        row = self._store.transact(lambda session: self._claim(session, ticket, alive_after))
+        if row is None:
+            return None
+        self._held[row["run_id"]] = _Held(claim=ticket, reached=self._clock())
+        return RunSpec.from_json(row["spec"])
+
+    def _claim(self, session: Session, ticket: str, alive_after: float) -> Row | None:
+        taken = session.rows(
+            "SELECT run_id, spec FROM shapelaw_runs WHERE sweep = :sweep AND claim = :ticket",
+            sweep=self.sweep, ticket=ticket,
+        )  # fmt: skip
+        if taken:  # committed before, and the answer was lost
+            return taken[0]
+        for row in self._dead(session, alive_after):
+            # It may have given a sign of life since it was looked at.
+            same = f"{MINE} AND beats = :beats"
+            if self._take(session, same, ticket, claim=row["claim"], beats=row["beats"],
+                          run_id=row["run_id"]):  # fmt: skip
+                return row
+        planned = session.rows(
+            f"SELECT run_id, spec FROM shapelaw_runs WHERE sweep = :sweep AND state = '{PLANNED}' "
+            f"ORDER BY position, run_id LIMIT 1{self._store.skip_locked}",
+            sweep=self.sweep,
+        )
+        for row in planned:
+            if self._take(session, f"{THIS} AND state = '{PLANNED}'", ticket, run_id=row["run_id"]):
+                return row
         return None
 
+    def _dead(self, session: Session, alive_after: float) -> list[Row]:
+        """Running rows whose worker is gone."""
+        running = session.rows(
+            "SELECT run_id, spec, claim, beats, process FROM shapelaw_runs "
+            f"WHERE sweep = :sweep AND state = '{RUNNING}' ORDER BY position, run_id",
+            sweep=self.sweep,
+        )
+        still = self._watch.look({row["run_id"]: (row["claim"], row["beats"]) for row in running})
+        return [
+            row
+            for row in running
+            if still[row["run_id"]] > alive_after or is_gone(row["process"] or "")
+        ]
+
+    def _take(self, session: Session, condition: str, ticket: str, **values: object) -> bool:
+        """Make a row ours if it is still as we saw it and nobody else is about to change it."""
+        free = f"SELECT run_id FROM shapelaw_runs WHERE {condition}{self._store.skip_locked}"
+        if not session.rows(free, sweep=self.sweep, **values):
+            return False
+        process, now = this_process(), self._store.now
+        session.change(
+            f"UPDATE shapelaw_runs SET state = '{RUNNING}', claim = :ticket, owner = :owner, "
+            "host = :host, pid = :pid, process = :process, beats = beats + 1, "
+            f"attempts = attempts + 1, heartbeat = {now}, started = COALESCE(started, {now}), "
+            f"ended = NULL, speed = NULL WHERE {THIS}",
+            sweep=self.sweep, run_id=values["run_id"], ticket=ticket, owner=self.owner,
+            host=process.host, pid=process.pid, process=process.mark,
+        )  # fmt: skip
+        return True
+
     def beat(self, run_id: str, step: int) -> bool:
-        """Say that the run goes on; False if it is no longer this owner's."""
-        with self._write() as database:
-            changed = database.execute(
-                "UPDATE runs SET heartbeat = ?, step = ? WHERE run_id = ? AND owner = ?",
-                (time.time(), step, run_id, self.owner),
-            )
-            return changed.rowcount == 1
+        """Say that the run goes on; False if it is no longer this worker's.
 
-    def finish(self, run_id: str, row: dict[str, object]) -> None:
-        """Record a finished run with its row of the run table."""
-        self._end(run_id, DONE, None, row)
+        A ledger that cannot be reached does not stop the training: the beat is left out, and only
+        after the ledger's patience does it become an error.
 
-    def fail(self, run_id: str, message: str) -> None:
-        """Record that a run failed, and why; it may be retried."""
-        self._end(run_id, FAILED, message, None)
+        Raises
+        ------
+        LedgerUnreachable
+            No heartbeat got through for as long as the ledger is patient.
+        """
+        held, now = self._held.get(run_id), self._clock()
+        if held is None:
+            return False
+        if now < held.pause_until:
+            return True
+        held.first = held.first or (now, step)
+        passed, steps = now - held.first[0], step - held.first[1]
+        speed = steps / passed if passed > 0 and steps > 0 else None
+        try:
+            found = self._store.transact(
+                lambda session: session.change(
+                    "UPDATE shapelaw_runs SET beats = beats + 1, step = :step, speed = :speed, "
+                    f"heartbeat = {self._store.now} WHERE {MINE}",
+                    sweep=self.sweep, run_id=run_id, claim=held.claim, step=step, speed=speed,
+                ),
+                patience=BEAT_PATIENCE,
+            )  # fmt: skip
+        except LedgerUnreachable:
+            if now - held.reached > self._store.patience:
+                raise
+            held.pause_until = self._clock() + BEAT_PAUSE
+            return True
+        held.reached = now
+        return found == 1
 
-    def diverge(self, run_id: str, message: str, row: dict[str, object]) -> None:
-        """Record that a run diverged; its row has no loss."""
-        self._end(run_id, DIVERGED, message, row)
+    def note(self, run_id: str, text: str) -> bool:
+        """Add a remark to a run of this worker, once: it went on, but not as planned.
 
-    def retry(self) -> None:
-        """Plan failed runs again."""
-        with self._write() as database:
-            database.execute(
-                "UPDATE runs SET state = ?, message = NULL WHERE state = ?", (PLANNED, FAILED)
-            )
+        False if the run is no longer this worker's.
+        """
+        held = self._held.get(run_id)
+        if held is None:
+            return False
+        keys = {"sweep": self.sweep, "run_id": run_id, "claim": held.claim}
+
+        def work(session: Session) -> bool:
+            found = session.rows(f"SELECT note FROM shapelaw_runs WHERE {MINE}", **keys)
+            lines = (found[0]["note"] or "").splitlines() if found else []
+            added = "\n".join(dict.fromkeys([*lines, _plain(text)]))
+            change = f"UPDATE shapelaw_runs SET note = :note WHERE {MINE}"
+            return session.change(change, note=added, **keys) == 1
+
+        return self._store.transact(work)
+
+    def finish(self, run_id: str, row: dict[str, object]) -> bool:
+        """Record a finished run with its row of the run table; False if another has the run."""
+        return self._end(run_id, DONE, None, row)
+
+    def fail(self, run_id: str, message: str) -> bool:
+        """Record that a run failed, and why; it may be retried. False if another has the run."""
+        return self._end(run_id, FAILED, message, None)
+
+    def diverge(self, run_id: str, message: str, row: dict[str, object]) -> bool:
+        """Record that a run diverged; its row has no loss. False if another has the run."""
+        return self._end(run_id, DIVERGED, message, row)
 
     def _end(
         self, run_id: str, state: str, message: str | None, row: dict[str, object] | None
-    ) -> None:
-        with self._write() as database:
-            database.execute(
-                "UPDATE runs SET state = ?, message = ?, row = ?, "
-                "step = CASE WHEN ? = 'done' THEN steps ELSE step END "
-                "WHERE run_id = ? AND owner = ?",
-                (state, message, json.dumps(row) if row else None, state, run_id, self.owner),
+    ) -> bool:
+        held = self._held.get(run_id)
+        if held is None:
+            return False
+        keys = {"sweep": self.sweep, "run_id": run_id, "claim": held.claim}
+        values = {
+            "ended": state,
+            "message": _plain(message) if message else None,
+            "result": json.dumps(row) if row else None,
+        }
+
+        def work(session: Session) -> bool:
+            changed = session.change(
+                "UPDATE shapelaw_runs SET state = :ended, message = :message, result = :result, "
+                f"ended = {self._store.now}, speed = NULL, "
+                f"step = CASE WHEN :ended = '{DONE}' THEN steps ELSE step END WHERE {MINE}",
+                **keys,
+                **values,
             )
+            if changed:
+                return True
+            # Committed before, and the answer was lost?
+            found = f"SELECT state FROM shapelaw_runs WHERE {THIS} AND claim = :claim"
+            return [known["state"] for known in session.rows(found, **keys)] == [state]
+
+        recorded = self._store.transact(work)
+        del self._held[run_id]
+        return recorded
+
+    def release(self, run_id: str) -> bool:
+        """Give a run back, for a worker that has to end: the next one goes on with it.
+
+        False if the run is no longer this worker's.
+        """
+        held = self._held.pop(run_id, None)
+        if held is None:
+            return False
+        change = (
+            f"UPDATE shapelaw_runs SET state = '{PLANNED}', claim = NULL, speed = NULL WHERE {MINE}"
+        )
+        keys = {"sweep": self.sweep, "run_id": run_id, "claim": held.claim}
+        return self._store.transact(lambda session: session.change(change, **keys)) == 1
+
+    def retry(
+        self, *, states: Iterable[str] = (FAILED,), run_ids: Iterable[str] | None = None
+    ) -> int:
+        """Plan runs again that failed, or diverged; return how many.
+
+        Parameters
+        ----------
+        states
+            ``failed``, ``diverged`` or both. A run that diverged will do so again under the same
+            settings, unless a fault of the machine was behind it.
+        run_ids
+            Only these; by default all.
+
+        Raises
+        ------
+        InputError
+            Another state is named.
+        """
+        states = list(states)
+        for state in states:
+            if state not in (FAILED, DIVERGED):
+                raise InputError(
+                    f"`states` must be {FAILED} or {DIVERGED}, but got {state!r}; "
+                    "runs that are planned, running or done need no retry"
+                )
+        wanted = None if run_ids is None else set(run_ids)
+
+        def work(session: Session) -> int:
+            rows = session.rows(
+                "SELECT run_id, state FROM shapelaw_runs WHERE sweep = :sweep", sweep=self.sweep
+            )
+            return sum(
+                session.change(
+                    f"UPDATE shapelaw_runs SET state = '{PLANNED}', message = NULL, note = NULL, "
+                    "result = NULL, claim = NULL, started = NULL, ended = NULL "
+                    f"WHERE {THIS} AND state = :state",
+                    sweep=self.sweep, run_id=row["run_id"], state=row["state"],
+                )
+                for row in rows
+                if row["state"] in states and (wanted is None or row["run_id"] in wanted)
+            )  # fmt: skip
+
+        return self._store.transact(work)
 
     def entries(self) -> list[Entry]:
         """All runs in the order in which they were planned."""
-        with self._open() as database:
-            rows = database.execute("SELECT * FROM runs ORDER BY position").fetchall()
-        return [
-            Entry(
-                run_id=row["run_id"],
-                state=row["state"],
-                flops=row["flops"],
-                steps=row["steps"],
-                step=row["step"],
-                message=row["message"],
-                row=json.loads(row["row"]) if row["row"] else None,
-            )
-            for row in rows
-        ]
+        now = self._store.now
+        rows = self._store.transact(
+            lambda session: session.rows(
+                f"SELECT shapelaw_runs.*, {now} - heartbeat AS age FROM shapelaw_runs "
+                "WHERE sweep = :sweep ORDER BY position, run_id",
+                sweep=self.sweep,
+            ),
+            write=False,
+        )
+        return [read_entry(row) for row in rows]
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> "pd.DataFrame":
         """The run table: a row for each run that is done or diverged, in the order of the plan."""
+        import pandas as pd
+
         return pd.DataFrame([entry.row for entry in self.entries() if entry.row is not None])
 
 
-def _dead(row: sqlite3.Row, now: float, alive_after: float) -> bool:
-    """Whether the worker of a running row is gone: no heartbeat, or no such process here."""
-    if now - row["heartbeat"] > alive_after:
-        return True
-    return row["host"] == socket.gethostname() and not process_exists(row["pid"])
+def open_ledger(
+    address: str | Path, *, sweep: str | None = None, patience: float | None = None
+) -> Ledger:
+    """The ledger at a path or a ``postgresql://`` URL, see :class:`Ledger`."""
+    return Ledger(address, sweep=sweep, patience=patience)
 
 
-def process_exists(pid: int) -> bool:
-    """Whether a process of this machine lives (zombies are dead)."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return True
+def _plain(text: str) -> str:
+    """Text that every database takes: no NUL, no half of a surrogate pair."""
+    return text.replace("\0", "").encode("utf-8", "replace").decode()

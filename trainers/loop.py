@@ -23,7 +23,7 @@ from trainers.model import Transformer
 from trainers.optim import Optimizer, Recipe
 
 CHECKPOINT_SECONDS = 10.0
-ATTENTION_ON_CPU = "sdpa"
+ATTENTION_ON_CPU = "matmul"
 # Called after every step with the steps done; may raise to stop the run.
 Watch = Callable[[int], None]
 

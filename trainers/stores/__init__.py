@@ -1,0 +1,1 @@
+"""Where a ledger's rows are kept: an SQLite file, or a PostgreSQL database."""
