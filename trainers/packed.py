@@ -1,5 +1,6 @@
 """Train several runs of one shape at once on one device, and return a row for each."""
 
+import contextlib
 import hashlib
 import json
 import time
@@ -12,25 +13,22 @@ import torch
 from torch import Tensor
 
 from scaling.files import write_whole
-from trainers import checkpoint
 from trainers.corpus import Corpus
 from trainers.device import (
     ResidentBatches,
     ResidentTokens,
     attention_kernels,
-    describe,
     resident,
     synchronize,
 )
-from trainers.evaluate import evaluate
+from trainers.finishing import diverged, finish
 from trainers.graphs import CapturedStep, Note, compiled
-from trainers.loop import CHECKPOINT_SECONDS, RunSpec, Watch, settings_row
+from trainers.loop import CHECKPOINT_SECONDS, Diverged, RunSpec, Watch
 from trainers.stacked import Stack, stackable
 
 BLOCK_STEPS = 256  # most steps between two looks at the clock; their inputs are on the device
 BLOCK_SECONDS = 0.5
 HOST_BLOCK_BYTES = 2**28  # of gathered sequences, where the tokens stay on the host
-DIVERGED = "diverged"
 Row = dict[str, object]
 
 
@@ -232,32 +230,17 @@ def _finish(
 ) -> list[Row]:
     """Evaluate and export every replica that lived to the end."""
     stack, rows = step.stack, []
+    about: Row = {"replicas": len(stack.specs)}
     share = seconds / len(stack.specs)
     for index, (spec, ended) in enumerate(zip(stack.specs, step.ended.tolist(), strict=True)):
-        settled: Row = {"device": describe(stack.device), "replicas": len(stack.specs)}
-        row = None if ended >= 0 else _measure(stack, index, corpus, folders(spec.run_id), share)
-        status = DIVERGED if row is None else "done"
-        rows.append(settings_row(spec, corpus, status=status) | settled | (row or {}))
+        row = diverged(spec, corpus, stack.device)
+        if ended < 0:
+            model, _ = stack.restore(index, steps=spec.steps)
+            model.to(stack.device)
+            with contextlib.suppress(Diverged):
+                row = finish(spec, model, corpus, folders(spec.run_id), seconds=share)
+        rows.append(row | about)
     return rows
-
-
-def _measure(stack: Stack, index: int, corpus: Corpus, folder: Path, seconds: float) -> Row | None:
-    spec = stack.specs[index]
-    model, _ = stack.restore(index, steps=spec.steps)
-    per_byte = corpus.bytes_per_token
-    model.to(stack.device)
-    result = evaluate(model, corpus.validation(), spec.recipe, bytes_per_token=per_byte)
-    if not np.isfinite(result.loss):
-        return None
-    write_whole(folder / "windows.npy", lambda target: np.save(target, result.windows))
-    checkpoint.export(folder, model.cpu(), max_position_embeddings=spec.recipe.context_length)
-    return {
-        "loss": result.loss,
-        "loss_se": result.loss_se,
-        "bits_per_byte": result.bits_per_byte,
-        "seconds": seconds,
-        "tokens_per_second": spec.steps * spec.recipe.batch_tokens / max(seconds, 1e-9),
-    }
 
 
 def _identity(specs: Sequence[RunSpec], corpus: Corpus) -> str:

@@ -18,8 +18,8 @@ from trainers.muon import Muon, orthogonalise
 from trainers.optim import Optimizer, Recipe
 
 
-class _Loss(nn.Module):
-    """Mean training loss of one model: what is mapped over the replicas."""
+class MeanLoss(nn.Module):
+    """Mean training loss of one model as a module: what is mapped over replicas, or sharded."""
 
     def __init__(self, model: Transformer, recipe: Recipe) -> None:
         super().__init__()
@@ -80,13 +80,13 @@ class Stack:
             Optimizer(model, spec.recipe, spec.steps)
             for model, spec in zip(self.models, specs, strict=True)
         ]
-        losses = [_Loss(model, specs[0].recipe) for model in self.models]
+        losses = [MeanLoss(model, specs[0].recipe) for model in self.models]
         stacked, _ = stack_module_state(losses)
         self.parameters = {
             name.removeprefix("model."): value.detach().to(device).requires_grad_()
             for name, value in stacked.items()
         }
-        self._template = _Loss(_initial(specs[0], path), specs[0].recipe).to(device)
+        self._template = MeanLoss(_initial(specs[0], path), specs[0].recipe).to(device)
         self._groups = self._read_groups()
         self.moments = self._zero_moments()
         self._clip = torch.tensor([spec.recipe.clip for spec in specs], device=device)
