@@ -28,8 +28,8 @@ from trainers.ledger import (
     open_ledger,
 )
 from trainers.liveness import Process, this_process
-from trainers.loop import RunSpec
 from trainers.optim import Recipe
+from trainers.spec import RunSpec
 from trainers.stores._base import Interrupted
 
 SHAPE = Shape(
@@ -163,6 +163,8 @@ class LedgerContract:
         clock, before = Clock(), time.time()
         ledger = plan(opened(clock=clock), "ab")
         ledger.claim()
+        ledger.beat("a", 0)
+        clock.seconds += 100.0  # a compilation
         ledger.beat("a", 2)
         clock.seconds += 4.0
         ledger.beat("a", 4)
@@ -389,6 +391,15 @@ class LedgerContract:
         entry = ledger.entries()[0]
         assert entry.note == "compile failed; eager\nbegan again at step 0"
         assert (entry.state, entry.message) == (DONE, None)
+
+    def test_a_run_with_branches_has_a_row_for_each(self, opened: Opened) -> None:
+        ledger = plan(opened(), "abc")
+        claimed_names(ledger)
+        branches: list[dict[str, object]] = [{"run_id": "a-1", "loss": 3.0}, {"run_id": "a"}]
+        assert ledger.finish("a", branches)
+        assert ledger.finish("b", {"run_id": "b"})
+        assert [len(entry.rows) for entry in ledger.entries()] == [2, 1, 0]
+        assert ledger.table()["run_id"].tolist() == ["a-1", "a", "b"]
 
     def test_a_run_that_is_given_back_is_the_next_to_be_taken(self, opened: Opened) -> None:
         first, second = plan(opened(), "ab"), opened()

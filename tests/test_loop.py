@@ -17,8 +17,9 @@ from scaling.shape import Shape
 from trainers import checkpoint, loop
 from trainers.corpus import Corpus, prepare
 from trainers.documents import STDLIB, read_documents
-from trainers.loop import Diverged, RunSpec, train
+from trainers.loop import Diverged, train
 from trainers.optim import OPTIMIZERS, Recipe
+from trainers.spec import RunSpec
 
 SHAPE = Shape(
     hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
@@ -85,7 +86,7 @@ def undisturbed(
 ) -> tuple[RunSpec, Row, Path]:
     run = spec(recipe=replace(RECIPE, optimizer=request.param))
     folder = tmp_path_factory.mktemp(request.param)
-    return run, train(run, corpus, folder), folder
+    return run, train(run, corpus, folder)[-1], folder
 
 
 @settings(
@@ -110,7 +111,7 @@ def test_a_run_killed_at_any_steps_ends_bit_for_bit_like_an_undisturbed_one(
             break  # the checkpoint was already past this step, and the run ended
         except Killed:
             assert not (folder / "model.safetensors").exists()
-    row = train(run, corpus, folder, checkpoint_seconds=interval)
+    row = train(run, corpus, folder, checkpoint_seconds=interval)[-1]
     assert row["loss"] == wanted["loss"]
     assert_same_results(folder, reference)
 
@@ -160,7 +161,7 @@ def test_a_checkpoint_of_another_spec_is_not_resumed(corpus: Corpus, tmp_path: P
 
 
 def test_two_runs_of_one_spec_are_identical(corpus: Corpus, tmp_path: Path) -> None:
-    rows = [train(spec(), corpus, tmp_path / name) for name in "ab"]
+    rows = [train(spec(), corpus, tmp_path / name)[-1] for name in "ab"]
     clock = {"seconds", "tokens_per_second"}
     first, second = ({key: row[key] for key in row if key not in clock} for row in rows)
     assert first == second
@@ -169,21 +170,23 @@ def test_two_runs_of_one_spec_are_identical(corpus: Corpus, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["seed", "data_seed"])
 def test_another_seed_is_another_run(corpus: Corpus, tmp_path: Path, name: str) -> None:
-    losses = [train(spec(**{name: seed}), corpus, tmp_path / str(seed))["loss"] for seed in (0, 1)]
+    losses = [
+        train(spec(**{name: seed}), corpus, tmp_path / str(seed))[-1]["loss"] for seed in (0, 1)
+    ]
     assert losses[0] != losses[1]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_model_learns_real_text(corpus: Corpus, tmp_path: Path, dtype: str) -> None:
     recipe = Recipe(context_length=32, sequences=8, dtype=dtype)
-    row = train(spec(tokens=30_000, recipe=recipe), corpus, tmp_path)
+    row = train(spec(tokens=30_000, recipe=recipe), corpus, tmp_path)[-1]
     assert row["loss"] < 3.3 < math.log(256) - 2  # type: ignore[operator]
     assert row["dtype"] == dtype
 
 
 def test_the_row_has_every_column_of_the_run_table(corpus: Corpus, tmp_path: Path) -> None:
     run = spec(tokens=700, seed=5, data_seed=6, role="confirmation")
-    row = train(run, corpus, tmp_path)
+    row = train(run, corpus, tmp_path)[-1]
     assert set(COLUMNS) <= set(row)
     assert {name: row[name] for name in asdict(SHAPE)} == asdict(SHAPE)
     assert row["tokens"] == run.steps * RECIPE.batch_tokens == 11 * 64
@@ -205,11 +208,11 @@ def test_the_learning_rate_of_the_row_is_the_one_that_the_matrices_had(
     corpus: Corpus, tmp_path: Path
 ) -> None:
     recipe = replace(RECIPE, optimizer="adamw", learning_rate=0.002, matrix_learning_rate=0.5)
-    assert train(spec(tokens=64, recipe=recipe), corpus, tmp_path)["learning_rate"] == 0.002
+    assert train(spec(tokens=64, recipe=recipe), corpus, tmp_path)[-1]["learning_rate"] == 0.002
 
 
 def test_held_out_losses_are_kept_by_window(corpus: Corpus, tmp_path: Path) -> None:
-    row = train(spec(), corpus, tmp_path)
+    row = train(spec(), corpus, tmp_path)[-1]
     windows = np.load(tmp_path / "windows.npy")
     assert windows.mean() == row["loss"]
     assert len(windows) == (corpus.tokens_validation - 1) // 16
@@ -233,7 +236,7 @@ def test_seconds_add_up_over_interruptions(corpus: Corpus, tmp_path: Path) -> No
     with pytest.raises(Killed):
         train(spec(), corpus, tmp_path, watch=slow, checkpoint_seconds=0)
     begun = time.perf_counter()
-    row = train(spec(), corpus, tmp_path)
+    row = train(spec(), corpus, tmp_path)[-1]
     rest = time.perf_counter() - begun
     assert row["seconds"] > 6 * 0.05  # type: ignore[operator]
     assert row["seconds"] < rest + 7 * 0.05 + 5  # type: ignore[operator]

@@ -6,16 +6,17 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from scaling.files import write_whole
-from trainers.export import export as export  # a finished run ends with one
 from trainers.model import Transformer
 from trainers.optim import Optimizer
 
+LOG = logging.getLogger(__name__)
 Tell = Callable[[str], None]
 UNREADABLE = (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError)
 
@@ -29,19 +30,27 @@ class Progress:
     """Where a run stands: steps done and seconds of training spent on them.
 
     ``identity`` is a digest of everything that decides the run's numbers; a checkpoint of another
-    identity is not resumed.
+    identity is not resumed. ``branch`` counts the branches that were finished;
+    ``compilation`` is that of the engine at work.
     """
 
     step: int
     seconds: float
     identity: str
+    branch: int = 0
+    compilation: str | None = None
 
 
 def save(path: Path, model: Transformer, optimizer: Optimizer, progress: Progress) -> None:
     """Write weights, optimiser state and progress in one step, with a digest of it all."""
     weights = {f"model.{name}": weight.detach() for name, weight in _own(model).items()}
-    tensors = {name: value.contiguous() for name, value in (weights | optimizer.state()).items()}
-    text = json.dumps(vars(progress))
+    write(path, weights | optimizer.state(), vars(progress))
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor], progress: dict[str, Any]) -> None:
+    """Write tensors and progress, which must be JSON, in one step, with a digest of it all."""
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    text = json.dumps(progress)
     metadata = {"progress": text, "sha256": _digest(text, tensors)}
     write_whole(path, lambda target: _write(tensors, target, metadata))
 
@@ -59,7 +68,7 @@ def _digest(progress: str, tensors: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256(progress.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -69,7 +78,7 @@ def resume(
     optimizer: Optimizer,
     identity: str,
     *,
-    tell: Tell = logging.getLogger(__name__).warning,
+    tell: Tell = LOG.warning,
 ) -> Progress:
     """Restore a checkpoint of this very run, if there is one; else stand at step 0.
 
@@ -94,14 +103,30 @@ def resume(
     return progress
 
 
+def intact(path: Path, identity: str) -> bool:
+    """Whether a file is an undamaged checkpoint of this very run."""
+    try:
+        return _read(path)[0].identity == identity
+    except UNREADABLE:
+        return False
+
+
 def _read(path: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
-    """Progress and tensors of a checkpoint that is as it was written."""
+    progress, tensors = read(path)
+    return Progress(**progress), tensors
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Progress and tensors of what :func:`write` wrote, if it is as it was written.
+
+    Any error of :data:`UNREADABLE` says that it is not.
+    """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if _digest(metadata["progress"], tensors) != metadata["sha256"]:
         raise _Damaged("its content has another digest than it was written with")
-    return Progress(**json.loads(metadata["progress"])), tensors
+    return json.loads(metadata["progress"]), tensors
 
 
 def _own(model: Transformer) -> dict[str, torch.Tensor]:

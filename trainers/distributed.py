@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,15 @@ from scaling.files import write_json
 from trainers import checkpoint
 from trainers.corpus import Batches, Corpus
 from trainers.device import attention_kernels, describe
-from trainers.finishing import diverged, finish
-from trainers.loop import CHECKPOINT_SECONDS, Diverged, RunSpec, Watch, build
+from trainers.engine import Engine
+from trainers.finishing import diverged, export_run, measured
+from trainers.loop import CHECKPOINT, CHECKPOINT_SECONDS, Diverged, Watch, build
 from trainers.model import Transformer
 from trainers.muon import Muon
 from trainers.optim import Optimizer
-from trainers.stacked import MeanLoss
+from trainers.rows import Row
+from trainers.spec import RunSpec
+from trainers.stacked import MeanLoss, attention_path
 
 MODES = ("ddp", "fsdp")
 
@@ -235,7 +238,7 @@ def train_distributed(
     world: World,
     watch: Watch = lambda step: None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
-) -> dict[str, object] | None:
+) -> Row | None:
     """Train one run over a world, from its checkpoint if there is one.
 
     Parameters
@@ -252,19 +255,15 @@ def train_distributed(
     Raises
     ------
     InputError
-        The sequences of a step cannot be shared out evenly.
+        The sequences of a step cannot be shared out evenly, or the run has branches.
     Diverged
         The loss became infinite or NaN.
     """
-    recipe = spec.recipe
-    if recipe.sequences % world.size:
-        raise InputError(
-            f"`sequences % processes == 0` must hold, but got {recipe.sequences} sequences for "
-            f"{world.size} processes; use a multiple"
-        )
+    _check(spec, world)
     torch.set_num_threads(1)
-    identity = spec.identity(corpus)
-    trainer = Trainer(spec, world, folder / "checkpoint.safetensors", identity)
+    spec = replace(spec, engine=Engine(attention=attention_path(world.device)))
+    recipe, identity = spec.recipe, spec.identity(corpus)
+    trainer = Trainer(spec, world, folder / CHECKPOINT, identity)
     batches = Batches(
         corpus.train(),
         context_length=recipe.context_length,
@@ -289,13 +288,28 @@ def train_distributed(
     return row
 
 
+def _check(spec: RunSpec, world: World) -> None:
+    sequences = spec.recipe.sequences
+    if sequences % world.size:
+        raise InputError(
+            f"`sequences % processes == 0` must hold, but got {sequences} sequences for "
+            f"{world.size} processes; use a multiple"
+        )
+    if spec.branches:
+        raise InputError(
+            f"`branches` of {spec.run_id} are {len(spec.branches)}, but a distributed run has "
+            "none; plan each token count as a run of its own"
+        )
+
+
 def _finish(
     spec: RunSpec, model: Transformer, corpus: Corpus, folder: Path, world: World, seconds: float
-) -> dict[str, object] | None:
+) -> Row | None:
     if world.rank:
         return None
-    row = finish(spec, model, corpus, folder, seconds=seconds)
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    row = measured(spec, model, corpus, folder, end=spec.steps, seconds=seconds)
+    export_run(spec, model, corpus, folder)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
     device = f"{world.size} x {describe(world.device)}, {world.mode}"
     return row | {"device": device}
 
@@ -318,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.write(json.dumps(row) + "\n")
 
 
-def _run(run: Path, corpus_folder: Path, out: Path, mode: str) -> dict[str, object] | None:
+def _run(run: Path, corpus_folder: Path, out: Path, mode: str) -> Row | None:
     try:
         spec = RunSpec.from_json(run.read_text(encoding="utf-8"))
     except (OSError, KeyError, TypeError, ValueError) as error:

@@ -25,7 +25,7 @@ class Entry:
     steps: int
     step: int
     message: str | None
-    row: dict[str, object] | None
+    row: dict[str, object] | list[dict[str, object]] | None
     note: str | None = None
     attempts: int = 0
     owner: str | None = None
@@ -35,6 +35,12 @@ class Entry:
     ended: float | None = None
     heartbeat_age: float | None = None
     speed: float | None = None
+    tokens_per_step: int = 0
+
+    @property
+    def rows(self) -> list[dict[str, object]]:
+        """Its rows of the run table: none before it ended, several for a run with branches."""
+        return self.row if isinstance(self.row, list) else [self.row] if self.row else []
 
     @property
     def seconds_left(self) -> float | None:
@@ -47,10 +53,12 @@ class Entry:
 def read_entry(row: Row) -> Entry:
     """An entry from a row of the store."""
     running = row["state"] == RUNNING
+    recipe = json.loads(row["spec"])["recipe"]
     names = ("run_id", "state", "flops", "steps", "step", "message", "note", "attempts", "owner",
              "host", "pid", "started", "ended", "speed")  # fmt: skip
     return Entry(
         **{name: row[name] for name in names},
+        tokens_per_step=recipe["context_length"] * recipe["sequences"],
         row=json.loads(row["result"]) if row["result"] else None,
         # A clock that was set back would make it negative.
         heartbeat_age=max(row["age"], 0.0) if running and row["age"] is not None else None,

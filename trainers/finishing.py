@@ -1,4 +1,4 @@
-"""What a run leaves when it is trained elsewhere than in the plain loop: files and a row."""
+"""What a run leaves when it is trained elsewhere than in the plain loop: files and rows."""
 
 from pathlib import Path
 
@@ -6,25 +6,26 @@ import numpy as np
 import torch
 
 from scaling.files import write_whole
-from trainers import checkpoint
 from trainers.corpus import Corpus
 from trainers.device import describe
-from trainers.evaluate import evaluate
-from trainers.loop import Diverged, RunSpec, settings_row
+from trainers.encoding import load_encoding
+from trainers.evaluate import evaluate, evaluate_sets
+from trainers.export import export
+from trainers.loop import Diverged
 from trainers.model import Transformer
+from trainers.rows import Row, result_columns, settings_row
+from trainers.spec import RunSpec
 
-Row = dict[str, object]
 
-
-def finish(
-    spec: RunSpec, model: Transformer, corpus: Corpus, folder: Path, *, seconds: float
+def measured(
+    spec: RunSpec, model: Transformer, corpus: Corpus, folder: Path, *, end: int, seconds: float
 ) -> Row:
-    """Evaluate a trained model where it lies, write its files, and return its row.
+    """Evaluate a trained model where it lies, keep the loss of every window, return the row.
 
     Parameters
     ----------
-    folder
-        Gets what :func:`trainers.loop.train` leaves.
+    end
+        Steps of the branch that the weights are of.
     seconds
         Of training.
 
@@ -37,20 +38,25 @@ def finish(
     per_byte = corpus.bytes_per_token
     result = evaluate(model, corpus.validation(), spec.recipe, bytes_per_token=per_byte)
     if not np.isfinite(result.loss):
-        raise Diverged(f"held-out loss is {result.loss} after {spec.steps} steps")
-    write_whole(folder / "windows.npy", lambda target: np.save(target, result.windows))
-    length = spec.recipe.context_length
-    checkpoint.export(folder, model.cpu(), max_position_embeddings=length)
-    return settings_row(spec, corpus, status="done") | {
-        "device": describe(device),
-        "loss": result.loss,
-        "loss_se": result.loss_se,
-        "bits_per_byte": result.bits_per_byte,
-        "seconds": seconds,
-        "tokens_per_second": spec.steps * spec.recipe.batch_tokens / max(seconds, 1e-9),
-    }
+        raise Diverged(f"held-out loss is {result.loss} after {end} steps")
+    sets = evaluate_sets(model, corpus.validation_sets(), spec.recipe)
+    name = "windows.npy" if end == spec.steps else f"windows-{end}.npy"
+    write_whole(folder / name, lambda target: np.save(target, result.windows))
+    settings = settings_row(spec, corpus, status="done", end=end, device=describe(device))
+    tokens = end * spec.recipe.batch_tokens
+    return settings | result_columns(result, sets, seconds=seconds, tokens=tokens)
+
+
+def export_run(spec: RunSpec, model: Transformer, corpus: Corpus, folder: Path) -> None:
+    """Write the weights of a finished run as Hugging Face has them, with config and tokenizer."""
+    export(
+        folder,
+        model.cpu(),
+        max_position_embeddings=spec.recipe.context_length,
+        tokenizer=load_encoding(Path(corpus.folder)),
+    )
 
 
 def diverged(spec: RunSpec, corpus: Corpus, device: torch.device) -> Row:
     """The row of a run whose loss stopped being a finite number."""
-    return settings_row(spec, corpus, status="diverged") | {"device": describe(device)}
+    return settings_row(spec, corpus, status="diverged", device=describe(device))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from scaling.errors import InputError
 from trainers.entries import DIVERGED, DONE, FAILED, PLANNED, RUNNING, STATES, Entry, read_entry
 from trainers.liveness import Watch, is_gone, this_process
-from trainers.loop import RunSpec
+from trainers.spec import RunSpec
 from trainers.stores._base import LedgerUnreachable, Row, Session
 from trainers.stores.registry import is_database, store_at
 
@@ -43,8 +43,15 @@ class _Held:
 
     claim: str
     reached: float  # clock of the last heartbeat that got through
-    pause_until: float = 0.0
+    pause_until: float = float("-inf")
     first: tuple[float, int] | None = None
+
+    def speed(self, now: float, step: int) -> float | None:
+        """Steps per second since the first one that was seen."""
+        if self.first is None and step > 0:  # a run that goes on does not begin at step 0
+            self.first = now, step
+        begun, at = self.first or (now, step)
+        return (step - at) / (now - begun) if now > begun and step > at else None
 
 
 class Ledger:
@@ -225,9 +232,7 @@ class Ledger:
             return False
         if now < held.pause_until:
             return True
-        held.first = held.first or (now, step)
-        passed, steps = now - held.first[0], step - held.first[1]
-        speed = steps / passed if passed > 0 and steps > 0 else None
+        speed = held.speed(now, step)
         try:
             found = self._store.transact(
                 lambda session: session.change(
@@ -264,8 +269,11 @@ class Ledger:
 
         return self._store.transact(work)
 
-    def finish(self, run_id: str, row: dict[str, object]) -> bool:
-        """Record a finished run with its row of the run table; False if another has the run."""
+    def finish(self, run_id: str, row: dict[str, object] | list[dict[str, object]]) -> bool:
+        """Record a finished run with its row, or rows, of the run table.
+
+        False if another has the run.
+        """
         return self._end(run_id, DONE, None, row)
 
     def fail(self, run_id: str, message: str) -> bool:
@@ -277,7 +285,11 @@ class Ledger:
         return self._end(run_id, DIVERGED, message, row)
 
     def _end(
-        self, run_id: str, state: str, message: str | None, row: dict[str, object] | None
+        self,
+        run_id: str,
+        state: str,
+        message: str | None,
+        row: dict[str, object] | list[dict[str, object]] | None,
     ) -> bool:
         held = self._held.get(run_id)
         if held is None:
@@ -304,7 +316,7 @@ class Ledger:
             return [known["state"] for known in session.rows(found, **keys)] == [state]
 
         recorded = self._store.transact(work)
-        del self._held[run_id]
+        self._held.pop(run_id, None)
         return recorded
 
     def release(self, run_id: str) -> bool:
@@ -379,10 +391,10 @@ class Ledger:
         return [read_entry(row) for row in rows]
 
     def table(self) -> "pd.DataFrame":
-        """The run table: a row for each run that is done or diverged, in the order of the plan."""
+        """The run table: rows of all runs that are done or diverged, in the order of the plan."""
         import pandas as pd
 
-        return pd.DataFrame([entry.row for entry in self.entries() if entry.row is not None])
+        return pd.DataFrame([row for entry in self.entries() for row in entry.rows])
 
 
 def open_ledger(

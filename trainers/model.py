@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from scaling.shape import Shape
 
 NORM_EPS = 1e-5
+ATTENTION_PATHS = ("sdpa", "matmul")
 MOST_BLOCKS, SMALLEST_BLOCK = 4, 32  # of queries in attention by matmul
 # (keys, values), each (B, K, positions, h): one pair per layer.
 LayerCache = tuple[Tensor, Tensor]

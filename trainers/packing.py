@@ -22,8 +22,8 @@ from scaling.errors import InputError
 from scaling.files import read_json, write_json
 from trainers.device import describe, free_bytes, resident, synchronize
 from trainers.graphs import WARMUP, Note
-from trainers.loop import RunSpec
 from trainers.packed import EAGER, Feed, Options, PackedStep
+from trainers.spec import RunSpec
 from trainers.stacked import Stack, stackable
 
 REPLICAS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -31,6 +31,7 @@ PROCESSES = (2, 4, 8)
 LEAST_GAIN = 1.05  # a larger stack must be this much faster to be tried further, or chosen
 MEMORY_SHARE = 0.8  # of what is free that a trial may be expected to take
 TRIAL_TOKENS = 2_000_000  # of the shard; enough that the order of a trial is like a run's
+ENDLESS = 10**9  # steps of a trial's schedule: it never comes to the decay
 START_SECONDS = 600.0  # that a process of a trial may take to get ready
 
 
@@ -229,11 +230,11 @@ def _time(
             torch.cuda.reset_peak_memory_stats(device)
         step = _prepare(spec, tokens, replicas, device, options, notes.append)
         done = 2 * WARMUP
-        step.block(0, done)
+        step.block(0, done, ENDLESS)
         ready()
         begun, first, block = time.perf_counter(), done, 1
         while time.perf_counter() - begun < seconds:
-            step.block(done, block)
+            step.block(done, block, ENDLESS)
             done += block
             block = min(2 * block, step.feed.capacity)
         synchronize(device)
@@ -259,10 +260,7 @@ def _prepare(
     options: Options,
     note: Note,
 ) -> PackedStep:
-    endless = 10**9 * spec.recipe.batch_tokens  # the trial never reaches the decay
-    specs = [
-        replace(spec, run_id=str(i), seed=spec.seed + i, tokens=endless) for i in range(replicas)
-    ]
+    specs = [replace(spec, run_id=str(i), seed=spec.seed + i) for i in range(replicas)]
     stack = Stack(specs, device)
     return PackedStep(stack, Feed(stack, tokens, resident(tokens, device)), options, note=note)
 

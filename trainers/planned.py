@@ -12,10 +12,10 @@ from scaling.errors import InputError
 from scaling.printing import json_row
 from scaling.shape import INTEGER_FIELDS, RATIOS, Shape, ShapeTable
 from trainers.confounding import MOST_CORRELATION, Confounding, confounding
-from trainers.loop import RunSpec
 from trainers.optim import Recipe
 from trainers.pricing import ASSUMED, Price
 from trainers.rungs import ANCHOR, PROXY
+from trainers.spec import RunSpec
 from trainers.sweep import run_name
 
 SHAPE_AXES = ("hidden_over_sqrt_n", "mlp_to_attention", "gqa", "num_hidden_layers", "head_dim")

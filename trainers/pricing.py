@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trainers.loop import RunSpec
+from trainers.spec import RunSpec
 
 ASSUMED_FLOPS_PER_SECOND = 20e9  # of one CPU core, small shapes, when nothing is measured
 CALIBRATION_SECONDS = 60.0

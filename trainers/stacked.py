@@ -4,18 +4,20 @@ Letters: R replicas, S sequences, T positions; a weight of a model is (R, ...) i
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from scaling.errors import InputError
+from trainers.engine import Engine
 from trainers.evaluate import token_losses
-from trainers.loop import RunSpec
+from trainers.loop import build
 from trainers.model import Transformer
 from trainers.muon import Muon, orthogonalise
 from trainers.optim import Optimizer, Recipe
+from trainers.spec import RunSpec
 
 
 class MeanLoss(nn.Module):
@@ -73,9 +75,7 @@ class Stack:
                 f"sequences, but {', '.join(spec.run_id for spec in specs)} differ; use packs()"
             )
         self.specs, self.device = tuple(specs), device
-        # vmap has a rule for the fused attention of GPUs, none for that of the CPU
-        path = "sdpa" if device.type == "cuda" else "matmul"
-        self.models = [_initial(spec, path) for spec in specs]
+        self.models = [_initial(spec, device) for spec in specs]
         self.optimizers = [
             Optimizer(model, spec.recipe, spec.steps)
             for model, spec in zip(self.models, specs, strict=True)
@@ -86,7 +86,7 @@ class Stack:
             name.removeprefix("model."): value.detach().to(device).requires_grad_()
             for name, value in stacked.items()
         }
-        self._template = MeanLoss(_initial(specs[0], path), specs[0].recipe).to(device)
+        self._template = MeanLoss(_initial(specs[0], device), specs[0].recipe).to(device)
         self._groups = self._read_groups()
         self.moments = self._zero_moments()
         self._clip = torch.tensor([spec.recipe.clip for spec in specs], device=device)
@@ -120,10 +120,13 @@ class Stack:
             for key in group.moments
         }
 
-    def shares(self, first: int, count: int) -> Tensor:
-        """Learning rates of steps as shares of the peaks, (count, R), float64, on the host."""
+    def shares(self, first: int, count: int, end: int) -> Tensor:
+        """Learning rates of steps as shares of the peaks, (count, R), float64, on the host.
+
+        ``end`` is the number of steps that the schedule is made for.
+        """
         rows = [
-            [spec.recipe.share(step, spec.steps) for spec in self.specs]
+            [spec.recipe.share(step, end) for spec in self.specs]
             for step in range(first, first + count)
         ]
         return torch.tensor(rows, dtype=torch.float64)
@@ -241,14 +244,17 @@ def stackable(spec: RunSpec) -> tuple[object, ...]:
     """What specs must have in common to be trained in one stack."""
     recipe = spec.recipe
     common = (recipe.optimizer, recipe.dtype, recipe.context_length, recipe.sequences)
-    return (spec.shape, spec.steps, *common)
+    return (spec.shape, tuple(spec.ends), *common, recipe.muon_scale)
 
 
-def _initial(spec: RunSpec, attention: str) -> Transformer:
+def attention_path(device: torch.device) -> str:
+    """The attention of a stack: vmap has a rule for GPUs' fused kernels, none for the CPU's."""
+    return "sdpa" if device.type == "cuda" else "matmul"
+
+
+def _initial(spec: RunSpec, device: torch.device) -> Transformer:
     """The model of a spec at its initial weights, with the attention path of a stack."""
-    model = Transformer(spec.shape, context_length=spec.recipe.context_length, attention=attention)
-    model.initialise(spec.seed)
-    return model
+    return build(replace(spec, engine=Engine(attention=attention_path(device))))
 
 
 def _along(values: Tensor, like: Tensor) -> Tensor:
