@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from scaling.errors import WorkError
 from scaling.shape import Shape
 from trainers import checkpoint
-from trainers.checkpoint import Progress, export, hugging_face_weights, resume, save
+from trainers.checkpoint import Progress, resume, save
 from trainers.evaluate import token_losses
 from trainers.model import Transformer
 from trainers.optim import Optimizer, Recipe
@@ -215,39 +215,3 @@ def test_an_interrupted_write_keeps_the_last_checkpoint(
         save(path, model, optimizer, replace(PROGRESS, step=4))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_an_export_has_the_names_and_pieces_of_hugging_face(tmp_path: Path, tied: bool) -> None:
-    model, _ = trained(shape=replace(SHAPE, tie_word_embeddings=tied))
-    export(tmp_path / "deep" / "run", model, max_position_embeddings=8)
-    written = load_file(tmp_path / "deep" / "run" / "model.safetensors")
-    attention = {f"{letter}_proj": "weight" for letter in "qkvo"} | {"q_norm": "", "k_norm": ""}
-    wanted = {"model.embed_tokens.weight", "model.norm.weight"} | (
-        set() if tied else {"lm_head.weight"}
-    )
-    for layer in range(2):
-        wanted |= {f"model.layers.{layer}.self_attn.{name}.weight" for name in attention}
-        wanted |= {
-            f"model.layers.{layer}.mlp.{name}_proj.weight" for name in ("gate", "up", "down")
-        }
-        wanted |= {
-            f"model.layers.{layer}.{name}_layernorm.weight" for name in ("input", "post_attention")
-        }
-    assert set(written) == wanted
-    assert sum(value.numel() for value in written.values()) == model.shape.n_total
-    assert written["model.layers.0.self_attn.q_proj.weight"].shape == (16, 16)
-    assert written["model.layers.0.self_attn.k_proj.weight"].shape == (8, 16)
-    config = json.loads((tmp_path / "deep" / "run" / "config.json").read_text())
-    assert Shape.from_config(config) == model.shape
-    assert config["max_position_embeddings"] == 8
-
-
-def test_exported_weights_are_copies() -> None:
-    model, _ = trained()
-    weights = hugging_face_weights(model)
-    before = {name: value.clone() for name, value in weights.items()}
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(1.0)
-    assert same(weights, before)

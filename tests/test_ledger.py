@@ -28,8 +28,8 @@ from trainers.ledger import (
     open_ledger,
 )
 from trainers.liveness import Process, this_process
-from trainers.loop import RunSpec
 from trainers.optim import Recipe
+from trainers.spec import RunSpec
 from trainers.stores._base import Interrupted
 
 SHAPE = Shape(

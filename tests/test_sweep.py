@@ -20,8 +20,9 @@ from test_loop import RECIPE, SHAPE, small_corpus, spec
 from trainers import sweep
 from trainers.corpus import Corpus
 from trainers.ledger import DONE, FAILED, PLANNED, RUNNING, Entry, Ledger
-from trainers.loop import RunSpec, train
+from trainers.loop import train
 from trainers.optim import Recipe
+from trainers.spec import RunSpec
 from trainers.sweep import Folder, existing_ledger, read_plan, run_name, run_plan, worker
 
 SHAPE_COLUMNS = ",".join(name for name in INTEGER_FIELDS if name != "vocab_size")

@@ -1,4 +1,4 @@
-"""Checkpoints as safetensors, written whole or not at all, and export to Hugging Face's layout."""
+"""Checkpoints as safetensors, written whole or not at all."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from scaling.files import write_json, write_whole
+from scaling.files import write_whole
 from trainers.model import Transformer
 from trainers.optim import Optimizer
 
@@ -29,12 +29,15 @@ class Progress:
     """Where a run stands: steps done and seconds of training spent on them.
 
     ``identity`` is a digest of everything that decides the run's numbers; a checkpoint of another
-    identity is not resumed.
+    identity is not resumed. ``branch`` counts the branches that were finished;
+    ``compilation`` is that of the engine at work.
     """
 
     step: int
     seconds: float
     identity: str
+    branch: int = 0
+    compilation: str | None = None
 
 
 def save(path: Path, model: Transformer, optimizer: Optimizer, progress: Progress) -> None:
@@ -94,6 +97,14 @@ def resume(
     return progress
 
 
+def intact(path: Path, identity: str) -> bool:
+    """Whether a file is an undamaged checkpoint of this very run."""
+    try:
+        return _read(path)[0].identity == identity
+    except UNREADABLE:
+        return False
+
+
 def _read(path: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
     """Progress and tensors of a checkpoint that is as it was written."""
     with safe_open(path, framework="pt") as file:
@@ -107,31 +118,3 @@ def _read(path: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
 def _own(model: Transformer) -> dict[str, torch.Tensor]:
     """Weights by name, a tied head once."""
     return dict(model.named_parameters())
-
-
-def hugging_face_weights(model: Transformer) -> dict[str, torch.Tensor]:
-    """Weights under the names and in the pieces of Hugging Face's Llama or Qwen3."""
-    heads, groups = model.shape.num_attention_heads, model.shape.num_key_value_heads
-    sizes = [count * model.shape.head_dim for count in (heads, groups, groups)]
-    weights = {}
-    for name, weight in _own(model).items():
-        full = name if name.startswith("lm_head") else f"model.{name}"
-        if "qkv_proj" in name:
-            for letter, part in zip("qkv", weight.split(sizes), strict=True):
-                weights[full.replace("qkv_proj", f"{letter}_proj")] = part.detach().clone()
-        elif "gate_up_proj" in name:
-            for half, part in zip(("gate", "up"), weight.chunk(2), strict=True):
-                weights[full.replace("gate_up_proj", f"{half}_proj")] = part.detach().clone()
-        else:
-            weights[full] = weight.detach().clone()
-    return weights
-
-
-def export(folder: Path, model: Transformer, *, max_position_embeddings: int) -> None:
-    """Write ``model.safetensors`` and ``config.json`` as transformers loads them."""
-    weights = hugging_face_weights(model)
-    write_whole(
-        folder / "model.safetensors", lambda target: _write(weights, target, {"format": "pt"})
-    )
-    config = model.shape.to_config(max_position_embeddings=max_position_embeddings)
-    write_json(folder / "config.json", config)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from scaling.errors import InputError
 from trainers.entries import DIVERGED, DONE, FAILED, PLANNED, RUNNING, STATES, Entry, read_entry
 from trainers.liveness import Watch, is_gone, this_process
-from trainers.loop import RunSpec
+from trainers.spec import RunSpec
 from trainers.stores._base import LedgerUnreachable, Row, Session
 from trainers.stores.registry import is_database, store_at
 

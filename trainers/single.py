@@ -12,8 +12,8 @@ from scaling.quantities import parse_count
 from scaling.shape import Shape
 from trainers.corpus import count_windows, prepare
 from trainers.ledger import RUNNING, Entry
-from trainers.loop import RunSpec
 from trainers.optim import Recipe
+from trainers.spec import RunSpec
 from trainers.sweep import Folder, run_name, run_plan
 
 LINE_SECONDS = 10.0

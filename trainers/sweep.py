@@ -18,8 +18,10 @@ from scaling.runs import check_numbers, read_table, require_columns
 from scaling.shape import INTEGER_FIELDS, Shape
 from trainers.corpus import Corpus, count_windows
 from trainers.ledger import DIVERGED, PLANNED, RUNNING, Entry, Ledger
-from trainers.loop import Diverged, RunSpec, settings_row, train
+from trainers.loop import Diverged, train
 from trainers.optim import Recipe
+from trainers.rows import settings_row
+from trainers.spec import RunSpec
 
 BEAT_SECONDS = 1.0
 POLL_SECONDS = 0.25
