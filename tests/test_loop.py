@@ -170,7 +170,9 @@ def test_two_runs_of_one_spec_are_identical(corpus: Corpus, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["seed", "data_seed"])
 def test_another_seed_is_another_run(corpus: Corpus, tmp_path: Path, name: str) -> None:
-    losses = [train(spec(**{name: seed}), corpus, tmp_path / str(seed))[-1]["loss"] for seed in (0, 1)]
+    losses = [
+        train(spec(**{name: seed}), corpus, tmp_path / str(seed))[-1]["loss"] for seed in (0, 1)
+    ]
     assert losses[0] != losses[1]
 
 

@@ -184,7 +184,7 @@ def finish(
         ladder.require_unconfounded()
     if calibrate:
         note("timing a few steps of a few shapes; --no-calibrate leaves this out")
-        ladder = ladder.priced(measure(ladder.specs))
+        ladder = ladder.priced(measure([run.spec for run in ladder.runs]))
     write_runs(out, ladder.frame())
     note(f"{len(ladder.runs)} runs written to {out}")
     return ladder

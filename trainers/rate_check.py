@@ -7,7 +7,7 @@ would need of width and depth.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from scaling.quantities import format_count
 from scaling.shape import Shape
 from trainers.corpus import Corpus
 from trainers.ledger import Entry
-from trainers.loop import RunSpec
+from trainers.spec import RunSpec
 from trainers.sweep import Folder, run_name, run_plan
 
 RATES = ("matrix_learning_rate", "learning_rate")
@@ -276,8 +276,6 @@ def trials(specs: Sequence[RunSpec], settings: Settings) -> list[Trial]:
 def _at_rate(spec: RunSpec, factor: float, seed: int, settings: Settings) -> RunSpec:
     changed = {name: getattr(spec.recipe, name) * factor for name in settings.rates}
     label = "" if len(settings.rates) == len(RATES) else f"-{settings.rates[0]}"
-    # A check looks at one token count: a run's branches are left out, where it may have any.
-    plain: dict[str, Any] = {"branches": ()} if "branches" in {f.name for f in fields(spec)} else {}
     tokens = settings.tokens_for(spec.shape)
     return replace(
         spec,
@@ -286,7 +284,8 @@ def _at_rate(spec: RunSpec, factor: float, seed: int, settings: Settings) -> Run
         seed=seed,
         role="lr-check",
         recipe=replace(spec.recipe, **changed),
-        **plain,
+        branches=(),
+        engine=None,
     )
 
 
