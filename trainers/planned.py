@@ -1,7 +1,7 @@
 """A plan of runs as data: its rows, what they cost, and whether a law can tell its axes apart."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -79,14 +79,16 @@ class Ladder:
 
     The fields of the recipe named in ``settings`` are columns of the plan; ``method`` says
     how the shapes were chosen, ``candidates`` from how many of each size, ``price`` what a step
-    costs on this machine.
+    costs on this machine. A plan that ``joins`` runs trained before, given by their axes, is held
+    against the gates together with them.
     """
 
     runs: tuple[Planned, ...]
     settings: tuple[str, ...] = ()
     method: str
-    candidates: Mapping[str, int]
+    candidates: Mapping[str, int] = field(default_factory=dict)
     price: Price = ASSUMED
+    joins: pd.DataFrame | None = None
 
     @cached_property
     def flops(self) -> np.ndarray:
@@ -126,12 +128,16 @@ class Ladder:
 
     def confounding(self) -> list[Confounding]:
         """Correlations and variance inflation: the shapes of each size, then the whole plan."""
-        return confounding_of(self.runs)
+        if self.joins is None:
+            return confounding_of(self.runs)
+        axes = list(self.joins.columns)
+        both = pd.concat((self.joins, points_of(self.runs)[axes])).drop_duplicates()
+        return [confounding(both, axes, part=f"the plan and {len(self.joins)} runs trained before")]
 
     @cached_property
     def worst(self) -> float:
         """The largest |correlation| anywhere in the plan."""
-        return worst_of(self.runs)
+        return max(part.worst for part in self.confounding())
 
     def refusals(self, most: float = MOST_CORRELATION) -> list[str]:
         """Why a law could not tell some effects apart; empty when it can."""
@@ -211,12 +217,15 @@ class Ladder:
                 if shapes[name].min() < shapes[name].max()
             )
             lines.append(
-                f"{size}: {len(shapes)} shapes of {self.candidates[str(size)]} candidates "
+                f"{size}: {len(shapes)} shapes{self._chosen_from(str(size))} "
                 f"({(shapes['role'] == ANCHOR).sum()} anchors), {len(part)} runs, "
                 f"{part['flops_counted'].sum():.3g} FLOP, "
                 f"{part['predicted_seconds'].sum() / 3600:.2g} core-hours; {ranges}"
             )
         return "\n".join([*lines, *(part.summary() for part in self.confounding())])
+
+    def _chosen_from(self, size: str) -> str:
+        return f" of {self.candidates[size]} candidates" if size in self.candidates else ""
 
     def as_json(self) -> dict[str, Any]:
         """The stable document that ``sweep plan --json`` prints."""
