@@ -147,6 +147,7 @@ def run_plan(
     _check_disk(address, place.several_machines)
     book = open_ledger(address)
     _remember(folder, ledger)
+    specs = [spec.with_engine() for spec in specs]
     book.plan(specs, [spec.identity(corpus) for spec in specs])
     book.retry()
     watched = _Watched(book, folder, {spec.run_id for spec in specs}, report)

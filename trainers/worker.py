@@ -145,7 +145,13 @@ def _train_one(
                 raise Stopped
 
         try:
-            row = train(spec, corpus, folder.run(spec.run_id), watch=watch)
+            rows = train(
+                spec,
+                corpus,
+                folder.run(spec.run_id),
+                watch=watch,
+                tell=lambda text: ledger.note(spec.run_id, text),
+            )
         except Stopped:
             ledger.release(spec.run_id)
         except Diverged as error:
@@ -156,4 +162,4 @@ def _train_one(
             ledger.release(spec.run_id)
             raise
         else:
-            ledger.finish(spec.run_id, row)
+            ledger.finish(spec.run_id, rows)
