@@ -35,8 +35,8 @@ from search.throughput.registry import engine_named
 from search.workload import PRESETS
 from trainers.corpus import Corpus, prepare
 from trainers.ledger import Entry
-from trainers.loop import RunSpec
 from trainers.optim import Recipe
+from trainers.spec import RunSpec
 from trainers.sweep import Folder, cores, run_name, run_plan
 
 LAYERS = 4

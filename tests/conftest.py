@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from postgres import Server, started_server
 from trainers.documents import STDLIB, read_documents
 
 SMALL = ("--effort", "0.02", "--measurements", "4", "--json")
@@ -41,6 +43,14 @@ def loop_folder(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     done = shapelaw("quickstart", "--corpus", text_folder, "--out", folder, *SMALL)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server; its tests are of one xdist group, so that there is one server."""
+    server = started_server()
+    yield server
+    server.remove()
 
 
 @pytest.fixture(autouse=True)

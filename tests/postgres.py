@@ -1,4 +1,4 @@
-"""A PostgreSQL server of Debian's package, in a temporary folder, for as long as a test needs it."""
+"""A PostgreSQL server in a temporary folder, for as long as a test needs it."""
 
 import os
 import shutil
@@ -6,8 +6,8 @@ import socket
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
-import psycopg
 import pytest
 
 UNPRIVILEGED = ("postgres", "nobody")  # initdb and the server refuse to run as root
@@ -70,9 +70,12 @@ class Server:
         """Address of a sweep in its database."""
         return f"postgresql://ladder@127.0.0.1:{self.port}/postgres?sweep={sweep}"
 
-    def connection(self) -> psycopg.Connection:
+    def connection(self, database: str = "postgres") -> Any:
         """A connection past the ledger."""
-        return psycopg.connect(self.url().partition("?")[0], autocommit=True)
+        import psycopg
+
+        url = self.url().partition("/postgres?")[0]
+        return psycopg.connect(f"{url}/{database}", autocommit=True)
 
     def remove(self) -> None:
         """Stop it and remove its folder."""
@@ -84,6 +87,7 @@ class Server:
 
 def started_server() -> Server:
     """A server, or a skipped test where none is installed."""
+    pytest.importorskip("psycopg", reason="a ledger in PostgreSQL needs psycopg")
     programs = server_programs()
     if programs is None:
         pytest.skip("no PostgreSQL server (initdb, pg_ctl) on this machine: apt install postgresql")

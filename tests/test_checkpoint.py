@@ -1,4 +1,5 @@
 import json
+import re
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from scaling.errors import WorkError
 from scaling.shape import Shape
 from trainers import checkpoint
-from trainers.checkpoint import Progress, export, hugging_face_weights, resume, save
+from trainers.checkpoint import Progress, resume, save
 from trainers.evaluate import token_losses
 from trainers.model import Transformer
 from trainers.optim import Optimizer, Recipe
@@ -125,6 +128,39 @@ def test_a_damaged_checkpoint_is_not_used(tmp_path: Path, damage: object) -> Non
     assert same(everything(model, optimizer), before)
 
 
+@settings(max_examples=40, deadline=None)
+@given(where=st.floats(0.0, 1.0, exclude_max=True), bit=st.integers(0, 7))
+def test_a_checkpoint_with_any_flipped_bit_is_not_used_and_it_is_said(
+    tmp_path_factory: pytest.TempPathFactory, where: float, bit: int
+) -> None:
+    path = tmp_path_factory.mktemp("flipped") / "c.safetensors"
+    save(path, *trained(), PROGRESS)
+    content = bytearray(path.read_bytes())
+    content[int(where * len(content))] ^= 1 << bit
+    path.write_bytes(bytes(content))
+    model, optimizer = trained(seed=8)
+    before = everything(model, optimizer)
+    said: list[str] = []
+    assert resume(path, model, optimizer, "this run", tell=said.append).step == 0
+    assert same(everything(model, optimizer), before)
+    assert len(said) == 1
+    assert re.search(r"c\.safetensors is damaged .*; the run begins again at step 0", said[0])
+
+
+def test_nothing_is_said_of_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
+    said: list[str] = []
+    resume(tmp_path / "c.safetensors", *trained(), "this run", tell=said.append)
+    assert said == []
+
+
+def test_what_is_wrong_with_a_checkpoint_is_said_on_the_terminal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "c.safetensors").write_bytes(b"")
+    resume(tmp_path / "c.safetensors", *trained(), "this run")
+    assert "is damaged" in caplog.text
+
+
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.9, 0.999])
 def test_a_checkpoint_cut_off_anywhere_is_not_used(tmp_path: Path, share: float) -> None:
     path = tmp_path / "c.safetensors"
@@ -142,7 +178,9 @@ def test_a_checkpoint_of_another_run_is_not_used(tmp_path: Path) -> None:
     save(path, *trained(), PROGRESS)
     model, optimizer = trained(seed=8)
     before = everything(model, optimizer)
-    assert resume(path, model, optimizer, "another run").step == 0
+    said: list[str] = []
+    assert resume(path, model, optimizer, "another run", tell=said.append).step == 0
+    assert "of a run with other settings" in said[0]
     assert same(everything(model, optimizer), before)
 
 
@@ -177,39 +215,3 @@ def test_an_interrupted_write_keeps_the_last_checkpoint(
         save(path, model, optimizer, replace(PROGRESS, step=4))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_an_export_has_the_names_and_pieces_of_hugging_face(tmp_path: Path, tied: bool) -> None:
-    model, _ = trained(shape=replace(SHAPE, tie_word_embeddings=tied))
-    export(tmp_path / "deep" / "run", model, max_position_embeddings=8)
-    written = load_file(tmp_path / "deep" / "run" / "model.safetensors")
-    attention = {f"{letter}_proj": "weight" for letter in "qkvo"} | {"q_norm": "", "k_norm": ""}
-    wanted = {"model.embed_tokens.weight", "model.norm.weight"} | (
-        set() if tied else {"lm_head.weight"}
-    )
-    for layer in range(2):
-        wanted |= {f"model.layers.{layer}.self_attn.{name}.weight" for name in attention}
-        wanted |= {
-            f"model.layers.{layer}.mlp.{name}_proj.weight" for name in ("gate", "up", "down")
-        }
-        wanted |= {
-            f"model.layers.{layer}.{name}_layernorm.weight" for name in ("input", "post_attention")
-        }
-    assert set(written) == wanted
-    assert sum(value.numel() for value in written.values()) == model.shape.n_total
-    assert written["model.layers.0.self_attn.q_proj.weight"].shape == (16, 16)
-    assert written["model.layers.0.self_attn.k_proj.weight"].shape == (8, 16)
-    config = json.loads((tmp_path / "deep" / "run" / "config.json").read_text())
-    assert Shape.from_config(config) == model.shape
-    assert config["max_position_embeddings"] == 8
-
-
-def test_exported_weights_are_copies() -> None:
-    model, _ = trained()
-    weights = hugging_face_weights(model)
-    before = {name: value.clone() for name, value in weights.items()}
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(1.0)
-    assert same(weights, before)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 
 from scaling.shape import Shape
 from trainers import evaluate as module
-from trainers.evaluate import evaluate, token_losses
+from trainers.evaluate import evaluate, evaluate_sets, loss_columns, token_losses
 from trainers.model import Transformer
 from trainers.optim import Recipe
 
@@ -55,6 +56,72 @@ def test_losses_are_minus_the_log_probability_of_each_next_token() -> None:
         for position in range(8):
             chance = float(probabilities[row, position, batch[row, position + 1]])
             assert float(losses[row, position]) == pytest.approx(-math.log(chance), rel=1e-4)
+
+
+@dataclass(frozen=True)
+class Held:
+    tokens: np.ndarray
+    bytes_per_token: float
+
+
+@dataclass(frozen=True)
+class HeldDocuments(Held):
+    starts: np.ndarray
+
+
+def test_bits_per_byte_have_the_error_of_the_loss_in_their_own_unit() -> None:
+    found = evaluate(model(scale=3.0), TEXT, RECIPE, bytes_per_token=2.5)
+    assert found.bits_per_byte_se == pytest.approx(found.loss_se / math.log(2) / 2.5)
+    assert found.bits_per_byte_se / found.bits_per_byte == pytest.approx(found.loss_se / found.loss)
+
+
+def test_windows_of_one_document_count_as_one() -> None:
+    trained = model(scale=3.0)
+    pair = np.concatenate([np.tile(TEXT[40 * i : 40 * i + 8], 4) for i in range(20)])
+    text = np.append(pair, 0).astype(np.uint16)
+    starts = np.arange(20) * 32
+    alone = evaluate(trained, text, RECIPE, bytes_per_token=1.0)
+    within = evaluate(trained, text, RECIPE, bytes_per_token=1.0, starts=starts)
+    assert within.loss == alone.loss
+    means = within.windows.reshape(20, 4).mean(axis=1)
+    assert within.loss_se == pytest.approx(means.std(ddof=1) / math.sqrt(20))
+    assert within.loss_se > 1.6 * alone.loss_se  # four near copies: about twice
+
+
+def test_documents_of_one_window_each_give_the_error_over_windows() -> None:
+    trained = model(scale=3.0)
+    alone = evaluate(trained, TEXT, RECIPE, bytes_per_token=1.0)
+    each = evaluate(trained, TEXT, RECIPE, bytes_per_token=1.0, starts=np.arange(100) * 8)
+    assert each.loss_se == pytest.approx(alone.loss_se)
+
+
+def test_a_few_documents_are_too_few_for_an_error_of_their_own() -> None:
+    trained = model(scale=3.0)
+    alone = evaluate(trained, TEXT, RECIPE, bytes_per_token=1.0)
+    few = evaluate(trained, TEXT, RECIPE, bytes_per_token=1.0, starts=np.array([0, 400]))
+    assert few.loss_se == pytest.approx(alone.loss_se)
+
+
+def test_named_sets_are_evaluated_each_on_its_own() -> None:
+    trained = model(scale=3.0)
+    starts = np.arange(50) * 16
+    sets = {"news": Held(TEXT[:401], 2.0), "books": HeldDocuments(TEXT, 1.0, starts)}
+    found = evaluate_sets(trained, sets, RECIPE)
+    assert list(found) == ["news", "books"]
+    news = evaluate(trained, TEXT[:401], RECIPE, bytes_per_token=2.0)
+    books = evaluate(trained, TEXT, RECIPE, bytes_per_token=1.0, starts=starts)
+    assert (found["news"].loss, found["news"].bits_per_byte) == (news.loss, news.bits_per_byte)
+    assert (found["books"].loss, found["books"].loss_se) == (books.loss, books.loss_se)
+
+
+def test_columns_of_named_sets_carry_their_names_and_errors() -> None:
+    found = evaluate_sets(model(scale=3.0), {"news": Held(TEXT, 2.0)}, RECIPE)
+    assert loss_columns(found) == {
+        "loss_news": found["news"].loss,
+        "loss_news_se": found["news"].loss_se,
+        "bits_per_byte_news": found["news"].bits_per_byte,
+        "bits_per_byte_news_se": found["news"].bits_per_byte_se,
+    }
 
 
 def test_loss_and_error_are_those_of_the_windows() -> None:

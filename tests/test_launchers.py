@@ -21,7 +21,8 @@ from trainers.launchers._ray import RayLauncher
 from trainers.launchers._slurm import SlurmLauncher
 from trainers.launchers.registry import LAUNCHERS, launcher_named, parse_options
 from trainers.ledger import RUNNING, Entry, open_ledger
-from trainers.loop import RunSpec, train
+from trainers.loop import train
+from trainers.spec import RunSpec
 from trainers.sweep import Folder, run_plan
 
 RAY_NOISE = (

@@ -12,12 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from scaling.errors import InputError
 from scaling.runs import COLUMNS
 from scaling.shape import Shape
 from trainers import checkpoint, loop
-from trainers.corpus import STDLIB, Corpus, prepare, read_documents
-from trainers.loop import Diverged, RunSpec, train
+from trainers.corpus import Corpus, prepare
+from trainers.documents import STDLIB, read_documents
+from trainers.loop import Diverged, train
 from trainers.optim import OPTIMIZERS, Recipe
+from trainers.spec import RunSpec
 
 SHAPE = Shape(
     hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
@@ -84,7 +87,7 @@ def undisturbed(
 ) -> tuple[RunSpec, Row, Path]:
     run = spec(recipe=replace(RECIPE, optimizer=request.param))
     folder = tmp_path_factory.mktemp(request.param)
-    return run, train(run, corpus, folder), folder
+    return run, train(run, corpus, folder)[-1], folder
 
 
 @settings(
@@ -109,7 +112,7 @@ def test_a_run_killed_at_any_steps_ends_bit_for_bit_like_an_undisturbed_one(
             break  # the checkpoint was already past this step, and the run ended
         except Killed:
             assert not (folder / "model.safetensors").exists()
-    row = train(run, corpus, folder, checkpoint_seconds=interval)
+    row = train(run, corpus, folder, checkpoint_seconds=interval)[-1]
     assert row["loss"] == wanted["loss"]
     assert_same_results(folder, reference)
 
@@ -159,7 +162,7 @@ def test_a_checkpoint_of_another_spec_is_not_resumed(corpus: Corpus, tmp_path: P
 
 
 def test_two_runs_of_one_spec_are_identical(corpus: Corpus, tmp_path: Path) -> None:
-    rows = [train(spec(), corpus, tmp_path / name) for name in "ab"]
+    rows = [train(spec(), corpus, tmp_path / name)[-1] for name in "ab"]
     clock = {"seconds", "tokens_per_second"}
     first, second = ({key: row[key] for key in row if key not in clock} for row in rows)
     assert first == second
@@ -168,21 +171,23 @@ def test_two_runs_of_one_spec_are_identical(corpus: Corpus, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["seed", "data_seed"])
 def test_another_seed_is_another_run(corpus: Corpus, tmp_path: Path, name: str) -> None:
-    losses = [train(spec(**{name: seed}), corpus, tmp_path / str(seed))["loss"] for seed in (0, 1)]
+    losses = [
+        train(spec(**{name: seed}), corpus, tmp_path / str(seed))[-1]["loss"] for seed in (0, 1)
+    ]
     assert losses[0] != losses[1]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_model_learns_real_text(corpus: Corpus, tmp_path: Path, dtype: str) -> None:
     recipe = Recipe(context_length=32, sequences=8, dtype=dtype)
-    row = train(spec(tokens=30_000, recipe=recipe), corpus, tmp_path)
+    row = train(spec(tokens=30_000, recipe=recipe), corpus, tmp_path)[-1]
     assert row["loss"] < 3.3 < math.log(256) - 2  # type: ignore[operator]
     assert row["dtype"] == dtype
 
 
 def test_the_row_has_every_column_of_the_run_table(corpus: Corpus, tmp_path: Path) -> None:
     run = spec(tokens=700, seed=5, data_seed=6, role="confirmation")
-    row = train(run, corpus, tmp_path)
+    row = train(run, corpus, tmp_path)[-1]
     assert set(COLUMNS) <= set(row)
     assert {name: row[name] for name in asdict(SHAPE)} == asdict(SHAPE)
     assert row["tokens"] == run.steps * RECIPE.batch_tokens == 11 * 64
@@ -204,11 +209,11 @@ def test_the_learning_rate_of_the_row_is_the_one_that_the_matrices_had(
     corpus: Corpus, tmp_path: Path
 ) -> None:
     recipe = replace(RECIPE, optimizer="adamw", learning_rate=0.002, matrix_learning_rate=0.5)
-    assert train(spec(tokens=64, recipe=recipe), corpus, tmp_path)["learning_rate"] == 0.002
+    assert train(spec(tokens=64, recipe=recipe), corpus, tmp_path)[-1]["learning_rate"] == 0.002
 
 
 def test_held_out_losses_are_kept_by_window(corpus: Corpus, tmp_path: Path) -> None:
-    row = train(spec(), corpus, tmp_path)
+    row = train(spec(), corpus, tmp_path)[-1]
     windows = np.load(tmp_path / "windows.npy")
     assert windows.mean() == row["loss"]
     assert len(windows) == (corpus.tokens_validation - 1) // 16
@@ -220,7 +225,10 @@ def test_a_finished_run_leaves_weights_config_and_windows_only(
 ) -> None:
     train(spec(), corpus, tmp_path, checkpoint_seconds=0)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["config.json", "model.safetensors", "windows.npy"]
+    assert names == [
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json", "windows.npy",
+    ]  # fmt: skip
 
 
 def test_seconds_add_up_over_interruptions(corpus: Corpus, tmp_path: Path) -> None:
@@ -232,7 +240,7 @@ def test_seconds_add_up_over_interruptions(corpus: Corpus, tmp_path: Path) -> No
     with pytest.raises(Killed):
         train(spec(), corpus, tmp_path, watch=slow, checkpoint_seconds=0)
     begun = time.perf_counter()
-    row = train(spec(), corpus, tmp_path)
+    row = train(spec(), corpus, tmp_path)[-1]
     rest = time.perf_counter() - begun
     assert row["seconds"] > 6 * 0.05  # type: ignore[operator]
     assert row["seconds"] < rest + 7 * 0.05 + 5  # type: ignore[operator]
@@ -272,8 +280,12 @@ def test_what_decides_the_numbers_decides_the_identity(corpus: Corpus, name: str
 
 @pytest.mark.parametrize("field", asdict(RECIPE))
 def test_every_field_of_the_recipe_decides_the_identity(corpus: Corpus, field: str) -> None:
-    other = {"optimizer": "adamw", "dtype": "bfloat16", "context_length": 32, "sequences": 2}
-    value = other[field] if field in other else getattr(RECIPE, field) / 2
+    other = {
+        "optimizer": "adamw", "dtype": "bfloat16", "context_length": 32, "sequences": 2,
+        "warmup_steps": 3, "decay_form": "cosine", "muon_scale": "match_rms_adamw", "rule": "mup",
+        "reference_hidden_size": 32, "reference_layers": 2,
+    }  # fmt: skip
+    value = other[field] if field in other else getattr(RECIPE, field) / 2 or 0.25
     recipe = replace(RECIPE, **{field: value})
     assert spec(recipe=recipe).identity(corpus) != spec().identity(corpus)
 
@@ -311,3 +323,104 @@ def test_the_checkpoint_of_a_run_names_its_identity(corpus: Corpus, tmp_path: Pa
     found = checkpoint.resume(path, model, optimizer, spec().identity(corpus))
     assert found.step == 3
     assert found.seconds > 0
+
+
+BRANCHED = spec(
+    run_id="branched",
+    tokens=24 * RECIPE.batch_tokens,
+    branches=(6 * RECIPE.batch_tokens, 12 * RECIPE.batch_tokens),
+    recipe=replace(RECIPE, warmup_steps=3),
+)
+
+
+@pytest.fixture(scope="module")
+def branched(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Row], Path]:
+    folder = tmp_path_factory.mktemp("branched")
+    return train(BRANCHED, corpus, folder), folder
+
+
+def test_each_branch_is_the_run_of_its_token_count_bit_for_bit(
+    branched: tuple[list[Row], Path], corpus: Corpus, tmp_path: Path
+) -> None:
+    rows, folder = branched
+    assert [row["tokens"] for row in rows] == [384, 768, 1536]
+    for row in rows:
+        alone = replace(BRANCHED, branches=(), tokens=row["tokens"])  # type: ignore[arg-type]
+        (wanted,) = train(alone, corpus, tmp_path / str(row["tokens"]))
+        assert row["loss"] == wanted["loss"]
+        assert row["flops_counted"] == wanted["flops_counted"]
+    assert_same_results(folder, tmp_path / "1536")
+    assert np.array_equal(
+        np.load(folder / "windows-6.npy"), np.load(tmp_path / "384" / "windows.npy")
+    )
+
+
+def test_rows_of_one_run_have_names_of_their_own_and_one_group(
+    branched: tuple[list[Row], Path],
+) -> None:
+    rows, _ = branched
+    assert [row["run_id"] for row in rows] == ["branched-b384", "branched-b768", "branched"]
+    assert {row["run_group"] for row in rows} == {"branched"}
+    assert all(row["decayed"] for row in rows)
+
+
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(kills=st.lists(st.integers(1, BRANCHED.all_steps), max_size=4))
+def test_a_run_with_branches_that_is_killed_anywhere_gives_the_same_rows(
+    branched: tuple[list[Row], Path],
+    corpus: Corpus,
+    tmp_path_factory: pytest.TempPathFactory,
+    kills: list[int],
+) -> None:
+    wanted, reference = branched
+    folder = tmp_path_factory.mktemp("killed")
+    rows = None
+    for last in kills:
+        try:
+            rows = train(BRANCHED, corpus, folder, watch=killed_at(last), checkpoint_seconds=0)
+            break
+        except Killed:
+            assert not (folder / "model.safetensors").exists()
+    rows = rows or train(BRANCHED, corpus, folder, checkpoint_seconds=0)
+    assert [row["loss"] for row in rows] == [row["loss"] for row in wanted]
+    assert_same_results(folder, reference)
+
+
+@pytest.mark.parametrize("lost", ["trunk.safetensors", "rows.json"])
+def test_a_run_whose_way_back_is_lost_begins_again_and_says_so(
+    branched: tuple[list[Row], Path], corpus: Corpus, tmp_path: Path, lost: str
+) -> None:
+    told: list[str] = []
+    inside = 11 + 2  # in the decay of the second branch: two more steps for that of the first
+    with pytest.raises(Killed):
+        train(BRANCHED, corpus, tmp_path, watch=killed_at(inside), checkpoint_seconds=0)
+    (tmp_path / lost).unlink()
+    rows = train(BRANCHED, corpus, tmp_path, tell=told.append)
+    assert [row["loss"] for row in rows] == [row["loss"] for row in branched[0]]
+    assert any("begins again" in text for text in told)
+
+
+def test_progress_counts_the_decays_of_branches(corpus: Corpus, tmp_path: Path) -> None:
+    steps: list[int] = []
+    train(BRANCHED, corpus, tmp_path, watch=steps.append)
+    assert steps == list(range(1, BRANCHED.all_steps + 1))
+    assert BRANCHED.flops == BRANCHED.all_steps * BRANCHED.step_flops
+
+
+WRONG_BRANCHES = [
+    ({"branches": (1536,)}, "`branches` must be different token counts below `tokens`"),
+    ({"branches": (384, 385)}, "`branches` must be different token counts below `tokens`"),
+    ({"recipe": RECIPE}, "`warmup` is 0.05 of the steps; set `warmup_steps`"),
+    ({"recipe": replace(RECIPE, warmup_steps=20)}, "at least 20 steps before the decay"),
+    ({"recipe": replace(RECIPE, warmup_steps=3, decay=1.0)}, "at least 3 steps before the decay"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), WRONG_BRANCHES)
+def test_branches_that_no_trunk_leads_to_are_refused(
+    changes: dict[str, object], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        replace(BRANCHED, **changes)  # type: ignore[arg-type]

@@ -21,8 +21,9 @@ from trainers import sweep, worker
 from trainers.corpus import Corpus
 from trainers.launchers._base import End, Job, Launcher
 from trainers.ledger import DIVERGED, DONE, FAILED, PLANNED, RUNNING, Entry, Ledger
-from trainers.loop import RunSpec, train
+from trainers.loop import train
 from trainers.optim import Recipe
+from trainers.spec import RunSpec
 from trainers.sweep import (
     Folder,
     existing_ledger,
@@ -112,7 +113,7 @@ def test_a_sweep_gives_the_losses_of_training_one_by_one(
     found = table.set_index("run_id")
     for run in three_runs():
         if run.run_id != "wild":
-            alone = train(run, corpus, tmp_path / run.run_id)
+            alone = train(run, corpus, tmp_path / run.run_id)[-1]
             assert found.loc[run.run_id, "loss"] == alone["loss"]
             assert found.loc[run.run_id, "bits_per_byte"] == alone["bits_per_byte"]
     assert pd.isna(found.loc["wild", "loss"])
@@ -620,6 +621,6 @@ def test_a_killed_sweep_ends_with_the_losses_of_an_undisturbed_one(
     printed = {row["run_id"]: row["loss"] for row in json.loads(output)}
     prepared = Corpus.load(out / "corpus")
     for run in read_plan(plan, prepared, Recipe()):
-        wanted = train(run, prepared, tmp_path / "alone" / run.run_id)["loss"]
+        wanted = train(run, prepared, tmp_path / "alone" / run.run_id)[-1]["loss"]
         assert after.loc[run.run_id, "loss"] == wanted, wait
         assert printed[run.run_id] == wanted

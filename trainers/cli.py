@@ -7,6 +7,7 @@ import typer
 
 from scaling.options import CorpusOption, Json, OutFolder, Seed, Vocabulary
 from scaling.printing import json_row, note, print_json, print_table
+from trainers import plan_cli, rate_cli
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -193,4 +194,6 @@ def _print_runs(runs: "pd.DataFrame", json: bool) -> None:
 def mount(app: typer.Typer) -> None:
     """Add the commands to an application."""
     app.command()(train)
+    plan_cli.mount(sweep)
+    rate_cli.mount(sweep)
     app.add_typer(sweep, name="sweep")

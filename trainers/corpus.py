@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import shutil
-import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,14 +12,44 @@ import numpy as np
 
 from scaling.errors import InputError, WorkError
 from scaling.files import read_json
-from trainers.documents import STDLIB, read_documents
+from trainers.blend import Blend, Part, blend
+from trainers.corpus_options import LIMIT, CorpusOptions
+from trainers.shards import Shard, checksums, read_shard, verify, write_shard
+from trainers.sources import Mixture, parse_mixture
+from trainers.text import Spool, Text
+from trainers.tokenizing import (
+    Encoder,
+    byte_encoder,
+    load_tokenizer,
+    tokenizer_file,
+    train_bpe,
+)
 
-BYTE_SEPARATOR = b"\0"  # stands between documents of a byte corpus; text never holds it
-END_OF_TEXT = "<|endoftext|>"
-VALIDATION_SHARE = 10  # one document in ten, or the last tenth
-BYTES = "bytes"
-LIMIT = 256_000_000  # bytes of text that are read at the most
-MINIMUM = 20_000  # bytes; less text than that trains nothing
+RECORD = "corpus.json"
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """What ``corpus.json`` says of one validation set; ``shard`` names its files."""
+
+    name: str
+    shard: str
+    source: str
+    sha256: str
+    documents: int
+    tokens: int
+    bytes_per_token: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationSet:
+    """Held-out tokens, memory-mapped, where their documents start, and their bytes per token."""
+
+    name: str
+    tokens: np.ndarray
+    starts: np.ndarray
+    bytes_per_token: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +57,8 @@ class Corpus:
     """Token shards on disk and where they come from.
 
     ``tokens_train`` and ``tokens_validation`` count tokens; ``bytes_per_token`` is that of the
-    validation text, so that bits per byte = nats per token / ln 2 / bytes_per_token.
+    validation text, so that bits per byte = nats per token / ln 2 / bytes_per_token. ``parts``
+    says what each source of a mixture gave, ``held_out`` which validation sets there are.
     """
 
     folder: str
@@ -44,14 +73,42 @@ class Corpus:
     tokens_validation: int
     bytes_per_token: float
     truncated: bool
+    parts: tuple[Part, ...] = ()
+    held_out: tuple[HeldOut, ...] = ()
 
     def train(self) -> np.ndarray:
         """Training tokens, memory-mapped."""
-        return _mapped(Path(self.folder) / "train.npy")
+        return self.train_shard().tokens
+
+    def train_shard(self) -> Shard:
+        """Training tokens and where their documents start."""
+        return read_shard(Path(self.folder), "train")
 
     def validation(self) -> np.ndarray:
-        """Held-out tokens, memory-mapped."""
-        return _mapped(Path(self.folder) / "validation.npy")
+        """Held-out tokens of the whole corpus, memory-mapped; of a mixture in its proportions."""
+        return read_shard(Path(self.folder), "validation").tokens
+
+    def validation_sets(self) -> dict[str, ValidationSet]:
+        """The held-out text of every source by the source's name, and the further sets."""
+        sets = {}
+        for about in self.held_out:
+            shard = read_shard(Path(self.folder), about.shard)
+            sets[about.name] = ValidationSet(
+                name=about.name,
+                tokens=shard.tokens,
+                starts=shard.starts,
+                bytes_per_token=about.bytes_per_token,
+            )
+        return sets
+
+    def seen(self, tokens: int) -> dict[str, float]:
+        """What the run table says of a run over so many tokens: whether it saw any twice.
+
+        ``unique_tokens`` counts those that were trained on at least once, ``epochs`` how often the
+        text was gone through.
+        """
+        unique = min(tokens, self.tokens_train)
+        return {"unique_tokens": unique, "epochs": tokens / self.tokens_train}
 
     @property
     def label(self) -> str:
@@ -60,25 +117,43 @@ class Corpus:
 
     @classmethod
     def load(cls, folder: Path) -> "Corpus":
-        """Read a prepared corpus, wherever its folder was moved to."""
-        record = read_json(folder / "corpus.json")
-        return cls(**(record | {"folder": str(folder)}))
+        """Read a prepared corpus, wherever its folder was moved to.
+
+        Raises
+        ------
+        WorkError
+            A shard is missing, cut short or changed; see :func:`trainers.shards.verify`.
+        """
+        record = read_json(folder / RECORD)
+        verify(folder, record.pop("files", {}))
+        record.pop("request", None)
+        return cls._from_record(folder, record)
+
+    @classmethod
+    def _from_record(cls, folder: Path, record: dict[str, Any]) -> "Corpus":
+        nested = {
+            "folder": str(folder),
+            "parts": tuple(Part(**part) for part in record.get("parts", ())),
+            "held_out": tuple(HeldOut(**part) for part in record.get("held_out", ())),
+        }
+        return cls(**(record | nested))
 
 
-def _mapped(path: Path) -> np.ndarray:
-    tokens: np.ndarray = np.load(path, mmap_mode="r")
-    return tokens
+def prepare_from_options(options: CorpusOptions, folder: Path) -> Corpus:
+    """Prepare the corpus that the options of a command describe; see :func:`prepare`."""
+    return _prepared(options.mixture(), options, folder, options.limit)
 
 
 def prepare(
-    source: str, folder: Path, *, vocab_size: int | None = None, limit: int = LIMIT
+    source: str | Mixture, folder: Path, *, vocab_size: int | None = None, limit: int = LIMIT
 ) -> Corpus:
     """Read, split and tokenize a corpus into ``folder``; what is there and fits is reused.
 
     Parameters
     ----------
     source
-        ``"stdlib"``, or the path of a file or folder (.txt, .jsonl, .parquet, .zst of these).
+        ``"stdlib"``, the path of a file or folder (.txt, .jsonl, .parquet, .zst of these), a
+        mixture as :func:`trainers.sources.parse_mixture` reads it, or what that returns.
     folder
         Where ``train.npy``, ``validation.npy``, ``corpus.json`` (and ``tokenizer.json``) go.
     vocab_size
@@ -90,56 +165,78 @@ def prepare(
     ------
     InputError
         The source cannot be read, holds too little text, or does not fit what the folder holds.
+    WorkError
+        The folder cannot be written to, or a shard that it holds is damaged.
     """
-    if vocab_size is not None and not 257 <= vocab_size <= 65_536:
-        raise InputError(f"`257 <= --vocab <= 65536` must hold, but got {vocab_size}")
-    documents, size, truncated = _collect(source, limit)
-    if size < MINIMUM:
+    mixture = parse_mixture(source) if isinstance(source, str) else source
+    return _prepared(mixture, CorpusOptions(vocab_size=vocab_size), folder, limit)
+
+
+def _prepared(mixture: Mixture, options: CorpusOptions, folder: Path, limit: int) -> Corpus:
+    encoder = None
+    if options.tokenizer is not None:
+        encoder = load_tokenizer(Path(options.tokenizer))  # a broken one is found before the work
+    request = _request(mixture, options, limit)
+    if mixture.has_streams and (folder / RECORD).exists():
+        return _kept_stream(folder, mixture, request)
+    with Spool(folder) as spool:
+        text = blend(mixture, spool, limit=limit, tokens=options.tokens)
+        if (folder / RECORD).exists():
+            return _kept(folder, mixture, text, options.wanted_tokenizer)
+        temporary = _beside(folder)
+        try:
+            encoder = encoder or _new_encoder(options.vocab_size, text, spool, temporary)
+            if options.tokenizer is not None:
+                shutil.copyfile(tokenizer_file(Path(options.tokenizer)), temporary / TOKENIZER)
+            record = _write(mixture, text, Writer(encoder, spool, temporary), options.tokens)
+            about = {"request": request, "files": checksums(temporary)}
+            content = json.dumps(record | about, indent=1) + "\n"
+            (temporary / RECORD).write_text(content, encoding="utf-8")
+            temporary.chmod(0o755)  # a temporary folder starts out private
+            temporary.rename(folder)
+        except OSError as error:
+            raise WorkError(
+                f"{folder} could not be written ({error.strerror}); free space"
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return Corpus._from_record(folder, record)
+
+
+def _request(mixture: Mixture, options: CorpusOptions, limit: int) -> str:
+    """Digest of what was asked for, by which a corpus of streams is known without fetching them."""
+    sources = [asdict(source) for source in (*mixture.sources, *mixture.further)]
+    text = json.dumps([sources, options.wanted_tokenizer, options.tokens, limit])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _kept_stream(folder: Path, mixture: Mixture, request: str) -> Corpus:
+    kept = Corpus.load(folder)
+    if read_json(folder / RECORD).get("request") != request:
         raise InputError(
-            f"a corpus needs at least {MINIMUM} bytes of text, but {source} has {size}"
+            f"{folder} holds the corpus {kept.label} ({kept.tokenizer}), but {mixture.name} was "
+            "asked for with other sources, weights or limits; choose another --out folder"
         )
-    digest = hashlib.sha256()
-    for document in documents:
-        digest.update(hashlib.sha256(document).digest())
-    tokenizer = BYTES if vocab_size is None else f"bpe-{vocab_size}"
-    if (folder / "corpus.json").exists():
-        return _kept(folder, source, digest.hexdigest(), tokenizer)
-    train, validation, split = _split(documents)
-    name = f"python{sys.version_info[0]}.{sys.version_info[1]}-stdlib"
-    name = name if source == STDLIB else Path(source).name.split(".")[0]
-    temporary = _beside(folder)
-    try:
-        record = _tokenize(train, validation, temporary, vocab_size)
-        corpus = Corpus(
-            folder=str(folder),
-            name=name,
-            source=_described(source),
-            sha256=digest.hexdigest(),
-            documents=len(documents),
-            split=split,
-            truncated=truncated,
-            **record,
-        )
-        text = json.dumps(asdict(corpus), indent=1)
-        (temporary / "corpus.json").write_text(text + "\n", encoding="utf-8")
-        temporary.chmod(0o755)  # a temporary folder starts out private
-        temporary.rename(folder)
-    except OSError as error:
-        raise WorkError(f"{folder} could not be written ({error.strerror}); free space") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return corpus
+    return kept
 
 
-def _kept(folder: Path, source: str, digest: str, tokenizer: str) -> Corpus:
+def _kept(folder: Path, mixture: Mixture, text: Blend, tokenizer: str) -> Corpus:
     """The corpus that a folder holds, if it is the one that was asked for."""
     kept = Corpus.load(folder)
-    if kept.sha256 == digest and kept.tokenizer.split(":")[0] == tokenizer:
-        return kept
-    raise InputError(
-        f"{folder} holds the corpus {kept.label} ({kept.tokenizer}), but {source} is "
-        f"{digest[:12]} ({tokenizer}); choose another --out folder"
-    )
+    known = kept.tokenizer if ":" in tokenizer else kept.tokenizer.split(":")[0]
+    if kept.sha256 != text.sha256 or known != tokenizer:
+        raise InputError(
+            f"{folder} holds the corpus {kept.label} ({kept.tokenizer}), but {mixture.name} is "
+            f"{text.sha256[:12]} ({tokenizer}); choose another --out folder"
+        )
+    wanted = {name: held_out.sha256 for name, (_, held_out) in text.sets.items()}
+    found = {about.name: about.sha256 for about in kept.held_out}
+    if found and found != wanted:
+        raise InputError(
+            f"{folder} holds the validation sets {', '.join(found)}, but {', '.join(wanted)} with "
+            "other texts are asked for; choose another --out folder"
+        )
+    return kept
 
 
 def _beside(folder: Path) -> Path:
@@ -152,105 +249,70 @@ def _beside(folder: Path) -> Path:
         ) from error
 
 
-def _described(source: str) -> str:
-    if source == STDLIB:
-        return f"source files of the standard library of Python {sys.version.split()[0]}"
-    return Path(source).name
-
-
-def _collect(source: str, limit: int) -> tuple[list[bytes], int, bool]:
-    """Documents (UTF-8), their total size, and whether the limit cut the source off."""
-    documents: list[bytes] = []
-    size = 0
-    try:
-        for document in read_documents(source):
-            encoded = document.replace("\0", "").encode("utf-8")
-            if not encoded.strip():
-                continue
-            if size + len(encoded) > limit:
-                remaining = encoded[: limit - size] if not documents else b""
-                return documents + ([remaining] if remaining else []), limit, True
-            documents.append(encoded)
-            size += len(encoded)
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:  # undecodable text and JSON are ValueErrors
-        raise InputError(
-            f"the corpus {source} cannot be read: {error}; give UTF-8 .txt, .jsonl, .parquet, "
-            "one of these as .zst, or a folder of them"
-        ) from None
-    return documents, size, False
-
-
-def _split(documents: list[bytes]) -> tuple[list[bytes], list[bytes], str]:
-    """Hold out one document in ten by its hash; a few documents by contiguous blocks.
-
-    Training documents are ordered by hash: a fixed shuffle.
-    """
-    if len(documents) >= 5 * VALIDATION_SHARE:
-        hashed = sorted((hashlib.sha256(document).digest(), document) for document in documents)
-        held_out = len(hashed) // VALIDATION_SHARE
-        while held_out < len(hashed) - 1 and hashed[held_out][0] == hashed[held_out - 1][0]:
-            held_out += 1
-        validation = [document for _, document in hashed[:held_out]]
-        return [document for _, document in hashed[held_out:]], validation, "by document"
-    whole = BYTE_SEPARATOR.join(documents)
-    cut = len(whole) - len(whole) // VALIDATION_SHARE
-    while cut < len(whole) and whole[cut] & 0xC0 == 0x80:  # not inside a UTF-8 character
-        cut += 1
-    return [whole[:cut]], [whole[cut:]], "the last tenth of the text"
-
-
-def _tokenize(
-    train: list[bytes], validation: list[bytes], folder: Path, vocab_size: int | None
-) -> dict[str, Any]:
-    """Write both shards and return what the record says of them."""
+def _new_encoder(vocab_size: int | None, text: Blend, spool: Spool, folder: Path) -> Encoder:
     if vocab_size is None:
-        shards = [
-            np.frombuffer(BYTE_SEPARATOR.join(part), dtype=np.uint8).astype(np.uint16)
-            for part in (train, validation)
-        ]
-        name, size = BYTES, 256
-    else:
-        shards, name, size = _byte_level_bpe(train, validation, folder, vocab_size)
-    held_out_bytes = sum(map(len, validation)) + len(validation) - 1
-    for shard, file in zip(shards, ("train.npy", "validation.npy"), strict=True):
-        np.save(folder / file, shard)
-    return {
-        "tokenizer": name,
-        "vocab_size": size,
-        "tokens_train": len(shards[0]),
-        "tokens_validation": len(shards[1]),
-        "bytes_per_token": held_out_bytes / len(shards[1]),
-    }
+        return byte_encoder()
+    return train_bpe(text.train.first(LIMIT).documents(spool), folder, vocab_size)
 
 
-def _byte_level_bpe(
-    train: list[bytes], validation: list[bytes], folder: Path, vocab_size: int
-) -> tuple[list[np.ndarray], str, int]:
-    """Train a byte-level BPE on the training part and encode both parts with it."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+@dataclass(frozen=True)
+class Writer:
+    """Writes texts of one spool as shards of one folder."""
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+    encoder: Encoder
+    spool: Spool
+    folder: Path
+
+    def __call__(self, text: Text, shard: str, tokens: int | None = None) -> tuple[int, int]:
+        """Write a text and return its tokens and documents; no more than ``tokens``."""
+        parts = self.encoder.parts(text.documents(self.spool))
+        size = self.encoder.vocab_size
+        return write_shard(self.folder, shard, parts, vocab_size=size, limit=tokens)
+
+    def held_out(self, text: Text, shard: str) -> tuple[int, float]:
+        """Write a validation text and return its tokens and bytes per token."""
+        count, documents = self(text, shard)
+        return count, (text.size + documents - 1) / count
+
+
+def _write(mixture: Mixture, text: Blend, write: Writer, tokens: int | None) -> dict[str, Any]:
+    """Write every shard and return the record of the corpus."""
+    tokens_train, documents = write(text.train, "train", tokens)
+    tokens_validation, bytes_per_token = write.held_out(text.validation, "validation")
+    sets = []
+    for name, (source, held_out) in text.sets.items():
+        shard, about = "validation", (tokens_validation, bytes_per_token)
+        if held_out is not text.validation:
+            shard = f"validation-{name}"
+            about = write.held_out(held_out, shard)
+        sets.append(
+            HeldOut(
+                name=name,
+                shard=shard,
+                source=source,
+                sha256=held_out.sha256,
+                documents=len(held_out),
+                tokens=about[0],
+                bytes_per_token=about[1],
+            )
+        )
+    corpus = Corpus(
+        folder="",
+        name=mixture.name,
+        source=", ".join(source.described for source in mixture.sources),
+        sha256=text.sha256,
+        documents=text.documents,
+        split=text.split,
+        tokenizer=write.encoder.name,
+        vocab_size=write.encoder.vocab_size,
+        tokens_train=tokens_train,
+        tokens_validation=tokens_validation,
+        bytes_per_token=bytes_per_token,
+        truncated=text.truncated,
+        parts=text.parts(documents),
+        held_out=tuple(sets),
     )
-    tokenizer.train_from_iterator((text.decode("utf-8", "ignore") for text in train), trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    shards = []
-    for part in (train, validation):
-        encoded = tokenizer.encode_batch([text.decode("utf-8", "ignore") for text in part])
-        ids = [np.array([*encoding.ids, end], dtype=np.uint16) for encoding in encoded]
-        shards.append(np.concatenate(ids)[:-1])
-    digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
-    return shards, f"bpe-{vocab_size}:{digest[:12]}", tokenizer.get_vocab_size()
+    return asdict(corpus)
 
 
 def count_windows(tokens: int, context_length: int) -> int:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from scaling.errors import InputError
 from trainers.entries import DIVERGED, DONE, FAILED, PLANNED, RUNNING, STATES, Entry, read_entry
 from trainers.liveness import Watch, is_gone, this_process
-from trainers.loop import RunSpec
+from trainers.spec import RunSpec
 from trainers.stores._base import LedgerUnreachable, Row, Session
 from trainers.stores.registry import is_database, store_at
 
@@ -43,8 +43,15 @@ class _Held:
 
     claim: str
     reached: float  # clock of the last heartbeat that got through
-    pause_until: float = 0.0
+    pause_until: float = float("-inf")
     first: tuple[float, int] | None = None
+
+    def speed(self, now: float, step: int) -> float | None:
+        """Steps per second since the first one that was seen."""
+        if self.first is None and step > 0:  # a run that goes on does not begin at step 0
+            self.first = now, step
+        begun, at = self.first or (now, step)
+        return (step - at) / (now - begun) if now > begun and step > at else None
 
 
 class Ledger:
@@ -225,9 +232,7 @@ class Ledger:
             return False
         if now < held.pause_until:
             return True
-        held.first = held.first or (now, step)
-        passed, steps = now - held.first[0], step - held.first[1]
-        speed = steps / passed if passed > 0 and steps > 0 else None
+        speed = held.speed(now, step)
         try:
             found = self._store.transact(
                 lambda session: session.change(
@@ -311,7 +316,7 @@ class Ledger:
             return [known["state"] for known in session.rows(found, **keys)] == [state]
 
         recorded = self._store.transact(work)
-        del self._held[run_id]
+        self._held.pop(run_id, None)
         return recorded
 
     def release(self, run_id: str) -> bool:

@@ -1,84 +1,48 @@
-"""Train one shape for one token budget, resumable at any step, and return its row of the table."""
+"""Train one run, resumable at any step, and return its rows of the run table.
 
-import hashlib
-import json
-import platform
-import subprocess
+A run with branches (WSD-S) goes along its trunk, the part with the stable learning rate; before
+each decay but the last it keeps the state of the trunk, decays, is evaluated, and goes back.
+"""
+
+import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from scaling.files import write_whole
-from scaling.shape import Shape
+from scaling.errors import WorkError
+from scaling.files import read_json, write_json, write_whole
 from trainers import checkpoint
 from trainers.corpus import Batches, Corpus
-from trainers.evaluate import Evaluation, evaluate, token_losses
+from trainers.encoding import load_encoding
+from trainers.engine import Engine, uncompiled
+from trainers.evaluate import Evaluation, evaluate, evaluate_sets
+from trainers.export import export
 from trainers.model import Transformer
-from trainers.optim import Optimizer, Recipe
+from trainers.optim import Optimizer
+from trainers.rows import Row, result_columns, settings_row
+from trainers.spec import RunSpec
 
+LOG = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 10.0
-ATTENTION_ON_CPU = "sdpa"
+CHECKPOINT, TRUNK = "checkpoint.safetensors", "trunk.safetensors"
 # Called after every step with the steps done; may raise to stop the run.
 Watch = Callable[[int], None]
+# Called with a sentence about a run that goes on, but not as planned.
+Tell = Callable[[str], None]
 
 
 class Diverged(RuntimeError):
     """The training loss is no longer a finite number."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunSpec:
-    """Everything that decides the numbers of one run."""
-
-    run_id: str
-    shape: Shape
-    tokens: int
-    recipe: Recipe
-    seed: int = 0
-    data_seed: int = 0
-    role: str = "proxy"
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps."""
-        return self.recipe.steps(self.tokens)
-
-    @property
-    def flops(self) -> float:
-        """Training FLOPs, head and attention counted."""
-        per_token = self.shape.training_flops(self.recipe.context_length)
-        return float(per_token * self.steps * self.recipe.batch_tokens)
-
-    def identity(self, corpus: Corpus) -> str:
-        """Digest of everything that decides the numbers; names and roles do not."""
-        deciding = [asdict(self.shape), self.steps, asdict(self.recipe), self.seed, self.data_seed]
-        text = json.dumps([*deciding, corpus.sha256, corpus.tokenizer, torch.__version__])
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def as_json(self) -> str:
-        """Text from which :meth:`from_json` makes the same spec."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "RunSpec":
-        """Read a spec."""
-        values = json.loads(text)
-        values["shape"] = Shape(**values["shape"])
-        values["recipe"] = Recipe(**values["recipe"])
-        return cls(**values)
-
-
 def build(spec: RunSpec) -> Transformer:
     """The model of a spec at its initial weights."""
-    model = Transformer(
-        spec.shape, context_length=spec.recipe.context_length, attention=ATTENTION_ON_CPU
-    )
+    attention = (spec.engine or Engine()).attention
+    model = Transformer(spec.shape, context_length=spec.recipe.context_length, attention=attention)
     model.initialise(spec.seed)
     return model
 
@@ -89,21 +53,25 @@ def train(
     folder: Path,
     *,
     watch: Watch = lambda step: None,
+    tell: Tell = LOG.warning,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
-) -> dict[str, object]:
+) -> list[Row]:
     """Train one run to its end, from its checkpoint if there is one.
 
     Parameters
     ----------
     folder
-        Holds ``checkpoint.safetensors`` while the run goes on; at the end ``model.safetensors``
-        and ``config.json`` (Hugging Face) and ``windows.npy``, the held-out loss of every window.
+        Holds ``checkpoint.safetensors`` while the run goes on; at the end ``model.safetensors``,
+        ``config.json`` and a tokenizer (Hugging Face), and ``windows.npy``, the held-out loss of
+        every window (``windows-STEPS.npy`` for a branch). Compiled code is kept beside it.
     watch
-        Called after every step.
+        Called after every step with the optimiser steps that were computed so far.
+    tell
+        Called with a sentence where the run goes on, but not as planned.
 
     Returns
     -------
-    The row of the run table.
+    The rows of the run table, one for each branch, by ascending tokens.
 
     Raises
     ------
@@ -111,108 +79,180 @@ def train(
         The loss became infinite or NaN.
     """
     torch.set_num_threads(1)
-    model = build(spec)
-    optimizer = Optimizer(model, spec.recipe, spec.steps)
-    path = folder / "checkpoint.safetensors"
-    identity = spec.identity(corpus)
-    begun = checkpoint.resume(path, model, optimizer, identity)
-    batches = Batches(
-        corpus.train(),
-        context_length=spec.recipe.context_length,
-        sequences=spec.recipe.sequences,
-        seed=spec.data_seed,
+    run = _Run(spec.with_engine(), corpus, folder, tell)
+    rows = run.resume()
+    while len(rows) < len(run.ends):
+        run.go(watch, checkpoint_seconds)
+        rows.append(run.row())
+        write_json(folder / "rows.json", {"rows": rows})
+        run.back_to_trunk()
+    export(
+        folder,
+        run.model,
+        max_position_embeddings=spec.recipe.context_length,
+        tokenizer=load_encoding(Path(corpus.folder)),
     )
-    clock = saved = time.perf_counter()
-    for step in range(begun.step, spec.steps):
-        _step(model, optimizer, torch.from_numpy(batches(step)), step, spec.recipe)
-        watch(step + 1)
-        now = time.perf_counter()
-        if now - saved >= checkpoint_seconds and step + 1 < spec.steps:
-            spent = begun.seconds + now - clock
-            progress = checkpoint.Progress(step=step + 1, seconds=spent, identity=identity)
-            checkpoint.save(path, model, optimizer, progress)
-            saved = time.perf_counter()
-    seconds = begun.seconds + time.perf_counter() - clock
-    result = evaluate(
-        model, corpus.validation(), spec.recipe, bytes_per_token=corpus.bytes_per_token
-    )
-    if not np.isfinite(result.loss):
-        raise Diverged(f"held-out loss is {result.loss} after {spec.steps} steps")
-    write_whole(folder / "windows.npy", lambda target: np.save(target, result.windows))
-    checkpoint.export(folder, model, max_position_embeddings=spec.recipe.context_length)
-    row = _row(spec, corpus, result, seconds)
-    path.unlink(missing_ok=True)
-    return row
+    for name in (CHECKPOINT, TRUNK, "rows.json"):
+        (folder / name).unlink(missing_ok=True)
+    return rows
 
 
-def _step(
-    model: Transformer, optimizer: Optimizer, batch: torch.Tensor, step: int, recipe: Recipe
-) -> None:
-    loss = token_losses(model, batch, recipe).mean()
-    if not torch.isfinite(loss):
-        raise Diverged(f"training loss is {loss.item()} at step {step}")
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-    optimizer.step(step)
+class _Run:
+    """A run in memory: model, optimiser, and where it stands.
 
+    ``branch`` counts the ends that were reached; ``step`` is the place in the schedule of the
+    branch on the way.
+    """
 
-def settings_row(spec: RunSpec, corpus: Corpus, *, status: str) -> dict[str, object]:
-    """What the run table says of a run before any result; see :mod:`scaling.runs`."""
-    shape, recipe = spec.shape, spec.recipe
-    seen = spec.steps * recipe.batch_tokens
-    return {
-        "run_id": spec.run_id,
-        "role": spec.role,
-        "family": "qwen3" if shape.qk_norm else "llama",
-        **asdict(shape),
-        "n_total": shape.n_total,
-        "n_active": shape.n_active,
-        "n_non_embedding": shape.n_non_embedding,
-        "tokens": seen,
-        "flops_6nd": 6 * shape.n_non_embedding * seen,
-        "flops_counted": spec.flops,
-        "seed": spec.seed,
-        "data_seed": spec.data_seed,
-        "corpus": corpus.label,
-        "tokenizer": corpus.tokenizer,
-        "context_length": recipe.context_length,
-        "batch_tokens": recipe.batch_tokens,
-        "learning_rate": (
-            recipe.matrix_learning_rate if recipe.optimizer == "muon" else recipe.learning_rate
-        ),
-        "schedule": recipe.schedule,
-        "optimizer": recipe.optimizer,
-        "device": f"cpu ({platform.machine()})",
-        "dtype": recipe.dtype,
-        "git_commit": code_version(),
-        "status": status,
-    }
+    def __init__(self, spec: RunSpec, corpus: Corpus, folder: Path, tell: Tell) -> None:
+        self.spec, self.corpus, self.folder, self.tell = spec, corpus, folder, tell
+        self.ends = spec.ends
+        self.identity = spec.identity(corpus)
+        self.engine = spec.engine or Engine()
+        self.batches = Batches(
+            corpus.train(),
+            context_length=spec.recipe.context_length,
+            sequences=spec.recipe.sequences,
+            seed=spec.data_seed,
+        )
+        self._begin()
 
+    def _begin(self) -> None:
+        self.model = build(self.spec)
+        self.optimizer = Optimizer(self.model, self.spec.recipe, self.ends[0])
+        self.branch = self.step = 0
+        self.spent = 0.0
+        self.since = time.perf_counter()
 
-def _row(spec: RunSpec, corpus: Corpus, result: Evaluation, seconds: float) -> dict[str, object]:
-    row = settings_row(spec, corpus, status="done")
-    measured = {
-        "loss": result.loss,
-        "loss_se": result.loss_se,
-        "bits_per_byte": result.bits_per_byte,
-        "seconds": seconds,
-        "tokens_per_second": spec.steps * spec.recipe.batch_tokens / max(seconds, 1e-9),
-    }
-    return row | measured
+    def resume(self) -> list[Row]:
+        """Stand where the checkpoint does, or at the beginning; return the rows so far."""
+        path = self.folder / CHECKPOINT
+        begun = checkpoint.resume(path, self.model, self.optimizer, self.identity, tell=self.tell)
+        rows = self._rows_so_far(begun.branch)
+        if len(rows) < begun.branch or not self._may_return(begun):
+            self.tell(f"{self.folder} lacks what its checkpoint builds on; the run begins again")
+            self._begin()
+            rows, begun = [], checkpoint.Progress(step=0, seconds=0.0, identity=self.identity)
+        self.branch, self.step = begun.branch, begun.step
+        self.spent = begun.seconds
+        if begun.compilation is not None and begun.compilation != self.engine.compilation:
+            self.engine = Engine(attention=self.engine.attention, compilation=begun.compilation)
+        self.losses = self.engine.losses(self.model, self.spec.recipe, self._compiled())
+        self.since = time.perf_counter()
+        return rows
 
+    def _compiled(self) -> Path:
+        """The folder for compiled code, shared by all runs of a sweep."""
+        return (self.folder.parent / ".compiled").absolute()
 
-@cache
-def code_version() -> str:
-    """Commit of the checkout that the code runs from, or the installed version."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"]
-    try:
-        if (here.parent / ".git").exists():
-            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-            return done.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        pass
-    try:
-        return f"v{version('shapelaw')}"
-    except PackageNotFoundError:
-        return "unknown"
+    def _rows_so_far(self, count: int) -> list[Row]:
+        path = self.folder / "rows.json"
+        return read_json(path)["rows"][:count] if count and path.exists() else []
+
+    def _may_return(self, begun: checkpoint.Progress) -> bool:
+        """Whether a checkpoint inside the decay of a branch has its way back to the trunk."""
+        if begun.branch + 1 >= len(self.ends) or begun.step <= self._leaves(begun.branch):
+            return True
+        return checkpoint.intact(self.folder / TRUNK, self.identity)
+
+    def _leaves(self, branch: int) -> int:
+        """The step at which a branch leaves the trunk."""
+        return self.spec.recipe.stable_steps(self.ends[branch])
+
+    @property
+    def computed(self) -> int:
+        """Steps that were computed, with the decays of finished branches."""
+        decays = (self.ends[b] - self._leaves(b) for b in range(self.branch))
+        return self.step + sum(decays)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training that the weights at hand took."""
+        return self.spent + time.perf_counter() - self.since
+
+    def go(self, watch: Watch, checkpoint_seconds: float) -> None:
+        """Train to the end of the branch on the way."""
+        end, last = self.ends[self.branch], self.branch + 1 == len(self.ends)
+        self.optimizer.steps = end
+        saved = time.perf_counter()
+        while self.step < end:
+            if not last and self.step == self._leaves(self.branch):
+                self._save(TRUNK, branch=self.branch + 1)
+            self._train_one()
+            self.step += 1
+            watch(self.computed)
+            if time.perf_counter() - saved >= checkpoint_seconds and self.step < end:
+                self._save(CHECKPOINT, branch=self.branch)
+                saved = time.perf_counter()
+
+    def _save(self, name: str, *, branch: int) -> None:
+        progress = checkpoint.Progress(
+            step=self.step,
+            seconds=self.seconds,
+            identity=self.identity,
+            branch=branch,
+            compilation=self.engine.compilation,
+        )
+        checkpoint.save(self.folder / name, self.model, self.optimizer, progress)
+
+    def _train_one(self) -> None:
+        batch = torch.from_numpy(self.batches(self.step))
+        try:
+            self._backward(batch)
+        except Diverged:
+            raise
+        except Exception as error:  # a compiler fails in many ways; without it, they are the run's
+            if self.engine.compilation == "none":
+                raise
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            self.tell(f"compilation failed ({reason}); the run goes on without")
+            self.engine = Engine(attention=self.engine.attention, compilation="none")
+            self.losses = self.engine.losses(self.model, self.spec.recipe)
+            for weight in self.model.parameters():
+                weight.grad = None
+            with uncompiled():
+                self._backward(batch)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.recipe.clip)
+        self.optimizer.step(self.step)
+
+    def _backward(self, batch: Tensor) -> None:
+        loss = self.losses(batch).mean()
+        if not torch.isfinite(loss):
+            raise Diverged(f"training loss is {loss.item()} at step {self.step}")
+        loss.backward()
+
+    def row(self) -> Row:
+        """Evaluate, and keep the loss of every held-out window."""
+        seconds, end = self.seconds, self.ends[self.branch]
+        with uncompiled():
+            result, sets = self._evaluate()
+        if not np.isfinite(result.loss):
+            raise Diverged(f"held-out loss is {result.loss} after {end} steps")
+        name = "windows.npy" if end == self.spec.steps else f"windows-{end}.npy"
+        write_whole(self.folder / name, lambda target: np.save(target, result.windows))
+        # The engine that was used, should the planned one have failed.
+        settings = settings_row(self.spec, self.corpus, status="done", end=end)
+        used = {"attention": self.engine.attention, "compilation": self.engine.compilation}
+        tokens = end * self.spec.recipe.batch_tokens
+        return settings | used | result_columns(result, sets, seconds=seconds, tokens=tokens)
+
+    def _evaluate(self) -> tuple[Evaluation, dict[str, Evaluation]]:
+        corpus, recipe = self.corpus, self.spec.recipe
+        whole = evaluate(
+            self.model, corpus.validation(), recipe, bytes_per_token=corpus.bytes_per_token
+        )
+        return whole, evaluate_sets(self.model, corpus.validation_sets(), recipe)
+
+    def back_to_trunk(self) -> None:
+        """Go back to where the branch left the trunk, if another branch is to come."""
+        self.branch += 1
+        if self.branch == len(self.ends):
+            return
+        # The kept state is the checkpoint of the next branch: from now on a resume starts there.
+        (self.folder / TRUNK).replace(self.folder / CHECKPOINT)
+        begun = checkpoint.resume(
+            self.folder / CHECKPOINT, self.model, self.optimizer, self.identity, tell=self.tell
+        )
+        if begun.branch != self.branch:
+            raise WorkError(f"{self.folder / CHECKPOINT} was damaged; start the run again")
+        self.step, self.spent, self.since = begun.step, begun.seconds, time.perf_counter()

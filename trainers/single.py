@@ -8,8 +8,8 @@ from scaling.printing import json_row
 from scaling.quantities import parse_count
 from scaling.shape import Shape
 from trainers.corpus import count_windows, prepare
-from trainers.loop import RunSpec
 from trainers.optim import Recipe
+from trainers.spec import RunSpec
 from trainers.status import shown_progress
 from trainers.sweep import Folder, run_name, run_plan
 

@@ -28,9 +28,9 @@ from trainers.ledger import (
     is_database,
     open_ledger,
 )
-from trainers.loop import RunSpec
 from trainers.network_disks import network_disk
 from trainers.optim import Recipe
+from trainers.spec import RunSpec
 from trainers.worker import Folder
 
 __all__ = [
@@ -52,8 +52,8 @@ def run_name(shape: Shape, tokens: int, seed: int) -> str:
 def read_plan(path: Path, corpus: Corpus, recipe: Recipe) -> list[RunSpec]:
     """Read a plan: one run per row, the fields of a shape and ``tokens``.
 
-    ``seed``, ``data_seed``, ``role``, ``run_id`` and any field of the recipe may be columns too;
-    the vocabulary is that of the corpus.
+    ``seed``, ``data_seed``, ``role``, ``run_id``, ``branches`` (token counts with ``;`` between
+    them) and any field of the recipe may be columns too; the vocabulary is that of the corpus.
 
     Raises
     ------
@@ -102,6 +102,9 @@ def _spec(row: dict[Any, Any], corpus: Corpus, recipe: Recipe) -> RunSpec:
         seed=seed,
         data_seed=int(row.get("data_seed", 0)),
         role=str(row.get("role", "proxy")),
+        branches=tuple(
+            round(float(count)) for count in str(row.get("branches", "")).split(";") if count
+        ),
     )
 
 
@@ -144,6 +147,7 @@ def run_plan(
     _check_disk(address, place.several_machines)
     book = open_ledger(address)
     _remember(folder, ledger)
+    specs = [spec.with_engine() for spec in specs]
     book.plan(specs, [spec.identity(corpus) for spec in specs])
     book.retry()
     watched = _Watched(book, folder, {spec.run_id for spec in specs}, report)

@@ -15,7 +15,9 @@ from typing import Self
 from scaling.errors import WorkError
 from trainers.corpus import Corpus
 from trainers.ledger import DIVERGED, RUNNING, Ledger, open_ledger
-from trainers.loop import Diverged, RunSpec, settings_row, train
+from trainers.loop import Diverged, train
+from trainers.rows import settings_row
+from trainers.spec import RunSpec
 
 BEAT_SECONDS = 1.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # between two looks of a worker that has nothing to do
@@ -143,7 +145,13 @@ def _train_one(
                 raise Stopped
 
         try:
-            row = train(spec, corpus, folder.run(spec.run_id), watch=watch)
+            rows = train(
+                spec,
+                corpus,
+                folder.run(spec.run_id),
+                watch=watch,
+                tell=lambda text: ledger.note(spec.run_id, text),
+            )
         except Stopped:
             ledger.release(spec.run_id)
         except Diverged as error:
@@ -154,4 +162,4 @@ def _train_one(
             ledger.release(spec.run_id)
             raise
         else:
-            ledger.finish(spec.run_id, row)
+            ledger.finish(spec.run_id, rows)

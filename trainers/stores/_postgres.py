@@ -22,7 +22,12 @@ from trainers.stores._base import (
 
 PATIENCE = 300.0  # a server that is restarted, or moves to another machine
 CONNECT_SECONDS = 5
-STATEMENT_SECONDS = 20.0
+# A statement that waits longer is tried again, so that a caller's own patience holds.
+SETTINGS = {
+    "lock_timeout": "1s",
+    "statement_timeout": "15s",
+    "idle_in_transaction_session_timeout": "60s",  # a frozen worker's locks are let go
+}
 # A server says FATAL to whom it will never let in, and to whom it cannot let in just now.
 FOR_NOW = ("the database system is", "too many", "connection slots", "terminating connection")
 PLACEHOLDER = re.compile(r"(?<!:):([a-z_]+)")
@@ -74,6 +79,7 @@ class PostgresStore(Store):
         self.name = re.sub(r"(password=)[^&]*", r"\1***", self.name)
         self.patience = PATIENCE if patience is None else patience
         self._connection: Any = None
+        self._parents: Any = None
         self._process = os.getpid()
         self._turn = threading.Lock()  # a transaction has the connection to itself
 
@@ -117,7 +123,8 @@ class PostgresStore(Store):
 
     def _connected(self, end: float) -> Any:
         if self._process != os.getpid():  # after a fork the connection is the parent's
-            self._connection, self._process = None, os.getpid()
+            self._parents, self._connection = self._connection, None
+            self._process = os.getpid()
         if self._connection is None or self._connection.closed:
             left = max(end - time.monotonic(), 2.0)
             connection = self._psycopg.connect(
@@ -128,8 +135,8 @@ class PostgresStore(Store):
                 connect_timeout=int(min(CONNECT_SECONDS, left)),
                 **KEEPALIVE,
             )
-            connection.execute(f"SET statement_timeout = {int(1000 * STATEMENT_SECONDS)}")
-            connection.execute(f"SET idle_in_transaction_session_timeout = '{PATIENCE:g}s'")
+            for name, value in SETTINGS.items():
+                connection.execute(f"SET {name} = '{value}'")
             self._connection = connection
         return self._connection
 
@@ -137,6 +144,10 @@ class PostgresStore(Store):
         if self._connection is not None:
             self._connection.close()
         self._connection = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_process", None) == os.getpid():
+            self._drop()
 
     def _out_of_patience(self, seconds: float, reason: str) -> str:
         return (
