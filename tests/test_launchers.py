@@ -14,7 +14,7 @@ import pytest
 from scaling.errors import InputError, WorkError
 from test_loop import small_corpus, spec
 from trainers.corpus import Corpus
-from trainers.launchers import _base, _local
+from trainers.launchers import _base, _local, _ray
 from trainers.launchers._base import DEATHS, End, Job, Launcher, supervise
 from trainers.launchers._local import LocalLauncher, visible_devices
 from trainers.launchers._ray import RayLauncher
@@ -61,7 +61,8 @@ def alone(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         for run in plan(runs):
             if run.run_id not in known:
                 folder = tmp_path_factory.mktemp(run.run_id)
-                known[run.run_id] = train(run, corpus, folder)["loss"]
+                (row,) = train(run, corpus, folder)
+                known[run.run_id] = row["loss"]
         return [known[run.run_id] for run in plan(runs)]
 
     return losses
@@ -493,17 +494,23 @@ def test_ray_fills_the_cluster_by_default(cluster: Any, tmp_path: Path) -> None:
             launcher.stop()
 
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("ray")
-@pytest.mark.filterwarnings(*RAY_NOISE)
-def test_a_ray_cluster_that_is_not_there_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["option", "variable", "last cluster"])
+def test_a_ray_cluster_that_is_not_there_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
     pytest.importorskip("ray", reason="ray is not installed")
-    launcher = RayLauncher({"address": "127.0.0.1:1"})
-    words = r"no Ray cluster answers at '127.0.0.1:1' .*`ray start --head`"
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("RAY_gcs_rpc_server_connect_timeout_s", "1")
-        with pytest.raises(InputError, match=words):
-            launcher.open(Job(ledger="", folder=tmp_path))
+    nobody = "127.0.0.1:1"
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(_ray, "CURRENT_CLUSTER", tmp_path / "current")
+    options = {"address": nobody} if way == "option" else {}
+    if way == "variable":
+        monkeypatch.setenv("RAY_ADDRESS", nobody)
+    if way == "last cluster":
+        (tmp_path / "current").write_text(nobody + "\n")
+    begun = time.monotonic()
+    with pytest.raises(InputError, match=r"no Ray cluster answers at .*`ray start --head`"):
+        RayLauncher(options).open(Job(ledger="", folder=tmp_path))
+    assert time.monotonic() - begun < 30
 
 
 @pytest.mark.slow
