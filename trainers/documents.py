@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from scaling.errors import InputError
+from trainers.streams import is_stream, stream_documents
 
 STDLIB = "stdlib"  # the default corpus: source files of the running Python's standard library
 NOT_LIBRARY = {"test", "tests", "idlelib", "lib2to3", "site-packages", "__pycache__"}
@@ -17,14 +18,19 @@ TABLES = {"encodings", "entities.py", "topics.py", "stringprep.py"}
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".jsonl", ".parquet"}
 SEPARATOR_LINE = "<|endoftext|>"
 CHUNK = 131_072  # bytes of a packed file read at once
+BUFFER = 1_048_576  # bytes of its text held ready
 
 
 def read_documents(source: str) -> Iterator[str]:
     """Documents of a source, in a fixed order.
 
     A text file is cut at lines ``<|endoftext|>``; a JSON line or Parquet row is one document
-    (column ``text``); in a folder every text file is read, by name.
+    (column ``text``); in a folder every text file is read, by name. ``hf:NAME`` is a stream; see
+    :mod:`trainers.streams`.
     """
+    if is_stream(source):
+        yield from stream_documents(source)
+        return
     if source == STDLIB:
         library = Path(sysconfig.get_paths()["stdlib"])
         for path in sorted(library.rglob("*.py")):
@@ -75,7 +81,7 @@ def _line_documents(stream: IO[bytes], kind: str | None, path: Path) -> Iterator
 
 
 def _unpacked(raw: IO[bytes]) -> IO[bytes]:
-    return io.BufferedReader(_ZstdReader(raw))
+    return io.BufferedReader(_ZstdReader(raw), BUFFER)
 
 
 class _ZstdReader(io.RawIOBase):

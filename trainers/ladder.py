@@ -7,6 +7,7 @@ branches of one run, arXiv 2410.05192) and several seeds; ``proxy`` shapes once.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from scaling.errors import InputError
 from trainers.choosing import METHODS, Choice, candidates
@@ -58,7 +59,7 @@ def plan_ladder(
     labels = [rung.label for rung in rungs]
     if not rungs or len(set(labels)) < len(labels):
         raise InputError(f"`sizes` must be one or more different sizes, but got {labels}")
-    recipe = read_settings(settings or {})
+    recipe = Recipe(**parse_settings(settings or {}))
     pools = {rung: candidates(rung, grid, seed) for rung in rungs}
     runs: list[Planned] = []
     for rung, table in pools.items():
@@ -84,8 +85,8 @@ def plan_ladder(
     )
 
 
-def read_settings(settings: Mapping[str, object]) -> Recipe:
-    """A recipe with some fields given, as texts or as values.
+def parse_settings(settings: Mapping[str, object]) -> dict[str, Any]:
+    """Fields of a recipe, from texts or values, as values of their kinds.
 
     Raises
     ------
@@ -99,10 +100,11 @@ def read_settings(settings: Mapping[str, object]) -> Recipe:
             raise InputError(
                 f"a setting of the recipe must be one of {', '.join(default)}, but got {name!r}"
             )
+        kind = type(default[name])
         try:
-            values[name] = type(default[name])(value)
+            values[name] = kind(value)
         except (TypeError, ValueError):
             raise InputError(
-                f"`{name}` must be a {type(default[name]).__name__}, but got {value!r}"
+                f"`{name}` must be of kind {kind.__name__}, but got {value!r}"
             ) from None
-    return Recipe(**default | values)
+    return values

@@ -4,6 +4,7 @@ Text goes through a file, so that memory holds 80 bytes per document whatever th
 """
 
 import hashlib
+import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -91,6 +92,10 @@ class Text:
             self.contents[index],
             self.truncated,
         )
+
+    def first(self, size: int) -> "Text":
+        """The documents that begin before a number of bytes."""
+        return self.take(np.cumsum(self.sizes) - self.sizes < size)
 
     def shuffled(self) -> "Text":
         """All of them in the order of their hashes: a fixed shuffle."""
@@ -200,7 +205,7 @@ def without(text: Text, contents: np.ndarray) -> Text:
 
 
 def mixed(
-    texts: list[Text], weights: list[float] | None, spool: Spool, *, limit: int
+    texts: list[Text], weights: list[float] | None, spool: Spool, *, limit: int | None = None
 ) -> tuple[Text, np.ndarray]:
     """Interleave texts so that every beginning of the result has about their proportions.
 
@@ -216,7 +221,7 @@ def mixed(
     weights
         Shares of the bytes, in any scale; None takes every text whole.
     limit
-        Bytes of the mixture at the most.
+        Bytes of the mixture at the most; None for no limit.
 
     Returns
     -------
@@ -224,7 +229,7 @@ def mixed(
     """
     totals = np.array([text.size for text in texts], dtype=float)
     shares = totals / totals.sum() if weights is None else np.array(weights) / sum(weights)
-    end = min(float(limit), float((totals / shares).min()))
+    end = min(math.inf if limit is None else limit, float((totals / shares).min()))
     places, parts = [], []
     for text, share, total in zip(texts, shares, totals, strict=True):
         begin = np.cumsum(text.sizes) - text.sizes
