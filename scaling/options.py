@@ -34,14 +34,32 @@ Tokens = Annotated[str | None, typer.Option(help="Training tokens: 2M, 100B.", m
 CorpusOption = Annotated[
     str,
     typer.Option(
-        help="Text to train on: a file or folder (.txt, .jsonl, .parquet, any as .zst), or "
-        "'stdlib', the source of Python's standard library."
+        help="Text to train on: a file or folder (.txt, .jsonl, .parquet, any as .zst); 'stdlib', "
+        "the source of Python's standard library; hf:NAME[:CONFIG][@SPLIT][#COLUMN], a stream of "
+        "Hugging Face datasets; or a mixture of these, NAME=PATH:WEIGHT,..."
     ),
 ]
 Vocabulary = Annotated[
     int | None,
     typer.Option("--vocab", help="Tokens of a byte-level BPE to train; default: the 256 bytes."),
 ]
+ValidationOption = Annotated[
+    str | None,
+    typer.Option(
+        "--validation",
+        help="Held-out text, NAME=PATH,...: of the source of that name, or one more set; default: "
+        "a tenth of every source is held out.",
+    ),
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option("--tokenizer", help="A tokenizer.json to use, in place of --vocab."),
+]
+CorpusTokens = Annotated[
+    str | None,
+    typer.Option(help="Training tokens to prepare at the most: 100M; hf: needs it.",
+                 metavar="TOKENS"),
+]  # fmt: skip
 Workers = Annotated[
     int | None, typer.Option(help="Processes, one core each; default: one per core.", min=1)
 ]

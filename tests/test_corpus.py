@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -431,3 +432,46 @@ def test_a_corpus_shorter_than_two_contexts_is_refused() -> None:
     tokens = np.zeros(255, dtype=np.uint16)
     with pytest.raises(InputError, match=r"at least 256 tokens .* of 128, but has 255; give more"):
         Batches(tokens, context_length=128, sequences=1, seed=0)
+
+
+@settings(deadline=None)
+@given(
+    **SIZES,
+    seed=st.integers(0, 2**31),
+    kills=st.lists(st.integers(1, 120), max_size=4, unique=True),
+)
+def test_a_resume_goes_on_where_it_stopped_and_never_loops_over_the_tail(
+    tokens: int, length: int, sequences: int, seed: int, kills: list[int]
+) -> None:
+    def fresh() -> Batches:
+        return Batches(np.arange(tokens), context_length=length, sequences=sequences, seed=seed)
+
+    windows = fresh().windows
+    steps = max([3 * windows // sequences, *kills])
+    visits: list[int] = []
+    for begin, end in itertools.pairwise([0, *sorted(kills), steps]):
+        batches = fresh()  # what a process that starts again has
+        visits += [int(row[0]) for step in range(begin, end) for row in batches(step)]
+    uninterrupted = fresh()
+    assert visits == [int(row[0]) for step in range(steps) for row in uninterrupted(step)]
+    for epoch in range(len(visits) // windows):
+        whole = visits[epoch * windows : (epoch + 1) * windows]
+        assert len(set(whole)) == windows, "every window once, before any comes again"
+
+
+@settings(deadline=None)
+@given(**SIZES, steps=st.integers(1, 100))
+def test_repeated_data_is_counted(tokens: int, length: int, sequences: int, steps: int) -> None:
+    batches = Batches(np.arange(tokens), context_length=length, sequences=sequences, seed=0)
+    visited = {int(token) for step in range(steps) for token in batches(step)[:, :-1].flatten()}
+    corpus = corpus_of(tokens)
+    seen = corpus.seen(steps * sequences * length)
+    assert seen["unique_tokens"] == pytest.approx(len(visited), abs=2 * length)
+    assert seen["epochs"] == pytest.approx(batches.epochs(steps), rel=2 * length / tokens)
+
+
+def corpus_of(tokens: int) -> Corpus:
+    """The record of a corpus of so many training tokens."""
+    words = ("folder", "name", "source", "sha256", "split", "tokenizer")
+    numbers = ("documents", "vocab_size", "tokens_validation", "bytes_per_token", "truncated")
+    return Corpus(**dict.fromkeys(words, ""), **dict.fromkeys(numbers, 0), tokens_train=tokens)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from scaling.errors import InputError
 from scaling.runs import COLUMNS
 from scaling.shape import Shape
 from trainers import checkpoint, loop
@@ -224,7 +225,10 @@ def test_a_finished_run_leaves_weights_config_and_windows_only(
 ) -> None:
     train(spec(), corpus, tmp_path, checkpoint_seconds=0)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["config.json", "model.safetensors", "windows.npy"]
+    assert names == [
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json", "windows.npy",
+    ]  # fmt: skip
 
 
 def test_seconds_add_up_over_interruptions(corpus: Corpus, tmp_path: Path) -> None:
@@ -276,8 +280,12 @@ def test_what_decides_the_numbers_decides_the_identity(corpus: Corpus, name: str
 
 @pytest.mark.parametrize("field", asdict(RECIPE))
 def test_every_field_of_the_recipe_decides_the_identity(corpus: Corpus, field: str) -> None:
-    other = {"optimizer": "adamw", "dtype": "bfloat16", "context_length": 32, "sequences": 2}
-    value = other[field] if field in other else getattr(RECIPE, field) / 2
+    other = {
+        "optimizer": "adamw", "dtype": "bfloat16", "context_length": 32, "sequences": 2,
+        "warmup_steps": 3, "decay_form": "cosine", "muon_scale": "match_rms_adamw", "rule": "mup",
+        "reference_hidden_size": 32, "reference_layers": 2,
+    }  # fmt: skip
+    value = other[field] if field in other else getattr(RECIPE, field) / 2 or 0.25
     recipe = replace(RECIPE, **{field: value})
     assert spec(recipe=recipe).identity(corpus) != spec().identity(corpus)
 
@@ -315,3 +323,104 @@ def test_the_checkpoint_of_a_run_names_its_identity(corpus: Corpus, tmp_path: Pa
     found = checkpoint.resume(path, model, optimizer, spec().identity(corpus))
     assert found.step == 3
     assert found.seconds > 0
+
+
+BRANCHED = spec(
+    run_id="branched",
+    tokens=24 * RECIPE.batch_tokens,
+    branches=(6 * RECIPE.batch_tokens, 12 * RECIPE.batch_tokens),
+    recipe=replace(RECIPE, warmup_steps=3),
+)
+
+
+@pytest.fixture(scope="module")
+def branched(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Row], Path]:
+    folder = tmp_path_factory.mktemp("branched")
+    return train(BRANCHED, corpus, folder), folder
+
+
+def test_each_branch_is_the_run_of_its_token_count_bit_for_bit(
+    branched: tuple[list[Row], Path], corpus: Corpus, tmp_path: Path
+) -> None:
+    rows, folder = branched
+    assert [row["tokens"] for row in rows] == [384, 768, 1536]
+    for row in rows:
+        alone = replace(BRANCHED, branches=(), tokens=row["tokens"])  # type: ignore[arg-type]
+        (wanted,) = train(alone, corpus, tmp_path / str(row["tokens"]))
+        assert row["loss"] == wanted["loss"]
+        assert row["flops_counted"] == wanted["flops_counted"]
+    assert_same_results(folder, tmp_path / "1536")
+    assert np.array_equal(
+        np.load(folder / "windows-6.npy"), np.load(tmp_path / "384" / "windows.npy")
+    )
+
+
+def test_rows_of_one_run_have_names_of_their_own_and_one_group(
+    branched: tuple[list[Row], Path],
+) -> None:
+    rows, _ = branched
+    assert [row["run_id"] for row in rows] == ["branched-b384", "branched-b768", "branched"]
+    assert {row["run_group"] for row in rows} == {"branched"}
+    assert all(row["decayed"] for row in rows)
+
+
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(kills=st.lists(st.integers(1, BRANCHED.all_steps), max_size=4))
+def test_a_run_with_branches_that_is_killed_anywhere_gives_the_same_rows(
+    branched: tuple[list[Row], Path],
+    corpus: Corpus,
+    tmp_path_factory: pytest.TempPathFactory,
+    kills: list[int],
+) -> None:
+    wanted, reference = branched
+    folder = tmp_path_factory.mktemp("killed")
+    rows = None
+    for last in kills:
+        try:
+            rows = train(BRANCHED, corpus, folder, watch=killed_at(last), checkpoint_seconds=0)
+            break
+        except Killed:
+            assert not (folder / "model.safetensors").exists()
+    rows = rows or train(BRANCHED, corpus, folder, checkpoint_seconds=0)
+    assert [row["loss"] for row in rows] == [row["loss"] for row in wanted]
+    assert_same_results(folder, reference)
+
+
+@pytest.mark.parametrize("lost", ["trunk.safetensors", "rows.json"])
+def test_a_run_whose_way_back_is_lost_begins_again_and_says_so(
+    branched: tuple[list[Row], Path], corpus: Corpus, tmp_path: Path, lost: str
+) -> None:
+    told: list[str] = []
+    inside = 11 + 2  # in the decay of the second branch: two more steps for that of the first
+    with pytest.raises(Killed):
+        train(BRANCHED, corpus, tmp_path, watch=killed_at(inside), checkpoint_seconds=0)
+    (tmp_path / lost).unlink()
+    rows = train(BRANCHED, corpus, tmp_path, tell=told.append)
+    assert [row["loss"] for row in rows] == [row["loss"] for row in branched[0]]
+    assert any("begins again" in text for text in told)
+
+
+def test_progress_counts_the_decays_of_branches(corpus: Corpus, tmp_path: Path) -> None:
+    steps: list[int] = []
+    train(BRANCHED, corpus, tmp_path, watch=steps.append)
+    assert steps == list(range(1, BRANCHED.all_steps + 1))
+    assert BRANCHED.flops == BRANCHED.all_steps * BRANCHED.step_flops
+
+
+WRONG_BRANCHES = [
+    ({"branches": (1536,)}, "`branches` must be different token counts below `tokens`"),
+    ({"branches": (384, 385)}, "`branches` must be different token counts below `tokens`"),
+    ({"recipe": RECIPE}, "`warmup` is 0.05 of the steps; set `warmup_steps`"),
+    ({"recipe": replace(RECIPE, warmup_steps=20)}, "at least 20 steps before the decay"),
+    ({"recipe": replace(RECIPE, warmup_steps=3, decay=1.0)}, "at least 3 steps before the decay"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), WRONG_BRANCHES)
+def test_branches_that_no_trunk_leads_to_are_refused(
+    changes: dict[str, object], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        replace(BRANCHED, **changes)  # type: ignore[arg-type]

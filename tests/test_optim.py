@@ -10,7 +10,8 @@ from scaling.errors import InputError
 from scaling.shape import Shape
 from trainers.evaluate import token_losses
 from trainers.model import Transformer
-from trainers.optim import OPTIMIZERS, Optimizer, Recipe
+from trainers.muon import Muon
+from trainers.optim import DECAY_FORMS, OPTIMIZERS, SCHEDULES, Optimizer, Recipe
 
 torch.set_num_threads(1)
 RECIPE = Recipe(context_length=8, sequences=2)
@@ -68,9 +69,9 @@ def test_steps_come_closest_to_the_token_budget(tokens: int, length: int, sequen
 
 WRONG = [
     ({"optimizer": "lion"}, "`optimizer` must be one of muon, adamw, but got 'lion'"),
-    ({"dtype": "float16"}, "`dtype` must be float32 or bfloat16, but got 'float16'"),
-    ({"context_length": 4}, "`context_length >= 8` and `sequences >= 1` .* got 4 and 8"),
-    ({"sequences": 0}, "`context_length >= 8` and `sequences >= 1` .* got 128 and 0"),
+    ({"dtype": "float16"}, "`dtype` must be one of float32, bfloat16, but got 'float16'"),
+    ({"context_length": 4}, "`context_length >= 8` must hold, but got 4"),
+    ({"sequences": 0}, "`sequences >= 1` must hold, but got 0"),
     ({"learning_rate": -0.01}, r"`.*\blearning_rate\b.*` must"),
     ({"matrix_learning_rate": float("nan")}, r"`.*\bmatrix_learning_rate\b.*` must"),
     ({"momentum": -0.5}, r"`.*\bmomentum\b.*` must"),
@@ -78,6 +79,11 @@ WRONG = [
     ({"warmup": -0.1}, r"`.*\bwarmup\b.*` must"),
     ({"decay": 1.5}, r"`.*\bdecay\b.*` must"),
     ({"clip": 0.0}, r"`.*\bclip\b.*` must"),
+    ({"floor": 1.5}, "`0 <= floor <= 1` must hold"),
+    ({"warmup_steps": -1}, "`warmup_steps >= 0` must hold"),
+    ({"rule": "guess"}, "`rule` must be one of constant, power, mup, size, but got 'guess'"),
+    ({"decay_form": "exp"}, "`decay_form` must be one of linear, cosine, sqrt"),
+    ({"muon_scale": "none"}, "`muon_scale` must be one of original, match_rms_adamw"),
 ]
 
 
@@ -89,6 +95,71 @@ def test_a_recipe_that_cannot_train_is_refused(changes: dict[str, object], words
 
 def test_the_schedule_has_a_name_that_tells_its_shares() -> None:
     assert Recipe(warmup=0.05, decay=0.3).schedule == "wsd-0.05-0.3"
+    assert Recipe(warmup_steps=50, decay=0.2, decay_form="sqrt").schedule == "wsd-50s-0.2-sqrt"
+    assert Recipe(**SCHEDULES["cosine"]).schedule == "cosine-0.05-0.1"
+    assert Recipe(**SCHEDULES["linear"]).schedule == "linear-0.05-0"
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_by_name_falls_from_its_peak_to_its_floor(name: str) -> None:
+    recipe = Recipe(warmup=0.0, **SCHEDULES[name])  # type: ignore[arg-type]
+    shares = np.array([recipe.share(step, 1000) for step in range(1001)])
+    assert shares[0] == 1
+    assert (np.diff(shares) <= 0).all()
+    assert shares[-1] == pytest.approx(recipe.floor)
+
+
+@given(
+    steps=st.integers(10, 400), more=st.integers(1, 400), warmup=st.integers(1, 10),
+    decay=st.floats(0, 0.9), form=st.sampled_from(sorted(DECAY_FORMS)),
+)  # fmt: skip
+def test_a_longer_run_begins_with_the_stable_steps_of_a_shorter_one(
+    steps: int, more: int, warmup: int, decay: float, form: str
+) -> None:
+    recipe = Recipe(warmup_steps=warmup, decay=decay, decay_form=form)
+    stable = recipe.stable_steps(steps)
+    for step in range(stable):
+        assert recipe.share(step, steps) == recipe.share(step, steps + more)
+    if warmup <= stable < steps:
+        assert recipe.share(stable, steps) < 1
+
+
+SHAPE_OF_TWICE_THE_WIDTH = Shape(
+    hidden_size=128, intermediate_size=24, num_hidden_layers=8, num_attention_heads=2,
+    num_key_value_heads=1, head_dim=8, vocab_size=50,
+)  # fmt: skip
+RATES = [
+    ({"rule": "constant"}, 0.01, 0.006),
+    ({"rule": "power", "width_exponent": -0.5, "depth_exponent": -1.0}, 0.0035355, 0.0021213),
+    ({"rule": "mup"}, 0.01, 0.006),
+    ({"rule": "mup", "optimizer": "adamw"}, 0.003, 0.006),
+]
+
+
+@pytest.mark.parametrize(("changes", "matrix", "rest"), RATES)
+def test_a_rule_gives_a_shape_its_learning_rates(
+    changes: dict[str, object], matrix: float, rest: float
+) -> None:
+    scaled = Recipe(**changes).for_shape(SHAPE_OF_TWICE_THE_WIDTH)  # type: ignore[arg-type]
+    assert scaled.matrix_learning_rate == pytest.approx(matrix, rel=1e-4)
+    assert scaled.learning_rate == pytest.approx(rest, rel=1e-4)
+    assert scaled.rule == "constant"
+
+
+def test_the_rule_by_size_falls_with_the_cube_root_of_parameters() -> None:
+    small, large = (
+        replace(SHAPE_OF_TWICE_THE_WIDTH, num_hidden_layers=layers) for layers in (2, 16)
+    )
+    recipe = Recipe(rule="size")
+    ratio = recipe.for_shape(large).learning_rate / recipe.for_shape(small).learning_rate
+    assert ratio == pytest.approx((large.n_non_embedding / small.n_non_embedding) ** (-1 / 3))
+
+
+def test_the_optimiser_trains_with_the_rates_of_the_rule() -> None:
+    trained = model()
+    recipe = Recipe(rule="power", width_exponent=1.0, reference_hidden_size=1)
+    ruled = Optimizer(trained, recipe, 10)
+    assert ruled.peaks == [0.01 * trained.shape.hidden_size, 0.006 * trained.shape.hidden_size]
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -97,7 +168,7 @@ def test_muon_gets_exactly_the_matrices_inside_layers(tied: bool) -> None:
     first, second = OPTIMIZERS["muon"](trained, RECIPE)
     names = {id(weight): name for name, weight in trained.named_parameters()}
     of_muon = {names[id(weight)] for weight in first.param_groups[0]["params"]}
-    assert type(first) is torch.optim.Muon
+    assert type(first) is Muon
     assert of_muon == {
         name
         for name, weight in trained.named_parameters()

@@ -7,7 +7,7 @@ import typer
 
 from scaling.options import CorpusOption, Json, OutFolder, Seed, Vocabulary, Workers
 from scaling.printing import json_row, note, print_json, print_table
-from trainers import plan_cli
+from trainers import plan_cli, rate_cli
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,4 +118,5 @@ def mount(app: typer.Typer) -> None:
     """Add the commands to an application."""
     app.command()(train)
     plan_cli.mount(sweep)
+    rate_cli.mount(sweep)
     app.add_typer(sweep, name="sweep")

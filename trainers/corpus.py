@@ -1,6 +1,6 @@
 """Text -> documents -> tokens -> memory-mapped shards, all a function of the content."""
 
-import contextlib
+import hashlib
 import json
 import shutil
 import tempfile
@@ -13,12 +13,20 @@ import numpy as np
 from scaling.errors import InputError, WorkError
 from scaling.files import read_json
 from trainers.blend import Blend, Part, blend
+from trainers.corpus_options import LIMIT, CorpusOptions
 from trainers.shards import Shard, checksums, read_shard, verify, write_shard
 from trainers.sources import Mixture, parse_mixture
 from trainers.text import Spool, Text
-from trainers.tokenizing import BYTES, Encoder, byte_encoder, check_vocabulary, train_bpe
+from trainers.tokenizing import (
+    Encoder,
+    byte_encoder,
+    load_tokenizer,
+    tokenizer_file,
+    train_bpe,
+)
 
-LIMIT = 256_000_000  # bytes of text that are read at the most
+RECORD = "corpus.json"
+TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +101,15 @@ class Corpus:
             )
         return sets
 
+    def seen(self, tokens: int) -> dict[str, float]:
+        """What the run table says of a run over so many tokens: whether it saw any twice.
+
+        ``unique_tokens`` counts those that were trained on at least once, ``epochs`` how often the
+        text was gone through.
+        """
+        unique = min(tokens, self.tokens_train)
+        return {"unique_tokens": unique, "epochs": tokens / self.tokens_train}
+
     @property
     def label(self) -> str:
         """Name and hash, as the run table records it."""
@@ -107,8 +124,9 @@ class Corpus:
         WorkError
             A shard is missing, cut short or changed; see :func:`trainers.shards.verify`.
         """
-        record = read_json(folder / "corpus.json")
+        record = read_json(folder / RECORD)
         verify(folder, record.pop("files", {}))
+        record.pop("request", None)
         return cls._from_record(folder, record)
 
     @classmethod
@@ -119,6 +137,11 @@ class Corpus:
             "held_out": tuple(HeldOut(**part) for part in record.get("held_out", ())),
         }
         return cls(**(record | nested))
+
+
+def prepare_from_options(options: CorpusOptions, folder: Path) -> Corpus:
+    """Prepare the corpus that the options of a command describe; see :func:`prepare`."""
+    return _prepared(options.mixture(), options, folder, options.limit)
 
 
 def prepare(
@@ -145,15 +168,30 @@ def prepare(
     WorkError
         The folder cannot be written to, or a shard that it holds is damaged.
     """
-    check_vocabulary(vocab_size)
     mixture = parse_mixture(source) if isinstance(source, str) else source
-    with contextlib.closing(Spool(folder)) as spool:
-        text = blend(mixture, spool, limit=limit)
-        if (folder / "corpus.json").exists():
-            return _kept(folder, mixture, text, vocab_size)
+    return _prepared(mixture, CorpusOptions(vocab_size=vocab_size), folder, limit)
+
+
+def _prepared(mixture: Mixture, options: CorpusOptions, folder: Path, limit: int) -> Corpus:
+    encoder = None
+    if options.tokenizer is not None:
+        encoder = load_tokenizer(Path(options.tokenizer))  # a broken one is found before the work
+    request = _request(mixture, options, limit)
+    if mixture.has_streams and (folder / RECORD).exists():
+        return _kept_stream(folder, mixture, request)
+    with Spool(folder) as spool:
+        text = blend(mixture, spool, limit=limit, tokens=options.tokens)
+        if (folder / RECORD).exists():
+            return _kept(folder, mixture, text, options.wanted_tokenizer)
         temporary = _beside(folder)
         try:
-            record = _write(mixture, text, spool, temporary, vocab_size)
+            encoder = encoder or _new_encoder(options.vocab_size, text, spool, temporary)
+            if options.tokenizer is not None:
+                shutil.copyfile(tokenizer_file(Path(options.tokenizer)), temporary / TOKENIZER)
+            record = _write(mixture, text, Writer(encoder, spool, temporary), options.tokens)
+            about = {"request": request, "files": checksums(temporary)}
+            content = json.dumps(record | about, indent=1) + "\n"
+            (temporary / RECORD).write_text(content, encoding="utf-8")
             temporary.chmod(0o755)  # a temporary folder starts out private
             temporary.rename(folder)
         except OSError as error:
@@ -165,11 +203,28 @@ def prepare(
     return Corpus._from_record(folder, record)
 
 
-def _kept(folder: Path, mixture: Mixture, text: Blend, vocab_size: int | None) -> Corpus:
+def _request(mixture: Mixture, options: CorpusOptions, limit: int) -> str:
+    """Digest of what was asked for, by which a corpus of streams is known without fetching them."""
+    sources = [asdict(source) for source in (*mixture.sources, *mixture.further)]
+    text = json.dumps([sources, options.wanted_tokenizer, options.tokens, limit])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _kept_stream(folder: Path, mixture: Mixture, request: str) -> Corpus:
+    kept = Corpus.load(folder)
+    if read_json(folder / RECORD).get("request") != request:
+        raise InputError(
+            f"{folder} holds the corpus {kept.label} ({kept.tokenizer}), but {mixture.name} was "
+            "asked for with other sources, weights or limits; choose another --out folder"
+        )
+    return kept
+
+
+def _kept(folder: Path, mixture: Mixture, text: Blend, tokenizer: str) -> Corpus:
     """The corpus that a folder holds, if it is the one that was asked for."""
     kept = Corpus.load(folder)
-    tokenizer = BYTES if vocab_size is None else f"bpe-{vocab_size}"
-    if kept.sha256 != text.sha256 or kept.tokenizer.split(":")[0] != tokenizer:
+    known = kept.tokenizer if ":" in tokenizer else kept.tokenizer.split(":")[0]
+    if kept.sha256 != text.sha256 or known != tokenizer:
         raise InputError(
             f"{folder} holds the corpus {kept.label} ({kept.tokenizer}), but {mixture.name} is "
             f"{text.sha256[:12]} ({tokenizer}); choose another --out folder"
@@ -194,25 +249,42 @@ def _beside(folder: Path) -> Path:
         ) from error
 
 
-def _write(
-    mixture: Mixture, text: Blend, spool: Spool, folder: Path, vocab_size: int | None
-) -> dict[str, Any]:
-    """Write every shard and ``corpus.json``; returns the record."""
-    encoder = (
-        byte_encoder()
-        if vocab_size is None
-        else train_bpe(text.train.documents(spool), folder, vocab_size)
-    )
-    parts = encoder.parts(text.train.documents(spool))
-    tokens_train, _ = write_shard(folder, "train", parts, vocab_size=encoder.vocab_size)
-    tokens_validation, per_token = _held_out(text.validation, encoder, spool, folder, "validation")
+def _new_encoder(vocab_size: int | None, text: Blend, spool: Spool, folder: Path) -> Encoder:
+    if vocab_size is None:
+        return byte_encoder()
+    return train_bpe(text.train.first(LIMIT).documents(spool), folder, vocab_size)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes texts of one spool as shards of one folder."""
+
+    encoder: Encoder
+    spool: Spool
+    folder: Path
+
+    def __call__(self, text: Text, shard: str, tokens: int | None = None) -> tuple[int, int]:
+        """Write a text and return its tokens and documents; no more than ``tokens``."""
+        parts = self.encoder.parts(text.documents(self.spool))
+        size = self.encoder.vocab_size
+        return write_shard(self.folder, shard, parts, vocab_size=size, limit=tokens)
+
+    def held_out(self, text: Text, shard: str) -> tuple[int, float]:
+        """Write a validation text and return its tokens and bytes per token."""
+        count, documents = self(text, shard)
+        return count, (text.size + documents - 1) / count
+
+
+def _write(mixture: Mixture, text: Blend, write: Writer, tokens: int | None) -> dict[str, Any]:
+    """Write every shard and return the record of the corpus."""
+    tokens_train, documents = write(text.train, "train", tokens)
+    tokens_validation, bytes_per_token = write.held_out(text.validation, "validation")
     sets = []
     for name, (source, held_out) in text.sets.items():
-        alone = held_out is text.validation
-        shard = "validation" if alone else f"validation-{name}"
-        count, ratio = tokens_validation, per_token
-        if not alone:
-            count, ratio = _held_out(held_out, encoder, spool, folder, shard)
+        shard, about = "validation", (tokens_validation, bytes_per_token)
+        if held_out is not text.validation:
+            shard = f"validation-{name}"
+            about = write.held_out(held_out, shard)
         sets.append(
             HeldOut(
                 name=name,
@@ -220,8 +292,8 @@ def _write(
                 source=source,
                 sha256=held_out.sha256,
                 documents=len(held_out),
-                tokens=count,
-                bytes_per_token=ratio,
+                tokens=about[0],
+                bytes_per_token=about[1],
             )
         )
     corpus = Corpus(
@@ -231,28 +303,16 @@ def _write(
         sha256=text.sha256,
         documents=text.documents,
         split=text.split,
-        tokenizer=encoder.name,
-        vocab_size=encoder.vocab_size,
+        tokenizer=write.encoder.name,
+        vocab_size=write.encoder.vocab_size,
         tokens_train=tokens_train,
         tokens_validation=tokens_validation,
-        bytes_per_token=per_token,
-        truncated=any(part.truncated for part in text.parts),
-        parts=text.parts,
+        bytes_per_token=bytes_per_token,
+        truncated=text.truncated,
+        parts=text.parts(documents),
         held_out=tuple(sets),
     )
-    record = asdict(corpus)
-    content = json.dumps(record | {"files": checksums(folder)}, indent=1)
-    (folder / "corpus.json").write_text(content + "\n", encoding="utf-8")
-    return record
-
-
-def _held_out(
-    text: Text, encoder: Encoder, spool: Spool, folder: Path, shard: str
-) -> tuple[int, float]:
-    """Write a validation shard; returns its tokens and its bytes per token."""
-    parts = encoder.parts(text.documents(spool))
-    count, documents = write_shard(folder, shard, parts, vocab_size=encoder.vocab_size)
-    return count, (text.size + documents - 1) / count
+    return asdict(corpus)
 
 
 def count_windows(tokens: int, context_length: int) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from scaling.errors import InputError
+from trainers.streams import is_stream, stream_documents
 
 STDLIB = "stdlib"  # the default corpus: source files of the running Python's standard library
 NOT_LIBRARY = {"test", "tests", "idlelib", "lib2to3", "site-packages", "__pycache__"}
@@ -15,16 +16,21 @@ NOT_LIBRARY = {"test", "tests", "idlelib", "lib2to3", "site-packages", "__pycach
 # the held-out part was most of the noise of the whole loss (LOG.md).
 TABLES = {"encodings", "entities.py", "topics.py", "stringprep.py"}
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".jsonl", ".parquet"}
-SEPARATOR_LINE = "<|endoftext|>"
+SEPARATOR = b"<|endoftext|>"  # on a line of its own
 CHUNK = 131_072  # bytes of a packed file read at once
+BUFFER = 1_048_576  # bytes of its text held ready
 
 
 def read_documents(source: str) -> Iterator[str]:
     """Documents of a source, in a fixed order.
 
     A text file is cut at lines ``<|endoftext|>``; a JSON line or Parquet row is one document
-    (column ``text``); in a folder every text file is read, by name.
+    (column ``text``); in a folder every text file is read, by name. ``hf:NAME`` is a stream; see
+    :mod:`trainers.streams`.
     """
+    if is_stream(source):
+        yield from stream_documents(source)
+        return
     if source == STDLIB:
         library = Path(sysconfig.get_paths()["stdlib"])
         for path in sorted(library.rglob("*.py")):
@@ -70,12 +76,15 @@ def _file_documents(path: Path) -> Iterator[str]:
 
 
 def _line_documents(stream: IO[bytes], kind: str | None, path: Path) -> Iterator[str]:
+    if kind != ".jsonl":
+        yield from _text_documents(stream)
+        return
     with io.TextIOWrapper(stream, encoding="utf-8", newline="") as lines:
-        yield from _json_documents(lines, path) if kind == ".jsonl" else _text_documents(lines)
+        yield from _json_documents(lines, path)
 
 
 def _unpacked(raw: IO[bytes]) -> IO[bytes]:
-    return io.BufferedReader(_ZstdReader(raw))
+    return io.BufferedReader(_ZstdReader(raw), BUFFER)
 
 
 class _ZstdReader(io.RawIOBase):
@@ -115,15 +124,39 @@ class _ZstdReader(io.RawIOBase):
             raise OSError("the zstd file ends early; it is incomplete")
 
 
-def _text_documents(lines: Iterable[str]) -> Iterator[str]:
-    document: list[str] = []
-    for line in lines:
-        if line.rstrip("\r\n") == SEPARATOR_LINE:
-            yield "".join(document)
-            document = []
-        else:
-            document.append(line)
-    yield "".join(document)
+def _text_documents(stream: IO[bytes]) -> Iterator[str]:
+    held, searched = bytearray(), 0  # the text since the last separator, how much was looked at
+    while chunk := stream.read(BUFFER):
+        held += chunk
+        begin = 0
+        for place, end in _separators(held, searched, final=False):
+            yield held[begin:place].decode()
+            begin = end
+        del held[:begin]
+        searched = max(0, len(held) - len(SEPARATOR) - 1)
+    begin = 0
+    for place, end in _separators(held, searched, final=True):
+        yield held[begin:place].decode()
+        begin = end
+    yield held[begin:].decode()
+
+
+def _separators(held: bytearray, begin: int, *, final: bool) -> Iterator[tuple[int, int]]:
+    """Where lines with nothing but the separator begin and end; the text begins with a line.
+
+    Unless the text is ``final``, a line whose end is not there yet is left for later.
+    """
+    place = held.find(SEPARATOR, begin)
+    while place >= 0:
+        end = place + len(SEPARATOR)
+        after = bytes(held[end : end + 2])
+        if len(after) < 2 and not final:
+            return
+        alone = place == 0 or held[place - 1] in b"\r\n"
+        if alone and after[:1] in (b"", b"\n", b"\r"):
+            end += len(after) if after == b"\r\n" else len(after[:1])
+            yield place, end
+        place = held.find(SEPARATOR, end)
 
 
 def _json_documents(lines: Iterable[str], path: Path) -> Iterator[str]:

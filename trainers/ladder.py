@@ -7,6 +7,7 @@ branches of one run, arXiv 2410.05192) and several seeds; ``proxy`` shapes once.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from scaling.errors import InputError
 from trainers.choosing import METHODS, Choice, candidates
@@ -58,7 +59,8 @@ def plan_ladder(
     labels = [rung.label for rung in rungs]
     if not rungs or len(set(labels)) < len(labels):
         raise InputError(f"`sizes` must be one or more different sizes, but got {labels}")
-    recipe = read_settings(settings or {})
+    changes = _with_warmup(parse_settings(settings or {}), rungs, allocation)
+    recipe = Recipe(**changes)
     pools = {rung: candidates(rung, grid, seed) for rung in rungs}
     runs: list[Planned] = []
     for rung, table in pools.items():
@@ -67,6 +69,7 @@ def plan_ladder(
             choice = Choice(
                 grid=grid,
                 allocation=allocation,
+                recipe=recipe,
                 choose=METHODS[method],
                 seed=(seed, attempt),
                 free=free,
@@ -77,15 +80,29 @@ def plan_ladder(
         runs = min(tries, key=worst_of)
     return Ladder(
         runs=tuple(runs),
-        recipe=recipe,
-        settings=tuple(settings or ()),
+        settings=tuple(changes),
         method=method,
         candidates={rung.label: len(table) for rung, table in pools.items()},
     )
 
 
-def read_settings(settings: Mapping[str, object]) -> Recipe:
-    """A recipe with some fields given, as texts or as values.
+def _with_warmup(
+    settings: dict[str, Any], rungs: Sequence[Rung], allocation: Allocation
+) -> dict[str, Any]:
+    """Settings with a warm-up in steps, where branches need one and none is given.
+
+    It is the recipe's share of the steps of the smallest size's ordinary run.
+    """
+    recipe = Recipe(**settings)
+    branched = allocation.anchors and set(allocation.branches) - {1.0}
+    if not branched or recipe.warmup_steps or not recipe.warmup:
+        return settings
+    tokens = allocation.tokens_per_parameter * min(rung.parameters for rung in rungs)
+    return settings | {"warmup_steps": max(1, round(recipe.warmup * recipe.steps(round(tokens))))}
+
+
+def parse_settings(settings: Mapping[str, object]) -> dict[str, Any]:
+    """Fields of a recipe, from texts or values, as values of their kinds.
 
     Raises
     ------
@@ -99,10 +116,11 @@ def read_settings(settings: Mapping[str, object]) -> Recipe:
             raise InputError(
                 f"a setting of the recipe must be one of {', '.join(default)}, but got {name!r}"
             )
+        kind = type(default[name])
         try:
-            values[name] = type(default[name])(value)
+            values[name] = kind(value)
         except (TypeError, ValueError):
             raise InputError(
-                f"`{name}` must be a {type(default[name]).__name__}, but got {value!r}"
+                f"`{name}` must be of kind {kind.__name__}, but got {value!r}"
             ) from None
-    return Recipe(**default | values)
+    return values

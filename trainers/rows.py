@@ -53,7 +53,7 @@ def settings_row(
         "tokenizer": corpus.tokenizer,
         "context_length": recipe.context_length,
         "batch_tokens": recipe.batch_tokens,
-        "epochs": seen / corpus.tokens_train,
+        **corpus.seen(seen),
         "learning_rate": scaled.matrix_learning_rate,
         "learning_rate_rest": scaled.learning_rate,
         "schedule": recipe.schedule,

@@ -32,7 +32,12 @@ def token_type(vocab_size: int) -> np.dtype:
 
 
 def write_shard(
-    folder: Path, name: str, parts: Iterable[tuple[np.ndarray, np.ndarray]], *, vocab_size: int
+    folder: Path,
+    name: str,
+    parts: Iterable[tuple[np.ndarray, np.ndarray]],
+    *,
+    vocab_size: int,
+    limit: int | None = None,
 ) -> tuple[int, int]:
     """Write ``NAME.npy`` and ``NAME.starts.npy`` piece by piece.
 
@@ -41,6 +46,8 @@ def write_shard(
     parts
         Tokens of some documents, each with a separator at its end, and the documents' lengths in
         tokens. The last separator of all is left out of the file.
+    limit
+        Tokens at the most; the document that passes it is cut.
 
     Returns
     -------
@@ -54,13 +61,17 @@ def write_shard(
             file.write(np.ascontiguousarray(tokens, dtype=kind).data)
             count += len(tokens)
             lengths.append(sizes)
-        count = max(0, count - 1)
+            if limit is not None and count > limit:
+                break
+        count = max(0, count - 1 if limit is None else min(count - 1, limit))
         file.truncate(begin + count * kind.itemsize)
         file.seek(0)
         _write_header(file, kind, count)  # its length does not depend on the count
     sizes = np.concatenate([*lengths, np.zeros(0, dtype=np.int64)]).astype(np.int64)
-    np.save(folder / f"{name}.starts.npy", np.cumsum(sizes) - sizes)
-    return count, len(sizes)
+    starts = np.cumsum(sizes) - sizes
+    starts = starts[starts < count]
+    np.save(folder / f"{name}.starts.npy", starts)
+    return count, len(starts)
 
 
 def _write_header(file: Any, kind: np.dtype, count: int) -> None:

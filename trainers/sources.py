@@ -9,6 +9,7 @@ from pathlib import Path
 
 from scaling.errors import InputError
 from trainers.documents import STDLIB, is_text
+from trainers.streams import is_stream, parse_stream
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 LONGEST_NAME = 60  # characters of a mixture's name that lists its sources
@@ -16,7 +17,7 @@ LONGEST_NAME = 60  # characters of a mixture's name that lists its sources
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One source of text: ``path`` is a file, a folder or ``stdlib``.
+    """One source of text: ``path`` is a file, a folder, ``hf:NAME`` or ``stdlib``.
 
     ``weight`` is its share of the training text beside the others' (any scale), None where the
     shares follow the sizes. ``held_out`` is the path of its own validation text; None splits it
@@ -30,10 +31,8 @@ class Source:
 
     @property
     def described(self) -> str:
-        """The source without the folders that it lies in."""
-        if self.path == STDLIB:
-            return f"source files of the standard library of Python {sys.version.split()[0]}"
-        return Path(self.path).name
+        """Where its text comes from, without the folders that it lies in."""
+        return described(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +43,12 @@ class Mixture:
     sources: tuple[Source, ...]
     further: tuple[Source, ...] = ()
 
+    @property
+    def has_streams(self) -> bool:
+        """Whether some of the text has to be fetched."""
+        paths = [source.path for source in (*self.sources, *self.further)]
+        return any(map(is_stream, [*paths, *(s.held_out for s in self.sources if s.held_out)]))
+
 
 def parse_mixture(corpus: str, validation: str | None = None) -> Mixture:
     """Read the two options.
@@ -51,9 +56,10 @@ def parse_mixture(corpus: str, validation: str | None = None) -> Mixture:
     Parameters
     ----------
     corpus
-        ``stdlib``; a file; a folder; or ``NAME=PATH:WEIGHT,...`` with the names and weights left
-        out or not. A folder that holds ``X.train.txt`` (or .jsonl, .parquet, .zst of these) is a
-        mixture of every such X, with ``X.val.txt`` as its held-out text where that is there.
+        ``stdlib``; a file; a folder; a stream ``hf:NAME``; or ``NAME=PATH:WEIGHT,...`` with the
+        names and weights left out or not. A folder that holds ``X.train.txt`` (or .jsonl,
+        .parquet, .zst of these) is a mixture of every such X, with ``X.val.txt`` as its held-out
+        text where that is there.
     validation
         ``NAME=PATH,...``. The name of a source makes it that source's held-out text, so that
         nothing is split off the source; any other name is one more validation set. A single path
@@ -93,9 +99,20 @@ def parse_mixture(corpus: str, validation: str | None = None) -> Mixture:
 
 def name_of(path: str) -> str:
     """The name of a text by its path: what stands before the first dot of the file's name."""
+    if is_stream(path):
+        return parse_stream(path).short
     if path == STDLIB:
         return f"python{sys.version_info[0]}.{sys.version_info[1]}-stdlib"
     return Path(path).name.split(".")[0] or Path(path).absolute().name
+
+
+def described(path: str) -> str:
+    """A path as a record names it: without the folders that it lies in."""
+    if is_stream(path):
+        return parse_stream(path).described
+    if path == STDLIB:
+        return f"source files of the standard library of Python {sys.version.split()[0]}"
+    return Path(path).name
 
 
 def _is_one_path(text: str) -> bool:
@@ -125,6 +142,13 @@ def _sources(text: str, option: str) -> tuple[Source, ...]:
             f"either every source of {option} has a weight or none has, but {bare.name!r} lacks "
             "one; write NAME=PATH:WEIGHT"
         )
+    if len(sources) > 1 and not weighted and option == "--corpus":
+        for source in sources:
+            if is_stream(source.path):
+                raise InputError(
+                    f"a stream has no size that its share could follow: give {source.name} and "
+                    "every other source a weight, NAME=PATH:WEIGHT"
+                )
     return sources
 
 

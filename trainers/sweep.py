@@ -64,8 +64,8 @@ def run_name(shape: Shape, tokens: int, seed: int) -> str:
 def read_plan(path: Path, corpus: Corpus, recipe: Recipe) -> list[RunSpec]:
     """Read a plan: one run per row, the fields of a shape and ``tokens``.
 
-    ``seed``, ``data_seed``, ``role``, ``run_id`` and any field of the recipe may be columns too;
-    the vocabulary is that of the corpus.
+    ``seed``, ``data_seed``, ``role``, ``run_id``, ``branches`` (token counts with ``;`` between
+    them) and any field of the recipe may be columns too; the vocabulary is that of the corpus.
 
     Raises
     ------
@@ -114,6 +114,9 @@ def _spec(row: dict[Any, Any], corpus: Corpus, recipe: Recipe) -> RunSpec:
         seed=seed,
         data_seed=int(row.get("data_seed", 0)),
         role=str(row.get("role", "proxy")),
+        branches=tuple(
+            round(float(count)) for count in str(row.get("branches", "")).split(";") if count
+        ),
     )
 
 

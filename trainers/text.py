@@ -4,6 +4,7 @@ Text goes through a file, so that memory holds 80 bytes per document whatever th
 """
 
 import hashlib
+import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,13 +20,13 @@ SPLIT_BY_DOCUMENT = 5 * VALIDATION_SHARE  # with fewer documents the last tenth 
 
 
 class Spool:
-    """A nameless file of text; it goes with the process, however that ends."""
+    """A nameless file of text, for a ``with``; it goes with the process, however that ends."""
 
     def __init__(self, folder: Path) -> None:
         """Open one on the disk of ``folder``, which need not exist yet."""
         place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
         try:
-            self.file = tempfile.TemporaryFile(dir=place)  # noqa: SIM115  closed by close()
+            self.file = tempfile.TemporaryFile(dir=place)  # noqa: SIM115  closed by __exit__
         except OSError as error:
             raise WorkError(
                 f"{folder} cannot be written to ({error.strerror}); choose another --out folder"
@@ -49,8 +50,10 @@ class Spool:
         self.file.seek(offset)
         return self.file.read(size)
 
-    def close(self) -> None:
-        """Give the space back."""
+    def __enter__(self) -> "Spool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.file.close()
 
 
@@ -91,6 +94,10 @@ class Text:
             self.contents[index],
             self.truncated,
         )
+
+    def first(self, size: int) -> "Text":
+        """The documents that begin before a number of bytes."""
+        return self.take(np.cumsum(self.sizes) - self.sizes < size)
 
     def shuffled(self) -> "Text":
         """All of them in the order of their hashes: a fixed shuffle."""
@@ -200,7 +207,7 @@ def without(text: Text, contents: np.ndarray) -> Text:
 
 
 def mixed(
-    texts: list[Text], weights: list[float] | None, spool: Spool, *, limit: int
+    texts: list[Text], weights: list[float] | None, spool: Spool, *, limit: int | None = None
 ) -> tuple[Text, np.ndarray]:
     """Interleave texts so that every beginning of the result has about their proportions.
 
@@ -216,7 +223,7 @@ def mixed(
     weights
         Shares of the bytes, in any scale; None takes every text whole.
     limit
-        Bytes of the mixture at the most.
+        Bytes of the mixture at the most; None for no limit.
 
     Returns
     -------
@@ -224,7 +231,7 @@ def mixed(
     """
     totals = np.array([text.size for text in texts], dtype=float)
     shares = totals / totals.sum() if weights is None else np.array(weights) / sum(weights)
-    end = min(float(limit), float((totals / shares).min()))
+    end = min(math.inf if limit is None else limit, float((totals / shares).min()))
     places, parts = [], []
     for text, share, total in zip(texts, shares, totals, strict=True):
         begin = np.cumsum(text.sizes) - text.sizes

@@ -1,18 +1,24 @@
-"""Tokenizers of a corpus: bytes, or a byte-level BPE trained on its training text."""
+"""Tokenizers of a corpus: bytes, a byte-level BPE trained on its text, or a tokenizer.json."""
 
-import hashlib
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scaling.errors import InputError
+from scaling.files import sha256
+from trainers.encoding import BYTES, ENDS
 
-BYTES = "bytes"
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 BYTE_SEPARATOR = b"\0"  # stands between documents of a byte corpus; text never holds it
 END_OF_TEXT = "<|endoftext|>"
+PARALLEL = "TOKENIZERS_PARALLELISM"
 BATCH = 4_194_304  # bytes of text that are encoded at once
 
 
@@ -67,7 +73,6 @@ def check_vocabulary(vocab_size: int | None) -> None:
 
 def train_bpe(documents: Iterable[bytes], folder: Path, vocab_size: int) -> Encoder:
     """Train a byte-level BPE and keep it as ``tokenizer.json``."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -79,14 +84,86 @@ def train_bpe(documents: Iterable[bytes], folder: Path, vocab_size: int) -> Enco
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((text.decode("utf-8", "ignore") for text in documents), trainer)
+    words = (text.decode("utf-8", "ignore") for text in documents)
+    with _threads("false"):  # so that a vocabulary cannot depend on the machine
+        tokenizer.train_from_iterator(words, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
-    end = tokenizer.token_to_id(END_OF_TEXT)
+    digest = sha256(folder / "tokenizer.json")
+    return _encoder(tokenizer, f"bpe-{vocab_size}:{digest[:12]}")
+
+
+def load_tokenizer(path: Path) -> Encoder:
+    """Use a tokenizer.json as it is, whoever trained it; ``path`` may be the folder it is in.
+
+    Raises
+    ------
+    InputError
+        There is none, it is broken, or it has no token that ends a text.
+    """
+    from tokenizers import Tokenizer
+
+    path = tokenizer_file(path)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more special
+        raise InputError(
+            f"{path} is no tokenizer that can be read ({error}); give the tokenizer.json that "
+            "`tokenizers` or transformers saved"
+        ) from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return _encoder(tokenizer, named_with_hash(path))
+
+
+def tokenizer_file(path: Path) -> Path:
+    """The file that ``--tokenizer`` means.
+
+    Raises
+    ------
+    InputError
+        It does not exist.
+    """
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(
+            f"the tokenizer {file} does not exist; give a tokenizer.json or the folder of one"
+        )
+    return file
+
+
+@contextlib.contextmanager
+def _threads(parallel: str) -> Iterator[None]:
+    """Let the library use all cores or one, unless the environment decides that."""
+    before = os.environ.get(PARALLEL)
+    os.environ[PARALLEL] = before or parallel
+    try:
+        yield
+    finally:
+        os.environ[PARALLEL] = before or "false"  # a process that forks later needs it set
+
+
+def named_with_hash(path: Path) -> str:
+    """The name of a tokenizer that is loaded, with the beginning of its file's SHA-256."""
+    file = tokenizer_file(path)
+    name = file.parent.absolute().name if file.name == "tokenizer.json" else file.stem
+    return f"{name}:{sha256(file)[:12]}"
+
+
+def _encoder(tokenizer: "Tokenizer", name: str) -> Encoder:
+    ends = (tokenizer.token_to_id(token) for token in ENDS)
+    end = next((token for token in ends if token is not None), None)
+    if end is None:
+        raise InputError(
+            f"the tokenizer {name} has no token that ends a text: one of {', '.join(ENDS[:-1])} "
+            "must be in its vocabulary; add it with `tokenizer.add_special_tokens`"
+        )
+    tokenizer.encode_special_tokens = True  # a text that holds such words does not end there
 
     def encode(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        encodings = tokenizer.encode_batch([text.decode("utf-8", "ignore") for text in texts])
+        words = [text.decode("utf-8", "ignore") for text in texts]
+        with _threads("true"):
+            encodings = tokenizer.encode_batch_fast(words, add_special_tokens=False)
         tokens = [np.array([*encoding.ids, end], dtype=np.uint32) for encoding in encodings]
         return np.concatenate(tokens), np.array([len(ids) for ids in tokens])
 
-    digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
-    return Encoder(f"bpe-{vocab_size}:{digest[:12]}", tokenizer.get_vocab_size(), encode)
+    return Encoder(name, max(tokenizer.get_vocab().values()) + 1, encode)
