@@ -111,7 +111,7 @@ class GatheredMuon(Muon):
         for weight, rows in zip(group["params"], self.pieces, strict=True):
             momentum = self._momentum(weight)
             momentum.lerp_(weight.grad, 1 - group["momentum"])
-            update = weight.grad.lerp(momentum, group["momentum"]).full_tensor()
+            update = _full(weight.grad.lerp(momentum, group["momentum"]))
             weight.mul_(1 - group["lr"] * group["weight_decay"])
             change = torch.zeros_like(update)
             turned = Muon.__new__(Muon)
@@ -130,10 +130,9 @@ def _sharded_like(full: Tensor, like: Tensor) -> Tensor:
     return whole.redistribute(placements=like.placements)
 
 
-def _whole(value: Tensor) -> Tensor:
-    """A tensor of which every process may hold a part, whole and on the CPU."""
-    value = value.detach()
-    return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+def _full(value: Tensor) -> Tensor:
+    """A tensor of which every process may hold a part, whole on all of them."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 class Trainer:
@@ -205,14 +204,16 @@ class Trainer:
         plain = Optimizer(model, self.spec.recipe, self.spec.steps)
         with torch.no_grad():
             for own, weight in zip(model.parameters(), self.model.parameters(), strict=True):
-                own.copy_(_whole(weight))
+                own.copy_(_full(weight.detach()))
         for part, spread in zip(plain.parts, self.optimizer.parts, strict=True):
             pairs = zip(
                 part.param_groups[0]["params"], spread.param_groups[0]["params"], strict=True
             )
             for own, weight in pairs:
                 kept = spread.state[weight].items()
-                part.state[own] = {name: _whole(torch.as_tensor(value)) for name, value in kept}
+                part.state[own] = {
+                    name: _full(torch.as_tensor(value)).cpu() for name, value in kept
+                }
         return model, plain
 
     def save(self, progress: checkpoint.Progress) -> None:
