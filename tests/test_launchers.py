@@ -362,12 +362,25 @@ def cluster() -> Iterator[Any]:
         patched.setenv("RAY_health_check_failure_threshold", "3")
         patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patched.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        made = Cluster(initialize_head=True, head_node_args=node(num_cpus=0))
-        for _ in range(2):
-            made.add_node(**node(num_cpus=1))
-        made.wait_for_nodes()
-        yield made
-        made.shutdown()
+        made = Cluster()
+        try:
+            for cpus in (0, 1, 1):
+                added(made, cpus)
+            made.wait_for_nodes()
+            yield made
+        finally:
+            made.shutdown()
+
+
+def added(cluster: Any, num_cpus: int) -> Any:
+    """One more node; Ray gives up after 30 s, which a busy machine may need."""
+    for attempt in range(3):
+        try:
+            return cluster.add_node(**node(num_cpus))
+        except Exception as error:
+            if "timed out during startup" not in str(error) or attempt == 2:
+                raise
+    raise AssertionError
 
 
 def node(num_cpus: int) -> dict[str, Any]:
@@ -453,7 +466,7 @@ def test_a_ray_node_killed_in_the_middle_costs_no_run_and_doubles_none(
     corpus: Corpus, folder: Folder, alone: Alone, cluster: Any
 ) -> None:
     runs = plan(5)
-    victim = cluster.add_node(**node(num_cpus=1))
+    victim = added(cluster, 1)
     launcher = launcher_named("ray", {"address": cluster.address})
     ledger = open_ledger(folder.ledger)
     lost: list[str] = []
