@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from scaling.errors import InputError
 from scaling.runs import COLUMNS
 from scaling.shape import Shape
-from trainers import checkpoint, loop
+from trainers import checkpoint, finishing, loop
 from trainers.corpus import Corpus, prepare
 from trainers.documents import STDLIB, read_documents
 from trainers.loop import Diverged, train
@@ -261,7 +261,7 @@ def test_a_held_out_loss_that_is_no_number_is_a_divergence(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        loop, "evaluate", lambda *_, **__: SimpleNamespace(loss=math.nan, windows=None)
+        finishing, "evaluate", lambda *_, **__: SimpleNamespace(loss=math.nan, windows=None)
     )
     with pytest.raises(Diverged, match=f"held-out loss is nan after {STEPS} steps"):
         train(spec(), corpus, tmp_path)
