@@ -144,14 +144,11 @@ def _train_one(
             if heart.lost or not alive():
                 raise Stopped
 
+        def tell(text: str) -> None:
+            ledger.note(spec.run_id, text)
+
         try:
-            rows = train(
-                spec,
-                corpus,
-                folder.run(spec.run_id),
-                watch=watch,
-                tell=lambda text: ledger.note(spec.run_id, text),
-            )
+            rows = train(spec, corpus, folder.run(spec.run_id), watch=watch, tell=tell)
         except Stopped:
             ledger.release(spec.run_id)
         except Diverged as error:
