@@ -25,7 +25,8 @@ from trainers.corpus import Corpus
 from trainers.engine import Engine
 from trainers.ledger import DIVERGED, DONE, FAILED, RUNNING, Entry, Ledger
 from trainers.liveness import process_exists
-from trainers.loop import RunSpec, train
+from trainers.loop import train
+from trainers.spec import RunSpec
 
 pytestmark = [
     pytest.mark.slow,

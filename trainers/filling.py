@@ -124,6 +124,8 @@ def _swap_penalty(
         return np.asarray(fixed.sum() + values[rows].sum() - values[rows] + values[:, None])
 
     axes = range(points.shape[1])
+    if not axes:
+        return np.zeros((len(points), len(rows)))
     sums = np.stack([swapped(points[:, a], before[:, a]) for a in axes])
     products = {
         (a, b): swapped(points[:, a] * points[:, b], before[:, a] * before[:, b])
@@ -142,6 +144,8 @@ def _penalty(
 ) -> np.ndarray:
     """Cost of the correlations beyond ``free``, from weighted sums and sums of products."""
     axes = range(len(sums))
+    if not axes:
+        return np.zeros(np.shape(count))
     moment = {(a, b): products[a, b] / count - sums[a] * sums[b] / count**2 for a, b in products}
     spread = [np.sqrt(np.maximum(moment[a, a], 1e-12)) for a in axes]
     cost = np.zeros_like(sums[0])

@@ -7,7 +7,7 @@ that a norm or an activation touches. The coefficients are fitted to timed steps
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,8 +29,8 @@ class Price:
     rate: str
 
     def seconds(self, spec: RunSpec) -> float:
-        """Predicted seconds of one step."""
-        return float(np.dot(self.coefficients, step_work(spec)))
+        """Predicted seconds of a run, its branches too."""
+        return float(np.dot(self.coefficients, step_work(spec))) * spec.all_steps
 
 
 ASSUMED = Price(
@@ -108,7 +108,7 @@ def time_step(spec: RunSpec) -> float:
 
     torch.set_num_threads(1)
     recipe = spec.recipe
-    model = build(replace(spec, seed=0))
+    model = build(spec.with_engine())
     optimizer = Optimizer(model, recipe, 1000)
     size = (recipe.sequences, recipe.context_length + 1)
     batch = torch.from_numpy(

@@ -12,8 +12,9 @@ from scaling.printing import print_json, print_table
 
 if TYPE_CHECKING:
     from trainers.corpus import Corpus
-    from trainers.loop import RunSpec
-    from trainers.rate_check import RateCheck, Settings
+    from trainers.rate_check import Settings
+    from trainers.rate_verdict import RateCheck
+    from trainers.spec import RunSpec
     from trainers.sweep import Folder
 
 
