@@ -67,10 +67,10 @@ def test_every_shape_is_within_two_percent_of_its_size_and_inside_its_ranges() -
         assert (main["hidden_size"] % 8 == 0).all()
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
-    size=st.integers(80_000, 2_000_000),
-    shapes=st.integers(4, 10),
+    size=st.integers(80_000, 300_000),
+    shapes=st.integers(5, 8),
     most_layers=st.integers(3, 8),
     head_dim=st.sampled_from((16, 32)),
     qk_norm=st.booleans(),
@@ -151,9 +151,9 @@ def test_a_factorial_has_shapes_at_every_combination_of_levels() -> None:
 
 
 def test_too_few_shapes_and_empty_ranges_say_what_to_change() -> None:
-    with pytest.raises(InputError, match="`shapes` of 50K must be at most the .* is 5000; widen"):
+    with pytest.raises(InputError, match=r"`shapes` of 50K must be at most the .* is 5000; widen"):
         one_size(parameters=50_000, shapes=5000)
-    with pytest.raises(InputError, match="lies inside .*gqa 31 to 31.*widen a range"):
+    with pytest.raises(InputError, match=r"lies inside .*gqa 31 to 31.*widen a range"):
         one_size(gqa=(31, 31))
     with pytest.raises(InputError, match="`0 < low <= high` must hold for gqa, but got 4:1"):
         Rung(parameters=1, shapes=1, gqa=(4, 1))
@@ -198,7 +198,8 @@ def test_heavy_rows_are_spread_and_leave_the_rest_unconfounded() -> None:
     rows = choose_heavy(points, 4, extra=2.0, free=0.2)
     assert len(set(rows)) == 4
     assert np.ptp(points[rows], axis=0).min() > 0.4
-    assert choose_heavy(points, 20, extra=2.0, free=0.2).tolist() == list(range(16))
+    assert choose_heavy(points, 16, extra=2.0, free=0.2).tolist() == list(range(16))
+    assert choose_heavy(points, 0, extra=2.0, free=0.2).tolist() == []
     many = np.random.default_rng(5).random((40, 3))  # more subsets than are compared
     assert len(choose_heavy(many, 8, extra=2.0, free=0.2)) == 8
 
@@ -255,7 +256,7 @@ def test_settings_of_the_recipe_are_read_by_kind() -> None:
     assert parse_settings({"sequences": "2", "dtype": "bfloat16"}) == {
         "sequences": 2, "dtype": "bfloat16",
     }  # fmt: skip
-    with pytest.raises(InputError, match="must be one of context_length, .*but got 'sequence'"):
+    with pytest.raises(InputError, match=r"must be one of context_length, .*but got 'sequence'"):
         parse_settings({"sequence": 1})
     with pytest.raises(InputError, match="`sequences` must be of kind int, but got 'two'"):
         parse_settings({"sequences": "two"})
@@ -352,14 +353,13 @@ def test_seconds_are_predicted_from_known_coefficients() -> None:
 
 def test_calibration_recovers_what_steps_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     truth = np.array([2e-3, 1e-4, 1e-11, 0.0, 1e-10, 2e-11])
-    monkeypatch.setattr(
-        "trainers.pricing.time_step", lambda spec: float(step_work(spec) @ truth)
-    )
+    monkeypatch.setattr("trainers.pricing.time_step", lambda spec: float(step_work(spec) @ truth))
     specs = [run.spec for run in two_sizes().runs]
     price = calibrate(specs)
     assert price.rate.startswith("measured on 12 shapes here")
     for spec in specs:
-        assert price.seconds(spec) == pytest.approx(step_work(spec) @ truth * spec.all_steps, rel=0.02)
+        true = float(step_work(spec) @ truth) * spec.all_steps
+        assert price.seconds(spec) == pytest.approx(true, rel=0.02)
     assert "measured on 1 shapes" in calibrate(specs, seconds=0.0).rate
 
 
@@ -415,7 +415,8 @@ def test_the_command_refuses_a_confounded_or_costly_plan_and_writes_nothing(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "plan.csv"
-    usual = ("--sizes", "100K", "--shapes", "2", "--anchors", "0", "--no-calibrate", "--out", out)
+    every = len(Grid().shapes(Rung(parameters=50_000, shapes=1), 32))  # wide ones are all shallow
+    usual = ("--sizes", "50K", "--shapes", every, "--anchors", "0", "--no-calibrate", "--out", out)
     _, _, refused = run_command(*usual)
     assert isinstance(refused, InputError)
     assert "give --force" in str(refused)
@@ -423,7 +424,7 @@ def test_the_command_refuses_a_confounded_or_costly_plan_and_writes_nothing(
     assert "must hold, but the plan costs" in str(refused)
     assert not out.exists()
     assert run_command(*usual, "--force")[0] == 0
-    assert len(read_table(out)) == 2
+    assert len(read_table(out)) == every
 
 
 def test_options_are_read_per_size() -> None:
@@ -517,7 +518,7 @@ def test_proposals_of_shapes_are_kept(tmp_path: Path) -> None:
 
 def test_proposals_that_no_shape_is_near_are_named() -> None:
     far = proposals().assign(hidden_over_sqrt_n=3.0)
-    with pytest.raises(InputError, match="proposal 1: no valid shape of 100K is near .*nearest"):
+    with pytest.raises(InputError, match=r"proposal 1: no valid shape of 100K is near .*nearest"):
         plan_proposed(far, two_sizes().points(), layers=(2, 8))
     with pytest.raises(InputError, match="proposal 1 needs the fields of a shape or `n_non_emb"):
         plan_proposed(pd.DataFrame({"tokens": [1e6]}), two_sizes().points())
