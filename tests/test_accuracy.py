@@ -270,12 +270,14 @@ def test_the_fingerprint_follows_the_fitted_columns_only() -> None:
 def test_the_chance_levels_are_one_over_the_choices() -> None:
     choices = {
         **dict.fromkeys(("mmlu", "hellaswag", "arc_challenge", "arc_easy", "openbookqa"), 4),
-        **dict.fromkeys(("boolq", "piqa", "winogrande"), 2),
+        "hellaswag_val_subset": 4,
+        **dict.fromkeys(("blimp", "boolq", "piqa", "winogrande"), 2),
         "csqa": 5,
         "socialiqa": 3,
     }
+    free = {"lambada_openai": 0.0}
     assert {name: task.chance for name, task in known_tasks().items()} == pytest.approx(
-        {name: 1 / count for name, count in choices.items()}
+        {name: 1 / count for name, count in choices.items()} | free
     )
 
 

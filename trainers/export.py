@@ -94,8 +94,8 @@ def _write(tensors: dict[str, torch.Tensor], target: Path) -> None:
         raise OSError(0, str(error)) from error
 
 
-def load_export(folder: Path) -> Transformer:
-    """The model that :func:`export` wrote, ready to evaluate.
+def load_export(folder: Path, *, attention: str = "sdpa") -> Transformer:
+    """The model that :func:`export` wrote, ready to evaluate; ``attention`` as in Transformer.
 
     Raises
     ------
@@ -104,7 +104,8 @@ def load_export(folder: Path) -> Transformer:
     """
     config = read_json(folder / CONFIG)
     shape = Shape.from_config(config)
-    model = Transformer(shape, context_length=int(config["max_position_embeddings"]))
+    length = int(config["max_position_embeddings"])
+    model = Transformer(shape, context_length=length, attention=attention)
     try:
         written = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:

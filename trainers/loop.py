@@ -204,7 +204,8 @@ class _Run:
         except Exception as error:  # a compiler fails in many ways; without it, they are the run's
             if self.engine.compilation == "none":
                 raise
-            self.tell(f"compilation failed ({type(error).__name__}); the run goes on without")
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            self.tell(f"compilation failed ({reason}); the run goes on without")
             self.engine = Engine(attention=self.engine.attention, compilation="none")
             self.losses = self.engine.losses(self.model, self.spec.recipe)
             for weight in self.model.parameters():
