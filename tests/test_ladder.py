@@ -18,6 +18,7 @@ from scaling.shape import Shape
 from trainers import confounding as gates
 from trainers.choosing import factorial
 from trainers.confounding import confounding
+from trainers.engine import Engine, predicted_seconds
 from trainers.filling import Cube, choose_filling, choose_heavy
 from trainers.ladder import parse_settings, plan_ladder
 from trainers.optim import Recipe
@@ -344,22 +345,27 @@ def test_flops_count_branches_and_sum_over_sizes() -> None:
 
 def test_seconds_are_predicted_from_known_coefficients() -> None:
     spec = one_size().runs[0].spec
-    price = Price(coefficients=(0.5, 0, 0, 0, 0, 0), rate="half a second a step")
-    assert price.seconds(spec) == pytest.approx(0.5 * spec.steps)
-    work = step_work(spec)
-    assert work[2] + work[5] == pytest.approx(spec.step_flops)
-    assert ASSUMED.seconds(spec) == pytest.approx(spec.flops / 20e9)
+    engine = Engine(attention="matmul", compilation="none")
+    eager = replace(spec, engine=engine)
+    price = Price(coefficients=(0.5, 0, 0, 0), rate="half a second a step")
+    assert price.seconds(eager) == pytest.approx(0.5 * spec.steps)
+    compiled = replace(spec, engine=Engine(attention="matmul", compilation="whole"))
+    assert price.seconds(compiled) > price.seconds(eager)  # compilation takes its time
+    passes = predicted_seconds(spec.shape, spec.recipe, engine, steps=spec.steps)
+    assert ASSUMED.seconds(eager) == pytest.approx(1.1 * passes)
 
 
 def test_calibration_recovers_what_steps_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    truth = np.array([2e-3, 1e-4, 1e-11, 0.0, 1e-10, 2e-11])
-    monkeypatch.setattr("trainers.pricing.time_step", lambda spec: float(step_work(spec) @ truth))
+    truth = np.array([2e-3, 1e-4, 1e-9, 1.7])
+
+    def timed(spec: RunSpec) -> float:
+        return float(step_work(spec, spec.engine or Engine()) @ truth)
+
+    monkeypatch.setattr("trainers.pricing.time_step", timed)
     specs = [run.spec for run in two_sizes().runs]
     price = calibrate(specs)
     assert price.rate.startswith("measured on 12 shapes here")
-    for spec in specs:
-        true = float(step_work(spec) @ truth) * spec.all_steps
-        assert price.seconds(spec) == pytest.approx(true, rel=0.02)
+    assert price.coefficients == pytest.approx(truth, rel=1e-3)
     assert "measured on 1 shapes" in calibrate(specs, seconds=0.0).rate
 
 
@@ -383,7 +389,7 @@ def test_the_summary_and_the_document_say_the_same() -> None:
     text, document = ladder.summary(), json.loads(json.dumps(ladder.as_json(), allow_nan=False))
     assert f"{len(document['runs'])} runs of 2 sizes" in text
     assert document["refusals"] == []
-    assert "at an assumed 20 GFLOP/s" in text
+    assert "of the core that engines were measured on" in text
     for part in document["confounding"]:
         assert f"{part['part']}: {part['points']} points" in text
         assert f"largest |correlation| {part['worst']:.2f}" in text
