@@ -24,7 +24,8 @@ from test_loop import RECIPE, SHAPE, Killed, killed_at, small_corpus, spec
 from trainers.corpus import Corpus
 from trainers.ledger import DIVERGED, DONE, FAILED, RUNNING, Entry, Ledger
 from trainers.liveness import process_exists
-from trainers.loop import RunSpec, train
+from trainers.loop import train
+from trainers.spec import RunSpec
 
 pytestmark = [
     pytest.mark.slow,

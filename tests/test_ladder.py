@@ -352,14 +352,14 @@ def test_seconds_are_predicted_from_known_coefficients() -> None:
 
 def test_calibration_recovers_what_steps_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     truth = np.array([2e-3, 1e-4, 1e-11, 0.0, 1e-10, 2e-11])
-    monkeypatch.setattr(
-        "trainers.pricing.time_step", lambda spec: float(step_work(spec) @ truth)
-    )
+    monkeypatch.setattr("trainers.pricing.time_step", lambda spec: float(step_work(spec) @ truth))
     specs = [run.spec for run in two_sizes().runs]
     price = calibrate(specs)
     assert price.rate.startswith("measured on 12 shapes here")
     for spec in specs:
-        assert price.seconds(spec) == pytest.approx(step_work(spec) @ truth * spec.all_steps, rel=0.02)
+        assert price.seconds(spec) == pytest.approx(
+            step_work(spec) @ truth * spec.all_steps, rel=0.02
+        )
     assert "measured on 1 shapes" in calibrate(specs, seconds=0.0).rate
 
 

@@ -119,8 +119,9 @@ def test_what_is_held_out_anywhere_is_not_trained_on(
     (folder / "exam.txt").write_text(f"\n{END}\n".join(exam))
     mixture = parse_mixture(f"{folder}/red.txt", f"exam={folder}/exam.txt")
     corpus = prepare(mixture, folder / "out")
+    assert list(corpus.validation_sets()) == ["exam"]
     held_out = set(exam)
-    for each in corpus.validation_sets().values():
+    for each in (corpus.validation_shard(), corpus.validation_sets()["exam"]):
         held_out |= set(documents_of(each.tokens, each.starts))
     trained = {document.rstrip("\n") for document in train_documents(corpus)}
     assert not {document.rstrip("\n") for document in held_out} & trained
@@ -160,7 +161,7 @@ def test_a_corpus_of_an_earlier_version_still_loads(texts: Path, tmp_path: Path)
     corpus = prepare(f"{texts}/red.txt", tmp_path / "corpus")
     path = tmp_path / "corpus" / "corpus.json"
     record = json.loads(path.read_text())
-    for name in ("files", "parts", "held_out"):
+    for name in ("files", "request", "parts", "held_out"):
         del record[name]
     path.write_text(json.dumps(record))
     (tmp_path / "corpus" / "train.starts.npy").unlink()

@@ -34,12 +34,12 @@ from trainers.corpus import Batches, Corpus
 from trainers.device import attention_kernels, describe
 from trainers.engine import Engine
 from trainers.finishing import diverged, export_run, measured
-from trainers.loop import CHECKPOINT, CHECKPOINT_SECONDS, Diverged, Watch, build
+from trainers.loop import CHECKPOINT, CHECKPOINT_SECONDS, Watch, build
 from trainers.model import Transformer
 from trainers.muon import Muon
 from trainers.optim import Optimizer
 from trainers.rows import Row
-from trainers.spec import RunSpec
+from trainers.spec import Diverged, RunSpec
 from trainers.stacked import MeanLoss, attention_path
 
 MODES = ("ddp", "fsdp")

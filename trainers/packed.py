@@ -22,9 +22,9 @@ from trainers.device import (
 from trainers.engine import Engine
 from trainers.finishing import diverged, export_run, measured
 from trainers.graphs import CapturedStep, Note, compiled
-from trainers.loop import CHECKPOINT_SECONDS, Diverged, Watch
+from trainers.loop import CHECKPOINT_SECONDS, Watch
 from trainers.rows import Row
-from trainers.spec import RunSpec
+from trainers.spec import Diverged, RunSpec
 from trainers.stacked import Stack, attention_path, stackable
 
 BLOCK_STEPS = 256  # most steps between two looks at the clock; their inputs are on the device
