@@ -105,7 +105,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, momenta, group["momentum"])
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        self._apply(weights, updates, pieces, group["lr"])
+        self.apply(weights, updates, pieces, group["lr"])
 
     def _momentum(self, weight: Tensor) -> Tensor:
         state = self.state[weight]
@@ -113,14 +113,14 @@ class Muon(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(weight)
         return state["momentum_buffer"]
 
-    def _apply(
+    def apply(
         self,
         weights: Sequence[Tensor],
         updates: Sequence[Tensor],
         pieces: Sequence[Sequence[int]],
         lr: float,
     ) -> None:
-        """Orthogonalise all pieces of one size together and add them to their weights."""
+        """Orthogonalise updates, all pieces of one size together, and add them to their weights."""
         stacks: dict[tuple[int, ...], tuple[list[Tensor], list[Tensor]]] = {}
         for weight, update, rows in zip(weights, updates, pieces, strict=True):
             for target, part in zip(weight.split(rows), update.split(rows), strict=True):
