@@ -14,9 +14,9 @@ from trainers.rungs import ANCHOR, PROXY, Allocation, Grid, Rung, in_words
 from trainers.spec import RunSpec
 from trainers.sweep import run_name
 
-MOST_CANDIDATES = 2000
+MOST_CANDIDATES = 1500
 CELLS = 16  # shapes within 1/16 of every axis's range are nearly alike
-TWIN = 100.0  # weight of a pair's squared distance in the unit cube
+TWIN = 400.0  # weight of a pair's squared distance in the unit cube
 # From candidates, how many and a seed, the positions of those chosen.
 Seeds = tuple[int, ...]
 Chooser = Callable[[Cube, int, Seeds], np.ndarray]

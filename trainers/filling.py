@@ -12,7 +12,7 @@ from math import comb
 
 import numpy as np
 
-STARTS = 8
+STARTS = 6
 WEIGHT = 300.0  # of squared correlation beyond what is free, against the relative discrepancy
 MOST_SUBSETS = 4000
 
@@ -158,6 +158,8 @@ def _penalty(
 def choose_heavy(points: np.ndarray, count: int, *, extra: float, free: float) -> np.ndarray:
     """Rows that may weigh ``1 + extra`` times as much and leave the whole unconfounded.
 
+    There are ``count`` of them, at most all.
+
     All subsets are compared, or ``MOST_SUBSETS`` random ones; the criterion is the discrepancy of
     the chosen plus the penalty on correlations among all points with these weights.
 
@@ -166,8 +168,8 @@ def choose_heavy(points: np.ndarray, count: int, *, extra: float, free: float) -
     Sorted positions, (count,).
     """
     total = len(points)
-    if count >= total:
-        return np.arange(total)
+    if count in (0, total):
+        return np.arange(count)
     if comb(total, count) <= MOST_SUBSETS:
         subsets = np.array(list(combinations(range(total), count)))
     else:

@@ -17,7 +17,7 @@ from trainers.rungs import Allocation, Grid, Rung
 
 # Correlations that cost nothing, tried in this order at each size until the largest of the plan is
 # at most GOOD: what is freer spreads wider.
-FREE = (0.25, 0.25, 0.2, 0.2, 0.15, 0.15, 0.1, 0.05)
+FREE = (0.25, 0.2, 0.2, 0.15, 0.1)
 GOOD = 0.25
 
 

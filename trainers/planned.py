@@ -126,6 +126,10 @@ class Ladder:
             flops_counted=self.flops, predicted_seconds=self.seconds.round(1)
         )
 
+    def points(self) -> pd.DataFrame:
+        """Every different (shape, tokens) at which a loss will be measured; seeds count once."""
+        return points_of(self.runs)
+
     def confounding(self) -> list[Confounding]:
         """Correlations and variance inflation: the shapes of each size, then the whole plan."""
         if self.joins is None:

@@ -15,9 +15,9 @@ from typing import Self
 from scaling.errors import WorkError
 from trainers.corpus import Corpus
 from trainers.ledger import DIVERGED, RUNNING, Ledger, open_ledger
-from trainers.loop import Diverged, train
+from trainers.loop import train
 from trainers.rows import settings_row
-from trainers.spec import RunSpec
+from trainers.spec import Diverged, RunSpec
 
 BEAT_SECONDS = 1.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # between two looks of a worker that has nothing to do
