@@ -76,7 +76,7 @@ def test_a_worker_that_was_not_heard_of_counts_neither_as_one_nor_as_done() -> N
     assert found.seconds_left == pytest.approx(30 + 30), "someone has to take it over"
     found = status_of([silent])
     assert (found.workers, found.seconds_left) == (0, None)
-    assert "no worker is alive, `shapelaw sweep run` goes on" in found.headline()
+    assert "no worker at work now (`shapelaw sweep run` starts them)" in found.headline()
 
 
 def test_nothing_is_promised_before_anything_was_measured() -> None:

@@ -63,7 +63,7 @@ class SweepStatus:
         if self.ended:
             return line
         if not self.workers:
-            return f"{line}; no worker is alive, `shapelaw sweep run` goes on"
+            return f"{line}; no worker at work now (`shapelaw sweep run` starts them)"
         workers = f"{self.workers} worker{'s' if self.workers > 1 else ''}"
         if self.seconds_left is None:
             return f"{line}; {workers}, time left not known yet"

@@ -13,7 +13,7 @@ from trainers.launchers._base import IDLE_SECONDS, End, Job, Launcher
 
 DEFAULTS = {"name": "shapelaw", "timeout_min": 240, "cpus_per_task": 1}
 REQUEUES = 1000  # a sweep may well outlive a hundred time limits
-STOP_SECONDS = 10.0
+GRACE_SECONDS, STOP_SECONDS = 2.0, 10.0
 CLUSTERS = ("slurm", "local")
 LISTS = ("setup", "srun_args", "teardown")  # several commands, separated by ;
 SHELL_ONLY = ("additional_parameters",)  # a dictionary, which no option can hold
@@ -79,14 +79,20 @@ class SlurmLauncher(Launcher):
 
     def stop(self) -> None:
         """Cancel the jobs that have not ended; those of this machine are waited for."""
-        left = [job for job in self.jobs.values() if not job.done()]
+        left = self._left(list(self.jobs.values()), GRACE_SECONDS)
         for job in left:
             job.cancel(check=False)
-        end = time.monotonic() + STOP_SECONDS
-        while self.cluster == "local" and left and time.monotonic() < end:
-            left = [job for job in left if not job.done()]
-            time.sleep(0.1)
+        self._left(left, STOP_SECONDS)
         self.jobs = {}
+
+    def _left(self, jobs: list[Any], seconds: float) -> list[Any]:
+        """Those that have not ended, after a wait for processes of this machine."""
+        end = time.monotonic() + (seconds if self.cluster == "local" else 0.0)
+        left = [job for job in jobs if not job.done()]
+        while left and time.monotonic() < end:
+            time.sleep(0.1)
+            left = [job for job in left if not job.done()]
+        return left
 
 
 class Worker:
