@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -497,9 +498,14 @@ def test_train_prints_its_row_and_does_not_train_again(
 def test_status_tells_the_state_of_every_run(trained: tuple[Path, dict[str, Any]]) -> None:
     folder, row = trained
     steps = row["tokens"] // row["batch_tokens"]
-    assert document("sweep", "status", folder / "out") == [
-        {"run_id": row["run_id"], "state": "done", "step": steps, "steps": steps, "message": ""}
-    ]
+    status = document("sweep", "status", folder / "out")
+    (run,) = status["runs"]
+    found = {name: run[name] for name in ("run_id", "state", "step", "steps", "message")}
+    assert found == {
+        "run_id": row["run_id"], "state": "done", "step": steps, "steps": steps, "message": "",
+    }  # fmt: skip
+    assert run["tokens_per_second"] == row["tokens_per_second"]
+    assert (status["counts"]["done"], status["seconds_left"], status["share"]) == (1, 0.0, 1.0)
     assert row["run_id"] in words("sweep", "status", folder / "out")
 
 
@@ -580,13 +586,14 @@ def test_a_run_that_diverges_is_failed_work(
 ) -> None:
     from trainers import sweep
 
-    def diverges(folder: Any, workers: int, report: object) -> None:
-        ledger = existing_ledger(folder.path)
+    def diverges(_: object, job: Any, *__: object) -> list[str]:
+        ledger = existing_ledger(job.folder)
         run = ledger.claim()
         assert run is not None
         ledger.diverge(run.run_id, "loss is nan", {"run_id": run.run_id, "status": "diverged"})
+        return []
 
-    monkeypatch.setattr(sweep, "_work", diverges)
+    monkeypatch.setattr(sweep, "supervise", diverges)
     monkeypatch.setattr(sys, "argv", ["shapelaw", *map(str, train_command(text, tmp_path))])
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -625,7 +632,82 @@ def test_a_bad_plan_is_refused_before_anything_is_written(
     assert said in failing(2, *command)
 
 
-@pytest.mark.parametrize("command", ["status", "export"])
+FAILING = "no space left"
+
+
+@pytest.fixture
+def ended(tmp_path: Path) -> Path:
+    """A sweep with a run of every kind that has ended."""
+    from trainers.ledger import open_ledger
+    from trainers.loop import RunSpec
+    from trainers.optim import Recipe
+
+    ledger = open_ledger(tmp_path / "sweep" / "ledger.sqlite")
+    specs = [RunSpec(run_id=name, shape=SHAPE, tokens=4096, recipe=Recipe()) for name in "abc"]
+    ledger.plan(specs, "abc")
+    for name in "abc":
+        assert ledger.claim() is not None
+        row = {"run_id": name, "status": "diverged" if name == "b" else "done"}
+        {
+            "a": lambda row: ledger.finish("a", row | {"loss": 1.5}),
+            "b": lambda row: ledger.diverge("b", "loss is nan at step 3", row),
+            "c": lambda _: ledger.fail("c", FAILING),
+        }[name](row)
+    return tmp_path / "sweep"
+
+
+def test_status_shows_what_went_wrong(ended: Path) -> None:
+    shown = words("sweep", "status", ended, "--watch")
+    assert shown.splitlines()[0].startswith("3 runs: 1 done, 1 failed, 1 diverged; 100 %")
+    assert "loss is nan at step 3" in shown
+    assert FAILING in shown
+
+
+def test_retry_plans_again_what_failed_and_what_diverged_on_demand(
+    ended: Path, failing: Failing
+) -> None:
+    assert "give --diverged too" in failing(2, "sweep", "retry", ended, "b")
+    assert "no run 'z'" in failing(2, "sweep", "retry", ended, "z")
+    assert document("sweep", "retry", ended) == {"planned": ["c"]}
+    again = words("sweep", "retry", ended, "--diverged", "b")
+    assert again == "planned again: 1; `sweep run` goes on\nb\n"
+    assert document("sweep", "status", ended)["counts"]["planned"] == 2
+
+
+def test_a_diverged_run_is_exported_without_a_loss_and_left_out_of_fits(
+    ended: Path, tmp_path: Path
+) -> None:
+    rows = document("sweep", "export", ended, "--out", tmp_path / "runs.csv")
+    assert [(row["run_id"], row["status"], row["loss"]) for row in rows] == [
+        ("a", "done", 1.5), ("b", "diverged", None),
+    ]  # fmt: skip
+    kept = pd.read_csv(tmp_path / "runs.csv")
+    assert kept["loss"].isna().tolist() == [False, True]
+    command = ["sweep", "export", str(ended), "--out", str(tmp_path / "runs.csv")]
+    note = "2 runs written to .*; 1 of them diverged: `shapelaw fit` leaves them out"
+    assert re.search(note, CliRunner().invoke(app, command).stderr)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--launcher", "kubernetes"], "`--launcher` must be one of local, ray, slurm, but got"),
+        (["--option", "partition"], "`--option NAME=VALUE` must hold, but got 'partition'"),
+        (["--option", "partition=gpu"], "`--option` of local must be none"),
+        (["--launcher", "ray", "--option", "num_cpus=few"], "`num_cpus >= 0` must hold"),
+        (["--ledger", "mysql://host/db"], "postgresql://"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_a_sweep_refuses_launchers_and_ledgers_that_it_cannot_use(
+    text: Path, tmp_path: Path, failing: Failing, options: list[str], said: str
+) -> None:
+    (tmp_path / "plan.csv").write_text(f"{PLAN}{SHAPE_ROW},3000,16\n")
+    command = ["sweep", "run", tmp_path / "plan.csv", "--corpus", text, "--out", tmp_path / "out"]
+    assert said in failing(2, *command, *options)
+
+
+@pytest.mark.parametrize("command", ["status", "export", "retry", "work"])
 def test_a_folder_without_a_sweep_is_refused(
     tmp_path: Path, failing: Failing, command: str
 ) -> None:

@@ -9,7 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from conftest import shapelaw
 from scaling.errors import InputError, WorkError
+from scaling.files import write_json
+from test_loop import SHAPE
 from trainers.corpus import Corpus, prepare
 from trainers.sources import Mixture, Source, parse_mixture
 
@@ -116,8 +119,9 @@ def test_what_is_held_out_anywhere_is_not_trained_on(
     (folder / "exam.txt").write_text(f"\n{END}\n".join(exam))
     mixture = parse_mixture(f"{folder}/red.txt", f"exam={folder}/exam.txt")
     corpus = prepare(mixture, folder / "out")
+    assert list(corpus.validation_sets()) == ["exam"]
     held_out = set(exam)
-    for each in corpus.validation_sets().values():
+    for each in (corpus.validation_shard(), corpus.validation_sets()["exam"]):
         held_out |= set(documents_of(each.tokens, each.starts))
     trained = {document.rstrip("\n") for document in train_documents(corpus)}
     assert not {document.rstrip("\n") for document in held_out} & trained
@@ -157,7 +161,7 @@ def test_a_corpus_of_an_earlier_version_still_loads(texts: Path, tmp_path: Path)
     corpus = prepare(f"{texts}/red.txt", tmp_path / "corpus")
     path = tmp_path / "corpus" / "corpus.json"
     record = json.loads(path.read_text())
-    for name in ("files", "parts", "held_out"):
+    for name in ("files", "request", "parts", "held_out"):
         del record[name]
     path.write_text(json.dumps(record))
     (tmp_path / "corpus" / "train.starts.npy").unlink()
@@ -201,3 +205,22 @@ def test_a_mixture_that_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=words):
         parse_mixture(corpus, validation)
+
+
+def test_the_command_says_what_is_damaged_and_how_to_go_on(texts: Path, tmp_path: Path) -> None:
+    out, config = tmp_path / "out", tmp_path / "config.json"
+    mixture = f"red={texts}/red.txt:1,blue={texts}/blue.txt:1"
+    prepare(mixture, out / "corpus")
+    write_json(config, SHAPE.to_config(max_position_embeddings=64))
+    content = bytearray((out / "corpus" / "train.npy").read_bytes())
+    content[5000] ^= 1
+    (out / "corpus" / "train.npy").write_bytes(content)
+    command = ["train", config, "--tokens", "2K", "--out", out, "--corpus"]
+    done = shapelaw(*command, mixture)
+    assert done.returncode == 1
+    assert "train.npy does not have the SHA-256 that corpus.json gives" in done.stderr
+    assert f"delete {out}/corpus and give the same command again" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    done = shapelaw(*command, "red=red.txt:1,blue=blue.txt")
+    assert done.returncode == 2
+    assert "'blue' lacks one; write NAME=PATH:WEIGHT" in " ".join(done.stderr.split())

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from scaling.errors import InputError
 from test_loop import RECIPE, SHAPE, STEPS, Killed, killed_at, small_corpus, spec
-from trainers import packed
+from trainers import packed, stacked
+from trainers.chunked import chunked_cross_entropy
 from trainers.corpus import Batches, Corpus
 from trainers.device import ResidentTokens
 from trainers.evaluate import token_losses
@@ -18,8 +19,9 @@ from trainers.graphs import CapturedStep, compiled
 from trainers.loop import train
 from trainers.optim import OPTIMIZERS, Optimizer
 from trainers.packed import Feed, Options, PackedStep, packs, train_pack
+from trainers.rows import Row
 from trainers.spec import RunSpec
-from trainers.stacked import Stack, orthogonalise
+from trainers.stacked import Stack
 
 CPU = torch.device("cpu")
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -38,6 +40,12 @@ def replicas(optimizer: str, **changes: object) -> list[RunSpec]:
         spec(run_id="other-recipe", recipe=faster, seed=3),
     ]
     return [replace(run, **changes) for run in runs]  # type: ignore[arg-type]
+
+
+def only(rows: list[list[Row]]) -> list[Row]:
+    """The rows of runs without branches."""
+    assert all(len(each) == 1 for each in rows)
+    return [each[0] for each in rows]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +77,7 @@ def packed_losses(
     step = PackedStep(stack, Feed(stack, tokens, held), options)
     losses = []
     for index in range(runs[0].steps):
-        step.block(index, 1)
+        step.block(index, 1, STEPS)
         losses.append(step.losses.tolist())
     return [list(column) for column in zip(*losses, strict=True)]
 
@@ -99,7 +107,7 @@ def test_one_update_is_that_of_torch_to_rounding(corpus: Corpus, optimizer: str)
             name: torch.randn(value.shape, generator=generator)
             for name, value in stack.parameters.items()
         }
-        stack.update(gradients, stack.shares(step, 1)[0], torch.tensor(step + 1.0).double())
+        stack.update(gradients, stack.shares(step, 1, STEPS)[0], torch.tensor(step + 1.0).double())
         for index, (model, optimizer_) in enumerate(zip(references, steps, strict=True)):
             for name, weight in model.named_parameters():
                 weight.grad = gradients[name][index].clone()
@@ -116,6 +124,26 @@ def test_tokens_on_the_host_and_on_the_device_train_alike(corpus: Corpus) -> Non
     assert packed_losses(runs, tokens, Options(), None) == held
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_logits_that_would_be_large_are_never_whole_and_the_loss_is_the_same(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    runs, tokens = replicas("adamw"), corpus.train()
+    runs = [replace(run, recipe=replace(run.recipe, dtype=dtype)) for run in runs]
+    whole = packed_losses(runs, tokens, Options(), None)
+    calls: list[int] = []
+
+    def chunked(*arguments: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return chunked_cross_entropy(*arguments, chunk=10)
+
+    monkeypatch.setattr(stacked, "chunked_cross_entropy", chunked)
+    monkeypatch.setattr(stacked, "LOGITS", 4 * 16 * 256 - 1)
+    for losses, wanted in zip(packed_losses(runs, tokens, Options(), None), whole, strict=True):
+        assert losses == pytest.approx(wanted, rel=1e-5 if dtype == "float32" else 5e-3)
+    assert len(calls) == STEPS
+
+
 def test_bf16_replicas_train_as_they_would_alone_but_for_rounding(corpus: Corpus) -> None:
     recipe = replace(RECIPE, optimizer="adamw", dtype="bfloat16", learning_rate=2e-3)
     runs, tokens = [spec(run_id=str(i), recipe=recipe, seed=i) for i in range(2)], corpus.train()
@@ -128,14 +156,14 @@ def test_a_diverged_replica_does_not_touch_the_others(corpus: Corpus, tmp_path: 
     runs = replicas("adamw")
     wild = replace(runs[0].recipe, learning_rate=1e9, warmup=0.0)
     mixed = [runs[0], replace(runs[1], run_id="wild", recipe=wild), runs[2]]
-    rows = train_pack(mixed, corpus, lambda name: tmp_path / name, device=CPU)
+    rows = only(train_pack(mixed, corpus, lambda name: tmp_path / name, device=CPU))
     assert [row["status"] for row in rows] == ["done", "diverged", "done"]
     assert "loss" not in rows[1]
     assert not (tmp_path / "wild" / "model.safetensors").exists()
     calm = train_pack(
         [runs[0], runs[2]], corpus, lambda name: tmp_path / f"calm-{name}", device=CPU
     )
-    assert [rows[0]["loss"], rows[2]["loss"]] == [row["loss"] for row in calm]
+    assert [rows[0]["loss"], rows[2]["loss"]] == [row["loss"] for row in only(calm)]
 
 
 def test_a_stack_stops_when_all_its_replicas_diverged(corpus: Corpus, tmp_path: Path) -> None:
@@ -143,25 +171,24 @@ def test_a_stack_stops_when_all_its_replicas_diverged(corpus: Corpus, tmp_path: 
     runs = [spec(run_id=str(i), recipe=wild, seed=i, tokens=10_000 * 64) for i in range(2)]
     steps: list[int] = []
     rows = train_pack(runs, corpus, lambda name: tmp_path / name, device=CPU, watch=steps.append)
-    assert [row["status"] for row in rows] == ["diverged"] * 2
+    assert [row["status"] for row in only(rows)] == ["diverged"] * 2
     assert steps[-1] < 10_000
 
 
 def test_rows_and_files_are_those_of_single_runs(corpus: Corpus, tmp_path: Path) -> None:
     runs = replicas("adamw")
-    rows = train_pack(runs, corpus, lambda name: tmp_path / "pack" / name, device=CPU)
+    rows = only(train_pack(runs, corpus, lambda name: tmp_path / "pack" / name, device=CPU))
     for run, row in zip(runs, rows, strict=True):
-        alone = train(run, corpus, tmp_path / "alone" / run.run_id)
-        clock = {"seconds", "tokens_per_second", "loss", "loss_se", "bits_per_byte", "device"}
-        assert {name: row[name] for name in set(alone) - clock} == {
-            name: alone[name] for name in set(alone) - clock
-        }
+        [alone] = train(run, corpus, tmp_path / "alone" / run.run_id)
+        measured = ("loss", "bits", "seconds", "tokens_", "attention", "compilation")
+        same = [name for name in alone if not name.startswith(measured)]
+        assert {name: row[name] for name in same} == {name: alone[name] for name in same}
         assert row["loss"] == pytest.approx(alone["loss"], rel=1e-4)
         assert row["replicas"] == 3
         assert str(row["device"]).startswith("cpu (")
         folders = [tmp_path / kind / run.run_id for kind in ("pack", "alone")]
         names = [sorted(path.name for path in folder.iterdir()) for folder in folders]
-        assert names[0] == names[1] == ["config.json", "model.safetensors", "windows.npy"]
+        assert names[0] == names[1]
         weights, wanted = (load_file(folder / "model.safetensors") for folder in folders)
         for name, weight in weights.items():
             torch.testing.assert_close(weight, wanted[name], rtol=0, atol=2e-4, msg=name)
@@ -183,7 +210,7 @@ def test_a_killed_pack_ends_bit_for_bit_like_an_undisturbed_one(
         runs, corpus, lambda name: tmp_path / "b" / name, device=CPU, watch=steps.append
     )
     assert steps[0] == 8  # killed in step 8: the checkpoint is that of 7
-    assert [row["loss"] for row in rows] == [row["loss"] for row in wanted]
+    assert [row["loss"] for row in only(rows)] == [row["loss"] for row in only(wanted)]
     assert not list((tmp_path / "b").rglob("pack.safetensors"))
 
 
@@ -214,7 +241,7 @@ def test_a_replica_goes_on_alone_from_where_the_stack_left_it(corpus: Corpus) ->
     runs, tokens = replicas("adamw"), corpus.train()
     stack = Stack(runs, CPU)
     step = PackedStep(stack, Feed(stack, tokens, None), Options())
-    step.block(0, 5)
+    step.block(0, 5, STEPS)
     model, optimizer = stack.restore(1, steps=5)
     batches = Batches(tokens, context_length=16, sequences=4, seed=runs[1].data_seed)
     for index in range(5, STEPS):
@@ -224,6 +251,46 @@ def test_a_replica_goes_on_alone_from_where_the_stack_left_it(corpus: Corpus) ->
         optimizer.step(index)
     alone = single_losses(runs[1], tokens, STEPS)
     assert loss.item() == pytest.approx(alone[-1], rel=1e-5)
+
+
+def branched() -> list[RunSpec]:
+    recipe = replace(RECIPE, optimizer="adamw", warmup_steps=2, learning_rate=2e-3)
+    longer = replace(recipe, decay=0.5, matrix_learning_rate=5e-3)
+    return [
+        spec(run_id=name, recipe=each, seed=seed, branches=(6 * 64,))
+        for seed, (name, each) in enumerate([("short-decay", recipe), ("long-decay", longer)])
+    ]
+
+
+def test_branches_of_a_pack_are_those_of_single_runs(corpus: Corpus, tmp_path: Path) -> None:
+    runs = branched()
+    packed_rows = train_pack(runs, corpus, lambda name: tmp_path / "pack" / name, device=CPU)
+    for run, rows in zip(runs, packed_rows, strict=True):
+        alone = train(run, corpus, tmp_path / "alone" / run.run_id)
+        assert [row["run_id"] for row in rows] == [row["run_id"] for row in alone]
+        assert [row["tokens"] for row in rows] == [6 * 64, STEPS * 64]
+        assert [row["loss"] for row in rows] == pytest.approx(
+            [row["loss"] for row in alone], rel=1e-4
+        )
+
+
+@pytest.mark.parametrize("last", [5, 6, 9])  # the branch decays in steps 4 to 6, goes on from 3
+def test_a_pack_killed_in_a_branch_or_after_it_goes_back_to_the_same_trunk(
+    corpus: Corpus, tmp_path: Path, last: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "BLOCK_SECONDS", 0.0)
+    runs = branched()
+    wanted = train_pack(runs, corpus, lambda name: tmp_path / "a" / name, device=CPU)
+    with pytest.raises(Killed):
+        train_pack(runs, corpus, lambda name: tmp_path / "b" / name, device=CPU,
+                   watch=killed_at(last), checkpoint_seconds=0.0)  # fmt: skip
+    steps: list[int] = []
+    rows = train_pack(
+        runs, corpus, lambda name: tmp_path / "b" / name, device=CPU, watch=steps.append
+    )
+    assert steps[0] > 1
+    for got, want in zip(rows, wanted, strict=True):
+        assert [row["loss"] for row in got] == [row["loss"] for row in want]
 
 
 def test_packs_hold_runs_that_agree_and_keep_the_order() -> None:
@@ -250,15 +317,6 @@ def test_runs_that_cannot_be_stacked_are_kept_apart(change: dict[str, object]) -
         Stack(runs, CPU)
 
 
-def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
-    matrices = torch.randn(2, 3, 24, 10, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(orthogonalise(matrices).float())
-    assert values.shape == (2, 3, 10)
-    assert 0.5 < values.min() < values.max() < 1.4
-    one = orthogonalise(matrices[1:, 2:])
-    assert torch.equal(one[0, 0], orthogonalise(matrices)[1, 2])
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own imports
 def test_a_compiled_step_trains_like_an_eager_one(corpus: Corpus) -> None:
     runs, tokens, notes = replicas("muon")[:2], corpus.train(), list[str]()
@@ -267,11 +325,11 @@ def test_a_compiled_step_trains_like_an_eager_one(corpus: Corpus) -> None:
     step = PackedStep(
         stack, Feed(stack, tokens, None), Options(compiler="aot_eager"), note=notes.append
     )
-    step.block(0, 4)
+    step.block(0, 4, STEPS)
     assert notes == []
     eager = Stack(runs, CPU)
     plain = PackedStep(eager, Feed(eager, tokens, None), Options())
-    plain.block(0, 4)
+    plain.block(0, 4, STEPS)
     assert step.losses.tolist() == pytest.approx(plain.losses.tolist(), rel=1e-3)
 
 
@@ -334,7 +392,7 @@ def test_every_call_is_one_step_before_during_and_after_the_capture(
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
 
     class Recording:
-        def __init__(self, graph: FakeGraph) -> None:
+        def __init__(self, graph: FakeGraph, stream: object) -> None:
             calls.append(-1)  # the recording calls the step, but takes none
 
         def __enter__(self) -> None:
@@ -372,7 +430,7 @@ def test_a_captured_step_trains_like_an_eager_one_on_the_gpu(
         stack = Stack(runs, device)
         feed = Feed(stack, tokens, ResidentTokens(tokens, device))
         step = PackedStep(stack, feed, options, note=notes.append)
-        step.block(0, STEPS)
+        step.block(0, STEPS, STEPS)
         losses.append(step.losses.tolist())
     assert notes == []
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)

@@ -1,11 +1,11 @@
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,14 +16,25 @@ import pytest
 from scaling.errors import InputError, WorkError
 from scaling.runs import COLUMNS
 from scaling.shape import INTEGER_FIELDS
-from test_loop import RECIPE, SHAPE, small_corpus, spec
-from trainers import sweep
+from test_loop import RECIPE, SHAPE, STEPS, small_corpus, spec
+from trainers import sweep, worker
 from trainers.corpus import Corpus
-from trainers.ledger import DONE, FAILED, PLANNED, RUNNING, Entry, Ledger
+from trainers.launchers._base import End, Job, Launcher
+from trainers.ledger import DIVERGED, DONE, FAILED, PLANNED, RUNNING, Entry, Ledger
 from trainers.loop import train
 from trainers.optim import Recipe
 from trainers.spec import RunSpec
-from trainers.sweep import Folder, existing_ledger, read_plan, run_name, run_plan, worker
+from trainers.sweep import (
+    Folder,
+    existing_ledger,
+    join,
+    read_plan,
+    retry_runs,
+    run_name,
+    run_plan,
+    run_table,
+)
+from trainers.worker import work
 
 SHAPE_COLUMNS = ",".join(name for name in INTEGER_FIELDS if name != "vocab_size")
 ROW = "16,32,2,2,1,8"
@@ -52,22 +63,45 @@ def three_runs() -> list[RunSpec]:
     ]
 
 
+class InProcess(Launcher):
+    """This process is the only worker: the same code without the start of another Python."""
+
+    several_machines = False
+
+    def __init__(self, options: Mapping[str, str] | None = None) -> None:
+        self.started: list[int] = []
+
+    def open(self, job: Job) -> None: ...
+
+    def default_workers(self) -> int:
+        return 1
+
+    def start(self, job: Job, numbers: Sequence[int]) -> None:
+        self.started += numbers
+        work(job.ledger, job.folder)
+
+    def look(self, number: int) -> End | None:
+        return End()
+
+    def stop(self) -> None: ...
+
+
+class InThread(InProcess):
+    """One worker beside this thread, which can look on."""
+
+    def start(self, job: Job, numbers: Sequence[int]) -> None:
+        self.thread = threading.Thread(target=work, args=(job.ledger, job.folder))
+        self.thread.start()
+
+    def look(self, number: int) -> End | None:
+        return None if self.thread.is_alive() else End()
+
+    def stop(self) -> None:
+        self.thread.join()
+
+
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this process be the worker: the same code without the start of another Python."""
-
-    def work(folder: Folder, workers: int, report: object) -> None:
-        take_runs(folder, os.getppid())
-
-    monkeypatch.setattr(sweep, "_work", work)
-
-
-def take_runs(folder: Folder, parent: int) -> None:
-    """Be a worker, which ignores Ctrl-C, and listen to it again."""
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        worker(str(folder.path), parent)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    monkeypatch.setattr(sweep, "launcher_named", lambda name: InProcess())
 
 
 def test_a_sweep_gives_the_losses_of_training_one_by_one(
@@ -79,7 +113,7 @@ def test_a_sweep_gives_the_losses_of_training_one_by_one(
     found = table.set_index("run_id")
     for run in three_runs():
         if run.run_id != "wild":
-            alone = train(run, corpus, tmp_path / run.run_id)
+            alone = train(run, corpus, tmp_path / run.run_id)[-1]
             assert found.loc[run.run_id, "loss"] == alone["loss"]
             assert found.loc[run.run_id, "bits_per_byte"] == alone["bits_per_byte"]
     assert pd.isna(found.loc["wild", "loss"])
@@ -91,7 +125,7 @@ def test_a_sweep_gives_the_losses_of_training_one_by_one(
     def never(*_: object) -> None:
         raise AssertionError("a finished run would be trained again")
 
-    monkeypatch.setattr(sweep, "_work", never)
+    monkeypatch.setattr(sweep, "supervise", never)
     again = run_plan(three_runs(), corpus, folder, workers=2)
     pd.testing.assert_frame_equal(again, table, check_exact=True)
 
@@ -107,7 +141,7 @@ def test_a_longer_plan_trains_only_what_is_new(
         trained.append(run.run_id)
         return train(run, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sweep, "train", counted)
+    monkeypatch.setattr(worker, "train", counted)
     both = run_plan([spec(run_id="a"), spec(run_id="b", seed=1)], corpus, folder)
     assert trained == ["b"]
     assert both.loc[0, "seconds"] == first.loc[0, "seconds"]
@@ -142,11 +176,11 @@ def test_a_failed_run_is_named_and_the_same_call_goes_on_from_there(
             raise OSError(28, "No space left on device")
         return train(run, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sweep, "train", fails_once)
+    monkeypatch.setattr(worker, "train", fails_once)
     words = "1 of 2 runs did not finish; bad failed: OSError.*No space left.* start again to go on"
     with pytest.raises(WorkError, match=words):
         run_plan(plan, corpus, folder)
-    monkeypatch.setattr(sweep, "train", train)
+    monkeypatch.setattr(worker, "train", train)
     assert run_plan(plan, corpus, folder)["status"].tolist() == ["done", "done"]
 
 
@@ -161,33 +195,277 @@ def test_any_error_of_a_run_is_kept_in_the_ledger_and_ends_no_other_run(
             raise error("a defect")
         return train(run, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sweep, "train", breaks)
+    monkeypatch.setattr(worker, "train", breaks)
     with pytest.raises(WorkError, match=r"1 of 2 runs did not finish; bad failed: .*a defect"):
         run_plan([spec(run_id="bad"), spec(run_id="good", seed=1)], corpus, folder)
     found = {entry.run_id: entry.state for entry in existing_ledger(folder.path).entries()}
     assert found == {"bad": FAILED, "good": DONE}
 
 
-def test_a_worker_whose_parent_is_gone_stops_and_leaves_its_run_to_others(
-    corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def planned(folder: Folder, corpus: Corpus, *specs: RunSpec) -> Ledger:
     ledger = Ledger(folder.ledger)
-    ledger.plan([spec(run_id="a")], [spec(run_id="a").identity(corpus)])
-    parents = iter([7, 7, 7])
-    monkeypatch.setattr(os, "getppid", lambda: next(parents, 1))
-    take_runs(folder, 7)
-    assert [entry.state for entry in ledger.entries()] == [RUNNING]
-    assert ledger.claim(alive_after=-1.0) == spec(run_id="a")
+    ledger.plan(specs, [run.identity(corpus) for run in specs])
+    return ledger
 
 
-def test_a_worker_without_its_parent_takes_nothing(
+def states(ledger: Ledger) -> dict[str, str]:
+    return {entry.run_id: entry.state for entry in ledger.entries()}
+
+
+def test_a_worker_that_is_no_longer_wanted_stops_and_leaves_its_run_to_others(
+    corpus: Corpus, folder: Folder
+) -> None:
+    ledger = planned(folder, corpus, spec(run_id="a"))
+    asked = iter([True, True, True])
+    work(str(folder.ledger), folder.path, alive=lambda: next(asked, False))
+    assert states(ledger) == {"a": PLANNED}
+    assert ledger.entries()[0].attempts == 1
+    assert next(asked, None) is None, "it was training when it was told to stop"
+
+
+def test_a_worker_that_is_not_wanted_takes_nothing(corpus: Corpus, folder: Folder) -> None:
+    ledger = planned(folder, corpus, spec(run_id="a"))
+    work(str(folder.ledger), folder.path, alive=lambda: False)
+    assert [entry.attempts for entry in ledger.entries()] == [0]
+
+
+def test_a_worker_that_lost_its_run_stops_training_it_and_records_nothing(
     corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger = Ledger(folder.ledger)
-    ledger.plan([spec(run_id="a")], ["a"])
-    monkeypatch.setattr(os, "getppid", lambda: 1)
-    take_runs(folder, 7)
-    assert [entry.state for entry in ledger.entries()] == [PLANNED]
+    ledger = planned(folder, corpus, spec(run_id="a"))
+    steps: list[int] = []
+
+    def stolen(run: RunSpec, *_: object, watch: Callable[[int], None]) -> dict[str, object]:
+        assert ledger.claim(alive_after=-1.0) == run
+        for step in range(1, 1000):
+            steps.append(step)
+            watch(step)
+            time.sleep(0.01)
+        return {"run_id": run.run_id}
+
+    monkeypatch.setattr(worker, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(worker, "train", stolen)
+    monkeypatch.setattr(worker, "FIRST_PAUSE", 0.01)
+    work(str(folder.ledger), folder.path, idle_seconds=0.05)
+    assert len(steps) < 500
+    (entry,) = ledger.entries()
+    assert (entry.state, entry.row, entry.owner) == (RUNNING, None, ledger.owner)
+
+
+def test_a_run_that_was_lost_at_its_end_is_recorded_once(
+    corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = planned(folder, corpus, spec(run_id="a"))
+
+    def overtaken(run: RunSpec, *_: object, **__: object) -> dict[str, object]:
+        assert ledger.claim(alive_after=-1.0) == run
+        assert ledger.finish("a", {"run_id": "a", "by": "another"})
+        return {"run_id": "a", "by": "this one"}
+
+    monkeypatch.setattr(worker, "train", overtaken)
+    work(str(folder.ledger), folder.path)
+    assert ledger.entries()[0].rows == [{"run_id": "a", "by": "another"}]
+
+
+def test_a_heart_beats_while_a_step_takes_long_and_survives_a_ledger_out_of_reach() -> None:
+    beats: list[int] = []
+
+    def beat(run_id: str, step: int) -> bool:
+        beats.append(step)
+        if len(beats) == 2:
+            raise WorkError("out of reach")
+        return len(beats) < 4
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(worker, "BEAT_SECONDS", 0.005)
+        with worker.Heart(SimpleNamespace(beat=beat), "a") as heart:  # type: ignore[arg-type]
+            heart.step = 7
+            end = time.monotonic() + 5
+            while not heart.lost and time.monotonic() < end:
+                time.sleep(0.005)
+    assert heart.lost
+    assert len(beats) == 4, "it stops when the run is lost"
+    assert beats[-1] == 7
+
+
+def test_a_worker_told_to_end_gives_its_run_back(
+    corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = planned(folder, corpus, spec(run_id="a"))
+
+    def interrupted(*_: object, **__: object) -> dict[str, object]:
+        raise SystemExit(1)
+
+    monkeypatch.setattr(worker, "train", interrupted)
+    with pytest.raises(SystemExit):
+        work(str(folder.ledger), folder.path)
+    assert states(ledger) == {"a": PLANNED}
+
+
+def test_an_idle_worker_waits_for_the_runs_of_others_but_not_for_ever(
+    corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "FIRST_PAUSE", 0.01)
+    ledger = planned(folder, corpus, spec(run_id="a"))
+    assert ledger.claim() is not None
+    begun = time.monotonic()
+    work(str(folder.ledger), folder.path, idle_seconds=0.1)
+    assert 0.1 <= time.monotonic() - begun < 5
+    assert states(ledger) == {"a": RUNNING}
+    ledger.release("a")
+    work(str(folder.ledger), folder.path, idle_seconds=0.1)
+    assert states(ledger) == {"a": DONE}
+
+
+def test_a_worker_without_the_shared_folder_says_so(tmp_path: Path) -> None:
+    words = "holds no prepared corpus on this machine; the --out folder must be on a file system"
+    with pytest.raises(WorkError, match=words):
+        work(str(tmp_path / "ledger.sqlite"), tmp_path / "sweep")
+
+
+def test_the_run_table_is_kept_in_the_folder_as_runs_end(
+    corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+
+    def report(entries: list[Entry]) -> None:
+        if folder.table.exists():
+            lengths.append(len(pd.read_csv(folder.table)))
+
+    monkeypatch.setattr("trainers.launchers._base.POLL_SECONDS", 0.01)
+    plan = [spec(run_id="a"), spec(run_id="b", seed=1, tokens=40 * STEPS * RECIPE.batch_tokens)]
+    table = run_plan(plan, corpus, folder, launcher=InThread(), report=report)
+    assert 1 in lengths, "the first row was there before the second run ended"
+    kept = pd.read_csv(folder.table)
+    assert kept["loss"].tolist() == table["loss"].tolist()
+    folder.table.unlink()
+    run_plan(plan, corpus, folder)
+    assert len(pd.read_csv(folder.table)) == 2
+
+
+def test_a_run_with_branches_has_several_rows(
+    corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_process(monkeypatch)
+
+    def branches(run: RunSpec, *_: object, **__: object) -> list[dict[str, object]]:
+        return [{"run_id": f"{run.run_id}-{count}", "loss": 1.0 / count} for count in (1, 2)]
+
+    monkeypatch.setattr(worker, "train", branches)
+    table = run_plan([spec(run_id="a"), spec(run_id="b", seed=1)], corpus, folder)
+    assert table["run_id"].tolist() == ["a-1", "a-2", "b-1", "b-2"]
+    ledger = existing_ledger(folder.path)
+    pd.testing.assert_frame_equal(ledger.table(), table)
+    assert run_table(ledger.entries())["loss"].tolist() == [1.0, 0.5, 1.0, 0.5]
+
+
+def test_another_process_joins_a_sweep_by_its_folder(
+    corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_process(monkeypatch)
+    planned(folder, corpus, spec(run_id="a"), spec(run_id="b", seed=1))
+    assert join(folder)["status"].tolist() == ["done", "done"]
+    assert len(pd.read_csv(folder.table)) == 2
+
+
+def test_nobody_joins_a_folder_without_a_sweep(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has no ledger\.sqlite"):
+        join(Folder(tmp_path))
+
+
+NETWORK = "/dev/sda1 / ext4 rw 0 0\nserver:/export {} nfs4 rw 0 0\n"
+
+
+@pytest.fixture
+def on_nfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The temporary folder looks like a network disk."""
+    mounts = tmp_path / "mounts"
+    mounts.write_text(NETWORK.format(str(tmp_path.resolve()).replace(" ", "\\040")))
+    monkeypatch.setattr("trainers.network_disks.MOUNTS", mounts)
+
+
+@pytest.mark.usefixtures("on_nfs")
+def test_an_sqlite_ledger_on_a_network_disk_is_refused_for_several_machines(
+    corpus: Corpus, folder: Folder
+) -> None:
+    class Several(InProcess):
+        several_machines = True
+
+    words = r"`--ledger` must be a database .* \(nfs4\), .* give --ledger postgresql://"
+    with pytest.raises(InputError, match=words):
+        run_plan([spec()], corpus, folder, launcher=Several())
+    assert not folder.ledger.exists()
+    with pytest.raises(InputError, match=r"ledger\.sqlite|`--ledger` must be a database"):
+        join(folder)
+
+
+@pytest.mark.usefixtures("on_nfs")
+def test_an_sqlite_ledger_on_a_network_disk_is_told_to_one_machine(
+    corpus: Corpus, folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_plan([spec()], corpus, folder, launcher=InProcess())
+    assert "network disk (nfs4); never start a second machine on it" in capsys.readouterr().err
+
+
+def test_a_ledger_elsewhere_is_found_again_from_the_folder(
+    corpus: Corpus, folder: Folder, tmp_path: Path
+) -> None:
+    elsewhere = str(tmp_path / "elsewhere.sqlite")
+    table = run_plan([spec()], corpus, folder, launcher=InProcess(), ledger=elsewhere)
+    assert not folder.ledger.exists()
+    pd.testing.assert_frame_equal(existing_ledger(folder.path).table(), table)
+    pd.testing.assert_frame_equal(run_plan([spec()], corpus, folder, ledger=elsewhere), table)
+    with pytest.raises(InputError, match=r"a sweep whose ledger is .*elsewhere\.sqlite, but"):
+        run_plan([spec()], corpus, folder, ledger=str(tmp_path / "third.sqlite"))
+
+
+def test_a_sweep_in_its_folder_takes_no_other_ledger(
+    corpus: Corpus, folder: Folder, tmp_path: Path
+) -> None:
+    planned(folder, corpus, spec())
+    with pytest.raises(InputError, match=r"whose ledger is ledger\.sqlite; leave --ledger out"):
+        run_plan([spec()], corpus, folder, ledger=str(tmp_path / "other.sqlite"))
+
+
+def failed_and_diverged(folder: Folder, corpus: Corpus) -> Ledger:
+    ledger = planned(folder, corpus, *(spec(run_id=name, seed=ord(name)) for name in "abcd"))
+    for end in (ledger.fail, ledger.fail):
+        run = ledger.claim()
+        assert run is not None
+        end(run.run_id, "no space")
+    run = ledger.claim()
+    assert run is not None
+    ledger.diverge(run.run_id, "nan", {"run_id": run.run_id, "status": DIVERGED})
+    return ledger
+
+
+def test_retry_plans_failed_runs_again_and_diverged_ones_on_demand(
+    corpus: Corpus, folder: Folder
+) -> None:
+    ledger = failed_and_diverged(folder, corpus)
+    assert retry_runs(ledger, ["b"]) == ["b"]
+    assert states(ledger) == {"a": FAILED, "b": PLANNED, "c": DIVERGED, "d": PLANNED}
+    assert retry_runs(ledger) == ["a"]
+    assert retry_runs(ledger, diverged=True) == ["c"]
+    assert set(states(ledger).values()) == {PLANNED}
+    assert retry_runs(ledger) == []
+
+
+@pytest.mark.parametrize(
+    ("run_id", "words"),
+    [
+        ("z", "the sweep has no run 'z'; `shapelaw sweep status` lists them"),
+        ("c", "`state` of c must be failed, but is diverged; give --diverged too"),
+        ("d", "`state` of d must be failed, but is planned"),
+    ],
+)
+def test_retry_refuses_what_needs_no_retry(
+    corpus: Corpus, folder: Folder, run_id: str, words: str
+) -> None:
+    ledger = failed_and_diverged(folder, corpus)
+    with pytest.raises(InputError, match=words):
+        retry_runs(ledger, ["a", run_id])
+    assert states(ledger)["a"] == FAILED, "nothing is planned when one name is wrong"
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(
@@ -343,6 +621,6 @@ def test_a_killed_sweep_ends_with_the_losses_of_an_undisturbed_one(
     printed = {row["run_id"]: row["loss"] for row in json.loads(output)}
     prepared = Corpus.load(out / "corpus")
     for run in read_plan(plan, prepared, Recipe()):
-        wanted = train(run, prepared, tmp_path / "alone" / run.run_id)["loss"]
+        wanted = train(run, prepared, tmp_path / "alone" / run.run_id)[-1]["loss"]
         assert after.loc[run.run_id, "loss"] == wanted, wait
         assert printed[run.run_id] == wanted

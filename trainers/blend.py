@@ -199,5 +199,5 @@ def _digest(readings: list[Reading], train: Text, tokens: int | None) -> str:
     if len(readings) == 1 and first.source.held_out is None and whole:
         return first.whole.sha256
     held_out = [reading.held_out.sha256 for reading in readings]
-    contents = [train.sha256, train.sizes.tolist(), tokens, *held_out]
+    contents = [train.sha256, train.sizes.tolist(), *held_out, *([tokens] if tokens else [])]
     return hashlib.sha256(json.dumps(contents).encode()).hexdigest()

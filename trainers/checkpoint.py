@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -43,8 +44,13 @@ class Progress:
 def save(path: Path, model: Transformer, optimizer: Optimizer, progress: Progress) -> None:
     """Write weights, optimiser state and progress in one step, with a digest of it all."""
     weights = {f"model.{name}": weight.detach() for name, weight in _own(model).items()}
-    tensors = {name: value.contiguous() for name, value in (weights | optimizer.state()).items()}
-    text = json.dumps(vars(progress))
+    write(path, weights | optimizer.state(), vars(progress))
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor], progress: dict[str, Any]) -> None:
+    """Write tensors and progress, which must be JSON, in one step, with a digest of it all."""
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    text = json.dumps(progress)
     metadata = {"progress": text, "sha256": _digest(text, tensors)}
     write_whole(path, lambda target: _write(tensors, target, metadata))
 
@@ -106,13 +112,21 @@ def intact(path: Path, identity: str) -> bool:
 
 
 def _read(path: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
-    """Progress and tensors of a checkpoint that is as it was written."""
+    progress, tensors = read(path)
+    return Progress(**progress), tensors
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Progress and tensors of what :func:`write` wrote, if it is as it was written.
+
+    Any error of :data:`UNREADABLE` says that it is not.
+    """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if _digest(metadata["progress"], tensors) != metadata["sha256"]:
         raise _Damaged("its content has another digest than it was written with")
-    return Progress(**json.loads(metadata["progress"])), tensors
+    return json.loads(metadata["progress"]), tensors
 
 
 def _own(model: Transformer) -> dict[str, torch.Tensor]:

@@ -8,12 +8,15 @@ import numpy as np
 from scaling.errors import InputError
 from scaling.shape import Shape, ShapeTable
 from trainers.filling import Cube, choose_filling, choose_heavy, weighted_penalty
+from trainers.optim import Recipe
 from trainers.planned import CHOSEN_AXES, Planned
 from trainers.rungs import ANCHOR, PROXY, Allocation, Grid, Rung, in_words
+from trainers.spec import RunSpec
+from trainers.sweep import run_name
 
-MOST_CANDIDATES = 2000
+MOST_CANDIDATES = 1500
 CELLS = 16  # shapes within 1/16 of every axis's range are nearly alike
-TWIN = 100.0  # weight of a pair's squared distance in the unit cube
+TWIN = 400.0  # weight of a pair's squared distance in the unit cube
 # From candidates, how many and a seed, the positions of those chosen.
 Seeds = tuple[int, ...]
 Chooser = Callable[[Cube, int, Seeds], np.ndarray]
@@ -25,6 +28,7 @@ class Choice:
 
     grid: Grid
     allocation: Allocation
+    recipe: Recipe
     choose: Chooser
     seed: Seeds
     free: float
@@ -32,14 +36,14 @@ class Choice:
     def runs(self, rung: Rung, table: ShapeTable, before: Sequence[Planned]) -> list[Planned]:
         """The runs of a size, chosen from a table so that they go with those planned before."""
         rows = self.choose(self.cube(table, before), rung.shapes, self.seed)
-        return runs_of(self.roles(table, rows, rung), rung, self.allocation)
+        return runs_of(self.roles(table, rows, rung), rung, self.allocation, self.recipe)
 
     def cube(self, table: ShapeTable, before: Sequence[Planned]) -> Cube:
         """The shapes of a size as candidates that join the runs planned before."""
         points = unit_points(table, table)
         if not before:
             return Cube.alone(points, self.free)
-        cells = [run.shape for run in before for _ in (*run.branches, run.tokens) if run.seed == 0]
+        cells = [run.shape for run in before for _ in run.counts if run.spec.seed == 0]
         return Cube(points, _logs(table), _logs(ShapeTable.of(cells)), self.free)
 
     def roles(self, table: ShapeTable, rows: np.ndarray, rung: Rung) -> list[tuple[Shape, str]]:
@@ -127,24 +131,24 @@ def unit_points(table: ShapeTable, like: ShapeTable) -> np.ndarray:
 
 
 def runs_of(
-    roles: Sequence[tuple[Shape, str]], rung: Rung, allocation: Allocation
+    roles: Sequence[tuple[Shape, str]], rung: Rung, allocation: Allocation, recipe: Recipe
 ) -> list[Planned]:
     """The runs of one size: of each shape, every seed; the longest first."""
     runs = []
     for shape, role in roles:
         for seed in range(allocation.seeds_of(role)):
             *branches, tokens = allocation.tokens(rung.parameters, role, seed)
-            runs.append(
-                Planned(
-                    shape=shape,
-                    size=rung.label,
-                    role=role,
-                    tokens=tokens,
-                    branches=tuple(branches),
-                    seed=seed,
-                )
+            spec = RunSpec(
+                run_id=run_name(shape, tokens, seed),
+                shape=shape,
+                tokens=tokens,
+                recipe=recipe,
+                seed=seed,
+                role=role,
+                branches=tuple(branches),
             )
-    return sorted(runs, key=lambda run: -run.tokens)
+            runs.append(Planned(spec=spec, size=rung.label))
+    return sorted(runs, key=lambda run: -run.spec.tokens)
 
 
 def latin_hypercube(cube: Cube, count: int, seed: Seeds) -> np.ndarray:

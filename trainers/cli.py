@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scaling.options import CorpusOption, Json, OutFolder, Seed, Vocabulary, Workers
+from scaling.options import CorpusOption, Json, OutFolder, Seed, Vocabulary
 from scaling.printing import json_row, note, print_json, print_table
 from trainers import plan_cli, rate_cli
 
@@ -18,6 +18,19 @@ sweep = typer.Typer(
 Optimizer = Annotated[str, typer.Option(help="muon or adamw.")]
 Context = Annotated[int, typer.Option(help="Tokens per sequence.")]
 Sequences = Annotated[int, typer.Option(help="Sequences per step.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", help="How many; default: one per GPU, else one per core.", min=1),
+]
+LedgerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ledger",
+        help="Keep the ledger in PostgreSQL: postgresql://USER@HOST/DATABASE?sweep=NAME; "
+        "default: a file in the folder.",
+        envvar="SHAPELAW_LEDGER",
+    ),
+]
 Folder = Annotated[Path, typer.Argument(help="Folder of a sweep.")]
 
 
@@ -53,55 +66,119 @@ def run(
     corpus: CorpusOption = "stdlib",
     vocab: Vocabulary = None,
     out: OutFolder = Path("shapelaw-sweep"),
-    workers: Workers = None,
+    launcher: Annotated[
+        str, typer.Option(help="What starts the workers: local, ray or slurm.")
+    ] = "local",
+    workers: WorkersOption = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A setting of the launcher, such as partition=gpu; may be given several times.",
+            metavar="NAME=VALUE",
+        ),
+    ] = None,
+    ledger: LedgerOption = None,
     json: Json = False,
 ) -> None:
     """Train every planned run that the ledger lacks; a killed sweep goes on."""
     from scaling.files import nothing_left
     from trainers.corpus import prepare
+    from trainers.launchers.registry import launcher_named, parse_options
     from trainers.optim import Recipe
-    from trainers.single import progress_lines
+    from trainers.status import shown_progress
     from trainers.sweep import Folder, read_plan, run_plan
 
-    folder = Folder(out)
+    place, folder = launcher_named(launcher, parse_options(option or [])), Folder(out)
     with nothing_left(out):
         prepared = prepare(corpus, folder.corpus, vocab_size=vocab)
         specs = read_plan(plan, prepared, Recipe())
-    runs = run_plan(specs, prepared, folder, workers=workers, report=progress_lines())
+        with shown_progress() as report:
+            runs = run_plan(
+                specs, prepared, folder, workers=workers, report=report, launcher=place,
+                ledger=ledger,
+            )  # fmt: skip
+    _print_runs(runs, json)
+
+
+@sweep.command("work")
+def work(
+    folder: Folder,
+    workers: WorkersOption = None,
+    ledger: LedgerOption = None,
+    json: Json = False,
+) -> None:
+    """Help with a sweep that was started elsewhere, until every run has ended."""
+    from trainers.status import shown_progress
+    from trainers.sweep import Folder, join
+
+    with shown_progress() as report:
+        runs = join(Folder(folder), workers=workers, report=report, ledger=ledger)
     _print_runs(runs, json)
 
 
 @sweep.command("status")
-def status(folder: Folder, json: Json = False) -> None:
-    """Show the state of every run."""
-    import pandas as pd
-
+def status(
+    folder: Folder,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Keep the table up to date until every run has ended.")
+    ] = False,
+    ledger: LedgerOption = None,
+    json: Json = False,
+) -> None:
+    """Show every run, how fast it goes, and when the sweep will have ended."""
+    from trainers.status import show_status, status_of
     from trainers.sweep import existing_ledger
 
-    rows = [
-        {"run_id": e.run_id, "state": e.state, "step": e.step, "steps": e.steps,
-         "message": e.message or ""}
-        for e in existing_ledger(folder).entries()
-    ]  # fmt: skip
-    print_json(rows) if json else print_table(pd.DataFrame(rows))
+    book = existing_ledger(folder, ledger)
+    if json:
+        print_json(status_of(book.entries()).as_json())
+    else:
+        show_status(lambda: status_of(book.entries()), watch=watch)
+
+
+@sweep.command("retry")
+def retry(
+    folder: Folder,
+    run_id: Annotated[list[str] | None, typer.Argument(help="Only these runs.")] = None,
+    diverged: Annotated[
+        bool, typer.Option("--diverged", help="Also those that diverged; they may do so again.")
+    ] = False,
+    ledger: LedgerOption = None,
+    json: Json = False,
+) -> None:
+    """Plan failed runs again; `sweep run` then trains them."""
+    from trainers.sweep import existing_ledger, retry_runs
+
+    again = retry_runs(existing_ledger(folder, ledger), run_id, diverged=diverged)
+    if json:
+        print_json({"planned": again})
+    else:
+        typer.echo("\n".join([f"planned again: {len(again)}; `sweep run` goes on", *again]))
 
 
 @sweep.command("export")
 def export(
     folder: Folder,
     out: Annotated[Path | None, typer.Option(help="Write the run table, CSV or Parquet.")] = None,
+    ledger: LedgerOption = None,
     json: Json = False,
 ) -> None:
-    """Write the run table of the finished runs."""
+    """Write the run table of what is done or diverged; a diverged run has a status and no loss."""
     from scaling.runs import write_runs
-    from trainers.sweep import existing_ledger
+    from trainers.sweep import existing_ledger, run_table
 
-    runs = existing_ledger(folder).table()
+    runs = run_table(existing_ledger(folder, ledger).entries())
     if out is not None:
         write_runs(out, runs)
-        note(f"{len(runs)} runs written to {out}")
+        note(f"{len(runs)} runs written to {out}{_left_out(runs)}")
     if json or out is None:
         _print_runs(runs, json)
+
+
+def _left_out(runs: "pd.DataFrame") -> str:
+    """What a fit of an exported table will not take."""
+    diverged = int((runs["status"] == "diverged").sum()) if "status" in runs else 0
+    return f"; {diverged} of them diverged: `shapelaw fit` leaves them out" if diverged else ""
 
 
 def _print_runs(runs: "pd.DataFrame", json: bool) -> None:

@@ -1,6 +1,5 @@
 """Text -> documents -> tokens -> memory-mapped shards, all a function of the content."""
 
-import contextlib
 import hashlib
 import json
 import shutil
@@ -28,6 +27,7 @@ from trainers.tokenizing import (
 
 RECORD = "corpus.json"
 TOKENIZER = "tokenizer.json"
+MAIN = "validation"  # the shard of the held-out text of the whole corpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,7 @@ class HeldOut:
     documents: int
     tokens: int
     bytes_per_token: float
+    truncated: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +88,21 @@ class Corpus:
 
     def validation(self) -> np.ndarray:
         """Held-out tokens of the whole corpus, memory-mapped; of a mixture in its proportions."""
-        return read_shard(Path(self.folder), "validation").tokens
+        return self.validation_shard().tokens
+
+    def validation_shard(self) -> Shard:
+        """Held-out tokens of the whole corpus and where their documents start."""
+        return read_shard(Path(self.folder), MAIN)
 
     def validation_sets(self) -> dict[str, ValidationSet]:
-        """The held-out text of every source by the source's name, and the further sets."""
+        """Further validation sets by name: of a mixture the held-out text of every source, too.
+
+        The text of :meth:`validation` is none of them: that of a single source stands there only.
+        """
         sets = {}
         for about in self.held_out:
+            if about.shard == MAIN:
+                continue
             shard = read_shard(Path(self.folder), about.shard)
             sets[about.name] = ValidationSet(
                 name=about.name,
@@ -180,7 +190,7 @@ def _prepared(mixture: Mixture, options: CorpusOptions, folder: Path, limit: int
     request = _request(mixture, options, limit)
     if mixture.has_streams and (folder / RECORD).exists():
         return _kept_stream(folder, mixture, request)
-    with contextlib.closing(Spool(folder)) as spool:
+    with Spool(folder) as spool:
         text = blend(mixture, spool, limit=limit, tokens=options.tokens)
         if (folder / RECORD).exists():
             return _kept(folder, mixture, text, options.wanted_tokenizer)
@@ -279,12 +289,12 @@ class Writer:
 def _write(mixture: Mixture, text: Blend, write: Writer, tokens: int | None) -> dict[str, Any]:
     """Write every shard and return the record of the corpus."""
     tokens_train, documents = write(text.train, "train", tokens)
-    tokens_validation, bytes_per_token = write.held_out(text.validation, "validation")
+    tokens_validation, bytes_per_token = write.held_out(text.validation, MAIN)
     sets = []
     for name, (source, held_out) in text.sets.items():
-        shard, about = "validation", (tokens_validation, bytes_per_token)
+        shard, about = MAIN, (tokens_validation, bytes_per_token)
         if held_out is not text.validation:
-            shard = f"validation-{name}"
+            shard = f"{MAIN}-{name}"
             about = write.held_out(held_out, shard)
         sets.append(
             HeldOut(
@@ -293,6 +303,7 @@ def _write(mixture: Mixture, text: Blend, write: Writer, tokens: int | None) -> 
                 source=source,
                 sha256=held_out.sha256,
                 documents=len(held_out),
+                truncated=held_out.truncated,
                 tokens=about[0],
                 bytes_per_token=about[1],
             )

@@ -6,8 +6,9 @@ from pathlib import Path
 from scaling.errors import InputError
 from scaling.quantities import parse_count
 from trainers.blend import MINIMUM
+from trainers.encoding import BYTES
 from trainers.sources import Mixture, parse_mixture
-from trainers.tokenizing import BYTES, check_vocabulary, named_with_hash
+from trainers.tokenizing import check_vocabulary, named_with_hash
 
 LIMIT = 256_000_000  # bytes of text that are read where no number of tokens is given
 LONGEST_TOKEN = 6  # bytes of text that a token stands for at the most, on average over a text

@@ -16,7 +16,7 @@ NOT_LIBRARY = {"test", "tests", "idlelib", "lib2to3", "site-packages", "__pycach
 # the held-out part was most of the noise of the whole loss (LOG.md).
 TABLES = {"encodings", "entities.py", "topics.py", "stringprep.py"}
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".jsonl", ".parquet"}
-SEPARATOR_LINE = "<|endoftext|>"
+SEPARATOR = b"<|endoftext|>"  # on a line of its own
 CHUNK = 131_072  # bytes of a packed file read at once
 BUFFER = 1_048_576  # bytes of its text held ready
 
@@ -76,8 +76,11 @@ def _file_documents(path: Path) -> Iterator[str]:
 
 
 def _line_documents(stream: IO[bytes], kind: str | None, path: Path) -> Iterator[str]:
+    if kind != ".jsonl":
+        yield from _text_documents(stream)
+        return
     with io.TextIOWrapper(stream, encoding="utf-8", newline="") as lines:
-        yield from _json_documents(lines, path) if kind == ".jsonl" else _text_documents(lines)
+        yield from _json_documents(lines, path)
 
 
 def _unpacked(raw: IO[bytes]) -> IO[bytes]:
@@ -121,15 +124,39 @@ class _ZstdReader(io.RawIOBase):
             raise OSError("the zstd file ends early; it is incomplete")
 
 
-def _text_documents(lines: Iterable[str]) -> Iterator[str]:
-    document: list[str] = []
-    for line in lines:
-        if line.rstrip("\r\n") == SEPARATOR_LINE:
-            yield "".join(document)
-            document = []
-        else:
-            document.append(line)
-    yield "".join(document)
+def _text_documents(stream: IO[bytes]) -> Iterator[str]:
+    held, searched = bytearray(), 0  # the text since the last separator, how much was looked at
+    while chunk := stream.read(BUFFER):
+        held += chunk
+        begin = 0
+        for place, end in _separators(held, searched, final=False):
+            yield held[begin:place].decode()
+            begin = end
+        del held[:begin]
+        searched = max(0, len(held) - len(SEPARATOR) - 1)
+    begin = 0
+    for place, end in _separators(held, searched, final=True):
+        yield held[begin:place].decode()
+        begin = end
+    yield held[begin:].decode()
+
+
+def _separators(held: bytearray, begin: int, *, final: bool) -> Iterator[tuple[int, int]]:
+    """Where lines with nothing but the separator begin and end; the text begins with a line.
+
+    Unless the text is ``final``, a line whose end is not there yet is left for later.
+    """
+    place = held.find(SEPARATOR, begin)
+    while place >= 0:
+        end = place + len(SEPARATOR)
+        after = bytes(held[end : end + 2])
+        if len(after) < 2 and not final:
+            return
+        alone = place == 0 or held[place - 1] in b"\r\n"
+        if alone and after[:1] in (b"", b"\n", b"\r"):
+            end += len(after) if after == b"\r\n" else len(after[:1])
+            yield place, end
+        place = held.find(SEPARATOR, end)
 
 
 def _json_documents(lines: Iterable[str], path: Path) -> Iterator[str]:

@@ -20,6 +20,24 @@ from trainers.optim import Recipe
 
 COMPILATIONS = ("none", "layers", "whole")
 Losses = Callable[[Tensor], Tensor]
+# Milliseconds of a step in bfloat16: constant; per layer; per GFLOP of products with weights; per
+# million attention scores; per million features that the norms and the MLP touch. Fitted to
+# measured steps of ladder shapes on a Zen 4 core (LOG.md); they rank engines, no more.
+MILLISECONDS = {
+    ("sdpa", "none"): (0.0, 3.0, 5.1, 13.3, 7.3),
+    ("matmul", "none"): (0.0, 4.2, 7.2, 7.3, 6.6),
+    ("sdpa", "layers"): (10.3, 0.0, 5.3, 12.6, 0.0),
+    ("matmul", "layers"): (10.3, 0.0, 5.3, 6.6, 0.0),
+    ("sdpa", "whole"): (8.3, 0.0, 4.0, 12.1, 3.0),
+    ("matmul", "whole"): (8.3, 0.0, 4.0, 4.1, 3.0),
+}
+# The same in float32, as factors: products take longer, torch's fused attention less.
+FLOAT32 = {
+    "sdpa": (1.0, 1.0, 1.7, 0.75, 1.2),
+    "matmul": (1.0, 1.0, 1.7, 1.3, 1.2),
+}
+# Seconds of compiling: constant, per layer.
+COMPILING = {"none": (0.0, 0.0), "layers": (7.0, 0.0), "whole": (10.0, 3.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +116,17 @@ def predicted_seconds(shape: Shape, recipe: Recipe, engine: Engine, *, steps: in
 
 def compile_seconds(shape: Shape, engine: Engine) -> float:
     """Predicted seconds that an engine compiles before the first step is done."""
-    if engine.compilation == "none":
-        return 0.0
-    return 10.0 if engine.compilation == "layers" else 10.0 + 5.0 * shape.num_hidden_layers
+    constant, per_layer = COMPILING[engine.compilation]
+    return constant + per_layer * shape.num_hidden_layers
 
 
 def step_seconds(shape: Shape, recipe: Recipe, engine: Engine) -> float:
-    """Predicted seconds of one step."""
-    eager = 1.0 if engine.attention == "matmul" else 1.4
-    return eager * {"none": 1.0, "layers": 1.0, "whole": 0.7}[engine.compilation] * 1e-2
+    """Predicted seconds of the forward and backward pass of one step."""
+    layers, tokens = shape.num_hidden_layers, recipe.batch_tokens
+    weights = shape.n_non_embedding + shape.vocab_size * shape.hidden_size
+    scores = tokens * recipe.context_length * layers * shape.num_attention_heads
+    features = tokens * layers * (shape.hidden_size + shape.intermediate_size)
+    work = (1.0, layers, 6 * tokens * weights / 1e9, scores / 1e6, features / 1e6)
+    costs = MILLISECONDS[engine.attention, engine.compilation]
+    factors = FLOAT32[engine.attention] if recipe.dtype == "float32" else (1.0,) * 5
+    return sum(w * c * f for w, c, f in zip(work, costs, factors, strict=True)) / 1e3

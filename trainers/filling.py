@@ -12,7 +12,7 @@ from math import comb
 
 import numpy as np
 
-STARTS = 8
+STARTS = 6
 WEIGHT = 300.0  # of squared correlation beyond what is free, against the relative discrepancy
 MOST_SUBSETS = 4000
 
@@ -124,6 +124,8 @@ def _swap_penalty(
         return np.asarray(fixed.sum() + values[rows].sum() - values[rows] + values[:, None])
 
     axes = range(points.shape[1])
+    if not axes:
+        return np.zeros((len(points), len(rows)))
     sums = np.stack([swapped(points[:, a], before[:, a]) for a in axes])
     products = {
         (a, b): swapped(points[:, a] * points[:, b], before[:, a] * before[:, b])
@@ -142,6 +144,8 @@ def _penalty(
 ) -> np.ndarray:
     """Cost of the correlations beyond ``free``, from weighted sums and sums of products."""
     axes = range(len(sums))
+    if not axes:
+        return np.zeros(np.shape(count))
     moment = {(a, b): products[a, b] / count - sums[a] * sums[b] / count**2 for a, b in products}
     spread = [np.sqrt(np.maximum(moment[a, a], 1e-12)) for a in axes]
     cost = np.zeros_like(sums[0])
@@ -154,6 +158,8 @@ def _penalty(
 def choose_heavy(points: np.ndarray, count: int, *, extra: float, free: float) -> np.ndarray:
     """Rows that may weigh ``1 + extra`` times as much and leave the whole unconfounded.
 
+    There are ``count`` of them, at most all.
+
     All subsets are compared, or ``MOST_SUBSETS`` random ones; the criterion is the discrepancy of
     the chosen plus the penalty on correlations among all points with these weights.
 
@@ -162,8 +168,8 @@ def choose_heavy(points: np.ndarray, count: int, *, extra: float, free: float) -
     Sorted positions, (count,).
     """
     total = len(points)
-    if count >= total:
-        return np.arange(total)
+    if count in (0, total):
+        return np.arange(count)
     if comb(total, count) <= MOST_SUBSETS:
         subsets = np.array(list(combinations(range(total), count)))
     else:

@@ -17,7 +17,7 @@ from trainers.rungs import Allocation, Grid, Rung
 
 # Correlations that cost nothing, tried in this order at each size until the largest of the plan is
 # at most GOOD: what is freer spreads wider.
-FREE = (0.25, 0.25, 0.2, 0.2, 0.15, 0.15, 0.1, 0.05)
+FREE = (0.25, 0.2, 0.2, 0.15, 0.1)
 GOOD = 0.25
 
 
@@ -59,7 +59,8 @@ def plan_ladder(
     labels = [rung.label for rung in rungs]
     if not rungs or len(set(labels)) < len(labels):
         raise InputError(f"`sizes` must be one or more different sizes, but got {labels}")
-    recipe = Recipe(**parse_settings(settings or {}))
+    changes = _with_warmup(parse_settings(settings or {}), rungs, allocation)
+    recipe = Recipe(**changes)
     pools = {rung: candidates(rung, grid, seed) for rung in rungs}
     runs: list[Planned] = []
     for rung, table in pools.items():
@@ -68,6 +69,7 @@ def plan_ladder(
             choice = Choice(
                 grid=grid,
                 allocation=allocation,
+                recipe=recipe,
                 choose=METHODS[method],
                 seed=(seed, attempt),
                 free=free,
@@ -78,11 +80,25 @@ def plan_ladder(
         runs = min(tries, key=worst_of)
     return Ladder(
         runs=tuple(runs),
-        recipe=recipe,
-        settings=tuple(settings or ()),
+        settings=tuple(changes),
         method=method,
         candidates={rung.label: len(table) for rung, table in pools.items()},
     )
+
+
+def _with_warmup(
+    settings: dict[str, Any], rungs: Sequence[Rung], allocation: Allocation
+) -> dict[str, Any]:
+    """Settings with a warm-up in steps, where branches need one and none is given.
+
+    It is the recipe's share of the steps of the smallest size's ordinary run.
+    """
+    recipe = Recipe(**settings)
+    branched = allocation.anchors and set(allocation.branches) - {1.0}
+    if not branched or recipe.warmup_steps or not recipe.warmup:
+        return settings
+    tokens = allocation.tokens_per_parameter * min(rung.parameters for rung in rungs)
+    return settings | {"warmup_steps": max(1, round(recipe.warmup * recipe.steps(round(tokens))))}
 
 
 def parse_settings(settings: Mapping[str, object]) -> dict[str, Any]:

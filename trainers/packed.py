@@ -1,39 +1,35 @@
 """Train several runs of one shape at once on one device, and return a row for each."""
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scaling.files import write_whole
 from trainers import checkpoint
 from trainers.corpus import Corpus
 from trainers.device import (
     ResidentBatches,
     ResidentTokens,
     attention_kernels,
-    describe,
     resident,
     synchronize,
 )
-from trainers.evaluate import evaluate
+from trainers.engine import Engine
+from trainers.finishing import diverged, export_run, measured
 from trainers.graphs import CapturedStep, Note, compiled
 from trainers.loop import CHECKPOINT_SECONDS, Watch
-from trainers.rows import settings_row
-from trainers.spec import RunSpec
-from trainers.stacked import Stack, stackable
+from trainers.rows import Row
+from trainers.spec import Diverged, RunSpec
+from trainers.stacked import Stack, attention_path, stackable
 
 BLOCK_STEPS = 256  # most steps between two looks at the clock; their inputs are on the device
 BLOCK_SECONDS = 0.5
 HOST_BLOCK_BYTES = 2**28  # of gathered sequences, where the tokens stay on the host
-DIVERGED = "diverged"
-Row = dict[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +37,16 @@ class Options:
     """How a stack runs; the numbers are the same up to rounding.
 
     ``compiler`` is the backend of :func:`torch.compile` that forward pass and optimiser are given
-    to (``"inductor"``), or empty; ``capture`` makes the whole step one CUDA graph on a GPU.
+    to (``"inductor"``), or empty; ``capture`` makes the whole step one CUDA graph on a GPU;
+    ``export`` writes the weights of a finished run.
     """
 
     compiler: str = ""
     capture: bool = True
+    export: bool = True
+
+
+EAGER = Options()  # not compiled; on a GPU the step is still one graph
 
 
 def packs(specs: Iterable[RunSpec], size: int) -> list[list[RunSpec]]:
@@ -92,8 +93,8 @@ class Feed:
         )
         self.index = torch.zeros(1, dtype=torch.int64, device=device)
 
-    def fill(self, first: int, count: int) -> None:
-        """Put the inputs of ``count`` steps from ``first`` on the device."""
+    def fill(self, first: int, count: int, end: int) -> None:
+        """Put the inputs of ``count`` steps from ``first``, of ``end`` in all, on the device."""
         steps = range(first, first + count)
         distinct = {id(order): order for order in self.orders}
         known = {
@@ -102,7 +103,7 @@ class Feed:
         }
         block = np.stack([np.stack(known[id(order)]) for order in self.orders], axis=1)
         self._move(torch.from_numpy(block), self.inputs)
-        self._move(self.stack.shares(first, count), self.rates)
+        self._move(self.stack.shares(first, count, end), self.rates)
         self.index.zero_()
 
     def _move(self, block: Tensor, target: Tensor) -> None:
@@ -148,9 +149,9 @@ class PackedStep:
         self._update(gradients, share, self.count)
         self.losses.copy_(losses.detach())
 
-    def block(self, first: int, count: int) -> None:
-        """Take ``count`` steps from ``first`` and wait for them."""
-        self.feed.fill(first, count)
+    def block(self, first: int, count: int, end: int) -> None:
+        """Take ``count`` steps from ``first``, under a schedule of ``end``, and wait for them."""
+        self.feed.fill(first, count, end)
         self.count.fill_(first)
         with attention_kernels(self.stack.device):
             for _ in range(count):
@@ -164,11 +165,11 @@ def train_pack(
     folders: Callable[[str], Path],
     *,
     device: torch.device,
-    options: Options = Options(),
+    options: Options = EAGER,
     watch: Watch = lambda step: None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     note: Note = lambda text: None,
-) -> list[Row]:
+) -> list[list[Row]]:
     """Train runs of one shape together, from their checkpoint if there is one.
 
     Parameters
@@ -179,119 +180,152 @@ def train_pack(
         The folder of a run by its id: each gets the files that :func:`trainers.loop.train`
         leaves. The pack's checkpoint lies in the first one's.
     watch
-        Called every half second or so with the steps done; may raise to stop the pack.
+        Called every half second or so with the steps computed; may raise to stop the pack.
     note
         Told what was not possible: a failed compile, a failed capture.
 
     Returns
     -------
-    The rows in the order of the specs. A run that diverged has a row with that status and without
-    a loss; the others are not harmed by it. ``seconds`` is a run's share of the pack's time.
+    For every spec its rows, one for each branch by ascending tokens. A run that diverged has one
+    row with that status and without a loss; the others are not harmed by it. ``seconds`` is a
+    run's share of the pack's time.
     """
     torch.set_num_threads(1)
-    stack = Stack(specs, device)
-    path = folders(specs[0].run_id) / "pack.safetensors"
-    identity = _identity(specs, corpus)
+    engine = Engine(
+        attention=attention_path(device), compilation="whole" if options.compiler else "none"
+    )
+    stack = Stack([replace(spec, engine=engine) for spec in specs], device)
     tokens = corpus.train()
     step = PackedStep(stack, Feed(stack, tokens, resident(tokens, device)), options, note=note)
-    done, spent = _resume(path, stack, step, identity)
-    seconds = _run(step, done, spent, watch, checkpoint_seconds, _saver(path, step, identity))
-    rows = _finish(step, corpus, folders, seconds)
-    path.unlink(missing_ok=True)
+    run = _PackRun(step, corpus, folders)
+    run.resume()
+    while run.branch < len(run.ends):
+        run.go(watch, checkpoint_seconds)
+        run.end_branch()
+    rows = run.finish(export=options.export)
+    run.path.unlink(missing_ok=True)
     return rows
 
 
-def _run(
-    step: PackedStep,
-    done: int,
-    spent: float,
-    watch: Watch,
-    checkpoint_seconds: float,
-    save: Callable[[int, float], None],
-) -> float:
-    """Take the steps that are left, block by block, and return the seconds of all of them."""
-    steps, block = step.stack.specs[0].steps, 1
-    clock = saved = time.perf_counter()
-    while done < steps and bool((step.ended < 0).any()):
-        begun = time.perf_counter()
-        block = min(block, step.feed.capacity, steps - done)
-        step.block(done, block)
-        done += block
-        now = time.perf_counter()
-        watch(done)
-        block = max(1, min(2 * block, round(block * BLOCK_SECONDS / max(now - begun, 1e-9))))
-        if now - saved >= checkpoint_seconds and done < steps:
-            save(done, spent + now - clock)
-            saved = time.perf_counter()
-    return spent + time.perf_counter() - clock
+class _PackRun:
+    """A pack on its way: branch, step in the branch's schedule, rows so far.
 
+    The state where a branch left the trunk is kept in memory, and in the checkpoint.
+    """
 
-def _finish(
-    step: PackedStep, corpus: Corpus, folders: Callable[[str], Path], seconds: float
-) -> list[Row]:
-    """Evaluate and export every replica that lived to the end."""
-    stack, rows = step.stack, []
-    share = seconds / len(stack.specs)
-    for index, (spec, ended) in enumerate(zip(stack.specs, step.ended.tolist(), strict=True)):
-        settled: Row = {"device": describe(stack.device), "replicas": len(stack.specs)}
-        row = None if ended >= 0 else _measure(stack, index, corpus, folders(spec.run_id), share)
-        status = DIVERGED if row is None else "done"
-        rows.append(settings_row(spec, corpus, status=status) | settled | (row or {}))
-    return rows
+    def __init__(
+        self,
+        step: PackedStep,
+        corpus: Corpus,
+        folders: Callable[[str], Path],
+    ) -> None:
+        self.step, self.corpus, self.folders = step, corpus, folders
+        self.specs = step.stack.specs
+        self.path = folders(self.specs[0].run_id) / "pack.safetensors"
+        self.identity = _identity(self.specs, corpus)
+        self.ends = self.specs[0].ends
+        self.branch = self.done = self.computed = 0
+        self.trunk: dict[str, Tensor] = {}
+        self.rows: list[list[Row]] = [[] for _ in self.specs]
+        self.seconds = 0.0
 
+    @property
+    def leaves(self) -> int:
+        """The step at which the branch on the way leaves the trunk, for all replicas."""
+        end = self.ends[self.branch]
+        return min(spec.recipe.stable_steps(end) for spec in self.specs)
 
-def _measure(stack: Stack, index: int, corpus: Corpus, folder: Path, seconds: float) -> Row | None:
-    spec = stack.specs[index]
-    model, _ = stack.restore(index, steps=spec.steps)
-    per_byte = corpus.bytes_per_token
-    model.to(stack.device)
-    result = evaluate(model, corpus.validation(), spec.recipe, bytes_per_token=per_byte)
-    if not np.isfinite(result.loss):
-        return None
-    write_whole(folder / "windows.npy", lambda target: np.save(target, result.windows))
-    checkpoint.export(folder, model.cpu(), max_position_embeddings=spec.recipe.context_length)
-    return {
-        "loss": result.loss,
-        "loss_se": result.loss_se,
-        "bits_per_byte": result.bits_per_byte,
-        "seconds": seconds,
-        "tokens_per_second": spec.steps * spec.recipe.batch_tokens / max(seconds, 1e-9),
-    }
+    def resume(self) -> None:
+        """Stand where the checkpoint does, if there is one of this very pack."""
+        try:
+            progress, tensors = checkpoint.read(self.path)
+        except checkpoint.UNREADABLE:
+            return
+        if progress["identity"] != self.identity:
+            return
+        self.branch, self.done = progress["branch"], progress["done"]
+        self.computed, self.seconds = progress["computed"], progress["seconds"]
+        self.rows = progress["rows"]
+        self.step.stack.load(tensors)
+        self.step.ended.copy_(tensors["ended"])
+        self.trunk = {
+            name.removeprefix("trunk."): value.to(self.step.stack.device)
+            for name, value in tensors.items()
+            if name.startswith("trunk.")
+        }
+
+    def go(self, watch: Watch, checkpoint_seconds: float) -> None:
+        """Train to the end of the branch on the way, block by block."""
+        end, last = self.ends[self.branch], self.branch + 1 == len(self.ends)
+        saved, block = time.perf_counter(), 1
+        while self.done < end and bool((self.step.ended < 0).any()):
+            begun = time.perf_counter()
+            if not last and self.done == self.leaves:
+                state = self.step.stack.state()
+                self.trunk = {name: value.clone() for name, value in state.items()}
+            stop = self.leaves if not last and self.done < self.leaves else end
+            block = min(block, self.step.feed.capacity, stop - self.done)
+            self.step.block(self.done, block, end)
+            self.done += block
+            self.computed += block
+            taken = time.perf_counter() - begun
+            self.seconds += taken
+            watch(self.computed)
+            if time.perf_counter() - saved >= checkpoint_seconds and self.done < end:
+                self.save()
+                saved = time.perf_counter()
+            block = max(1, min(2 * block, round(block * BLOCK_SECONDS / max(taken, 1e-9))))
+
+    def save(self) -> None:
+        """Write the state of all replicas in one file, so that they stand together."""
+        progress = {
+            "identity": self.identity,
+            "branch": self.branch,
+            "done": self.done,
+            "computed": self.computed,
+            "seconds": self.seconds,
+            "rows": self.rows,
+        }
+        trunk = {f"trunk.{name}": value for name, value in self.trunk.items()}
+        tensors = self.step.stack.state() | trunk | {"ended": self.step.ended}
+        checkpoint.write(
+            self.path, {name: value.cpu() for name, value in tensors.items()}, progress
+        )
+
+    def end_branch(self) -> None:
+        """Add a row for every replica that lives, and go back to the trunk."""
+        end = self.ends[self.branch]
+        share = self.seconds / len(self.specs)
+        for index, spec in enumerate(self.specs):
+            if self.step.ended[index] < 0:
+                model, _ = self.step.stack.restore(index, steps=end)
+                model.to(self.step.stack.device)
+                folder = self.folders(spec.run_id)
+                try:
+                    row = measured(spec, model, self.corpus, folder, end=end, seconds=share)
+                    self.rows[index].append(row | {"replicas": len(self.specs)})
+                except Diverged:
+                    self.step.ended[index] = float(end)
+                model.cpu()
+        self.branch += 1
+        if self.trunk:
+            self.done = min(spec.recipe.stable_steps(end) for spec in self.specs)
+            self.step.stack.load(self.trunk)
+            self.trunk = {}
+
+    def finish(self, *, export: bool) -> list[list[Row]]:
+        """Export what lives and say of the others that they diverged."""
+        device, about = self.step.stack.device, {"replicas": len(self.specs)}
+        for index, spec in enumerate(self.specs):
+            if self.step.ended[index] >= 0:
+                self.rows[index] = [diverged(spec, self.corpus, device) | about]
+            elif export:
+                model, _ = self.step.stack.restore(index, steps=spec.steps)
+                export_run(spec, model, self.corpus, self.folders(spec.run_id))
+        return self.rows
 
 
 def _identity(specs: Sequence[RunSpec], corpus: Corpus) -> str:
     """Digest of what decides the numbers of a pack: its runs and their order."""
     text = "\n".join(spec.identity(corpus) for spec in specs)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _saver(path: Path, step: PackedStep, identity: str) -> Callable[[int, float], None]:
-    """What writes the pack's checkpoint: all replicas in one file, so that they stand together."""
-
-    def save(done: int, seconds: float) -> None:
-        from safetensors.torch import save_file
-
-        progress = {"step": done, "seconds": seconds, "identity": identity}
-        tensors = {name: value.cpu() for name, value in step.stack.state().items()}
-        tensors["ended"] = step.ended.cpu()
-        metadata = {"progress": json.dumps(progress)}
-        write_whole(path, lambda target: save_file(tensors, target, metadata))
-
-    return save
-
-
-def _resume(path: Path, stack: Stack, step: PackedStep, identity: str) -> tuple[int, float]:
-    """Steps done and seconds spent, after taking over a checkpoint of this very pack."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            progress = json.loads(file.metadata()["progress"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return 0, 0.0
-    if progress["identity"] != identity:
-        return 0, 0.0
-    stack.load(tensors)
-    step.ended.copy_(tensors["ended"])
-    return int(progress["step"]), float(progress["seconds"])

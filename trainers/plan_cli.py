@@ -64,6 +64,11 @@ class Texts:
             for size, shapes, layers, ratio, gqa, width in zip(sizes, *columns, hidden, strict=True)
         ]
 
+    def depths(self) -> tuple[float, float]:
+        """The least and the most layers of all sizes."""
+        ranges = [_range(text) for text in self.layers.split(",")]
+        return min(low for low, _ in ranges), max(high for _, high in ranges)
+
 
 def _each(text: str, option: str, read: Callable[[str], Part], count: int) -> list[Part]:
     """One value per size from a comma-separated text of one or of as many values."""
@@ -184,14 +189,54 @@ def finish(
         ladder.require_unconfounded()
     if calibrate:
         note("timing a few steps of a few shapes; --no-calibrate leaves this out")
-        ladder = ladder.priced(measure(ladder.specs))
+        ladder = ladder.priced(measure([run.spec for run in ladder.runs]))
     write_runs(out, ladder.frame())
     note(f"{len(ladder.runs)} runs written to {out}")
     return ladder
 
 
+def planned(
+    texts: Texts,
+    grid: "Grid",
+    allocation: "Allocation",
+    method: str,
+    settings: Sequence[str],
+    seed: int,
+    sources: Sequence[Path],
+) -> "Ladder":
+    """The plan that the options ask for; ``sources`` are proposals and the runs that they join.
+
+    Raises
+    ------
+    InputError
+        Neither sizes nor proposals are given, or only one of the two tables.
+    """
+    from scaling.catalog import load_runs
+    from scaling.errors import InputError
+    from scaling.runs import read_table
+    from trainers.ladder import plan_ladder
+    from trainers.proposed import plan_proposed
+
+    if len(sources) == 2:
+        proposals, runs = read_table(sources[0]), load_runs(str(sources[1]))
+        changes = read_pairs(settings)
+        return plan_proposed(proposals, runs, grid=grid, layers=texts.depths(), settings=changes)
+    if sources or not texts.sizes:
+        raise InputError(
+            "`--sizes`, or both `--next-runs` and `--runs`, must be given; write --sizes 50K,100K"
+        )
+    return plan_ladder(
+        texts.rungs(),
+        grid=grid,
+        allocation=allocation,
+        method=method,
+        settings=read_pairs(settings),
+        seed=seed,
+    )
+
+
 def plan(
-    sizes: Annotated[str, typer.Option(help="Non-embedding parameters: 50K,100K,300K.")],
+    sizes: Annotated[str, typer.Option(help="Non-embedding parameters: 50K,100K,300K.")] = "",
     shapes: Annotated[str, typer.Option(help="Shapes of each size: 8,16,16.")] = "16",
     layers: Annotated[str, typer.Option(help="Depth.", metavar=Ranges)] = "2:6",
     mlp_ratio: Annotated[str, typer.Option(help="MLP over attention.", metavar=Ranges)] = "0.5:6",
@@ -231,6 +276,13 @@ def plan(
         typer.Option("--set", help="A field of the recipe: context_length=256.", metavar="N=V"),
     ] = None,
     method: Annotated[str, typer.Option(help="latin-hypercube or factorial.")] = "latin-hypercube",
+    proposals: Annotated[
+        Path | None,
+        typer.Option("--next-runs", help="Plan what `next-runs --out` wrote, instead of sizes."),
+    ] = None,
+    runs: Annotated[
+        Path | None, typer.Option("--runs", help="The run table that these proposals join.")
+    ] = None,
     budget: Annotated[
         str | None, typer.Option("--budget-flops", help="Refuse a plan above this: 1e15.")
     ] = None,
@@ -243,19 +295,13 @@ def plan(
     json: Json = False,
 ) -> None:
     """Plan a ladder over shapes whose effects a law can tell apart; write it as a table."""
-    from trainers.ladder import plan_ladder
-
     texts = Texts(
         sizes=sizes, shapes=shapes, layers=layers, mlp_ratio=mlp_ratio, gqa=gqa, hidden=hidden
     )
-    ladder = plan_ladder(
-        texts.rungs(),
-        grid=grid_of(vocab, head_dim, others, steps, qk_norm),
-        allocation=allocation_of(tokens, seeds, anchors, branches),
-        method=method,
-        settings=read_pairs(settings or ()),
-        seed=seed,
-    )
+    grid = grid_of(vocab, head_dim, others, steps, qk_norm)
+    allocation = allocation_of(tokens, seeds, anchors, branches)
+    tables = [path for path in (proposals, runs) if path is not None]
+    ladder = planned(texts, grid, allocation, method, settings or [], seed, tables)
     ladder = finish(ladder, budget, out, calibrate=calibrate, force=force)
     print_json(ladder.as_json()) if json else typer.echo(ladder.summary())
 

@@ -1,7 +1,7 @@
 """A plan of runs as data: its rows, what they cost, and whether a law can tell its axes apart."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,11 +12,9 @@ from scaling.errors import InputError
 from scaling.printing import json_row
 from scaling.shape import INTEGER_FIELDS, RATIOS, Shape, ShapeTable
 from trainers.confounding import MOST_CORRELATION, Confounding, confounding
-from trainers.optim import Recipe
 from trainers.pricing import ASSUMED, Price
-from trainers.rungs import ANCHOR, PROXY
+from trainers.rungs import ANCHOR
 from trainers.spec import RunSpec
-from trainers.sweep import run_name
 
 SHAPE_AXES = ("hidden_over_sqrt_n", "mlp_to_attention", "gqa", "num_hidden_layers", "head_dim")
 CHOSEN_AXES = SHAPE_AXES[:4]
@@ -25,34 +23,30 @@ WHOLE_AXES = (*SHAPE_AXES, "n_non_embedding", "tokens_per_parameter")
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """One run of a plan: a row of ``plan.csv``.
+    """One run of a plan, a row of ``plan.csv``: what is trained, and the size that it stands for.
 
-    ``tokens`` is what it is trained to, ``branches`` the smaller counts at which a branch decays.
+    The spec's ``branches`` are the smaller token counts at which the run gives a row too.
     """
 
-    shape: Shape
+    spec: RunSpec
     size: str
-    role: str
-    tokens: int
-    branches: tuple[int, ...] = ()
-    seed: int = 0
-    data_seed: int = 0
 
     @property
-    def run_id(self) -> str:
-        """The run's name."""
-        return run_name(self.shape, self.tokens, self.seed)
+    def shape(self) -> Shape:
+        """The run's shape."""
+        return self.spec.shape
 
-    def tokens_trained(self, decay: float) -> float:
-        """Tokens that it costs: the longest run, and the decay of every branch."""
-        return self.tokens + decay * sum(self.branches)
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Token counts at which a loss will be measured, ascending."""
+        return (*sorted(self.spec.branches), self.spec.tokens)
 
 
 def points_of(runs: Sequence[Planned]) -> pd.DataFrame:
     """Every different (shape, tokens) at which a loss will be measured; seeds count once."""
     found: dict[tuple[Shape, int], str] = {}
     for run in runs:
-        for tokens in (*run.branches, run.tokens):
+        for tokens in run.counts:
             found.setdefault((run.shape, tokens), run.size)
     table = ShapeTable.of([shape for shape, _ in found]).frame()
     trained = np.array([tokens for _, tokens in found], dtype=float)
@@ -83,48 +77,28 @@ def worst_of(runs: Sequence[Planned]) -> float:
 class Ladder:
     """A plan of runs.
 
-    ``recipe`` trains them all, and its fields named in ``settings`` are columns of the plan;
-    ``method`` says how the shapes were chosen, ``candidates`` from how many of each size,
-    ``price`` what a step costs on this machine.
+    The fields of the recipe named in ``settings`` are columns of the plan; ``method`` says
+    how the shapes were chosen, ``candidates`` from how many of each size, ``price`` what a step
+    costs on this machine. A plan that ``joins`` runs trained before, given by their axes, is held
+    against the gates together with them.
     """
 
     runs: tuple[Planned, ...]
-    recipe: Recipe
     settings: tuple[str, ...] = ()
     method: str
-    candidates: Mapping[str, int]
+    candidates: Mapping[str, int] = field(default_factory=dict)
     price: Price = ASSUMED
-
-    @cached_property
-    def specs(self) -> list[RunSpec]:
-        """The runs as the trainer takes them."""
-        return [
-            RunSpec(
-                run_id=run.run_id,
-                shape=run.shape,
-                tokens=run.tokens,
-                recipe=self.recipe,
-                seed=run.seed,
-                data_seed=run.data_seed,
-                role=run.role,
-            )
-            for run in self.runs
-        ]
+    joins: pd.DataFrame | None = None
 
     @cached_property
     def flops(self) -> np.ndarray:
         """Training FLOPs of every run, head and attention counted, branches too."""
-        context, decay = self.recipe.context_length, self.recipe.decay
-        return np.array(
-            [run.shape.training_flops(context) * run.tokens_trained(decay) for run in self.runs]
-        )
+        return np.array([run.spec.flops for run in self.runs])
 
     @cached_property
     def seconds(self) -> np.ndarray:
         """Predicted seconds of every run."""
-        batch, decay = self.recipe.batch_tokens, self.recipe.decay
-        steps = np.array([run.tokens_trained(decay) / batch for run in self.runs])
-        return steps * [self.price.seconds(spec) for spec in self.specs]
+        return np.array([self.price.seconds(run.spec) for run in self.runs])
 
     def priced(self, price: Price) -> "Ladder":
         """The same plan at another price."""
@@ -132,18 +106,17 @@ class Ladder:
 
     def frame(self) -> pd.DataFrame:
         """One row per run, the columns of ``plan.csv``."""
-        settings = {name: getattr(self.recipe, name) for name in self.settings}
         rows = [
             {
-                "run_id": run.run_id,
+                "run_id": run.spec.run_id,
                 "size": run.size,
-                "role": run.role,
+                "role": run.spec.role,
                 **asdict(run.shape),
-                "tokens": run.tokens,
-                "branches": ";".join(map(str, run.branches)),
-                "seed": run.seed,
-                "data_seed": run.data_seed,
-                **settings,
+                "tokens": run.spec.tokens,
+                "branches": ";".join(map(str, run.spec.branches)),
+                "seed": run.spec.seed,
+                "data_seed": run.spec.data_seed,
+                **{name: getattr(run.spec.recipe, name) for name in self.settings},
                 "n_non_embedding": run.shape.n_non_embedding,
                 **{name: round(float(getattr(run.shape, name)), 4) for name in RATIOS},
             }
@@ -153,14 +126,22 @@ class Ladder:
             flops_counted=self.flops, predicted_seconds=self.seconds.round(1)
         )
 
+    def points(self) -> pd.DataFrame:
+        """Every different (shape, tokens) at which a loss will be measured; seeds count once."""
+        return points_of(self.runs)
+
     def confounding(self) -> list[Confounding]:
         """Correlations and variance inflation: the shapes of each size, then the whole plan."""
-        return confounding_of(self.runs)
+        if self.joins is None:
+            return confounding_of(self.runs)
+        axes = list(self.joins.columns)
+        both = pd.concat((self.joins, points_of(self.runs)[axes])).drop_duplicates()
+        return [confounding(both, axes, part=f"the plan and {len(self.joins)} runs trained before")]
 
     @cached_property
     def worst(self) -> float:
         """The largest |correlation| anywhere in the plan."""
-        return worst_of(self.runs)
+        return max(part.worst for part in self.confounding())
 
     def refusals(self, most: float = MOST_CORRELATION) -> list[str]:
         """Why a law could not tell some effects apart; empty when it can."""
@@ -199,11 +180,8 @@ class Ladder:
         if total <= budget_flops:
             return
         costs = self.flops_by("size")
-        once = self.flops[[run.role == PROXY or run.seed == 0 for run in self.runs]].sum()
-        short = sum(
-            run.shape.training_flops(self.recipe.context_length) * min((*run.branches, run.tokens))
-            for run in self.runs
-        )
+        once = self.flops[[run.spec.seed == 0 for run in self.runs]].sum()
+        short = sum(run.spec.step_flops * run.spec.ends[0] for run in self.runs)
         raise InputError(
             f"`total FLOPs <= --budget-flops` must hold, but the plan costs {total:.3g} and the "
             f"budget is {budget_flops:.3g}, {budget_flops / total:.0%} of it; by size: "
@@ -243,12 +221,15 @@ class Ladder:
                 if shapes[name].min() < shapes[name].max()
             )
             lines.append(
-                f"{size}: {len(shapes)} shapes of {self.candidates[str(size)]} candidates "
+                f"{size}: {len(shapes)} shapes{self._chosen_from(str(size))} "
                 f"({(shapes['role'] == ANCHOR).sum()} anchors), {len(part)} runs, "
                 f"{part['flops_counted'].sum():.3g} FLOP, "
                 f"{part['predicted_seconds'].sum() / 3600:.2g} core-hours; {ranges}"
             )
         return "\n".join([*lines, *(part.summary() for part in self.confounding())])
+
+    def _chosen_from(self, size: str) -> str:
+        return f" of {self.candidates[size]} candidates" if size in self.candidates else ""
 
     def as_json(self) -> dict[str, Any]:
         """The stable document that ``sweep plan --json`` prints."""

@@ -1,8 +1,9 @@
 """What a run will cost on this machine: seconds per step, measured on a few shapes.
 
-Seconds of a step are a sum of what the machine does: a constant (the optimiser's Python, the
-loss), a cost per layer, per matrix FLOP, per element of the attention's scores and per feature
-that a norm or an activation touches. The coefficients are fitted to timed steps, none below zero.
+The engine knows what a forward and a backward pass cost on the core that it was measured on
+(:func:`trainers.engine.step_seconds`). Here and now a step takes a multiple of that, a constant,
+and what the optimiser needs for every layer and weight: four coefficients, fitted to timed steps,
+none below zero.
 """
 
 import time
@@ -11,16 +12,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from trainers.engine import Engine, compile_seconds, step_seconds
+from trainers.model import ATTENTION_PATHS
 from trainers.spec import RunSpec
 
-ASSUMED_FLOPS_PER_SECOND = 20e9  # of one CPU core, small shapes, when nothing is measured
+ASSUMED_OPTIMISER = 0.1  # of the passes, when nothing is measured
 CALIBRATION_SECONDS = 60.0
 WARM_STEPS, TIMED_STEPS = 2, 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Price:
-    """Seconds per step of training, fitted or assumed.
+    """Seconds of training, fitted or assumed.
 
     ``coefficients`` belong to :func:`step_work`; ``rate`` says in words what they stand on.
     """
@@ -29,28 +32,23 @@ class Price:
     rate: str
 
     def seconds(self, spec: RunSpec) -> float:
-        """Predicted seconds of one step."""
-        return float(np.dot(self.coefficients, step_work(spec)))
+        """Predicted seconds of a run, its branches too, with the engine that it will have."""
+        engine = spec.with_engine().engine or Engine()
+        step = float(np.dot(self.coefficients, step_work(spec, engine)))
+        return compile_seconds(spec.shape, engine) + step * spec.all_steps
 
 
 ASSUMED = Price(
-    coefficients=(0.0, 0.0, 1 / ASSUMED_FLOPS_PER_SECOND, 0.0, 0.0, 1 / ASSUMED_FLOPS_PER_SECOND),
-    rate=f"at an assumed {ASSUMED_FLOPS_PER_SECOND / 1e9:g} GFLOP/s",
+    coefficients=(0.0, 0.0, 0.0, 1 + ASSUMED_OPTIMISER),
+    rate=f"of the core that engines were measured on, {ASSUMED_OPTIMISER:.0%} for the optimiser",
 )
 
 
-def step_work(spec: RunSpec) -> np.ndarray:
-    """Work of one step: steps, layers, matrix FLOPs, scores, features, attention FLOPs, (6,)."""
-    shape, recipe = spec.shape, spec.recipe
-    tokens = recipe.batch_tokens
-    width = shape.num_attention_heads * shape.head_dim
-    scores = tokens * recipe.context_length * shape.num_attention_heads * shape.num_hidden_layers
-    layer = 6 * shape.hidden_size + 3 * shape.intermediate_size + 4 * width
-    features = tokens * (shape.num_hidden_layers * layer + shape.vocab_size)
-    flops = float(shape.training_flops(recipe.context_length)) * tokens
-    attention = 6.0 * width * recipe.context_length * shape.num_hidden_layers * tokens
-    work = (1, shape.num_hidden_layers, flops - attention, scores, features, attention)
-    return np.array(work, dtype=float)
+def step_work(spec: RunSpec, engine: Engine) -> np.ndarray:
+    """Work of one step: 1, layers, weights, seconds of the passes by the engine's model, (4,)."""
+    shape = spec.shape
+    passes = step_seconds(shape, spec.recipe, engine)
+    return np.array([1, shape.num_hidden_layers, shape.n_total, passes], dtype=float)
 
 
 def calibrate(specs: Sequence[RunSpec], *, seconds: float = CALIBRATION_SECONDS) -> Price:
@@ -65,7 +63,7 @@ def calibrate(specs: Sequence[RunSpec], *, seconds: float = CALIBRATION_SECONDS)
     """
     from scipy.optimize import nnls
 
-    different = {(spec.shape, spec.recipe): spec for spec in specs}
+    different = {(spec.shape, spec.recipe): uncompiled(spec) for spec in specs}
     chosen = _spread(list(different.values()), most=12)
     begun, timed, taken = time.perf_counter(), [], []
     for spec in chosen:
@@ -73,7 +71,7 @@ def calibrate(specs: Sequence[RunSpec], *, seconds: float = CALIBRATION_SECONDS)
         taken.append(time_step(spec))
         if time.perf_counter() - begun > seconds:
             break
-    work, measured = np.array([step_work(spec) for spec in timed]), np.array(taken)
+    work, measured = np.array([_eager_work(spec) for spec in timed]), np.array(taken)
     scale = work.max(axis=0)
     relative = work / scale / measured[:, None]  # errors count as shares of the step
     coefficients, _ = nnls(relative, np.ones(len(measured)))
@@ -84,9 +82,20 @@ def calibrate(specs: Sequence[RunSpec], *, seconds: float = CALIBRATION_SECONDS)
     )
 
 
+def uncompiled(spec: RunSpec) -> RunSpec:
+    """The spec with the best engine that does not compile: what can be timed at once."""
+    engines = [Engine(attention=path, compilation="none") for path in ATTENTION_PATHS]
+    best = min(engines, key=lambda engine: step_seconds(spec.shape, spec.recipe, engine))
+    return replace(spec, engine=best)
+
+
+def _eager_work(spec: RunSpec) -> np.ndarray:
+    return step_work(spec, uncompiled(spec).engine or Engine())
+
+
 def _spread(specs: Sequence[RunSpec], most: int) -> list[RunSpec]:
     """Specs that lie far apart in their work, the farthest first."""
-    work = np.log(np.array([step_work(spec)[1:] for spec in specs]))
+    work = np.log(np.array([_eager_work(spec)[1:] for spec in specs]))
     rows = [int(work.sum(axis=1).argmax())]
     apart = np.full(len(specs), np.inf)
     while len(rows) < min(most, len(specs)):
@@ -108,7 +117,7 @@ def time_step(spec: RunSpec) -> float:
 
     torch.set_num_threads(1)
     recipe = spec.recipe
-    model = build(replace(spec, seed=0))
+    model = build(uncompiled(spec))
     optimizer = Optimizer(model, recipe, 1000)
     size = (recipe.sequences, recipe.context_length + 1)
     batch = torch.from_numpy(

@@ -12,8 +12,9 @@ from scaling.printing import print_json, print_table
 
 if TYPE_CHECKING:
     from trainers.corpus import Corpus
-    from trainers.loop import RunSpec
-    from trainers.rate_check import RateCheck, Settings
+    from trainers.rate_check import Settings
+    from trainers.rate_verdict import RateCheck
+    from trainers.spec import RunSpec
     from trainers.sweep import Folder
 
 
@@ -120,12 +121,13 @@ def lr_check(
 ) -> None:
     """Check at a few shapes that the rule's learning rate is the best of three, but for noise."""
     from trainers.rate_check import lr_check as check
-    from trainers.single import progress_lines
+    from trainers.status import shown_progress
 
     asked = settings_of(factor, seeds, rates, tokens, seed_sd)
     specs, prepared, folder = open_plan(plan, corpus, vocab, out, settings or [])
     chosen = choose(specs, runs or [], size)
-    found = check(chosen, prepared, folder, asked, workers=workers, report=progress_lines())
+    with shown_progress() as report:
+        found = check(chosen, prepared, folder, asked, workers=workers, report=report)
     print_json(found.as_json()) if json else show(found)
     found.require()
 

@@ -1,7 +1,9 @@
 """What a ladder is asked for: its sizes, what all its shapes share, its tokens and seeds."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from scaling.space import Space, within
 
 PROXY, ANCHOR = "proxy", "anchor"
 Range = tuple[float, float]
+ASPECT: Range = (0.25, 512.0)  # hidden size per layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,28 +84,7 @@ class Grid:
         InputError
             There is none.
         """
-        low, high = rung.layers
-        space = Space(
-            parameters=rung.parameters,
-            layers=tuple(range(int(np.ceil(low)), int(high) + 1)),
-            head_dims=(head_dim,),
-            vocab_size=self.vocab_size,
-            hidden_step=self.hidden_step,
-            mlp_step=self.mlp_step,
-            tolerance=self.tolerance,
-            max_heads=self.max_heads,
-            qk_norm=self.qk_norm,
-            tie_word_embeddings=self.tie_word_embeddings,
-        )
-        table = space.enumerate()
-        kept = np.flatnonzero(within(table, rung.ranges(), slack=1 + 1e-9))
-        if not len(kept):
-            raise InputError(
-                f"none of the {len(table)} valid shapes of {rung.label} with head dimension "
-                f"{head_dim} lies inside {in_words(rung.ranges())}; widen a range, "
-                "or take finer steps of hidden or intermediate size"
-            )
-        return table.take(kept)
+        return _shapes(self, rung, head_dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +124,49 @@ class Allocation:
     def seeds_of(self, role: str) -> int:
         """Seeds of a shape with that role."""
         return max(self.seeds, self.anchor_seeds) if role == ANCHOR else self.seeds
+
+
+@lru_cache(maxsize=64)
+def _shapes(grid: Grid, rung: Rung, head_dim: int) -> ShapeTable:
+    """Every valid shape of a size: kept, because a choice asks for it several times."""
+    low, high = rung.layers
+    parts = []
+    for layers in range(int(np.ceil(low)), int(high) + 1):
+        with suppress(InputError):  # a depth without a shape is none, where another depth has some
+            parts.append(_shapes_of_depth(grid, rung.parameters, layers, head_dim))
+    table = ShapeTable(
+        **{
+            field.name: np.concatenate([getattr(part, field.name) for part in parts] or [[]])
+            for field in fields(ShapeTable)
+        }
+    )
+    kept = np.flatnonzero(within(table, rung.ranges(), slack=1 + 1e-9)) if parts else np.array([])
+    if not len(kept):
+        raise InputError(
+            f"none of the {len(table)} valid shapes of {rung.label} with head dimension "
+            f"{head_dim} lies inside {in_words(rung.ranges())}; widen a range, "
+            "or take finer steps of hidden or intermediate size"
+        )
+    return table.take(kept)
+
+
+def _shapes_of_depth(grid: Grid, parameters: int, layers: int, head_dim: int) -> ShapeTable:
+    # One head is the least that a layer can have: a wider shape would be above the size.
+    widest = parameters * (1 + grid.tolerance) / (4 * head_dim * layers**2)
+    space = Space(
+        parameters=parameters,
+        layers=(layers,),
+        head_dims=(head_dim,),
+        vocab_size=grid.vocab_size,
+        hidden_step=grid.hidden_step,
+        mlp_step=grid.mlp_step,
+        tolerance=grid.tolerance,
+        max_heads=grid.max_heads,
+        qk_norm=grid.qk_norm,
+        tie_word_embeddings=grid.tie_word_embeddings,
+        aspect=(ASPECT[0], min(ASPECT[1], widest)),
+    )
+    return space.enumerate()
 
 
 def in_words(ranges: Mapping[str, Range]) -> str:

@@ -1,8 +1,5 @@
 """Train the shape of one config file, through the same ledger as a sweep."""
 
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from scaling.errors import InputError, WorkError
@@ -11,12 +8,10 @@ from scaling.printing import json_row
 from scaling.quantities import parse_count
 from scaling.shape import Shape
 from trainers.corpus import count_windows, prepare
-from trainers.ledger import RUNNING, Entry
 from trainers.optim import Recipe
 from trainers.spec import RunSpec
+from trainers.status import shown_progress
 from trainers.sweep import Folder, run_name, run_plan
-
-LINE_SECONDS = 10.0
 
 
 def train_config(
@@ -49,27 +44,9 @@ def train_config(
     spec = RunSpec(
         run_id=run_name(shape, count, seed), shape=shape, tokens=count, recipe=recipe, seed=seed
     )
-    runs = run_plan([spec], prepared, folder, workers=1, report=progress_lines())
+    with shown_progress() as report:
+        runs = run_plan([spec], prepared, folder, workers=1, report=report)
     row = runs.iloc[0].to_dict()
     if row["status"] != "done":
         raise WorkError(f"{spec.run_id} {row['status']}: its loss is not finite; lower the rate")
     return json_row(row)
-
-
-def progress_lines() -> Callable[[list[Entry]], None]:
-    """A report for :func:`trainers.sweep.run_plan` that writes a line now and then."""
-    last = time.monotonic()
-
-    def report(entries: list[Entry]) -> None:
-        nonlocal last
-        if time.monotonic() - last >= LINE_SECONDS:
-            last = time.monotonic()
-            finished = sum(entry.row is not None for entry in entries)
-            running = ", ".join(
-                f"{entry.run_id} {100 * entry.step / entry.steps:.0f} %"
-                for entry in entries
-                if entry.state == RUNNING
-            )
-            print(f"{finished} of {len(entries)} runs done; {running}", file=sys.stderr)
-
-    return report

@@ -3,27 +3,31 @@
 Letters: R replicas, S sequences, T positions; a weight of a model is (R, ...) in a stack.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from scaling.errors import InputError
+from trainers.chunked import chunked_cross_entropy
+from trainers.engine import Engine
 from trainers.evaluate import token_losses
+from trainers.loop import build
 from trainers.model import Transformer
+from trainers.muon import Muon, orthogonalise
 from trainers.optim import Optimizer, Recipe
 from trainers.spec import RunSpec
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # arXiv 2502.16982, as torch.optim.Muon has them
-NEWTON_SCHULZ_STEPS = 5
-TINY = 1e-7
+LOGITS = 2**28  # of a step: in fp32 with their gradient these take 2 GiB
 
 
-class _Loss(nn.Module):
-    """Mean training loss of one model: what is mapped over the replicas."""
+class MeanLoss(nn.Module):
+    """Mean training loss of one model as a module: what is mapped over replicas, or sharded.
+
+    Where the logits would be large they are never whole: see :mod:`trainers.chunked`.
+    """
 
     def __init__(self, model: Transformer, recipe: Recipe) -> None:
         super().__init__()
@@ -31,21 +35,30 @@ class _Loss(nn.Module):
 
     def forward(self, batch: Tensor) -> Tensor:
         """Mean loss of (S, T + 1) tokens."""
-        return token_losses(self.model, batch, self.recipe).mean()
+        targets = batch[:, 1:]
+        if targets.numel() * self.model.shape.vocab_size <= LOGITS:
+            return token_losses(self.model, batch, self.recipe).mean()
+        lower = self.recipe.dtype == "bfloat16"
+        with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=lower):
+            hidden = self.model(batch[:, :-1])
+            return chunked_cross_entropy(hidden, self.model.lm_head.weight, targets)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Group:
-    """Weights under one rule of one optimiser; its numbers are (R,) in float64."""
+    """Weights under one of the recipe's optimisers; its numbers are (R,) in float64."""
 
-    part: int
-    rule: str
+    part: torch.optim.Optimizer
+    index: int
     names: tuple[str, ...]
     peak: Tensor
     weight_decay: Tensor
     momentum: Tensor
-    betas: tuple[float, float]
-    eps: float
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """What the optimiser keeps of each weight."""
+        return ("momentum_buffer",) if isinstance(self.part, Muon) else ("exp_avg", "exp_avg_sq")
 
 
 class Stack:
@@ -74,42 +87,36 @@ class Stack:
                 f"sequences, but {', '.join(spec.run_id for spec in specs)} differ; use packs()"
             )
         self.specs, self.device = tuple(specs), device
-        # vmap has a rule for the fused attention of GPUs, none for that of the CPU
-        path = "sdpa" if device.type == "cuda" else "matmul"
-        self.models = [_initial(spec, path) for spec in specs]
+        self.models = [_initial(spec, device) for spec in specs]
         self.optimizers = [
             Optimizer(model, spec.recipe, spec.steps)
             for model, spec in zip(self.models, specs, strict=True)
         ]
-        losses = [_Loss(model, specs[0].recipe) for model in self.models]
+        losses = [MeanLoss(model, specs[0].recipe) for model in self.models]
         stacked, _ = stack_module_state(losses)
         self.parameters = {
             name.removeprefix("model."): value.detach().to(device).requires_grad_()
             for name, value in stacked.items()
         }
-        self._template = _Loss(_initial(specs[0], path), specs[0].recipe).to(device)
+        self._template = MeanLoss(_initial(specs[0], device), specs[0].recipe).to(device)
         self._groups = self._read_groups()
         self.moments = self._zero_moments()
         self._clip = torch.tensor([spec.recipe.clip for spec in specs], device=device)
 
     def _read_groups(self) -> list[_Group]:
         """The rules of the replicas' own optimisers, which stay the one source of them."""
+        names = {id(weight): name for name, weight in self.models[0].named_parameters()}
         groups = []
-        for part in range(len(self.optimizers[0].parts)):
-            settings = [own.parts[part].param_groups[0] for own in self.optimizers]
-            ids = {id(weight) for weight in settings[0]["params"]}
-            names = [name for name, w in self.models[0].named_parameters() if id(w) in ids]
-            first = settings[0]
+        for index, part in enumerate(self.optimizers[0].parts):
+            settings = [own.parts[index].param_groups[0] for own in self.optimizers]
             groups.append(
                 _Group(
                     part=part,
-                    rule="adamw" if "betas" in first else "muon",
-                    names=tuple(names),
-                    peak=self._numbers([own.peaks[part] for own in self.optimizers]),
+                    index=index,
+                    names=tuple(names[id(weight)] for weight in settings[0]["params"]),
+                    peak=self._numbers([own.peaks[index] for own in self.optimizers]),
                     weight_decay=self._numbers([each["weight_decay"] for each in settings]),
                     momentum=self._numbers([each.get("momentum", 0.0) for each in settings]),
-                    betas=first.get("betas", (0.0, 0.0)),
-                    eps=first["eps"],
                 )
             )
         return groups
@@ -118,18 +125,20 @@ class Stack:
         return torch.tensor(values, dtype=torch.float64, device=self.device)
 
     def _zero_moments(self) -> dict[str, Tensor]:
-        keys = {"adamw": ("exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",)}
         return {
             f"{name}.{key}": torch.zeros_like(self.parameters[name].detach())
             for group in self._groups
             for name in group.names
-            for key in keys[group.rule]
+            for key in group.moments
         }
 
-    def shares(self, first: int, count: int) -> Tensor:
-        """Learning rates of steps as shares of the peaks, (count, R), float64, on the host."""
+    def shares(self, first: int, count: int, end: int) -> Tensor:
+        """Learning rates of steps as shares of the peaks, (count, R), float64, on the host.
+
+        ``end`` is the number of steps that the schedule is made for.
+        """
         rows = [
-            [spec.recipe.share(step, spec.steps) for spec in self.specs]
+            [spec.recipe.share(step, end) for spec in self.specs]
             for step in range(first, first + count)
         ]
         return torch.tensor(rows, dtype=torch.float64)
@@ -164,7 +173,7 @@ class Stack:
         gradients = {name: value * _along(scale, value) for name, value in gradients.items()}
         for group in self._groups:
             rate = group.peak * share
-            if group.rule == "muon":
+            if isinstance(group.part, Muon):
                 self._muon(group, gradients, rate)
             else:
                 self._adamw(group, gradients, rate, count)
@@ -178,7 +187,8 @@ class Stack:
     def _adamw(
         self, group: _Group, gradients: dict[str, Tensor], rate: Tensor, count: Tensor
     ) -> None:
-        first_beta, second_beta = group.betas
+        settings = group.part.param_groups[0]
+        first_beta, second_beta = settings["betas"]
         step_size = rate / (1 - first_beta**count)
         correction = (1 - second_beta**count).sqrt().float()
         for name in group.names:
@@ -187,25 +197,29 @@ class Stack:
             first.lerp_(gradient, 1 - first_beta)
             second.mul_(second_beta).addcmul_(gradient, gradient, value=1 - second_beta)
             weight.mul_(_along(1 - rate * group.weight_decay, weight))
-            denominator = second.sqrt() / correction + group.eps
+            denominator = second.sqrt() / correction + settings["eps"]
             weight.sub_(first / denominator * _along(step_size, weight))
 
     def _muon(self, group: _Group, gradients: dict[str, Tensor], rate: Tensor) -> None:
-        """Muon with Nesterov momentum; matrices of one size are orthogonalised together."""
-        by_size: dict[torch.Size, list[str]] = {}
-        for name in group.names:
-            by_size.setdefault(self.parameters[name].shape, []).append(name)
-        for size, names in by_size.items():
-            directions = []
-            for name in names:
-                buffer, gradient = self.moments[f"{name}.momentum_buffer"], gradients[name]
-                buffer.lerp_(gradient, _along(1 - group.momentum, buffer))
-                directions.append(gradient.lerp(buffer, _along(group.momentum, buffer)))
-            scaled = rate * math.sqrt(max(1.0, size[-2] / size[-1]))
-            for name, direction in zip(names, orthogonalise(torch.stack(directions)), strict=True):
-                weight = self.parameters[name]
-                weight.mul_(_along(1 - rate * group.weight_decay, weight))
-                weight.sub_(direction * _along(scaled, weight))
+        """:class:`trainers.muon.Muon`; pieces of one size of all replicas go together."""
+        assert isinstance(group.part, Muon)
+        by_size: dict[torch.Size, tuple[list[Tensor], list[Tensor]]] = {}
+        for name, rows in zip(group.names, group.part.pieces, strict=True):
+            buffer, weight = self.moments[f"{name}.momentum_buffer"], self.parameters[name]
+            buffer.lerp_(gradients[name], _along(1 - group.momentum, buffer))
+            direction = gradients[name].lerp(buffer, _along(group.momentum, buffer))
+            weight.mul_(_along(1 - rate * group.weight_decay, weight))
+            for target, part in zip(
+                weight.split(rows, dim=1), direction.split(rows, dim=1), strict=True
+            ):
+                targets, parts = by_size.setdefault(part.shape, ([], []))
+                targets.append(target)
+                parts.append(part)
+        for size, (targets, parts) in by_size.items():
+            turned = orthogonalise(torch.stack(parts)).to(targets[0].dtype)
+            scaled = _along(rate * group.part.scale(*size[1:]), targets[0])
+            for target, update in zip(targets, turned, strict=True):
+                target.sub_(update * scaled)
 
     def restore(self, index: int, *, steps: int) -> tuple[Transformer, Optimizer]:
         """One replica as a plain model and optimiser on the CPU, as after ``steps`` steps."""
@@ -215,14 +229,14 @@ class Stack:
             for name, weight in own.items():
                 weight.copy_(self.parameters[name][index])
         for group in self._groups:
-            part = optimizer.parts[group.part]
+            part = optimizer.parts[group.index]
             for name in group.names:
                 part.state[own[name]] = {
                     key.removeprefix(f"{name}."): value[index].to("cpu", copy=True)
                     for key, value in self.moments.items()
                     if key.startswith(f"{name}.")
                 }
-                if group.rule == "adamw":
+                if not isinstance(part, Muon):
                     part.state[own[name]]["step"] = torch.tensor(float(steps))
         return model, optimizer
 
@@ -242,31 +256,17 @@ def stackable(spec: RunSpec) -> tuple[object, ...]:
     """What specs must have in common to be trained in one stack."""
     recipe = spec.recipe
     common = (recipe.optimizer, recipe.dtype, recipe.context_length, recipe.sequences)
-    return (spec.shape, spec.steps, *common)
+    return (spec.shape, tuple(spec.ends), *common, recipe.muon_scale)
 
 
-def orthogonalise(matrices: Tensor) -> Tensor:
-    """Nearest semi-orthogonal matrices, roughly, of (..., rows, columns), in bf16.
-
-    Newton-Schulz with the quintic of arXiv 2502.16982, as in :class:`torch.optim.Muon`.
-    """
-    a, b, c = NEWTON_SCHULZ
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.bfloat16().flatten(0, -3)
-    x = x.mT if tall else x
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=TINY)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomial, x, beta=a)
-    return (x.mT if tall else x).view_as(matrices)
+def attention_path(device: torch.device) -> str:
+    """The attention of a stack: vmap has a rule for GPUs' fused kernels, none for the CPU's."""
+    return "sdpa" if device.type == "cuda" else "matmul"
 
 
-def _initial(spec: RunSpec, attention: str) -> Transformer:
+def _initial(spec: RunSpec, device: torch.device) -> Transformer:
     """The model of a spec at its initial weights, with the attention path of a stack."""
-    model = Transformer(spec.shape, context_length=spec.recipe.context_length, attention=attention)
-    model.initialise(spec.seed)
-    return model
+    return build(replace(spec, engine=Engine(attention=attention_path(device))))
 
 
 def _along(values: Tensor, like: Tensor) -> Tensor:

@@ -1,56 +1,44 @@
-"""Train every planned run that the ledger lacks: one process per core, one thread each."""
+"""Train every planned run that the ledger lacks, on the workers of a launcher."""
 
-import multiprocessing
-import os
 import shutil
-import signal
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import pandas as pd
 
 from scaling.errors import InputError, WorkError
+from scaling.files import read_json, write_json
 from scaling.printing import note
-from scaling.runs import check_numbers, read_table, require_columns
+from scaling.runs import check_numbers, read_table, require_columns, write_runs
 from scaling.shape import INTEGER_FIELDS, Shape
 from trainers.corpus import Corpus, count_windows
-from trainers.ledger import DIVERGED, PLANNED, RUNNING, Entry, Ledger
-from trainers.loop import Diverged, train
+from trainers.launchers._base import Job, Launcher, supervise
+from trainers.launchers._local import cores
+from trainers.launchers.registry import launcher_named
+from trainers.ledger import (
+    DIVERGED,
+    FAILED,
+    PLANNED,
+    RUNNING,
+    Entry,
+    Ledger,
+    is_database,
+    open_ledger,
+)
+from trainers.network_disks import network_disk
 from trainers.optim import Recipe
-from trainers.rows import settings_row
 from trainers.spec import RunSpec
+from trainers.worker import Folder
 
-BEAT_SECONDS = 1.0
-POLL_SECONDS = 0.25
+__all__ = [
+    "Folder", "cores", "existing_ledger", "read_plan", "retry_runs", "run_name",
+    "run_plan", "run_table",
+]  # fmt: skip
 MEBIBYTE = 2**20
-
-
-class Orphaned(RuntimeError):
-    """The process that started this worker is gone, or the row belongs to another worker."""
-
-
-@dataclass(frozen=True)
-class Folder:
-    """Where a sweep keeps its things."""
-
-    path: Path
-
-    @property
-    def ledger(self) -> Path:
-        """The ledger's file."""
-        return self.path / "ledger.sqlite"
-
-    @property
-    def corpus(self) -> Path:
-        """The prepared corpus."""
-        return self.path / "corpus"
-
-    def run(self, run_id: str) -> Path:
-        """Checkpoint, weights and held-out losses of one run."""
-        return self.path / "runs" / run_id
+Report = Callable[[list[Entry]], None]
 
 
 def run_name(shape: Shape, tokens: int, seed: int) -> str:
@@ -64,8 +52,8 @@ def run_name(shape: Shape, tokens: int, seed: int) -> str:
 def read_plan(path: Path, corpus: Corpus, recipe: Recipe) -> list[RunSpec]:
     """Read a plan: one run per row, the fields of a shape and ``tokens``.
 
-    ``seed``, ``data_seed``, ``role``, ``run_id`` and any field of the recipe may be columns too;
-    the vocabulary is that of the corpus.
+    ``seed``, ``data_seed``, ``role``, ``run_id``, ``branches`` (token counts with ``;`` between
+    them) and any field of the recipe may be columns too; the vocabulary is that of the corpus.
 
     Raises
     ------
@@ -114,6 +102,9 @@ def _spec(row: dict[Any, Any], corpus: Corpus, recipe: Recipe) -> RunSpec:
         seed=seed,
         data_seed=int(row.get("data_seed", 0)),
         role=str(row.get("role", "proxy")),
+        branches=tuple(
+            round(float(count)) for count in str(row.get("branches", "")).split(";") if count
+        ),
     )
 
 
@@ -123,51 +114,186 @@ def run_plan(
     folder: Folder,
     *,
     workers: int | None = None,
-    report: Callable[[list[Entry]], None] = lambda entries: None,
+    report: Report = lambda entries: None,
+    launcher: str | Launcher = "local",
+    ledger: str | None = None,
 ) -> pd.DataFrame:
     """Train what the ledger lacks and return the run table of these specs.
+
+    The table of all runs of the ledger is kept in the folder's ``runs.csv`` as they end.
 
     Parameters
     ----------
     workers
-        Processes; by default one per core.
+        How many; by default as many as the launcher's place is made for, here one per core or GPU.
     report
         Called several times a second with the entries of these runs, for a progress display.
+    launcher
+        Its name, or one with options.
+    ledger
+        Another one than the folder's file: a ``postgresql://`` URL or a path.
 
     Raises
     ------
+    InputError
+        The launcher cannot be used here, or workers on several machines would share an SQLite file.
     WorkError
         A run failed; finished rows are kept, and the same call goes on from there. A run that
         diverged is no failure of the work: it has a row, with its status and without a loss.
     """
+    place = launcher_named(launcher) if isinstance(launcher, str) else launcher
     _check_space(folder.path, specs)
-    ledger = Ledger(folder.ledger)
-    ledger.plan(specs, [spec.identity(corpus) for spec in specs])
-    ledger.retry()
-    wanted = {spec.run_id for spec in specs}
+    address = ledger_address(folder, ledger)
+    _check_disk(address, place.several_machines)
+    book = open_ledger(address)
+    _remember(folder, ledger)
+    specs = [spec.with_engine() for spec in specs]
+    book.plan(specs, [spec.identity(corpus) for spec in specs])
+    book.retry()
+    watched = _Watched(book, folder, {spec.run_id for spec in specs}, report)
+    job = Job(ledger=address, folder=folder.path.absolute())
+    return _train_all(watched, job, place, workers)
 
-    def current() -> list[Entry]:
-        return [entry for entry in ledger.entries() if entry.run_id in wanted]
 
-    unfinished = [entry for entry in current() if entry.state in (PLANNED, RUNNING)]
-    if unfinished:
-        _work(folder, min(workers or cores(), len(unfinished)), lambda: report(current()))
-    entries = current()
-    report(entries)
+def join(
+    folder: Folder,
+    *,
+    workers: int | None = None,
+    report: Report = lambda entries: None,
+    ledger: str | None = None,
+) -> pd.DataFrame:
+    """Help with a sweep that was started elsewhere, with processes of this machine.
+
+    Returns the run table of all its runs; raises as :func:`run_plan` does.
+    """
+    address = ledger_address(folder, ledger)
+    book = existing_ledger(folder.path, ledger)
+    _check_disk(address, several_machines=True)
+    watched = _Watched(book, folder, {entry.run_id for entry in book.entries()}, report)
+    job = Job(ledger=address, folder=folder.path.absolute())
+    return _train_all(watched, job, launcher_named("local"), workers)
+
+
+def _train_all(
+    watched: "_Watched", job: Job, launcher: Launcher, workers: int | None
+) -> pd.DataFrame:
+    reasons: list[str] = []
+    if watched.progress() is not None:
+        launcher.open(job)
+        left = sum(entry.state in (PLANNED, RUNNING) for entry in watched.entries())
+        number = min(workers or launcher.default_workers(), left)
+        reasons = supervise(launcher, job, number, watched.progress)
+    watched.progress()
+    return _ended(watched.entries(), reasons)
+
+
+class _Watched:
+    """The runs of a plan as their workers go on."""
+
+    def __init__(self, ledger: Ledger, folder: Folder, wanted: set[str], report: Report) -> None:
+        self.ledger, self.folder, self.wanted, self.report = ledger, folder, wanted, report
+        self.ended = 0
+
+    def entries(self) -> list[Entry]:
+        return [entry for entry in self.ledger.entries() if entry.run_id in self.wanted]
+
+    def progress(self) -> float | None:
+        """Show where the runs stand; the FLOPs done, or None when every run has ended."""
+        every = self.ledger.entries()
+        entries = [entry for entry in every if entry.run_id in self.wanted]
+        self.report(entries)
+        ended = sum(entry.row is not None for entry in every)
+        if ended != self.ended or (ended and not self.folder.table.exists()):
+            write_runs(self.folder.table, run_table(every))
+            self.ended = ended
+        if not any(entry.state in (PLANNED, RUNNING) for entry in entries):
+            return None
+        return sum(entry.flops * entry.step / entry.steps for entry in entries)
+
+
+def _ended(entries: list[Entry], reasons: list[str]) -> pd.DataFrame:
+    """The run table of runs that have all ended in order."""
     broken = [entry for entry in entries if entry.row is None]
     if broken:
         first = broken[0]
+        why = first.message or (f"its worker {reasons[0]}" if reasons else "its worker ended early")
         raise WorkError(
             f"{len(broken)} of {len(entries)} runs did not finish; {first.run_id} {first.state}: "
-            f"{first.message or 'its worker ended early'}; start again to go on"
+            f"{why}; start again to go on"
         )
-    return pd.DataFrame([entry.row for entry in entries])
+    return run_table(entries)
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+def run_table(entries: Sequence[Entry]) -> pd.DataFrame:
+    """The rows of all runs that are done or diverged; a run with branches has several."""
+    return pd.DataFrame([row for entry in entries for row in entry.rows])
+
+
+def ledger_address(folder: Folder, given: str | None) -> str:
+    """Where the ledger of a sweep is: as given, as it was given when it began, or in its folder.
+
+    Raises
+    ------
+    InputError
+        The sweep has another ledger already.
+    """
+    kept = read_json(folder.record).get("ledger") if folder.record.exists() else None
+    if given is None:
+        return str(kept or folder.ledger.absolute())
+    if (
+        kept is None
+        and folder.ledger.exists()
+        and Path(given).absolute() != folder.ledger.absolute()
+    ):
+        raise InputError(
+            f"{folder.path} holds a sweep whose ledger is ledger.sqlite; leave --ledger out, or "
+            "choose another --out folder"
+        )
+    if kept is not None and kept != without_password(given):
+        raise InputError(
+            f"{folder.path} holds a sweep whose ledger is {kept}, but --ledger is "
+            f"{without_password(given)}; choose another --out folder"
+        )
+    return given
+
+
+def without_password(address: str) -> str:
+    """A URL as it may be written down; libpq finds passwords in ``~/.pgpass`` or PGPASSWORD.
+
+    Examples
+    --------
+    >>> without_password("postgresql://ada:secret@host/ladders?sweep=first")
+    'postgresql://ada@host/ladders?sweep=first'
+    """
+    if not is_database(address):
+        return str(Path(address).absolute())
+    parts = urlsplit(address)
+    user, separator, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=user.partition(":")[0] + separator + host))
+
+
+def _remember(folder: Folder, ledger: str | None) -> None:
+    """Let status, retry and export find a ledger that lies elsewhere."""
+    if ledger is not None and not folder.record.exists():
+        write_json(folder.record, {"ledger": without_password(ledger)})
+
+
+def _check_disk(address: str, several_machines: bool) -> None:
+    """SQLite's locks and shared memory do not reach across a network."""
+    if is_database(address):
+        return
+    kind = network_disk(Path(address))
+    way_out = "give --ledger postgresql://USER@HOST/DATABASE?sweep=NAME"
+    if kind and several_machines:
+        raise InputError(
+            f"`--ledger` must be a database where workers run on several machines: {address} is a "
+            f"file on a network disk ({kind}), whose locks do not hold between machines; {way_out}"
+        )
+    if kind:
+        note(
+            f"note: {address} is on a network disk ({kind}); never start a second machine on it: "
+            f"{way_out}"
+        )
 
 
 def _check_space(path: Path, specs: Sequence[RunSpec]) -> None:
@@ -182,72 +308,7 @@ def _check_space(path: Path, specs: Sequence[RunSpec]) -> None:
         )
 
 
-def _work(folder: Folder, workers: int, report: Callable[[], None]) -> None:
-    """Run worker processes until none has anything left to do."""
-    context = multiprocessing.get_context("spawn")
-    arguments = (str(folder.path), os.getpid())
-    processes = [
-        context.Process(target=worker, args=arguments, daemon=True) for _ in range(workers)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        while any(process.is_alive() for process in processes):
-            report()
-            time.sleep(POLL_SECONDS)
-    finally:
-        for process in processes:
-            process.terminate()
-            process.join()
-
-
-def worker(path: str, parent: int) -> None:
-    """Take runs from the ledger until none is left; end when the parent does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends its workers
-    try:
-        _take_runs(Folder(Path(path)), parent)
-    except WorkError as error:
-        note(f"worker: {error}")
-        raise SystemExit(1) from None
-
-
-def _take_runs(folder: Folder, parent: int) -> None:
-    ledger = Ledger(folder.ledger)
-    corpus = Corpus.load(folder.corpus)
-    while os.getppid() == parent:
-        spec = ledger.claim()
-        if spec is None:
-            if not any(entry.state == RUNNING for entry in ledger.entries()):
-                return
-            time.sleep(POLL_SECONDS)  # another worker may die and leave its row
-            continue
-        _train_one(spec, corpus, folder, ledger, parent)
-
-
-def _train_one(spec: RunSpec, corpus: Corpus, folder: Folder, ledger: Ledger, parent: int) -> None:
-    last = 0.0
-
-    def watch(step: int) -> None:
-        nonlocal last
-        if os.getppid() != parent:
-            raise Orphaned
-        if time.monotonic() - last >= BEAT_SECONDS:
-            last = time.monotonic()
-            if not ledger.beat(spec.run_id, step):
-                raise Orphaned
-
-    try:
-        ledger.finish(spec.run_id, train(spec, corpus, folder.run(spec.run_id), watch=watch))
-    except Orphaned:
-        return
-    except Diverged as error:
-        row = settings_row(spec, corpus, status=DIVERGED)
-        ledger.diverge(spec.run_id, str(error), row)
-    except Exception as error:  # whatever it is, the other runs of the plan go on
-        ledger.fail(spec.run_id, f"{type(error).__name__}: {error}")
-
-
-def existing_ledger(path: Path) -> Ledger:
+def existing_ledger(path: Path, ledger: str | None = None) -> Ledger:
     """The ledger of a sweep's folder.
 
     Raises
@@ -256,6 +317,34 @@ def existing_ledger(path: Path) -> Ledger:
         There is none.
     """
     folder = Folder(path)
-    if not folder.ledger.exists():
+    address = ledger_address(folder, ledger)
+    if not is_database(address) and not Path(address).exists():
         raise InputError(f"{path} has no ledger.sqlite; give the --out folder of a sweep")
-    return Ledger(folder.ledger)
+    return open_ledger(address)
+
+
+def retry_runs(
+    ledger: Ledger, run_ids: Sequence[str] | None = None, *, diverged: bool = False
+) -> list[str]:
+    """Plan failed runs again, and diverged ones if asked to; returns their names.
+
+    Raises
+    ------
+    InputError
+        A named run is not in the ledger, or is in no state to be planned again.
+    """
+    states = (FAILED, DIVERGED) if diverged else (FAILED,)
+    known = {entry.run_id: entry.state for entry in ledger.entries()}
+    for run_id in run_ids or ():
+        state = known.get(run_id)
+        if state is None:
+            raise InputError(f"the sweep has no run {run_id!r}; `shapelaw sweep status` lists them")
+        if state not in states:
+            way_out = "; give --diverged too" if state == DIVERGED else ""
+            raise InputError(
+                f"`state` of {run_id} must be {' or '.join(states)}, but is {state}{way_out}"
+            )
+    again = [name for name, state in known.items() if state in states]
+    again = [name for name in again if not run_ids or name in run_ids]
+    ledger.retry(states=states, run_ids=again)
+    return again

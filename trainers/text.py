@@ -20,13 +20,13 @@ SPLIT_BY_DOCUMENT = 5 * VALIDATION_SHARE  # with fewer documents the last tenth 
 
 
 class Spool:
-    """A nameless file of text; it goes with the process, however that ends."""
+    """A nameless file of text, for a ``with``; it goes with the process, however that ends."""
 
     def __init__(self, folder: Path) -> None:
         """Open one on the disk of ``folder``, which need not exist yet."""
         place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
         try:
-            self.file = tempfile.TemporaryFile(dir=place)  # noqa: SIM115  closed by close()
+            self.file = tempfile.TemporaryFile(dir=place)  # noqa: SIM115  closed by __exit__
         except OSError as error:
             raise WorkError(
                 f"{folder} cannot be written to ({error.strerror}); choose another --out folder"
@@ -50,8 +50,10 @@ class Spool:
         self.file.seek(offset)
         return self.file.read(size)
 
-    def close(self) -> None:
-        """Give the space back."""
+    def __enter__(self) -> "Spool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.file.close()
 
 

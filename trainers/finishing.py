@@ -1,0 +1,61 @@
+"""What a run leaves: files and rows of the run table."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from scaling.files import write_whole
+from trainers.corpus import Corpus
+from trainers.device import describe
+from trainers.encoding import load_encoding
+from trainers.evaluate import evaluate, evaluate_sets
+from trainers.export import export
+from trainers.model import Transformer
+from trainers.rows import Row, result_columns, settings_row
+from trainers.spec import Diverged, RunSpec
+
+
+def measured(
+    spec: RunSpec, model: Transformer, corpus: Corpus, folder: Path, *, end: int, seconds: float
+) -> Row:
+    """Evaluate a trained model where it lies, keep the loss of every window, return the row.
+
+    Parameters
+    ----------
+    end
+        Steps of the branch that the weights are of.
+    seconds
+        Of training.
+
+    Raises
+    ------
+    Diverged
+        The held-out loss is not a finite number; nothing is written.
+    """
+    device = model.embed_tokens.weight.device
+    per_byte = corpus.bytes_per_token
+    result = evaluate(model, corpus.validation(), spec.recipe, bytes_per_token=per_byte)
+    if not np.isfinite(result.loss):
+        raise Diverged(f"held-out loss is {result.loss} after {end} steps")
+    sets = evaluate_sets(model, corpus.validation_sets(), spec.recipe)
+    name = "windows.npy" if end == spec.steps else f"windows-{end}.npy"
+    write_whole(folder / name, lambda target: np.save(target, result.windows))
+    settings = settings_row(spec, corpus, status="done", end=end, device=describe(device))
+    tokens = end * spec.recipe.batch_tokens
+    return settings | result_columns(result, sets, seconds=seconds, tokens=tokens)
+
+
+def export_run(spec: RunSpec, model: Transformer, corpus: Corpus, folder: Path) -> None:
+    """Write the weights of a finished run as Hugging Face has them, with config and tokenizer."""
+    export(
+        folder,
+        model.cpu(),
+        max_position_embeddings=spec.recipe.context_length,
+        tokenizer=load_encoding(Path(corpus.folder)),
+    )
+
+
+def diverged(spec: RunSpec, corpus: Corpus, device: torch.device) -> Row:
+    """The row of a run whose loss stopped being a finite number."""
+    return settings_row(spec, corpus, status="diverged", device=describe(device))

@@ -1,0 +1,157 @@
+"""Workers as jobs of SLURM, through submitit (extra ``[slurm]``).
+
+A job that reaches its time limit or is preempted is put back into the queue by submitit, and goes
+on from the last checkpoint. https://github.com/facebookincubator/submitit
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scaling.errors import InputError
+from trainers.launchers._base import IDLE_SECONDS, End, Job, Launcher
+
+DEFAULTS = {"name": "shapelaw", "timeout_min": 240, "cpus_per_task": 1}
+REQUEUES = 1000  # a sweep may well outlive a hundred time limits
+STOP_SECONDS = 10.0
+CLUSTERS = ("slurm", "local")
+LISTS = ("setup", "srun_args", "teardown")  # several commands, separated by ;
+SHELL_ONLY = ("additional_parameters",)  # a dictionary, which no option can hold
+
+
+class SlurmLauncher(Launcher):
+    """One SLURM job per worker, all in one job array.
+
+    Options: every setting of submitit by its name (``partition``, ``timeout_min``, ``mem_gb``,
+    ``gpus_per_node``, ``account``, ``qos``, ``constraint``, ``array_parallelism``, ...), and
+    ``cluster=local`` for a trial of the same path with processes of this machine.
+    """
+
+    several_machines = True
+
+    def __init__(self, options: Mapping[str, str]) -> None:
+        self.cluster = options.get("cluster", "slurm")
+        if self.cluster not in CLUSTERS:
+            raise InputError(
+                f"`cluster` must be one of {', '.join(CLUSTERS)}, but got {self.cluster!r}"
+            )
+        given = {name: value for name, value in options.items() if name != "cluster"}
+        self.parameters = DEFAULTS | (_parameters(given) if given else {})
+        self.jobs: dict[int, Any] = {}
+        self.executor: Any = None
+
+    def open(self, job: Job) -> None:
+        """Make the executor; logs of the jobs go to ``slurm/`` in the sweep's folder."""
+        submitit = _submitit()
+        settings = {"slurm_max_num_timeout": REQUEUES} if self.cluster == "slurm" else {}
+        try:
+            self.executor = submitit.AutoExecutor(
+                folder=job.folder / "slurm", cluster=self.cluster, **settings
+            )
+            self.executor.update_parameters(**self.parameters)
+        except RuntimeError as error:
+            raise InputError(
+                f"there is no SLURM here ({error}); run this on a login node of the cluster, or "
+                "give --option cluster=local for a trial on this machine"
+            ) from error
+
+    def default_workers(self) -> int:
+        """SLURM does not say what is free: it must be asked for."""
+        raise InputError(
+            "`--workers N` must be given with --launcher slurm: the number of jobs to submit"
+        )
+
+    def start(self, job: Job, numbers: Sequence[int]) -> None:
+        """Submit the workers as one array."""
+        with self.executor.batch():
+            jobs = [self.executor.submit(Worker(job)) for _ in numbers]
+        self.jobs.update(zip(numbers, jobs, strict=True))
+
+    def look(self, number: int) -> End | None:
+        """An error of the worker itself is final; a lost node or a cancelled job is not."""
+        job = self.jobs[number]
+        if not job.done():
+            return None
+        if not job.paths.result_pickle.exists():
+            return End(reason=f"was lost: job {job.job_id} is {job.state}", again=True)
+        error = job.exception()
+        return End(reason=f"failed in job {job.job_id}: {_cause(error)}" if error else "")
+
+    def stop(self) -> None:
+        """Cancel the jobs that have not ended; those of this machine are waited for."""
+        left = [job for job in self.jobs.values() if not job.done()]
+        for job in left:
+            job.cancel(check=False)
+        end = time.monotonic() + STOP_SECONDS
+        while self.cluster == "local" and left and time.monotonic() < end:
+            left = [job for job in left if not job.done()]
+            time.sleep(0.1)
+        self.jobs = {}
+
+
+class Worker:
+    """A worker that submitit may put back into the queue."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def __call__(self) -> None:
+        """Be a worker; runs on a node of the cluster."""
+        from trainers.worker import work
+
+        work(self.job.ledger, self.job.folder, idle_seconds=IDLE_SECONDS)
+
+    def checkpoint(self) -> Any:
+        """What submitit puts into the queue when the time is up: the same again."""
+        return _submitit().helpers.DelayedSubmission(self)
+
+
+def _parameters(options: Mapping[str, str]) -> dict[str, Any]:
+    """Options as submitit takes them: its own names as they are, SLURM's with their prefix."""
+    submitit = _submitit()
+    general = submitit.AutoExecutor._typed_parameters()
+    special = sorted(set(submitit.SlurmExecutor._valid_parameters()) - set(SHELL_ONLY))
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        if name in general:
+            found[name] = _typed(name, value, general[name])
+        elif name in special:
+            found[f"slurm_{name}"] = _value(name, value)
+        else:
+            known = ", ".join(sorted({*general, *special, "cluster"}))
+            raise InputError(f"`--option` of slurm must be one of {known}, but got {name!r}")
+    return found
+
+
+def _typed(name: str, value: str, wanted: type) -> Any:
+    if wanted is bool and value in ("true", "false"):
+        return value == "true"
+    try:
+        if wanted is not bool:
+            return wanted(value)
+    except ValueError:
+        pass
+    raise InputError(f"`{name}` must be of type {wanted.__name__}, but got {value!r}")
+
+
+def _value(name: str, value: str) -> Any:
+    if name in LISTS:
+        return [part.strip() for part in value.split(";")]
+    if value in ("true", "false"):
+        return value == "true"
+    return int(value) if value.isdigit() else value
+
+
+def _submitit() -> Any:
+    try:
+        import submitit
+    except ImportError:
+        raise InputError('submitit is not installed; `pip install "shapelaw[slurm]"`') from None
+    return submitit
+
+
+def _cause(error: Exception) -> str:
+    """The last line of the trace that submitit quotes between rules."""
+    trace = str(error).split("-" * 22)
+    lines = (trace[1] if len(trace) > 2 else str(error)).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
