@@ -114,9 +114,7 @@ class GatheredMuon(Muon):
             update = _full(weight.grad.lerp(momentum, group["momentum"]))
             weight.mul_(1 - group["lr"] * group["weight_decay"])
             change = torch.zeros_like(update)
-            turned = Muon.__new__(Muon)
-            turned.scale, turned.pieces = self.scale, [rows]
-            turned._apply([change], [update], group["lr"])
+            self.apply([change], [update], [rows], group["lr"])
             weight.add_(_sharded_like(change, weight))
 
 
