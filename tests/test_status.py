@@ -240,7 +240,7 @@ def test_progress_elsewhere_is_a_line_now_and_then(
     now = [0.0]
     monkeypatch.setattr(status.time, "monotonic", lambda: now[0])
     report = progress_lines()
-    for now[0] in (1.0, 11.0, 12.0, 22.0):
+    for now[0] in (1.0, 31.0, 32.0, 62.0):
         report([running("a")])
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["1 run: 1 running; 40 % of the FLOPs; about 30 s left with 1 worker"] * 2

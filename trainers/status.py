@@ -14,7 +14,7 @@ from trainers.ledger import DIVERGED, DONE, FAILED, PLANNED, RUNNING, STALE_SECO
 if TYPE_CHECKING:
     from rich.table import Table
 
-LINE_SECONDS = 10.0
+LINE_SECONDS = 30.0
 LOOK_SECONDS = 1.0
 SHOWN = 30  # runs that a table of a terminal has room for
 MINUTE, HOUR, DAY = 60, 3600, 86_400
