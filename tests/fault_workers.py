@@ -1,7 +1,7 @@
 """Workers that can be killed at any moment: children of one process that has torch loaded already.
 
-Run as ``python fault_workers.py LEDGER FOLDER OPTIONS`` (JSON): every line on its input starts one
-worker, whose process id it prints; they end when it does.
+Every line on its input is a worker to start (JSON), whose process id it prints; they end when it
+does.
 """
 
 import json
@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch._dynamo  # noqa: F401 -- the optimisers import it late: once is enough
 
@@ -19,29 +20,39 @@ from trainers import worker
 from trainers.loop import train
 
 DAY = 86_400.0
+CHECKPOINT_SECONDS = 0.03
+BEAT_SECONDS = 0.1
 
 
-def main(ledger: str, folder: str, options: str) -> None:
+def main() -> None:
     """Start workers as they are asked for."""
-    chosen = json.loads(options)
     assert train.__kwdefaults__ is not None
-    train.__kwdefaults__["checkpoint_seconds"] = chosen.get("checkpoint_seconds", 0.03)
-    worker.BEAT_SECONDS = 0.1
-    if limit := chosen.get("largest_file"):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    train.__kwdefaults__["checkpoint_seconds"] = CHECKPOINT_SECONDS
+    worker.BEAT_SECONDS = BEAT_SECONDS
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the dead
-    parent = os.getpid()
-    for _ in sys.stdin:
-        child = os.fork()
+    for line in sys.stdin:
+        parent, child = os.getpid(), os.fork()
         if child == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            if chosen.get("clock_jumps"):
-                jump()
-            worker.work(ledger, Path(folder), alive=lambda: os.getppid() == parent)
-            sys.stderr.flush()
-            os._exit(0)
+            try:
+                work(json.loads(line), parent)
+            except BaseException as error:
+                os.write(2, f"{type(error).__name__}: {error}\n".encode())
+            finally:
+                os._exit(0)
         sys.stdout.write(f"{child}\n")
         sys.stdout.flush()
+
+
+def work(options: dict[str, Any], parent: int) -> None:
+    """Be one worker."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.dup2(os.open(options["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    if limit := options.get("largest_file"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if options.get("clock_jumps"):
+        jump()
+    alive = lambda: os.getppid() == parent  # noqa: E731
+    worker.work(options["ledger"], Path(options["folder"]), alive=alive)
 
 
 def jump() -> None:
@@ -51,4 +62,4 @@ def jump() -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -670,7 +670,7 @@ def test_retry_plans_again_what_failed_and_what_diverged_on_demand(
     assert "no run 'z'" in failing(2, "sweep", "retry", ended, "z")
     assert document("sweep", "retry", ended) == {"planned": ["c"]}
     again = words("sweep", "retry", ended, "--diverged", "b")
-    assert again == "1 runs planned again; `sweep run` goes on\nb\n"
+    assert again == "planned again: 1; `sweep run` goes on\nb\n"
     assert document("sweep", "status", ended)["counts"]["planned"] == 2
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from scaling.shape import Shape
-from trainers import evaluate as module
 from trainers.evaluate import evaluate, evaluate_sets, loss_columns, token_losses
 from trainers.model import Transformer
 from trainers.optim import Recipe
@@ -138,15 +137,13 @@ def test_loss_and_error_are_those_of_the_windows() -> None:
     assert found.bits_per_byte == pytest.approx(found.loss / math.log(2))
 
 
-def test_a_long_text_is_sampled_evenly_from_its_start_to_its_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "TOKENS", 80)
+def test_a_long_text_is_sampled_evenly_from_its_start_to_its_end() -> None:
     shape = Shape(**(vars(SHAPE) | {"vocab_size": 1000}))
     recorder = Recorder(shape, context_length=8)
     recorder.initialise(0)
     recorder.seen = []
-    evaluate(recorder, np.arange(801).astype(np.uint16), RECIPE, bytes_per_token=1.0)
+    tokens = np.arange(801).astype(np.uint16)
+    evaluate(recorder, tokens, RECIPE, bytes_per_token=1.0, most=80)
     assert len(recorder.seen) == 10
     assert recorder.seen[0] == 0
     assert recorder.seen[-1] == 792

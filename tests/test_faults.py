@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from subprocess import PIPE, Popen
 
 import pytest
 
@@ -22,6 +22,7 @@ from scaling.errors import InputError, WorkError
 from scaling.runs import load_runs, write_runs
 from test_loop import RECIPE, SHAPE, Killed, killed_at, small_corpus, spec
 from trainers.corpus import Corpus
+from trainers.engine import Engine
 from trainers.ledger import DIVERGED, DONE, FAILED, RUNNING, Entry, Ledger
 from trainers.liveness import process_exists
 from trainers.loop import train
@@ -34,12 +35,20 @@ pytestmark = [
 KILLS = 30
 ROWS = 12
 STEPS = 60
-PATIENCE = 240.0  # seconds, on a machine that is busy with something else
+PATIENCE = 300.0  # seconds, on a machine that is busy with something else
 
 
 def twelve_runs() -> list[RunSpec]:
-    return [spec(run_id=f"run-{n:02d}", seed=n, tokens=STEPS * RECIPE.batch_tokens)
-            for n in range(ROWS)]  # fmt: skip
+    """A third of them with a branch, so that kills fall into decays and returns too."""
+    recipe = replace(RECIPE, warmup_steps=4)
+    tokens = STEPS * RECIPE.batch_tokens
+    return [
+        spec(
+            run_id=f"run-{number:02d}", seed=number, tokens=tokens, recipe=recipe,
+            branches=(tokens // 2,) if number % 3 == 2 else (), engine=Engine(),
+        )
+        for number in range(ROWS)
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,39 +69,50 @@ def undisturbed(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Und
     folder = tmp_path_factory.mktemp("undisturbed")
     train(spec(tokens=RECIPE.batch_tokens), corpus, folder / "warm")
     begun = time.monotonic()
-    losses = {run.run_id: float(train(run, corpus, folder / run.run_id)["loss"])  # type: ignore[arg-type]
-              for run in twelve_runs()}  # fmt: skip
-    assert len(set(losses.values())) == ROWS, "every row has a loss of its own"
+    rows = [row for run in twelve_runs() for row in train(run, corpus, folder / run.run_id)]
+    losses = {str(row["run_id"]): float(row["loss"]) for row in rows}  # type: ignore[arg-type]
+    assert len(set(losses.values())) == ROWS + ROWS // 3, "every row has a loss of its own"
     return Undisturbed(losses=losses, seconds=time.monotonic() - begun)
+
+
+@pytest.fixture(scope="module")
+def starter() -> Iterator[Popen[str]]:
+    """A process that starts workers."""
+    script = Path(__file__).parent / "fault_workers.py"
+    with Popen([sys.executable, str(script)], stdin=PIPE, stdout=PIPE, text=True) as process:
+        yield process
+        process.kill()
 
 
 class Crew:
     """Workers of one sweep, each a process of its own."""
 
-    def __init__(self, address: str, folder: Path, **options: object) -> None:
-        script = Path(__file__).parent / "fault_workers.py"
-        command = [sys.executable, str(script), address, str(folder), json.dumps(options)]
-        self.log = folder / f"log-{time.monotonic_ns()}"
-        with self.log.open("w") as errors:
-            self._starter = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
-            )
+    def __init__(self, starter: Popen[str], address: str, folder: Path) -> None:
+        self._starter, self._address, self._folder = starter, address, folder
+        self._workers: list[int] = []
+        self.log = folder.parent / "log"
+        self.log.touch()
         self.ledger = Ledger(address)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._starter.kill()
-        self._starter.communicate()
-
-    def start(self) -> int:
+    def start(self, **options: object) -> int:
         """One more worker."""
+        said = {"ledger": self._address, "folder": str(self._folder), "log": str(self.log)}
         assert self._starter.stdin is not None
         assert self._starter.stdout is not None
-        self._starter.stdin.write("\n")
+        self._starter.stdin.write(json.dumps(said | options) + "\n")
         self._starter.stdin.flush()
-        return int(self._starter.stdout.readline())
+        self._workers.append(int(self._starter.stdout.readline()))
+        return self._workers[-1]
+
+    def kill(self, worker: int) -> None:
+        """End a worker as the kernel does it: nothing in it hears of it."""
+        os.kill(worker, signal.SIGKILL)
+        self.until_gone(worker)
+
+    def end(self) -> None:
+        """End all workers that are left."""
+        for worker in filter(process_exists, self._workers):
+            os.kill(worker, signal.SIGKILL)
 
     def until(self, reached: Callable[[list[Entry]], bool]) -> list[Entry]:
         """Wait until the entries of the ledger are as asked for."""
@@ -105,9 +125,9 @@ class Crew:
         raise AssertionError(f"{entries}\n{self.log.read_text()}")
 
     def until_gone(self, *workers: int) -> None:
-        """Wait until workers have ended."""
+        """Wait until these workers have ended; all without any named."""
         end = time.monotonic() + PATIENCE
-        while any(map(process_exists, workers)):
+        while any(map(process_exists, workers or self._workers)):
             assert time.monotonic() < end, self.log.read_text()
             time.sleep(0.02)
 
@@ -121,22 +141,30 @@ def running(entries: list[Entry]) -> bool:
 
 
 def losses(ledger: Ledger) -> dict[str, float]:
+    """By the name of a row of the run table; a branch has a row of its own."""
     table = ledger.table()
     assert not table["run_id"].duplicated().any()
     return dict(zip(table["run_id"], table["loss"], strict=True))
 
 
+def prepared(corpus: Corpus, folder: Path) -> Path:
+    """The folder of a sweep with its corpus."""
+    shutil.copytree(corpus.folder, folder / "corpus")
+    return folder
+
+
 @pytest.fixture
-def sweep(corpus: Corpus, tmp_path: Path) -> Path:
-    """The folder of a sweep whose corpus is prepared."""
-    shutil.copytree(corpus.folder, tmp_path / "sweep" / "corpus")
-    return tmp_path / "sweep"
+def crew(starter: Popen[str], corpus: Corpus, tmp_path: Path) -> Iterator[Crew]:
+    """Of a sweep with an SQLite ledger."""
+    folder = prepared(corpus, tmp_path / "sweep")
+    crew = Crew(starter, str(folder / "ledger.sqlite"), folder)
+    yield crew
+    crew.end()
 
 
-def planned(address: str, corpus: Corpus, runs: list[RunSpec]) -> Ledger:
-    ledger = Ledger(address)
-    ledger.plan(runs, [run.identity(corpus) for run in runs])
-    return ledger
+def plan(crew: Crew, corpus: Corpus, runs: list[RunSpec]) -> Ledger:
+    crew.ledger.plan(runs, [run.identity(corpus) for run in runs])
+    return crew.ledger
 
 
 def share_left(entries: list[Entry]) -> float:
@@ -144,93 +172,81 @@ def share_left(entries: list[Entry]) -> float:
 
 
 def test_thirty_kills_lose_no_row_double_none_and_change_no_loss(
-    corpus: Corpus, sweep: Path, undisturbed: Undisturbed
+    crew: Crew, corpus: Corpus, undisturbed: Undisturbed
 ) -> None:
-    address, draw = str(sweep / "ledger.sqlite"), random.Random(9)
-    ledger = planned(address, corpus, twelve_runs())
+    ledger, draw = plan(crew, corpus, twelve_runs()), random.Random(9)
     ended: dict[str, float | None] = {}
-    hits = 0
-    with Crew(address, sweep) as crew:
-        workers = [crew.start(), crew.start()]
-        for kills_left in range(KILLS, 0, -1):
-            # As much work between two kills as lets all of them fall before the end.
-            span = share_left(ledger.entries()) * undisturbed.seconds / (kills_left + 3)
-            time.sleep(draw.uniform(0.0, span))
-            killed = workers.pop(draw.randrange(2))
-            hits += killed in {e.pid for e in ledger.entries() if e.state == RUNNING}
-            os.kill(killed, signal.SIGKILL)
-            crew.until_gone(killed)
-            for entry in ledger.entries():
-                if entry.state == DONE:
-                    assert ended.setdefault(entry.run_id, entry.ended) == entry.ended, "done twice"
-            workers.append(crew.start())
-        assert len(ended) < ROWS, "every kill fell while there was work"
-        entries = crew.until(all_done)
-        crew.until_gone(*workers)
-    assert hits >= KILLS / 3, "most of the killed were at work"
+    workers, hits = [crew.start(), crew.start()], 0
+    for kills_left in range(KILLS, 0, -1):
+        # As much work between two kills as lets all of them fall before the end.
+        span = share_left(ledger.entries()) * undisturbed.seconds / (kills_left + 3)
+        time.sleep(draw.uniform(0.0, span))
+        killed = workers.pop(draw.randrange(2))
+        hits += killed in {entry.pid for entry in ledger.entries() if entry.state == RUNNING}
+        crew.kill(killed)
+        for entry in ledger.entries():
+            if entry.state == DONE:
+                assert ended.setdefault(entry.run_id, entry.ended) == entry.ended, "done twice"
+        workers.append(crew.start())
+    assert len(ended) < ROWS, "every kill fell while there was work"
+    entries = crew.until(all_done)
+    crew.until_gone()
+    assert hits >= KILLS / 3, "many of the killed were at work"
     assert sum(entry.attempts for entry in entries) >= ROWS + hits - 2
     assert losses(ledger) == undisturbed.losses
 
 
 def test_a_ledger_that_is_locked_for_seconds_stops_no_worker(
-    corpus: Corpus, sweep: Path, undisturbed: Undisturbed
+    crew: Crew, corpus: Corpus, undisturbed: Undisturbed
 ) -> None:
-    address = str(sweep / "ledger.sqlite")
-    ledger = planned(address, corpus, twelve_runs()[:6])
-    with Crew(address, sweep) as crew:
-        workers = [crew.start(), crew.start()]
-        for _ in range(2):
-            crew.until(running)
-            with closing(sqlite3.connect(address, timeout=60, isolation_level=None)) as other:
-                other.execute("BEGIN EXCLUSIVE")
-                time.sleep(2.0)
-                assert all(map(process_exists, workers))
-        entries = crew.until(all_done)
-        crew.until_gone(*workers)
-        assert "Error" not in crew.log.read_text()
+    ledger = plan(crew, corpus, twelve_runs()[:4])
+    workers = [crew.start(), crew.start()]
+    crew.until(running)
+    with closing(sqlite3.connect(ledger.name, timeout=60, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        time.sleep(3.0)
+        assert all(map(process_exists, workers))
+    entries = crew.until(all_done)
+    crew.until_gone()
+    assert crew.log.read_text() == ""
     assert {entry.attempts for entry in entries} == {1}
     assert losses(ledger).items() <= undisturbed.losses.items()
 
 
 def test_a_clock_that_jumps_by_days_takes_no_row_from_a_living_worker(
-    corpus: Corpus, sweep: Path, undisturbed: Undisturbed
+    crew: Crew, corpus: Corpus, undisturbed: Undisturbed
 ) -> None:
-    address = str(sweep / "ledger.sqlite")
-    ledger = planned(address, corpus, twelve_runs()[:6])
-    with Crew(address, sweep, clock_jumps=True) as crew:
-        workers = [crew.start(), crew.start()]
-        entries = crew.until(all_done)
-        crew.until_gone(*workers)
+    ledger = plan(crew, corpus, twelve_runs()[:3])
+    for _ in range(2):
+        crew.start(clock_jumps=True)
+    entries = crew.until(all_done)
+    crew.until_gone()
     assert {entry.attempts for entry in entries} == {1}
     assert losses(ledger).items() <= undisturbed.losses.items()
 
 
 def test_of_two_workers_on_one_row_one_trains_it(
-    corpus: Corpus, sweep: Path, undisturbed: Undisturbed
+    crew: Crew, corpus: Corpus, undisturbed: Undisturbed
 ) -> None:
-    address = str(sweep / "ledger.sqlite")
-    ledger = planned(address, corpus, twelve_runs()[:1])
-    with Crew(address, sweep) as crew:
-        workers = [crew.start(), crew.start()]
-        (entry,) = crew.until(all_done)
-        crew.until_gone(*workers)
+    ledger = plan(crew, corpus, twelve_runs()[:1])
+    crew.start(), crew.start()
+    (entry,) = crew.until(all_done)
+    crew.until_gone()
     assert entry.attempts == 1
     assert losses(ledger).items() <= undisturbed.losses.items()
 
 
-def test_a_worker_that_wakes_up_too_late_records_nothing(corpus: Corpus, sweep: Path) -> None:
-    address = str(sweep / "ledger.sqlite")
-    long = spec(run_id="long", tokens=100_000 * RECIPE.batch_tokens)
-    ledger = planned(address, corpus, [long])
-    with Crew(address, sweep) as crew:
-        sleeper = crew.start()
-        crew.until(running)
-        os.kill(sleeper, signal.SIGSTOP)
-        assert ledger.claim(alive_after=-1.0) == long, "as if it had been still for long"
-        os.kill(sleeper, signal.SIGCONT)
-        time.sleep(0.5)
-        assert ledger.finish("long", {"run_id": "long", "loss": 4.25})
-        crew.until_gone(sleeper)
+def test_a_worker_that_wakes_up_too_late_records_nothing(crew: Crew, corpus: Corpus) -> None:
+    long = spec(run_id="long", tokens=100_000 * RECIPE.batch_tokens, engine=Engine())
+    ledger = plan(crew, corpus, [long])
+    sleeper = crew.start()
+    crew.until(running)
+    os.kill(sleeper, signal.SIGSTOP)
+    assert ledger.claim(alive_after=-1.0) == long, "as if it had been still for long"
+    os.kill(sleeper, signal.SIGCONT)
+    time.sleep(0.5)
+    assert ledger.finish("long", {"run_id": "long", "loss": 4.25})
+    crew.until_gone(sleeper)
     (entry,) = ledger.entries()
     assert (entry.state, entry.attempts, entry.owner) == (DONE, 2, ledger.owner)
     assert losses(ledger) == {"long": 4.25}
@@ -255,81 +271,64 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def big_run() -> RunSpec:
     """One whose checkpoint is far larger than the ledger."""
     shape = replace(SHAPE, hidden_size=64, intermediate_size=96)
-    return spec(run_id="big", shape=shape, tokens=120 * RECIPE.batch_tokens)
-
-
-def checkpoint_of_big(folder: Path) -> Path:
-    return folder / "runs" / "big" / "checkpoint.safetensors"
+    return spec(run_id="big", shape=shape, tokens=STEPS * RECIPE.batch_tokens, engine=Engine())
 
 
 @pytest.fixture(scope="module")
 def big_loss(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> object:
-    return train(big_run(), corpus, tmp_path_factory.mktemp("big"))["loss"]
+    return train(big_run(), corpus, tmp_path_factory.mktemp("big"))[0]["loss"]
 
 
-def begun(address: str, folder: Path) -> bytes:
-    """Train the big run until it has a checkpoint, then kill its worker; the checkpoint."""
-    path = checkpoint_of_big(folder)
-    with Crew(address, folder) as crew:
-        killed = crew.start()
-        crew.until(lambda _: path.exists())
-        os.kill(killed, signal.SIGKILL)
-        crew.until_gone(killed)
-        assert crew.ledger.entries()[0].state == RUNNING
-    return path.read_bytes()
+def begun(crew: Crew, folder: Path) -> Path:
+    """Train the big run until it has a checkpoint, kill its worker, and return the checkpoint."""
+    path = folder / "runs" / "big" / "checkpoint.safetensors"
+    killed = crew.start()
+    crew.until(lambda _: path.exists())
+    crew.kill(killed)
+    assert crew.ledger.entries()[0].state == RUNNING
+    return path
 
 
-def finished_after(address: str, folder: Path) -> tuple[Ledger, str]:
-    """Try again with room; the ledger, and what the worker said."""
-    with Crew(address, folder) as crew:
-        crew.ledger.retry()
-        last = crew.start()
-        crew.until(all_done)
-        crew.until_gone(last)
-        return crew.ledger, crew.log.read_text()
+def loss_with_room(crew: Crew) -> object:
+    """Try the big run again."""
+    crew.ledger.retry()
+    crew.start()
+    crew.until(all_done)
+    crew.until_gone()
+    assert "damaged" not in crew.log.read_text()
+    return losses(crew.ledger)["big"]
 
 
 def test_a_checkpoint_that_finds_no_room_leaves_the_one_before_it(
-    corpus: Corpus, sweep: Path, big_loss: object
+    crew: Crew, corpus: Corpus, tmp_path: Path, big_loss: object
 ) -> None:
-    address, kept = str(sweep / "ledger.sqlite"), checkpoint_of_big(sweep)
-    planned(address, corpus, [big_run()])
-    size = len(begun(address, sweep))
-    with Crew(address, sweep, largest_file=size * 2 // 3) as crew:
-        worker = crew.start()
-        (entry,) = crew.until(lambda entries: entries[0].state == FAILED)
-        crew.until_gone(worker)
+    plan(crew, corpus, [big_run()])
+    kept = begun(crew, tmp_path / "sweep")
+    content = kept.read_bytes()
+    crew.start(largest_file=len(content) * 2 // 3)
+    (entry,) = crew.until(lambda entries: entries[0].state == FAILED)
+    crew.until_gone()
     assert "checkpoint.safetensors could not be written" in str(entry.message)
     assert "free space" in str(entry.message)
-    assert kept.stat().st_size == size
-    ledger, said = finished_after(address, sweep)
-    assert "damaged" not in said
-    assert losses(ledger) == {"big": big_loss}
+    assert kept.read_bytes() == content
+    assert loss_with_room(crew) == big_loss
 
 
 def test_a_full_disk_under_ledger_and_checkpoints_loses_nothing(
-    corpus: Corpus, small_disk: Path, big_loss: object
+    starter: Popen[str], corpus: Corpus, small_disk: Path, big_loss: object
 ) -> None:
-    folder = small_disk / "sweep"
-    shutil.copytree(corpus.folder, folder / "corpus")
-    address, kept = (
-        str(folder / "ledger.sqlite"),
-        folder / "runs" / "big" / "checkpoint.safetensors",
-    )
-    planned(address, corpus, [big_run()])
-    size = len(begun(address, folder))
-    room = shutil.disk_usage(small_disk).free
-    with Crew(address, folder) as crew:  # its log is on that disk, and is made while there is room
-        filler = small_disk / "filler"
-        filler.write_bytes(bytes(room - size // 2))
-        worker = crew.start()
-        crew.until(lambda entries: entries[0].state == FAILED or not process_exists(worker))
-        crew.until_gone(worker)
-        filler.unlink()
-    assert kept.stat().st_size == size
-    ledger, said = finished_after(address, folder)
-    assert "damaged" not in said
-    assert losses(ledger) == {"big": big_loss}
+    folder = prepared(corpus, small_disk / "sweep")
+    crew = Crew(starter, str(folder / "ledger.sqlite"), folder)
+    plan(crew, corpus, [big_run()])
+    kept = begun(crew, folder)
+    content, filler = kept.read_bytes(), small_disk / "filler"
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - len(content) // 2))
+    crew.start()
+    crew.until_gone()  # it may be that not even the failure could be recorded
+    assert crew.ledger.entries()[0].state in (RUNNING, FAILED)
+    assert kept.read_bytes() == content
+    filler.unlink()
+    assert loss_with_room(crew) == big_loss
 
 
 @pytest.mark.parametrize("where", [0.0, 0.05, 0.5, 0.999])
@@ -345,7 +344,7 @@ def test_a_checkpoint_with_a_flipped_byte_is_found_out(
     content[int(where * len(content))] ^= 0x10
     path.write_bytes(bytes(content))
     steps: list[int] = []
-    row = train(run, corpus, tmp_path, watch=steps.append)
+    (row,) = train(run, corpus, tmp_path, watch=steps.append)
     assert "checkpoint.safetensors is damaged" in caplog.text
     assert "begins again at step 0" in caplog.text
     assert steps[0] == 1
@@ -365,44 +364,39 @@ def test_a_shard_that_lost_its_end_is_one_clear_error(
 
 
 def test_a_nan_loss_is_recorded_and_enters_no_fit_in_silence(
-    corpus: Corpus, sweep: Path, undisturbed: Undisturbed, tmp_path: Path
+    crew: Crew, corpus: Corpus, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     wild = replace(RECIPE, learning_rate=1e6, matrix_learning_rate=1e6, warmup=0.0)
-    runs = [*twelve_runs()[:2], spec(run_id="wild", recipe=wild)]
-    address = str(sweep / "ledger.sqlite")
-    ledger = planned(address, corpus, runs)
-    with Crew(address, sweep) as crew:
-        worker = crew.start()
-        entries = crew.until(lambda entries: not any(e.row is None for e in entries))
-        crew.until_gone(worker)
+    runs = [*twelve_runs()[:2], spec(run_id="wild", recipe=wild, engine=Engine())]
+    ledger = plan(crew, corpus, runs)
+    crew.start()
+    entries = crew.until(lambda entries: not any(entry.row is None for entry in entries))
+    crew.until_gone()
     assert [entry.state for entry in entries] == [DONE, DONE, DIVERGED]
     assert "loss is nan" in str(entries[2].message)
     write_runs(tmp_path / "runs.csv", ledger.table())
     table = load_runs(tmp_path / "runs.csv")
-    assert (
-        dict(zip(table["run_id"], table["loss"], strict=True)).items() <= undisturbed.losses.items()
-    )
-    assert len(table) == 2
-    assert "wild" in str(table.attrs["left_out"])
-    assert "diverged" in str(table.attrs["left_out"])
+    assert table["run_id"].tolist() == ["run-00", "run-01"]
+    assert table["loss"].tolist() == [undisturbed.losses[name] for name in table["run_id"]]
+    assert "diverged" in table.attrs["left_out"]["wild"]
 
 
 @pytest.mark.xdist_group("postgres")
 def test_restarts_of_the_database_in_the_middle_lose_and_double_nothing(
-    corpus: Corpus, sweep: Path, undisturbed: Undisturbed, postgres: Server
+    starter: Popen[str], corpus: Corpus, undisturbed: Undisturbed, postgres: Server, tmp_path: Path
 ) -> None:
-    address = postgres.url("restarts")
-    ledger = planned(address, corpus, twelve_runs())
-    with Crew(address, sweep) as crew:
-        workers = [crew.start(), crew.start()]
-        for number, mode in enumerate(("fast", "immediate", "fast", "immediate")):
-            crew.until(lambda entries, done=3 * number: sum(map(is_done, entries)) >= done)  # type: ignore[misc]
-            postgres.stop(mode)
-            time.sleep(0.3)
-            postgres.start()
-        entries = crew.until(all_done)
-        crew.until_gone(*workers)
-        assert "Error" not in crew.log.read_text()
+    folder = prepared(corpus, tmp_path / "sweep")
+    crew = Crew(starter, postgres.url("restarts"), folder)
+    ledger = plan(crew, corpus, twelve_runs())
+    crew.start(), crew.start()
+    for number, mode in enumerate(("fast", "immediate", "fast")):
+        crew.until(lambda entries, done=3 * number: sum(map(is_done, entries)) >= done)  # type: ignore[misc]
+        postgres.stop(mode)
+        time.sleep(0.3)
+        postgres.start()
+    entries = crew.until(all_done)
+    crew.until_gone()
+    assert crew.log.read_text() == ""
     assert {entry.attempts for entry in entries} == {1}, "no row was lost, no row was doubled"
     assert losses(ledger) == undisturbed.losses
 

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ import pytest
 from scaling.errors import InputError, WorkError
 from test_loop import small_corpus, spec
 from trainers.corpus import Corpus
-from trainers.launchers import _base, _local
+from trainers.launchers import _base, _local, _ray
 from trainers.launchers._base import DEATHS, End, Job, Launcher, supervise
 from trainers.launchers._local import LocalLauncher, visible_devices
 from trainers.launchers._ray import RayLauncher
@@ -48,13 +48,27 @@ def folder(corpus: Corpus, tmp_path: Path) -> Folder:
     return made
 
 
-def plan(runs: int, tokens: int = 3_000) -> list[RunSpec]:
+def plan(runs: int, tokens: int = 12_000) -> list[RunSpec]:
     return [spec(run_id=f"run{seed}", seed=seed, tokens=tokens) for seed in range(runs)]
 
 
-def alone(runs: Sequence[RunSpec], corpus: Corpus, folder: Path) -> list[object]:
-    """Losses of training one by one in this process."""
-    return [train(run, corpus, folder / run.run_id)["loss"] for run in runs]
+@pytest.fixture(scope="module")
+def alone(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[Any]]:
+    """Losses of training the first runs of the plan one by one in this process."""
+    known: dict[str, object] = {}
+
+    def losses(runs: int) -> list[Any]:
+        for run in plan(runs):
+            if run.run_id not in known:
+                folder = tmp_path_factory.mktemp(run.run_id)
+                (row,) = train(run, corpus, folder)
+                known[run.run_id] = row["loss"]
+        return [known[run.run_id] for run in plan(runs)]
+
+    return losses
+
+
+Alone = Callable[[int], list[Any]]
 
 
 # supervise: what is common to all launchers
@@ -348,12 +362,25 @@ def cluster() -> Iterator[Any]:
         patched.setenv("RAY_health_check_failure_threshold", "3")
         patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patched.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        made = Cluster(initialize_head=True, head_node_args=node(num_cpus=0))
-        for _ in range(2):
-            made.add_node(**node(num_cpus=1))
-        made.wait_for_nodes()
-        yield made
-        made.shutdown()
+        made = Cluster()
+        try:
+            for cpus in (0, 1, 1):
+                added(made, cpus)
+            made.wait_for_nodes()
+            yield made
+        finally:
+            made.shutdown()
+
+
+def added(cluster: Any, num_cpus: int) -> Any:
+    """One more node; Ray gives up after 30 s, which a busy machine may need."""
+    for attempt in range(3):
+        try:
+            return cluster.add_node(**node(num_cpus))
+        except Exception as error:
+            if "timed out during startup" not in str(error) or attempt == 2:
+                raise
+    raise AssertionError
 
 
 def node(num_cpus: int) -> dict[str, Any]:
@@ -373,14 +400,23 @@ every_launcher = pytest.mark.parametrize(
 
 
 @every_launcher
-def test_a_plan_gets_the_losses_of_training_one_by_one(
-    corpus: Corpus, folder: Folder, tmp_path: Path, place: Place
+def test_a_plan_gets_the_losses_of_training_one_by_one_though_a_worker_is_killed(
+    corpus: Corpus, folder: Folder, alone: Alone, place: Place
 ) -> None:
+    killed: list[str] = []
+
+    def kill_one(entries: list[Entry]) -> None:
+        for entry in entries:
+            if entry.state == RUNNING and entry.pid and not killed:
+                killed.append(entry.run_id)
+                os.kill(entry.pid, signal.SIGKILL)
+
     launcher = launcher_named(*place)
-    runs = plan(3)
-    table = run_plan(runs, corpus, folder, workers=2, launcher=launcher)
-    assert table["loss"].tolist() == alone(runs, corpus, tmp_path)
-    assert {entry.attempts for entry in open_ledger(folder.ledger).entries()} == {1}
+    table = run_plan(plan(3), corpus, folder, workers=2, launcher=launcher, report=kill_one)
+    assert table["loss"].tolist() == alone(3)
+    assert len(killed) == 1
+    attempts = {entry.run_id: entry.attempts for entry in open_ledger(folder.ledger).entries()}
+    assert attempts == {run.run_id: 1 + (run.run_id in killed) for run in plan(3)}
     launcher.stop()  # a second time
 
 
@@ -392,27 +428,6 @@ def test_a_worker_that_cannot_work_is_named_with_its_reason(
     folder.corpus.unlink()
     with pytest.raises(WorkError, match="2 of 2 runs did not finish; run0 planned: its worker"):
         run_plan(plan(2), corpus, folder, workers=1, launcher=launcher)
-
-
-@every_launcher
-def test_a_worker_killed_in_the_middle_is_replaced(
-    corpus: Corpus, folder: Folder, tmp_path: Path, place: Place
-) -> None:
-    killed: list[int] = []
-
-    def kill_one(entries: list[Entry]) -> None:
-        for entry in entries:
-            if entry.state == RUNNING and entry.step > 5 and entry.pid and not killed:
-                killed.append(entry.pid)
-                os.kill(entry.pid, signal.SIGKILL)
-
-    runs = plan(2, tokens=40_000)
-    launcher = launcher_named(*place)
-    table = run_plan(runs, corpus, folder, workers=1, launcher=launcher, report=kill_one)
-    assert len(killed) == 1
-    assert table["loss"].tolist() == alone(runs, corpus, tmp_path)
-    attempts = [entry.attempts for entry in open_ledger(folder.ledger).entries()]
-    assert sorted(attempts) == [1, 2]
 
 
 @every_launcher
@@ -448,10 +463,10 @@ def exists(pid: int) -> bool:
 @pytest.mark.xdist_group("ray")
 @pytest.mark.filterwarnings(*RAY_NOISE)
 def test_a_ray_node_killed_in_the_middle_costs_no_run_and_doubles_none(
-    corpus: Corpus, folder: Folder, tmp_path: Path, cluster: Any
+    corpus: Corpus, folder: Folder, alone: Alone, cluster: Any
 ) -> None:
-    runs = plan(6, tokens=30_000)
-    victim = cluster.add_node(**node(num_cpus=1))
+    runs = plan(5)
+    victim = added(cluster, 1)
     launcher = launcher_named("ray", {"address": cluster.address})
     ledger = open_ledger(folder.ledger)
     lost: list[str] = []
@@ -466,7 +481,7 @@ def test_a_ray_node_killed_in_the_middle_costs_no_run_and_doubles_none(
     table = run_plan(runs, corpus, folder, workers=3, launcher=launcher, report=kill_node)
     assert lost, "a node was killed while it trained"
     assert table["run_id"].tolist() == [run.run_id for run in runs]
-    assert table["loss"].tolist() == alone(runs, corpus, tmp_path)
+    assert table["loss"].tolist() == alone(5)
     attempts = {entry.run_id: entry.attempts for entry in ledger.entries()}
     assert attempts == {run.run_id: 2 if run.run_id in lost else 1 for run in runs}
 
@@ -492,23 +507,29 @@ def test_ray_fills_the_cluster_by_default(cluster: Any, tmp_path: Path) -> None:
             launcher.stop()
 
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("ray")
-@pytest.mark.filterwarnings(*RAY_NOISE)
-def test_a_ray_cluster_that_is_not_there_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["option", "variable", "last cluster"])
+def test_a_ray_cluster_that_is_not_there_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
     pytest.importorskip("ray", reason="ray is not installed")
-    launcher = RayLauncher({"address": "127.0.0.1:1"})
-    words = r"no Ray cluster answers at '127.0.0.1:1' .*`ray start --head`"
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("RAY_gcs_rpc_server_connect_timeout_s", "1")
-        with pytest.raises(InputError, match=words):
-            launcher.open(Job(ledger="", folder=tmp_path))
+    nobody = "127.0.0.1:1"
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(_ray, "CURRENT_CLUSTER", tmp_path / "current")
+    options = {"address": nobody} if way == "option" else {}
+    if way == "variable":
+        monkeypatch.setenv("RAY_ADDRESS", nobody)
+    if way == "last cluster":
+        (tmp_path / "current").write_text(nobody + "\n")
+    begun = time.monotonic()
+    with pytest.raises(InputError, match=r"no Ray cluster answers at .*`ray start --head`"):
+        RayLauncher(options).open(Job(ledger="", folder=tmp_path))
+    assert time.monotonic() - begun < 30
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("slurm")
 def test_a_job_whose_time_is_up_is_queued_again_and_goes_on(
-    corpus: Corpus, folder: Folder, tmp_path: Path
+    corpus: Corpus, folder: Folder, alone: Alone
 ) -> None:
     pytest.importorskip("submitit", reason="submitit is not installed")
     launcher = SlurmLauncher({"cluster": "local"})
@@ -516,15 +537,14 @@ def test_a_job_whose_time_is_up_is_queued_again_and_goes_on(
 
     def time_is_up(entries: list[Entry]) -> None:
         for entry in entries:
-            if entry.state == RUNNING and entry.step > 5 and entry.pid and not told:
+            if entry.state == RUNNING and entry.pid and not told:
                 told.append(entry.pid)
                 os.kill(entry.pid, signal.SIGUSR2)
 
-    runs = plan(1, tokens=40_000)
-    table = run_plan(runs, corpus, folder, workers=1, launcher=launcher, report=time_is_up)
+    table = run_plan(plan(1), corpus, folder, workers=1, launcher=launcher, report=time_is_up)
     assert told
-    assert table["loss"].tolist() == alone(runs, corpus, tmp_path)
+    assert table["loss"].tolist() == alone(1)
     (entry,) = open_ledger(folder.ledger).entries()
     assert (entry.attempts, entry.state) == (2, "done")
     (log,) = (folder.path / "slurm").glob("*_0_log.err")
-    assert "Calling checkpoint method" in log.read_text()
+    assert "this job is preempted" in log.read_text()

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from scaling.errors import InputError
 from test_loop import RECIPE, SHAPE, STEPS, Killed, killed_at, small_corpus, spec
-from trainers import packed
+from trainers import packed, stacked
+from trainers.chunked import chunked_cross_entropy
 from trainers.corpus import Batches, Corpus
 from trainers.device import ResidentTokens
 from trainers.evaluate import token_losses
@@ -123,6 +124,26 @@ def test_tokens_on_the_host_and_on_the_device_train_alike(corpus: Corpus) -> Non
     assert packed_losses(runs, tokens, Options(), None) == held
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_logits_that_would_be_large_are_never_whole_and_the_loss_is_the_same(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    runs, tokens = replicas("adamw"), corpus.train()
+    runs = [replace(run, recipe=replace(run.recipe, dtype=dtype)) for run in runs]
+    whole = packed_losses(runs, tokens, Options(), None)
+    calls: list[int] = []
+
+    def chunked(*arguments: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return chunked_cross_entropy(*arguments, chunk=10)
+
+    monkeypatch.setattr(stacked, "chunked_cross_entropy", chunked)
+    monkeypatch.setattr(stacked, "LOGITS", 4 * 16 * 256 - 1)
+    for losses, wanted in zip(packed_losses(runs, tokens, Options(), None), whole, strict=True):
+        assert losses == pytest.approx(wanted, rel=1e-5 if dtype == "float32" else 5e-3)
+    assert len(calls) == STEPS
+
+
 def test_bf16_replicas_train_as_they_would_alone_but_for_rounding(corpus: Corpus) -> None:
     recipe = replace(RECIPE, optimizer="adamw", dtype="bfloat16", learning_rate=2e-3)
     runs, tokens = [spec(run_id=str(i), recipe=recipe, seed=i) for i in range(2)], corpus.train()
@@ -159,9 +180,8 @@ def test_rows_and_files_are_those_of_single_runs(corpus: Corpus, tmp_path: Path)
     rows = only(train_pack(runs, corpus, lambda name: tmp_path / "pack" / name, device=CPU))
     for run, row in zip(runs, rows, strict=True):
         [alone] = train(run, corpus, tmp_path / "alone" / run.run_id)
-        same = [
-            name for name in alone if not name.startswith(("loss", "bits", "seconds", "tokens_"))
-        ]
+        measured = ("loss", "bits", "seconds", "tokens_", "attention", "compilation")
+        same = [name for name in alone if not name.startswith(measured)]
         assert {name: row[name] for name in same} == {name: alone[name] for name in same}
         assert row["loss"] == pytest.approx(alone["loss"], rel=1e-4)
         assert row["replicas"] == 3
@@ -372,7 +392,7 @@ def test_every_call_is_one_step_before_during_and_after_the_capture(
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
 
     class Recording:
-        def __init__(self, graph: FakeGraph) -> None:
+        def __init__(self, graph: FakeGraph, stream: object) -> None:
             calls.append(-1)  # the recording calls the step, but takes none
 
         def __enter__(self) -> None:

@@ -153,7 +153,7 @@ def retry(
     if json:
         print_json({"planned": again})
     else:
-        typer.echo("\n".join([f"{len(again)} runs planned again; `sweep run` goes on", *again]))
+        typer.echo("\n".join([f"planned again: {len(again)}; `sweep run` goes on", *again]))
 
 
 @sweep.command("export")

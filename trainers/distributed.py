@@ -34,12 +34,12 @@ from trainers.corpus import Batches, Corpus
 from trainers.device import attention_kernels, describe
 from trainers.engine import Engine
 from trainers.finishing import diverged, export_run, measured
-from trainers.loop import CHECKPOINT, CHECKPOINT_SECONDS, Diverged, Watch, build
+from trainers.loop import CHECKPOINT, CHECKPOINT_SECONDS, Watch, build
 from trainers.model import Transformer
 from trainers.muon import Muon
 from trainers.optim import Optimizer
 from trainers.rows import Row
-from trainers.spec import RunSpec
+from trainers.spec import Diverged, RunSpec
 from trainers.stacked import MeanLoss, attention_path
 
 MODES = ("ddp", "fsdp")
@@ -114,9 +114,7 @@ class GatheredMuon(Muon):
             update = _full(weight.grad.lerp(momentum, group["momentum"]))
             weight.mul_(1 - group["lr"] * group["weight_decay"])
             change = torch.zeros_like(update)
-            turned = Muon.__new__(Muon)
-            turned.scale, turned.pieces = self.scale, [rows]
-            turned._apply([change], [update], group["lr"])
+            self.apply([change], [update], [rows], group["lr"])
             weight.add_(_sharded_like(change, weight))
 
 

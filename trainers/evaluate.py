@@ -13,6 +13,7 @@ from trainers.model import Transformer
 from trainers.optim import Recipe
 
 TOKENS = 262_144  # of the held-out text, evenly spread over it
+SET_TOKENS = 32_768  # of each named validation set: all of them must cost little beside a run
 ROWS = 32  # windows per forward pass
 FEWEST_DOCUMENTS = 10  # with fewer, their scatter says little: windows are taken as independent
 
@@ -54,6 +55,7 @@ def evaluate(
     *,
     bytes_per_token: float,
     starts: np.ndarray | None = None,
+    most: int = TOKENS,
 ) -> Evaluation:
     """Mean next-token loss over windows spread evenly over the held-out tokens.
 
@@ -68,10 +70,12 @@ def evaluate(
     starts
         Where documents begin, ascending. Windows that begin in one document are then one cluster
         of the standard error; without, or with fewer than ten clusters, each is its own.
+    most
+        Tokens that are looked at.
     """
     length = recipe.context_length
     available = (len(tokens) - 1) // length
-    count = max(1, min(available, TOKENS // length))
+    count = max(1, min(available, most // length))
     begins = np.linspace(0, max(available - 1, 0), count).round().astype(int) * length
     device = model.embed_tokens.weight.device
     losses = []
@@ -111,7 +115,7 @@ def _standard_error(windows: np.ndarray, begins: np.ndarray, starts: np.ndarray 
 def evaluate_sets(
     model: Transformer, sets: Mapping[str, HeldOut], recipe: Recipe
 ) -> dict[str, Evaluation]:
-    """Evaluate on several named validation sets; see :func:`evaluate`."""
+    """Evaluate on several named validation sets, each on few tokens; see :func:`evaluate`."""
     return {
         name: evaluate(
             model,
@@ -119,6 +123,7 @@ def evaluate_sets(
             recipe,
             bytes_per_token=held_out.bytes_per_token,
             starts=getattr(held_out, "starts", None),
+            most=SET_TOKENS,
         )
         for name, held_out in sets.items()
     }

@@ -1,4 +1,4 @@
-"""What a run leaves when it is trained elsewhere than in the plain loop: files and rows."""
+"""What a run leaves: files and rows of the run table."""
 
 from pathlib import Path
 
@@ -11,10 +11,9 @@ from trainers.device import describe
 from trainers.encoding import load_encoding
 from trainers.evaluate import evaluate, evaluate_sets
 from trainers.export import export
-from trainers.loop import Diverged
 from trainers.model import Transformer
 from trainers.rows import Row, result_columns, settings_row
-from trainers.spec import RunSpec
+from trainers.spec import Diverged, RunSpec
 
 
 def measured(

@@ -15,7 +15,7 @@ def compiled(function: Callable[P, R], *, note: Note, backend: str = "inductor")
     """The function compiled by torch, or as it is from the first failure on.
 
     The compiler's own CUDA graphs stay off: :class:`CapturedStep` captures the whole step, and one
-    graph inside another is not possible.
+    graph inside another is not possible. Compilation happens in its warm-up, never in a capture.
     """
     fast = torch.compile(function, dynamic=False, backend=backend)
     current: Callable[P, R] = fast
@@ -66,6 +66,8 @@ class CapturedStep:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.remaining = WARMUP
         self.capture = capture and device.type == "cuda"
+        # one stream for warm-up and capture: what libraries set up per stream is there in time
+        self.stream = torch.cuda.Stream(device) if self.capture else None
 
     def __call__(self) -> None:
         """Take one step."""
@@ -81,16 +83,16 @@ class CapturedStep:
 
     def _aside(self) -> None:
         """Run the step on a side stream: what capture needs to have happened there before."""
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
+        assert self.stream is not None
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
             self.step()
-        torch.cuda.current_stream(self.device).wait_stream(stream)
+        torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
     def _record(self) -> None:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=self.stream):
                 self.step()
         except RuntimeError as error:  # nothing of the step has run yet
             torch.cuda.synchronize(self.device)

@@ -146,7 +146,7 @@ class Ledger:
             "steps) VALUES (:sweep, :run_id, :position, :spec, :identity, :state, :flops, :steps) "
             "ON CONFLICT (sweep, run_id) DO NOTHING",
             sweep=self.sweep, run_id=spec.run_id, position=position, spec=spec.as_json(),
-            identity=identity, state=PLANNED, flops=spec.flops, steps=spec.steps,
+            identity=identity, state=PLANNED, flops=spec.flops, steps=spec.all_steps,
         )  # fmt: skip
         return inserted == 1
 

@@ -5,26 +5,28 @@ each decay but the last it keeps the state of the trunk, decays, is evaluated, a
 """
 
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import SupportsFloat
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from scaling.errors import WorkError
-from scaling.files import read_json, write_json, write_whole
+from scaling.files import read_json, write_json
 from trainers import checkpoint
 from trainers.corpus import Batches, Corpus
-from trainers.encoding import load_encoding
 from trainers.engine import Engine, uncompiled
-from trainers.evaluate import Evaluation, evaluate, evaluate_sets
-from trainers.export import export
+from trainers.finishing import export_run, measured
+from trainers.memory import keep_freed_memory
 from trainers.model import Transformer
 from trainers.optim import Optimizer
-from trainers.rows import Row, result_columns, settings_row
-from trainers.spec import RunSpec
+from trainers.rows import Row, settings_row
+from trainers.spec import Diverged, RunSpec
+from trainers.trackers import Recorder, recording
 
 LOG = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 10.0
@@ -33,10 +35,6 @@ CHECKPOINT, TRUNK = "checkpoint.safetensors", "trunk.safetensors"
 Watch = Callable[[int], None]
 # Called with a sentence about a run that goes on, but not as planned.
 Tell = Callable[[str], None]
-
-
-class Diverged(RuntimeError):
-    """The training loss is no longer a finite number."""
 
 
 def build(spec: RunSpec) -> Transformer:
@@ -54,6 +52,7 @@ def train(
     *,
     watch: Watch = lambda step: None,
     tell: Tell = LOG.warning,
+    trackers: Sequence[str] = ("csv",),
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> list[Row]:
     """Train one run to its end, from its checkpoint if there is one.
@@ -63,11 +62,14 @@ def train(
     folder
         Holds ``checkpoint.safetensors`` while the run goes on; at the end ``model.safetensors``,
         ``config.json`` and a tokenizer (Hugging Face), and ``windows.npy``, the held-out loss of
-        every window (``windows-STEPS.npy`` for a branch). Compiled code is kept beside it.
+        every window (``windows-STEPS.npy`` for a branch); ``metrics.csv``. Compiled code is kept
+        beside it.
     watch
         Called after every step with the optimiser steps that were computed so far.
     tell
         Called with a sentence where the run goes on, but not as planned.
+    trackers
+        Where metrics go, as :func:`trainers.trackers.read_trackers` gives them.
 
     Returns
     -------
@@ -79,19 +81,18 @@ def train(
         The loss became infinite or NaN.
     """
     torch.set_num_threads(1)
+    keep_freed_memory()
     run = _Run(spec.with_engine(), corpus, folder, tell)
     rows = run.resume()
-    while len(rows) < len(run.ends):
-        run.go(watch, checkpoint_seconds)
-        rows.append(run.row())
-        write_json(folder / "rows.json", {"rows": rows})
-        run.back_to_trunk()
-    export(
-        folder,
-        run.model,
-        max_position_embeddings=spec.recipe.context_length,
-        tokenizer=load_encoding(Path(corpus.folder)),
-    )
+    with recording(trackers, folder, batch_tokens=spec.recipe.batch_tokens) as recorder:
+        recorder.start(settings_row(run.spec, corpus, status="running"), run.computed)
+        while len(rows) < len(run.ends):
+            run.go(watch, recorder, checkpoint_seconds)
+            rows.append(run.row())
+            recorder.result(run.computed, rows[-1])
+            write_json(folder / "rows.json", {"rows": rows})
+            run.back_to_trunk()
+    export_run(spec, run.model, corpus, folder)
     for name in (CHECKPOINT, TRUNK, "rows.json"):
         (folder / name).unlink(missing_ok=True)
     return rows
@@ -170,7 +171,7 @@ class _Run:
         """Seconds of training that the weights at hand took."""
         return self.spent + time.perf_counter() - self.since
 
-    def go(self, watch: Watch, checkpoint_seconds: float) -> None:
+    def go(self, watch: Watch, recorder: Recorder, checkpoint_seconds: float) -> None:
         """Train to the end of the branch on the way."""
         end, last = self.ends[self.branch], self.branch + 1 == len(self.ends)
         self.optimizer.steps = end
@@ -178,8 +179,9 @@ class _Run:
         while self.step < end:
             if not last and self.step == self._leaves(self.branch):
                 self._save(TRUNK, branch=self.branch + 1)
-            self._train_one()
+            metrics = self._train_one()
             self.step += 1
+            recorder.log(self.computed, metrics)
             watch(self.computed)
             if time.perf_counter() - saved >= checkpoint_seconds and self.step < end:
                 self._save(CHECKPOINT, branch=self.branch)
@@ -195,10 +197,11 @@ class _Run:
         )
         checkpoint.save(self.folder / name, self.model, self.optimizer, progress)
 
-    def _train_one(self) -> None:
+    def _train_one(self) -> dict[str, SupportsFloat]:
+        """Take a step and return its metrics."""
         batch = torch.from_numpy(self.batches(self.step))
         try:
-            self._backward(batch)
+            loss = self._backward(batch)
         except Diverged:
             raise
         except Exception as error:  # a compiler fails in many ways; without it, they are the run's
@@ -211,37 +214,38 @@ class _Run:
             for weight in self.model.parameters():
                 weight.grad = None
             with uncompiled():
-                self._backward(batch)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.recipe.clip)
+                loss = self._backward(batch)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.recipe.clip)
         self.optimizer.step(self.step)
+        return {
+            "tokens": (self.step + 1) * self.spec.recipe.batch_tokens,
+            "seconds": self.seconds,
+            "loss": loss,
+            "learning_rate": self.optimizer.parts[0].param_groups[0]["lr"],
+            "gradient_norm": norm,
+        }
 
-    def _backward(self, batch: Tensor) -> None:
+    def _backward(self, batch: Tensor) -> float:
+        """Add the gradients of a batch and return its loss."""
         loss = self.losses(batch).mean()
-        if not torch.isfinite(loss):
-            raise Diverged(f"training loss is {loss.item()} at step {self.step}")
+        value = loss.item()
+        if not math.isfinite(value):
+            raise Diverged(f"training loss is {value} at step {self.step}")
         loss.backward()
+        return value
 
     def row(self) -> Row:
-        """Evaluate, and keep the loss of every held-out window."""
-        seconds, end = self.seconds, self.ends[self.branch]
+        """Evaluate the branch that was trained to its end, and keep the loss of every window."""
+        used = replace(self.spec, engine=self.engine)  # should the planned one have failed
         with uncompiled():
-            result, sets = self._evaluate()
-        if not np.isfinite(result.loss):
-            raise Diverged(f"held-out loss is {result.loss} after {end} steps")
-        name = "windows.npy" if end == self.spec.steps else f"windows-{end}.npy"
-        write_whole(self.folder / name, lambda target: np.save(target, result.windows))
-        # The engine that was used, should the planned one have failed.
-        settings = settings_row(self.spec, self.corpus, status="done", end=end)
-        used = {"attention": self.engine.attention, "compilation": self.engine.compilation}
-        tokens = end * self.spec.recipe.batch_tokens
-        return settings | used | result_columns(result, sets, seconds=seconds, tokens=tokens)
-
-    def _evaluate(self) -> tuple[Evaluation, dict[str, Evaluation]]:
-        corpus, recipe = self.corpus, self.spec.recipe
-        whole = evaluate(
-            self.model, corpus.validation(), recipe, bytes_per_token=corpus.bytes_per_token
-        )
-        return whole, evaluate_sets(self.model, corpus.validation_sets(), recipe)
+            return measured(
+                used,
+                self.model,
+                self.corpus,
+                self.folder,
+                end=self.ends[self.branch],
+                seconds=self.seconds,
+            )
 
     def back_to_trunk(self) -> None:
         """Go back to where the branch left the trunk, if another branch is to come."""

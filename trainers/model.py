@@ -254,7 +254,7 @@ class Transformer(nn.Module):
 
     def pieces(self) -> list[tuple[int, ...]]:
         """Rows of the projections that each of :meth:`matrices` holds one below the other."""
-        shape, sizes = self.shape, []
+        shape, sizes = self.shape, list[tuple[int, ...]]()
         group = shape.num_key_value_heads * shape.head_dim
         for name, weight in self.layers.named_parameters():
             if name.endswith("qkv_proj.weight"):

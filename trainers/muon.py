@@ -95,13 +95,17 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every matrix from its gradient."""
         group = self.param_groups[0]
-        weights: list[Tensor] = group["params"]
-        gradients = [weight.grad for weight in weights]
+        weights, pieces, gradients = [], [], []
+        for weight, rows in zip(group["params"], self.pieces, strict=True):
+            if weight.grad is not None:
+                weights.append(weight)
+                pieces.append(rows)
+                gradients.append(weight.grad)
         momenta = [self._momentum(weight) for weight in weights]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, momenta, group["momentum"])
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        self._apply(weights, updates, group["lr"])
+        self.apply(weights, updates, pieces, group["lr"])
 
     def _momentum(self, weight: Tensor) -> Tensor:
         state = self.state[weight]
@@ -109,10 +113,16 @@ class Muon(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(weight)
         return state["momentum_buffer"]
 
-    def _apply(self, weights: list[Tensor], updates: Sequence[Tensor], lr: float) -> None:
-        """Orthogonalise all pieces of one size together and add them to their weights."""
+    def apply(
+        self,
+        weights: Sequence[Tensor],
+        updates: Sequence[Tensor],
+        pieces: Sequence[Sequence[int]],
+        lr: float,
+    ) -> None:
+        """Orthogonalise updates, all pieces of one size together, and add them to their weights."""
         stacks: dict[tuple[int, ...], tuple[list[Tensor], list[Tensor]]] = {}
-        for weight, update, rows in zip(weights, updates, self.pieces, strict=True):
+        for weight, update, rows in zip(weights, updates, pieces, strict=True):
             for target, part in zip(weight.split(rows), update.split(rows), strict=True):
                 targets, parts = stacks.setdefault(tuple(part.shape), ([], []))
                 targets.append(target)

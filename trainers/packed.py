@@ -22,9 +22,9 @@ from trainers.device import (
 from trainers.engine import Engine
 from trainers.finishing import diverged, export_run, measured
 from trainers.graphs import CapturedStep, Note, compiled
-from trainers.loop import CHECKPOINT_SECONDS, Diverged, Watch
+from trainers.loop import CHECKPOINT_SECONDS, Watch
 from trainers.rows import Row
-from trainers.spec import RunSpec
+from trainers.spec import Diverged, RunSpec
 from trainers.stacked import Stack, attention_path, stackable
 
 BLOCK_STEPS = 256  # most steps between two looks at the clock; their inputs are on the device
@@ -37,11 +37,13 @@ class Options:
     """How a stack runs; the numbers are the same up to rounding.
 
     ``compiler`` is the backend of :func:`torch.compile` that forward pass and optimiser are given
-    to (``"inductor"``), or empty; ``capture`` makes the whole step one CUDA graph on a GPU.
+    to (``"inductor"``), or empty; ``capture`` makes the whole step one CUDA graph on a GPU;
+    ``export`` writes the weights of a finished run.
     """
 
     compiler: str = ""
     capture: bool = True
+    export: bool = True
 
 
 EAGER = Options()  # not compiled; on a GPU the step is still one graph
@@ -200,7 +202,7 @@ def train_pack(
     while run.branch < len(run.ends):
         run.go(watch, checkpoint_seconds)
         run.end_branch()
-    rows = run.finish()
+    rows = run.finish(export=options.export)
     run.path.unlink(missing_ok=True)
     return rows
 
@@ -304,21 +306,22 @@ class _PackRun:
                     self.rows[index].append(row | {"replicas": len(self.specs)})
                 except Diverged:
                     self.step.ended[index] = float(end)
+                model.cpu()
         self.branch += 1
         if self.trunk:
             self.done = min(spec.recipe.stable_steps(end) for spec in self.specs)
             self.step.stack.load(self.trunk)
             self.trunk = {}
 
-    def finish(self) -> list[list[Row]]:
+    def finish(self, *, export: bool) -> list[list[Row]]:
         """Export what lives and say of the others that they diverged."""
         device, about = self.step.stack.device, {"replicas": len(self.specs)}
         for index, spec in enumerate(self.specs):
-            if self.step.ended[index] < 0:
+            if self.step.ended[index] >= 0:
+                self.rows[index] = [diverged(spec, self.corpus, device) | about]
+            elif export:
                 model, _ = self.step.stack.restore(index, steps=spec.steps)
                 export_run(spec, model, self.corpus, self.folders(spec.run_id))
-            else:
-                self.rows[index] = [diverged(spec, self.corpus, device) | about]
         return self.rows
 
 

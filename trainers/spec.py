@@ -15,6 +15,10 @@ from trainers.engine import Engine, choose
 from trainers.optim import Recipe
 
 
+class Diverged(RuntimeError):
+    """The loss of a run is no longer a finite number."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
     """Everything that decides the numbers of one run.

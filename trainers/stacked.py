@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from scaling.errors import InputError
+from trainers.chunked import chunked_cross_entropy
 from trainers.engine import Engine
 from trainers.evaluate import token_losses
 from trainers.loop import build
@@ -19,9 +20,14 @@ from trainers.muon import Muon, orthogonalise
 from trainers.optim import Optimizer, Recipe
 from trainers.spec import RunSpec
 
+LOGITS = 2**28  # of a step: in fp32 with their gradient these take 2 GiB
+
 
 class MeanLoss(nn.Module):
-    """Mean training loss of one model as a module: what is mapped over replicas, or sharded."""
+    """Mean training loss of one model as a module: what is mapped over replicas, or sharded.
+
+    Where the logits would be large they are never whole: see :mod:`trainers.chunked`.
+    """
 
     def __init__(self, model: Transformer, recipe: Recipe) -> None:
         super().__init__()
@@ -29,7 +35,13 @@ class MeanLoss(nn.Module):
 
     def forward(self, batch: Tensor) -> Tensor:
         """Mean loss of (S, T + 1) tokens."""
-        return token_losses(self.model, batch, self.recipe).mean()
+        targets = batch[:, 1:]
+        if targets.numel() * self.model.shape.vocab_size <= LOGITS:
+            return token_losses(self.model, batch, self.recipe).mean()
+        lower = self.recipe.dtype == "bfloat16"
+        with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=lower):
+            hidden = self.model(batch[:, :-1])
+            return chunked_cross_entropy(hidden, self.model.lm_head.weight, targets)
 
 
 @dataclass(frozen=True, kw_only=True)

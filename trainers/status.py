@@ -58,7 +58,8 @@ class SweepStatus:
     def headline(self) -> str:
         """Counts and time left, in one line."""
         counts = ", ".join(f"{count} {state}" for state, count in self.counts.items() if count)
-        line = f"{len(self.runs)} runs: {counts}; {100 * self.share:.0f} % of the FLOPs"
+        runs = f"{len(self.runs)} run{'' if len(self.runs) == 1 else 's'}"
+        line = f"{runs}: {counts}; {100 * self.share:.0f} % of the FLOPs"
         if self.ended:
             return line
         if not self.workers:

@@ -15,9 +15,9 @@ from typing import Self
 from scaling.errors import WorkError
 from trainers.corpus import Corpus
 from trainers.ledger import DIVERGED, RUNNING, Ledger, open_ledger
-from trainers.loop import Diverged, train
+from trainers.loop import train
 from trainers.rows import settings_row
-from trainers.spec import RunSpec
+from trainers.spec import Diverged, RunSpec
 
 BEAT_SECONDS = 1.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # between two looks of a worker that has nothing to do
@@ -144,14 +144,11 @@ def _train_one(
             if heart.lost or not alive():
                 raise Stopped
 
+        def tell(text: str) -> None:
+            ledger.note(spec.run_id, text)
+
         try:
-            rows = train(
-                spec,
-                corpus,
-                folder.run(spec.run_id),
-                watch=watch,
-                tell=lambda text: ledger.note(spec.run_id, text),
-            )
+            rows = train(spec, corpus, folder.run(spec.run_id), watch=watch, tell=tell)
         except Stopped:
             ledger.release(spec.run_id)
         except Diverged as error:

@@ -5,6 +5,8 @@ business. https://docs.ray.io/en/latest/ray-core/tasks.html
 """
 
 import math
+import os
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from trainers.launchers._base import (
 )
 
 ADDRESS = "auto"  # the cluster of RAY_ADDRESS, else one that runs on this machine
+CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # where `ray start` leaves its address
+KNOCK_SECONDS = 5.0
 OPTIONS = ("address", "num_cpus", "num_gpus", "memory", "accelerator_type")
 
 
@@ -50,8 +54,9 @@ class RayLauncher(Launcher):
         ray = _ray()
         if not ray.is_initialized():
             try:
+                _knock(self.address)
                 ray.init(address=self.address, logging_level="warning", include_dashboard=False)
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 raise InputError(
                     f"no Ray cluster answers at {self.address!r} ({_first_line(error)}); start one "
                     "with `ray start --head`, or give --option address=HOST:PORT"
@@ -117,6 +122,23 @@ def _ray() -> Any:
     except ImportError:
         raise InputError('Ray is not installed; `pip install "shapelaw[ray]"`') from None
     return ray
+
+
+def _knock(address: str) -> None:
+    """See that somebody listens: ray.init alone tries for ten minutes.
+
+    Raises
+    ------
+    OSError
+        Nobody does.
+    """
+    if address == ADDRESS:
+        address = os.environ.get("RAY_ADDRESS", "")
+    if not address and CURRENT_CLUSTER.exists():  # of the last `ray start`, which may have ended
+        address = CURRENT_CLUSTER.read_text().strip()
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
 
 
 def _first_line(error: Exception) -> str:

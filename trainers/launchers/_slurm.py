@@ -4,6 +4,7 @@ A job that reaches its time limit or is preempted is put back into the queue by 
 on from the last checkpoint. https://github.com/facebookincubator/submitit
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from trainers.launchers._base import IDLE_SECONDS, End, Job, Launcher
 
 DEFAULTS = {"name": "shapelaw", "timeout_min": 240, "cpus_per_task": 1}
 REQUEUES = 1000  # a sweep may well outlive a hundred time limits
+STOP_SECONDS = 10.0
 CLUSTERS = ("slurm", "local")
 LISTS = ("setup", "srun_args", "teardown")  # several commands, separated by ;
 SHELL_ONLY = ("additional_parameters",)  # a dictionary, which no option can hold
@@ -76,10 +78,14 @@ class SlurmLauncher(Launcher):
         return End(reason=f"failed in job {job.job_id}: {_cause(error)}" if error else "")
 
     def stop(self) -> None:
-        """Cancel the jobs that have not ended."""
-        for job in self.jobs.values():
-            if not job.done():
-                job.cancel(check=False)
+        """Cancel the jobs that have not ended; those of this machine are waited for."""
+        left = [job for job in self.jobs.values() if not job.done()]
+        for job in left:
+            job.cancel(check=False)
+        end = time.monotonic() + STOP_SECONDS
+        while self.cluster == "local" and left and time.monotonic() < end:
+            left = [job for job in left if not job.done()]
+            time.sleep(0.1)
         self.jobs = {}
 
 
