@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Self
 
 from scaling.errors import WorkError
+from scaling.files import read_json
 from trainers.corpus import Corpus
 from trainers.device import choose
 from trainers.ledger import DIVERGED, RUNNING, Ledger, open_ledger
 from trainers.loop import Tell, Watch, train
 from trainers.rows import Row, settings_row
 from trainers.spec import Diverged, RunSpec
+from trainers.trackers import read_trackers
 
 BEAT_SECONDS = 1.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # between two looks of a worker that has nothing to do
@@ -53,6 +55,11 @@ class Folder:
     def record(self) -> Path:
         """What the sweep was started with, where that is not the default."""
         return self.path / "sweep.json"
+
+    def trackers(self) -> tuple[str, ...]:
+        """Where metrics go: always to a CSV file."""
+        known = read_json(self.record) if self.record.exists() else {}
+        return read_trackers(",".join(known.get("trackers", ())))
 
     def run(self, run_id: str) -> Path:
         """Checkpoint, weights and held-out losses of one run."""
@@ -177,7 +184,10 @@ def train_here(
     """
     device = choose()
     if device.type == "cpu":
-        return train(spec, corpus, folder.run(spec.run_id), watch=watch, tell=tell)
+        return train(
+            spec, corpus, folder.run(spec.run_id), watch=watch, tell=tell,
+            trackers=folder.trackers(),
+        )  # fmt: skip
     from trainers.packed import Options, train_pack
 
     options = Options(compiler="inductor")
