@@ -69,8 +69,10 @@ def evaluate_sweep(
     from trainers.exported import score_exports
 
     names = read_tasks(tasks, read_evals(evals))
-    about = {"tasks": names, "limit": limit, "workers": workers, "ledger": ledger}
-    runs = score_exports(folder, evals, report=_Progress(), **about)
+    runs = score_exports(
+        folder, evals, tasks=names, limit=limit, workers=workers, ledger=ledger,
+        report=_Progress(),
+    )  # fmt: skip
     if left_out := runs.attrs["left_out"]:
         note(f"{len(left_out)} runs have no exported model and no score: {', '.join(left_out)}")
     if out is not None:
