@@ -36,7 +36,7 @@ from trainers.optim import Optimizer, Recipe
 
 BENCHMARK = Shape(
     hidden_size=256, intermediate_size=768, num_hidden_layers=8, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=64, vocab_size=4096, tie_word_embeddings=True,
+    num_key_value_heads=2, head_dim=64, vocab_size=4096, tie_word_embeddings=False,
 )  # fmt: skip
 LADDER = Path(__file__).parent.parent / "data" / "proxies" / "plan.csv"
 STEPS_OF_A_RUN = 100_000  # engines are chosen as for a long run
