@@ -20,16 +20,17 @@ from trainers.launchers._local import LocalLauncher, visible_devices
 from trainers.launchers._ray import RayLauncher
 from trainers.launchers._slurm import SlurmLauncher
 from trainers.launchers.registry import LAUNCHERS, launcher_named, parse_options
-from trainers.ledger import RUNNING, Entry, open_ledger
+from trainers.ledger import PLANNED, RUNNING, Entry, open_ledger
 from trainers.loop import train
 from trainers.spec import RunSpec
 from trainers.sweep import Folder, run_plan
 
 RAY_NOISE = (
-    # Ray 2.60 leaves pipes and sockets of the processes it starts to the garbage collector.
-    "ignore::ResourceWarning",
-    "ignore::pytest.PytestUnraisableExceptionWarning",
-    # and warns that accelerator variables will one day be left alone where no GPU is asked for
+    # Ray leaves the log files and pipes of the processes that it starts to the garbage collector.
+    "ignore:unclosed file:ResourceWarning",
+    "ignore:unclosed .*socket:ResourceWarning",
+    "ignore:subprocess \\d+ is still running:ResourceWarning",
+    # and warns that one day it will leave CUDA_VISIBLE_DEVICES alone where no GPU is asked for.
     "ignore:Tip. In future versions of Ray:FutureWarning",
 )
 
@@ -239,12 +240,13 @@ def test_a_process_sets_its_device_and_threads_before_it_works(
         seen.append((*(os.environ.get(name) for name in names), alive()))
 
     monkeypatch.setattr("trainers.worker.work", work)
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         _local._process("ledger.sqlite", "folder", os.getppid(), device)
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert seen == [(*expected, True)]
 
 
@@ -263,6 +265,24 @@ def test_the_module_of_a_process_imports_no_torch() -> None:
     code = "import sys, trainers.launchers._local; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "end"),
+    [
+        (None, None),
+        (0, End()),
+        (1, End(reason="ended with code 1")),
+        (-9, End(reason="was ended by SIGKILL", again=True)),
+        (143, End(reason="was ended by SIGTERM", again=True)),
+    ],
+)
+def test_a_process_that_was_ended_from_outside_may_be_started_again(
+    code: int | None, end: End | None
+) -> None:
+    launcher = LocalLauncher({})
+    launcher.processes[0] = SimpleNamespace(exitcode=code)  # type: ignore[assignment]
+    assert launcher.look(0) == end
 
 
 # options
@@ -448,6 +468,9 @@ def test_stopping_ends_the_workers(corpus: Corpus, folder: Folder, place: Place)
     while exists(pids[0]) and time.monotonic() < end:
         time.sleep(0.1)
     assert not exists(pids[0])
+    if place.name != "ray":  # which ends a task without a word
+        (entry,) = open_ledger(folder.ledger).entries()
+        assert (entry.state, entry.attempts) == (PLANNED, 1), "the run was given back"
 
 
 def exists(pid: int) -> bool:

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 from trainers.launchers._base import End, Job, Launcher, refuse_unknown
 
 STOP_SECONDS = 5.0
+TOLD_TO_END = 128 + signal.SIGTERM  # the exit code of a worker that gave its run back
 
 
 class LocalLauncher(Launcher):
@@ -48,16 +51,18 @@ class LocalLauncher(Launcher):
         code = self.processes[number].exitcode
         if code is None:
             return None
-        if code < 0:
-            return End(reason=f"was ended by {signal.Signals(-code).name}", again=True)
+        if code < 0 or code == TOLD_TO_END:
+            number = -code if code < 0 else signal.SIGTERM
+            return End(reason=f"was ended by {signal.Signals(number).name}", again=True)
         return End(reason=f"ended with code {code}" if code else "")
 
     def stop(self) -> None:
-        """Terminate the processes; what they wrote is whole, so no grace is needed."""
+        """Tell the processes to end, which lets them give their runs back; then end them."""
         for process in self.processes.values():
             process.terminate()
+        end = time.monotonic() + STOP_SECONDS
         for process in self.processes.values():
-            process.join(STOP_SECONDS)
+            process.join(max(end - time.monotonic(), 0.0))
             if process.is_alive():
                 process.kill()
                 process.join()
@@ -83,6 +88,7 @@ def visible_devices() -> list[str]:
 def _process(ledger: str, folder: str, parent: int, device: str) -> None:
     """Be a worker. This module imports no torch, so the environment is set before torch looks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends its workers
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TOLD_TO_END))
     if device:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     else:
