@@ -34,7 +34,7 @@ pytestmark = [
 ]
 KILLS = 30
 ROWS = 12
-STEPS = 60
+STEPS = 40
 PATIENCE = 300.0  # seconds, on a machine that is busy with something else
 
 
@@ -329,6 +329,21 @@ def test_a_full_disk_under_ledger_and_checkpoints_loses_nothing(
     assert kept.read_bytes() == content
     filler.unlink()
     assert loss_with_room(crew) == big_loss
+
+
+def test_a_worker_that_finds_a_damaged_checkpoint_notes_it_and_begins_again(
+    crew: Crew, corpus: Corpus, tmp_path: Path, big_loss: object
+) -> None:
+    plan(crew, corpus, [big_run()])
+    kept = begun(crew, tmp_path / "sweep")
+    content = bytearray(kept.read_bytes())
+    content[-1000] ^= 1
+    kept.write_bytes(bytes(content))
+    crew.start()
+    (entry,) = crew.until(all_done)
+    crew.until_gone()
+    assert "checkpoint.safetensors is damaged" in str(entry.note)
+    assert losses(crew.ledger) == {"big": big_loss}
 
 
 @pytest.mark.parametrize("where", [0.0, 0.05, 0.5, 0.999])

@@ -20,9 +20,9 @@ from trainers.choosing import factorial
 from trainers.confounding import confounding
 from trainers.engine import Engine, predicted_seconds
 from trainers.filling import Cube, choose_filling, choose_heavy
-from trainers.ladder import parse_settings, plan_ladder
-from trainers.optim import Recipe
-from trainers.plan_cli import Texts, allocation_of, grid_of, mount, read_numbers, read_pairs
+from trainers.ladder import plan_ladder
+from trainers.optim import Recipe, parse_settings, read_pairs
+from trainers.plan_cli import Texts, allocation_of, grid_of, mount, read_numbers
 from trainers.planned import Ladder, Planned, points_of
 from trainers.pricing import ASSUMED, Price, calibrate, step_work, time_step
 from trainers.proposed import plan_proposed

@@ -1,3 +1,4 @@
+import csv
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -189,6 +190,9 @@ def test_rows_and_files_are_those_of_single_runs(corpus: Corpus, tmp_path: Path)
         folders = [tmp_path / kind / run.run_id for kind in ("pack", "alone")]
         names = [sorted(path.name for path in folder.iterdir()) for folder in folders]
         assert names[0] == names[1]
+        *_, last = csv.DictReader((folders[0] / "metrics.csv").read_text().splitlines())
+        assert int(last["step"]) == STEPS
+        assert float(last["held_out_loss"]) == pytest.approx(row["loss"], rel=1e-6)
         weights, wanted = (load_file(folder / "model.safetensors") for folder in folders)
         for name, weight in weights.items():
             torch.testing.assert_close(weight, wanted[name], rtol=0, atol=2e-4, msg=name)

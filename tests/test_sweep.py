@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
 
 from scaling.errors import InputError, WorkError
 from scaling.runs import COLUMNS
@@ -23,7 +24,7 @@ from trainers.launchers._base import End, Job, Launcher
 from trainers.ledger import DIVERGED, DONE, FAILED, PLANNED, RUNNING, Entry, Ledger
 from trainers.loop import train
 from trainers.optim import Recipe
-from trainers.spec import RunSpec
+from trainers.spec import Diverged, RunSpec
 from trainers.sweep import (
     Folder,
     existing_ledger,
@@ -624,3 +625,25 @@ def test_a_killed_sweep_ends_with_the_losses_of_an_undisturbed_one(
         wanted = train(run, prepared, tmp_path / "alone" / run.run_id)[-1]["loss"]
         assert after.loc[run.run_id, "loss"] == wanted, wait
         assert printed[run.run_id] == wanted
+
+
+@pytest.mark.parametrize("status", [DONE, DIVERGED])
+def test_a_worker_that_sees_a_gpu_trains_on_it(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    seen: list[object] = []
+
+    def on_gpu(specs: list[RunSpec], *_: object, device: object, **__: object) -> object:
+        seen.append(device)
+        return [[{"run_id": spec.run_id, "status": status}] for spec in specs]
+
+    monkeypatch.setattr(worker, "choose", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr("trainers.packed.train_pack", on_gpu)
+    ways = {"watch": lambda step: None, "tell": lambda text: None}
+    if status == DONE:
+        rows = worker.train_here(spec(), corpus, Folder(tmp_path), **ways)
+        assert rows == [{"run_id": "tiny", "status": DONE}]
+    else:
+        with pytest.raises(Diverged, match="the loss of tiny is no longer a finite number"):
+            worker.train_here(spec(), corpus, Folder(tmp_path), **ways)
+    assert seen == [torch.device("cuda", 0)]

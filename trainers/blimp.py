@@ -2,7 +2,7 @@
 
 67 paradigms of 1,000 pairs. The score is the mean over paradigms; guessing scores one half. This is
 the path without lm-eval, fast enough for every row of a ladder; its answers are those of lm-eval's
-(tests compare them pair by pair).
+(tests compare the accuracies of every paradigm).
 """
 
 import math

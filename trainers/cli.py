@@ -5,9 +5,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scaling.options import CorpusOption, Json, OutFolder, Seed, Vocabulary
+from scaling.options import (
+    CorpusOption,
+    CorpusTokens,
+    Json,
+    OutFolder,
+    Seed,
+    TokenizerOption,
+    ValidationOption,
+    Vocabulary,
+)
 from scaling.printing import json_row, note, print_json, print_table
-from trainers import plan_cli, rate_cli
+from trainers import evaluate_cli, plan_cli, rate_cli
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +27,14 @@ sweep = typer.Typer(
 Optimizer = Annotated[str, typer.Option(help="muon or adamw.")]
 Context = Annotated[int, typer.Option(help="Tokens per sequence.")]
 Sequences = Annotated[int, typer.Option(help="Sequences per step.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A field of the recipe: decay=0.2.",
+                 metavar="NAME=VALUE"),
+]  # fmt: skip
+Trackers = Annotated[
+    str, typer.Option("--tracker", help="tensorboard, wandb or both; metrics.csv is always there.")
+]
 WorkersOption = Annotated[
     int | None,
     typer.Option("--workers", help="How many; default: one per GPU, else one per core.", min=1),
@@ -38,22 +55,32 @@ def train(
     config: Annotated[Path, typer.Argument(help="Hugging Face config.json of a shape.")],
     tokens: Annotated[str, typer.Option(help="Training tokens: 2M, 1e6.")],
     corpus: CorpusOption = "stdlib",
+    validation: ValidationOption = None,
     vocab: Vocabulary = None,
+    tokenizer: TokenizerOption = None,
+    corpus_tokens: CorpusTokens = None,
     out: OutFolder = Path("shapelaw-train"),
     optimizer: Optimizer = "muon",
     context_length: Context = 128,
     sequences: Sequences = 8,
+    settings: Settings = None,
+    tracker: Trackers = "",
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Train one shape and print its row of the run table; a killed run goes on."""
     from scaling.files import nothing_left
-    from trainers.optim import Recipe
+    from trainers.corpus_options import CorpusOptions
     from trainers.single import train_config
 
-    recipe = Recipe(context_length=context_length, sequences=sequences, optimizer=optimizer)
+    text = CorpusOptions.from_command(
+        corpus, validation=validation, vocab=vocab, tokenizer=tokenizer,
+        corpus_tokens=corpus_tokens,
+    )  # fmt: skip
+    usual = (f"{optimizer=!s}", f"{context_length=}", f"{sequences=}")
+    changes = [*usual, *(settings or [])]
     with nothing_left(out):
-        row = train_config(config, tokens, corpus, vocab, out, recipe, seed)
+        row = train_config(config, tokens, text, out, changes, tracker=tracker, seed=seed)
     if json:
         print_json(row)
     else:
@@ -64,8 +91,13 @@ def train(
 def run(
     plan: Annotated[Path, typer.Argument(help="Table with the fields of a shape and tokens.")],
     corpus: CorpusOption = "stdlib",
+    validation: ValidationOption = None,
     vocab: Vocabulary = None,
+    tokenizer: TokenizerOption = None,
+    corpus_tokens: CorpusTokens = None,
     out: OutFolder = Path("shapelaw-sweep"),
+    settings: Settings = None,
+    tracker: Trackers = "",
     launcher: Annotated[
         str, typer.Option(help="What starts the workers: local, ray or slurm.")
     ] = "local",
@@ -82,20 +114,27 @@ def run(
 ) -> None:
     """Train every planned run that the ledger lacks; a killed sweep goes on."""
     from scaling.files import nothing_left
-    from trainers.corpus import prepare
+    from trainers.corpus import prepare_from_options
+    from trainers.corpus_options import CorpusOptions
     from trainers.launchers.registry import launcher_named, parse_options
-    from trainers.optim import Recipe
+    from trainers.optim import recipe_with
     from trainers.status import shown_progress
     from trainers.sweep import Folder, read_plan, run_plan
+    from trainers.trackers import read_trackers
 
     place, folder = launcher_named(launcher, parse_options(option or [])), Folder(out)
+    recipe, trackers = recipe_with(settings or []), read_trackers(tracker)
+    text = CorpusOptions.from_command(
+        corpus, validation=validation, vocab=vocab, tokenizer=tokenizer,
+        corpus_tokens=corpus_tokens,
+    )  # fmt: skip
     with nothing_left(out):
-        prepared = prepare(corpus, folder.corpus, vocab_size=vocab)
-        specs = read_plan(plan, prepared, Recipe())
+        prepared = prepare_from_options(text, folder.corpus)
+        specs = read_plan(plan, prepared, recipe)
         with shown_progress() as report:
             runs = run_plan(
                 specs, prepared, folder, workers=workers, report=report, launcher=place,
-                ledger=ledger,
+                ledger=ledger, trackers=trackers,
             )  # fmt: skip
     _print_runs(runs, json)
 
@@ -196,4 +235,5 @@ def mount(app: typer.Typer) -> None:
     app.command()(train)
     plan_cli.mount(sweep)
     rate_cli.mount(sweep)
+    evaluate_cli.mount(app, sweep)
     app.add_typer(sweep, name="sweep")

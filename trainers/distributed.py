@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 import torch.distributed as dist
@@ -38,9 +38,10 @@ from trainers.loop import CHECKPOINT, CHECKPOINT_SECONDS, Watch, build
 from trainers.model import Transformer
 from trainers.muon import Muon
 from trainers.optim import Optimizer
-from trainers.rows import Row
+from trainers.rows import Row, settings_row
 from trainers.spec import Diverged, RunSpec
 from trainers.stacked import MeanLoss, attention_path
+from trainers.trackers import Recorder, recording
 
 MODES = ("ddp", "fsdp")
 
@@ -154,6 +155,7 @@ class Trainer:
             fully_shard(loss, mesh=world.mesh)
         else:
             self.loss = DistributedDataParallel(loss)
+        self.metrics: dict[str, SupportsFloat] = {}
         self.optimizer = self._optimizer()
         self._take_over(state)
 
@@ -192,8 +194,14 @@ class Trainer:
         if not torch.isfinite(torch.tensor(mean)):
             raise Diverged(f"training loss is {mean} at step {index}")
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
         self.optimizer.step(index)
+        self.metrics = {
+            "tokens": (index + 1) * recipe.batch_tokens,
+            "loss": mean,
+            "learning_rate": self.optimizer.parts[0].param_groups[0]["lr"],
+            "gradient_norm": _full(norm),
+        }
         return wished > 0
 
     def gather(self) -> tuple[Transformer, Optimizer]:
@@ -269,22 +277,41 @@ def train_distributed(
         sequences=recipe.sequences,
         seed=spec.data_seed,
     )
-    begun, clock = trainer.begun, time.perf_counter()
-    saved = clock
-    for index in range(begun.step, spec.steps):
-        due = world.rank == 0 and time.perf_counter() - saved >= checkpoint_seconds
-        due = trainer.step(torch.from_numpy(batches(index)), index, wish=due)
-        if due and index + 1 < spec.steps:
-            spent = begun.seconds + time.perf_counter() - clock
-            trainer.save(checkpoint.Progress(step=index + 1, seconds=spent, identity=identity))
-            saved = time.perf_counter()
-        if world.rank == 0:
-            watch(index + 1)
-    seconds = begun.seconds + time.perf_counter() - clock
-    model, _ = trainer.gather()
-    row = _finish(spec, model.to(world.device), corpus, folder, world, seconds)
+    # only the first process writes
+    names = ("csv",) if world.rank == 0 else ()
+    with recording(names, folder, batch_tokens=recipe.batch_tokens) as recorder:
+        recorder.start(settings_row(spec, corpus, status="running"), trainer.begun.step)
+        seconds = _run_steps(trainer, batches, watch, recorder, checkpoint_seconds, identity)
+        model, _ = trainer.gather()
+        row = _finish(spec, model.to(world.device), corpus, folder, world, seconds)
+        if row is not None:
+            recorder.result(spec.steps, row)
     dist.barrier()
     return row
+
+
+def _run_steps(
+    trainer: Trainer,
+    batches: Batches,
+    watch: Watch,
+    recorder: Recorder,
+    checkpoint_seconds: float,
+    identity: str,
+) -> float:
+    """Take the steps that are left and return the seconds of all of them."""
+    begun, steps, first = trainer.begun, trainer.spec.steps, trainer.world.rank == 0
+    clock = saved = time.perf_counter()
+    for index in range(begun.step, steps):
+        due = first and time.perf_counter() - saved >= checkpoint_seconds
+        due = trainer.step(torch.from_numpy(batches(index)), index, wish=due)
+        spent = begun.seconds + time.perf_counter() - clock
+        recorder.log(index + 1, trainer.metrics | {"seconds": spent})
+        if due and index + 1 < steps:
+            trainer.save(checkpoint.Progress(step=index + 1, seconds=spent, identity=identity))
+            saved = time.perf_counter()
+        if first:
+            watch(index + 1)
+    return begun.seconds + time.perf_counter() - clock
 
 
 def _check(spec: RunSpec, world: World) -> None:

@@ -22,6 +22,10 @@ TasksOption = Annotated[
         "hellaswag_val_subset."
     ),
 ]
+LedgerOption = Annotated[
+    str | None,
+    typer.Option("--ledger", help="Address of a ledger in PostgreSQL.", envvar="SHAPELAW_LEDGER"),
+]
 LimitOption = Annotated[
     int | None, typer.Option(help="Items of each task (BLiMP: pairs of each paradigm).", min=1)
 ]
@@ -55,6 +59,7 @@ def evaluate_sweep(
     out: Annotated[Path | None, typer.Option(help="Write the run table with accuracies.")] = None,
     workers: Workers = None,
     limit: LimitOption = None,
+    ledger: LedgerOption = None,
     json: Json = False,
 ) -> None:
     """Score every exported model of a sweep; a killed call goes on. Adds accuracy_TASK columns."""
@@ -64,8 +69,10 @@ def evaluate_sweep(
     from trainers.exported import score_exports
 
     names = read_tasks(tasks, read_evals(evals))
-    report = _Progress()
-    runs = score_exports(folder, evals, tasks=names, limit=limit, workers=workers, report=report)
+    runs = score_exports(
+        folder, evals, tasks=names, limit=limit, workers=workers, ledger=ledger,
+        report=_Progress(),
+    )  # fmt: skip
     if left_out := runs.attrs["left_out"]:
         note(f"{len(left_out)} runs have no exported model and no score: {', '.join(left_out)}")
     if out is not None:

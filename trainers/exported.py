@@ -49,6 +49,7 @@ def score_exports(
     limit: int | None = None,
     workers: int | None = None,
     report: Report = lambda done, total: None,
+    ledger: str | None = None,
 ) -> pd.DataFrame:
     """Score every exported model of a sweep and return its run table with columns of accuracy.
 
@@ -67,6 +68,8 @@ def score_exports(
         Items of each task; all by default.
     workers
         Processes of one thread each; by default one per core.
+    ledger
+        Address of a ledger that is not in the folder.
 
     Returns
     -------
@@ -81,7 +84,7 @@ def score_exports(
         A model could not be scored; the scores of the others are kept.
     """
     folder = Folder(sweep)
-    table = existing_ledger(sweep).table()
+    table = existing_ledger(sweep, ledger).table()
     names = [str(name) for name in table["run_id"]] if len(table) else []
     ready = [name for name in names if (folder.run(name) / WEIGHTS).exists()]
     if not ready:

@@ -6,12 +6,11 @@ branches of one run, arXiv 2410.05192) and several seeds; ``proxy`` shapes once.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from scaling.errors import InputError
 from trainers.choosing import METHODS, Choice, candidates
-from trainers.optim import Recipe
+from trainers.optim import Recipe, parse_settings
 from trainers.planned import Ladder, Planned, worst_of
 from trainers.rungs import Allocation, Grid, Rung
 
@@ -99,28 +98,3 @@ def _with_warmup(
         return settings
     tokens = allocation.tokens_per_parameter * min(rung.parameters for rung in rungs)
     return settings | {"warmup_steps": max(1, round(recipe.warmup * recipe.steps(round(tokens))))}
-
-
-def parse_settings(settings: Mapping[str, object]) -> dict[str, Any]:
-    """Fields of a recipe, from texts or values, as values of their kinds.
-
-    Raises
-    ------
-    InputError
-        There is no such field, or a value is none of its kind.
-    """
-    default = asdict(Recipe())
-    values = {}
-    for name, value in settings.items():
-        if name not in default:
-            raise InputError(
-                f"a setting of the recipe must be one of {', '.join(default)}, but got {name!r}"
-            )
-        kind = type(default[name])
-        try:
-            values[name] = kind(value)
-        except (TypeError, ValueError):
-            raise InputError(
-                f"`{name}` must be of kind {kind.__name__}, but got {value!r}"
-            ) from None
-    return values

@@ -90,6 +90,8 @@ def train(
             run.go(watch, recorder, checkpoint_seconds)
             rows.append(run.row())
             recorder.result(run.computed, rows[-1])
+            if len(rows) < len(run.ends):  # its model, where the model of a run of its own would be
+                export_run(spec, run.model, corpus, folder.parent / str(rows[-1]["run_id"]))
             write_json(folder / "rows.json", {"rows": rows})
             run.back_to_trunk()
     export_run(spec, run.model, corpus, folder)

@@ -1,8 +1,9 @@
 """Optimisers, learning-rate schedules and learning-rate rules; the recipe is data."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 
@@ -143,6 +144,50 @@ class Recipe:
             matrix_learning_rate=peak * matrix,
             learning_rate=self.learning_rate * rest,
         )
+
+
+def parse_settings(settings: Mapping[str, object]) -> dict[str, Any]:
+    """Fields of a recipe, from texts or values, as values of their kinds.
+
+    Raises
+    ------
+    InputError
+        There is no such field, or a value is none of its kind.
+    """
+    default = asdict(Recipe())
+    values = {}
+    for name, value in settings.items():
+        if name not in default:
+            raise InputError(
+                f"a setting of the recipe must be one of {', '.join(default)}, but got {name!r}"
+            )
+        kind = type(default[name])
+        try:
+            values[name] = kind(value)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"`{name}` must be of kind {kind.__name__}, but got {value!r}"
+            ) from None
+    return values
+
+
+def read_pairs(texts: Sequence[str]) -> dict[str, object]:
+    """Settings from ``NAME=VALUE`` texts.
+
+    Raises
+    ------
+    InputError
+        One has no ``=``.
+    """
+    for text in texts:
+        if "=" not in text:
+            raise InputError(f"`--set` must be NAME=VALUE such as sequences=4, but got {text!r}")
+    return {name.strip(): value.strip() for name, _, value in (t.partition("=") for t in texts)}
+
+
+def recipe_with(texts: Sequence[str]) -> Recipe:
+    """The default recipe with the fields that ``NAME=VALUE`` texts change."""
+    return Recipe(**parse_settings(read_pairs(texts)))
 
 
 def constant(recipe: Recipe, shape: Shape) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from trainers.device import (
     ResidentBatches,
     ResidentTokens,
     attention_kernels,
+    describe,
     resident,
     synchronize,
 )
@@ -23,9 +25,10 @@ from trainers.engine import Engine
 from trainers.finishing import diverged, export_run, measured
 from trainers.graphs import CapturedStep, Note, compiled
 from trainers.loop import CHECKPOINT_SECONDS, Watch
-from trainers.rows import Row
+from trainers.rows import Row, settings_row
 from trainers.spec import Diverged, RunSpec
 from trainers.stacked import Stack, attention_path, stackable
+from trainers.trackers import Recorder, recording
 
 BLOCK_STEPS = 256  # most steps between two looks at the clock; their inputs are on the device
 BLOCK_SECONDS = 0.5
@@ -199,9 +202,11 @@ def train_pack(
     step = PackedStep(stack, Feed(stack, tokens, resident(tokens, device)), options, note=note)
     run = _PackRun(step, corpus, folders)
     run.resume()
-    while run.branch < len(run.ends):
-        run.go(watch, checkpoint_seconds)
-        run.end_branch()
+    with ExitStack() as recorders:
+        run.record(recorders)
+        while run.branch < len(run.ends):
+            run.go(watch, checkpoint_seconds)
+            run.end_branch()
     rows = run.finish(export=options.export)
     run.path.unlink(missing_ok=True)
     return rows
@@ -227,7 +232,34 @@ class _PackRun:
         self.branch = self.done = self.computed = 0
         self.trunk: dict[str, Tensor] = {}
         self.rows: list[list[Row]] = [[] for _ in self.specs]
+        self.recorders: list[Recorder] = []
         self.seconds = 0.0
+
+    def record(self, recorders: ExitStack) -> None:
+        """Write the metrics of every replica to its own ``metrics.csv`` from here on."""
+        device = describe(self.step.stack.device)
+        for spec in self.specs:
+            folder, batch_tokens = self.folders(spec.run_id), spec.recipe.batch_tokens
+            recorder = recorders.enter_context(
+                recording(("csv",), folder, batch_tokens=batch_tokens)
+            )
+            settings = settings_row(spec, self.corpus, status="running", device=device)
+            recorder.start(settings, self.computed)
+            self.recorders.append(recorder)
+
+    def _log(self, end: int) -> None:
+        """Metrics of the last step of a block, of the replicas that live."""
+        losses, ended = self.step.losses.tolist(), self.step.ended.tolist()
+        for index, spec in enumerate(self.specs):
+            if ended[index] < 0:
+                peak = self.step.stack.optimizers[index].peaks[0]
+                metrics = {
+                    "tokens": self.done * spec.recipe.batch_tokens,
+                    "seconds": self.seconds / len(self.specs),
+                    "loss": losses[index],
+                    "learning_rate": peak * spec.recipe.share(self.done - 1, end),
+                }
+                self.recorders[index].log(self.computed, metrics)
 
     @property
     def leaves(self) -> int:
@@ -270,6 +302,7 @@ class _PackRun:
             self.computed += block
             taken = time.perf_counter() - begun
             self.seconds += taken
+            self._log(end)
             watch(self.computed)
             if time.perf_counter() - saved >= checkpoint_seconds and self.done < end:
                 self.save()
@@ -304,6 +337,7 @@ class _PackRun:
                 try:
                     row = measured(spec, model, self.corpus, folder, end=end, seconds=share)
                     self.rows[index].append(row | {"replicas": len(self.specs)})
+                    self.recorders[index].result(self.computed, row)
                 except Diverged:
                     self.step.ended[index] = float(end)
                 model.cpu()

@@ -109,22 +109,6 @@ def read_numbers(text: str, option: str) -> tuple[float, ...]:
         raise InputError(f"`{option}` must be numbers such as 16,64, but got {text!r}") from None
 
 
-def read_pairs(texts: Sequence[str]) -> dict[str, object]:
-    """Settings of the recipe from ``NAME=VALUE`` texts.
-
-    Raises
-    ------
-    InputError
-        One has no ``=``.
-    """
-    from scaling.errors import InputError
-
-    for text in texts:
-        if "=" not in text:
-            raise InputError(f"`--set` must be NAME=VALUE such as sequences=4, but got {text!r}")
-    return {name.strip(): value.strip() for name, _, value in (t.partition("=") for t in texts)}
-
-
 def grid_of(vocab: int, head_dim: str, others: int, steps: str, qk_norm: bool) -> "Grid":
     """What all shapes share, from options as typed."""
     from scaling.errors import InputError
@@ -215,6 +199,7 @@ def planned(
     from scaling.errors import InputError
     from scaling.runs import read_table
     from trainers.ladder import plan_ladder
+    from trainers.optim import read_pairs
     from trainers.proposed import plan_proposed
 
     if len(sources) == 2:

@@ -107,7 +107,7 @@ def _spread(specs: Sequence[RunSpec], most: int) -> list[RunSpec]:
 def time_step(spec: RunSpec) -> float:
     """Seconds of one training step of a run here: the quickest of a few, after a warm-up.
 
-    The quickest is the one that other processes disturbed least.
+    The seconds of the processor on one thread: those of the clock would count other programs too.
     """
     import torch
 
@@ -125,9 +125,9 @@ def time_step(spec: RunSpec) -> float:
     )
     taken = []
     for step in range(WARM_STEPS + TIMED_STEPS):
-        begun = time.perf_counter()
+        begun = time.process_time()
         token_losses(model, batch, recipe).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         optimizer.step(step)
-        taken.append(time.perf_counter() - begun)
+        taken.append(time.process_time() - begun)
     return float(np.min(taken[WARM_STEPS:]))

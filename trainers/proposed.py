@@ -14,8 +14,7 @@ from scaling.errors import InputError
 from scaling.quantities import format_count
 from scaling.runs import check_numbers, require_columns, with_ratios
 from scaling.shape import INTEGER_FIELDS, Shape
-from trainers.ladder import parse_settings
-from trainers.optim import Recipe
+from trainers.optim import Recipe, parse_settings
 from trainers.planned import CHOSEN_AXES, WHOLE_AXES, Ladder, Planned
 from trainers.rungs import PROXY, Grid, Range, Rung
 from trainers.spec import RunSpec

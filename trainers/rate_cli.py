@@ -62,9 +62,7 @@ def open_plan(
     """
     from scaling.files import nothing_left
     from trainers.corpus import prepare
-    from trainers.ladder import parse_settings
-    from trainers.optim import Recipe
-    from trainers.plan_cli import read_pairs
+    from trainers.optim import Recipe, parse_settings, read_pairs
     from trainers.sweep import Folder, read_plan
 
     changes, folder = parse_settings(read_pairs(settings)), Folder(out)

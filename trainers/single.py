@@ -1,5 +1,6 @@
 """Train the shape of one config file, through the same ledger as a sweep."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from scaling.errors import InputError, WorkError
@@ -7,23 +8,28 @@ from scaling.files import read_json
 from scaling.printing import json_row
 from scaling.quantities import parse_count
 from scaling.shape import Shape
-from trainers.corpus import count_windows, prepare
-from trainers.optim import Recipe
+from trainers.corpus import count_windows, prepare_from_options
+from trainers.corpus_options import CorpusOptions
+from trainers.optim import recipe_with
 from trainers.spec import RunSpec
 from trainers.status import shown_progress
 from trainers.sweep import Folder, run_name, run_plan
+from trainers.trackers import read_trackers
 
 
 def train_config(
     config: Path,
     tokens: str,
-    corpus: str,
-    vocab_size: int | None,
+    corpus: CorpusOptions,
     out: Path,
-    recipe: Recipe,
-    seed: int,
+    settings: Sequence[str] = (),
+    *,
+    tracker: str = "",
+    seed: int = 0,
 ) -> dict[str, object]:
     """Train a config's shape and return its row; weights go to ``out/runs/<run_id>``.
+
+    ``settings`` are fields of the recipe, ``NAME=VALUE``.
 
     Raises
     ------
@@ -33,8 +39,8 @@ def train_config(
         The run failed or diverged.
     """
     shape, count = Shape.from_config(read_json(config)), parse_count(tokens)
-    folder = Folder(out)
-    prepared = prepare(corpus, folder.corpus, vocab_size=vocab_size)
+    folder, recipe, trackers = Folder(out), recipe_with(settings), read_trackers(tracker)
+    prepared = prepare_from_options(corpus, folder.corpus)
     count_windows(prepared.tokens_train, recipe.context_length)
     if shape.vocab_size != prepared.vocab_size:
         raise InputError(
@@ -45,7 +51,7 @@ def train_config(
         run_id=run_name(shape, count, seed), shape=shape, tokens=count, recipe=recipe, seed=seed
     )
     with shown_progress() as report:
-        runs = run_plan([spec], prepared, folder, workers=1, report=report)
+        runs = run_plan([spec], prepared, folder, workers=1, report=report, trackers=trackers)
     row = runs.iloc[0].to_dict()
     if row["status"] != "done":
         raise WorkError(f"{spec.run_id} {row['status']}: its loss is not finite; lower the rate")

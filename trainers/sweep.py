@@ -117,6 +117,7 @@ def run_plan(
     report: Report = lambda entries: None,
     launcher: str | Launcher = "local",
     ledger: str | None = None,
+    trackers: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Train what the ledger lacks and return the run table of these specs.
 
@@ -132,6 +133,8 @@ def run_plan(
         Its name, or one with options.
     ledger
         Another one than the folder's file: a ``postgresql://`` URL or a path.
+    trackers
+        Where the metrics of runs go, besides ``metrics.csv``; see :mod:`trainers.trackers`.
 
     Raises
     ------
@@ -146,7 +149,7 @@ def run_plan(
     address = ledger_address(folder, ledger)
     _check_disk(address, place.several_machines)
     book = open_ledger(address)
-    _remember(folder, ledger)
+    _remember(folder, ledger, trackers)
     specs = [spec.with_engine() for spec in specs]
     book.plan(specs, [spec.identity(corpus) for spec in specs])
     book.retry()
@@ -272,10 +275,15 @@ def without_password(address: str) -> str:
     return urlunsplit(parts._replace(netloc=user.partition(":")[0] + separator + host))
 
 
-def _remember(folder: Folder, ledger: str | None) -> None:
-    """Let status, retry and export find a ledger that lies elsewhere."""
-    if ledger is not None and not folder.record.exists():
-        write_json(folder.record, {"ledger": without_password(ledger)})
+def _remember(folder: Folder, ledger: str | None, trackers: Sequence[str]) -> None:
+    """Let workers know the trackers, and other commands a ledger that lies elsewhere."""
+    known = read_json(folder.record) if folder.record.exists() else {}
+    if ledger is not None:
+        known = {"ledger": without_password(ledger)} | known
+    if trackers:
+        known = known | {"trackers": list(trackers)}
+    if known:
+        write_json(folder.record, known)
 
 
 def _check_disk(address: str, several_machines: bool) -> None:

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Self
 
 from scaling.errors import WorkError
+from scaling.files import read_json
 from trainers.corpus import Corpus
+from trainers.device import choose
 from trainers.ledger import DIVERGED, RUNNING, Ledger, open_ledger
-from trainers.loop import train
-from trainers.rows import settings_row
+from trainers.loop import Tell, Watch, train
+from trainers.rows import Row, settings_row
 from trainers.spec import Diverged, RunSpec
+from trainers.trackers import read_trackers
 
 BEAT_SECONDS = 1.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # between two looks of a worker that has nothing to do
@@ -52,6 +55,11 @@ class Folder:
     def record(self) -> Path:
         """What the sweep was started with, where that is not the default."""
         return self.path / "sweep.json"
+
+    def trackers(self) -> tuple[str, ...]:
+        """Where metrics go: always to a CSV file."""
+        known = read_json(self.record) if self.record.exists() else {}
+        return read_trackers(",".join(known.get("trackers", ())))
 
     def run(self, run_id: str) -> Path:
         """Checkpoint, weights and held-out losses of one run."""
@@ -148,7 +156,7 @@ def _train_one(
             ledger.note(spec.run_id, text)
 
         try:
-            rows = train(spec, corpus, folder.run(spec.run_id), watch=watch, tell=tell)
+            rows = train_here(spec, corpus, folder, watch=watch, tell=tell)
         except Stopped:
             ledger.release(spec.run_id)
         except Diverged as error:
@@ -160,3 +168,32 @@ def _train_one(
             raise
         else:
             ledger.finish(spec.run_id, rows)
+
+
+def train_here(
+    spec: RunSpec, corpus: Corpus, folder: Folder, *, watch: Watch, tell: Tell
+) -> list[Row]:
+    """Train a run on the GPU that this worker sees, else on a core; its rows.
+
+    On a GPU the whole step is compiled and captured, see :mod:`trainers.packed`.
+
+    Raises
+    ------
+    Diverged
+        The loss became infinite or NaN.
+    """
+    device = choose()
+    if device.type == "cpu":
+        return train(
+            spec, corpus, folder.run(spec.run_id), watch=watch, tell=tell,
+            trackers=folder.trackers(),
+        )  # fmt: skip
+    from trainers.packed import Options, train_pack
+
+    options = Options(compiler="inductor")
+    [rows] = train_pack(
+        [spec], corpus, folder.run, device=device, options=options, watch=watch, note=tell
+    )
+    if rows[-1]["status"] == DIVERGED:
+        raise Diverged(f"the loss of {spec.run_id} is no longer a finite number")
+    return rows
