@@ -236,7 +236,9 @@ def test_a_worker_that_lost_its_run_stops_training_it_and_records_nothing(
     ledger = planned(folder, corpus, spec(run_id="a"))
     steps: list[int] = []
 
-    def stolen(run: RunSpec, *_: object, watch: Callable[[int], None]) -> dict[str, object]:
+    def stolen(
+        run: RunSpec, *_: object, watch: Callable[[int], None], **__: object
+    ) -> dict[str, object]:
         assert ledger.claim(alive_after=-1.0) == run
         for step in range(1, 1000):
             steps.append(step)
@@ -316,6 +318,17 @@ def test_an_idle_worker_waits_for_the_runs_of_others_but_not_for_ever(
     ledger.release("a")
     work(str(folder.ledger), folder.path, idle_seconds=0.1)
     assert states(ledger) == {"a": DONE}
+
+
+def test_an_idle_worker_that_is_no_longer_wanted_leaves_at_once(
+    corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "FIRST_PAUSE", 60.0)
+    ledger = planned(folder, corpus, spec(run_id="a"))
+    assert ledger.claim() is not None
+    wanted_until = time.monotonic() + 0.5
+    work(str(folder.ledger), folder.path, alive=lambda: time.monotonic() < wanted_until)
+    assert time.monotonic() - wanted_until < 10
 
 
 def test_a_worker_without_the_shared_folder_says_so(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from trainers.trackers import read_trackers
 
 BEAT_SECONDS = 1.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # between two looks of a worker that has nothing to do
+PIECE = 0.25  # of such a pause
 
 
 class Stopped(RuntimeError):
@@ -137,8 +138,15 @@ def work(
         others = any(entry.state == RUNNING for entry in book.entries())
         if not others or time.monotonic() - idle_since > idle_seconds:
             return
-        time.sleep(pause * random.uniform(0.5, 1.0))
+        _sleep(pause * random.uniform(0.5, 1.0), alive)
         pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _sleep(seconds: float, alive: Callable[[], bool]) -> None:
+    """Sleep in short pieces, so that a worker that is no longer wanted leaves soon."""
+    end = time.monotonic() + seconds
+    while alive() and (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, PIECE))
 
 
 def _train_one(
