@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from scaling.errors import WorkError
-from scaling.files import read_json, write_json
 from trainers import checkpoint
 from trainers.corpus import Batches, Corpus
 from trainers.engine import Engine, uncompiled
 from trainers.export import WEIGHTS
-from trainers.finishing import export_run, measured
+from trainers.finishing import export_run, keep_rows, measured, rows_so_far
 from trainers.memory import keep_freed_memory
 from trainers.model import Transformer
 from trainers.optim import Optimizer
@@ -31,7 +30,7 @@ from trainers.trackers import Recorder, recording
 
 LOG = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 10.0
-CHECKPOINT, TRUNK, ROWS = "checkpoint.safetensors", "trunk.safetensors", "rows.json"
+CHECKPOINT, TRUNK = "checkpoint.safetensors", "trunk.safetensors"
 # Called after every step with the steps done; may raise to stop the run.
 Watch = Callable[[int], None]
 # Called with a sentence about a run that goes on, but not as planned.
@@ -83,8 +82,7 @@ def train(
     """
     torch.set_num_threads(1)
     keep_freed_memory()
-    identity = spec.identity(corpus)
-    rows = _rows_so_far(folder, identity)
+    rows = rows_so_far(folder, spec.identity(corpus))
     if len(rows) == len(spec.ends) and (folder / WEIGHTS).exists():
         return rows  # all was done but for telling so
     run = _Run(spec.with_engine(), corpus, folder, tell)
@@ -97,19 +95,12 @@ def train(
             recorder.result(run.computed, rows[-1])
             if len(rows) < len(run.ends):  # its model, where the model of a run of its own would be
                 export_run(spec, run.model, corpus, folder.parent / str(rows[-1]["run_id"]))
-            write_json(folder / ROWS, {"identity": identity, "rows": rows})
+            keep_rows(spec, corpus, folder, rows)
             run.back_to_trunk()
     export_run(spec, run.model, corpus, folder)
     for name in (CHECKPOINT, TRUNK):
         (folder / name).unlink(missing_ok=True)
     return rows
-
-
-def _rows_so_far(folder: Path, identity: str) -> list[Row]:
-    """The rows that this very run has given so far."""
-    path = folder / ROWS
-    known = read_json(path) if path.exists() else {}
-    return known["rows"] if known.get("identity") == identity else []
 
 
 class _Run:
@@ -143,7 +134,7 @@ class _Run:
         """Stand where the checkpoint does, or at the beginning; return the rows so far."""
         path = self.folder / CHECKPOINT
         begun = checkpoint.resume(path, self.model, self.optimizer, self.identity, tell=self.tell)
-        rows = _rows_so_far(self.folder, self.identity)[: begun.branch]
+        rows = rows_so_far(self.folder, self.identity)[: begun.branch]
         if len(rows) < begun.branch or not self._may_return(begun):
             self.tell(f"{self.folder} lacks what its checkpoint builds on; the run begins again")
             self._begin()
