@@ -227,8 +227,7 @@ def test_a_finished_run_leaves_weights_config_and_windows_only(
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == [
         "config.json", "generation_config.json", "metrics.csv", "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json", "windows.npy",
+        "rows.json", "tokenizer.json", "tokenizer_config.json", "windows.npy",
     ]  # fmt: skip
 
 
@@ -425,3 +424,12 @@ def test_branches_that_no_trunk_leads_to_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=words):
         replace(BRANCHED, **changes)  # type: ignore[arg-type]
+
+
+def test_a_run_that_was_finished_but_not_recorded_is_not_trained_again(
+    branched: tuple[list[Row], Path], corpus: Corpus
+) -> None:
+    rows, folder = branched
+    assert train(BRANCHED, corpus, folder, watch=killed_at(1)) == rows
+    with pytest.raises(Killed):
+        train(replace(BRANCHED, seed=1), corpus, folder, watch=killed_at(1))

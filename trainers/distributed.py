@@ -33,7 +33,7 @@ from trainers import checkpoint
 from trainers.corpus import Batches, Corpus
 from trainers.device import attention_kernels, describe
 from trainers.engine import Engine
-from trainers.finishing import diverged, export_run, measured
+from trainers.finishing import diverged, export_run, keep_rows, measured
 from trainers.loop import CHECKPOINT, CHECKPOINT_SECONDS, Watch, build
 from trainers.model import Transformer
 from trainers.muon import Muon
@@ -334,10 +334,11 @@ def _finish(
     if world.rank:
         return None
     row = measured(spec, model, corpus, folder, end=spec.steps, seconds=seconds)
+    row |= {"device": f"{world.size} x {describe(world.device)}, {world.mode}"}
     export_run(spec, model, corpus, folder)
+    keep_rows(spec, corpus, folder, [row])
     (folder / CHECKPOINT).unlink(missing_ok=True)
-    device = f"{world.size} x {describe(world.device)}, {world.mode}"
-    return row | {"device": device}
+    return row
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,11 +1,12 @@
 """What a run leaves: files and rows of the run table."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from scaling.files import write_whole
+from scaling.files import read_json, write_json, write_whole
 from trainers.corpus import Corpus
 from trainers.device import describe
 from trainers.encoding import load_encoding
@@ -14,6 +15,8 @@ from trainers.export import export
 from trainers.model import Transformer
 from trainers.rows import Row, result_columns, settings_row
 from trainers.spec import Diverged, RunSpec
+
+ROWS = "rows.json"
 
 
 def measured(
@@ -54,6 +57,18 @@ def export_run(spec: RunSpec, model: Transformer, corpus: Corpus, folder: Path) 
         max_position_embeddings=spec.recipe.context_length,
         tokenizer=load_encoding(Path(corpus.folder)),
     )
+
+
+def keep_rows(spec: RunSpec, corpus: Corpus, folder: Path, rows: Sequence[Row]) -> None:
+    """Write the rows that a run has given so far beside its model, with what they are rows of."""
+    write_json(folder / ROWS, {"identity": spec.identity(corpus), "rows": list(rows)})
+
+
+def rows_so_far(folder: Path, identity: str) -> list[Row]:
+    """The rows that the run of this identity has given so far."""
+    path = folder / ROWS
+    known = read_json(path) if path.exists() else {}
+    return known["rows"] if known.get("identity") == identity else []
 
 
 def diverged(spec: RunSpec, corpus: Corpus, device: torch.device) -> Row:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from scaling.errors import WorkError
-from scaling.files import read_json, write_json
 from trainers import checkpoint
 from trainers.corpus import Batches, Corpus
 from trainers.engine import Engine, uncompiled
-from trainers.finishing import export_run, measured
+from trainers.export import WEIGHTS
+from trainers.finishing import export_run, keep_rows, measured, rows_so_far
 from trainers.memory import keep_freed_memory
 from trainers.model import Transformer
 from trainers.optim import Optimizer
@@ -62,8 +62,8 @@ def train(
     folder
         Holds ``checkpoint.safetensors`` while the run goes on; at the end ``model.safetensors``,
         ``config.json`` and a tokenizer (Hugging Face), and ``windows.npy``, the held-out loss of
-        every window (``windows-STEPS.npy`` for a branch); ``metrics.csv``. Compiled code is kept
-        beside it.
+        every window (``windows-STEPS.npy`` for a branch), ``metrics.csv`` and the rows. Compiled
+        code is kept beside it.
     watch
         Called after every step with the optimiser steps that were computed so far.
     tell
@@ -82,6 +82,9 @@ def train(
     """
     torch.set_num_threads(1)
     keep_freed_memory()
+    rows = rows_so_far(folder, spec.identity(corpus))
+    if len(rows) == len(spec.ends) and (folder / WEIGHTS).exists():
+        return rows  # all was done but for telling so
     run = _Run(spec.with_engine(), corpus, folder, tell)
     rows = run.resume()
     with recording(trackers, folder, batch_tokens=spec.recipe.batch_tokens) as recorder:
@@ -92,10 +95,10 @@ def train(
             recorder.result(run.computed, rows[-1])
             if len(rows) < len(run.ends):  # its model, where the model of a run of its own would be
                 export_run(spec, run.model, corpus, folder.parent / str(rows[-1]["run_id"]))
-            write_json(folder / "rows.json", {"rows": rows})
+            keep_rows(spec, corpus, folder, rows)
             run.back_to_trunk()
     export_run(spec, run.model, corpus, folder)
-    for name in (CHECKPOINT, TRUNK, "rows.json"):
+    for name in (CHECKPOINT, TRUNK):
         (folder / name).unlink(missing_ok=True)
     return rows
 
@@ -131,7 +134,7 @@ class _Run:
         """Stand where the checkpoint does, or at the beginning; return the rows so far."""
         path = self.folder / CHECKPOINT
         begun = checkpoint.resume(path, self.model, self.optimizer, self.identity, tell=self.tell)
-        rows = self._rows_so_far(begun.branch)
+        rows = rows_so_far(self.folder, self.identity)[: begun.branch]
         if len(rows) < begun.branch or not self._may_return(begun):
             self.tell(f"{self.folder} lacks what its checkpoint builds on; the run begins again")
             self._begin()
@@ -147,10 +150,6 @@ class _Run:
     def _compiled(self) -> Path:
         """The folder for compiled code, shared by all runs of a sweep."""
         return (self.folder.parent / ".compiled").absolute()
-
-    def _rows_so_far(self, count: int) -> list[Row]:
-        path = self.folder / "rows.json"
-        return read_json(path)["rows"][:count] if count and path.exists() else []
 
     def _may_return(self, begun: checkpoint.Progress) -> bool:
         """Whether a checkpoint inside the decay of a branch has its way back to the trunk."""

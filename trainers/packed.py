@@ -22,7 +22,7 @@ from trainers.device import (
     synchronize,
 )
 from trainers.engine import Engine
-from trainers.finishing import diverged, export_run, measured
+from trainers.finishing import diverged, export_run, keep_rows, measured
 from trainers.graphs import CapturedStep, Note, compiled
 from trainers.loop import CHECKPOINT_SECONDS, Watch
 from trainers.rows import Row, settings_row
@@ -355,7 +355,9 @@ class _PackRun:
                 self.rows[index] = [diverged(spec, self.corpus, device) | about]
             elif export:
                 model, _ = self.step.stack.restore(index, steps=spec.steps)
-                export_run(spec, model, self.corpus, self.folders(spec.run_id))
+                folder = self.folders(spec.run_id)
+                export_run(spec, model, self.corpus, folder)
+                keep_rows(spec, self.corpus, folder, self.rows[index])
         return self.rows
 
 
