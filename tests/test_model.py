@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from scaling.shape import Shape
-from trainers.checkpoint import export
+from trainers.export import export
 from trainers.model import Transformer
 
 torch.set_num_threads(1)
