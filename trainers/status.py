@@ -159,7 +159,7 @@ def _done(entry: Entry) -> float:
 def _tokens_per_second(entry: Entry) -> float | None:
     if entry.state == RUNNING:
         return entry.speed * entry.tokens_per_step if entry.speed else None
-    speeds = [row.get("tokens_per_second") for row in entry.rows]
+    speeds = [row.get("tokens_per_second") for row in reversed(entry.rows)]
     return next((float(speed) for speed in speeds if isinstance(speed, int | float)), None)
 
 
