@@ -4,6 +4,7 @@ A job that reaches its time limit or is preempted is put back into the queue by 
 on from the last checkpoint. https://github.com/facebookincubator/submitit
 """
 
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -80,9 +81,13 @@ class SlurmLauncher(Launcher):
     def stop(self) -> None:
         """Cancel the jobs that have not ended; those of this machine are waited for."""
         left = self._left(list(self.jobs.values()), GRACE_SECONDS)
-        for job in left:
-            job.cancel(check=False)
-        self._left(left, STOP_SECONDS)
+        end = time.monotonic() + STOP_SECONDS
+        while left:  # a process that is only starting may not hear the first time
+            for job in left:
+                job.cancel(check=False)
+            left = self._left(left, 1.0)
+            if self.cluster != "local" or time.monotonic() > end:
+                break
         self.jobs = {}
 
     def _left(self, jobs: list[Any], seconds: float) -> list[Any]:
@@ -105,6 +110,8 @@ class Worker:
         """Be a worker; runs on a node of the cluster."""
         from trainers.worker import work
 
+        # Cancelled by SIGINT, which a command that was started in the background hands on ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         work(self.job.ledger, self.job.folder, idle_seconds=IDLE_SECONDS)
 
     def checkpoint(self) -> Any:
