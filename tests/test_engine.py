@@ -123,19 +123,20 @@ def test_the_engine_is_no_part_of_what_a_run_is(corpus: Corpus) -> None:
 
 
 def broken_compiler(function: object, **options: object) -> object:
-    def fails(batch: torch.Tensor) -> torch.Tensor:
+    def fails(*_: object) -> torch.Tensor:
         raise RuntimeError("no C++ compiler")
 
     return fails
 
 
+@pytest.mark.parametrize("compilation", ["layers", "whole"])
 def test_a_failed_compilation_falls_back_with_a_note(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compilation: str
 ) -> None:
     told: list[str] = []
     (wanted,) = train(run(engine=Engine(attention="matmul")), corpus, tmp_path / "eager")
     monkeypatch.setattr(module.torch, "compile", broken_compiler)
-    planned = run(engine=Engine(attention="matmul", compilation="whole"))
+    planned = run(engine=Engine(attention="matmul", compilation=compilation))
     (row,) = train(planned, corpus, tmp_path / "failed", tell=told.append)
     assert row["loss"] == wanted["loss"]
     assert row["compilation"] == "none"

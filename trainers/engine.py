@@ -74,6 +74,8 @@ class Engine:
             return token_losses(model, batch, recipe)
 
         if self.compilation == "none":
+            for layer in model.layers:  # of an engine that failed
+                layer._compiled_call_impl = None
             return losses
         _prepare_compiler(cache)
         if self.compilation == "layers":
