@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 from scaling.errors import InputError
 from scaling.files import sha256
 from scaling.shape import Shape
-from trainers.corpus import Corpus, ValidationSet
+from trainers.corpus import Corpus
 from trainers.downstream import read_tasks, score_tasks
 from trainers.encoding import TOKENIZER_FILE, load_encoding
 from trainers.eval_files import read_evals
-from trainers.evaluate import Evaluation, HeldOut, evaluate_sets
+from trainers.evaluate import Evaluation, evaluate, evaluate_sets
 from trainers.export import WEIGHTS, load_export
 from trainers.model import Transformer
 from trainers.optim import Recipe
 from trainers.scoring import Score
-from trainers.shards import read_shard
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,19 +118,19 @@ def evaluate_run(
 
 
 def _losses(model: Transformer, corpus: Corpus) -> dict[str, Evaluation]:
-    """Losses in float32 on every validation set of a corpus of the model's vocabulary."""
+    """Losses in float32: on each named validation set, and together as the run table has it."""
     if corpus.vocab_size != model.shape.vocab_size:
         raise InputError(
             f"`vocab_size` of the model and the corpus must be equal, but are "
             f"{model.shape.vocab_size} and {corpus.vocab_size}; give the corpus of the run"
         )
-    sets: dict[str, HeldOut] = dict(corpus.validation_sets())
-    if len(sets) != 1:  # of several sources, all together too: what the run table calls loss
-        shard = read_shard(Path(corpus.folder), "validation")
-        sets[WHOLE] = ValidationSet(
-            name=WHOLE,
-            tokens=shard.tokens,
-            starts=shard.starts,
-            bytes_per_token=corpus.bytes_per_token,
-        )
-    return evaluate_sets(model, sets, Recipe(context_length=model.rotary.shape[1]))
+    recipe = Recipe(context_length=model.rotary.shape[1])
+    whole = corpus.validation_shard()
+    together = evaluate(
+        model,
+        whole.tokens,
+        recipe,
+        bytes_per_token=corpus.bytes_per_token,
+        starts=whole.starts,
+    )
+    return evaluate_sets(model, corpus.validation_sets(), recipe) | {WHOLE: together}
