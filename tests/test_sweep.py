@@ -660,3 +660,25 @@ def test_a_worker_that_sees_a_gpu_trains_on_it(
         with pytest.raises(Diverged, match="the loss of tiny is no longer a finite number"):
             worker.train_here(spec(), corpus, Folder(tmp_path), **ways)
     assert seen == [torch.device("cuda", 0)]
+
+
+def test_runs_that_are_done_elsewhere_are_not_trained_again(
+    corpus: Corpus, folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_process(monkeypatch)
+    first = [spec(run_id=name, seed=seed) for seed, name in enumerate("ab")]
+    table = run_plan(first, corpus, folder)
+    here = Folder(tmp_path / "here")
+    shutil.copytree(corpus.folder, here.corpus)
+    trained: list[str] = []
+
+    def counted(run: RunSpec, *_: object, **__: object) -> list[dict[str, object]]:
+        trained.append(run.run_id)
+        return [{"run_id": run.run_id, "status": DONE}]
+
+    monkeypatch.setattr(worker, "train", counted)
+    changed = replace(first[1], seed=9)  # by name it is there, but trained with other settings
+    again = [first[0], changed, spec(run_id="c", seed=3)]
+    found = run_plan(again, corpus, here, done=table)
+    assert trained == ["b", "c"]
+    assert found.set_index("run_id").loc["a", "loss"] == table.set_index("run_id").loc["a", "loss"]

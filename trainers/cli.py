@@ -110,10 +110,15 @@ def run(
         ),
     ] = None,
     ledger: LedgerOption = None,
+    done: Annotated[
+        Path | None,
+        typer.Option(help="Run table of this plan from elsewhere: its runs are not trained again."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Train every planned run that the ledger lacks; a killed sweep goes on."""
     from scaling.files import nothing_left
+    from scaling.runs import read_table
     from trainers.corpus import prepare_from_options
     from trainers.corpus_options import CorpusOptions
     from trainers.launchers.registry import launcher_named, parse_options
@@ -134,7 +139,7 @@ def run(
         with shown_progress() as report:
             runs = run_plan(
                 specs, prepared, folder, workers=workers, report=report, launcher=place,
-                ledger=ledger, trackers=trackers,
+                ledger=ledger, trackers=trackers, done=None if done is None else read_table(done),
             )  # fmt: skip
     _print_runs(runs, json)
 

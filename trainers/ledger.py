@@ -319,6 +319,18 @@ class Ledger:
         self._held.pop(run_id, None)
         return recorded
 
+    def adopt(self, run_id: str, rows: list[dict[str, object]]) -> bool:
+        """Record a planned run as done that was trained under another ledger.
+
+        False if it is not planned any more.
+        """
+        change = (
+            f"UPDATE shapelaw_runs SET state = '{DONE}', result = :result, step = steps "
+            f"WHERE {THIS} AND state = '{PLANNED}'"
+        )
+        keys = {"sweep": self.sweep, "run_id": run_id, "result": json.dumps(rows)}
+        return self._store.transact(lambda session: session.change(change, **keys)) == 1
+
     def release(self, run_id: str) -> bool:
         """Give a run back, for a worker that has to end: the next one goes on with it.
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from scaling.errors import InputError, WorkError
 from scaling.files import read_json, write_json
-from scaling.printing import note
+from scaling.printing import json_row, note
 from scaling.runs import check_numbers, read_table, require_columns, write_runs
 from scaling.shape import INTEGER_FIELDS, Shape
 from trainers.corpus import Corpus, count_windows
@@ -20,6 +20,7 @@ from trainers.launchers._local import cores
 from trainers.launchers.registry import launcher_named
 from trainers.ledger import (
     DIVERGED,
+    DONE,
     FAILED,
     PLANNED,
     RUNNING,
@@ -118,6 +119,7 @@ def run_plan(
     launcher: str | Launcher = "local",
     ledger: str | None = None,
     trackers: Sequence[str] = (),
+    done: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Train what the ledger lacks and return the run table of these specs.
 
@@ -135,6 +137,9 @@ def run_plan(
         Another one than the folder's file: a ``postgresql://`` URL or a path.
     trackers
         Where the metrics of runs go, besides ``metrics.csv``; see :mod:`trainers.trackers`.
+    done
+        A run table of this plan from another ledger: runs whose rows are there, of the same
+        settings by their ``config_hash``, are not trained again.
 
     Raises
     ------
@@ -153,9 +158,26 @@ def run_plan(
     specs = [spec.with_engine() for spec in specs]
     book.plan(specs, [spec.identity(corpus) for spec in specs])
     book.retry()
+    if done is not None:
+        _adopt(book, specs, corpus, done)
     watched = _Watched(book, folder, {spec.run_id for spec in specs}, report)
     job = Job(ledger=address, folder=folder.path.absolute())
     return _train_all(watched, job, place, workers)
+
+
+def _adopt(book: Ledger, specs: Sequence[RunSpec], corpus: Corpus, done: pd.DataFrame) -> None:
+    """Take over the rows of runs that ended under another ledger."""
+    require_columns(
+        done, ("run_group", "config_hash", "status", "tokens"), "the table of done runs"
+    )
+    ended = done[done["status"] == DONE]
+    taken = 0
+    for spec in specs:
+        same = ended["config_hash"].astype(str) == spec.identity(corpus)[:16]
+        rows = ended[same & (ended["run_group"] == spec.run_id)].sort_values("tokens")
+        if len(rows) == len(spec.ends):
+            taken += book.adopt(spec.run_id, [json_row(row) for row in rows.to_dict("records")])
+    note(f"{taken} of {len(specs)} runs are done by the rows of an earlier sweep")
 
 
 def join(
