@@ -473,6 +473,17 @@ def test_stopping_ends_the_workers(corpus: Corpus, folder: Folder, place: Place)
         assert (entry.state, entry.attempts) == (PLANNED, 1), "the run was given back"
 
 
+def test_jobs_of_a_command_in_the_background_hear_that_they_are_cancelled(
+    corpus: Corpus, folder: Folder
+) -> None:
+    pytest.importorskip("submitit")
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell starts it with &
+    try:
+        test_stopping_ends_the_workers(corpus, folder, Place("slurm", {"cluster": "local"}))
+    finally:
+        assert signal.signal(signal.SIGINT, usual) is signal.SIG_IGN
+
+
 def exists(pid: int) -> bool:
     from trainers.liveness import process_exists
 

@@ -6,7 +6,8 @@ on from the last checkpoint. https://github.com/facebookincubator/submitit
 
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from scaling.errors import InputError
@@ -64,7 +65,7 @@ class SlurmLauncher(Launcher):
 
     def start(self, job: Job, numbers: Sequence[int]) -> None:
         """Submit the workers as one array."""
-        with self.executor.batch():
+        with _interrupts_heard(), self.executor.batch():
             jobs = [self.executor.submit(Worker(job)) for _ in numbers]
         self.jobs.update(zip(numbers, jobs, strict=True))
 
@@ -100,6 +101,22 @@ class SlurmLauncher(Launcher):
         return left
 
 
+@contextmanager
+def _interrupts_heard() -> Iterator[None]:
+    """Let processes that are started here hear SIGINT, by which submitit cancels them.
+
+    A command that a shell started in the background ignores it, and would hand that on.
+    """
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class Worker:
     """A worker that submitit may put back into the queue."""
 
@@ -110,8 +127,6 @@ class Worker:
         """Be a worker; runs on a node of the cluster."""
         from trainers.worker import work
 
-        # Cancelled by SIGINT, which a command that was started in the background hands on ignored.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         work(self.job.ledger, self.job.folder, idle_seconds=IDLE_SECONDS)
 
     def checkpoint(self) -> Any:
