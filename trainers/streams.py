@@ -121,7 +121,7 @@ def _understood(stream: Stream) -> Iterator[None]:
         raise
     except ValueError as error:  # an unknown configuration or split, and damaged files
         raise InputError(f"{stream.described} cannot be read: {_line(error)}") from None
-    except Exception as error:
+    except Exception as error:  # the library and its filesystems raise all sorts
         raise WorkError(
             f"{stream.described} cannot be reached ({type(error).__name__}: {_line(error)}); check "
             "the name and the network, or give files on disk, and start again"

@@ -303,7 +303,7 @@ def recording(names: Sequence[str], folder: Path, *, batch_tokens: int) -> Itera
     recorder = Recorder([TRACKERS[name](folder) for name in names], batch_tokens=batch_tokens)
     try:
         yield recorder
-    except BaseException:
+    except BaseException:  # however the run is broken off, the trackers end
         recorder.finish(None)
         raise
     recorder.finish(recorder.row)
