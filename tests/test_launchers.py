@@ -464,7 +464,7 @@ def test_stopping_ends_the_workers(corpus: Corpus, folder: Folder, place: Place)
             plan(1, tokens=10_000_000), corpus, folder, workers=1,
             launcher=launcher_named(*place), report=stop,
         )  # fmt: skip
-    end = time.monotonic() + 60
+    end = time.monotonic() + 20
     while exists(pids[0]) and time.monotonic() < end:
         time.sleep(0.1)
     assert not exists(pids[0])

@@ -17,6 +17,7 @@ from trainers.model import Transformer
 from trainers.optim import Optimizer
 
 LOG = logging.getLogger(__name__)
+# Called with a sentence about a run that goes on, but not as planned.
 Tell = Callable[[str], None]
 UNREADABLE = (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from scaling.errors import WorkError
 from trainers import checkpoint
+from trainers.checkpoint import Tell as Tell
 from trainers.corpus import Batches, Corpus
 from trainers.engine import Engine, uncompiled
 from trainers.export import WEIGHTS
@@ -33,8 +34,6 @@ CHECKPOINT_SECONDS = 10.0
 CHECKPOINT, TRUNK = "checkpoint.safetensors", "trunk.safetensors"
 # Called after every step with the steps done; may raise to stop the run.
 Watch = Callable[[int], None]
-# Called with a sentence about a run that goes on, but not as planned.
-Tell = Callable[[str], None]
 
 
 def build(spec: RunSpec) -> Transformer:
