@@ -14,7 +14,8 @@ from scaling.shape import Shape
 from search.throughput import _torch
 from search.throughput._base import Measurement, interval
 from search.throughput._roofline import RooflineEngine
-from search.throughput._torch import Timing, TorchEngine
+from search.throughput._timed import Server, TimedEngine, Timing
+from search.throughput._torch import TorchEngine
 from search.throughput.registry import ENGINES, engine_named
 from search.workload import Workload, parse_workload
 
@@ -120,14 +121,55 @@ def test_the_weights_are_in_the_number_format_of_the_workload(
     assert seen == {(torch.bfloat16, torch.bfloat16)}
 
 
-def test_a_disturbed_measurement_says_so() -> None:
-    workload = parse_workload("20/6@3")
-    calm = _torch._measurement([Timing(1.0, 5.0, 6.0)] * 3, workload, 0.1, 18.0)
-    shared = _torch._measurement([Timing(1.0, 5.0, 3.0)] * 3, workload, 2.0, 18.0)
-    assert (calm.disturbed, shared.disturbed) == (False, True)
-    assert calm.output_tokens_per_second == calm.low == calm.high == 3
-    assert (calm.ttft, calm.tpot, calm.decode_tokens_per_second) == (1.0, 1.0, 3.0)
-    assert calm.prefill_tokens_per_second == 60
+class Scripted(Server):
+    """A server whose timings are written down."""
+
+    def __init__(self, name: str, timings: list[Timing], log: list[str]) -> None:
+        self.name, self.timings, self.log = name, timings, log
+
+    def serve(self, outputs: int) -> Timing:
+        self.log.append(self.name)
+        return self.timings.pop(0) if outputs > 4 else Timing(1.0, 1.0, 2.0)
+
+
+class ScriptedEngine(TimedEngine):
+    name, version, device, repeats = "scripted", "1", "none", 3
+
+    def __init__(self, **timings: list[Timing]) -> None:
+        self.timings, self.log = timings, list[str]()
+
+    def start(self, shape: Shape, workload: Workload) -> Server:
+        if str(shape.hidden_size) not in self.timings:
+            raise InputError(f"no script for {shape.hidden_size}")
+        return Scripted(str(shape.hidden_size), self.timings[str(shape.hidden_size)], self.log)
+
+
+CALM, SHARED = Timing(1.0, 5.0, 6.0), Timing(1.0, 5.0, 3.0)
+
+
+def test_candidates_take_turns_and_one_that_cannot_run_stops_nobody() -> None:
+    engine = ScriptedEngine(**{"16": [CALM] * 3, "32": [CALM] * 3})
+    shapes = [SHAPE, replace(SHAPE, hidden_size=24), replace(SHAPE, hidden_size=32)]
+    first, refused, last = engine.measure_all(shapes, parse_workload("20/6@3"))
+    assert engine.log == ["16", "32"] * 4, "a warm-up, then three repeats"
+    assert refused == "no script for 24"
+    assert first == replace(last, wall_seconds=first.wall_seconds)  # type: ignore[type-var, union-attr]
+
+
+def test_a_disturbed_repeat_is_run_again() -> None:
+    engine = ScriptedEngine(**{"16": [SHARED, CALM, SHARED, CALM, CALM]})
+    found = engine.measure(SHAPE, parse_workload("20/6@3"))
+    assert (found.disturbed, found.repeats) == (False, 3)
+    assert found.output_tokens_per_second == found.low == found.high == 3
+    assert (found.ttft, found.tpot, found.decode_tokens_per_second) == (1.0, 1.0, 3.0)
+    assert found.prefill_tokens_per_second == 60
+    assert found.cpu_seconds == 24
+
+
+def test_what_stays_disturbed_says_so() -> None:
+    engine = ScriptedEngine(**{"16": [SHARED] * 9})
+    found = engine.measure(SHAPE, parse_workload("20/6@3"))
+    assert (found.disturbed, found.repeats) == (True, 9)
 
 
 def test_the_interval_of_repeats_is_students() -> None:

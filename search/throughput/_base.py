@@ -2,11 +2,13 @@
 
 import platform
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from scaling.errors import InputError
 from scaling.shape import Shape
 from search.workload import Workload
 
@@ -73,6 +75,16 @@ class Engine(ABC):
         scaling.errors.InputError
             This engine cannot run this shape; others may be asked on.
         """
+
+    def measure_all(self, shapes: Sequence[Shape], workload: Workload) -> list[Measurement | str]:
+        """Speed of several shapes, or for a shape the reason why the engine cannot run it."""
+        results: list[Measurement | str] = []
+        for shape in shapes:
+            try:
+                results.append(self.measure(shape, workload))
+            except InputError as error:
+                results.append(str(error))
+        return results
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

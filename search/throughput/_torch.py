@@ -1,33 +1,21 @@
 """The embedded engine: the trainer's own model with a KV cache, one thread, greedy decoding."""
 
-import os
 import time
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from scaling.errors import InputError, WorkError
 from scaling.shape import Shape
-from search.throughput._base import DISTURBED, Engine, Measurement, interval, this_device
+from search.throughput._base import this_device
+from search.throughput._timed import Server, TimedEngine, Timing
 from search.workload import Workload
-from trainers.model import LayerCache, Transformer
+from trainers.model import Transformer
 
 MEMORY_LIMIT = 8 * 2**30  # bytes of weights and cache
-WARM_UP_TOKENS = 4
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-@dataclass(frozen=True)
-class Timing:
-    """One repeat: seconds of prefill and decode, wall and CPU."""
-
-    prefill: float
-    decode: float
-    cpu: float
-
-
-class TorchEngine(Engine):
+class TorchEngine(TimedEngine):
     """Random weights, random prompts: only the shape decides.
 
     Each repeat runs the whole workload: one prefill of all prompts, then one token at a time for
@@ -35,15 +23,16 @@ class TorchEngine(Engine):
     """
 
     name = "torch"
-    kind = "measured"
 
     def __init__(self, hardware: str | None = None, *, repeats: int = 5) -> None:
         if hardware not in (None, "cpu"):
             raise InputError(f"`--engine torch` runs on cpu, but got {hardware!r}; write torch")
         self.repeats = repeats
+        self.version = torch.__version__
+        self.device = this_device()
 
-    def measure(self, shape: Shape, workload: Workload) -> Measurement:
-        """Measure on one core of this machine."""
+    def start(self, shape: Shape, workload: Workload) -> Server:
+        """Random weights of a shape, with room in the cache for the whole workload."""
         needed = _bytes(shape, workload)
         if needed > MEMORY_LIMIT:
             raise InputError(
@@ -51,27 +40,30 @@ class TorchEngine(Engine):
                 f"the limit is {MEMORY_LIMIT / 2**30:.0f}; choose a smaller workload or "
                 "--engine roofline:HARDWARE"
             )
+        return TorchServer(shape, workload)
+
+
+class TorchServer(Server):
+    """One shape in memory: its weights, a cache, the prompts."""
+
+    def __init__(self, shape: Shape, workload: Workload) -> None:
         torch.set_num_threads(1)
         length = workload.input_tokens + workload.output_tokens
         dtype = TORCH_DTYPES[workload.dtype]
         model = Transformer(shape, context_length=length)
         model.initialise(0)
-        model = model.to(dtype).eval()
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        begun = time.perf_counter()
-        with torch.inference_mode():
-            cache = model.empty_cache(workload.concurrency, length, dtype=dtype)
-            prompt = _prompt(shape, workload)
-            self._serve(model, cache, prompt, min(WARM_UP_TOKENS, workload.output_tokens))
-            timings = [
-                self._serve(model, cache, prompt, workload.output_tokens)
-                for _ in range(self.repeats)
-            ]
-        return _measurement(timings, workload, load, time.perf_counter() - begun)
+        self.model = model.to(dtype).eval()
+        self.cache = model.empty_cache(workload.concurrency, length, dtype=dtype)
+        self.prompt = _prompt(shape, workload)
 
-    def _serve(
-        self, model: Transformer, cache: list[LayerCache], prompt: torch.Tensor, outputs: int
-    ) -> Timing:
+    def close(self) -> None:
+        """Free the weights and the cache."""
+        del self.model, self.cache
+
+    @torch.inference_mode()
+    def serve(self, outputs: int) -> Timing:
+        """One prefill, then one token at a time for all sequences, greedily."""
+        model, cache, prompt = self.model, self.cache, self.prompt
         cpu, wall = time.process_time(), time.perf_counter()
         hidden = model(prompt, cache=cache, start=0)
         token = model.logits(hidden[:, -1:]).argmax(dim=-1)
@@ -103,36 +95,3 @@ def _bytes(shape: Shape, workload: Workload) -> int:
     activations = workload.concurrency * workload.input_tokens * width * size
     # Weights are drawn in float32 before they are converted.
     return int(cache + activations + shape.weight_bytes(size) + shape.weight_bytes(4))
-
-
-def _measurement(
-    timings: list[Timing], workload: Workload, load: float | None, wall_seconds: float
-) -> Measurement:
-    prefill = np.array([timing.prefill for timing in timings])
-    decode = np.array([timing.decode for timing in timings])
-    cpu = np.array([timing.cpu for timing in timings])
-    generated = workload.concurrency * workload.output_tokens
-    rates = generated / (prefill + decode)
-    low, high = interval(rates)
-    after_first = workload.output_tokens - 1
-    return Measurement(
-        engine="torch",
-        kind="measured",
-        workload=str(workload),
-        device=this_device(),
-        version=torch.__version__,
-        repeats=len(timings),
-        output_tokens_per_second=float(rates.mean()),
-        low=low,
-        high=high,
-        ttft=float(prefill.mean()),
-        tpot=float(decode.mean() / after_first),
-        prefill_tokens_per_second=float(
-            (workload.concurrency * workload.input_tokens / prefill).mean()
-        ),
-        decode_tokens_per_second=float((workload.concurrency * after_first / decode).mean()),
-        wall_seconds=wall_seconds,
-        cpu_seconds=float(cpu.sum()),
-        load=load,
-        disturbed=bool((prefill + decode).sum() > DISTURBED * cpu.sum()),
-    )
