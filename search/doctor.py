@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from search.throughput.registry import ENGINES
+from search.throughput.registry import engines_here
 from trainers.sweep import cores
 
 PACKAGES = ("shapelaw", "numpy", "scipy", "pandas", "torch", "optuna", "matplotlib", "tokenizers")
@@ -27,7 +27,7 @@ def examine() -> dict[str, object]:
         "memory_gib": _memory(),
         "disk_free_gib": round(shutil.disk_usage(Path.cwd()).free / GIBIBYTE, 1),
         "gpu": _gpu(),
-        "engines": list(ENGINES),
+        "engines": engines_here(),
         "missing": missing or "nothing",
     }
 

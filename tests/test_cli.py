@@ -21,6 +21,7 @@ from scaling.runs import COLUMNS, write_runs
 from scaling.shape import Shape
 from search.cli import app, main
 from search.throughput._base import Measurement
+from search.throughput.registry import ENGINES
 from test_loop import SHAPE, small_corpus
 from test_propose import synthetic_runs
 from trainers.sweep import existing_ledger
@@ -723,7 +724,8 @@ def test_doctor_tells_what_is_there() -> None:
         "python", "platform", "packages", "cores", "memory_gib", "disk_free_gib", "gpu",
         "engines", "missing",
     }  # fmt: skip
-    assert found["engines"] == ["torch", "roofline"]
+    assert found["engines"].keys() == ENGINES.keys()
+    assert found["engines"]["torch"] == found["engines"]["roofline"] == "ready"
     assert found["cores"] >= 1
     assert found["packages"]["torch"] != "missing"
     assert "python" in words("doctor")

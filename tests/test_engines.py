@@ -1,5 +1,6 @@
 import json
 from dataclasses import asdict, replace
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from scaling.catalog import hardware, shape_named
 from scaling.errors import InputError
 from scaling.shape import Shape
-from search.throughput._base import Measurement, interval
+from search.throughput._base import Engine, Measurement, interval
+from search.throughput._process import MissingError
 from search.throughput._roofline import RooflineEngine
 from search.throughput._timed import Server, TimedEngine, Timing
 from search.throughput.registry import ENGINES, engine_named
@@ -25,14 +27,37 @@ SHAPE = Shape(
 WORKLOADS = ["20/6@3", "1/2@1", "20/6@3:bfloat16"]
 
 
-@pytest.mark.parametrize("name", ENGINES)
+# What the serving engines have kernels for.
+SERVED = replace(SHAPE, hidden_size=64, num_attention_heads=2, num_key_value_heads=1, head_dim=32)
+SHAPES = {
+    "vllm": SERVED,
+    "llamacpp": SERVED,
+    "aiconfigurator": shape_named("llama-3.2-1b"),
+}
+# One process of pytest for each engine: a measurement is made once, and starting is dear.
+EACH = [pytest.param(name, marks=pytest.mark.xdist_group(f"engine {name}")) for name in ENGINES]
+
+
+@cache
+def made(name: str) -> Engine:
+    try:
+        return engine_named(name)
+    except MissingError as error:
+        pytest.skip(str(error))
+
+
+@cache
+def measured(name: str, text: str) -> Measurement:
+    return made(name).measure(SHAPES.get(name, SHAPE), parse_workload(text))
+
+
+@pytest.mark.parametrize("name", EACH)
 class TestEveryEngine:
     """The contract of an entry of ENGINES."""
 
     @pytest.mark.parametrize("text", WORKLOADS)
     def test_a_measurement_is_complete_and_consistent(self, name: str, text: str) -> None:
-        engine, workload = engine_named(name), parse_workload(text)
-        found = engine.measure(SHAPE, workload)
+        engine, workload, found = made(name), parse_workload(text), measured(name, text)
         assert isinstance(found, Measurement)
         assert engine.name == name
         assert found.engine.split(":")[0] == name
@@ -54,12 +79,12 @@ class TestEveryEngine:
         assert found.decode_tokens_per_second >= 0.999 * workload.concurrency / found.tpot
 
     def test_a_measurement_is_json(self, name: str) -> None:
-        found = engine_named(name).measure(SHAPE, parse_workload("20/6@3"))
+        found = measured(name, "20/6@3")
         text = json.dumps(asdict(found), allow_nan=False)
         assert Measurement(**json.loads(text)) == found
 
     def test_measured_engines_repeat_and_predicted_ones_do_not(self, name: str) -> None:
-        found = engine_named(name).measure(SHAPE, parse_workload("20/6@3"))
+        found = measured(name, "20/6@3")
         if found.kind == "measured":
             assert found.repeats >= 3
             assert found.low < found.output_tokens_per_second < found.high
@@ -72,18 +97,19 @@ class TestEveryEngine:
     def test_a_shape_that_does_not_fit_is_refused(self, name: str) -> None:
         large = replace(shape_named("qwen3-32b"), num_hidden_layers=640)
         with pytest.raises(InputError, match=r"needs \d+ Gi?B"):
-            engine_named(name).measure(large, parse_workload("chat"))
+            made(name).measure(large, parse_workload("chat"))
 
     def test_a_workload_that_does_not_fit_is_refused(self, name: str) -> None:
         with pytest.raises(InputError, match=r"100000 at once, float32 needs \d+ Gi?B"):
-            engine_named(name).measure(SHAPE, parse_workload("100000/100000@100000"))
+            made(name).measure(SHAPE, parse_workload("100000/100000@100000"))
 
     def test_unknown_hardware_is_refused(self, name: str) -> None:
+        made(name)
         with pytest.raises(InputError, match="abacus"):
             engine_named(f"{name}:abacus")
 
 
-@pytest.mark.parametrize("text", ["", "vllm", "Torch", ":h100"])
+@pytest.mark.parametrize("text", ["", "tgi", "Torch", ":h100"])
 def test_an_unknown_engine_is_refused(text: str) -> None:
     with pytest.raises(
         InputError, match=f"`--engine` must be one of torch, transformers, .*roofline.* '{text}'"

@@ -24,10 +24,31 @@ def _transformers(hardware: str | None) -> Engine:
     return TransformersEngine(hardware)
 
 
+def _vllm(hardware: str | None) -> Engine:
+    from search.throughput._vllm import VllmEngine
+
+    return VllmEngine(hardware)
+
+
+def _llamacpp(hardware: str | None) -> Engine:
+    from search.throughput._llamacpp import LlamaCppEngine
+
+    return LlamaCppEngine(hardware)
+
+
+def _aiconfigurator(hardware: str | None) -> Engine:
+    from search.throughput._aiconfigurator import AiconfiguratorEngine
+
+    return AiconfiguratorEngine(hardware)
+
+
 # Constructors that import what they need: an engine that is not asked for costs nothing.
 ENGINES: dict[str, Callable[[str | None], Engine]] = {
     "torch": _torch,
     "transformers": _transformers,
+    "vllm": _vllm,
+    "llamacpp": _llamacpp,
+    "aiconfigurator": _aiconfigurator,
     "roofline": _roofline,
 }
 
@@ -47,3 +68,16 @@ def engine_named(text: str) -> Engine:
             f"but got {text!r}"
         )
     return ENGINES[name](hardware or None)
+
+
+def engines_here() -> dict[str, str]:
+    """Every engine by name: ``ready``, or what it needs."""
+    return {name: _state(make) for name, make in ENGINES.items()}
+
+
+def _state(make: Callable[[str | None], Engine]) -> str:
+    try:
+        make(None)
+    except InputError as error:
+        return str(error)
+    return "ready"
