@@ -6,7 +6,9 @@ Shape letters of tensors: B sequences, S filled positions, d hidden size, H quer
 heads, h head dimension, f intermediate size, V vocabulary, L layers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -51,7 +53,7 @@ class Decoder:
         # Keys, then values, of a layer in one tensor: one copy writes both.
         size = (shape.num_hidden_layers, batch, 2 * self.kv_heads, length, self.head_dim)
         self.cache = torch.zeros(size, dtype=weight.dtype, device=weight.device)
-        self.layers = [self._layer(layer) for layer in model.layers]
+        self.layers = [self._layer(layer) for layer in cast(Sequence[Layer], model.layers)]
         self.norm = _twice(model.norm.weight)
         self.head = self._product(model.lm_head.weight)
         self.table = model.rotary.to(weight.dtype)

@@ -9,6 +9,9 @@ Shape letters of tensors: B sequences, S cached positions, d hidden size, H quer
 heads, h head dimension, f intermediate size, V vocabulary.
 """
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,6 +38,7 @@ class GraphDecoder:
     def __init__(self, model: Transformer, *, batch: int, length: int) -> None:
         weight = model.embed_tokens.weight
         self.model, self.batch, self.length = model, batch, length
+        self.layers = cast(Sequence[Layer], model.layers)
         self.cache = model.empty_cache(batch, length, dtype=weight.dtype)
         self.tokens = torch.zeros(batch, dtype=torch.long, device=weight.device)
         self.position = torch.zeros(1, dtype=torch.long, device=weight.device)
@@ -64,7 +68,7 @@ class GraphDecoder:
 
     def _record(self, covered: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """Record the step over ``covered`` positions; warming up writes what it will write."""
-        aside = torch.cuda.Stream()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(WARM_UPS):
@@ -81,7 +85,7 @@ class GraphDecoder:
         table = model.rotary.index_select(1, self.position)
         mask = (self.places[:covered] <= self.position).view(1, 1, 1, -1)
         x = model.embed_tokens(self.tokens)[:, None]
-        for layer, (keys, values) in zip(model.layers, self.cache, strict=True):
+        for layer, (keys, values) in zip(self.layers, self.cache, strict=True):
             x = x + self._mixed(layer, x, table, (keys, values), mask)
             x = x + layer.mlp(layer.post_attention_layernorm(x))
         return model.logits(model.norm(x[:, 0]))
@@ -106,4 +110,5 @@ class GraphDecoder:
         mixed = F.scaled_dot_product_attention(
             rows, keys[:, :, :covered], values[:, :, :covered], attn_mask=mask
         )
-        return attention.o_proj(mixed.reshape(self.batch, 1, -1))
+        out: Tensor = attention.o_proj(mixed.reshape(self.batch, 1, -1))
+        return out

@@ -13,13 +13,18 @@ TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def refuse_what_does_not_fit(
     shape: Shape, workload: Workload, engine: str, limit: float = CPU_LIMIT
 ) -> None:
-    """Refuse a shape and workload that need more than ``limit`` bytes.
+    """Refuse a workload that needs more than ``limit`` bytes, or a cache of another number format.
 
     Raises
     ------
     scaling.errors.InputError
-        They do.
+        It does.
     """
+    if workload.kv_dtype not in (None, workload.dtype):
+        raise InputError(
+            f"`kv_dtype == dtype` must hold in the {engine} engine, but got {workload.kv_dtype} "
+            f"and {workload.dtype}; leave ,kv= out or choose another engine"
+        )
     needed = bytes_needed(shape, workload)
     if needed > limit:
         raise InputError(
