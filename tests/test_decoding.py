@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -207,3 +209,16 @@ def test_on_a_gpu_the_recorded_step_gives_the_models_logits() -> None:
         for position in range(PROMPT, LENGTH):
             found = decoder.step(given_tokens[:, position], position)
             assert (found - expected[:, position]).abs().max() < 1e-3
+
+
+def test_the_engine_imports_torch_and_numpy_only() -> None:
+    script = (
+        "import sys, search.throughput._torch; "
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    others = {"optuna", "pandas", "scipy", "matplotlib", "transformers", "pooch", "typer", "rich"}
+    assert not others & set(done.stdout.split())
+    assert {"torch", "numpy", "scaling", "trainers"} <= set(done.stdout.split())
