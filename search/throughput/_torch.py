@@ -62,10 +62,10 @@ class TorchEngine(TimedEngine):
 
     def start(self, shape: Shape, workload: Workload) -> Server:
         """Random weights of a shape, with room in the cache for the whole workload."""
-        limit = float(CPU_LIMIT)
+        limit, copies = float(CPU_LIMIT), 2  # the weights, and laid out for decoding
         if self.on.type == "cuda":
-            limit = GPU_SHARE * torch.cuda.mem_get_info()[0]
-        refuse_what_does_not_fit(shape, workload, self.name, limit)
+            limit, copies = GPU_SHARE * torch.cuda.mem_get_info()[0], 1
+        refuse_what_does_not_fit(shape, workload, engine=self.name, limit=limit, copies=copies)
         return TorchServer(shape, workload, self.on)
 
 

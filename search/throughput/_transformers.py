@@ -49,7 +49,7 @@ class TransformersEngine(TimedEngine):
 
     def start(self, shape: Shape, workload: Workload) -> Server:
         """Build the model that the shape's config describes."""
-        refuse_what_does_not_fit(shape, workload, self.name)
+        refuse_what_does_not_fit(shape, workload, engine=self.name)
         return TransformersServer(self.transformers, shape, workload, dynamic=self.dynamic)
 
 
