@@ -6,6 +6,7 @@ Shape letters of tensors: B sequences, S filled positions, d hidden size, H quer
 heads, h head dimension, f intermediate size, V vocabulary, L layers.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -136,13 +137,19 @@ def greedy(logits: Tensor) -> Tensor:
     first, then inside it.
     """
     batch, size = logits.shape
-    width = max(d for d in range(1, WIDEST_BLOCK + 1) if size % d == 0)
+    width = _block_width(size)
     if logits.device.type != "cpu" or width == 1:
         return logits.argmax(dim=-1)
     blocks = logits.reshape(batch, -1, width)
     block = blocks.amax(dim=-1).argmax(dim=-1)
     inside = blocks[torch.arange(batch), block].argmax(dim=-1)
     return block * width + inside
+
+
+@functools.lru_cache
+def _block_width(size: int) -> int:
+    """The largest block of logits that divides their number."""
+    return max(width for width in range(1, WIDEST_BLOCK + 1) if size % width == 0)
 
 
 def _twice(weight: Tensor) -> Tensor:
