@@ -9,17 +9,7 @@ import numpy as np
 
 from scaling.constraints import Columns, without_width
 from scaling.errors import InputError
-from scaling.grid import (
-    FITTING,
-    HEADS,
-    PAIRS,
-    SHAPES,
-    SMALL,
-    WAYS_OUT,
-    Grid,
-    Widths,
-    head_pairs,
-)
+from scaling.grid import FITTING, HEADS, PAIRS, SHAPES, SMALL, WAYS_OUT, Grid, Widths, head_pairs
 from scaling.shape import Shape, ShapeTable
 
 CONVENTIONS = {
@@ -36,8 +26,6 @@ STEPS = (
     (np.inf, 256, 256, 128),
 )
 LLAMA_1B = (973_146_112, 16)  # non-embedding parameters and layers of Llama 3.2 1B
-
-
 CHUNK = 2**18  # shapes at a time: some tens of megabytes
 SAMPLE = 2**19  # combinations that an estimate of the size looks at
 MOST_SHAPES = 10**8  # that a pass goes through, before constraints on the MLP width
