@@ -41,7 +41,7 @@ LARGE = Space(
     mlp_step=32,
 )
 LIMITED = replace(LARGE, constraints=("num_hidden_layers % 4 == 0", "mlp_to_attention < 8"))
-HUGE = replace(LARGE, layers=tuple(range(2, 80)), hidden_step=16, mlp_step=8)
+HUGE = replace(LARGE, layers=tuple(range(2, 80)), hidden_step=16, mlp_step=4)
 
 
 def peak_gb() -> float:

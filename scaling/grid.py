@@ -7,6 +7,15 @@ import numpy as np
 
 from scaling.shape import ShapeTable
 
+# What varies in a space, in the order of Space's tables.
+FREE_FIELDS = (
+    "num_hidden_layers",
+    "hidden_size",
+    "head_dim",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+)
 # Words for what is left after each limit, in the order in which the limits are applied.
 PAIRS = "pairs of layers and hidden size"
 SMALL = "pairs that fit the budget with one head and the narrowest MLP"

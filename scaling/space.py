@@ -9,7 +9,18 @@ import numpy as np
 
 from scaling.constraints import Columns, without_width
 from scaling.errors import InputError
-from scaling.grid import FITTING, HEADS, PAIRS, SHAPES, SMALL, WAYS_OUT, Grid, Widths, head_pairs
+from scaling.grid import (
+    FITTING,
+    FREE_FIELDS,
+    HEADS,
+    PAIRS,
+    SHAPES,
+    SMALL,
+    WAYS_OUT,
+    Grid,
+    Widths,
+    head_pairs,
+)
 from scaling.shape import Shape, ShapeTable
 
 CONVENTIONS = {
@@ -131,17 +142,19 @@ class Space:
             There is none, and the text says which limit leaves nothing; or there are more than
             one table holds.
         """
-        parts: list[ShapeTable] = []
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in FREE_FIELDS}
         held = 0
         for chunk in self.chunks():
-            parts.append(chunk)
+            for name, column in parts.items():
+                column.append(getattr(chunk, name))
             held += len(chunk)
             if held > MOST_AT_ONCE:
                 raise InputError(
                     f"one table holds at most {MOST_AT_ONCE:.0e} shapes and the space has more; "
                     f"{self._coarser(self.size() / MOST_AT_ONCE)}, or go through `Space.chunks`"
                 )
-        return ShapeTable.joined(parts)
+        # One column after the other, so that the parts of the others are not held twice.
+        return self._table(*[np.concatenate(parts.pop(name)) for name in FREE_FIELDS])
 
     def chunks(
         self, rows: int = CHUNK, *, left: dict[str, int] | None = None
