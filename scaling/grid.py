@@ -132,3 +132,11 @@ def head_pairs(most: int, ratios: tuple[int, ...] | None = None) -> tuple[np.nda
     heads, groups = (groups * ratio)[kept], groups[kept]
     order = np.lexsort((groups, heads))
     return heads[order], groups[order]
+
+
+def what_emptied(left: dict[str, int]) -> tuple[str, str]:
+    """The limit that left nothing, and in words what each limit left until then."""
+    names = [*left]
+    last = next(name for name in names if not left[name])
+    words = [f"{left[name]:,} {name}" for name in names[: names.index(last)]]
+    return last, ", ".join([*words, f"0 {last}" if last in WAYS_OUT else f"0 shapes with `{last}`"])
