@@ -290,8 +290,8 @@ def _column(shapes: list[Shape], name: str) -> np.ndarray:
 def _rows(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Rows of a column; one that holds a single value for all rows keeps on doing so."""
     if column.strides != (0,) or not len(column):
-        return column[rows]
-    number = np.count_nonzero(rows) if np.asarray(rows).dtype == bool else len(rows)
+        return np.asarray(column[rows])
+    number = int(np.count_nonzero(rows)) if np.asarray(rows).dtype == bool else len(rows)
     return np.broadcast_to(column[0], (number,))
 
 
