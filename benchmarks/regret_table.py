@@ -1,7 +1,7 @@
 """The table behind ``regret.py``: every shape of a small space, each measured several times.
 
-The space is one of .4M-parameter shapes whose ratios lie where the shipped law was fitted. All
-repeats of all shapes are drawn in one random order, so that whatever else the machine does meets
+The space is one of shapes of .27M to .63M parameters, so that size trades loss for speed, whose
+ratios lie where the shipped law was fitted. All repeats of all shapes are drawn in one random order, so that whatever else the machine does meets
 every shape alike. A row is written as soon as it is measured; the same command goes on where it was
 stopped.
 """
@@ -18,27 +18,36 @@ from scaling.catalog import load_runs
 from scaling.fitting import fit
 from scaling.shape import INTEGER_FIELDS, RATIOS, Shape, ShapeTable
 from scaling.space import Space, within
+from search.question import Question
 from search.throughput._base import Measurement, interval
 from search.throughput._timed import WARM_UP_TOKENS, TimedEngine, Timing
 from search.workload import Workload, parse_workload
 
 SPACE = Space(
-    parameters=400_000, layers=(2, 3, 4, 5, 6, 8, 10, 12), head_dims=(16, 32), vocab_size=512,
-    hidden_step=24, mlp_step=16, max_heads=8, qk_norm=True,
+    parameters=450_000, tolerance=0.4, layers=(2, 3, 4, 6, 8, 12), head_dims=(16, 32),
+    vocab_size=512, hidden_step=32, mlp_step=128, max_heads=8, qk_norm=True,
 )  # fmt: skip
 TOKENS = 2_000_000
-WORKLOAD = "128/64@16"
+WORKLOAD = "64/32@16"
 REPEATS = 6
 SHAPE_COLUMNS = (*INTEGER_FIELDS, "tie_word_embeddings", "qk_norm", "rope_theta")
 COLUMNS = (*SHAPE_COLUMNS, "repeat", "prefill_seconds", "decode_seconds", "cpu_seconds")
 
 
 @dataclass(frozen=True)
-class Question:
-    """A space with the predicted loss of each shape."""
+class Truth:
+    """A table as a search meets it, and as it is scored.
 
-    table: ShapeTable
-    losses: np.ndarray
+    ``driving`` is what measuring a row returns; ``scoring`` its tokens/s by the other repeats.
+    """
+
+    driving: list[Measurement]
+    scoring: np.ndarray
+
+    @property
+    def rates(self) -> np.ndarray:
+        """Tokens/s by the repeats that drive the search."""
+        return np.array([measurement.output_tokens_per_second for measurement in self.driving])
 
 
 def question() -> Question:
@@ -48,7 +57,8 @@ def question() -> Question:
     everything = SPACE.enumerate()
     ranges = {name: ends for name, ends in law.ranges.items() if name in RATIOS}
     table = everything.take(within(everything, ranges, 1.1))
-    return Question(table, np.asarray(law.central(table.frame().assign(tokens=TOKENS))))
+    losses = np.asarray(law.central(table.frame().assign(tokens=TOKENS)))
+    return Question(table=table, losses=losses, workload=parse_workload(WORKLOAD))
 
 
 def measure(engine: TimedEngine, table: ShapeTable, path: Path, *, repeats: int, seed: int) -> int:
@@ -87,7 +97,7 @@ def measured(path: Path) -> set[tuple[object, ...]]:
     return set(frame[[*SHAPE_COLUMNS, "repeat"]].itertuples(index=False, name=None))
 
 
-def halves(path: Path, table: ShapeTable) -> tuple[list[Measurement], np.ndarray]:
+def halves(path: Path, table: ShapeTable) -> Truth:
     """For each shape the measurement that drives the search, and the speed that scores it.
 
     Even repeats drive, odd repeats score. Seconds are CPU seconds: the wall seconds of prefill and
@@ -101,7 +111,7 @@ def halves(path: Path, table: ShapeTable) -> tuple[list[Measurement], np.ndarray
         even = rows["repeat"].to_numpy() % 2 == 0
         driving.append(_measurement(rows[even]))
         scoring[row] = _measurement(rows[~even]).output_tokens_per_second
-    return driving, scoring
+    return Truth(driving, scoring)
 
 
 def _measurement(rows: pd.DataFrame) -> Measurement:

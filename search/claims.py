@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -20,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.question import Question
 from search.sampler import LIVE, result_of, row_of
-from search.storages import patiently
+from search.storages import Address, patiently
 from search.throughput._base import Measurement
 from trainers.liveness import Watch, is_gone, this_process
 
@@ -52,7 +51,7 @@ class Claims:
     """
 
     def __init__(
-        self, study: optuna.Study, question: Question, address: Path | str, wanted: int
+        self, study: optuna.Study, question: Question, address: Address, wanted: int
     ) -> None:
         self.study, self.question, self.wanted = study, question, wanted
         self._address = address

@@ -170,13 +170,29 @@ def _best_within(
 
 def _within_limits(question: Question, forecast: Forecast) -> np.ndarray:
     """Probability that each shape keeps the service level."""
-    work = question.workload
-    sure: np.ndarray = np.ones(len(question.losses))
+    work, sure = question.workload, np.ones(len(question.losses))
     if work.max_ttft is not None:
-        sure = sure * ndtr(np.log(work.max_ttft / forecast.ttft) / forecast.ttft_deviation)
+        sure *= ndtr(np.log(work.max_ttft / forecast.ttft) / forecast.ttft_deviation)
     if work.max_tpot is not None:
-        sure = sure * ndtr(np.log(work.max_tpot / forecast.tpot) / forecast.tpot_deviation)
+        sure *= ndtr(np.log(work.max_tpot / forecast.tpot) / forecast.tpot_deviation)
     return sure
+
+
+def opening(question: Question, count: int) -> list[int]:
+    """Rows along the front of loss against what the roofline says: where a search may begin.
+
+    Nothing is measured for it: the time model speaks from its prior alone.
+    """
+    table = question.table
+    model = TimeModel.fit(
+        table.take(np.array([], dtype=int)), [], question.workload, device=question.device
+    )
+    allowed = np.flatnonzero(question.allowed)
+    speeds = model.forecast(table.take(allowed)).rate
+    rows = allowed[front(question.losses[allowed], speeds)]
+    rows = rows[np.argsort(question.losses[rows])]
+    picked = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
+    return [int(row) for row in rows[np.unique(picked)]]
 
 
 def broken_constraints(trial: FrozenTrial) -> Sequence[float]:

@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from scaling.errors import InputError, WorkError
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 Result = TypeVar("Result")
+# A path, a URL, or a storage of Optuna's that is open already.
+Address: TypeAlias = "Path | str | BaseStorage"
 CONNECT_SECONDS = 10
 PATIENCE = 60.0  # seconds for which a lost database is waited out once a study is open
 PAUSE = 1.0
@@ -21,17 +23,17 @@ TABLES_TRIES = 5  # several workers may make the tables at the same moment
 POSTGRES = re.compile(r"^(postgres|postgresql)://")
 
 
-def is_url(address: Path | str) -> bool:
+def is_url(address: Address) -> bool:
     """Whether an address is that of a database."""
     return "://" in str(address)
 
 
-def shown(address: Path | str) -> str:
+def shown(address: Address) -> str:
     """An address without its password."""
     return re.sub(r"(//[^:/@]*):[^@]*@", r"\1:***@", str(address))
 
 
-def storage_at(address: Path | str) -> "BaseStorage":
+def storage_at(address: Address) -> "BaseStorage":
     """Open a study's storage: the path of a journal, or ``postgresql://user:password@host/name``.
 
     Raises
@@ -43,9 +45,11 @@ def storage_at(address: Path | str) -> "BaseStorage":
     """
     if is_url(address):
         return _database(str(address))
-    from optuna.storages import JournalStorage
+    from optuna.storages import BaseStorage, JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
+    if isinstance(address, BaseStorage):
+        return address
     path = Path(address)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +99,7 @@ def _is_race(error: Exception) -> bool:
     return isinstance(error, IntegrityError | ProgrammingError)
 
 
-def unreachable(address: Path | str, error: BaseException) -> WorkError:
+def unreachable(address: Address, error: BaseException) -> WorkError:
     """One line for a storage that does not answer."""
     way_out = (
         "start the database, or check host, port, user and password"
@@ -107,7 +111,7 @@ def unreachable(address: Path | str, error: BaseException) -> WorkError:
 
 
 def patiently(
-    address: Path | str, call: Callable[[], Result], *, patience: float | None = None
+    address: Address, call: Callable[[], Result], *, patience: float | None = None
 ) -> Result:
     """Call what uses the storage; a database that is away for a moment is waited for.
 

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import optuna
@@ -21,7 +20,7 @@ from search.calibrate import Forecast, TimeModel
 from search.claims import Claims, Heartbeat, known_rows
 from search.question import Goal, Question
 from search.sampler import CALIBRATED, sampler_named
-from search.storages import patiently, storage_at
+from search.storages import Address, patiently, storage_at
 from search.throughput._base import Engine, Measurement
 from search.workload import Workload
 
@@ -108,7 +107,7 @@ def search(
     engine: Engine,
     workload: Workload,
     *,
-    storage: Path | str,
+    storage: Address,
     measurements: int,
     first: Sequence[int],
     seed: int = 0,
@@ -143,7 +142,7 @@ def explore(
     engine: Engine,
     effort: Effort,
     *,
-    storage: Path | str,
+    storage: Address,
     report: Report = lambda done: None,
 ) -> Found:
     """Measure the shapes that a study proposes, beside any other workers on the same study.
@@ -172,13 +171,13 @@ def explore(
         for row in dict.fromkeys(effort.first):
             if row not in busy:
                 claims.enqueue(row)
-        together: int = effort.together or getattr(engine, "together", 1)
+        together = effort.together or int(getattr(engine, "together", 1))
         taken = [claims.take() for _ in range(min(together, open_))]
         _measure(claims, [claim for claim in taken if claim is not None], engine)
 
 
 def open_study(
-    question: Question, engine: Engine, effort: Effort, storage: Path | str
+    question: Question, engine: Engine, effort: Effort, storage: Address
 ) -> optuna.Study:
     """The study of a question: made, or continued where it exists.
 
