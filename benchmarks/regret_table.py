@@ -1,9 +1,9 @@
 """The table behind ``regret.py``: every shape of a small space, each measured several times.
 
 The space is one of shapes of .27M to .63M parameters, so that size trades loss for speed, whose
-ratios lie where the shipped law was fitted. All repeats of all shapes are drawn in one random order, so that whatever else the machine does meets
-every shape alike. A row is written as soon as it is measured; the same command goes on where it was
-stopped.
+ratios lie where the shipped law was fitted. All repeats of all shapes are drawn in one random
+order, so that whatever else the machine does meets every shape alike. A row is written as soon as
+it is measured; the same command goes on where it was stopped.
 """
 
 import csv

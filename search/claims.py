@@ -63,8 +63,8 @@ class Claims:
         """All trials, as the storage has them now."""
         return patiently(self._address, lambda: self.study.get_trials(deepcopy=False))
 
-    def take(self) -> tuple[optuna.Trial, int] | None:
-        """Ask for a trial and claim its row; None where an older trial or a result has it.
+    def take(self) -> list[tuple[optuna.Trial, int]]:
+        """Ask for a trial and claim its row; nothing where an older trial or a result has it.
 
         What was asked for in vain is withdrawn, and the nearest free shape enqueued in its place.
         """
@@ -77,11 +77,11 @@ class Claims:
         taken, enqueued = self._taken_before(trial.number)
         free = row not in taken and len(taken) < self.wanted
         if free and (enqueued or self.question.allowed[row]):
-            return trial, row
+            return [(trial, row)]
         self.withdraw([trial])
         if not enqueued and len(taken) < self.wanted:
             self._enqueue_nearest(row)
-        return None
+        return []
 
     def _taken_before(self, number: int) -> tuple[set[int], bool]:
         """Rows that are known or of older trials, once all of these have announced theirs.

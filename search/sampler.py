@@ -156,7 +156,7 @@ def _worth(
         near = (mean - _best_within(known, losses, reference[1])) / deviation
     gain = gain * _within_limits(question, forecast)
     # Ranks only among shapes of no expected gain: the surest misses come last.
-    return np.where(gain > NEGLIGIBLE, gain, NEGLIGIBLE * ndtr(near))
+    return np.asarray(np.where(gain > NEGLIGIBLE, gain, NEGLIGIBLE * ndtr(near)))
 
 
 def _best_within(

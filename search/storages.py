@@ -3,7 +3,8 @@
 import re
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -56,6 +57,20 @@ def storage_at(address: Address) -> "BaseStorage":
         return JournalStorage(JournalFileBackend(str(path)))
     except OSError as error:
         raise WorkError(f"{path} could not be written ({error.strerror})") from error
+
+
+@contextmanager
+def closing(address: Address) -> "Iterator[BaseStorage]":
+    """A storage that is closed in the end, unless it was open already; see :func:`storage_at`."""
+    from optuna.storages import RDBStorage
+
+    storage = storage_at(address)
+    try:
+        yield storage
+    finally:
+        if isinstance(storage, RDBStorage) and storage is not address:
+            storage.remove_session()
+            storage.engine.dispose()
 
 
 def _database(url: str) -> "BaseStorage":

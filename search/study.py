@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import optuna
@@ -20,7 +20,7 @@ from search.calibrate import Forecast, TimeModel
 from search.claims import Claims, Heartbeat, known_rows
 from search.question import Goal, Question
 from search.sampler import CALIBRATED, sampler_named
-from search.storages import Address, patiently, storage_at
+from search.storages import Address, closing, patiently
 from search.throughput._base import Engine, Measurement
 from search.workload import Workload
 
@@ -154,58 +154,68 @@ def explore(
     WorkError
         The storage cannot be reached.
     """
-    study = open_study(question, engine, effort, storage)
-    possible = set(np.flatnonzero(question.allowed).tolist()) | set(effort.first)
-    claims = Claims(study, question, storage, min(effort.measurements, len(possible)))
+    with closing(storage) as opened:
+        opening = partial(open_study, question, engine, effort, opened)
+        study = patiently(storage, opening, patience=0)
+        possible = set(np.flatnonzero(question.allowed).tolist()) | set(effort.first)
+        wanted = min(effort.measurements, len(possible))
+        claims = Claims(study, question, storage, wanted)
+        return Found(question=question, known=_searched(claims, engine, effort, report))
+
+
+def _searched(
+    claims: Claims, engine: Engine, effort: Effort, report: Report
+) -> dict[int, Measurement | str]:
+    """Claim and measure until the wanted rows are known."""
+    together = effort.together or int(getattr(engine, "together", 1))
     while True:
         claims.recover()
-        known = known_rows(question, claims.trials())
+        known = known_rows(claims.question, claims.trials())
         report(len(known))
         if len(known) >= claims.wanted:
-            return Found(question=question, known=known)
-        open_ = claims.wanted - len(claims.running() | set(known))
-        if open_ <= 0:  # others measure the last ones; if they die, their rows are free again
+            return known
+        left = claims.wanted - len(claims.running() | set(known))
+        if left <= 0:  # others measure the last ones; if they die, their rows are free again
             time.sleep(WAIT)
             continue
         busy = claims.busy()
         for row in dict.fromkeys(effort.first):
             if row not in busy:
                 claims.enqueue(row)
-        together = effort.together or int(getattr(engine, "together", 1))
-        taken = [claims.take() for _ in range(min(together, open_))]
-        _measure(claims, [claim for claim in taken if claim is not None], engine)
+        taken: list[tuple[optuna.Trial, int]] = []
+        try:
+            for _ in range(min(together, left)):
+                taken += claims.take()
+            if taken:
+                _measure(claims, taken, engine)
+        except BaseException:  # whatever interrupts, no row stays claimed
+            claims.withdraw([trial for trial, _ in taken], again=True)
+            raise
 
 
 def open_study(
-    question: Question, engine: Engine, effort: Effort, storage: Address
+    question: Question, engine: Engine, effort: Effort, storage: optuna.storages.BaseStorage
 ) -> optuna.Study:
     """The study of a question: made, or continued where it exists.
 
     Raises
     ------
     InputError
-        There is no such sampler, or the storage's URL cannot be understood.
-    WorkError
-        The storage cannot be reached.
+        There is no such sampler.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = sampler_named(effort.sampler, question, effort.seed)
-    opened = storage_at(storage)
-
-    def create() -> optuna.Study:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study = optuna.create_study(
-                study_name=study_name(question, engine),
-                storage=opened,
-                sampler=sampler,
-                directions=question.directions,
-                load_if_exists=True,
-            )
-            study.set_metric_names(question.metric_names)
-        return study
-
-    return patiently(storage, create, patience=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = optuna.create_study(
+            study_name=study_name(question, engine),
+            storage=storage,
+            sampler=sampler,
+            directions=question.directions,
+            load_if_exists=True,
+        )
+        study.set_metric_names(question.metric_names)
+    return study
 
 
 def study_name(question: Question, engine: Engine) -> str:
@@ -216,17 +226,10 @@ def study_name(question: Question, engine: Engine) -> str:
 
 
 def _measure(claims: Claims, taken: Sequence[tuple[optuna.Trial, int]], engine: Engine) -> None:
-    """Measure claimed rows in turns and record them; whatever interrupts leaves none claimed."""
-    if not taken:
-        return
-    trials = [trial for trial, _ in taken]
+    """Measure claimed rows in turns and record them."""
     question = claims.question
-    try:
-        with Heartbeat(trials):
-            shapes = [question.table[row] for _, row in taken]
-            results = engine.measure_all(shapes, question.workload)
-        for (trial, row), result in zip(taken, results, strict=True):
-            claims.record(trial, row, result)
-    except BaseException:
-        claims.withdraw(trials, again=True)
-        raise
+    with Heartbeat(trial for trial, _ in taken):
+        shapes = [question.table[row] for _, row in taken]
+        results = engine.measure_all(shapes, question.workload)
+    for (trial, row), result in zip(taken, results, strict=True):
+        claims.record(trial, row, result)

@@ -106,5 +106,5 @@ def alignment_features(table: ShapeTable) -> np.ndarray:
         ],
         axis=1,
     )
-    bent = logs[:, [1, 5]] ** 2 / 4
+    bent = logs[:, [1, 5]] ** 2 / 10
     return np.concatenate([logs / 2, steps, bent], axis=1)
