@@ -44,7 +44,8 @@ def test_our_sampler_finds_more_of_the_front_than_random_does() -> None:
 def test_every_sampler_works_behind_the_same_study(name: str) -> None:
     result = found(name, count=14)
     assert len(result.known) == 14
-    assert all(result.known[row] == TRUTH[row] for row in result.measured)
+    measured_rates = [each.output_tokens_per_second for each in result.measured.values()]
+    assert measured_rates == pytest.approx(RATES[list(result.measured)])
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -142,7 +143,7 @@ def test_what_was_found_speaks_for_the_whole_space() -> None:
     result = found(count=20)
     assert result.is_measured.sum() == 20
     rates = result.rates
-    assert (rates[result.is_measured] == RATES[result.is_measured]).all()
+    assert rates[result.is_measured] == pytest.approx(RATES[result.is_measured])
     assert np.mean(np.abs(rates / RATES - 1)) < 0.1
     assert (result.forecast.low <= result.forecast.rate).all()
 
