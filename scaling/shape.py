@@ -5,7 +5,7 @@ Letters in formulas: d hidden size, H query heads, K key-value heads, h head dim
 f intermediate size, L layers, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -250,13 +250,20 @@ class ShapeTable(Costs):
 
     def take(self, rows: np.ndarray) -> "ShapeTable":
         """The shapes at the given positions, or where a mask is true."""
-        return ShapeTable(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        columns = {field.name: _rows(getattr(self, field.name), rows) for field in fields(self)}
+        return ShapeTable(**columns)
 
     @classmethod
     def of(cls, shapes: "list[Shape]") -> "ShapeTable":
         """Stack shapes into a table."""
         column = partial(_column, shapes)
         return cls(**{field.name: column(field.name) for field in fields(cls)})
+
+    @classmethod
+    def joined(cls, tables: "Sequence[ShapeTable]") -> "ShapeTable":
+        """The rows of several tables, one after the other."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: np.concatenate([getattr(t, name) for t in tables]) for name in names})
 
     def frame(self) -> "pd.DataFrame":
         """A data frame of the fields and of what a run table and a law need."""
@@ -278,6 +285,14 @@ RATIOS = ("hidden_over_sqrt_n", "mlp_to_attention", "gqa")
 
 def _column(shapes: list[Shape], name: str) -> np.ndarray:
     return np.array([getattr(shape, name) for shape in shapes], dtype=FIELD_TYPES[name])
+
+
+def _rows(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Rows of a column; one that holds a single value for all rows keeps on doing so."""
+    if column.strides != (0,) or not len(column):
+        return column[rows]
+    number = np.count_nonzero(rows) if np.asarray(rows).dtype == bool else len(rows)
+    return np.broadcast_to(column[0], (number,))
 
 
 def _integer(name: str, value: object) -> int:

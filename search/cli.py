@@ -94,21 +94,30 @@ def _print_report(folder: Path, json: bool) -> None:
 
 @app.command()
 def measure(
-    config: Annotated[Path, typer.Argument(help="Hugging Face config.json of a shape.")],
+    config: Annotated[
+        Path | None, typer.Argument(help="Hugging Face config.json of a shape.")
+    ] = None,
     engine: EngineOption = "torch",
     workload: WorkloadOption = "edge",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is kept.")] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Keep nothing, look up nothing.")
+    ] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure this machine for roofline:this instead.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Where --calibrate writes, for roofline:FILE.toml.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure (or predict) how fast a shape serves a workload, in tokens per second."""
-    from dataclasses import asdict
+    from search import measuring
 
-    from scaling.files import read_json
-    from scaling.shape import Shape
-    from search.throughput.registry import engine_named
-    from search.workload import parse_workload
-
-    shape = Shape.from_config(read_json(config))
-    result = asdict(engine_named(engine).measure(shape, parse_workload(workload)))
+    if calibrate:
+        result = measuring.calibrated(config, out)
+    else:
+        result = measuring.measured(config, engine, workload, keep=not no_cache, fresh=fresh)
     if json:
         print_json(result)
     else:

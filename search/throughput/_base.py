@@ -54,9 +54,26 @@ class Measurement:
     load: float | None
     disturbed: bool
 
+    def meets(self, workload: Workload) -> bool:
+        """Whether the service level of a workload holds: TTFT and TPOT within its limits."""
+        within = ((self.ttft, workload.max_ttft), (self.tpot, workload.max_tpot))
+        return all(limit is None or seconds <= limit for seconds, limit in within)
+
+    def rate_at(self, workload: Workload) -> float:
+        """Output tokens per second of a workload with other output lengths, TPOT taken as it is.
+
+        What a short run says of a full one: ranks shapes, where the prefill's share is another.
+        """
+        generated = workload.concurrency * workload.output_tokens
+        return generated / (self.ttft + self.tpot * (workload.output_tokens - 1))
+
 
 class Engine(ABC):
-    """Something that tells how fast a shape serves a workload."""
+    """Something that tells how fast a shape serves a workload.
+
+    An engine with a ``version`` and a ``device`` (texts) lets its measurements be kept
+    (:mod:`search.throughput.cache`).
+    """
 
     name: str
     kind: str
