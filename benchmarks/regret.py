@@ -146,14 +146,10 @@ def summary(results: dict[str, dict[str, list[float]]]) -> dict[str, object]:
     """Median and quartiles by method and count, and whether the promise holds."""
     figures = {}
     for name, seeds in results.items():
-        low, middle, high = np.quantile(list(seeds.values()), [0.25, 0.5, 0.75], axis=0)
+        quartiles = np.quantile(list(seeds.values()), [0.25, 0.5, 0.75], axis=0).T
         figures[name] = {
-            str(count): {
-                "median": float(middle[at]),
-                "low": float(low[at]),
-                "high": float(high[at]),
-            }
-            for at, count in enumerate(COUNTS)
+            str(count): dict(zip(("low", "median", "high"), ends.tolist(), strict=True))
+            for count, ends in zip(COUNTS, quartiles, strict=True)
         }
     at_80 = {name: np.median([seed[2] for seed in results[name].values()]) for name in results}
     others = [value for name, value in at_80.items() if not name.startswith(OURS)]
