@@ -9,6 +9,7 @@ import scaling.check_cli
 import scaling.data_cli
 import scaling.design_cli
 import scaling.plot_cli
+import scaling.space_cli
 from scaling.options import Delta, Exclude, Json, LawOption, Runs, Seed, Tokens, Where
 from scaling.printing import print_fit, print_json, print_table
 
@@ -103,3 +104,4 @@ def mount(app: typer.Typer) -> None:
     scaling.data_cli.mount(app)
     scaling.design_cli.mount(app)
     scaling.plot_cli.mount(app)
+    scaling.space_cli.mount(app)

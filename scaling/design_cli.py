@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scaling.options import Exclude, Json, Runs, Where
-from scaling.printing import print_json
+from scaling.printing import note_other_runs, print_json
 
 if TYPE_CHECKING:
     from scaling.candidates import Limits
@@ -46,6 +46,7 @@ def next_runs(
     from scaling.runs import read_table, write_runs
 
     fitted, table = Fit.load(fit), load_runs(runs, where=where, exclude=exclude or ())
+    note_other_runs(fitted, table)
     wanted, limits = parse_goal(goal, fitted), read_limits(within or [], most_runs)
     pool = None if candidates is None else read_table(candidates)
     price = read_flops(budget)

@@ -36,13 +36,7 @@ def select(expression: str, columns: Mapping[str, Any], rows: int) -> np.ndarray
         The expression does not parse, uses something else than columns, numbers, strings,
         comparisons, arithmetic and and/or/not, or is not a condition.
     """
-    try:
-        tree = ast.parse(expression.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise InputError(
-            f"a filter must be a condition on columns, but got {expression!r}; "
-            'write for example "tokens >= 1e6 and gqa == 2"'
-        ) from None
+    tree = _parsed(expression)
     try:
         with np.errstate(all="ignore"):  # a row that divides by zero is compared as inf or NaN
             mask = np.asarray(_value(tree, columns, expression))
@@ -51,6 +45,27 @@ def select(expression: str, columns: Mapping[str, Any], rows: int) -> np.ndarray
     if mask.dtype != np.bool_:
         raise InputError(f"a filter must be true or false for each row, but got {expression!r}")
     return np.broadcast_to(mask, (rows,)).copy()
+
+
+def names_in(expression: str) -> set[str]:
+    """The columns that a filter names.
+
+    Raises
+    ------
+    InputError
+        The expression does not parse.
+    """
+    return {node.id for node in ast.walk(_parsed(expression)) if isinstance(node, ast.Name)}
+
+
+def _parsed(expression: str) -> ast.expr:
+    try:
+        return ast.parse(expression.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise InputError(
+            f"a filter must be a condition on columns, but got {expression!r}; "
+            'write for example "tokens >= 1e6 and gqa == 2"'
+        ) from None
 
 
 def _value(node: ast.expr, columns: Mapping[str, Any], text: str) -> Any:

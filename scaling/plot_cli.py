@@ -8,7 +8,7 @@ import typer
 
 from scaling.errors import InputError
 from scaling.options import Exclude, Json, Runs, Where
-from scaling.printing import print_json
+from scaling.printing import note_other_runs, print_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +48,7 @@ def plot(
     ending_of(out)
     draw = _drawing(kind, by, cutoff)
     table, fitted = load_runs(runs, where=where, exclude=exclude or ()), Fit.load(fit)
+    note_other_runs(fitted, table)
     save(draw(fitted, table), out)
     found = {"kind": kind, "law": fitted.law_name, "n_runs": len(table), "file": str(out)}
     print_json(found) if json else typer.echo(f"{kind} of {fitted.law_name}: {out}")

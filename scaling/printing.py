@@ -62,6 +62,17 @@ def print_shown(found: "Shown") -> None:
     sys.stdout.write("".join(f"note: {line}\n" for line in found.notes()))
 
 
+def note_other_runs(fitted: "Fit", runs: "pd.DataFrame") -> None:
+    """Say on standard error that a table is not the one that a fit was made from, if so."""
+    from scaling.runs import fingerprint
+
+    if fingerprint(runs) != fitted.data_sha256:
+        note(
+            f"note: these {len(runs)} runs are not the {len(fitted.run_ids)} that the fit was "
+            "made from; what is said of the fit is said of its own"
+        )
+
+
 def note(text: str) -> None:
     """Print a line to standard error, where it does not mix with a document."""
     sys.stderr.write(text + "\n")

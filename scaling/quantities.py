@@ -52,3 +52,30 @@ def format_count(count: float) -> str:
         if count >= 0.9995 * SUFFIXES[suffix]:
             return f"{count / SUFFIXES[suffix]:.3g}{suffix}"
     return f"{count:.0f}" if count >= 100 or count == round(count) else f"{count:.3g}"
+
+
+def parse_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Read whole numbers: ``12,16,24``, a range ``8:32`` with both ends, or ``8:32:4`` by steps.
+
+    Raises
+    ------
+    InputError
+        The text is of neither form, or a number is below 1.
+
+    Examples
+    --------
+    >>> parse_numbers("--layers", "8:16:4")
+    (8, 12, 16)
+    """
+    numbers: tuple[int, ...] = ()
+    if re.fullmatch(r"[1-9]\d{0,6}(,[1-9]\d{0,6})*", text):
+        numbers = tuple(int(part) for part in text.split(","))
+    elif re.fullmatch(r"[1-9]\d{0,6}:[1-9]\d{0,6}(:[1-9]\d{0,6})?", text):
+        low, high, *step = (int(part) for part in text.split(":"))
+        numbers = tuple(range(low, high + 1, *step))
+    if not numbers:
+        raise InputError(
+            f"`{option}` must be whole numbers like 12,16,24 or a range like 8:32 or 8:32:4, "
+            f"but got {text!r}"
+        )
+    return numbers

@@ -72,6 +72,7 @@ MORE_COLUMNS = {
     "decayed": "true if the learning rate had decayed, false in mid-schedule",
     "epochs": "how often the training text was gone through",
     "learning_rate_rest": "peak, embedding and norms",
+    "residual_init": "weights that write to the residual stream at first: scaled or zero",
     "attention": "how attention was computed: sdpa or matmul",
     "compilation": "what was compiled: none, layers or whole",
     "config_hash": "digest of shape, tokens, recipe, seeds, text and torch version",
@@ -99,7 +100,7 @@ SAME_SIZE = 1.2  # sizes within this ratio are one level
 SIGNATURE = (*INTEGER_FIELDS, "tie_word_embeddings", "qk_norm", "rope_theta")
 SIGNATURE_RECIPE = (
     *("tokens", "corpus", "tokenizer", "context_length", "batch_tokens"),
-    *("learning_rate", "schedule", "optimizer", "dtype"),
+    *("learning_rate", "schedule", "optimizer", "dtype", "residual_init"),
 )
 
 

@@ -5,7 +5,7 @@ Letters in formulas: d hidden size, H query heads, K key-value heads, h head dim
 f intermediate size, L layers, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -257,6 +257,12 @@ class ShapeTable(Costs):
         """Stack shapes into a table."""
         column = partial(_column, shapes)
         return cls(**{field.name: column(field.name) for field in fields(cls)})
+
+    @classmethod
+    def joined(cls, tables: "Sequence[ShapeTable]") -> "ShapeTable":
+        """The rows of several tables, one after the other."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: np.concatenate([getattr(t, name) for t in tables]) for name in names})
 
     def frame(self) -> "pd.DataFrame":
         """A data frame of the fields and of what a run table and a law need."""

@@ -11,11 +11,9 @@ from hypothesis import strategies as st
 from scaling.catalog import hardware, shape_named
 from scaling.errors import InputError
 from scaling.shape import Shape
-from search.throughput import _torch
 from search.throughput._base import Measurement, interval
 from search.throughput._roofline import RooflineEngine
 from search.throughput._timed import Server, TimedEngine, Timing
-from search.throughput._torch import TorchEngine
 from search.throughput.registry import ENGINES, engine_named
 from search.workload import Workload, parse_workload
 
@@ -87,38 +85,10 @@ class TestEveryEngine:
 
 @pytest.mark.parametrize("text", ["", "vllm", "Torch", ":h100"])
 def test_an_unknown_engine_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match=f"`--engine` must be one of torch, roofline.* '{text}'"):
+    with pytest.raises(
+        InputError, match=f"`--engine` must be one of torch, transformers, .*roofline.* '{text}'"
+    ):
         engine_named(text)
-
-
-def test_the_torch_engine_serves_what_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[int, ...]] = []
-
-    class Watched(_torch.Transformer):
-        def forward(self, tokens: torch.Tensor, **options: object) -> torch.Tensor:  # type: ignore[override]
-            calls.append((*tokens.shape, options["start"]))  # type: ignore[arg-type]
-            return super().forward(tokens, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(_torch, "Transformer", Watched)
-    TorchEngine(repeats=1).measure(SHAPE, parse_workload("20/6@3"))
-    repeat = [(3, 20, 0), *((3, 1, position) for position in range(20, 25))]
-    assert calls[-6:] == repeat
-    assert calls[:-6] == repeat[:4], "a short warm-up comes first"
-
-
-def test_the_weights_are_in_the_number_format_of_the_workload(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    seen = set()
-    original = _torch.Transformer.logits
-
-    def logits(model: _torch.Transformer, hidden: torch.Tensor) -> torch.Tensor:
-        seen.add((hidden.dtype, model.lm_head.weight.dtype))
-        return original(model, hidden)
-
-    monkeypatch.setattr(_torch.Transformer, "logits", logits)
-    TorchEngine(repeats=1).measure(SHAPE, parse_workload("8/4@1:bfloat16"))
-    assert seen == {(torch.bfloat16, torch.bfloat16)}
 
 
 class Scripted(Server):

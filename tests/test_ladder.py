@@ -444,7 +444,7 @@ def test_options_are_read_per_size() -> None:
     assert small.mlp_to_attention == large.mlp_to_attention == (0.5, 6)
     assert large.hidden_over_sqrt_n == (0.1, 0.4)
     assert texts.depths() == (2, 10)
-    grid = grid_of(256, "32,16,64", 2, "4,2", True)
+    grid = grid_of("32,16,64", 2, "4,2", vocab_size=256, qk_norm=True)
     assert (grid.head_dim, grid.other_head_dims, grid.other_shapes) == (32, (16, 64), 2)
     assert (grid.hidden_step, grid.mlp_step) == (4, 2)
     assert allocation_of(20, 1, "3", "0.25,4").anchor_seeds == 3
@@ -462,7 +462,7 @@ def test_options_that_make_no_sense_are_named() -> None:
     with pytest.raises(InputError, match="`--anchors` must be COUNT"):
         allocation_of(20, 1, "four", "")
     with pytest.raises(InputError, match="`--steps` two, but got '32' and '8'"):
-        grid_of(256, "32", 1, "8", True)
+        grid_of("32", 1, "8")
     with pytest.raises(InputError, match="`--branches` must be numbers"):
         read_numbers("a", "--branches")
     with pytest.raises(InputError, match="`--set` must be NAME=VALUE"):

@@ -113,6 +113,19 @@ def test_initial_weights_are_a_function_of_the_seed() -> None:
         assert torch.equal(a, c) == (a.ndim == 1)
 
 
+def test_a_model_may_begin_as_the_identity_between_embedding_and_head() -> None:
+    scaled, zero = (Transformer(tiny(), context_length=24) for _ in range(2))
+    scaled.initialise(4)
+    zero.initialise(4, "zero")
+    for (name, a), b in zip(scaled.named_parameters(), zero.parameters(), strict=True):
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            assert not b.any(), name
+        else:
+            assert torch.equal(a, b), f"{name}: the other weights are drawn as before"
+    tokens = text(2, 24)
+    assert torch.equal(zero(tokens), zero.norm(zero.embed_tokens(tokens)))
+
+
 def test_initial_weights_have_the_documented_spread() -> None:
     shape = tiny(hidden_size=96, intermediate_size=128, head_dim=32, tie_word_embeddings=False)
     model = Transformer(shape, context_length=8)

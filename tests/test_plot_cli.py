@@ -87,3 +87,15 @@ def test_bad_input_is_one_clear_error_and_leaves_no_file(kind, out, words, folde
     with pytest.raises(InputError, match=words):
         run(*arguments, "--exclude", "synthetic-0")
     assert not list(tmp_path.iterdir())
+
+
+def test_runs_that_are_not_those_of_the_fit_are_named(folder, tmp_path):
+    app = typer.Typer()
+    mount(app)
+    app.command()(lambda: None)
+    given = ["plot", "qq", str(folder / "fit.json"), str(folder / "runs.csv")]
+    given += ["--out", str(tmp_path / "a.png")]
+    own = CliRunner().invoke(app, given, catch_exceptions=False)
+    other = CliRunner().invoke(app, [*given, "--where", f"{N} > 2e6"], catch_exceptions=False)
+    assert own.stderr == ""
+    assert other.stderr.startswith("note: these 45 runs are not the 60 that the fit was made from")

@@ -1,3 +1,5 @@
+import time
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -5,7 +7,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from scaling.constraints import Columns
 from scaling.errors import InputError
+from scaling.grid import SHAPES
 from scaling.shape import Shape, ShapeTable
 from scaling.space import (
     CONVENTIONS,
@@ -75,21 +79,23 @@ def test_every_shape_is_valid_on_the_grid_and_within_the_tolerance(space):
         assert shape.qk_norm is space.qk_norm
 
 
-def by_brute_force(space: Space) -> set[Shape]:
-    """All shapes of a space by trying every combination."""
-    found = set()
+def by_brute_force(space: Space) -> list[Shape]:
+    """All shapes of a space by trying every combination, without its constraints."""
+    found = []
     widest = int(space.aspect[1] * max(space.layers))
     steps = range(space.hidden_step, min(widest, 500) + 1, space.hidden_step)
     pairs = [
         (heads, groups)
         for heads in range(1, space.max_heads + 1)
         for groups in range(1, heads + 1)
-        if heads % groups == 0
+        if heads % groups == 0 and (space.gqa is None or heads // groups in space.gqa)
     ]
     for layers, hidden, head_dim, (heads, groups) in product(
-        space.layers, steps, space.head_dims, pairs
+        sorted(space.layers), steps, sorted(space.head_dims), pairs
     ):
         if heads * head_dim > 4 * hidden or not space.aspect[0] <= hidden / layers:
+            continue
+        if hidden / layers > space.aspect[1]:
             continue
         for width in range(space.mlp_step, 3000, space.mlp_step):
             shape = Shape(
@@ -108,7 +114,7 @@ def by_brute_force(space: Space) -> set[Shape]:
             if count > space.parameters * (1 + space.tolerance):
                 break
             if count >= space.parameters * (1 - space.tolerance):
-                found.add(shape)
+                found.append(shape)
     return found
 
 
@@ -125,8 +131,180 @@ def test_a_tiny_space_holds_exactly_what_brute_force_finds(convention, qk_norm):
     )
     shapes = rows(space.enumerate())
     assert len(set(shapes)) == len(shapes)
-    assert set(shapes) == by_brute_force(space)
+    assert shapes == by_brute_force(space)
     assert len(shapes) > 20
+
+
+# A constraint and what it says of one shape.
+LIMITS = {
+    "num_hidden_layers % 2 == 0": lambda shape: shape.num_hidden_layers % 2 == 0,
+    "head_dim * num_attention_heads <= hidden_size": lambda shape: (
+        shape.head_dim * shape.num_attention_heads <= shape.hidden_size
+    ),
+    "1 <= mlp_to_attention < 3.5": lambda shape: 1 <= shape.mlp_to_attention < 3.5,
+    "gqa == 2 or not num_key_value_heads == 1": lambda shape: (
+        shape.gqa == 2 or shape.num_key_value_heads != 1
+    ),
+    "kv_bytes <= 96": lambda shape: shape.kv_bytes(1) <= 96,
+    "weight_bytes <= 4 * 9200": lambda shape: shape.weight_bytes(4) <= 4 * 9_200,
+    "intermediate_size % 32 == 0": lambda shape: shape.intermediate_size % 32 == 0,
+    "hidden_over_sqrt_n > .2": lambda shape: shape.hidden_over_sqrt_n > 0.2,
+}
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    chosen=st.sets(st.sampled_from(sorted(LIMITS)), max_size=3),
+    gqa=st.none() | st.sets(st.integers(1, 4), min_size=1, max_size=2),
+    convention=st.sampled_from(sorted(CONVENTIONS)),
+    tolerance=st.floats(0.002, 0.04),
+    steps=st.sampled_from([(16, 16), (24, 8), (8, 40)]),
+    chunk=st.sampled_from([3, 7, 400]),
+)
+def test_a_limited_space_holds_in_chunks_what_brute_force_finds_and_then_satisfies(
+    chosen, gqa, convention, tolerance, steps, chunk
+):
+    space = small_space(
+        parameters=9_000,
+        layers=(2, 5),
+        head_dims=(8,),
+        max_heads=4,
+        hidden_step=steps[0],
+        mlp_step=steps[1],
+        gqa=None if gqa is None else tuple(gqa),
+        convention=convention,
+        tolerance=tolerance,
+        constraints=tuple(chosen),
+        bytes_per_value=4,
+        kv_bytes_per_value=1,
+    )
+    expected = [
+        shape for shape in by_brute_force(space) if all(LIMITS[text](shape) for text in chosen)
+    ]
+    if not expected:
+        with pytest.raises(InputError, match="no valid shape has"):
+            space.enumerate()
+        assert 0 in space.counts().values()
+        return
+    parts = list(space.chunks(chunk))
+    assert min(len(part) for part in parts) > 0
+    assert max(len(part) for part in parts) <= chunk
+    assert [shape for part in parts for shape in rows(part)] == expected
+    assert rows(space.enumerate()) == expected
+    assert [*space.counts().values()][-1] == len(expected)
+
+
+def test_counts_say_what_each_limit_leaves_in_the_order_of_application():
+    """Limits that do not ask for the MLP width come first, and each is counted."""
+    limits = ("n_total < 61000", "gqa == 2", "intermediate_size % 16 == 0")
+    space = small_space(constraints=limits)
+    counts = space.counts()
+    assert [*counts][-4:] == [SHAPES, "gqa == 2", "n_total < 61000", "intermediate_size % 16 == 0"]
+    table = small_space().enumerate()
+    left = [table]
+    for text in [*counts][-3:]:
+        left.append(left[-1].take(Columns(left[-1], 2, 2).where(text)))
+    assert [counts[name] for name in [*counts][-4:]] == [len(part) for part in left]
+    assert rows(space.enumerate()) == rows(left[-1])
+
+
+def test_a_constraint_that_is_given_twice_counts_once():
+    once, twice = small_space(constraints=("gqa == 2",)), small_space(constraints=("gqa == 2",) * 2)
+    assert once.counts() == twice.counts()
+
+
+def test_upper_limits_are_constraints_on_columns():
+    space = small_space(kv_bytes_per_value=1).limited(kv_bytes=96, n_total=61_000)
+    assert space.constraints == ("kv_bytes <= 96", "n_total <= 61000")
+    table = space.enumerate()
+    assert table.kv_bytes(1).max() <= 96
+    assert table.n_total.max() <= 61_000
+
+
+@settings(deadline=None, max_examples=20)
+@given(space=spaces())
+def test_the_size_of_a_small_space_is_known_without_enumerating_it(space):
+    try:
+        table = space.enumerate()
+    except InputError:
+        assert space.size() == 0
+        return
+    assert space.size() == len(table)
+
+
+def test_a_large_space_is_sized_from_a_sample():
+    space = small_space(
+        parameters=10**8, layers=tuple(range(4, 29)), hidden_step=16, mlp_step=128, max_heads=32,
+        head_dims=(16, 32, 64),
+    )  # fmt: skip
+    counted = sum(len(chunk) for chunk in space.chunks())
+    assert counted > 10**6
+    assert space.size() != counted
+    assert space.size() == pytest.approx(counted, rel=0.05)
+
+
+def test_a_space_of_a_billion_shapes_is_refused_at_once_with_its_size_and_a_way_out():
+    space = small_space(
+        parameters=10**9, layers=tuple(range(2, 80)), hidden_step=16, mlp_step=8, max_heads=128,
+        head_dims=(32, 64, 128),
+    )  # fmt: skip
+    begun = time.process_time()
+    text = (
+        r"holds about 1\..e\+09 shapes, more than the 1e\+08 .* take `mlp_step` 128 in place of 8"
+    )
+    for ask in (space.enumerate, space.counts, lambda: next(space.chunks())):
+        with pytest.raises(InputError, match=text):
+            ask()
+    assert time.process_time() - begun < 3
+    coarser = replace(space, mlp_step=128)
+    assert next(coarser.chunks()).num_hidden_layers[0] == 2
+
+
+def test_too_many_combinations_are_refused_though_few_are_shapes():
+    space = small_space(
+        parameters=10**9, layers=tuple(range(2, 200)), hidden_step=1, mlp_step=4096,
+        head_dims=(8, 16, 32, 64, 128), max_heads=512, tolerance=1e-7,
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"combinations of layers, hidden size and heads \(about"):
+        space.enumerate()
+
+
+def test_a_table_that_would_be_too_large_is_refused(monkeypatch):
+    monkeypatch.setattr("scaling.space.MOST_AT_ONCE", 100)
+    with pytest.raises(InputError, match=r"one table holds at most 1e\+02 shapes .*`Space.chunks`"):
+        small_space().enumerate()
+    assert sum(len(chunk) for chunk in small_space().chunks()) > 100
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("n_total", "a filter must be true or false for each row"),
+        ("n_total <", "a filter must be a condition on columns"),
+        ("loss < 3", "names the column 'loss', which the table lacks; it has hidden_size, .* gqa"),
+        ("__import__('os').system('true') == 0", "may hold columns, numbers, strings"),
+        ("n_total.max() > 1", "may hold columns, numbers, strings"),
+        ("kv_bytes[0] > 1", "may hold columns, numbers, strings"),
+        ("(lambda: True)()", "may hold columns, numbers, strings"),
+        ("hidden_size in (1, 2)", "may hold columns"),
+        ("hidden_size is 2", "may compare with < <= > >= == != only"),
+        ("hidden_size ** 9 > 1", "may hold columns"),
+        ("hidden_size < 'wide'", "cannot be applied"),
+    ],
+)
+def test_a_constraint_outside_the_grammar_is_refused_before_anything_is_enumerated(text, words):
+    with pytest.raises(InputError, match=words):
+        small_space(constraints=("gqa == 2", text))
+
+
+@settings(deadline=None, max_examples=60)
+@given(text=st.text(alphabet="gqan_total 12.<>=()[]*+-/%'\"\\:,@&|!{}", max_size=24))
+def test_any_text_is_a_constraint_or_an_input_error(text):
+    try:
+        space = small_space(constraints=(text,))
+    except InputError:
+        return
+    assert set(space.counts()) >= {SHAPES}
 
 
 def test_the_order_is_by_layers_hidden_size_head_dimension_heads_and_width():
@@ -161,13 +339,52 @@ def test_a_wider_tolerance_keeps_all_and_adds_some():
     assert narrow < wide
 
 
-def test_an_empty_space_says_which_limits_leave_nothing():
-    text = (
-        r"no valid shape has 1000 parameters ± 3 % \(non-embedding\) with layers \[2, 3\], "
-        r"head dimensions \[8, 16\], hidden size a multiple of 16 and MLP width of 8; change"
-    )
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            {"parameters": 1_000},
+            r"no valid shape has 1000 parameters ± 3 % \(non-embedding\) with layers \[2, 3\], "
+            r"head dimensions \[8, 16\], hidden size a multiple of 16 and MLP width of 8: there "
+            r"are 160 pairs of layers and hidden size, 0 pairs that fit .*; take fewer layers, a ",
+        ),
+        (
+            {"aspect": (1.0, 2.0)},
+            r"there are 0 pairs of layers and hidden size; widen `aspect`",
+        ),
+        (
+            {"gqa": (7,)},
+            r"pairs that fit .*, 0 combinations of these with .* allow other `gqa`",
+        ),
+        (
+            {
+                "gqa": (6,),
+                "head_dims": (32,),
+                "layers": (3,),
+                "parameters": 30_000,
+                "aspect": (16.0, 40.0),
+            },
+            r"2 combinations of these .*, 0 combinations that fit the budget with the narrowest",
+        ),
+        (
+            {"mlp_step": 480, "tolerance": 0.001, "parameters": 100_001},
+            r"combinations that .*, 0 shapes within the tolerance "
+            r"\(the nearest count is [\d,]+\); widen the tolerance",
+        ),
+        (
+            {"constraints": ("gqa == 2", "n_total > 1e9", "head_dim == 8")},
+            r"[\d,]+ shapes within .*[\d,]+ gqa == 2, [\d,]+ head_dim == 8, "
+            r"0 shapes with `n_total > 1e9`; relax",
+        ),
+        (
+            {"constraints": ("num_hidden_layers % 5 == 0", "n_total > 1e9")},
+            r"shapes within the tolerance, 0 shapes with `num_hidden_layers % 5 == 0`; relax",
+        ),
+    ],
+)
+def test_an_empty_space_says_which_limit_left_nothing(changes, text):
     with pytest.raises(InputError, match=text):
-        small_space(parameters=1_000).enumerate()
+        small_space(**changes).enumerate()
 
 
 @pytest.mark.parametrize(
@@ -178,6 +395,16 @@ def test_an_empty_space_says_which_limits_leave_nothing():
         ({"tolerance": 0.5}, r"`0 < tolerance < 0.5` must hold, but got 0.5"),
         ({"layers": ()}, "at least one number of layers and one head dimension"),
         ({"head_dims": ()}, "at least one number of layers and one head dimension"),
+        ({"parameters": 0}, r"`1 <= parameters <= 1\d+` must hold, but got 0"),
+        ({"parameters": 10**14}, r"`1 <= parameters <= 10000000000000` must hold"),
+        ({"hidden_step": 0}, "`1 <= hidden_step <= 1000000` must hold, but got 0"),
+        ({"mlp_step": -8}, "`1 <= mlp_step <= 1000000` must hold, but got -8"),
+        ({"vocab_size": 0}, "`1 <= vocab_size <="),
+        ({"max_heads": 10**6}, "`1 <= max_heads <= 4096` must hold, but got 1000000"),
+        ({"layers": (3, 0)}, "`1 <= layers <= 10000` must hold, but got 0"),
+        ({"gqa": (2, 0)}, "`1 <= gqa <= 10000` must hold, but got 0"),
+        ({"aspect": (2.0, 1.0)}, r"`0 < aspect\[0\] <= aspect\[1\]` must hold"),
+        ({"aspect": (1.0, float("nan"))}, r"`0 < aspect\[0\] <= aspect\[1\]` must hold"),
         ({"head_dims": (8, 15)}, r"`head_dim % 2 == 0` must hold .* got 15; use 16"),
     ],
 )

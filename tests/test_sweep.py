@@ -619,8 +619,8 @@ def test_a_killed_sweep_ends_with_the_losses_of_an_undisturbed_one(
     finally:
         started.kill()
         started.wait()
+    assert done_rows(out) >= 1, (tmp_path / "stderr").read_text()
     before = existing_ledger(out).table().set_index("run_id")
-    assert len(before) >= 1, (tmp_path / "stderr").read_text()
     again = [*command[:3], *arguments, "--workers", "1", "--json"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(again, **pipes) as restarted:  # type: ignore[call-overload]

@@ -40,7 +40,7 @@ def build(spec: RunSpec) -> Transformer:
     """The model of a spec at its initial weights."""
     attention = (spec.engine or Engine()).attention
     model = Transformer(spec.shape, context_length=spec.recipe.context_length, attention=attention)
-    model.initialise(spec.seed)
+    model.initialise(spec.seed, spec.recipe.residual_init)
     return model
 
 

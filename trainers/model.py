@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from scaling.shape import Shape
 
 NORM_EPS = 1e-5
+RESIDUAL_INITS = {"scaled": 1.0, "zero": 0.0}
 ATTENTION_PATHS = ("sdpa", "matmul")
 MOST_BLOCKS, SMALLEST_BLOCK = 4, 32  # of queries in attention by matmul
 # (keys, values), each (B, K, positions, h): one pair per layer.
@@ -200,14 +201,15 @@ class Transformer(nn.Module):
         table = rotary_table(context_length, shape.head_dim, shape.rope_theta)
         self.register_buffer("rotary", table, persistent=False)
 
-    def initialise(self, seed: int) -> None:
+    def initialise(self, seed: int, residual_init: str = "scaled") -> None:
         """Draw every weight from one seed.
 
-        Matrices are normal with standard deviation 1/√fan_in, those that write to the residual
-        stream divided by √(2·layers) (GPT-2), embeddings .02.
+        Matrices are normal with standard deviation 1/√fan_in, embeddings .02. Those matrices that
+        write to the residual stream are divided by √(2·layers) (GPT-2) where ``residual_init`` is
+        ``scaled``; where it is ``zero`` every layer begins as the identity (arXiv 1901.09321).
         """
         generator = torch.Generator().manual_seed(seed)
-        depth = math.sqrt(2 * self.shape.num_hidden_layers)
+        residual = RESIDUAL_INITS[residual_init] / math.sqrt(2 * self.shape.num_hidden_layers)
         with torch.no_grad():
             for name, weight in self.named_parameters():
                 if weight.ndim == 1:
@@ -215,7 +217,7 @@ class Transformer(nn.Module):
                     continue
                 scale = 0.02 if "embed_tokens" in name else 1 / math.sqrt(weight.shape[1])
                 if name.endswith(("o_proj.weight", "down_proj.weight")):
-                    scale /= depth
+                    scale *= residual
                 weight.normal_(0.0, scale, generator=generator)
 
     def forward(

@@ -9,7 +9,7 @@ import torch
 
 from scaling.errors import InputError
 from scaling.shape import Shape
-from trainers.model import Transformer
+from trainers.model import RESIDUAL_INITS, Transformer
 from trainers.muon import SCALES, Muon
 
 SCHEDULES = {
@@ -67,6 +67,7 @@ class Recipe:
     clip: float = 1.0
     dtype: str = "float32"
     muon_scale: str = "original"
+    residual_init: str = "scaled"
     rule: str = "constant"
     reference_hidden_size: int = 64
     reference_layers: int = 4
@@ -79,6 +80,7 @@ class Recipe:
             ("dtype", ("float32", "bfloat16")),
             ("decay_form", DECAY_FORMS),
             ("muon_scale", SCALES),
+            ("residual_init", RESIDUAL_INITS),
             ("rule", RULES),
         ):
             if getattr(self, name) not in allowed:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -109,8 +109,8 @@ def read_numbers(text: str, option: str) -> tuple[float, ...]:
         raise InputError(f"`{option}` must be numbers such as 16,64, but got {text!r}") from None
 
 
-def grid_of(vocab: int, head_dim: str, others: int, steps: str, qk_norm: bool) -> "Grid":
-    """What all shapes share, from options as typed."""
+def grid_of(head_dim: str, others: int, steps: str, **shared: Any) -> "Grid":
+    """What all shapes share, from options as typed; ``shared`` are further fields of it."""
     from scaling.errors import InputError
     from trainers.rungs import Grid
 
@@ -121,13 +121,12 @@ def grid_of(vocab: int, head_dim: str, others: int, steps: str, qk_norm: bool) -
             f"`--head-dim` must have a value and `--steps` two, but got {head_dim!r} and {steps!r}"
         )
     return Grid(
-        vocab_size=vocab,
         head_dim=dims[0],
         other_head_dims=tuple(dims[1:]),
         other_shapes=others,
         hidden_step=grids[0],
         mlp_step=grids[1],
-        qk_norm=qk_norm,
+        **shared,
     )
 
 
@@ -241,6 +240,7 @@ def plan(
     ] = "8,4",
     vocab: Annotated[int, typer.Option(help="Vocabulary; 256 for bytes.", min=2)] = 256,
     qk_norm: Annotated[bool, typer.Option(help="Norm on queries and keys, as Qwen3.")] = True,
+    rope_theta: Annotated[float, typer.Option(help="Base of the rotary positions.")] = 10_000.0,
     tokens: Annotated[
         float, typer.Option("--tokens-per-param", help="Tokens per parameter of every run.")
     ] = 20.0,
@@ -283,7 +283,8 @@ def plan(
     texts = Texts(
         sizes=sizes, shapes=shapes, layers=layers, mlp_ratio=mlp_ratio, gqa=gqa, hidden=hidden
     )
-    grid = grid_of(vocab, head_dim, others, steps, qk_norm)
+    shared = {"vocab_size": vocab, "qk_norm": qk_norm, "rope_theta": rope_theta}
+    grid = grid_of(head_dim, others, steps, **shared)
     allocation = allocation_of(tokens, seeds, anchors, branches)
     tables = [path for path in (proposals, runs) if path is not None]
     ladder = planned(texts, grid, allocation, method, settings or [], seed, tables)

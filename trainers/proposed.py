@@ -90,9 +90,8 @@ def _shape(row: Mapping[Any, Any], grid: Grid, layers: Range, number: int) -> Sh
     given = {name: value for name, value in row.items() if not pd.isna(value)}
     named = [name for name in INTEGER_FIELDS if name != "vocab_size"]
     if all(name in given for name in named):
-        shared = {
-            name: getattr(grid, name) for name in ("vocab_size", "qk_norm", "tie_word_embeddings")
-        }
+        same = ("vocab_size", "qk_norm", "rope_theta", "tie_word_embeddings")
+        shared = {name: getattr(grid, name) for name in same}
         return Shape.from_config(shared | given)
     if "n_non_embedding" not in given:
         raise InputError(

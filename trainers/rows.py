@@ -59,6 +59,7 @@ def settings_row(
         "schedule": recipe.schedule,
         "decayed": recipe.decay > 0 and recipe.floor < 1,
         "optimizer": recipe.optimizer,
+        "residual_init": recipe.residual_init,
         "device": device or f"cpu ({platform.machine()})",
         "dtype": recipe.dtype,
         "attention": engine.attention,

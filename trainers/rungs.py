@@ -74,6 +74,7 @@ class Grid:
     tolerance: float = 0.02
     max_heads: int = 32
     qk_norm: bool = True
+    rope_theta: float = 10_000.0
     tie_word_embeddings: bool = True
 
     def shapes(self, rung: Rung, head_dim: int) -> ShapeTable:
@@ -163,6 +164,7 @@ def _shapes_of_depth(grid: Grid, parameters: int, layers: int, head_dim: int) ->
         tolerance=grid.tolerance,
         max_heads=grid.max_heads,
         qk_norm=grid.qk_norm,
+        rope_theta=grid.rope_theta,
         tie_word_embeddings=grid.tie_word_embeddings,
         aspect=(ASPECT[0], min(ASPECT[1], widest)),
     )

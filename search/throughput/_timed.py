@@ -3,7 +3,7 @@
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from scaling.errors import InputError
+from scaling.errors import InputError, WorkError
 from scaling.shape import Shape
 from search.throughput._base import DISTURBED, Engine, Measurement, interval
 from search.workload import Workload
@@ -22,11 +22,15 @@ PATIENCE = 3  # rounds, as a multiple of the repeats, until disturbed repeats ar
 
 @dataclass(frozen=True)
 class Timing:
-    """One run of the whole workload: seconds of prefill and decode (wall), and CPU seconds."""
+    """One run of the whole workload: seconds of prefill and decode (wall), and CPU seconds.
+
+    ``decode_cpu`` is the decode's part of the CPU seconds, where the engine can tell.
+    """
 
     prefill: float
     decode: float
     cpu: float
+    decode_cpu: float | None = None
 
     @property
     def disturbed(self) -> bool:
@@ -157,6 +161,19 @@ class TimedEngine(Engine):
             load=load,
             disturbed=len(calm) < self.repeats,
         )
+
+
+def assert_count(produced: Sized, expected: tuple[int, int]) -> None:
+    """Refuse a run that produced another number of tokens than (sequences, outputs).
+
+    Raises
+    ------
+    scaling.errors.WorkError
+        It did.
+    """
+    found = tuple(getattr(produced, "shape", (len(produced),)))
+    if found != expected:
+        raise WorkError(f"the engine produced {found} tokens, not {expected}")
 
 
 def _calm(timings: Sequence[Timing]) -> list[Timing]:

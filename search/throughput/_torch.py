@@ -1,97 +1,147 @@
-"""The embedded engine: the trainer's own model with a KV cache, one thread, greedy decoding."""
+"""The embedded engine: the trainer's own model with a static KV cache, greedy decoding."""
 
 import time
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
-from scaling.errors import InputError, WorkError
+from scaling.errors import InputError
 from scaling.shape import Shape
 from search.throughput._base import this_device
-from search.throughput._timed import Server, TimedEngine, Timing
+from search.throughput._decoding import Decoder, greedy
+from search.throughput._graphs import GraphDecoder
+from search.throughput._memory import (
+    CPU_LIMIT,
+    TORCH_DTYPES,
+    random_prompt,
+    refuse_what_does_not_fit,
+)
+from search.throughput._timed import Server, TimedEngine, Timing, assert_count
 from search.workload import Workload
-from trainers.model import Transformer
+from trainers.model import Transformer, rotary_table
 
-MEMORY_LIMIT = 8 * 2**30  # bytes of weights and cache
-TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+POOL = 2**20 + 7  # random numbers that fill the weights again and again
+GPU_SHARE = 0.9  # of its memory
 
 
 class TorchEngine(TimedEngine):
     """Random weights, random prompts: only the shape decides.
 
     Each repeat runs the whole workload: one prefill of all prompts, then one token at a time for
-    all sequences. The weights are put into the number format of the workload.
+    all sequences. The weights are in the number format of the workload. ``torch`` runs on one
+    thread of the CPU, ``torch:cuda`` on the GPU, where a decode step is a CUDA graph.
+
+    Raises
+    ------
+    scaling.errors.InputError
+        The device has another name, or torch sees no GPU.
     """
 
     name = "torch"
 
     def __init__(self, hardware: str | None = None, *, repeats: int = 5) -> None:
-        if hardware not in (None, "cpu"):
-            raise InputError(f"`--engine torch` runs on cpu, but got {hardware!r}; write torch")
+        if hardware not in (None, "cpu", "cuda"):
+            raise InputError(
+                f"`--engine torch[:DEVICE]` runs on cpu or cuda, but got {hardware!r}; write torch"
+            )
+        if hardware == "cuda" and not torch.cuda.is_available():
+            raise InputError("`--engine torch:cuda` needs a GPU, and torch sees none; write torch")
+        self.on = torch.device(hardware or "cpu")
         self.repeats = repeats
         self.version = torch.__version__
-        self.device = this_device()
+        self.device = this_device() if self.on.type == "cpu" else torch.cuda.get_device_name()
+        if self.on.type == "cuda":
+            self.together = 1  # a shape has the GPU's memory to itself
+
+    @property
+    def label(self) -> str:
+        """``torch``, or ``torch:cuda``."""
+        return self.name if self.on.type == "cpu" else f"{self.name}:cuda"
 
     def start(self, shape: Shape, workload: Workload) -> Server:
         """Random weights of a shape, with room in the cache for the whole workload."""
-        needed = _bytes(shape, workload)
-        if needed > MEMORY_LIMIT:
-            raise InputError(
-                f"{shape} under {workload} needs {needed / 2**30:.0f} GiB in the torch engine, "
-                f"the limit is {MEMORY_LIMIT / 2**30:.0f}; choose a smaller workload or "
-                "--engine roofline:HARDWARE"
-            )
-        return TorchServer(shape, workload)
+        limit = float(CPU_LIMIT)
+        if self.on.type == "cuda":
+            limit = GPU_SHARE * torch.cuda.mem_get_info()[0]
+        refuse_what_does_not_fit(shape, workload, self.name, limit)
+        return TorchServer(shape, workload, self.on)
 
 
 class TorchServer(Server):
     """One shape in memory: its weights, a cache, the prompts."""
 
-    def __init__(self, shape: Shape, workload: Workload) -> None:
+    def __init__(self, shape: Shape, workload: Workload, device: torch.device) -> None:
         torch.set_num_threads(1)
         length = workload.input_tokens + workload.output_tokens
-        dtype = TORCH_DTYPES[workload.dtype]
-        model = Transformer(shape, context_length=length)
-        model.initialise(0)
-        self.model = model.to(dtype).eval()
-        self.cache = model.empty_cache(workload.concurrency, length, dtype=dtype)
-        self.prompt = _prompt(shape, workload)
+        self.prompt = random_prompt(shape, workload).to(device)
+        self.decoder: Decoder | GraphDecoder
+        with torch.inference_mode():
+            model = random_model(shape, length, TORCH_DTYPES[workload.dtype], device)
+            kind = Decoder if device.type == "cpu" else GraphDecoder
+            self.decoder = kind(model, batch=workload.concurrency, length=length)
 
     def close(self) -> None:
         """Free the weights and the cache."""
-        del self.model, self.cache
+        del self.decoder
 
     @torch.inference_mode()
     def serve(self, outputs: int) -> Timing:
         """One prefill, then one token at a time for all sequences, greedily."""
-        model, cache, prompt = self.model, self.cache, self.prompt
+        decoder, prompt = self.decoder, self.prompt
+        self._wait()
         cpu, wall = time.process_time(), time.perf_counter()
-        hidden = model(prompt, cache=cache, start=0)
-        token = model.logits(hidden[:, -1:]).argmax(dim=-1)
-        first = time.perf_counter()
+        token = greedy(decoder.prefill(prompt))
+        self._wait()
+        first, first_cpu = time.perf_counter(), time.process_time()
         produced = [token]
         for position in range(prompt.shape[1], prompt.shape[1] + outputs - 1):
-            hidden = model(token, cache=cache, start=position)
-            token = model.logits(hidden).argmax(dim=-1)
+            token = greedy(decoder.step(token, position))
             produced.append(token)
-        end = time.perf_counter()
-        generated = torch.cat(produced, dim=1)
-        if generated.shape != (prompt.shape[0], outputs):
-            raise WorkError(f"the engine produced {tuple(generated.shape)} tokens, not {outputs}")
-        return Timing(first - wall, end - first, time.process_time() - cpu)
+        self._wait()
+        end, end_cpu = time.perf_counter(), time.process_time()
+        assert_count(torch.stack(produced, dim=1), (prompt.shape[0], outputs))
+        return Timing(first - wall, end - first, end_cpu - cpu, end_cpu - first_cpu)
+
+    def _wait(self) -> None:
+        if self.prompt.device.type == "cuda":
+            torch.cuda.synchronize()
 
 
-def _prompt(shape: Shape, workload: Workload) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    size = (workload.concurrency, workload.input_tokens)
-    return torch.randint(shape.vocab_size, size, generator=generator)
+class _Undrawn(TorchFunctionMode):
+    """Modules made in this context keep their matrices uninitialised."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
-def _bytes(shape: Shape, workload: Workload) -> int:
-    size = torch.finfo(TORCH_DTYPES[workload.dtype]).bits // 8
-    length = workload.input_tokens + workload.output_tokens
-    cache = workload.concurrency * length * shape.kv_bytes(size)
-    # Prefill holds the MLP's activations of all prompts at once.
-    width = 3 * shape.intermediate_size + 4 * shape.hidden_size
-    activations = workload.concurrency * workload.input_tokens * width * size
-    # Weights are drawn in float32 before they are converted.
-    return int(cache + activations + shape.weight_bytes(size) + shape.weight_bytes(4))
+def random_model(
+    shape: Shape, length: int, dtype: torch.dtype, device: torch.device
+) -> Transformer:
+    """A model with random weights, in a number format and on a device.
+
+    The weights repeat one pool of random numbers: their values do not matter for the speed, and
+    drawing a billion of them takes longer than measuring it.
+    """
+    with _Undrawn():
+        model = Transformer(shape, context_length=length).to(device, dtype).eval()
+    model.rotary = rotary_table(length, shape.head_dim, shape.rope_theta).to(device)
+    pool = torch.randn(POOL, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 1:
+                weight.fill_(1.0)
+            else:
+                _fill(weight.view(-1), (pool / weight.shape[1] ** 0.5).to(dtype))
+    return model
+
+
+def _fill(weight: torch.Tensor, pool: torch.Tensor) -> None:
+    for start in range(0, len(weight), len(pool)):
+        part = weight[start : start + len(pool)]
+        part.copy_(pool[: len(part)])

@@ -18,8 +18,18 @@ def _roofline(hardware: str | None) -> Engine:
     return RooflineEngine(hardware)
 
 
+def _transformers(hardware: str | None) -> Engine:
+    from search.throughput._transformers import TransformersEngine
+
+    return TransformersEngine(hardware)
+
+
 # Constructors that import what they need: an engine that is not asked for costs nothing.
-ENGINES: dict[str, Callable[[str | None], Engine]] = {"torch": _torch, "roofline": _roofline}
+ENGINES: dict[str, Callable[[str | None], Engine]] = {
+    "torch": _torch,
+    "transformers": _transformers,
+    "roofline": _roofline,
+}
 
 
 def engine_named(text: str) -> Engine:

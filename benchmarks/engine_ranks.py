@@ -1,0 +1,159 @@
+"""Question: does the fastest shape depend on the engine and on the batch?
+
+Shapes along the front of predicted loss against cost at one size are measured by several engines
+at several batches; prints the rank correlations and draws docs/engine_ranks.png. Every finished
+engine and workload is kept in the folder, so that a killed run goes on.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from record import finish
+from scipy.stats import spearmanr
+
+from scaling.catalog import load_runs
+from scaling.composition import D
+from scaling.fitting import fit
+from scaling.quantities import parse_count
+from scaling.shape import Shape, ShapeTable
+from scaling.space import Space, within
+from search.proposals import front
+from search.throughput._base import Measurement
+from search.throughput.registry import engine_named
+from search.workload import Workload, parse_workload
+
+PICTURE = Path(__file__).parent.parent / "docs" / "engine_ranks.png"
+DEPTHS = (4, 6, 8, 12, 16, 24)
+CONTEXT = 256
+USUAL = {"hidden_over_sqrt_n": (0.04, 0.4), "mlp_to_attention": (0.5, 8.0), "gqa": (1.0, 8.0)}
+
+
+def shapes_of(size: str, number: int, law_runs: str) -> list[Shape]:
+    """Shapes along the front of predicted loss and FLOPs with cache, a spread over all depths.
+
+    The cost stands in for a measurement; the front of each depth is taken for itself, because at
+    small sizes one depth would fill the common one.
+    """
+    law = fit("conditional", load_runs(law_runs), resamples=0)
+    rows: list[Shape] = []
+    for layers in DEPTHS:
+        table = Space(
+            parameters=parse_count(size), layers=(layers,), head_dims=(64,), vocab_size=4096,
+            hidden_step=64, mlp_step=64, tolerance=0.03,
+        ).enumerate()  # fmt: skip
+        table = table.take(within(table, USUAL))
+        losses = law.central(table.frame().assign(**{D: 20 * parse_count(size)}))
+        cost = table.forward_flops(CONTEXT) + table.kv_bytes(4) * CONTEXT
+        on_front = np.flatnonzero(front(losses, 1 / cost))
+        on_front = on_front[np.argsort(losses[on_front])]
+        wanted = min(-(-number // len(DEPTHS)), len(on_front))
+        picked = np.linspace(0, len(on_front) - 1, wanted).round().astype(int)
+        rows += [table[int(row)] for row in on_front[picked]]
+    return list(dict.fromkeys(rows))
+
+
+def measured(
+    engine: str, workload: Workload, shapes: list[Shape], folder: Path
+) -> list[Measurement | str]:
+    """What an engine says of every shape; asked once, then read from the folder."""
+    kept = folder / f"{engine}-{workload.concurrency}.json".replace(":", "-")
+    key = [asdict(workload), [asdict(shape) for shape in shapes]]
+    if kept.exists():
+        document = json.loads(kept.read_text())
+        if document["key"] == key:
+            rows = document["rows"]
+            return [row if isinstance(row, str) else Measurement(**row) for row in rows]
+    found = engine_named(engine).measure_all(shapes, workload)
+    rows = [row if isinstance(row, str) else asdict(row) for row in found]
+    kept.write_text(json.dumps({"key": key, "rows": rows}))
+    return found
+
+
+def speeds(found: list[Measurement | str]) -> list[float]:
+    """Output tokens per second, NaN where the engine could not."""
+    return [np.nan if isinstance(row, str) else row.output_tokens_per_second for row in found]
+
+
+def draw(table: pd.DataFrame, ranks: pd.DataFrame, depths: list[int]) -> None:
+    """Left: throughput against that of the median shape; right: rank correlations."""
+    from matplotlib.figure import Figure
+
+    from scaling.plots import save
+
+    figure = Figure(figsize=(11.5, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    for name in table:
+        relative = table[name] / table[name].median()
+        left.plot(range(len(table)), relative, marker="o", ms=4, lw=1.2, label=name)
+    left.set_yscale("log")
+    left.set_yticks([0.25, 0.5, 0.71, 1, 1.41, 2, 4])
+    left.yaxis.set_major_formatter("{x:g}")
+    left.minorticks_off()
+    left.set_xticks(range(len(depths)), [f"{depth}" for depth in depths])
+    left.set_xlabel("shape, by its number of layers")
+    left.set_ylabel("output tokens/s over that of the engine's median shape")
+    left.grid(alpha=0.25)
+    left.legend(fontsize=8, ncols=2)
+    right.imshow(ranks.to_numpy(), vmin=-1, vmax=1, cmap="RdBu_r")
+    for row in range(len(ranks)):
+        for column in range(len(ranks)):
+            value = ranks.to_numpy()[row, column]
+            colour = "white" if abs(value) > 0.6 else "black"
+            right.text(
+                column, row, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color=colour
+            )
+    right.set_xticks(range(len(ranks)), ranks.columns, rotation=35, ha="right", fontsize=8)
+    right.set_yticks(range(len(ranks)), ranks.columns, fontsize=8)
+    right.set_title("Spearman rank correlation of throughput", fontsize=10)
+    save(figure, PICTURE)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--engines", default="torch,transformers,llamacpp,vllm")
+    parser.add_argument("--workloads", default="256/64@1:bfloat16,256/64@8:bfloat16")
+    parser.add_argument("--params", default="20M")
+    parser.add_argument("--shapes", type=int, default=12)
+    parser.add_argument("--law", default="quickstart", help="run table of the law")
+    parser.add_argument("--out", type=Path, default=Path("engine-ranks"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    shapes = shapes_of(options.params, options.shapes, options.law)
+    results = {
+        f"{engine} @{workload.concurrency}": measured(engine, workload, shapes, options.out)
+        for workload in map(parse_workload, options.workloads.split(","))
+        for engine in options.engines.split(",")
+    }
+    table = pd.DataFrame({name: speeds(found) for name, found in results.items()})
+    ranks = pd.DataFrame(
+        spearmanr(table, nan_policy="omit").statistic, index=table.columns, columns=table.columns
+    )
+    draw(table, ranks, [shape.num_hidden_layers for shape in shapes])
+    frame = ShapeTable.of(shapes).frame()
+    print(pd.concat([frame, table.round(1)], axis=1).to_string())
+    finish(
+        "engine-ranks",
+        {
+            "promise": "none: it answers whether engines and batches agree on the fastest shape",
+            "shapes": [asdict(shape) for shape in shapes],
+            "output_tokens_per_second": table.round(2).to_dict("list"),
+            "fastest": {name: int(table[name].idxmax()) for name in table},
+            "rank_correlations": ranks.round(3).to_dict("list"),
+            "disturbed": {
+                name: sum(not isinstance(row, str) and row.disturbed for row in found)
+                for name, found in results.items()
+            },
+            "refused": {
+                name: [row for row in found if isinstance(row, str)]
+                for name, found in results.items()
+            },
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
