@@ -1,6 +1,6 @@
 """Speeds of shapes that no engine was asked about, from the ones that it answered.
 
-The one place where a time model enters: :func:`estimate` takes what was answered and speaks for
+:func:`estimate` fits the time model (:mod:`search.calibrate`) to what was answered and speaks for
 the rest of a space. What it says is marked ``time model`` wherever it is shown.
 """
 
@@ -8,17 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 from scaling.catalog import Hardware, hardware
 from scaling.errors import InputError
 from scaling.shape import ShapeTable
+from search.calibrate import TimeModel
+from search.held_out import FEWEST, held_out
 from search.proposals import TIME_MODEL
 from search.throughput._base import Engine, Measurement
 from search.workload import Workload
-
-USUAL = "h100"  # stands in for an engine's machine where no published figures of it are known
-UNKNOWN = 0.3  # sd of ln speed before anything was answered: a bound, not a forecast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,26 +62,17 @@ class Estimates:
 class Check:
     """How well the time model says what the engine answered, each shape left out in turn.
 
-    ``rows`` are those answered, ``answered`` and ``predicted`` their tokens/s.
+    ``rows`` are those answered, ``answered`` and ``predicted`` their tokens/s; ``error`` is the
+    mean absolute error as a fraction, ``rank_correlation`` Spearman's, None where all are equal,
+    ``coverage`` the fraction inside the predicted 95 % interval.
     """
 
     rows: list[int]
     answered: list[float]
     predicted: list[float]
-
-    @property
-    def error(self) -> float:
-        """Mean absolute error as a fraction of what was answered."""
-        answered = np.array(self.answered)
-        return float(np.mean(np.abs(np.array(self.predicted) / answered - 1)))
-
-    @property
-    def rank_correlation(self) -> float | None:
-        """Spearman's, None where it does not exist."""
-        ranks = [rankdata(values) for values in (self.answered, self.predicted)]
-        if min(np.ptp(values) for values in ranks) == 0:
-            return None
-        return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+    error: float
+    rank_correlation: float | None
+    coverage: float
 
 
 def estimate(
@@ -92,13 +81,22 @@ def estimate(
     engine: Engine,
     workload: Workload,
 ) -> Estimates:
-    """Speak for a whole space from the rows that an engine answered.
-
-    The roofline of the engine's hardware, prefill and decode each scaled by what was answered.
-    """
-    ttft, tpot = roofline(table, workload, _device(engine))
-    rows = [row for row, result in found.items() if isinstance(result, Measurement)]
-    return _scaled(ttft, tpot, rows, found, engine, workload)
+    """Speak for a whole space from the rows that an engine answered."""
+    rows, answers = _answered(found)
+    device = device_of(engine)
+    model = TimeModel.fit(table.take(rows), answers, workload, device=device)
+    forecast = model.forecast(table)
+    fits = np.ones(len(table), dtype=bool)
+    if device is not None:
+        fits = needed_memory(table, workload) <= device.memory
+    return Estimates(
+        engine=engine,
+        workload=workload,
+        rate=np.where(fits, forecast.rate, np.nan),
+        deviation=forecast.deviation,
+        ttft=np.where(fits, forecast.ttft, np.nan),
+        tpot=np.where(fits, forecast.tpot, np.nan),
+    )
 
 
 def check(
@@ -106,18 +104,36 @@ def check(
     found: Mapping[int, Measurement | str],
     engine: Engine,
     workload: Workload,
-) -> Check:
-    """Predict each answered row from the others."""
-    ttft, tpot = roofline(table, workload, _device(engine))
-    rows = [row for row, result in found.items() if isinstance(result, Measurement)]
-    rows = [row for row in rows if np.isfinite(ttft[row])]
-    predicted = []
-    for row in rows:
-        others = [other for other in rows if other != row]
-        scaled = _scaled(ttft, tpot, others, found, engine, workload)
-        predicted.append(float(scaled.rate[row]))
-    answered = [_answer(found, row).output_tokens_per_second for row in rows]
-    return Check(rows=rows, answered=answered, predicted=predicted)
+) -> Check | None:
+    """Predict each answered row from the others; None where there are too few."""
+    rows, answers = _answered(found)
+    if len(rows) < FEWEST:
+        return None
+    told = held_out(table.take(rows), answers, workload, folds=len(rows), device=device_of(engine))
+    return Check(
+        rows=rows.tolist(),
+        answered=told.measured.tolist(),
+        predicted=told.predicted.tolist(),
+        error=told.mape,
+        rank_correlation=None if np.isnan(told.spearman) else told.spearman,
+        coverage=told.coverage,
+    )
+
+
+def device_of(engine: Engine) -> Hardware | None:
+    """Published figures of an engine's hardware, by what its label names behind the colon."""
+    key = engine.label.partition(":")[2].partition("_")[0]
+    try:
+        return hardware(key) if key else None
+    except InputError:
+        return None
+
+
+def needed_memory(table: ShapeTable, workload: Workload) -> np.ndarray:
+    """Bytes of weights and full KV caches of every shape, (n,)."""
+    length = workload.input_tokens + workload.output_tokens
+    cache = workload.concurrency * length * table.kv_bytes(workload.kv_bytes_per_value)
+    return np.asarray(table.weight_bytes(workload.bytes_per_value) + cache)
 
 
 def roofline(
@@ -141,57 +157,11 @@ def roofline(
         workload.concurrency * table.forward_flops(context) / peak,
         (weights + cache * context) / device.bandwidth,
     )
-    fits = weights + cache * (workload.input_tokens + workload.output_tokens) <= device.memory
+    fits = needed_memory(table, workload) <= device.memory
     return np.where(fits, ttft, np.nan), np.where(fits, step, np.nan)
 
 
-def _device(engine: Engine) -> Hardware:
-    """Published figures of an engine's hardware, by what stands behind the colon of its label."""
-    key = engine.label.partition(":")[2].partition("_")[0]
-    try:
-        return hardware(key or USUAL)
-    except InputError:
-        return hardware(USUAL)
-
-
-def _answer(found: Mapping[int, Measurement | str], row: int) -> Measurement:
-    result = found[row]
-    if isinstance(result, str):
-        raise TypeError(f"row {row} has no measurement: {result}")
-    return result
-
-
-def _scaled(
-    ttft: np.ndarray,
-    tpot: np.ndarray,
-    rows: list[int],
-    found: Mapping[int, Measurement | str],
-    engine: Engine,
-    workload: Workload,
-) -> Estimates:
-    """The roofline's times, each scaled by the geometric mean of answered over predicted."""
-    rows = [row for row in rows if np.isfinite(ttft[row])]
-    answers = [_answer(found, row) for row in rows]
-    generated = workload.concurrency * workload.output_tokens
-    later = workload.output_tokens - 1
-    if answers:
-        first = np.array([answer.ttft for answer in answers]) / ttft[rows]
-        each = np.array([answer.tpot for answer in answers]) / tpot[rows]
-        ttft = ttft * np.exp(np.mean(np.log(first)))
-        tpot = tpot * np.exp(np.mean(np.log(each)))
-    rate = generated / (ttft + tpot * later)
-    spread = UNKNOWN
-    if answers:
-        answered = np.array([answer.output_tokens_per_second for answer in answers])
-        apart = np.log(answered / rate[rows])
-        scale = float(np.exp(apart.mean()))  # an engine's total may hold more than its parts
-        ttft, tpot, rate = ttft / scale, tpot / scale, rate * scale
-        spread = float(apart.std(ddof=1)) * np.sqrt(1 + 1 / len(rows)) if len(rows) > 1 else UNKNOWN
-    return Estimates(
-        engine=engine,
-        workload=workload,
-        rate=rate,
-        deviation=np.full(len(rate), spread),
-        ttft=ttft,
-        tpot=tpot,
-    )
+def _answered(found: Mapping[int, Measurement | str]) -> tuple[np.ndarray, list[Measurement]]:
+    """Rows with a measurement, and these."""
+    known = {row: result for row, result in found.items() if isinstance(result, Measurement)}
+    return np.array(list(known), dtype=int), list(known.values())

@@ -14,7 +14,7 @@ from scaling.fits import Fit
 from scaling.links import Links
 from scaling.shape import RATIOS, Shape, ShapeTable
 from scaling.space import CONVENTIONS, Space, nearest_proportions, within
-from search.estimating import Check, Estimates, check, estimate
+from search.estimating import Check, Estimates, check, device_of, estimate
 from search.judging import (
     broken_limits,
     differences,
@@ -23,8 +23,17 @@ from search.judging import (
     unseen_by,
     with_reasons,
 )
-from search.proposals import BASELINE, CANDIDATE, FAST, LOSS_OPTIMAL, Proposal, front
-from search.study import FREE_FIELDS, search
+from search.proposals import (
+    BASELINE,
+    CANDIDATE,
+    FAST,
+    LOSS_OPTIMAL,
+    SHAPE_KEY,
+    Proposal,
+    front,
+)
+from search.question import Question
+from search.study import Effort, explore
 from search.throughput._base import Engine, Measurement
 from search.workload import Workload
 
@@ -123,13 +132,13 @@ def find(
     losses = fit.central(frame)
     best = _best(fit, table, np.where(np.arange(len(table)) == baseline, np.inf, losses))
     first = [baseline, best, *_cheap_front(table, losses, target.workload)]
-    options: dict[str, Any] = {"storage": storage, "seed": seed, "report": report}
+    question = Question(
+        table=table, losses=losses, workload=target.workload, device=device_of(target.engine)
+    )
 
     def ask(rows: list[int], wanted: int) -> Found:
-        rows, work = list(dict.fromkeys(rows)), target.workload
-        return search(
-            table, losses, target.engine, work, first=rows, measurements=wanted, **options
-        )
+        effort = Effort(first=list(dict.fromkeys(rows)), measurements=wanted, seed=seed)
+        return explore(question, target.engine, effort, storage=storage, report=report).known
 
     leaders = measurements // LEADERS if estimated else 0
     found = ask(first[: max(2, measurements - leaders)], measurements - leaders)
@@ -192,7 +201,7 @@ def _with_baseline(table: ShapeTable, target: Target) -> tuple[ShapeTable, int]:
     size = getattr(own, CONVENTIONS[space.convention])
     if abs(size / space.parameters - 1) > space.tolerance:
         return table, nearest_proportions(table, target.baseline, space.parameters)
-    same = np.all([getattr(table, name) == getattr(own, name) for name in FREE_FIELDS], axis=0)
+    same = np.all([getattr(table, name) == getattr(own, name) for name in SHAPE_KEY], axis=0)
     if same.any():
         return table, int(np.flatnonzero(same)[0])
     one = ShapeTable.of([own])

