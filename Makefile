@@ -17,6 +17,7 @@ check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/shapelaw report --check
 	SMOKE=1 $(BIN)/python -m pytest -n 0 --nbmake --nbmake-timeout=600 notebooks
 
 $(VENV)/bin/python:

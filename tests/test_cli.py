@@ -32,7 +32,7 @@ FAST_FIT = ("--starts", "8", "--resamples", "20")
 ASK = (
     "propose", "--params", "200K", "--tokens", "2M", "--vocab", "256", "--layers", "4",
     "--head-dim", "16", "--workload", "128/64@8", "--engine", "roofline:h100",
-    "--measurements", "5",
+    "--measurements", "5", "--estimated", "0",
 )  # fmt: skip
 
 
