@@ -31,7 +31,8 @@ TOKENS = 2_000_000
 WORKLOAD = "64/32@16"
 REPEATS = 6
 SHAPE_COLUMNS = (*INTEGER_FIELDS, "tie_word_embeddings", "qk_norm", "rope_theta")
-COLUMNS = (*SHAPE_COLUMNS, "repeat", "prefill_seconds", "decode_seconds", "cpu_seconds")
+SECONDS = ("prefill_seconds", "decode_seconds", "cpu_seconds", "decode_cpu_seconds")
+COLUMNS = (*SHAPE_COLUMNS, "repeat", *SECONDS)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def measure(engine: TimedEngine, table: ShapeTable, path: Path, *, repeats: int,
             if (*_fields(shape), repeat) in done:
                 continue
             timing = _timed(engine, shape, workload)
-            writer.writerow([*_fields(shape), repeat, timing.prefill, timing.decode, timing.cpu])
+            seconds = (timing.prefill, timing.decode, timing.cpu, timing.decode_cpu)
+            writer.writerow([*_fields(shape), repeat, *seconds])
             file.flush()
             added += 1
     return added
@@ -100,8 +102,8 @@ def measured(path: Path) -> set[tuple[object, ...]]:
 def halves(path: Path, table: ShapeTable) -> Truth:
     """For each shape the measurement that drives the search, and the speed that scores it.
 
-    Even repeats drive, odd repeats score. Seconds are CPU seconds: the wall seconds of prefill and
-    decode, scaled by the share of the time in which the process had the core.
+    Even repeats drive, odd repeats score. Seconds are CPU seconds; an engine that cannot tell
+    those of the decode has them shared out as the wall seconds are.
     """
     frame = pd.read_csv(path)
     by_shape = dict(iter(frame.groupby(list(SHAPE_COLUMNS))))
@@ -117,10 +119,9 @@ def halves(path: Path, table: ShapeTable) -> Truth:
 def _measurement(rows: pd.DataFrame) -> Measurement:
     workload = parse_workload(WORKLOAD)
     wall = rows["prefill_seconds"] + rows["decode_seconds"]
-    prefill, decode = (
-        (rows[name] / wall * rows["cpu_seconds"]).to_numpy()
-        for name in ("prefill_seconds", "decode_seconds")
-    )
+    shared_out = rows["decode_seconds"] / wall * rows["cpu_seconds"]
+    decode = rows["decode_cpu_seconds"].fillna(shared_out).to_numpy()
+    prefill = rows["cpu_seconds"].to_numpy() - decode
     sequences, steps = workload.concurrency, workload.output_tokens - 1
     rates = sequences * workload.output_tokens / (prefill + decode)
     # The median of a few repeats: another process that disturbs one of them does not count.
@@ -156,7 +157,7 @@ def synthetic(table: ShapeTable, path: Path, *, repeats: int, seed: int) -> None
         for row, (prefill, decode) in enumerate(_synthetic_seconds(table)):
             for repeat in range(repeats):
                 noisy = np.array([prefill, decode]) * np.exp(draw.normal(0, 0.02, 2))
-                writer.writerow([*_fields(table[row]), repeat, *noisy, noisy.sum()])
+                writer.writerow([*_fields(table[row]), repeat, *noisy, noisy.sum(), noisy[1]])
 
 
 def _synthetic_seconds(table: ShapeTable) -> Iterator[tuple[float, float]]:

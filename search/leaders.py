@@ -14,6 +14,7 @@ from scipy.stats import t as student
 
 from search.question import Question
 from search.throughput._base import Engine, Measurement
+from search.throughput.cache import CachedEngine
 
 if TYPE_CHECKING:
     from search.study import Found
@@ -112,7 +113,7 @@ def measure_again(
     Parameters
     ----------
     engine
-        One that really runs the shapes, not one that remembers what it measured.
+        What measures; one that keeps its measurements is made to measure afresh.
     workload
         The full one, where the search used a shortened one.
     most
@@ -124,6 +125,8 @@ def measure_again(
     chosen = leaders(question, found.measured, most=most)
     rows = list(dict.fromkeys([*(row for row in always if row in found.measured), *chosen]))
     work = workload or question.workload
+    if isinstance(engine, CachedEngine):
+        engine = CachedEngine(engine.engine, engine.store, fresh=True)
     results = engine.measure_all([question.table[row] for row in rows], work)
     again = dict(zip(rows, results, strict=True))
     asked = Question(

@@ -167,7 +167,8 @@ def _searched(
     claims: Claims, engine: Engine, effort: Effort, report: Report
 ) -> dict[int, Measurement | str]:
     """Claim and measure until the wanted rows are known."""
-    together = effort.together or int(getattr(engine, "together", 1))
+    inside = getattr(engine, "engine", engine)  # of one that keeps what it measured
+    together = effort.together or int(getattr(inside, "together", 1))
     while True:
         claims.recover()
         known = known_rows(claims.question, claims.trials())

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import optuna
@@ -16,6 +17,7 @@ from search.proposals import front
 from search.question import Goal
 from search.study import Effort, explore
 from search.throughput._base import Measurement
+from search.throughput.cache import CachedEngine, MeasurementStore
 
 
 def timed(seconds: float, spread: float = 0.0, repeats: int = 5) -> Measurement:
@@ -128,3 +130,15 @@ def test_a_leader_that_the_engine_refuses_now_has_no_chance() -> None:
     confirmed = measure_again(found, MadeUpEngine(refuse=refuse))
     assert isinstance(confirmed.again[row], str)
     assert confirmed.probability[row] == 0.0
+
+
+def test_an_engine_that_keeps_its_measurements_measures_leaders_afresh(tmp_path: Path) -> None:
+    engine = MadeUpEngine(together=3)
+    engine.version, engine.device = "1", "none"  # type: ignore[attr-defined]
+    kept = CachedEngine(engine, MeasurementStore(tmp_path / "kept.jsonl"))
+    storage = optuna.storages.InMemoryStorage()
+    found = explore(question(), kept, Effort(measurements=6), storage=storage)
+    assert engine.batches == [3, 3], "as many at once as the engine inside loads"
+    confirmed = measure_again(found, kept, most=2)
+    assert engine.batches[-1] == len(confirmed.again)
+    assert len(engine.calls) == 6 + len(confirmed.again)
