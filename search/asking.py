@@ -13,6 +13,7 @@ from scaling.accuracy import load_link
 from scaling.catalog import data_folder, load_runs, shape_named
 from scaling.composition import D, N
 from scaling.errors import InputError
+from scaling.files import nothing_left
 from scaling.fits import Fit
 from scaling.fitting import fit
 from scaling.printed import printed_fit, printed_laws
@@ -86,7 +87,7 @@ def answer(request: Request, out: Path | None) -> Answer:
     """
     target = _target(request)
     fitted, basis = _law(request)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, nothing_left(out or Path(scratch)):
         outcome = find(
             fitted,
             target,

@@ -58,18 +58,20 @@ def require_service(ttft: np.ndarray, tpot: np.ndarray, workload: Workload) -> N
 def differences(fit: Fit, frame: pd.DataFrame, baseline: int) -> pd.DataFrame:
     """Loss minus the baseline's for every row, in nats per token, with the law's 95 % interval.
 
-    Resample by resample, so that what both losses have in common cancels.
+    Resample by resample as a ratio, so that what both losses have in common cancels; the ends are
+    the ratio's, times the baseline's predicted loss.
 
     Returns
     -------
     ``difference``, ``difference_low``, ``difference_high``; the interval holds the difference.
     """
     program = fit.law.program(fit.columns(frame), fit.reference)
-    central = np.exp(program.log_loss(fit.theta[None])[0])
-    spread = np.exp(program.log_loss(fit.spread))
+    central, spread = program.log_loss(fit.theta[None])[0], program.log_loss(fit.spread)
     apart = spread - spread[:, [baseline]]
-    low, high = np.percentile(apart, [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
-    middle = central - central[baseline]
+    ends = np.percentile(apart, [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
+    reference = float(np.exp(central[baseline]))
+    low, high = reference * np.expm1(ends)
+    middle = reference * np.expm1(central - central[baseline])
     return pd.DataFrame(
         {
             "difference": middle,
@@ -150,7 +152,8 @@ def _why(proposal: Proposal, base: Proposal, *, first: bool) -> str:
     elif proposal.speedup is None:
         words = "not beaten"
     elif proposal.difference <= 0:
-        words = "less loss" + (" and faster" if proposal.speedup > 1 else ", slower")
+        words = "less loss" if proposal.difference_high < 0 else "perhaps less loss"
+        words += " and faster" if proposal.speedup > 1 else ", slower"
     else:
         words = "trades loss for speed" if proposal.speedup > 1 else "not beaten"
     changes = _changes(proposal.shape, base.shape)

@@ -38,6 +38,7 @@ from search.throughput._base import Engine, Measurement
 from search.workload import Workload
 
 RATIO_SLACK = 1.1  # how far outside the fitted range of a ratio a proposal may lie
+MOST_SHAPES = 2_000_000  # the time model speaks of all of them after every answer
 FLAT = 1e-3  # predicted losses this close, as a fraction, are one
 SPREAD = 6  # shapes of the cheap front that are measured first
 LEADERS = 3  # one in so many measurements goes to the leaders of the time model
@@ -170,6 +171,12 @@ def find(
 
 def _candidates(fit: Fit, target: Target) -> tuple[ShapeTable, int, int]:
     """The shapes in reach of the law, the baseline's row, and how many the budget has."""
+    if (size := target.space.size()) > MOST_SHAPES:
+        raise InputError(
+            f"a search takes at most {MOST_SHAPES:,} shapes, but the space has about {size:.1e}; "
+            "give fewer --layers or --head-dim, a smaller --tolerance, or --where on layers, "
+            "hidden size and heads"
+        )
     everything = target.space.enumerate()
     everything, baseline = _with_baseline(everything, target)
     ranges = {name: ends for name, ends in fit.ranges.items() if name in RATIOS}

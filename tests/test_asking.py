@@ -248,6 +248,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "limit": ({"limits": {"max_ttft": -1.0, "max_tpot": None}}, r"`max_ttft > 0`"),
     "space of zero": ({"params": "1K", "layers": "64"}, r"no valid shape has 1000 parameters"),
+    "space of too many": (
+        {"layers": ",".join(map(str, range(4, 60))), "head_dims": "32,64,128", "tolerance": 0.4},
+        r"at most 2,000,000 shapes, but the space has about .* give fewer --layers",
+    ),
     "worse": ({"worse": -1.0}, r"`0 <= --worse <= 100` per cent must hold, but got -1"),
 }
 
