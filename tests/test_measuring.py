@@ -3,7 +3,6 @@ import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -14,12 +13,10 @@ from scaling.files import write_json
 from scaling.shape import Shape
 from search import measuring
 from search.cli import app
-from search.throughput._base import Engine, Measurement
 from search.throughput._roofline import RooflineEngine, hardware_named, own_hardware
 from search.throughput._transformers import TransformersEngine
-from search.throughput.leaders import measure_leaders
 from search.throughput.registry import engine_named
-from search.workload import Workload, parse_workload
+from search.workload import parse_workload
 
 torch.set_num_threads(1)
 SHAPE = Shape(
@@ -27,58 +24,6 @@ SHAPE = Shape(
     num_key_value_heads=2, head_dim=8, vocab_size=50,
 )  # fmt: skip
 LONG = parse_workload("100/1000@2")
-
-
-class Formula(Engine):
-    """An engine whose TPOT grows with the width, and whose short runs flatter wide shapes."""
-
-    name, kind, version, device = "formula", "measured", "1", "none"
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[int, int]] = []
-
-    def measure(self, shape: Shape, workload: Workload) -> Measurement:
-        width = shape.hidden_size
-        self.asked.append((width, workload.output_tokens))
-        if width == 40:
-            raise InputError("40 cannot run")
-        ttft, tpot = 1 / width, width * 1e-3
-        found = RooflineEngine("h100").measure(shape, workload)
-        found = replace(found, engine=self.name, kind=self.kind, ttft=ttft, tpot=tpot)
-        return replace(found, output_tokens_per_second=found.rate_at(workload))
-
-
-SHAPES = [replace(SHAPE, hidden_size=width) for width in (16, 24, 32, 40, 48)]
-
-
-def two_fastest(rates: np.ndarray) -> np.ndarray:
-    return np.argsort(-rates)[:2]  # NaN sorts last
-
-
-def test_all_are_measured_short_and_the_leaders_again_at_full_length() -> None:
-    engine = Formula()
-    stages = measure_leaders(engine, SHAPES, LONG, leaders=two_fastest)
-    widths = [shape.hidden_size for shape in SHAPES]
-    assert engine.asked == [*((width, 128) for width in widths), (16, 1000), (24, 1000)]
-    assert stages.short[3] == "40 cannot run"
-    assert [getattr(stages.full[row], "workload", None) for row in (0, 1)] == [str(LONG)] * 2
-    rates = stages.rates(LONG)
-    assert np.isnan(rates).tolist() == [False, False, False, True, False]
-    assert rates[2] == pytest.approx(2 * 1000 / (1 / 32 + 0.032 * 999))
-
-
-def test_an_output_that_is_short_already_is_measured_once() -> None:
-    engine, workload = Formula(), parse_workload("100/64@2")
-    stages = measure_leaders(engine, SHAPES, workload, leaders=two_fastest)
-    assert len(engine.asked) == len(SHAPES)
-    assert stages.full == {0: stages.short[0], 1: stages.short[1]}
-
-
-def test_a_leader_that_did_not_run_is_not_asked_again() -> None:
-    engine = Formula()
-    stages = measure_leaders(engine, SHAPES, LONG, leaders=lambda rates: [3, 0, 0])
-    assert list(stages.full) == [0]
-    assert engine.asked[5:] == [(16, 1000)]
 
 
 @pytest.mark.parametrize(
@@ -93,13 +38,8 @@ def test_a_leader_that_did_not_run_is_not_asked_again() -> None:
     ],
 )
 def test_a_service_level_holds_up_to_its_limits(limits: dict[str, float], holds: bool) -> None:
-    found = Formula().measure(SHAPE, LONG)
+    found = replace(RooflineEngine("h100").measure(SHAPE, LONG), ttft=1 / 16, tpot=0.016)
     assert found.meets(replace(LONG, **limits)) is holds  # type: ignore[arg-type]
-
-
-def test_the_rate_at_the_measured_length_is_the_measured_rate() -> None:
-    found = RooflineEngine("h100").measure(SHAPE, LONG)
-    assert found.rate_at(LONG) == pytest.approx(found.output_tokens_per_second)
 
 
 @pytest.mark.parametrize("name", ["torch", "transformers"])

@@ -59,14 +59,6 @@ class Measurement:
         within = ((self.ttft, workload.max_ttft), (self.tpot, workload.max_tpot))
         return all(limit is None or seconds <= limit for seconds, limit in within)
 
-    def rate_at(self, workload: Workload) -> float:
-        """Output tokens per second of a workload with other output lengths, TPOT taken as it is.
-
-        What a short run says of a full one: ranks shapes, where the prefill's share is another.
-        """
-        generated = workload.concurrency * workload.output_tokens
-        return generated / (self.ttft + self.tpot * (workload.output_tokens - 1))
-
 
 class Engine(ABC):
     """Something that tells how fast a shape serves a workload.
