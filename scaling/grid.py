@@ -7,6 +7,15 @@ import numpy as np
 
 from scaling.shape import ShapeTable
 
+# What varies in a space, in the order of Space's tables.
+FREE_FIELDS = (
+    "num_hidden_layers",
+    "hidden_size",
+    "head_dim",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+)
 # Words for what is left after each limit, in the order in which the limits are applied.
 PAIRS = "pairs of layers and hidden size"
 SMALL = "pairs that fit the budget with one head and the narrowest MLP"
@@ -123,3 +132,11 @@ def head_pairs(most: int, ratios: tuple[int, ...] | None = None) -> tuple[np.nda
     heads, groups = (groups * ratio)[kept], groups[kept]
     order = np.lexsort((groups, heads))
     return heads[order], groups[order]
+
+
+def what_emptied(left: dict[str, int]) -> tuple[str, str]:
+    """The limit that left nothing, and in words what each limit left until then."""
+    names = [*left]
+    last = next(name for name in names if not left[name])
+    words = [f"{left[name]:,} {name}" for name in names[: names.index(last)]]
+    return last, ", ".join([*words, f"0 {last}" if last in WAYS_OUT else f"0 shapes with `{last}`"])

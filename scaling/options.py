@@ -71,7 +71,7 @@ EngineOption = Annotated[
 WorkloadOption = Annotated[
     str,
     typer.Option(
-        help="chat, balanced, rag, reasoning, edge, proxy, or INPUT/OUTPUT[@CONCURRENCY][:DTYPE] "
-        "in tokens and sequences.",
+        help="chat, balanced, rag, reasoning, edge, proxy, or INPUT/OUTPUT in tokens, then "
+        "[@CONCURRENCY][:DTYPE][,kv=DTYPE][,ttft=SECONDS][,tpot=SECONDS]; or a .toml file.",
     ),
 ]

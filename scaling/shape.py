@@ -250,7 +250,8 @@ class ShapeTable(Costs):
 
     def take(self, rows: np.ndarray) -> "ShapeTable":
         """The shapes at the given positions, or where a mask is true."""
-        return ShapeTable(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        columns = {field.name: _rows(getattr(self, field.name), rows) for field in fields(self)}
+        return ShapeTable(**columns)
 
     @classmethod
     def of(cls, shapes: "list[Shape]") -> "ShapeTable":
@@ -284,6 +285,14 @@ RATIOS = ("hidden_over_sqrt_n", "mlp_to_attention", "gqa")
 
 def _column(shapes: list[Shape], name: str) -> np.ndarray:
     return np.array([getattr(shape, name) for shape in shapes], dtype=FIELD_TYPES[name])
+
+
+def _rows(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Rows of a column; one that holds a single value for all rows keeps on doing so."""
+    if column.strides != (0,) or not len(column):
+        return np.asarray(column[rows])
+    number = int(np.count_nonzero(rows)) if np.asarray(rows).dtype == bool else len(rows)
+    return np.broadcast_to(column[0], (number,))
 
 
 def _integer(name: str, value: object) -> int:

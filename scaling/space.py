@@ -11,6 +11,7 @@ from scaling.constraints import Columns, without_width
 from scaling.errors import InputError
 from scaling.grid import (
     FITTING,
+    FREE_FIELDS,
     HEADS,
     PAIRS,
     SHAPES,
@@ -19,14 +20,11 @@ from scaling.grid import (
     Grid,
     Widths,
     head_pairs,
+    what_emptied,
 )
 from scaling.shape import Shape, ShapeTable
 
-CONVENTIONS = {
-    "non-embedding": "n_non_embedding",
-    "total": "n_total",
-    "active": "n_active",
-}
+CONVENTIONS = {"non-embedding": "n_non_embedding", "total": "n_total", "active": "n_active"}
 # Non-embedding size up to which a step of the hidden size, the MLP width and a head dimension is
 # usual: small models need fine steps to have any choice, large ones need aligned matrices.
 STEPS = (
@@ -36,8 +34,6 @@ STEPS = (
     (np.inf, 256, 256, 128),
 )
 LLAMA_1B = (973_146_112, 16)  # non-embedding parameters and layers of Llama 3.2 1B
-
-
 CHUNK = 2**18  # shapes at a time: some tens of megabytes
 SAMPLE = 2**19  # combinations that an estimate of the size looks at
 MOST_SHAPES = 10**8  # that a pass goes through, before constraints on the MLP width
@@ -143,17 +139,19 @@ class Space:
             There is none, and the text says which limit leaves nothing; or there are more than
             one table holds.
         """
-        parts: list[ShapeTable] = []
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in FREE_FIELDS}
         held = 0
         for chunk in self.chunks():
-            parts.append(chunk)
+            for name, column in parts.items():
+                column.append(getattr(chunk, name))
             held += len(chunk)
             if held > MOST_AT_ONCE:
                 raise InputError(
                     f"one table holds at most {MOST_AT_ONCE:.0e} shapes and the space has more; "
                     f"{self._coarser(self.size() / MOST_AT_ONCE)}, or go through `Space.chunks`"
                 )
-        return ShapeTable.joined(parts)
+        # One column after the other, so that the parts of the others are not held twice.
+        return self._table(*[np.concatenate(parts.pop(name)) for name in FREE_FIELDS])
 
     def chunks(
         self, rows: int = CHUNK, *, left: dict[str, int] | None = None
@@ -236,17 +234,14 @@ class Space:
 
     def _emptied(self, left: dict[str, int]) -> str:
         """Which limit left nothing, and what was there before it."""
-        names = [*left]
-        last = next(name for name in names if not left[name])
-        stages = [f"{left[name]:,} {name}" for name in names[: names.index(last)]]
-        way_out = WAYS_OUT.get(last, "relax or drop this constraint")
-        stages.append(f"0 {last}" if last in WAYS_OUT else f"0 shapes with `{last}`")
+        last, words = what_emptied(left)
         nearest = f" (the nearest count is {self._nearest():,})" if last == SHAPES else ""
+        way_out = WAYS_OUT.get(last, "relax or drop this constraint")
         return (
             f"no valid shape has {self.parameters} parameters ± {100 * self.tolerance:g} % "
             f"({self.convention}) with layers {list(self.layers)}, head dimensions "
             f"{list(self.head_dims)}, hidden size a multiple of {self.hidden_step} and MLP width "
-            f"of {self.mlp_step}: there are {', '.join(stages)}{nearest}; {way_out}"
+            f"of {self.mlp_step}: there are {words}{nearest}; {way_out}"
         )
 
     def _nearest(self) -> int:
@@ -302,8 +297,9 @@ class Space:
         layers, hidden = grid.pair(at)
         widest = WIDEST_ATTENTION * hidden[:, None]
         row, head = np.nonzero(grid.heads * grid.head_dim <= widest)
+        width = np.broadcast_to(np.int64(self.mlp_step), (len(row),))
         columns = (layers[row], hidden[row], grid.head_dim[head], grid.heads[head])
-        table = self._table(*columns, grid.groups[head], np.full(len(row), self.mlp_step))
+        table = self._table(*columns, grid.groups[head], width)
         step = table.num_hidden_layers * table.mlp_parameters
         return table, self._count(table) - step, step
 
@@ -345,7 +341,7 @@ class Space:
     def _table(self, layers: np.ndarray, hidden: np.ndarray, *others: np.ndarray) -> ShapeTable:
         """Shapes from their columns, with what is the same all over the space."""
         head_dim, heads, groups, width = others
-        rows = len(layers)
+        same = partial(np.broadcast_to, shape=(len(layers),))
         return ShapeTable(
             hidden_size=hidden,
             intermediate_size=width,
@@ -353,10 +349,10 @@ class Space:
             num_attention_heads=heads,
             num_key_value_heads=groups,
             head_dim=head_dim,
-            vocab_size=np.full(rows, self.vocab_size),
-            tie_word_embeddings=np.full(rows, self.tie_word_embeddings),
-            qk_norm=np.full(rows, self.qk_norm),
-            rope_theta=np.full(rows, self.rope_theta),
+            vocab_size=same(np.int64(self.vocab_size)),
+            tie_word_embeddings=same(np.bool_(self.tie_word_embeddings)),
+            qk_norm=same(np.bool_(self.qk_norm)),
+            rope_theta=same(np.float64(self.rope_theta)),
         )
 
 

@@ -1,33 +1,54 @@
 """The ``propose`` command: from what a person types to ranked proposals."""
 
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from scaling.catalog import load_runs, shape_named
+from scaling.accuracy import load_link
+from scaling.catalog import data_folder, load_runs, shape_named
+from scaling.composition import D, N
 from scaling.errors import InputError
+from scaling.files import nothing_left
 from scaling.fits import Fit
 from scaling.fitting import fit
+from scaling.printed import printed_fit, printed_laws
 from scaling.quantities import format_count, parse_count
-from scaling.shape import Shape
+from scaling.shape import RATIOS, Shape
 from scaling.space import Space, usual_steps
+from search.judging import of_the_budget, plainly
 from search.proposals import Proposal, write_proposals
-from search.propose import Target, propose
+from search.propose import Outcome, Target, find
 from search.throughput.registry import engine_named
-from search.workload import parse_workload
+from search.workload import Workload, parse_workload
 
-SHIPPED = "quickstart"
+SHIPPED = "proxies"  # the table that the shipped law is fitted on
+UNTIL_THEN = "quickstart"  # where SHIPPED lacks runs of its plan
+FITTED_ROLES = ("proxy", "anchor")
+MEASUREMENTS = {"aiconfigurator": 12}  # asked of an engine that takes seconds for each shape
+USUAL_MEASUREMENTS = 24
+ESTIMATED = 12  # the most shapes that only the time model answers for
+COUNTED = 1e3  # parameters or tokens below which a law cannot count single ones
+FIELDS = {field.name for field in fields(Shape)} | {"n_total", "n_active", N, D, *RATIOS}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a person asks for, as typed."""
+    """What a person asks for, as typed.
+
+    ``law`` is the path of a fit or the name of a printed law; ``measurements`` and ``estimated``
+    are the most shapes that the engine and the time model answer for (None: as the engine bears);
+    ``worse`` is the per cent by which a loss may exceed the baseline's; ``link`` and
+    ``validation`` lead to accuracies; ``limits`` are further limits of the workload in seconds.
+    """
 
     params: str
     tokens: str
-    law: Path | None
+    law: str | None
     workload: str
     engine: str
     baseline: str
@@ -36,12 +57,28 @@ class Request:
     layers: str
     head_dims: str
     vocab_size: int | None
-    measurements: int
+    measurements: int | None
     seed: int
+    estimated: int = ESTIMATED
+    worse: float = 2.0
+    where: tuple[str, ...] = ()
+    link: str | None = None
+    validation: str = ""
+    limits: dict[str, float | None] = field(default_factory=dict)
 
 
-def answer(request: Request, out: Path | None) -> tuple[list[Proposal], pd.DataFrame, str]:
-    """Proposals, the table to print, and a line that says what they rest on.
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """Proposals with what they rest on: ``basis`` in a line, ``notes`` that hold for every row."""
+
+    proposals: list[Proposal]
+    basis: str
+    notes: list[str]
+    about: dict[str, Any]
+
+
+def answer(request: Request, out: Path | None) -> Answer:
+    """Find proposals and, where ``out`` is given, write them there.
 
     Raises
     ------
@@ -50,45 +87,137 @@ def answer(request: Request, out: Path | None) -> tuple[list[Proposal], pd.DataF
     """
     target = _target(request)
     fitted, basis = _law(request)
-    with tempfile.TemporaryDirectory() as scratch:
-        proposals = propose(
+    with tempfile.TemporaryDirectory() as scratch, nothing_left(out or Path(scratch)):
+        outcome = find(
             fitted,
             target,
             storage=(out or Path(scratch)) / "study.log",
-            measurements=request.measurements,
+            measurements=request.measurements or _bearable(request.engine),
+            estimated=request.estimated,
             seed=request.seed,
         )
+    about = _about(request, target, fitted, basis, outcome)
     if out is not None:
-        about = {
-            "baseline": request.baseline,
-            "workload": str(target.workload),
-            "parameters": target.space.parameters,
-            "tokens": target.tokens,
-            "fit_sha256": fitted.data_sha256,
-            "basis": basis,
-        }
-        write_proposals(out, proposals, about)
-    return proposals, _table(proposals), basis
+        work = target.workload
+        length = work.input_tokens + work.output_tokens
+        write_proposals(out, outcome.proposals, about, context=length)
+        fitted.save(out / "fit.json")
+    return Answer(
+        proposals=outcome.proposals,
+        basis=basis,
+        notes=[*map(plainly, about["extrapolation"]), *about["notes"]],
+        about=about,
+    )
+
+
+def _about(
+    request: Request, target: Target, fitted: Fit, basis: str, outcome: Outcome
+) -> dict[str, Any]:
+    """What ``proposals.json`` says of the search beside its rows."""
+    found = outcome.check
+    names = {p.shape: p.name for p in outcome.proposals}
+    return {
+        "baseline": request.baseline,
+        "workload": str(target.workload),
+        "engine": target.engine.label,
+        "parameters": target.space.parameters,
+        "convention": target.space.convention,
+        "tolerance": target.space.tolerance,
+        "where": list(request.where),
+        "tokens": target.tokens,
+        "worse": target.worse if np.isfinite(target.worse) else None,
+        "fit_sha256": fitted.data_sha256,
+        "basis": basis,
+        "notes": [*fitted.notes, *outcome.notes],
+        "extrapolation": common_warnings(outcome.proposals),
+        "noise": fitted.noise,
+        "shapes": {"enumerated": outcome.enumerated, "considered": outcome.considered},
+        "time_model": found
+        and {
+            "shapes": [names.get(shape, "") for shape in outcome.answered_shapes],
+            "answered": found.answered,
+            "predicted": found.predicted,
+            "error": found.error,
+            "rank_correlation": found.rank_correlation,
+        },
+    }
+
+
+def common_warnings(proposals: list[Proposal]) -> list[str]:
+    """What is true of the budget, not of one shape: how far N and tokens lie from the runs.
+
+    The words are those of the baseline.
+    """
+    return [words for words in proposals[0].warnings if of_the_budget(words)]
+
+
+def _bearable(engine: str) -> int:
+    return MEASUREMENTS.get(engine.partition(":")[0], USUAL_MEASUREMENTS)
 
 
 def _law(request: Request) -> tuple[Fit, str]:
-    if request.law is not None:
-        fitted = Fit.load(request.law)
-        return fitted, f"{fitted.law_name} law on {len(fitted.run_ids)} runs, {request.law}"
+    """The law and what it rests on, in a line."""
+    if request.law is None:
+        return shipped_law(request.seed)
+    if request.law in printed_laws():
+        return printed_fit(request.law), f"{request.law}: {printed_fit(request.law).status}"
+    path = Path(request.law)
+    if not path.is_file() and path.suffix != ".json":
+        raise InputError(
+            f"`--law` must be a file that `shapelaw fit --out` wrote, or one of "
+            f"{', '.join(printed_laws())}, but got {request.law!r}"
+        )
+    fitted = Fit.load(path)
+    _usable(fitted, request.law)
+    name = fitted.law_name if len(fitted.law_name) < 40 else "composed"
+    return fitted, f"{name} law on {len(fitted.run_ids)} runs, {request.law}"
+
+
+def shipped_law(seed: int = 0) -> tuple[Fit, str]:
+    """The law for those who have none, fitted on the shipped runs, and what it rests on.
+
+    The one place that decides which runs these are: those of :data:`SHIPPED` once every run of
+    its plan is there, until then those of :data:`UNTIL_THEN`.
+    """
+    plan = pd.read_csv(data_folder() / SHIPPED / "plan.csv")
     runs = load_runs(SHIPPED)
-    fitted = fit("conditional", runs[runs["role"] == "proxy"], seed=request.seed)
-    sizes = [format_count(size) for size in fitted.ranges["n_non_embedding"]]
-    words = (
+    done = set(runs["run_id"]) | set(runs.get("run_group", []))
+    name = SHIPPED if set(plan["run_id"]) <= done else UNTIL_THEN
+    runs = load_runs(name)
+    fitted = fit("conditional", runs[runs["role"].isin(FITTED_ROLES)], seed=seed)
+    sizes = [format_count(size) for size in fitted.ranges[N]]
+    vocabularies = ", ".join(f"{size:,}" for size in sorted(set(runs["vocab_size"])))
+    return fitted, (
         f"no --law given: this rests on {len(fitted.run_ids)} shipped runs of {sizes[0]} to "
-        f"{sizes[1]} parameters; fit your own runs for a real decision"
+        f"{sizes[1]} parameters (data/{name}, losses in nats per token of a vocabulary of "
+        f"{vocabularies}); fit your own runs for a real decision"
     )
-    return fitted, words
+
+
+def _usable(fitted: Fit, source: str) -> None:
+    """Refuse a law whose columns a shape does not have, or that counts in other units."""
+    missing = [name for name in fitted.law.columns if name not in FIELDS]
+    if missing:
+        raise InputError(
+            f"`--law` {source} needs `{missing[0]}`, which a shape and a token budget do not give; "
+            "fit a law of n_non_embedding, tokens and shape ratios, such as `conditional`"
+        )
+    for column in (N, D):
+        high = fitted.ranges.get(column, (0.0, np.inf))[1]
+        if high < COUNTED:
+            raise InputError(
+                f"`{column} >= {COUNTED:g}` must hold for some run of a law, but {source} was "
+                f"fitted up to {high:g}: it counts in other units; fit it in single parameters "
+                "and tokens"
+            )
 
 
 def _target(request: Request) -> Target:
     baseline = shape_named(request.baseline)
     parameters = parse_count(request.params)
     hidden_step, mlp_step, head_dim = usual_steps(parameters)
+    if not 0 <= request.worse <= 100:
+        raise InputError(f"`0 <= --worse <= 100` per cent must hold, but got {request.worse:g}")
     return Target(
         space=Space(
             parameters=parameters,
@@ -102,13 +231,25 @@ def _target(request: Request) -> Target:
             tie_word_embeddings=baseline.tie_word_embeddings,
             qk_norm=baseline.qk_norm,
             rope_theta=baseline.rope_theta,
+            **_constraints(request.where),
         ),
         tokens=parse_count(request.tokens),
-        workload=parse_workload(request.workload),
+        workload=_workload(request),
         engine=engine_named(request.engine),
         baseline_name=request.baseline,
         baseline=baseline,
+        worse=request.worse / 100,
+        links=None if request.link is None else load_link(request.link),
+        validation=request.validation,
     )
+
+
+def _constraints(where: tuple[str, ...]) -> dict[str, Any]:
+    return {"constraints": where} if where else {}
+
+
+def _workload(request: Request) -> Workload:
+    return parse_workload(request.workload).changed(**request.limits)
 
 
 def _layers(text: str, parameters: int, baseline: Shape) -> tuple[int, ...]:
@@ -129,34 +270,80 @@ def _numbers(option: str, text: str, default: int) -> tuple[int, ...]:
     return numbers
 
 
-def _table(proposals: list[Proposal]) -> pd.DataFrame:
-    base = proposals[0]
-    rows = []
-    for proposal in proposals:
-        speed, reference = proposal.throughput, base.throughput
-        ratio = (
-            f"{speed.output_tokens_per_second / reference.output_tokens_per_second:.2f} x"
-            if speed and reference
-            else "–"
-        )
-        rows.append(
-            {
-                "role": proposal.role,
-                "shape": proposal.name,
-                "N": format_count(proposal.shape.n_non_embedding),
-                "loss against baseline": (
-                    f"{100 * (proposal.predicted_loss / base.predicted_loss - 1):+.2f} %"
-                ),
-                "predicted loss": (
-                    f"{proposal.predicted_loss:.4f} "
-                    f"[{proposal.loss_low:.4f}, {proposal.loss_high:.4f}]"
-                ),
-                "output tokens/s": (
-                    f"{speed.output_tokens_per_second:,.0f} {speed.kind}" if speed else "–"
-                ),
-                "against baseline": ratio,
-                "front": "yes" if proposal.on_front else "",
-                "warnings": "; ".join(proposal.warnings),
-            }
-        )
-    return pd.DataFrame(rows)
+def in_table(proposals: list[Proposal]) -> pd.DataFrame:
+    """The baseline and the front as people read them; what is beaten stays in the files."""
+    shown = [p for p in proposals if p is proposals[0] or p.on_front]
+    cells: dict[str, Callable[[Proposal], str]] = {
+        "shape": lambda p: f"{p.name}\n{p.role}",
+        "N": lambda p: format_count(p.shape.n_non_embedding),
+        "loss − baseline": _difference_text,
+        "predicted loss": lambda p: (
+            f"{p.predicted_loss:.4f}\n[{p.loss_low:.4f}, {p.loss_high:.4f}]"
+        ),
+        "predicted accuracy": lambda p: "–" if p.accuracy is None else _accuracy_text(p),
+        "tokens/s × baseline": _speed_text,
+        "TTFT, TPOT": lambda p: (
+            f"{seconds(p.throughput.ttft)}\n{seconds(p.throughput.tpot)}" if p.throughput else "–"
+        ),
+        "KV/token": lambda p: in_bytes(p.shape.kv_bytes()),
+        "weights": lambda p: in_bytes(p.shape.weight_bytes()),
+        "why": lambda p: p.why,
+        "beyond the runs": lambda p: "; ".join(
+            plainly(words) for words in p.warnings if not of_the_budget(words)
+        ),
+    }
+    if all(p.accuracy is None for p in shown):
+        del cells["predicted accuracy"]
+    return pd.DataFrame([{name: cell(p) for name, cell in cells.items()} for p in shown])
+
+
+def _loss_text(p: Proposal) -> str:
+    return f"{p.predicted_loss:.4f}\n[{p.loss_low:.4f}, {p.loss_high:.4f}]"
+
+
+def _difference_text(p: Proposal) -> str:
+    base = p.predicted_loss - p.difference
+    if not p.difference and not p.difference_low and not p.difference_high:
+        return "0"
+    low, high = (100 * end / base for end in (p.difference_low, p.difference_high))
+    return f"{100 * p.difference / base:+.2f} %\n[{low:+.2f}, {high:+.2f}]"
+
+
+def _accuracy_text(p: Proposal) -> str:
+    found = p.accuracy
+    if found is None or found.value is None or found.low is None or found.high is None:
+        return "–" if found is None else found.status
+    return f"{100 * found.value:.1f} %\n[{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+
+def _speed_text(p: Proposal) -> str:
+    if p.throughput is None:
+        return "–"
+    ratio = "–" if p.speedup is None else f"{p.speedup:.2f} ×"
+    return f"{ratio} ({p.throughput.output_tokens_per_second:,.0f})\n{p.throughput.kind}"
+
+
+def seconds(value: float) -> str:
+    """Seconds in a unit that keeps three digits readable.
+
+    Examples
+    --------
+    >>> seconds(1.234), seconds(0.0456), seconds(0.000078)
+    ('1.23 s', '45.6 ms', '78 µs')
+    """
+    units = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+    scale, unit = next((own for own in units if value >= own[0]), units[-1])
+    return f"{value / scale:.3g} {unit}"
+
+
+def in_bytes(count: float) -> str:
+    """Bytes by powers of 1000, three digits.
+
+    Examples
+    --------
+    >>> in_bytes(32768), in_bytes(2.47e9), in_bytes(12)
+    ('32.8 kB', '2.47 GB', '12 B')
+    """
+    units = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
+    scale, unit = next((own for own in units if count >= own[0]), units[-1])
+    return f"{count / scale:.3g} {unit}"

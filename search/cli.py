@@ -20,7 +20,7 @@ from scaling.options import (
     Workers,
     WorkloadOption,
 )
-from scaling.printing import note, print_json, print_table
+from scaling.printing import note, print_json
 
 app = typer.Typer(
     help="Fit scaling laws that know a transformer's shape; search shapes that are accurate and "
@@ -50,6 +50,7 @@ def quickstart(
     """Run the whole loop: train proxies, fit a law, search, train what it proposes, report."""
     from search.progress import Display
     from search.quickstart import Settings, in_short, quickstart
+    from search.showing import print_verdict
 
     settings = Settings(
         corpus=corpus, vocab_size=vocab, seed=seed, effort=effort, workers=workers,
@@ -60,55 +61,59 @@ def quickstart(
         quickstart(out, settings, display)
     finally:
         display.close()
-    _print_report(out, json)
+    print_verdict(out, json=json)
     if not json:
         typer.echo(in_short(out))
 
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder with runs.csv, fit.json, proposals.json.")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder that quickstart or propose --out wrote.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare docs/ with what the shipped data give.")
+    ] = False,
+    renew: Annotated[
+        bool, typer.Option("--renew", help="Write the pictures and tables of docs/ again.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Write report.html, law.png and pareto.png again from the files of a folder."""
-    from search.report import write_report
+    """Write report.html and the pictures of a folder again, or check the committed ones."""
+    from search.showing import print_check, print_report
 
-    write_report(folder)
-    _print_report(folder, json)
-
-
-def _print_report(folder: Path, json: bool) -> None:
-    from search.report import comparison, gather, verdict
-
-    evidence = gather(folder)
-    if json:
-        rows = comparison(evidence).to_dict("records")
-        print_json({"report": str(folder / "report.html"), "verdict": verdict(evidence),
-                    "confirmation": rows})  # fmt: skip
-        return
-    print_table(comparison(evidence), "Predicted and measured (nats/token)")
-    for line in verdict(evidence):
-        typer.echo(f"- {line}")
-    typer.echo(f"\n{folder / 'report.html'}")
+    if check or renew:
+        print_check(write=renew, json=json)
+    else:
+        print_report(folder, json=json)
 
 
 @app.command()
 def measure(
-    config: Annotated[Path, typer.Argument(help="Hugging Face config.json of a shape.")],
+    config: Annotated[
+        Path | None, typer.Argument(help="Hugging Face config.json of a shape.")
+    ] = None,
     engine: EngineOption = "torch",
     workload: WorkloadOption = "edge",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is kept.")] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Keep nothing, look up nothing.")
+    ] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure this machine for roofline:this instead.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Where --calibrate writes, for roofline:FILE.toml.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure (or predict) how fast a shape serves a workload, in tokens per second."""
-    from dataclasses import asdict
+    from search import measuring
 
-    from scaling.files import read_json
-    from scaling.shape import Shape
-    from search.throughput.registry import engine_named
-    from search.workload import parse_workload
-
-    shape = Shape.from_config(read_json(config))
-    result = asdict(engine_named(engine).measure(shape, parse_workload(workload)))
+    if calibrate:
+        result = measuring.calibrated(config, out)
+    else:
+        result = measuring.measured(config, engine, workload, keep=not no_cache, fresh=fresh)
     if json:
         print_json(result)
     else:
@@ -120,7 +125,11 @@ def propose(
     params: Annotated[str, typer.Option(help="Parameter budget: 350M, 1B.")],
     tokens: Annotated[str, typer.Option(help="Training tokens: 2M, 100B.")],
     law: Annotated[
-        Path | None, typer.Option(help="Fit, as `fit --out` writes it; default: the shipped runs.")
+        str | None,
+        typer.Option(
+            help="Fit, as `fit --out` writes it, or a printed law (paper-2510.18245); "
+            "default: a law fitted on the shipped runs."
+        ),
     ] = None,
     workload: WorkloadOption = "balanced",
     engine: EngineOption = "torch",
@@ -134,24 +143,49 @@ def propose(
     vocab: Annotated[
         int | None, typer.Option(help="Vocabulary size; default: the baseline's.")
     ] = None,
-    measurements: Annotated[int, typer.Option(help="Shapes to measure.", min=2)] = 24,
-    out: Annotated[Path | None, typer.Option(help="Folder for proposals and the study.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help='Limit the shapes: "gqa <= 8"; may be given several times.'),
+    ] = None,
+    max_ttft: Annotated[float | None, typer.Option(help="Most seconds to the first token.")] = None,
+    max_tpot: Annotated[
+        float | None, typer.Option(help="Most seconds per output token after it.")
+    ] = None,
+    worse: Annotated[
+        float, typer.Option(help="Per cent by which a loss may exceed the baseline's.")
+    ] = 2.0,
+    link: Annotated[str | None, typer.Option(help="Accuracy link: olmo-ladder, or a file.")] = None,
+    validation: Annotated[
+        str, typer.Option(help="Text that the law's losses are on, as the link names it.")
+    ] = "",
+    measurements: Annotated[
+        int | None,
+        typer.Option(help="Shapes to ask the engine; default 24, of a slow one 12.", min=2),
+    ] = None,
+    estimated: Annotated[
+        int, typer.Option(help="Most shapes that only the time model answers for.", min=0)
+    ] = 12,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for proposals, configs, pictures and report.html.")
+    ] = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Propose shapes of a budget: predicted loss against throughput, the baseline first."""
     from search.asking import Request, answer
+    from search.interactive import write_pages
+    from search.showing import print_answer
 
     request = Request(
         params=params, tokens=tokens, law=law, workload=workload, engine=engine,
         baseline=baseline, convention=params_convention, tolerance=tolerance, layers=layers,
         head_dims=head_dim, vocab_size=vocab, measurements=measurements, seed=seed,
+        estimated=estimated, worse=worse, where=tuple(where or ()), link=link,
+        validation=validation, limits={"max_ttft": max_ttft, "max_tpot": max_tpot},
     )  # fmt: skip
-    proposals, table, basis = answer(request, out)
-    if json:
-        print_json([proposal.row() for proposal in proposals])
-    else:
-        print_table(table, basis)
+    found = answer(request, out)
+    pages = None if out is None else write_pages(out)
+    print_answer(found, pages, json=json)
 
 
 @app.command()

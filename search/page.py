@@ -28,12 +28,7 @@ def picture(path: Path, title: str) -> str:
     return f'<img alt="{html.escape(title)}" src="data:image/png;base64,{data}">'
 
 
-TEMPLATE = Template(
-    """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
+STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1320px;
        margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { margin-top: 2.2rem; font-size: 1.2rem; }
@@ -47,7 +42,16 @@ td { white-space: nowrap; } td:last-child { white-space: normal; }
 th { border-bottom: 2px solid #999; white-space: nowrap; }
 .verdict { background: #f4f6f8; border-left: 4px solid #1b6ca8; padding: .4rem 1rem; }
 p.small { color: #555; font-size: 13px; }
-</style></head><body>
+"""
+
+TEMPLATE = Template(
+    """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>"""
+    + STYLE
+    + """</style></head><body>
 <h1>$title</h1>
 <div class="verdict">$verdict</div>
 <h2>Predicted and measured</h2>
@@ -76,6 +80,29 @@ $proposals
 $runs
 <h2>How it was made</h2>
 $record
+</body></html>
+"""
+)
+
+STATIC = Template(
+    """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>"""
+    + STYLE
+    + """</style></head><body>
+<h1>$title</h1>
+<p>$lead</p>
+<div class="verdict"><p>$basis</p></div>
+<h2>How far this reaches</h2>
+$notes
+<h2>Loss against throughput</h2>
+$picture
+<h2>Proposals</h2>
+$proposals
+<p class="small">$footer</p>
+<p class="small">$install</p>
 </body></html>
 """
 )

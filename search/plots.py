@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from scaling.plots import BLUE, GREEN, VERMILLION, styled
-from search.proposals import BASELINE, FAST, LOSS_OPTIMAL
+from search.proposals import BASELINE, CANDIDATE, FAST, LOSS_OPTIMAL, TIME_MODEL
 
 ROLES = {
     BASELINE: ("#555555", "s"),
@@ -17,6 +17,7 @@ ROLES = {
     FAST: (VERMILLION, "D"),
 }
 FRONT = GREEN
+PLAIN = "#a0a0a0"
 
 
 @styled
@@ -37,10 +38,19 @@ def plot_pareto(
     figure = Figure(figsize=(7.6, 6.0), layout="constrained")
     axes = figure.subplots()
     others = table[~table["role"].isin(ROLES)]
-    axes.scatter(
-        others["throughput"], others["predicted_loss"], s=26, color="#b5b5b5", lw=0,
-        label="other proposals, predicted",
-    )  # fmt: skip
+    hollow = others["throughput_kind"] == TIME_MODEL
+    for kind, own in (("", others[~hollow]), (", speed by the time model", others[hollow])):
+        if len(own):
+            axes.scatter(
+                own["throughput"], own["predicted_loss"], s=26, lw=1.2, edgecolors=PLAIN,
+                facecolors="none" if kind else PLAIN, label=f"other proposals, predicted{kind}",
+            )  # fmt: skip
+    for row in others[others["role"] != CANDIDATE].to_dict("records"):  # a model with a name
+        place = (row["throughput"], row["predicted_loss"])
+        axes.annotate(
+            str(row["role"]), place, xytext=(0, -13), textcoords="offset points", fontsize=9,
+            ha="center", color="#444444",
+        )  # fmt: skip
     on_front = table[table["on_front"]].sort_values("throughput")
     axes.plot(
         on_front["throughput"], on_front["predicted_loss"], color=FRONT, lw=1.5,

@@ -7,12 +7,19 @@ from typing import Any
 
 import numpy as np
 
+from scaling.accuracies import Accuracy
 from scaling.errors import InputError
 from scaling.files import read_json, write_json
 from scaling.shape import Shape
 from search.throughput._base import Measurement
 
 Floats = Sequence[float] | np.ndarray
+# What tells the shapes of one search apart.
+SHAPE_KEY = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim"),
+)
+TIME_MODEL = "time model"  # the kind of a speed that no engine was asked for
 BASELINE, LOSS_OPTIMAL, FAST, CANDIDATE = "baseline", "loss-optimal", "fast", "candidate"
 
 
@@ -22,6 +29,11 @@ class Proposal:
 
     ``loss_low`` to ``loss_high`` is the 95 % interval of one new run, in nats per token;
     ``throughput`` is None where the engine could not run the shape, and a warning says why.
+    ``difference`` is the predicted loss minus the baseline's, ``difference_low`` to
+    ``difference_high`` what the law knows of it at 95 %: what both have in common cancels, and the
+    noise of two new runs is not in it. ``speedup`` is throughput over the baseline's;
+    ``accuracy`` comes from a link, where one applies; ``why`` says in a few words what a shape of
+    the front is good for.
     """
 
     shape: Shape
@@ -33,14 +45,17 @@ class Proposal:
     throughput: Measurement | None
     on_front: bool = False
     warnings: list[str] = field(default_factory=list)
+    difference: float = 0.0
+    difference_low: float = 0.0
+    difference_high: float = 0.0
+    speedup: float | None = None
+    accuracy: Accuracy | None = None
+    why: str = ""
 
     @property
     def name(self) -> str:
         """A file name for the shape."""
-        shape = self.shape
-        heads = f"h{shape.num_attention_heads}-{shape.num_key_value_heads}x{shape.head_dim}"
-        size = f"d{shape.hidden_size}-L{shape.num_hidden_layers}"
-        return f"{size}-{heads}-f{shape.intermediate_size}"
+        return shape_name(self.shape)
 
     def row(self) -> dict[str, Any]:
         """The stable fields that ``propose --json`` prints."""
@@ -60,16 +75,31 @@ class Proposal:
             "predicted_loss": self.predicted_loss,
             "loss_low": self.loss_low,
             "loss_high": self.loss_high,
+            "difference": self.difference,
+            "difference_low": self.difference_low,
+            "difference_high": self.difference_high,
+            "accuracy": self.accuracy.as_json() if self.accuracy else None,
             "throughput": measured.output_tokens_per_second if measured else None,
             "throughput_low": measured.low if measured else None,
             "throughput_high": measured.high if measured else None,
             "throughput_kind": measured.kind if measured else None,
+            "speedup": self.speedup,
+            "ttft": measured.ttft if measured else None,
+            "tpot": measured.tpot if measured else None,
             "engine": measured.engine if measured else None,
             "workload": measured.workload if measured else None,
             "device": measured.device if measured else None,
             "on_front": self.on_front,
+            "why": self.why,
             "warnings": self.warnings,
         }
+
+
+def shape_name(shape: Shape) -> str:
+    """A shape as a file name."""
+    heads = f"h{shape.num_attention_heads}-{shape.num_key_value_heads}x{shape.head_dim}"
+    size = f"d{shape.hidden_size}-L{shape.num_hidden_layers}"
+    return f"{size}-{heads}-f{shape.intermediate_size}"
 
 
 def front(losses: Floats, throughputs: Floats) -> np.ndarray:
@@ -99,11 +129,19 @@ def hypervolume(losses: Floats, throughputs: Floats, reference: tuple[float, flo
     return float(((ceiling - loss) * speed).sum())
 
 
-def write_proposals(folder: Path, proposals: Sequence[Proposal], about: dict[str, Any]) -> None:
-    """Write ``proposals.json`` and one Hugging Face ``config.json`` per proposal."""
+def write_proposals(
+    folder: Path, proposals: Sequence[Proposal], about: dict[str, Any], *, context: int = 2048
+) -> None:
+    """Write ``proposals.json`` and one Hugging Face ``config.json`` per proposal.
+
+    ``context`` is the longest sequence that is served, in tokens: an engine refuses to serve more
+    than the ``max_position_embeddings`` of a config.
+    """
     rows = [proposal.row() for proposal in proposals]
+    positions = max(2048, 1 << (context - 1).bit_length())
     for proposal in proposals:
-        write_json(folder / "proposals" / proposal.name / "config.json", proposal.shape.to_config())
+        config = proposal.shape.to_config(max_position_embeddings=positions)
+        write_json(folder / "proposals" / proposal.name / "config.json", config)
     write_json(folder / "proposals.json", {**about, "proposals": rows})
 
 

@@ -20,13 +20,16 @@ from scaling.quantities import format_count
 from scaling.runs import load_runs
 from search import plots
 from search.page import TEMPLATE, bullets, picture, table
-from search.proposals import BASELINE, FAST, LOSS_OPTIMAL, hypervolume, read_proposals
+from search.proposals import (
+    BASELINE,
+    FAST,
+    LOSS_OPTIMAL,
+    SHAPE_KEY,
+    hypervolume,
+    read_proposals,
+)
 
 NAMED = (LOSS_OPTIMAL, FAST, BASELINE)
-SHAPE_KEY = (
-    *("hidden_size", "intermediate_size", "num_hidden_layers"),
-    *("num_attention_heads", "num_key_value_heads", "head_dim"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)

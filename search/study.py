@@ -1,81 +1,104 @@
 """Search a space in Optuna: the loss of every shape is known from the law, throughput is measured.
 
-The space is enumerated, so feasibility is built into the parameters of the study: each suggestion
-picks from the values that remain valid after the ones before it, and no trial is ever infeasible.
+The space is enumerated, so feasibility is built into the parameters of the study, and no trial is
+ever infeasible. Any number of workers may ask the same question of the same storage at once.
 """
 
 import hashlib
 import json
+import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
 
-from scaling.errors import InputError, WorkError
 from scaling.shape import ShapeTable
+from search.calibrate import Forecast, TimeModel
+from search.claims import Claims, Heartbeat, known_rows
+from search.question import Goal, Question
+from search.sampler import CALIBRATED, sampler_named
+from search.storages import Address, closing, patiently
 from search.throughput._base import Engine, Measurement
 from search.workload import Workload
 
-FREE_FIELDS = (
-    "num_hidden_layers",
-    "hidden_size",
-    "head_dim",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "intermediate_size",
-)
 # Called with the number of measured shapes so far.
 Report = Callable[[int], None]
+WAIT = 0.2  # seconds between looks while other workers measure the last shapes
 
 
-@dataclass(frozen=True)
-class Grid:
-    """An enumerated space as the parameters of a study.
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How a study is searched.
 
-    Every field of a shape becomes a number in [0, 1] that picks from the values left by the fields
-    before it; a field with one value everywhere is no parameter.
+    Attributes
+    ----------
+    measurements
+        Distinct shapes to measure, by all workers together; at most all of the space.
+    first
+        Rows to measure before the sampler proposes any.
+    sampler
+        One of :data:`search.sampler.SAMPLERS`.
+    together
+        Shapes that a worker claims at once, so that their repeats take turns; None: as many as
+        the engine loads at once.
     """
 
-    fields: np.ndarray  # (n, 6), in the order of FREE_FIELDS
+    measurements: int
+    first: Sequence[int] = ()
+    sampler: str = CALIBRATED
+    seed: int = 0
+    together: int | None = None
 
-    @classmethod
-    def of(cls, table: ShapeTable) -> "Grid":
-        """The grid of a table."""
-        return cls(np.stack([getattr(table, name) for name in FREE_FIELDS], axis=1))
 
-    def row(self, pick: Callable[[str], float]) -> int:
-        """The row that a set of picks leads to."""
-        rows = np.arange(len(self.fields))
-        for column, name in enumerate(FREE_FIELDS):
-            values = np.unique(self.fields[rows, column])
-            chosen = values[0]
-            if len(np.unique(self.fields[:, column])) > 1:
-                chosen = values[min(int(pick(name) * len(values)), len(values) - 1)]
-            rows = rows[self.fields[rows, column] == chosen]
-        return int(rows[0])
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a search knows at its end: measured rows, and a time model for all the others.
 
-    def picks(self, row: int) -> dict[str, float]:
-        """The picks that lead to a row: the inverse of :meth:`row`."""
-        rows, picks = np.arange(len(self.fields)), {}
-        for column, name in enumerate(FREE_FIELDS):
-            values = np.unique(self.fields[rows, column])
-            value = self.fields[row, column]
-            if len(np.unique(self.fields[:, column])) > 1:
-                picks[name] = (int(np.searchsorted(values, value)) + 0.5) / len(values)
-            rows = rows[self.fields[rows, column] == value]
-        return picks
+    ``known`` holds for each row that was asked for its measurement, or the engine's reason why it
+    cannot run the shape.
+    """
 
-    def nearest(self, row: int, allowed: np.ndarray) -> int:
-        """The allowed row whose fields are nearest in ratio."""
-        apart = np.log(self.fields[allowed] / self.fields[row])
-        return int(allowed[np.argmin((apart**2).sum(axis=1))])
+    question: Question
+    known: dict[int, Measurement | str]
+
+    @property
+    def measured(self) -> dict[int, Measurement]:
+        """The rows that the engine ran."""
+        return {row: found for row, found in self.known.items() if isinstance(found, Measurement)}
+
+    @cached_property
+    def model(self) -> TimeModel:
+        """The time model fitted to everything measured."""
+        rows = np.array(list(self.measured), dtype=int)
+        return TimeModel.fit(
+            self.question.table.take(rows),
+            list(self.measured.values()),
+            self.question.workload,
+            device=self.question.device,
+        )
+
+    @cached_property
+    def forecast(self) -> Forecast:
+        """What the time model says of every row, the measured ones too."""
+        return self.model.forecast(self.question.table)
+
+    @property
+    def is_measured(self) -> np.ndarray:
+        """Mask of the rows that were measured, (n,); of all others only the forecast speaks."""
+        mask = np.zeros(len(self.question.table), dtype=bool)
+        mask[list(self.measured)] = True
+        return mask
+
+    @property
+    def rates(self) -> np.ndarray:
+        """Output tokens/s of every row, (n,): as measured, else as predicted."""
+        rates = self.forecast.rate.copy()
+        for row, found in self.measured.items():
+            rates[row] = found.output_tokens_per_second
+        return rates
 
 
 def search(
@@ -84,20 +107,22 @@ def search(
     engine: Engine,
     workload: Workload,
     *,
-    storage: Path,
+    storage: Address,
     measurements: int,
     first: Sequence[int],
     seed: int = 0,
     report: Report = lambda done: None,
+    goal: Goal | None = None,
+    sampler: str = CALIBRATED,
 ) -> dict[int, Measurement | str]:
-    """Measure the shapes that a study proposes.
+    """Measure the shapes that a study proposes; :func:`explore` says more of what it found.
 
     Parameters
     ----------
     table, losses
         The space and the predicted loss of each shape.
     storage
-        Optuna's journal; a study of the same space, losses, engine and workload is continued.
+        Optuna's journal, or ``postgresql://...``; a study of the same question is continued.
     measurements
         Distinct shapes to measure, at most all of the space.
     first
@@ -107,94 +132,105 @@ def search(
     -------
     For each measured row its measurement, or the engine's reason why it cannot run the shape.
     """
-    study = _study(table, losses, engine, workload, storage, seed)
-    known = _known(study)
-    grid = Grid.of(table)
-    wanted = min(measurements, len(table))
-    waiting = [
-        trial.system_attrs.get("fixed_params")
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-    ]
-    for row in first:
-        if row not in known and grid.picks(row) not in waiting:
-            study.enqueue_trial(grid.picks(row))
-    report(len(known))
-    while len(known) < wanted:
-        trial = study.ask()
-        row = grid.row(lambda name, trial=trial: trial.suggest_float(name, 0.0, 1.0))  # type: ignore[misc]
-        if row in known:
-            left = np.setdiff1d(np.arange(len(table)), list(known))
-            study.enqueue_trial(grid.picks(grid.nearest(row, left)))
-        else:
-            known[row] = _measure(engine, table, row, workload)
-        _tell(study, trial, row, known[row], losses)
-        report(len(known))
-    return known
+    question = Question(table=table, losses=losses, workload=workload, goal=goal or Goal())
+    effort = Effort(measurements=measurements, first=first, sampler=sampler, seed=seed)
+    return explore(question, engine, effort, storage=storage, report=report).known
 
 
-def _measure(engine: Engine, table: ShapeTable, row: int, workload: Workload) -> Measurement | str:
-    try:
-        return engine.measure(table[row], workload)
-    except InputError as error:
-        return str(error)
-
-
-def _tell(
-    study: optuna.Study,
-    trial: optuna.Trial,
-    row: int,
-    result: Measurement | str,
-    losses: np.ndarray,
-) -> None:
-    trial.set_user_attr("row", row)
-    if isinstance(result, str):
-        trial.set_user_attr("reason", result)
-        study.tell(trial, state=TrialState.FAIL)
-    else:
-        trial.set_user_attr("measurement", asdict(result))
-        speed = float(np.log(result.output_tokens_per_second))
-        study.tell(trial, (float(losses[row]), speed))
-
-
-def _study(
-    table: ShapeTable,
-    losses: np.ndarray,
+def explore(
+    question: Question,
     engine: Engine,
-    workload: Workload,
-    storage: Path,
-    seed: int,
+    effort: Effort,
+    *,
+    storage: Address,
+    report: Report = lambda done: None,
+) -> Found:
+    """Measure the shapes that a study proposes, beside any other workers on the same study.
+
+    Raises
+    ------
+    InputError
+        There is no such sampler, or the storage's URL cannot be understood.
+    WorkError
+        The storage cannot be reached.
+    """
+    with closing(storage) as opened:
+        opening = partial(open_study, question, engine, effort, opened)
+        study = patiently(storage, opening, patience=0)
+        possible = set(np.flatnonzero(question.allowed).tolist()) | set(effort.first)
+        wanted = min(effort.measurements, len(possible))
+        claims = Claims(study, question, storage, wanted)
+        return Found(question=question, known=_searched(claims, engine, effort, report))
+
+
+def _searched(
+    claims: Claims, engine: Engine, effort: Effort, report: Report
+) -> dict[int, Measurement | str]:
+    """Claim and measure until the wanted rows are known."""
+    inside = getattr(engine, "engine", engine)  # of one that keeps what it measured
+    together = effort.together or int(getattr(inside, "together", 1))
+    while True:
+        claims.recover()
+        known = known_rows(claims.question, claims.trials())
+        report(len(known))
+        if len(known) >= claims.wanted:
+            return known
+        left = claims.wanted - len(claims.running() | set(known))
+        if left <= 0:  # others measure the last ones; if they die, their rows are free again
+            time.sleep(WAIT)
+            continue
+        busy = claims.busy()
+        for row in dict.fromkeys(effort.first):
+            if row not in busy:
+                claims.enqueue(row)
+        taken: list[tuple[optuna.Trial, int]] = []
+        try:
+            for _ in range(min(together, left)):
+                taken += claims.take()
+            if taken:
+                _measure(claims, taken, engine)
+        except BaseException:  # whatever interrupts, no row stays claimed
+            claims.withdraw([trial for trial, _ in taken], again=True)
+            raise
+
+
+def open_study(
+    question: Question, engine: Engine, effort: Effort, storage: optuna.storages.BaseStorage
 ) -> optuna.Study:
+    """The study of a question: made, or continued where it exists.
+
+    Raises
+    ------
+    InputError
+        There is no such sampler.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    key = hashlib.sha256(Grid.of(table).fields.tobytes() + losses.tobytes())
-    key.update(json.dumps([engine.label, asdict(workload)]).encode())
-    try:
-        storage.parent.mkdir(parents=True, exist_ok=True)
-        backend = JournalStorage(JournalFileBackend(str(storage)))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler = optuna.samplers.TPESampler(multivariate=True, seed=seed)
-            study = optuna.create_study(
-                study_name=f"shapelaw-{key.hexdigest()[:12]}",
-                storage=backend,
-                sampler=sampler,
-                directions=["minimize", "maximize"],
-                load_if_exists=True,
-            )
-            study.set_metric_names(["predicted loss", "ln output tokens/s"])
-    except OSError as error:
-        raise WorkError(f"{storage} could not be written ({error.strerror})") from error
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)  # left by a killed process
+    sampler = sampler_named(effort.sampler, question, effort.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = optuna.create_study(
+            study_name=study_name(question, engine),
+            storage=storage,
+            sampler=sampler,
+            directions=question.directions,
+            load_if_exists=True,
+        )
+        study.set_metric_names(question.metric_names)
     return study
 
 
-def _known(study: optuna.Study) -> dict[int, Measurement | str]:
-    """What earlier runs of the study measured, by row."""
-    known: dict[int, Measurement | str] = {}
-    for trial in study.get_trials(deepcopy=False):
-        attributes: dict[str, Any] = trial.user_attrs
-        if "measurement" in attributes:
-            known[attributes["row"]] = Measurement(**attributes["measurement"])
-        elif "reason" in attributes:
-            known[attributes["row"]] = attributes["reason"]
-    return known
+def study_name(question: Question, engine: Engine) -> str:
+    """The name under which all workers find the study of a question."""
+    key = hashlib.sha256(question.grid.fields.tobytes() + question.losses.tobytes())
+    key.update(json.dumps(question.identity(engine.label)).encode())
+    return f"shapelaw-{key.hexdigest()[:12]}"
+
+
+def _measure(claims: Claims, taken: Sequence[tuple[optuna.Trial, int]], engine: Engine) -> None:
+    """Measure claimed rows in turns and record them."""
+    question = claims.question
+    with Heartbeat(trial for trial, _ in taken):
+        shapes = [question.table[row] for _, row in taken]
+        results = engine.measure_all(shapes, question.workload)
+    for (trial, row), result in zip(taken, results, strict=True):
+        claims.record(trial, row, result)

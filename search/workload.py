@@ -13,7 +13,7 @@ DTYPES = {"float32": 4, "bfloat16": 2}  # of weights and arithmetic: bytes per v
 KV_DTYPES = {**DTYPES, "fp8": 1, "int8": 1}  # a cache may be narrower; its few scales count nothing
 DEFAULT_CONCURRENCY = 8
 LIMITS = ("max_ttft", "max_tpot")
-LONGEST = 12  # digits of a length: the sums that costs are made of stay within int64
+MOST = 10**9  # tokens or sequences: the sums that costs are made of stay within 64 bits
 # What a TOML file may hold, by name: kind and words.
 KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     **dict.fromkeys(("preset", "name"), (str, "a text")),
@@ -58,6 +58,8 @@ class Workload:
                 "`input_tokens >= 1`, `output_tokens >= 2` and `concurrency >= 1` must hold, but "
                 f"got {self.input_tokens}, {self.output_tokens} and {self.concurrency}"
             )
+        if max(self.input_tokens, self.output_tokens, self.concurrency) > MOST:
+            raise InputError(f"lengths and `concurrency` must be at most {MOST}, but got {self}")
         if self.dtype not in DTYPES:
             raise InputError(f"`dtype` must be one of {', '.join(DTYPES)}, but got {self.dtype!r}")
         if self.kv_dtype is not None and self.kv_dtype not in KV_DTYPES:
@@ -126,7 +128,7 @@ PRESETS = {
     # Enough sequences that arithmetic and memory, not calls, decide the speed of tiny models.
     "proxy": Workload(name="proxy", input_tokens=128, output_tokens=64, concurrency=64),
 }
-FORM = re.compile(r"(?:(\d+)/(\d+)|(\w+))(?:@(\d+))?(?::(\w+))?((?:,\w+=[\w.]+)*)")
+FORM = re.compile(r"(?:(\d{1,12})/(\d{1,12})|(\w+))(?:@(\d{1,12}))?(?::(\w+))?((?:,\w+=[\w.]+)*)")
 SHORT_NAMES = {"kv": "kv_dtype", "ttft": "max_ttft", "tpot": "max_tpot"}
 UNITS = {"s": 1.0, "ms": 1e-3, "": 1.0}
 
@@ -163,14 +165,14 @@ TPOT at most 0.04 s
         )
     inputs, outputs, preset, concurrency, dtype, further = match.groups()
     values = {
-        "concurrency": None if concurrency is None else _whole(concurrency),
+        "concurrency": None if concurrency is None else int(concurrency),
         "dtype": dtype,
         **_further(further, text),
     }
     if preset:
         return PRESETS[preset].changed(**values)
     lengths = f"{inputs}/{outputs}"
-    plain = Workload(name=lengths, input_tokens=_whole(inputs), output_tokens=_whole(outputs))
+    plain = Workload(name=lengths, input_tokens=int(inputs), output_tokens=int(outputs))
     return plain.changed(**values)
 
 
@@ -218,13 +220,6 @@ def _seconds(name: str, text: str) -> float:
     if match is None:
         raise InputError(f"`{name}` must be seconds such as 0.05 or 50ms, but got {text!r}")
     return float(match[1]) * UNITS[match[2]]
-
-
-def _whole(digits: str) -> int:
-    """A whole number that an array index can hold."""
-    if len(digits) > LONGEST:
-        raise InputError(f"a length must have at most {LONGEST} digits, but got {digits[:24]}")
-    return int(digits)
 
 
 def _from_file(path: Path) -> Workload:

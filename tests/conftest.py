@@ -22,6 +22,12 @@ def shapelaw(*arguments: object, **options: object) -> subprocess.CompletedProce
     )  # type: ignore[call-overload]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or fills the measurements that a user keeps."""
+    os.environ["SHAPELAW_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """About 400 kB of real text, one file per document: a slice of the standard library."""

@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from conftest import shapelaw
+from scaling.errors import WorkError
 from scaling.runs import COLUMNS, write_runs
 from scaling.shape import Shape
 from search.cli import app, main
@@ -33,7 +34,7 @@ FAST_FIT = ("--starts", "8", "--resamples", "20")
 ASK = (
     "propose", "--params", "200K", "--tokens", "2M", "--vocab", "256", "--layers", "4",
     "--head-dim", "16", "--workload", "128/64@8", "--engine", "roofline:h100",
-    "--measurements", "5",
+    "--measurements", "5", "--estimated", "0",
 )  # fmt: skip
 
 
@@ -343,7 +344,7 @@ def test_predict_refuses_what_is_no_fit(
 def test_measure_prints_a_measurement(tmp_path: Path, engine: str) -> None:
     asked = ("measure", config_file(tmp_path), "--engine", engine, "--workload", "16/4@2")
     found = document(*asked)
-    assert set(found) == {field.name for field in fields(Measurement)}
+    assert set(found) == {field.name for field in fields(Measurement)} | {"kept"}
     assert found["engine"] == engine
     assert found["kind"] == ("measured" if engine == "torch" else "predicted")
     assert found["output_tokens_per_second"] > 0
@@ -419,7 +420,11 @@ BAD_ASK = {
     "no such shape": (["--params", "10"], "no valid shape has 10 parameters"),
     "count": (["--params", "big"], "a count must be a number"),
     "tokens": (["--tokens", "0"], "a count must be at least 1"),
-    "engine": (["--engine", "vllm"], "`--engine` must be one of torch, roofline"),
+    "engine": (["--engine", "abacus"], "`--engine` must be one of torch"),
+    "limit": (["--max-ttft", "0"], "`max_ttft > 0` (seconds) must hold"),
+    "impossible": (["--max-ttft", "1e-12"], "no shape of the budget meets `max_ttft <= 1e-12`"),
+    "where": (["--where", "hidden_size >"], "hidden_size >"),
+    "where nothing": (["--where", "hidden_size < 1"], "hidden_size < 1"),
     "hardware": (["--engine", "roofline:abacus"], "hardware must be one of a100, h100"),
     "workload": (["--workload", "poetry"], "`--workload` must be one of chat"),
     "baseline": (["--baseline", "gpt-5"], "`--baseline` must be one of llama-3.2-1b"),
@@ -458,6 +463,34 @@ def test_a_report_without_confirmation_says_so(
 def test_a_report_on_nothing_is_refused(tmp_path: Path, failing: Failing) -> None:
     assert "is not a folder" in failing(2, "report", tmp_path / "nothing")
     assert "fit.json cannot be read" in failing(2, "report", tmp_path)
+
+
+def test_a_report_needs_a_folder_or_a_check(failing: Failing) -> None:
+    assert "`report` needs a FOLDER, or --check" in failing(2, "report")
+
+
+def test_a_folder_of_proposals_has_a_page_of_its_own(
+    proposed: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    folder, rows = proposed
+    (folder / "report.html").unlink()
+    assert document("report", folder) == {"report": str(folder / "report.html")}
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert all(row["name"] in page for row in rows)
+
+
+def test_a_check_lists_what_differs_and_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.showing.docs_folder", lambda: tmp_path)
+    made = {"x.csv": lambda path: path.write_text("a\n1\n")}
+    monkeypatch.setattr("search.committed.COMMITTED", made)
+    done = CliRunner().invoke(app, ["report", "--check"])
+    assert done.stdout == "- x.csv is missing\n"
+    assert isinstance(done.exception, WorkError)
+    assert "1 differences between docs/ and the data" in str(done.exception)
+    (tmp_path / "x.csv").write_text("a\n1\n")
+    assert CliRunner().invoke(app, ["report", "--check"]).exit_code == 0
 
 
 # train and sweep

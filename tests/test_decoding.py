@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -197,6 +199,16 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         TorchEngine("cuda")
 
 
+@given(st.integers(1, 5000), st.data())
+def test_every_position_has_a_recording_that_covers_it(length: int, data: st.DataObject) -> None:
+    decoder = GraphDecoder.__new__(GraphDecoder)
+    decoder.length = length
+    position = data.draw(st.integers(0, length - 1))
+    covered = min(-(-(position + 1) // _graphs.BUCKET) * _graphs.BUCKET, length)
+    assert covered in decoder.covers()
+    assert position < covered < position + 1 + _graphs.BUCKET
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 def test_on_a_gpu_the_recorded_step_gives_the_models_logits() -> None:
     model = trained_like(SHAPE).cuda()
@@ -207,3 +219,16 @@ def test_on_a_gpu_the_recorded_step_gives_the_models_logits() -> None:
         for position in range(PROMPT, LENGTH):
             found = decoder.step(given_tokens[:, position], position)
             assert (found - expected[:, position]).abs().max() < 1e-3
+
+
+def test_the_engine_imports_torch_and_numpy_only() -> None:
+    script = (
+        "import sys, search.throughput._torch; "
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    others = {"optuna", "pandas", "scipy", "matplotlib", "transformers", "pooch", "typer", "rich"}
+    assert not others & set(done.stdout.split())
+    assert {"torch", "numpy", "scaling", "trainers"} <= set(done.stdout.split())

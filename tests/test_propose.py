@@ -12,8 +12,9 @@ from scaling.fitting import fit
 from scaling.runs import with_ratios
 from scaling.shape import RATIOS, Shape
 from scaling.space import Space, nearest_proportions, within
+from search.judging import mark_front
 from search.proposals import BASELINE, CANDIDATE, FAST, LOSS_OPTIMAL, Proposal
-from search.propose import FLAT, RATIO_SLACK, Target, mark_front, propose
+from search.propose import FLAT, RATIO_SLACK, Target, propose
 from search.quickstart import fill
 from search.throughput._base import Engine
 from search.workload import parse_workload

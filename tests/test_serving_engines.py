@@ -164,6 +164,7 @@ def test_another_number_of_tokens_is_an_error(
     engine = vllm(monkeypatch, tmp_path, more=-1)
     with pytest.raises(WorkError, match=r"produced \[1, 1, 1\] tokens, not 2 for each of 3"):
         engine.start(SHAPE, WORKLOAD)
+    engine = vllm(monkeypatch, tmp_path)
     with pytest.raises(WorkError, match="not 2 for each of 4 sequences"):
         engine.start(SHAPE, replace(WORKLOAD, concurrency=4))
 

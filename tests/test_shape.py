@@ -1,5 +1,5 @@
 import csv
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -316,3 +316,24 @@ def test_a_shape_prints_as_width_by_depth_heads_and_mlp():
 def test_a_shape_is_frozen():
     with pytest.raises(AttributeError):
         SMALL.hidden_size = 128
+
+
+@given(rows=st.lists(st.integers(0, 3), max_size=6), masked=st.booleans())
+def test_rows_are_taken_alike_from_full_columns_and_from_ones_of_a_single_value(rows, masked):
+    table = ShapeTable.of([replace(SMALL, num_hidden_layers=layers) for layers in (1, 2, 3, 4)])
+    same = {
+        name: np.broadcast_to(getattr(table, name)[0], (4,))
+        for name in ("vocab_size", "tie_word_embeddings", "qk_norm", "rope_theta")
+    }
+    chosen = np.isin(np.arange(4), rows) if masked else np.array(rows, dtype=np.int64)
+    expected, found = table.take(chosen), replace(table, **same).take(chosen)
+    assert len(found) == len(expected)
+    assert found.vocab_size.strides == (0,) or not len(found)
+    for field in fields(ShapeTable):
+        np.testing.assert_array_equal(getattr(found, field.name), getattr(expected, field.name))
+
+
+def test_tables_are_joined_in_order():
+    shapes = [replace(SMALL, num_hidden_layers=layers) for layers in (3, 1, 2)]
+    joined = ShapeTable.joined([ShapeTable.of(shapes[:1]), ShapeTable.of(shapes[1:])])
+    assert [joined[row] for row in range(3)] == shapes

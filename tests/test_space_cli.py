@@ -73,8 +73,9 @@ def test_people_read_the_counts_and_ranges() -> None:
 
 
 def test_options_become_limits() -> None:
-    more = "--gqa 2,3 --most kv_bytes=128 --most n_total=61K --kv-value-bytes 1 --untied".split()
-    more += ["--tolerance", "0.05", "--constraint", "num_hidden_layers == 3"]
+    more = ["--gqa", "2,3", "--most", "kv_bytes=128", "--most", "n_total=61K", "--untied"]
+    more += ["--kv-value-bytes", "1", "--tolerance", "0.05"]
+    more += ["--constraint", "num_hidden_layers == 3"]
     found = json.loads(words(*ASK, *more, "--json"))
     table = space(tie_word_embeddings=False, tolerance=0.05).enumerate()
     keep = np.isin(table.gqa, [2, 3]) & (table.kv_bytes(1) <= 128) & (table.n_total <= 61_000)

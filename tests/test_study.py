@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scaling.errors import InputError, WorkError
 from scaling.shape import Shape, ShapeTable
 from scaling.space import Space
-from search.study import FREE_FIELDS, Grid, search
+from search.grid import FREE_FIELDS, Grid
+from search.study import search
 from search.throughput._base import Engine, Measurement
 from search.throughput._roofline import RooflineEngine
 from search.workload import Workload, parse_workload
@@ -158,7 +159,14 @@ def test_a_stopped_search_goes_on_from_its_journal(tmp_path: Path, stop_at: int)
 def test_a_search_is_a_function_of_its_seed(tmp_path: Path) -> None:
     same = [list(found_by(FakeEngine(), tmp_path / name)) for name in "ab"]
     assert same[0] == same[1]
-    assert list(found_by(FakeEngine(), tmp_path / "c", seed=1)) != same[0]
+
+
+def test_a_sampler_that_draws_is_a_function_of_its_seed(tmp_path: Path) -> None:
+    drawn = [
+        list(found_by(FakeEngine(), tmp_path / str(run), sampler="tpe", seed=seed))
+        for run, seed in enumerate((0, 0, 1))
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_shapes_that_an_engine_refuses_are_reported_and_the_search_goes_on(

@@ -92,7 +92,8 @@ FORM = "`--workload` must be one of chat, .*, or INPUT/OUTPUT"
         ("chat,batch=3", "may stand kv, ttft, tpot, each once, but got 'batch'"),
         ("chat,ttft=0", r"`max_ttft > 0` \(seconds\) must hold, but got 0.0"),
         ("chat,tpot=soon", "`tpot` must be seconds such as 0.05 or 50ms, but got 'soon'"),
-        ("9" * 13 + "/256", "at most 12 digits"),
+        ("9" * 5000 + "/256", FORM),
+        ("9" * 12 + "/256", "must be at most 1000000000, but got 9999"),
     ],
 )
 def test_what_cannot_be_served_is_refused(text: str, words: str) -> None:
@@ -240,6 +241,7 @@ def test_a_file_may_change_a_preset_and_is_named_after_itself(tmp_path: Path) ->
         ('preset = "rag"\nmax_ttft = "1s"', "must be a number of seconds, but got '1s'"),
         ('preset = "rag"\nmax_ttft = nan', "`max_ttft > 0`"),
         ('preset = "rag"\ninput_tokens = 0', "`input_tokens >= 1`"),
+        ("input_tokens = 3\noutput_tokens = 10000000000", "must be at most 1000000000"),
         ("input_tokens = ", "is not a TOML file"),
     ],
 )

@@ -54,9 +54,18 @@ class Measurement:
     load: float | None
     disturbed: bool
 
+    def meets(self, workload: Workload) -> bool:
+        """Whether the service level of a workload holds: TTFT and TPOT within its limits."""
+        within = ((self.ttft, workload.max_ttft), (self.tpot, workload.max_tpot))
+        return all(limit is None or seconds <= limit for seconds, limit in within)
+
 
 class Engine(ABC):
-    """Something that tells how fast a shape serves a workload."""
+    """Something that tells how fast a shape serves a workload.
+
+    An engine with a ``version`` and a ``device`` (texts) lets its measurements be kept
+    (:mod:`search.throughput.cache`).
+    """
 
     name: str
     kind: str

@@ -6,7 +6,10 @@ Shape letters of tensors: B sequences, S filled positions, d hidden size, H quer
 heads, h head dimension, f intermediate size, V vocabulary, L layers.
 """
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -51,7 +54,7 @@ class Decoder:
         # Keys, then values, of a layer in one tensor: one copy writes both.
         size = (shape.num_hidden_layers, batch, 2 * self.kv_heads, length, self.head_dim)
         self.cache = torch.zeros(size, dtype=weight.dtype, device=weight.device)
-        self.layers = [self._layer(layer) for layer in model.layers]
+        self.layers = [self._layer(layer) for layer in cast(Sequence[Layer], model.layers)]
         self.norm = _twice(model.norm.weight)
         self.head = self._product(model.lm_head.weight)
         self.table = model.rotary.to(weight.dtype)
@@ -134,13 +137,19 @@ def greedy(logits: Tensor) -> Tensor:
     first, then inside it.
     """
     batch, size = logits.shape
-    width = max(d for d in range(1, WIDEST_BLOCK + 1) if size % d == 0)
+    width = _block_width(size)
     if logits.device.type != "cpu" or width == 1:
         return logits.argmax(dim=-1)
     blocks = logits.reshape(batch, -1, width)
     block = blocks.amax(dim=-1).argmax(dim=-1)
     inside = blocks[torch.arange(batch), block].argmax(dim=-1)
     return block * width + inside
+
+
+@functools.lru_cache
+def _block_width(size: int) -> int:
+    """The largest block of logits that divides their number."""
+    return max(width for width in range(1, WIDEST_BLOCK + 1) if size % width == 0)
 
 
 def _twice(weight: Tensor) -> Tensor:

@@ -9,6 +9,9 @@ Shape letters of tensors: B sequences, S cached positions, d hidden size, H quer
 heads, h head dimension, f intermediate size, V vocabulary.
 """
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,11 +38,19 @@ class GraphDecoder:
     def __init__(self, model: Transformer, *, batch: int, length: int) -> None:
         weight = model.embed_tokens.weight
         self.model, self.batch, self.length = model, batch, length
+        self.layers = cast(Sequence[Layer], model.layers)
         self.cache = model.empty_cache(batch, length, dtype=weight.dtype)
         self.tokens = torch.zeros(batch, dtype=torch.long, device=weight.device)
         self.position = torch.zeros(1, dtype=torch.long, device=weight.device)
         self.places = torch.arange(length, device=weight.device)
         self.recorded: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        if weight.device.type == "cuda":  # now, so that no timed step has to record one
+            with torch.inference_mode():
+                self.recorded = {covered: self._record(covered) for covered in self.covers()}
+
+    def covers(self) -> list[int]:
+        """How many cached positions the steps attend to: multiples of ``BUCKET``, and all."""
+        return [*range(BUCKET, self.length, BUCKET), self.length]
 
     def prefill(self, prompt: Tensor) -> Tensor:
         """Fill the cache with (B, T) tokens; logits (B, V) after the last."""
@@ -54,17 +65,15 @@ class GraphDecoder:
         self.tokens.copy_(tokens)
         self.position.fill_(position)
         covered = min(-(-(position + 1) // BUCKET) * BUCKET, self.length)
-        if self.tokens.device.type != "cuda":
+        if not self.recorded:
             return self._logits(covered)
-        if covered not in self.recorded:
-            self.recorded[covered] = self._record(covered)
         graph, logits = self.recorded[covered]
         graph.replay()
         return logits
 
     def _record(self, covered: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """Record the step over ``covered`` positions; warming up writes what it will write."""
-        aside = torch.cuda.Stream()
+        """Record the step over ``covered`` positions; it writes where a prefill writes later."""
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(WARM_UPS):
@@ -81,7 +90,7 @@ class GraphDecoder:
         table = model.rotary.index_select(1, self.position)
         mask = (self.places[:covered] <= self.position).view(1, 1, 1, -1)
         x = model.embed_tokens(self.tokens)[:, None]
-        for layer, (keys, values) in zip(model.layers, self.cache, strict=True):
+        for layer, (keys, values) in zip(self.layers, self.cache, strict=True):
             x = x + self._mixed(layer, x, table, (keys, values), mask)
             x = x + layer.mlp(layer.post_attention_layernorm(x))
         return model.logits(model.norm(x[:, 0]))
@@ -106,4 +115,5 @@ class GraphDecoder:
         mixed = F.scaled_dot_product_attention(
             rows, keys[:, :, :covered], values[:, :, :covered], attn_mask=mask
         )
-        return attention.o_proj(mixed.reshape(self.batch, 1, -1))
+        out: Tensor = attention.o_proj(mixed.reshape(self.batch, 1, -1))
+        return out

@@ -8,6 +8,7 @@ weights out of the caches as they are while decoding (LOG.md has figures).
 Letters: r rows, n outputs, k inputs.
 """
 
+import functools
 import time
 from collections.abc import Callable
 
@@ -20,6 +21,9 @@ Form = Callable[[Tensor, int], Product]
 BLOCK_BYTES = 128  # of one input's weights in a gathered block: two cache lines
 TURNS = 5  # of timing
 PUSH_OUT = 5 * 2**23  # bytes that push a weight out of the caches between two timings
+
+NEAR = 1.15  # forms this near to the fastest are taken by their order: timings are noisy
+COPIED, MOST_COPIES = 2**24, 8  # bytes of a weight's copies that a form is timed over
 
 
 def plain(weight: Tensor, rows: int) -> Product:
@@ -53,9 +57,7 @@ def gathered(weight: Tensor, rows: int) -> Product:
     blocks = -(-outputs // width)
     filled = F.pad(weight, (0, 0, 0, blocks * width - outputs))
     table = filled.view(blocks, width, inputs).transpose(1, 2).reshape(-1, width)
-    indices = torch.arange(blocks * inputs, dtype=torch.int32)
-    offsets = torch.arange(0, blocks * inputs + 1, inputs, dtype=torch.int32)
-    factors = torch.empty(blocks, inputs, dtype=weight.dtype)
+    indices, offsets, factors = _bags(blocks, inputs, weight.dtype)
     flat = factors.view(-1)
 
     def product(x: Tensor) -> Tensor:
@@ -66,12 +68,21 @@ def gathered(weight: Tensor, rows: int) -> Product:
     return product
 
 
+@functools.lru_cache(maxsize=32)
+def _bags(blocks: int, inputs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices, offsets and room for the factors: one for all layers, so that they stay cached."""
+    indices = torch.arange(blocks * inputs, dtype=torch.int32)
+    offsets = torch.arange(0, blocks * inputs + 1, inputs, dtype=torch.int32)
+    with torch.inference_mode(False):  # whoever comes next may write to it
+        return indices, offsets, torch.empty(blocks, inputs, dtype=dtype)
+
+
 def forms(rows: int) -> list[Form]:
-    """The forms that this build of torch has for a number of rows, on a CPU."""
-    found: list[Form] = [plain, transposed]
+    """The forms that this build of torch has for a number of rows, the likeliest first."""
+    found: list[Form] = [transposed, plain]
     if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        found.append(packed)
-    return [*found, gathered] if rows == 1 else found
+        found.insert(0, packed)
+    return [gathered, *found] if rows == 1 else found
 
 
 # (n, k, rows, number format) -> what was the fastest in this process
@@ -97,17 +108,24 @@ def fastest_product(weight: Tensor, rows: int, model_bytes: int) -> Product:
 
 
 def _timed(weight: Tensor, rows: int, others: int) -> Form:
-    """Time every form in turns and return the one with the least time."""
+    """Time every form in turns and return the one with the least time, or one as good.
+
+    A form is timed over several copies of the weight in a row, as in a step: the first call after
+    others ran finds its code out of the caches too.
+    """
     candidates = forms(rows)
-    products = [form(weight, rows) for form in candidates]
+    copies = min(max(COPIED // weight.nbytes, 1), MOST_COPIES)
+    products = [[form(weight.clone(), rows) for _ in range(copies)] for form in candidates]
     x = torch.ones(rows, weight.shape[1], dtype=weight.dtype)
-    other = torch.zeros(others // 4)
+    other = torch.ones(others // 4)  # zeros would be one page, again and again
     seconds = [float("inf")] * len(candidates)
     for turn in range(TURNS + 1):
-        for index, product in enumerate(products):
+        for index, copied in enumerate(products):
             other.sum()
             begun = time.thread_time()
-            product(x)
+            for product in copied:
+                product(x)
             if turn:  # the first call sets things up
                 seconds[index] = min(seconds[index], time.thread_time() - begun)
-    return candidates[seconds.index(min(seconds))]
+    best = min(seconds)
+    return next(form for form, took in zip(candidates, seconds, strict=True) if took <= NEAR * best)

@@ -1,10 +1,14 @@
 """A predicted engine: the roofline of a device, from its published bandwidth and peak."""
 
-from scaling.catalog import hardware
+import tomllib
+from pathlib import Path
+
+from scaling.catalog import Hardware, hardware
 from scaling.errors import InputError
 from scaling.shape import Shape
 from search.throughput._base import Engine, Measurement
-from search.workload import DTYPES, Workload
+from search.throughput.cache import cache_folder
+from search.workload import Workload
 
 
 class RooflineEngine(Engine):
@@ -13,41 +17,54 @@ class RooflineEngine(Engine):
     Prefill: FLOPs of all prompts at their mean context over the peak, or the weights over the
     bandwidth. Decode, per step: FLOPs over the peak, or weights once and the KV cache of every
     sequence at its mean length over the bandwidth. No overheads: an upper bound that ranks shapes,
-    not a forecast (arXiv 2402.16363 discusses the model).
+    not a forecast (arXiv 2402.16363 discusses the model). ``roofline:KEY`` is a device of
+    ``data/hardware.toml``, ``roofline:this`` and ``roofline:FILE.toml`` what
+    ``shapelaw measure --calibrate`` wrote.
+
+    Raises
+    ------
+    scaling.errors.InputError
+        There is no such device, or its entry is not complete.
     """
 
     name = "roofline"
     kind = "predicted"
 
     def __init__(self, hardware_name: str | None = None) -> None:
-        self.device = hardware(hardware_name or "h100")
+        self.hardware = hardware_named(hardware_name or "h100")
+        self.device = self.hardware.name
 
     @property
     def label(self) -> str:
         """``roofline:HARDWARE``."""
-        return f"{self.name}:{self.device.key}"
+        return f"{self.name}:{self.hardware.key}"
 
     def measure(self, shape: Shape, workload: Workload) -> Measurement:
         """Predict the speed on one device."""
-        size = DTYPES[workload.dtype]
-        peak = self.device.peak_flops[workload.dtype]
-        weights = shape.weight_bytes(size)
-        cache = workload.concurrency * shape.kv_bytes(size)
+        device = self.hardware
+        peak = device.peak_flops.get(workload.dtype)
+        if peak is None:
+            raise InputError(
+                f"the entry of {device.name} gives no {workload.dtype} arithmetic, only "
+                f"{', '.join(device.peak_flops)}; choose one of these in the workload"
+            )
+        weights = shape.weight_bytes(workload.bytes_per_value)
+        cache = workload.concurrency * shape.kv_bytes(workload.kv_bytes_per_value)
         length = workload.input_tokens + workload.output_tokens
-        if weights + cache * length > self.device.memory:
+        if weights + cache * length > device.memory:
             raise InputError(
                 f"{shape} under {workload} needs {(weights + cache * length) / 1e9:.0f} GB, "
-                f"{self.device.name} has {self.device.memory / 1e9:.0f}; lower the concurrency"
+                f"{device.name} has {device.memory / 1e9:.0f}; lower the concurrency"
             )
         prompt = workload.concurrency * workload.input_tokens
         prefill = max(
             prompt * shape.forward_flops(workload.input_tokens / 2) / peak,
-            weights / self.device.bandwidth,
+            weights / device.bandwidth,
         )
         context = workload.input_tokens + workload.output_tokens / 2
         step = max(
             workload.concurrency * shape.forward_flops(context) / peak,
-            (weights + cache * context) / self.device.bandwidth,
+            (weights + cache * context) / device.bandwidth,
         )
         decode = step * (workload.output_tokens - 1)
         generated = workload.concurrency * workload.output_tokens
@@ -56,7 +73,7 @@ class RooflineEngine(Engine):
             engine=self.label,
             kind="predicted",
             workload=str(workload),
-            device=self.device.name,
+            device=self.device,
             version="1",
             repeats=0,
             output_tokens_per_second=rate,
@@ -71,3 +88,52 @@ class RooflineEngine(Engine):
             load=None,
             disturbed=False,
         )
+
+
+def own_hardware() -> Path:
+    """Where the measured entry of this machine is kept."""
+    return cache_folder() / "hardware.toml"
+
+
+def hardware_named(text: str) -> Hardware:
+    """A device by its key, ``this`` (measured here), or the only entry of a TOML file.
+
+    Raises
+    ------
+    scaling.errors.InputError
+        There is none, or the file does not hold one complete entry.
+    """
+    if text == "this":
+        path = own_hardware()
+        if not path.exists():
+            raise InputError(
+                "`roofline:this` needs measured figures of this machine, and there are none; "
+                "run shapelaw measure --calibrate"
+            )
+        return _read_hardware(path)
+    return _read_hardware(Path(text)) if text.endswith(".toml") else hardware(text)
+
+
+def _read_hardware(path: Path) -> Hardware:
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise InputError(f"{path} is not TOML ({error})") from None
+    wrong = InputError(
+        f"{path} must hold one table with `name`, `memory`, `bandwidth`, `peak_flops` and "
+        "`source`, numbers above 0; shapelaw measure --calibrate --out FILE.toml writes one"
+    )
+    if len(entries) != 1:
+        raise wrong
+    ((key, entry),) = entries.items()
+    try:
+        device = Hardware(key=key, **entry)
+        numbers = [device.memory, device.bandwidth, *device.peak_flops.values()]
+        complete = bool(device.peak_flops) and all(float(number) > 0 for number in numbers)
+    except (TypeError, ValueError, AttributeError):
+        raise wrong from None
+    if not complete:
+        raise wrong
+    return device

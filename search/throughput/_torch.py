@@ -22,6 +22,7 @@ from search.workload import Workload
 from trainers.model import Transformer, rotary_table
 
 POOL = 2**20 + 7  # random numbers that fill the weights again and again
+REVISION = "decoder 1"  # counts up when its speed changes: kept measurements are of one revision
 GPU_SHARE = 0.9  # of its memory
 
 
@@ -49,7 +50,7 @@ class TorchEngine(TimedEngine):
             raise InputError("`--engine torch:cuda` needs a GPU, and torch sees none; write torch")
         self.on = torch.device(hardware or "cpu")
         self.repeats = repeats
-        self.version = torch.__version__
+        self.version = f"{REVISION}, torch {torch.__version__}"
         self.device = this_device() if self.on.type == "cpu" else torch.cuda.get_device_name()
         if self.on.type == "cuda":
             self.together = 1  # a shape has the GPU's memory to itself
@@ -61,10 +62,10 @@ class TorchEngine(TimedEngine):
 
     def start(self, shape: Shape, workload: Workload) -> Server:
         """Random weights of a shape, with room in the cache for the whole workload."""
-        limit = float(CPU_LIMIT)
+        limit, copies = float(CPU_LIMIT), 2  # the weights, and laid out for decoding
         if self.on.type == "cuda":
-            limit = GPU_SHARE * torch.cuda.mem_get_info()[0]
-        refuse_what_does_not_fit(shape, workload, self.name, limit)
+            limit, copies = GPU_SHARE * torch.cuda.mem_get_info()[0], 1
+        refuse_what_does_not_fit(shape, workload, engine=self.name, limit=limit, copies=copies)
         return TorchServer(shape, workload, self.on)
 
 

@@ -49,7 +49,7 @@ class TransformersEngine(TimedEngine):
 
     def start(self, shape: Shape, workload: Workload) -> Server:
         """Build the model that the shape's config describes."""
-        refuse_what_does_not_fit(shape, workload, self.name)
+        refuse_what_does_not_fit(shape, workload, engine=self.name)
         return TransformersServer(self.transformers, shape, workload, dynamic=self.dynamic)
 
 
@@ -100,7 +100,7 @@ class TransformersServer(Server):
 
     def _next(self, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
         output = self.model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return output.logits.argmax(dim=-1)
+        return torch.argmax(output.logits, dim=-1)
 
 
 def _imported() -> Any:

@@ -1,0 +1,202 @@
+"""Promise: after 40 measurements our sampler regrets less than every other does after 80.
+
+``measure`` times every shape of a small space with the embedded engine, six repeats in one random
+order (see ``regret_table.py``); ``replay`` then lets each sampler search that table through the
+same study that a real search uses, and says how much of the exact front's hypervolume it lacks
+after 20, 40 and 80 measurements, over 10 seeds. Half of the repeats of a shape drive the search,
+the other half score it: a front is chosen by the first and valued by the second, so that a lucky
+repeat earns nothing, and who measured everything has regret 0. Seconds are CPU seconds of one
+thread, so that a shared machine may be used.
+
+    python benchmarks/regret.py measure [--table data/regret/torch.csv]
+    python benchmarks/regret.py replay [--table ...] [--methods "calibrated;tpe"] [--seeds 10]
+    python benchmarks/regret.py synthetic --table FILE  # a synthetic truth, to try the replay out
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import optuna
+from record import finish
+from regret_table import REPEATS, WORKLOAD, Truth, halves, measure, question, synthetic
+
+from scaling.files import write_json
+from scaling.shape import Shape
+from search.acquisition import reference_point
+from search.proposals import front, hypervolume
+from search.question import Question
+from search.sampler import opening
+from search.study import Effort, explore
+from search.throughput._base import Engine, Measurement
+from search.workload import Workload
+
+TABLE = Path(__file__).parent.parent / "data" / "regret" / "torch.csv"
+COUNTS = (20, 40, 80)
+ENQUEUED = 6  # shapes of the roofline's front that begin a search
+
+
+@dataclass(frozen=True)
+class Method:
+    sampler: str
+    enqueued: bool = False
+
+
+OURS = "calibrated"
+METHODS = {
+    OURS: Method("calibrated", enqueued=True),
+    "calibrated, nothing enqueued": Method("calibrated"),
+    "tpe": Method("tpe"),
+    "tpe, front enqueued": Method("tpe", enqueued=True),
+    "nsga2": Method("nsga2"),
+    "gp": Method("gp"),
+    "random": Method("random"),
+}
+
+
+class TableEngine(Engine):
+    """Answers from the half of the table that drives a search."""
+
+    name, kind = "table", "measured"
+
+    def __init__(self, asked: Question, truth: Truth, together: int) -> None:
+        self.together = together
+        rows = range(len(asked.table))
+        self._found = {asked.table[row]: truth.driving[row] for row in rows}
+
+    def measure(self, shape: Shape, workload: Workload) -> Measurement:
+        return self._found[shape]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Regret of a set of measured rows against having measured all."""
+
+    losses: np.ndarray
+    truth: Truth
+
+    def value(self, rows: np.ndarray) -> float:
+        """Hypervolume by the scoring half of the front that the driving half chooses."""
+        chosen = rows[front(self.losses[rows], self.truth.rates[rows])]
+        return hypervolume(self.losses[chosen], self.truth.scoring[chosen], self.reference)
+
+    @property
+    def reference(self) -> tuple[float, float]:
+        every = np.arange(len(self.losses))
+        best = every[front(self.losses, self.truth.rates)]
+        loss, speed = reference_point(self.losses[best], np.log(self.truth.rates[best]))
+        return loss, float(np.exp(speed))
+
+    def regret(self, rows: list[int]) -> float:
+        everything = self.value(np.arange(len(self.losses)))
+        return 1 - self.value(np.array(rows)) / everything
+
+
+def replayed(
+    method: Method, asked: Question, truth: Truth, *, seed: int, together: int
+) -> list[float]:
+    """Regret after each of COUNTS measurements.
+
+    A sampler that draws nothing by itself starts from another sixth of the roofline's front: with
+    each seed one shape of it is replaced by a random one.
+    """
+    first = opening(asked, ENQUEUED) if method.enqueued else []
+    draw = np.random.default_rng(seed)
+    if first:
+        first[int(draw.integers(len(first)))] = int(draw.integers(len(asked.table)))
+    if not first and method.sampler == OURS:
+        first = [int(draw.integers(len(asked.table)))]
+    effort = Effort(
+        measurements=max(COUNTS), first=first, sampler=method.sampler, seed=seed, together=together
+    )
+    engine = TableEngine(asked, truth, together)
+    storage = optuna.storages.InMemoryStorage()
+    found = explore(asked, engine, effort, storage=storage)
+    rows, score = list(found.known), Score(asked.losses, truth)
+    return [score.regret(rows[:count]) for count in COUNTS]
+
+
+def replay(table: Path, methods: list[str], *, seeds: int, together: int, out: Path) -> None:
+    """Run what the JSON file lacks, write it after every search, print a summary."""
+    asked = question()
+    truth = halves(table, asked.table)
+    results: dict[str, dict[str, list[float]]] = {}
+    if out.exists():
+        results = json.loads(out.read_text())["regret"]
+    for seed in range(seeds):
+        for name in methods:
+            mine = results.setdefault(name, {})
+            if str(seed) not in mine:
+                mine[str(seed)] = replayed(
+                    METHODS[name], asked, truth, seed=seed, together=together
+                )
+                about = {"table": table.name, "shapes": len(asked.table), "counts": COUNTS}
+                write_json(out, {**about, "together": together, "regret": results})
+    plot(results, out.with_suffix(".png"), f"{table.stem}: {len(asked.table)} shapes, {WORKLOAD}")
+    finish(out.stem, {"table": table.name, "shapes": len(asked.table), **summary(results)})
+
+
+def summary(results: dict[str, dict[str, list[float]]]) -> dict[str, object]:
+    """Median and quartiles by method and count, and whether the promise holds."""
+    figures = {}
+    for name, seeds in results.items():
+        quartiles = np.quantile(list(seeds.values()), [0.25, 0.5, 0.75], axis=0).T
+        figures[name] = {
+            str(count): dict(zip(("low", "median", "high"), ends.tolist(), strict=True))
+            for count, ends in zip(COUNTS, quartiles, strict=True)
+        }
+    at_80 = {name: np.median([seed[2] for seed in results[name].values()]) for name in results}
+    others = [value for name, value in at_80.items() if not name.startswith(OURS)]
+    ours = [seed[1] for seed in results.get(OURS, {}).values()]
+    holds = bool(np.median(ours) < min(others)) if ours and others else None
+    return {"regret": figures, "ours at 40 below every other at 80": holds}
+
+
+def plot(results: dict[str, dict[str, list[float]]], path: Path, title: str) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, seeds in results.items():
+        low, middle, high = np.quantile(list(seeds.values()), [0.25, 0.5, 0.75], axis=0)
+        (line,) = axes.plot(COUNTS, middle, marker="o", label=name)
+        axes.fill_between(COUNTS, low, high, color=line.get_color(), alpha=0.15)
+    axes.set(xlabel="shapes measured", ylabel="hypervolume regret", title=title, xticks=COUNTS)
+    axes.set_yscale("symlog", linthresh=1e-3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=["measure", "replay", "synthetic"])
+    parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--methods", default=";".join(METHODS), help="names separated by ;")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--together", type=int, default=4, help="shapes claimed at once")
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--out", type=Path, default=None, help="JSON of the replay")
+    options = parser.parse_args()
+    if options.part == "replay":
+        methods = [name for name in METHODS if name in options.methods.split(";")]
+        out = options.out or options.table.with_name("replay.json")
+        replay(options.table, methods or list(METHODS), seeds=options.seeds,
+               together=options.together, out=out)  # fmt: skip
+    elif options.part == "synthetic":
+        synthetic(question().table, options.table, repeats=options.repeats, seed=0)
+    else:
+        from search.throughput._torch import TorchEngine
+
+        table = question().table
+        added = measure(TorchEngine(), table, options.table, repeats=options.repeats, seed=0)
+        finish("regret_table", {"shapes": len(table), "repeats": options.repeats, "added": added})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Speeds of shapes that no engine was asked about, from the ones that it answered.
+
+:func:`estimate` fits the time model (:mod:`search.calibrate`) to what was answered and speaks for
+the rest of a space. What it says is marked ``time model`` wherever it is shown.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from scaling.catalog import Hardware, hardware
+from scaling.errors import InputError
+from scaling.shape import ShapeTable
+from search.calibrate import TimeModel
+from search.held_out import FEWEST, held_out
+from search.proposals import TIME_MODEL
+from search.throughput._base import Engine, Measurement
+from search.workload import Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimates:
+    """Output tokens/s, TTFT and TPOT of every shape of a table, (n,); NaN where it does not fit.
+
+    ``deviation`` is the standard deviation of ln tokens/s, (n,).
+    """
+
+    engine: Engine
+    workload: Workload
+    rate: np.ndarray
+    deviation: np.ndarray
+    ttft: np.ndarray
+    tpot: np.ndarray
+
+    def measurement(self, row: int) -> Measurement:
+        """One row as an engine would have answered it, marked as the time model's."""
+        rate, spread = float(self.rate[row]), float(np.exp(1.96 * self.deviation[row]))
+        work = self.workload
+        return Measurement(
+            engine=f"{TIME_MODEL} of {self.engine.label}",
+            kind=TIME_MODEL,
+            workload=str(work),
+            device=self.engine.label,
+            version="1",
+            repeats=0,
+            output_tokens_per_second=rate,
+            low=rate / spread,
+            high=rate * spread,
+            ttft=float(self.ttft[row]),
+            tpot=float(self.tpot[row]),
+            prefill_tokens_per_second=work.concurrency * work.input_tokens / float(self.ttft[row]),
+            decode_tokens_per_second=work.concurrency / float(self.tpot[row]),
+            wall_seconds=0.0,
+            cpu_seconds=0.0,
+            load=None,
+            disturbed=False,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """How well the time model says what the engine answered, each shape left out in turn.
+
+    ``rows`` are those answered, ``answered`` and ``predicted`` their tokens/s; ``error`` is the
+    mean absolute error as a fraction, ``rank_correlation`` Spearman's, None where all are equal,
+    ``coverage`` the fraction inside the predicted 95 % interval.
+    """
+
+    rows: list[int]
+    answered: list[float]
+    predicted: list[float]
+    error: float
+    rank_correlation: float | None
+    coverage: float
+
+
+def estimate(
+    table: ShapeTable,
+    found: Mapping[int, Measurement | str],
+    engine: Engine,
+    workload: Workload,
+) -> Estimates:
+    """Speak for a whole space from the rows that an engine answered."""
+    rows, answers = _answered(found)
+    device = device_of(engine)
+    model = TimeModel.fit(table.take(rows), answers, workload, device=device)
+    forecast = model.forecast(table)
+    fits = np.ones(len(table), dtype=bool)
+    if device is not None:
+        fits = needed_memory(table, workload) <= device.memory
+    return Estimates(
+        engine=engine,
+        workload=workload,
+        rate=np.where(fits, forecast.rate, np.nan),
+        deviation=forecast.deviation,
+        ttft=np.where(fits, forecast.ttft, np.nan),
+        tpot=np.where(fits, forecast.tpot, np.nan),
+    )
+
+
+def check(
+    table: ShapeTable,
+    found: Mapping[int, Measurement | str],
+    engine: Engine,
+    workload: Workload,
+) -> Check | None:
+    """Predict each answered row from the others; None where there are too few."""
+    rows, answers = _answered(found)
+    if len(rows) < FEWEST:
+        return None
+    told = held_out(table.take(rows), answers, workload, folds=len(rows), device=device_of(engine))
+    return Check(
+        rows=rows.tolist(),
+        answered=told.measured.tolist(),
+        predicted=told.predicted.tolist(),
+        error=told.mape,
+        rank_correlation=None if np.isnan(told.spearman) else told.spearman,
+        coverage=told.coverage,
+    )
+
+
+def device_of(engine: Engine) -> Hardware | None:
+    """Published figures of an engine's hardware, by what its label names behind the colon."""
+    key = engine.label.partition(":")[2].partition("_")[0]
+    try:
+        return hardware(key) if key else None
+    except InputError:
+        return None
+
+
+def needed_memory(table: ShapeTable, workload: Workload) -> np.ndarray:
+    """Bytes of weights and full KV caches of every shape, (n,)."""
+    length = workload.input_tokens + workload.output_tokens
+    cache = workload.concurrency * length * table.kv_bytes(workload.kv_bytes_per_value)
+    return np.asarray(table.weight_bytes(workload.bytes_per_value) + cache)
+
+
+def roofline(
+    table: ShapeTable, workload: Workload, device: Hardware
+) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds to the first token and per token after it, (n,): arithmetic or memory at its peak.
+
+    The formulas of :class:`search.throughput._roofline.RooflineEngine` over a whole table; NaN
+    where weights and cache exceed the device's memory.
+    """
+    size, cached = workload.bytes_per_value, workload.kv_bytes_per_value
+    peak = device.peak_flops.get(workload.dtype, max(device.peak_flops.values()))
+    weights = table.weight_bytes(size)
+    cache = workload.concurrency * table.kv_bytes(cached)
+    prompt = workload.concurrency * workload.input_tokens
+    ttft = np.maximum(
+        prompt * table.forward_flops(workload.input_tokens / 2) / peak, weights / device.bandwidth
+    )
+    context = workload.input_tokens + workload.output_tokens / 2
+    step = np.maximum(
+        workload.concurrency * table.forward_flops(context) / peak,
+        (weights + cache * context) / device.bandwidth,
+    )
+    fits = needed_memory(table, workload) <= device.memory
+    return np.where(fits, ttft, np.nan), np.where(fits, step, np.nan)
+
+
+def _answered(found: Mapping[int, Measurement | str]) -> tuple[np.ndarray, list[Measurement]]:
+    """Rows with a measurement, and these."""
+    known = {row: result for row, result in found.items() if isinstance(result, Measurement)}
+    return np.array(list(known), dtype=int), list(known.values())
