@@ -14,9 +14,7 @@ LEFT_OUT = {"torch", "torchaudio", "torchcodec", "torchvision"}
 def needed(requirements: list[str]) -> list[str]:
     """Requirements that are neither optional nor left out."""
     names = {line: re.match(r"[\w.-]+", line)[0] for line in requirements}
-    return [
-        line for line, name in names.items() if "extra ==" not in line and name not in LEFT_OUT
-    ]
+    return [line for line, name in names.items() if "extra ==" not in line and name not in LEFT_OUT]
 
 
 if __name__ == "__main__":

@@ -122,11 +122,13 @@ def check(
 
 def device_of(engine: Engine) -> Hardware | None:
     """Published figures of an engine's hardware, by what its label names behind the colon."""
-    key = engine.label.partition(":")[2].partition("_")[0]
-    try:
-        return hardware(key) if key else None
-    except InputError:
-        return None
+    text = engine.label.partition(":")[2]
+    for key in (text, text.rpartition("-")[0]):  # HARDWARE or HARDWARE-BACKEND
+        try:
+            return hardware(key)
+        except InputError:
+            continue
+    return None
 
 
 def needed_memory(table: ShapeTable, workload: Workload) -> np.ndarray:

@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scaling.catalog import shape_named
+from scaling.catalog import hardware, shape_named
 from scaling.errors import InputError, WorkError
 from scaling.shape import Shape
+from search.estimating import device_of
 from search.throughput import _aiconfigurator, _llamacpp, _process, _vllm
 from search.throughput._aiconfigurator import AiconfiguratorEngine
 from search.throughput._base import Measurement
 from search.throughput._llamacpp import LlamaCppEngine, write_random_gguf
 from search.throughput._process import MissingError, Process, bytes_served
 from search.throughput._vllm import VllmEngine
-from search.throughput.registry import ENGINES, engines_here
+from search.throughput.registry import ENGINES, engine_named, engines_here
 from search.workload import parse_workload
 
 SHAPE = Shape(
@@ -211,6 +212,15 @@ def test_a_predictor_keeps_its_process_between_shapes(
 def test_hardware_without_tables_is_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"must be GPU\[-BACKEND\] with a100, b200, h100, h200"):
         AiconfiguratorEngine(text)
+
+
+def test_the_time_model_knows_the_hardware_behind_a_backend(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = device_of(predictor(monkeypatch, tmp_path, "h200-sglang"))
+    assert found == hardware("h200")
+    assert device_of(engine_named("roofline:graviton4-core")) == hardware("graviton4-core")
+    assert device_of(engine_named("torch")) is None
 
 
 def no_package(name: str) -> str:

@@ -60,7 +60,7 @@ class AiconfiguratorEngine(Engine):
                 "write for example aiconfigurator:h200-sglang"
             )
         self.limit = hardware(self.gpu).memory
-        self.device_name = hardware(self.gpu).name
+        self.device = hardware(self.gpu).name
         self.python = os.environ.get(SETTING) or sys.executable
         self.process: Process | None = None
         if self.python == sys.executable:
@@ -78,7 +78,7 @@ class AiconfiguratorEngine(Engine):
         kv_type = workload.kv_dtype if workload.kv_dtype in NARROW else None
         tabled = replace(workload, dtype="bfloat16", kv_dtype=kv_type)
         refuse_above(
-            self.limit, bytes_served(shape, tabled), f"{shape} under {workload}", self.device_name
+            self.limit, bytes_served(shape, tabled), f"{shape} under {workload}", self.device
         )
         with tempfile.TemporaryDirectory(prefix="shapelaw-") as parent:
             # The tables' reader remembers a config by its path: a new path for every shape.
@@ -136,7 +136,7 @@ class AiconfiguratorEngine(Engine):
             engine=self.label,
             kind=self.kind,
             workload=str(workload),
-            device=f"{self.device_name}, {self.backend} {found['tables']}, bfloat16",
+            device=f"{self.device}, {self.backend} {found['tables']}, bfloat16",
             version=self.version,
             repeats=0,
             output_tokens_per_second=rate,
