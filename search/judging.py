@@ -1,6 +1,7 @@
 """What to say about a proposal: service level, differences, why it stands on the front."""
 
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,6 +20,7 @@ from search.workload import LIMITS, Workload
 TOLD = 1.1  # a quantity that differs from the baseline's by less is not worth a word
 OUTSIDE = re.compile(r"(\w+) (\S+) is (\S+ decades (?:above|below)) the runs' (\S+)")
 LETTERS = {N: "N", D: "D", "hidden_over_sqrt_n": "d/√N", "mlp_to_attention": "MLP/attention"}
+LONGEST = 160  # letters of an engine's reason that are shown beside a row; files have all
 SAID = 2  # changes that are named for each shape
 
 
@@ -101,7 +103,7 @@ def plainly(warning: str) -> str:
     """
     match = OUTSIDE.fullmatch(warning)
     if match is None:
-        return warning
+        return textwrap.shorten(warning, LONGEST, placeholder=" …")
     name, value, apart, end = match.groups()
     if name in LETTERS:
         value, end = format_count(float(value)), format_count(float(end))

@@ -14,7 +14,16 @@ from scaling.fits import Fit
 from scaling.links import Links
 from scaling.shape import RATIOS, Shape, ShapeTable
 from scaling.space import CONVENTIONS, Space, nearest_proportions, within
-from search.estimating import Check, Estimates, check, device_of, estimate
+from search.estimating import (
+    Check,
+    Estimates,
+    ahead_of,
+    check,
+    device_of,
+    estimate,
+    runnable,
+    thinned,
+)
 from search.judging import (
     broken_limits,
     differences,
@@ -41,6 +50,7 @@ RATIO_SLACK = 1.1  # how far outside the fitted range of a ratio a proposal may 
 MOST_SHAPES = 2_000_000  # the time model speaks of all of them after every answer
 FLAT = 1e-3  # predicted losses this close, as a fraction, are one
 SPREAD = 6  # shapes of the cheap front that are measured first
+ROUNDS = 3  # times that refused shapes are made up for
 LEADERS = 3  # one in so many measurements goes to the leaders of the time model
 Found = dict[int, Measurement | str]
 
@@ -116,7 +126,8 @@ def find(
         Shapes that the engine is asked about.
     estimated
         The most shapes to add that only the time model answers for; with any, a third of the
-        measurements goes to the leaders that it names.
+        measurements, and one for each shape that the engine refused, goes to the leaders that the
+        time model names.
 
     Returns
     -------
@@ -146,15 +157,19 @@ def find(
     if not any(isinstance(result, Measurement) for result in found.values()):
         raise InputError(f"the engine ran none of the shapes: {next(iter(found.values()))}")
     speaks = estimated > 0 and len(found) < len(table)
-    if speaks and leaders:
+    for _ in range(ROUNDS if speaks else 0):
+        missing = measurements - sum(isinstance(result, Measurement) for result in found.values())
         before = estimate(table, found, target.engine, target.workload)
-        ahead = _ahead(before, found, losses, baseline)
-        found = ask([*found, *_spread_over(ahead, leaders)], measurements)
+        ahead = ahead_of(before, found, losses, baseline, among=runnable(table, found))
+        wanted = thinned(ahead, missing)
+        if not wanted:
+            break
+        found = ask([*found, *wanted], len(found) + len(wanted))
     added: dict[int, Measurement] = {}
     model = estimate(table, found, target.engine, target.workload) if speaks else None
     if model is not None:
-        ahead = _ahead(model, found, losses, baseline)
-        added = {row: model.measurement(row) for row in _spread_over(ahead, estimated)}
+        ahead = ahead_of(model, found, losses, baseline)
+        added = {row: model.measurement(row) for row in thinned(ahead, estimated)}
     _served(found, model, target.workload)
     everything: Found = {**found, **added}
     roles = _roles(everything, losses, baseline, best, target.workload)
@@ -214,34 +229,6 @@ def _with_baseline(table: ShapeTable, target: Target) -> tuple[ShapeTable, int]:
     one = ShapeTable.of([own])
     columns = {f.name: np.append(getattr(table, f.name), getattr(one, f.name)) for f in fields(one)}
     return ShapeTable(**columns), len(table)
-
-
-def _ahead(model: Estimates, found: Found, losses: np.ndarray, baseline: int) -> list[int]:
-    """Unanswered rows on the front of the time model and the answers: accurate to fast.
-
-    The fastest of no more loss than the baseline comes first: it is what most people want.
-    """
-    speeds = np.where(np.isfinite(model.rate), model.rate, 0.0)
-    work = model.workload
-    for times, limit in ((model.ttft, work.max_ttft), (model.tpot, work.max_tpot)):
-        if limit is not None:
-            speeds = np.where(times <= limit, speeds, 0.0)
-    for row, result in found.items():
-        fine = isinstance(result, Measurement) and not broken_limits(result, work)
-        speeds[row] = result.output_tokens_per_second if fine else 0.0  # type: ignore[union-attr]
-    rows = np.flatnonzero(front(losses, speeds) & (speeds > 0))
-    ahead = [int(row) for row in rows[np.argsort(losses[rows])] if int(row) not in found]
-    equal = [row for row in ahead if losses[row] <= losses[baseline]]
-    first = max(equal, key=lambda row: speeds[row], default=None)
-    return ahead if first is None else [first, *(row for row in ahead if row != first)]
-
-
-def _spread_over(rows: list[int], most: int) -> list[int]:
-    """The first, and the others thinned evenly."""
-    if len(rows) <= most:
-        return rows
-    others = np.linspace(1, len(rows) - 1, max(most - 1, 0)).round().astype(int)
-    return [rows[0], *(rows[place] for place in others)][:most]
 
 
 def _served(found: Found, model: Estimates | None, workload: Workload) -> None:
