@@ -22,7 +22,11 @@ from scaling.shape import RATIOS, Shape
 from scaling.space import Space, usual_steps
 from search.judging import of_the_budget, plainly
 from search.proposals import Proposal, write_proposals
-from search.propose import Outcome, Target, find
+from search.propose import Outcome, Search, find
+from search.reach import Target
+from search.sampler import CALIBRATED
+from search.throughput._base import Engine
+from search.throughput.cache import CachedEngine, MeasurementStore
 from search.throughput.registry import engine_named
 from search.workload import Workload, parse_workload
 
@@ -44,6 +48,8 @@ class Request:
     are the most shapes that the engine and the time model answer for (None: as the engine bears);
     ``worse`` is the per cent by which a loss may exceed the baseline's; ``link`` and
     ``validation`` lead to accuracies; ``limits`` are further limits of the workload in seconds.
+    ``fastest``, ``sampler``, ``short`` and ``storage`` say how to search; ``keep`` and ``fresh``
+    whether measurements are kept for the user, and made again.
     """
 
     params: str
@@ -65,6 +71,12 @@ class Request:
     link: str | None = None
     validation: str = ""
     limits: dict[str, float | None] = field(default_factory=dict)
+    fastest: bool = False
+    sampler: str = CALIBRATED
+    short: int | None = None
+    storage: str | None = None
+    keep: bool = True
+    fresh: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +103,14 @@ def answer(request: Request, out: Path | None) -> Answer:
         outcome = find(
             fitted,
             target,
-            storage=(out or Path(scratch)) / "study.log",
-            measurements=request.measurements or _bearable(request.engine),
-            estimated=request.estimated,
-            seed=request.seed,
+            Search(
+                measurements=request.measurements or _bearable(request.engine),
+                estimated=request.estimated,
+                short=request.short,
+                sampler=request.sampler,
+                seed=request.seed,
+            ),
+            storage=request.storage or (out or Path(scratch)) / "study.log",
         )
     about = _about(request, target, fitted, basis, outcome)
     if out is not None:
@@ -235,13 +251,22 @@ def _target(request: Request) -> Target:
         ),
         tokens=parse_count(request.tokens),
         workload=_workload(request),
-        engine=engine_named(request.engine),
+        engine=_engine(request),
         baseline_name=request.baseline,
         baseline=baseline,
         worse=request.worse / 100,
+        fastest=request.fastest,
         links=None if request.link is None else load_link(request.link),
         validation=request.validation,
     )
+
+
+def _engine(request: Request) -> Engine:
+    """The engine; what it measured once is kept, unless unwanted."""
+    engine = engine_named(request.engine)
+    if not request.keep:
+        return engine
+    return CachedEngine(engine, MeasurementStore.of_user(), fresh=request.fresh)
 
 
 def _constraints(where: tuple[str, ...]) -> dict[str, Any]:
@@ -287,6 +312,9 @@ def in_table(proposals: list[Proposal]) -> pd.DataFrame:
         ),
         "KV/token": lambda p: in_bytes(p.shape.kv_bytes()),
         "weights": lambda p: in_bytes(p.shape.weight_bytes()),
+        "in front": lambda p: (
+            "–" if p.front_probability is None else f"{100 * p.front_probability:.0f} %"
+        ),
         "why": lambda p: p.why,
         "beyond the runs": lambda p: "; ".join(
             plainly(words) for words in p.warnings if not of_the_budget(words)
@@ -294,6 +322,8 @@ def in_table(proposals: list[Proposal]) -> pd.DataFrame:
     }
     if all(p.accuracy is None for p in shown):
         del cells["predicted accuracy"]
+    if all(p.front_probability is None for p in shown):
+        del cells["in front"]
     return pd.DataFrame([{name: cell(p) for name, cell in cells.items()} for p in shown])
 
 

@@ -165,6 +165,25 @@ def propose(
     estimated: Annotated[
         int, typer.Option(help="Most shapes that only the time model answers for.", min=0)
     ] = 12,
+    fastest: Annotated[
+        bool,
+        typer.Option("--fastest", help="One goal: throughput, at no more loss than the baseline."),
+    ] = False,
+    short: Annotated[
+        int | None,
+        typer.Option(help="Search with so few output tokens; leaders at full length.", min=2),
+    ] = None,
+    sampler: Annotated[
+        str, typer.Option(help="calibrated, tpe, nsga2, gp or random.")
+    ] = "calibrated",
+    storage: Annotated[
+        str | None,
+        typer.Option(help="Study in postgresql://... or a file: several may search at once."),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is kept.")] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Keep nothing, look up nothing.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for proposals, configs, pictures and report.html.")
     ] = None,
@@ -182,6 +201,8 @@ def propose(
         head_dims=head_dim, vocab_size=vocab, measurements=measurements, seed=seed,
         estimated=estimated, worse=worse, where=tuple(where or ()), link=link,
         validation=validation, limits={"max_ttft": max_ttft, "max_tpot": max_tpot},
+        fastest=fastest, short=short, sampler=sampler, storage=storage, keep=not no_cache,
+        fresh=fresh,
     )  # fmt: skip
     found = answer(request, out)
     pages = None if out is None else write_pages(out)

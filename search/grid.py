@@ -5,16 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scaling.grid import FREE_FIELDS
 from scaling.shape import ShapeTable
-
-FREE_FIELDS = (
-    "num_hidden_layers",
-    "hidden_size",
-    "head_dim",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "intermediate_size",
-)
 
 
 @dataclass(frozen=True)

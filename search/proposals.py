@@ -10,6 +10,7 @@ import numpy as np
 from scaling.accuracies import Accuracy
 from scaling.errors import InputError
 from scaling.files import read_json, write_json
+from scaling.fronts import front_mask
 from scaling.shape import Shape
 from search.throughput._base import Measurement
 
@@ -32,8 +33,9 @@ class Proposal:
     ``difference`` is the predicted loss minus the baseline's, ``difference_low`` to
     ``difference_high`` what the law knows of it at 95 %: what both have in common cancels, and the
     noise of two new runs is not in it. ``speedup`` is throughput over the baseline's;
-    ``accuracy`` comes from a link, where one applies; ``why`` says in a few words what a shape of
-    the front is good for.
+    ``front_probability`` says how sure the measurements are that a shape of those measured again
+    at the end stands on their front; ``accuracy`` comes from a link, where one applies; ``why``
+    says in a few words what a shape of the front is good for.
     """
 
     shape: Shape
@@ -44,6 +46,7 @@ class Proposal:
     loss_high: float
     throughput: Measurement | None
     on_front: bool = False
+    front_probability: float | None = None
     warnings: list[str] = field(default_factory=list)
     difference: float = 0.0
     difference_low: float = 0.0
@@ -90,6 +93,7 @@ class Proposal:
             "workload": measured.workload if measured else None,
             "device": measured.device if measured else None,
             "on_front": self.on_front,
+            "front_probability": self.front_probability,
             "why": self.why,
             "warnings": self.warnings,
         }
@@ -104,13 +108,7 @@ def shape_name(shape: Shape) -> str:
 
 def front(losses: Floats, throughputs: Floats) -> np.ndarray:
     """Mask of the points that no other point beats: lower loss, higher throughput."""
-    loss, speed = np.asarray(losses, dtype=float), np.asarray(throughputs, dtype=float)
-    order = np.lexsort((loss, -speed))
-    best, mask = np.inf, np.zeros(len(loss), dtype=bool)
-    for row in order:
-        if loss[row] < best:
-            best, mask[row] = loss[row], True
-    return mask
+    return front_mask(np.asarray(losses, dtype=float), -np.asarray(throughputs, dtype=float))
 
 
 def hypervolume(losses: Floats, throughputs: Floats, reference: tuple[float, float]) -> float:

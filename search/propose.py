@@ -1,8 +1,7 @@
 """From a law and a budget to ranked proposals: enumerate, predict, search, name the roles."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,7 @@ import pandas as pd
 from scaling.composition import D
 from scaling.errors import InputError
 from scaling.fits import Fit
-from scaling.links import Links
-from scaling.shape import RATIOS, Shape, ShapeTable
-from scaling.space import CONVENTIONS, Space, nearest_proportions, within
+from scaling.shape import Shape, ShapeTable
 from search.estimating import (
     Check,
     Estimates,
@@ -32,47 +29,25 @@ from search.judging import (
     unseen_by,
     with_reasons,
 )
+from search.leaders import measure_again
 from search.proposals import (
     BASELINE,
     CANDIDATE,
     FAST,
     LOSS_OPTIMAL,
-    SHAPE_KEY,
     Proposal,
-    front,
 )
-from search.question import Question
-from search.study import Effort, explore
+from search.question import Goal, Question
+from search.reach import Target, best_of, candidates, cheap_front
+from search.sampler import CALIBRATED
+from search.storages import Address
+from search.study import Effort, Found, explore
 from search.throughput._base import Engine, Measurement
 from search.workload import Workload
 
-RATIO_SLACK = 1.1  # how far outside the fitted range of a ratio a proposal may lie
-MOST_SHAPES = 2_000_000  # the time model speaks of all of them after every answer
-FLAT = 1e-3  # predicted losses this close, as a fraction, are one
-SPREAD = 6  # shapes of the cheap front that are measured first
 ROUNDS = 3  # times that refused shapes are made up for
 LEADERS = 3  # one in so many measurements goes to the leaders of the time model
-Found = dict[int, Measurement | str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """What is asked for: a space, a token budget, a workload on an engine, a model to beat.
-
-    ``worse`` is the fraction by which a candidate's predicted loss may exceed the baseline's.
-    ``links`` give accuracies where the law's losses are on the ``validation`` set that they hold
-    for.
-    """
-
-    space: Space
-    tokens: int
-    workload: Workload
-    engine: Engine
-    baseline_name: str
-    baseline: Shape
-    worse: float = np.inf
-    links: Links | None = None
-    validation: str = ""
+Answers = dict[int, Measurement | str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,36 +66,11 @@ class Outcome:
     answered_shapes: tuple[Shape, ...] = ()  # of ``check``, in its order
 
 
-def propose(
-    fit: Fit,
-    target: Target,
-    *,
-    storage: Path,
-    measurements: int = 24,
-    seed: int = 0,
-    report: Callable[[int], None] = lambda done: None,
-) -> list[Proposal]:
-    """Measure the shapes that a study proposes and rank them: the proposals of :func:`find`."""
-    found = find(fit, target, storage=storage, measurements=measurements, seed=seed, report=report)
-    return found.proposals
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """How shapes are found.
 
-
-def find(
-    fit: Fit,
-    target: Target,
-    *,
-    storage: Path,
-    measurements: int = 24,
-    estimated: int = 0,
-    seed: int = 0,
-    report: Callable[[int], None] = lambda done: None,
-) -> Outcome:
-    """Measure the shapes that a study proposes, let the time model add to them, and rank them.
-
-    The baseline is a known model where it has the budget's size, else a shape of its proportions.
-    Every other shape lies within 10 % of the ratios that the law was fitted on.
-
-    Parameters
+    Attributes
     ----------
     measurements
         Shapes that the engine is asked about.
@@ -128,6 +78,50 @@ def find(
         The most shapes to add that only the time model answers for; with any, a third of the
         measurements, and one for each shape that the engine refused, goes to the leaders that the
         time model names.
+    leaders
+        Shapes that an engine which really measures is asked about again at the end, beside the
+        baseline and in turns with it.
+    short
+        Output tokens of the search, where that is fewer than the workload's; then only the leaders
+        are measured at full length and proposed (arXiv 2510.18245 and 2508.10251 do so).
+    sampler
+        One of :data:`search.sampler.SAMPLERS`.
+    """
+
+    measurements: int = 24
+    estimated: int = 0
+    leaders: int = 8
+    short: int | None = None
+    sampler: str = CALIBRATED
+    seed: int = 0
+
+
+def propose(
+    fit: Fit,
+    target: Target,
+    *,
+    storage: Address,
+    measurements: int = 24,
+    seed: int = 0,
+    report: Callable[[int], None] = lambda done: None,
+) -> list[Proposal]:
+    """Measure the shapes that a study proposes and rank them: the proposals of :func:`find`."""
+    effort = Search(measurements=measurements, seed=seed)
+    return find(fit, target, effort, storage=storage, report=report).proposals
+
+
+def find(
+    fit: Fit,
+    target: Target,
+    effort: Search,
+    *,
+    storage: Address,
+    report: Callable[[int], None] = lambda done: None,
+) -> Outcome:
+    """Measure the shapes that a study proposes, let the time model add to them, and rank them.
+
+    The baseline is a known model where it has the budget's size, else a shape of its proportions.
+    Every other shape lies within 10 % of the ratios that the law was fitted on.
 
     Returns
     -------
@@ -139,43 +133,30 @@ def find(
         No shape of the budget lies in the fitted ranges, the engine runs none, or none meets the
         service level.
     """
-    table, baseline, enumerated = _candidates(fit, target)
+    table, baseline, enumerated = candidates(fit, target)
     frame = table.frame().assign(**{D: target.tokens})
     losses = fit.central(frame)
-    best = _best(fit, table, np.where(np.arange(len(table)) == baseline, np.inf, losses))
-    first = [baseline, best, *_cheap_front(table, losses, target.workload)]
+    best = best_of(fit, table, np.where(np.arange(len(table)) == baseline, np.inf, losses))
+    first = [baseline, best, *cheap_front(table, losses, target.workload)]
+    goal = Goal(max_loss=float(losses[baseline]), fastest=True) if target.fastest else Goal()
+    work = target.workload if effort.short is None else target.workload.shortened(effort.short)
     question = Question(
-        table=table, losses=losses, workload=target.workload, device=device_of(target.engine)
+        table=table, losses=losses, workload=work, goal=goal, device=device_of(target.engine)
     )
-
-    def ask(rows: list[int], wanted: int) -> Found:
-        effort = Effort(first=list(dict.fromkeys(rows)), measurements=wanted, seed=seed)
-        return explore(question, target.engine, effort, storage=storage, report=report).known
-
-    leaders = measurements // LEADERS if estimated else 0
-    found = ask(first[: max(2, measurements - leaders)], measurements - leaders)
-    if not any(isinstance(result, Measurement) for result in found.values()):
-        raise InputError(f"the engine ran none of the shapes: {next(iter(found.values()))}")
-    speaks = estimated > 0 and len(found) < len(table)
-    for _ in range(ROUNDS if speaks else 0):
-        missing = measurements - sum(isinstance(result, Measurement) for result in found.values())
-        before = estimate(table, found, target.engine, target.workload)
-        ahead = ahead_of(before, found, losses, baseline, among=runnable(table, found))
-        wanted = thinned(ahead, missing)
-        if not wanted:
-            break
-        found = ask([*found, *wanted], len(found) + len(wanted))
+    answers = _answers(question, target.engine, effort, first, storage, report)
+    found, probability = _confirmed(answers, target, effort, baseline)
+    speaks = effort.estimated > 0 and len(found) < len(table) and work == target.workload
     added: dict[int, Measurement] = {}
     model = estimate(table, found, target.engine, target.workload) if speaks else None
     if model is not None:
         ahead = ahead_of(model, found, losses, baseline)
-        added = {row: model.measurement(row) for row in thinned(ahead, estimated)}
+        added = {row: model.measurement(row) for row in thinned(ahead, effort.estimated)}
     _served(found, model, target.workload)
-    everything: Found = {**found, **added}
+    everything: Answers = {**found, **added}
     roles = _roles(everything, losses, baseline, best, target.workload)
     held_out = check(table, found, target.engine, target.workload) if speaks else None
     return Outcome(
-        proposals=_ranked(fit, target, table, frame, everything, roles),
+        proposals=_ranked(fit, target, table, frame, everything, roles, probability),
         enumerated=enumerated,
         considered=len(table),
         notes=unseen_by(fit),
@@ -184,54 +165,56 @@ def find(
     )
 
 
-def _candidates(fit: Fit, target: Target) -> tuple[ShapeTable, int, int]:
-    """The shapes in reach of the law, the baseline's row, and how many the budget has."""
-    if (size := target.space.size()) > MOST_SHAPES:
-        raise InputError(
-            f"a search takes at most {MOST_SHAPES:,} shapes, but the space has about {size:.1e}; "
-            "give fewer --layers or --head-dim, a smaller --tolerance, or --where on layers, "
-            "hidden size and heads"
-        )
-    everything = target.space.enumerate()
-    everything, baseline = _with_baseline(everything, target)
-    ranges = {name: ends for name, ends in fit.ranges.items() if name in RATIOS}
-    mask = within(everything, ranges, RATIO_SLACK)
-    if not mask.any():
-        shown = ", ".join(f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in ranges.items())
-        raise InputError(
-            f"none of the {len(everything)} shapes of the budget lies in the fitted ranges "
-            f"({shown}); change --layers or --head-dim, or fit on other runs"
-        )
-    if np.isfinite(target.worse):
-        losses = fit.central(everything.frame().assign(**{D: target.tokens}))
-        near = mask & (losses <= losses[baseline] * (1 + target.worse))
-        if not near.any():
-            raise InputError(
-                f"`predicted loss <= {1 + target.worse:g} x the baseline's` leaves none of the "
-                f"{mask.sum()} shapes in the fitted ranges: the best of them has "
-                f"{losses[mask].min() / losses[baseline]:.3f} times the baseline's; raise --worse"
-            )
-        mask = near
-    mask[baseline] = True
-    return everything.take(mask), int(mask[:baseline].sum()), len(everything)
+def _answers(
+    question: Question,
+    engine: Engine,
+    effort: Search,
+    first: list[int],
+    storage: Address,
+    report: Callable[[int], None],
+) -> Found:
+    """What the engine says of the shapes that the study, and then the time model, ask about."""
+    baseline = first[0]
+
+    def ask(rows: list[int], wanted: int) -> Found:
+        asked = Effort(
+            first=list(dict.fromkeys(rows)), measurements=wanted, sampler=effort.sampler,
+            seed=effort.seed,
+        )  # fmt: skip
+        return explore(question, engine, asked, storage=storage, report=report)
+
+    leaders = effort.measurements // LEADERS if effort.estimated else 0
+    wanted = effort.measurements - leaders
+    found = ask(first[: max(2, wanted)], wanted)
+    if not found.measured:
+        raise InputError(f"the engine ran none of the shapes: {next(iter(found.known.values()))}")
+    for _ in range(ROUNDS if effort.estimated and len(found.known) < len(question.table) else 0):
+        missing = effort.measurements - len(found.measured)
+        before = estimate(question.table, found.known, engine, question.workload)
+        among = runnable(question.table, found.known)
+        ahead = ahead_of(before, found.known, question.losses, baseline, among=among)
+        rows = thinned(ahead, missing)
+        if not rows:
+            break
+        found = ask([*found.known, *rows], len(found.known) + len(rows))
+    return found
 
 
-def _with_baseline(table: ShapeTable, target: Target) -> tuple[ShapeTable, int]:
-    """The baseline's row: the model itself where it has the size, else its proportions."""
-    space = target.space
-    own = replace(target.baseline, vocab_size=space.vocab_size)
-    size = getattr(own, CONVENTIONS[space.convention])
-    if abs(size / space.parameters - 1) > space.tolerance:
-        return table, nearest_proportions(table, target.baseline, space.parameters)
-    same = np.all([getattr(table, name) == getattr(own, name) for name in SHAPE_KEY], axis=0)
-    if same.any():
-        return table, int(np.flatnonzero(same)[0])
-    one = ShapeTable.of([own])
-    columns = {f.name: np.append(getattr(table, f.name), getattr(one, f.name)) for f in fields(one)}
-    return ShapeTable(**columns), len(table)
+def _confirmed(
+    found: Found, target: Target, effort: Search, baseline: int
+) -> tuple[Answers, dict[int, float]]:
+    """The answers with the leaders measured again, and these rows' chances of being in front."""
+    if target.engine.kind != "measured" or effort.leaders < 1:
+        return found.known, {}
+    full = target.workload
+    again = measure_again(found, target.engine, workload=full, most=effort.leaders,
+                          always=[baseline])  # fmt: skip
+    if found.question.workload != full:
+        return again.again, again.probability
+    return {**found.known, **again.again}, again.probability
 
 
-def _served(found: Found, model: Estimates | None, workload: Workload) -> None:
+def _served(found: Answers, model: Estimates | None, workload: Workload) -> None:
     """Refuse a service level that nothing meets, by what was answered and what is estimated."""
     answered = [result for result in found.values() if isinstance(result, Measurement)]
     ttft = np.array([result.ttft for result in answered])
@@ -239,35 +222,6 @@ def _served(found: Found, model: Estimates | None, workload: Workload) -> None:
     if model is not None:
         ttft, tpot = np.append(ttft, model.ttft), np.append(tpot, model.tpot)
     require_service(ttft, tpot, workload)
-
-
-def _best(fit: Fit, table: ShapeTable, losses: np.ndarray) -> int:
-    """The shape of the lowest predicted loss; in its flat valley, the one nearest to the runs.
-
-    Where the law has no slope (a factor that is not resolved is held at no effect), the lowest
-    value alone would pick an arbitrary extreme.
-    """
-    valley = np.flatnonzero(losses <= losses.min() * (1 + FLAT))
-    apart = np.zeros(len(valley))
-    for name in RATIOS:
-        if name in fit.ranges:
-            low, high = np.log(fit.ranges[name])
-            values = np.log(getattr(table, name)[valley])
-            apart += ((values - (low + high) / 2) / max(high - low, 1e-9)) ** 2
-    return int(valley[np.argmin(apart)])
-
-
-def _cheap_front(table: ShapeTable, losses: np.ndarray, workload: Workload) -> list[int]:
-    """A few shapes along the front of predicted loss against FLOPs and cache per token.
-
-    The cost is a stand-in that needs no measurement: it only decides where the search begins.
-    """
-    context = workload.input_tokens + workload.output_tokens / 2
-    cost = table.forward_flops(context) + table.kv_bytes(4) * context
-    rows = np.flatnonzero(front(losses, 1 / cost))
-    rows = rows[np.argsort(losses[rows])]
-    picked = np.linspace(0, len(rows) - 1, min(SPREAD, len(rows))).round().astype(int)
-    return [int(row) for row in rows[picked]]
 
 
 def _roles(
@@ -303,8 +257,9 @@ def _ranked(
     target: Target,
     table: ShapeTable,
     frame: pd.DataFrame,
-    found: Found,
+    found: Answers,
     roles: dict[int, str],
+    probability: Mapping[int, float],
 ) -> list[Proposal]:
     baseline = next(row for row, role in roles.items() if role == BASELINE)
     rows = [baseline, *(row for row in found if row != baseline)]
@@ -325,6 +280,7 @@ def _ranked(
                 throughput=measured,
                 warnings=_warnings(fit, frame.iloc[row], result, target.workload),
                 speedup=_speedup(measured, reference),
+                front_probability=probability.get(row),
                 **numbers,  # type: ignore[arg-type]
             )
         )

@@ -29,7 +29,8 @@ from scaling.shape import Shape
 from scaling.space import Space
 from search.progress import Display
 from search.proposals import BASELINE, FAST, LOSS_OPTIMAL, Proposal, write_proposals
-from search.propose import Target, propose
+from search.propose import propose
+from search.reach import Target
 from search.report import write_report
 from search.throughput.registry import engine_named
 from search.workload import PRESETS

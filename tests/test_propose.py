@@ -14,8 +14,9 @@ from scaling.shape import RATIOS, Shape
 from scaling.space import Space, nearest_proportions, within
 from search.judging import mark_front
 from search.proposals import BASELINE, CANDIDATE, FAST, LOSS_OPTIMAL, Proposal
-from search.propose import FLAT, RATIO_SLACK, Target, propose
+from search.propose import propose
 from search.quickstart import fill
+from search.reach import FLAT, RATIO_SLACK, Target
 from search.throughput._base import Engine
 from search.workload import parse_workload
 from test_study import FakeEngine

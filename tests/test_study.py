@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaling.errors import InputError, WorkError
+from scaling.grid import FREE_FIELDS
 from scaling.shape import Shape, ShapeTable
 from scaling.space import Space
-from search.grid import FREE_FIELDS, Grid
+from search.grid import Grid
 from search.study import search
 from search.throughput._base import Engine, Measurement
 from search.throughput._roofline import RooflineEngine
