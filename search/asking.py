@@ -21,7 +21,7 @@ from scaling.quantities import format_count, parse_count
 from scaling.shape import RATIOS, Shape
 from scaling.space import Space, usual_steps
 from search.judging import of_the_budget, plainly
-from search.proposals import Proposal, write_proposals
+from search.proposals import CANDIDATE, Proposal, write_proposals
 from search.propose import Outcome, Search, find
 from search.reach import Target
 from search.sampler import CALIBRATED
@@ -35,6 +35,7 @@ UNTIL_THEN = "quickstart"  # where SHIPPED lacks runs of its plan
 FITTED_ROLES = ("proxy", "anchor")
 MEASUREMENTS = {"aiconfigurator": 12}  # asked of an engine that takes seconds for each shape
 USUAL_MEASUREMENTS = 24
+SHOWN = 12  # rows of the front that are printed
 ESTIMATED = 12  # the most shapes that only the time model answers for
 COUNTED = 1e3  # parameters or tokens below which a law cannot count single ones
 FIELDS = {field.name for field in fields(Shape)} | {"n_total", "n_active", N, D, *RATIOS}
@@ -296,8 +297,8 @@ def _numbers(option: str, text: str, default: int) -> tuple[int, ...]:
 
 
 def in_table(proposals: list[Proposal]) -> pd.DataFrame:
-    """The baseline and the front as people read them; what is beaten stays in the files."""
-    shown = [p for p in proposals if p is proposals[0] or p.on_front]
+    """The baseline and the front, thinned, as people read them; the files have all."""
+    shown = _thinned([p for p in proposals if p is proposals[0] or p.on_front])
     cells: dict[str, Callable[[Proposal], str]] = {
         "shape": lambda p: f"{p.name}\n{p.role}",
         "N": lambda p: format_count(p.shape.n_non_embedding),
@@ -327,8 +328,13 @@ def in_table(proposals: list[Proposal]) -> pd.DataFrame:
     return pd.DataFrame([{name: cell(p) for name, cell in cells.items()} for p in shown])
 
 
-def _loss_text(p: Proposal) -> str:
-    return f"{p.predicted_loss:.4f}\n[{p.loss_low:.4f}, {p.loss_high:.4f}]"
+def _thinned(proposals: list[Proposal]) -> list[Proposal]:
+    """At most :data:`SHOWN`, evenly; whatever has a role, and both ends, stay."""
+    named = {i for i, p in enumerate(proposals) if p.role != CANDIDATE or i == len(proposals) - 1}
+    others = [i for i in range(len(proposals)) if i not in named]
+    places = np.linspace(0, len(others) - 1, max(SHOWN - len(named), 0)).round().astype(int)
+    kept = named | ({others[place] for place in places} if others else set())
+    return [p for i, p in enumerate(proposals) if i in kept]
 
 
 def _difference_text(p: Proposal) -> str:

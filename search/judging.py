@@ -84,10 +84,12 @@ def differences(fit: Fit, frame: pd.DataFrame, baseline: int) -> pd.DataFrame:
     )
 
 
-def unseen_by(fit: Fit) -> list[str]:
-    """In words: the shape ratios that a law has no term for."""
+def unseen_by(fit: Fit, held: Sequence[str] = ()) -> list[str]:
+    """In words: the shape ratios that a law has no term for; ``held`` are kept as they are."""
+    kept = 'only shapes of the baseline\'s are proposed; --where "{0} <= 8" lets it vary'
+    free = "a change of it costs no predicted loss"
     return [
-        f"the law has no term for {name}: a change of it costs no predicted loss"
+        f"the law has no term for {name}: {(kept if name in held else free).format(name)}"
         for name in RATIOS
         if name not in fit.law.columns
     ]

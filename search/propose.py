@@ -38,7 +38,7 @@ from search.proposals import (
     Proposal,
 )
 from search.question import Goal, Question
-from search.reach import Target, best_of, candidates, cheap_front
+from search.reach import Target, best_of, candidates, cheap_front, holds_gqa
 from search.sampler import CALIBRATED
 from search.storages import Address
 from search.study import Effort, Found, explore
@@ -159,7 +159,7 @@ def find(
         proposals=_ranked(fit, target, table, frame, everything, roles, probability),
         enumerated=enumerated,
         considered=len(table),
-        notes=unseen_by(fit),
+        notes=unseen_by(fit, held=("gqa",) if holds_gqa(fit, target.space) else ()),
         check=held_out,
         answered_shapes=tuple(table[row] for row in held_out.rows) if held_out else (),
     )

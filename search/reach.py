@@ -6,6 +6,7 @@ import numpy as np
 
 from scaling.composition import D
 from scaling.errors import InputError
+from scaling.expression import names_in
 from scaling.fits import Fit
 from scaling.links import Links
 from scaling.shape import RATIOS, Shape, ShapeTable
@@ -60,18 +61,37 @@ def candidates(fit: Fit, target: Target) -> tuple[ShapeTable, int, int]:
             f"none of the {len(everything)} shapes of the budget lies in the fitted ranges "
             f"({shown}); change --layers or --head-dim, or fit on other runs"
         )
-    if np.isfinite(target.worse):
+    mask = _with_known_gqa(mask, fit, target.space, everything.gqa, baseline)
+    worse = 0.0 if target.fastest else target.worse
+    if np.isfinite(worse):
         losses = fit.central(everything.frame().assign(**{D: target.tokens}))
-        near = mask & (losses <= losses[baseline] * (1 + target.worse))
+        near = mask & (losses <= losses[baseline] * (1 + worse))
         if not near.any():
             raise InputError(
-                f"`predicted loss <= {1 + target.worse:g} x the baseline's` leaves none of the "
+                f"`predicted loss <= {1 + worse:g} x the baseline's` leaves none of the "
                 f"{mask.sum()} shapes in the fitted ranges: the best of them has "
                 f"{losses[mask].min() / losses[baseline]:.3f} times the baseline's; raise --worse"
             )
         mask = near
     mask[baseline] = True
     return everything.take(mask), int(mask[:baseline].sum()), len(everything)
+
+
+def holds_gqa(fit: Fit, space: Space) -> bool:
+    """Whether a law must not choose GQA: it has no term for it, and nobody asked for other values.
+
+    A change of GQA would cost no predicted loss, so every search would end at one key-value head.
+    """
+    asked = set().union(*map(names_in, space.constraints))
+    return "gqa" not in fit.law.columns and not asked & {"gqa", "num_key_value_heads"}
+
+
+def _with_known_gqa(
+    mask: np.ndarray, fit: Fit, space: Space, gqa: np.ndarray, baseline: int
+) -> np.ndarray:
+    """Of the shapes in reach those of the baseline's GQA, where the law cannot choose."""
+    same = mask & np.isclose(gqa, gqa[baseline])
+    return same if holds_gqa(fit, space) and same.any() else mask
 
 
 def _with_baseline(table: ShapeTable, target: Target) -> tuple[ShapeTable, int]:

@@ -24,8 +24,11 @@ def print_answer(found: Answer, page: Path | None, *, json: bool) -> None:
         note(f"note: {line}")
     table = in_table(found.proposals)
     print_table(table, "The baseline and the front, from accurate to fast")
-    beaten = len(found.proposals) - len(table)
+    front = sum(p.on_front or p is found.proposals[0] for p in found.proposals)
+    beaten = len(found.proposals) - front
     typer.echo(_marks(found))
+    if front > len(table):
+        typer.echo(f"{front - len(table)} more stand on the front: --json or --out has them all.")
     if beaten:
         typer.echo(f"{beaten} further shapes were answered for and are beaten.")
     if page is not None:

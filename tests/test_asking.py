@@ -275,3 +275,29 @@ def test_units_keep_three_digits() -> None:
         "115 kB",
         "6.4 GB",
     ]
+
+
+def test_a_law_that_knows_no_gqa_does_not_choose_it_unless_asked(usual: Answer) -> None:
+    assert {p.shape.gqa for p in usual.proposals} == {4.0}
+    assert any("only shapes of the baseline's are proposed" in words for words in usual.notes)
+    free = asked(where=("gqa <= 8",))
+    assert len({p.shape.gqa for p in free.proposals}) > 1
+    assert any("no term for gqa: a change of it costs no" in words for words in free.notes)
+
+
+def test_the_printed_table_is_short_and_keeps_roles_and_ends() -> None:
+    found = asked(measurements=24, estimated=12, tolerance=0.03, head_dims="64")
+    front = [p for p in found.proposals if p is found.proposals[0] or p.on_front]
+    assert len(front) > asking.SHOWN
+    shown = in_table(found.proposals)["shape"].tolist()
+    assert len(shown) == asking.SHOWN
+    named = [p.name for p in front if p.role != "candidate"]
+    assert set(named) | {front[-1].name} <= {text.split("\n")[0] for text in shown}
+
+
+def test_one_goal_is_the_fastest_of_no_more_loss_than_the_baseline() -> None:
+    found = asked(fastest=True, where=("gqa <= 8",), measurements=12, estimated=0)
+    base, *others = found.proposals
+    assert others
+    assert all(p.predicted_loss <= base.predicted_loss for p in others)
+    assert max(p.speedup or 0 for p in others) > 1

@@ -1,3 +1,4 @@
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,11 @@ from scaling.shape import RATIOS, Shape
 from scaling.space import Space, nearest_proportions, within
 from search.judging import mark_front
 from search.proposals import BASELINE, CANDIDATE, FAST, LOSS_OPTIMAL, Proposal
-from search.propose import propose
+from search.propose import Search, find, propose
 from search.quickstart import fill
 from search.reach import FLAT, RATIO_SLACK, Target
-from search.throughput._base import Engine
-from search.workload import parse_workload
+from search.throughput._base import Engine, Measurement
+from search.workload import Workload, parse_workload
 from test_study import FakeEngine
 
 TOKENS = 2_000_000
@@ -205,3 +206,42 @@ def test_a_stopped_search_ends_with_the_same_named_shapes(
 def test_marking_the_front_again_changes_nothing(proposals: list[Proposal]) -> None:
     unmarked = [replace(proposal, on_front=False) for proposal in proposals]
     assert mark_front(unmarked) == proposals
+
+
+class Measured(FakeEngine):
+    """Counts how often it is asked for a shape under a workload."""
+
+    kind = "measured"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[Shape, int]] = []
+
+    def measure(self, shape: Shape, workload: Workload) -> Measurement:
+        self.asked.append((shape, workload.output_tokens))
+        return replace(super().measure(shape, workload), kind=self.kind)
+
+
+def test_leaders_are_measured_again_beside_the_baseline(fitted: Fit, tmp_path: Path) -> None:
+    engine = Measured()
+    effort = Search(measurements=12, leaders=3)
+    found = find(fitted, target(engine), effort, storage=tmp_path / "study.log").proposals
+    twice = {shape for shape, count in Counter(s for s, _ in engine.asked).items() if count == 2}
+    sure = {p.shape: p.front_probability for p in found if p.front_probability is not None}
+    assert set(sure) == twice
+    assert found[0].shape in twice
+    assert 1 <= len(twice - {found[0].shape}) <= 3
+    assert max(sure.values()) > 0.9
+
+
+def test_a_short_search_proposes_what_was_measured_at_full_length(
+    fitted: Fit, tmp_path: Path
+) -> None:
+    engine = Measured()
+    effort = Search(measurements=12, leaders=3, short=8)
+    found = find(fitted, target(engine), effort, storage=tmp_path / "study.log").proposals
+    lengths = Counter(outputs for _, outputs in engine.asked)
+    assert lengths[8] == 12
+    assert 2 <= lengths[64] == len(found) <= 4
+    assert {p.throughput.workload for p in found if p.throughput} == {found[0].throughput.workload}  # type: ignore[union-attr]
+    assert "64 out" in found[0].throughput.workload  # type: ignore[union-attr]
