@@ -23,7 +23,9 @@ def answers(engine: Engine, rows: list[int]) -> dict[int, Measurement | str]:
 @pytest.mark.parametrize("workload", ["512/128@16:bfloat16", "64/512@1:float32", "rag@64:bfloat16"])
 def test_the_table_s_roofline_is_the_engine_s(workload: str) -> None:
     engine, work = RooflineEngine("h200"), parse_workload(workload)
-    ttft, tpot = roofline(TABLE, work, engine.hardware)
+    device = device_of(engine)
+    assert device is not None
+    ttft, tpot = roofline(TABLE, work, device)
     for row in range(0, len(TABLE), max(1, len(TABLE) // 7)):
         told = engine.measure(TABLE[row], work)
         assert (ttft[row], tpot[row]) == pytest.approx((told.ttft, told.tpot))
