@@ -28,7 +28,7 @@ from test_propose import synthetic_runs
 from trainers.sweep import existing_ledger
 
 COMMANDS = ["fit", "predict", "next-runs", "train", "sweep", "quickstart", "report", "measure",
-            "propose", "doctor"]  # fmt: skip
+            "propose", "doctor", "space"]  # fmt: skip
 HEAVY = ("torch", "optuna", "pandas", "scipy", "matplotlib")
 FAST_FIT = ("--starts", "8", "--resamples", "20")
 ASK = (
