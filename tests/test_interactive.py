@@ -22,6 +22,7 @@ from search.interactive import as_script, one_at_a_time, plotly_script, write_pa
 from search.proposals import SHAPE_KEY
 from test_asking import USUAL
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -123,9 +124,9 @@ def test_a_missing_file_is_named(made: Path, tmp_path: Path, missing: str) -> No
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = shutil.which("chromium")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
-        pytest.skip("chromium is not installed")
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
     with playwright.sync_playwright() as started:
         found = started.chromium.launch(executable_path=path, headless=True, args=list(FLAGS))
         yield found
