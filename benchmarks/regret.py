@@ -38,6 +38,7 @@ from search.throughput._base import Engine, Measurement
 from search.workload import Workload
 
 TABLE = Path(__file__).parent.parent / "data" / "regret" / "torch.csv"
+PICTURE = Path(__file__).parent.parent / "docs" / "regret.png"
 COUNTS = (20, 40, 80)
 ENQUEUED = 6  # shapes of the roofline's front that begin a search
 
@@ -138,8 +139,10 @@ def replay(table: Path, methods: list[str], *, seeds: int, together: int, out: P
                 )
                 about = {"table": table.name, "shapes": len(asked.table), "counts": COUNTS}
                 write_json(out, {**about, "together": together, "regret": results})
-    plot(results, out.with_suffix(".png"), f"{table.stem}: {len(asked.table)} shapes, {WORKLOAD}")
-    finish(out.stem, {"table": table.name, "shapes": len(asked.table), **summary(results)})
+    real = table == TABLE
+    picture = PICTURE if real else out.with_suffix(".png")
+    plot(results, picture, f"{table.stem}: {len(asked.table)} shapes, {WORKLOAD}")
+    finish("regret" if real else out.stem, {"table": table.name, "shapes": len(asked.table), **summary(results)})
 
 
 def summary(results: dict[str, dict[str, list[float]]]) -> dict[str, object]:
