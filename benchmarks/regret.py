@@ -142,7 +142,10 @@ def replay(table: Path, methods: list[str], *, seeds: int, together: int, out: P
     real = table == TABLE
     picture = PICTURE if real else out.with_suffix(".png")
     plot(results, picture, f"{table.stem}: {len(asked.table)} shapes, {WORKLOAD}")
-    finish("regret" if real else out.stem, {"table": table.name, "shapes": len(asked.table), **summary(results)})
+    finish(
+        "regret" if real else out.stem,
+        {"table": table.name, "shapes": len(asked.table), **summary(results)},
+    )
 
 
 def summary(results: dict[str, dict[str, list[float]]]) -> dict[str, object]:

@@ -152,6 +152,30 @@ def test_candidates_take_turns_and_one_that_cannot_run_stops_nobody() -> None:
     assert first == replace(last, wall_seconds=first.wall_seconds)  # type: ignore[type-var, union-attr]
 
 
+def test_one_that_fails_on_the_way_stops_nobody() -> None:
+    class Failing(Scripted):
+        def serve(self, outputs: int) -> Timing:
+            if outputs > 4 and len(self.timings) == 1:
+                raise InputError("the engine crashed")
+            return super().serve(outputs)
+
+    class FailingEngine(ScriptedEngine):
+        def start(self, shape: Shape, workload: Workload) -> Server:
+            made = super().start(shape, workload)
+            assert isinstance(made, Scripted)
+            fails = shape.hidden_size == 16
+            return Failing(made.name, made.timings, made.log) if fails else made
+
+    engine = FailingEngine(**{"16": [CALM] * 3, "32": [CALM] * 3})
+    shapes = [SHAPE, replace(SHAPE, hidden_size=32)]
+    crashed, fine = engine.measure_all(shapes, parse_workload("20/6@3"))
+    assert crashed == "the engine crashed"
+    assert isinstance(fine, Measurement)
+    assert fine.repeats == 3
+    with pytest.raises(InputError, match="the engine crashed"):
+        FailingEngine(**{"16": [CALM] * 3}).measure(SHAPE, parse_workload("20/6@3"))
+
+
 def test_a_disturbed_repeat_is_run_again() -> None:
     engine = ScriptedEngine(**{"16": [SHARED, CALM, SHARED, CALM, CALM]})
     found = engine.measure(SHAPE, parse_workload("20/6@3"))

@@ -93,7 +93,10 @@ class TimedEngine(Engine):
     def measure(self, shape: Shape, workload: Workload) -> Measurement:
         """Measure one shape."""
         with self.start(shape, workload) as server:
-            return self._measured([server], workload)[0]
+            (found,) = self._measured([server], workload)
+        if isinstance(found, str):
+            raise InputError(found)
+        return found
 
     def measure_all(self, shapes: Sequence[Shape], workload: Workload) -> list[Measurement | str]:
         """Measure several shapes in turns."""
@@ -115,18 +118,31 @@ class TimedEngine(Engine):
             measured = iter(self._measured(servers, workload))
             return [result or next(measured) for result in results]
 
-    def _measured(self, servers: Sequence[Server], workload: Workload) -> list[Measurement]:
+    def _measured(self, servers: Sequence[Server], workload: Workload) -> list[Measurement | str]:
+        """Repeats in turns; for a server that fails on the way, its reason."""
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        for server in servers:
-            server.serve(min(WARM_UP_TOKENS, workload.output_tokens))
         timings: list[list[Timing]] = [[] for _ in servers]
+        failed: dict[int, str] = {}
+
+        def serve(row: int, outputs: int) -> None:
+            try:
+                timings[row].append(servers[row].serve(outputs))
+            except InputError as error:
+                failed[row] = str(error)
+
+        for row in range(len(servers)):
+            serve(row, min(WARM_UP_TOKENS, workload.output_tokens))
+            timings[row].clear()
         begun = time.perf_counter()
         for _ in range(PATIENCE * self.repeats):
-            waiting = [row for row in range(len(servers)) if not self._enough(timings[row])]
-            for row in waiting:
-                timings[row].append(servers[row].serve(workload.output_tokens))
+            for row in range(len(servers)):
+                if row not in failed and not self._enough(timings[row]):
+                    serve(row, workload.output_tokens)
         wall = (time.perf_counter() - begun) / max(len(servers), 1)
-        return [self._summary(every, workload, load, wall) for every in timings]
+        return [
+            failed.get(row) or self._summary(every, workload, load, wall)
+            for row, every in enumerate(timings)
+        ]
 
     def _enough(self, timings: Sequence[Timing]) -> bool:
         return len(_calm(timings)) >= self.repeats
