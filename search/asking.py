@@ -33,8 +33,7 @@ from search.workload import Workload, parse_workload
 SHIPPED = "proxies"  # the table that the shipped law is fitted on
 UNTIL_THEN = "quickstart"  # where SHIPPED lacks runs of its plan
 FITTED_ROLES = ("proxy", "anchor")
-MEASUREMENTS = {"aiconfigurator": 12}  # asked of an engine that takes seconds for each shape
-USUAL_MEASUREMENTS = 24
+MEASUREMENTS = 24
 SHOWN = 12  # rows of the front that are printed
 ESTIMATED = 12  # the most shapes that only the time model answers for
 COUNTED = 1e3  # parameters or tokens below which a law cannot count single ones
@@ -46,7 +45,7 @@ class Request:
     """What a person asks for, as typed.
 
     ``law`` is the path of a fit or the name of a printed law; ``measurements`` and ``estimated``
-    are the most shapes that the engine and the time model answer for (None: as the engine bears);
+    are the most shapes that the engine and the time model answer for (None: 24);
     ``worse`` is the per cent by which a loss may exceed the baseline's; ``link`` and
     ``validation`` lead to accuracies; ``limits`` are further limits of the workload in seconds.
     ``fastest``, ``sampler``, ``short`` and ``storage`` say how to search; ``keep`` and ``fresh``
@@ -105,7 +104,7 @@ def answer(request: Request, out: Path | None) -> Answer:
             fitted,
             target,
             Search(
-                measurements=request.measurements or _bearable(request.engine),
+                measurements=request.measurements or MEASUREMENTS,
                 estimated=request.estimated,
                 short=request.short,
                 sampler=request.sampler,
@@ -166,10 +165,6 @@ def common_warnings(proposals: list[Proposal]) -> list[str]:
     The words are those of the baseline.
     """
     return [words for words in proposals[0].warnings if of_the_budget(words)]
-
-
-def _bearable(engine: str) -> int:
-    return MEASUREMENTS.get(engine.partition(":")[0], USUAL_MEASUREMENTS)
 
 
 def _law(request: Request) -> tuple[Fit, str]:

@@ -160,7 +160,7 @@ def propose(
     ] = "",
     measurements: Annotated[
         int | None,
-        typer.Option(help="Shapes to ask the engine; default 24, of a slow one 12.", min=2),
+        typer.Option(help="Shapes to ask the engine; default 24.", min=2),
     ] = None,
     estimated: Annotated[
         int, typer.Option(help="Most shapes that only the time model answers for.", min=0)
