@@ -90,7 +90,9 @@ def draw(table: pd.DataFrame, ranks: pd.DataFrame, depths: list[int]) -> None:
         relative = table[name] / table[name].median()
         left.plot(range(len(table)), relative, marker="o", ms=4, lw=1.2, label=name)
     left.set_yscale("log")
-    left.set_yticks([0.25, 0.5, 0.71, 1, 1.41, 2, 4])
+    left.set_yticks([0.25, 0.35, 0.5, 0.6, 0.7, 0.8, 1, 1.2, 1.4, 2, 2.8, 4])
+    relative = (table / table.median()).to_numpy()
+    left.set_ylim(np.nanmin(relative) / 1.1, np.nanmax(relative) * 1.35)
     left.yaxis.set_major_formatter("{x:g}")
     left.minorticks_off()
     left.set_xticks(range(len(depths)), [f"{depth}" for depth in depths])
@@ -98,11 +100,11 @@ def draw(table: pd.DataFrame, ranks: pd.DataFrame, depths: list[int]) -> None:
     left.set_ylabel("output tokens/s over that of the engine's median shape")
     left.grid(alpha=0.25)
     left.legend(fontsize=8, ncols=2)
-    right.imshow(ranks.to_numpy(), vmin=-1, vmax=1, cmap="RdBu_r")
+    right.imshow(ranks.to_numpy(), vmin=0, vmax=1, cmap="Blues")
     for row in range(len(ranks)):
         for column in range(len(ranks)):
             value = ranks.to_numpy()[row, column]
-            colour = "white" if abs(value) > 0.6 else "black"
+            colour = "white" if value > 0.6 else "black"
             right.text(
                 column, row, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color=colour
             )
