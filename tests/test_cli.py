@@ -352,7 +352,7 @@ def test_measure_prints_a_measurement(tmp_path: Path, engine: str) -> None:
 
 
 BAD_MEASURE = {
-    "engine": (["--engine", "vllm"], {}, "`--engine` must be one of torch, roofline"),
+    "engine": (["--engine", "abacus"], {}, "`--engine` must be one of torch, transformers"),
     "hardware": (["--engine", "roofline:abacus"], {}, "hardware must be one of a100, h100"),
     "workload": (["--workload", "poetry"], {}, "`--workload` must be one of chat"),
     "heads": ([], {"num_key_value_heads": 3}, "`num_attention_heads % num_key_value_heads == 0`"),

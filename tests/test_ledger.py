@@ -408,6 +408,18 @@ class LedgerContract:
         assert not first.beat("a", 1)
         assert claimed_names(second) == ["a", "b"]
 
+    def test_the_last_claim_is_given_back_and_nothing_else(self, opened: Opened) -> None:
+        first, second = plan(opened(), "abc"), opened()
+        first.give_back()  # nothing was claimed
+        for name in "abc":
+            claimed = first.claim()
+            assert claimed is not None
+            if name == "a":
+                first.finish("a", {"run_id": "a"})
+        first.give_back()
+        states = {entry.run_id: entry.state for entry in second.entries()}
+        assert states == {"a": DONE, "b": RUNNING, "c": PLANNED}
+
     def test_what_is_written_is_there_after_opening_again(self, opened: Opened) -> None:
         ledger = plan(opened(), "ab")
         ledger.claim()

@@ -291,15 +291,17 @@ def test_a_heart_beats_while_a_step_takes_long_and_survives_a_ledger_out_of_reac
     assert beats[-1] == 7
 
 
+@pytest.mark.parametrize("where", ["train", "_train_one", "Heart"])
 def test_a_worker_told_to_end_gives_its_run_back(
-    corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch
+    corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
+    """Whether it is training already or has just claimed the run."""
     ledger = planned(folder, corpus, spec(run_id="a"))
 
     def interrupted(*_: object, **__: object) -> dict[str, object]:
         raise SystemExit(1)
 
-    monkeypatch.setattr(worker, "train", interrupted)
+    monkeypatch.setattr(worker, where, interrupted)
     with pytest.raises(SystemExit):
         work(str(folder.ledger), folder.path)
     assert states(ledger) == {"a": PLANNED}

@@ -95,6 +95,7 @@ class Ledger:
         self._clock = clock
         self._watch = Watch(clock)
         self._held: dict[str, _Held] = {}
+        self._ticket = ""  # of the last claim
         self._store.prepare()
 
     @property
@@ -156,7 +157,7 @@ class Ledger:
         Call it again and again where None comes back and runs are still running: a worker is dead
         once this ledger has seen its heartbeat stand still for more than ``alive_after`` seconds.
         """
-        ticket = uuid.uuid4().hex
+        self._ticket = ticket = uuid.uuid4().hex
         row = self._store.transact(lambda session: self._claim(session, ticket, alive_after))
         if row is None:
             return None
@@ -344,6 +345,18 @@ class Ledger:
         )
         keys = {"sweep": self.sweep, "run_id": run_id, "claim": held.claim}
         return self._store.transact(lambda session: session.change(change, **keys)) == 1
+
+    def give_back(self) -> None:
+        """Give back what the last claim took, even where its answer did not arrive.
+
+        For a worker that is told to end at any moment, between a claim and its training too.
+        """
+        change = (
+            f"UPDATE shapelaw_runs SET state = '{PLANNED}', claim = NULL, speed = NULL "
+            f"WHERE sweep = :sweep AND claim = :claim AND state = '{RUNNING}'"
+        )
+        keys = {"sweep": self.sweep, "claim": self._ticket}
+        self._store.transact(lambda session: session.change(change, **keys))
 
     def retry(
         self, *, states: Iterable[str] = (FAILED,), run_ids: Iterable[str] | None = None

@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -128,6 +129,18 @@ def work(
             "file system that all machines of the sweep share, under one path"
         )
     book, corpus = open_ledger(ledger), Corpus.load(place.corpus)
+    try:
+        _work(book, corpus, place, alive, idle_seconds)
+    except BaseException:  # told to end: the next worker need not wait until this one is dead
+        with suppress(WorkError):  # where the ledger is out of reach, that is what is told
+            book.give_back()
+        raise
+
+
+def _work(
+    book: Ledger, corpus: Corpus, place: Folder, alive: Callable[[], bool], idle_seconds: float
+) -> None:
+    """Take and train runs until every one has ended."""
     pause, idle_since = FIRST_PAUSE, time.monotonic()
     while alive():
         spec = book.claim()
@@ -171,9 +184,6 @@ def _train_one(
             ledger.diverge(spec.run_id, str(error), settings_row(spec, corpus, status=DIVERGED))
         except Exception as error:  # whatever it is, the other runs of the plan go on
             ledger.fail(spec.run_id, f"{type(error).__name__}: {error}")
-        except BaseException:  # told to end: the next worker need not wait until this one is dead
-            ledger.release(spec.run_id)
-            raise
         else:
             ledger.finish(spec.run_id, rows)
 
