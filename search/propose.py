@@ -105,8 +105,11 @@ def propose(
     seed: int = 0,
     report: Callable[[int], None] = lambda done: None,
 ) -> list[Proposal]:
-    """Measure the shapes that a study proposes and rank them: the proposals of :func:`find`."""
-    effort = Search(measurements=measurements, seed=seed)
+    """Measure the shapes that a study proposes and rank them: the proposals of :func:`find`.
+
+    Leaders are not measured again: who starts the same study again gets the same proposals.
+    """
+    effort = Search(measurements=measurements, leaders=0, seed=seed)
     return find(fit, target, effort, storage=storage, report=report).proposals
 
 
