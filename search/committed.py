@@ -21,7 +21,6 @@ from scaling.printed import printed_fit
 from scaling.shape import RATIOS, Shape, ShapeTable
 from scaling.space import Space, usual_steps
 from search import plots
-from search.estimating import roofline
 from search.judging import differences
 from search.proposals import (
     BASELINE,
@@ -33,6 +32,8 @@ from search.proposals import (
     read_proposals,
     shape_name,
 )
+from search.throughput._base import bytes_served
+from search.throughput._roofline import roofline
 from search.workload import parse_workload
 
 DIGITS = "%.9g"
@@ -199,10 +200,10 @@ class PaperSpace:
         self.table = _joined(inside, [shape_named(name) for name in self.names])
         self.frame = self.table.frame().assign(**{D: TOKENS})
         self.loss = self.fit.central(self.frame)
-        self.ttft, self.tpot = roofline(self.table, self.workload, hardware(DEVICE))
-        generated = self.workload.concurrency * self.workload.output_tokens
-        rate = generated / (self.ttft + self.tpot * (self.workload.output_tokens - 1))
-        self.rate = np.nan_to_num(rate)  # what the device cannot hold serves nothing
+        device = hardware(DEVICE)
+        self.ttft, self.tpot = roofline(self.table, self.workload, device)
+        fits = bytes_served(self.table, self.workload) <= device.memory
+        self.rate = np.where(fits, self.workload.output_rate(self.ttft, self.tpot), 0.0)
 
     def published(self, name: str) -> int:
         """The row of a published model."""

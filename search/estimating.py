@@ -16,7 +16,7 @@ from search.calibrate import TimeModel
 from search.held_out import FEWEST, held_out
 from search.judging import broken_limits
 from search.proposals import TIME_MODEL, front
-from search.throughput._base import Engine, Measurement
+from search.throughput._base import Engine, Measurement, bytes_served
 from search.workload import Workload
 
 
@@ -36,26 +36,16 @@ class Estimates:
 
     def measurement(self, row: int) -> Measurement:
         """One row as an engine would have answered it, marked as the time model's."""
-        rate, spread = float(self.rate[row]), float(np.exp(1.96 * self.deviation[row]))
-        work = self.workload
-        return Measurement(
+        return Measurement.predicted(
+            self.workload,
             engine=f"{TIME_MODEL} of {self.engine.label}",
             kind=TIME_MODEL,
-            workload=str(work),
             device=self.engine.label,
             version="1",
-            repeats=0,
-            output_tokens_per_second=rate,
-            low=rate / spread,
-            high=rate * spread,
             ttft=float(self.ttft[row]),
             tpot=float(self.tpot[row]),
-            prefill_tokens_per_second=work.concurrency * work.input_tokens / float(self.ttft[row]),
-            decode_tokens_per_second=work.concurrency / float(self.tpot[row]),
-            wall_seconds=0.0,
-            cpu_seconds=0.0,
-            load=None,
-            disturbed=False,
+            rate=float(self.rate[row]),
+            spread=float(np.exp(1.96 * self.deviation[row])),
         )
 
 
@@ -89,7 +79,7 @@ def estimate(
     forecast = model.forecast(table)
     fits = np.ones(len(table), dtype=bool)
     if device is not None:
-        fits = needed_memory(table, workload) <= device.memory
+        fits = bytes_served(table, workload) <= device.memory
     return Estimates(
         engine=engine,
         workload=workload,
@@ -182,38 +172,6 @@ def device_of(engine: Engine) -> Hardware | None:
         except InputError:
             continue
     return None
-
-
-def needed_memory(table: ShapeTable, workload: Workload) -> np.ndarray:
-    """Bytes of weights and full KV caches of every shape, (n,)."""
-    length = workload.input_tokens + workload.output_tokens
-    cache = workload.concurrency * length * table.kv_bytes(workload.kv_bytes_per_value)
-    return np.asarray(table.weight_bytes(workload.bytes_per_value) + cache)
-
-
-def roofline(
-    table: ShapeTable, workload: Workload, device: Hardware
-) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds to the first token and per token after it, (n,): arithmetic or memory at its peak.
-
-    The formulas of :class:`search.throughput._roofline.RooflineEngine` over a whole table; NaN
-    where weights and cache exceed the device's memory.
-    """
-    size, cached = workload.bytes_per_value, workload.kv_bytes_per_value
-    peak = device.peak_flops.get(workload.dtype, max(device.peak_flops.values()))
-    weights = table.weight_bytes(size)
-    cache = workload.concurrency * table.kv_bytes(cached)
-    prompt = workload.concurrency * workload.input_tokens
-    ttft = np.maximum(
-        prompt * table.forward_flops(workload.input_tokens / 2) / peak, weights / device.bandwidth
-    )
-    context = workload.input_tokens + workload.output_tokens / 2
-    step = np.maximum(
-        workload.concurrency * table.forward_flops(context) / peak,
-        (weights + cache * context) / device.bandwidth,
-    )
-    fits = needed_memory(table, workload) <= device.memory
-    return np.where(fits, ttft, np.nan), np.where(fits, step, np.nan)
 
 
 def _answered(found: Mapping[int, Measurement | str]) -> tuple[np.ndarray, list[Measurement]]:

@@ -44,16 +44,17 @@ th { border-bottom: 2px solid #999; white-space: nowrap; }
 p.small { color: #555; font-size: 13px; }
 """
 
-TEMPLATE = Template(
-    """<!doctype html>
+HEAD = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
-<style>"""
-    + STYLE
-    + """</style></head><body>
+<style>{STYLE}</style></head><body>
 <h1>$title</h1>
-<div class="verdict">$verdict</div>
+"""
+
+TEMPLATE = Template(
+    HEAD
+    + """<div class="verdict">$verdict</div>
 <h2>Predicted and measured</h2>
 $comparison
 <p class="small">Loss in nats per token on held-out text; the interval is that of one new run at
@@ -85,15 +86,8 @@ $record
 )
 
 STATIC = Template(
-    """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>"""
-    + STYLE
-    + """</style></head><body>
-<h1>$title</h1>
-<p>$lead</p>
+    HEAD
+    + """<p>$lead</p>
 <div class="verdict"><p>$basis</p></div>
 <h2>How far this reaches</h2>
 $notes

@@ -92,6 +92,10 @@ class Workload:
         lengths = f"{self.input_tokens}/{self.output_tokens}"
         return f"{lengths}@{self.concurrency}:{self.dtype}{cache}"
 
+    def output_rate(self, ttft: Any, tpot: Any) -> Any:
+        """Output tokens/s of one static batch, prefill included, from seconds (arrays, too)."""
+        return self.concurrency * self.output_tokens / (ttft + tpot * (self.output_tokens - 1))
+
     def shortened(self, outputs: int) -> "Workload":
         """The cheap mode: the same with at most ``outputs`` tokens generated.
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from scaling.space import Space
-from search.estimating import check, device_of, estimate, roofline
+from search.estimating import check, device_of, estimate
 from search.throughput._base import Engine, Measurement
-from search.throughput._roofline import RooflineEngine
+from search.throughput._roofline import RooflineEngine, roofline
 from search.workload import parse_workload
 from test_study import FakeEngine
 

@@ -16,9 +16,9 @@ from scaling.shape import Shape
 from search.estimating import device_of
 from search.throughput import _aiconfigurator, _llamacpp, _process, _vllm
 from search.throughput._aiconfigurator import AiconfiguratorEngine
-from search.throughput._base import Measurement
+from search.throughput._base import Measurement, bytes_served
 from search.throughput._llamacpp import LlamaCppEngine, write_random_gguf
-from search.throughput._process import MissingError, Process, bytes_served
+from search.throughput._process import MissingError, Process
 from search.throughput._vllm import VllmEngine
 from search.throughput.registry import ENGINES, engine_named, engines_here
 from search.workload import parse_workload

@@ -11,11 +11,10 @@ from typing import Any
 from scaling.catalog import hardware
 from scaling.errors import InputError
 from scaling.shape import Shape
-from search.throughput._base import Engine, Measurement
+from search.throughput._base import Engine, Measurement, bytes_served
 from search.throughput._process import (
     MissingError,
     Process,
-    bytes_served,
     numbers,
     refuse_above,
     version_of,
@@ -102,7 +101,14 @@ class AiconfiguratorEngine(Engine):
                     f"{shape} under {workload} is not in the tables of {self.label}: "
                     f"{str(error)[:300]}"
                 ) from None
-        return self._measurement(workload, found)
+        return Measurement.predicted(
+            workload,
+            engine=self.label,
+            device=f"{self.device}, {self.backend} {found['tables']}, bfloat16",
+            version=self.version,
+            ttft=found["prefill"],
+            tpot=found["step"],
+        )
 
     def close(self) -> None:
         """End the process, if one runs; the next shape starts another."""
@@ -127,30 +133,6 @@ class AiconfiguratorEngine(Engine):
             raise MissingError(
                 f"{SETTING} names {self.python}, which has no aiconfigurator: {error}"
             ) from None
-
-    def _measurement(self, workload: Workload, found: dict[str, float]) -> Measurement:
-        prefill, step = found["prefill"], found["step"]
-        generated = workload.concurrency * workload.output_tokens
-        rate = generated / (prefill + step * (workload.output_tokens - 1))
-        return Measurement(
-            engine=self.label,
-            kind=self.kind,
-            workload=str(workload),
-            device=f"{self.device}, {self.backend} {found['tables']}, bfloat16",
-            version=self.version,
-            repeats=0,
-            output_tokens_per_second=rate,
-            low=rate,
-            high=rate,
-            ttft=prefill,
-            tpot=step,
-            prefill_tokens_per_second=workload.concurrency * workload.input_tokens / prefill,
-            decode_tokens_per_second=workload.concurrency / step,
-            wall_seconds=0.0,
-            cpu_seconds=0.0,
-            load=None,
-            disturbed=False,
-        )
 
 
 def _family(shape: Shape) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from scaling.errors import InputError
-from scaling.shape import Shape
+from scaling.shape import Costs, Shape
 from search.workload import Workload
 
 DISTURBED = 1.2  # wall over CPU seconds above which something else used the core
@@ -54,6 +55,47 @@ class Measurement:
     load: float | None
     disturbed: bool
 
+    @classmethod
+    def predicted(
+        cls,
+        workload: Workload,
+        *,
+        engine: str,
+        device: str,
+        version: str,
+        ttft: float,
+        tpot: float,
+        kind: str = "predicted",
+        rate: float | None = None,
+        spread: float = 1.0,
+    ) -> "Measurement":
+        """What a model of some hardware says of one static batch.
+
+        ``rate`` is in output tokens/s, by default what TTFT and TPOT make; its interval reaches
+        to ``spread`` times it and to one ``spread``-th.
+        """
+        if rate is None:
+            rate = workload.output_rate(ttft, tpot)
+        return cls(
+            engine=engine,
+            kind=kind,
+            workload=str(workload),
+            device=device,
+            version=version,
+            repeats=0,
+            output_tokens_per_second=rate,
+            low=rate / spread,
+            high=rate * spread,
+            ttft=ttft,
+            tpot=tpot,
+            prefill_tokens_per_second=workload.concurrency * workload.input_tokens / ttft,
+            decode_tokens_per_second=workload.concurrency / tpot,
+            wall_seconds=0.0,
+            cpu_seconds=0.0,
+            load=None,
+            disturbed=False,
+        )
+
     def meets(self, workload: Workload) -> bool:
         """Whether the service level of a workload holds: TTFT and TPOT within its limits."""
         within = ((self.ttft, workload.max_ttft), (self.tpot, workload.max_tpot))
@@ -94,6 +136,13 @@ class Engine(ABC):
             except InputError as error:
                 results.append(str(error))
         return results
+
+
+def bytes_served(shape: Costs, workload: Workload) -> Any:
+    """Bytes of the weights and of the whole KV cache; (n,) of a table of n shapes."""
+    length = workload.input_tokens + workload.output_tokens
+    cache = workload.concurrency * length * shape.kv_bytes(workload.kv_bytes_per_value)
+    return cache + shape.weight_bytes(workload.bytes_per_value)
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

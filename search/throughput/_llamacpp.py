@@ -9,12 +9,11 @@ import numpy as np
 from scaling.errors import InputError
 from scaling.files import write_whole
 from scaling.shape import Shape
-from search.throughput._base import this_device
+from search.throughput._base import bytes_served, this_device
 from search.throughput._process import (
     CPU_LIMIT,
     Process,
     ProcessServer,
-    bytes_served,
     refuse_above,
     version_of,
 )

@@ -178,13 +178,6 @@ def write_config(shape: Shape, workload: Workload, folder: Path, **changes: Any)
     )
 
 
-def bytes_served(shape: Shape, workload: Workload) -> int:
-    """Bytes of the weights and of the whole KV cache."""
-    length = workload.input_tokens + workload.output_tokens
-    cache = workload.concurrency * length * shape.kv_bytes(workload.kv_bytes_per_value)
-    return int(cache + shape.weight_bytes(workload.bytes_per_value))
-
-
 def refuse_above(limit: float, needed: int, what: str, place: str) -> None:
     """Refuse what needs more bytes than there are.
 

@@ -3,10 +3,12 @@
 import tomllib
 from pathlib import Path
 
+import numpy as np
+
 from scaling.catalog import Hardware, hardware
 from scaling.errors import InputError
-from scaling.shape import Shape
-from search.throughput._base import Engine, Measurement
+from scaling.shape import Costs, Shape
+from search.throughput._base import Engine, Measurement, bytes_served
 from search.throughput.cache import cache_folder
 from search.workload import Workload
 
@@ -42,52 +44,51 @@ class RooflineEngine(Engine):
     def measure(self, shape: Shape, workload: Workload) -> Measurement:
         """Predict the speed on one device."""
         device = self.hardware
-        peak = device.peak_flops.get(workload.dtype)
-        if peak is None:
+        ttft, tpot = roofline(shape, workload, device)
+        needed = bytes_served(shape, workload)
+        if needed > device.memory:
             raise InputError(
-                f"the entry of {device.name} gives no {workload.dtype} arithmetic, only "
-                f"{', '.join(device.peak_flops)}; choose one of these in the workload"
-            )
-        weights = shape.weight_bytes(workload.bytes_per_value)
-        cache = workload.concurrency * shape.kv_bytes(workload.kv_bytes_per_value)
-        length = workload.input_tokens + workload.output_tokens
-        if weights + cache * length > device.memory:
-            raise InputError(
-                f"{shape} under {workload} needs {(weights + cache * length) / 1e9:.0f} GB, "
+                f"{shape} under {workload} needs {needed / 1e9:.0f} GB, "
                 f"{device.name} has {device.memory / 1e9:.0f}; lower the concurrency"
             )
-        prompt = workload.concurrency * workload.input_tokens
-        prefill = max(
-            prompt * shape.forward_flops(workload.input_tokens / 2) / peak,
-            weights / device.bandwidth,
-        )
-        context = workload.input_tokens + workload.output_tokens / 2
-        step = max(
-            workload.concurrency * shape.forward_flops(context) / peak,
-            (weights + cache * context) / device.bandwidth,
-        )
-        decode = step * (workload.output_tokens - 1)
-        generated = workload.concurrency * workload.output_tokens
-        rate = generated / (prefill + decode)
-        return Measurement(
+        return Measurement.predicted(
+            workload,
             engine=self.label,
-            kind="predicted",
-            workload=str(workload),
             device=self.device,
             version="1",
-            repeats=0,
-            output_tokens_per_second=rate,
-            low=rate,
-            high=rate,
-            ttft=prefill,
-            tpot=step,
-            prefill_tokens_per_second=prompt / prefill,
-            decode_tokens_per_second=workload.concurrency / step,
-            wall_seconds=0.0,
-            cpu_seconds=0.0,
-            load=None,
-            disturbed=False,
+            ttft=float(ttft),
+            tpot=float(tpot),
         )
+
+
+def roofline(shape: Costs, workload: Workload, device: Hardware) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds to the first token and per token after it: arithmetic or memory at its peak.
+
+    Of one shape, or (n,) of a table of n; whether the device can hold them is not asked.
+
+    Raises
+    ------
+    scaling.errors.InputError
+        The device has no such arithmetic.
+    """
+    peak = device.peak_flops.get(workload.dtype)
+    if peak is None:
+        raise InputError(
+            f"the entry of {device.name} gives no {workload.dtype} arithmetic, only "
+            f"{', '.join(device.peak_flops)}; choose one of these in the workload"
+        )
+    weights = shape.weight_bytes(workload.bytes_per_value)
+    cache = workload.concurrency * shape.kv_bytes(workload.kv_bytes_per_value)
+    prompt = workload.concurrency * workload.input_tokens
+    ttft = np.maximum(
+        prompt * shape.forward_flops(workload.input_tokens / 2) / peak, weights / device.bandwidth
+    )
+    context = workload.input_tokens + workload.output_tokens / 2
+    tpot = np.maximum(
+        workload.concurrency * shape.forward_flops(context) / peak,
+        (weights + cache * context) / device.bandwidth,
+    )
+    return ttft, tpot
 
 
 def own_hardware() -> Path:

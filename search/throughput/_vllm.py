@@ -7,13 +7,12 @@ from typing import Any
 
 from scaling.errors import InputError
 from scaling.shape import Shape
-from search.throughput._base import this_device
+from search.throughput._base import bytes_served, this_device
 from search.throughput._process import (
     CPU_LIMIT,
     MissingError,
     Process,
     ProcessServer,
-    bytes_served,
     refuse_above,
     write_config,
 )
