@@ -1,5 +1,7 @@
 """What a person asks of ``propose``: any budget gives valid candidates, or one clear line."""
 
+from contextlib import closing
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,10 @@ from scaling.space import CONVENTIONS
 from search import asking
 from search.asking import Answer, Request, answer, in_bytes, in_table, seconds, shipped_law
 from search.proposals import TIME_MODEL
+from search.throughput import _process
+from search.throughput._process import MissingError, Process, numbers
+from search.throughput._vllm import CPU_ENVIRONMENT, ENVIRONMENT, SESSION, VllmEngine
+from search.workload import parse_workload
 from test_propose import synthetic_runs
 
 USUAL: dict[str, Any] = {
@@ -186,6 +192,28 @@ def test_a_config_builds_the_shape_in_transformers(tmp_path: Path) -> None:
             assert getattr(config, name) == getattr(p.shape, name)
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("engine vllm")
+def test_a_config_is_loaded_and_served_by_vllm(tmp_path: Path) -> None:
+    try:
+        engine = VllmEngine()
+    except MissingError as error:
+        pytest.skip(str(error))
+    asked(
+        tmp_path, params="20M", layers="4", head_dims="64", vocab_size=1000, estimated=0,
+        measurements=3,
+    )  # fmt: skip
+    served = parse_workload("20/3@2:bfloat16")
+    for folder in (tmp_path / "proposals").iterdir():
+        shape = Shape.from_config(read_json(folder / "config.json"))
+        environment = ENVIRONMENT | CPU_ENVIRONMENT
+        options = engine._options(shape, served)
+        work = numbers(shape, served)
+        with closing(Process(SESSION, python=engine.python, environment=environment)) as process:
+            process.ask("load", folder=str(folder), workload=work, options=options)
+            assert process.ask("serve", outputs=3)["produced"] == [3, 3]
+
+
 def test_the_shipped_law_names_what_it_rests_on(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[pd.DataFrame] = []
     fitted = fit("chinchilla", synthetic_runs(), starts=4, resamples=2)
@@ -261,6 +289,27 @@ def test_what_cannot_be_answered_is_one_clear_line(changes: dict[str, Any], said
     with pytest.raises(InputError, match=said) as error:
         asked(**changes)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        ("llamacpp", r'needs xllamacpp; `pip install "shapelaw\[llamacpp\]"`'),
+        ("aiconfigurator:h200", r'needs aiconfigurator; `pip install "shapelaw\[predict\]"`'),
+        ("vllm", r"needs vLLM in an environment of its own; make one .* SHAPELAW_VLLM_PYTHON"),
+    ],
+)
+def test_an_engine_that_is_not_installed_says_how_to_get_it(
+    engine: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(_process, "version", missing)
+    monkeypatch.delenv("SHAPELAW_VLLM_PYTHON", raising=False)
+    monkeypatch.delenv("SHAPELAW_AICONFIGURATOR_PYTHON", raising=False)
+    with pytest.raises(InputError, match=said):
+        asked(engine=engine)
 
 
 def test_units_keep_three_digits() -> None:
