@@ -34,7 +34,8 @@ SHIPPED = "proxies"  # the table that the shipped law is fitted on
 UNTIL_THEN = "quickstart"  # where SHIPPED lacks runs of its plan
 FITTED_ROLES = ("proxy", "anchor")
 MEASUREMENTS = 24
-SHOWN = 12  # rows of the front that are printed
+SHOWN = 12  # rows of the front that are printed at most
+ALIKE = 0.05  # distance on the front, of its width, below which two shapes are shown as one
 ESTIMATED = 12  # the most shapes that only the time model answers for
 COUNTED = 1e3  # parameters or tokens below which a law cannot count single ones
 FIELDS = {field.name for field in fields(Shape)} | {"n_total", "n_active", N, D, *RATIOS}
@@ -324,12 +325,21 @@ def in_table(proposals: list[Proposal]) -> pd.DataFrame:
 
 
 def _thinned(proposals: list[Proposal]) -> list[Proposal]:
-    """At most :data:`SHOWN`, evenly; whatever has a role, and both ends, stay."""
-    named = {i for i, p in enumerate(proposals) if p.role != CANDIDATE or i == len(proposals) - 1}
-    others = [i for i in range(len(proposals)) if i not in named]
-    places = np.linspace(0, len(others) - 1, max(SHOWN - len(named), 0)).round().astype(int)
-    kept = named | ({others[place] for place in places} if others else set())
-    return [p for i, p in enumerate(proposals) if i in kept]
+    """At most :data:`SHOWN`, those that differ most; whatever has a role, and the end, stay.
+
+    Two that lie closer than :data:`ALIKE`, as a part of the front's width, count as one.
+    """
+    last = len(proposals) - 1
+    kept = [i for i, p in enumerate(proposals) if p.role != CANDIDATE or i == last]
+    speeds = [p.throughput.output_tokens_per_second if p.throughput else np.nan for p in proposals]
+    places = np.column_stack([[p.predicted_loss for p in proposals], np.log(speeds)])
+    places = np.nan_to_num(places / np.maximum(np.nanmax(places, 0) - np.nanmin(places, 0), 1e-12))
+    while len(kept) < SHOWN:
+        nearest = np.linalg.norm(places[:, None] - places[kept], axis=2).min(axis=1)
+        if nearest.max() < ALIKE:
+            break
+        kept.append(int(nearest.argmax()))
+    return [proposals[i] for i in sorted(kept)]
 
 
 def _difference_text(p: Proposal) -> str:

