@@ -231,8 +231,8 @@ def plot_law(fit: Fit, runs: pd.DataFrame) -> Figure:
     """One panel for each shape factor: its effect on the loss, in per cent.
 
     Points are runs, divided by what the law says of everything but this ratio; the line is the
-    law, the band its 95 % interval over resamples. A law without shape gets measured against
-    predicted loss.
+    law, the band its 95 % interval over resamples. Where the optimum moves with N, each size has
+    a line in its colour. A law without shape gets measured against predicted loss.
 
     Raises
     ------
@@ -246,7 +246,7 @@ def plot_law(fit: Fit, runs: pd.DataFrame) -> Figure:
     figure, drawn = panels(len(factors), across=len(factors), size=(4.6, 3.8), share=True)
     shown = [_panel(*pair, fit, rows) for pair in zip(drawn, factors, strict=True)]
     drawn[0].set_ylabel("loss above that of the best shape (%)")
-    explain(figure, drawn[:1])
+    explain(figure, drawn)
     colour_scale(figure, drawn, shown[0], rows)
     figure.suptitle(f"What shape costs: {headed(fit)}")
     return figure
@@ -270,16 +270,41 @@ def _panel(axes: Axes, factor: Factor, fit: Fit, rows: pd.DataFrame) -> ScalarMa
     relative = rows["loss"].to_numpy(dtype=float) / fit.central(rows)
     adjusted = 100 * (relative * (1 + own) - 1)
     shown = scatter_runs(axes, columns[factor.of], adjusted, rows)
-    curve = _effect(fit, fit.theta[None], factor, grid, grid)[0]
-    if len(fit.draws):
-        drawn = _effect(fit, fit.draws, factor, grid, grid)
-        band = 100 * np.percentile(drawn, (2.5, 97.5), axis=0)
-        axes.fill_between(grid[factor.of], *band, color=BAND, alpha=0.5, lw=0, label="95 % band")
-    axes.plot(grid[factor.of], 100 * curve, color=CURVE, label="law")
+    levels = _levels(columns[N]) if _moves(fit, factor) else None
+    if levels is None:
+        _curve(axes, factor, fit, grid, CURVE)
+        axes.lines[-1].set_label("law")
+    else:
+        axes.plot([], [], color=CURVE, label="law")  # for the legend: sizes have its colours
+        for level, colour in zip(np.unique(levels), COLOURS, strict=False):
+            size = np.exp(np.log(columns[N][levels == level]).mean())
+            _curve(axes, factor, fit, {**grid, N: np.full(POINTS, size)}, colour)
     log_axis(axes, "x", low, high)
     axes.set_xlabel(LABELS.get(factor.of, factor.of))
     axes.set_title(_title(fit, factor))
     return shown
+
+
+def _moves(fit: Fit, factor: Factor) -> bool:
+    """Whether the optimum of a bowl moves with N."""
+    drift = f"{factor.of}_drift"
+    if drift not in factor.names or drift in fit.held:
+        return False
+    return fit.parameters()[drift]["value"] != 0
+
+
+def _curve(
+    axes: Axes, factor: Factor, fit: Fit, grid: Mapping[str, np.ndarray], colour: str
+) -> None:
+    """The law at one size, with its band."""
+    ratio = grid[factor.of]
+    if len(fit.draws):
+        drawn = _effect(fit, fit.draws, factor, grid, grid)
+        band = 100 * np.percentile(drawn, (2.5, 97.5), axis=0)
+        tint, deep = (BAND, 0.5) if colour == CURVE else (colour, 0.15)
+        axes.fill_between(ratio, *band, color=tint, alpha=deep, lw=0, label="95 % band")
+    curve = _effect(fit, fit.theta[None], factor, grid, grid)[0]
+    axes.plot(ratio, 100 * curve, color=colour)
 
 
 def _effect(
@@ -305,7 +330,8 @@ def _title(fit: Fit, factor: Factor) -> str:
     if isinstance(factor, UShape):
         found = fit.optima()[factor.of]
         if found["value"] is not None:
-            return f"best at {found['value']:.3g} [{_end(found['low'])}, {_end(found['high'])}]"
+            best = f"best at {found['value']:.3g} [{_end(found['low'])}, {_end(found['high'])}]"
+            return best + (_drift_title(fit, factor) if _moves(fit, factor) else "")
         return _brief(str(found["status"]))
     first = factor.names[0]
     if factor.optional and first in fit.held:
@@ -316,6 +342,15 @@ def _title(fit: Fit, factor: Factor) -> str:
         value, low, high = (100 * np.log(2) * ends[key] for key in ("value", "low", "high"))
         return f"{value:+.2f} % per doubling [{low:+.2f}, {high:+.2f}]"
     return f"moves the loss by {100 * fit.effects[factor.of]['size']:.2f} % over the runs"
+
+
+def _drift_title(fit: Fit, factor: Factor) -> str:
+    """Where the optimum goes as N grows, behind the optimum of the middle of the table."""
+    drift = fit.parameters()[f"{factor.of}_drift"]
+    return (
+        f" at N = {format_count(fit.reference[N])},\nmoves as $N^{{{drift['value']:.2f}}}$ "
+        f"[{drift['low']:.2f}, {drift['high']:.2f}]"
+    )
 
 
 def _brief(words: str) -> str:

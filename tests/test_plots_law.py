@@ -8,7 +8,7 @@ from scaling.fits import Fit
 from scaling.identifiability import Held
 from scaling.laws import LAWS, law_named
 from scaling.objectives import Objective
-from scaling.plots import LABELS, POINTS, plot_law, save
+from scaling.plots import COLOURS, LABELS, POINTS, plot_law, save
 
 INNER = {
     "E": 0.6,
@@ -141,9 +141,7 @@ def test_the_legend_names_the_sizes_the_law_and_its_band():
 def test_each_panel_shows_every_run_and_the_curve_through_its_optimum():
     runs = synthetic_runs()
     figure = plot_law(some_fit("conditional+depth", runs), runs)
-    # The optimum of the depth moves with size: the curve is that at the geometric mean.
-    panels = [axes for axes in figure.axes if axes.get_xlabel() != LABELS["gqa"]]
-    for axes, best in zip(panels, (0.15, 2.0, 8.0), strict=True):
+    for axes, best in zip(figure.axes[:2], (0.15, 2.0), strict=True):
         (curve,) = axes.get_lines()
         x, y = curve.get_data()
         assert len(x) == POINTS
@@ -153,11 +151,35 @@ def test_each_panel_shows_every_run_and_the_curve_through_its_optimum():
         assert sum(len(group) for group in dots) >= len(runs)
 
 
+def test_an_optimum_that_moves_has_a_curve_for_each_size_in_its_colour():
+    sizes = (1e5, 4e5, 1.6e6)
+    runs = synthetic_runs(sizes)
+    axes = plot_law(some_fit("conditional+depth", runs), runs).axes[3]
+    curves = [line for line in axes.get_lines() if len(line.get_xdata()) == POINTS]
+    for curve, size, colour in zip(curves, sizes, COLOURS, strict=False):
+        x, y = curve.get_data()
+        assert x[np.argmin(y)] == pytest.approx(8.0 * (size / REFERENCE[N]) ** 0.2, rel=0.03)
+        assert curve.get_color() == colour
+    assert len(curves) == len(sizes)
+    assert "best at 8" in axes.get_title()
+    assert "at N = 400K,\nmoves as $N^{0.20}$ [" in axes.get_title()
+
+
+def test_runs_on_the_law_lie_on_the_curves_of_their_sizes():
+    runs = synthetic_runs()
+    axes = plot_law(some_fit("conditional+depth", runs, draws=0), runs).axes[3]
+    curves = [line.get_data() for line in axes.get_lines() if len(line.get_xdata()) == POINTS]
+    for points, (x, y) in zip(axes.collections, curves, strict=True):
+        shown = points.get_offsets()
+        expected = np.interp(np.log(shown[:, 0]), np.log(x), y)
+        np.testing.assert_allclose(shown[:, 1], expected, atol=0.02)
+
+
 def test_runs_on_the_law_lie_on_its_curve():
     runs = synthetic_runs(sizes=(4e5,))
     figure = plot_law(some_fit("conditional+depth", runs, draws=0), runs)
     for axes in figure.axes:
-        (curve,) = axes.get_lines()
+        curve = axes.get_lines()[-1]
         x, y = curve.get_data()
         (points,) = axes.collections
         shown = points.get_offsets()
