@@ -18,6 +18,7 @@ from search.throughput._base import Measurement
 from search.workload import LIMITS, Workload
 
 TOLD = 1.1  # a quantity that differs from the baseline's by less is not worth a word
+LARGER = 1.02  # the same for N, on which the loss depends directly
 OUTSIDE = re.compile(r"(\w+) (\S+) is (\S+ decades (?:above|below)) the runs' (\S+)")
 LETTERS = {N: "N", D: "D", "hidden_over_sqrt_n": "d/√N", "mlp_to_attention": "MLP/attention"}
 LONGEST = 160  # letters of an engine's reason that are shown beside a row; files have all
@@ -170,7 +171,9 @@ def _changes(shape: Shape, base: Shape) -> list[str]:
     ratios = {name: own[name] / reference[name] for name in own}
     told = [name for name, ratio in ratios.items() if abs(np.log(ratio)) > np.log(TOLD)]
     told.sort(key=lambda name: -abs(np.log(ratios[name])))
-    return [f"{name} ×\u00a0{ratios[name]:.2g}" for name in told[:SAID]]
+    changes = [f"{name} ×\u00a0{ratios[name]:.2g}" for name in told[:SAID]]
+    size = shape.n_non_embedding / base.n_non_embedding  # a part of what it gains or loses
+    return changes + ([f"N ×\u00a0{size:.3g}"] if abs(np.log(size)) > np.log(LARGER) else [])
 
 
 def _amounts(shape: Shape) -> dict[str, float]:

@@ -91,6 +91,8 @@ def test_reasons_are_given_to_the_front_and_the_baseline_only() -> None:
     assert found[1].why.startswith("fastest at no more loss than the baseline: ")
     assert "hidden size ×\u00a02" in found[1].why
     assert "KV cache ×\u00a00.5" in found[1].why
+    size = wide.n_non_embedding / SHAPE.n_non_embedding
+    assert found[1].why.endswith(f", N ×\u00a0{size:.3g}")
     assert found[2].why == "fastest of all"
     assert found[3].why == ""
 
