@@ -1,4 +1,4 @@
-"""One small run of the whole loop on real text, shared by the tests that look at its files."""
+"""What several tests share: the command, public tables, and one small run of the whole loop."""
 
 import os
 import subprocess
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from postgres import Server, started_server
+from scaling.catalog import MIRROR
 from trainers.documents import STDLIB, read_documents
 
 SMALL = ("--effort", "0.02", "--measurements", "4", "--json")
@@ -26,6 +27,16 @@ def shapelaw(*arguments: object, **options: object) -> subprocess.CompletedProce
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or fills the measurements that a user keeps."""
     os.environ["SHAPELAW_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def mirror(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the published tables."""
+    folder = Path(os.environ.get(MIRROR, Path(__file__).parents[2] / "shared" / "datasets"))
+    if not folder.is_dir():
+        pytest.skip(f"the public tables are not here: set {MIRROR} to a folder that holds them")
+    monkeypatch.setenv(MIRROR, str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

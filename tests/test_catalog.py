@@ -1,5 +1,4 @@
 import csv
-import os
 import re
 from pathlib import Path
 
@@ -24,16 +23,6 @@ from scaling.published import CONVERTERS
 
 ROOT = Path(__file__).parents[1]
 COUNTS = ROOT / "tests" / "golden" / "parameter_counts.csv"
-
-
-@pytest.fixture
-def mirror(monkeypatch):
-    """The folder of the published tables."""
-    folder = Path(os.environ.get(MIRROR, ROOT.parent / "shared" / "datasets"))
-    if not folder.is_dir():
-        pytest.skip(f"the public tables are not here: set {MIRROR} to a folder that holds them")
-    monkeypatch.setenv(MIRROR, str(folder))
-    return folder
 
 
 def named_counts() -> list[dict[str, str]]:

@@ -1,15 +1,13 @@
 """Converters: on the published files where a mirror holds them, on small files of the same form."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.optimize import least_squares
 
-from scaling.catalog import MIRROR, load_runs
+from scaling.catalog import load_runs
 from scaling.published import (
     OLMO_SHAPES,
     gemstones,
@@ -21,18 +19,7 @@ from scaling.published import (
 )
 from scaling.runs import prepare_runs, replicate_noise, same_losses, table_of
 
-ROOT = Path(__file__).parents[1]
 GEMSTONES = ("gemstones", "gemstones-hot", "gemstones-hot-long", "gemstones-lr-ablation")
-
-
-@pytest.fixture
-def mirror(monkeypatch):
-    """The folder of the published tables."""
-    folder = Path(os.environ.get(MIRROR, ROOT.parent / "shared" / "datasets"))
-    if not folder.is_dir():
-        pytest.skip(f"the public tables are not here: set {MIRROR} to a folder that holds them")
-    monkeypatch.setenv(MIRROR, str(folder))
-    return folder
 
 
 def chinchilla_mse(runs: pd.DataFrame, size: str) -> float:

@@ -7,22 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from made_up import TABLE, WORKLOAD
 from scaling.errors import InputError, WorkError
 from scaling.grid import FREE_FIELDS
 from scaling.shape import Shape, ShapeTable
-from scaling.space import Space
 from search.grid import Grid
 from search.study import search
 from search.throughput._base import Engine, Measurement
 from search.throughput._roofline import RooflineEngine
-from search.workload import Workload, parse_workload
+from search.workload import Workload
 
-SPACE = Space(
-    parameters=60_000, layers=(2, 3), head_dims=(8, 16), vocab_size=256, hidden_step=24,
-    mlp_step=16, tolerance=0.1, max_heads=4,
-)  # fmt: skip
-TABLE = SPACE.enumerate()
-WORKLOAD = parse_workload("16/4@2")
 # Any function of the shape will do for the loss: the study does not know where it comes from.
 LOSSES = 2 + np.abs(np.log(TABLE.hidden_size / 48)) / 10 + TABLE.num_key_value_heads / 100
 
