@@ -14,7 +14,7 @@ from scaling.errors import WorkError
 from trainers.encoding import Encoding
 from trainers.model import Transformer
 
-BATCH_TOKENS = 4096  # positions per forward pass: more fall out of a core's cache
+BATCH_TOKENS = 1024  # positions per forward pass: more fall out of a core's cache
 
 
 @dataclass(frozen=True, kw_only=True)
