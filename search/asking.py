@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from scaling.accuracy import load_link
-from scaling.catalog import data_folder, load_runs, shape_named
+from scaling.catalog import load_runs, shape_named
 from scaling.composition import D, N
 from scaling.errors import InputError
 from scaling.files import nothing_left
@@ -31,7 +31,6 @@ from search.throughput.registry import engine_named
 from search.workload import Workload, parse_workload
 
 SHIPPED = "proxies"  # the table that the shipped law is fitted on
-UNTIL_THEN = "quickstart"  # where SHIPPED lacks runs of its plan
 FITTED_ROLES = ("proxy", "anchor")
 MEASUREMENTS = 24
 SHOWN = 12  # rows of the front that are printed at most
@@ -187,22 +186,14 @@ def _law(request: Request) -> tuple[Fit, str]:
 
 
 def shipped_law(seed: int = 0) -> tuple[Fit, str]:
-    """The law for those who have none, fitted on the shipped runs, and what it rests on.
-
-    The one place that decides which runs these are: those of :data:`SHIPPED` once every run of
-    its plan is there, until then those of :data:`UNTIL_THEN`.
-    """
-    plan = pd.read_csv(data_folder() / SHIPPED / "plan.csv")
+    """The law for those who have none, fitted on the shipped runs, and what it rests on."""
     runs = load_runs(SHIPPED)
-    done = set(runs["run_id"]) | set(runs.get("run_group", []))
-    name = SHIPPED if set(plan["run_id"]) <= done else UNTIL_THEN
-    runs = load_runs(name)
     fitted = fit("conditional", runs[runs["role"].isin(FITTED_ROLES)], seed=seed)
     sizes = [format_count(size) for size in fitted.ranges[N]]
     vocabularies = ", ".join(f"{size:,}" for size in sorted(set(runs["vocab_size"])))
     return fitted, (
         f"no --law given: this rests on {len(fitted.run_ids)} shipped runs of {sizes[0]} to "
-        f"{sizes[1]} parameters (data/{name}, losses in nats per token of a vocabulary of "
+        f"{sizes[1]} parameters (data/{SHIPPED}, losses in nats per token of a vocabulary of "
         f"{vocabularies}); fit your own runs for a real decision"
     )
 

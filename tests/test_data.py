@@ -1,3 +1,4 @@
+import pandas as pd
 import pytest
 
 from scaling.catalog import data_folder, load_runs
@@ -25,3 +26,10 @@ def test_our_own_runs_have_every_column() -> None:
     assert set(COLUMNS) <= set(load_runs("quickstart").columns)
     by_path = load_runs(data_folder() / "quickstart" / "runs.csv")
     assert load_runs("quickstart").equals(by_path)
+
+
+def test_the_ladder_has_every_run_of_its_plan_with_its_branches() -> None:
+    plan, runs = pd.read_csv(data_folder() / "proxies" / "plan.csv"), load_runs("proxies")
+    assert set(plan["run_id"]) == set(runs["run_group"])
+    branches = plan["branches"].fillna("").str.count(r"\d+")
+    assert len(runs) == len(plan) + branches.sum()
