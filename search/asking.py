@@ -192,8 +192,8 @@ def shipped_law(seed: int = 0) -> tuple[Fit, str]:
     sizes = [format_count(size) for size in fitted.ranges[N]]
     vocabularies = ", ".join(f"{size:,}" for size in sorted(set(runs["vocab_size"])))
     return fitted, (
-        f"no --law given: this rests on {len(fitted.run_ids)} shipped runs of {sizes[0]} to "
-        f"{sizes[1]} parameters (data/{SHIPPED}, losses in nats per token of a vocabulary of "
+        f"the law of {len(fitted.run_ids)} shipped runs of {sizes[0]} to {sizes[1]} parameters, as "
+        f"no --law is given (data/{SHIPPED}, losses in nats per token of a vocabulary of "
         f"{vocabularies}); fit your own runs for a real decision"
     )
 

@@ -228,7 +228,7 @@ def test_the_shipped_law_names_what_it_rests_on(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(asking, "fit", record)
     _, basis = shipped_law()
     assert "data/proxies" in basis
-    assert "no --law given: this rests on" in basis
+    assert "no --law is given" in basis
     assert "confirmation" not in set(taken[0]["role"])
 
 
