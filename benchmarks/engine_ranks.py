@@ -1,8 +1,8 @@
-"""Question: does the fastest shape depend on the engine and on the batch?
+"""Question: does the fastest shape depend on the engine, on the batch and on the workload?
 
 Shapes along the front of predicted loss against cost at one size are measured by several engines
-at several batches; prints the rank correlations and draws docs/engine_ranks.png. Every finished
-engine and workload is kept in the folder, so that a killed run goes on.
+under several workloads; prints the rank correlations and draws docs/engine_ranks.png. What is
+measured is kept in the folder, engine by engine, so that a killed run goes on.
 """
 
 import argparse
@@ -29,6 +29,8 @@ from search.workload import Workload, parse_workload
 PICTURE = Path(__file__).parent.parent / "docs" / "engine_ranks.png"
 DEPTHS = (4, 6, 8, 12, 16, 24)
 CONTEXT = 256
+WORKLOADS = "256/64@1:bfloat16,256/64@8:bfloat16,512/8@4:bfloat16"
+LINES = ("-", "--", ":", "-.")
 USUAL = {"hidden_over_sqrt_n": (0.04, 0.4), "mlp_to_attention": (0.5, 8.0), "gqa": (1.0, 8.0)}
 
 
@@ -60,7 +62,7 @@ def measured(
     engine: str, workload: Workload, shapes: list[Shape], folder: Path
 ) -> list[Measurement | str]:
     """What an engine says of every shape; asked once, then read from the folder."""
-    kept = folder / f"{engine}-{workload.concurrency}.json".replace(":", "-")
+    kept = folder / f"{engine} {short(workload)}.json".replace("/", "-").replace(":", "-")
     key = [asdict(workload), [asdict(shape) for shape in shapes]]
     if kept.exists():
         document = json.loads(kept.read_text())
@@ -73,6 +75,11 @@ def measured(
     return found
 
 
+def short(workload: Workload) -> str:
+    """Lengths and batch."""
+    return f"{workload.input_tokens}/{workload.output_tokens}@{workload.concurrency}"
+
+
 def speeds(found: list[Measurement | str]) -> list[float]:
     """Output tokens per second, NaN where the engine could not."""
     return [np.nan if isinstance(row, str) else row.output_tokens_per_second for row in found]
@@ -82,13 +89,17 @@ def draw(table: pd.DataFrame, ranks: pd.DataFrame, depths: list[int]) -> None:
     """Left: throughput against that of the median shape; right: rank correlations."""
     from matplotlib.figure import Figure
 
-    from scaling.plots import save
+    from scaling.plots import COLOURS, save
 
-    figure = Figure(figsize=(11.5, 4.8), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
-    for name in table:
-        relative = table[name] / table[name].median()
-        left.plot(range(len(table)), relative, marker="o", ms=4, lw=1.2, label=name)
+    figure = Figure(figsize=(13.5, 6.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
+    engines, workloads = (list(dict.fromkeys(own)) for own in zip(*table, strict=True))
+    for engine, workload in table:
+        relative = table[engine, workload] / table[engine, workload].median()
+        left.plot(
+            range(len(table)), relative, marker="o", ms=4, lw=1.2, label=f"{engine} {workload}",
+            color=COLOURS[engines.index(engine)], ls=LINES[workloads.index(workload)],
+        )  # fmt: skip
     left.set_yscale("log")
     left.set_yticks([0.25, 0.35, 0.5, 0.6, 0.7, 0.8, 1, 1.2, 1.4, 2, 2.8, 4])
     relative = (table / table.median()).to_numpy()
@@ -99,17 +110,18 @@ def draw(table: pd.DataFrame, ranks: pd.DataFrame, depths: list[int]) -> None:
     left.set_xlabel("shape, by its number of layers")
     left.set_ylabel("output tokens/s over that of the engine's median shape")
     left.grid(alpha=0.25)
-    left.legend(fontsize=8, ncols=2)
+    left.legend(fontsize=7.5, ncols=len(workloads))
     right.imshow(ranks.to_numpy(), vmin=0, vmax=1, cmap="Blues")
     for row in range(len(ranks)):
         for column in range(len(ranks)):
             value = ranks.to_numpy()[row, column]
             colour = "white" if value > 0.6 else "black"
             right.text(
-                column, row, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color=colour
+                column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour
             )
-    right.set_xticks(range(len(ranks)), ranks.columns, rotation=35, ha="right", fontsize=8)
-    right.set_yticks(range(len(ranks)), ranks.columns, fontsize=8)
+    names = [" ".join(own) for own in table]
+    right.set_xticks(range(len(ranks)), names, rotation=40, ha="right", fontsize=8)
+    right.set_yticks(range(len(ranks)), names, fontsize=8)
     right.set_title("Spearman rank correlation of throughput", fontsize=10)
     save(figure, PICTURE)
 
@@ -117,7 +129,7 @@ def draw(table: pd.DataFrame, ranks: pd.DataFrame, depths: list[int]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--engines", default="torch,transformers,llamacpp,vllm")
-    parser.add_argument("--workloads", default="256/64@1:bfloat16,256/64@8:bfloat16")
+    parser.add_argument("--workloads", default=WORKLOADS)
     parser.add_argument("--params", default="20M")
     parser.add_argument("--shapes", type=int, default=12)
     parser.add_argument("--law", default="quickstart", help="run table of the law")
@@ -126,7 +138,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     shapes = shapes_of(options.params, options.shapes, options.law)
     results = {
-        f"{engine} @{workload.concurrency}": measured(engine, workload, shapes, options.out)
+        (engine, short(workload)): measured(engine, workload, shapes, options.out)
         for workload in map(parse_workload, options.workloads.split(","))
         for engine in options.engines.split(",")
     }
@@ -136,11 +148,14 @@ def main() -> None:
     )
     draw(table, ranks, [shape.num_hidden_layers for shape in shapes])
     frame = ShapeTable.of(shapes).frame()
+    for plain in (table, ranks):
+        plain.columns = pd.Index([" ".join(own) for own in plain])
+    results = {" ".join(own): found for own, found in results.items()}
     print(pd.concat([frame, table.round(1)], axis=1).to_string())
     finish(
         "engine-ranks",
         {
-            "promise": "none: it answers whether engines and batches agree on the fastest shape",
+            "promise": "none: it answers whether engines and workloads agree on the fastest shape",
             "shapes": [asdict(shape) for shape in shapes],
             "output_tokens_per_second": table.round(2).to_dict("list"),
             "fastest": {name: int(table[name].idxmax()) for name in table},
