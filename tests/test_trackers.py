@@ -218,7 +218,10 @@ def test_kills_and_resumes_leave_every_step_once(tmp_path: Path) -> None:
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )
         deadline = time.monotonic() + 60
-        while not (tmp_path / "metrics.csv").exists() or rows(tmp_path)["step"].max() < begin + 50:
+        # No row yet, NaN, is not enough either.
+        while not (
+            (tmp_path / "metrics.csv").exists() and rows(tmp_path)["step"].max() >= begin + 50
+        ):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
