@@ -19,11 +19,16 @@ def finish(name: str, figures: dict[str, object]) -> None:
         **figures,
         "commit": commit.stdout.strip(),
         "machine": f"{_processor()}, Python {platform.python_version()}",
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *map(_portable, sys.argv)]),
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(document))
+
+
+def _portable(argument: str) -> str:
+    """An argument as any machine could have it: of an absolute path only the name."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def _processor() -> str:

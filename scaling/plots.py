@@ -273,7 +273,6 @@ def _panel(axes: Axes, factor: Factor, fit: Fit, rows: pd.DataFrame) -> ScalarMa
     levels = _levels(columns[N]) if _moves(fit, factor) else None
     if levels is None:
         _curve(axes, factor, fit, grid, CURVE)
-        axes.lines[-1].set_label("law")
     else:
         axes.plot([], [], color=CURVE, label="law")  # for the legend: sizes have its colours
         for level, colour in zip(np.unique(levels), COLOURS, strict=False):
@@ -304,7 +303,7 @@ def _curve(
         tint, deep = (BAND, 0.5) if colour == CURVE else (colour, 0.15)
         axes.fill_between(ratio, *band, color=tint, alpha=deep, lw=0, label="95 % band")
     curve = _effect(fit, fit.theta[None], factor, grid, grid)[0]
-    axes.plot(ratio, 100 * curve, color=colour)
+    axes.plot(ratio, 100 * curve, color=colour, label="law" if colour == CURVE else None)
 
 
 def _effect(
