@@ -338,10 +338,24 @@ def test_the_printed_table_is_short_and_keeps_roles_and_ends() -> None:
     found = asked(measurements=24, estimated=12, tolerance=0.03, head_dims="64")
     front = [p for p in found.proposals if p is found.proposals[0] or p.on_front]
     assert len(front) > asking.SHOWN
-    shown = in_table(found.proposals)["shape"].tolist()
-    assert 2 < len(shown) <= asking.SHOWN
-    named = [p.name for p in front if p.role != "candidate"]
-    assert set(named) | {front[-1].name} <= {text.split("\n")[0] for text in shown}
+    names = [text.split("\n")[0] for text in in_table(found.proposals)["shape"]]
+    places = pd.DataFrame(
+        [
+            (p.predicted_loss, np.log(p.throughput.output_tokens_per_second))
+            for p in front
+            if p.throughput
+        ],
+        index=[p.name for p in front],
+    )
+    places /= places.max() - places.min()
+    apart = np.linalg.norm(places.to_numpy()[:, None] - places.loc[names].to_numpy(), axis=2)
+    assert len(names) <= asking.SHOWN
+    assert len(names) == asking.SHOWN or apart.min(axis=1).max() < asking.ALIKE
+    always = {p.name for p in front if p.role != "candidate"} | {front[-1].name}
+    assert always <= set(names)
+    own = places.loc[[name for name in names if name not in always]].to_numpy()
+    between = np.linalg.norm(own[:, None] - own, axis=2) + np.eye(len(own))
+    assert between.min() >= asking.ALIKE, "two that are shown are alike"
 
 
 def test_one_goal_is_the_fastest_of_no_more_loss_than_the_baseline() -> None:
