@@ -52,9 +52,9 @@ from trainers.chunked import chunked_cross_entropy
 from trainers.corpus import Corpus, prepare
 from trainers.device import choose, describe, resident, synchronize
 from trainers.evaluate import token_losses
-from trainers.optim import Recipe
 from trainers.packed import Feed, Options, PackedStep, packs, train_pack
 from trainers.packing import Packing, choose_packing, packing_key, trial_stack
+from trainers.recipe import Recipe
 from trainers.spec import RunSpec
 from trainers.stacked import Stack
 

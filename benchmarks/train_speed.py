@@ -36,7 +36,8 @@ from scaling.shape import INTEGER_FIELDS, Shape
 from trainers.engine import choose
 from trainers.memory import keep_freed_memory
 from trainers.model import Transformer
-from trainers.optim import Optimizer, Recipe
+from trainers.optim import Optimizer
+from trainers.recipe import Recipe
 
 BENCHMARK = Shape(
     hidden_size=256, intermediate_size=768, num_hidden_layers=8, num_attention_heads=4,

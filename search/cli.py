@@ -10,6 +10,7 @@ import typer
 import scaling.cli
 import trainers.cli
 from scaling.errors import InputError, WorkError
+from scaling.extras import missing_package
 from scaling.options import (
     CorpusOption,
     EngineOption,
@@ -227,6 +228,9 @@ def main() -> None:
         app()
     except InputError as error:
         _stop(str(error), 2)
+    except ModuleNotFoundError as error:
+        reason = missing_package(error)
+        _unexpected(error) if reason is None else _stop(str(reason), 2)
     except WorkError as error:
         _stop(str(error), 1)
     except KeyboardInterrupt:
@@ -240,10 +244,14 @@ def main() -> None:
     except MemoryError:
         _stop("not enough memory; choose a smaller budget or workload", 1)
     except Exception as error:  # a defect: people still get a line, not a traceback
-        if os.environ.get("SHAPELAW_DEBUG"):
-            raise
-        name = type(error).__name__
-        _stop(f"unexpected {name}: {error}; SHAPELAW_DEBUG=1 shows where; please report it", 1)
+        _unexpected(error)
+
+
+def _unexpected(error: Exception) -> None:
+    if os.environ.get("SHAPELAW_DEBUG"):
+        raise error
+    name = type(error).__name__
+    _stop(f"unexpected {name}: {error}; SHAPELAW_DEBUG=1 shows where; please report it", 1)
 
 
 def _stop(text: str, code: int) -> None:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from scaling.composition import D, N
 from scaling.errors import InputError
+from scaling.extras import installing
 from scaling.files import write_text
 from scaling.fits import LEVEL, Fit
 from scaling.plots import LABELS, log_ticks, save
@@ -27,8 +28,8 @@ from search.proposals import SHAPE_KEY, read_proposals
 
 PAGES = Path(__file__).parent / "pages"
 INSTALL = (
-    'this page does not move: plotly is not installed (pip install "shapelaw[report]", '
-    "then write it again with shapelaw report)"
+    f"this page does not move: plotly is not installed (`{installing('plotly')}`, "
+    "then write it again with `shapelaw report`)"
 )
 POINTS = 80
 CURVES = (*RATIOS, "num_hidden_layers")

@@ -36,9 +36,9 @@ from search.throughput.registry import engine_named
 from search.workload import PRESETS
 from trainers.corpus import Corpus, prepare
 from trainers.ledger import Entry
-from trainers.optim import Recipe
-from trainers.spec import RunSpec
-from trainers.sweep import Folder, cores, run_name, run_plan
+from trainers.recipe import Recipe
+from trainers.spec import RunSpec, run_name
+from trainers.sweep import Folder, cores, run_plan
 
 LAYERS = 4
 HEAD_DIM = 16

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from scaling.errors import InputError, WorkError
+from scaling.extras import installing
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -82,7 +83,7 @@ def _database(url: str) -> "BaseStorage":
         except ImportError:
             raise InputError(
                 f"{shown(url)} needs a database driver; for PostgreSQL install it with "
-                'pip install "shapelaw[postgres]"'
+                f"`{installing('psycopg')}`"
             ) from None
         except (ArgumentError, NoSuchModuleError, ValueError) as error:
             raise InputError(

@@ -23,6 +23,14 @@ def shapelaw(*arguments: object, **options: object) -> subprocess.CompletedProce
     )  # type: ignore[call-overload]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest picks tests by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what rests on a whole quickstart as slow."""
+    for item in items:
+        if "loop_folder" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or fills the measurements that a user keeps."""

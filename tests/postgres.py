@@ -52,7 +52,7 @@ class Server:
         if self.user:
             command = ["setpriv", f"--reuid={self.user}", "--clear-groups", *command]
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=60, cwd=self.folder, check=False
+            command, capture_output=True, text=True, timeout=600, cwd=self.folder, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
 

@@ -66,6 +66,7 @@ def test_every_form_predicts_the_synthetic_truth_inside_the_data(form: str) -> N
         assert answer.status == "inside the fitted losses"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["sigmoid", "two-step"])
 def test_intervals_cover_the_synthetic_truth_in_95_of_100_tables(form: str) -> None:
     generator = np.random.default_rng(7)
@@ -83,6 +84,7 @@ def test_intervals_cover_the_synthetic_truth_in_95_of_100_tables(form: str) -> N
     assert 0.92 <= np.mean(new) <= 0.99
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_mean_covers_though_tasks_share_their_noise() -> None:
     generator = np.random.default_rng(8)
     form, inside, alone = Sigmoid(ceiling=0.9), [], []

@@ -1,7 +1,6 @@
 """What a person asks of ``propose``: any budget gives valid candidates, or one clear line."""
 
 from contextlib import closing
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -302,10 +301,7 @@ def test_what_cannot_be_answered_is_one_clear_line(changes: dict[str, Any], said
 def test_an_engine_that_is_not_installed_says_how_to_get_it(
     engine: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(package: str) -> str:
-        raise PackageNotFoundError(package)
-
-    monkeypatch.setattr(_process, "version", missing)
+    monkeypatch.setattr(_process, "installed_version", lambda package: None)
     monkeypatch.delenv("SHAPELAW_VLLM_PYTHON", raising=False)
     monkeypatch.delenv("SHAPELAW_AICONFIGURATOR_PYTHON", raising=False)
     with pytest.raises(InputError, match=said):

@@ -54,7 +54,15 @@ def fitted(law, runs, **settings):
         return None, str(error)
 
 
-@pytest.mark.parametrize("law", ["chinchilla", "conditional", "conditional-steady", "power"])
+@pytest.mark.parametrize(
+    "law",
+    [
+        "chinchilla",
+        pytest.param("conditional", marks=pytest.mark.slow),
+        pytest.param("conditional-steady", marks=pytest.mark.slow),
+        "power",
+    ],
+)
 @settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.too_slow])
 @given(runs=tables())
 def test_any_table_gives_a_fit_with_a_status_or_one_clear_error(law, runs):

@@ -18,7 +18,8 @@ from trainers import checkpoint
 from trainers.checkpoint import Progress, resume, save
 from trainers.evaluate import token_losses
 from trainers.model import Transformer
-from trainers.optim import Optimizer, Recipe
+from trainers.optim import Optimizer
+from trainers.recipe import Recipe
 
 torch.set_num_threads(1)
 SHAPE = Shape(

@@ -50,6 +50,7 @@ def test_errors_are_those_of_the_runs_left_out(compared, conditional):
     assert len(errors) == held
 
 
+@pytest.mark.slow
 def test_a_law_that_only_fits_better_does_not_win():
     # Without an effect of shape, the larger law fits noise: held out, it gains nothing.
     runs = synthetic_chinchilla(0.01, shapes=5, sizes=FIVE)
@@ -60,6 +61,7 @@ def test_a_law_that_only_fits_better_does_not_win():
     assert "tied with it" in found.headline()
 
 
+@pytest.mark.slow
 def test_a_law_that_fits_best_and_extrapolates_worse_is_named():
     # A curvature that turns around above the cut-off: the flexible law follows it and is wrong.
     runs = synthetic_chinchilla(0.001, shapes=8, sizes=FIVE)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -21,6 +20,7 @@ from search.sampler import result_of
 from search.storages import closing, storage_at
 from search.study import Effort, explore, open_study
 from search.throughput._base import Measurement
+from waiting import PATIENCE, wait_until
 
 ASKED = question()
 WANTED = 10
@@ -62,11 +62,11 @@ class Workers:
         return [(int(process), shape) for process, kind, shape in parts if kind == what]
 
     def wait_for(self, what: str, process: subprocess.Popen[str], count: int = 1) -> None:
-        ends = time.monotonic() + 120
-        while sum(each == process.pid for each, _ in self.lines(what)) < count:
+        def reached() -> bool:
             assert process.poll() is None, process.stderr.read() if process.stderr else ""
-            assert time.monotonic() < ends
-            time.sleep(0.02)
+            return sum(each == process.pid for each, _ in self.lines(what)) >= count
+
+        wait_until(reached, f"{count} times {what} by a worker")
 
     def stop(self) -> None:
         for process in self.all:
@@ -84,7 +84,7 @@ def check_two_workers_of_which_one_is_killed(storage: str, log: Path) -> None:
         workers.wait_for("end", survivor, count=2)
         victim.send_signal(signal.SIGKILL)
         victim.wait()
-        assert survivor.wait(timeout=120) == 0
+        assert survivor.wait(timeout=PATIENCE) == 0
         ended = Counter(shape for _, shape in workers.lines("end"))
         lost = {shape for process, shape in workers.lines("begin") if process == victim.pid}
     finally:
@@ -101,6 +101,7 @@ def check_two_workers_of_which_one_is_killed(storage: str, log: Path) -> None:
     assert {5, 0} <= set(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("postgres")
 def test_of_two_workers_on_postgresql_one_is_killed_and_nothing_is_lost_or_doubled(
     postgres: Server, tmp_path: Path
@@ -112,17 +113,19 @@ def test_of_two_workers_on_postgresql_one_is_killed_and_nothing_is_lost_or_doubl
     check_two_workers_of_which_one_is_killed(url, tmp_path / "log")
 
 
+@pytest.mark.slow
 def test_of_two_workers_on_a_journal_one_is_killed_and_nothing_is_lost_or_doubled(
     tmp_path: Path,
 ) -> None:
     check_two_workers_of_which_one_is_killed(str(tmp_path / "study.log"), tmp_path / "log")
 
 
+@pytest.mark.slow
 def test_two_workers_share_the_work_and_measure_nothing_twice(tmp_path: Path) -> None:
     workers = Workers(str(tmp_path / "study.log"), tmp_path / "log")
     try:
         both = [workers.start(seconds=0.3, wanted=12) for _ in range(2)]
-        assert [process.wait(timeout=120) for process in both] == [0, 0]
+        assert [process.wait(timeout=PATIENCE) for process in both] == [0, 0]
         ended = workers.lines("end")
     finally:
         workers.stop()
@@ -232,17 +235,10 @@ def test_a_heart_beats_while_its_context_lasts(
         return int(claims.trials()[0].user_attrs.get(BEATS, 0))
 
     with Heartbeat([trial]):
-        wait_until(lambda: beats() >= 3)
+        wait_until(lambda: beats() >= 3, "three beats")
     last = beats()
     time.sleep(0.05)
     assert beats() == last
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    ends = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < ends
-        time.sleep(0.01)
 
 
 def test_what_stops_a_batch_leaves_no_row_claimed(tmp_path: Path) -> None:

@@ -563,6 +563,7 @@ PLAN = ",".join(name for name in vars(SHAPE) if name != "vocab_size") + ",tokens
 SHAPE_ROW = ",".join(str(value) for name, value in vars(SHAPE).items() if name != "vocab_size")
 
 
+@pytest.mark.slow
 def test_a_sweep_prints_the_run_table_with_nothing_for_a_diverged_run(
     trained: tuple[Path, dict[str, Any]], text: Path, tmp_path: Path
 ) -> None:
@@ -674,7 +675,7 @@ def ended(tmp_path: Path) -> Path:
     """A sweep with a run of every kind that has ended."""
     from trainers.ledger import open_ledger
     from trainers.loop import RunSpec
-    from trainers.optim import Recipe
+    from trainers.recipe import Recipe
 
     ledger = open_ledger(tmp_path / "sweep" / "ledger.sqlite")
     specs = [RunSpec(run_id=name, shape=SHAPE, tokens=4096, recipe=Recipe()) for name in "abc"]
@@ -764,6 +765,7 @@ def test_doctor_tells_what_is_there() -> None:
     assert "python" in words("doctor")
 
 
+@pytest.mark.slow
 def test_codes_and_streams_of_a_real_process(runs: Path, tmp_path: Path) -> None:
     good = shapelaw("fit", runs, "--law", "chinchilla", "--json", *FAST_FIT)
     assert (good.returncode, good.stderr) == (0, "")

@@ -106,7 +106,7 @@ def test_every_form_of_a_product_is_the_product(
     expected = x.double() @ weight.double().t()
     size = (x.double().abs() @ weight.double().abs().t()).max()
     tolerance = 4 * torch.finfo(dtype).eps * (1e-3 + size)
-    for form in forms(rows):
+    for form in forms(rows, dtype):
         product = form(weight, rows)
         for _ in range(2):
             found = product(x)
@@ -119,7 +119,9 @@ def test_a_form_is_timed_once_for_each_geometry(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(_products, "_fastest", {})
     timed = []
     monkeypatch.setattr(
-        _products, "_timed", lambda weight, rows, others: timed.append(weight.shape) or forms(1)[0]
+        _products,
+        "_timed",
+        lambda weight, rows, others: timed.append(weight.shape) or forms(1, torch.float32)[0],
     )
     for size in (8, 16, 8):
         fastest_product(torch.ones(size, 4), 1, 100)
@@ -137,7 +139,7 @@ def test_the_form_with_the_least_time_is_taken(monkeypatch: pytest.MonkeyPatch) 
         return lambda weight, rows: product
 
     slow, fast = lasting(3.0), lasting(1.0)
-    monkeypatch.setattr(_products, "forms", lambda rows: [slow, fast, slow])
+    monkeypatch.setattr(_products, "forms", lambda rows, dtype: [slow, fast, slow])
     monkeypatch.setattr(_products.time, "thread_time", lambda: now[0])
     assert _products._timed(torch.ones(4, 4), 1, 64) is fast
 

@@ -74,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
               watch=killed_at(8), checkpoint_seconds=0.0)  # fmt: skip
     (folder / "driver.py").write_text(DRIVER)
     done = subprocess.run(
-        [*LAUNCH, folder / "driver.py", folder], capture_output=True, text=True, timeout=300
+        [*LAUNCH, folder / "driver.py", folder], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
@@ -182,7 +182,7 @@ def test_muon_of_gathered_matrices_is_muon() -> None:
 def test_the_command_under_torchrun_prints_the_row(folder: Path, tmp_path: Path) -> None:
     command = [*LAUNCH, "-m", "trainers.distributed", folder / "fsdp-adamw.json",
                "--corpus", folder / "corpus", "--out", tmp_path, "--mode", "fsdp"]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     row = json.loads(done.stdout.strip().splitlines()[-1])
     assert row == json.loads((tmp_path / "row.json").read_text())

@@ -279,6 +279,7 @@ def test_the_error_of_blimp_is_that_of_a_mean_over_fixed_paradigms(evals: EvalFi
     assert score.standard_error == pytest.approx(math.sqrt(sum(variances)) / 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [64, 16])
 def test_blimp_alone_answers_as_through_lm_eval(evals: EvalFiles, length: int) -> None:
     built = model(length=length)
@@ -291,6 +292,7 @@ def test_blimp_alone_answers_as_through_lm_eval(evals: EvalFiles, length: int) -
         assert through.details["harness"].startswith("lm-eval ")
 
 
+@pytest.mark.slow
 @real
 def test_blimp_of_the_real_files_answers_as_through_lm_eval() -> None:
     evals = read_evals(ARCHIVE)
@@ -323,6 +325,7 @@ def expected(built: Transformer, task: str, rows: list[dict[str, object]]) -> tu
     return float(np.mean(right)), float(np.mean(normalised))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [name for name in TASKS if name != "lambada_openai"])
 def test_a_task_of_choices_is_put_as_its_prompt_says(evals: EvalFiles, task: str) -> None:
     built = model(length=128)
@@ -364,6 +367,7 @@ class Bigrams(Transformer):
         return hidden @ table
 
 
+@pytest.mark.slow
 def test_lambada_counts_words_that_greedy_decoding_finds() -> None:
     passages = [{"context": "It was a", "continuation": word} for word in ("ok", "no", "okay")]
     lines = "\n".join(map(json.dumps, passages)).encode()
@@ -373,6 +377,7 @@ def test_lambada_counts_words_that_greedy_decoding_finds() -> None:
     assert (score.items, score.chance, score.normalised) == (3, 0.0, None)
 
 
+@pytest.mark.slow
 def test_a_limit_takes_the_first_items_and_stands_in_the_record(evals: EvalFiles) -> None:
     blimp, piqa = score_tasks(model(), BYTES, evals, ["blimp", "piqa"], limit=3)
     assert (blimp.items, piqa.items) == (6, 3)
@@ -381,6 +386,7 @@ def test_a_limit_takes_the_first_items_and_stands_in_the_record(evals: EvalFiles
     assert (one.items, one.standard_error) == (1, 0.0)
 
 
+@pytest.mark.slow
 def test_the_record_names_files_digests_and_harness(evals: EvalFiles) -> None:
     blimp, piqa = score_tasks(model(), BYTES, evals, ["blimp", "piqa"])
     assert piqa.details["files"] == {"tasks/piqa.jsonl": evals.sha256("tasks/piqa.jsonl")}
@@ -437,6 +443,7 @@ def sweep(corpus: Corpus, tmp_path: Path) -> Path:
     return place.path
 
 
+@pytest.mark.slow
 def test_a_sweep_is_scored_into_its_run_table(sweep: Path, folder: Path, evals: EvalFiles) -> None:
     seen: list[tuple[int, int]] = []
     table = score_exports(sweep, folder, workers=1, report=lambda *counts: seen.append(counts))
@@ -451,6 +458,7 @@ def test_a_sweep_is_scored_into_its_run_table(sweep: Path, folder: Path, evals: 
     assert seen == [(1, 2), (2, 2)]
 
 
+@pytest.mark.slow
 def test_scores_that_are_there_are_not_made_again(
     sweep: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -492,6 +500,7 @@ def test_scores_of_other_weights_or_items_are_not_used(
     assert score_run(replace(job, evals=fewer))[0].items == 1
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_scored_is_named_and_the_others_are_kept(
     sweep: Path, folder: Path
 ) -> None:
@@ -552,6 +561,7 @@ def app() -> typer.Typer:
     return made
 
 
+@pytest.mark.slow
 def test_the_command_evaluates_one_model(sweep: Path, folder: Path, corpus: Corpus) -> None:
     run = Folder(sweep).run("first")
     arguments = ["evaluate", run, "--evals", folder, "--tasks", "blimp,piqa", "--limit", 2]
@@ -588,6 +598,7 @@ def test_the_command_wants_something_to_do(sweep: Path) -> None:
     assert "give --evals for downstream tasks, --corpus-folder" in str(done.exception)
 
 
+@pytest.mark.slow
 def test_the_command_scores_a_sweep_and_writes_its_table(
     sweep: Path, folder: Path, tmp_path: Path
 ) -> None:

@@ -6,13 +6,19 @@ import torch
 
 from scaling.errors import InputError
 from scaling.shape import Shape
-from trainers import engine as module
 from trainers.corpus import Corpus, prepare
-from trainers.engine import COMPILATIONS, Engine, choose, compile_seconds, predicted_seconds
+from trainers.engine import (
+    ATTENTION_PATHS,
+    COMPILATIONS,
+    Engine,
+    choose,
+    compile_seconds,
+    predicted_seconds,
+)
 from trainers.evaluate import token_losses
 from trainers.loop import train
-from trainers.model import ATTENTION_PATHS, Transformer
-from trainers.optim import Recipe
+from trainers.model import Transformer
+from trainers.recipe import Recipe
 from trainers.spec import RunSpec
 
 torch.set_num_threads(1)
@@ -135,7 +141,7 @@ def test_a_failed_compilation_falls_back_with_a_note(
 ) -> None:
     told: list[str] = []
     (wanted,) = train(run(engine=Engine(attention="matmul")), corpus, tmp_path / "eager")
-    monkeypatch.setattr(module.torch, "compile", broken_compiler)
+    monkeypatch.setattr(torch, "compile", broken_compiler)
     planned = run(engine=Engine(attention="matmul", compilation=compilation))
     (row,) = train(planned, corpus, tmp_path / "failed", tell=told.append)
     assert row["loss"] == wanted["loss"]
@@ -157,7 +163,7 @@ def test_a_run_that_fell_back_stays_without_compilation(
             raise Killed
 
     with monkeypatch.context() as broken:
-        broken.setattr(module.torch, "compile", broken_compiler)
+        broken.setattr(torch, "compile", broken_compiler)
         with pytest.raises(Killed):
             train(
                 planned, corpus, tmp_path, watch=stop, tell=lambda text: None, checkpoint_seconds=0
@@ -166,7 +172,7 @@ def test_a_run_that_fell_back_stays_without_compilation(
     def unexpected(*arguments: object, **options: object) -> object:
         raise AssertionError("compiled again")
 
-    monkeypatch.setattr(module.torch, "compile", unexpected)
+    monkeypatch.setattr(torch, "compile", unexpected)
     (row,) = train(planned, corpus, tmp_path)
     assert row["compilation"] == "none"
 

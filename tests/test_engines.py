@@ -35,7 +35,17 @@ SHAPES = {
     "aiconfigurator": shape_named("llama-3.2-1b"),
 }
 # One process of pytest for each engine: a measurement is made once, and starting is dear.
-EACH = [pytest.param(name, marks=pytest.mark.xdist_group(f"engine {name}")) for name in ENGINES]
+FAST = ("torch", "transformers", "roofline")
+EACH = [
+    pytest.param(
+        name,
+        marks=[
+            pytest.mark.xdist_group(f"engine {name}"),
+            *([] if name in FAST else [pytest.mark.slow]),
+        ],
+    )
+    for name in ENGINES
+]
 
 
 @cache

@@ -8,7 +8,7 @@ import torch
 from scaling.shape import Shape
 from trainers.evaluate import evaluate, evaluate_sets, loss_columns, token_losses
 from trainers.model import Transformer
-from trainers.optim import Recipe
+from trainers.recipe import Recipe
 
 torch.set_num_threads(1)
 SHAPE = Shape(

@@ -55,6 +55,7 @@ def agree(folder: Path, shape: Shape, encoding: Encoding) -> None:
         assert value == pytest.approx(float(wanted[token]), abs=1e-3), token
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", FORMS.values(), ids=FORMS)
 def test_llama_cpp_has_the_probabilities_of_the_model(
     tmp_path: Path, changes: dict[str, object]
@@ -63,6 +64,7 @@ def test_llama_cpp_has_the_probabilities_of_the_model(
     agree(tmp_path, replace(SHAPE, hidden_size=32, **changes), byte_encoding())  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_llama_cpp_has_the_trained_tokenizer(tmp_path: Path, text_folder: Path) -> None:
     pytest.importorskip("gguf", reason="needs gguf")
     prepare(str(text_folder), tmp_path / "corpus", vocab_size=400)
@@ -71,6 +73,7 @@ def test_llama_cpp_has_the_trained_tokenizer(tmp_path: Path, text_folder: Path) 
     agree(tmp_path / "run", shape, encoding)
 
 
+@pytest.mark.slow
 def test_the_file_says_what_the_config_says(tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf", reason="needs gguf")
     model = exported(tmp_path, SHAPE, byte_encoding())
@@ -85,6 +88,7 @@ def test_the_file_says_what_the_config_says(tmp_path: Path) -> None:
     assert sum(int(tensor.n_elements) for tensor in reader.tensors) == model.shape.n_total
 
 
+@pytest.mark.slow
 def test_an_export_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("gguf", reason="needs gguf")
     exported(tmp_path)
@@ -96,5 +100,7 @@ def test_without_gguf_it_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(InputError, match=r"a GGUF file needs gguf .*`pip install gguf`"):
+    with pytest.raises(
+        InputError, match=r'a GGUF file needs gguf .*`pip install "shapelaw\[llamacpp\]"`'
+    ):
         export_gguf(tmp_path, tmp_path / "model.gguf")

@@ -37,7 +37,7 @@ def sweep(*arguments: object) -> tuple[dict[str, object], list[dict[str, object]
                "--trial-seconds", "0.05", "--most-replicas", "4", "--most-processes", "1",
                *arguments]  # fmt: skip
     done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, timeout=300, check=False
+        [str(word) for word in command], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     *lines, last = [json.loads(line) for line in done.stdout.splitlines()]
@@ -128,7 +128,7 @@ def test_utilisation_is_model_flops_over_the_published_peak(
     import gpu_sweep
 
     from test_loop import spec
-    from trainers.optim import Recipe
+    from trainers.recipe import Recipe
 
     run = spec(recipe=Recipe(dtype="bfloat16"))
     cpu = gpu_sweep.choose("cpu")

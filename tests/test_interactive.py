@@ -201,8 +201,7 @@ def test_filters_narrow_chart_and_table_and_can_be_cleared(opened: Any, made: Pa
 def test_nothing_is_wider_than_the_page(opened: Any, width: int, media: str) -> None:
     opened.emulate_media(media=media)
     opened.set_viewport_size({"width": width, "height": 900})
-    opened.wait_for_timeout(500)
-    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    opened.wait_for_function(f"document.documentElement.scrollWidth <= {width}")
     assert opened.evaluate("document.getElementById('filters').offsetHeight > 0") == (
         media == "screen"
     )

@@ -21,14 +21,14 @@ from trainers.confounding import confounding
 from trainers.engine import Engine, predicted_seconds
 from trainers.filling import Cube, choose_filling, choose_heavy
 from trainers.ladder import plan_ladder
-from trainers.optim import Recipe, parse_settings, read_pairs
 from trainers.plan_cli import Texts, allocation_of, grid_of, mount, read_numbers
+from trainers.plan_file import read_plan
 from trainers.planned import Ladder, Planned, points_of
 from trainers.pricing import ASSUMED, Price, calibrate, step_work, time_step
 from trainers.proposed import plan_proposed
+from trainers.recipe import Recipe, parse_settings, read_pairs
 from trainers.rungs import ANCHOR, PROXY, Allocation, Grid, Rung
 from trainers.spec import RunSpec
-from trainers.sweep import read_plan
 
 SETTINGS = {"context_length": 64, "sequences": 4}
 

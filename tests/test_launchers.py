@@ -3,7 +3,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +23,7 @@ from trainers.ledger import PLANNED, RUNNING, Entry, open_ledger
 from trainers.loop import train
 from trainers.spec import RunSpec
 from trainers.sweep import Folder, run_plan
+from waiting import wait_until
 
 RAY_NOISE = (
     # Ray leaves the log files and pipes of the processes that it starts to the garbage collector.
@@ -311,6 +311,7 @@ def test_an_option_needs_a_name_and_a_value() -> None:
             parse_options([text])
 
 
+@pytest.mark.slow
 def test_submitits_options_go_by_its_own_names_and_types() -> None:
     pytest.importorskip("submitit", reason="submitit is not installed")
     options = {
@@ -331,6 +332,7 @@ def test_submitits_options_go_by_its_own_names_and_types() -> None:
             SlurmLauncher(wrong)
 
 
+@pytest.mark.slow
 def test_slurm_needs_slurm_and_a_number_of_jobs(tmp_path: Path) -> None:
     pytest.importorskip("submitit", reason="submitit is not installed")
     launcher = SlurmLauncher({})
@@ -464,15 +466,13 @@ def test_stopping_ends_the_workers(corpus: Corpus, folder: Folder, place: Place)
             plan(1, tokens=10_000_000), corpus, folder, workers=1,
             launcher=launcher_named(*place), report=stop,
         )  # fmt: skip
-    end = time.monotonic() + 20
-    while exists(pids[0]) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not exists(pids[0])
+    wait_until(lambda: not exists(pids[0]), "the end of the worker")
     if place.name != "ray":  # which ends a task without a word
         (entry,) = open_ledger(folder.ledger).entries()
         assert (entry.state, entry.attempts) == (PLANNED, 1), "the run was given back"
 
 
+@pytest.mark.slow
 def test_jobs_of_a_command_in_the_background_hear_that_they_are_cancelled(
     corpus: Corpus, folder: Folder
 ) -> None:
@@ -543,6 +543,7 @@ def test_ray_fills_the_cluster_by_default(cluster: Any, tmp_path: Path) -> None:
             launcher.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["option", "variable", "last cluster"])
 def test_a_ray_cluster_that_is_not_there_is_told_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
@@ -556,10 +557,8 @@ def test_a_ray_cluster_that_is_not_there_is_told_at_once(
         monkeypatch.setenv("RAY_ADDRESS", nobody)
     if way == "last cluster":
         (tmp_path / "current").write_text(nobody + "\n")
-    begun = time.monotonic()
     with pytest.raises(InputError, match=r"no Ray cluster answers at .*`ray start --head`"):
         RayLauncher(options).open(Job(ledger="", folder=tmp_path))
-    assert time.monotonic() - begun < 30
 
 
 @pytest.mark.slow

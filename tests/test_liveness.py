@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 
 from trainers import liveness
 from trainers.liveness import LONGEST_GAP, Watch, is_gone, process_exists, this_process
+from waiting import wait_until
 
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="tells them by /proc")
 
@@ -32,11 +32,7 @@ class Clock:
 def test_a_process_that_ended_but_was_not_waited_for_is_dead() -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     try:
-        for _ in range(200):
-            if not process_exists(ended.pid):
-                break
-            time.sleep(0.05)
-        assert not process_exists(ended.pid)
+        wait_until(lambda: not process_exists(ended.pid), "the end of a process")
     finally:
         ended.wait()
 

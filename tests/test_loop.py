@@ -19,7 +19,7 @@ from trainers import checkpoint, finishing, loop
 from trainers.corpus import Corpus, prepare
 from trainers.documents import STDLIB, read_documents
 from trainers.loop import Diverged, train
-from trainers.optim import OPTIMIZERS, Recipe
+from trainers.recipe import OPTIMIZERS, Recipe
 from trainers.spec import RunSpec
 
 SHAPE = Shape(
@@ -237,13 +237,14 @@ def test_seconds_add_up_over_interruptions(corpus: Corpus, tmp_path: Path) -> No
         if step == 7:
             raise Killed
 
+    begun = time.perf_counter()
     with pytest.raises(Killed):
         train(spec(), corpus, tmp_path, watch=slow, checkpoint_seconds=0)
+    interrupted = time.perf_counter() - begun
     begun = time.perf_counter()
     row = train(spec(), corpus, tmp_path)[-1]
     rest = time.perf_counter() - begun
-    assert row["seconds"] > 6 * 0.05  # type: ignore[operator]
-    assert row["seconds"] < rest + 7 * 0.05 + 5  # type: ignore[operator]
+    assert 6 * 0.05 < row["seconds"] < interrupted + rest  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -364,6 +365,7 @@ def test_rows_of_one_run_have_names_of_their_own_and_one_group(
     assert all(row["decayed"] for row in rows)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

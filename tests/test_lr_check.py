@@ -226,6 +226,7 @@ def test_a_trend_needs_shapes_that_differ_in_it() -> None:
 # The whole check, trained for real
 
 
+@pytest.mark.slow
 def test_a_check_trains_through_the_ledger_and_goes_on_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

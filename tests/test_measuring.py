@@ -125,6 +125,7 @@ class TestRooflineHardware:
                 hardware_named(str(path))
 
 
+@pytest.mark.slow
 def test_a_calibration_measures_figures_that_hang_together() -> None:
     device = measuring.calibrate(turns=2)
     assert device.bandwidth > 1e8

@@ -25,7 +25,7 @@ PROGRAM = """
 
 def faults(how: str) -> int:
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM), how]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     return int(done.stdout)
 
 

@@ -207,6 +207,7 @@ def test_a_mixture_that_makes_no_sense_is_refused(
         parse_mixture(corpus, validation)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_damaged_and_how_to_go_on(texts: Path, tmp_path: Path) -> None:
     out, config = tmp_path / "out", tmp_path / "config.json"
     mixture = f"red={texts}/red.txt:1,blue={texts}/blue.txt:1"

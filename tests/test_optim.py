@@ -11,7 +11,8 @@ from scaling.shape import Shape
 from trainers.evaluate import token_losses
 from trainers.model import Transformer
 from trainers.muon import Muon
-from trainers.optim import DECAY_FORMS, OPTIMIZERS, SCHEDULES, Optimizer, Recipe
+from trainers.optim import BUILDERS, Optimizer
+from trainers.recipe import DECAY_FORMS, SCHEDULES, Recipe
 
 torch.set_num_threads(1)
 RECIPE = Recipe(context_length=8, sequences=2)
@@ -165,7 +166,7 @@ def test_the_optimiser_trains_with_the_rates_of_the_rule() -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_muon_gets_exactly_the_matrices_inside_layers(tied: bool) -> None:
     trained = model(tied=tied)
-    first, second = OPTIMIZERS["muon"](trained, RECIPE)
+    first, second = BUILDERS["muon"](trained, RECIPE)
     names = {id(weight): name for name, weight in trained.named_parameters()}
     of_muon = {names[id(weight)] for weight in first.param_groups[0]["params"]}
     assert type(first) is Muon
@@ -181,7 +182,7 @@ def test_muon_gets_exactly_the_matrices_inside_layers(tied: bool) -> None:
 
 
 def test_adamw_decays_matrices_only() -> None:
-    for part in OPTIMIZERS["adamw"](model(), RECIPE):
+    for part in BUILDERS["adamw"](model(), RECIPE):
         dimensions = {weight.ndim for weight in part.param_groups[0]["params"]}
         assert dimensions in ({1}, {2})
         decay = part.param_groups[0]["weight_decay"]
@@ -189,13 +190,13 @@ def test_adamw_decays_matrices_only() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", BUILDERS)
 class TestEveryOptimizer:
-    """The contract of an entry of OPTIMIZERS."""
+    """The contract of an entry of BUILDERS."""
 
     def test_every_weight_is_trained_by_one_part(self, name: str, tied: bool) -> None:
         trained = model(tied=tied)
-        parts = OPTIMIZERS[name](trained, RECIPE)
+        parts = BUILDERS[name](trained, RECIPE)
         groups = [group for part in parts for group in part.param_groups]
         owned = [id(weight) for group in groups for weight in group["params"]]
         assert sorted(owned) == sorted(id(weight) for weight in trained.parameters())

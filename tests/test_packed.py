@@ -18,8 +18,9 @@ from trainers.device import ResidentTokens
 from trainers.evaluate import token_losses
 from trainers.graphs import CapturedStep, compiled
 from trainers.loop import train
-from trainers.optim import OPTIMIZERS, Optimizer
+from trainers.optim import Optimizer
 from trainers.packed import Feed, Options, PackedStep, packs, train_pack
+from trainers.recipe import OPTIMIZERS
 from trainers.rows import Row
 from trainers.spec import RunSpec
 from trainers.stacked import Stack
@@ -321,6 +322,7 @@ def test_runs_that_cannot_be_stacked_are_kept_apart(change: dict[str, object]) -
         Stack(runs, CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own imports
 def test_a_compiled_step_trains_like_an_eager_one(corpus: Corpus) -> None:
     runs, tokens, notes = replicas("muon")[:2], corpus.train(), list[str]()

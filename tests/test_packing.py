@@ -113,6 +113,7 @@ def test_a_file_that_is_no_list_of_packings_is_named(tmp_path: Path) -> None:
         packings([spec()], TOKENS, path, device=CPU)
 
 
+@pytest.mark.slow
 def test_processes_really_share_the_device() -> None:
     trial = trial_processes(spec(), TOKENS, (2, 2), device=CPU, seconds=0.2)
     assert trial.note == ""
@@ -120,6 +121,7 @@ def test_processes_really_share_the_device() -> None:
     assert trial.tokens_per_second > 0
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_ends_the_trial_with_its_reason() -> None:
     short = TOKENS[:20]  # too few for a window
     trial = trial_processes(spec(), short, (1, 2), device=CPU, seconds=0.2)

@@ -107,6 +107,7 @@ def test_luck_in_the_half_that_drives_earns_nothing(synthetic: Path) -> None:
     assert fooled.value(everything) < honest.value(everything)
 
 
+@pytest.mark.slow
 def test_our_sampler_regrets_less_than_random_on_a_synthetic_truth(
     synthetic: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

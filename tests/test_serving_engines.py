@@ -3,7 +3,6 @@
 import json
 import sys
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -223,12 +222,8 @@ def test_the_time_model_knows_the_hardware_behind_a_backend(
     assert device_of(engine_named("torch")) is None
 
 
-def no_package(name: str) -> str:
-    raise PackageNotFoundError(name)
-
-
 def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_process, "version", no_package)
+    monkeypatch.setattr(_process, "installed_version", lambda name: None)
     monkeypatch.delenv(_aiconfigurator.SETTING, raising=False)
     with pytest.raises(MissingError, match=r'needs xllamacpp; `pip install "shapelaw\[llamacpp\]"'):
         LlamaCppEngine()
@@ -244,6 +239,7 @@ def test_every_engine_is_ready_or_says_what_it_needs(monkeypatch: pytest.MonkeyP
     assert "SHAPELAW_VLLM_PYTHON" in found["vllm"]
 
 
+@pytest.mark.slow
 def test_the_real_tables_hold_the_order_of_the_papers_shapes() -> None:
     try:
         engine = AiconfiguratorEngine("h200-sglang")
@@ -267,6 +263,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_file_holds_every_parameter_once(
@@ -282,6 +279,7 @@ def test_the_file_holds_every_parameter_once(
     assert (matrices, norms) == ({{"float32": "F32", "bfloat16": "BF16"}[dtype]}, {"F32"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", FORMS.values(), ids=FORMS)
 def test_llama_cpp_serves_every_form(changes: dict[str, Any]) -> None:
     pytest.importorskip("xllamacpp", reason="needs xllamacpp")
@@ -290,6 +288,7 @@ def test_llama_cpp_serves_every_form(changes: dict[str, Any]) -> None:
     assert min(timing.prefill, timing.decode, timing.cpu) > 0
 
 
+@pytest.mark.slow
 def test_llama_cpp_serves_a_cache_of_eight_bits_and_refuses_fp8() -> None:
     pytest.importorskip("xllamacpp", reason="needs xllamacpp")
     engine = LlamaCppEngine(repeats=3)
@@ -300,6 +299,7 @@ def test_llama_cpp_serves_a_cache_of_eight_bits_and_refuses_fp8() -> None:
         assert server.serve(6).decode > 0
 
 
+@pytest.mark.slow
 def test_a_file_that_llama_cpp_refuses_is_one_refused_shape(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

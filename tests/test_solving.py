@@ -335,6 +335,7 @@ def sixteen_rows(seed: int, noise: float) -> pd.DataFrame:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seed", "noise"), [(4, 0.003), (22, 0.05), (33, 0.05)])
 def test_ten_parameters_on_sixteen_rows_are_solved_exactly(seed, noise):
     table = sixteen_rows(seed, noise)

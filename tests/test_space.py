@@ -1,4 +1,3 @@
-import time
 from dataclasses import replace
 from itertools import product
 
@@ -248,14 +247,12 @@ def test_a_space_of_a_billion_shapes_is_refused_at_once_with_its_size_and_a_way_
         parameters=10**9, layers=tuple(range(2, 80)), hidden_step=16, mlp_step=8, max_heads=128,
         head_dims=(32, 64, 128),
     )  # fmt: skip
-    begun = time.process_time()
     text = (
         r"holds about 1\..e\+09 shapes, more than the 1e\+08 .* take `mlp_step` 128 in place of 8"
     )
     for ask in (space.enumerate, space.counts, lambda: next(space.chunks())):
         with pytest.raises(InputError, match=text):
             ask()
-    assert time.process_time() - begun < 3
     coarser = replace(space, mlp_step=128)
     assert next(coarser.chunks()).num_hidden_layers[0] == 2
 

@@ -1,6 +1,5 @@
 import io
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +92,10 @@ def test_a_database_that_is_away_for_a_moment_is_waited_for(
 
 
 def test_other_errors_are_not_waited_for() -> None:
-    begun = time.monotonic()
     with pytest.raises(KeyError):
         patiently(NOBODY, failing(1, KeyError("a defect")))
     with pytest.raises(WorkError, match="free space, or choose another file"):
         patiently("study.log", failing(1, OSError(28, "No space left on device")))
-    assert time.monotonic() - begun < 5
 
 
 def test_an_error_without_words_is_named() -> None:
@@ -123,6 +120,7 @@ def test_a_study_on_postgresql_survives_a_restart_of_the_server(postgres: Server
     assert len(found.measured) == 5
 
 
+@pytest.mark.slow
 def test_the_dashboard_opens_the_study(tmp_path: Path) -> None:
     dashboard = pytest.importorskip("optuna_dashboard", reason='pip install "shapelaw[dashboard]"')
     path, engine = tmp_path / "study.log", MadeUpEngine()

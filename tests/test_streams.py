@@ -19,7 +19,7 @@ from trainers.documents import read_documents
 from trainers.sources import parse_mixture
 from trainers.streams import Stream, parse_stream
 
-pytest.importorskip("datasets", reason="streams need the package datasets")
+pytestmark = pytest.mark.slow
 
 
 def rows(name: str, count: int) -> pd.DataFrame:
@@ -29,6 +29,7 @@ def rows(name: str, count: int) -> pd.DataFrame:
 
 @pytest.fixture(scope="module", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    pytest.importorskip("datasets", reason="streams need the package datasets")
     os.environ.setdefault("HF_HOME", str(tmp_path_factory.mktemp("hf")))
 
 
@@ -198,7 +199,7 @@ def test_without_a_network_the_command_ends_with_one_line(tmp_path: Path) -> Non
     )
     offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=offline, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=offline, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("hf:org/name@train#text cannot be reached (")
     assert done.stdout.count("\n") == 1
@@ -206,7 +207,7 @@ def test_without_a_network_the_command_ends_with_one_line(tmp_path: Path) -> Non
 
 def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match=r"pip install 'shapelaw\[hf\]'"):
+    with pytest.raises(InputError, match=r'`pip install "shapelaw\[hf\]"`'):
         next(read_documents("hf:org/name"))
 
 

@@ -8,11 +8,10 @@ import numpy as np
 from scaling.errors import InputError
 from scaling.shape import Shape, ShapeTable
 from trainers.filling import Cube, choose_filling, choose_heavy, weighted_penalty
-from trainers.optim import Recipe
 from trainers.planned import CHOSEN_AXES, Planned
+from trainers.recipe import Recipe
 from trainers.rungs import ANCHOR, PROXY, Allocation, Grid, Rung, in_words
-from trainers.spec import RunSpec
-from trainers.sweep import run_name
+from trainers.spec import RunSpec, run_name
 
 MOST_CANDIDATES = 1500
 CELLS = 16  # shapes within 1/16 of every axis's range are nearly alike

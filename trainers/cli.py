@@ -122,9 +122,10 @@ def run(
     from trainers.corpus import prepare_from_options
     from trainers.corpus_options import CorpusOptions
     from trainers.launchers.registry import launcher_named, parse_options
-    from trainers.optim import recipe_with
+    from trainers.plan_file import read_plan
+    from trainers.recipe import recipe_with
     from trainers.status import shown_progress
-    from trainers.sweep import Folder, read_plan, run_plan
+    from trainers.sweep import Folder, run_plan
     from trainers.trackers import read_trackers
 
     place, folder = launcher_named(launcher, parse_options(option or [])), Folder(out)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from scaling.errors import InputError
+from scaling.extras import installing
 from trainers.blimp import blimp_accuracy
 from trainers.encoding import Encoding
 from trainers.eval_files import BLIMP, EvalFiles
@@ -81,6 +82,6 @@ def _through_harness(
     except ImportError as error:
         raise InputError(
             f"the task {task} needs lm-eval ({error}); install it by "
-            f'`pip install "shapelaw[eval]"`, or choose --tasks {BLIMP}, which does without'
+            f"`{installing('lm_eval')}`, or choose --tasks {BLIMP}, which does without"
         ) from None
     return harness.run_task(model, encoding, evals, task, limit=limit)

@@ -8,18 +8,21 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from scaling.errors import InputError
 from scaling.shape import Shape
-from trainers.evaluate import token_losses
-from trainers.model import ATTENTION_PATHS, Transformer
-from trainers.optim import Recipe
+from trainers.recipe import Recipe
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from trainers.model import Transformer
+
+ATTENTION_PATHS = ("sdpa", "matmul")
 COMPILATIONS = ("none", "layers", "whole")
-Losses = Callable[[Tensor], Tensor]
+Losses = Callable[["Tensor"], "Tensor"]
 # Milliseconds of a step in bfloat16: constant; per layer; per GFLOP of products with weights; per
 # million attention scores; per million features that the norms and the MLP touch. Fitted to
 # measured steps of ladder shapes on a Zen 4 core (LOG.md); they rank engines, no more.
@@ -63,14 +66,17 @@ class Engine:
                     f"`{name}` must be one of {', '.join(allowed)}, but got {getattr(self, name)!r}"
                 )
 
-    def losses(self, model: Transformer, recipe: Recipe, cache: Path | None = None) -> Losses:
+    def losses(self, model: "Transformer", recipe: Recipe, cache: Path | None = None) -> Losses:
         """A function from sequences with their next token, (B, T + 1), to losses (B, T).
 
         ``cache`` is a folder for compiled code, so that runs of one shape share it and no other
         program's cache is touched. Compilation happens at the first call and its backward pass.
         """
+        import torch
 
-        def losses(batch: Tensor) -> Tensor:
+        from trainers.evaluate import token_losses
+
+        def losses(batch: "Tensor") -> "Tensor":
             return token_losses(model, batch, recipe)
 
         if self.compilation == "none":
@@ -97,6 +103,8 @@ def _prepare_compiler(cache: Path | None) -> None:
 
 def uncompiled() -> "torch._dynamo.decorators.set_stance":
     """A context in which compiled models compute without their compiled code."""
+    import torch
+
     return torch.compiler.set_stance("force_eager")
 
 

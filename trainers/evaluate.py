@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from trainers.model import Transformer
-from trainers.optim import Recipe
+from trainers.recipe import Recipe
 
 TOKENS = 262_144  # of the held-out text, evenly spread over it
 SET_TOKENS = 32_768  # of each named validation set: all of them must cost little beside a run

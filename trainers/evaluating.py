@@ -15,7 +15,7 @@ from trainers.eval_files import read_evals
 from trainers.evaluate import Evaluation, evaluate, evaluate_sets
 from trainers.export import WEIGHTS, load_export
 from trainers.model import Transformer
-from trainers.optim import Recipe
+from trainers.recipe import Recipe
 from trainers.scoring import Score
 
 if TYPE_CHECKING:

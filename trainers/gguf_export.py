@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from scaling.errors import InputError
+from scaling.extras import installing
 from scaling.files import read_json, write_whole
 from trainers.export import CONFIG, WEIGHTS
 
@@ -27,7 +28,7 @@ def export_gguf(folder: Path, path: Path) -> None:
     try:
         import gguf
     except ImportError as error:
-        raise InputError(f"a GGUF file needs gguf ({error}); `pip install gguf`") from None
+        raise InputError(f"a GGUF file needs gguf ({error}); `{installing('gguf')}`") from None
     config, tokenizer = read_json(folder / CONFIG), read_json(folder / "tokenizer.json")
     weights = _weights(folder, config)
     names = gguf.get_tensor_name_map(

@@ -10,8 +10,8 @@ from typing import Any
 
 from scaling.errors import InputError
 from trainers.choosing import METHODS, Choice, candidates
-from trainers.optim import Recipe, parse_settings
 from trainers.planned import Ladder, Planned, worst_of
+from trainers.recipe import Recipe, parse_settings
 from trainers.rungs import Allocation, Grid, Rung
 
 # Correlations that cost nothing, tried in this order at each size until the largest of the plan is

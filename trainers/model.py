@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scaling.shape import Shape
+from trainers.recipe import RESIDUAL_INITS
 
 NORM_EPS = 1e-5
-RESIDUAL_INITS = {"scaled": 1.0, "zero": 0.0}
-ATTENTION_PATHS = ("sdpa", "matmul")
 MOST_BLOCKS, SMALLEST_BLOCK = 4, 32  # of queries in attention by matmul
 # (keys, values), each (B, K, positions, h): one pair per layer.
 LayerCache = tuple[Tensor, Tensor]

@@ -163,6 +163,7 @@ def finish(
         The plan costs more than the budget, or its axes are confounded and ``force`` is not set.
     """
     from scaling.design_cli import read_flops
+    from scaling.extras import installed_version, installing
     from scaling.runs import write_runs
     from trainers.pricing import calibrate as measure
 
@@ -170,7 +171,9 @@ def finish(
         ladder.require_affordable(read_flops(budget))
     if not force:
         ladder.require_unconfounded()
-    if calibrate:
+    if calibrate and installed_version("torch") is None:
+        note(f"seconds are for an assumed core: timing needs torch; `{installing('torch')}`")
+    elif calibrate:
         note("timing a few steps of a few shapes; --no-calibrate leaves this out")
         ladder = ladder.priced(measure([run.spec for run in ladder.runs]))
     write_runs(out, ladder.frame())
@@ -198,8 +201,8 @@ def planned(
     from scaling.errors import InputError
     from scaling.runs import read_table
     from trainers.ladder import plan_ladder
-    from trainers.optim import read_pairs
     from trainers.proposed import plan_proposed
+    from trainers.recipe import read_pairs
 
     if len(sources) == 2:
         proposals, runs = read_table(sources[0]), load_runs(str(sources[1]))

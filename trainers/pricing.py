@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trainers.engine import Engine, compile_seconds, step_seconds
-from trainers.model import ATTENTION_PATHS
+from trainers.engine import ATTENTION_PATHS, Engine, compile_seconds, step_seconds
 from trainers.spec import RunSpec
 
 ASSUMED_OPTIMISER = 0.1  # of the passes, when nothing is measured

@@ -14,11 +14,10 @@ from scaling.errors import InputError
 from scaling.quantities import format_count
 from scaling.runs import check_numbers, require_columns, with_ratios
 from scaling.shape import INTEGER_FIELDS, Shape
-from trainers.optim import Recipe, parse_settings
 from trainers.planned import CHOSEN_AXES, WHOLE_AXES, Ladder, Planned
+from trainers.recipe import Recipe, parse_settings
 from trainers.rungs import PROXY, Grid, Range, Rung
-from trainers.spec import RunSpec
-from trainers.sweep import run_name
+from trainers.spec import RunSpec, run_name
 
 FARTHEST = 1.5  # a ratio may differ by this factor from what was proposed
 NO_LIMIT: Range = (1e-9, 1e9)

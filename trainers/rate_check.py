@@ -15,8 +15,8 @@ from scaling.shape import Shape
 from trainers.corpus import Corpus
 from trainers.ledger import Entry
 from trainers.rate_verdict import RULE, RateCheck, Trial, judge
-from trainers.spec import RunSpec
-from trainers.sweep import Folder, run_name, run_plan
+from trainers.spec import RunSpec, run_name
+from trainers.sweep import Folder, run_plan
 
 RATES = ("matrix_learning_rate", "learning_rate")
 SAME_SIZE = 0.03

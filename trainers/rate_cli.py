@@ -62,8 +62,9 @@ def open_plan(
     """
     from scaling.files import nothing_left
     from trainers.corpus import prepare
-    from trainers.optim import Recipe, parse_settings, read_pairs
-    from trainers.sweep import Folder, read_plan
+    from trainers.plan_file import read_plan
+    from trainers.recipe import Recipe, parse_settings, read_pairs
+    from trainers.sweep import Folder
 
     changes, folder = parse_settings(read_pairs(settings)), Folder(out)
     with nothing_left(out):

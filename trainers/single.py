@@ -10,10 +10,10 @@ from scaling.quantities import parse_count
 from scaling.shape import Shape
 from trainers.corpus import count_windows, prepare_from_options
 from trainers.corpus_options import CorpusOptions
-from trainers.optim import recipe_with
-from trainers.spec import RunSpec
+from trainers.recipe import recipe_with
+from trainers.spec import RunSpec, run_name
 from trainers.status import shown_progress
-from trainers.sweep import Folder, run_name, run_plan
+from trainers.sweep import Folder, run_plan
 from trainers.trackers import read_trackers
 
 

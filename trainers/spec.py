@@ -6,17 +6,23 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
 from scaling.errors import InputError
 from scaling.shape import Shape
 from trainers.corpus import Corpus
 from trainers.engine import Engine, choose
-from trainers.optim import Recipe
+from trainers.recipe import Recipe
 
 
 class Diverged(RuntimeError):
     """The loss of a run is no longer a finite number."""
+
+
+def run_name(shape: Shape, tokens: int, seed: int) -> str:
+    """A name for a run that says what it is."""
+    qk = "-qk" if shape.qk_norm else ""
+    heads = f"{shape.num_attention_heads}-{shape.num_key_value_heads}x{shape.head_dim}"
+    size = f"d{shape.hidden_size}-L{shape.num_hidden_layers}"
+    return f"{size}-h{heads}-f{shape.intermediate_size}{qk}-t{tokens}-s{seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +104,8 @@ class RunSpec:
 
     def identity(self, corpus: Corpus) -> str:
         """Digest of what is trained on what; names, roles and the engine are no part of it."""
+        import torch
+
         deciding = [asdict(self.shape), self.ends, asdict(self.recipe), self.seed, self.data_seed]
         text = json.dumps([*deciding, corpus.sha256, corpus.tokenizer, torch.__version__])
         return hashlib.sha256(text.encode()).hexdigest()

@@ -17,7 +17,8 @@ from trainers.evaluate import token_losses
 from trainers.loop import build
 from trainers.model import Transformer
 from trainers.muon import Muon, orthogonalise
-from trainers.optim import Optimizer, Recipe
+from trainers.optim import Optimizer
+from trainers.recipe import Recipe
 from trainers.spec import RunSpec
 
 LOGITS = 2**28  # of a step: in fp32 with their gradient these take 2 GiB

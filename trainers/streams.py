@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.errors import InputError, WorkError
+from scaling.extras import installing
 
 PREFIX = "hf:"
 FORM = "hf:NAME[:CONFIG][@SPLIT][#COLUMN]"
@@ -98,7 +99,7 @@ def _opened(stream: Stream) -> Any:
         from datasets import load_dataset
     except ImportError:
         raise InputError(
-            f"{stream.described} needs the package `datasets`; pip install 'shapelaw[hf]'"
+            f"{stream.described} needs the package datasets; `{installing('datasets')}`"
         ) from None
     path = Path(stream.name)
     if not path.is_file():

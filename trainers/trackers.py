@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol, SupportsFloat
 
 from scaling.errors import InputError, WorkError
+from scaling.extras import installing
 from scaling.files import write_text
 
 METRICS = "metrics.csv"
@@ -320,5 +321,5 @@ def _as_list(settings: Mapping[str, object]) -> str:
 def _missing(name: str, error: ImportError) -> InputError:
     return InputError(
         f"the tracker {name} is not installed ({error}); install it by "
-        '`pip install "shapelaw[trackers]"`, or leave it out: metrics.csv is always written'
+        f"`{installing('wandb')}`, or leave it out: metrics.csv is always written"
     )

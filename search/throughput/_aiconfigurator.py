@@ -63,7 +63,7 @@ class AiconfiguratorEngine(Engine):
         self.python = os.environ.get(SETTING) or sys.executable
         self.process: Process | None = None
         if self.python == sys.executable:
-            self.version = version_of(self.name, engine=self.name, extra="predict")
+            self.version = version_of(self.name, engine=self.name)
         else:
             self.version = self._version_elsewhere()
 

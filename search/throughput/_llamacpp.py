@@ -42,8 +42,8 @@ class LlamaCppEngine(TimedEngine):
     def __init__(self, hardware: str | None = None, *, repeats: int = 5) -> None:
         if hardware not in (None, "cpu"):
             raise InputError(f"`--engine llamacpp` runs on cpu, but got {hardware!r}; leave it out")
-        self.version = version_of("xllamacpp", engine=self.name, extra="llamacpp")
-        version_of("gguf", engine=self.name, extra="llamacpp")
+        self.version = version_of("xllamacpp", engine=self.name)
+        version_of("gguf", engine=self.name)
         self.repeats = repeats
         self.device = this_device()
 

@@ -11,11 +11,11 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from scaling.errors import InputError, WorkError
+from scaling.extras import installed_version, installing
 from scaling.files import write_json
 from scaling.shape import Shape
 from search.throughput._timed import Server, Timing
@@ -193,7 +193,7 @@ def refuse_above(limit: float, needed: int, what: str, place: str) -> None:
         )
 
 
-def version_of(package: str, *, engine: str, extra: str) -> str:
+def version_of(package: str, *, engine: str) -> str:
     """Version of an optional package.
 
     Raises
@@ -201,12 +201,10 @@ def version_of(package: str, *, engine: str, extra: str) -> str:
     MissingError
         It is not installed.
     """
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        raise MissingError(
-            f'`--engine {engine}` needs {package}; `pip install "shapelaw[{extra}]"`'
-        ) from None
+    found = installed_version(package)
+    if found is None:
+        raise MissingError(f"`--engine {engine}` needs {package}; `{installing(package)}`")
+    return found
 
 
 def _outer_environment() -> dict[str, str]:

@@ -77,10 +77,15 @@ def _bags(blocks: int, inputs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor,
         return indices, offsets, torch.empty(blocks, inputs, dtype=dtype)
 
 
-def forms(rows: int) -> list[Form]:
-    """The forms that this build of torch has for a number of rows, the likeliest first."""
+def forms(rows: int, dtype: torch.dtype) -> list[Form]:
+    """Return the forms that work here for a number of rows, the likeliest first.
+
+    oneDNN packs weights in bfloat16 only on processors with AVX-512 or AVX-NE-CONVERT.
+    """
     found: list[Form] = [transposed, plain]
-    if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if torch.backends.mkldnn.is_available() and (  # type: ignore[no-untyped-call]
+        dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    ):
         found.insert(0, packed)
     return [gathered, *found] if rows == 1 else found
 
@@ -113,7 +118,7 @@ def _timed(weight: Tensor, rows: int, others: int) -> Form:
     A form is timed over several copies of the weight in a row, as in a step: the first call after
     others ran finds its code out of the caches too.
     """
-    candidates = forms(rows)
+    candidates = forms(rows, weight.dtype)
     copies = min(max(COPIED // weight.nbytes, 1), MOST_COPIES)
     products = [[form(weight.clone(), rows) for _ in range(copies)] for form in candidates]
     x = torch.ones(rows, weight.shape[1], dtype=weight.dtype)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from scaling.errors import InputError
+from scaling.extras import installing
 from scaling.shape import Shape
 from search.throughput._base import this_device
 from search.throughput._memory import TORCH_DTYPES, random_prompt, refuse_what_does_not_fit
@@ -99,7 +100,7 @@ class TransformersServer(Server):
         return Timing(first - wall, end - first, end_cpu - cpu, end_cpu - first_cpu)
 
     def _next(self, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
-        output = self.model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        output = self.model(tokens, cache=cache, use_cache=True, logits_to_keep=1)
         return torch.argmax(output.logits, dim=-1)
 
 
@@ -109,5 +110,5 @@ def _imported() -> Any:
     except ImportError:
         raise InputError(
             "`--engine transformers` needs transformers, which is not installed; "
-            'run pip install "shapelaw[hf]"'
+            f"`{installing('transformers')}`"
         ) from None

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from scaling.errors import InputError
+from scaling.extras import EXTRA_OF, installing
 from search.throughput._base import Engine
 
 
@@ -59,7 +60,7 @@ def engine_named(text: str) -> Engine:
     Raises
     ------
     InputError
-        There is no such engine or hardware.
+        There is no such engine or hardware, or a package that the engine needs is not installed.
     """
     name, _, hardware = text.partition(":")
     if name not in ENGINES:
@@ -67,17 +68,23 @@ def engine_named(text: str) -> Engine:
             f"`--engine` must be one of {', '.join(ENGINES)}, with :HARDWARE where it takes one, "
             f"but got {text!r}"
         )
-    return ENGINES[name](hardware or None)
+    try:
+        return ENGINES[name](hardware or None)
+    except ModuleNotFoundError as error:
+        package = name if name in EXTRA_OF else error.name
+        if package not in EXTRA_OF:
+            raise
+        raise InputError(f"`--engine {name}` needs {package}; `{installing(package)}`") from None
 
 
 def engines_here() -> dict[str, str]:
     """Every engine by name: ``ready``, or what it needs."""
-    return {name: _state(make) for name, make in ENGINES.items()}
+    return {name: _state(name) for name in ENGINES}
 
 
-def _state(make: Callable[[str | None], Engine]) -> str:
+def _state(name: str) -> str:
     try:
-        make(None)
+        engine_named(name)
     except InputError as error:
         return str(error)
     return "ready"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.errors import InputError
+from scaling.extras import installing
 from trainers.launchers._base import (
     IDLE_SECONDS,
     End,
@@ -120,7 +121,7 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise InputError('Ray is not installed; `pip install "shapelaw[ray]"`') from None
+        raise InputError(f"Ray is not installed; `{installing('ray')}`") from None
     return ray
 
 

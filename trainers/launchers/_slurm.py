@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from scaling.errors import InputError
+from scaling.extras import installing
 from trainers.launchers._base import IDLE_SECONDS, End, Job, Launcher
 
 DEFAULTS = {"name": "shapelaw", "timeout_min": 240, "cpus_per_task": 1}
@@ -174,7 +175,7 @@ def _submitit() -> Any:
     try:
         import submitit
     except ImportError:
-        raise InputError('submitit is not installed; `pip install "shapelaw[slurm]"`') from None
+        raise InputError(f"submitit is not installed; `{installing('submitit')}`") from None
     return submitit
 
 

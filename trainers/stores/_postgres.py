@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from scaling.errors import InputError, WorkError
+from scaling.extras import installing
 from trainers.stores._base import (
     RUNS,
     VERSION,
@@ -70,8 +71,7 @@ class PostgresStore(Store):
             import psycopg
         except ImportError:
             raise InputError(
-                "a ledger in PostgreSQL needs psycopg; install it with "
-                'pip install "shapelaw[postgres]"'
+                f"a ledger in PostgreSQL needs psycopg; `{installing('psycopg')}`"
             ) from None
         self._psycopg = psycopg
         self._url = url

@@ -1,0 +1,57 @@
+"""Optional packages by the extra of shapelaw that installs them."""
+
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+from scaling.errors import InputError
+
+# Extra -> purpose, and the packages that it brings under the names by which they are imported.
+EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "train": ("training, and measuring on this machine", ("torch", "tokenizers", "safetensors")),
+    "hf": ("the engine transformers, streamed text", ("transformers", "datasets")),
+    "eval": ("benchmarks through lm-eval", ("lm_eval",)),
+    "report": ("interactive report pages", ("plotly",)),
+    "predict": ("the engine aiconfigurator", ("aiconfigurator",)),
+    "llamacpp": ("the engine llamacpp, GGUF files", ("xllamacpp", "gguf")),
+    "postgres": ("ledgers and studies in PostgreSQL", ("psycopg",)),
+    "ray": ("the launcher ray", ("ray",)),
+    "slurm": ("the launcher slurm", ("submitit",)),
+    "trackers": ("TensorBoard, Weights & Biases", ("tensorboard", "wandb")),
+    "dashboard": ("a live view of a study", ("optuna_dashboard",)),
+}
+EXTRA_OF = {package: extra for extra, (_, packages) in EXTRAS.items() for package in packages}
+
+
+def installing(package: str) -> str:
+    """Return the command that installs an optional package.
+
+    Examples
+    --------
+    >>> installing("torch")
+    'pip install "shapelaw[train]"'
+    """
+    return f'pip install "shapelaw[{EXTRA_OF[package]}]"'
+
+
+def missing_package(error: ImportError) -> InputError | None:
+    """Turn a failed import into an error that names the extra; None if no extra has the package."""
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRA_OF:
+        return None
+    return InputError(f"this needs the package {package}; `{installing(package)}`")
+
+
+def missing_extras() -> Iterator[str]:
+    """Yield one line per extra that is not installed whole: purpose, packages, command."""
+    for purpose, packages in EXTRAS.values():
+        absent = [package for package in packages if installed_version(package) is None]
+        if absent:
+            yield f"{purpose}: {', '.join(absent)} (`{installing(absent[0])}`)"
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed package, None where it is missing."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
