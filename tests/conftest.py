@@ -1,6 +1,10 @@
 """What several tests share: the command, public tables, and one small run of the whole loop."""
 
 import os
+
+# pytest runs one process per core, so each computes on one thread. Read when numpy is imported.
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
 import subprocess
 import sys
 from collections.abc import Iterator
