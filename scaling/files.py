@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from scaling.errors import InputError, WorkError
+from shapelaw.scaling.errors import InputError, WorkError
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

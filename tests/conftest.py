@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from postgres import Server, started_server
-from scaling.catalog import MIRROR
-from trainers.documents import STDLIB, read_documents
+from shapelaw.scaling.runs.catalog import MIRROR
+from shapelaw.trainers.corpus.documents import STDLIB, read_documents
 
 SMALL = ("--effort", "0.02", "--measurements", "4", "--json")
 
 
 def shapelaw(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     """Run the command as a user does, in its own process."""
-    command = [sys.executable, "-c", "from search.cli import main; main()"]
+    command = [sys.executable, "-c", "from shapelaw.search.cli import main; main()"]
     return subprocess.run(
         [*command, *map(str, arguments)], capture_output=True, text=True, timeout=600, **options
     )  # type: ignore[call-overload]

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch._dynamo  # noqa: F401 -- the optimisers import it late: once is enough
 
-from trainers import worker
-from trainers.loop import train
+from shapelaw.trainers.sweep import worker
+from shapelaw.trainers.training.loop import train
 
 DAY = 86_400.0
 CHECKPOINT_SECONDS = 0.03

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scaling.errors import InputError
-from scaling.shape import Shape, ShapeTable
-from scaling.space import Space
-from search.question import Question
-from search.throughput._base import Engine, Measurement
-from search.timing_terms import decode_terms, prefill_terms
-from search.workload import Workload, parse_workload
+from shapelaw.scaling.architectures.shape import Shape, ShapeTable
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.space.space import Space
+from shapelaw.search.engines._base import Engine, Measurement
+from shapelaw.search.study.problem import Question
+from shapelaw.search.time_model.terms import decode_terms, prefill_terms
+from shapelaw.search.workload import Workload, parse_workload
 
 SPACE = Space(
     parameters=60_000, layers=(2, 3), head_dims=(8, 16), vocab_size=256, hidden_step=24,

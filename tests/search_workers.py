@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 from made_up import MadeUpEngine, question
-from scaling.shape import Shape
-from search.study import Effort, explore
-from search.throughput._base import Measurement
-from search.workload import Workload
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.search.engines._base import Measurement
+from shapelaw.search.study.study import Effort, explore
+from shapelaw.search.workload import Workload
 
 
 class LoggingEngine(MadeUpEngine):

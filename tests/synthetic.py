@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from scaling.composition import D, N
-from scaling.shape import INTEGER_FIELDS
+from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
+from shapelaw.scaling.laws.law import D, N
 
 TRUTH = {
     "E": 1.8,

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.accuracies import Task
-from scaling.accuracy import fit_link, fit_links, held_out, known_tasks, load_link
-from scaling.curves import ExponentialError, Form, Sigmoid, TwoStep
-from scaling.errors import InputError
-from scaling.fitting import fit
+from shapelaw.scaling.accuracy.curves import ExponentialError, Form, Sigmoid, TwoStep
+from shapelaw.scaling.accuracy.fit import fit_link, fit_links, held_out, known_tasks, load_link
+from shapelaw.scaling.accuracy.predictions import Task
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.fit_law import fit
 
 GUESS = Task(name="a", chance=0.25)
 C4 = {"validation": "c4_en"}

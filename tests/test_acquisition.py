@@ -3,8 +3,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search.acquisition import expected_gain, expected_improvement, reference_point, staircase
-from search.proposals import hypervolume
+from shapelaw.search.proposals.proposal import hypervolume
+from shapelaw.search.study.acquisition import (
+    expected_gain,
+    expected_improvement,
+    reference_point,
+    staircase,
+)
 
 REFERENCE = (3.0, 0.0)
 POINTS = st.lists(st.tuples(st.floats(1, 3.5), st.floats(-1, 4)), max_size=6)

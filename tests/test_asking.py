@@ -10,21 +10,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.accuracy import load_link
-from scaling.catalog import shape_named
-from scaling.errors import InputError
-from scaling.files import read_json, write_json
-from scaling.fits import Fit
-from scaling.fitting import fit
-from scaling.shape import Shape
-from scaling.space import CONVENTIONS
-from search import asking
-from search.asking import Answer, Request, answer, in_bytes, in_table, seconds, shipped_law
-from search.proposals import TIME_MODEL
-from search.throughput import _process
-from search.throughput._process import MissingError, Process, numbers
-from search.throughput._vllm import CPU_ENVIRONMENT, ENVIRONMENT, SESSION, VllmEngine
-from search.workload import parse_workload
+from shapelaw.scaling.accuracy.fit import load_link
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.files import read_json, write_json
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.runs.catalog import shape_named
+from shapelaw.scaling.space.space import CONVENTIONS
+from shapelaw.search.commands import propose as asking
+from shapelaw.search.commands.propose import (
+    Answer,
+    Request,
+    answer,
+    in_bytes,
+    in_table,
+    seconds,
+    shipped_law,
+)
+from shapelaw.search.engines._vllm import CPU_ENVIRONMENT, ENVIRONMENT, SESSION, VllmEngine
+from shapelaw.search.engines.sessions import client
+from shapelaw.search.engines.sessions.client import MissingError, Process, numbers
+from shapelaw.search.proposals.proposal import TIME_MODEL
+from shapelaw.search.workload import parse_workload
 from test_propose import synthetic_runs
 
 USUAL: dict[str, Any] = {
@@ -301,7 +309,7 @@ def test_what_cannot_be_answered_is_one_clear_line(changes: dict[str, Any], said
 def test_an_engine_that_is_not_installed_says_how_to_get_it(
     engine: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_process, "installed_version", lambda package: None)
+    monkeypatch.setattr(client, "installed_version", lambda package: None)
     monkeypatch.delenv("SHAPELAW_VLLM_PYTHON", raising=False)
     monkeypatch.delenv("SHAPELAW_AICONFIGURATOR_PYTHON", raising=False)
     with pytest.raises(InputError, match=said):

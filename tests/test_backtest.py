@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.backtest import STRATEGIES, Backtest, Stage, backtest, held_out_error
-from scaling.candidates import costs
-from scaling.composition import D, N
-from scaling.errors import InputError
-from scaling.fitting import fit
+from shapelaw.scaling.design.backtests import STRATEGIES, Backtest, Stage, backtest, held_out_error
+from shapelaw.scaling.design.candidates import costs
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.laws.law import D, N
 
 REFIT = partial(fit, "chinchilla", starts=2, resamples=0)
 

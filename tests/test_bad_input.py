@@ -6,13 +6,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scaling.composition import D, N
-from scaling.derived import intervals, parameter
-from scaling.errors import InputError
-from scaling.fitting import fit
-from scaling.goals import parse_goal
-from scaling.laws import LAWS
-from scaling.runs import load_runs, write_runs
+from shapelaw.scaling.design.goals import parse_goal
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.derived import intervals, parameter
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.laws.law import D, N
+from shapelaw.scaling.laws.registry import LAWS
+from shapelaw.scaling.runs.table import load_runs, write_runs
 from synthetic import synthetic_runs
 
 COLUMNS = (N, D, "loss", "hidden_over_sqrt_n", "mlp_to_attention", "gqa")

@@ -3,12 +3,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling import batched
-from scaling.batched import Bounds, Data, damped_step, minimise
-from scaling.composition import Law, columns_of, reference_of
-from scaling.laws import Chinchilla, Kaplan, law_named
-from scaling.objectives import KINDS, Objective
-from scaling.terms import LINEAR, Group, Program, Term
+from shapelaw.scaling.laws.law import Law, columns_of, reference_of
+from shapelaw.scaling.laws.registry import Chinchilla, Kaplan, law_named
+from shapelaw.scaling.laws.terms import LINEAR, Group, Program, Term
+from shapelaw.scaling.solver import levenberg_marquardt as batched
+from shapelaw.scaling.solver.levenberg_marquardt import Bounds, Data, damped_step, minimise
+from shapelaw.scaling.solver.objectives import KINDS, Objective
 from synthetic import synthetic_chinchilla, synthetic_runs
 
 DELTA = 0.02

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 
 from made_up import TABLE, WORKLOAD, measured, measurement, true_seconds
-from scaling.catalog import hardware
-from scaling.errors import InputError
-from scaling.shape import ShapeTable
-from search.calibrate import TimeModel
-from search.held_out import held_out
-from search.throughput._base import Measurement
-from search.timing_terms import alignment_features, decode_terms, prefill_terms
-from search.workload import parse_workload
+from shapelaw.scaling.architectures.shape import ShapeTable
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.runs.catalog import hardware
+from shapelaw.search.engines._base import Measurement
+from shapelaw.search.time_model.cross_validation import held_out
+from shapelaw.search.time_model.model import TimeModel
+from shapelaw.search.time_model.terms import alignment_features, decode_terms, prefill_terms
+from shapelaw.search.workload import parse_workload
 
 LARGE = parse_workload("1024/256@8:bfloat16")
 ROWS = np.random.default_rng(1).permutation(len(TABLE))

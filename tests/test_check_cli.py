@@ -4,9 +4,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from scaling.check_cli import mount
-from scaling.errors import InputError
-from scaling.runs import write_runs
+from shapelaw.scaling.commands.check_cli import mount
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.runs.table import write_runs
 from synthetic import synthetic_runs
 
 FAST = ("--starts", "4", "--delta", "0.01")

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from scaling.errors import WorkError
-from scaling.shape import Shape
-from trainers import checkpoint
-from trainers.checkpoint import Progress, resume, save
-from trainers.evaluate import token_losses
-from trainers.model import Transformer
-from trainers.optim import Optimizer
-from trainers.recipe import Recipe
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import WorkError
+from shapelaw.trainers.evaluation.held_out import token_losses
+from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.optimizers.optimizer import Optimizer
+from shapelaw.trainers.optimizers.recipe import Recipe
+from shapelaw.trainers.training import checkpoint
+from shapelaw.trainers.training.checkpoint import Progress, resume, save
 
 torch.set_num_threads(1)
 SHAPE = Shape(

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.checks import check
-from scaling.composition import D, N
-from scaling.errors import InputError
-from scaling.fitting import fit
-from scaling.holdout import leave_largest_out
-from scaling.misfitting import checklist
-from scaling.refitting import level_of
-from scaling.scoring import decision_regret, scores
+from shapelaw.scaling.checks.holdout import leave_largest_out
+from shapelaw.scaling.checks.metrics import decision_regret, scores
+from shapelaw.scaling.checks.misfit_checklist import checklist
+from shapelaw.scaling.checks.report import check
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.fitting.refits import level_of
+from shapelaw.scaling.laws.law import D, N
 from synthetic import SIZES, synthetic_chinchilla, synthetic_runs
 
 QUICK = {"starts": 4, "delta": 1e-2}

@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.comparison import SAME_ERROR, compare, spread_over_laws
-from scaling.composition import D, N
-from scaling.conditioning import identifiability_report
-from scaling.errors import InputError
-from scaling.fitting import fit
-from scaling.precision import interval_widths
+from shapelaw.scaling.checks.comparison import SAME_ERROR, compare, spread_over_laws
+from shapelaw.scaling.checks.conditioning import identifiability_report
+from shapelaw.scaling.checks.precision import interval_widths
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.laws.law import D, N
 from synthetic import SIZES, TRUTH, synthetic_chinchilla, synthetic_runs, true_loss
 
 QUICK = {"starts": 4, "delta": 1e-2}

@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.chinchilla_approaches import approaches
-from scaling.composition import D, N
-from scaling.errors import InputError
-from scaling.fitting import fit
-from scaling.optima import allocation, extrapolation, valley
+from shapelaw.scaling.checks.chinchilla import approaches
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.compute_optimal import allocation, extrapolation, valley
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.laws.law import D, N
 from synthetic import TRUTH, synthetic_chinchilla, synthetic_runs
 
 QUICK = {"starts": 4, "delta": 1e-2}

@@ -5,14 +5,14 @@ import os
 import numpy as np
 import pytest
 
-from scaling.catalog import MIRROR, load_runs
-from scaling.checks import check
-from scaling.chinchilla_approaches import approaches
-from scaling.conditioning import identifiability_report
-from scaling.fitting import fit
-from scaling.holdout import leave_largest_out
-from scaling.optima import allocation
-from scaling.precision import interval_widths
+from shapelaw.scaling.checks.chinchilla import approaches
+from shapelaw.scaling.checks.conditioning import identifiability_report
+from shapelaw.scaling.checks.holdout import leave_largest_out
+from shapelaw.scaling.checks.precision import interval_widths
+from shapelaw.scaling.checks.report import check
+from shapelaw.scaling.fitting.compute_optimal import allocation
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.runs.catalog import MIRROR, load_runs
 
 CUTOFFS = (1e20, 3e20, 6e20, 1e21)
 

@@ -3,9 +3,9 @@ import torch
 from torch.func import vmap
 from torch.nn import functional as F
 
-from scaling.shape import Shape
-from trainers.chunked import chunked_cross_entropy
-from trainers.model import Transformer
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.objectives.chunked_loss import chunked_cross_entropy
 
 D, V = 12, 37
 

@@ -12,14 +12,14 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-import search.claims
+import shapelaw.search.study.claims
 from made_up import MadeUpEngine, question
 from postgres import Server
-from search.claims import BEATS, WORKER, Claims, Heartbeat, known_rows
-from search.sampler import result_of
-from search.storages import closing, storage_at
-from search.study import Effort, explore, open_study
-from search.throughput._base import Measurement
+from shapelaw.search.engines._base import Measurement
+from shapelaw.search.study.claims import BEATS, WORKER, Claims, Heartbeat, known_rows
+from shapelaw.search.study.sampler import result_of
+from shapelaw.search.study.storage import closing, storage_at
+from shapelaw.search.study.study import Effort, explore, open_study
 from waiting import PATIENCE, wait_until
 
 ASKED = question()
@@ -175,7 +175,7 @@ def test_a_worker_elsewhere_is_left_alone_while_its_heart_beats(
     claims = opened(storage)
     claims.recover()
     assert claims.running() == {row}
-    monkeypatch.setattr(search.claims, "STALE_SECONDS", -1.0)
+    monkeypatch.setattr(shapelaw.search.study.claims, "STALE_SECONDS", -1.0)
     claims.recover()
     assert claims.running() == set()
     assert claims.busy() == {row}, "it waits for the next worker"
@@ -188,7 +188,7 @@ def test_two_that_take_back_the_same_trial_enqueue_it_once(
     left_behind(storage)
     one, other = opened(storage), opened(storage)
     stale = [trial for trial in other.trials() if trial.state == TrialState.RUNNING]
-    monkeypatch.setattr(search.claims, "STALE_SECONDS", -1.0)
+    monkeypatch.setattr(shapelaw.search.study.claims, "STALE_SECONDS", -1.0)
     one.recover()
     other._take_back(stale[0])
     waiting = [trial for trial in one.trials() if trial.state == TrialState.WAITING]
@@ -201,7 +201,7 @@ def test_a_worker_that_dies_before_the_last_word_has_its_result_kept(
 ) -> None:
     found = MadeUpEngine().measure(ASKED.table[9], ASKED.workload)
     row = left_behind(storage, **{words: vars(found) if words == "measurement" else "too wide"})
-    monkeypatch.setattr(search.claims, "STALE_SECONDS", -1.0)
+    monkeypatch.setattr(shapelaw.search.study.claims, "STALE_SECONDS", -1.0)
     claims = opened(storage)
     claims.recover()
     known = known_rows(ASKED, claims.trials())
@@ -212,7 +212,7 @@ def test_a_worker_that_dies_before_the_last_word_has_its_result_kept(
 def test_a_dead_process_of_this_machine_is_noticed_at_once(
     storage: optuna.storages.InMemoryStorage,
 ) -> None:
-    from trainers.liveness import this_process
+    from shapelaw.trainers.ledger.liveness import this_process
 
     machine = this_process().mark.rpartition("/")[0].rpartition("/")[0]
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
@@ -227,7 +227,7 @@ def test_a_dead_process_of_this_machine_is_noticed_at_once(
 def test_a_heart_beats_while_its_context_lasts(
     storage: optuna.storages.InMemoryStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search.claims, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(shapelaw.search.study.claims, "BEAT_SECONDS", 0.01)
     claims = opened(storage)
     ((trial, _),) = claims.take()
 

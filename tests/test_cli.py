@@ -17,15 +17,15 @@ import pytest
 from typer.testing import CliRunner
 
 from conftest import shapelaw
-from scaling.errors import WorkError
-from scaling.runs import COLUMNS, write_runs
-from scaling.shape import Shape
-from search.cli import app, main
-from search.throughput._base import Measurement
-from search.throughput.registry import ENGINES
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import WorkError
+from shapelaw.scaling.runs.table import COLUMNS, write_runs
+from shapelaw.search.cli import app, main
+from shapelaw.search.engines._base import Measurement
+from shapelaw.search.engines.registry import ENGINES
+from shapelaw.trainers.sweep.sweep import existing_ledger
 from test_loop import SHAPE, small_corpus
 from test_propose import synthetic_runs
-from trainers.sweep import existing_ledger
 
 COMMANDS = ["fit", "predict", "next-runs", "train", "sweep", "quickstart", "report", "measure",
             "propose", "doctor", "space"]  # fmt: skip
@@ -130,8 +130,8 @@ def test_every_command_has_help(command: list[str]) -> None:
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["fit", "--help"]], ids=str)
 def test_the_command_starts_without_what_is_heavy(arguments: list[str]) -> None:
     script = (
-        "import sys\nsys.argv = ['shapelaw', *sys.argv[1:]]\nimport search.cli\n"
-        "try:\n    search.cli.main() if sys.argv[1:] else None\nexcept SystemExit:\n    pass\n"
+        "import sys\nsys.argv = ['shapelaw', *sys.argv[1:]]\nfrom shapelaw.search.cli import main\n"
+        "try:\n    main() if sys.argv[1:] else None\nexcept SystemExit:\n    pass\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run(
@@ -482,9 +482,9 @@ def test_a_folder_of_proposals_has_a_page_of_its_own(
 def test_a_check_lists_what_differs_and_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("search.showing.docs_folder", lambda: tmp_path)
+    monkeypatch.setattr("shapelaw.search.commands.output.docs_folder", lambda: tmp_path)
     made = {"x.csv": lambda path: path.write_text("a\n1\n")}
-    monkeypatch.setattr("search.committed.COMMITTED", made)
+    monkeypatch.setattr("shapelaw.search.reports.docs_check.COMMITTED", made)
     done = CliRunner().invoke(app, ["report", "--check"])
     assert done.stdout == "- x.csv is missing\n"
     assert isinstance(done.exception, WorkError)
@@ -619,7 +619,7 @@ def test_a_binary_corpus_is_refused(tmp_path: Path, failing: Failing) -> None:
 def test_a_run_that_diverges_is_failed_work(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trainers import sweep
+    from shapelaw.trainers.sweep import sweep
 
     def diverges(_: object, job: Any, *__: object) -> list[str]:
         ledger = existing_ledger(job.folder)
@@ -673,9 +673,9 @@ FAILING = "no space left"
 @pytest.fixture
 def ended(tmp_path: Path) -> Path:
     """A sweep with a run of every kind that has ended."""
-    from trainers.ledger import open_ledger
-    from trainers.loop import RunSpec
-    from trainers.recipe import Recipe
+    from shapelaw.trainers.ledger.ledger import open_ledger
+    from shapelaw.trainers.optimizers.recipe import Recipe
+    from shapelaw.trainers.training.loop import RunSpec
 
     ledger = open_ledger(tmp_path / "sweep" / "ledger.sqlite")
     specs = [RunSpec(run_id=name, shape=SHAPE, tokens=4096, recipe=Recipe()) for name in "abc"]
@@ -796,7 +796,7 @@ def test_every_other_failure_is_one_line_too(
     def breaks() -> None:
         raise error
 
-    monkeypatch.setattr("search.cli.app", breaks)
+    monkeypatch.setattr("shapelaw.search.cli.app", breaks)
     assert said in failing(code)
 
 
@@ -806,7 +806,7 @@ def test_ctrl_c_inside_a_command_says_that_it_goes_on(
     def stopped() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("search.doctor.examine", stopped)
+    monkeypatch.setattr("shapelaw.search.commands.doctor.examine", stopped)
     assert "stopped; the same command goes on from here" in failing(130, "doctor")
 
 
@@ -814,7 +814,7 @@ def test_a_defect_can_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks() -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("search.cli.app", breaks)
+    monkeypatch.setattr("shapelaw.search.cli.app", breaks)
     monkeypatch.setenv("SHAPELAW_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
         main()

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.catalog import shape_named
-from scaling.errors import InputError
-from search import committed
-from search.committed import COMMITTED, MOST_GQA, PaperSpace, check, docs_folder
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.runs.catalog import shape_named
+from shapelaw.search.reports import docs_check as committed
+from shapelaw.search.reports.docs_check import COMMITTED, MOST_GQA, PaperSpace, check, docs_folder
 
 DOCS = docs_folder()
 CHEAP = {name: COMMITTED[name] for name in ("pareto.png", "proposals/quickstart.csv")}

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from scaling.constraints import DERIVED, FIELDS, Columns, without_width
-from scaling.errors import InputError
-from scaling.expression import names_in
-from scaling.shape import Shape, ShapeTable
+from shapelaw.scaling.architectures.shape import Shape, ShapeTable
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.filters import names_in
+from shapelaw.scaling.space.constraints import DERIVED, FIELDS, Columns, without_width
 
 SHAPE = Shape(
     hidden_size=64,

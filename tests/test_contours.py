@@ -7,17 +7,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.catalog import MIRROR, load_runs
-from scaling.checks import check
-from scaling.comparison import compare
-from scaling.composition import D, N
-from scaling.contours import loss_map, plot_contours
-from scaling.drift import hold_out_of, largest_of, plot_comparison, plot_drift, plot_held_out
-from scaling.errors import InputError
-from scaling.holdout import leave_largest_out
-from scaling.laws import LAWS, law_named
-from scaling.optima import allocation
-from scaling.plots import save
+from shapelaw.scaling.checks.comparison import compare
+from shapelaw.scaling.checks.holdout import leave_largest_out
+from shapelaw.scaling.checks.report import check
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.compute_optimal import allocation
+from shapelaw.scaling.laws.law import D, N
+from shapelaw.scaling.laws.registry import LAWS, law_named
+from shapelaw.scaling.plots.contours import loss_map, plot_contours
+from shapelaw.scaling.plots.holdout import (
+    hold_out_of,
+    largest_of,
+    plot_comparison,
+    plot_drift,
+    plot_held_out,
+)
+from shapelaw.scaling.plots.style import save
+from shapelaw.scaling.runs.catalog import MIRROR, load_runs
 from test_diagnostics import known_runs, labels, quick_fit
 
 BOTH = [name for name in LAWS if {N, D} <= set(law_named(name).columns)]

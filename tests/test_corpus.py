@@ -11,9 +11,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.errors import InputError, WorkError
-from trainers.corpus import Batches, Corpus, prepare
-from trainers.documents import STDLIB, read_documents
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.trainers.corpus.corpus import Batches, Corpus, prepare
+from shapelaw.trainers.corpus.documents import STDLIB, read_documents
 
 END = "<|endoftext|>"
 SHARED = Path(__file__).parents[2] / "shared" / "corpora"

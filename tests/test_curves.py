@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from scaling.curves import (
+from shapelaw.scaling.accuracy.curves import (
     CURVES,
     FORMS,
     Curve,
@@ -13,7 +13,7 @@ from scaling.curves import (
     joint_covariance,
     solve,
 )
-from scaling.errors import InputError
+from shapelaw.scaling.errors import InputError
 
 LOSSES = np.linspace(2.8, 3.6, 16)
 TRUTH = {

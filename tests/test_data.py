@@ -1,9 +1,9 @@
 import pandas as pd
 import pytest
 
-from scaling.catalog import data_folder, load_runs
-from scaling.files import sha256
-from scaling.runs import COLUMNS
+from shapelaw.scaling.files import sha256
+from shapelaw.scaling.runs.catalog import data_folder, load_runs
+from shapelaw.scaling.runs.table import COLUMNS
 
 
 def _sums() -> list[tuple[str, str]]:

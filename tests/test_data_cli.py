@@ -5,8 +5,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from scaling.catalog import MIRROR, load_runs, named_tables
-from search.cli import app, main
+from shapelaw.scaling.runs.catalog import MIRROR, load_runs, named_tables
+from shapelaw.search.cli import app, main
 
 
 @pytest.fixture

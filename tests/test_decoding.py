@@ -8,17 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.errors import InputError, WorkError
-from scaling.shape import Shape
-from search.throughput import _graphs, _products, _torch
-from search.throughput._decoding import Decoder, greedy
-from search.throughput._graphs import GraphDecoder
-from search.throughput._memory import TORCH_DTYPES
-from search.throughput._products import Product, fastest_product, forms
-from search.throughput._timed import assert_count
-from search.throughput._torch import TorchEngine, random_model
-from search.workload import parse_workload
-from trainers.model import Transformer
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.search.engines import _torch
+from shapelaw.search.engines._memory import TORCH_DTYPES
+from shapelaw.search.engines._timed import assert_count
+from shapelaw.search.engines._torch import TorchEngine, random_model
+from shapelaw.search.workload import parse_workload
+from shapelaw.trainers.generation import graph_decoder, matvec
+from shapelaw.trainers.generation.cpu_decoder import Decoder, greedy
+from shapelaw.trainers.generation.graph_decoder import GraphDecoder
+from shapelaw.trainers.generation.matvec import Product, fastest_product, forms
+from shapelaw.trainers.models.transformer import Transformer
 
 torch.set_num_threads(1)
 SHAPE = Shape(
@@ -63,7 +64,7 @@ class TestEveryDecoder:
     def test_its_logits_are_those_of_the_trained_model(
         self, kind: type[Decoder], batch: int, shape: Shape, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_graphs, "BUCKET", 8)
+        monkeypatch.setattr(graph_decoder, "BUCKET", 8)
         model = trained_like(shape)
         with torch.inference_mode():
             expected = model.logits(model(tokens(batch)))[:, PROMPT - 1 :]
@@ -116,10 +117,10 @@ def test_every_form_of_a_product_is_the_product(
 
 
 def test_a_form_is_timed_once_for_each_geometry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_products, "_fastest", {})
+    monkeypatch.setattr(matvec, "_fastest", {})
     timed = []
     monkeypatch.setattr(
-        _products,
+        matvec,
         "_timed",
         lambda weight, rows, others: timed.append(weight.shape) or forms(1, torch.float32)[0],
     )
@@ -139,9 +140,9 @@ def test_the_form_with_the_least_time_is_taken(monkeypatch: pytest.MonkeyPatch) 
         return lambda weight, rows: product
 
     slow, fast = lasting(3.0), lasting(1.0)
-    monkeypatch.setattr(_products, "forms", lambda rows, dtype: [slow, fast, slow])
-    monkeypatch.setattr(_products.time, "thread_time", lambda: now[0])
-    assert _products._timed(torch.ones(4, 4), 1, 64) is fast
+    monkeypatch.setattr(matvec, "forms", lambda rows, dtype: [slow, fast, slow])
+    monkeypatch.setattr(matvec.time, "thread_time", lambda: now[0])
+    assert matvec._timed(torch.ones(4, 4), 1, 64) is fast
 
 
 @settings(deadline=None)
@@ -206,9 +207,9 @@ def test_every_position_has_a_recording_that_covers_it(length: int, data: st.Dat
     decoder = GraphDecoder.__new__(GraphDecoder)
     decoder.length = length
     position = data.draw(st.integers(0, length - 1))
-    covered = min(-(-(position + 1) // _graphs.BUCKET) * _graphs.BUCKET, length)
+    covered = min(-(-(position + 1) // graph_decoder.BUCKET) * graph_decoder.BUCKET, length)
     assert covered in decoder.covers()
-    assert position < covered < position + 1 + _graphs.BUCKET
+    assert position < covered < position + 1 + graph_decoder.BUCKET
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
@@ -225,7 +226,7 @@ def test_on_a_gpu_the_recorded_step_gives_the_models_logits() -> None:
 
 def test_the_engine_imports_torch_and_numpy_only() -> None:
     script = (
-        "import sys, search.throughput._torch; "
+        "import sys, shapelaw.search.engines._torch; "
         "print(*{name.partition('.')[0] for name in sys.modules})"
     )
     done = subprocess.run(

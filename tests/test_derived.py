@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy.optimize import minimize_scalar
 
-from scaling.composition import D, N
-from scaling.derived import (
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.derived import (
     WAYS,
     difference,
     intervals,
@@ -14,8 +14,8 @@ from scaling.derived import (
     parameter,
     predicted_loss,
 )
-from scaling.errors import InputError
-from scaling.fitting import fit
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.laws.law import D, N
 from synthetic import synthetic_chinchilla, synthetic_runs
 
 TRUTH = {"E": 1.8, "A": 40.0, "alpha": 0.34, "B": 300.0, "beta": 0.37}

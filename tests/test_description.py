@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.catalog import load_runs
-from scaling.description import NAMES, UNITS, describe
-from scaling.runs import MORE_COLUMNS, prepare_runs
+from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.scaling.runs.summary import NAMES, UNITS, describe
+from shapelaw.scaling.runs.table import MORE_COLUMNS, prepare_runs
 from test_runs import run_table
 
 

@@ -10,16 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from scaling.candidates import Limits, costs, grid_candidates, inside
-from scaling.catalog import load_runs
-from scaling.composition import D, N
-from scaling.design import Design, next_runs
-from scaling.errors import InputError
-from scaling.fits import Fit
-from scaling.fitting import fit
-from scaling.goals import Choice, Optimum, Prediction, Targets, parse_goal
-from scaling.identifiability import Held
-from scaling.information import (
+from shapelaw.scaling.design.candidates import Limits, costs, grid_candidates, inside
+from shapelaw.scaling.design.goals import Choice, Optimum, Prediction, Targets, parse_goal
+from shapelaw.scaling.design.greedy import Selection
+from shapelaw.scaling.design.linearised import (
     MOST_PLACES,
     Points,
     law_columns,
@@ -28,9 +22,15 @@ from scaling.information import (
     prior_deviations,
     scatter_of,
 )
-from scaling.scatter import Scatter, estimate_scatter
-from scaling.selection import Selection
-from search.cli import app
+from shapelaw.scaling.design.next_batch import Design, next_runs
+from shapelaw.scaling.design.noise import Scatter, estimate_scatter
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.laws.law import D, N
+from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.scaling.solver.identifiability import Held
+from shapelaw.search.cli import app
 
 TRUTH = {"E": 1.7, "A": 400.0, "alpha": 0.34, "B": 1000.0, "beta": 0.36}
 FAR = pd.DataFrame([{N: 1e10, D: 2e11}])

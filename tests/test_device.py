@@ -6,10 +6,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.errors import InputError
-from trainers import device as devices
-from trainers.corpus import Batches
-from trainers.device import ResidentBatches, ResidentTokens, choose, describe, resident
+from shapelaw.scaling.errors import InputError
+from shapelaw.trainers.corpus.corpus import Batches
+from shapelaw.trainers.training import device as devices
+from shapelaw.trainers.training.device import (
+    ResidentBatches,
+    ResidentTokens,
+    choose,
+    describe,
+    resident,
+)
 
 CPU = torch.device("cpu")
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

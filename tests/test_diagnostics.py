@@ -9,17 +9,17 @@ from matplotlib import rcParams
 from matplotlib.figure import Figure
 from matplotlib.style import context
 
-from scaling.composition import D, N
-from scaling.derived import optimal, parameter
-from scaling.diagnostics import log_residuals, plot_profiles, plot_qq, plot_residuals
-from scaling.errors import InputError
-from scaling.fits import Fit
-from scaling.fitting import fit, problem_again
-from scaling.identifiability import Held
-from scaling.laws import LAWS
-from scaling.objectives import Objective
-from scaling.plots import BLUE, COLOURS, log_ticks, plot_law, save
-from scaling.profiles import profile, profile_curve
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.derived import optimal, parameter
+from shapelaw.scaling.fitting.fit_law import fit, problem_again
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.laws.law import D, N
+from shapelaw.scaling.laws.registry import LAWS
+from shapelaw.scaling.plots.residuals import log_residuals, plot_profiles, plot_qq, plot_residuals
+from shapelaw.scaling.plots.style import BLUE, COLOURS, log_ticks, plot_law, save
+from shapelaw.scaling.solver.identifiability import Held
+from shapelaw.scaling.solver.objectives import Objective
+from shapelaw.scaling.uncertainty.profiles import profile, profile_curve
 
 NOISE = 0.004
 RATIOS = {"hidden_over_sqrt_n": (0.05, 0.4), "mlp_to_attention": (0.5, 8.0), "gqa": (1.0, 8.0)}

@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scaling.errors import InputError
+from shapelaw.scaling.errors import InputError
+from shapelaw.trainers.corpus.corpus import Corpus
+from shapelaw.trainers.gpu.distributed import GatheredMuon, World, joined, main
+from shapelaw.trainers.optimizers.muon import Muon
+from shapelaw.trainers.training.loop import train
+from shapelaw.trainers.training.spec import RunSpec
 from test_loop import RECIPE, SHAPE, STEPS, Killed, killed_at, small_corpus, spec
-from trainers.corpus import Corpus
-from trainers.distributed import GatheredMuon, World, joined, main
-from trainers.loop import train
-from trainers.muon import Muon
-from trainers.spec import RunSpec
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 # Runs several cases in one pair of processes: most of the time is their start.
@@ -23,9 +23,9 @@ DRIVER = """
 import json, sys
 from dataclasses import replace
 from pathlib import Path
-from trainers.corpus import Corpus
-from trainers.distributed import joined, train_distributed
-from trainers.spec import RunSpec
+from shapelaw.trainers.corpus.corpus import Corpus
+from shapelaw.trainers.gpu.distributed import joined, train_distributed
+from shapelaw.trainers.training.spec import RunSpec
 
 folder = Path(sys.argv[1])
 rows = {}
@@ -143,7 +143,7 @@ def test_a_world_shares_out_the_rows_of_a_batch() -> None:
 def test_a_run_that_does_not_fit_the_world_is_refused(
     change: dict[str, object], text: str, tmp_path: Path
 ) -> None:
-    from trainers.distributed import train_distributed
+    from shapelaw.trainers.gpu.distributed import train_distributed
 
     world = World(mode="ddp", rank=0, size=2, device=torch.device("cpu"), mesh=None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=text):
@@ -180,7 +180,7 @@ def test_muon_of_gathered_matrices_is_muon() -> None:
 
 @pytest.mark.slow
 def test_the_command_under_torchrun_prints_the_row(folder: Path, tmp_path: Path) -> None:
-    command = [*LAUNCH, "-m", "trainers.distributed", folder / "fsdp-adamw.json",
+    command = [*LAUNCH, "-m", "shapelaw.trainers.gpu.distributed", folder / "fsdp-adamw.json",
                "--corpus", folder / "corpus", "--out", tmp_path, "--mode", "fsdp"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from trainers import documents
-from trainers.documents import read_documents
+from shapelaw.trainers.corpus import documents
+from shapelaw.trainers.corpus.documents import read_documents
 
 END = "<|endoftext|>"
 PIECES = st.lists(

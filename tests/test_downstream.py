@@ -14,26 +14,28 @@ import typer
 import zstandard
 from typer.testing import CliRunner
 
-from scaling.accuracies import Task
-from scaling.accuracy import fit_link, known_tasks
-from scaling.errors import InputError, WorkError
-from scaling.runs import load_runs, write_runs
-from scaling.shape import Shape
+from shapelaw.scaling.accuracy.fit import fit_link, known_tasks
+from shapelaw.scaling.accuracy.predictions import Task
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.runs.table import load_runs, write_runs
+from shapelaw.trainers.commands import evaluate_cli
+from shapelaw.trainers.corpus.corpus import Corpus
+from shapelaw.trainers.corpus.encoding import Encoding, byte_encoding
+from shapelaw.trainers.evaluation import loglikelihood as scoring
+from shapelaw.trainers.evaluation.blimp import blimp_accuracy, blimp_answers, blimp_pairs
+from shapelaw.trainers.evaluation.downstream import read_tasks, score_tasks
+from shapelaw.trainers.evaluation.eval_sets import EvalFiles, read_evals
+from shapelaw.trainers.evaluation.loglikelihood import Request, Score, likelihoods, request_of
+from shapelaw.trainers.evaluation.tasks import TASKS, chance_of
+from shapelaw.trainers.ledger.ledger import Ledger
+from shapelaw.trainers.models.hugging_face import export
+from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.sweep import evaluate as exported
+from shapelaw.trainers.sweep.evaluate import Job, score_exports, score_run, with_scores
+from shapelaw.trainers.sweep.sweep import Folder
+from shapelaw.trainers.training.loop import settings_row
 from test_loop import SHAPE, small_corpus, spec
-from trainers import evaluate_cli, exported, scoring
-from trainers.blimp import blimp_accuracy, blimp_answers, blimp_pairs
-from trainers.corpus import Corpus
-from trainers.downstream import read_tasks, score_tasks
-from trainers.encoding import Encoding, byte_encoding
-from trainers.eval_files import EvalFiles, read_evals
-from trainers.export import export
-from trainers.exported import Job, score_exports, score_run, with_scores
-from trainers.ledger import Ledger
-from trainers.loop import settings_row
-from trainers.model import Transformer
-from trainers.scoring import Request, Score, likelihoods, request_of
-from trainers.sweep import Folder
-from trainers.tasks import TASKS, chance_of
 
 torch.set_num_threads(1)
 BYTES = byte_encoding()
@@ -399,8 +401,8 @@ def test_the_record_names_files_digests_and_harness(evals: EvalFiles) -> None:
 def test_without_lm_eval_the_task_says_what_to_install(
     evals: EvalFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "trainers.harness", raising=False)
-    monkeypatch.delattr("trainers.harness", raising=False)
+    monkeypatch.delitem(sys.modules, "shapelaw.trainers.evaluation.lm_eval", raising=False)
+    monkeypatch.delattr("shapelaw.trainers.evaluation.lm_eval", raising=False)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(
         InputError, match=r'pip install "shapelaw\[eval\]"`, or choose --tasks blim'

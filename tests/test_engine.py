@@ -4,10 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from scaling.errors import InputError
-from scaling.shape import Shape
-from trainers.corpus import Corpus, prepare
-from trainers.engine import (
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import InputError
+from shapelaw.trainers.corpus.corpus import Corpus, prepare
+from shapelaw.trainers.evaluation.held_out import token_losses
+from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.optimizers.recipe import Recipe
+from shapelaw.trainers.training.execution import (
     ATTENTION_PATHS,
     COMPILATIONS,
     Engine,
@@ -15,11 +18,8 @@ from trainers.engine import (
     compile_seconds,
     predicted_seconds,
 )
-from trainers.evaluate import token_losses
-from trainers.loop import train
-from trainers.model import Transformer
-from trainers.recipe import Recipe
-from trainers.spec import RunSpec
+from shapelaw.trainers.training.loop import train
+from shapelaw.trainers.training.spec import RunSpec
 
 torch.set_num_threads(1)
 # torch's own modules, loaded by its compiler.

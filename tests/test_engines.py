@@ -9,15 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.catalog import hardware, shape_named
-from scaling.errors import InputError
-from scaling.shape import Shape
-from search.throughput._base import Engine, Measurement, interval
-from search.throughput._process import MissingError
-from search.throughput._roofline import RooflineEngine
-from search.throughput._timed import Server, TimedEngine, Timing
-from search.throughput.registry import ENGINES, engine_named
-from search.workload import Workload, parse_workload
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.runs.catalog import hardware, shape_named
+from shapelaw.search.engines._base import Engine, Measurement, interval
+from shapelaw.search.engines._roofline import RooflineEngine
+from shapelaw.search.engines._timed import Server, TimedEngine, Timing
+from shapelaw.search.engines.registry import ENGINES, engine_named
+from shapelaw.search.engines.sessions.client import MissingError
+from shapelaw.search.workload import Workload, parse_workload
 
 torch.set_num_threads(1)
 SHAPE = Shape(

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from scaling.space import Space
-from search.estimating import check, device_of, estimate
-from search.throughput._base import Engine, Measurement
-from search.throughput._roofline import RooflineEngine, roofline
-from search.workload import parse_workload
+from shapelaw.scaling.space.space import Space
+from shapelaw.search.engines._base import Engine, Measurement
+from shapelaw.search.engines._roofline import RooflineEngine, roofline
+from shapelaw.search.time_model.estimates import check, device_of, estimate
+from shapelaw.search.workload import parse_workload
 from test_study import FakeEngine
 
 SPACE = Space(

@@ -5,10 +5,15 @@ import numpy as np
 import pytest
 import torch
 
-from scaling.shape import Shape
-from trainers.evaluate import evaluate, evaluate_sets, loss_columns, token_losses
-from trainers.model import Transformer
-from trainers.recipe import Recipe
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.trainers.evaluation.held_out import (
+    evaluate,
+    evaluate_sets,
+    loss_columns,
+    token_losses,
+)
+from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.optimizers.recipe import Recipe
 
 torch.set_num_threads(1)
 SHAPE = Shape(

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from scaling.errors import InputError
-from scaling.shape import Shape
-from trainers.corpus import prepare
-from trainers.encoding import Encoding, byte_encoding, byte_letters, load_encoding
-from trainers.export import export, hugging_face_weights, load_export
-from trainers.model import Transformer
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import InputError
+from shapelaw.trainers.corpus.corpus import prepare
+from shapelaw.trainers.corpus.encoding import Encoding, byte_encoding, byte_letters, load_encoding
+from shapelaw.trainers.models.hugging_face import export, hugging_face_weights, load_export
+from shapelaw.trainers.models.transformer import Transformer
 
 torch.set_num_threads(1)
 LENGTH = 24

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.errors import InputError
-from scaling.expression import select
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.filters import select
 
 N = np.array([1e6, 2e6, 3e6, 4e6])
 SEED = np.array([0, 1, 2, 3])

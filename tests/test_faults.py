@@ -18,15 +18,15 @@ from subprocess import PIPE, Popen
 import pytest
 
 from postgres import Server
-from scaling.errors import InputError, WorkError
-from scaling.runs import load_runs, write_runs
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.runs.table import load_runs, write_runs
+from shapelaw.trainers.corpus.corpus import Corpus
+from shapelaw.trainers.ledger.ledger import DIVERGED, DONE, FAILED, RUNNING, Entry, Ledger
+from shapelaw.trainers.ledger.liveness import process_exists
+from shapelaw.trainers.training.execution import Engine
+from shapelaw.trainers.training.loop import train
+from shapelaw.trainers.training.spec import RunSpec
 from test_loop import RECIPE, SHAPE, Killed, killed_at, small_corpus, spec
-from trainers.corpus import Corpus
-from trainers.engine import Engine
-from trainers.ledger import DIVERGED, DONE, FAILED, RUNNING, Entry, Ledger
-from trainers.liveness import process_exists
-from trainers.loop import train
-from trainers.spec import RunSpec
 from waiting import PATIENCE, wait_until
 
 pytestmark = [

@@ -4,8 +4,8 @@ import stat
 
 import pytest
 
-from scaling.errors import InputError, WorkError
-from scaling.files import read_json, sha256, write_json, write_text, write_whole
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.files import read_json, sha256, write_json, write_text, write_whole
 
 
 def test_a_file_is_written_whole_into_a_new_folder(tmp_path):

@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 from scipy.stats import t as student
 
-from scaling.composition import D, N
-from scaling.errors import InputError
-from scaling.fits import SCHEMA, Fit, unit_of
-from scaling.identifiability import Held
-from scaling.laws import LAWS, law_named
-from scaling.objectives import Objective
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.result import SCHEMA, Fit, unit_of
+from shapelaw.scaling.laws.law import D, N
+from shapelaw.scaling.laws.registry import LAWS, law_named
+from shapelaw.scaling.solver.identifiability import Held
+from shapelaw.scaling.solver.objectives import Objective
 
 HIDDEN, MLP = (0.1, np.log(0.15), 0.0), (0.03, np.log(2.0), 0.0)
 THETA = np.array([0.6, -0.5, 0.34, -0.2, 0.37, *HIDDEN, *MLP, 0.01])
@@ -277,7 +277,7 @@ def test_predictions_keep_the_index_of_their_rows_and_do_not_depend_on_chunks(mo
     whole = fitted.predict(rows)
     assert whole.index.tolist() == rows.index.tolist()
     np.testing.assert_allclose(whole["predicted_loss"], fitted.central(rows), rtol=1e-14)
-    monkeypatch.setattr("scaling.fits.CHUNK", 4)
+    monkeypatch.setattr("shapelaw.scaling.fitting.result.CHUNK", 4)
     pd.testing.assert_frame_equal(fitted.predict(rows), whole)
 
 

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.catalog import MIRROR, load_runs
-from scaling.composition import D, N
-from scaling.errors import InputError
-from scaling.fitting import fit, parse_delta
-from scaling.identifiability import DRIFT, EXPONENTS, NO_TERM
-from scaling.solving import HUBER, SMALLEST_DELTA
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.fit_law import fit, parse_delta
+from shapelaw.scaling.laws.law import D, N
+from shapelaw.scaling.runs.catalog import MIRROR, load_runs
+from shapelaw.scaling.solver.identifiability import DRIFT, EXPONENTS, NO_TERM
+from shapelaw.scaling.solver.multistart import HUBER, SMALLEST_DELTA
 from synthetic import (
     RATIOS,
     SIZES,

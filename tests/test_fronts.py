@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.fronts import front_mask, running_front
-from scaling.space import Space
+from shapelaw.scaling.space.pareto import front_mask, running_front
+from shapelaw.scaling.space.space import Space
 
 # Few values, so that ties and equal points are common.
 VALUES = st.sampled_from([0.0, 1.0, 1.5, 2.0, 3.0, float("inf"), float("nan")])

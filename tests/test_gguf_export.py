@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from scaling.errors import InputError
-from scaling.shape import Shape
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import InputError
+from shapelaw.trainers.corpus.corpus import prepare
+from shapelaw.trainers.corpus.encoding import Encoding, byte_encoding, load_encoding
+from shapelaw.trainers.models.gguf import export_gguf
+from shapelaw.trainers.models.transformer import Transformer
 from test_export import LENGTH, SHAPE, exported
-from trainers.corpus import prepare
-from trainers.encoding import Encoding, byte_encoding, load_encoding
-from trainers.gguf_export import export_gguf
-from trainers.model import Transformer
 
 TEXT = "A quick fox, na\u00efve"
 FORMS = {

@@ -127,8 +127,8 @@ def test_utilisation_is_model_flops_over_the_published_peak(
     monkeypatch.syspath_prepend(SCRIPT.parent)
     import gpu_sweep
 
+    from shapelaw.trainers.optimizers.recipe import Recipe
     from test_loop import spec
-    from trainers.recipe import Recipe
 
     run = spec(recipe=Recipe(dtype="bfloat16"))
     cpu = gpu_sweep.choose("cpu")

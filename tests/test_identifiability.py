@@ -3,8 +3,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.composition import D, Law, N, reference_of
-from scaling.identifiability import (
+from shapelaw.scaling.laws.law import D, Law, N, reference_of
+from shapelaw.scaling.laws.registry import (
+    AspectRatio,
+    BestLoss,
+    Chinchilla,
+    GroupedQuery,
+    Kaplan,
+    PowerLaw,
+    UShape,
+    law_named,
+)
+from shapelaw.scaling.solver.identifiability import (
     DRIFT,
     EXPONENTS,
     NO_TERM,
@@ -19,16 +29,6 @@ from scaling.identifiability import (
     neutral,
     optimum_status,
     outside,
-)
-from scaling.laws import (
-    AspectRatio,
-    BestLoss,
-    Chinchilla,
-    GroupedQuery,
-    Kaplan,
-    PowerLaw,
-    UShape,
-    law_named,
 )
 
 SIZES, TOKENS = (1e6, 4e6, 16e6), (1e7, 1e8, 1e9)

@@ -11,15 +11,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.catalog import load_runs
-from scaling.errors import InputError
-from scaling.files import read_json, write_json
-from scaling.fits import Fit
-from scaling.printed import printed_fit
-from search import interactive
-from search.asking import Request, answer
-from search.interactive import as_script, one_at_a_time, plotly_script, write_pages
-from search.proposals import SHAPE_KEY
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.files import read_json, write_json
+from shapelaw.scaling.fitting.published_laws import printed_fit
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.search.commands.propose import Request, answer
+from shapelaw.search.proposals.proposal import SHAPE_KEY
+from shapelaw.search.reports import proposal_page as interactive
+from shapelaw.search.reports.proposal_page import (
+    as_script,
+    one_at_a_time,
+    plotly_script,
+    write_pages,
+)
 from test_asking import USUAL
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -104,7 +109,7 @@ def test_the_curve_is_lowest_at_the_law_s_optimum(made: Path) -> None:
 
 
 def test_a_law_without_shape_has_no_curve(made: Path) -> None:
-    from scaling.fitting import fit
+    from shapelaw.scaling.fitting.fit_law import fit
 
     plain = fit("chinchilla", load_runs("quickstart"), starts=4, resamples=2)
     assert one_at_a_time(plain, rows_of(made)) == []

@@ -4,11 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.catalog import load_runs, shape_named
-from scaling.errors import InputError
-from scaling.printed import printed_fit
-from scaling.shape import ShapeTable
-from search.judging import (
+from shapelaw.scaling.architectures.shape import ShapeTable
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.published_laws import printed_fit
+from shapelaw.scaling.runs.catalog import load_runs, shape_named
+from shapelaw.search.proposals.proposal import Proposal
+from shapelaw.search.proposals.reasons import (
     broken_limits,
     differences,
     mark_front,
@@ -18,8 +19,7 @@ from search.judging import (
     unseen_by,
     with_reasons,
 )
-from search.proposals import Proposal
-from search.workload import parse_workload
+from shapelaw.search.workload import parse_workload
 from test_proposals import SHAPE, SPEED, proposal
 
 FIT = printed_fit("paper-2510.18245")

@@ -12,23 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from scaling.errors import InputError
-from scaling.runs import read_table, with_ratios
-from scaling.shape import Shape
-from trainers import confounding as gates
-from trainers.choosing import factorial
-from trainers.confounding import confounding
-from trainers.engine import Engine, predicted_seconds
-from trainers.filling import Cube, choose_filling, choose_heavy
-from trainers.ladder import plan_ladder
-from trainers.plan_cli import Texts, allocation_of, grid_of, mount, read_numbers
-from trainers.plan_file import read_plan
-from trainers.planned import Ladder, Planned, points_of
-from trainers.pricing import ASSUMED, Price, calibrate, step_work, time_step
-from trainers.proposed import plan_proposed
-from trainers.recipe import Recipe, parse_settings, read_pairs
-from trainers.rungs import ANCHOR, PROXY, Allocation, Grid, Rung
-from trainers.spec import RunSpec
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.runs.table import read_table, with_ratios
+from shapelaw.trainers.commands.plan_cli import Texts, allocation_of, grid_of, mount, read_numbers
+from shapelaw.trainers.ladder import confounding_check as gates
+from shapelaw.trainers.ladder.confounding_check import confounding
+from shapelaw.trainers.ladder.from_design import plan_proposed
+from shapelaw.trainers.ladder.grid import ANCHOR, PROXY, Allocation, Grid, Rung
+from shapelaw.trainers.ladder.plan import Ladder, Planned, points_of
+from shapelaw.trainers.ladder.plan_file import read_plan
+from shapelaw.trainers.ladder.planner import plan_ladder
+from shapelaw.trainers.ladder.selection import factorial
+from shapelaw.trainers.ladder.space_filling import Cube, choose_filling, choose_heavy
+from shapelaw.trainers.optimizers.recipe import Recipe, parse_settings, read_pairs
+from shapelaw.trainers.training.cost_model import ASSUMED, Price, calibrate, step_work, time_step
+from shapelaw.trainers.training.execution import Engine, predicted_seconds
+from shapelaw.trainers.training.spec import RunSpec
 
 SETTINGS = {"context_length": 64, "sequences": 4}
 
@@ -361,7 +361,7 @@ def test_calibration_recovers_what_steps_cost(monkeypatch: pytest.MonkeyPatch) -
     def timed(spec: RunSpec) -> float:
         return float(step_work(spec, spec.engine or Engine()) @ truth)
 
-    monkeypatch.setattr("trainers.pricing.time_step", timed)
+    monkeypatch.setattr("shapelaw.trainers.training.cost_model.time_step", timed)
     specs = [run.spec for run in two_sizes().runs]
     price = calibrate(specs)
     assert price.rate.startswith("measured on 12 shapes here")

@@ -10,19 +10,19 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from scaling.errors import InputError, WorkError
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.trainers.corpus.corpus import Corpus
+from shapelaw.trainers.ledger.ledger import PLANNED, RUNNING, Entry, open_ledger
+from shapelaw.trainers.sweep.launchers import _base, _local, _ray
+from shapelaw.trainers.sweep.launchers._base import DEATHS, End, Job, Launcher, supervise
+from shapelaw.trainers.sweep.launchers._local import LocalLauncher, visible_devices
+from shapelaw.trainers.sweep.launchers._ray import RayLauncher
+from shapelaw.trainers.sweep.launchers._slurm import SlurmLauncher
+from shapelaw.trainers.sweep.launchers.registry import LAUNCHERS, launcher_named, parse_options
+from shapelaw.trainers.sweep.sweep import Folder, run_plan
+from shapelaw.trainers.training.loop import train
+from shapelaw.trainers.training.spec import RunSpec
 from test_loop import small_corpus, spec
-from trainers.corpus import Corpus
-from trainers.launchers import _base, _local, _ray
-from trainers.launchers._base import DEATHS, End, Job, Launcher, supervise
-from trainers.launchers._local import LocalLauncher, visible_devices
-from trainers.launchers._ray import RayLauncher
-from trainers.launchers._slurm import SlurmLauncher
-from trainers.launchers.registry import LAUNCHERS, launcher_named, parse_options
-from trainers.ledger import PLANNED, RUNNING, Entry, open_ledger
-from trainers.loop import train
-from trainers.spec import RunSpec
-from trainers.sweep import Folder, run_plan
 from waiting import wait_until
 
 RAY_NOISE = (
@@ -239,7 +239,7 @@ def test_a_process_sets_its_device_and_threads_before_it_works(
     def work(*_: object, alive: Any) -> None:
         seen.append((*(os.environ.get(name) for name in names), alive()))
 
-    monkeypatch.setattr("trainers.worker.work", work)
+    monkeypatch.setattr("shapelaw.trainers.sweep.worker.work", work)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         _local._process("ledger.sqlite", "folder", os.getppid(), device)
@@ -262,7 +262,7 @@ def test_a_process_that_cannot_work_says_why_and_ends_with_1(
 
 
 def test_the_module_of_a_process_imports_no_torch() -> None:
-    code = "import sys, trainers.launchers._local; print('torch' in sys.modules)"
+    code = "import sys, shapelaw.trainers.sweep.launchers._local; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
@@ -485,7 +485,7 @@ def test_jobs_of_a_command_in_the_background_hear_that_they_are_cancelled(
 
 
 def exists(pid: int) -> bool:
-    from trainers.liveness import process_exists
+    from shapelaw.trainers.ledger.liveness import process_exists
 
     return process_exists(pid)
 

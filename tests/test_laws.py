@@ -8,9 +8,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from scaling.composition import D, Law, N, columns_of, reference_of
-from scaling.errors import InputError
-from scaling.laws import (
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.laws.law import D, Law, N, columns_of, reference_of
+from shapelaw.scaling.laws.notation import LETTERS, symbol
+from shapelaw.scaling.laws.registry import (
     LAWS,
     PARTS,
     AspectRatio,
@@ -26,7 +27,6 @@ from scaling.laws import (
     law_named,
     laws_page,
 )
-from scaling.notation import LETTERS, symbol
 
 ROWS = 7
 RANGES = {

@@ -6,18 +6,18 @@ import optuna
 import pytest
 
 from made_up import LOSSES, TABLE, WORKLOAD, MadeUpEngine, measured, measurement, question
-from search.leaders import (
+from shapelaw.search.engines._base import Measurement
+from shapelaw.search.engines.cache import CachedEngine, MeasurementStore
+from shapelaw.search.proposals.proposal import front
+from shapelaw.search.study.confirmation import (
     drawn_speeds,
     fastest_probability,
     front_probability,
     leaders,
     measure_again,
 )
-from search.proposals import front
-from search.question import Goal
-from search.study import Effort, explore
-from search.throughput._base import Measurement
-from search.throughput.cache import CachedEngine, MeasurementStore
+from shapelaw.search.study.problem import Goal
+from shapelaw.search.study.study import Effort, explore
 
 
 def timed(seconds: float, spread: float = 0.0, repeats: int = 5) -> Measurement:

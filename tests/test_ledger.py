@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from postgres import Server
-from scaling.errors import InputError
-from scaling.shape import Shape
-from trainers import ledger as ledger_module
-from trainers.ledger import (
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import InputError
+from shapelaw.trainers.ledger import ledger as ledger_module
+from shapelaw.trainers.ledger.ledger import (
     BEAT_PAUSE,
     DIVERGED,
     DONE,
@@ -27,10 +27,10 @@ from trainers.ledger import (
     LedgerUnreachable,
     open_ledger,
 )
-from trainers.liveness import Process, this_process
-from trainers.recipe import Recipe
-from trainers.spec import RunSpec
-from trainers.stores._base import Interrupted
+from shapelaw.trainers.ledger.liveness import Process, this_process
+from shapelaw.trainers.ledger.store import Interrupted
+from shapelaw.trainers.optimizers.recipe import Recipe
+from shapelaw.trainers.training.spec import RunSpec
 
 SHAPE = Shape(
     hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
@@ -272,7 +272,7 @@ class LedgerContract:
         Ledger(address, sweep=sweep).plan([spec(name) for name in names], names)
         # Both live until both are done: the rows of a process that ended would be taken over.
         script = (
-            "import sys, json; from trainers.ledger import Ledger\n"
+            "import sys, json; from shapelaw.trainers.ledger.ledger import Ledger\n"
             "ledger = Ledger(sys.argv[1], sweep=sys.argv[2]); print('ready', flush=True); input()\n"
             "runs = iter(ledger.claim, None); print(json.dumps([run.run_id for run in runs]))\n"
             "sys.stdout.flush(); input()\n"

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.accuracies import Accuracy, Task
-from scaling.accuracy import fit_link, fit_links, held_out, load_link, with_hold_out
-from scaling.errors import InputError
-from scaling.link_files import document, load_links, save_links
-from scaling.links import Link, Links
+from shapelaw.scaling.accuracy.files import document, load_links, save_links
+from shapelaw.scaling.accuracy.fit import fit_link, fit_links, held_out, load_link, with_hold_out
+from shapelaw.scaling.accuracy.link import Link, Links
+from shapelaw.scaling.accuracy.predictions import Accuracy, Task
+from shapelaw.scaling.errors import InputError
 from test_accuracy import synthetic
 
 A, B = Task(name="a", chance=0.25, items=1000), Task(name="b", chance=0.25)

@@ -7,8 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers import liveness
-from trainers.liveness import LONGEST_GAP, Watch, is_gone, process_exists, this_process
+from shapelaw.trainers.ledger import liveness
+from shapelaw.trainers.ledger.liveness import (
+    LONGEST_GAP,
+    Watch,
+    is_gone,
+    process_exists,
+    this_process,
+)
 from waiting import wait_until
 
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="tells them by /proc")

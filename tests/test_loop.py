@@ -12,15 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from scaling.errors import InputError
-from scaling.runs import COLUMNS
-from scaling.shape import Shape
-from trainers import checkpoint, finishing, loop
-from trainers.corpus import Corpus, prepare
-from trainers.documents import STDLIB, read_documents
-from trainers.loop import Diverged, train
-from trainers.recipe import OPTIMIZERS, Recipe
-from trainers.spec import RunSpec
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.runs.table import COLUMNS
+from shapelaw.trainers.corpus.corpus import Corpus, prepare
+from shapelaw.trainers.corpus.documents import STDLIB, read_documents
+from shapelaw.trainers.optimizers.recipe import OPTIMIZERS, Recipe
+from shapelaw.trainers.training import checkpoint, loop
+from shapelaw.trainers.training import results as finishing
+from shapelaw.trainers.training.loop import Diverged, train
+from shapelaw.trainers.training.spec import RunSpec
 
 SHAPE = Shape(
     hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,

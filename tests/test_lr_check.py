@@ -11,14 +11,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from scaling.errors import InputError, WorkError
-from scaling.shape import INTEGER_FIELDS, Shape
+from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, Shape
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.trainers.commands.lr_check_cli import mount, settings_of
+from shapelaw.trainers.ladder.lr_sweep import Settings, extremes, lr_check, pick, trials
+from shapelaw.trainers.ladder.lr_verdict import RateCheck, Trial, judge
+from shapelaw.trainers.sweep.sweep import Folder, existing_ledger
+from shapelaw.trainers.training.spec import RunSpec
 from test_loop import RECIPE, SHAPE, small_corpus, spec
-from trainers.rate_check import Settings, extremes, lr_check, pick, trials
-from trainers.rate_cli import mount, settings_of
-from trainers.rate_verdict import RateCheck, Trial, judge
-from trainers.spec import RunSpec
-from trainers.sweep import Folder, existing_ledger
 
 NOISE = 0.002
 
@@ -246,7 +246,7 @@ def test_a_check_trains_through_the_ledger_and_goes_on_from_it(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a finished run would be trained again")
 
-    monkeypatch.setattr("trainers.sweep.supervise", never)
+    monkeypatch.setattr("shapelaw.trainers.sweep.sweep.supervise", never)
     again = lr_check(specs, corpus, folder, asked, workers=1)
     assert again.as_json() == check.as_json()
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from scaling.errors import InputError, WorkError
-from scaling.shape import Shape
-from search.throughput._base import Engine, Measurement
-from search.throughput._roofline import RooflineEngine
-from search.throughput.cache import CachedEngine, MeasurementStore, cache_folder
-from search.workload import Workload, parse_workload
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.search.engines._base import Engine, Measurement
+from shapelaw.search.engines._roofline import RooflineEngine
+from shapelaw.search.engines.cache import CachedEngine, MeasurementStore, cache_folder
+from shapelaw.search.workload import Workload, parse_workload
 
 SHAPE = Shape(
     hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,

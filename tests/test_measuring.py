@@ -7,16 +7,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from scaling.catalog import hardware
-from scaling.errors import InputError
-from scaling.files import write_json
-from scaling.shape import Shape
-from search import measuring
-from search.cli import app
-from search.throughput._roofline import RooflineEngine, hardware_named, own_hardware
-from search.throughput._transformers import TransformersEngine
-from search.throughput.registry import engine_named
-from search.workload import parse_workload
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.files import write_json
+from shapelaw.scaling.runs.catalog import hardware
+from shapelaw.search.cli import app
+from shapelaw.search.commands import measure as measuring
+from shapelaw.search.engines._roofline import RooflineEngine, hardware_named, own_hardware
+from shapelaw.search.engines._transformers import TransformersEngine
+from shapelaw.search.engines.registry import engine_named
+from shapelaw.search.workload import parse_workload
 
 torch.set_num_threads(1)
 SHAPE = Shape(
@@ -68,7 +68,7 @@ def test_transformers_that_is_not_installed_says_what_to_install(
     def missing(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr("search.throughput._transformers.import_module", missing)
+    monkeypatch.setattr("shapelaw.search.engines._transformers.import_module", missing)
     with pytest.raises(InputError, match=r'pip install "shapelaw\[hf\]"'):
         TransformersEngine()
 
@@ -155,7 +155,7 @@ def test_the_command_keeps_what_it_measured(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHAPELAW_CACHE", str(tmp_path / "kept"))
-    monkeypatch.setattr("search.throughput._timed.DISTURBED", 1e9)  # whatever else runs here
+    monkeypatch.setattr("shapelaw.search.engines._timed.DISTURBED", 1e9)  # whatever else runs here
     asked = (config, "--workload", "8/4@1,ttft=100,tpot=0.000001")
     first, second = command(*asked), command(*asked)
     assert (first.pop("kept"), second.pop("kept")) == (False, True)

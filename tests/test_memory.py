@@ -4,11 +4,11 @@ import textwrap
 
 import pytest
 
-from trainers import memory
+from shapelaw.trainers.training import memory
 
 PROGRAM = """
     import resource, sys, torch
-    from trainers.memory import keep_freed_memory
+    from shapelaw.trainers.training.memory import keep_freed_memory
     torch.set_num_threads(1)
     if sys.argv[1] == "keep":
         assert keep_freed_memory()

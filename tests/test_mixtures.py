@@ -10,11 +10,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from conftest import shapelaw
-from scaling.errors import InputError, WorkError
-from scaling.files import write_json
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.files import write_json
+from shapelaw.trainers.corpus.corpus import Corpus, prepare
+from shapelaw.trainers.corpus.mixture import Mixture, Source, parse_mixture
 from test_loop import SHAPE
-from trainers.corpus import Corpus, prepare
-from trainers.sources import Mixture, Source, parse_mixture
 
 END = "<|endoftext|>"
 SHARED = Path(__file__).parents[2] / "shared" / "corpora"
@@ -149,7 +149,9 @@ def test_contents_are_compared_once_and_again_when_a_file_is_new(
     prepare(f"{texts}/red.txt", tmp_path / "corpus")
     Corpus.load(tmp_path / "corpus")
     read: list[str] = []
-    monkeypatch.setattr("trainers.shards.sha256", lambda path: read.append(path.name) or "other")
+    monkeypatch.setattr(
+        "shapelaw.trainers.corpus.shards.sha256", lambda path: read.append(path.name) or "other"
+    )
     Corpus.load(tmp_path / "corpus")
     assert read == []
     (tmp_path / "corpus" / "train.npy").touch()

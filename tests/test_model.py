@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from scaling.shape import Shape
-from trainers.export import export
-from trainers.model import Transformer
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.trainers.models.hugging_face import export
+from shapelaw.trainers.models.transformer import Transformer
 
 torch.set_num_threads(1)
 SHAPES = {

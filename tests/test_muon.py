@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from trainers.muon import SCALES, Muon, match_rms_adamw, orthogonalise
+from shapelaw.trainers.optimizers.muon import SCALES, Muon, match_rms_adamw, orthogonalise
 
 SIZES = [(8, 8), (12, 8), (8, 12), (8, 8), (12, 8), (1, 16)]
 SETTINGS = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}

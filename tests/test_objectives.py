@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t as student
 
-from scaling.errors import InputError
-from scaling.objectives import KINDS, Objective
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.solver.objectives import KINDS, Objective
 
 EVERY = [Objective(kind=kind, on=on, delta=0.02) for kind in KINDS for on in ("log", "raw")]
 OBSERVED = np.log([2.0, 2.5, 3.0, 4.0])

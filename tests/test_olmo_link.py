@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.accuracy import known_tasks, load_link
-from scaling.catalog import MIRROR
-from scaling.link_files import document
-from scaling.links import Links
+from shapelaw.scaling.accuracy.files import document
+from shapelaw.scaling.accuracy.fit import known_tasks, load_link
+from shapelaw.scaling.accuracy.link import Links
+from shapelaw.scaling.runs.catalog import MIRROR
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 C4 = {"validation": "c4_en"}

@@ -6,13 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.errors import InputError
-from scaling.shape import Shape
-from trainers.evaluate import token_losses
-from trainers.model import Transformer
-from trainers.muon import Muon
-from trainers.optim import BUILDERS, Optimizer
-from trainers.recipe import DECAY_FORMS, SCHEDULES, Recipe
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import InputError
+from shapelaw.trainers.evaluation.held_out import token_losses
+from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.optimizers.muon import Muon
+from shapelaw.trainers.optimizers.optimizer import BUILDERS, Optimizer
+from shapelaw.trainers.optimizers.recipe import DECAY_FORMS, SCHEDULES, Recipe
 
 torch.set_num_threads(1)
 RECIPE = Recipe(context_length=8, sequences=2)

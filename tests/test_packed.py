@@ -9,21 +9,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scaling.errors import InputError
+from shapelaw.scaling.errors import InputError
+from shapelaw.trainers.corpus.corpus import Batches, Corpus
+from shapelaw.trainers.evaluation.held_out import token_losses
+from shapelaw.trainers.gpu import packed_loop as packed
+from shapelaw.trainers.gpu import stack as stacked
+from shapelaw.trainers.gpu.cuda_graph import CapturedStep, compiled
+from shapelaw.trainers.gpu.packed_loop import Feed, Options, PackedStep, packs, train_pack
+from shapelaw.trainers.gpu.stack import Stack
+from shapelaw.trainers.objectives.chunked_loss import chunked_cross_entropy
+from shapelaw.trainers.optimizers.optimizer import Optimizer
+from shapelaw.trainers.optimizers.recipe import OPTIMIZERS
+from shapelaw.trainers.training.device import ResidentTokens
+from shapelaw.trainers.training.loop import train
+from shapelaw.trainers.training.rows import Row
+from shapelaw.trainers.training.spec import RunSpec
 from test_loop import RECIPE, SHAPE, STEPS, Killed, killed_at, small_corpus, spec
-from trainers import packed, stacked
-from trainers.chunked import chunked_cross_entropy
-from trainers.corpus import Batches, Corpus
-from trainers.device import ResidentTokens
-from trainers.evaluate import token_losses
-from trainers.graphs import CapturedStep, compiled
-from trainers.loop import train
-from trainers.optim import Optimizer
-from trainers.packed import Feed, Options, PackedStep, packs, train_pack
-from trainers.recipe import OPTIMIZERS
-from trainers.rows import Row
-from trainers.spec import RunSpec
-from trainers.stacked import Stack
 
 CPU = torch.device("cpu")
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from scaling.errors import InputError
-from test_loop import SHAPE, spec
-from trainers import packing
-from trainers.packing import (
+from shapelaw.scaling.errors import InputError
+from shapelaw.trainers.gpu import autotune as packing
+from shapelaw.trainers.gpu.autotune import (
     Packing,
     Trial,
     choose_packing,
@@ -18,6 +17,7 @@ from trainers.packing import (
     trial_processes,
     trial_stack,
 )
+from test_loop import SHAPE, spec
 
 CPU = torch.device("cpu")
 TOKENS = np.random.default_rng(0).integers(0, 256, 5_000).astype(np.uint16)

@@ -4,16 +4,16 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from scaling.composition import N
-from scaling.errors import InputError
-from scaling.plot_cli import KINDS, mount
-from scaling.runs import write_runs
+from shapelaw.scaling.commands.plot_cli import KINDS, mount
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.laws.law import N
+from shapelaw.scaling.runs.table import write_runs
 from test_diagnostics import known_runs, quick_fit
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    from scaling.runs import load_runs
+    from shapelaw.scaling.runs.table import load_runs
 
     folder = tmp_path_factory.mktemp("plot")
     write_runs(folder / "runs.csv", known_runs())

@@ -2,13 +2,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.composition import D, N, columns_of, reference_of
-from scaling.errors import WorkError
-from scaling.fits import Fit
-from scaling.identifiability import Held
-from scaling.laws import LAWS, law_named
-from scaling.objectives import Objective
-from scaling.plots import COLOURS, LABELS, POINTS, plot_law, save
+from shapelaw.scaling.errors import WorkError
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.laws.law import D, N, columns_of, reference_of
+from shapelaw.scaling.laws.registry import LAWS, law_named
+from shapelaw.scaling.plots.style import COLOURS, LABELS, POINTS, plot_law, save
+from shapelaw.scaling.solver.identifiability import Held
+from shapelaw.scaling.solver.objectives import Objective
 
 INNER = {
     "E": 0.6,

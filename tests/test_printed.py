@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling.catalog import load_runs
-from scaling.errors import InputError
-from scaling.fits import Fit
-from scaling.printed import printed_fit, printed_laws
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.published_laws import printed_fit, printed_laws
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.runs.catalog import load_runs
 
 RUNS = load_runs("paper-2510.18245").set_index("run_id", drop=False)
 # Calibration factors at the published shapes, by the coefficients of each fit.

@@ -8,12 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.catalog import shape_named
-from scaling.errors import InputError
-from scaling.shape import Shape
-from search.proposals import Proposal, front, hypervolume, read_proposals, write_proposals
-from search.throughput._roofline import RooflineEngine
-from search.workload import parse_workload
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.runs.catalog import shape_named
+from shapelaw.search.engines._roofline import RooflineEngine
+from shapelaw.search.proposals.proposal import (
+    Proposal,
+    front,
+    hypervolume,
+    read_proposals,
+    write_proposals,
+)
+from shapelaw.search.workload import parse_workload
 
 SHAPE = Shape(
     hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,

@@ -6,20 +6,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.catalog import shape_named
-from scaling.errors import InputError
-from scaling.fits import Fit
-from scaling.fitting import fit
-from scaling.runs import with_ratios
-from scaling.shape import RATIOS, Shape
-from scaling.space import Space, nearest_proportions, within
-from search.judging import mark_front
-from search.proposals import BASELINE, CANDIDATE, FAST, LOSS_OPTIMAL, Proposal
-from search.propose import Search, find, propose
-from search.quickstart import fill
-from search.reach import FLAT, RATIO_SLACK, Target
-from search.throughput._base import Engine, Measurement
-from search.workload import Workload, parse_workload
+from shapelaw.scaling.architectures.shape import RATIOS, Shape
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.runs.catalog import shape_named
+from shapelaw.scaling.runs.table import with_ratios
+from shapelaw.scaling.space.space import Space, nearest_proportions, within
+from shapelaw.search.autopilot.single_pass import fill
+from shapelaw.search.engines._base import Engine, Measurement
+from shapelaw.search.proposals.candidate_set import FLAT, RATIO_SLACK, Target
+from shapelaw.search.proposals.pareto_search import Search, find, propose
+from shapelaw.search.proposals.proposal import BASELINE, CANDIDATE, FAST, LOSS_OPTIMAL, Proposal
+from shapelaw.search.proposals.reasons import mark_front
+from shapelaw.search.workload import Workload, parse_workload
 from test_study import FakeEngine
 
 TOKENS = 2_000_000

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy.optimize import least_squares
 
-from scaling.catalog import load_runs
-from scaling.published import (
+from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.scaling.runs.converters import (
     OLMO_SHAPES,
     gemstones,
     mlfoundations_grid,
@@ -17,7 +17,7 @@ from scaling.published import (
     olmo_ladder,
     steplaw,
 )
-from scaling.runs import prepare_runs, replicate_noise, same_losses, table_of
+from shapelaw.scaling.runs.table import prepare_runs, replicate_noise, same_losses, table_of
 
 GEMSTONES = ("gemstones", "gemstones-hot", "gemstones-hot-long", "gemstones-lr-ablation")
 

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.errors import InputError
-from scaling.quantities import format_count, parse_count
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.units import format_count, parse_count
 
 
 @pytest.mark.parametrize(

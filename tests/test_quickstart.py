@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 
 from conftest import SMALL, shapelaw
-from scaling.errors import InputError
-from scaling.fits import Fit
-from scaling.runs import COLUMNS, load_runs
-from search.quickstart import PROXIES, Settings, fill, proxy_specs
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.runs.table import COLUMNS, load_runs
+from shapelaw.search.autopilot.single_pass import PROXIES, Settings, fill, proxy_specs
 
 pytestmark = pytest.mark.xdist_group("loop")
 
@@ -114,7 +114,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_losses(
     loop_folder: Path, text_folder: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "killed"
-    command = [sys.executable, "-c", "from search.cli import main; main()", "quickstart"]
+    command = [sys.executable, "-c", "from shapelaw.search.cli import main; main()", "quickstart"]
     arguments = ["--corpus", str(text_folder), "--out", str(folder), *SMALL]
     moments = random.Random(time.time_ns())
     waits = [moments.uniform(3, 12) for _ in range(3)]

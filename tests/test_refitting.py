@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.composition import D, N
-from scaling.errors import InputError
-from scaling.refitting import with_best_loss
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.refits import with_best_loss
+from shapelaw.scaling.laws.law import D, N
 
 RUNS = pd.DataFrame(
     {

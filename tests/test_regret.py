@@ -11,10 +11,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import regret
 import regret_table
 
-from scaling.shape import Shape, ShapeTable
-from search.question import Question
-from search.throughput._timed import Server, TimedEngine, Timing
-from search.workload import Workload, parse_workload
+from shapelaw.scaling.architectures.shape import Shape, ShapeTable
+from shapelaw.search.engines._timed import Server, TimedEngine, Timing
+from shapelaw.search.study.problem import Question
+from shapelaw.search.workload import Workload, parse_workload
 
 SHAPES = regret_table.SPACE.enumerate()
 TABLE = SHAPES.take(np.arange(0, len(SHAPES), len(SHAPES) // 150))

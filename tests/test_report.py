@@ -7,9 +7,15 @@ import pandas as pd
 import pytest
 
 from conftest import shapelaw
-from scaling.errors import InputError
-from scaling.runs import load_runs, write_runs
-from search.report import comparison, front_volume, gather, verdict, write_report
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.runs.table import load_runs, write_runs
+from shapelaw.search.reports.loop_report import (
+    comparison,
+    front_volume,
+    gather,
+    verdict,
+    write_report,
+)
 
 pytestmark = pytest.mark.xdist_group("loop")
 

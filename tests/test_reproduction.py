@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 from scipy.optimize import minimize
 
-from scaling.catalog import MIRROR, load_runs
-from scaling.composition import D, N
-from scaling.fitting import fit, problem_again, problem_of
-from scaling.laws import law_named
-from scaling.objectives import Objective
-from scaling.refitting import level_of, public_parameters, with_best_loss
-from scaling.scoring import scores
-from scaling.uncertainty import bootstrap, refit
+from shapelaw.scaling.checks.metrics import scores
+from shapelaw.scaling.fitting.fit_law import fit, problem_again, problem_of
+from shapelaw.scaling.fitting.refits import level_of, public_parameters, with_best_loss
+from shapelaw.scaling.laws.law import D, N
+from shapelaw.scaling.laws.registry import law_named
+from shapelaw.scaling.runs.catalog import MIRROR, load_runs
+from shapelaw.scaling.solver.objectives import Objective
+from shapelaw.scaling.uncertainty.resampling import bootstrap, refit
 
 SQUARES = Objective(kind="squares", on="raw")
 X, R = "hidden_over_sqrt_n", "mlp_to_attention"

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.errors import InputError
-from scaling.rules import LARGEST_MODEL, as_floats, warnings_of
-from scaling.runs import load_runs, prepare_runs, same_losses, table_of
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.runs.table import load_runs, prepare_runs, same_losses, table_of
+from shapelaw.scaling.runs.validation import LARGEST_MODEL, as_floats, warnings_of
 from test_runs import run_table
 
 

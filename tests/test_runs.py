@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.errors import InputError
-from scaling.runs import (
+from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS, ShapeTable
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.runs.table import (
     COLUMNS,
     fingerprint,
     load_runs,
@@ -20,7 +21,6 @@ from scaling.runs import (
     with_ratios,
     write_runs,
 )
-from scaling.shape import INTEGER_FIELDS, RATIOS, ShapeTable
 
 SHAPE = {
     "hidden_size": 64,

@@ -5,12 +5,12 @@ import optuna
 import pytest
 
 from made_up import LOSSES, TABLE, WORKLOAD, MadeUpEngine, measured, question
-from scaling.errors import InputError
-from search.proposals import front
-from search.question import Goal
-from search.sampler import SAMPLERS, next_row, opening, sampler_named
-from search.study import Effort, Found, explore
-from search.throughput._base import Measurement
+from shapelaw.scaling.errors import InputError
+from shapelaw.search.engines._base import Measurement
+from shapelaw.search.proposals.proposal import front
+from shapelaw.search.study.problem import Goal
+from shapelaw.search.study.sampler import SAMPLERS, next_row, opening, sampler_named
+from shapelaw.search.study.study import Effort, Found, explore
 
 ASKED = question()
 TRUTH = measured(TABLE, misfit=0.2)

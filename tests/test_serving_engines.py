@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scaling.catalog import hardware, shape_named
-from scaling.errors import InputError, WorkError
-from scaling.shape import Shape
-from search.estimating import device_of
-from search.throughput import _aiconfigurator, _llamacpp, _process, _vllm
-from search.throughput._aiconfigurator import AiconfiguratorEngine
-from search.throughput._base import Measurement, bytes_served
-from search.throughput._llamacpp import LlamaCppEngine, write_random_gguf
-from search.throughput._process import MissingError, Process
-from search.throughput._vllm import VllmEngine
-from search.throughput.registry import ENGINES, engine_named, engines_here
-from search.workload import parse_workload
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.runs.catalog import hardware, shape_named
+from shapelaw.search.engines import _aiconfigurator, _llamacpp, _vllm
+from shapelaw.search.engines._aiconfigurator import AiconfiguratorEngine
+from shapelaw.search.engines._base import Measurement, bytes_served
+from shapelaw.search.engines._llamacpp import LlamaCppEngine, write_random_gguf
+from shapelaw.search.engines._vllm import VllmEngine
+from shapelaw.search.engines.registry import ENGINES, engine_named, engines_here
+from shapelaw.search.engines.sessions import client
+from shapelaw.search.engines.sessions.client import MissingError, Process
+from shapelaw.search.time_model.estimates import device_of
+from shapelaw.search.workload import parse_workload
 
 SHAPE = Shape(
     hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
@@ -223,7 +224,7 @@ def test_the_time_model_knows_the_hardware_behind_a_backend(
 
 
 def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_process, "installed_version", lambda name: None)
+    monkeypatch.setattr(client, "installed_version", lambda name: None)
     monkeypatch.delenv(_aiconfigurator.SETTING, raising=False)
     with pytest.raises(MissingError, match=r'needs xllamacpp; `pip install "shapelaw\[llamacpp\]"'):
         LlamaCppEngine()

@@ -7,8 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.errors import InputError
-from scaling.shape import DENSE_FAMILIES, INTEGER_FIELDS, RATIOS, Shape, ShapeTable
+from shapelaw.scaling.architectures.shape import (
+    DENSE_FAMILIES,
+    INTEGER_FIELDS,
+    RATIOS,
+    Shape,
+    ShapeTable,
+)
+from shapelaw.scaling.errors import InputError
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = Shape(
@@ -210,7 +216,7 @@ def test_transformers_accepts_a_shape_whose_heads_do_not_divide_the_hidden_size(
 @given(shape=shapes(most=3, widest=64), context=st.integers(1, 16))
 def test_counted_parameters_are_those_of_the_torch_model(shape, context):
     torch = pytest.importorskip("torch")
-    from trainers.model import Transformer
+    from shapelaw.trainers.models.transformer import Transformer
 
     with torch.device("meta"):
         model = Transformer(shape, context_length=context)

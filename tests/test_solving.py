@@ -6,11 +6,10 @@ import pytest
 from scipy.optimize import least_squares, minimize, minimize_scalar
 from scipy.stats import t as student
 
-from scaling.composition import D, N
-from scaling.fitting import problem_of
-from scaling.laws import Kaplan, UShape, law_named
-from scaling.objectives import KINDS, Objective
-from scaling.solving import (
+from shapelaw.scaling.fitting.fit_law import problem_of
+from shapelaw.scaling.laws.law import D, N
+from shapelaw.scaling.laws.registry import Kaplan, UShape, law_named
+from shapelaw.scaling.solver.multistart import (
     Problem,
     finish,
     multi_start,
@@ -20,6 +19,7 @@ from scaling.solving import (
     solve_at,
     warm_start,
 )
+from shapelaw.scaling.solver.objectives import KINDS, Objective
 from synthetic import RATIOS, TRUTH, synthetic_chinchilla, synthetic_runs, true_loss
 
 DELTA = 0.01

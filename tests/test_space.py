@@ -6,11 +6,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from scaling.constraints import Columns
-from scaling.errors import InputError
-from scaling.grid import SHAPES
-from scaling.shape import Shape, ShapeTable
-from scaling.space import (
+from shapelaw.scaling.architectures.shape import Shape, ShapeTable
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.space.constraints import Columns
+from shapelaw.scaling.space.grid import SHAPES
+from shapelaw.scaling.space.space import (
     CONVENTIONS,
     Space,
     nearest_proportions,
@@ -267,7 +267,7 @@ def test_too_many_combinations_are_refused_though_few_are_shapes():
 
 
 def test_a_table_that_would_be_too_large_is_refused(monkeypatch):
-    monkeypatch.setattr("scaling.space.MOST_AT_ONCE", 100)
+    monkeypatch.setattr("shapelaw.scaling.space.space.MOST_AT_ONCE", 100)
     with pytest.raises(InputError, match=r"one table holds at most 1e\+02 shapes .*`Space.chunks`"):
         small_space().enumerate()
     assert sum(len(chunk) for chunk in small_space().chunks()) > 100

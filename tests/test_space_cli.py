@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from scaling.errors import InputError, WorkError
-from scaling.quantities import parse_numbers
-from scaling.runs import table_of
-from scaling.space import Space, usual_layers
-from scaling.space_cli import read_space
-from scaling.surveying import survey
-from scaling.tables import read_table
-from search.cli import app, main
+from shapelaw.scaling.commands.space_cli import read_space
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.runs.reader import read_table
+from shapelaw.scaling.runs.table import table_of
+from shapelaw.scaling.space.space import Space, usual_layers
+from shapelaw.scaling.space.statistics import survey
+from shapelaw.scaling.units import parse_numbers
+from shapelaw.search.cli import app, main
 
 ASK = ("space", "--params", "60K", "--vocab", "64", "--layers", "2,3", "--head-dim", "8",
        "--hidden-step", "16", "--mlp-step", "8", "--max-heads", "6")  # fmt: skip

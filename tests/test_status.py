@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from trainers import status
-from trainers.ledger import DIVERGED, DONE, FAILED, PLANNED, RUNNING, Entry
-from trainers.status import (
+from shapelaw.trainers.ledger.ledger import DIVERGED, DONE, FAILED, PLANNED, RUNNING, Entry
+from shapelaw.trainers.sweep import status
+from shapelaw.trainers.sweep.status import (
     Rates,
     duration,
     progress_lines,

@@ -6,12 +6,12 @@ from typing import Any
 import optuna
 import pytest
 
-import search.storages
+import shapelaw.search.study.storage
 from made_up import MadeUpEngine, question
 from postgres import Server
-from scaling.errors import InputError, WorkError
-from search.storages import closing, patiently, shown, storage_at, unreachable
-from search.study import Effort, explore, study_name
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.search.study.storage import closing, patiently, shown, storage_at, unreachable
+from shapelaw.search.study.study import Effort, explore, study_name
 
 ASKED = question()
 EFFORT = Effort(measurements=3, first=[5])
@@ -84,7 +84,7 @@ def failing(times: int, error: Exception) -> Any:
 def test_a_database_that_is_away_for_a_moment_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(search.storages, "PAUSE", 0.001)
+    monkeypatch.setattr(shapelaw.search.study.storage, "PAUSE", 0.001)
     lost = optuna.exceptions.StorageInternalError("server closed the connection")
     assert patiently(NOBODY, failing(3, lost)) == "answered"
     with pytest.raises(WorkError, match="server closed the connection"):

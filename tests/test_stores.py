@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from postgres import Server
-from scaling.errors import InputError, WorkError
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.trainers.ledger.ledger import DIVERGED, DONE, PLANNED, Ledger, LedgerUnreachable
+from shapelaw.trainers.ledger.liveness import this_process
 from test_ledger import plan, spec, states
-from trainers.ledger import DIVERGED, DONE, PLANNED, Ledger, LedgerUnreachable
-from trainers.liveness import this_process
 
 # A ledger as it was before it had a version.
 FIRST_SCHEMA = """

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.errors import InputError, WorkError
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.trainers.corpus.corpus import prepare, prepare_from_options
+from shapelaw.trainers.corpus.documents import read_documents
+from shapelaw.trainers.corpus.hf_streams import Stream, parse_stream
+from shapelaw.trainers.corpus.mixture import parse_mixture
+from shapelaw.trainers.corpus.options import CorpusOptions
 from test_mixtures import train_documents, written
-from trainers.corpus import prepare, prepare_from_options
-from trainers.corpus_options import CorpusOptions
-from trainers.documents import read_documents
-from trainers.sources import parse_mixture
-from trainers.streams import Stream, parse_stream
 
 pytestmark = pytest.mark.slow
 
@@ -192,8 +192,8 @@ def test_a_connection_that_breaks_is_an_error_of_the_work(
 
 def test_without_a_network_the_command_ends_with_one_line(tmp_path: Path) -> None:
     code = (
-        "from scaling.errors import WorkError\n"
-        "from trainers.documents import read_documents\n"
+        "from shapelaw.scaling.errors import WorkError\n"
+        "from shapelaw.trainers.corpus.documents import read_documents\n"
         "try:\n    list(read_documents('hf:org/name'))\n"
         "except WorkError as error:\n    print(error)\n"
     )

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from made_up import TABLE, WORKLOAD
-from scaling.errors import InputError, WorkError
-from scaling.grid import FREE_FIELDS
-from scaling.shape import Shape, ShapeTable
-from search.grid import Grid
-from search.study import search
-from search.throughput._base import Engine, Measurement
-from search.throughput._roofline import RooflineEngine
-from search.workload import Workload
+from shapelaw.scaling.architectures.shape import Shape, ShapeTable
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.space.grid import FREE_FIELDS
+from shapelaw.search.engines._base import Engine, Measurement
+from shapelaw.search.engines._roofline import RooflineEngine
+from shapelaw.search.study.encoding import Grid
+from shapelaw.search.study.study import search
+from shapelaw.search.workload import Workload
 
 # Any function of the shape will do for the loss: the study does not know where it comes from.
 LOSSES = 2 + np.abs(np.log(TABLE.hidden_size / 48)) / 10 + TABLE.num_key_value_heads / 100

@@ -14,20 +14,27 @@ import pandas as pd
 import pytest
 import torch
 
-from scaling.errors import InputError, WorkError
-from scaling.runs import COLUMNS
-from scaling.shape import INTEGER_FIELDS
+from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.runs.table import COLUMNS
+from shapelaw.trainers.corpus.corpus import Corpus
+from shapelaw.trainers.ladder.plan_file import read_plan
+from shapelaw.trainers.ledger.ledger import DIVERGED, DONE, FAILED, PLANNED, RUNNING, Entry, Ledger
+from shapelaw.trainers.optimizers.recipe import Recipe
+from shapelaw.trainers.sweep import sweep, worker
+from shapelaw.trainers.sweep.launchers._base import End, Job, Launcher
+from shapelaw.trainers.sweep.sweep import (
+    Folder,
+    existing_ledger,
+    join,
+    retry_runs,
+    run_plan,
+    run_table,
+)
+from shapelaw.trainers.sweep.worker import work
+from shapelaw.trainers.training.loop import train
+from shapelaw.trainers.training.spec import Diverged, RunSpec, run_name
 from test_loop import RECIPE, SHAPE, STEPS, small_corpus, spec
-from trainers import sweep, worker
-from trainers.corpus import Corpus
-from trainers.launchers._base import End, Job, Launcher
-from trainers.ledger import DIVERGED, DONE, FAILED, PLANNED, RUNNING, Entry, Ledger
-from trainers.loop import train
-from trainers.plan_file import read_plan
-from trainers.recipe import Recipe
-from trainers.spec import Diverged, RunSpec, run_name
-from trainers.sweep import Folder, existing_ledger, join, retry_runs, run_plan, run_table
-from trainers.worker import work
 from waiting import PATIENCE, wait_until
 
 SHAPE_COLUMNS = ",".join(name for name in INTEGER_FIELDS if name != "vocab_size")
@@ -338,7 +345,7 @@ def test_the_run_table_is_kept_in_the_folder_as_runs_end(
         if folder.table.exists():
             lengths.append(len(pd.read_csv(folder.table)))
 
-    monkeypatch.setattr("trainers.launchers._base.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("shapelaw.trainers.sweep.launchers._base.POLL_SECONDS", 0.01)
     plan = [spec(run_id="a"), spec(run_id="b", seed=1, tokens=40 * STEPS * RECIPE.batch_tokens)]
     table = run_plan(plan, corpus, folder, launcher=InThread(), report=report)
     assert 1 in lengths, "the first row was there before the second run ended"
@@ -387,7 +394,7 @@ def on_nfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The temporary folder looks like a network disk."""
     mounts = tmp_path / "mounts"
     mounts.write_text(NETWORK.format(str(tmp_path.resolve()).replace(" ", "\\040")))
-    monkeypatch.setattr("trainers.network_disks.MOUNTS", mounts)
+    monkeypatch.setattr("shapelaw.trainers.ledger.network_disks.MOUNTS", mounts)
 
 
 @pytest.mark.usefixtures("on_nfs")
@@ -596,7 +603,7 @@ def test_a_killed_sweep_ends_with_the_losses_of_an_undisturbed_one(
     source = Path(corpus.folder).parent / "small.txt"
     out = tmp_path / "sweep"
     arguments = ["sweep", "run", str(plan), "--corpus", str(source), "--out", str(out)]
-    command = [sys.executable, "-c", "from search.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", "from shapelaw.search.cli import main; main()", *arguments]
     command += ["--workers", "2"]
     wait = random.Random(time.time_ns()).uniform(0, 1)
     with (tmp_path / "stderr").open("w") as log:
@@ -638,7 +645,7 @@ def test_a_worker_that_sees_a_gpu_trains_on_it(
         return [[{"run_id": spec.run_id, "status": status}] for spec in specs]
 
     monkeypatch.setattr(worker, "choose", lambda: torch.device("cuda", 0))
-    monkeypatch.setattr("trainers.packed.train_pack", on_gpu)
+    monkeypatch.setattr("shapelaw.trainers.gpu.packed_loop.train_pack", on_gpu)
     ways = {"watch": lambda step: None, "tell": lambda text: None}
     if status == DONE:
         rows = worker.train_here(spec(), corpus, Folder(tmp_path), **ways)

@@ -3,7 +3,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.terms import ABSENT, BOWL, EXPONENTIAL, LINEAR, Group, Program, Term, bowl
+from shapelaw.scaling.laws.terms import (
+    ABSENT,
+    BOWL,
+    EXPONENTIAL,
+    LINEAR,
+    Group,
+    Program,
+    Term,
+    bowl,
+)
 
 ROWS = 5
 THETA = np.array([0.3, -0.4, 0.2, 0.1])

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.errors import InputError
-from trainers.blend import blend
-from trainers.sources import parse_mixture
-from trainers.text import Spool, Text, collect, mixed, split, without
+from shapelaw.scaling.errors import InputError
+from shapelaw.trainers.corpus.mixing import blend
+from shapelaw.trainers.corpus.mixture import parse_mixture
+from shapelaw.trainers.corpus.text_store import Spool, Text, collect, mixed, split, without
 
 END = "<|endoftext|>"
 SIZES = st.lists(st.integers(1, 400), min_size=1, max_size=30)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from scaling.errors import InputError
-from scaling.files import sha256
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.files import sha256
+from shapelaw.trainers.corpus.corpus import Corpus, prepare_from_options
+from shapelaw.trainers.corpus.options import CorpusOptions
 from test_mixtures import END, written
-from trainers.corpus import Corpus, prepare_from_options
-from trainers.corpus_options import CorpusOptions
 
 
 def saved(path: Path, *, words: int = 0, end: str | None = END) -> Path:

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 import torch
 
-from scaling.errors import InputError, WorkError
-from trainers import trackers as module
-from trainers.trackers import (
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.trainers.training import trackers as module
+from shapelaw.trainers.training.trackers import (
     COLUMNS,
     TRACKERS,
     CSVTracker,
@@ -201,7 +201,7 @@ def test_a_full_disk_is_a_work_error(tmp_path: Path) -> None:
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from trainers import trackers
+from shapelaw.trainers.training import trackers
 
 trackers.LEAST_SECONDS = 0.0
 folder, begin = Path(sys.argv[1]), int(sys.argv[2])

@@ -7,14 +7,14 @@ import pytest
 from scipy import stats
 from scipy.optimize import least_squares
 
-from scaling.catalog import MIRROR, load_runs
-from scaling.composition import D, N
-from scaling.errors import InputError
-from scaling.fitting import fit, problem_of
-from scaling.laws import Chinchilla, Kaplan, law_named
-from scaling.objectives import Objective
-from scaling.solving import multi_start, solve_at
-from scaling.uncertainty import (
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.fit_law import fit, problem_of
+from shapelaw.scaling.laws.law import D, N
+from shapelaw.scaling.laws.registry import Chinchilla, Kaplan, law_named
+from shapelaw.scaling.runs.catalog import MIRROR, load_runs
+from shapelaw.scaling.solver.multistart import multi_start, solve_at
+from shapelaw.scaling.solver.objectives import Objective
+from shapelaw.scaling.uncertainty.resampling import (
     METHODS,
     ROWS_PER_PARAMETER,
     bca,

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.errors import InputError
-from search.workload import (
+from shapelaw.scaling.errors import InputError
+from shapelaw.search.workload import (
     DTYPES,
     KINDS,
     KV_DTYPES,

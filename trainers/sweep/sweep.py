@@ -1,0 +1,307 @@
+"""Train every planned run that the ledger lacks, on the workers of a launcher."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import pandas as pd
+
+from shapelaw.scaling.display.console import json_row, note
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.files import read_json, write_json
+from shapelaw.scaling.runs.table import require_columns, write_runs
+from shapelaw.trainers.corpus.corpus import Corpus
+from shapelaw.trainers.ledger.ledger import (
+    DIVERGED,
+    DONE,
+    FAILED,
+    PLANNED,
+    RUNNING,
+    Entry,
+    Ledger,
+    is_database,
+    open_ledger,
+)
+from shapelaw.trainers.ledger.network_disks import network_disk
+from shapelaw.trainers.sweep.launchers._base import Job, Launcher, supervise
+from shapelaw.trainers.sweep.launchers._local import cores
+from shapelaw.trainers.sweep.launchers.registry import launcher_named
+from shapelaw.trainers.sweep.worker import Folder
+from shapelaw.trainers.training.spec import RunSpec
+
+__all__ = ["Folder", "cores", "existing_ledger", "retry_runs", "run_plan", "run_table"]
+MEBIBYTE = 2**20
+Report = Callable[[list[Entry]], None]
+
+
+def run_plan(
+    specs: Sequence[RunSpec],
+    corpus: Corpus,
+    folder: Folder,
+    *,
+    workers: int | None = None,
+    report: Report = lambda entries: None,
+    launcher: str | Launcher = "local",
+    ledger: str | None = None,
+    trackers: Sequence[str] = (),
+    done: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Train what the ledger lacks and return the run table of these specs.
+
+    The table of all runs of the ledger is kept in the folder's ``runs.csv`` as they end.
+
+    Parameters
+    ----------
+    workers
+        How many; by default as many as the launcher's place is made for, here one per core or GPU.
+    report
+        Called several times a second with the entries of these runs, for a progress display.
+    launcher
+        Its name, or one with options.
+    ledger
+        Another one than the folder's file: a ``postgresql://`` URL or a path.
+    trackers
+        Where the metrics of runs go, besides ``metrics.csv``; see
+        :mod:`shapelaw.trainers.training.trackers`.
+    done
+        A run table of this plan from another ledger: runs whose rows are there, of the same
+        settings by their ``config_hash``, are not trained again.
+
+    Raises
+    ------
+    InputError
+        The launcher cannot be used here, or workers on several machines would share an SQLite file.
+    WorkError
+        A run failed; finished rows are kept, and the same call goes on from there. A run that
+        diverged is no failure of the work: it has a row, with its status and without a loss.
+    """
+    place = launcher_named(launcher) if isinstance(launcher, str) else launcher
+    _check_space(folder.path, specs)
+    address = ledger_address(folder, ledger)
+    _check_disk(address, place.several_machines)
+    book = open_ledger(address)
+    _remember(folder, ledger, trackers)
+    specs = [spec.with_engine() for spec in specs]
+    book.plan(specs, [spec.identity(corpus) for spec in specs])
+    book.retry()
+    if done is not None:
+        _adopt(book, specs, corpus, done)
+    watched = _Watched(book, folder, {spec.run_id for spec in specs}, report)
+    job = Job(ledger=address, folder=folder.path.absolute())
+    return _train_all(watched, job, place, workers)
+
+
+def _adopt(book: Ledger, specs: Sequence[RunSpec], corpus: Corpus, done: pd.DataFrame) -> None:
+    """Take over the rows of runs that ended under another ledger."""
+    require_columns(
+        done, ("run_group", "config_hash", "status", "tokens"), "the table of done runs"
+    )
+    ended = done[done["status"] == DONE]
+    taken = 0
+    for spec in specs:
+        same = ended["config_hash"].astype(str) == spec.identity(corpus)[:16]
+        rows = ended[same & (ended["run_group"] == spec.run_id)].sort_values("tokens")
+        if len(rows) == len(spec.ends):
+            taken += book.adopt(spec.run_id, [json_row(row) for row in rows.to_dict("records")])
+    note(f"{taken} of {len(specs)} runs are done by the rows of an earlier sweep")
+
+
+def join(
+    folder: Folder,
+    *,
+    workers: int | None = None,
+    report: Report = lambda entries: None,
+    ledger: str | None = None,
+) -> pd.DataFrame:
+    """Help with a sweep that was started elsewhere, with processes of this machine.
+
+    Returns the run table of all its runs; raises as :func:`run_plan` does.
+    """
+    address = ledger_address(folder, ledger)
+    book = existing_ledger(folder.path, ledger)
+    _check_disk(address, several_machines=True)
+    watched = _Watched(book, folder, {entry.run_id for entry in book.entries()}, report)
+    job = Job(ledger=address, folder=folder.path.absolute())
+    return _train_all(watched, job, launcher_named("local"), workers)
+
+
+def _train_all(
+    watched: "_Watched", job: Job, launcher: Launcher, workers: int | None
+) -> pd.DataFrame:
+    reasons: list[str] = []
+    if watched.progress() is not None:
+        launcher.open(job)
+        left = sum(entry.state in (PLANNED, RUNNING) for entry in watched.entries())
+        number = min(workers or launcher.default_workers(), left)
+        reasons = supervise(launcher, job, number, watched.progress)
+    watched.progress()
+    return _ended(watched.entries(), reasons)
+
+
+class _Watched:
+    """The runs of a plan as their workers go on."""
+
+    def __init__(self, ledger: Ledger, folder: Folder, wanted: set[str], report: Report) -> None:
+        self.ledger, self.folder, self.wanted, self.report = ledger, folder, wanted, report
+        self.ended = 0
+
+    def entries(self) -> list[Entry]:
+        return [entry for entry in self.ledger.entries() if entry.run_id in self.wanted]
+
+    def progress(self) -> float | None:
+        """Show where the runs stand; the FLOPs done, or None when every run has ended."""
+        every = self.ledger.entries()
+        entries = [entry for entry in every if entry.run_id in self.wanted]
+        self.report(entries)
+        ended = sum(entry.row is not None for entry in every)
+        if ended != self.ended or (ended and not self.folder.table.exists()):
+            write_runs(self.folder.table, run_table(every))
+            self.ended = ended
+        if not any(entry.state in (PLANNED, RUNNING) for entry in entries):
+            return None
+        return sum(entry.flops * entry.step / entry.steps for entry in entries)
+
+
+def _ended(entries: list[Entry], reasons: list[str]) -> pd.DataFrame:
+    """The run table of runs that have all ended in order."""
+    broken = [entry for entry in entries if entry.row is None]
+    if broken:
+        first = broken[0]
+        why = first.message or (f"its worker {reasons[0]}" if reasons else "its worker ended early")
+        raise WorkError(
+            f"{len(broken)} of {len(entries)} runs did not finish; {first.run_id} {first.state}: "
+            f"{why}; start again to go on"
+        )
+    return run_table(entries)
+
+
+def run_table(entries: Sequence[Entry]) -> pd.DataFrame:
+    """The rows of all runs that are done or diverged; a run with branches has several."""
+    return pd.DataFrame([row for entry in entries for row in entry.rows])
+
+
+def ledger_address(folder: Folder, given: str | None) -> str:
+    """Where the ledger of a sweep is: as given, as it was given when it began, or in its folder.
+
+    Raises
+    ------
+    InputError
+        The sweep has another ledger already.
+    """
+    kept = read_json(folder.record).get("ledger") if folder.record.exists() else None
+    if given is None:
+        return str(kept or folder.ledger.absolute())
+    if (
+        kept is None
+        and folder.ledger.exists()
+        and Path(given).absolute() != folder.ledger.absolute()
+    ):
+        raise InputError(
+            f"{folder.path} holds a sweep whose ledger is ledger.sqlite; leave --ledger out, or "
+            "choose another --out folder"
+        )
+    if kept is not None and kept != without_password(given):
+        raise InputError(
+            f"{folder.path} holds a sweep whose ledger is {kept}, but --ledger is "
+            f"{without_password(given)}; choose another --out folder"
+        )
+    return given
+
+
+def without_password(address: str) -> str:
+    """A URL as it may be written down; libpq finds passwords in ``~/.pgpass`` or PGPASSWORD.
+
+    Examples
+    --------
+    >>> without_password("postgresql://ada:secret@host/ladders?sweep=first")
+    'postgresql://ada@host/ladders?sweep=first'
+    """
+    if not is_database(address):
+        return str(Path(address).absolute())
+    parts = urlsplit(address)
+    user, separator, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=user.partition(":")[0] + separator + host))
+
+
+def _remember(folder: Folder, ledger: str | None, trackers: Sequence[str]) -> None:
+    """Let workers know the trackers, and other commands a ledger that lies elsewhere."""
+    known = read_json(folder.record) if folder.record.exists() else {}
+    if ledger is not None:
+        known = {"ledger": without_password(ledger)} | known
+    if trackers:
+        known = known | {"trackers": list(trackers)}
+    if known:
+        write_json(folder.record, known)
+
+
+def _check_disk(address: str, several_machines: bool) -> None:
+    """SQLite's locks and shared memory do not reach across a network."""
+    if is_database(address):
+        return
+    kind = network_disk(Path(address))
+    way_out = "give --ledger postgresql://USER@HOST/DATABASE?sweep=NAME"
+    if kind and several_machines:
+        raise InputError(
+            f"`--ledger` must be a database where workers run on several machines: {address} is a "
+            f"file on a network disk ({kind}), whose locks do not hold between machines; {way_out}"
+        )
+    if kind:
+        note(
+            f"note: {address} is on a network disk ({kind}); never start a second machine on it: "
+            f"{way_out}"
+        )
+
+
+def _check_space(path: Path, specs: Sequence[RunSpec]) -> None:
+    """Refuse to start where the checkpoints would not fit."""
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    need = sum(8 * spec.shape.n_total for spec in specs) + 64 * MEBIBYTE
+    if free < need:
+        raise WorkError(
+            f"{path} needs about {need // MEBIBYTE} MiB, but {free // MEBIBYTE} MiB are free; "
+            "free space or choose another --out folder"
+        )
+
+
+def existing_ledger(path: Path, ledger: str | None = None) -> Ledger:
+    """The ledger of a sweep's folder.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    folder = Folder(path)
+    address = ledger_address(folder, ledger)
+    if not is_database(address) and not Path(address).exists():
+        raise InputError(f"{path} has no ledger.sqlite; give the --out folder of a sweep")
+    return open_ledger(address)
+
+
+def retry_runs(
+    ledger: Ledger, run_ids: Sequence[str] | None = None, *, diverged: bool = False
+) -> list[str]:
+    """Plan failed runs again, and diverged ones if asked to; returns their names.
+
+    Raises
+    ------
+    InputError
+        A named run is not in the ledger, or is in no state to be planned again.
+    """
+    states = (FAILED, DIVERGED) if diverged else (FAILED,)
+    known = {entry.run_id: entry.state for entry in ledger.entries()}
+    for run_id in run_ids or ():
+        state = known.get(run_id)
+        if state is None:
+            raise InputError(f"the sweep has no run {run_id!r}; `shapelaw sweep status` lists them")
+        if state not in states:
+            way_out = "; give --diverged too" if state == DIVERGED else ""
+            raise InputError(
+                f"`state` of {run_id} must be {' or '.join(states)}, but is {state}{way_out}"
+            )
+    again = [name for name, state in known.items() if state in states]
+    again = [name for name in again if not run_ids or name in run_ids]
+    ledger.retry(states=states, run_ids=again)
+    return again
