@@ -39,8 +39,8 @@ FEW = 2  # outputs of the short run, where an engine does not tell decode from p
 
 def serve(name: str, shape: Shape, workload: Workload, calls: Connection) -> None:
     """Answer every call with CPU seconds: of all decode steps, and of the prefill."""
-    from shapelaw.search.commands.measure import read_bandwidth
     from shapelaw.search.engines._timed import TimedEngine
+    from shapelaw.search.engines.machine import read_bandwidth
     from shapelaw.search.engines.registry import engine_named
 
     if name == READ:

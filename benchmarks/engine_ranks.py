@@ -15,15 +15,16 @@ import pandas as pd
 from record import finish
 from scipy.stats import spearmanr
 
-from shapelaw.scaling.architectures.shape import Shape, ShapeTable
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.fitting.fit_law import fit
-from shapelaw.scaling.laws.law import D
 from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.scaling.runs.columns import D
+from shapelaw.scaling.space.pareto import front
 from shapelaw.scaling.space.space import Space, within
 from shapelaw.scaling.units import parse_count
 from shapelaw.search.engines._base import Measurement
 from shapelaw.search.engines.registry import engine_named
-from shapelaw.search.proposals.proposal import front
 from shapelaw.search.workload import Workload, parse_workload
 
 PICTURE = Path(__file__).parent.parent / "docs" / "engine_ranks.png"

@@ -27,9 +27,10 @@ from scipy.optimize import least_squares, minimize
 from shapelaw.scaling.fitting.fit_law import fit, problem_of
 from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.catalog import load_runs
-from shapelaw.scaling.solver.multistart import Problem, multi_start
 from shapelaw.scaling.solver.multistart import finish as finished
+from shapelaw.scaling.solver.multistart import multi_start
 from shapelaw.scaling.solver.objectives import Objective
+from shapelaw.scaling.solver.problem import Problem
 from shapelaw.scaling.uncertainty.resampling import bootstrap
 
 DELTA = 1e-3

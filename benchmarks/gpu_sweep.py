@@ -49,13 +49,14 @@ import torch
 
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.trainers.corpus.corpus import Corpus, prepare
-from shapelaw.trainers.evaluation.held_out import token_losses
 from shapelaw.trainers.gpu.autotune import Packing, choose_packing, packing_key, trial_stack
 from shapelaw.trainers.gpu.packed_loop import Feed, Options, PackedStep, packs, train_pack
+from shapelaw.trainers.gpu.resident_batches import resident
 from shapelaw.trainers.gpu.stack import Stack
 from shapelaw.trainers.objectives.chunked_loss import chunked_cross_entropy
+from shapelaw.trainers.objectives.next_token import token_losses
 from shapelaw.trainers.optimizers.recipe import Recipe
-from shapelaw.trainers.training.device import choose, describe, resident, synchronize
+from shapelaw.trainers.training.device import choose, describe, synchronize
 from shapelaw.trainers.training.spec import RunSpec
 
 PROXY = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 256,

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from record import finish
 
-from shapelaw.scaling.runs.catalog import data_folder
+from shapelaw.scaling.files import data_folder
 from shapelaw.scaling.runs.table import load_runs, read_table, write_runs
 
 ROWS = 1_000_000

@@ -22,7 +22,8 @@ from shapelaw.scaling.accuracy.files import save_links
 from shapelaw.scaling.accuracy.fit import fit_links, held_out, with_hold_out
 from shapelaw.scaling.accuracy.link import Links
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.runs.catalog import MIRROR, data_folder
+from shapelaw.scaling.files import data_folder
+from shapelaw.scaling.runs.catalog import MIRROR
 
 # Total parameters without the input embedding, as the ladder counts N (arXiv 2412.04403).
 SIZES = {

@@ -29,8 +29,8 @@ from regret_table import REPEATS, WORKLOAD, Truth, halves, measure, question, sy
 
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.files import write_json
+from shapelaw.scaling.space.pareto import front, hypervolume
 from shapelaw.search.engines._base import Engine, Measurement
-from shapelaw.search.proposals.proposal import front, hypervolume
 from shapelaw.search.study.acquisition import reference_point
 from shapelaw.search.study.problem import Question
 from shapelaw.search.study.sampler import opening

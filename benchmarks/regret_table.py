@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS, Shape, ShapeTable
+from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS, Shape
+from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.space.space import Space, within

@@ -17,8 +17,8 @@ from record import finish
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
-from shapelaw.scaling.laws.law import D
 from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.scaling.runs.columns import D
 from shapelaw.scaling.space.pareto import Score, running_front
 from shapelaw.scaling.space.space import Space
 

@@ -50,7 +50,8 @@ def quickstart(
 ) -> None:
     """Run the whole loop: train proxies, fit a law, search, train what it proposes, report."""
     from shapelaw.search.autopilot.display import Display
-    from shapelaw.search.autopilot.single_pass import Settings, in_short, quickstart
+    from shapelaw.search.autopilot.record import Settings
+    from shapelaw.search.autopilot.single_pass import in_short, quickstart
     from shapelaw.search.commands.output import print_verdict
 
     settings = Settings(
@@ -193,7 +194,8 @@ def propose(
 ) -> None:
     """Propose shapes of a budget: predicted loss against throughput, the baseline first."""
     from shapelaw.search.commands.output import print_answer
-    from shapelaw.search.commands.propose import Request, answer
+    from shapelaw.search.commands.propose import answer
+    from shapelaw.search.proposals.request import Request
     from shapelaw.search.reports.proposal_page import write_pages
 
     request = Request(

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shapelaw.scaling.architectures.shape import Shape, ShapeTable
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.space.space import Space
 from shapelaw.search.engines._base import Engine, Measurement

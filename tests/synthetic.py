@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
-from shapelaw.scaling.laws.law import D, N
+from shapelaw.scaling.runs.columns import D, N
 
 TRUTH = {
     "E": 1.8,

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shapelaw.search.proposals.proposal import hypervolume
+from shapelaw.scaling.space.pareto import hypervolume
 from shapelaw.search.study.acquisition import (
     expected_gain,
     expected_improvement,

@@ -11,27 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shapelaw.scaling.accuracy.fit import load_link
+from shapelaw.scaling.architectures.named_shapes import shape_named
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json, write_json
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.runs.catalog import shape_named
 from shapelaw.scaling.space.space import CONVENTIONS
-from shapelaw.search.commands import propose as asking
-from shapelaw.search.commands.propose import (
-    Answer,
-    Request,
-    answer,
-    in_bytes,
-    in_table,
-    seconds,
-    shipped_law,
-)
+from shapelaw.search.commands.propose import Answer, answer
+from shapelaw.search.commands.table import ALIKE, SHOWN, in_bytes, in_table, seconds
+from shapelaw.search.engines._base import TIME_MODEL
 from shapelaw.search.engines._vllm import CPU_ENVIRONMENT, ENVIRONMENT, SESSION, VllmEngine
 from shapelaw.search.engines.sessions import client
 from shapelaw.search.engines.sessions.client import MissingError, Process, numbers
-from shapelaw.search.proposals.proposal import TIME_MODEL
+from shapelaw.search.proposals import basis
+from shapelaw.search.proposals.basis import shipped_law
+from shapelaw.search.proposals.request import Request
 from shapelaw.search.workload import parse_workload
 from test_propose import synthetic_runs
 
@@ -232,10 +227,10 @@ def test_the_shipped_law_names_what_it_rests_on(monkeypatch: pytest.MonkeyPatch)
         taken.append(runs)
         return fitted
 
-    monkeypatch.setattr(asking, "fit", record)
-    _, basis = shipped_law()
-    assert "data/proxies" in basis
-    assert "no --law is given" in basis
+    monkeypatch.setattr(basis, "fit", record)
+    _, rests_on = shipped_law()
+    assert "data/proxies" in rests_on
+    assert "no --law is given" in rests_on
     assert "confirmation" not in set(taken[0]["role"])
 
 
@@ -341,7 +336,7 @@ def test_a_law_that_knows_no_gqa_does_not_choose_it_unless_asked(usual: Answer) 
 def test_the_printed_table_is_short_and_keeps_roles_and_ends() -> None:
     found = asked(measurements=24, estimated=12, tolerance=0.03, head_dims="64")
     front = [p for p in found.proposals if p is found.proposals[0] or p.on_front]
-    assert len(front) > asking.SHOWN
+    assert len(front) > SHOWN
     names = [text.split("\n")[0] for text in in_table(found.proposals)["shape"]]
     places = pd.DataFrame(
         [
@@ -353,13 +348,13 @@ def test_the_printed_table_is_short_and_keeps_roles_and_ends() -> None:
     )
     places /= places.max() - places.min()
     apart = np.linalg.norm(places.to_numpy()[:, None] - places.loc[names].to_numpy(), axis=2)
-    assert len(names) <= asking.SHOWN
-    assert len(names) == asking.SHOWN or apart.min(axis=1).max() < asking.ALIKE
+    assert len(names) <= SHOWN
+    assert len(names) == SHOWN or apart.min(axis=1).max() < ALIKE
     always = {p.name for p in front if p.role != "candidate"} | {front[-1].name}
     assert always <= set(names)
     own = places.loc[[name for name in names if name not in always]].to_numpy()
     between = np.linalg.norm(own[:, None] - own, axis=2) + np.eye(len(own))
-    assert between.min() >= asking.ALIKE, "two that are shown are alike"
+    assert between.min() >= ALIKE, "two that are shown are alike"
 
 
 def test_one_goal_is_the_fastest_of_no_more_loss_than_the_baseline() -> None:

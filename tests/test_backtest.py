@@ -10,7 +10,7 @@ from shapelaw.scaling.design.backtests import STRATEGIES, Backtest, Stage, backt
 from shapelaw.scaling.design.candidates import costs
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
-from shapelaw.scaling.laws.law import D, N
+from shapelaw.scaling.runs.columns import D, N
 
 REFIT = partial(fit, "chinchilla", starts=2, resamples=0)
 

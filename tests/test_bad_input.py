@@ -10,8 +10,8 @@ from shapelaw.scaling.design.goals import parse_goal
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.derived import intervals, parameter
 from shapelaw.scaling.fitting.fit_law import fit
-from shapelaw.scaling.laws.law import D, N
 from shapelaw.scaling.laws.registry import LAWS
+from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.table import load_runs, write_runs
 from synthetic import synthetic_runs
 

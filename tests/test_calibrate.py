@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from made_up import TABLE, WORKLOAD, measured, measurement, true_seconds
-from shapelaw.scaling.architectures.shape import ShapeTable
+from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.runs.catalog import hardware
 from shapelaw.search.engines._base import Measurement
+from shapelaw.search.engines.accelerators import hardware
 from shapelaw.search.time_model.cross_validation import held_out
 from shapelaw.search.time_model.model import TimeModel
 from shapelaw.search.time_model.terms import alignment_features, decode_terms, prefill_terms

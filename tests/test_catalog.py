@@ -6,20 +6,19 @@ import numpy as np
 import pytest
 
 import shapelaw
+from shapelaw.scaling.architectures.named_shapes import shape_named
 from shapelaw.scaling.errors import InputError, WorkError
-from shapelaw.scaling.files import sha256
+from shapelaw.scaling.files import data_folder, sha256
 from shapelaw.scaling.runs.catalog import (
     MIRROR,
-    data_folder,
     fetch,
-    hardware,
     listed_tables,
     listing,
     load_runs,
     named_tables,
-    shape_named,
 )
 from shapelaw.scaling.runs.converters import CONVERTERS
+from shapelaw.search.engines.accelerators import hardware
 
 ROOT = Path(__file__).parents[1]
 COUNTS = ROOT / "tests" / "golden" / "parameter_counts.csv"

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import WorkError
-from shapelaw.trainers.evaluation.held_out import token_losses
 from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.objectives.next_token import token_losses
 from shapelaw.trainers.optimizers.optimizer import Optimizer
 from shapelaw.trainers.optimizers.recipe import Recipe
 from shapelaw.trainers.training import checkpoint

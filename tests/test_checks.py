@@ -12,8 +12,8 @@ from shapelaw.scaling.checks.misfit_checklist import checklist
 from shapelaw.scaling.checks.report import check
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
-from shapelaw.scaling.fitting.refits import level_of
-from shapelaw.scaling.laws.law import D, N
+from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.runs.levels import level_of
 from synthetic import SIZES, synthetic_chinchilla, synthetic_runs
 
 QUICK = {"starts": 4, "delta": 1e-2}

@@ -9,7 +9,7 @@ from shapelaw.scaling.checks.conditioning import identifiability_report
 from shapelaw.scaling.checks.precision import interval_widths
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
-from shapelaw.scaling.laws.law import D, N
+from shapelaw.scaling.runs.columns import D, N
 from synthetic import SIZES, TRUTH, synthetic_chinchilla, synthetic_runs, true_loss
 
 QUICK = {"starts": 4, "delta": 1e-2}

@@ -8,7 +8,7 @@ from shapelaw.scaling.checks.chinchilla import approaches
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.compute_optimal import allocation, extrapolation, valley
 from shapelaw.scaling.fitting.fit_law import fit
-from shapelaw.scaling.laws.law import D, N
+from shapelaw.scaling.runs.columns import D, N
 from synthetic import TRUTH, synthetic_chinchilla, synthetic_runs
 
 QUICK = {"starts": 4, "delta": 1e-2}

@@ -19,11 +19,12 @@ from typer.testing import CliRunner
 from conftest import shapelaw
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import WorkError
-from shapelaw.scaling.runs.table import COLUMNS, write_runs
+from shapelaw.scaling.runs.columns import COLUMNS
+from shapelaw.scaling.runs.table import write_runs
 from shapelaw.search.cli import app, main
 from shapelaw.search.engines._base import Measurement
 from shapelaw.search.engines.registry import ENGINES
-from shapelaw.trainers.sweep.sweep import existing_ledger
+from shapelaw.trainers.sweep.folder import existing_ledger
 from test_loop import SHAPE, small_corpus
 from test_propose import synthetic_runs
 

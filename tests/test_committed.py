@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from shapelaw.scaling.architectures.named_shapes import shape_named
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.runs.catalog import shape_named
 from shapelaw.search.reports import docs_check as committed
 from shapelaw.search.reports.docs_check import COMMITTED, MOST_GQA, PaperSpace, check, docs_folder
 

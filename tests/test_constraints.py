@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from shapelaw.scaling.architectures.shape import Shape, ShapeTable
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.filters import names_in
 from shapelaw.scaling.space.constraints import DERIVED, FIELDS, Columns, without_width

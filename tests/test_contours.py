@@ -12,7 +12,6 @@ from shapelaw.scaling.checks.holdout import leave_largest_out
 from shapelaw.scaling.checks.report import check
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.compute_optimal import allocation
-from shapelaw.scaling.laws.law import D, N
 from shapelaw.scaling.laws.registry import LAWS, law_named
 from shapelaw.scaling.plots.contours import loss_map, plot_contours
 from shapelaw.scaling.plots.holdout import (
@@ -24,6 +23,7 @@ from shapelaw.scaling.plots.holdout import (
 )
 from shapelaw.scaling.plots.style import save
 from shapelaw.scaling.runs.catalog import MIRROR, load_runs
+from shapelaw.scaling.runs.columns import D, N
 from test_diagnostics import known_runs, labels, quick_fit
 
 BOTH = [name for name in LAWS if {N, D} <= set(law_named(name).columns)]

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shapelaw.scaling.errors import InputError, WorkError
-from shapelaw.trainers.corpus.corpus import Batches, Corpus, prepare
+from shapelaw.trainers.corpus.batches import Batches
+from shapelaw.trainers.corpus.corpus import Corpus, prepare
 from shapelaw.trainers.corpus.documents import STDLIB, read_documents
 
 END = "<|endoftext|>"

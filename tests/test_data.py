@@ -1,9 +1,9 @@
 import pandas as pd
 import pytest
 
-from shapelaw.scaling.files import sha256
-from shapelaw.scaling.runs.catalog import data_folder, load_runs
-from shapelaw.scaling.runs.table import COLUMNS
+from shapelaw.scaling.files import data_folder, sha256
+from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.scaling.runs.columns import COLUMNS
 
 
 def _sums() -> list[tuple[str, str]]:

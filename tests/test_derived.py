@@ -15,7 +15,7 @@ from shapelaw.scaling.fitting.derived import (
     predicted_loss,
 )
 from shapelaw.scaling.fitting.fit_law import fit
-from shapelaw.scaling.laws.law import D, N
+from shapelaw.scaling.runs.columns import D, N
 from synthetic import synthetic_chinchilla, synthetic_runs
 
 TRUTH = {"E": 1.8, "A": 40.0, "alpha": 0.34, "B": 300.0, "beta": 0.37}

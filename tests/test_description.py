@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 
 from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.scaling.runs.columns import MORE_COLUMNS
 from shapelaw.scaling.runs.summary import NAMES, UNITS, describe
-from shapelaw.scaling.runs.table import MORE_COLUMNS, prepare_runs
+from shapelaw.scaling.runs.table import prepare_runs
 from test_runs import run_table
 
 

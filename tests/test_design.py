@@ -27,8 +27,8 @@ from shapelaw.scaling.design.noise import Scatter, estimate_scatter
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.laws.law import D, N
 from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.solver.identifiability import Held
 from shapelaw.search.cli import app
 

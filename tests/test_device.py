@@ -7,15 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.trainers.corpus.corpus import Batches
+from shapelaw.trainers.corpus.batches import Batches
+from shapelaw.trainers.gpu.resident_batches import ResidentBatches, ResidentTokens, resident
 from shapelaw.trainers.training import device as devices
-from shapelaw.trainers.training.device import (
-    ResidentBatches,
-    ResidentTokens,
-    choose,
-    describe,
-    resident,
-)
+from shapelaw.trainers.training.device import choose, describe
 
 CPU = torch.device("cpu")
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

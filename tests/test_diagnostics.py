@@ -13,10 +13,11 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.derived import optimal, parameter
 from shapelaw.scaling.fitting.fit_law import fit, problem_again
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.laws.law import D, N
 from shapelaw.scaling.laws.registry import LAWS
+from shapelaw.scaling.plots.law import plot_law
 from shapelaw.scaling.plots.residuals import log_residuals, plot_profiles, plot_qq, plot_residuals
-from shapelaw.scaling.plots.style import BLUE, COLOURS, log_ticks, plot_law, save
+from shapelaw.scaling.plots.style import BLUE, COLOURS, log_ticks, save
+from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.solver.identifiability import Held
 from shapelaw.scaling.solver.objectives import Objective
 from shapelaw.scaling.uncertainty.profiles import profile, profile_curve

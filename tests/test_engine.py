@@ -7,8 +7,8 @@ import torch
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.corpus.corpus import Corpus, prepare
-from shapelaw.trainers.evaluation.held_out import token_losses
 from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.objectives.next_token import token_losses
 from shapelaw.trainers.optimizers.recipe import Recipe
 from shapelaw.trainers.training.execution import (
     ATTENTION_PATHS,

@@ -9,12 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shapelaw.scaling.architectures.named_shapes import shape_named
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.runs.catalog import hardware, shape_named
 from shapelaw.search.engines._base import Engine, Measurement, interval
 from shapelaw.search.engines._roofline import RooflineEngine
 from shapelaw.search.engines._timed import Server, TimedEngine, Timing
+from shapelaw.search.engines.accelerators import hardware
 from shapelaw.search.engines.registry import ENGINES, engine_named
 from shapelaw.search.engines.sessions.client import MissingError
 from shapelaw.search.workload import Workload, parse_workload

@@ -4,7 +4,8 @@ import pytest
 from shapelaw.scaling.space.space import Space
 from shapelaw.search.engines._base import Engine, Measurement
 from shapelaw.search.engines._roofline import RooflineEngine, roofline
-from shapelaw.search.time_model.estimates import check, device_of, estimate
+from shapelaw.search.engines.accelerators import device_of
+from shapelaw.search.time_model.estimates import check, estimate
 from shapelaw.search.workload import parse_workload
 from test_study import FakeEngine
 

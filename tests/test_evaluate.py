@@ -6,13 +6,9 @@ import pytest
 import torch
 
 from shapelaw.scaling.architectures.shape import Shape
-from shapelaw.trainers.evaluation.held_out import (
-    evaluate,
-    evaluate_sets,
-    loss_columns,
-    token_losses,
-)
+from shapelaw.trainers.evaluation.held_out import evaluate, evaluate_sets, loss_columns
 from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.objectives.next_token import token_losses
 from shapelaw.trainers.optimizers.recipe import Recipe
 
 torch.set_num_threads(1)

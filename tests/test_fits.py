@@ -7,8 +7,8 @@ from scipy.stats import t as student
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.result import SCHEMA, Fit, unit_of
-from shapelaw.scaling.laws.law import D, N
 from shapelaw.scaling.laws.registry import LAWS, law_named
+from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.solver.identifiability import Held
 from shapelaw.scaling.solver.objectives import Objective
 

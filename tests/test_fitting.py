@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit, parse_delta
-from shapelaw.scaling.laws.law import D, N
 from shapelaw.scaling.runs.catalog import MIRROR, load_runs
+from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.solver.identifiability import DRIFT, EXPONENTS, NO_TERM
 from shapelaw.scaling.solver.multistart import HUBER, SMALLEST_DELTA
 from synthetic import (

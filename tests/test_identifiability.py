@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shapelaw.scaling.laws.law import D, Law, N, reference_of
+from shapelaw.scaling.laws.law import Law, reference_of
 from shapelaw.scaling.laws.registry import (
     AspectRatio,
     BestLoss,
@@ -14,6 +14,7 @@ from shapelaw.scaling.laws.registry import (
     UShape,
     law_named,
 )
+from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.solver.identifiability import (
     DRIFT,
     EXPONENTS,

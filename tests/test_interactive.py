@@ -16,8 +16,9 @@ from shapelaw.scaling.files import read_json, write_json
 from shapelaw.scaling.fitting.published_laws import printed_fit
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.catalog import load_runs
-from shapelaw.search.commands.propose import Request, answer
+from shapelaw.search.commands.propose import answer
 from shapelaw.search.proposals.proposal import SHAPE_KEY
+from shapelaw.search.proposals.request import Request
 from shapelaw.search.reports import proposal_page as interactive
 from shapelaw.search.reports.proposal_page import (
     as_script,

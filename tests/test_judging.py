@@ -4,13 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from shapelaw.scaling.architectures.shape import ShapeTable
+from shapelaw.scaling.architectures.named_shapes import shape_named
+from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.published_laws import printed_fit
-from shapelaw.scaling.runs.catalog import load_runs, shape_named
+from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.search.engines._base import broken_limits
 from shapelaw.search.proposals.proposal import Proposal
 from shapelaw.search.proposals.reasons import (
-    broken_limits,
     differences,
     mark_front,
     of_the_budget,

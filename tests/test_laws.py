@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.laws.law import D, Law, N, columns_of, reference_of
+from shapelaw.scaling.laws.law import Law, columns_of, reference_of
 from shapelaw.scaling.laws.notation import LETTERS, symbol
 from shapelaw.scaling.laws.registry import (
     LAWS,
@@ -27,6 +27,7 @@ from shapelaw.scaling.laws.registry import (
     law_named,
     laws_page,
 )
+from shapelaw.scaling.runs.columns import D, N
 
 ROWS = 7
 RANGES = {

@@ -6,9 +6,9 @@ import optuna
 import pytest
 
 from made_up import LOSSES, TABLE, WORKLOAD, MadeUpEngine, measured, measurement, question
+from shapelaw.scaling.space.pareto import front
 from shapelaw.search.engines._base import Measurement
 from shapelaw.search.engines.cache import CachedEngine, MeasurementStore
-from shapelaw.search.proposals.proposal import front
 from shapelaw.search.study.confirmation import (
     drawn_speeds,
     fastest_probability,

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.runs.table import COLUMNS
+from shapelaw.scaling.runs.columns import COLUMNS
 from shapelaw.trainers.corpus.corpus import Corpus, prepare
 from shapelaw.trainers.corpus.documents import STDLIB, read_documents
 from shapelaw.trainers.optimizers.recipe import OPTIMIZERS, Recipe

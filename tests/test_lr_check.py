@@ -16,7 +16,8 @@ from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.trainers.commands.lr_check_cli import mount, settings_of
 from shapelaw.trainers.ladder.lr_sweep import Settings, extremes, lr_check, pick, trials
 from shapelaw.trainers.ladder.lr_verdict import RateCheck, Trial, judge
-from shapelaw.trainers.sweep.sweep import Folder, existing_ledger
+from shapelaw.trainers.sweep.folder import existing_ledger
+from shapelaw.trainers.sweep.sweep import Folder
 from shapelaw.trainers.training.spec import RunSpec
 from test_loop import RECIPE, SHAPE, small_corpus, spec
 

@@ -10,11 +10,12 @@ from typer.testing import CliRunner
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_json
-from shapelaw.scaling.runs.catalog import hardware
 from shapelaw.search.cli import app
 from shapelaw.search.commands import measure as measuring
 from shapelaw.search.engines._roofline import RooflineEngine, hardware_named, own_hardware
 from shapelaw.search.engines._transformers import TransformersEngine
+from shapelaw.search.engines.accelerators import hardware
+from shapelaw.search.engines.machine import calibrate, write_hardware
 from shapelaw.search.engines.registry import engine_named
 from shapelaw.search.workload import parse_workload
 
@@ -82,7 +83,7 @@ class TestRooflineHardware:
 
     def test_an_entry_that_was_written_is_read(self, tmp_path: Path) -> None:
         device = replace(hardware("a100"), key="mine", name='a "quoted" \\ name')
-        path = measuring.write_hardware(device, tmp_path / "mine.toml")
+        path = write_hardware(device, tmp_path / "mine.toml")
         assert hardware_named(str(path)) == device
         found = RooflineEngine(str(path))
         assert (found.label, found.device) == ("roofline:mine", device.name)
@@ -93,7 +94,7 @@ class TestRooflineHardware:
         monkeypatch.setenv("SHAPELAW_CACHE", str(tmp_path))
         with pytest.raises(InputError, match="run shapelaw measure --calibrate"):
             RooflineEngine("this")
-        measuring.write_hardware(replace(hardware("a100"), key="this"))
+        write_hardware(replace(hardware("a100"), key="this"))
         assert own_hardware().parent == tmp_path
         assert RooflineEngine("this").label == "roofline:this"
 
@@ -127,7 +128,7 @@ class TestRooflineHardware:
 
 @pytest.mark.slow
 def test_a_calibration_measures_figures_that_hang_together() -> None:
-    device = measuring.calibrate(turns=2)
+    device = calibrate(turns=2)
     assert device.bandwidth > 1e8
     assert min(device.peak_flops.values()) > 1e8
     assert set(device.peak_flops) == {"float32", "bfloat16"}

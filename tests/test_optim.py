@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
-from shapelaw.trainers.evaluation.held_out import token_losses
 from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.objectives.next_token import token_losses
 from shapelaw.trainers.optimizers.muon import Muon
 from shapelaw.trainers.optimizers.optimizer import BUILDERS, Optimizer
 from shapelaw.trainers.optimizers.recipe import DECAY_FORMS, SCHEDULES, Recipe

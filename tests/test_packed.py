@@ -10,17 +10,18 @@ import torch
 from safetensors.torch import load_file
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.trainers.corpus.corpus import Batches, Corpus
-from shapelaw.trainers.evaluation.held_out import token_losses
+from shapelaw.trainers.corpus.batches import Batches
+from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.gpu import packed_loop as packed
-from shapelaw.trainers.gpu import stack as stacked
 from shapelaw.trainers.gpu.cuda_graph import CapturedStep, compiled
 from shapelaw.trainers.gpu.packed_loop import Feed, Options, PackedStep, packs, train_pack
+from shapelaw.trainers.gpu.resident_batches import ResidentTokens
 from shapelaw.trainers.gpu.stack import Stack
+from shapelaw.trainers.objectives import next_token
 from shapelaw.trainers.objectives.chunked_loss import chunked_cross_entropy
+from shapelaw.trainers.objectives.next_token import token_losses
 from shapelaw.trainers.optimizers.optimizer import Optimizer
 from shapelaw.trainers.optimizers.recipe import OPTIMIZERS
-from shapelaw.trainers.training.device import ResidentTokens
 from shapelaw.trainers.training.loop import train
 from shapelaw.trainers.training.rows import Row
 from shapelaw.trainers.training.spec import RunSpec
@@ -140,8 +141,8 @@ def test_logits_that_would_be_large_are_never_whole_and_the_loss_is_the_same(
         calls.append(1)
         return chunked_cross_entropy(*arguments, chunk=10)
 
-    monkeypatch.setattr(stacked, "chunked_cross_entropy", chunked)
-    monkeypatch.setattr(stacked, "LOGITS", 4 * 16 * 256 - 1)
+    monkeypatch.setattr(next_token, "chunked_cross_entropy", chunked)
+    monkeypatch.setattr(next_token, "LOGITS", 4 * 16 * 256 - 1)
     for losses, wanted in zip(packed_losses(runs, tokens, Options(), None), whole, strict=True):
         assert losses == pytest.approx(wanted, rel=1e-5 if dtype == "float32" else 5e-3)
     assert len(calls) == STEPS

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from shapelaw.scaling.commands.plot_cli import KINDS, mount
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.laws.law import N
+from shapelaw.scaling.runs.columns import N
 from shapelaw.scaling.runs.table import write_runs
 from test_diagnostics import known_runs, quick_fit
 

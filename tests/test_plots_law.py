@@ -4,9 +4,11 @@ import pytest
 
 from shapelaw.scaling.errors import WorkError
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.laws.law import D, N, columns_of, reference_of
+from shapelaw.scaling.laws.law import columns_of, reference_of
 from shapelaw.scaling.laws.registry import LAWS, law_named
-from shapelaw.scaling.plots.style import COLOURS, LABELS, POINTS, plot_law, save
+from shapelaw.scaling.plots.law import POINTS, plot_law
+from shapelaw.scaling.plots.style import COLOURS, LABELS, save
+from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.solver.identifiability import Held
 from shapelaw.scaling.solver.objectives import Objective
 

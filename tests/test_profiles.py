@@ -6,12 +6,12 @@ from scipy.stats import f as fisher
 from scipy.stats import t as student
 
 from shapelaw.scaling.fitting.fit_law import problem_of
-from shapelaw.scaling.laws.law import D, N
 from shapelaw.scaling.laws.registry import Chinchilla, Kaplan, UShape, law_named
+from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.solver.multistart import solve_at
 from shapelaw.scaling.solver.objectives import Objective
 from shapelaw.scaling.uncertainty.profiles import profile
-from shapelaw.scaling.uncertainty.resampling import bread, numeric_gradient, sandwich
+from shapelaw.scaling.uncertainty.robust_covariance import bread, numeric_gradient, sandwich
 from synthetic import synthetic_chinchilla, synthetic_runs
 
 ROWS = 20

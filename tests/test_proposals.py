@@ -8,17 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shapelaw.scaling.architectures.named_shapes import shape_named
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.runs.catalog import shape_named
+from shapelaw.scaling.space.pareto import front, hypervolume
 from shapelaw.search.engines._roofline import RooflineEngine
-from shapelaw.search.proposals.proposal import (
-    Proposal,
-    front,
-    hypervolume,
-    read_proposals,
-    write_proposals,
-)
+from shapelaw.search.proposals.proposal import Proposal, read_proposals, write_proposals
 from shapelaw.search.workload import parse_workload
 
 SHAPE = Shape(

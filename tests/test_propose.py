@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from shapelaw.scaling.architectures.named_shapes import shape_named
 from shapelaw.scaling.architectures.shape import RATIOS, Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.runs.catalog import shape_named
 from shapelaw.scaling.runs.table import with_ratios
 from shapelaw.scaling.space.space import Space, nearest_proportions, within
 from shapelaw.search.autopilot.single_pass import fill

@@ -17,7 +17,8 @@ from shapelaw.scaling.runs.converters import (
     olmo_ladder,
     steplaw,
 )
-from shapelaw.scaling.runs.table import prepare_runs, replicate_noise, same_losses, table_of
+from shapelaw.scaling.runs.replicates import replicate_noise
+from shapelaw.scaling.runs.table import prepare_runs, same_losses, table_of
 
 GEMSTONES = ("gemstones", "gemstones-hot", "gemstones-hot-long", "gemstones-lr-ablation")
 

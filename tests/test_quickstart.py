@@ -15,8 +15,10 @@ import pytest
 from conftest import SMALL, shapelaw
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.runs.table import COLUMNS, load_runs
-from shapelaw.search.autopilot.single_pass import PROXIES, Settings, fill, proxy_specs
+from shapelaw.scaling.runs.columns import COLUMNS
+from shapelaw.scaling.runs.table import load_runs
+from shapelaw.search.autopilot.record import Settings
+from shapelaw.search.autopilot.single_pass import PROXIES, fill, proxy_specs
 
 pytestmark = pytest.mark.xdist_group("loop")
 

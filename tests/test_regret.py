@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import regret
 import regret_table
 
-from shapelaw.scaling.architectures.shape import Shape, ShapeTable
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.search.engines._timed import Server, TimedEngine, Timing
 from shapelaw.search.study.problem import Question
 from shapelaw.search.workload import Workload, parse_workload

@@ -10,10 +10,11 @@ from scipy.optimize import minimize
 
 from shapelaw.scaling.checks.metrics import scores
 from shapelaw.scaling.fitting.fit_law import fit, problem_again, problem_of
-from shapelaw.scaling.fitting.refits import level_of, public_parameters, with_best_loss
-from shapelaw.scaling.laws.law import D, N
+from shapelaw.scaling.fitting.refits import public_parameters
 from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.catalog import MIRROR, load_runs
+from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.runs.levels import level_of, with_best_loss
 from shapelaw.scaling.solver.objectives import Objective
 from shapelaw.scaling.uncertainty.resampling import bootstrap, refit
 

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS, ShapeTable
+from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS
+from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.runs.columns import COLUMNS
+from shapelaw.scaling.runs.replicates import replicate_noise, replicate_noise_by_size
 from shapelaw.scaling.runs.table import (
-    COLUMNS,
     fingerprint,
     load_runs,
     read_table,
-    replicate_noise,
-    replicate_noise_by_size,
     require_columns,
     same_losses,
     table_of,

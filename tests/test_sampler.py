@@ -6,8 +6,8 @@ import pytest
 
 from made_up import LOSSES, TABLE, WORKLOAD, MadeUpEngine, measured, question
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.space.pareto import front
 from shapelaw.search.engines._base import Measurement
-from shapelaw.search.proposals.proposal import front
 from shapelaw.search.study.problem import Goal
 from shapelaw.search.study.sampler import SAMPLERS, next_row, opening, sampler_named
 from shapelaw.search.study.study import Effort, Found, explore

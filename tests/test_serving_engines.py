@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shapelaw.scaling.architectures.named_shapes import shape_named
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError, WorkError
-from shapelaw.scaling.runs.catalog import hardware, shape_named
 from shapelaw.search.engines import _aiconfigurator, _llamacpp, _vllm
 from shapelaw.search.engines._aiconfigurator import AiconfiguratorEngine
 from shapelaw.search.engines._base import Measurement, bytes_served
 from shapelaw.search.engines._llamacpp import LlamaCppEngine, write_random_gguf
 from shapelaw.search.engines._vllm import VllmEngine
+from shapelaw.search.engines.accelerators import device_of, hardware
 from shapelaw.search.engines.registry import ENGINES, engine_named, engines_here
 from shapelaw.search.engines.sessions import client
 from shapelaw.search.engines.sessions.client import MissingError, Process
-from shapelaw.search.time_model.estimates import device_of
 from shapelaw.search.workload import parse_workload
 
 SHAPE = Shape(

@@ -7,13 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shapelaw.scaling.architectures.shape import (
-    DENSE_FAMILIES,
-    INTEGER_FIELDS,
-    RATIOS,
-    Shape,
-    ShapeTable,
-)
+from shapelaw.scaling.architectures.shape import DENSE_FAMILIES, INTEGER_FIELDS, RATIOS, Shape
+from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -7,10 +7,9 @@ from scipy.optimize import least_squares, minimize, minimize_scalar
 from scipy.stats import t as student
 
 from shapelaw.scaling.fitting.fit_law import problem_of
-from shapelaw.scaling.laws.law import D, N
 from shapelaw.scaling.laws.registry import Kaplan, UShape, law_named
+from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.solver.multistart import (
-    Problem,
     finish,
     multi_start,
     new_run_scale,
@@ -20,6 +19,7 @@ from shapelaw.scaling.solver.multistart import (
     warm_start,
 )
 from shapelaw.scaling.solver.objectives import KINDS, Objective
+from shapelaw.scaling.solver.problem import Problem
 from synthetic import RATIOS, TRUTH, synthetic_chinchilla, synthetic_runs, true_loss
 
 DELTA = 0.01

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from shapelaw.scaling.architectures.shape import Shape, ShapeTable
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.space.constraints import Columns
 from shapelaw.scaling.space.grid import SHAPES

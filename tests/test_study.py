@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from made_up import TABLE, WORKLOAD
-from shapelaw.scaling.architectures.shape import Shape, ShapeTable
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.space.grid import FREE_FIELDS
 from shapelaw.search.engines._base import Engine, Measurement

@@ -16,21 +16,15 @@ import torch
 
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
 from shapelaw.scaling.errors import InputError, WorkError
-from shapelaw.scaling.runs.table import COLUMNS
+from shapelaw.scaling.runs.columns import COLUMNS
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.ladder.plan_file import read_plan
 from shapelaw.trainers.ledger.ledger import DIVERGED, DONE, FAILED, PLANNED, RUNNING, Entry, Ledger
 from shapelaw.trainers.optimizers.recipe import Recipe
-from shapelaw.trainers.sweep import sweep, worker
+from shapelaw.trainers.sweep import heartbeat, sweep, worker
+from shapelaw.trainers.sweep.folder import existing_ledger
 from shapelaw.trainers.sweep.launchers._base import End, Job, Launcher
-from shapelaw.trainers.sweep.sweep import (
-    Folder,
-    existing_ledger,
-    join,
-    retry_runs,
-    run_plan,
-    run_table,
-)
+from shapelaw.trainers.sweep.sweep import Folder, join, retry_runs, run_plan, run_table
 from shapelaw.trainers.sweep.worker import work
 from shapelaw.trainers.training.loop import train
 from shapelaw.trainers.training.spec import Diverged, RunSpec, run_name
@@ -247,7 +241,7 @@ def test_a_worker_that_lost_its_run_stops_training_it_and_records_nothing(
             time.sleep(0.01)
         return {"run_id": run.run_id}
 
-    monkeypatch.setattr(worker, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.02)
     monkeypatch.setattr(worker, "train", stolen)
     monkeypatch.setattr(worker, "FIRST_PAUSE", 0.01)
     work(str(folder.ledger), folder.path, idle_seconds=0.05)
@@ -281,8 +275,8 @@ def test_a_heart_beats_while_a_step_takes_long_and_survives_a_ledger_out_of_reac
         return len(beats) < 4
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(worker, "BEAT_SECONDS", 0.005)
-        heart = worker.Heart(SimpleNamespace(beat=beat), "a")  # type: ignore[arg-type]
+        patched.setattr(heartbeat, "BEAT_SECONDS", 0.005)
+        heart = heartbeat.Heart(SimpleNamespace(beat=beat), "a")  # type: ignore[arg-type]
         heart.step = 7
         with heart:
             wait_until(lambda: heart.lost, "the heart to learn that the run is lost")

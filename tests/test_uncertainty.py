@@ -9,22 +9,21 @@ from scipy.optimize import least_squares
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit, problem_of
-from shapelaw.scaling.laws.law import D, N
 from shapelaw.scaling.laws.registry import Chinchilla, Kaplan, law_named
 from shapelaw.scaling.runs.catalog import MIRROR, load_runs
+from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.solver.multistart import multi_start, solve_at
 from shapelaw.scaling.solver.objectives import Objective
+from shapelaw.scaling.uncertainty.intervals import bca, jackknife, normal_interval, percentile
 from shapelaw.scaling.uncertainty.resampling import (
     METHODS,
     ROWS_PER_PARAMETER,
-    bca,
     bootstrap,
-    jackknife,
-    leverage,
     method_for,
-    normal_interval,
+)
+from shapelaw.scaling.uncertainty.robust_covariance import (
+    leverage,
     numeric_gradient,
-    percentile,
     pseudo_variance,
     sandwich,
 )

@@ -30,7 +30,7 @@ from shapelaw.scaling.accuracy.files import load_links
 from shapelaw.scaling.accuracy.link import Link, Links, Stage, with_other
 from shapelaw.scaling.accuracy.predictions import Measured, Task
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.runs.catalog import data_folder
+from shapelaw.scaling.files import data_folder
 from shapelaw.scaling.runs.table import check_numbers, fingerprint, require_columns, same_losses
 
 ABOVE_CHANCE = 3.0  # standard errors by which a row must exceed chance to count

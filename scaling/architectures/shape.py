@@ -5,19 +5,15 @@ Letters in formulas: d hidden size, H query heads, K key-value heads, h head dim
 f intermediate size, L layers, V vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
+from shapelaw.scaling.architectures.costs import Costs
 from shapelaw.scaling.errors import InputError
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-FORWARD_AND_BACKWARD = 3  # a backward pass costs two forward passes
 DENSE_FAMILIES = ("llama", "mistral", "smollm3", "qwen3")
 INTEGER_FIELDS = (
     "hidden_size",
@@ -28,90 +24,6 @@ INTEGER_FIELDS = (
     "head_dim",
     "vocab_size",
 )
-
-
-class Costs:
-    """Parameters, FLOPs and bytes of the dense Llama family, from the fields of a shape.
-
-    The fields may be integers or integer arrays of one length: only arithmetic is used.
-    """
-
-    hidden_size: Any
-    intermediate_size: Any
-    num_hidden_layers: Any
-    num_attention_heads: Any
-    num_key_value_heads: Any
-    head_dim: Any
-    vocab_size: Any
-    tie_word_embeddings: Any
-    qk_norm: Any
-
-    @property
-    def attention_parameters(self) -> Any:
-        """Attention matrices of one layer: d·(H + 2K)·h + H·h·d."""
-        heads = 2 * (self.num_attention_heads + self.num_key_value_heads)
-        return self.hidden_size * self.head_dim * heads
-
-    @property
-    def mlp_parameters(self) -> Any:
-        """MLP matrices of one layer (SwiGLU): 3·d·f."""
-        return 3 * self.hidden_size * self.intermediate_size
-
-    @property
-    def n_non_embedding(self) -> Any:
-        """Parameters without embedding and head, norms included."""
-        norms = 2 * self.hidden_size + 2 * self.head_dim * self.qk_norm
-        layer = self.attention_parameters + self.mlp_parameters + norms
-        return self.num_hidden_layers * layer + self.hidden_size
-
-    @property
-    def n_total(self) -> Any:
-        """All parameters; a tied head counts once."""
-        tables = 2 - 1 * self.tie_word_embeddings
-        return self.n_non_embedding + tables * self.vocab_size * self.hidden_size
-
-    @property
-    def n_active(self) -> Any:
-        """Parameters that work on one token: all of them in a dense model."""
-        return self.n_total
-
-    def forward_flops(self, context: float) -> Any:
-        """FLOPs to process one token that attends to ``context`` tokens.
-
-        2·(non-embedding parameters + V·d) + 4·H·h·context·L; gathers cost nothing.
-        """
-        head = self.vocab_size * self.hidden_size
-        width = self.num_attention_heads * self.head_dim
-        attention = 4 * width * context * self.num_hidden_layers
-        return 2 * (self.n_non_embedding + head) + attention
-
-    def training_flops(self, context_length: int) -> Any:
-        """FLOPs per training token: forward and backward at the mean causal context."""
-        return FORWARD_AND_BACKWARD * self.forward_flops(context_length / 2)
-
-    def kv_bytes(self, bytes_per_element: int = 2) -> Any:
-        """Bytes that the KV cache keeps per token, all layers (bf16 by default)."""
-        width = self.num_key_value_heads * self.head_dim
-        return 2 * bytes_per_element * width * self.num_hidden_layers
-
-    def weight_bytes(self, bytes_per_element: int = 2) -> Any:
-        """Bytes of all weights (bf16 by default)."""
-        return bytes_per_element * self.n_total
-
-    @property
-    def mlp_to_attention(self) -> Any:
-        """MLP parameters over attention parameters, norms left out (arXiv 2510.18245)."""
-        return self.mlp_parameters / self.attention_parameters
-
-    @property
-    def hidden_over_sqrt_n(self) -> Any:
-        """Hidden size over √N with N non-embedding (arXiv 2510.18245)."""
-        return self.hidden_size / self.n_non_embedding**0.5
-
-    @property
-    def gqa(self) -> Any:
-        """Query heads per key-value head, H / K."""
-        return self.num_attention_heads / self.num_key_value_heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,74 +137,7 @@ class Shape(Costs):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShapeTable(Costs):
-    """Many shapes at once: every field an array of one length (int64, booleans for switches)."""
-
-    hidden_size: np.ndarray
-    intermediate_size: np.ndarray
-    num_hidden_layers: np.ndarray
-    num_attention_heads: np.ndarray
-    num_key_value_heads: np.ndarray
-    head_dim: np.ndarray
-    vocab_size: np.ndarray
-    tie_word_embeddings: np.ndarray
-    qk_norm: np.ndarray
-    rope_theta: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.hidden_size)
-
-    def __getitem__(self, index: int) -> Shape:
-        """The shape of one row."""
-        values = {field.name: getattr(self, field.name)[index].item() for field in fields(self)}
-        return Shape(**values)
-
-    def take(self, rows: np.ndarray) -> "ShapeTable":
-        """The shapes at the given positions, or where a mask is true."""
-        columns = {field.name: _rows(getattr(self, field.name), rows) for field in fields(self)}
-        return ShapeTable(**columns)
-
-    @classmethod
-    def of(cls, shapes: "list[Shape]") -> "ShapeTable":
-        """Stack shapes into a table."""
-        column = partial(_column, shapes)
-        return cls(**{field.name: column(field.name) for field in fields(cls)})
-
-    @classmethod
-    def joined(cls, tables: "Sequence[ShapeTable]") -> "ShapeTable":
-        """The rows of several tables, one after the other."""
-        names = [field.name for field in fields(cls)]
-        return cls(**{name: np.concatenate([getattr(t, name) for t in tables]) for name in names})
-
-    def frame(self) -> "pd.DataFrame":
-        """A data frame of the fields and of what a run table and a law need."""
-        import pandas as pd  # here, so that the trainer needs no more than torch and NumPy
-
-        columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        derived = ("n_total", "n_active", "n_non_embedding", *RATIOS)
-        return pd.DataFrame(columns | {name: getattr(self, name) for name in derived})
-
-
-FIELD_TYPES: dict[str, type] = {
-    **dict.fromkeys(INTEGER_FIELDS, np.int64),
-    "tie_word_embeddings": np.bool_,
-    "qk_norm": np.bool_,
-    "rope_theta": np.float64,
-}
 RATIOS = ("hidden_over_sqrt_n", "mlp_to_attention", "gqa")
-
-
-def _column(shapes: list[Shape], name: str) -> np.ndarray:
-    return np.array([getattr(shape, name) for shape in shapes], dtype=FIELD_TYPES[name])
-
-
-def _rows(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Rows of a column; one that holds a single value for all rows keeps on doing so."""
-    if column.strides != (0,) or not len(column):
-        return np.asarray(column[rows])
-    number = int(np.count_nonzero(rows)) if np.asarray(rows).dtype == bool else len(rows)
-    return np.broadcast_to(column[0], (number,))
 
 
 def _integer(name: str, value: object) -> int:

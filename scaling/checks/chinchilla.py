@@ -16,9 +16,10 @@ import pandas as pd
 from shapelaw.scaling.display.tables import Shown, plain
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.compute_optimal import allocation
-from shapelaw.scaling.fitting.refits import FitSettings, compute_of, level_of, refit, sized
+from shapelaw.scaling.fitting.refits import FitSettings, refit
 from shapelaw.scaling.fitting.result import LEVEL
-from shapelaw.scaling.laws.law import N
+from shapelaw.scaling.runs.columns import N
+from shapelaw.scaling.runs.levels import compute_of, level_of, sized
 
 RESAMPLES = 400
 ENVELOPE = 200  # compute values at which curves are compared

@@ -12,9 +12,10 @@ from shapelaw.scaling.checks.metrics import scores
 from shapelaw.scaling.display.progress import track
 from shapelaw.scaling.display.tables import Shown, plain
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.refits import FitSettings, LawLike, level_of, name_of, refit, rows_for
+from shapelaw.scaling.fitting.refits import FitSettings, LawLike, name_of, refit, rows_for
 from shapelaw.scaling.fitting.result import LEVEL
-from shapelaw.scaling.laws.law import N
+from shapelaw.scaling.runs.columns import N
+from shapelaw.scaling.runs.levels import level_of
 
 RESAMPLES = 2000  # of the paired differences: they are means, nothing is fitted
 CLUSTERS = 5  # with fewer sizes held out, runs are resampled instead of sizes

@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.display.tables import Shown, plain
-from shapelaw.scaling.fitting.refits import FitSettings, LawLike, level_of, refit, rows_for, sized
+from shapelaw.scaling.fitting.refits import FitSettings, LawLike, refit, rows_for
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.laws.law import D, N, columns_of
+from shapelaw.scaling.laws.law import columns_of
+from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.runs.levels import level_of, sized
 
 POOR, HOPELESS = 100.0, 1000.0  # condition numbers; the Chinchilla data have 33
 CORRELATED = 0.95

@@ -16,18 +16,10 @@ from shapelaw.scaling.checks.metrics import Regret, Scores, decision_regret, sco
 from shapelaw.scaling.display.progress import track
 from shapelaw.scaling.display.tables import Shown, plain
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.refits import (
-    FitSettings,
-    LawLike,
-    compute_of,
-    level_of,
-    public_parameters,
-    refit,
-    rows_for,
-    sized,
-)
+from shapelaw.scaling.fitting.refits import FitSettings, LawLike, public_parameters, refit, rows_for
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.laws.law import D, N
+from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.runs.levels import compute_of, level_of, sized
 
 UNITS = {"size": "parameters", "compute": "FLOPs", "tokens": "tokens"}
 SMALLEST_SHARE, LARGEST_SHARE = 0.5, 0.9  # of the rows that the default cut-offs fit

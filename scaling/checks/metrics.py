@@ -10,8 +10,8 @@ from scipy.stats import spearmanr
 
 from shapelaw.scaling.display.tables import Shown, plain
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.refits import SAME, level_of, shapes_of, sized
-from shapelaw.scaling.laws.law import D, N
+from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.runs.levels import SAME, level_of, shapes_of, sized
 
 SHAPES = 3  # a group of fewer is no choice
 

@@ -14,10 +14,10 @@ import pandas as pd
 
 from shapelaw.scaling.checks.holdout import HoldOut
 from shapelaw.scaling.display.tables import Shown, plain
-from shapelaw.scaling.fitting.refits import compute_of, level_of, rows_for, sized
+from shapelaw.scaling.fitting.refits import rows_for
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.laws.law import D, N
-from shapelaw.scaling.runs.table import COLUMNS
+from shapelaw.scaling.runs.columns import COLUMNS, D, N
+from shapelaw.scaling.runs.levels import compute_of, level_of, sized
 
 MISSING = "not recorded"
 SOURCE = "arXiv 2502.18969"

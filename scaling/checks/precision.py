@@ -15,8 +15,9 @@ import pandas as pd
 from shapelaw.scaling.checks.conditioning import free_jacobian
 from shapelaw.scaling.display.tables import Shown, plain
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.refits import public_parameters, rows_for, sized
+from shapelaw.scaling.fitting.refits import public_parameters, rows_for
 from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.runs.levels import sized
 
 NARROW = 0.5  # of the error that these runs can reach
 SIGMAS = 2 * 1.959963984540054  # standard errors in a 95 % interval

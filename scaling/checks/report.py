@@ -22,16 +22,9 @@ from shapelaw.scaling.checks.precision import IntervalWidths, interval_widths
 from shapelaw.scaling.display.tables import Shown, table_text
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.compute_optimal import Valley, valley
-from shapelaw.scaling.fitting.refits import (
-    FitSettings,
-    LawLike,
-    compute_of,
-    refit,
-    rows_for,
-    settings_of,
-    sized,
-)
+from shapelaw.scaling.fitting.refits import FitSettings, LawLike, refit, rows_for, settings_of
 from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.runs.levels import compute_of, sized
 
 RESAMPLES = 100
 UNDER_COVERED = 0.8  # of new runs inside their 95 % interval

@@ -20,7 +20,8 @@ from shapelaw.scaling.commands.options import (
     Tokens,
     Where,
 )
-from shapelaw.scaling.display.console import print_fit, print_json, print_table
+from shapelaw.scaling.commands.output import print_fit
+from shapelaw.scaling.display.console import print_json, print_table
 
 
 def fit(
@@ -48,9 +49,9 @@ def fit(
     """Fit a scaling law to a run table."""
     from shapelaw.scaling.display.progress import progress_shown
     from shapelaw.scaling.fitting.fit_law import fit, parse_delta
-    from shapelaw.scaling.fitting.refits import with_best_loss
     from shapelaw.scaling.laws.registry import law_named
     from shapelaw.scaling.runs.catalog import load_runs
+    from shapelaw.scaling.runs.levels import with_best_loss
     from shapelaw.scaling.solver.objectives import Objective
 
     table = load_runs(runs, where=where, exclude=exclude or ())

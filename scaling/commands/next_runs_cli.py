@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shapelaw.scaling.commands.options import Exclude, Json, Runs, Where
-from shapelaw.scaling.display.console import note_other_runs, print_json
+from shapelaw.scaling.commands.output import note_other_runs
+from shapelaw.scaling.display.console import print_json
 
 if TYPE_CHECKING:
     from shapelaw.scaling.design.candidates import Limits

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shapelaw.scaling.commands.options import Exclude, Json, Runs, Where
-from shapelaw.scaling.display.console import note_other_runs, print_json
+from shapelaw.scaling.commands.output import note_other_runs
+from shapelaw.scaling.display.console import print_json
 from shapelaw.scaling.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ def _drawing(
         There is no such kind.
     """
     from shapelaw.scaling.plots.contours import plot_contours
+    from shapelaw.scaling.plots.law import plot_law
     from shapelaw.scaling.plots.residuals import plot_profiles, plot_qq, plot_residuals
-    from shapelaw.scaling.plots.style import plot_law
 
     def drift(fitted: "Fit", table: "pd.DataFrame") -> "Figure":
         from shapelaw.scaling.checks.holdout import leave_largest_out

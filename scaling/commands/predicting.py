@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from shapelaw.scaling.fitting.result import SIZES, Fit
-from shapelaw.scaling.laws.law import D, N
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.runs.columns import SIZES, D, N
 from shapelaw.scaling.runs.table import check_numbers, read_table, require_columns, with_ratios
 from shapelaw.scaling.units import parse_count
 

@@ -10,7 +10,8 @@ import pandas as pd
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.laws.law import Columns, D, N
+from shapelaw.scaling.laws.law import Columns
+from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.table import check_numbers, require_columns
 
 TOKENS_PER_PARAMETER = "tokens_per_parameter"

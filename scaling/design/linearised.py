@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.design.noise import Scatter, estimate_scatter
-from shapelaw.scaling.fitting.result import SIZES, Fit
-from shapelaw.scaling.laws.law import Columns, N, columns_of
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.laws.law import Columns, columns_of
+from shapelaw.scaling.runs.columns import SIZES, N
 from shapelaw.scaling.runs.table import check_numbers, require_columns, with_ratios
 
 MOST_PLACES = 1000  # runs closer than CLOSE count as one place where a table has more rows

@@ -2,25 +2,17 @@
 
 import json
 import sys
-from collections.abc import Hashable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from shapelaw.scaling.display.tables import Shown
-    from shapelaw.scaling.fitting.result import Fit
 
 
 def print_json(document: object) -> None:
     """Print one JSON document to standard output."""
     sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
-
-
-def json_row(row: Mapping[Hashable, Any]) -> dict[str, Any]:
-    """A table's row as JSON holds it: Python's own numbers, null for what is missing."""
-    plain = {str(name): getattr(value, "item", lambda v=value: v)() for name, value in row.items()}
-    return {name: None if value != value else value for name, value in plain.items()}
 
 
 def print_table(frame: "pd.DataFrame", title: str = "") -> None:
@@ -38,19 +30,6 @@ def print_table(frame: "pd.DataFrame", title: str = "") -> None:
     Console(width=console.width if console.is_terminal else 200).print(table)
 
 
-def print_fit(fitted: "Fit") -> None:
-    """Print a fit: what was fitted and how it ended, parameters, what to know."""
-    lines = fitted.summary().splitlines()
-    first = next(i for i, line in enumerate(lines) if line.startswith("  "))
-    last = first + len(fitted.parameters())
-    sys.stdout.write("\n".join(lines[:first]) + "\n")
-    table = fitted.frame().reset_index()
-    ends = table.select_dtypes("number").columns
-    table[ends] = table[ends].map(lambda value: f"{value:.5g}")
-    print_table(table)
-    sys.stdout.write("\n".join(line.strip() for line in lines[last:]) + "\n")
-
-
 def print_shown(found: "Shown") -> None:
     """Print a result: its headline and notes, and its tables."""
     from shapelaw.scaling.display.tables import cell_text
@@ -60,17 +39,6 @@ def print_shown(found: "Shown") -> None:
         if not frame.empty:
             print_table(frame.astype(object).map(cell_text), title)
     sys.stdout.write("".join(f"note: {line}\n" for line in found.notes()))
-
-
-def note_other_runs(fitted: "Fit", runs: "pd.DataFrame") -> None:
-    """Say on standard error that a table is not the one that a fit was made from, if so."""
-    from shapelaw.scaling.runs.table import fingerprint
-
-    if fingerprint(runs) != fitted.data_sha256:
-        note(
-            f"note: these {len(runs)} runs are not the {len(fitted.run_ids)} that the fit was "
-            "made from; what is said of the fit is said of its own"
-        )
 
 
 def note(text: str) -> None:

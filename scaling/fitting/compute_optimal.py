@@ -15,7 +15,7 @@ from shapelaw.scaling.display.tables import Shown, plain
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.refits import public_parameters
 from shapelaw.scaling.fitting.result import LEVEL, Fit
-from shapelaw.scaling.laws.law import D, N
+from shapelaw.scaling.runs.columns import D, N
 
 TOLERANCE = 0.001  # of the loss: inside it lies the flat valley
 GRID = 801

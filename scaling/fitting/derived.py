@@ -15,19 +15,12 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import CLUSTER, problem_again
 from shapelaw.scaling.fitting.result import LEVEL, Fit, unit_of
 from shapelaw.scaling.laws.registry import Chinchilla
-from shapelaw.scaling.solver.multistart import Problem, Solution
+from shapelaw.scaling.solver.problem import Problem, Solution
+from shapelaw.scaling.uncertainty.intervals import Interval, bca, normal_interval, percentile
 from shapelaw.scaling.uncertainty.profiles import profile
-from shapelaw.scaling.uncertainty.resampling import (
-    METHODS,
-    Interval,
-    bca,
-    bootstrap,
-    method_for,
-    normal_interval,
-    numeric_gradient,
-    percentile,
-)
-from shapelaw.scaling.uncertainty.resampling import Quantity as Function
+from shapelaw.scaling.uncertainty.resampling import METHODS, bootstrap, method_for
+from shapelaw.scaling.uncertainty.robust_covariance import Quantity as Function
+from shapelaw.scaling.uncertainty.robust_covariance import numeric_gradient
 
 WAYS = ("auto", "profile", "bca", "bootstrap", "sandwich", *METHODS)
 

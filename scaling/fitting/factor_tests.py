@@ -7,8 +7,9 @@ from scipy.stats import f as fisher
 
 from shapelaw.scaling.laws.law import Factor
 from shapelaw.scaling.solver.identifiability import neutral
-from shapelaw.scaling.solver.multistart import Problem, Solution, solve_at
-from shapelaw.scaling.uncertainty.resampling import pseudo_variance
+from shapelaw.scaling.solver.multistart import solve_at
+from shapelaw.scaling.solver.problem import Problem, Solution
+from shapelaw.scaling.uncertainty.robust_covariance import pseudo_variance
 
 SIGNIFICANCE = 0.05
 

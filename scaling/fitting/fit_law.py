@@ -13,26 +13,18 @@ import pandas as pd
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.factor_tests import Hidden, effects_of, settle
-from shapelaw.scaling.fitting.result import SIZES, Fit
-from shapelaw.scaling.laws.law import Base, Columns, Law, N, columns_of, reference_of
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.laws.law import Base, Columns, Law, columns_of, reference_of
 from shapelaw.scaling.laws.registry import LAWS, UShape, law_named
-from shapelaw.scaling.runs.table import (
-    fingerprint,
-    replicate_noise,
-    replicate_noise_by_size,
-    require_columns,
-    same_losses,
-)
+from shapelaw.scaling.runs.columns import SIZES, N
+from shapelaw.scaling.runs.replicates import replicate_noise, replicate_noise_by_size
+from shapelaw.scaling.runs.table import fingerprint, require_columns, same_losses
 from shapelaw.scaling.solver.identifiability import NO_TERM, hold, optimum_status
-from shapelaw.scaling.solver.multistart import (
-    SMALLEST_DELTA,
-    Problem,
-    Solution,
-    new_run_scale,
-    residual_scale,
-)
+from shapelaw.scaling.solver.multistart import SMALLEST_DELTA, new_run_scale, residual_scale
 from shapelaw.scaling.solver.objectives import Objective
-from shapelaw.scaling.uncertainty.resampling import bootstrap, method_for, sandwich
+from shapelaw.scaling.solver.problem import Problem, Solution
+from shapelaw.scaling.uncertainty.resampling import bootstrap, method_for
+from shapelaw.scaling.uncertainty.robust_covariance import sandwich
 
 DELTA_SWEEP = (1e-4, 1e-3, 1e-2, 1e-1)
 STARTING_DELTA = 1e-2

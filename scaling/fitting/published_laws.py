@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.files import data_folder
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.laws.law import D, Law, N, reference_of
+from shapelaw.scaling.laws.law import Law, reference_of
 from shapelaw.scaling.laws.registry import law_named
-from shapelaw.scaling.runs.catalog import data_folder, load_runs
+from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.solver.objectives import Objective
 
 

@@ -12,8 +12,9 @@ from scipy.stats import t as student
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json, write_json
-from shapelaw.scaling.laws.law import D, Law, N, columns_of
+from shapelaw.scaling.laws.law import Law, columns_of
 from shapelaw.scaling.laws.registry import UShape, law_named
+from shapelaw.scaling.runs.columns import SIZES, D, N
 from shapelaw.scaling.solver.identifiability import Held, optimum_status, outside
 from shapelaw.scaling.solver.objectives import Objective
 
@@ -22,8 +23,6 @@ LEVEL = 95.0
 QUANTILES = 101  # of the noise of a new run, mixed with every resample
 CHUNK = 1024  # rows predicted at once, to bound memory
 CENTRES = {N: ("N0", "N_0"), D: ("D0", "D_0")}  # geometric means that an equation refers to
-# Convention -> the column that N is read from.
-SIZES = {"non-embedding": N, "total": "n_total", "active": "n_active"}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -6,9 +6,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from shapelaw.scaling.laws.law import Base, Columns, D, N, Parameter, Reference
+from shapelaw.scaling.laws.law import Base, Columns, Parameter, Reference
 from shapelaw.scaling.laws.notation import letter
 from shapelaw.scaling.laws.terms import EXPONENTIAL, Term
+from shapelaw.scaling.runs.columns import D, N
 
 SMALLEST = -20.0  # ln of a scale, under the lowest loss, that contributes nothing
 EXPONENT, EXPONENT_STARTS = (0.01, 3.0), (0.1, 1.0)
@@ -194,7 +195,7 @@ class WidthDepth(Base):
 class BestLoss(Base):
     """L = L_opt, the best loss over the shapes trained at the same N and D.
 
-    Given in a column, nats per token; :func:`shapelaw.scaling.fitting.refits.with_best_loss`
+    Given in a column, nats per token; :func:`shapelaw.scaling.runs.levels.with_best_loss`
     makes it from a table. No parameters: what arXiv 2510.18245 multiplies its brackets with below
     1B parameters.
     """

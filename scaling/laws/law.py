@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 Columns = Mapping[str, np.ndarray]
 Reference = Mapping[str, float]  # geometric means of the fitted table's columns
-N, D = "n_non_embedding", "tokens"
 BRACKET_REACH = 3.0  # ln of how small a bracket may be
 
 

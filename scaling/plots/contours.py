@@ -15,7 +15,6 @@ from matplotlib.patheffects import AbstractPathEffect
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.compute_optimal import Allocation, allocation, shape_held
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.laws.law import D, N
 from shapelaw.scaling.plots.style import (
     BAND,
     LABELS,
@@ -29,6 +28,7 @@ from shapelaw.scaling.plots.style import (
     short,
     styled,
 )
+from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.units import format_count
 
 GRID = 121

@@ -12,9 +12,7 @@ from scipy.stats import t as student
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.derived import Quantity, parameter
 from shapelaw.scaling.fitting.fit_law import CLUSTER, problem_again
-from shapelaw.scaling.fitting.refits import level_of
 from shapelaw.scaling.fitting.result import LEVEL, Fit
-from shapelaw.scaling.laws.law import D, N
 from shapelaw.scaling.plots.style import (
     BAND,
     BLUE,
@@ -32,7 +30,9 @@ from shapelaw.scaling.plots.style import (
     short,
     styled,
 )
-from shapelaw.scaling.solver.multistart import Problem, Solution
+from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.runs.levels import level_of
+from shapelaw.scaling.solver.problem import Problem, Solution
 from shapelaw.scaling.uncertainty.profiles import ProfileCurve, profile_curve
 
 BINS, SMALLEST_GROUP = 8, 3

@@ -11,21 +11,14 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, Shape
 from shapelaw.scaling.errors import InputError, WorkError
-from shapelaw.scaling.files import sha256
+from shapelaw.scaling.files import data_folder, sha256
 from shapelaw.scaling.runs.converters import CONVERTERS
 from shapelaw.scaling.runs.table import load_runs as read_runs
 from shapelaw.scaling.runs.table import prepare_runs, read_table
 from shapelaw.scaling.units import format_count
 
 MIRROR = "SHAPELAW_MIRROR"  # a folder laid out as data/published.toml says, instead of downloads
-
-
-@cache
-def data_folder() -> Path:
-    """Return the folder of the shipped tables: ``data`` inside the package ``shapelaw``."""
-    return Path(__file__).resolve().parents[2] / "data"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,54 +204,3 @@ def _downloaded(name: str, table: NamedTable) -> Path:
             f"{address} could not be downloaded ({error}); "
             f"set {MIRROR} to a folder that holds {name}"
         ) from error
-
-
-@cache
-def _shapes() -> pd.DataFrame:
-    return pd.read_csv(data_folder() / "shapes.csv").set_index("name")
-
-
-def shape_named(name: str) -> Shape:
-    """A published model's shape.
-
-    Raises
-    ------
-    InputError
-        There is none of that name.
-    """
-    table = _shapes()
-    if name not in table.index:
-        raise InputError(f"`--baseline` must be one of {', '.join(table.index)}, but got {name!r}")
-    row = table.loc[name].to_dict()
-    return Shape(
-        **{field: int(row[field]) for field in INTEGER_FIELDS},
-        tie_word_embeddings=bool(row["tie_word_embeddings"]),
-        qk_norm=bool(row["qk_norm"]),
-        rope_theta=float(row["rope_theta"]),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hardware:
-    """A device: bytes of memory, bytes per second, dense FLOP/s by number format."""
-
-    key: str
-    name: str
-    memory: float
-    bandwidth: float
-    peak_flops: dict[str, float]
-    source: str
-
-
-def hardware(key: str) -> Hardware:
-    """A device by its short name.
-
-    Raises
-    ------
-    InputError
-        There is none of that name.
-    """
-    table = tomllib.loads((data_folder() / "hardware.toml").read_text(encoding="utf-8"))
-    if key not in table:
-        raise InputError(f"hardware must be one of {', '.join(table)}, but got {key!r}")
-    return Hardware(key=key, **table[key])

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from shapelaw.scaling.runs.table import replicate_noise, replicate_noise_by_size
+from shapelaw.scaling.runs.replicates import replicate_noise, replicate_noise_by_size
 from shapelaw.scaling.units import format_count
 
 UNITS = {
@@ -37,7 +37,7 @@ class Description:
 
     ``ranges`` has a row per numeric column: ``column``, ``unit``, ``lowest``, ``highest``,
     ``levels`` (distinct values) and ``missing`` (rows). ``noise`` is that of
-    :func:`shapelaw.scaling.runs.table.replicate_noise_by_size`.
+    :func:`shapelaw.scaling.runs.replicates.replicate_noise_by_size`.
     """
 
     name: str

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from shapelaw.scaling.architectures.shape import FIELD_TYPES, INTEGER_FIELDS, RATIOS, ShapeTable
+from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS
+from shapelaw.scaling.architectures.shape_table import FIELD_TYPES, ShapeTable
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_whole
 from shapelaw.scaling.filters import select
+from shapelaw.scaling.runs.columns import COLUMNS, NUMERIC, OPTIONAL_NUMERIC
 from shapelaw.scaling.runs.reader import (
     read_table as read_table,  # a table of runs is read from here
 )
@@ -30,80 +32,7 @@ from shapelaw.scaling.runs.validation import (
     warnings_of,
 )
 
-# Column -> unit or meaning. A fit needs n_non_embedding (or n_total), tokens, loss and what its
-# law uses; everything else may be missing.
-COLUMNS = {
-    "run_id": "name, unique in the table",
-    "role": "proxy, anchor (more seeds and token counts), or confirmation of a proposal",
-    "family": "architecture family",
-    **dict.fromkeys(INTEGER_FIELDS, "as in a Hugging Face config"),
-    "tie_word_embeddings": "true or false",
-    "qk_norm": "true or false",
-    "rope_theta": "base of rotary positions",
-    "n_total": "parameters",
-    "n_active": "parameters at work per token",
-    "n_non_embedding": "parameters without embedding and head",
-    "tokens": "training tokens",
-    "flops_6nd": "6 · n_non_embedding · tokens",
-    "flops_counted": "training FLOPs with head and attention",
-    "loss": "nats per token, held-out text",
-    "loss_se": "its sampling error, nats per token",
-    "bits_per_byte": "held-out bits per byte of text",
-    "seed": "initialisation",
-    "data_seed": "order of the data",
-    "corpus": "name and hash",
-    "tokenizer": "name and hash",
-    "context_length": "tokens",
-    "batch_tokens": "tokens per step",
-    "learning_rate": "peak, matrices",
-    "schedule": "name",
-    "optimizer": "name",
-    "device": "name",
-    "dtype": "of the arithmetic",
-    "seconds": "of training, wall",
-    "tokens_per_second": "of training",
-    "git_commit": "of the code, or its version",
-    "status": "done, failed or diverged",
-}
-# Columns that a table may have beside these, with their unit or meaning.
-MORE_COLUMNS = {
-    "loss_unit": "nats or bits per token; bits are converted",
-    "validation": "name of the held-out text",
-    "unique_tokens": "tokens of the text, before any is repeated",
-    "run_group": "the training run that a checkpoint belongs to",
-    "decayed": "true if the learning rate had decayed, false in mid-schedule",
-    "epochs": "how often the training text was gone through",
-    "learning_rate_rest": "peak, embedding and norms",
-    "residual_init": "weights that write to the residual stream at first: scaled or zero",
-    "attention": "how attention was computed: sdpa or matmul",
-    "compilation": "what was compiled: none, layers or whole",
-    "config_hash": "digest of shape, tokens, recipe, seeds, text and torch version",
-    "versions": "of Python, torch and NumPy",
-    "loss_NAME": "nats per token on a named validation set, with loss_NAME_se",
-    "bits_per_byte_NAME": "the same in bits per byte, with its _se",
-    "accuracy_NAME": "of a downstream task, with accuracy_NAME_se",
-    "aspect_ratio": "hidden size / layers",
-    "hidden_over_sqrt_n": "hidden size / √(non-embedding parameters)",
-    "mlp_to_attention": "MLP / attention parameters",
-    "gqa": "query heads / key-value heads",
-}
-OPTIONAL_NUMERIC = {  # may be missing or zero in a row
-    *("loss_se", "bits_per_byte", "n_active", "flops_6nd", "flops_counted", "context_length"),
-    *("batch_tokens", "learning_rate", "seconds", "tokens_per_second", "unique_tokens"),
-}
-NUMERIC = {
-    *INTEGER_FIELDS,
-    *RATIOS,
-    *("n_total", "n_non_embedding", "tokens", "loss"),
-    *OPTIONAL_NUMERIC,
-}
 LISTED = 1000  # runs left out that are named one by one
-SAME_SIZE = 1.2  # sizes within this ratio are one level
-SIGNATURE = (*INTEGER_FIELDS, "tie_word_embeddings", "qk_norm", "rope_theta")
-SIGNATURE_RECIPE = (
-    *("tokens", "corpus", "tokenizer", "context_length", "batch_tokens"),
-    *("learning_rate", "schedule", "optimizer", "dtype", "residual_init"),
-)
 
 
 def load_runs(
@@ -335,65 +264,6 @@ def write_runs(path: Path, runs: pd.DataFrame) -> None:
         write_whole(path, lambda target: runs.to_parquet(target, index=False))
     else:
         write_whole(path, lambda target: runs.to_csv(target, index=False))
-
-
-def replicate_noise(runs: pd.DataFrame) -> tuple[float, int]:
-    """Standard deviation of ln loss between seeds, pooled over all shapes that have replicates.
-
-    Returns
-    -------
-    The deviation (a fraction of the loss) and its degrees of freedom; NaN and 0 without replicates.
-    """
-    deviations = _from_replicates(runs)
-    degrees = int(deviations["degrees"].sum())
-    if degrees == 0:
-        return np.nan, 0
-    return float(np.sqrt(deviations["squares"].sum() / degrees)), degrees
-
-
-def replicate_noise_by_size(runs: pd.DataFrame) -> pd.DataFrame:
-    """Standard deviation of ln loss between seeds, for each model size that has replicates.
-
-    Sizes of which each is within 20 % of the next smaller one are one level.
-
-    Returns
-    -------
-    ``n_non_embedding`` (geometric mean of the level's rows, parameters), ``deviation`` (a fraction
-    of the loss) and ``degrees`` of freedom, smallest size first; no rows without replicates.
-    """
-    deviations = _from_replicates(runs)
-    deviations = deviations[deviations["degrees"] > 0].sort_values("size")
-    logs = np.log(deviations["size"].to_numpy(dtype=float))
-    level = np.concatenate([[0], np.cumsum(np.diff(logs) > np.log(SAME_SIZE))])[: len(logs)]
-    grouped = deviations.assign(level=level, size=logs).groupby("level")
-    degrees = grouped["degrees"].sum().to_numpy(dtype=int)
-    return pd.DataFrame(
-        {
-            "n_non_embedding": np.exp(grouped["size"].mean().to_numpy(dtype=float)),
-            "deviation": np.sqrt(grouped["squares"].sum().to_numpy(dtype=float) / degrees),
-            "degrees": degrees,
-        }
-    )
-
-
-def _from_replicates(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row per shape and recipe: its size, squared deviations of ln loss, and their degrees."""
-    shape = set(INTEGER_FIELDS) - {"vocab_size"}
-    if not {*shape, "tokens"} <= set(runs.columns):
-        return pd.DataFrame({"size": [], "squares": [], "degrees": []})
-    keys = [runs[name] for name in (*SIGNATURE, *SIGNATURE_RECIPE) if name in runs]
-    logs = np.log(runs["loss"])
-    means = logs.groupby(keys, dropna=False).transform("mean")
-    size = runs.get("n_non_embedding", pd.Series(table_of(runs).n_non_embedding, runs.index))
-    rows = pd.DataFrame({"size": size, "squares": (logs - means) ** 2, "degrees": 1})
-    grouped = rows.groupby(keys, dropna=False)
-    return pd.DataFrame(
-        {
-            "size": grouped["size"].first().to_numpy(),
-            "squares": grouped["squares"].sum().to_numpy(),
-            "degrees": grouped["degrees"].sum().to_numpy() - 1,
-        }
-    )
 
 
 def fingerprint(runs: pd.DataFrame) -> str:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from shapelaw.scaling.laws.factors import UShape
-from shapelaw.scaling.laws.law import Columns, D, Factor, Law, N, Reference
+from shapelaw.scaling.laws.law import Columns, Factor, Law, Reference
+from shapelaw.scaling.runs.columns import D, N
 
 # Published exponents of the Chinchilla data and a generous range around them, for tables that
 # cannot fix their own: arXiv 2404.10102 refits .348 and .366; fits of other tables span the range.

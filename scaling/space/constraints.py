@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from shapelaw.scaling.architectures.shape import ShapeTable
+from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.filters import names_in, select
 
 FIELDS = tuple(field.name for field in fields(ShapeTable))

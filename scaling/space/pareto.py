@@ -1,11 +1,13 @@
 """The shapes that no other shape beats, kept exact while a space goes by chunk by chunk."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from shapelaw.scaling.architectures.shape import ShapeTable
+from shapelaw.scaling.architectures.shape_table import ShapeTable
+
+Floats = Sequence[float] | np.ndarray
 
 # Losses and costs of the shapes of a table, both the lower the better.
 Score = Callable[[ShapeTable], tuple[np.ndarray, np.ndarray]]
@@ -105,3 +107,24 @@ def _merged(kept: Front, fresh: Front) -> Front:
         rows=np.concatenate([kept.rows, fresh.rows])[mask],
         seen=fresh.seen,
     )
+
+
+def front(losses: Floats, throughputs: Floats) -> np.ndarray:
+    """Mask of the points that no other point beats: lower loss, higher throughput."""
+    return front_mask(np.asarray(losses, dtype=float), -np.asarray(throughputs, dtype=float))
+
+
+def hypervolume(losses: Floats, throughputs: Floats, reference: tuple[float, float]) -> float:
+    """Area that the points dominate below a reference loss and above a reference throughput.
+
+    Throughput counts by its logarithm: the unit is nats per token times ln(tokens/s).
+    """
+    loss, speed = np.asarray(losses, dtype=float), np.asarray(throughputs, dtype=float)
+    inside = (loss < reference[0]) & (speed > reference[1])
+    loss, speed = loss[inside], np.log(speed[inside] / reference[1])
+    keep = front(loss, speed)
+    order = np.argsort(-speed[keep])
+    loss, speed = loss[keep][order], speed[keep][order]
+    # From fast to slow: each point adds the strip between its loss and the best loss so far.
+    ceiling = np.concatenate(([reference[0]], loss[:-1])) if len(loss) else loss
+    return float(((ceiling - loss) * speed).sum())

@@ -7,7 +7,8 @@ from functools import partial
 
 import numpy as np
 
-from shapelaw.scaling.architectures.shape import Shape, ShapeTable
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.space.constraints import Columns, without_width
 from shapelaw.scaling.space.grid import (

@@ -8,9 +8,9 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import f as fisher
 
-from shapelaw.scaling.solver.multistart import Problem, Solution
-from shapelaw.scaling.uncertainty.resampling import (
-    Interval,
+from shapelaw.scaling.solver.problem import Problem, Solution
+from shapelaw.scaling.uncertainty.intervals import Interval
+from shapelaw.scaling.uncertainty.robust_covariance import (
     Quantity,
     bread,
     numeric_gradient,

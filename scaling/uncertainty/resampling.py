@@ -6,9 +6,6 @@ solved at once. Sources: Efron & Tibshirani (1993) for pairs and BCa; Cameron, G
 for tests with a robust loss.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.stats import norm
 from scipy.stats import t as student
@@ -16,26 +13,13 @@ from scipy.stats import t as student
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.solver.identifiability import Held
 from shapelaw.scaling.solver.levenberg_marquardt import minimise
-from shapelaw.scaling.solver.multistart import Problem, Solution, residual_scale
+from shapelaw.scaling.solver.problem import Problem, Solution
+from shapelaw.scaling.uncertainty.robust_covariance import cluster_numbers, leverage
 
 METHODS = ("rows", "cluster", "residuals", "wild", "wild-cluster")
 ROWS_PER_PARAMETER = 8
-FLAT = 1e-10  # curvature, of a scaled Hessian, below which a direction is flat
 WEBB = np.sqrt([1.5, 1.0, 0.5])
-WINDOW = 1.84  # residual scales, of a rectangular window on one row
 RIVALS, RIVAL_COST = 3, 1.2  # other basins that a resample may prefer
-Quantity = Callable[[np.ndarray], np.ndarray]  # internal parameters (S, p) -> (S,)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """An interval at ``level`` per cent and how it was made."""
-
-    value: float
-    low: float
-    high: float
-    method: str
-    level: float = 95.0
 
 
 def method_for(rows: int, free: int, clusters: np.ndarray | None) -> str:
@@ -139,17 +123,10 @@ def _counts(
     method: str,
 ) -> np.ndarray:
     """How often each row stands in each resample, (resamples, n)."""
-    number = _numbered(clusters if method == "cluster" else None, rows)
+    number = cluster_numbers(clusters if method == "cluster" else None, rows)
     groups = int(number.max()) + 1
     drawn = generator.multinomial(groups, np.full(groups, 1 / groups), size=resamples)
     return np.asarray(drawn[:, number], dtype=float)
-
-
-def _numbered(clusters: np.ndarray | None, rows: int) -> np.ndarray:
-    """The number of each row's cluster, (n,); every row is its own where there are none."""
-    if clusters is None:
-        return np.arange(rows)
-    return np.asarray(np.unique(clusters, return_inverse=True)[1])
 
 
 def _responses(
@@ -173,7 +150,7 @@ def _responses(
         residuals = residuals * _inflation(rows, free) / np.sqrt(rows / max(rows - free, 1))
         signs = generator.choice([-1.0, 1.0], size=(resamples, rows))
         return np.asarray(fitted + residuals * signs)
-    number = _numbered(clusters, rows)
+    number = cluster_numbers(clusters, rows)
     groups = int(number.max()) + 1
     residuals = residuals * np.sqrt(groups / max(groups - 1, 1) * rows / max(rows - free, 1))
     factors = generator.choice(np.concatenate([-WEBB, WEBB]), size=(resamples, groups))
@@ -184,155 +161,3 @@ def _inflation(rows: int, free: int) -> float:
     """√(n/(n - p)), times what Student's t is wider than the normal that percentiles give."""
     wider = student.ppf(0.975, max(rows - free, 1)) / norm.ppf(0.975)
     return float(wider * np.sqrt(rows / max(rows - free, 1)))
-
-
-def leverage(problem: Problem, theta: np.ndarray) -> np.ndarray:
-    """Diagonal of the hat matrix, (n,): the share of each row in its own fitted value."""
-    jacobian = problem.jacobian(theta[problem.free]) * np.sqrt(_weights(problem))[:, None]
-    basis, _ = np.linalg.qr(jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300))
-    return np.asarray((basis**2).sum(axis=1))
-
-
-def pseudo_variance(problem: Problem, theta: np.ndarray) -> float:
-    """E ψ² / E ψ' with n - p degrees: what the objective's differences are measured in."""
-    weights = _weights(problem)
-    residuals = problem.residuals(theta[problem.free])
-    _, slope, curve = problem.objective.rho(residuals)
-    rows, free = len(residuals), int(problem.free.sum())
-    information = max(float((weights * curve).mean()), float(weights.mean()) / rows)
-    return float(((weights * slope) ** 2).mean() / information) * rows / max(rows - free, 1)
-
-
-def _weights(problem: Problem) -> np.ndarray:
-    """The weights of the rows, ones where none were asked for, (n,)."""
-    return np.ones(len(problem.log_loss)) if problem.weights is None else problem.weights
-
-
-def sandwich(problem: Problem, theta: np.ndarray, clusters: np.ndarray | None = None) -> np.ndarray:
-    """Covariance of the internal parameters, (p, p): bread of curvatures, meat of scores.
-
-    The bread is the Hessian of the objective, so that noise that differs from row to row counts;
-    scores are divided by 1 - leverage (HC3), and summed within clusters where there are some (CR1).
-    Held parameters have zeros.
-    """
-    free = problem.free
-    covariance = np.zeros((len(free), len(free)))
-    covariance[np.ix_(free, free)] = bread(problem, theta) @ _meat(problem, theta, clusters)
-    covariance[np.ix_(free, free)] @= bread(problem, theta)
-    return covariance
-
-
-def bread(problem: Problem, theta: np.ndarray) -> np.ndarray:
-    """Inverse Hessian of the objective by the free parameters, (f, f)."""
-    for hessian in _hessians(problem, theta):
-        scale = np.sqrt(np.maximum(np.abs(np.diag(hessian)), 1e-300))
-        values, vectors = np.linalg.eigh(hessian / np.outer(scale, scale))
-        if values.size and values[0] > FLAT:
-            break
-    values = np.maximum(values, FLAT)
-    return np.asarray((vectors / values) @ vectors.T / np.outer(scale, scale))
-
-
-def _hessians(problem: Problem, theta: np.ndarray) -> Iterator[np.ndarray]:
-    """Hessians of the objective by the free parameters, better ones first.
-
-    Only residuals inside the threshold of a Huber loss have curvature. Where it is narrow these are
-    few, and the density of residuals around zero is estimated in a wider window, as for quantile
-    regression (Powell's kernel, its width by the normal reference rule).
-    """
-    objective, free = problem.objective, problem.free
-    if objective.kind in ("huber", "asymmetric"):
-        residuals = problem.residuals(theta[free])
-        window = WINDOW * residual_scale(residuals, int(free.sum())) / len(residuals) ** 0.2
-        if window > objective.delta:
-            inside = (np.abs(residuals) <= window) * (objective.delta / window)
-            jacobian = problem.jacobian(theta[free])
-            yield jacobian.T @ ((_weights(problem) * inside)[:, None] * jacobian)
-    for newton in (True, False):
-        yield problem.data.moments(theta[None], newton=newton)[2][0][np.ix_(free, free)]
-
-
-def _meat(problem: Problem, theta: np.ndarray, clusters: np.ndarray | None) -> np.ndarray:
-    free = problem.free
-    jacobian = problem.jacobian(theta[free])
-    _, slope, _ = problem.objective.rho(problem.residuals(theta[free]))
-    slope = slope * _weights(problem)
-    rows, fitted = jacobian.shape
-    if clusters is None:
-        scores = (slope / np.maximum(1 - leverage(problem, theta), 0.05))[:, None] * jacobian
-        return np.asarray(scores.T @ scores)
-    number = _numbered(clusters, rows)
-    groups = int(number.max()) + 1
-    summed = np.zeros((groups, fitted))
-    np.add.at(summed, number, slope[:, None] * jacobian)
-    factor = groups / max(groups - 1, 1) * (rows - 1) / max(rows - fitted, 1)
-    return np.asarray(factor * summed.T @ summed)
-
-
-def percentile(quantity: Quantity, best: Solution, draws: np.ndarray, level: float) -> Interval:
-    """Percentiles of a quantity over resamples."""
-    low, high = np.percentile(quantity(draws), [50 - level / 2, 50 + level / 2])
-    value = float(quantity(best.theta[None])[0])
-    return Interval(
-        value=value, low=float(low), high=float(high), method="percentile bootstrap", level=level
-    )
-
-
-def bca(
-    problem: Problem,
-    best: Solution,
-    quantity: Quantity,
-    draws: np.ndarray,
-    *,
-    level: float = 95.0,
-    clusters: np.ndarray | None = None,
-) -> Interval:
-    """Bias-corrected and accelerated interval; leaving rows out one by one gives the latter."""
-    value = float(quantity(best.theta[None])[0])
-    drawn = quantity(draws)
-    below = np.clip((drawn < value).mean(), 0.5 / len(drawn), 1 - 0.5 / len(drawn))
-    bias = norm.ppf(below)
-    left_out = quantity(jackknife(problem, best, clusters))
-    apart = left_out.mean() - left_out
-    acceleration = (apart**3).sum() / max(6 * (apart**2).sum() ** 1.5, 1e-300)
-    ends = []
-    for tail in (0.5 - level / 200, 0.5 + level / 200):
-        moved = bias + norm.ppf(tail)
-        ends.append(norm.cdf(bias + moved / (1 - acceleration * moved)))
-    low, high = np.quantile(drawn, ends)
-    return Interval(value=value, low=float(low), high=float(high), method="BCa", level=level)
-
-
-def jackknife(problem: Problem, best: Solution, clusters: np.ndarray | None = None) -> np.ndarray:
-    """Parameters with each row, or each cluster, left out: (rows or clusters, p)."""
-    number = _numbered(clusters, len(problem.log_loss))
-    keep = (number != np.arange(number.max() + 1)[:, None]).astype(float)
-    keep = keep if problem.weights is None else keep * problem.weights
-    theta = np.repeat(best.theta[None], len(keep), axis=0)
-    return refit(problem.but(weights=keep), theta, best)
-
-
-def numeric_gradient(quantity: Quantity, theta: np.ndarray, step: float = 1e-5) -> np.ndarray:
-    """Gradient of a quantity at θ (p,) by central differences."""
-    moves = step * np.eye(len(theta))
-    return (quantity(theta + moves) - quantity(theta - moves)) / (2 * step)
-
-
-def normal_interval(
-    problem: Problem,
-    best: Solution,
-    quantity: Quantity,
-    *,
-    level: float = 95.0,
-    clusters: np.ndarray | None = None,
-) -> Interval:
-    """The quantity ± t times its sandwich standard error (delta method)."""
-    value = float(quantity(best.theta[None])[0])
-    gradient = numeric_gradient(quantity, best.theta)
-    error = float(np.sqrt(max(gradient @ sandwich(problem, best.theta, clusters) @ gradient, 0.0)))
-    groups = len(problem.log_loss) if clusters is None else len(np.unique(clusters)) - 1
-    degrees = max(groups - (int(problem.free.sum()) if clusters is None else 0), 1)
-    half = float(student.ppf(0.5 + level / 200, degrees)) * error
-    return Interval(
-        value=value, low=value - half, high=value + half, method="sandwich", level=level
-    )

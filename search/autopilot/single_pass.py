@@ -4,30 +4,24 @@ Every stage leaves files and is skipped when they are there: a killed quickstart
 stopped, and ends with the same losses.
 """
 
-import fcntl
-import os
-import platform
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
+from shapelaw.scaling.architectures.named_shapes import shape_named
 from shapelaw.scaling.architectures.shape import Shape
-from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.files import nothing_left, read_json, write_json
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.runs.catalog import shape_named
 from shapelaw.scaling.runs.table import load_runs, write_runs
 from shapelaw.scaling.space.space import Space
 from shapelaw.scaling.units import format_count
 from shapelaw.search.autopilot.display import Display
+from shapelaw.search.autopilot.record import Settings, keep_record, locked_folder
 from shapelaw.search.engines.registry import engine_named
 from shapelaw.search.proposals.candidate_set import Target
 from shapelaw.search.proposals.pareto_search import propose
@@ -76,27 +70,6 @@ REPLICATE = 3  # the proxy that is trained from a second seed
 SECONDS_PER_MEASUREMENT = 2.0  # first guesses for the time left, replaced by what is measured
 FLOPS_PER_SECOND = 2e10
 LARGER_IS_FASTER = 1.4  # FLOP/s of the confirmatory models over those of the proxies
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a user can choose; everything but ``workers`` decides the numbers.
-
-    ``effort`` multiplies every token budget.
-    """
-
-    corpus: str = "stdlib"
-    vocab_size: int | None = None
-    seed: int = 0
-    effort: float = 1.0
-    measurements: int = 20
-    workers: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 < self.effort <= 100:
-            raise InputError(f"`0 < --effort <= 100` must hold, but got {self.effort}")
-        if self.measurements < 3:
-            raise InputError(f"`--measurements >= 3` must hold, but got {self.measurements}")
 
 
 def proxy_specs(settings: Settings, vocab_size: int) -> list[RunSpec]:
@@ -274,8 +247,8 @@ def quickstart(folder: Path, settings: Settings, display: Display) -> Path:
     WorkError
         Another quickstart runs there, the disk is full, or a run failed.
     """
-    with nothing_left(folder), _locked(folder):
-        _record(folder, settings)
+    with nothing_left(folder), locked_folder(folder):
+        keep_record(folder, settings)
         workers = settings.workers or cores()
         display.forecast(_forecast(settings, workers), workers)
         loop = Loop(folder, settings, display)
@@ -302,51 +275,6 @@ def _forecast(settings: Settings, workers: int) -> dict[str, float]:
         "confirmation": rounds * confirmed * tokens / FLOPS_PER_SECOND / LARGER_IS_FASTER,
         "report": 5.0,
     }
-
-
-def _record(folder: Path, settings: Settings) -> None:
-    """Write what decides the numbers, or check that it is what the folder was made with."""
-    path = folder / "quickstart.json"
-    chosen = {name: value for name, value in asdict(settings).items() if name != "workers"}
-    if path.exists():
-        kept = read_json(path).get("settings")
-        if kept != chosen:
-            changed = [name for name in chosen if (kept or {}).get(name) != chosen[name]]
-            raise InputError(
-                f"{folder} holds a quickstart with another {', '.join(changed) or 'record'} "
-                f"({kept}); choose another --out folder, or delete it"
-            )
-        return
-    if folder.exists() and any(entry.name != "work" for entry in folder.iterdir()):
-        raise InputError(f"{folder} holds something else than a quickstart; choose another --out")
-    versions = {name: version(name) for name in ("torch", "numpy", "scipy", "optuna")}
-    record: dict[str, Any] = {
-        "settings": chosen,
-        "recipe": asdict(Recipe()),
-        "python": sys.version.split()[0],
-        "versions": versions,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "stage_seconds": {},
-    }
-    write_json(path, record)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One quickstart at a time in a folder; the lock ends with the process."""
-    try:
-        (folder / "work").mkdir(parents=True, exist_ok=True)
-        file = (folder / "work" / "lock").open("w")
-    except OSError as error:
-        raise WorkError(
-            f"{folder} cannot be written to ({error.strerror}); choose another --out folder"
-        ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise WorkError(f"another quickstart is at work in {folder}; wait for it") from None
-        yield
 
 
 def in_short(folder: Path) -> str:

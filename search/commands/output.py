@@ -7,8 +7,9 @@ import typer
 from shapelaw.scaling.display.console import note, print_json, print_table
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.files import read_json
-from shapelaw.search.commands.propose import Answer, in_table
-from shapelaw.search.proposals.proposal import TIME_MODEL
+from shapelaw.search.commands.propose import Answer
+from shapelaw.search.commands.table import in_table
+from shapelaw.search.engines._base import TIME_MODEL
 from shapelaw.search.reports.docs_check import COMMITTED, check, docs_folder, renew
 from shapelaw.search.reports.loop_report import comparison, gather, verdict, write_report
 from shapelaw.search.reports.proposal_page import write_pages

@@ -10,8 +10,8 @@ from typing import Any
 
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.runs.catalog import hardware
 from shapelaw.search.engines._base import Engine, Measurement, bytes_served
+from shapelaw.search.engines.accelerators import hardware
 from shapelaw.search.engines.sessions.client import (
     MissingError,
     Process,

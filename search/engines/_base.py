@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from shapelaw.scaling.architectures.shape import Costs, Shape
+from shapelaw.scaling.architectures.costs import Costs
+from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
-from shapelaw.search.workload import Workload
+from shapelaw.search.workload import LIMITS, Workload
+
+TIME_MODEL = "time model"  # the kind of a speed that no engine was asked for
 
 DISTURBED = 1.2  # wall over CPU seconds above which something else used the core
 
@@ -164,3 +167,13 @@ def this_device() -> str:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"1 core of {models[0] if models else name} ({platform.machine()})"
+
+
+def broken_limits(measurement: Measurement, workload: Workload) -> list[str]:
+    """In words: what of the service level a measurement breaks."""
+    words = []
+    for limit in LIMITS:
+        most, took = getattr(workload, limit), getattr(measurement, limit.removeprefix("max_"))
+        if most is not None and took > most:
+            words.append(f"{limit.removeprefix('max_').upper()} {took:.3g} s exceeds {most:g} s")
+    return words

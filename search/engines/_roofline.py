@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from shapelaw.scaling.architectures.shape import Costs, Shape
+from shapelaw.scaling.architectures.costs import Costs
+from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.runs.catalog import Hardware, hardware
 from shapelaw.search.engines._base import Engine, Measurement, bytes_served
+from shapelaw.search.engines.accelerators import Hardware, hardware
 from shapelaw.search.engines.cache import cache_folder
 from shapelaw.search.workload import Workload
 

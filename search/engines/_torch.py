@@ -19,7 +19,8 @@ from shapelaw.search.engines._timed import Server, TimedEngine, Timing, assert_c
 from shapelaw.search.workload import Workload
 from shapelaw.trainers.generation.cpu_decoder import Decoder, greedy
 from shapelaw.trainers.generation.graph_decoder import GraphDecoder
-from shapelaw.trainers.models.transformer import Transformer, rotary_table
+from shapelaw.trainers.models.rotary import rotary_table
+from shapelaw.trainers.models.transformer import Transformer
 
 POOL = 2**20 + 7  # random numbers that fill the weights again and again
 REVISION = "decoder 1"  # counts up when its speed changes: kept measurements are of one revision

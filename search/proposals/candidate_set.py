@@ -1,18 +1,22 @@
 """Which shapes of a budget a law can speak of, the baseline among them; where a search begins."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from shapelaw.scaling.accuracy.link import Links
-from shapelaw.scaling.architectures.shape import RATIOS, Shape, ShapeTable
+from shapelaw.scaling.architectures.shape import RATIOS, Shape
+from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.filters import names_in
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.laws.law import D
+from shapelaw.scaling.runs.columns import D
+from shapelaw.scaling.space.pareto import front
 from shapelaw.scaling.space.space import CONVENTIONS, Space, nearest_proportions, within
-from shapelaw.search.engines._base import Engine
-from shapelaw.search.proposals.proposal import SHAPE_KEY, front
+from shapelaw.search.engines._base import Engine, Measurement, broken_limits
+from shapelaw.search.proposals.proposal import SHAPE_KEY
+from shapelaw.search.time_model.estimates import Estimates
 from shapelaw.search.workload import Workload
 
 RATIO_SLACK = 1.1  # how far outside the fitted range of a ratio a proposal may lie
@@ -134,3 +138,52 @@ def cheap_front(table: ShapeTable, losses: np.ndarray, workload: Workload) -> li
     rows = rows[np.argsort(losses[rows])]
     picked = np.linspace(0, len(rows) - 1, min(SPREAD, len(rows))).round().astype(int)
     return [int(row) for row in rows[picked]]
+
+
+def runnable(table: ShapeTable, found: Mapping[int, Measurement | str]) -> np.ndarray:
+    """Mask of the shapes whose number of key-value heads the engine has run, (n,).
+
+    Engines lack kernels or tables for some: asking for more of these would waste the questions.
+    """
+    rows = [row for row, result in found.items() if isinstance(result, Measurement)]
+    groups = table.num_key_value_heads
+    return np.asarray(np.isin(groups, groups[rows]))
+
+
+def ahead_of(
+    model: Estimates,
+    found: Mapping[int, Measurement | str],
+    losses: np.ndarray,
+    baseline: int,
+    *,
+    among: np.ndarray | None = None,
+) -> list[int]:
+    """Unanswered rows on the front of the time model and the answers: accurate to fast.
+
+    The fastest of no more loss than the baseline comes first: it is what most people want.
+    """
+    speeds = np.where(np.isfinite(model.rate), model.rate, 0.0)
+    if among is not None:
+        speeds = np.where(among, speeds, 0.0)
+    work = model.workload
+    for times, limit in ((model.ttft, work.max_ttft), (model.tpot, work.max_tpot)):
+        if limit is not None:
+            speeds = np.where(times <= limit, speeds, 0.0)
+    for row, result in found.items():
+        fine = isinstance(result, Measurement) and not broken_limits(result, work)
+        speeds[row] = result.output_tokens_per_second if fine else 0.0  # type: ignore[union-attr]
+    rows = np.flatnonzero(front(losses, speeds) & (speeds > 0))
+    ahead = [int(row) for row in rows[np.argsort(losses[rows])] if int(row) not in found]
+    equal = [row for row in ahead if losses[row] <= losses[baseline]]
+    first = max(equal, key=lambda row: speeds[row], default=None)
+    return ahead if first is None else [first, *(row for row in ahead if row != first)]
+
+
+def thinned(rows: list[int], most: int) -> list[int]:
+    """The first, and the others thinned evenly."""
+    if len(rows) <= most:
+        return rows
+    if most < 1:
+        return []
+    others = np.linspace(1, len(rows) - 1, max(most - 1, 0)).round().astype(int)
+    return [rows[0], *(rows[place] for place in others)][:most]

@@ -1,59 +1,41 @@
 """From a law and a budget to ranked proposals: enumerate, predict, search, name the roles."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
-from shapelaw.scaling.architectures.shape import Shape, ShapeTable
+from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.laws.law import D
+from shapelaw.scaling.runs.columns import D
 from shapelaw.search.engines._base import Engine, Measurement
+from shapelaw.search.engines.accelerators import device_of
 from shapelaw.search.proposals.candidate_set import (
     Target,
+    ahead_of,
     best_of,
     candidates,
     cheap_front,
     holds_gqa,
+    runnable,
+    thinned,
 )
 from shapelaw.search.proposals.proposal import (
-    BASELINE,
-    CANDIDATE,
-    FAST,
-    LOSS_OPTIMAL,
     Proposal,
 )
-from shapelaw.search.proposals.reasons import (
-    broken_limits,
-    differences,
-    mark_front,
-    require_service,
-    unseen_by,
-    with_reasons,
-)
+from shapelaw.search.proposals.ranking import Answers, assign_roles, ranked_proposals
+from shapelaw.search.proposals.reasons import require_service, unseen_by
 from shapelaw.search.study.confirmation import measure_again
 from shapelaw.search.study.problem import Goal, Question
 from shapelaw.search.study.sampler import CALIBRATED
 from shapelaw.search.study.storage import Address
 from shapelaw.search.study.study import Effort, Found, explore
-from shapelaw.search.time_model.estimates import (
-    Check,
-    Estimates,
-    ahead_of,
-    check,
-    device_of,
-    estimate,
-    runnable,
-    thinned,
-)
+from shapelaw.search.time_model.estimates import Check, Estimates, check, estimate
 from shapelaw.search.workload import Workload
 
 ROUNDS = 3  # times that refused shapes are made up for
 LEADERS = 3  # one in so many measurements goes to the leaders of the time model
-Answers = dict[int, Measurement | str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,10 +144,10 @@ def find(
         added = {row: model.measurement(row) for row in thinned(ahead, effort.estimated)}
     _served(found, model, target.workload)
     everything: Answers = {**found, **added}
-    roles = _roles(everything, losses, baseline, best, target.workload)
+    roles = assign_roles(everything, losses, baseline, best, target.workload)
     held_out = check(table, found, target.engine, target.workload) if speaks else None
     return Outcome(
-        proposals=_ranked(fit, target, table, frame, everything, roles, probability),
+        proposals=ranked_proposals(fit, target, table, frame, everything, roles, probability),
         enumerated=enumerated,
         considered=len(table),
         notes=unseen_by(fit, held=("gqa",) if holds_gqa(fit, target.space) else ()),
@@ -231,111 +213,3 @@ def _served(found: Answers, model: Estimates | None, workload: Workload) -> None
     if model is not None:
         ttft, tpot = np.append(ttft, model.ttft), np.append(tpot, model.tpot)
     require_service(ttft, tpot, workload)
-
-
-def _roles(
-    found: Mapping[int, Measurement | str],
-    losses: np.ndarray,
-    baseline: int,
-    best: int,
-    workload: Workload,
-) -> dict[int, str]:
-    """Who is who: the baseline, the lowest predicted loss, the fastest of no more loss than it.
-
-    ``fast`` is the fastest shape that meets the service level, whose predicted loss is at most the
-    baseline's, and that is not the loss-optimal one.
-    """
-    roles = dict.fromkeys(found, CANDIDATE)
-    speeds = {
-        row: result.output_tokens_per_second
-        for row, result in found.items()
-        if isinstance(result, Measurement) and not broken_limits(result, workload)
-    }
-    equal = [
-        row for row in speeds if losses[row] <= losses[baseline] and row not in (baseline, best)
-    ]
-    if equal:
-        roles[max(equal, key=lambda row: speeds[row])] = FAST
-    roles[best] = LOSS_OPTIMAL
-    roles[baseline] = BASELINE
-    return roles
-
-
-def _ranked(
-    fit: Fit,
-    target: Target,
-    table: ShapeTable,
-    frame: pd.DataFrame,
-    found: Answers,
-    roles: dict[int, str],
-    probability: Mapping[int, float],
-) -> list[Proposal]:
-    baseline = next(row for row, role in roles.items() if role == BASELINE)
-    rows = [baseline, *(row for row in found if row != baseline)]
-    own = frame.iloc[rows]
-    predicted = pd.concat([fit.predict(own), differences(fit, own, 0)], axis=1)
-    reference = found[baseline]
-    proposals = []
-    for row, (_, prediction) in zip(rows, predicted.iterrows(), strict=True):
-        result = found[row]
-        measured = result if isinstance(result, Measurement) else None
-        numbers = {str(name): float(value) for name, value in prediction.items()}
-        numbers = {name: value for name, value in numbers.items() if not name.startswith("mean_")}
-        proposals.append(
-            Proposal(
-                shape=table[row],
-                role=roles[row],
-                tokens=int(frame[D].iloc[row]),
-                throughput=measured,
-                warnings=_warnings(fit, frame.iloc[row], result, target.workload),
-                speedup=_speedup(measured, reference),
-                front_probability=probability.get(row),
-                **numbers,  # type: ignore[arg-type]
-            )
-        )
-    proposals = _with_accuracy(proposals, target)
-    return with_reasons(_sorted(mark_front(proposals, target.workload)))
-
-
-def _warnings(
-    fit: Fit, row: "pd.Series[Any]", result: Measurement | str, workload: Workload
-) -> list[str]:
-    """Where a shape lies outside of what was fitted, and what is wrong with its speed."""
-    words = fit.warnings({name: row[name] for name in fit.ranges})
-    if isinstance(result, str):
-        return [*words, f"not measured: {result}"]
-    if result.disturbed:
-        words.append("the measurement was disturbed: something else used the core")
-    return words + broken_limits(result, workload)
-
-
-def _speedup(measured: Measurement | None, reference: Measurement | str) -> float | None:
-    if measured is None or isinstance(reference, str):
-        return None
-    return measured.output_tokens_per_second / reference.output_tokens_per_second
-
-
-def _with_accuracy(proposals: list[Proposal], target: Target) -> list[Proposal]:
-    """Mean accuracy over the links' tasks, where they hold for the law's losses."""
-    links = target.links
-    if links is None:
-        return proposals
-    return [
-        replace(
-            p,
-            accuracy=links.predict(
-                p.predicted_loss,
-                validation=target.validation,
-                loss_low=min(p.loss_low, p.predicted_loss),
-                loss_high=max(p.loss_high, p.predicted_loss),
-            ).mean,
-        )
-        for p in proposals
-    ]
-
-
-def _sorted(proposals: list[Proposal]) -> list[Proposal]:
-    return sorted(
-        proposals,
-        key=lambda p: (p.role != BASELINE, not p.on_front, p.predicted_loss),
-    )

@@ -5,22 +5,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from shapelaw.scaling.accuracy.predictions import Accuracy
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json, write_json
-from shapelaw.scaling.space.pareto import front_mask
 from shapelaw.search.engines._base import Measurement
 
-Floats = Sequence[float] | np.ndarray
 # What tells the shapes of one search apart.
 SHAPE_KEY = (
     *("hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "num_key_value_heads", "head_dim"),
 )
-TIME_MODEL = "time model"  # the kind of a speed that no engine was asked for
 BASELINE, LOSS_OPTIMAL, FAST, CANDIDATE = "baseline", "loss-optimal", "fast", "candidate"
 
 
@@ -104,27 +99,6 @@ def shape_name(shape: Shape) -> str:
     heads = f"h{shape.num_attention_heads}-{shape.num_key_value_heads}x{shape.head_dim}"
     size = f"d{shape.hidden_size}-L{shape.num_hidden_layers}"
     return f"{size}-{heads}-f{shape.intermediate_size}"
-
-
-def front(losses: Floats, throughputs: Floats) -> np.ndarray:
-    """Mask of the points that no other point beats: lower loss, higher throughput."""
-    return front_mask(np.asarray(losses, dtype=float), -np.asarray(throughputs, dtype=float))
-
-
-def hypervolume(losses: Floats, throughputs: Floats, reference: tuple[float, float]) -> float:
-    """Area that the points dominate below a reference loss and above a reference throughput.
-
-    Throughput counts by its logarithm: the unit is nats per token times ln(tokens/s).
-    """
-    loss, speed = np.asarray(losses, dtype=float), np.asarray(throughputs, dtype=float)
-    inside = (loss < reference[0]) & (speed > reference[1])
-    loss, speed = loss[inside], np.log(speed[inside] / reference[1])
-    keep = front(loss, speed)
-    order = np.argsort(-speed[keep])
-    loss, speed = loss[keep][order], speed[keep][order]
-    # From fast to slow: each point adds the strip between its loss and the best loss so far.
-    ceiling = np.concatenate(([reference[0]], loss[:-1])) if len(loss) else loss
-    return float(((ceiling - loss) * speed).sum())
 
 
 def write_proposals(

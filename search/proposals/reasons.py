@@ -11,10 +11,11 @@ import pandas as pd
 from shapelaw.scaling.architectures.shape import RATIOS, Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.result import LEVEL, Fit
-from shapelaw.scaling.laws.law import D, N
+from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.space.pareto import front
 from shapelaw.scaling.units import format_count
-from shapelaw.search.engines._base import Measurement
-from shapelaw.search.proposals.proposal import BASELINE, FAST, LOSS_OPTIMAL, Proposal, front
+from shapelaw.search.engines._base import broken_limits
+from shapelaw.search.proposals.proposal import BASELINE, FAST, LOSS_OPTIMAL, Proposal
 from shapelaw.search.workload import LIMITS, Workload
 
 TOLD = 1.1  # a quantity that differs from the baseline's by less is not worth a word
@@ -23,16 +24,6 @@ OUTSIDE = re.compile(r"(\w+) (\S+) is (\S+ decades (?:above|below)) the runs' (\
 LETTERS = {N: "N", D: "D", "hidden_over_sqrt_n": "d/√N", "mlp_to_attention": "MLP/attention"}
 LONGEST = 160  # letters of an engine's reason that are shown beside a row; files have all
 SAID = 2  # changes that are named for each shape
-
-
-def broken_limits(measurement: Measurement, workload: Workload) -> list[str]:
-    """In words: what of the service level a measurement breaks."""
-    words = []
-    for limit in LIMITS:
-        most, took = getattr(workload, limit), getattr(measurement, limit.removeprefix("max_"))
-        if most is not None and took > most:
-            words.append(f"{limit.removeprefix('max_').upper()} {took:.3g} s exceeds {most:g} s")
-    return words
 
 
 def require_service(ttft: np.ndarray, tpot: np.ndarray, workload: Workload) -> None:

@@ -12,28 +12,31 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from shapelaw.scaling.architectures.shape import RATIOS, Shape, ShapeTable
+from shapelaw.scaling.architectures.named_shapes import shape_named
+from shapelaw.scaling.architectures.shape import RATIOS, Shape
+from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.files import write_text
+from shapelaw.scaling.files import data_folder, write_text
 from shapelaw.scaling.fitting.published_laws import printed_fit
-from shapelaw.scaling.laws.law import D
 from shapelaw.scaling.plots.style import save
-from shapelaw.scaling.runs.catalog import data_folder, hardware, load_runs, shape_named
+from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.scaling.runs.columns import D
+from shapelaw.scaling.space.pareto import front
 from shapelaw.scaling.space.space import Space, usual_steps
 from shapelaw.search.engines._base import bytes_served
 from shapelaw.search.engines._roofline import roofline
+from shapelaw.search.engines.accelerators import hardware
 from shapelaw.search.proposals.proposal import (
     BASELINE,
     CANDIDATE,
     FAST,
     LOSS_OPTIMAL,
     SHAPE_KEY,
-    front,
     read_proposals,
     shape_name,
 )
 from shapelaw.search.proposals.reasons import differences
-from shapelaw.search.reports import pareto_plot as plots
+from shapelaw.search.reports import pareto_plot
 from shapelaw.search.workload import parse_workload
 
 DIGITS = "%.9g"
@@ -146,7 +149,7 @@ def _quickstart() -> tuple[list[dict[str, Any]], dict[str, Any], pd.DataFrame]:
 def quickstart_picture(path: Path) -> None:
     """Loss against throughput of the quickstart's proposals."""
     rows, about, trained = _quickstart()
-    figure = plots.plot_pareto(
+    figure = pareto_plot.plot_pareto(
         rows, trained, baseline_name=about["baseline"], workload=about["workload"]
     )
     save(figure, path)
@@ -277,7 +280,7 @@ def paper_picture(path: Path) -> None:
     for column in ("throughput", "throughput_low", "throughput_high"):
         table[column] = table["tokens_per_second"]
     table["throughput_kind"] = "predicted"
-    figure = plots.plot_pareto(
+    figure = pareto_plot.plot_pareto(
         [{str(name): value for name, value in row.items()} for row in table.to_dict("records")],
         pd.DataFrame(),
         baseline_name=space.names[0],

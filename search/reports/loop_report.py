@@ -14,19 +14,20 @@ import pandas as pd
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json, write_text
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.laws.law import D
-from shapelaw.scaling.plots import style as law_plots
+from shapelaw.scaling.plots.law import plot_law
+from shapelaw.scaling.plots.style import LABELS, save
+from shapelaw.scaling.runs.columns import D
 from shapelaw.scaling.runs.table import load_runs
+from shapelaw.scaling.space.pareto import hypervolume
 from shapelaw.scaling.units import format_count
 from shapelaw.search.proposals.proposal import (
     BASELINE,
     FAST,
     LOSS_OPTIMAL,
     SHAPE_KEY,
-    hypervolume,
     read_proposals,
 )
-from shapelaw.search.reports import pareto_plot as plots
+from shapelaw.search.reports import pareto_plot
 from shapelaw.search.reports.html import TEMPLATE, bullets, picture, table
 
 NAMED = (LOSS_OPTIMAL, FAST, BASELINE)
@@ -207,14 +208,14 @@ def write_report(folder: Path) -> Path:
     fitted_runs = evidence.runs[evidence.runs["run_id"].isin(evidence.fit.run_ids)]
     if fitted_runs.empty:
         raise InputError(f"{folder}/fit.json was fitted on other runs than runs.csv; fit again")
-    law_plots.save(law_plots.plot_law(evidence.fit, fitted_runs), folder / "law.png")
-    figure = plots.plot_pareto(
+    save(plot_law(evidence.fit, fitted_runs), folder / "law.png")
+    figure = pareto_plot.plot_pareto(
         evidence.proposals,
         evidence.confirmed,
         baseline_name=str(evidence.about.get("baseline", "baseline")),
         workload=str(evidence.about.get("workload", "")),
     )
-    law_plots.save(figure, folder / "pareto.png")
+    save(figure, folder / "pareto.png")
     path = folder / "report.html"
     write_text(path, _page(evidence, folder))
     return path
@@ -273,7 +274,7 @@ def _effects(fitted: Fit) -> pd.DataFrame:
         value = best.get("value")
         rows.append(
             {
-                "ratio": law_plots.LABELS.get(column, column),
+                "ratio": LABELS.get(column, column),
                 "effect over the runs": f"{100 * effect['size']:.2f} %",
                 "noise between seeds": "unknown" if noise is None else f"{100 * noise:.2f} %",
                 "best value": "–" if value is None else f"{value:.3g} ({shown})",

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from shapelaw.scaling.plots.style import BLUE, GREEN, VERMILLION, styled
-from shapelaw.search.proposals.proposal import BASELINE, CANDIDATE, FAST, LOSS_OPTIMAL, TIME_MODEL
+from shapelaw.search.engines._base import TIME_MODEL
+from shapelaw.search.proposals.proposal import BASELINE, CANDIDATE, FAST, LOSS_OPTIMAL
 
 ROLES = {
     BASELINE: ("#555555", "s"),

@@ -17,13 +17,13 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.extras import installing
 from shapelaw.scaling.files import write_text
 from shapelaw.scaling.fitting.result import LEVEL, Fit
-from shapelaw.scaling.laws.law import D, N
 from shapelaw.scaling.plots.style import LABELS, log_ticks, save
+from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.table import load_runs
 from shapelaw.scaling.units import format_count
 from shapelaw.search.proposals.proposal import SHAPE_KEY, read_proposals
 from shapelaw.search.proposals.reasons import of_the_budget, plainly
-from shapelaw.search.reports import pareto_plot as plots
+from shapelaw.search.reports import pareto_plot
 from shapelaw.search.reports.html import STATIC, bullets, picture, table
 
 PAGES = Path(__file__).parent / "pages"
@@ -47,7 +47,7 @@ def write_pages(folder: Path) -> Path:
     rows, about = read_proposals(folder / "proposals.json")
     fitted = Fit.load(folder / "fit.json")
     confirmed = _confirmed(folder, rows)
-    figure = plots.plot_pareto(
+    figure = pareto_plot.plot_pareto(
         rows,
         confirmed,
         baseline_name=str(about.get("baseline", "baseline")),

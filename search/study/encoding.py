@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shapelaw.scaling.architectures.shape import ShapeTable
+from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.space.grid import FREE_FIELDS
 
 

@@ -11,9 +11,9 @@ from shapelaw.search.study.encoding import Grid
 from shapelaw.search.workload import Workload
 
 if TYPE_CHECKING:
-    from shapelaw.scaling.architectures.shape import ShapeTable
-    from shapelaw.scaling.runs.catalog import Hardware
+    from shapelaw.scaling.architectures.shape_table import ShapeTable
     from shapelaw.search.engines._base import Measurement
+    from shapelaw.search.engines.accelerators import Hardware
 
 
 @dataclass(frozen=True, kw_only=True)

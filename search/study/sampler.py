@@ -18,8 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.special import ndtr
 
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.space.pareto import front
 from shapelaw.search.engines._base import Measurement
-from shapelaw.search.proposals.proposal import front
 from shapelaw.search.study.acquisition import expected_gain, expected_improvement, reference_point
 from shapelaw.search.study.problem import Question
 from shapelaw.search.time_model.model import Forecast, TimeModel

@@ -15,7 +15,7 @@ from functools import cached_property, partial
 import numpy as np
 import optuna
 
-from shapelaw.scaling.architectures.shape import ShapeTable
+from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.search.engines._base import Engine, Measurement
 from shapelaw.search.study.claims import Claims, Heartbeat, known_rows
 from shapelaw.search.study.problem import Goal, Question

@@ -11,9 +11,9 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.search.time_model.model import TimeModel
 
 if TYPE_CHECKING:
-    from shapelaw.scaling.architectures.shape import ShapeTable
-    from shapelaw.scaling.runs.catalog import Hardware
+    from shapelaw.scaling.architectures.shape_table import ShapeTable
     from shapelaw.search.engines._base import Measurement
+    from shapelaw.search.engines.accelerators import Hardware
     from shapelaw.search.workload import Workload
 
 FEWEST = 3

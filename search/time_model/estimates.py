@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shapelaw.scaling.architectures.shape import ShapeTable
-from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.runs.catalog import Hardware, hardware
-from shapelaw.search.engines._base import Engine, Measurement, bytes_served
-from shapelaw.search.proposals.proposal import TIME_MODEL, front
-from shapelaw.search.proposals.reasons import broken_limits
+from shapelaw.scaling.architectures.shape_table import ShapeTable
+from shapelaw.search.engines._base import (
+    TIME_MODEL,
+    Engine,
+    Measurement,
+    bytes_served,
+)
+from shapelaw.search.engines.accelerators import device_of
 from shapelaw.search.time_model.cross_validation import FEWEST, held_out
 from shapelaw.search.time_model.model import TimeModel
 from shapelaw.search.workload import Workload
@@ -109,69 +111,6 @@ def check(
         rank_correlation=None if np.isnan(told.spearman) else told.spearman,
         coverage=told.coverage,
     )
-
-
-def runnable(table: ShapeTable, found: Mapping[int, Measurement | str]) -> np.ndarray:
-    """Mask of the shapes whose number of key-value heads the engine has run, (n,).
-
-    Engines lack kernels or tables for some: asking for more of these would waste the questions.
-    """
-    rows = [row for row, result in found.items() if isinstance(result, Measurement)]
-    groups = table.num_key_value_heads
-    return np.asarray(np.isin(groups, groups[rows]))
-
-
-def ahead_of(
-    model: Estimates,
-    found: Mapping[int, Measurement | str],
-    losses: np.ndarray,
-    baseline: int,
-    *,
-    among: np.ndarray | None = None,
-) -> list[int]:
-    """Unanswered rows on the front of the time model and the answers: accurate to fast.
-
-    The fastest of no more loss than the baseline comes first: it is what most people want.
-    """
-    speeds = np.where(np.isfinite(model.rate), model.rate, 0.0)
-    if among is not None:
-        speeds = np.where(among, speeds, 0.0)
-    work = model.workload
-    for times, limit in ((model.ttft, work.max_ttft), (model.tpot, work.max_tpot)):
-        if limit is not None:
-            speeds = np.where(times <= limit, speeds, 0.0)
-    for row, result in found.items():
-        fine = isinstance(result, Measurement) and not broken_limits(result, work)
-        speeds[row] = result.output_tokens_per_second if fine else 0.0  # type: ignore[union-attr]
-    rows = np.flatnonzero(front(losses, speeds) & (speeds > 0))
-    ahead = [int(row) for row in rows[np.argsort(losses[rows])] if int(row) not in found]
-    equal = [row for row in ahead if losses[row] <= losses[baseline]]
-    first = max(equal, key=lambda row: speeds[row], default=None)
-    return ahead if first is None else [first, *(row for row in ahead if row != first)]
-
-
-def thinned(rows: list[int], most: int) -> list[int]:
-    """The first, and the others thinned evenly."""
-    if len(rows) <= most:
-        return rows
-    if most < 1:
-        return []
-    others = np.linspace(1, len(rows) - 1, max(most - 1, 0)).round().astype(int)
-    return [rows[0], *(rows[place] for place in others)][:most]
-
-
-def device_of(engine: Engine) -> Hardware | None:
-    """Published figures of an engine's hardware, by what its label names behind the colon."""
-    known = getattr(getattr(engine, "engine", engine), "hardware", None)
-    if isinstance(known, Hardware):
-        return known
-    text = engine.label.partition(":")[2]
-    for key in (text, text.rpartition("-")[0]):  # HARDWARE or HARDWARE-BACKEND
-        try:
-            return hardware(key)
-        except InputError:
-            continue
-    return None
 
 
 def _answered(found: Mapping[int, Measurement | str]) -> tuple[np.ndarray, list[Measurement]]:

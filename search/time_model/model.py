@@ -26,9 +26,9 @@ from shapelaw.search.time_model.terms import (
 )
 
 if TYPE_CHECKING:
-    from shapelaw.scaling.architectures.shape import ShapeTable
-    from shapelaw.scaling.runs.catalog import Hardware
+    from shapelaw.scaling.architectures.shape_table import ShapeTable
     from shapelaw.search.engines._base import Measurement
+    from shapelaw.search.engines.accelerators import Hardware
     from shapelaw.search.workload import Workload
 
 EXPECTED_MISFIT = 0.1  # of the terms alone, in ln seconds; what is far beyond counts less

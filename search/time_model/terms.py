@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shapelaw.scaling.architectures.shape import ShapeTable
+from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.search.workload import Workload
 
 if TYPE_CHECKING:
-    from shapelaw.scaling.runs.catalog import Hardware
+    from shapelaw.search.engines.accelerators import Hardware
 
 DECODE_TERMS = ("weight bytes", "cache bytes", "FLOPs", "layers", "steps")
 PREFILL_TERMS = ("weight bytes", "matrix FLOPs", "attention FLOPs", "layers", "steps")

@@ -15,7 +15,8 @@ from shapelaw.scaling.commands.options import (
     ValidationOption,
     Vocabulary,
 )
-from shapelaw.scaling.display.console import json_row, note, print_json, print_table
+from shapelaw.scaling.display.console import note, print_json, print_table
+from shapelaw.scaling.display.tables import json_row
 from shapelaw.trainers.commands import evaluate_cli, plan_cli
 from shapelaw.trainers.commands import lr_check_cli as rate_cli
 
@@ -172,8 +173,8 @@ def status(
     json: Json = False,
 ) -> None:
     """Show every run, how fast it goes, and when the sweep will have ended."""
+    from shapelaw.trainers.sweep.folder import existing_ledger
     from shapelaw.trainers.sweep.status import show_status, status_of
-    from shapelaw.trainers.sweep.sweep import existing_ledger
 
     book = existing_ledger(folder, ledger)
     if json:
@@ -193,7 +194,8 @@ def retry(
     json: Json = False,
 ) -> None:
     """Plan failed runs again; `sweep run` then trains them."""
-    from shapelaw.trainers.sweep.sweep import existing_ledger, retry_runs
+    from shapelaw.trainers.sweep.folder import existing_ledger
+    from shapelaw.trainers.sweep.sweep import retry_runs
 
     again = retry_runs(existing_ledger(folder, ledger), run_id, diverged=diverged)
     if json:
@@ -211,7 +213,8 @@ def export(
 ) -> None:
     """Write the run table of what is done or diverged; a diverged run has a status and no loss."""
     from shapelaw.scaling.runs.table import write_runs
-    from shapelaw.trainers.sweep.sweep import existing_ledger, run_table
+    from shapelaw.trainers.sweep.folder import existing_ledger
+    from shapelaw.trainers.sweep.sweep import run_table
 
     runs = run_table(existing_ledger(folder, ledger).entries())
     if out is not None:

@@ -7,9 +7,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.objectives.next_token import token_losses
 from shapelaw.trainers.optimizers.recipe import Recipe
 
 TOKENS = 262_144  # of the held-out text, evenly spread over it
@@ -141,12 +141,3 @@ def loss_columns(evaluations: Mapping[str, Evaluation]) -> dict[str, float]:
         columns[f"bits_per_byte_{name}"] = found.bits_per_byte
         columns[f"bits_per_byte_{name}_se"] = found.bits_per_byte_se
     return columns
-
-
-def token_losses(model: Transformer, batch: torch.Tensor, recipe: Recipe) -> torch.Tensor:
-    """Cross-entropy of every next token, (B, T), of sequences with their next token (B, T + 1)."""
-    lower = recipe.dtype == "bfloat16"
-    with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=lower):
-        logits = model.logits(model(batch[:, :-1]))
-    losses = F.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
-    return losses.view(batch.shape[0], -1)

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shapelaw.trainers.generation.matvec import Product, fastest_product
-from shapelaw.trainers.models.transformer import NORM_EPS, Layer, Transformer
+from shapelaw.trainers.models.norms import NORM_EPS
+from shapelaw.trainers.models.transformer import Layer, Transformer
 
 WIDEST_BLOCK = 512  # logits
 

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shapelaw.trainers.models.transformer import NORM_EPS, Layer, Transformer, rotate
+from shapelaw.trainers.models.norms import NORM_EPS
+from shapelaw.trainers.models.rotary import rotate
+from shapelaw.trainers.models.transformer import Layer, Transformer
 
 BUCKET = 512  # cached positions
 WARM_UPS = 3  # steps before a recording, as torch.cuda.graphs asks for
@@ -73,7 +75,7 @@ class GraphDecoder:
 
     def _record(self, covered: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """Record the step over ``covered`` positions; it writes where a prefill writes later."""
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(WARM_UPS):

@@ -83,7 +83,7 @@ def forms(rows: int, dtype: torch.dtype) -> list[Form]:
     oneDNN packs weights in bfloat16 only on processors with AVX-512 or AVX-NE-CONVERT.
     """
     found: list[Form] = [transposed, plain]
-    if torch.backends.mkldnn.is_available() and (  # type: ignore[no-untyped-call]
+    if torch.backends.mkldnn.is_available() and (
         dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     ):
         found.insert(0, packed)

@@ -22,8 +22,9 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json, write_json
 from shapelaw.trainers.gpu.cuda_graph import WARMUP, Note
 from shapelaw.trainers.gpu.packed_loop import EAGER, Feed, Options, PackedStep
+from shapelaw.trainers.gpu.resident_batches import resident
 from shapelaw.trainers.gpu.stack import Stack, stackable
-from shapelaw.trainers.training.device import describe, free_bytes, resident, synchronize
+from shapelaw.trainers.training.device import describe, free_bytes, synchronize
 from shapelaw.trainers.training.spec import RunSpec
 
 REPLICAS = (1, 2, 4, 8, 16, 32, 64, 128)

@@ -31,14 +31,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.files import write_json
-from shapelaw.trainers.corpus.corpus import Batches, Corpus
-from shapelaw.trainers.gpu.stack import MeanLoss, attention_path
+from shapelaw.trainers.corpus.batches import Batches
+from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.objectives.next_token import MeanLoss
 from shapelaw.trainers.optimizers.muon import Muon
 from shapelaw.trainers.optimizers.optimizer import Optimizer
 from shapelaw.trainers.training import checkpoint
 from shapelaw.trainers.training.device import attention_kernels, describe
-from shapelaw.trainers.training.execution import Engine
+from shapelaw.trainers.training.execution import Engine, attention_path
 from shapelaw.trainers.training.loop import CHECKPOINT, CHECKPOINT_SECONDS, Watch, build
 from shapelaw.trainers.training.results import diverged, export_run, keep_rows, measured
 from shapelaw.trainers.training.rows import Row, settings_row

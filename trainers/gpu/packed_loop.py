@@ -13,17 +13,11 @@ from torch import Tensor
 
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.gpu.cuda_graph import CapturedStep, Note, compiled
-from shapelaw.trainers.gpu.stack import Stack, attention_path, stackable
+from shapelaw.trainers.gpu.resident_batches import ResidentBatches, ResidentTokens, resident
+from shapelaw.trainers.gpu.stack import Stack, stackable
 from shapelaw.trainers.training import checkpoint
-from shapelaw.trainers.training.device import (
-    ResidentBatches,
-    ResidentTokens,
-    attention_kernels,
-    describe,
-    resident,
-    synchronize,
-)
-from shapelaw.trainers.training.execution import Engine
+from shapelaw.trainers.training.device import attention_kernels, describe, synchronize
+from shapelaw.trainers.training.execution import Engine, attention_path
 from shapelaw.trainers.training.loop import CHECKPOINT_SECONDS, Watch
 from shapelaw.trainers.training.results import diverged, export_run, keep_rows, measured
 from shapelaw.trainers.training.rows import Row, settings_row

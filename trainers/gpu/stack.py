@@ -7,43 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.trainers.evaluation.held_out import token_losses
 from shapelaw.trainers.models.transformer import Transformer
-from shapelaw.trainers.objectives.chunked_loss import chunked_cross_entropy
+from shapelaw.trainers.objectives.next_token import MeanLoss
 from shapelaw.trainers.optimizers.muon import Muon, orthogonalise
 from shapelaw.trainers.optimizers.optimizer import Optimizer
-from shapelaw.trainers.optimizers.recipe import Recipe
-from shapelaw.trainers.training.execution import Engine
+from shapelaw.trainers.training.execution import Engine, attention_path
 from shapelaw.trainers.training.loop import build
 from shapelaw.trainers.training.spec import RunSpec
-
-LOGITS = 2**28  # of a step: in fp32 with their gradient these take 2 GiB
-
-
-class MeanLoss(nn.Module):
-    """Mean training loss of one model as a module: what is mapped over replicas, or sharded.
-
-    Where the logits would be large they are never whole: see
-    :mod:`shapelaw.trainers.objectives.chunked_loss`.
-    """
-
-    def __init__(self, model: Transformer, recipe: Recipe) -> None:
-        super().__init__()
-        self.model, self.recipe = model, recipe
-
-    def forward(self, batch: Tensor) -> Tensor:
-        """Mean loss of (S, T + 1) tokens."""
-        targets = batch[:, 1:]
-        if targets.numel() * self.model.shape.vocab_size <= LOGITS:
-            return token_losses(self.model, batch, self.recipe).mean()
-        lower = self.recipe.dtype == "bfloat16"
-        with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=lower):
-            hidden = self.model(batch[:, :-1])
-            return chunked_cross_entropy(hidden, self.model.lm_head.weight, targets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,11 +234,6 @@ def stackable(spec: RunSpec) -> tuple[object, ...]:
     recipe = spec.recipe
     common = (recipe.optimizer, recipe.dtype, recipe.context_length, recipe.sequences)
     return (spec.shape, tuple(spec.ends), *common, recipe.muon_scale)
-
-
-def attention_path(device: torch.device) -> str:
-    """The attention of a stack: vmap has a rule for GPUs' fused kernels, none for the CPU's."""
-    return "sdpa" if device.type == "cuda" else "matmul"
 
 
 def _initial(spec: RunSpec, device: torch.device) -> Transformer:

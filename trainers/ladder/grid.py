@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from shapelaw.scaling.architectures.shape import ShapeTable
+from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.space.space import Space, within
 from shapelaw.scaling.units import format_count

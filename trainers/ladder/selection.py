@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shapelaw.scaling.architectures.shape import Shape, ShapeTable
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.ladder.grid import ANCHOR, PROXY, Allocation, Grid, Rung, in_words
 from shapelaw.trainers.ladder.plan import CHOSEN_AXES, Planned

@@ -10,8 +10,7 @@ from shapelaw.scaling.errors import InputError
 
 OPTIMIZERS = ("muon", "adamw")
 MUON_SCALES = ("original", "match_rms_adamw")
-# Output projections of attention and MLP begin at this multiple of their usual scale.
-RESIDUAL_INITS = {"scaled": 1.0, "zero": 0.0}
+RESIDUAL_INITS = ("scaled", "zero")
 SCHEDULES = {
     "wsd": {"decay_form": "linear", "decay": 0.3, "floor": 0.0},
     "cosine": {"decay_form": "cosine", "decay": 1.0, "floor": 0.1},

@@ -3,13 +3,12 @@
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import pandas as pd
 
-from shapelaw.scaling.display.console import json_row, note
+from shapelaw.scaling.display.console import note
+from shapelaw.scaling.display.tables import json_row
 from shapelaw.scaling.errors import InputError, WorkError
-from shapelaw.scaling.files import read_json, write_json
 from shapelaw.scaling.runs.table import require_columns, write_runs
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.ledger.ledger import (
@@ -24,10 +23,10 @@ from shapelaw.trainers.ledger.ledger import (
     open_ledger,
 )
 from shapelaw.trainers.ledger.network_disks import network_disk
+from shapelaw.trainers.sweep.folder import Folder, existing_ledger, ledger_address, remember
 from shapelaw.trainers.sweep.launchers._base import Job, Launcher, supervise
 from shapelaw.trainers.sweep.launchers._local import cores
 from shapelaw.trainers.sweep.launchers.registry import launcher_named
-from shapelaw.trainers.sweep.worker import Folder
 from shapelaw.trainers.training.spec import RunSpec
 
 __all__ = ["Folder", "cores", "existing_ledger", "retry_runs", "run_plan", "run_table"]
@@ -81,7 +80,7 @@ def run_plan(
     address = ledger_address(folder, ledger)
     _check_disk(address, place.several_machines)
     book = open_ledger(address)
-    _remember(folder, ledger, trackers)
+    remember(folder, ledger, trackers)
     specs = [spec.with_engine() for spec in specs]
     book.plan(specs, [spec.identity(corpus) for spec in specs])
     book.retry()
@@ -181,60 +180,6 @@ def run_table(entries: Sequence[Entry]) -> pd.DataFrame:
     return pd.DataFrame([row for entry in entries for row in entry.rows])
 
 
-def ledger_address(folder: Folder, given: str | None) -> str:
-    """Where the ledger of a sweep is: as given, as it was given when it began, or in its folder.
-
-    Raises
-    ------
-    InputError
-        The sweep has another ledger already.
-    """
-    kept = read_json(folder.record).get("ledger") if folder.record.exists() else None
-    if given is None:
-        return str(kept or folder.ledger.absolute())
-    if (
-        kept is None
-        and folder.ledger.exists()
-        and Path(given).absolute() != folder.ledger.absolute()
-    ):
-        raise InputError(
-            f"{folder.path} holds a sweep whose ledger is ledger.sqlite; leave --ledger out, or "
-            "choose another --out folder"
-        )
-    if kept is not None and kept != without_password(given):
-        raise InputError(
-            f"{folder.path} holds a sweep whose ledger is {kept}, but --ledger is "
-            f"{without_password(given)}; choose another --out folder"
-        )
-    return given
-
-
-def without_password(address: str) -> str:
-    """A URL as it may be written down; libpq finds passwords in ``~/.pgpass`` or PGPASSWORD.
-
-    Examples
-    --------
-    >>> without_password("postgresql://ada:secret@host/ladders?sweep=first")
-    'postgresql://ada@host/ladders?sweep=first'
-    """
-    if not is_database(address):
-        return str(Path(address).absolute())
-    parts = urlsplit(address)
-    user, separator, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=user.partition(":")[0] + separator + host))
-
-
-def _remember(folder: Folder, ledger: str | None, trackers: Sequence[str]) -> None:
-    """Let workers know the trackers, and other commands a ledger that lies elsewhere."""
-    known = read_json(folder.record) if folder.record.exists() else {}
-    if ledger is not None:
-        known = {"ledger": without_password(ledger)} | known
-    if trackers:
-        known = known | {"trackers": list(trackers)}
-    if known:
-        write_json(folder.record, known)
-
-
 def _check_disk(address: str, several_machines: bool) -> None:
     """SQLite's locks and shared memory do not reach across a network."""
     if is_database(address):
@@ -263,21 +208,6 @@ def _check_space(path: Path, specs: Sequence[RunSpec]) -> None:
             f"{path} needs about {need // MEBIBYTE} MiB, but {free // MEBIBYTE} MiB are free; "
             "free space or choose another --out folder"
         )
-
-
-def existing_ledger(path: Path, ledger: str | None = None) -> Ledger:
-    """The ledger of a sweep's folder.
-
-    Raises
-    ------
-    InputError
-        There is none.
-    """
-    folder = Folder(path)
-    address = ledger_address(folder, ledger)
-    if not is_database(address) and not Path(address).exists():
-        raise InputError(f"{path} has no ledger.sqlite; give the --out folder of a sweep")
-    return open_ledger(address)
 
 
 def retry_runs(

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shapelaw.scaling.architectures.shape import Shape
-from shapelaw.scaling.display.console import json_row
+from shapelaw.scaling.display.tables import json_row
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.files import read_json
 from shapelaw.scaling.units import parse_count
-from shapelaw.trainers.corpus.corpus import count_windows, prepare_from_options
+from shapelaw.trainers.corpus.batches import count_windows
+from shapelaw.trainers.corpus.corpus import prepare_from_options
 from shapelaw.trainers.corpus.options import CorpusOptions
 from shapelaw.trainers.optimizers.recipe import recipe_with
 from shapelaw.trainers.sweep.status import shown_progress

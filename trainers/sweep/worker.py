@@ -5,95 +5,27 @@ folder must lie on a file system that all of them share.
 """
 
 import random
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 from shapelaw.scaling.errors import WorkError
-from shapelaw.scaling.files import read_json
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.ledger.ledger import DIVERGED, RUNNING, Ledger, open_ledger
+from shapelaw.trainers.sweep.folder import Folder
+from shapelaw.trainers.sweep.heartbeat import Heart
 from shapelaw.trainers.training.device import choose
 from shapelaw.trainers.training.loop import Tell, Watch, train
 from shapelaw.trainers.training.rows import Row, settings_row
 from shapelaw.trainers.training.spec import Diverged, RunSpec
-from shapelaw.trainers.training.trackers import read_trackers
 
-BEAT_SECONDS = 1.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # between two looks of a worker that has nothing to do
 PIECE = 0.25  # of such a pause
 
 
 class Stopped(RuntimeError):
     """The run belongs to another worker now, or whoever started this worker is gone."""
-
-
-@dataclass(frozen=True)
-class Folder:
-    """Where a sweep keeps its things."""
-
-    path: Path
-
-    @property
-    def ledger(self) -> Path:
-        """The ledger's file, unless the sweep was given another ledger."""
-        return self.path / "ledger.sqlite"
-
-    @property
-    def corpus(self) -> Path:
-        """The prepared corpus."""
-        return self.path / "corpus"
-
-    @property
-    def table(self) -> Path:
-        """The run table of what has ended so far."""
-        return self.path / "runs.csv"
-
-    @property
-    def record(self) -> Path:
-        """What the sweep was started with, where that is not the default."""
-        return self.path / "sweep.json"
-
-    def trackers(self) -> tuple[str, ...]:
-        """Where metrics go: always to a CSV file."""
-        known = read_json(self.record) if self.record.exists() else {}
-        return read_trackers(",".join(known.get("trackers", ())))
-
-    def run(self, run_id: str) -> Path:
-        """Checkpoint, weights and held-out losses of one run."""
-        return self.path / "runs" / run_id
-
-
-class Heart:
-    """Beats for a run from a thread, so that a long compilation or evaluation looks alive."""
-
-    def __init__(self, ledger: Ledger, run_id: str) -> None:
-        self.step = 0
-        self.lost = False
-        self._ledger, self._run_id = ledger, run_id
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _beat(self) -> None:
-        while not self._ended.wait(BEAT_SECONDS):
-            try:
-                self.lost = not self._ledger.beat(self._run_id, self.step)
-            except WorkError:
-                continue  # out of reach for a while; the training goes on, the end will tell
-            if self.lost:
-                return
 
 
 def work(

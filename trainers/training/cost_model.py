@@ -115,7 +115,7 @@ def time_step(spec: RunSpec) -> float:
     """
     import torch
 
-    from shapelaw.trainers.evaluation.held_out import token_losses
+    from shapelaw.trainers.objectives.next_token import token_losses
     from shapelaw.trainers.optimizers.optimizer import Optimizer
     from shapelaw.trainers.training.loop import build
 

@@ -74,7 +74,7 @@ class Engine:
         """
         import torch
 
-        from shapelaw.trainers.evaluation.held_out import token_losses
+        from shapelaw.trainers.objectives.next_token import token_losses
 
         def losses(batch: "Tensor") -> "Tensor":
             return token_losses(model, batch, recipe)
@@ -140,3 +140,8 @@ def step_seconds(shape: Shape, recipe: Recipe, engine: Engine) -> float:
     costs = MILLISECONDS[engine.attention, engine.compilation]
     factors = FLOAT32[engine.attention] if recipe.dtype == "float32" else (1.0,) * 5
     return sum(w * c * f for w, c, f in zip(work, costs, factors, strict=True)) / 1e3
+
+
+def attention_path(device: "torch.device") -> str:
+    """The attention of a stack: vmap has a rule for GPUs' fused kernels, none for the CPU's."""
+    return "sdpa" if device.type == "cuda" else "matmul"

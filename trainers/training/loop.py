@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from shapelaw.scaling.errors import WorkError
-from shapelaw.trainers.corpus.corpus import Batches, Corpus
+from shapelaw.trainers.corpus.batches import Batches
+from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.models.hugging_face import WEIGHTS
 from shapelaw.trainers.models.transformer import Transformer
 from shapelaw.trainers.optimizers.optimizer import Optimizer
