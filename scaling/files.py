@@ -104,4 +104,4 @@ def _umask() -> int:
 @cache
 def data_folder() -> Path:
     """Return the folder of the shipped tables: ``data`` inside the package ``shapelaw``."""
-    return Path(__file__).resolve().parents[2] / "data"
+    return Path(__file__).parents[1] / "data"

@@ -50,11 +50,11 @@ def quickstart(
 ) -> None:
     """Run the whole loop: train proxies, fit a law, search, train what it proposes, report."""
     from shapelaw.search.autopilot.display import Display
-    from shapelaw.search.autopilot.record import Settings
+    from shapelaw.search.autopilot.record import LoopSettings
     from shapelaw.search.autopilot.single_pass import in_short, quickstart
     from shapelaw.search.commands.output import print_verdict
 
-    settings = Settings(
+    settings = LoopSettings(
         corpus=corpus, vocab_size=vocab, seed=seed, effort=effort, workers=workers,
         measurements=measurements,
     )  # fmt: skip
@@ -195,10 +195,10 @@ def propose(
     """Propose shapes of a budget: predicted loss against throughput, the baseline first."""
     from shapelaw.search.commands.output import print_answer
     from shapelaw.search.commands.propose import answer
-    from shapelaw.search.proposals.request import Request
+    from shapelaw.search.proposals.request import ProposalRequest
     from shapelaw.search.reports.proposal_page import write_pages
 
-    request = Request(
+    request = ProposalRequest(
         params=params, tokens=tokens, law=law, workload=workload, engine=engine,
         baseline=baseline, convention=params_convention, tolerance=tolerance, layers=layers,
         head_dims=head_dim, vocab_size=vocab, measurements=measurements, seed=seed,

@@ -23,10 +23,10 @@ from shapelaw.search.commands.table import ALIKE, SHOWN, in_bytes, in_table, sec
 from shapelaw.search.engines._base import TIME_MODEL
 from shapelaw.search.engines._vllm import CPU_ENVIRONMENT, ENVIRONMENT, SESSION, VllmEngine
 from shapelaw.search.engines.sessions import client
-from shapelaw.search.engines.sessions.client import MissingError, Process, numbers
+from shapelaw.search.engines.sessions.client import MissingError, SessionProcess, numbers
 from shapelaw.search.proposals import basis
 from shapelaw.search.proposals.basis import shipped_law
-from shapelaw.search.proposals.request import Request
+from shapelaw.search.proposals.request import ProposalRequest
 from shapelaw.search.workload import parse_workload
 from test_propose import synthetic_runs
 
@@ -39,7 +39,7 @@ USUAL: dict[str, Any] = {
 
 
 def asked(out: Path | None = None, **changes: Any) -> Answer:
-    return answer(Request(**(USUAL | changes)), out)
+    return answer(ProposalRequest(**(USUAL | changes)), out)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_any_budget_gives_valid_candidates_or_one_clear_line(changes: dict[str, 
         assert refusal.startswith(("no valid shape", "`predicted loss", "none of the"))
         assert "\n" not in refusal
         return
-    request = Request(**(USUAL | changes))
+    request = ProposalRequest(**(USUAL | changes))
     proposals = found.proposals
     assert proposals[0].role == "baseline"
     assert [p.role for p in proposals].count("baseline") == 1
@@ -214,7 +214,9 @@ def test_a_config_is_loaded_and_served_by_vllm(tmp_path: Path) -> None:
         environment = ENVIRONMENT | CPU_ENVIRONMENT
         options = engine._options(shape, served)
         work = numbers(shape, served)
-        with closing(Process(SESSION, python=engine.python, environment=environment)) as process:
+        with closing(
+            SessionProcess(SESSION, python=engine.python, environment=environment)
+        ) as process:
             process.ask("load", folder=str(folder), workload=work, options=options)
             assert process.ask("serve", outputs=3)["produced"] == [3, 3]
 

@@ -6,7 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from shapelaw.scaling.design.backtests import STRATEGIES, Backtest, Stage, backtest, held_out_error
+from shapelaw.scaling.design.backtests import (
+    STRATEGIES,
+    Backtest,
+    BacktestStage,
+    backtest,
+    held_out_error,
+)
 from shapelaw.scaling.design.candidates import costs
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
@@ -130,7 +136,7 @@ def test_a_back_test_shows_itself(result):
 @pytest.mark.parametrize("name", list(STRATEGIES))
 def test_a_strategy_pays_for_what_it_takes_once(runs, name):
     begin, pool = runs.iloc[:15], runs.iloc[15:25]
-    stage = Stage(
+    stage = BacktestStage(
         fit=REFIT(begin),
         trained=begin,
         pool=pool,

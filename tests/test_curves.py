@@ -7,7 +7,7 @@ from shapelaw.scaling.accuracy.curves import (
     Curve,
     ExponentialError,
     Line,
-    PowerLaw,
+    PowerCurve,
     Sigmoid,
     TwoStep,
     joint_covariance,
@@ -21,7 +21,7 @@ TRUTH = {
     "sigmoid with a given ceiling": (Sigmoid(chance=0.2, ceiling=0.9), (2.7, np.log(5.0))),
     "exponential error": (ExponentialError(at=3.2), (0.8, np.log(0.2), np.log(1.3))),
     "line": (Line(at=3.2), (1.1, 0.7)),
-    "power law": (PowerLaw(at=3.2), (np.log(1.2), 1.7)),
+    "power law": (PowerCurve(at=3.2), (np.log(1.2), 1.7)),
 }
 EVERY_CURVE = pytest.mark.parametrize(("curve", "theta"), TRUTH.values(), ids=TRUTH)
 

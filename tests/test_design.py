@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from shapelaw.scaling.design.candidates import Limits, costs, grid_candidates, inside
-from shapelaw.scaling.design.goals import Choice, Optimum, Prediction, Targets, parse_goal
+from shapelaw.scaling.design.goals import GoalRanking, Optimum, Prediction, Targets, parse_goal
 from shapelaw.scaling.design.greedy import Selection
 from shapelaw.scaling.design.linearised import (
     MOST_PLACES,
@@ -338,7 +338,7 @@ class TestNextRuns:
     def test_a_choice_is_easier_than_either_prediction(self, shaped, shapes):
         first = {N: 1e9, D: 4e10, "hidden_over_sqrt_n": 0.08, "mlp_to_attention": 1, "gqa": 2}
         second = first | {"mlp_to_attention": 4}
-        both = Choice(first=first, second=pd.DataFrame([second]))
+        both = GoalRanking(first=first, second=pd.DataFrame([second]))
         alone = Prediction(at=pd.DataFrame([first]))
         deviations = [
             next_runs(shaped, None, 1e20, goal=goal, runs=shapes).deviation_before
@@ -510,8 +510,11 @@ def asked(fitted: Fit, runs: pd.DataFrame, **changes: object) -> Design:
         ({"candidates": pd.DataFrame({N: [1e8]})}, "lacks the column `tokens`"),
         ({"candidates": pd.DataFrame({N: [1e8], D: [-1]})}, "`tokens > 0` and finite must hold"),
         ({"goal": Prediction(at=pd.DataFrame({N: [1e8]}))}, "lacks the column `tokens`"),
-        ({"goal": Choice(first=FAR, second=FAR)}, "two shapes of a choice must differ"),
-        ({"goal": Choice(first=pd.concat((FAR, FAR)), second=FAR)}, "must be one row, but got 2"),
+        ({"goal": GoalRanking(first=FAR, second=FAR)}, "two shapes of a choice must differ"),
+        (
+            {"goal": GoalRanking(first=pd.concat((FAR, FAR)), second=FAR)},
+            "must be one row, but got 2",
+        ),
         ({"limits": Limits(within={"depth": (1, 2)})}, "`within` must name one of"),
         ({"limits": Limits(within={D: (1, 2)}), "candidates": FAR}, "widen the box with `within`"),
     ],
@@ -556,7 +559,7 @@ class TestTypedGoals:
         path = tmp_path / "two.csv"
         pd.DataFrame({N: [1e8, 2e8], D: [1e9, 1e9]}).to_csv(path, index=False)
         assert len(parse_goal(f"predict:{path}", fitted).at) == 2
-        assert isinstance(parse_goal(f"choice:{path}", fitted), Choice)
+        assert isinstance(parse_goal(f"choice:{path}", fitted), GoalRanking)
 
     @pytest.mark.parametrize(
         ("text", "words"),

@@ -26,13 +26,18 @@ from shapelaw.trainers.evaluation import loglikelihood as scoring
 from shapelaw.trainers.evaluation.blimp import blimp_accuracy, blimp_answers, blimp_pairs
 from shapelaw.trainers.evaluation.downstream import read_tasks, score_tasks
 from shapelaw.trainers.evaluation.eval_sets import EvalFiles, read_evals
-from shapelaw.trainers.evaluation.loglikelihood import Request, Score, likelihoods, request_of
+from shapelaw.trainers.evaluation.loglikelihood import (
+    LogLikelihoodRequest,
+    Score,
+    likelihoods,
+    request_of,
+)
 from shapelaw.trainers.evaluation.tasks import TASKS, chance_of
 from shapelaw.trainers.ledger.ledger import Ledger
 from shapelaw.trainers.models.hugging_face import export
 from shapelaw.trainers.models.transformer import Transformer
 from shapelaw.trainers.sweep import evaluate as exported
-from shapelaw.trainers.sweep.evaluate import Job, score_exports, score_run, with_scores
+from shapelaw.trainers.sweep.evaluate import EvaluationJob, score_exports, score_run, with_scores
 from shapelaw.trainers.sweep.sweep import Folder
 from shapelaw.trainers.training.loop import settings_row
 from test_loop import SHAPE, small_corpus, spec
@@ -166,7 +171,9 @@ def test_every_token_of_a_long_continuation_is_scored_once(size: int) -> None:
     built.initialise(0)
     with torch.no_grad():
         built.embed_tokens.weight.zero_()
-    request = Request(context=np.zeros(9, dtype=np.int64), continuation=np.arange(size) % 256)
+    request = LogLikelihoodRequest(
+        context=np.zeros(9, dtype=np.int64), continuation=np.arange(size) % 256
+    )
     found = likelihoods(built, [request])
     assert found.log_probability[0] == pytest.approx(-size * math.log(256), rel=1e-5)
     assert found.truncated == (9 + size - 1 > 16)
@@ -182,7 +189,9 @@ def test_greedy_says_whether_every_token_is_the_likeliest() -> None:
     context, best_three = tokens[0, :4].numpy(), tokens[0, 4:].numpy()
     other = best_three.copy()
     other[2] = (other[2] + 1) % 256
-    requests = [Request(context=context, continuation=each) for each in (best_three, other)]
+    requests = [
+        LogLikelihoodRequest(context=context, continuation=each) for each in (best_three, other)
+    ]
     assert likelihoods(built, requests).greedy.tolist() == [True, False]
 
 
@@ -472,7 +481,7 @@ def test_scores_that_are_there_are_not_made_again(
 
     monkeypatch.setattr(exported, "score_tasks", counted)
     run = Folder(sweep).run("first")
-    job = Job(run=run, corpus=sweep / "corpus", evals=folder, tasks=("blimp",))
+    job = EvaluationJob(run=run, corpus=sweep / "corpus", evals=folder, tasks=("blimp",))
     first = score_run(job)
     assert score_run(job) == first
     assert made == ["blimp"]
@@ -490,7 +499,7 @@ def test_scores_of_other_weights_or_items_are_not_used(
     sweep: Path, folder: Path, tmp_path: Path
 ) -> None:
     run = Folder(sweep).run("first")
-    job = Job(run=run, corpus=sweep / "corpus", evals=folder, tasks=("blimp",))
+    job = EvaluationJob(run=run, corpus=sweep / "corpus", evals=folder, tasks=("blimp",))
     (first,) = score_run(job)
     export(run, model(seed=9), max_position_embeddings=64, tokenizer=BYTES)
     (other,) = score_run(job)

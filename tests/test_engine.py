@@ -13,7 +13,7 @@ from shapelaw.trainers.optimizers.recipe import Recipe
 from shapelaw.trainers.training.execution import (
     ATTENTION_PATHS,
     COMPILATIONS,
-    Engine,
+    Execution,
     choose,
     compile_seconds,
     predicted_seconds,
@@ -36,7 +36,7 @@ LARGE = Shape(
     num_key_value_heads=2, head_dim=64, vocab_size=4096,
 )  # fmt: skip
 RECIPE = Recipe(context_length=40, sequences=2)
-ENGINES = [Engine(attention=a, compilation=c) for a in ATTENTION_PATHS for c in COMPILATIONS]
+ENGINES = [Execution(attention=a, compilation=c) for a in ATTENTION_PATHS for c in COMPILATIONS]
 
 
 def model(attention: str) -> Transformer:
@@ -55,7 +55,7 @@ QUICK = [e for e in ENGINES if (e.attention, e.compilation) not in {("sdpa", "la
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", QUICK, ids=str)
 def test_every_engine_computes_the_same_losses_and_gradients(
-    engine: Engine, tmp_path_factory: pytest.TempPathFactory
+    engine: Execution, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     torch._dynamo.reset()
     wanted, got = model("sdpa"), model(engine.attention)
@@ -92,13 +92,13 @@ def test_predictions_are_positive_and_grow_with_the_work() -> None:
 
 
 def test_a_gpu_takes_the_fused_kernel() -> None:
-    assert choose(SHAPE, RECIPE, steps=10**7, device="cuda") == Engine()
+    assert choose(SHAPE, RECIPE, steps=10**7, device="cuda") == Execution()
 
 
 @pytest.mark.parametrize("name", ["attention", "compilation"])
 def test_an_unknown_engine_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"`{name}` must be one of .* but got 'best'"):
-        Engine(**{name: "best"})
+        Execution(**{name: "best"})
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +120,12 @@ def test_the_engine_is_chosen_once_and_kept_in_the_spec() -> None:
     chosen = run().with_engine()
     assert chosen.engine is not None
     assert RunSpec.from_json(chosen.as_json()) == chosen
-    kept = run(engine=Engine(attention="sdpa")).with_engine()
-    assert kept.engine == Engine(attention="sdpa")
+    kept = run(engine=Execution(attention="sdpa")).with_engine()
+    assert kept.engine == Execution(attention="sdpa")
 
 
 def test_the_engine_is_no_part_of_what_a_run_is(corpus: Corpus) -> None:
-    assert run().identity(corpus) == run(engine=Engine(attention="matmul")).identity(corpus)
+    assert run().identity(corpus) == run(engine=Execution(attention="matmul")).identity(corpus)
 
 
 def broken_compiler(function: object, **options: object) -> object:
@@ -140,9 +140,9 @@ def test_a_failed_compilation_falls_back_with_a_note(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compilation: str
 ) -> None:
     told: list[str] = []
-    (wanted,) = train(run(engine=Engine(attention="matmul")), corpus, tmp_path / "eager")
+    (wanted,) = train(run(engine=Execution(attention="matmul")), corpus, tmp_path / "eager")
     monkeypatch.setattr(torch, "compile", broken_compiler)
-    planned = run(engine=Engine(attention="matmul", compilation=compilation))
+    planned = run(engine=Execution(attention="matmul", compilation=compilation))
     (row,) = train(planned, corpus, tmp_path / "failed", tell=told.append)
     assert row["loss"] == wanted["loss"]
     assert row["compilation"] == "none"
@@ -156,7 +156,7 @@ class Killed(Exception):
 def test_a_run_that_fell_back_stays_without_compilation(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned = run(engine=Engine(attention="matmul", compilation="whole"))
+    planned = run(engine=Execution(attention="matmul", compilation="whole"))
 
     def stop(step: int) -> None:
         if step == 4:
@@ -181,7 +181,7 @@ def test_a_run_that_fell_back_stays_without_compilation(
 def test_a_compiled_run_that_is_killed_ends_like_an_undisturbed_one(
     corpus: Corpus, tmp_path: Path
 ) -> None:
-    planned = run(engine=Engine(attention="matmul", compilation="whole"))
+    planned = run(engine=Execution(attention="matmul", compilation="whole"))
 
     def stop(step: int) -> None:
         if step == 5:

@@ -23,7 +23,7 @@ from shapelaw.scaling.runs.table import load_runs, write_runs
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.ledger.ledger import DIVERGED, DONE, FAILED, RUNNING, Entry, Ledger
 from shapelaw.trainers.ledger.liveness import process_exists
-from shapelaw.trainers.training.execution import Engine
+from shapelaw.trainers.training.execution import Execution
 from shapelaw.trainers.training.loop import train
 from shapelaw.trainers.training.spec import RunSpec
 from test_loop import RECIPE, SHAPE, Killed, killed_at, small_corpus, spec
@@ -45,7 +45,7 @@ def twelve_runs() -> list[RunSpec]:
     return [
         spec(
             run_id=f"run-{number:02d}", seed=number, tokens=tokens, recipe=recipe,
-            branches=(tokens // 2,) if number % 3 == 2 else (), engine=Engine(),
+            branches=(tokens // 2,) if number % 3 == 2 else (), engine=Execution(),
         )
         for number in range(ROWS)
     ]  # fmt: skip
@@ -237,7 +237,7 @@ def test_of_two_workers_on_one_row_one_trains_it(
 
 
 def test_a_worker_that_wakes_up_too_late_records_nothing(crew: Crew, corpus: Corpus) -> None:
-    long = spec(run_id="long", tokens=100_000 * RECIPE.batch_tokens, engine=Engine())
+    long = spec(run_id="long", tokens=100_000 * RECIPE.batch_tokens, engine=Execution())
     ledger = plan(crew, corpus, [long])
     sleeper = crew.start()
     crew.until(running)
@@ -271,7 +271,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def big_run() -> RunSpec:
     """One whose checkpoint is far larger than the ledger."""
     shape = replace(SHAPE, hidden_size=64, intermediate_size=96)
-    return spec(run_id="big", shape=shape, tokens=STEPS * RECIPE.batch_tokens, engine=Engine())
+    return spec(run_id="big", shape=shape, tokens=STEPS * RECIPE.batch_tokens, engine=Execution())
 
 
 @pytest.fixture(scope="module")
@@ -382,7 +382,7 @@ def test_a_nan_loss_is_recorded_and_enters_no_fit_in_silence(
     crew: Crew, corpus: Corpus, undisturbed: dict[str, float], tmp_path: Path
 ) -> None:
     wild = replace(RECIPE, learning_rate=1e6, matrix_learning_rate=1e6, warmup=0.0)
-    runs = [*twelve_runs()[:2], spec(run_id="wild", recipe=wild, engine=Engine())]
+    runs = [*twelve_runs()[:2], spec(run_id="wild", recipe=wild, engine=Execution())]
     ledger = plan(crew, corpus, runs)
     crew.start()
     entries = crew.until(lambda entries: not any(entry.row is None for entry in entries))

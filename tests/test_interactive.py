@@ -18,7 +18,7 @@ from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.search.commands.propose import answer
 from shapelaw.search.proposals.proposal import SHAPE_KEY
-from shapelaw.search.proposals.request import Request
+from shapelaw.search.proposals.request import ProposalRequest
 from shapelaw.search.reports import proposal_page as interactive
 from shapelaw.search.reports.proposal_page import (
     as_script,
@@ -40,7 +40,7 @@ HOSTILE = "</script><script>window.broken = 1</script><img src=x onerror='window
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that ``propose --out`` wrote, with a text from elsewhere that would run as code."""
     folder = tmp_path_factory.mktemp("proposed")
-    answer(Request(**USUAL), folder)
+    answer(ProposalRequest(**USUAL), folder)
     document = read_json(folder / "proposals.json")
     document["notes"].append(HOSTILE)
     document["proposals"][1]["why"] += HOSTILE

@@ -19,7 +19,7 @@ from shapelaw.trainers.commands.plan_cli import Texts, allocation_of, grid_of, m
 from shapelaw.trainers.ladder import confounding_check as gates
 from shapelaw.trainers.ladder.confounding_check import confounding
 from shapelaw.trainers.ladder.from_design import plan_proposed
-from shapelaw.trainers.ladder.grid import ANCHOR, PROXY, Allocation, Grid, Rung
+from shapelaw.trainers.ladder.grid import ANCHOR, PROXY, LadderAllocation, LadderGrid, Rung
 from shapelaw.trainers.ladder.plan import Ladder, Planned, points_of
 from shapelaw.trainers.ladder.plan_file import read_plan
 from shapelaw.trainers.ladder.planner import plan_ladder
@@ -27,7 +27,7 @@ from shapelaw.trainers.ladder.selection import factorial
 from shapelaw.trainers.ladder.space_filling import Cube, choose_filling, choose_heavy
 from shapelaw.trainers.optimizers.recipe import Recipe, parse_settings, read_pairs
 from shapelaw.trainers.training.cost_model import ASSUMED, Price, calibrate, step_work, time_step
-from shapelaw.trainers.training.execution import Engine, predicted_seconds
+from shapelaw.trainers.training.execution import Execution, predicted_seconds
 from shapelaw.trainers.training.spec import RunSpec
 
 SETTINGS = {"context_length": 64, "sequences": 4}
@@ -40,7 +40,7 @@ def two_sizes() -> Ladder:
         Rung(parameters=100_000, shapes=10),
         Rung(parameters=300_000, shapes=12, layers=(2, 10), gqa=(1, 8)),
     ]
-    return plan_ladder(rungs, grid=Grid(other_head_dims=(16, 64)), settings=SETTINGS)
+    return plan_ladder(rungs, grid=LadderGrid(other_head_dims=(16, 64)), settings=SETTINGS)
 
 
 def one_size(**changes: object) -> Ladder:
@@ -48,7 +48,7 @@ def one_size(**changes: object) -> Ladder:
     usual: dict[str, object] = {"parameters": 100_000, "shapes": 6}
     return plan_ladder(
         [Rung(**(usual | changes))],  # type: ignore[arg-type]
-        allocation=Allocation(anchors=0),
+        allocation=LadderAllocation(anchors=0),
         settings=SETTINGS,
     )
 
@@ -82,8 +82,8 @@ def test_any_ladder_keeps_to_size_ranges_and_number(
 ) -> None:
     ladder = plan_ladder(
         [Rung(parameters=size, shapes=shapes, layers=(2, most_layers))],
-        grid=Grid(head_dim=head_dim, qk_norm=qk_norm),
-        allocation=Allocation(anchors=0),
+        grid=LadderGrid(head_dim=head_dim, qk_norm=qk_norm),
+        allocation=LadderAllocation(anchors=0),
         seed=seed,
     )
     chosen = [run.shape for run in ladder.runs]
@@ -107,7 +107,7 @@ def test_a_ladder_of_real_sizes_passes_the_gate_and_spreads_over_its_ranges() ->
 
 
 def test_chosen_shapes_are_less_confounded_than_random_ones() -> None:
-    grid, rung = Grid(), Rung(parameters=300_000, shapes=12)
+    grid, rung = LadderGrid(), Rung(parameters=300_000, shapes=12)
     table, generator = grid.shapes(rung, 32), np.random.default_rng(0)
     axes = ("hidden_over_sqrt_n", "mlp_to_attention", "gqa", "num_hidden_layers")
     random = [
@@ -121,7 +121,7 @@ def test_the_same_seed_gives_the_same_plan_and_another_seed_another() -> None:
     frame = one_size().frame()
     pd.testing.assert_frame_equal(frame, one_size().frame(), check_exact=True)
     rung = Rung(parameters=100_000, shapes=6)
-    other = plan_ladder([rung], allocation=Allocation(anchors=0), settings=SETTINGS, seed=5)
+    other = plan_ladder([rung], allocation=LadderAllocation(anchors=0), settings=SETTINGS, seed=5)
     assert set(other.frame()["run_id"]) != set(frame["run_id"])
 
 
@@ -141,7 +141,7 @@ def test_shapes_with_another_head_dimension_are_twins_of_chosen_ones() -> None:
 def test_a_factorial_has_shapes_at_every_combination_of_levels() -> None:
     ladder = plan_ladder(
         [Rung(parameters=1_000_000, shapes=16, gqa=(1, 4))],
-        allocation=Allocation(anchors=0),
+        allocation=LadderAllocation(anchors=0),
         method="factorial",
     )
     points = ladder.points()
@@ -250,7 +250,7 @@ def test_an_allocation_refuses_nonsense() -> None:
         ({"branches": (0.0,)}, "`branches` must be positive factors"),
     ):
         with pytest.raises(InputError, match=words):
-            Allocation(**changes)  # type: ignore[arg-type]
+            LadderAllocation(**changes)  # type: ignore[arg-type]
 
 
 def test_settings_of_the_recipe_are_read_by_kind() -> None:
@@ -345,11 +345,11 @@ def test_flops_count_branches_and_sum_over_sizes() -> None:
 
 def test_seconds_are_predicted_from_known_coefficients() -> None:
     spec = one_size().runs[0].spec
-    engine = Engine(attention="matmul", compilation="none")
+    engine = Execution(attention="matmul", compilation="none")
     eager = replace(spec, engine=engine)
     price = Price(coefficients=(0.5, 0, 0, 0), rate="half a second a step")
     assert price.seconds(eager) == pytest.approx(0.5 * spec.steps)
-    compiled = replace(spec, engine=Engine(attention="matmul", compilation="whole"))
+    compiled = replace(spec, engine=Execution(attention="matmul", compilation="whole"))
     assert price.seconds(compiled) > price.seconds(eager)  # compilation takes its time
     passes = predicted_seconds(spec.shape, spec.recipe, engine, steps=spec.steps)
     assert ASSUMED.seconds(eager) == pytest.approx(1.1 * passes)
@@ -359,7 +359,7 @@ def test_calibration_recovers_what_steps_cost(monkeypatch: pytest.MonkeyPatch) -
     truth = np.array([2e-3, 1e-4, 1e-9, 1.7])
 
     def timed(spec: RunSpec) -> float:
-        return float(step_work(spec, spec.engine or Engine()) @ truth)
+        return float(step_work(spec, spec.engine or Execution()) @ truth)
 
     monkeypatch.setattr("shapelaw.trainers.training.cost_model.time_step", timed)
     specs = [run.spec for run in two_sizes().runs]
@@ -421,7 +421,9 @@ def test_the_command_refuses_a_confounded_or_costly_plan_and_writes_nothing(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "plan.csv"
-    every = len(Grid().shapes(Rung(parameters=50_000, shapes=1), 32))  # wide ones are all shallow
+    every = len(
+        LadderGrid().shapes(Rung(parameters=50_000, shapes=1), 32)
+    )  # wide ones are all shallow
     usual = ("--sizes", "50K", "--shapes", every, "--anchors", "0", "--no-calibrate", "--out", out)
     _, _, refused = run_command(*usual)
     assert isinstance(refused, InputError)

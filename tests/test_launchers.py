@@ -14,7 +14,7 @@ from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.ledger.ledger import PLANNED, RUNNING, Entry, open_ledger
 from shapelaw.trainers.sweep.launchers import _base, _local, _ray
-from shapelaw.trainers.sweep.launchers._base import DEATHS, End, Job, Launcher, supervise
+from shapelaw.trainers.sweep.launchers._base import DEATHS, End, Launcher, WorkerJob, supervise
 from shapelaw.trainers.sweep.launchers._local import LocalLauncher, visible_devices
 from shapelaw.trainers.sweep.launchers._ray import RayLauncher
 from shapelaw.trainers.sweep.launchers._slurm import SlurmLauncher
@@ -83,12 +83,12 @@ class Acted(Launcher):
     def __init__(self, options: Mapping[str, str], ends: Sequence[End] = (End(),)) -> None:
         self.ends, self.started, self.stopped = list(ends), [0] * 8, 0
 
-    def open(self, job: Job) -> None: ...
+    def open(self, job: WorkerJob) -> None: ...
 
     def default_workers(self) -> int:
         return 1
 
-    def start(self, job: Job, numbers: Sequence[int]) -> None:
+    def start(self, job: WorkerJob, numbers: Sequence[int]) -> None:
         for number in numbers:
             self.started[number] += 1
 
@@ -99,7 +99,7 @@ class Acted(Launcher):
         self.stopped += 1
 
 
-JOB = Job(ledger="ledger.sqlite", folder=Path())
+JOB = WorkerJob(ledger="ledger.sqlite", folder=Path())
 KILLED = End(reason="was ended by SIGKILL", again=True)
 
 
@@ -337,7 +337,7 @@ def test_slurm_needs_slurm_and_a_number_of_jobs(tmp_path: Path) -> None:
     pytest.importorskip("submitit", reason="submitit is not installed")
     launcher = SlurmLauncher({})
     with pytest.raises(InputError, match=r"there is no SLURM here .* cluster=local for a trial"):
-        launcher.open(Job(ledger="", folder=tmp_path))
+        launcher.open(WorkerJob(ledger="", folder=tmp_path))
     with pytest.raises(InputError, match="`--workers N` must be given with --launcher slurm"):
         launcher.default_workers()
 
@@ -348,7 +348,7 @@ def test_a_missing_package_is_named_with_its_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=rf"`pip install \"shapelaw\[{name}\]\"`"):
-        launcher_named(name).open(Job(ledger="", folder=tmp_path))
+        launcher_named(name).open(WorkerJob(ledger="", folder=tmp_path))
 
 
 # the contract: every launcher, for real
@@ -533,7 +533,7 @@ def parent_of(pid: int) -> int | None:
 @pytest.mark.xdist_group("ray")
 @pytest.mark.filterwarnings(*RAY_NOISE)
 def test_ray_fills_the_cluster_by_default(cluster: Any, tmp_path: Path) -> None:
-    job = Job(ledger="", folder=tmp_path)
+    job = WorkerJob(ledger="", folder=tmp_path)
     for options, workers in (({}, 2), ({"num_cpus": "0.5"}, 4), ({"num_cpus": "2"}, 1)):
         launcher = RayLauncher({"address": cluster.address, **options})
         try:
@@ -558,7 +558,7 @@ def test_a_ray_cluster_that_is_not_there_is_told_at_once(
     if way == "last cluster":
         (tmp_path / "current").write_text(nobody + "\n")
     with pytest.raises(InputError, match=r"no Ray cluster answers at .*`ray start --head`"):
-        RayLauncher(options).open(Job(ledger="", folder=tmp_path))
+        RayLauncher(options).open(WorkerJob(ledger="", folder=tmp_path))
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from shapelaw.trainers.ledger.ledger import (
     LedgerUnreachable,
     open_ledger,
 )
-from shapelaw.trainers.ledger.liveness import Process, this_process
+from shapelaw.trainers.ledger.liveness import ProcessId, this_process
 from shapelaw.trainers.ledger.store import Interrupted
 from shapelaw.trainers.optimizers.recipe import Recipe
 from shapelaw.trainers.training.spec import RunSpec
@@ -37,7 +37,7 @@ SHAPE = Shape(
     num_key_value_heads=1, head_dim=8, vocab_size=256,
 )  # fmt: skip
 DAY = 86_400.0
-ELSEWHERE = Process(host="elsewhere", pid=1, mark="elsewhere:boot:1/1/1")
+ELSEWHERE = ProcessId(host="elsewhere", pid=1, mark="elsewhere:boot:1/1/1")
 Opened = Callable[..., Ledger]
 
 
@@ -295,7 +295,7 @@ class LedgerContract:
     ) -> None:
         dead, living = plan(opened(), "ab"), opened()
         mark = this_process().mark.split("/")
-        gone = Process(host="here", pid=dead_pid, mark=f"{mark[0]}/{dead_pid}/{mark[2]}")
+        gone = ProcessId(host="here", pid=dead_pid, mark=f"{mark[0]}/{dead_pid}/{mark[2]}")
         with monkeypatch.context() as patch:
             patch.setattr(ledger_module, "this_process", lambda: gone)
             assert dead.claim() == spec("a")

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, Shape
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.trainers.commands.lr_check_cli import mount, settings_of
-from shapelaw.trainers.ladder.lr_sweep import Settings, extremes, lr_check, pick, trials
-from shapelaw.trainers.ladder.lr_verdict import RateCheck, Trial, judge
+from shapelaw.trainers.ladder.lr_sweep import LRSweepSettings, extremes, lr_check, pick, trials
+from shapelaw.trainers.ladder.lr_verdict import LRTrial, RateCheck, judge
 from shapelaw.trainers.sweep.folder import existing_ledger
 from shapelaw.trainers.sweep.sweep import Folder
 from shapelaw.trainers.training.spec import RunSpec
@@ -31,14 +31,14 @@ def shape(hidden: int, layers: int) -> Shape:
 CORNERS = [shape(16, 2), shape(16, 8), shape(64, 2), shape(64, 8)]
 
 
-def tried_at(shapes: list[Shape], **changes: object) -> list[Trial]:
+def tried_at(shapes: list[Shape], **changes: object) -> list[LRTrial]:
     specs = [spec(run_id=str(each), shape=each) for each in shapes]
     usual: dict[str, object] = {"tokens": 256}
-    return trials(specs, Settings(**(usual | changes)))  # type: ignore[arg-type]
+    return trials(specs, LRSweepSettings(**(usual | changes)))  # type: ignore[arg-type]
 
 
 def known_runs(
-    tried: list[Trial], *, width: float = 0.0, depth: float = 0.0, best: float = 1.0, bend=0.05
+    tried: list[LRTrial], *, width: float = 0.0, depth: float = 0.0, best: float = 1.0, bend=0.05
 ) -> pd.DataFrame:
     """Losses of a known truth: a parabola in ln rate whose optimum moves with the shape."""
     rows = []
@@ -83,7 +83,7 @@ def test_one_of_the_two_rates_can_be_checked_alone() -> None:
 def test_branches_are_left_out_and_tokens_follow_the_size() -> None:
     recipe = replace(RECIPE, warmup_steps=1)
     long = spec(recipe=recipe, tokens=64 * 40, branches=(64 * 10,))
-    (first, *_) = trials([long], Settings(tokens_per_parameter=2.0))
+    (first, *_) = trials([long], LRSweepSettings(tokens_per_parameter=2.0))
     assert first.spec.branches == ()
     assert first.spec.tokens == 2 * SHAPE.n_non_embedding
 
@@ -98,8 +98,8 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         ({"tokens_per_parameter": 0.0}, "`tokens_per_parameter > 0` must hold"),
     ):
         with pytest.raises(InputError, match=words):
-            Settings(**changes)  # type: ignore[arg-type]
-    assert Settings(seeds=1, seed_sd=0.002).seeds == 1
+            LRSweepSettings(**changes)  # type: ignore[arg-type]
+    assert LRSweepSettings(seeds=1, seed_sd=0.002).seeds == 1
 
 
 def test_the_four_corners_of_a_plan_are_its_extremes() -> None:
@@ -233,7 +233,7 @@ def test_a_check_trains_through_the_ledger_and_goes_on_from_it(
 ) -> None:
     folder = Folder(tmp_path / "check")
     corpus = small_corpus(folder.path)
-    asked = Settings(tokens=128, seeds=2, factor=4.0)
+    asked = LRSweepSettings(tokens=128, seeds=2, factor=4.0)
     specs = [spec(run_id="one", shape=SHAPE)]
     check = lr_check(specs, corpus, folder, asked, workers=1)
     entries = existing_ledger(folder.path).entries()

@@ -10,7 +10,7 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.gpu import autotune as packing
 from shapelaw.trainers.gpu.autotune import (
     Packing,
-    Trial,
+    PackTrial,
     choose_packing,
     packing_key,
     packings,
@@ -28,16 +28,16 @@ def test_a_trial_counts_the_tokens_of_all_replicas(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(packing.time, "perf_counter", lambda: float(next(now)))
     trial = trial_stack(spec(), TOKENS, 3, device=CPU, seconds=2.5)
     # looks at 0, 1, 2 and 3: two blocks, of one and two steps; the last look is at 4
-    assert trial == Trial(replicas=3, processes=1, tokens_per_second=3 * 3 * 64 / 4)
+    assert trial == PackTrial(replicas=3, processes=1, tokens_per_second=3 * 3 * 64 / 4)
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, speed: dict[tuple[int, int], float]) -> list[object]:
     """Trials that answer from a table instead of a device."""
     asked: list[object] = []
 
-    def answer(counts: tuple[int, int]) -> Trial:
+    def answer(counts: tuple[int, int]) -> PackTrial:
         asked.append(counts)
-        return Trial(
+        return PackTrial(
             replicas=counts[0],
             processes=counts[1],
             tokens_per_second=speed[counts],
@@ -92,7 +92,7 @@ def test_decisions_are_kept_beside_the_ledger_and_measured_once(tmp_path: Path) 
 
     def choose(run: object, tokens: np.ndarray, *, device: torch.device) -> Packing:
         asked.append(run.run_id)  # type: ignore[attr-defined]
-        trial = Trial(replicas=4, processes=1, tokens_per_second=7.5)
+        trial = PackTrial(replicas=4, processes=1, tokens_per_second=7.5)
         return Packing(replicas=4, processes=1, tokens_per_second=7.5, device="cpu",
                        shape="tiny", trials=(trial,))  # fmt: skip
 
@@ -130,7 +130,7 @@ def test_a_process_that_fails_ends_the_trial_with_its_reason() -> None:
 
 
 def test_a_packing_survives_json() -> None:
-    trial = Trial(replicas=2, processes=1, tokens_per_second=0.1, bytes=3, note="n")
+    trial = PackTrial(replicas=2, processes=1, tokens_per_second=0.1, bytes=3, note="n")
     known = Packing(replicas=2, processes=1, tokens_per_second=0.1, device="d", shape="s",
                     trials=(trial,))  # fmt: skip
     assert Packing.from_json(json.loads(json.dumps(asdict(known)))) == known

@@ -17,14 +17,14 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.columns import COLUMNS
 from shapelaw.scaling.runs.table import load_runs
-from shapelaw.search.autopilot.record import Settings
+from shapelaw.search.autopilot.record import LoopSettings
 from shapelaw.search.autopilot.single_pass import PROXIES, fill, proxy_specs
 
 pytestmark = pytest.mark.xdist_group("loop")
 
 
 def test_the_plan_tells_sizes_token_counts_and_ratios_apart() -> None:
-    specs = proxy_specs(Settings(), 256)
+    specs = proxy_specs(LoopSettings(), 256)
     table = pd.DataFrame(
         {
             "n": [spec.shape.n_non_embedding for spec in specs],
@@ -44,7 +44,7 @@ def test_the_plan_tells_sizes_token_counts_and_ratios_apart() -> None:
 
 
 def test_one_proxy_is_repeated_from_another_seed() -> None:
-    specs = proxy_specs(Settings(), 256)
+    specs = proxy_specs(LoopSettings(), 256)
     shapes = [(spec.shape, spec.tokens) for spec in specs]
     twice = [spec for spec in specs if shapes.count((spec.shape, spec.tokens)) == 2]
     assert {spec.seed for spec in twice} == {0, 1}
@@ -63,7 +63,7 @@ def test_fill_finds_the_width_nearest_to_a_size() -> None:
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, float], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        Settings(**changes)  # type: ignore[arg-type]
+        LoopSettings(**changes)  # type: ignore[arg-type]
 
 
 def test_the_loop_leaves_every_file_and_a_full_run_table(loop_folder: Path) -> None:

@@ -20,7 +20,7 @@ from shapelaw.search.engines._vllm import VllmEngine
 from shapelaw.search.engines.accelerators import device_of, hardware
 from shapelaw.search.engines.registry import ENGINES, engine_named, engines_here
 from shapelaw.search.engines.sessions import client
-from shapelaw.search.engines.sessions.client import MissingError, Process
+from shapelaw.search.engines.sessions.client import MissingError, SessionProcess
 from shapelaw.search.workload import parse_workload
 
 SHAPE = Shape(
@@ -70,14 +70,14 @@ def stand_in(folder: Path, *, device: str | None = None, more: int = 0) -> str:
 
 
 def test_a_session_keeps_its_state_and_what_it_prints_is_not_an_answer(tmp_path: Path) -> None:
-    process = Process(stand_in(tmp_path))
+    process = SessionProcess(stand_in(tmp_path))
     assert [process.ask("count") for _ in range(3)] == [1, 2, 3]
     process.close()
     assert not process.alive
 
 
 def test_what_a_session_raises_is_said_and_the_next_request_is_answered(tmp_path: Path) -> None:
-    process = Process(stand_in(tmp_path))
+    process = SessionProcess(stand_in(tmp_path))
     with pytest.raises(InputError, match=r"^ValueError: head size 7$"):
         process.ask("fail")
     assert process.ask("count") == 1
@@ -85,7 +85,7 @@ def test_what_a_session_raises_is_said_and_the_next_request_is_answered(tmp_path
 
 
 def test_an_abort_is_one_error_with_the_last_words(tmp_path: Path) -> None:
-    process = Process(stand_in(tmp_path))
+    process = SessionProcess(stand_in(tmp_path))
     with pytest.raises(InputError, match=r"ended with code -6: .*ASSERT: no kernel"):
         process.ask("abort")
     with pytest.raises(InputError, match="ended with code -6"):
@@ -94,7 +94,7 @@ def test_an_abort_is_one_error_with_the_last_words(tmp_path: Path) -> None:
 
 
 def test_a_session_that_hangs_is_ended(tmp_path: Path) -> None:
-    process = Process(stand_in(tmp_path))
+    process = SessionProcess(stand_in(tmp_path))
     with pytest.raises(InputError, match="no answer within 0 s"):
         process.ask("sleep", seconds=0.1)
     assert process.process.wait(10) == -9
@@ -103,7 +103,7 @@ def test_a_session_that_hangs_is_ended(tmp_path: Path) -> None:
 
 def test_a_python_that_is_not_there_is_said() -> None:
     with pytest.raises(MissingError, match="/no/python does not start"):
-        Process("vllm_session.py", python="/no/python")
+        SessionProcess("vllm_session.py", python="/no/python")
 
 
 def vllm(monkeypatch: pytest.MonkeyPatch, folder: Path, **stand: Any) -> VllmEngine:

@@ -14,7 +14,7 @@ from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.space.grid import FREE_FIELDS
 from shapelaw.search.engines._base import Engine, Measurement
 from shapelaw.search.engines._roofline import RooflineEngine
-from shapelaw.search.study.encoding import Grid
+from shapelaw.search.study.encoding import SpaceEncoding
 from shapelaw.search.study.study import search
 from shapelaw.search.workload import Workload
 
@@ -55,7 +55,7 @@ def found_by(engine: Engine, path: Path, **options: object) -> dict[int, Measure
 
 
 def test_the_space_of_these_tests_has_choices_of_every_kind() -> None:
-    fields = Grid.of(TABLE).fields
+    fields = SpaceEncoding.of(TABLE).fields
     assert 100 < len(TABLE) < 3000
     assert all(len(np.unique(column)) > 1 for column in fields.T)
 
@@ -63,14 +63,14 @@ def test_the_space_of_these_tests_has_choices_of_every_kind() -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, len(TABLE) - 1))
 def test_picks_lead_back_to_their_row(row: int) -> None:
-    grid = Grid.of(TABLE)
+    grid = SpaceEncoding.of(TABLE)
     picks = grid.picks(row)
     assert grid.row(lambda name: picks[name]) == row
     assert all(0 < pick < 1 for pick in picks.values())
 
 
 def test_picks_lead_back_to_every_row_of_a_small_space() -> None:
-    grid = Grid.of(TABLE.take(np.arange(0, len(TABLE), 3)))
+    grid = SpaceEncoding.of(TABLE.take(np.arange(0, len(TABLE), 3)))
     for row in range(len(grid.fields)):
         picks = grid.picks(row)
         assert grid.row(picks.__getitem__) == row
@@ -80,17 +80,17 @@ def test_picks_lead_back_to_every_row_of_a_small_space() -> None:
 @given(st.lists(st.floats(0, 1), min_size=6, max_size=6))
 def test_any_picks_lead_to_a_valid_row(numbers: list[float]) -> None:
     picks = dict(zip(FREE_FIELDS, numbers, strict=True))
-    assert 0 <= Grid.of(TABLE).row(picks.__getitem__) < len(TABLE)
+    assert 0 <= SpaceEncoding.of(TABLE).row(picks.__getitem__) < len(TABLE)
 
 
 def test_a_field_with_one_value_is_no_parameter() -> None:
     some = TABLE.take((TABLE.num_hidden_layers == 2) & (TABLE.head_dim == 8))
-    picks = Grid.of(some).picks(0)
+    picks = SpaceEncoding.of(some).picks(0)
     assert not {"num_hidden_layers", "head_dim"} & set(picks)
 
 
 def test_the_nearest_allowed_row_is_nearest_in_ratio() -> None:
-    grid = Grid.of(TABLE)
+    grid = SpaceEncoding.of(TABLE)
     assert grid.nearest(7, np.arange(len(TABLE))) == 7
     allowed = np.arange(0, len(TABLE), 17)
     apart = np.log(grid.fields[allowed] / grid.fields[7])

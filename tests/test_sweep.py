@@ -23,7 +23,7 @@ from shapelaw.trainers.ledger.ledger import DIVERGED, DONE, FAILED, PLANNED, RUN
 from shapelaw.trainers.optimizers.recipe import Recipe
 from shapelaw.trainers.sweep import heartbeat, sweep, worker
 from shapelaw.trainers.sweep.folder import existing_ledger
-from shapelaw.trainers.sweep.launchers._base import End, Job, Launcher
+from shapelaw.trainers.sweep.launchers._base import End, Launcher, WorkerJob
 from shapelaw.trainers.sweep.sweep import Folder, join, retry_runs, run_plan, run_table
 from shapelaw.trainers.sweep.worker import work
 from shapelaw.trainers.training.loop import train
@@ -66,12 +66,12 @@ class InProcess(Launcher):
     def __init__(self, options: Mapping[str, str] | None = None) -> None:
         self.started: list[int] = []
 
-    def open(self, job: Job) -> None: ...
+    def open(self, job: WorkerJob) -> None: ...
 
     def default_workers(self) -> int:
         return 1
 
-    def start(self, job: Job, numbers: Sequence[int]) -> None:
+    def start(self, job: WorkerJob, numbers: Sequence[int]) -> None:
         self.started += numbers
         work(job.ledger, job.folder)
 
@@ -84,7 +84,7 @@ class InProcess(Launcher):
 class InThread(InProcess):
     """One worker beside this thread, which can look on."""
 
-    def start(self, job: Job, numbers: Sequence[int]) -> None:
+    def start(self, job: WorkerJob, numbers: Sequence[int]) -> None:
         self.thread = threading.Thread(target=work, args=(job.ledger, job.folder))
         self.thread.start()
 

@@ -203,7 +203,7 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PowerLaw:
+class PowerCurve:
     """task loss = a (L / at)^b.
 
     L is a loss in nats per token at ``at``, the geometric mean of the fitted losses; the task loss
@@ -215,7 +215,7 @@ class PowerLaw:
     equation: ClassVar[str] = "task loss = a (L / at)^b"
     at: float = 1.0
 
-    def settled(self, x: np.ndarray, chance: float) -> "PowerLaw":
+    def settled(self, x: np.ndarray, chance: float) -> "PowerCurve":
         """Centred at the geometric mean of the losses."""
         return replace(self, at=float(np.exp(np.log(x).mean())))
 
@@ -249,7 +249,7 @@ class TwoStep:
     step has N and D instead of L. For that, fit a law to the task loss and link it by a `Sigmoid`.
     """
 
-    first: Line | PowerLaw = PowerLaw()
+    first: Line | PowerCurve = PowerCurve()
     second: Sigmoid = Sigmoid()
 
     @property
@@ -266,7 +266,7 @@ FORMS: dict[str, Form] = {
     "two-step-line": TwoStep(first=Line()),
 }
 CURVES: dict[str, Callable[..., Curve]] = {
-    curve.name: curve for curve in (Sigmoid, ExponentialError, Line, PowerLaw)
+    curve.name: curve for curve in (Sigmoid, ExponentialError, Line, PowerCurve)
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from shapelaw.scaling.accuracy.curves import CURVES
-from shapelaw.scaling.accuracy.link import Link, Links, Stage, with_other
+from shapelaw.scaling.accuracy.link import Link, Links, LinkStage, with_other
 from shapelaw.scaling.accuracy.predictions import Measured, Task
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json, write_json
@@ -132,14 +132,14 @@ def _read_part(found: dict[str, Any], measured: Measured) -> Links:
     return Links(links=tuple(links), covariance=covariance, noise=noise)
 
 
-def _stage(written: dict[str, Any]) -> Stage:
+def _stage(written: dict[str, Any]) -> LinkStage:
     if written["curve"] not in CURVES:
         raise ValueError(f"it names an unknown curve {written['curve']!r}")
     curve = CURVES[written["curve"]](**written["constants"])
     theta = np.array(written["parameters"], dtype=float)
     if not np.all(np.isfinite(theta)) or len(theta) != len(curve.bounds(np.array([1.0, 2.0]))):
         raise ValueError(f"its parameters are not those of a {written['curve']}")
-    return Stage(curve=curve, theta=theta, at_bound=tuple(written["at_bound"]))
+    return LinkStage(curve=curve, theta=theta, at_bound=tuple(written["at_bound"]))
 
 
 def _lower(matrix: np.ndarray) -> list[list[float]]:

@@ -27,7 +27,7 @@ from shapelaw.scaling.accuracy.curves import (
     solve,
 )
 from shapelaw.scaling.accuracy.files import load_links
-from shapelaw.scaling.accuracy.link import Link, Links, Stage, with_other
+from shapelaw.scaling.accuracy.link import Link, Links, LinkStage, with_other
 from shapelaw.scaling.accuracy.predictions import Measured, Task
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import data_folder
@@ -324,7 +324,8 @@ def _joined(
                 task=task,
                 form=form,
                 stages=tuple(
-                    Stage(curve=one.curve, theta=one.theta, at_bound=one.at_bound) for one in steps
+                    LinkStage(curve=one.curve, theta=one.theta, at_bound=one.at_bound)
+                    for one in steps
                 ),
                 covariance=covariance[own, own],
                 noise=noise[block, block],

@@ -34,7 +34,7 @@ MEAN = "mean"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class LinkStage:
     """One fitted step of a link: the curve with its constants, and its internal parameters."""
 
     curve: Curve
@@ -54,7 +54,7 @@ class Link:
 
     task: Task
     form: str
-    stages: tuple[Stage, ...]
+    stages: tuple[LinkStage, ...]
     covariance: np.ndarray
     noise: np.ndarray
     degrees: int

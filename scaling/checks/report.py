@@ -32,7 +32,7 @@ CONVENTIONS_APART = 1.05  # counted FLOPs over 6ND
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Check(Shown):
+class CheckReport(Shown):
     """A fit with everything that judges it.
 
     ``hold_outs`` are leave-largest-out by size and by compute, those that the table allows;
@@ -130,7 +130,7 @@ def check(
     *,
     compute: float | None = None,
     **settings: Unpack[FitSettings],
-) -> Check:
+) -> CheckReport:
     """Check a law on a run table.
 
     Parameters
@@ -164,7 +164,7 @@ def check(
             unavailable[by] = str(error)
     report = identifiability_report(fitted, runs)
     intervals = interval_widths(fitted, runs)
-    return Check(
+    return CheckReport(
         fit=fitted,
         in_sample=scores(rows["loss"].to_numpy(), fitted.central(rows)),
         hold_outs=hold_outs,

@@ -27,7 +27,7 @@ RESAMPLES = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class BacktestStage:
     """What a strategy sees: runs trained so far, the pool left, the budget and the target."""
 
     fit: Fit
@@ -38,7 +38,7 @@ class Stage:
     generator: np.random.Generator
 
 
-def by_design(stage: Stage) -> list[Any]:
+def by_design(stage: BacktestStage) -> list[Any]:
     """I-optimal for the held-out places, under the budget; each run of the pool once."""
     limits = Limits(
         stretch=1e6, most_runs=len(stage.pool), most_repeats=1, smallest_gain=0.0
@@ -49,24 +49,24 @@ def by_design(stage: Stage) -> list[Any]:
     return list(design.rows.index)
 
 
-def at_random(stage: Stage) -> list[Any]:
+def at_random(stage: BacktestStage) -> list[Any]:
     """Runs in random order, each taken if the budget left pays for it."""
     return _payable(stage, stage.generator.permutation(len(stage.pool)))
 
 
-def cheapest_first(stage: Stage) -> list[Any]:
+def cheapest_first(stage: BacktestStage) -> list[Any]:
     """All at the smallest size: by cost."""
     return _payable(stage, np.argsort(costs(stage.pool), kind="stable"))
 
 
-STRATEGIES: dict[str, Callable[[Stage], list[Any]]] = {
+STRATEGIES: dict[str, Callable[[BacktestStage], list[Any]]] = {
     "design": by_design,
     "random": at_random,
     "cheapest": cheapest_first,
 }
 
 
-def _payable(stage: Stage, order: np.ndarray) -> list[Any]:
+def _payable(stage: BacktestStage, order: np.ndarray) -> list[Any]:
     price, left, chosen = costs(stage.pool), stage.budget_flops * (1 + 1e-12), []
     for position in order:
         if price[position] <= left:
@@ -262,7 +262,7 @@ def _course(
     target: pd.DataFrame,
     refit: Refit,
     begin: np.ndarray,
-    strategy: Callable[[Stage], list[Any]],
+    strategy: Callable[[BacktestStage], list[Any]],
     generator: np.random.Generator,
     steps: int,
 ) -> pd.DataFrame:
@@ -274,7 +274,7 @@ def _course(
     for budget in [0.0, *np.geomspace(most / 1000, most, steps)]:
         allowed = budget - spent
         if len(left) and costs(left).min() <= allowed:
-            stage = Stage(
+            stage = BacktestStage(
                 fit=fitted,
                 trained=trained,
                 pool=left,

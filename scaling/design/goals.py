@@ -100,7 +100,7 @@ class Optimum:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class GoalRanking:
     """Ln loss of the first shape minus that of the second, each with its N, D and ratios."""
 
     first: pd.DataFrame | Mapping[str, float]
@@ -126,7 +126,7 @@ class Choice:
         return Targets(points=points, combination=np.array([[1.0, -1.0]]), words=words)
 
 
-Goal = Prediction | Optimum | Choice
+Goal = Prediction | Optimum | GoalRanking
 
 
 def _row(value: pd.DataFrame | Mapping[str, float], which: str) -> pd.DataFrame:
@@ -159,7 +159,7 @@ def parse_goal(text: str, fit: Fit) -> Goal:
         table = read_table(Path(rest))
         if len(table) != 2:
             raise InputError(f"a choice must be between two rows, but {rest} has {len(table)}")
-        return Choice(first=table.iloc[[0]], second=table.iloc[[1]])
+        return GoalRanking(first=table.iloc[[0]], second=table.iloc[[1]])
     raise InputError(f"`--goal` must be {SYNTAX}, but got {text!r}")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.design.candidates import Limits, costs, grid_candidates, inside
-from shapelaw.scaling.design.goals import Choice, Goal, Optimum, Prediction
+from shapelaw.scaling.design.goals import Goal, GoalRanking, Optimum, Prediction
 from shapelaw.scaling.design.greedy import Selection
 from shapelaw.scaling.design.linearised import (
     CLOSE,
@@ -191,7 +191,7 @@ def next_runs(
     budget_flops
         For all of them together, FLOP.
     goal
-        A :class:`~shapelaw.scaling.design.goals.Prediction`, ``Optimum`` or ``Choice``.
+        A :class:`~shapelaw.scaling.design.goals.Prediction`, ``Optimum`` or ``GoalRanking``.
     runs
         The runs that were fitted.
     limits
@@ -249,7 +249,7 @@ def _allowed(
 
 
 def _check(fit: Fit, budget_flops: float, goal: Goal, runs: pd.DataFrame) -> None:
-    if not isinstance(goal, Prediction | Optimum | Choice):
+    if not isinstance(goal, Prediction | Optimum | GoalRanking):
         raise InputError(f"`goal` must be a Prediction, an Optimum or a Choice, but got {goal!r}")
     if not 0 < budget_flops < np.inf:
         raise InputError(f"`budget_flops > 0` must hold, but got {budget_flops}")

@@ -25,7 +25,7 @@ Range = dict[str, float | None]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Allocation(Shown):
+class ComputeOptimal(Shown):
     """The best N and D of a compute C = 6ND, each with its 95 % interval.
 
     ``n`` in parameters (by the size convention of the fit), ``tokens``, ``tokens_per_n``, and
@@ -71,7 +71,7 @@ class Allocation(Shown):
 
 def allocation(
     fitted: Fit, compute: float, *, shape: Mapping[str, float] | None = None
-) -> Allocation:
+) -> ComputeOptimal:
     """The compute-optimal N and D of a fit.
 
     The Chinchilla law has N* = G (C/6)^a with a = β/(α+β) and G = (αA/βB)^(1/(α+β)) (arXiv
@@ -106,7 +106,7 @@ def allocation(
         return _unknown(compute, "no optimum within a factor 1000 of the fitted sizes")
     size = found[:, 0]
     tokens = compute / (6 * size)
-    return Allocation(
+    return ComputeOptimal(
         compute=compute,
         method=method,
         n=_range(size),
@@ -116,9 +116,9 @@ def allocation(
     )
 
 
-def _unknown(compute: float, why: str) -> Allocation:
+def _unknown(compute: float, why: str) -> ComputeOptimal:
     none: Range = {"value": None, "low": None, "high": None}
-    return Allocation(
+    return ComputeOptimal(
         compute=compute, method="none", n=none, tokens=none, tokens_per_n=none, exponent=none,
         why=why,
     )  # fmt: skip
@@ -212,7 +212,7 @@ class Valley(Shown):
 
     law_name: str
     tolerance: float
-    allocation: Allocation
+    allocation: ComputeOptimal
     ranges: pd.DataFrame
 
     def frame(self) -> pd.DataFrame:

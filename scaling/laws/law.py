@@ -51,7 +51,7 @@ class Pin:
     source: str
 
 
-class Part(ABC):
+class LawPart(ABC):
     """A base or a factor: named parameters, the columns that it needs, and its terms."""
 
     @property
@@ -92,7 +92,7 @@ class Part(ABC):
         return f"{type(self).__name__}({', '.join(given)})"
 
 
-class Factor(Part):
+class Factor(LawPart):
     """What shape does to the loss: times it (``*``) or in nats on top of it (``+``)."""
 
     @property
@@ -115,7 +115,7 @@ class Factor(Part):
         return True
 
 
-class Base(Part):
+class Base(LawPart):
     """The loss of the best shape at N and D; ``*`` and ``+`` make a law of it."""
 
     def __mul__(self, factor: Factor) -> "Law":
@@ -149,7 +149,7 @@ class Law:
 
     def __post_init__(self) -> None:
         """Refuse what is not a base with factors, each parameter once."""
-        wrong: list[Part] = [part for part in self.shapes if isinstance(part, Base)]
+        wrong: list[LawPart] = [part for part in self.shapes if isinstance(part, Base)]
         if isinstance(self.base, Factor) or wrong:
             raise InputError(
                 "`base * factor + term` is a law, but got "
@@ -247,7 +247,7 @@ class Law:
             )
 
     @cached_property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[LawPart, ...]:
         """Base, extra terms, factors."""
         return (self.base, *self.extras, *self.factors)
 
@@ -308,7 +308,7 @@ class Law:
         rows = len(next(iter(columns.values())))
         return Program(groups=tuple(groups), parameters=len(self.names), rows=rows)
 
-    def _terms(self, part: Part, columns: Columns, at: Reference) -> list[Term]:
+    def _terms(self, part: LawPart, columns: Columns, at: Reference) -> list[Term]:
         return part.terms(columns, at, self.index)
 
     def log_loss(

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import AbstractPathEffect
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.compute_optimal import Allocation, allocation, shape_held
+from shapelaw.scaling.fitting.compute_optimal import ComputeOptimal, allocation, shape_held
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.plots.style import (
     BAND,
@@ -53,7 +53,7 @@ class Map:
     tokens: np.ndarray
     loss: np.ndarray
     shape: Mapping[str, float]
-    frontier: tuple[Allocation, ...]
+    frontier: tuple[ComputeOptimal, ...]
     why: str
 
 

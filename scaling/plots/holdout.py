@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from shapelaw.scaling.checks.comparison import Comparison
 from shapelaw.scaling.checks.holdout import UNITS, Cutoff, HoldOut
-from shapelaw.scaling.checks.report import Check
+from shapelaw.scaling.checks.report import CheckReport
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.refits import public_parameters
 from shapelaw.scaling.fitting.result import LEVEL, Fit, unit_of
@@ -33,7 +33,7 @@ STEADY = 1e-12  # a parameter that moves no more than this was held at every cut
 Ends = tuple[float, float]
 
 
-def hold_out_of(result: HoldOut | Check, by: str = "size") -> HoldOut:
+def hold_out_of(result: HoldOut | CheckReport, by: str = "size") -> HoldOut:
     """Leave-largest-out itself, or that part of a check.
 
     Raises
@@ -50,7 +50,7 @@ def hold_out_of(result: HoldOut | Check, by: str = "size") -> HoldOut:
 
 
 @styled
-def plot_drift(result: HoldOut | Check, *, by: str = "size") -> Figure:
+def plot_drift(result: HoldOut | CheckReport, *, by: str = "size") -> Figure:
     """Every parameter against the largest run that was fitted, and the error on those left out.
 
     The line across is the fit to all rows, with its 95 % interval where there are resamples, as
@@ -139,7 +139,7 @@ def _reach(axes: Axes, places: np.ndarray, by: str) -> None:
 
 
 @styled
-def plot_held_out(result: HoldOut | Check, *, by: str = "size") -> Figure:
+def plot_held_out(result: HoldOut | CheckReport, *, by: str = "size") -> Figure:
     """Error of every run left out against its distance from the largest run that was fitted.
 
     Above zero the law promised a loss that the run did not reach.

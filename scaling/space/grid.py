@@ -33,7 +33,7 @@ BATCH = 2**18  # combinations that are worked on at once: some tens of megabytes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class ShapeGrid:
     """Pairs of layers and hidden size, each with every head dimension and pair of head counts.
 
     Attributes

@@ -19,7 +19,7 @@ from shapelaw.scaling.space.grid import (
     SHAPES,
     SMALL,
     WAYS_OUT,
-    Grid,
+    ShapeGrid,
     Widths,
     head_pairs,
     what_emptied,
@@ -271,7 +271,7 @@ class Space:
                 if mask.any():
                     yield table.take(mask) if late else table
 
-    def _widths(self, grid: Grid, at: np.ndarray, left: dict[str, int]) -> Widths:
+    def _widths(self, grid: ShapeGrid, at: np.ndarray, left: dict[str, int]) -> Widths:
         """The MLP widths within the tolerance, for the combinations of some pairs."""
         low = int(np.ceil(self.parameters * (1 - self.tolerance)))
         high = int(np.floor(self.parameters * (1 + self.tolerance)))
@@ -292,7 +292,7 @@ class Space:
         return found
 
     def _combinations(
-        self, grid: Grid, at: np.ndarray
+        self, grid: ShapeGrid, at: np.ndarray
     ) -> tuple[ShapeTable, np.ndarray, np.ndarray]:
         """Shapes of the least width, their counts without an MLP, and what a step of width adds."""
         layers, hidden = grid.pair(at)
@@ -304,7 +304,7 @@ class Space:
         step = table.num_hidden_layers * table.mlp_parameters
         return table, self._count(table) - step, step
 
-    def _grid(self) -> tuple[Grid, int]:
+    def _grid(self) -> tuple[ShapeGrid, int]:
         """The pairs whose narrowest shape is within the budget, and how many there are in all."""
         high = self.parameters * (1 + self.tolerance)
         layers, pairs, sizes = sorted(set(self.layers)), 0, []
@@ -317,7 +317,7 @@ class Space:
             pairs += len(every)
         dims = np.array(sorted(set(self.head_dims)), dtype=np.int64)
         heads, groups = head_pairs(self.max_heads, self.gqa)
-        grid = Grid(
+        grid = ShapeGrid(
             layers=tuple(layers),
             hidden_sizes=tuple(sizes),
             head_dim=np.repeat(dims, len(heads)),

@@ -17,7 +17,7 @@ from shapelaw.trainers.optimizers.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class LoopSettings:
     """What a user can choose; everything but ``workers`` decides the numbers.
 
     ``effort`` multiplies every token budget.
@@ -37,7 +37,7 @@ class Settings:
             raise InputError(f"`--measurements >= 3` must hold, but got {self.measurements}")
 
 
-def keep_record(folder: Path, settings: Settings) -> None:
+def keep_record(folder: Path, settings: LoopSettings) -> None:
     """Write what decides the numbers, or check that it is what the folder was made with."""
     path = folder / "quickstart.json"
     chosen = {name: value for name, value in asdict(settings).items() if name != "workers"}

@@ -21,7 +21,7 @@ from shapelaw.scaling.runs.table import load_runs, write_runs
 from shapelaw.scaling.space.space import Space
 from shapelaw.scaling.units import format_count
 from shapelaw.search.autopilot.display import Display
-from shapelaw.search.autopilot.record import Settings, keep_record, locked_folder
+from shapelaw.search.autopilot.record import LoopSettings, keep_record, locked_folder
 from shapelaw.search.engines.registry import engine_named
 from shapelaw.search.proposals.candidate_set import Target
 from shapelaw.search.proposals.pareto_search import propose
@@ -72,7 +72,7 @@ FLOPS_PER_SECOND = 2e10
 LARGER_IS_FASTER = 1.4  # FLOP/s of the confirmatory models over those of the proxies
 
 
-def proxy_specs(settings: Settings, vocab_size: int) -> list[RunSpec]:
+def proxy_specs(settings: LoopSettings, vocab_size: int) -> list[RunSpec]:
     """The plan of the proxies: 16 shapes and one of them from a second seed.
 
     Long runs come first, so that the cores end together.
@@ -117,7 +117,7 @@ class Loop:
     """One quickstart in a folder."""
 
     folder: Path
-    settings: Settings
+    settings: LoopSettings
     display: Display
 
     @property
@@ -237,7 +237,7 @@ class Loop:
         self.display.finished(name)
 
 
-def quickstart(folder: Path, settings: Settings, display: Display) -> Path:
+def quickstart(folder: Path, settings: LoopSettings, display: Display) -> Path:
     """Run the loop in a folder, or go on with it; returns the path of the report.
 
     Raises
@@ -260,7 +260,7 @@ def quickstart(folder: Path, settings: Settings, display: Display) -> Path:
         return loop.report()
 
 
-def _forecast(settings: Settings, workers: int) -> dict[str, float]:
+def _forecast(settings: LoopSettings, workers: int) -> dict[str, float]:
     """First guess of each stage's seconds."""
     vocabulary = settings.vocab_size or 256
     proxies = sum(spec.flops for spec in proxy_specs(settings, vocabulary))

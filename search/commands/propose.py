@@ -14,7 +14,7 @@ from shapelaw.search.proposals.candidate_set import Target
 from shapelaw.search.proposals.pareto_search import Outcome, Search, find
 from shapelaw.search.proposals.proposal import Proposal, write_proposals
 from shapelaw.search.proposals.reasons import of_the_budget, plainly
-from shapelaw.search.proposals.request import MEASUREMENTS, Request, target_of
+from shapelaw.search.proposals.request import MEASUREMENTS, ProposalRequest, target_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Answer:
     about: dict[str, Any]
 
 
-def answer(request: Request, out: Path | None) -> Answer:
+def answer(request: ProposalRequest, out: Path | None) -> Answer:
     """Find proposals and, where ``out`` is given, write them there.
 
     Raises
@@ -65,7 +65,7 @@ def answer(request: Request, out: Path | None) -> Answer:
 
 
 def _about(
-    request: Request, target: Target, fitted: Fit, basis: str, outcome: Outcome
+    request: ProposalRequest, target: Target, fitted: Fit, basis: str, outcome: Outcome
 ) -> dict[str, Any]:
     """What ``proposals.json`` says of the search beside its rows."""
     found = outcome.check

@@ -14,7 +14,7 @@ from shapelaw.search.engines._base import Engine, Measurement, bytes_served
 from shapelaw.search.engines.accelerators import hardware
 from shapelaw.search.engines.sessions.client import (
     MissingError,
-    Process,
+    SessionProcess,
     numbers,
     refuse_above,
     version_of,
@@ -61,7 +61,7 @@ class AiconfiguratorEngine(Engine):
         self.limit = hardware(self.gpu).memory
         self.device = hardware(self.gpu).name
         self.python = os.environ.get(SETTING) or sys.executable
-        self.process: Process | None = None
+        self.process: SessionProcess | None = None
         if self.python == sys.executable:
             self.version = version_of(self.name, engine=self.name)
         else:
@@ -120,9 +120,9 @@ class AiconfiguratorEngine(Engine):
         if getattr(self, "process", None) is not None:
             self.close()
 
-    def _running(self) -> Process:
+    def _running(self) -> SessionProcess:
         if self.process is None:
-            self.process = Process(SESSION, python=self.python)
+            self.process = SessionProcess(SESSION, python=self.python)
         return self.process
 
     def _version_elsewhere(self) -> str:

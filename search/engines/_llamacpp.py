@@ -13,8 +13,8 @@ from shapelaw.search.engines._base import bytes_served, this_device
 from shapelaw.search.engines._timed import Server, TimedEngine
 from shapelaw.search.engines.sessions.client import (
     CPU_LIMIT,
-    Process,
     ProcessServer,
+    SessionProcess,
     refuse_above,
     version_of,
 )
@@ -65,7 +65,7 @@ class LlamaCppEngine(TimedEngine):
         path = Path(folder.name) / "model.gguf"
         length = workload.input_tokens + workload.output_tokens
         write_random_gguf(path, shape, dtype=workload.dtype, length=length)
-        process = Process("llamacpp_session.py", environment={"GGML_NO_BACKTRACE": "1"})
+        process = SessionProcess("llamacpp_session.py", environment={"GGML_NO_BACKTRACE": "1"})
         server = ProcessServer(process, folder)
         server.load(shape, workload, path=str(path), kv_type=kv_type)
         return server

@@ -12,8 +12,8 @@ from shapelaw.search.engines._timed import Server, TimedEngine, Timing
 from shapelaw.search.engines.sessions.client import (
     CPU_LIMIT,
     MissingError,
-    Process,
     ProcessServer,
+    SessionProcess,
     refuse_above,
     write_config,
 )
@@ -88,7 +88,7 @@ class VllmEngine(TimedEngine):
         folder = tempfile.TemporaryDirectory(prefix="shapelaw-")
         write_config(shape, workload, Path(folder.name))
         environment = ENVIRONMENT | (CPU_ENVIRONMENT if self.on == "cpu" else {})
-        process = Process(SESSION, python=self.python, environment=environment)
+        process = SessionProcess(SESSION, python=self.python, environment=environment)
         server = VllmServer(process, folder, on=self.on)
         server.load(shape, workload, folder=folder.name, options=self._options(shape, workload))
         return server
@@ -111,7 +111,7 @@ class VllmServer(ProcessServer):
     """A shape in vLLM."""
 
     def __init__(
-        self, process: Process, folder: "tempfile.TemporaryDirectory[str]", *, on: str
+        self, process: SessionProcess, folder: "tempfile.TemporaryDirectory[str]", *, on: str
     ) -> None:
         super().__init__(process, folder)
         self.on = on
@@ -125,7 +125,7 @@ class VllmServer(ProcessServer):
 
 
 def _describe(python: str) -> dict[str, Any]:
-    process = Process(SESSION, python=python)
+    process = SessionProcess(SESSION, python=python)
     try:
         return dict(process.ask("describe"))
     except InputError as error:

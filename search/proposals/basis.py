@@ -13,7 +13,7 @@ from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.units import format_count
-from shapelaw.search.proposals.request import Request
+from shapelaw.search.proposals.request import ProposalRequest
 
 SHIPPED = "proxies"  # the table that the shipped law is fitted on
 
@@ -27,7 +27,7 @@ COUNTED = 1e3  # parameters or tokens below which a law cannot count single ones
 FIELDS = {field.name for field in fields(Shape)} | {"n_total", "n_active", N, D, *RATIOS}
 
 
-def law_of(request: Request) -> tuple[Fit, str]:
+def law_of(request: ProposalRequest) -> tuple[Fit, str]:
     """The law and what it rests on, in a line."""
     if request.law is None:
         return shipped_law(request.seed)

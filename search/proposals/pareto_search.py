@@ -31,7 +31,7 @@ from shapelaw.search.study.problem import Goal, Question
 from shapelaw.search.study.sampler import CALIBRATED
 from shapelaw.search.study.storage import Address
 from shapelaw.search.study.study import Effort, Found, explore
-from shapelaw.search.time_model.estimates import Check, Estimates, check, estimate
+from shapelaw.search.time_model.estimates import Estimates, TimeModelCheck, check, estimate
 from shapelaw.search.workload import Workload
 
 ROUNDS = 3  # times that refused shapes are made up for
@@ -50,7 +50,7 @@ class Outcome:
     enumerated: int
     considered: int
     notes: list[str]
-    check: Check | None = None
+    check: TimeModelCheck | None = None
     answered_shapes: tuple[Shape, ...] = ()  # of ``check``, in its order
 
 

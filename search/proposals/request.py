@@ -23,7 +23,7 @@ ESTIMATED = 12  # the most shapes that only the time model answers for
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class ProposalRequest:
     """What a person asks for, as typed.
 
     ``law`` is the path of a fit or the name of a printed law; ``measurements`` and ``estimated``
@@ -61,7 +61,7 @@ class Request:
     fresh: bool = False
 
 
-def target_of(request: Request) -> Target:
+def target_of(request: ProposalRequest) -> Target:
     """Read the budget, the baseline and the steps of a request."""
     baseline = shape_named(request.baseline)
     parameters = parse_count(request.params)
@@ -95,7 +95,7 @@ def target_of(request: Request) -> Target:
     )
 
 
-def _engine(request: Request) -> Engine:
+def _engine(request: ProposalRequest) -> Engine:
     """The engine; what it measured once is kept, unless unwanted."""
     engine = engine_named(request.engine)
     if not request.keep:
@@ -107,7 +107,7 @@ def _constraints(where: tuple[str, ...]) -> dict[str, Any]:
     return {"constraints": where} if where else {}
 
 
-def _workload(request: Request) -> Workload:
+def _workload(request: ProposalRequest) -> Workload:
     return parse_workload(request.workload).changed(**request.limits)
 
 

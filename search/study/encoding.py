@@ -10,7 +10,7 @@ from shapelaw.scaling.space.grid import FREE_FIELDS
 
 
 @dataclass(frozen=True)
-class Grid:
+class SpaceEncoding:
     """An enumerated space as the parameters of a study.
 
     Every field of a shape becomes a number in [0, 1] that picks from the values left by the fields
@@ -20,7 +20,7 @@ class Grid:
     fields: np.ndarray  # (n, 6), in the order of FREE_FIELDS
 
     @classmethod
-    def of(cls, table: ShapeTable) -> "Grid":
+    def of(cls, table: ShapeTable) -> "SpaceEncoding":
         """The grid of a table."""
         return cls(np.stack([getattr(table, name) for name in FREE_FIELDS], axis=1))
 

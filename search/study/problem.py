@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.search.study.encoding import Grid
+from shapelaw.search.study.encoding import SpaceEncoding
 from shapelaw.search.workload import Workload
 
 if TYPE_CHECKING:
@@ -70,9 +70,9 @@ class Question:
             )
 
     @cached_property
-    def grid(self) -> Grid:
+    def grid(self) -> SpaceEncoding:
         """The space as parameters of a study."""
-        return Grid.of(self.table)
+        return SpaceEncoding.of(self.table)
 
     @cached_property
     def allowed(self) -> np.ndarray:

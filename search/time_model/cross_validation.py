@@ -20,7 +20,7 @@ FEWEST = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOut:
+class CrossValidation:
     """Measured against predicted output tokens/s, each shape by a model that did not see it.
 
     Attributes
@@ -56,7 +56,7 @@ def held_out(
     folds: int | None = None,
     device: "Hardware | None" = None,
     seed: int = 0,
-) -> HeldOut:
+) -> CrossValidation:
     """Fit without each fold and predict it.
 
     Parameters
@@ -88,7 +88,7 @@ def held_out(
         mean[unseen], deviation[unseen] = model.predict(table.take(unseen))
     measured = np.array([measurement.output_tokens_per_second for measurement in measurements])
     predicted = np.exp(mean)
-    return HeldOut(
+    return CrossValidation(
         measured=measured,
         predicted=predicted,
         deviation=deviation,

@@ -52,7 +52,7 @@ class Estimates:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class TimeModelCheck:
     """How well the time model says what the engine answered, each shape left out in turn.
 
     ``rows`` are those answered, ``answered`` and ``predicted`` their tokens/s; ``error`` is the
@@ -97,13 +97,13 @@ def check(
     found: Mapping[int, Measurement | str],
     engine: Engine,
     workload: Workload,
-) -> Check | None:
+) -> TimeModelCheck | None:
     """Predict each answered row from the others; None where there are too few."""
     rows, answers = _answered(found)
     if len(rows) < FEWEST:
         return None
     told = held_out(table.take(rows), answers, workload, folds=len(rows), device=device_of(engine))
-    return Check(
+    return TimeModelCheck(
         rows=rows.tolist(),
         answered=told.measured.tolist(),
         predicted=told.predicted.tolist(),

@@ -65,7 +65,7 @@ class Forecast:
 
 
 @dataclass(frozen=True)
-class Stage:
+class TimeStage:
     """One stage of serving: its terms and features at the measured shapes, and what was learned.
 
     Attributes
@@ -95,14 +95,14 @@ class Stage:
     def fit(
         cls, prior: Prior, terms: np.ndarray, features: np.ndarray, measured: np.ndarray,
         variances: np.ndarray,
-    ) -> "Stage":  # fmt: skip
+    ) -> "TimeStage":  # fmt: skip
         """Fit to seconds, (n,), with the variances of their logarithms; n may be 0."""
         seconds = _coefficients(prior, terms, np.log(measured))
         residual = np.log(measured) - np.log(terms @ seconds)
         start = cls(prior, terms, features, residual, variances, seconds, FEATURE_SD, NOISE_SD)
         return start.learned() if len(measured) >= LEARNABLE else start
 
-    def learned(self) -> "Stage":
+    def learned(self) -> "TimeStage":
         """The same with the spreads that make the measurements most likely."""
         sizes = np.log([FEATURE_SD, NOISE_SD])
 
@@ -117,8 +117,8 @@ class Stage:
         best = minimize(cost, sizes, method="L-BFGS-B", bounds=[(-7.0, 0.0), (-7.0, 0.0)])
         return self._with(*np.exp(best.x))
 
-    def _with(self, feature_sd: float, noise_sd: float) -> "Stage":
-        return Stage(
+    def _with(self, feature_sd: float, noise_sd: float) -> "TimeStage":
+        return TimeStage(
             self.prior, self.terms, self.features, self.residual, self.variances, self.seconds,
             float(feature_sd), float(noise_sd),
         )  # fmt: skip
@@ -135,13 +135,13 @@ class Stage:
             variance -= (explained**2).sum(axis=0)
         return mean, np.sqrt(np.maximum(variance, 1e-12))
 
-    def believing(self, terms: np.ndarray, features: np.ndarray) -> "Stage":
+    def believing(self, terms: np.ndarray, features: np.ndarray) -> "TimeStage":
         """The same model as if shapes had been measured exactly as predicted.
 
         Its predictions stay where they are; near those shapes they are surer.
         """
         mean, _ = self.predict(terms, features)
-        return Stage(
+        return TimeStage(
             self.prior,
             np.concatenate([self.terms, terms]),
             np.concatenate([self.features, features]),
@@ -198,8 +198,8 @@ class TimeModel:
     """
 
     workload: "Workload"
-    prefill: Stage
-    decode: Stage
+    prefill: TimeStage
+    decode: TimeStage
     first_token: float = 1.0  # TTFT over the seconds that prefill takes of the whole
 
     @classmethod
@@ -225,8 +225,12 @@ class TimeModel:
         first = np.array([measurement.ttft for measurement in measurements])
         return cls(
             workload,
-            Stage.fit(before, prefill_terms(table, workload), features, parts[:, 0], parts[:, 2]),
-            Stage.fit(during, decode_terms(table, workload), features, parts[:, 1], parts[:, 2]),
+            TimeStage.fit(
+                before, prefill_terms(table, workload), features, parts[:, 0], parts[:, 2]
+            ),
+            TimeStage.fit(
+                during, decode_terms(table, workload), features, parts[:, 1], parts[:, 2]
+            ),
             float(np.exp(np.median(np.log(first / parts[:, 0])))) if len(first) else 1.0,
         )
 

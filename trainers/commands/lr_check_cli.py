@@ -12,7 +12,7 @@ from shapelaw.scaling.display.console import print_json, print_table
 
 if TYPE_CHECKING:
     from shapelaw.trainers.corpus.corpus import Corpus
-    from shapelaw.trainers.ladder.lr_sweep import Settings
+    from shapelaw.trainers.ladder.lr_sweep import LRSweepSettings
     from shapelaw.trainers.ladder.lr_verdict import RateCheck
     from shapelaw.trainers.sweep.sweep import Folder
     from shapelaw.trainers.training.spec import RunSpec
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def settings_of(
     factor: float, seeds: int, rates: str, tokens: str, seed_sd: float | None
-) -> "Settings":
+) -> "LRSweepSettings":
     """What a check tries, from options as typed: ``tokens`` is a count, or ``20x`` per parameter.
 
     Raises
@@ -30,7 +30,7 @@ def settings_of(
     """
     from shapelaw.scaling.errors import InputError
     from shapelaw.scaling.units import parse_count
-    from shapelaw.trainers.ladder.lr_sweep import RATES, Settings
+    from shapelaw.trainers.ladder.lr_sweep import RATES, LRSweepSettings
 
     count, per_parameter = None, 20.0
     if tokens.endswith("x"):
@@ -40,7 +40,7 @@ def settings_of(
             raise InputError(f"`--tokens` must be 2M, or 20x for 20 · N, got {tokens!r}") from None
     else:
         count = parse_count(tokens)
-    return Settings(
+    return LRSweepSettings(
         factor=factor,
         seeds=seeds,
         rates=RATES if rates == "both" else tuple(rates.split(",")),

@@ -11,7 +11,7 @@ from shapelaw.scaling.commands.options import Json, Seed
 from shapelaw.scaling.display.console import note, print_json
 
 if TYPE_CHECKING:
-    from shapelaw.trainers.ladder.grid import Allocation, Grid, Rung
+    from shapelaw.trainers.ladder.grid import LadderAllocation, LadderGrid, Rung
     from shapelaw.trainers.ladder.plan import Ladder
 
 Part = TypeVar("Part")
@@ -109,10 +109,10 @@ def read_numbers(text: str, option: str) -> tuple[float, ...]:
         raise InputError(f"`{option}` must be numbers such as 16,64, but got {text!r}") from None
 
 
-def grid_of(head_dim: str, others: int, steps: str, **shared: Any) -> "Grid":
+def grid_of(head_dim: str, others: int, steps: str, **shared: Any) -> "LadderGrid":
     """What all shapes share, from options as typed; ``shared`` are further fields of it."""
     from shapelaw.scaling.errors import InputError
-    from shapelaw.trainers.ladder.grid import Grid
+    from shapelaw.trainers.ladder.grid import LadderGrid
 
     dims = [int(value) for value in read_numbers(head_dim, "--head-dim")]
     grids = [int(value) for value in read_numbers(steps, "--steps")]
@@ -120,7 +120,7 @@ def grid_of(head_dim: str, others: int, steps: str, **shared: Any) -> "Grid":
         raise InputError(
             f"`--head-dim` must have a value and `--steps` two, but got {head_dim!r} and {steps!r}"
         )
-    return Grid(
+    return LadderGrid(
         head_dim=dims[0],
         other_head_dims=tuple(dims[1:]),
         other_shapes=others,
@@ -130,10 +130,10 @@ def grid_of(head_dim: str, others: int, steps: str, **shared: Any) -> "Grid":
     )
 
 
-def allocation_of(tokens: float, seeds: int, anchors: str, branches: str) -> "Allocation":
+def allocation_of(tokens: float, seeds: int, anchors: str, branches: str) -> "LadderAllocation":
     """Tokens and seeds, from options as typed: ``anchors`` is COUNT[:SEEDS[:LONG SEEDS]]."""
     from shapelaw.scaling.errors import InputError
-    from shapelaw.trainers.ladder.grid import Allocation
+    from shapelaw.trainers.ladder.grid import LadderAllocation
 
     try:
         count, *more = (int(part) for part in anchors.split(":"))
@@ -142,7 +142,7 @@ def allocation_of(tokens: float, seeds: int, anchors: str, branches: str) -> "Al
         raise InputError(
             f"`--anchors` must be COUNT[:SEEDS[:LONG_SEEDS]] such as 4:3:1, but got {anchors!r}"
         ) from None
-    return Allocation(
+    return LadderAllocation(
         tokens_per_parameter=tokens,
         seeds=seeds,
         anchors=count,
@@ -183,8 +183,8 @@ def finish(
 
 def planned(
     texts: Texts,
-    grid: "Grid",
-    allocation: "Allocation",
+    grid: "LadderGrid",
+    allocation: "LadderAllocation",
     method: str,
     settings: Sequence[str],
     seed: int,

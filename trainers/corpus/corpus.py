@@ -12,7 +12,7 @@ import numpy as np
 
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.files import read_json
-from shapelaw.trainers.corpus.mixing import Blend, Part, blend
+from shapelaw.trainers.corpus.mixing import Blend, MixturePart, blend
 from shapelaw.trainers.corpus.mixture import Mixture, parse_mixture
 from shapelaw.trainers.corpus.options import LIMIT, CorpusOptions
 from shapelaw.trainers.corpus.shards import Shard, checksums, read_shard, verify, write_shard
@@ -31,7 +31,7 @@ MAIN = "validation"  # the shard of the held-out text of the whole corpus
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOut:
+class HeldOutText:
     """What ``corpus.json`` says of one validation set; ``shard`` names its files."""
 
     name: str
@@ -75,8 +75,8 @@ class Corpus:
     tokens_validation: int
     bytes_per_token: float
     truncated: bool
-    parts: tuple[Part, ...] = ()
-    held_out: tuple[HeldOut, ...] = ()
+    parts: tuple[MixturePart, ...] = ()
+    held_out: tuple[HeldOutText, ...] = ()
 
     def train(self) -> np.ndarray:
         """Training tokens, memory-mapped."""
@@ -145,8 +145,8 @@ class Corpus:
     def _from_record(cls, folder: Path, record: dict[str, Any]) -> "Corpus":
         nested = {
             "folder": str(folder),
-            "parts": tuple(Part(**part) for part in record.get("parts", ())),
-            "held_out": tuple(HeldOut(**part) for part in record.get("held_out", ())),
+            "parts": tuple(MixturePart(**part) for part in record.get("parts", ())),
+            "held_out": tuple(HeldOutText(**part) for part in record.get("held_out", ())),
         }
         return cls(**(record | nested))
 
@@ -299,7 +299,7 @@ def _write(mixture: Mixture, text: Blend, write: Writer, tokens: int | None) -> 
             shard = f"{MAIN}-{name}"
             about = write.held_out(held_out, shard)
         sets.append(
-            HeldOut(
+            HeldOutText(
                 name=name,
                 shard=shard,
                 source=source,

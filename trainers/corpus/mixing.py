@@ -18,7 +18,7 @@ OWN = "a text of its own"  # how the held-out text of a source was chosen: it wa
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class MixturePart:
     """What a source gave to the training text, as ``corpus.json`` records it.
 
     ``weight`` is the one that was asked for; ``documents`` and ``bytes`` were used of
@@ -81,11 +81,11 @@ class Blend:
         """How the held-out text was chosen."""
         return "; ".join(dict.fromkeys(reading.split for reading in self.readings))
 
-    def parts(self, documents: int) -> tuple[Part, ...]:
+    def parts(self, documents: int) -> tuple[MixturePart, ...]:
         """What each source gave to the first so many documents of the training text."""
         origin, sizes = self.origin[:documents], self.train.sizes[:documents]
         return tuple(
-            Part(
+            MixturePart(
                 name=reading.source.name,
                 source=reading.source.described,
                 weight=reading.source.weight,

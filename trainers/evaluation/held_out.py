@@ -18,7 +18,7 @@ ROWS = 32  # windows per forward pass
 FEWEST_DOCUMENTS = 10  # with fewer, their scatter says little: windows are taken as independent
 
 
-class HeldOut(Protocol):
+class HeldOutTokens(Protocol):
     """A validation set: tokens of a held-out text and how many bytes one of them stands for.
 
     It may also have ``starts``, where its documents begin, (documents,) in tokens.
@@ -113,7 +113,7 @@ def _standard_error(windows: np.ndarray, begins: np.ndarray, starts: np.ndarray 
 
 
 def evaluate_sets(
-    model: Transformer, sets: Mapping[str, HeldOut], recipe: Recipe
+    model: Transformer, sets: Mapping[str, HeldOutTokens], recipe: Recipe
 ) -> dict[str, Evaluation]:
     """Evaluate on several named validation sets, each on few tokens; see :func:`evaluate`."""
     return {

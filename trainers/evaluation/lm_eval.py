@@ -19,7 +19,12 @@ from lm_eval.api.task import ConfigurableTask
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.corpus.encoding import Encoding
 from shapelaw.trainers.evaluation.eval_sets import EvalFiles
-from shapelaw.trainers.evaluation.loglikelihood import Request, Score, likelihoods, request_of
+from shapelaw.trainers.evaluation.loglikelihood import (
+    LogLikelihoodRequest,
+    Score,
+    likelihoods,
+    request_of,
+)
 from shapelaw.trainers.evaluation.tasks import ACCURACY, NORMALISED, chance_of, file_of, settings_of
 from shapelaw.trainers.models.transformer import Transformer
 
@@ -48,7 +53,7 @@ class LanguageModel(LM):  # type: ignore[misc]  # lm-eval has no types
         """No task here asks for generated text."""
         raise InputError("a task that generates text is not supported; choose tasks of choices")
 
-    def _ask(self, requests: list[Request]) -> list[tuple[float, bool]]:
+    def _ask(self, requests: list[LogLikelihoodRequest]) -> list[tuple[float, bool]]:
         found = likelihoods(self.model, requests)
         self.truncated += found.truncated
         return list(zip(found.log_probability.tolist(), found.greedy.tolist(), strict=True))

@@ -18,7 +18,7 @@ BATCH_TOKENS = 1024  # positions per forward pass: more fall out of a core's cac
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class LogLikelihoodRequest:
     """Tokens to be scored after tokens that are given; ``context`` holds at least one."""
 
     context: np.ndarray
@@ -81,7 +81,7 @@ class _Piece:
     first: int
 
 
-def request_of(encoding: Encoding, context: str, continuation: str) -> Request:
+def request_of(encoding: Encoding, context: str, continuation: str) -> LogLikelihoodRequest:
     """A continuation after a context, after the separator of documents.
 
     Both are encoded as one text, as in a document; spaces that end the context belong to what
@@ -91,12 +91,12 @@ def request_of(encoding: Encoding, context: str, continuation: str) -> Request:
     begin = encoding.encode(kept) if kept else np.zeros(0, dtype=np.int64)
     whole = encoding.encode(context + continuation)
     separator = np.array([encoding.separator], dtype=np.int64)
-    return Request(
+    return LogLikelihoodRequest(
         context=np.concatenate((separator, whole[: len(begin)])), continuation=whole[len(begin) :]
     )
 
 
-def likelihoods(model: Transformer, requests: Sequence[Request]) -> Likelihoods:
+def likelihoods(model: Transformer, requests: Sequence[LogLikelihoodRequest]) -> Likelihoods:
     """Score requests in float32, in batches of about one length.
 
     A request longer than the model's context keeps its end: its context is cut on the left. A
@@ -129,7 +129,7 @@ def likelihoods(model: Transformer, requests: Sequence[Request]) -> Likelihoods:
     return Likelihoods(log_probability=sums, greedy=greedy, truncated=truncated)
 
 
-def _pieces(index: int, request: Request, longest: int) -> Iterator[_Piece]:
+def _pieces(index: int, request: LogLikelihoodRequest, longest: int) -> Iterator[_Piece]:
     tokens = np.concatenate((request.context, request.continuation))
     position, end = len(request.context), len(tokens)
     fits = end - position <= longest

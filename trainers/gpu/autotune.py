@@ -37,7 +37,7 @@ START_SECONDS = 600.0  # that a process of a trial may take to get ready
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class PackTrial:
     """Measured speed of ``processes`` processes with ``replicas`` replicas each.
 
     ``tokens_per_second`` is that of all together; 0 where the trial failed, and ``note`` says why.
@@ -60,12 +60,12 @@ class Packing:
     tokens_per_second: float
     device: str
     shape: str
-    trials: tuple[Trial, ...]
+    trials: tuple[PackTrial, ...]
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Packing":
         """Read what :func:`dataclasses.asdict` wrote."""
-        trials = tuple(Trial(**trial) for trial in values["trials"])
+        trials = tuple(PackTrial(**trial) for trial in values["trials"])
         return cls(**(values | {"trials": trials}))
 
 
@@ -141,7 +141,7 @@ def choose_packing(
     """
     tokens = np.array(tokens[:TRIAL_TOKENS])
 
-    def measure(replicas: int, processes: int) -> Trial:
+    def measure(replicas: int, processes: int) -> PackTrial:
         if processes == 1:
             return trial_stack(spec, tokens, replicas, device=device, seconds=seconds,
                                options=options)  # fmt: skip
@@ -171,12 +171,12 @@ def choose_packing(
 
 def _growing(
     counts: list[tuple[int, int]],
-    measure: Callable[[int, int], Trial],
+    measure: Callable[[int, int], PackTrial],
     device: torch.device,
-    below: Trial | None = None,
-) -> list[Trial]:
+    below: PackTrial | None = None,
+) -> list[PackTrial]:
     """Try larger and larger packings until one gains too little, fails or would not fit."""
-    trials: list[Trial] = []
+    trials: list[PackTrial] = []
     last = below
     for replicas, processes in counts:
         if last is not None and not _fits(last, replicas * processes, device):
@@ -189,14 +189,14 @@ def _growing(
     return trials
 
 
-def _fits(last: Trial, replicas: int, device: torch.device) -> bool:
+def _fits(last: PackTrial, replicas: int, device: torch.device) -> bool:
     """Whether a packing should fit, if memory grows with the replicas as it did so far."""
     free = free_bytes(device)
     each = last.bytes / last.replicas
     return free is None or each * replicas <= MEMORY_SHARE * free
 
 
-def _fastest(trials: list[Trial]) -> Trial:
+def _fastest(trials: list[PackTrial]) -> PackTrial:
     """The fastest; of those within 5 % of it, the one with the fewest runs at once."""
     top = max(trial.tokens_per_second for trial in trials)
     close = [trial for trial in trials if LEAST_GAIN * trial.tokens_per_second >= top]
@@ -211,7 +211,7 @@ def trial_stack(
     device: torch.device,
     seconds: float = 2.0,
     options: Options = EAGER,
-) -> Trial:
+) -> PackTrial:
     """Speed of one stack of replicas that differ in their seeds."""
     return _time(spec, tokens, replicas, device, seconds, options, lambda: None)
 
@@ -224,7 +224,7 @@ def _time(
     seconds: float,
     options: Options,
     ready: Callable[[], None],
-) -> Trial:
+) -> PackTrial:
     notes: list[str] = []
     try:
         if device.type == "cuda":
@@ -241,10 +241,12 @@ def _time(
         synchronize(device)
         elapsed = time.perf_counter() - begun
     except torch.OutOfMemoryError:
-        return Trial(replicas=replicas, processes=1, tokens_per_second=0.0, note="out of memory")
+        return PackTrial(
+            replicas=replicas, processes=1, tokens_per_second=0.0, note="out of memory"
+        )
     trained = (done - first) * replicas * spec.recipe.batch_tokens
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    return Trial(
+    return PackTrial(
         replicas=replicas,
         processes=1,
         tokens_per_second=trained / elapsed,
@@ -274,7 +276,7 @@ def trial_processes(
     device: torch.device,
     seconds: float = 2.0,
     options: Options = EAGER,
-) -> Trial:
+) -> PackTrial:
     """Speed of several processes on one device that start their timed part together.
 
     Parameters
@@ -295,7 +297,7 @@ def trial_processes(
     try:
         trials = [results.get(timeout=START_SECONDS) for _ in children]
     except Empty:
-        return Trial(replicas=replicas, processes=processes, tokens_per_second=0.0,
+        return PackTrial(replicas=replicas, processes=processes, tokens_per_second=0.0,
                      note="a process did not get ready")  # fmt: skip
     finally:
         for child in children:
@@ -303,7 +305,7 @@ def trial_processes(
             child.join()
     notes = sorted({trial["note"] for trial in trials if trial["note"]})
     failed = any(not trial["tokens_per_second"] for trial in trials)
-    return Trial(
+    return PackTrial(
         replicas=replicas,
         processes=processes,
         tokens_per_second=0.0 if failed else sum(trial["tokens_per_second"] for trial in trials),
@@ -325,7 +327,7 @@ def _child(arguments: tuple[Any, ...], barrier: Any, results: Any) -> None:
         trial = _time(spec, tokens, replicas, place, seconds, Options(**options), ready)
     except Exception as error:  # the parent must hear of it, whatever it is
         note = f"{type(error).__name__}: {error}"
-        trial = Trial(replicas=replicas, processes=1, tokens_per_second=0.0, note=note)
+        trial = PackTrial(replicas=replicas, processes=1, tokens_per_second=0.0, note=note)
     if not trial.tokens_per_second:
         barrier.abort()
     results.put(asdict(trial))

@@ -39,7 +39,7 @@ from shapelaw.trainers.optimizers.muon import Muon
 from shapelaw.trainers.optimizers.optimizer import Optimizer
 from shapelaw.trainers.training import checkpoint
 from shapelaw.trainers.training.device import attention_kernels, describe
-from shapelaw.trainers.training.execution import Engine, attention_path
+from shapelaw.trainers.training.execution import Execution, attention_path
 from shapelaw.trainers.training.loop import CHECKPOINT, CHECKPOINT_SECONDS, Watch, build
 from shapelaw.trainers.training.results import diverged, export_run, keep_rows, measured
 from shapelaw.trainers.training.rows import Row, settings_row
@@ -271,7 +271,7 @@ def train_distributed(
     """
     _check(spec, world)
     torch.set_num_threads(1)
-    spec = replace(spec, engine=Engine(attention=attention_path(world.device)))
+    spec = replace(spec, engine=Execution(attention=attention_path(world.device)))
     recipe, identity = spec.recipe, spec.identity(corpus)
     trainer = Trainer(spec, world, folder / CHECKPOINT, identity)
     batches = Batches(

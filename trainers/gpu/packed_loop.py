@@ -17,7 +17,7 @@ from shapelaw.trainers.gpu.resident_batches import ResidentBatches, ResidentToke
 from shapelaw.trainers.gpu.stack import Stack, stackable
 from shapelaw.trainers.training import checkpoint
 from shapelaw.trainers.training.device import attention_kernels, describe, synchronize
-from shapelaw.trainers.training.execution import Engine, attention_path
+from shapelaw.trainers.training.execution import Execution, attention_path
 from shapelaw.trainers.training.loop import CHECKPOINT_SECONDS, Watch
 from shapelaw.trainers.training.results import diverged, export_run, keep_rows, measured
 from shapelaw.trainers.training.rows import Row, settings_row
@@ -189,7 +189,7 @@ def train_pack(
     run's share of the pack's time.
     """
     torch.set_num_threads(1)
-    engine = Engine(
+    engine = Execution(
         attention=attention_path(device), compilation="whole" if options.compiler else "none"
     )
     stack = Stack([replace(spec, engine=engine) for spec in specs], device)

@@ -15,7 +15,7 @@ from shapelaw.trainers.models.transformer import Transformer
 from shapelaw.trainers.objectives.next_token import MeanLoss
 from shapelaw.trainers.optimizers.muon import Muon, orthogonalise
 from shapelaw.trainers.optimizers.optimizer import Optimizer
-from shapelaw.trainers.training.execution import Engine, attention_path
+from shapelaw.trainers.training.execution import Execution, attention_path
 from shapelaw.trainers.training.loop import build
 from shapelaw.trainers.training.spec import RunSpec
 
@@ -238,7 +238,7 @@ def stackable(spec: RunSpec) -> tuple[object, ...]:
 
 def _initial(spec: RunSpec, device: torch.device) -> Transformer:
     """The model of a spec at its initial weights, with the attention path of a stack."""
-    return build(replace(spec, engine=Engine(attention=attention_path(device))))
+    return build(replace(spec, engine=Execution(attention=attention_path(device))))
 
 
 def _along(values: Tensor, like: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.runs.table import check_numbers, require_columns, with_ratios
 from shapelaw.scaling.units import format_count
-from shapelaw.trainers.ladder.grid import PROXY, Grid, Range, Rung
+from shapelaw.trainers.ladder.grid import PROXY, LadderGrid, Range, Rung
 from shapelaw.trainers.ladder.plan import CHOSEN_AXES, WHOLE_AXES, Ladder, Planned
 from shapelaw.trainers.optimizers.recipe import Recipe, parse_settings
 from shapelaw.trainers.training.spec import RunSpec, run_name
@@ -28,7 +28,7 @@ def plan_proposed(
     proposals: pd.DataFrame,
     runs: pd.DataFrame,
     *,
-    grid: Grid | None = None,
+    grid: LadderGrid | None = None,
     layers: Range = LAYERS,
     settings: Mapping[str, object] | None = None,
 ) -> Ladder:
@@ -53,7 +53,7 @@ def plan_proposed(
     InputError
         A column is missing, or no valid shape is near a proposal; its row is named.
     """
-    grid, changes = grid or Grid(), parse_settings(settings or {})
+    grid, changes = grid or LadderGrid(), parse_settings(settings or {})
     require_columns(proposals, ("tokens",), "the proposals")
     check_numbers(proposals, ("tokens",), "the proposals")
     planned: list[Planned] = []
@@ -84,7 +84,7 @@ def _axes_of(runs: pd.DataFrame) -> pd.DataFrame:
     return table[[name for name in WHOLE_AXES if name in table]].dropna()
 
 
-def _shape(row: Mapping[Any, Any], grid: Grid, layers: Range, number: int) -> Shape:
+def _shape(row: Mapping[Any, Any], grid: LadderGrid, layers: Range, number: int) -> Shape:
     """The shape of a proposal, or the valid one nearest to its ratios."""
     given = {name: value for name, value in row.items() if not pd.isna(value)}
     named = [name for name in INTEGER_FIELDS if name != "vocab_size"]
@@ -100,7 +100,7 @@ def _shape(row: Mapping[Any, Any], grid: Grid, layers: Range, number: int) -> Sh
     return _nearest(given, grid, layers, number)
 
 
-def _nearest(given: Mapping[Any, Any], grid: Grid, layers: Range, number: int) -> Shape:
+def _nearest(given: Mapping[Any, Any], grid: LadderGrid, layers: Range, number: int) -> Shape:
     """The valid shape with the log axes nearest to those given; the others are free."""
     depth = given.get("num_hidden_layers")
     rung = Rung(

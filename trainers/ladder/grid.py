@@ -58,7 +58,7 @@ class Rung:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class LadderGrid:
     """What all shapes of a ladder share.
 
     All have ``head_dim``; at each size ``other_shapes`` more for each of ``other_head_dims``, as
@@ -89,7 +89,7 @@ class Grid:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Allocation:
+class LadderAllocation:
     """Tokens and seeds.
 
     Every shape is trained with ``tokens_per_parameter`` · N tokens by ``seeds`` seeds. At each
@@ -128,7 +128,7 @@ class Allocation:
 
 
 @lru_cache(maxsize=64)
-def _shapes(grid: Grid, rung: Rung, head_dim: int) -> ShapeTable:
+def _shapes(grid: LadderGrid, rung: Rung, head_dim: int) -> ShapeTable:
     """Every valid shape of a size: kept, because a choice asks for it several times."""
     low, high = rung.layers
     parts = []
@@ -151,7 +151,7 @@ def _shapes(grid: Grid, rung: Rung, head_dim: int) -> ShapeTable:
     return table.take(kept)
 
 
-def _shapes_of_depth(grid: Grid, parameters: int, layers: int, head_dim: int) -> ShapeTable:
+def _shapes_of_depth(grid: LadderGrid, parameters: int, layers: int, head_dim: int) -> ShapeTable:
     # One head is the least that a layer can have: a wider shape would be above the size.
     widest = parameters * (1 + grid.tolerance) / (4 * head_dim * layers**2)
     space = Space(

@@ -13,7 +13,7 @@ from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.units import format_count
 from shapelaw.trainers.corpus.corpus import Corpus
-from shapelaw.trainers.ladder.lr_verdict import RULE, RateCheck, Trial, judge
+from shapelaw.trainers.ladder.lr_verdict import RULE, LRTrial, RateCheck, judge
 from shapelaw.trainers.ledger.ledger import Entry
 from shapelaw.trainers.sweep.sweep import Folder, run_plan
 from shapelaw.trainers.training.spec import RunSpec, run_name
@@ -23,7 +23,7 @@ SAME_SIZE = 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class LRSweepSettings:
     """What a check tries.
 
     ``factor`` is how far the other two rates are from the rule's, ``rates`` the fields of the
@@ -115,17 +115,17 @@ def pick(
     return [by_shape[shape] for shape in extremes(shapes)]
 
 
-def trials(specs: Sequence[RunSpec], settings: Settings) -> list[Trial]:
+def trials(specs: Sequence[RunSpec], settings: LRSweepSettings) -> list[LRTrial]:
     """The runs of a check: the shape of every spec at three rates, with some seeds."""
     return [
-        Trial(shape=spec.shape, factor=times, spec=_at_rate(spec, times, seed, settings))
+        LRTrial(shape=spec.shape, factor=times, spec=_at_rate(spec, times, seed, settings))
         for spec in specs
         for times in (RULE, 1 / settings.factor, settings.factor)
         for seed in range(settings.seeds)
     ]
 
 
-def _at_rate(spec: RunSpec, factor: float, seed: int, settings: Settings) -> RunSpec:
+def _at_rate(spec: RunSpec, factor: float, seed: int, settings: LRSweepSettings) -> RunSpec:
     changed = {name: getattr(spec.recipe, name) * factor for name in settings.rates}
     label = "" if len(settings.rates) == len(RATES) else f"-{settings.rates[0]}"
     tokens = settings.tokens_for(spec.shape)
@@ -145,7 +145,7 @@ def lr_check(
     specs: Sequence[RunSpec],
     corpus: Corpus,
     folder: Folder,
-    settings: Settings | None = None,
+    settings: LRSweepSettings | None = None,
     *,
     workers: int | None = None,
     report: Callable[[list[Entry]], None] = lambda entries: None,
@@ -168,7 +168,7 @@ def lr_check(
     WorkError
         A run failed.
     """
-    settings = settings or Settings()
+    settings = settings or LRSweepSettings()
     tried = trials(specs, settings)
     runs = run_plan([trial.spec for trial in tried], corpus, folder, workers=workers, report=report)
     return judge(runs, tried, seed_sd=settings.seed_sd)

@@ -22,7 +22,7 @@ RULE = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class LRTrial:
     """One run of a check: ``factor`` multiplies the learning rates of ``spec``'s rule."""
 
     shape: Shape
@@ -163,7 +163,9 @@ def _span(counts: Sequence[int]) -> str:
     return least if least == most else f"{least} to {most}"
 
 
-def judge(runs: pd.DataFrame, tried: Sequence[Trial], *, seed_sd: float | None = None) -> RateCheck:
+def judge(
+    runs: pd.DataFrame, tried: Sequence[LRTrial], *, seed_sd: float | None = None
+) -> RateCheck:
     """Read the run table of a check.
 
     Parameters

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.trainers.ladder.grid import Allocation, Grid, Rung
+from shapelaw.trainers.ladder.grid import LadderAllocation, LadderGrid, Rung
 from shapelaw.trainers.ladder.plan import Ladder, Planned, worst_of
-from shapelaw.trainers.ladder.selection import METHODS, Choice, candidates
+from shapelaw.trainers.ladder.selection import METHODS, ShapeSelection, candidates
 from shapelaw.trainers.optimizers.recipe import Recipe, parse_settings
 
 # Correlations that cost nothing, tried in this order at each size until the largest of the plan is
@@ -23,8 +23,8 @@ GOOD = 0.25
 def plan_ladder(
     rungs: Sequence[Rung],
     *,
-    grid: Grid | None = None,
-    allocation: Allocation | None = None,
+    grid: LadderGrid | None = None,
+    allocation: LadderAllocation | None = None,
     method: str = "latin-hypercube",
     settings: Mapping[str, object] | None = None,
     seed: int = 0,
@@ -52,7 +52,7 @@ def plan_ladder(
     InputError
         A size has too few valid shapes, or a setting makes no sense.
     """
-    grid, allocation = grid or Grid(), allocation or Allocation()
+    grid, allocation = grid or LadderGrid(), allocation or LadderAllocation()
     if method not in METHODS:
         raise InputError(f"`method` must be one of {', '.join(METHODS)}, but got {method!r}")
     labels = [rung.label for rung in rungs]
@@ -65,7 +65,7 @@ def plan_ladder(
     for rung, table in pools.items():
         tries: list[list[Planned]] = []
         for attempt, free in enumerate(FREE):
-            choice = Choice(
+            choice = ShapeSelection(
                 grid=grid,
                 allocation=allocation,
                 recipe=recipe,
@@ -86,7 +86,7 @@ def plan_ladder(
 
 
 def _with_warmup(
-    settings: dict[str, Any], rungs: Sequence[Rung], allocation: Allocation
+    settings: dict[str, Any], rungs: Sequence[Rung], allocation: LadderAllocation
 ) -> dict[str, Any]:
     """Settings with a warm-up in steps, where branches need one and none is given.
 

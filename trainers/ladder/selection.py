@@ -8,7 +8,14 @@ import numpy as np
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
-from shapelaw.trainers.ladder.grid import ANCHOR, PROXY, Allocation, Grid, Rung, in_words
+from shapelaw.trainers.ladder.grid import (
+    ANCHOR,
+    PROXY,
+    LadderAllocation,
+    LadderGrid,
+    Rung,
+    in_words,
+)
 from shapelaw.trainers.ladder.plan import CHOSEN_AXES, Planned
 from shapelaw.trainers.ladder.space_filling import (
     Cube,
@@ -28,11 +35,11 @@ Chooser = Callable[[Cube, int, Seeds], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class ShapeSelection:
     """How to choose: ``free`` is the correlation between two log axes that costs nothing."""
 
-    grid: Grid
-    allocation: Allocation
+    grid: LadderGrid
+    allocation: LadderAllocation
     recipe: Recipe
     choose: Chooser
     seed: Seeds
@@ -89,7 +96,7 @@ class Choice:
         return list(dict.fromkeys(found))
 
 
-def candidates(rung: Rung, grid: Grid, seed: int) -> ShapeTable:
+def candidates(rung: Rung, grid: LadderGrid, seed: int) -> ShapeTable:
     """The shapes of a size to choose from.
 
     Raises
@@ -136,7 +143,7 @@ def unit_points(table: ShapeTable, like: ShapeTable) -> np.ndarray:
 
 
 def runs_of(
-    roles: Sequence[tuple[Shape, str]], rung: Rung, allocation: Allocation, recipe: Recipe
+    roles: Sequence[tuple[Shape, str]], rung: Rung, allocation: LadderAllocation, recipe: Recipe
 ) -> list[Planned]:
     """The runs of one size: of each shape, every seed; the longest first."""
     runs = []

@@ -29,7 +29,7 @@ from shapelaw.trainers.ledger.entry import (
 )
 from shapelaw.trainers.ledger.liveness import Watch, is_gone, this_process
 from shapelaw.trainers.ledger.registry import is_database, store_at
-from shapelaw.trainers.ledger.store import LedgerUnreachable, Row, Session
+from shapelaw.trainers.ledger.store import LedgerUnreachable, Row, StoreSession
 from shapelaw.trainers.training.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Ledger:
         pairs = list(zip(specs, identities, strict=True))
         self._store.transact(lambda session: self._plan(session, pairs))
 
-    def _plan(self, session: Session, pairs: list[tuple[RunSpec, str]]) -> None:
+    def _plan(self, session: StoreSession, pairs: list[tuple[RunSpec, str]]) -> None:
         known = {
             row["run_id"]: row["identity"]
             for row in session.rows(
@@ -150,7 +150,7 @@ class Ledger:
                     "choose another --out folder or another run_id"
                 )
 
-    def _insert(self, session: Session, spec: RunSpec, identity: str, position: int) -> bool:
+    def _insert(self, session: StoreSession, spec: RunSpec, identity: str, position: int) -> bool:
         inserted = session.change(
             "INSERT INTO shapelaw_runs (sweep, run_id, position, spec, identity, state, flops, "
             "steps) VALUES (:sweep, :run_id, :position, :spec, :identity, :state, :flops, :steps) "
@@ -173,7 +173,7 @@ class Ledger:
         self._held[row["run_id"]] = _Held(claim=ticket, reached=self._clock())
         return RunSpec.from_json(row["spec"])
 
-    def _claim(self, session: Session, ticket: str, alive_after: float) -> Row | None:
+    def _claim(self, session: StoreSession, ticket: str, alive_after: float) -> Row | None:
         taken = session.rows(
             "SELECT run_id, spec FROM shapelaw_runs WHERE sweep = :sweep AND claim = :ticket",
             sweep=self.sweep, ticket=ticket,
@@ -196,7 +196,7 @@ class Ledger:
                 return row
         return None
 
-    def _dead(self, session: Session, alive_after: float) -> list[Row]:
+    def _dead(self, session: StoreSession, alive_after: float) -> list[Row]:
         """Running rows whose worker is gone."""
         running = session.rows(
             "SELECT run_id, spec, claim, beats, process FROM shapelaw_runs "
@@ -210,7 +210,7 @@ class Ledger:
             if still[row["run_id"]] > alive_after or is_gone(row["process"] or "")
         ]
 
-    def _take(self, session: Session, condition: str, ticket: str, **values: object) -> bool:
+    def _take(self, session: StoreSession, condition: str, ticket: str, **values: object) -> bool:
         """Make a row ours if it is still as we saw it and nobody else is about to change it."""
         free = f"SELECT run_id FROM shapelaw_runs WHERE {condition}{self._store.skip_locked}"
         if not session.rows(free, sweep=self.sweep, **values):
@@ -270,7 +270,7 @@ class Ledger:
             return False
         keys = {"sweep": self.sweep, "run_id": run_id, "claim": held.claim}
 
-        def work(session: Session) -> bool:
+        def work(session: StoreSession) -> bool:
             found = session.rows(f"SELECT note FROM shapelaw_runs WHERE {MINE}", **keys)
             lines = (found[0]["note"] or "").splitlines() if found else []
             added = "\n".join(dict.fromkeys([*lines, _plain(text)]))
@@ -311,7 +311,7 @@ class Ledger:
             "result": json.dumps(row) if row else None,
         }
 
-        def work(session: Session) -> bool:
+        def work(session: StoreSession) -> bool:
             changed = session.change(
                 "UPDATE shapelaw_runs SET state = :ended, message = :message, result = :result, "
                 f"ended = {self._store.now}, speed = NULL, "
@@ -394,7 +394,7 @@ class Ledger:
                 )
         wanted = None if run_ids is None else set(run_ids)
 
-        def work(session: Session) -> int:
+        def work(session: StoreSession) -> int:
             rows = session.rows(
                 "SELECT run_id, state FROM shapelaw_runs WHERE sweep = :sweep", sweep=self.sweep
             )

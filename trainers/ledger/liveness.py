@@ -17,7 +17,7 @@ LONGEST_GAP = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Process:
+class ProcessId:
     """A process of some machine; ``mark`` tells it from all others, before and after a reboot."""
 
     host: str
@@ -25,10 +25,10 @@ class Process:
     mark: str
 
 
-def this_process() -> Process:
+def this_process() -> ProcessId:
     """The calling process."""
     host, pid = socket.gethostname(), os.getpid()
-    return Process(host=host, pid=pid, mark="/".join((_machine(host), str(pid), _begun(pid))))
+    return ProcessId(host=host, pid=pid, mark="/".join((_machine(host), str(pid), _begun(pid))))
 
 
 def is_gone(mark: str) -> bool:

@@ -15,8 +15,8 @@ from shapelaw.trainers.ledger.store import (
     Interrupted,
     Result,
     Row,
-    Session,
     Store,
+    StoreSession,
     Work,
     check_version,
 )
@@ -87,7 +87,7 @@ class PostgresStore(Store):
         """Make the tables where they are missing."""
         self.transact(self._prepare)
 
-    def _prepare(self, session: Session) -> None:
+    def _prepare(self, session: StoreSession) -> None:
         exists = "SELECT to_regclass('shapelaw_ledger') IS NOT NULL AS found"
         if not session.rows(exists)[0]["found"]:
             session.rows("SELECT pg_advisory_xact_lock(:lock) AS taken", lock=TABLES_LOCK)

@@ -18,8 +18,8 @@ from shapelaw.trainers.ledger.store import (
     Interrupted,
     Result,
     Row,
-    Session,
     Store,
+    StoreSession,
     Work,
     check_version,
 )
@@ -74,7 +74,7 @@ class SQLiteStore(Store):
             ) from error
         self.transact(self._prepare)
 
-    def _prepare(self, session: Session) -> None:
+    def _prepare(self, session: StoreSession) -> None:
         tables = {row["name"] for row in session.rows("SELECT name FROM sqlite_master")}
         if "shapelaw_ledger" in tables:
             check_version(
@@ -87,7 +87,7 @@ class SQLiteStore(Store):
             self._carry_over(session)
         session.change("INSERT INTO shapelaw_ledger (version) VALUES (:version)", version=VERSION)
 
-    def _carry_over(self, session: Session) -> None:
+    def _carry_over(self, session: StoreSession) -> None:
         """Move the rows of version 1, unless one is being trained by its worker just now."""
         host, now = this_process().host, time.time()
         for row in session.rows("SELECT * FROM runs WHERE state = 'running'"):

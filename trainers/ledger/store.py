@@ -56,7 +56,7 @@ class Interrupted(Exception):
     """A transaction was not made, or nobody knows whether it was; it may be tried again."""
 
 
-class Session(Protocol):
+class StoreSession(Protocol):
     """One open transaction. Values stand in the SQL as ``:name``."""
 
     def rows(self, sql: str, **values: object) -> list[Row]:
@@ -66,7 +66,7 @@ class Session(Protocol):
         """How many rows a statement changed."""
 
 
-Work = Callable[[Session], Result]
+Work = Callable[[StoreSession], Result]
 
 
 class Store(ABC):

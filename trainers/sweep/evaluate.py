@@ -32,7 +32,7 @@ Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class EvaluationJob:
     """One exported model and what to score it on; ``corpus`` has its tokenizer if it lacks one."""
 
     run: Path
@@ -93,7 +93,7 @@ def score_exports(
             f"no run of {sweep} has a {WEIGHTS}; train the plan with `shapelaw sweep run` first"
         )
     jobs = [
-        Job(run=folder.run(name), corpus=folder.corpus, evals=evals, tasks=tuple(tasks),
+        EvaluationJob(run=folder.run(name), corpus=folder.corpus, evals=evals, tasks=tuple(tasks),
             limit=limit)
         for name in ready
     ]  # fmt: skip
@@ -115,7 +115,10 @@ def with_scores(table: pd.DataFrame, scored: dict[str, list[Score]]) -> pd.DataF
 
 
 def score_jobs(
-    jobs: Sequence[Job], *, workers: int | None = None, report: Report = lambda done, total: None
+    jobs: Sequence[EvaluationJob],
+    *,
+    workers: int | None = None,
+    report: Report = lambda done, total: None,
 ) -> list[list[Score]]:
     """Scores of each job, in processes of one thread each.
 
@@ -126,7 +129,7 @@ def score_jobs(
     """
     read_evals(jobs[0].evals)  # a mistake is told before processes start
     results: dict[int, list[Score]] = {}
-    broken: list[tuple[Job, BaseException]] = []
+    broken: list[tuple[EvaluationJob, BaseException]] = []
     processes = min(workers or cores(), len(jobs))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
@@ -162,7 +165,7 @@ def _begin(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def score_run(job: Job) -> list[Score]:
+def score_run(job: EvaluationJob) -> list[Score]:
     """Scores of one exported model: those that its folder keeps, and the missing ones made now."""
     evals = _evals(job.evals)
     path = job.run / SCORES

@@ -24,7 +24,7 @@ from shapelaw.trainers.ledger.ledger import (
 )
 from shapelaw.trainers.ledger.network_disks import network_disk
 from shapelaw.trainers.sweep.folder import Folder, existing_ledger, ledger_address, remember
-from shapelaw.trainers.sweep.launchers._base import Job, Launcher, supervise
+from shapelaw.trainers.sweep.launchers._base import Launcher, WorkerJob, supervise
 from shapelaw.trainers.sweep.launchers._local import cores
 from shapelaw.trainers.sweep.launchers.registry import launcher_named
 from shapelaw.trainers.training.spec import RunSpec
@@ -87,7 +87,7 @@ def run_plan(
     if done is not None:
         _adopt(book, specs, corpus, done)
     watched = _Watched(book, folder, {spec.run_id for spec in specs}, report)
-    job = Job(ledger=address, folder=folder.path.absolute())
+    job = WorkerJob(ledger=address, folder=folder.path.absolute())
     return _train_all(watched, job, place, workers)
 
 
@@ -121,12 +121,12 @@ def join(
     book = existing_ledger(folder.path, ledger)
     _check_disk(address, several_machines=True)
     watched = _Watched(book, folder, {entry.run_id for entry in book.entries()}, report)
-    job = Job(ledger=address, folder=folder.path.absolute())
+    job = WorkerJob(ledger=address, folder=folder.path.absolute())
     return _train_all(watched, job, launcher_named("local"), workers)
 
 
 def _train_all(
-    watched: "_Watched", job: Job, launcher: Launcher, workers: int | None
+    watched: "_Watched", job: WorkerJob, launcher: Launcher, workers: int | None
 ) -> pd.DataFrame:
     reasons: list[str] = []
     if watched.progress() is not None:

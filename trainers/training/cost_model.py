@@ -14,7 +14,7 @@ import numpy as np
 
 from shapelaw.trainers.training.execution import (
     ATTENTION_PATHS,
-    Engine,
+    Execution,
     compile_seconds,
     step_seconds,
 )
@@ -37,7 +37,7 @@ class Price:
 
     def seconds(self, spec: RunSpec) -> float:
         """Predicted seconds of a run, its branches too, with the engine that it will have."""
-        engine = spec.with_engine().engine or Engine()
+        engine = spec.with_engine().engine or Execution()
         step = float(np.dot(self.coefficients, step_work(spec, engine)))
         return compile_seconds(spec.shape, engine) + step * spec.all_steps
 
@@ -48,7 +48,7 @@ ASSUMED = Price(
 )
 
 
-def step_work(spec: RunSpec, engine: Engine) -> np.ndarray:
+def step_work(spec: RunSpec, engine: Execution) -> np.ndarray:
     """Work of one step: 1, layers, weights, seconds of the passes by the engine's model, (4,)."""
     shape = spec.shape
     passes = step_seconds(shape, spec.recipe, engine)
@@ -88,13 +88,13 @@ def calibrate(specs: Sequence[RunSpec], *, seconds: float = CALIBRATION_SECONDS)
 
 def uncompiled(spec: RunSpec) -> RunSpec:
     """The spec with the best engine that does not compile: what can be timed at once."""
-    engines = [Engine(attention=path, compilation="none") for path in ATTENTION_PATHS]
+    engines = [Execution(attention=path, compilation="none") for path in ATTENTION_PATHS]
     best = min(engines, key=lambda engine: step_seconds(spec.shape, spec.recipe, engine))
     return replace(spec, engine=best)
 
 
 def _eager_work(spec: RunSpec) -> np.ndarray:
-    return step_work(spec, uncompiled(spec).engine or Engine())
+    return step_work(spec, uncompiled(spec).engine or Execution())
 
 
 def _spread(specs: Sequence[RunSpec], most: int) -> list[RunSpec]:

@@ -44,7 +44,7 @@ COMPILING = {"none": (0.0, 0.0), "layers": (7.0, 0.0), "whole": (10.0, 3.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Engine:
+class Execution:
     """How steps are computed.
 
     Parameters
@@ -108,29 +108,29 @@ def uncompiled() -> "torch._dynamo.decorators.set_stance":
     return torch.compiler.set_stance("force_eager")
 
 
-def choose(shape: Shape, recipe: Recipe, *, steps: int, device: str = "cpu") -> Engine:
+def choose(shape: Shape, recipe: Recipe, *, steps: int, device: str = "cpu") -> Execution:
     """The engine with the least predicted time for a run.
 
     On a GPU the fused kernel is always taken, and compilation is left to what drives the GPU.
     """
     if device != "cpu":
-        return Engine(attention="sdpa", compilation="none")
-    engines = [Engine(attention=a, compilation=c) for a in ATTENTION_PATHS for c in COMPILATIONS]
+        return Execution(attention="sdpa", compilation="none")
+    engines = [Execution(attention=a, compilation=c) for a in ATTENTION_PATHS for c in COMPILATIONS]
     return min(engines, key=lambda engine: predicted_seconds(shape, recipe, engine, steps=steps))
 
 
-def predicted_seconds(shape: Shape, recipe: Recipe, engine: Engine, *, steps: int) -> float:
+def predicted_seconds(shape: Shape, recipe: Recipe, engine: Execution, *, steps: int) -> float:
     """Predicted seconds of a run on one CPU core, compilation included."""
     return compile_seconds(shape, engine) + steps * step_seconds(shape, recipe, engine)
 
 
-def compile_seconds(shape: Shape, engine: Engine) -> float:
+def compile_seconds(shape: Shape, engine: Execution) -> float:
     """Predicted seconds that an engine compiles before the first step is done."""
     constant, per_layer = COMPILING[engine.compilation]
     return constant + per_layer * shape.num_hidden_layers
 
 
-def step_seconds(shape: Shape, recipe: Recipe, engine: Engine) -> float:
+def step_seconds(shape: Shape, recipe: Recipe, engine: Execution) -> float:
     """Predicted seconds of the forward and backward pass of one step."""
     layers, tokens = shape.num_hidden_layers, recipe.batch_tokens
     weights = shape.n_non_embedding + shape.vocab_size * shape.hidden_size

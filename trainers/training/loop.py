@@ -23,7 +23,7 @@ from shapelaw.trainers.models.transformer import Transformer
 from shapelaw.trainers.optimizers.optimizer import Optimizer
 from shapelaw.trainers.training import checkpoint
 from shapelaw.trainers.training.checkpoint import Tell as Tell
-from shapelaw.trainers.training.execution import Engine, uncompiled
+from shapelaw.trainers.training.execution import Execution, uncompiled
 from shapelaw.trainers.training.memory import keep_freed_memory
 from shapelaw.trainers.training.results import export_run, keep_rows, measured, rows_so_far
 from shapelaw.trainers.training.rows import Row, settings_row
@@ -39,7 +39,7 @@ Watch = Callable[[int], None]
 
 def build(spec: RunSpec) -> Transformer:
     """The model of a spec at its initial weights."""
-    attention = (spec.engine or Engine()).attention
+    attention = (spec.engine or Execution()).attention
     model = Transformer(spec.shape, context_length=spec.recipe.context_length, attention=attention)
     model.initialise(spec.seed, spec.recipe.residual_init)
     return model
@@ -114,7 +114,7 @@ class _Run:
         self.spec, self.corpus, self.folder, self.tell = spec, corpus, folder, tell
         self.ends = spec.ends
         self.identity = spec.identity(corpus)
-        self.engine = spec.engine or Engine()
+        self.engine = spec.engine or Execution()
         self.batches = Batches(
             corpus.train(),
             context_length=spec.recipe.context_length,
@@ -142,7 +142,7 @@ class _Run:
         self.branch, self.step = begun.branch, begun.step
         self.spent = begun.seconds
         if begun.compilation is not None and begun.compilation != self.engine.compilation:
-            self.engine = Engine(attention=self.engine.attention, compilation=begun.compilation)
+            self.engine = Execution(attention=self.engine.attention, compilation=begun.compilation)
         self.losses = self.engine.losses(self.model, self.spec.recipe, self._compiled())
         self.since = time.perf_counter()
         return rows
@@ -210,7 +210,7 @@ class _Run:
                 raise
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             self.tell(f"compilation failed ({reason}); the run goes on without")
-            self.engine = Engine(attention=self.engine.attention, compilation="none")
+            self.engine = Execution(attention=self.engine.attention, compilation="none")
             self.losses = self.engine.losses(self.model, self.spec.recipe)
             for weight in self.model.parameters():
                 weight.grad = None

@@ -12,7 +12,7 @@ import torch
 
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.evaluation.held_out import Evaluation, loss_columns
-from shapelaw.trainers.training.execution import Engine
+from shapelaw.trainers.training.execution import Execution
 from shapelaw.trainers.training.spec import RunSpec
 
 Row = dict[str, object]
@@ -34,7 +34,7 @@ def settings_row(
     steps = spec.steps if end is None else end
     seen = steps * recipe.batch_tokens
     scaled = recipe.for_shape(shape)
-    engine = spec.engine or Engine()
+    engine = spec.engine or Execution()
     return {
         "run_id": spec.run_id if steps == spec.steps else f"{spec.run_id}-b{seen}",
         "role": spec.role,

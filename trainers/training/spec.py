@@ -10,7 +10,7 @@ from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.optimizers.recipe import Recipe
-from shapelaw.trainers.training.execution import Engine, choose
+from shapelaw.trainers.training.execution import Execution, choose
 
 
 class Diverged(RuntimeError):
@@ -43,7 +43,7 @@ class RunSpec:
     data_seed: int = 0
     role: str = "proxy"
     branches: tuple[int, ...] = ()
-    engine: Engine | None = None
+    engine: Execution | None = None
 
     def __post_init__(self) -> None:
         if not self.branches:
@@ -123,6 +123,6 @@ class RunSpec:
             "shape": Shape(**values["shape"]),
             "recipe": Recipe(**values["recipe"]),
             "branches": tuple(values.get("branches", ())),
-            "engine": None if engine is None else Engine(**engine),
+            "engine": None if engine is None else Execution(**engine),
         }
         return cls(**(dict(values) | nested))

@@ -31,7 +31,7 @@ class MissingError(InputError):
     """The engine is not installed; the text says how to get it."""
 
 
-class Process:
+class SessionProcess:
     """A session (a file of ``sessions``) in a process; methods are asked for by name.
 
     Raises
@@ -118,7 +118,7 @@ class Process:
 class ProcessServer(Server):
     """A shape that a process has loaded; ``folder`` holds its files until the end."""
 
-    def __init__(self, process: Process, folder: "tempfile.TemporaryDirectory[str]") -> None:
+    def __init__(self, process: SessionProcess, folder: "tempfile.TemporaryDirectory[str]") -> None:
         self.process, self.folder = process, folder
         self.sequences = 0
 

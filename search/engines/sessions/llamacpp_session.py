@@ -7,7 +7,7 @@ from typing import Any
 SMALLEST_BATCH = 32  # llama.cpp aborts on narrower ones
 
 
-class Session:
+class LlamaCppSession:
     """One shape, loaded once; :meth:`serve` sends all prompts at once, a slot for each."""
 
     def load(self, *, path: str, workload: dict[str, int], kv_type: str) -> None:
@@ -55,3 +55,6 @@ class Session:
             # Every token of the file's vocabulary ends in `>`.
             "produced": [choice["text"].count(">") for choice in answer["choices"]],
         }
+
+
+Session = LlamaCppSession  # the name by which worker.py finds it

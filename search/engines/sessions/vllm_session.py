@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 
-class Session:
+class VllmSession:
     """One shape, loaded once; :meth:`serve` runs all prompts through the scheduler together."""
 
     def describe(self) -> dict[str, Any]:
@@ -65,3 +65,6 @@ class Session:
             "cpu": used,
             "produced": [len(answer.outputs[0].token_ids) for answer in answers],
         }
+
+
+Session = VllmSession  # the name by which worker.py finds it

@@ -21,7 +21,7 @@ IDLE_SECONDS = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class WorkerJob:
     """What every worker is told: where the ledger and the sweep's folder are."""
 
     ledger: str
@@ -63,7 +63,7 @@ class Launcher(ABC):
         """Whether workers may run on other machines than this one."""
 
     @abstractmethod
-    def open(self, job: Job) -> None:
+    def open(self, job: WorkerJob) -> None:
         """Connect to what starts the workers.
 
         Raises
@@ -77,7 +77,7 @@ class Launcher(ABC):
         """How many workers this place is made for; asked after :meth:`open`."""
 
     @abstractmethod
-    def start(self, job: Job, numbers: Sequence[int]) -> None:
+    def start(self, job: WorkerJob, numbers: Sequence[int]) -> None:
         """Start the workers of these numbers; one that died may be started again."""
 
     @abstractmethod
@@ -90,7 +90,7 @@ class Launcher(ABC):
 
 
 def supervise(
-    launcher: Launcher, job: Job, workers: int, progress: Callable[[], float | None]
+    launcher: Launcher, job: WorkerJob, workers: int, progress: Callable[[], float | None]
 ) -> list[str]:
     """Run workers until every run has ended, and start those again that died.
 

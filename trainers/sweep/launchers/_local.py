@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from shapelaw.trainers.sweep.launchers._base import End, Job, Launcher, refuse_unknown
+from shapelaw.trainers.sweep.launchers._base import End, Launcher, WorkerJob, refuse_unknown
 
 STOP_SECONDS = 5.0
 TOLD_TO_END = 128 + signal.SIGTERM  # the exit code of a worker that gave its run back
@@ -25,7 +25,7 @@ class LocalLauncher(Launcher):
         self.processes: dict[int, SpawnProcess] = {}
         self.devices: list[str] = []
 
-    def open(self, job: Job) -> None:
+    def open(self, job: WorkerJob) -> None:
         """Find the GPUs."""
         self.devices = visible_devices()
 
@@ -33,7 +33,7 @@ class LocalLauncher(Launcher):
         """One per GPU, else one per core."""
         return len(self.devices) or cores()
 
-    def start(self, job: Job, numbers: Sequence[int]) -> None:
+    def start(self, job: WorkerJob, numbers: Sequence[int]) -> None:
         """Start processes; GPUs are dealt out in turn."""
         context = multiprocessing.get_context("spawn")
         for number in numbers:

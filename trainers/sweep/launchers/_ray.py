@@ -16,8 +16,8 @@ from shapelaw.scaling.extras import installing
 from shapelaw.trainers.sweep.launchers._base import (
     IDLE_SECONDS,
     End,
-    Job,
     Launcher,
+    WorkerJob,
     number_of,
     refuse_unknown,
 )
@@ -50,7 +50,7 @@ class RayLauncher(Launcher):
         self.tasks: dict[int, Any] = {}
         self.connected = False
 
-    def open(self, job: Job) -> None:
+    def open(self, job: WorkerJob) -> None:
         """Connect to the cluster, unless this process is connected to one."""
         ray = _ray()
         if not ray.is_initialized():
@@ -76,7 +76,7 @@ class RayLauncher(Launcher):
         ]
         return max(1, math.floor(min(counts, default=1.0)))
 
-    def start(self, job: Job, numbers: Sequence[int]) -> None:
+    def start(self, job: WorkerJob, numbers: Sequence[int]) -> None:
         """Submit one task per worker."""
         ray = _ray()
         for number in numbers:

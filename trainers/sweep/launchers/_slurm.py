@@ -12,7 +12,7 @@ from typing import Any
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.extras import installing
-from shapelaw.trainers.sweep.launchers._base import IDLE_SECONDS, End, Job, Launcher
+from shapelaw.trainers.sweep.launchers._base import IDLE_SECONDS, End, Launcher, WorkerJob
 
 DEFAULTS = {"name": "shapelaw", "timeout_min": 240, "cpus_per_task": 1}
 REQUEUES = 1000  # a sweep may well outlive a hundred time limits
@@ -43,7 +43,7 @@ class SlurmLauncher(Launcher):
         self.jobs: dict[int, Any] = {}
         self.executor: Any = None
 
-    def open(self, job: Job) -> None:
+    def open(self, job: WorkerJob) -> None:
         """Make the executor; logs of the jobs go to ``slurm/`` in the sweep's folder."""
         submitit = _submitit()
         settings = {"slurm_max_num_timeout": REQUEUES} if self.cluster == "slurm" else {}
@@ -64,7 +64,7 @@ class SlurmLauncher(Launcher):
             "`--workers N` must be given with --launcher slurm: the number of jobs to submit"
         )
 
-    def start(self, job: Job, numbers: Sequence[int]) -> None:
+    def start(self, job: WorkerJob, numbers: Sequence[int]) -> None:
         """Submit the workers as one array."""
         with _interrupts_heard(), self.executor.batch():
             jobs = [self.executor.submit(Worker(job)) for _ in numbers]
@@ -121,7 +121,7 @@ def _interrupts_heard() -> Iterator[None]:
 class Worker:
     """A worker that submitit may put back into the queue."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: WorkerJob) -> None:
         self.job = job
 
     def __call__(self) -> None:
