@@ -36,8 +36,7 @@ from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, Shape
 from shapelaw.trainers.models.transformer import Transformer
 from shapelaw.trainers.optimizers.optimizer import Optimizer
 from shapelaw.trainers.optimizers.recipe import Recipe
-from shapelaw.trainers.training.execution import choose
-from shapelaw.trainers.training.memory import keep_freed_memory
+from shapelaw.trainers.training.execution import choose, keep_freed_memory
 
 BENCHMARK = Shape(
     hidden_size=256, intermediate_size=768, num_hidden_layers=8, num_attention_heads=4,

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import pandas as pd
 from shapelaw.scaling.architectures.costs import Costs
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS, Shape
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FIELD_TYPES: dict[str, type] = {
     **dict.fromkeys(INTEGER_FIELDS, np.int64),

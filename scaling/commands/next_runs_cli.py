@@ -44,7 +44,8 @@ def next_runs(
     from shapelaw.scaling.design.next_batch import next_runs
     from shapelaw.scaling.fitting.result import Fit
     from shapelaw.scaling.runs.catalog import load_runs
-    from shapelaw.scaling.runs.table import read_table, write_runs
+    from shapelaw.scaling.runs.reader import read_table
+    from shapelaw.scaling.runs.table import write_runs
 
     fitted, table = Fit.load(fit), load_runs(runs, where=where, exclude=exclude or ())
     note_other_runs(fitted, table)

@@ -3,11 +3,12 @@
 import sys
 from typing import TYPE_CHECKING
 
+from shapelaw.scaling.display.console import note, print_table
+
 if TYPE_CHECKING:
     import pandas as pd
 
     from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.display.console import note, print_table
 
 
 def print_fit(fitted: "Fit") -> None:

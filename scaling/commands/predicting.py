@@ -6,7 +6,8 @@ import pandas as pd
 
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.columns import SIZES, D, N
-from shapelaw.scaling.runs.table import check_numbers, read_table, require_columns, with_ratios
+from shapelaw.scaling.runs.reader import read_table
+from shapelaw.scaling.runs.table import check_numbers, require_columns, with_ratios
 from shapelaw.scaling.units import parse_count
 
 PREDICTED = ["predicted_loss", "loss_low", "loss_high"]

@@ -16,7 +16,7 @@ from shapelaw.scaling.design.candidates import Limits, costs
 from shapelaw.scaling.design.goals import Prediction
 from shapelaw.scaling.design.linearised import sized
 from shapelaw.scaling.design.next_batch import next_runs
-from shapelaw.scaling.display.tables import json_row
+from shapelaw.scaling.display.console import json_row
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.result import Fit
 

@@ -11,9 +11,9 @@ from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
 from shapelaw.scaling.design.linearised import Points, law_columns, points_at
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.laws.registry import UShape
+from shapelaw.scaling.laws.factors import UShape
 from shapelaw.scaling.runs.columns import D, N
-from shapelaw.scaling.runs.table import read_table
+from shapelaw.scaling.runs.reader import read_table
 from shapelaw.scaling.units import format_count, parse_count
 
 NAMES = {"n": N, "d": D, "tokens": D, "params": N}

@@ -22,7 +22,7 @@ from shapelaw.scaling.design.linearised import (
     scatter_of,
 )
 from shapelaw.scaling.design.noise import Scatter
-from shapelaw.scaling.display.tables import json_row
+from shapelaw.scaling.display.console import json_row
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.table import check_numbers, require_columns, with_ratios

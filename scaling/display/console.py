@@ -2,7 +2,8 @@
 
 import json
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,3 +45,9 @@ def print_shown(found: "Shown") -> None:
 def note(text: str) -> None:
     """Print a line to standard error, where it does not mix with a document."""
     sys.stderr.write(text + "\n")
+
+
+def json_row(row: Mapping[Hashable, Any]) -> dict[str, Any]:
+    """A table's row as JSON holds it: Python's own numbers, null for what is missing."""
+    plain = {str(name): getattr(value, "item", lambda v=value: v)() for name, value in row.items()}
+    return {name: None if value != value else value for name, value in plain.items()}

@@ -1,6 +1,6 @@
 """How results show themselves: one text for a terminal, HTML for a notebook, JSON without NaN."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -78,9 +78,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value
-
-
-def json_row(row: Mapping[Hashable, Any]) -> dict[str, Any]:
-    """A table's row as JSON holds it: Python's own numbers, null for what is missing."""
-    plain = {str(name): getattr(value, "item", lambda v=value: v)() for name, value in row.items()}
-    return {name: None if value != value else value for name, value in plain.items()}

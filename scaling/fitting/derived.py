@@ -14,7 +14,7 @@ import pandas as pd
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import CLUSTER, problem_again
 from shapelaw.scaling.fitting.result import LEVEL, Fit, unit_of
-from shapelaw.scaling.laws.registry import Chinchilla
+from shapelaw.scaling.laws.bases import Chinchilla
 from shapelaw.scaling.solver.problem import Problem, Solution
 from shapelaw.scaling.uncertainty.intervals import Interval, bca, normal_interval, percentile
 from shapelaw.scaling.uncertainty.profiles import profile

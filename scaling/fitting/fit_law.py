@@ -14,8 +14,9 @@ import pandas as pd
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.factor_tests import Hidden, effects_of, settle
 from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.laws.factors import UShape
 from shapelaw.scaling.laws.law import Base, Columns, Law, columns_of, reference_of
-from shapelaw.scaling.laws.registry import LAWS, UShape, law_named
+from shapelaw.scaling.laws.registry import LAWS, law_named
 from shapelaw.scaling.runs.columns import SIZES, N
 from shapelaw.scaling.runs.replicates import replicate_noise, replicate_noise_by_size
 from shapelaw.scaling.runs.table import fingerprint, require_columns, same_losses

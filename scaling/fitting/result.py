@@ -12,8 +12,9 @@ from scipy.stats import t as student
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json, write_json
+from shapelaw.scaling.laws.factors import UShape
 from shapelaw.scaling.laws.law import Law, columns_of
-from shapelaw.scaling.laws.registry import UShape, law_named
+from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.columns import SIZES, D, N
 from shapelaw.scaling.solver.identifiability import Held, optimum_status, outside
 from shapelaw.scaling.solver.objectives import Objective

@@ -364,7 +364,7 @@ class Law:
 
         Examples
         --------
-        >>> from shapelaw.scaling.laws.registry import Chinchilla
+        >>> from shapelaw.scaling.laws.bases import Chinchilla
         >>> (Chinchilla() * UShape("gqa")).describe()  # doctest: +SKIP
         'L = (E + A/N^alpha + B/D^beta) · (1 + k_q (ln(q/q*) + q*/q - 1))'
         """

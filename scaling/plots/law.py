@@ -9,8 +9,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.laws.factors import GroupedQuery, UShape
 from shapelaw.scaling.laws.law import Factor
-from shapelaw.scaling.laws.registry import GroupedQuery, UShape
 from shapelaw.scaling.plots.style import (
     BAND,
     COLOURS,

@@ -14,8 +14,9 @@ import pandas as pd
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.files import data_folder, sha256
 from shapelaw.scaling.runs.converters import CONVERTERS
+from shapelaw.scaling.runs.reader import read_table
 from shapelaw.scaling.runs.table import load_runs as read_runs
-from shapelaw.scaling.runs.table import prepare_runs, read_table
+from shapelaw.scaling.runs.table import prepare_runs
 from shapelaw.scaling.units import format_count
 
 MIRROR = "SHAPELAW_MIRROR"  # a folder laid out as data/published.toml says, instead of downloads

@@ -85,7 +85,7 @@ def with_best_loss(
     """Add ``best_loss``: the lowest loss of all shapes trained at the same N and D, nats per token.
 
     The empirical L_opt that arXiv 2510.18245 multiplies its brackets with below 1B parameters, and
-    that :class:`shapelaw.scaling.laws.registry.BestLoss` reads. A run without others at its N and D
+    that :class:`shapelaw.scaling.laws.bases.BestLoss` reads. A run without others at its N and D
     is its own best and tells nothing of shape. The best of few or noisy runs is no smooth law of N
     and D: a larger size needs runs of its own before its losses can be predicted.
 

@@ -4,9 +4,6 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
-from shapelaw.scaling.runs.reader import (
-    read_table as read_table,  # a table of runs is read from here
-)
 from shapelaw.scaling.runs.table import table_of
 
 SAME_SIZE = 1.2  # sizes within this ratio are one level

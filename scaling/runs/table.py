@@ -15,9 +15,7 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_whole
 from shapelaw.scaling.filters import select
 from shapelaw.scaling.runs.columns import COLUMNS, NUMERIC, OPTIONAL_NUMERIC
-from shapelaw.scaling.runs.reader import (
-    read_table as read_table,  # a table of runs is read from here
-)
+from shapelaw.scaling.runs.reader import read_table
 from shapelaw.scaling.runs.validation import (
     SWITCHES,
     WAY_OUT,

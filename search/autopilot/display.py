@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from shapelaw.trainers.ledger.ledger import RUNNING, Entry
+from shapelaw.trainers.ledger.entry import Entry
+from shapelaw.trainers.ledger.ledger import RUNNING
 
 LINE_SECONDS = 20.0  # between plain lines where there is no terminal
 

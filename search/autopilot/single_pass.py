@@ -35,9 +35,11 @@ from shapelaw.search.proposals.proposal import (
 from shapelaw.search.reports.loop_report import write_report
 from shapelaw.search.workload import PRESETS
 from shapelaw.trainers.corpus.corpus import Corpus, prepare
-from shapelaw.trainers.ledger.ledger import Entry
+from shapelaw.trainers.ledger.entry import Entry
 from shapelaw.trainers.optimizers.recipe import Recipe
-from shapelaw.trainers.sweep.sweep import Folder, cores, run_plan
+from shapelaw.trainers.sweep.folder import Folder
+from shapelaw.trainers.sweep.launchers._local import cores
+from shapelaw.trainers.sweep.sweep import run_plan
 from shapelaw.trainers.training.spec import RunSpec, run_name
 
 LAYERS = 4

@@ -59,7 +59,7 @@ def docs_folder() -> Path:
     InputError
         This is an installed package, which has none.
     """
-    docs = data_folder().parent / "docs"
+    docs = data_folder().resolve().parent / "docs"
     if not docs.is_dir():
         raise InputError(
             "`report --check` compares docs/ of a checkout, but this is an installed package; "

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shapelaw.scaling.commands.options import Json, Workers
-from shapelaw.scaling.display.console import note, print_json, print_table
-from shapelaw.scaling.display.tables import json_row
+from shapelaw.scaling.display.console import json_row, note, print_json, print_table
 
 if TYPE_CHECKING:
     import pandas as pd

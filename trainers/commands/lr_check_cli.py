@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from shapelaw.trainers.corpus.corpus import Corpus
     from shapelaw.trainers.ladder.lr_sweep import LRSweepSettings
     from shapelaw.trainers.ladder.lr_verdict import RateCheck
-    from shapelaw.trainers.sweep.sweep import Folder
+    from shapelaw.trainers.sweep.folder import Folder
     from shapelaw.trainers.training.spec import RunSpec
 
 
@@ -64,7 +64,7 @@ def open_plan(
     from shapelaw.trainers.corpus.corpus import prepare
     from shapelaw.trainers.ladder.plan_file import read_plan
     from shapelaw.trainers.optimizers.recipe import Recipe, parse_settings, read_pairs
-    from shapelaw.trainers.sweep.sweep import Folder
+    from shapelaw.trainers.sweep.folder import Folder
 
     changes, folder = parse_settings(read_pairs(settings)), Folder(out)
     with nothing_left(out):

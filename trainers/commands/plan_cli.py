@@ -199,7 +199,7 @@ def planned(
     """
     from shapelaw.scaling.errors import InputError
     from shapelaw.scaling.runs.catalog import load_runs
-    from shapelaw.scaling.runs.table import read_table
+    from shapelaw.scaling.runs.reader import read_table
     from shapelaw.trainers.ladder.from_design import plan_proposed
     from shapelaw.trainers.ladder.planner import plan_ladder
     from shapelaw.trainers.optimizers.recipe import read_pairs

@@ -15,8 +15,7 @@ from shapelaw.scaling.commands.options import (
     ValidationOption,
     Vocabulary,
 )
-from shapelaw.scaling.display.console import note, print_json, print_table
-from shapelaw.scaling.display.tables import json_row
+from shapelaw.scaling.display.console import json_row, note, print_json, print_table
 from shapelaw.trainers.commands import evaluate_cli, plan_cli
 from shapelaw.trainers.commands import lr_check_cli as rate_cli
 
@@ -120,14 +119,15 @@ def run(
 ) -> None:
     """Train every planned run that the ledger lacks; a killed sweep goes on."""
     from shapelaw.scaling.files import nothing_left
-    from shapelaw.scaling.runs.table import read_table
+    from shapelaw.scaling.runs.reader import read_table
     from shapelaw.trainers.corpus.corpus import prepare_from_options
     from shapelaw.trainers.corpus.options import CorpusOptions
     from shapelaw.trainers.ladder.plan_file import read_plan
     from shapelaw.trainers.optimizers.recipe import recipe_with
+    from shapelaw.trainers.sweep.folder import Folder
     from shapelaw.trainers.sweep.launchers.registry import launcher_named, parse_options
     from shapelaw.trainers.sweep.status import shown_progress
-    from shapelaw.trainers.sweep.sweep import Folder, run_plan
+    from shapelaw.trainers.sweep.sweep import run_plan
     from shapelaw.trainers.training.trackers import read_trackers
 
     place, folder = launcher_named(launcher, parse_options(option or [])), Folder(out)
@@ -155,8 +155,9 @@ def work(
     json: Json = False,
 ) -> None:
     """Help with a sweep that was started elsewhere, until every run has ended."""
+    from shapelaw.trainers.sweep.folder import Folder
     from shapelaw.trainers.sweep.status import shown_progress
-    from shapelaw.trainers.sweep.sweep import Folder, join
+    from shapelaw.trainers.sweep.sweep import join
 
     with shown_progress() as report:
         runs = join(Folder(folder), workers=workers, report=report, ledger=ledger)

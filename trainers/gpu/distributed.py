@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 8 -m shapelaw.trainers.gpu.distributed run.json --corpus FOLDER --out
     FOLDER
 
-``run.json`` is what :meth:`shapelaw.trainers.training.loop.RunSpec.as_json` gives. Every process
+``run.json`` is what :meth:`shapelaw.trainers.training.spec.RunSpec.as_json` gives. Every process
 takes its rows of the same batch, which is a function of (seed, step), gradients are averaged and
 clipped by their global norm: the numbers are those of one process up to rounding. The checkpoint is
 the one of :mod:`shapelaw.trainers.training.checkpoint`: a single process, or another number of
@@ -41,8 +41,14 @@ from shapelaw.trainers.training import checkpoint
 from shapelaw.trainers.training.device import attention_kernels, describe
 from shapelaw.trainers.training.execution import Execution, attention_path
 from shapelaw.trainers.training.loop import CHECKPOINT, CHECKPOINT_SECONDS, Watch, build
-from shapelaw.trainers.training.results import diverged, export_run, keep_rows, measured
-from shapelaw.trainers.training.rows import Row, settings_row
+from shapelaw.trainers.training.results import (
+    Row,
+    diverged,
+    export_run,
+    keep_rows,
+    measured,
+    settings_row,
+)
 from shapelaw.trainers.training.spec import Diverged, RunSpec
 from shapelaw.trainers.training.trackers import Recorder, recording
 

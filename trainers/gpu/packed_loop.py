@@ -19,8 +19,14 @@ from shapelaw.trainers.training import checkpoint
 from shapelaw.trainers.training.device import attention_kernels, describe, synchronize
 from shapelaw.trainers.training.execution import Execution, attention_path
 from shapelaw.trainers.training.loop import CHECKPOINT_SECONDS, Watch
-from shapelaw.trainers.training.results import diverged, export_run, keep_rows, measured
-from shapelaw.trainers.training.rows import Row, settings_row
+from shapelaw.trainers.training.results import (
+    Row,
+    diverged,
+    export_run,
+    keep_rows,
+    measured,
+    settings_row,
+)
 from shapelaw.trainers.training.spec import Diverged, RunSpec
 from shapelaw.trainers.training.trackers import Recorder, recording
 

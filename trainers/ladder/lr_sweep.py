@@ -14,8 +14,9 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.units import format_count
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.ladder.lr_verdict import RULE, LRTrial, RateCheck, judge
-from shapelaw.trainers.ledger.ledger import Entry
-from shapelaw.trainers.sweep.sweep import Folder, run_plan
+from shapelaw.trainers.ledger.entry import Entry
+from shapelaw.trainers.sweep.folder import Folder
+from shapelaw.trainers.sweep.sweep import run_plan
 from shapelaw.trainers.training.spec import RunSpec, run_name
 
 RATES = ("matrix_learning_rate", "learning_rate")

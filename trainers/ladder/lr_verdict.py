@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.architectures.shape import Shape
-from shapelaw.scaling.display.tables import json_row
+from shapelaw.scaling.display.console import json_row
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.units import format_count
 from shapelaw.trainers.training.spec import RunSpec

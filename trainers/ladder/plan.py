@@ -10,7 +10,7 @@ import pandas as pd
 
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS, Shape
 from shapelaw.scaling.architectures.shape_table import ShapeTable
-from shapelaw.scaling.display.tables import json_row
+from shapelaw.scaling.display.console import json_row
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.ladder.confounding_check import MOST_CORRELATION, Confounding, confounding
 from shapelaw.trainers.ladder.grid import ANCHOR

@@ -6,6 +6,16 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.ledger.store import ONLY_SWEEP, Store
 
+MOUNTS = Path("/proc/self/mounts")
+# File systems that several machines see at once. https://www.sqlite.org/wal.html: "WAL does not
+# work over a network filesystem".
+NETWORKS = frozenset({
+    "9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "fuse.juicefs",
+    "fuse.mfs", "fuse.s3fs", "fuse.sshfs", "fuse.weka", "glusterfs", "gpfs", "lustre", "nfs",
+    "nfs4", "ocfs2", "orangefs", "panfs", "smb3", "smbfs", "virtiofs", "vboxsf", "wekafs",
+})  # fmt: skip
+ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
+
 
 def is_database(address: str | Path) -> bool:
     """Whether an address is a URL rather than a path."""
@@ -45,3 +55,23 @@ def store_at(address: str | Path, sweep: str | None, patience: float | None) -> 
 
     url = urlunsplit(("postgresql", parts.netloc, parts.path, rest, ""))
     return PostgresStore(url, patience=patience), named[0]
+
+
+def network_disk(path: Path) -> str | None:
+    """The kind of network file system that a path lies on (it need not exist yet).
+
+    None on a local disk, and where the system does not tell (no ``/proc``).
+    """
+    try:
+        lines = MOUNTS.read_text().splitlines()
+    except OSError:
+        return None
+    wanted = path.absolute().resolve()
+    best, kind = 0, None
+    for line in lines:
+        _, point, found, *_ = line.split(" ")
+        for escape, character in ESCAPES:
+            point = point.replace(escape, character)
+        if wanted.is_relative_to(point) and len(point) >= best:
+            best, kind = len(point), found
+    return kind if kind in NETWORKS else None

@@ -21,8 +21,8 @@ from shapelaw.trainers.evaluation.eval_sets import BLIMP, EvalFiles, read_evals
 from shapelaw.trainers.evaluation.loglikelihood import Score
 from shapelaw.trainers.evaluation.tasks import file_of
 from shapelaw.trainers.models.hugging_face import WEIGHTS, load_export
-from shapelaw.trainers.sweep.folder import existing_ledger
-from shapelaw.trainers.sweep.sweep import Folder, cores
+from shapelaw.trainers.sweep.folder import Folder, existing_ledger
+from shapelaw.trainers.sweep.launchers._local import cores
 
 SCORES = "scores.json"
 SCHEMA = 1

@@ -7,11 +7,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json, write_json
-from shapelaw.trainers.ledger.ledger import (
-    Ledger,
-    is_database,
-    open_ledger,
-)
+from shapelaw.trainers.ledger.ledger import Ledger, open_ledger
+from shapelaw.trainers.ledger.registry import is_database
 from shapelaw.trainers.training.trackers import read_trackers
 
 

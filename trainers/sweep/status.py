@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from shapelaw.trainers.ledger.entry import Entry
 from shapelaw.trainers.ledger.ledger import (
     DIVERGED,
     DONE,
@@ -17,7 +18,6 @@ from shapelaw.trainers.ledger.ledger import (
     RUNNING,
     STALE_SECONDS,
     STATES,
-    Entry,
 )
 
 if TYPE_CHECKING:

@@ -6,30 +6,26 @@ from pathlib import Path
 
 import pandas as pd
 
-from shapelaw.scaling.display.console import note
-from shapelaw.scaling.display.tables import json_row
+from shapelaw.scaling.display.console import json_row, note
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.runs.table import require_columns, write_runs
 from shapelaw.trainers.corpus.corpus import Corpus
+from shapelaw.trainers.ledger.entry import Entry
 from shapelaw.trainers.ledger.ledger import (
     DIVERGED,
     DONE,
     FAILED,
     PLANNED,
     RUNNING,
-    Entry,
     Ledger,
-    is_database,
     open_ledger,
 )
-from shapelaw.trainers.ledger.network_disks import network_disk
+from shapelaw.trainers.ledger.registry import is_database, network_disk
 from shapelaw.trainers.sweep.folder import Folder, existing_ledger, ledger_address, remember
 from shapelaw.trainers.sweep.launchers._base import Launcher, WorkerJob, supervise
-from shapelaw.trainers.sweep.launchers._local import cores
 from shapelaw.trainers.sweep.launchers.registry import launcher_named
 from shapelaw.trainers.training.spec import RunSpec
 
-__all__ = ["Folder", "cores", "existing_ledger", "retry_runs", "run_plan", "run_table"]
 MEBIBYTE = 2**20
 Report = Callable[[list[Entry]], None]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shapelaw.scaling.architectures.shape import Shape
-from shapelaw.scaling.display.tables import json_row
+from shapelaw.scaling.display.console import json_row
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.files import read_json
 from shapelaw.scaling.units import parse_count
@@ -12,8 +12,9 @@ from shapelaw.trainers.corpus.batches import count_windows
 from shapelaw.trainers.corpus.corpus import prepare_from_options
 from shapelaw.trainers.corpus.options import CorpusOptions
 from shapelaw.trainers.optimizers.recipe import recipe_with
+from shapelaw.trainers.sweep.folder import Folder
 from shapelaw.trainers.sweep.status import shown_progress
-from shapelaw.trainers.sweep.sweep import Folder, run_plan
+from shapelaw.trainers.sweep.sweep import run_plan
 from shapelaw.trainers.training.spec import RunSpec, run_name
 from shapelaw.trainers.training.trackers import read_trackers
 

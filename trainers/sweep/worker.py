@@ -17,7 +17,7 @@ from shapelaw.trainers.sweep.folder import Folder
 from shapelaw.trainers.sweep.heartbeat import Heart
 from shapelaw.trainers.training.device import choose
 from shapelaw.trainers.training.loop import Tell, Watch, train
-from shapelaw.trainers.training.rows import Row, settings_row
+from shapelaw.trainers.training.results import Row, settings_row
 from shapelaw.trainers.training.spec import Diverged, RunSpec
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # between two looks of a worker that has nothing to do

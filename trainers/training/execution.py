@@ -1,12 +1,15 @@
-"""How the steps of a run are computed: which attention, compiled or not; chosen by predicted cost.
+"""How the steps of a run are computed: attention, compilation, memory; chosen by predicted cost.
 
 The choice changes rounding and time, nothing else. It is made once per planned run, kept in the
 ledger, and kept by a run that is resumed.
 """
 
+import ctypes
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +22,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from shapelaw.trainers.models.transformer import Transformer
+
+# Parameters of glibc's mallopt and what they are set to.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+MEBIBYTE = 2**20
+MALLOC_SETTINGS = {
+    M_MMAP_THRESHOLD: 32 * MEBIBYTE,  # the most that glibc takes
+    M_TOP_PAD: 64 * MEBIBYTE,
+    M_TRIM_THRESHOLD: 1024 * MEBIBYTE,
+}
 
 ATTENTION_PATHS = ("sdpa", "matmul")
 COMPILATIONS = ("none", "layers", "whole")
@@ -145,3 +157,19 @@ def step_seconds(shape: Shape, recipe: Recipe, engine: Execution) -> float:
 def attention_path(device: "torch.device") -> str:
     """The attention of a stack: vmap has a rule for GPUs' fused kernels, none for the CPU's."""
     return "sdpa" if device.type == "cuda" else "matmul"
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep what is freed, once; False where there is no glibc.
+
+    By default it gives large blocks back to the system at once and gets them again, page by page,
+    in the next step: a tenth to a quarter of the time of a small model's step on a CPU (LOG.md).
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # another C library
+        return False
+    return all(mallopt(name, value) == 1 for name, value in MALLOC_SETTINGS.items())

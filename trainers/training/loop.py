@@ -23,10 +23,15 @@ from shapelaw.trainers.models.transformer import Transformer
 from shapelaw.trainers.optimizers.optimizer import Optimizer
 from shapelaw.trainers.training import checkpoint
 from shapelaw.trainers.training.checkpoint import Tell as Tell
-from shapelaw.trainers.training.execution import Execution, uncompiled
-from shapelaw.trainers.training.memory import keep_freed_memory
-from shapelaw.trainers.training.results import export_run, keep_rows, measured, rows_so_far
-from shapelaw.trainers.training.rows import Row, settings_row
+from shapelaw.trainers.training.execution import Execution, keep_freed_memory, uncompiled
+from shapelaw.trainers.training.results import (
+    Row,
+    export_run,
+    keep_rows,
+    measured,
+    rows_so_far,
+    settings_row,
+)
 from shapelaw.trainers.training.spec import Diverged, RunSpec
 from shapelaw.trainers.training.trackers import Recorder, recording
 

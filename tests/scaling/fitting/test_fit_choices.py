@@ -11,7 +11,9 @@ from scipy.stats import t as student
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit, name_of, problem_again, problem_of
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.laws.registry import LAWS, Chinchilla, GroupedQuery, Kaplan, UShape, law_named
+from shapelaw.scaling.laws.bases import Chinchilla, Kaplan
+from shapelaw.scaling.laws.factors import GroupedQuery, UShape
+from shapelaw.scaling.laws.registry import LAWS, law_named
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.solver.objectives import KINDS, Objective
 from support.synthetic import TRUTH, synthetic_chinchilla, synthetic_runs, true_loss

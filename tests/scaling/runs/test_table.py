@@ -10,11 +10,11 @@ from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS
 from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.runs.columns import COLUMNS
+from shapelaw.scaling.runs.reader import read_table
 from shapelaw.scaling.runs.replicates import replicate_noise, replicate_noise_by_size
 from shapelaw.scaling.runs.table import (
     fingerprint,
     load_runs,
-    read_table,
     require_columns,
     same_losses,
     table_of,

@@ -3,17 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shapelaw.scaling.laws.bases import BestLoss, Chinchilla, Kaplan, PowerLaw
+from shapelaw.scaling.laws.factors import AspectRatio, GroupedQuery, UShape
 from shapelaw.scaling.laws.law import Law, reference_of
-from shapelaw.scaling.laws.registry import (
-    AspectRatio,
-    BestLoss,
-    Chinchilla,
-    GroupedQuery,
-    Kaplan,
-    PowerLaw,
-    UShape,
-    law_named,
-)
+from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.solver.identifiability import (
     DRIFT,

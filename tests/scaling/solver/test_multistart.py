@@ -7,7 +7,9 @@ from scipy.optimize import least_squares, minimize, minimize_scalar
 from scipy.stats import t as student
 
 from shapelaw.scaling.fitting.fit_law import problem_of
-from shapelaw.scaling.laws.registry import Kaplan, UShape, law_named
+from shapelaw.scaling.laws.bases import Kaplan
+from shapelaw.scaling.laws.factors import UShape
+from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.solver.multistart import (
     finish,

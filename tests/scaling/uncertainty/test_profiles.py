@@ -6,7 +6,9 @@ from scipy.stats import f as fisher
 from scipy.stats import t as student
 
 from shapelaw.scaling.fitting.fit_law import problem_of
-from shapelaw.scaling.laws.registry import Chinchilla, Kaplan, UShape, law_named
+from shapelaw.scaling.laws.bases import Chinchilla, Kaplan
+from shapelaw.scaling.laws.factors import UShape
+from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.solver.multistart import solve_at
 from shapelaw.scaling.solver.objectives import Objective

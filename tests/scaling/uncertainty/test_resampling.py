@@ -9,7 +9,8 @@ from scipy.optimize import least_squares
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit, problem_of
-from shapelaw.scaling.laws.registry import Chinchilla, Kaplan, law_named
+from shapelaw.scaling.laws.bases import Chinchilla, Kaplan
+from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.catalog import MIRROR, load_runs
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.solver.multistart import multi_start, solve_at

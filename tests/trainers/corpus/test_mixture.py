@@ -15,10 +15,7 @@ from shapelaw.trainers.corpus.corpus import Corpus, prepare
 from shapelaw.trainers.corpus.mixture import Mixture, Source, parse_mixture
 from support.command import shapelaw
 from support.mixtures import END, documents_of, train_documents, written
-from support.paths import SHARED
 from support.small_runs import SHAPE
-
-CORPORA = SHARED / "corpora"
 
 
 @pytest.fixture(scope="module")

@@ -38,8 +38,8 @@ from shapelaw.trainers.models.hugging_face import export
 from shapelaw.trainers.models.transformer import Transformer
 from shapelaw.trainers.sweep import evaluate as exported
 from shapelaw.trainers.sweep.evaluate import EvaluationJob, score_exports, score_run, with_scores
-from shapelaw.trainers.sweep.sweep import Folder
-from shapelaw.trainers.training.loop import settings_row
+from shapelaw.trainers.sweep.folder import Folder
+from shapelaw.trainers.training.results import settings_row
 from support.paths import SHARED
 from support.small_runs import SHAPE, small_corpus, spec
 

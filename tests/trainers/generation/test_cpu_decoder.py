@@ -234,4 +234,4 @@ def test_the_engine_imports_torch_and_numpy_only() -> None:
     )
     others = {"optuna", "pandas", "scipy", "matplotlib", "transformers", "pooch", "typer", "rich"}
     assert not others & set(done.stdout.split())
-    assert {"torch", "numpy", "scaling", "trainers"} <= set(done.stdout.split())
+    assert {"torch", "numpy", "shapelaw"} <= set(done.stdout.split())

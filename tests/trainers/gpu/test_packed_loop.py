@@ -23,7 +23,7 @@ from shapelaw.trainers.objectives.next_token import token_losses
 from shapelaw.trainers.optimizers.optimizer import Optimizer
 from shapelaw.trainers.optimizers.recipe import OPTIMIZERS
 from shapelaw.trainers.training.loop import train
-from shapelaw.trainers.training.rows import Row
+from shapelaw.trainers.training.results import Row
 from shapelaw.trainers.training.spec import RunSpec
 from support.small_runs import RECIPE, SHAPE, STEPS, Killed, killed_at, small_corpus, spec
 

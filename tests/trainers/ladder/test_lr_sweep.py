@@ -16,8 +16,7 @@ from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.trainers.commands.lr_check_cli import mount, settings_of
 from shapelaw.trainers.ladder.lr_sweep import LRSweepSettings, extremes, lr_check, pick, trials
 from shapelaw.trainers.ladder.lr_verdict import LRTrial, RateCheck, judge
-from shapelaw.trainers.sweep.folder import existing_ledger
-from shapelaw.trainers.sweep.sweep import Folder
+from shapelaw.trainers.sweep.folder import Folder, existing_ledger
 from shapelaw.trainers.training.spec import RunSpec
 from support.small_runs import RECIPE, SHAPE, small_corpus, spec
 

@@ -22,11 +22,10 @@ from shapelaw.trainers.ledger.ledger import (
     RUNNING,
     STALE_SECONDS,
     Ledger,
-    LedgerUnreachable,
     open_ledger,
 )
 from shapelaw.trainers.ledger.liveness import ProcessId, this_process
-from shapelaw.trainers.ledger.store import Interrupted
+from shapelaw.trainers.ledger.store import Interrupted, LedgerUnreachable
 from shapelaw.trainers.training.spec import RunSpec
 from support.ledgers import plan, spec, states
 from support.postgres import Server

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from shapelaw.scaling.errors import InputError, WorkError
-from shapelaw.trainers.ledger.ledger import DIVERGED, DONE, PLANNED, Ledger, LedgerUnreachable
+from shapelaw.trainers.ledger.ledger import DIVERGED, DONE, PLANNED, Ledger
 from shapelaw.trainers.ledger.liveness import this_process
+from shapelaw.trainers.ledger.store import LedgerUnreachable
 from support.ledgers import plan, spec, states
 from support.postgres import Server
 

@@ -20,7 +20,8 @@ import pytest
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.runs.table import load_runs, write_runs
 from shapelaw.trainers.corpus.corpus import Corpus
-from shapelaw.trainers.ledger.ledger import DIVERGED, DONE, FAILED, RUNNING, Entry, Ledger
+from shapelaw.trainers.ledger.entry import Entry
+from shapelaw.trainers.ledger.ledger import DIVERGED, DONE, FAILED, RUNNING, Ledger
 from shapelaw.trainers.ledger.liveness import process_exists
 from shapelaw.trainers.training.execution import Execution
 from shapelaw.trainers.training.loop import train

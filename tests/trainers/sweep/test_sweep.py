@@ -19,12 +19,13 @@ from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.runs.columns import COLUMNS
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.ladder.plan_file import read_plan
-from shapelaw.trainers.ledger.ledger import DIVERGED, DONE, FAILED, PLANNED, RUNNING, Entry, Ledger
+from shapelaw.trainers.ledger.entry import Entry
+from shapelaw.trainers.ledger.ledger import DIVERGED, DONE, FAILED, PLANNED, RUNNING, Ledger
 from shapelaw.trainers.optimizers.recipe import Recipe
 from shapelaw.trainers.sweep import heartbeat, sweep, worker
-from shapelaw.trainers.sweep.folder import existing_ledger
+from shapelaw.trainers.sweep.folder import Folder, existing_ledger
 from shapelaw.trainers.sweep.launchers._base import End, Launcher, WorkerJob
-from shapelaw.trainers.sweep.sweep import Folder, join, retry_runs, run_plan, run_table
+from shapelaw.trainers.sweep.sweep import join, retry_runs, run_plan, run_table
 from shapelaw.trainers.sweep.worker import work
 from shapelaw.trainers.training.loop import train
 from shapelaw.trainers.training.spec import Diverged, RunSpec, run_name
@@ -388,7 +389,7 @@ def on_nfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The temporary folder looks like a network disk."""
     mounts = tmp_path / "mounts"
     mounts.write_text(NETWORK.format(str(tmp_path.resolve()).replace(" ", "\\040")))
-    monkeypatch.setattr("shapelaw.trainers.ledger.network_disks.MOUNTS", mounts)
+    monkeypatch.setattr("shapelaw.trainers.ledger.registry.MOUNTS", mounts)
 
 
 @pytest.mark.usefixtures("on_nfs")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.corpus.batches import Batches
+from shapelaw.trainers.gpu import resident_batches
 from shapelaw.trainers.gpu.resident_batches import ResidentBatches, ResidentTokens, resident
 from shapelaw.trainers.training import device as devices
 from shapelaw.trainers.training.device import choose, describe
@@ -60,9 +61,9 @@ def test_memory_mapped_tokens_can_be_moved(tmp_path: Path) -> None:
 def test_tokens_stay_on_the_host_where_they_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = shard(1000, "uint16")
     assert resident(tokens, CPU) is None
-    monkeypatch.setattr(devices, "free_bytes", lambda device: 4000)
+    monkeypatch.setattr(resident_batches, "free_bytes", lambda device: 4000)
     assert isinstance(resident(tokens, CPU), ResidentTokens)
-    monkeypatch.setattr(devices, "free_bytes", lambda device: 3999)
+    monkeypatch.setattr(resident_batches, "free_bytes", lambda device: 3999)
     assert resident(tokens, CPU) is None
 
 

@@ -18,8 +18,8 @@ from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.optimizers.recipe import OPTIMIZERS, Recipe
 from shapelaw.trainers.training import checkpoint, loop
 from shapelaw.trainers.training import results as finishing
-from shapelaw.trainers.training.loop import Diverged, train
-from shapelaw.trainers.training.spec import RunSpec
+from shapelaw.trainers.training.loop import train
+from shapelaw.trainers.training.spec import Diverged, RunSpec
 from support.small_runs import RECIPE, SHAPE, STEPS, Killed, killed_at, small_corpus, spec
 
 Row = dict[str, object]

@@ -4,11 +4,11 @@ import textwrap
 
 import pytest
 
-from shapelaw.trainers.training import memory
+from shapelaw.trainers.training import execution
 
 PROGRAM = """
     import resource, sys, torch
-    from shapelaw.trainers.training.memory import keep_freed_memory
+    from shapelaw.trainers.training.execution import keep_freed_memory
     torch.set_num_threads(1)
     if sys.argv[1] == "keep":
         assert keep_freed_memory()
@@ -29,13 +29,13 @@ def faults(how: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(not memory.keep_freed_memory(), reason="needs glibc")
+@pytest.mark.skipif(not execution.keep_freed_memory(), reason="needs glibc")
 def test_memory_that_was_freed_is_not_fetched_again() -> None:
     assert faults("keep") < 1000
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
-    assert not memory.keep_freed_memory.__wrapped__()
-    monkeypatch.setattr(memory.sys, "platform", "darwin")
-    assert not memory.keep_freed_memory.__wrapped__()
+    monkeypatch.setattr(execution.ctypes, "CDLL", lambda name: object())
+    assert not execution.keep_freed_memory.__wrapped__()
+    monkeypatch.setattr(execution.sys, "platform", "darwin")
+    assert not execution.keep_freed_memory.__wrapped__()

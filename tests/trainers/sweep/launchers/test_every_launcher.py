@@ -12,14 +12,16 @@ import pytest
 
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.trainers.corpus.corpus import Corpus
-from shapelaw.trainers.ledger.ledger import PLANNED, RUNNING, Entry, open_ledger
+from shapelaw.trainers.ledger.entry import Entry
+from shapelaw.trainers.ledger.ledger import PLANNED, RUNNING, open_ledger
+from shapelaw.trainers.sweep.folder import Folder
 from shapelaw.trainers.sweep.launchers import _base, _local, _ray
 from shapelaw.trainers.sweep.launchers._base import DEATHS, End, Launcher, WorkerJob, supervise
 from shapelaw.trainers.sweep.launchers._local import LocalLauncher, visible_devices
 from shapelaw.trainers.sweep.launchers._ray import RayLauncher
 from shapelaw.trainers.sweep.launchers._slurm import SlurmLauncher
 from shapelaw.trainers.sweep.launchers.registry import LAUNCHERS, launcher_named, parse_options
-from shapelaw.trainers.sweep.sweep import Folder, run_plan
+from shapelaw.trainers.sweep.sweep import run_plan
 from shapelaw.trainers.training.loop import train
 from shapelaw.trainers.training.spec import RunSpec
 from support.small_runs import small_corpus, spec
