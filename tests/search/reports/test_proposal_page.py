@@ -142,7 +142,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def opened(browser: Any, page_file: Path) -> Iterator[Any]:
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(120_000)
+    page.set_default_timeout(600_000)
     page.complaints = []
     page.on("console", lambda said: page.complaints.append(said.text))
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
