@@ -67,7 +67,7 @@ $(VLLM_VENV)/vllm.stamp: locks/vllm.txt locks/torch-cpu.txt
 	touch $@
 
 # Pin the newest versions that pyproject.toml allows (needs uv; UPGRADE= keeps what can stay). torch
-# is pinned by hand: its version and hashes in locks/torch-cpu.txt, its version here.
+# is pinned by hand: its version and hashes in locks/torch-cpu.txt, its version in locks/torch.in.
 UPGRADE ?= --upgrade
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes $(UPGRADE) \
   --custom-compile-command "make lock" --override locks/without-torch.txt --no-emit-package torch
