@@ -20,13 +20,16 @@ import pandas as pd
 from record import RESULTS, finish
 from scipy.stats import binomtest
 
-from scaling.composition import D, N, columns_of, reference_of
-from scaling.fits import new_run_intervals
-from scaling.laws import law_named
-from scaling.objectives import Objective
-from scaling.profiles import profile
-from scaling.solving import HUBER, Problem, Solution, new_run_scale
-from scaling.uncertainty import bca, bootstrap, method_for, normal_interval, percentile
+from shapelaw.scaling.fitting.result import new_run_intervals
+from shapelaw.scaling.laws.law import columns_of, reference_of
+from shapelaw.scaling.laws.registry import law_named
+from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.solver.multistart import HUBER, new_run_scale
+from shapelaw.scaling.solver.objectives import Objective
+from shapelaw.scaling.solver.problem import Problem, Solution
+from shapelaw.scaling.uncertainty.intervals import bca, normal_interval, percentile
+from shapelaw.scaling.uncertainty.profiles import profile
+from shapelaw.scaling.uncertainty.resampling import bootstrap, method_for
 
 TRUTH = {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37}
 SHAPE = {

@@ -23,9 +23,9 @@ import numpy as np
 from record import finish
 from scipy.stats import t as student
 
-from scaling.errors import InputError, WorkError
-from scaling.shape import Shape
-from search.workload import Workload
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.search.workload import Workload
 
 MODEL = Shape(
     hidden_size=512, intermediate_size=2048, num_hidden_layers=16, num_attention_heads=8,
@@ -39,9 +39,9 @@ FEW = 2  # outputs of the short run, where an engine does not tell decode from p
 
 def serve(name: str, shape: Shape, workload: Workload, calls: Connection) -> None:
     """Answer every call with CPU seconds: of all decode steps, and of the prefill."""
-    from search.measuring import read_bandwidth
-    from search.throughput._timed import TimedEngine
-    from search.throughput.registry import engine_named
+    from shapelaw.search.engines._timed import TimedEngine
+    from shapelaw.search.engines.machine import read_bandwidth
+    from shapelaw.search.engines.registry import engine_named
 
     if name == READ:
         while calls.recv():

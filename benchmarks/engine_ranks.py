@@ -15,16 +15,17 @@ import pandas as pd
 from record import finish
 from scipy.stats import spearmanr
 
-from scaling.catalog import load_runs
-from scaling.composition import D
-from scaling.fitting import fit
-from scaling.quantities import parse_count
-from scaling.shape import Shape, ShapeTable
-from scaling.space import Space, within
-from search.proposals import front
-from search.throughput._base import Measurement
-from search.throughput.registry import engine_named
-from search.workload import Workload, parse_workload
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.architectures.shape_table import ShapeTable
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.scaling.runs.columns import D
+from shapelaw.scaling.space.pareto import front
+from shapelaw.scaling.space.space import Space, within
+from shapelaw.scaling.units import parse_count
+from shapelaw.search.engines._base import Measurement
+from shapelaw.search.engines.registry import engine_named
+from shapelaw.search.workload import Workload, parse_workload
 
 PICTURE = Path(__file__).parent.parent / "docs" / "engine_ranks.png"
 DEPTHS = (4, 6, 8, 12, 16, 24)
@@ -89,7 +90,7 @@ def draw(table: pd.DataFrame, ranks: pd.DataFrame, depths: list[int]) -> None:
     """Left: throughput against that of the median shape; right: rank correlations."""
     from matplotlib.figure import Figure
 
-    from scaling.plots import COLOURS, save
+    from shapelaw.scaling.plots.style import COLOURS, save
 
     figure = Figure(figsize=(13.5, 6.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))

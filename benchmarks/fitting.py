@@ -24,13 +24,14 @@ import pandas as pd
 from record import finish
 from scipy.optimize import least_squares, minimize
 
-from scaling.catalog import load_runs
-from scaling.fitting import fit, problem_of
-from scaling.laws import law_named
-from scaling.objectives import Objective
-from scaling.solving import Problem, multi_start
-from scaling.solving import finish as finished
-from scaling.uncertainty import bootstrap
+from shapelaw.scaling.fitting.fit_law import fit, problem_of
+from shapelaw.scaling.laws.registry import law_named
+from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.scaling.solver.multistart import finish as finished
+from shapelaw.scaling.solver.multistart import multi_start
+from shapelaw.scaling.solver.objectives import Objective
+from shapelaw.scaling.solver.problem import Problem
+from shapelaw.scaling.uncertainty.resampling import bootstrap
 
 DELTA = 1e-3
 GOLDEN = 0.001018274017801

@@ -47,16 +47,17 @@ if importlib.util.find_spec("safetensors") is None:
 import numpy as np
 import torch
 
-from scaling.shape import Shape
-from trainers.chunked import chunked_cross_entropy
-from trainers.corpus import Corpus, prepare
-from trainers.device import choose, describe, resident, synchronize
-from trainers.evaluate import token_losses
-from trainers.packed import Feed, Options, PackedStep, packs, train_pack
-from trainers.packing import Packing, choose_packing, packing_key, trial_stack
-from trainers.recipe import Recipe
-from trainers.spec import RunSpec
-from trainers.stacked import Stack
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.trainers.corpus.corpus import Corpus, prepare
+from shapelaw.trainers.gpu.autotune import Packing, choose_packing, packing_key, trial_stack
+from shapelaw.trainers.gpu.packed_loop import Feed, Options, PackedStep, packs, train_pack
+from shapelaw.trainers.gpu.resident_batches import resident
+from shapelaw.trainers.gpu.stack import Stack
+from shapelaw.trainers.objectives.chunked_loss import chunked_cross_entropy
+from shapelaw.trainers.objectives.next_token import token_losses
+from shapelaw.trainers.optimizers.recipe import Recipe
+from shapelaw.trainers.training.device import choose, describe, synchronize
+from shapelaw.trainers.training.spec import RunSpec
 
 PROXY = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 256,
          "qk_norm": True}  # fmt: skip

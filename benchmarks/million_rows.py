@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from record import finish
 
-from scaling.catalog import data_folder
-from scaling.runs import load_runs, read_table, write_runs
+from shapelaw.scaling.files import data_folder
+from shapelaw.scaling.runs.reader import read_table
+from shapelaw.scaling.runs.table import load_runs, write_runs
 
 ROWS = 1_000_000
 REPEATS = 3

@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 from record import finish
 
-from scaling.backtest import STARTS, Backtest, backtest
-from scaling.candidates import Limits, grid_candidates
-from scaling.catalog import load_runs
-from scaling.design import next_runs
-from scaling.fits import Fit
-from scaling.fitting import fit
-from scaling.goals import Prediction
+from shapelaw.scaling.design.backtests import STARTS, Backtest, backtest
+from shapelaw.scaling.design.candidates import Limits, grid_candidates
+from shapelaw.scaling.design.goals import Prediction
+from shapelaw.scaling.design.next_batch import next_runs
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.runs.catalog import load_runs
 
 PICTURE = Path(__file__).parent.parent / "docs" / "next_runs.png"
 TARGETS = (1.1, 1.25, 1.5, 2.0)  # times the error of the whole pool; 1.25 was chosen beforehand
@@ -75,7 +75,7 @@ def last_errors(result: Backtest) -> dict[str, float]:
 def draw(results: dict[tuple[str, str], Backtest]) -> None:
     from matplotlib.figure import Figure
 
-    from scaling.plots import log_axis, save
+    from shapelaw.scaling.plots.style import log_axis, save
 
     names = list(dict.fromkeys(name for name, _ in results))
     starts = list(dict.fromkeys(start for _, start in results))

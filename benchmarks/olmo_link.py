@@ -17,12 +17,13 @@ import numpy as np
 import pandas as pd
 from record import finish
 
-from scaling.accuracy import fit_links, held_out, with_hold_out
-from scaling.catalog import MIRROR, data_folder
-from scaling.curves import FORMS, Form, Sigmoid, TwoStep
-from scaling.errors import InputError
-from scaling.link_files import save_links
-from scaling.links import Links
+from shapelaw.scaling.accuracy.curves import FORMS, Form, Sigmoid, TwoStep
+from shapelaw.scaling.accuracy.files import save_links
+from shapelaw.scaling.accuracy.fit import fit_links, held_out, with_hold_out
+from shapelaw.scaling.accuracy.link import Links
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.files import data_folder
+from shapelaw.scaling.runs.catalog import MIRROR
 
 # Total parameters without the input embedding, as the ladder counts N (arXiv 2412.04403).
 SIZES = {

@@ -27,15 +27,15 @@ import optuna
 from record import finish
 from regret_table import REPEATS, WORKLOAD, Truth, halves, measure, question, synthetic
 
-from scaling.files import write_json
-from scaling.shape import Shape
-from search.acquisition import reference_point
-from search.proposals import front, hypervolume
-from search.question import Question
-from search.sampler import opening
-from search.study import Effort, explore
-from search.throughput._base import Engine, Measurement
-from search.workload import Workload
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.files import write_json
+from shapelaw.scaling.space.pareto import front, hypervolume
+from shapelaw.search.engines._base import Engine, Measurement
+from shapelaw.search.study.acquisition import reference_point
+from shapelaw.search.study.problem import Question
+from shapelaw.search.study.sampler import opening
+from shapelaw.search.study.study import Effort, explore
+from shapelaw.search.workload import Workload
 
 TABLE = Path(__file__).parent.parent / "data" / "regret" / "torch.csv"
 PICTURE = Path(__file__).parent.parent / "docs" / "regret.png"
@@ -198,7 +198,7 @@ def main() -> None:
     elif options.part == "synthetic":
         synthetic(question().table, options.table, repeats=options.repeats, seed=0)
     else:
-        from search.throughput._torch import TorchEngine
+        from shapelaw.search.engines._torch import TorchEngine
 
         table = question().table
         added = measure(TorchEngine(), table, options.table, repeats=options.repeats, seed=0)

@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from scaling.catalog import load_runs
-from scaling.fitting import fit
-from scaling.shape import INTEGER_FIELDS, RATIOS, Shape, ShapeTable
-from scaling.space import Space, within
-from search.question import Question
-from search.throughput._base import Measurement, interval
-from search.throughput._timed import WARM_UP_TOKENS, TimedEngine, Timing
-from search.workload import Workload, parse_workload
+from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS, Shape
+from shapelaw.scaling.architectures.shape_table import ShapeTable
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.scaling.space.space import Space, within
+from shapelaw.search.engines._base import Measurement, interval
+from shapelaw.search.engines._timed import WARM_UP_TOKENS, TimedEngine, Timing
+from shapelaw.search.study.problem import Question
+from shapelaw.search.workload import Workload, parse_workload
 
 SPACE = Space(
     parameters=450_000, tolerance=0.4, layers=(2, 3, 4, 6, 8, 12), head_dims=(16, 32),

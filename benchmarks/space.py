@@ -15,12 +15,12 @@ from dataclasses import replace
 
 from record import finish
 
-from scaling.catalog import load_runs
-from scaling.composition import D
-from scaling.errors import InputError
-from scaling.fitting import fit
-from scaling.fronts import Score, running_front
-from scaling.space import Space
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.scaling.runs.columns import D
+from shapelaw.scaling.space.pareto import Score, running_front
+from shapelaw.scaling.space.space import Space
 
 REPEATS = 5
 TOKENS, CONTEXT = 10**11, 4608

@@ -32,12 +32,11 @@ from record import finish
 from torch import Tensor
 from torch.nn import functional as F
 
-from scaling.shape import INTEGER_FIELDS, Shape
-from trainers.engine import choose
-from trainers.memory import keep_freed_memory
-from trainers.model import Transformer
-from trainers.optim import Optimizer
-from trainers.recipe import Recipe
+from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, Shape
+from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.optimizers.optimizer import Optimizer
+from shapelaw.trainers.optimizers.recipe import Recipe
+from shapelaw.trainers.training.execution import choose, keep_freed_memory
 
 BENCHMARK = Shape(
     hidden_size=256, intermediate_size=768, num_hidden_layers=8, num_attention_heads=4,

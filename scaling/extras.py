@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
-from scaling.errors import InputError
+from shapelaw.scaling.errors import InputError
 
 # Extra -> purpose, and the packages that it brings under the names by which they are imported.
 EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -7,10 +7,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from scaling.errors import InputError, WorkError
+from shapelaw.scaling.errors import InputError, WorkError
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -98,3 +99,9 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@cache
+def data_folder() -> Path:
+    """Return the folder of the shipped tables: ``data`` inside the package ``shapelaw``."""
+    return Path(__file__).parents[1] / "data"

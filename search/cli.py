@@ -7,11 +7,9 @@ from typing import Annotated
 
 import typer
 
-import scaling.cli
-import trainers.cli
-from scaling.errors import InputError, WorkError
-from scaling.extras import missing_package
-from scaling.options import (
+import shapelaw.scaling.commands.fit_cli
+import shapelaw.trainers.commands.sweep_cli
+from shapelaw.scaling.commands.options import (
     CorpusOption,
     EngineOption,
     Json,
@@ -21,7 +19,9 @@ from scaling.options import (
     Workers,
     WorkloadOption,
 )
-from scaling.printing import note, print_json
+from shapelaw.scaling.display.console import note, print_json
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.extras import missing_package
 
 app = typer.Typer(
     help="Fit scaling laws that know a transformer's shape; search shapes that are accurate and "
@@ -31,8 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-scaling.cli.mount(app)
-trainers.cli.mount(app)
+shapelaw.scaling.commands.fit_cli.mount(app)
+shapelaw.trainers.commands.sweep_cli.mount(app)
 
 
 @app.command()
@@ -49,11 +49,12 @@ def quickstart(
     json: Json = False,
 ) -> None:
     """Run the whole loop: train proxies, fit a law, search, train what it proposes, report."""
-    from search.progress import Display
-    from search.quickstart import Settings, in_short, quickstart
-    from search.showing import print_verdict
+    from shapelaw.search.autopilot.display import Display
+    from shapelaw.search.autopilot.record import LoopSettings
+    from shapelaw.search.autopilot.single_pass import in_short, quickstart
+    from shapelaw.search.commands.output import print_verdict
 
-    settings = Settings(
+    settings = LoopSettings(
         corpus=corpus, vocab_size=vocab, seed=seed, effort=effort, workers=workers,
         measurements=measurements,
     )  # fmt: skip
@@ -81,7 +82,7 @@ def report(
     json: Json = False,
 ) -> None:
     """Write report.html and the pictures of a folder again, or check the committed ones."""
-    from search.showing import print_check, print_report
+    from shapelaw.search.commands.output import print_check, print_report
 
     if check or renew:
         print_check(write=renew, json=json)
@@ -109,7 +110,7 @@ def measure(
     json: Json = False,
 ) -> None:
     """Measure (or predict) how fast a shape serves a workload, in tokens per second."""
-    from search import measuring
+    from shapelaw.search.commands import measure as measuring
 
     if calibrate:
         result = measuring.calibrated(config, out)
@@ -192,11 +193,12 @@ def propose(
     json: Json = False,
 ) -> None:
     """Propose shapes of a budget: predicted loss against throughput, the baseline first."""
-    from search.asking import Request, answer
-    from search.interactive import write_pages
-    from search.showing import print_answer
+    from shapelaw.search.commands.output import print_answer
+    from shapelaw.search.commands.propose import answer
+    from shapelaw.search.proposals.request import ProposalRequest
+    from shapelaw.search.reports.proposal_page import write_pages
 
-    request = Request(
+    request = ProposalRequest(
         params=params, tokens=tokens, law=law, workload=workload, engine=engine,
         baseline=baseline, convention=params_convention, tolerance=tolerance, layers=layers,
         head_dims=head_dim, vocab_size=vocab, measurements=measurements, seed=seed,
@@ -213,7 +215,7 @@ def propose(
 @app.command()
 def doctor(json: Json = False) -> None:
     """Print versions, cores, memory, disk, GPU, engines, and what is missing for what."""
-    from search.doctor import examine
+    from shapelaw.search.commands.doctor import examine
 
     found = examine()
     if json:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scaling.errors import InputError
+from shapelaw.scaling.errors import InputError
 
 DTYPES = {"float32": 4, "bfloat16": 2}  # of weights and arithmetic: bytes per value
 KV_DTYPES = {**DTYPES, "fp8": 1, "int8": 1}  # a cache may be narrower; its few scales count nothing

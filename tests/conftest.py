@@ -5,26 +5,16 @@ import os
 # pytest runs one process per core, so each computes on one thread. Read when numpy is imported.
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from postgres import Server, started_server
-from scaling.catalog import MIRROR
-from trainers.documents import STDLIB, read_documents
-
-SMALL = ("--effort", "0.02", "--measurements", "4", "--json")
-
-
-def shapelaw(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run the command as a user does, in its own process."""
-    command = [sys.executable, "-c", "from search.cli import main; main()"]
-    return subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=600, **options
-    )  # type: ignore[call-overload]
+from shapelaw.scaling.runs.catalog import MIRROR
+from shapelaw.trainers.corpus.documents import STDLIB, read_documents
+from support.command import SMALL, shapelaw
+from support.paths import SHARED
+from support.postgres import Server, started_server
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest picks tests by their marks
@@ -44,7 +34,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture
 def mirror(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the published tables."""
-    folder = Path(os.environ.get(MIRROR, Path(__file__).parents[2] / "shared" / "datasets"))
+    folder = Path(os.environ.get(MIRROR, SHARED / "datasets"))
     if not folder.is_dir():
         pytest.skip(f"the public tables are not here: set {MIRROR} to a folder that holds them")
     monkeypatch.setenv(MIRROR, str(folder))

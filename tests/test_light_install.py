@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from support.paths import ROOT
+
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("light installation")]
-ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "data" / "quickstart" / "runs.csv"
 INSTALL = ("-m", "pip", "install", "--quiet", "--no-deps")
 

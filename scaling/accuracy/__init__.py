@@ -1,0 +1,4 @@
+"""Links from loss to downstream accuracy: fit, predict, read and write.
+
+Imports runs and what lies below.
+"""

@@ -1,0 +1,356 @@
+"""From loss to downstream accuracy: fit links per task and over a fixed set of tasks.
+
+A table has one row per model: a loss column, ``accuracy_<task>`` as fractions and, for two steps,
+``bpb_<task>``, the bits per byte of the correct answers. A link holds for losses on the validation
+set that it was fitted on and for no other. To go from N and D by a task's own loss (arXiv
+2412.04403), fit a law to ``bpb_<task>`` and link that column by a sigmoid: ``loss="bpb_<task>"``.
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from shapelaw.scaling.accuracy.curves import (
+    FORMS,
+    Curve,
+    Form,
+    Sigmoid,
+    Solved,
+    TwoStep,
+    joint_covariance,
+    solve,
+)
+from shapelaw.scaling.accuracy.files import load_links
+from shapelaw.scaling.accuracy.link import Link, Links, LinkStage, with_other
+from shapelaw.scaling.accuracy.predictions import Measured, Task
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.files import data_folder
+from shapelaw.scaling.runs.table import check_numbers, fingerprint, require_columns, same_losses
+
+ABOVE_CHANCE = 3.0  # standard errors by which a row must exceed chance to count
+SPARE_ROWS = 2  # more than parameters: fewer leave the noise unknown
+SOURCE = "the table of models"
+
+
+def fit_link(
+    table: pd.DataFrame,
+    task: str | Task,
+    *,
+    form: str | Form = "sigmoid",
+    loss: str = "loss_c4_en",
+    validation: str | None = None,
+    provenance: Mapping[str, str] | None = None,
+) -> Link:
+    """Fit the link from loss to accuracy on one task; see :func:`fit_links`."""
+    chosen: dict[str, Any] = {"form": form, "loss": loss, "validation": validation}
+    return fit_links(table, [task], provenance=provenance, **chosen).links[0]
+
+
+def fit_links(
+    table: pd.DataFrame,
+    tasks: Sequence[str | Task],
+    *,
+    form: str | Form = "sigmoid",
+    loss: str = "loss_c4_en",
+    validation: str | None = None,
+    provenance: Mapping[str, str] | None = None,
+) -> Links:
+    """Fit links from loss to accuracy over a fixed set of tasks, on the same models.
+
+    Parameters
+    ----------
+    table
+        One row per model, its final checkpoint; rows are taken as independent.
+    tasks
+        Names of known tasks (:func:`known_tasks`), or tasks with their chance levels.
+    form
+        A name in :data:`shapelaw.scaling.accuracy.curves.FORMS`, or a form, such as
+        ``Sigmoid(ceiling=1.0)``.
+    loss
+        The column of losses, in nats per token.
+    validation
+        What the losses were measured on; by default what follows ``loss_`` in the column's name.
+    provenance
+        In words: source, licence, tokenizer, metric, ...
+
+    Raises
+    ------
+    InputError
+        A task or column is missing, a value breaks a rule, there are too few models, or the
+        accuracies of a task are within noise of chance.
+    """
+    if not tasks:
+        raise InputError("`tasks` must name at least one task, but is empty; name what to predict")
+    chosen = [task if isinstance(task, Task) else _known(task) for task in tasks]
+    form = _form(form)
+    used = _checked(table, chosen, form, loss)
+    losses = used[loss].to_numpy(dtype=float)
+    solved = [_solve(form, task, losses, used) for task in chosen]
+    for task, steps in zip(chosen, solved, strict=True):
+        _above_chance(task, used[f"accuracy_{task.name}"].to_numpy(dtype=float), steps[-1])
+    measured = Measured(
+        validation=validation or _validation(loss),
+        loss_range=(float(losses.min()), float(losses.max())),
+        run_ids=tuple(used["run_id"]),
+        data_sha256=fingerprint(used.drop(columns="tokenizer", errors="ignore")),
+        provenance=_tokenizer(used) | dict(provenance or {}),
+    )
+    links = _joined(chosen, solved, form.name, measured)
+    one = _ceiling_one(form)
+    if one is None:
+        return links
+    other = [_solve(one, task, losses, used) for task in chosen]
+    return with_other(links, _joined(chosen, other, f"{form.name}, ceiling 1", measured))
+
+
+def held_out(links: Links, table: pd.DataFrame, *, loss: str | None = None) -> pd.DataFrame:
+    """Measured against predicted accuracies of models that were not fitted.
+
+    Parameters
+    ----------
+    links
+        Fitted on other models.
+    table
+        As for :func:`fit_links`; every task of the set must be there.
+    loss
+        The column of losses; by default that of the links' validation set.
+
+    Returns
+    -------
+    One row per model and task, and per model for the mean over the set: ``error`` is predicted
+    minus measured, a fraction; ``inside`` says whether the 95 % interval holds the measurement.
+
+    Raises
+    ------
+    InputError
+        A column is missing, or a model was fitted.
+    """
+    column = loss or f"loss_{links.measured.validation}"
+    used = _checked(table, [link.task for link in links.links], None, column)
+    if known := sorted(set(used["run_id"]) & set(links.measured.run_ids)):
+        raise InputError(
+            f"`{known[0]}` was fitted, so it is no test of the links; give other models only"
+        )
+    rows = []
+    for row in used.to_dict("records"):
+        measured = {task: float(row[f"accuracy_{task}"]) for task in links.tasks}
+        measured["mean"] = float(np.mean(list(measured.values())))
+        answers = links.predict(float(row[column]), validation=links.measured.validation)
+        for answer in answers:
+            known_low, known_high = float(answer.low or 0), float(answer.high or 0)
+            truth = measured[answer.task]
+            rows.append(
+                {
+                    "run_id": row["run_id"],
+                    "task": answer.task,
+                    "chance": answer.chance,
+                    "loss": answer.loss,
+                    "measured": truth,
+                    "predicted": answer.value,
+                    "low": known_low,
+                    "high": known_high,
+                    "error": float(answer.value or 0) - truth,
+                    "inside": known_low <= truth <= known_high,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+@cache
+def known_tasks() -> dict[str, Task]:
+    """Tasks with chance levels and numbers of test items, from ``data/accuracy/tasks.csv``."""
+    path = data_folder() / "accuracy" / "tasks.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        row["task"]: Task(name=row["task"], chance=float(row["chance"]), items=int(row["items"]))
+        for row in rows
+    }
+
+
+def load_link(name: str | Path) -> Links:
+    """The shipped links of a name (``olmo-ladder``), or those of a file.
+
+    Raises
+    ------
+    InputError
+        There are none of that name, or the file is not one of links.
+    """
+    path = Path(name)
+    if path.suffix == ".json":
+        return load_links(path)
+    shipped = {path.stem: path for path in (data_folder() / "accuracy").glob("*.json")}
+    if str(name) not in shipped:
+        raise InputError(
+            f"a link's name must be one of {', '.join(sorted(shipped))} or end in .json, "
+            f"but got {str(name)!r}"
+        )
+    return load_links(shipped[str(name)])
+
+
+def _known(name: str) -> Task:
+    if name not in known_tasks():
+        raise InputError(
+            f"the chance level of `{name}` is not known; give it as "
+            f'Task(name="{name}", chance=...), or use one of {", ".join(known_tasks())}'
+        )
+    return known_tasks()[name]
+
+
+def _form(form: str | Form) -> Form:
+    if not isinstance(form, str):
+        return form
+    if form not in FORMS:
+        raise InputError(f"`form` must be one of {', '.join(FORMS)}, but got {form!r}")
+    return FORMS[form]
+
+
+def _ceiling_one(form: Form) -> Form | None:
+    """The form with its ceiling held at 1, where it would be fitted."""
+    last = form.second if isinstance(form, TwoStep) else form
+    if not isinstance(last, Sigmoid) or last.ceiling is not None:
+        return None
+    held = Sigmoid(ceiling=1.0)
+    return replace(form, second=held) if isinstance(form, TwoStep) else held
+
+
+def _validation(loss: str) -> str:
+    if loss == "loss":
+        raise InputError(
+            "`loss` does not say which validation set it was measured on; name it with "
+            '`validation="..."`'
+        )
+    return loss.removeprefix("loss_")
+
+
+def _tokenizer(used: pd.DataFrame) -> dict[str, str]:
+    return {"tokenizer": str(used["tokenizer"].iloc[0])} if "tokenizer" in used else {}
+
+
+def _checked(
+    table: pd.DataFrame, tasks: Sequence[Task], form: Form | None, loss: str
+) -> pd.DataFrame:
+    """The columns that are used, every value within its rule."""
+    accuracies = [f"accuracy_{task.name}" for task in tasks]
+    task_losses = [f"bpb_{task.name}" for task in tasks] if isinstance(form, TwoStep) else []
+    require_columns(table, (loss, *accuracies, *task_losses), SOURCE)
+    table = table.reset_index(drop=True)  # errors count its rows as the lines of a file
+    used = table[list(dict.fromkeys((loss, *accuracies, *task_losses)))].copy()
+    names = table["run_id"] if "run_id" in table else [f"row-{i}" for i in range(len(table))]
+    used.insert(0, "run_id", [str(name) for name in names])
+    if "tokenizer" in table:
+        used["tokenizer"] = table["tokenizer"]
+    if loss == "loss" and "corpus" in table:
+        same_losses(table, SOURCE)
+    same_losses(used, SOURCE)
+    twice = used["run_id"].duplicated()
+    if twice.any():
+        raise InputError(
+            f"{SOURCE}: `run_id` must be unique, but {used['run_id'][twice].iloc[0]!r} stands "
+            "twice; keep the final checkpoint of each run"
+        )
+    check_numbers(used, (loss, *task_losses), SOURCE)
+    for name in accuracies:
+        values = pd.to_numeric(used[name], errors="coerce")
+        broken = ~values.between(0, 1)
+        if broken.any():
+            raise InputError(
+                f"{SOURCE}: `0 <= {name} <= 1` must hold, but {used['run_id'][broken].iloc[0]} has "
+                f"{used[name][broken].iloc[0]}; give fractions, and leave out models that lack a "
+                "task: a mean is only taken over the same tasks"
+            )
+    numbers = [name for name in used if name not in ("run_id", "tokenizer")]
+    return used.astype(dict.fromkeys(numbers, float))
+
+
+def _solve(form: Form, task: Task, losses: np.ndarray, used: pd.DataFrame) -> list[Solved]:
+    """Fit the steps of a form, each to what was observed."""
+    accuracy = used[f"accuracy_{task.name}"].to_numpy(dtype=float)
+    if isinstance(form, TwoStep):
+        between = used[f"bpb_{task.name}"].to_numpy(dtype=float)
+        steps: list[tuple[Curve, np.ndarray, np.ndarray]]
+        steps = [(form.first, losses, between), (form.second, between, accuracy)]
+    else:
+        steps = [(form, losses, accuracy)]
+    solved = []
+    for curve, x, y in steps:
+        free = len(curve.bounds(np.array([1.0, 2.0])))
+        distinct = len(np.unique(x))
+        if distinct < free + SPARE_ROWS:
+            raise InputError(
+                f"a {curve.name} for `{task.name}` needs at least {free + SPARE_ROWS} models of "
+                f"different loss, but got {distinct}; evaluate more models"
+            )
+        solved.append(solve(curve.settled(x, task.chance), x, y))
+    return solved
+
+
+def _above_chance(task: Task, accuracy: np.ndarray, solved: Solved) -> None:
+    """Refuse a task whose accuracies are within noise of guessing."""
+    error = task.sampling_error(task.chance)
+    what = f"the standard error of guessing {task.items} items"
+    if error is None:
+        error = float(np.sqrt((solved.residuals**2).sum() / solved.degrees))
+        what = "the noise of models around the curve"
+    needed = len(solved.theta)
+    above = int((accuracy > task.chance + ABOVE_CHANCE * error).sum())
+    if above < needed:
+        raise InputError(
+            f"`{task.name}`: at least {needed} models must exceed chance ({task.chance:.4g}) by "
+            f"{ABOVE_CHANCE:g} standard errors ({error:.4f}, {what}), but {above} of "
+            f"{len(accuracy)} do, the best with {accuracy.max():.4f}; there accuracy is noise: "
+            "add better models or leave the task out"
+        )
+
+
+def _joined(
+    tasks: Sequence[Task], solved: Sequence[Sequence[Solved]], form: str, measured: Measured
+) -> Links:
+    """Links with their own blocks of the joint covariance."""
+    covariance, noise = joint_covariance([step for steps in solved for step in steps])
+    links = []
+    parameter = step = 0
+    for task, steps in zip(tasks, solved, strict=True):
+        own = slice(parameter, parameter := parameter + sum(len(one.theta) for one in steps))
+        block = slice(step, step := step + len(steps))
+        links.append(
+            Link(
+                task=task,
+                form=form,
+                stages=tuple(
+                    LinkStage(curve=one.curve, theta=one.theta, at_bound=one.at_bound)
+                    for one in steps
+                ),
+                covariance=covariance[own, own],
+                noise=noise[block, block],
+                degrees=min(one.degrees for one in steps),
+                measured=measured,
+                status=_status(steps),
+            )
+        )
+    return Links(links=tuple(links), covariance=covariance, noise=noise)
+
+
+def _status(steps: Sequence[Solved]) -> str:
+    """How the least squares ended, in words."""
+    converged = all(one.converged for one in steps)
+    words = "converged" if converged else "stopped before it converged: do not trust it"
+    alone = [one for one in steps if one.agreeing == 1 and one.polished > 1]
+    if alone:
+        words += f"; 1 of {alone[-1].polished} finished starts reached the optimum"
+    for one in steps:
+        for name in one.at_bound:
+            words += f"; {name} is at its bound: the data do not fix it"
+    return words
+
+
+def with_hold_out(links: Links, errors: pd.DataFrame) -> Links:
+    """The links with the rows of :func:`held_out` kept beside them."""
+    rows = errors.to_dict("records")
+    return replace(links, hold_out=tuple({str(k): v for k, v in row.items()} for row in rows))

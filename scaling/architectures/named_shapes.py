@@ -1,0 +1,34 @@
+"""Shapes of published models by name, from data/shapes.csv."""
+
+from functools import cache
+
+import pandas as pd
+
+from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, Shape
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.files import data_folder
+
+
+@cache
+def _shapes() -> pd.DataFrame:
+    return pd.read_csv(data_folder() / "shapes.csv").set_index("name")
+
+
+def shape_named(name: str) -> Shape:
+    """A published model's shape.
+
+    Raises
+    ------
+    InputError
+        There is none of that name.
+    """
+    table = _shapes()
+    if name not in table.index:
+        raise InputError(f"`--baseline` must be one of {', '.join(table.index)}, but got {name!r}")
+    row = table.loc[name].to_dict()
+    return Shape(
+        **{field: int(row[field]) for field in INTEGER_FIELDS},
+        tie_word_embeddings=bool(row["tie_word_embeddings"]),
+        qk_norm=bool(row["qk_norm"]),
+        rope_theta=float(row["rope_theta"]),
+    )

@@ -1,0 +1,263 @@
+"""Chinchilla's three ways to the compute-optimal size, side by side (arXiv 2203.15556, section 3).
+
+1: the size with the lowest loss at each compute, over training curves (or, where a table has none,
+over the runs of equal compute). 2: the vertex of a parabola of loss in ln N at each compute
+(IsoFLOP). 3: the parametric law. Each gives N* ∝ C^a. Approach 2 is biased where curves are wide or
+lopsided; approach 3 where the law is wrong: that they agree is the evidence.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Unpack
+
+import numpy as np
+import pandas as pd
+
+from shapelaw.scaling.display.tables import Shown, plain
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.compute_optimal import allocation
+from shapelaw.scaling.fitting.refits import FitSettings, refit
+from shapelaw.scaling.fitting.result import LEVEL
+from shapelaw.scaling.runs.columns import N
+from shapelaw.scaling.runs.levels import compute_of, level_of, sized
+
+RESAMPLES = 400
+ENVELOPE = 200  # compute values at which curves are compared
+POINTS = 3  # of N* at different compute: fewer give no line with an error
+SIZES = 3  # distinct sizes that a minimum needs
+PARABOLA = 5  # distinct sizes of a level of compute that is worth a parabola
+SPAN = 0.1  # a level of compute is this wide
+# Compute and best size, both ln: what approaches 1 and 2 find.
+Minima = tuple[np.ndarray, np.ndarray]
+Finder = Callable[[pd.DataFrame], Minima]
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Approaches(Shown):
+    """The exponent a and the best N at one compute, by each approach.
+
+    ``table`` has a row per approach; N and D/N belong to ``compute`` (FLOPs); ``minima`` are the
+    points (FLOPs, parameters) behind approaches 1 and 2.
+    """
+
+    compute: float
+    table: pd.DataFrame
+    minima: dict[str, pd.DataFrame]
+
+    def frame(self) -> pd.DataFrame:
+        """One row per approach."""
+        return self.table
+
+    def headline(self) -> str:
+        """The exponents."""
+        words = [
+            f"{row['approach'][0]}: {row['a']:.3f}" if row["a"] == row["a"] else
+            f"{row['approach'][0]}: not available"
+            for row in self.table.to_dict("records")
+        ]  # fmt: skip
+        return f"exponent a of N* ∝ C^a by Chinchilla's approaches {', '.join(words)}"
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The approaches."""
+        return {f"N* ∝ C^a, and N* at {self.compute:.3g} FLOPs (95 % intervals)": self.table}
+
+    def as_json(self) -> dict[str, Any]:
+        """The approaches and their points."""
+        return {
+            "compute": self.compute,
+            "approaches": plain(self.table),
+            "minima": {name: plain(points) for name, points in self.minima.items()},
+        }
+
+
+def approaches(
+    runs: pd.DataFrame,
+    *,
+    compute: float | None = None,
+    curve: str = "curve",
+    **settings: Unpack[FitSettings],
+) -> Approaches:
+    """Chinchilla's approaches 1, 2 and 3 on one table.
+
+    Parameters
+    ----------
+    compute
+        FLOPs at which N* is stated; by default the largest of the table.
+    curve
+        A column that tells training curves apart: rows of a curve are checkpoints of one run.
+    settings
+        Of the fit of approach 3; ``resamples`` (400) and ``seed`` of all intervals. Approaches 1
+        and 2 resample runs within each level of compute, or whole curves.
+
+    Raises
+    ------
+    InputError
+        The table lacks N, tokens or loss.
+    """
+    given, runs = runs, sized(runs)
+    runs = runs.assign(flops=compute_of(runs))
+    if compute is None:
+        compute = float(runs["flops"].max())
+    if not 0 < compute < np.inf:
+        raise InputError(f"`compute > 0` and finite must hold, but got {compute}; write 1e21")
+    chosen: FitSettings = {"resamples": RESAMPLES, "seed": 0, **settings}
+    curves = curve in runs and bool((runs.groupby(curve).size() >= POINTS).any())
+    groups = (
+        runs[curve]
+        if curves
+        else pd.Series(level_of(runs["flops"].to_numpy(), SPAN), index=runs.index)
+    )
+    runs = runs.assign(group=groups)
+    first = _envelope if curves else _lowest_of_levels
+    lines, minima = [], {}
+    for name, find, whole in (
+        ("1 (minimum over curves)" if curves else "1 (frontier of runs)", first, curves),
+        ("2 (IsoFLOP parabolas)", _vertices, False),
+    ):
+        table = _levels(runs) if find is _vertices else runs
+        line, points = _by_minima(table, find, compute, chosen, whole=whole)
+        lines.append({"approach": name, **line})
+        minima[name[0]] = points
+    lines.append({"approach": "3 (parametric law)", **_parametric(given, compute, chosen)})
+    names = ["approach", "a", "a_low", "a_high", "n", "n_low", "n_high", "tokens_per_n", "points"]
+    table = pd.DataFrame(lines).reindex(columns=[*names, "status"])
+    return Approaches(compute=compute, table=table, minima=minima)
+
+
+def _levels(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of every level of compute with enough sizes for a parabola."""
+    runs = runs.assign(group=level_of(runs["flops"].to_numpy(), SPAN))
+    return runs[runs.groupby("group")[N].transform("nunique") >= PARABOLA]
+
+
+def _by_minima(
+    runs: pd.DataFrame, find: Finder, compute: float, settings: FitSettings, *, whole: bool
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """A line through ln N* over ln C, with an interval from resamples."""
+    flops, sizes = find(runs)
+    points = pd.DataFrame({"flops": np.exp(flops), N: np.exp(sizes)})
+    if len(np.unique(flops)) < POINTS:
+        why = f"not available: {len(points)} levels of compute have a minimum between the sizes "
+        why += f"tried, and a line needs {POINTS}; train more sizes at equal compute"
+        return {"points": len(points), "status": why}, points
+    slope, best = _line(flops, sizes, compute)
+    generator = np.random.default_rng(settings["seed"])
+    groups = [np.asarray(part) for part in runs.groupby("group").indices.values()]
+    drawn = []
+    for _ in range(settings["resamples"]):
+        again = _resample(runs, groups, generator, whole=whole)
+        f, s = find(again)
+        if len(np.unique(f)) >= POINTS:
+            drawn.append(_line(f, s, compute))
+    line: dict[str, Any] = {"a": slope, "n": best, "tokens_per_n": compute / 6 / best**2}
+    status = "fitted"
+    if drawn:
+        low, high = np.percentile(drawn, [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
+        line |= {"a_low": low[0], "a_high": high[0], "n_low": low[1], "n_high": high[1]}
+        if len(drawn) < settings["resamples"]:
+            lost = settings["resamples"] - len(drawn)
+            status = f"fitted; {lost} of {settings['resamples']} resamples have no line"
+    return line | {"points": len(points), "status": status}, points
+
+
+def _resample(
+    runs: pd.DataFrame, groups: list[np.ndarray], generator: np.random.Generator, *, whole: bool
+) -> pd.DataFrame:
+    """Whole groups (curves) drawn anew, or rows within each group."""
+    if whole:
+        chosen = generator.integers(len(groups), size=len(groups))
+        label = np.repeat(np.arange(len(groups)), [len(groups[i]) for i in chosen])
+        return runs.iloc[np.concatenate([groups[i] for i in chosen])].assign(group=label)
+    rows = np.concatenate([group[generator.integers(len(group), size=len(group))]
+                           for group in groups])  # fmt: skip
+    return runs.iloc[rows]
+
+
+def _line(flops: np.ndarray, sizes: np.ndarray, compute: float) -> tuple[float, float]:
+    slope, _ = np.polyfit(flops, sizes, 1)
+    middle = flops.mean()
+    return float(slope), float(np.exp(sizes.mean() + slope * (np.log(compute) - middle)))
+
+
+def _lowest_of_levels(runs: pd.DataFrame) -> Minima:
+    """The lowest loss of each level of compute, where it is not at the end of the sizes tried."""
+    found = []
+    for _, level in runs.groupby("group"):
+        sizes = level[N].to_numpy(dtype=float)
+        best = int(np.argmin(level["loss"].to_numpy()))
+        enough = len(np.unique(sizes)) >= SIZES
+        if enough and sizes.min() < sizes[best] < sizes.max():
+            found.append((np.log(level["flops"].iloc[best]), np.log(sizes[best])))
+    return _arrays(found)
+
+
+def _envelope(runs: pd.DataFrame) -> Minima:
+    """The size of the lowest curve at each of many values of compute."""
+    curves = [
+        (
+            np.log(curve["flops"].to_numpy()),
+            curve["loss"].to_numpy(),
+            float(np.log(curve[N].iloc[0])),
+        )
+        for _, curve in runs.sort_values("flops").groupby("group")
+        if len(curve) >= 2
+    ]
+    if not curves:
+        return _arrays([])
+    ends = [end for flops, _, _ in curves for end in (flops[0], flops[-1])]
+    grid = np.linspace(min(ends), max(ends), ENVELOPE)
+    losses = np.stack(
+        [np.interp(grid, flops, loss, left=np.inf, right=np.inf) for flops, loss, _ in curves]
+    )
+    sizes = np.array([size for _, _, size in curves])
+    found = []
+    for column, at in zip(losses.T, grid, strict=True):
+        seen = sizes[np.isfinite(column)]
+        best = sizes[int(np.argmin(column))]
+        if len(np.unique(seen)) >= SIZES and seen.min() < best < seen.max():
+            found.append((at, best))
+    return _arrays(found)
+
+
+def _vertices(runs: pd.DataFrame) -> Minima:
+    """The vertex of a parabola of loss in ln N at each level, where it lies among the sizes."""
+    found = []
+    for _, level in runs.groupby("group"):
+        sizes = np.log(level[N].to_numpy(dtype=float))
+        if len(np.unique(sizes)) < SIZES:
+            continue
+        middle = sizes.mean()
+        bend, slope, _ = np.polyfit(sizes - middle, level["loss"].to_numpy(dtype=float), 2)
+        vertex = middle - slope / (2 * bend) if bend > 0 else np.nan
+        if sizes.min() < vertex < sizes.max():
+            found.append((np.log(level["flops"]).mean(), vertex))
+    return _arrays(found)
+
+
+def _arrays(found: list[tuple[float, float]]) -> Minima:
+    pairs = np.array(found, dtype=float).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _parametric(runs: pd.DataFrame, compute: float, settings: FitSettings) -> dict[str, Any]:
+    try:
+        fitted = refit("chinchilla", runs, **settings)
+    except InputError as error:
+        return {"points": len(runs), "status": f"not available: {error}"}
+    held = sorted({"alpha", "beta"} & set(fitted.held))
+    best = allocation(fitted, compute)
+    if held or best.why:
+        why = best.why or f"{' and '.join(held)} held: {fitted.held[held[0]].why}"
+        return {"points": len(runs), "status": f"not available: {why}"}
+    a, n = best.exponent, best.n
+    return {
+        "a": a["value"],
+        "a_low": a["low"],
+        "a_high": a["high"],
+        "n": n["value"],
+        "n_low": n["low"],
+        "n_high": n["high"],
+        "tokens_per_n": best.tokens_per_n["value"],
+        "points": len(runs),
+        "status": "fitted",
+    }

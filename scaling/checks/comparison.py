@@ -1,0 +1,266 @@
+"""Which law to trust: laws ranked by how well they extrapolate, and how far they disagree."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Unpack
+
+import numpy as np
+import pandas as pd
+
+from shapelaw.scaling.checks.holdout import HoldOut, leave_largest_out
+from shapelaw.scaling.checks.metrics import scores
+from shapelaw.scaling.display.progress import track
+from shapelaw.scaling.display.tables import Shown, plain
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.refits import FitSettings, LawLike, name_of, refit, rows_for
+from shapelaw.scaling.fitting.result import LEVEL
+from shapelaw.scaling.runs.columns import N
+from shapelaw.scaling.runs.levels import level_of
+
+RESAMPLES = 2000  # of the paired differences: they are means, nothing is fitted
+CLUSTERS = 5  # with fewer sizes held out, runs are resampled instead of sizes
+SAME_ERROR = 0.01  # per cent of the loss: a smaller difference is one of the optimisers
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Comparison(Shown):
+    """Laws ranked by extrapolation.
+
+    ``table`` has a row per law, the best first; ``hold_outs`` are the leave-largest-out results
+    by law; ``clusters`` says what the intervals of the paired differences resample.
+    """
+
+    by: str
+    table: pd.DataFrame
+    hold_outs: dict[str, HoldOut]
+    clusters: str
+
+    @property
+    def best(self) -> str:
+        """The name of the law that extrapolates best."""
+        return str(self.table["law"].iloc[0])
+
+    def frame(self) -> pd.DataFrame:
+        """The ranking; errors in per cent of the loss, regret in nats per token."""
+        return self.table
+
+    def headline(self) -> str:
+        """The winner, and who is tied with it."""
+        tied = self.table["law"][self.table["verdict"] == "tied with the best"]
+        words = f"; tied with it: {', '.join(tied)}" if len(tied) else ""
+        return f"{self.best} extrapolates best by {self.by}{words}"
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The ranking."""
+        return {"laws, by error on the runs left out (not by fit)": self.table}
+
+    def notes(self) -> list[str]:
+        """How ties are told, and which cut-offs counted."""
+        words = [
+            "a law is tied with the best where the 95 % interval of its paired difference in "
+            f"absolute error holds 0, resampled by {self.clusters}; ties are ordered by regret"
+        ]
+        fits_best = self.table.dropna(subset="in_sample_percent")
+        law = str(fits_best.sort_values("in_sample_percent")["law"].iloc[0])
+        if law != self.best:
+            words.append(f"{law} fits the runs best, and does not extrapolate best")
+        return words
+
+    def as_json(self) -> dict[str, Any]:
+        """The ranking and what it rests on."""
+        return {
+            "best": self.best,
+            "by": self.by,
+            "clusters": self.clusters,
+            "laws": plain(self.table),
+            "hold_out": {name: one.as_json() for name, one in self.hold_outs.items()},
+            "notes": self.notes(),
+        }
+
+
+def compare(
+    laws: Sequence[LawLike],
+    runs: pd.DataFrame,
+    *,
+    by: str = "size",
+    cutoffs: int | Iterable[float] = 4,
+    **settings: Unpack[FitSettings],
+) -> Comparison:
+    """Rank laws by leave-largest-out error, ties by decision regret; never by fit.
+
+    Parameters
+    ----------
+    laws
+        At least two, by name or as laws.
+    by, cutoffs, settings
+        As in :func:`shapelaw.scaling.checks.holdout.leave_largest_out`.
+
+    Notes
+    -----
+    All laws are judged on the same held-out rows: cut-offs that some law cannot be fitted below do
+    not count. A law that cannot be fitted at all stands last, with the reason.
+
+    Raises
+    ------
+    InputError
+        Fewer than two laws, or none that can be fitted.
+    """
+    names = [name_of(law) for law in laws]
+    if len(set(names)) < 2 or len(set(names)) < len(names):
+        raise InputError(f"`compare` needs at least 2 different laws, but got {names}")
+    ends = cutoffs if isinstance(cutoffs, int) else list(cutoffs)
+    hold_outs: dict[str, HoldOut] = {}
+    refused: dict[str, str] = {}
+    pairs = list(zip(names, laws, strict=True))
+    for name, law in track(pairs, "laws", total=len(pairs)):
+        try:
+            hold_outs[name] = leave_largest_out(law, runs, by=by, cutoffs=ends, **settings)
+        except InputError as error:
+            refused[name] = str(error)
+    if not hold_outs:
+        raise InputError(
+            f"none of the laws can be compared: {'; '.join(dict.fromkeys(refused.values()))}"
+        )
+    common = set.intersection(*({c.value for c in one.fitted} for one in hold_outs.values()))
+    if not common:
+        raise InputError(
+            "the laws share no cut-off at which all can be fitted; compare fewer laws, or give "
+            "larger --cutoff values"
+        )
+    return _ranked(hold_outs, refused, common, by, seed=settings.get("seed", 0))
+
+
+def _ranked(
+    hold_outs: dict[str, HoldOut],
+    refused: dict[str, str],
+    common: set[float],
+    by: str,
+    *,
+    seed: int,
+) -> Comparison:
+    errors = {name: _errors(one, common) for name, one in hold_outs.items()}
+    lines = {name: _line(name, hold_outs[name], errors[name], common) for name in hold_outs}
+    best = min(lines, key=lambda name: float(lines[name]["extrapolation_percent"]))
+    cluster, clusters = _clusters(errors[best])
+    for name, line in lines.items():
+        apart = (errors[name]["off_percent"] - errors[best]["off_percent"]).to_numpy()
+        low, high = _interval(apart, cluster, seed)
+        verdict = "worse" if low > SAME_ERROR else "tied with the best"
+        line |= {"worse_by_percent": float(apart.mean()), "low": low, "high": high}
+        line["verdict"] = "best" if name == best else verdict
+    ordered = sorted(lines.values(), key=_order)
+    if ordered[0]["verdict"] != "best":
+        # Among ties the regret decides: then that law leads.
+        lines[best]["verdict"], ordered[0]["verdict"] = "tied with the best", "best"
+    empty = {"extrapolation_percent": np.nan, "in_sample_percent": np.nan}
+    ordered += [
+        {"law": name, **empty, "verdict": f"not available: {why}"} for name, why in refused.items()
+    ]
+    return Comparison(by=by, table=pd.DataFrame(ordered), hold_outs=hold_outs, clusters=clusters)
+
+
+def _order(line: dict[str, Any]) -> tuple[bool, float, float]:
+    """Ties first, by regret; the others by error."""
+    worse, regret = line["verdict"] == "worse", line["regret_nats"]
+    by_regret = 0.0 if worse or regret is None else regret
+    return worse, by_regret, float(line["extrapolation_percent"])
+
+
+def _errors(hold_out: HoldOut, common: set[float]) -> pd.DataFrame:
+    rows = hold_out.errors()
+    rows = rows[rows["cutoff"].isin(common)].reset_index(drop=True)
+    return rows.assign(off_percent=100 * (rows["predicted_loss"] / rows["loss"] - 1).abs())
+
+
+def _line(name: str, hold_out: HoldOut, errors: pd.DataFrame, common: set[float]) -> dict[str, Any]:
+    found = scores(errors["loss"], errors["predicted_loss"])
+    groups = [
+        cutoff.regret.groups
+        for cutoff in hold_out.fitted
+        if cutoff.value in common and cutoff.regret is not None and len(cutoff.regret.groups)
+    ]
+    regret = pd.concat(groups, ignore_index=True) if groups else None
+    return {
+        "law": name,
+        "extrapolation_percent": found.mape,
+        "mean_error_nats": found.mean_error,
+        "spearman": found.spearman,
+        "regret_nats": None if regret is None else float(regret["regret_nats"].mean()),
+        "random_nats": None if regret is None else float(regret["random_nats"].mean()),
+        "in_sample_percent": 100 * hold_out.complete.scatter,
+    }
+
+
+def _clusters(errors: pd.DataFrame) -> tuple[np.ndarray, str]:
+    """Errors of one size move together: resample sizes, or runs where there are few sizes."""
+    level = level_of(errors[N].to_numpy())
+    if level.max() + 1 >= CLUSTERS:
+        return level, f"size ({level.max() + 1} sizes)"
+    few = f"run: {level.max() + 1} sizes are too few to resample, so the interval is too narrow"
+    return np.unique(errors["run_id"], return_inverse=True)[1], few
+
+
+def _interval(values: np.ndarray, cluster: np.ndarray, seed: int) -> tuple[float, float]:
+    """Percentile interval of the mean, whole clusters resampled."""
+    total = np.bincount(cluster, weights=values)
+    count = np.bincount(cluster)
+    drawn = np.random.default_rng(seed).integers(len(total), size=(RESAMPLES, len(total)))
+    means = total[drawn].sum(axis=1) / count[drawn].sum(axis=1)
+    low, high = np.percentile(means, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class LawSpread(Shown):
+    """What several laws, each fitted to the same runs, predict for the same rows."""
+
+    predictions: pd.DataFrame
+    refused: dict[str, str]
+
+    def frame(self) -> pd.DataFrame:
+        """A column per law, the lowest and highest (nats per token), their range in per cent."""
+        low, high = self.predictions.min(axis=1), self.predictions.max(axis=1)
+        range_percent = 100 * (high / low - 1)
+        return self.predictions.assign(lowest=low, highest=high, range_percent=range_percent)
+
+    def headline(self) -> str:
+        """The widest disagreement."""
+        widest = self.frame()["range_percent"].max()
+        return f"{self.predictions.shape[1]} laws disagree by at most {widest:.3g} % of the loss"
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The predictions."""
+        return {"predicted loss, nats per token": self.frame()}
+
+    def notes(self) -> list[str]:
+        """Laws that could not be fitted."""
+        return [f"{name}: not available: {why}" for name, why in self.refused.items()]
+
+    def as_json(self) -> dict[str, Any]:
+        """The predictions and the laws that could not be fitted."""
+        return {"predictions": plain(self.frame()), "refused": dict(self.refused)}
+
+
+def spread_over_laws(
+    laws: Sequence[LawLike],
+    runs: pd.DataFrame,
+    frame: pd.DataFrame,
+    **settings: Unpack[FitSettings],
+) -> LawSpread:
+    """Fit several laws and predict the same rows: the part of the error that no interval shows.
+
+    Raises
+    ------
+    InputError
+        None of the laws can be fitted and predict these rows.
+    """
+    predictions, refused = {}, {}
+    for law in laws:
+        try:
+            fitted = refit(law, runs, **settings)
+            predictions[name_of(law)] = fitted.central(rows_for(fitted, frame))
+        except InputError as error:
+            refused[name_of(law)] = str(error)
+    if not predictions:
+        raise InputError(f"none of the laws can be fitted: {'; '.join(refused.values())}")
+    return LawSpread(predictions=pd.DataFrame(predictions, index=frame.index), refused=refused)

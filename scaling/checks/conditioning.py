@@ -1,0 +1,255 @@
+"""What a table can tell about a law's parameters, in numbers, and what to train where it cannot."""
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Unpack
+
+import numpy as np
+import pandas as pd
+
+from shapelaw.scaling.display.tables import Shown, plain
+from shapelaw.scaling.fitting.refits import FitSettings, LawLike, refit, rows_for
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.laws.law import columns_of
+from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.runs.levels import level_of, sized
+
+POOR, HOPELESS = 100.0, 1000.0  # condition numbers; the Chinchilla data have 33
+CORRELATED = 0.95
+COLLINEAR = 0.98
+CONSTANT = np.log(1.05)
+LOADING = 0.3  # of a unit direction: parameters that take part in it
+ROWS_PER_PARAMETER = 3
+LEVELS = 3  # that an exponent beside its scale needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something that the table cannot tell, and what would help."""
+
+    what: str
+    remedy: str
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Identifiability(Shown):
+    """How well the rows fix the free parameters of a law.
+
+    ``condition`` is that of the Jacobian of ln loss at the optimum, columns scaled to length 1,
+    logarithms centred at the table; ``directions`` are the combinations of parameters that hardly
+    move any prediction; ``correlation`` is the one that the Jacobian implies, (p, p); ``levels``
+    count distinct values, 10 % apart.
+    """
+
+    law_name: str
+    rows: int
+    condition: float
+    correlation: pd.DataFrame
+    directions: pd.DataFrame
+    levels: dict[str, int]
+    findings: tuple[Finding, ...]
+
+    @property
+    def status(self) -> str:
+        """In words: identified, poorly conditioned or not identifiable."""
+        if self.condition > HOPELESS:
+            return "not identifiable"
+        return "poorly conditioned" if self.condition > POOR else "identified"
+
+    def frame(self) -> pd.DataFrame:
+        """Findings and remedies."""
+        lines = [vars(finding) for finding in self.findings]
+        return pd.DataFrame(lines, columns=["what", "remedy"])
+
+    def extremes(self, count: int = 3) -> pd.DataFrame:
+        """The most correlated pairs of parameters."""
+        values, names = self.correlation.to_numpy(), list(self.correlation)
+        pairs = [
+            {"first": names[i], "second": names[j], "correlation": float(values[i, j])}
+            for i, j in combinations(range(len(names)), 2)
+        ]
+        table = pd.DataFrame(pairs, columns=["first", "second", "correlation"])
+        return table.sort_values("correlation", key=lambda c: -c.abs()).head(count)
+
+    def headline(self) -> str:
+        """The status and the condition number."""
+        return (
+            f"{self.law_name} on {self.rows} rows: {self.status}; condition number "
+            f"{self.condition:.3g} of the scaled Jacobian"
+        )
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Findings, levels, correlations and directions."""
+        levels = pd.DataFrame([self.levels])
+        return {
+            "what the table cannot tell": self.frame(),
+            "distinct values (10 % apart)": levels,
+            "most correlated parameters": self.extremes(),
+            "directions that hardly move a prediction": self.directions,
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything in the tables."""
+        return {
+            "law": self.law_name,
+            "rows": self.rows,
+            "status": self.status,
+            "condition": plain(self.condition),
+            "levels": plain(self.levels),
+            "findings": plain(self.frame()),
+            "correlations": plain(self.extremes()),
+            "directions": plain(self.directions),
+        }
+
+
+def identifiability_report(
+    subject: LawLike | Fit, runs: pd.DataFrame, **settings: Unpack[FitSettings]
+) -> Identifiability:
+    """What the rows can and cannot tell about a law, with a remedy for each gap.
+
+    Parameters
+    ----------
+    subject
+        A fit to these runs, or a law to fit to them.
+
+    Raises
+    ------
+    InputError
+        The law cannot be fitted, or a column is missing.
+    """
+    fitted = subject if isinstance(subject, Fit) else refit(subject, runs, **settings)
+    rows = rows_for(fitted, sized(runs))
+    free, jacobian = free_jacobian(fitted, rows)
+    condition, correlation, directions = _geometry(free, jacobian)
+    levels = _levels(fitted, rows)
+    findings = [
+        *_counts(levels, len(rows), len(free)),
+        *_collinear(fitted, rows),
+        *_trades(condition, directions),
+        *_held(fitted),
+    ]
+    return Identifiability(
+        law_name=fitted.law_name,
+        rows=len(rows),
+        condition=condition,
+        correlation=correlation,
+        directions=directions,
+        levels=levels,
+        findings=tuple(findings),
+    )
+
+
+def free_jacobian(fitted: Fit, rows: pd.DataFrame) -> tuple[list[str], np.ndarray]:
+    """Names of the free internal parameters, and ln loss's gradient by them, (n, free)."""
+    columns = columns_of(rows, fitted.law.columns)
+    jacobian = fitted.law.log_loss(fitted.theta, columns, fitted.reference)[1]
+    free = np.array([name not in fitted.held for name in fitted.names], dtype=bool)
+    return [name for name in fitted.names if name not in fitted.held], jacobian[:, free]
+
+
+def _geometry(free: list[str], jacobian: np.ndarray) -> tuple[float, pd.DataFrame, pd.DataFrame]:
+    """Condition number, correlation of the parameters, and near-null directions."""
+    lengths = np.linalg.norm(jacobian, axis=0)
+    scaled = jacobian / np.where(lengths > 0, lengths, 1.0)
+    _, sizes, rotation = np.linalg.svd(scaled, full_matrices=False)
+    smallest = max(float(sizes[-1]), 1e-300) if len(jacobian) >= len(free) else 1e-300
+    inverse = (rotation.T / np.maximum(sizes, sizes[0] * 1e-12) ** 2) @ rotation
+    deviation = np.sqrt(np.diag(inverse))
+    table = pd.DataFrame(inverse / np.outer(deviation, deviation), index=free, columns=free)
+    weak = [
+        {"condition": float(sizes[0] / max(size, 1e-300)), "combination": _combination(free, row)}
+        for size, row in zip(sizes, rotation, strict=True)
+        if size < sizes[0] / POOR
+    ]
+    directions = pd.DataFrame(weak, columns=["condition", "combination"])
+    return float(sizes[0]) / smallest, table, directions
+
+
+def _combination(free: list[str], direction: np.ndarray) -> str:
+    direction = direction * np.sign(direction[np.argmax(np.abs(direction))])
+    order = np.argsort(-np.abs(direction))
+    return ", ".join(f"{free[i]} {direction[i]:+.2f}" for i in order if abs(direction[i]) > LOADING)
+
+
+def _levels(fitted: Fit, rows: pd.DataFrame) -> dict[str, int]:
+    values = {name: rows[name].to_numpy(dtype=float) for name in fitted.law.columns}
+    if N in rows and D in rows:
+        values |= {name: rows[name].to_numpy(dtype=float) for name in (N, D)}
+        values["tokens / N"] = values[D] / values[N]
+    return {name: int(level_of(column).max()) + 1 for name, column in values.items()}
+
+
+def _counts(levels: dict[str, int], rows: int, free: int) -> list[Finding]:
+    found = []
+    for name, word in ((N, "sizes"), (D, "token counts"), ("tokens / N", "ratios of D to N")):
+        count = levels.get(name, LEVELS)
+        if count < LEVELS:
+            what = f"{count} distinct {word}: {LEVELS} fix an exponent beside its scale"
+            how = "vary tokens at fixed size" if name != N else f"train {LEVELS - count} more sizes"
+            found.append(Finding(what=what, remedy=how))
+    if rows < ROWS_PER_PARAMETER * free:
+        missing = ROWS_PER_PARAMETER * free - rows
+        what = f"{rows} rows for {free} free parameters, fewer than {ROWS_PER_PARAMETER} each"
+        remedy = f"train {missing} more runs, choose a smaller law, or hold alpha = beta"
+        found.append(Finding(what=what, remedy=remedy))
+    return found
+
+
+def _collinear(fitted: Fit, rows: pd.DataFrame) -> list[Finding]:
+    """D = kN, and columns that are constant or move together."""
+    found = []
+    logs = {name: np.log(rows[name].to_numpy(dtype=float)) for name in fitted.law.columns}
+    for name, column in logs.items():
+        if np.ptp(column) < CONSTANT and name not in (N, D):
+            found.append(
+                Finding(
+                    what=f"{name} is the same in all runs: its effect cannot be seen",
+                    remedy=f"train runs that differ in {name} at the same N and D",
+                )
+            )
+    moving = [name for name, column in logs.items() if np.ptp(column) >= CONSTANT]
+    for one, two in combinations(moving, 2):
+        correlation = float(np.corrcoef(logs[one], logs[two])[0, 1])
+        if abs(correlation) <= COLLINEAR:
+            continue
+        if {one, two} == {N, D}:
+            what = f"D moves with N (correlation {correlation:.3f}): alpha and beta trade places"
+            remedy = "vary tokens at fixed size, or hold alpha = beta"
+        else:
+            what = f"{one} moves with {two} (correlation {correlation:.3f})"
+            remedy = f"train runs that differ in {two} at the same {one}"
+        found.append(Finding(what=what, remedy=remedy))
+    return found
+
+
+def _trades(condition: float, directions: pd.DataFrame) -> list[Finding]:
+    if condition <= POOR:
+        return []
+    words = "; ".join(directions["combination"])
+    remedy = "train more extreme sizes and token counts, hold one of these, or use a smaller law"
+    return [Finding(what=f"these trade against each other: {words}", remedy=remedy)]
+
+
+def _held(fitted: Fit) -> list[Finding]:
+    """What the fit did not fit: one finding per reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, held in fitted.held.items():
+        if held.why != "the optimum does not move with N":  # so by the definition of the law
+            reasons.setdefault(held.why, []).append(name)
+    return [
+        Finding(what=f"{', '.join(names)} held: {why}", remedy=_remedy(names, why))
+        for why, names in reasons.items()
+    ]
+
+
+def _remedy(names: list[str], why: str) -> str:
+    if {"alpha", "A"} & set(names) and {"beta", "B"} & set(names):
+        return "train more sizes, and vary tokens at fixed size"
+    if {"beta", "B"} & set(names):
+        return "vary tokens at fixed size: three token counts or more"
+    if {"alpha", "A"} & set(names) or all(name.endswith("_drift") for name in names):
+        return "train more sizes: three or more, a factor of two apart"
+    column = names[0].rsplit("_", 1)[0]
+    if "not resolved" in why:
+        return f"train replicate seeds and shapes farther apart in {column}"
+    return f"train runs that differ in {column} alone"

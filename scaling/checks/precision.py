@@ -1,0 +1,155 @@
+"""Intervals that are too narrow for the number of points are flagged.
+
+A published interval can be narrower than the runs allow: that of arXiv 2203.15556's exponents would
+have needed hundreds of thousands of runs (arXiv 2404.10102). The yardstick is the normal bound:
+σ² (JᵀJ)⁻¹, with σ the noise of a run around the law and J the gradient of ln loss.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from shapelaw.scaling.checks.conditioning import free_jacobian
+from shapelaw.scaling.display.tables import Shown, plain
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.refits import public_parameters, rows_for
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.runs.levels import sized
+
+NARROW = 0.5  # of the error that these runs can reach
+SIGMAS = 2 * 1.959963984540054  # standard errors in a 95 % interval
+FEWEST_RESAMPLES = 100
+STEP = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class IntervalWidths(Shown):
+    """Standard errors that intervals imply beside those that the runs can reach.
+
+    ``widths`` has a row per public parameter: ``points_needed`` is how many runs like these an
+    interval so narrow would need; ``too_narrow`` is the flag.
+    """
+
+    rows: int
+    widths: pd.DataFrame
+    resamples: int
+    noise_degrees: int
+
+    @property
+    def too_narrow(self) -> list[str]:
+        """Parameters whose interval is narrower than the runs allow."""
+        return list(self.widths["parameter"][self.widths["too_narrow"].astype(bool)])
+
+    def frame(self) -> pd.DataFrame:
+        """The widths."""
+        return self.widths
+
+    def headline(self) -> str:
+        """Which intervals are too narrow."""
+        if self.widths.empty:
+            return "intervals: none (the fit has no resamples)"
+        if not self.too_narrow:
+            return f"intervals: none is too narrow for {self.rows} runs"
+        worst = self.widths.iloc[int(self.widths["points_needed"].to_numpy().argmax())]
+        return (
+            f"intervals: too narrow for {self.rows} runs: {', '.join(self.too_narrow)}; that of "
+            f"{worst['parameter']} would need {worst['points_needed']:.3g} runs"
+        )
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The widths."""
+        return {"standard error: claimed, and as these runs allow": self.widths}
+
+    def notes(self) -> list[str]:
+        """What else makes an interval too narrow."""
+        words = []
+        if 0 < self.resamples < FEWEST_RESAMPLES:
+            words.append(f"{self.resamples} resamples are too few for the ends of an interval")
+        if self.noise_degrees == 0:
+            words.append("as many runs as free parameters: the noise is unknown")
+        return words
+
+    def as_json(self) -> dict[str, Any]:
+        """The widths and the flagged parameters."""
+        return {
+            "rows": self.rows,
+            "too_narrow": self.too_narrow,
+            "widths": plain(self.widths),
+            "notes": self.notes(),
+        }
+
+
+def interval_widths(
+    fitted: Fit, runs: pd.DataFrame, *, claimed: Mapping[str, tuple[float, float]] | None = None
+) -> IntervalWidths:
+    """Flag 95 % intervals that are narrower than the runs allow.
+
+    Parameters
+    ----------
+    runs
+        Those of the fit.
+    claimed
+        Intervals (low, high) by public parameter or ``a_opt``, such as published ones; by default
+        the fit's own.
+
+    Raises
+    ------
+    InputError
+        A claimed parameter is not one of the law's, or its interval is empty.
+    """
+    rows = rows_for(fitted, sized(runs))
+    bounds = _bounds(fitted, rows)
+    if claimed is None:
+        claimed = _own(fitted) if len(fitted.draws) else {}
+    lines = []
+    for name, (low, high) in claimed.items():
+        if name not in public_parameters(fitted) or not low < high:
+            names = ", ".join(public_parameters(fitted))
+            raise InputError(
+                f"`claimed` must give intervals low < high of {names}, but gives {name}: "
+                f"({low}, {high})"
+            )
+        if bounds.get(name, 0.0) > 0:  # held parameters have no bound
+            ratio = (high - low) / SIGMAS / bounds[name]
+            line = {"parameter": name, "claimed_se": ratio * bounds[name]}
+            line |= {"possible_se": bounds[name], "ratio": ratio}
+            line |= {"points_needed": len(rows) / ratio**2, "too_narrow": bool(ratio < NARROW)}
+            lines.append(line)
+    titles = ["parameter", "claimed_se", "possible_se", "ratio", "points_needed", "too_narrow"]
+    return IntervalWidths(
+        rows=len(rows),
+        widths=pd.DataFrame(lines, columns=titles),
+        resamples=len(fitted.draws),
+        noise_degrees=fitted.noise_degrees,
+    )
+
+
+def _own(fitted: Fit) -> dict[str, tuple[float, float]]:
+    draws = pd.DataFrame([public_parameters(fitted, draw) for draw in fitted.draws])
+    ends = {str(name): np.percentile(draws[name], [2.5, 97.5]) for name in draws}
+    # Scales run over decades: a normal error says nothing of them. Held parameters have no width.
+    return {
+        name: (float(low), float(high))
+        for name, (low, high) in ends.items()
+        if low < high and name not in ("A", "B")
+    }
+
+
+def _bounds(fitted: Fit, rows: pd.DataFrame) -> dict[str, float]:
+    """The least standard error of every public parameter, by the delta method."""
+    free, jacobian = free_jacobian(fitted, rows)
+    covariance = fitted.noise**2 * np.linalg.pinv(jacobian.T @ jacobian)
+    values = public_parameters(fitted)
+    slopes = np.zeros((len(values), len(free)))
+    for column, name in enumerate(free):
+        ends = []
+        for side in (STEP, -STEP):
+            moved = fitted.theta.copy()
+            moved[fitted.names.index(name)] += side
+            ends.append(np.array(list(public_parameters(fitted, moved).values())))
+        slopes[:, column] = (ends[0] - ends[1]) / (2 * STEP)
+    variance = np.einsum("ip,pq,iq->i", slopes, covariance, slopes)
+    return dict(zip(values, np.sqrt(np.maximum(variance, 0.0)).tolist(), strict=True))

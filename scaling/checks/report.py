@@ -1,0 +1,225 @@
+"""Everything that a reviewer asks of a fitted law, in one call: ``check(law, runs)``.
+
+The parts stand alone too: :mod:`shapelaw.scaling.checks.holdout`,
+:mod:`shapelaw.scaling.checks.metrics`, :mod:`shapelaw.scaling.checks.comparison`,
+:mod:`shapelaw.scaling.checks.conditioning`, :mod:`shapelaw.scaling.checks.chinchilla`,
+:mod:`shapelaw.scaling.fitting.compute_optimal`, :mod:`shapelaw.scaling.checks.precision` and
+:mod:`shapelaw.scaling.checks.misfit_checklist`.
+"""
+
+from dataclasses import dataclass
+from html import escape
+from typing import Any, Unpack
+
+import numpy as np
+import pandas as pd
+
+from shapelaw.scaling.checks.conditioning import Identifiability, identifiability_report
+from shapelaw.scaling.checks.holdout import HoldOut, leave_largest_out
+from shapelaw.scaling.checks.metrics import Regret, Scores, scores
+from shapelaw.scaling.checks.misfit_checklist import Checklist, checklist
+from shapelaw.scaling.checks.precision import IntervalWidths, interval_widths
+from shapelaw.scaling.display.tables import Shown, table_text
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.compute_optimal import Valley, valley
+from shapelaw.scaling.fitting.refits import FitSettings, LawLike, refit, rows_for, settings_of
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.runs.levels import compute_of, sized
+
+RESAMPLES = 100
+UNDER_COVERED = 0.8  # of new runs inside their 95 % interval
+CONVENTIONS_APART = 1.05  # counted FLOPs over 6ND
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class CheckReport(Shown):
+    """A fit with everything that judges it.
+
+    ``hold_outs`` are leave-largest-out by size and by compute, those that the table allows;
+    ``unavailable`` says why the others are missing; ``in_sample`` scores the fitted runs.
+    """
+
+    fit: Fit
+    in_sample: Scores
+    hold_outs: dict[str, HoldOut]
+    unavailable: dict[str, str]
+    identifiability: Identifiability
+    intervals: IntervalWidths
+    valley: Valley
+    checklist: Checklist
+    warnings: tuple[str, ...]
+
+    @property
+    def regret(self) -> Regret | None:
+        """Decision regret on the groups that the last cut-off by size holds out."""
+        for hold_out in self.hold_outs.values():
+            for cutoff in reversed(hold_out.fitted):
+                if cutoff.regret is not None and len(cutoff.regret.groups):
+                    return cutoff.regret
+        return None
+
+    def frame(self) -> pd.DataFrame:
+        """Scores on the fitted runs and at every cut-off."""
+        own = self.in_sample.frame().rename(columns={"rows": "rows_in"})
+        parts = [own.assign(by="fitted runs")]
+        parts += [one.frame().assign(by=by) for by, one in self.hold_outs.items()]
+        table = pd.concat([part.dropna(axis=1, how="all") for part in parts], ignore_index=True)
+        return table[["by", *(name for name in table if name != "by")]]
+
+    def headline(self) -> str:
+        """How the fit ended, and how many warnings there are."""
+        count = len(self.warnings)
+        words = "no warning" if not count else f"{count} warning{'s'[: count > 1]}"
+        return f"{self.fit.law_name} on {len(self.fit.run_ids)} runs: {words}"
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The tables of every part but the checklist."""
+        parts = [*self.hold_outs.values(), self.identifiability, self.intervals, self.valley]
+        names = [*(f"leave-largest-out by {by}" for by in self.hold_outs), "", "", ""]
+        tables: dict[str, pd.DataFrame] = {}
+        for name, part in zip(names, parts, strict=True):
+            for title, frame in part.tables().items():
+                if len(frame):
+                    tables[f"{name}: {title}" if name else title] = frame
+        return tables
+
+    def notes(self) -> list[str]:
+        """Warnings, the parts' headlines and what could not be checked."""
+        parts = [self.identifiability, self.intervals, self.valley, self.checklist]
+        found = [*self.hold_outs.values(), *parts]
+        words = [f"warning: {line}" for line in self.warnings]
+        words.append(f"error on the fitted runs {self.in_sample.mape:.3g} % of the loss")
+        words += [part.headline() for part in found]
+        words += [line for one in self.hold_outs.values() for line in one.notes()]
+        words += [self.regret.headline()] if self.regret else []
+        return words + [f"by {by}: not available: {why}" for by, why in self.unavailable.items()]
+
+    def summary(self) -> str:
+        """Headline, warnings and headlines first, then the tables."""
+        lines = [self.headline(), *(f"  {line}" for line in self.notes())]
+        tables = [f"\n{title}\n{table_text(frame)}" for title, frame in self.tables().items()]
+        return "\n".join([*lines, *tables])
+
+    def _repr_html_(self) -> str:
+        """The parts in a notebook, the checklist folded."""
+        block = escape(self.checklist.markdown())
+        return (
+            f"{super()._repr_html_()}\n<details><summary>{escape(self.checklist.headline())}"
+            f"</summary><pre>{block}</pre></details>"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Every part."""
+        return {
+            "fit": self.fit.as_json(),
+            "warnings": list(self.warnings),
+            "in_sample": self.in_sample.as_json(),
+            "leave_largest_out": {by: one.as_json() for by, one in self.hold_outs.items()},
+            "not_available": dict(self.unavailable),
+            "regret": self.regret.as_json() if self.regret else None,
+            "identifiability": self.identifiability.as_json(),
+            "intervals": self.intervals.as_json(),
+            "valley": self.valley.as_json(),
+            "checklist": self.checklist.as_json(),
+        }
+
+
+def check(
+    subject: LawLike | Fit,
+    runs: pd.DataFrame,
+    *,
+    compute: float | None = None,
+    **settings: Unpack[FitSettings],
+) -> CheckReport:
+    """Check a law on a run table.
+
+    Parameters
+    ----------
+    subject
+        A fit to these runs, or a law to fit to them.
+    compute
+        FLOPs at which the optimum and its valley are stated; by default the largest of the runs.
+    settings
+        Of every fit inside, by default 16 starts and 100 resamples; those of a given fit are
+        taken over.
+
+    Raises
+    ------
+    InputError
+        The law cannot be fitted, or the fit is not one of these runs.
+    """
+    chosen: FitSettings = {"resamples": RESAMPLES, **settings}
+    if isinstance(subject, Fit):
+        _same_runs(subject, runs)
+        chosen = {**settings_of(subject), **settings}
+    law = subject.law if isinstance(subject, Fit) else subject
+    fitted = subject if isinstance(subject, Fit) else refit(law, runs, **chosen)
+    rows = rows_for(fitted, sized(runs))
+    hold_outs: dict[str, HoldOut] = {}
+    unavailable: dict[str, str] = {}
+    for by in ("size", "compute"):
+        try:
+            hold_outs[by] = leave_largest_out(law, runs, by=by, **chosen)
+        except InputError as error:
+            unavailable[by] = str(error)
+    report = identifiability_report(fitted, runs)
+    intervals = interval_widths(fitted, runs)
+    return CheckReport(
+        fit=fitted,
+        in_sample=scores(rows["loss"].to_numpy(), fitted.central(rows)),
+        hold_outs=hold_outs,
+        unavailable=unavailable,
+        identifiability=report,
+        intervals=intervals,
+        valley=valley(fitted, float(compute_of(rows).max()) if compute is None else compute),
+        checklist=checklist(fitted, runs, hold_outs=list(hold_outs.values())),
+        warnings=(
+            *_about_table(rows),
+            *_about_hold_outs(hold_outs),
+            *([f"parameters are {report.status}"] if report.status != "identified" else []),
+            *(finding.what for finding in report.findings),
+            *([intervals.headline()] if intervals.too_narrow else []),
+            *intervals.notes(),
+        ),
+    )
+
+
+def _same_runs(fitted: Fit, runs: pd.DataFrame) -> None:
+    names = runs.get("run_id", pd.Series([f"row-{i}" for i in range(len(runs))]))
+    if [str(name) for name in names] != fitted.run_ids:
+        raise InputError(
+            f"`check` needs the runs of the fit ({len(fitted.run_ids)} rows), but got "
+            f"{len(runs)} rows with other names; give those runs, or the law instead of the fit"
+        )
+
+
+def _about_table(rows: pd.DataFrame) -> list[str]:
+    """Mid-schedule checkpoints, several rows of one run, and FLOPs that differ from 6ND."""
+    words = []
+    if "schedule" in rows and rows["schedule"].astype(str).str.contains("const").any():
+        words.append("some schedules are constant: losses before a decay are not final losses")
+    words += [
+        f"several rows are one run ({name}): rows are not independent"
+        for name in ("curve", "checkpoint_of")
+        if name in rows and rows[name].duplicated().any()
+    ]
+    if "flops_counted" in rows:
+        apart = rows["flops_counted"].to_numpy(dtype=float) / compute_of(rows)
+        ratio = float(np.nanmedian(np.maximum(apart, 1 / apart)))
+        if ratio > CONVENTIONS_APART:
+            words.append(f"counted FLOPs and 6ND differ by a factor {ratio:.2f} (median)")
+    return words
+
+
+def _about_hold_outs(hold_outs: dict[str, HoldOut]) -> list[str]:
+    words = []
+    for by, hold_out in hold_outs.items():
+        inside = [one.coverage * len(one.held_out) for one in hold_out.fitted
+                  if one.coverage is not None]  # fmt: skip
+        rows = sum(len(one.held_out) for one in hold_out.fitted)
+        if inside and sum(inside) / rows < UNDER_COVERED:
+            share = 100 * sum(inside) / rows
+            words.append(
+                f"only {share:.0f} % of the runs left out by {by} lie inside their 95 % interval"
+            )
+    return words

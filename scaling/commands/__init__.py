@@ -1,0 +1,4 @@
+"""The commands that fit, check, plan and plot: thin Typer functions.
+
+Imports anything in scaling.
+"""

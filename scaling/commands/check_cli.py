@@ -1,0 +1,79 @@
+"""Commands that judge laws: check and compare."""
+
+from typing import Annotated
+
+import typer
+
+from shapelaw.scaling.commands.options import Delta, Exclude, Json, LawOption, Runs, Seed, Where
+from shapelaw.scaling.display.console import print_json, print_shown
+
+Starts = Annotated[int, typer.Option(help="Starts of each fit.", min=1)]
+Resamples = Annotated[int, typer.Option(help="Bootstrap resamples of each fit.", min=0)]
+Cutoffs = Annotated[
+    list[float] | None,
+    typer.Option("--cutoff", help="Fit what lies below; may be given several times."),
+]
+
+
+def check(
+    runs: Runs,
+    law: LawOption = "conditional",
+    delta: Delta = "auto",
+    starts: Starts = 64,
+    resamples: Resamples = 100,
+    compute: Annotated[
+        float | None, typer.Option(help="FLOPs at which the optimum is stated.")
+    ] = None,
+    where: Where = None,
+    exclude: Exclude = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Check a law: runs left out, drift, regret, identifiability, intervals, checklist."""
+    from shapelaw.scaling.checks.report import check
+    from shapelaw.scaling.display.progress import progress_shown
+    from shapelaw.scaling.fitting.fit_law import parse_delta
+    from shapelaw.scaling.runs.catalog import load_runs
+
+    table = load_runs(runs, where=where, exclude=exclude or ())
+    with progress_shown():
+        found = check(
+            law, table, compute=compute, delta=parse_delta(delta), starts=starts,
+            resamples=resamples, seed=seed,
+        )  # fmt: skip
+    print_json(found.as_json()) if json else print_shown(found)
+
+
+def compare(
+    runs: Runs,
+    law: Annotated[
+        list[str], typer.Option(help="A law to compare; give two or more.", metavar="LAW")
+    ],
+    by: Annotated[str, typer.Option(help="Leave out by size, compute or tokens.")] = "size",
+    cutoff: Cutoffs = None,
+    delta: Delta = "auto",
+    starts: Starts = 64,
+    where: Where = None,
+    exclude: Exclude = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Rank laws by how well they predict the largest runs from the smaller ones."""
+    from shapelaw.scaling.checks.comparison import compare
+    from shapelaw.scaling.display.progress import progress_shown
+    from shapelaw.scaling.fitting.fit_law import parse_delta
+    from shapelaw.scaling.runs.catalog import load_runs
+
+    table = load_runs(runs, where=where, exclude=exclude or ())
+    with progress_shown():
+        found = compare(
+            law, table, by=by, cutoffs=cutoff or 4, delta=parse_delta(delta), starts=starts,
+            seed=seed,
+        )  # fmt: skip
+    print_json(found.as_json()) if json else print_shown(found)
+
+
+def mount(app: typer.Typer) -> None:
+    """Add the commands to an application."""
+    app.command()(check)
+    app.command()(compare)

@@ -1,0 +1,73 @@
+"""``shapelaw data``: run tables that come by name."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shapelaw.scaling.commands.options import Exclude, Json, Where
+from shapelaw.scaling.display.console import note, print_json, print_table
+
+data = typer.Typer(
+    help="Run tables that come by name: list, download, describe.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+Name = Annotated[
+    str, typer.Argument(help="A table's name (`data list`), or a CSV or Parquet file.")
+]
+
+
+@data.command("list")
+def list_tables(json: Json = False) -> None:
+    """List the tables: size, ranges, licence and source; nothing is downloaded."""
+    from shapelaw.scaling.runs.catalog import listed_tables, listing
+
+    if json:
+        print_json(listed_tables())
+        return
+    print_table(listing(), "Run tables (N in parameters, D in tokens, loss in nats per token)")
+    note("shapelaw data show NAME describes one, data get NAME --out FILE writes it to a file")
+
+
+@data.command()
+def get(
+    name: Name,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the run table to this file (.csv or .parquet).")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Download a table, check it, and write it as a run table."""
+    from shapelaw.scaling.runs.catalog import load_runs
+    from shapelaw.scaling.runs.table import write_runs
+
+    runs = load_runs(name)
+    source = runs.attrs["source"]
+    if out is not None:
+        write_runs(out, runs)
+    if json:
+        about = {what: source[what] for what in sorted(source)}
+        print_json({"runs": len(runs), "file": str(out) if out else None, "source": about})
+        return
+    note("; ".join(source[what] for what in ("citation", "licence", "address") if what in source))
+    typer.echo(f"{len(runs)} runs, {runs.shape[1]} columns" + (f" -> {out}" if out else ""))
+
+
+@data.command()
+def show(name: Name, where: Where = None, exclude: Exclude = None, json: Json = False) -> None:
+    """Describe a table: ranges with units, levels, replicates, warnings, source."""
+    from shapelaw.scaling.runs.catalog import load_runs
+    from shapelaw.scaling.runs.summary import describe
+
+    described = describe(load_runs(name, where=where, exclude=exclude or ()))
+    if json:
+        print_json(described.as_json())
+        return
+    print_table(described.frame(), f"{described.name}: {described.rows} runs")
+    typer.echo("\n".join(f"- {line}" for line in described.lines()))
+
+
+def mount(app: typer.Typer) -> None:
+    """Add the commands to an application, under ``data``."""
+    app.add_typer(data, name="data")

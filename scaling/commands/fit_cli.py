@@ -1,0 +1,117 @@
+"""Commands that need no training: fit and predict."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import shapelaw.scaling.commands.check_cli
+import shapelaw.scaling.commands.data_cli
+import shapelaw.scaling.commands.next_runs_cli
+import shapelaw.scaling.commands.plot_cli
+import shapelaw.scaling.commands.space_cli
+from shapelaw.scaling.commands.options import (
+    Delta,
+    Exclude,
+    Json,
+    LawOption,
+    Runs,
+    Seed,
+    Tokens,
+    Where,
+)
+from shapelaw.scaling.commands.output import print_fit
+from shapelaw.scaling.display.console import print_json, print_table
+
+
+def fit(
+    runs: Runs,
+    law: LawOption = "conditional",
+    out: Annotated[Path | None, typer.Option(help="Write the fit to this JSON file.")] = None,
+    delta: Delta = "auto",
+    objective: Annotated[
+        str, typer.Option(help="huber, squares, student or asymmetric.")
+    ] = "huber",
+    on: Annotated[str, typer.Option(help="Residuals of the log or the raw loss.")] = "log",
+    weights: Annotated[
+        str | None, typer.Option(help="Column that multiplies the cost of each run.")
+    ] = None,
+    size: Annotated[
+        str, typer.Option(help="What N counts: non-embedding, total, active; auto: as given.")
+    ] = "auto",
+    starts: Annotated[int, typer.Option(help="Starts of the optimiser.", min=1)] = 1024,
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples.", min=0)] = 1000,
+    where: Where = None,
+    exclude: Exclude = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Fit a scaling law to a run table."""
+    from shapelaw.scaling.display.progress import progress_shown
+    from shapelaw.scaling.fitting.fit_law import fit, parse_delta
+    from shapelaw.scaling.laws.registry import law_named
+    from shapelaw.scaling.runs.catalog import load_runs
+    from shapelaw.scaling.runs.levels import with_best_loss
+    from shapelaw.scaling.solver.objectives import Objective
+
+    table = load_runs(runs, where=where, exclude=exclude or ())
+    if "best_loss" in law_named(law).columns and "best_loss" not in table:
+        table = with_best_loss(table, size=size)
+    minimised = Objective(kind=objective, on=on, weights=weights)
+    with progress_shown():
+        fitted = fit(
+            law, table, objective=minimised, delta=parse_delta(delta), size=size, starts=starts,
+            resamples=resamples, seed=seed,
+        )  # fmt: skip
+    if out is not None:
+        fitted.save(out)
+    print_json(fitted.as_json()) if json else print_fit(fitted)
+
+
+def predict(
+    fit: Annotated[Path, typer.Argument(help="Fit, as `fit --out` writes it.")],
+    shapes: Annotated[Path, typer.Argument(help="Table of shapes, CSV or Parquet.")],
+    tokens: Tokens = None,
+    out: Annotated[Path | None, typer.Option(help="Write the table with predictions.")] = None,
+    json: Json = False,
+) -> None:
+    """Predict the loss of shapes, in nats per token, with 95 % intervals of a new run."""
+    from shapelaw.scaling.commands.predicting import predict_table
+    from shapelaw.scaling.fitting.result import Fit
+    from shapelaw.scaling.runs.table import write_runs
+
+    table, predicted = predict_table(Fit.load(fit), shapes, tokens)
+    if out is not None:
+        write_runs(out, table.join(predicted))
+    if json:
+        print_json(predicted.to_dict("records"))
+    else:
+        print_table(predicted.round(4).assign(line=range(2, len(predicted) + 2)))
+
+
+def laws(
+    markdown: Annotated[bool, typer.Option(help="All laws and parts as one page.")] = False,
+    json: Json = False,
+) -> None:
+    """List the laws with their equations."""
+    import pandas as pd
+
+    from shapelaw.scaling.laws.registry import LAWS, laws_page
+
+    if markdown:
+        typer.echo(laws_page(), nl=False)
+        return
+    rows = [{"law": name, "equation": make().describe()} for name, make in LAWS.items()]
+    print_json(rows) if json else print_table(pd.DataFrame(rows))
+
+
+def mount(app: typer.Typer) -> None:
+    """Add the commands to an application."""
+    app.command()(fit)
+    app.command()(predict)
+    app.command()(laws)
+    shapelaw.scaling.commands.check_cli.mount(app)
+    shapelaw.scaling.commands.data_cli.mount(app)
+    shapelaw.scaling.commands.next_runs_cli.mount(app)
+    shapelaw.scaling.commands.plot_cli.mount(app)
+    shapelaw.scaling.commands.space_cli.mount(app)

@@ -1,0 +1,117 @@
+"""The command that says what to train next."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shapelaw.scaling.commands.options import Exclude, Json, Runs, Where
+from shapelaw.scaling.commands.output import note_other_runs
+from shapelaw.scaling.display.console import print_json
+
+if TYPE_CHECKING:
+    from shapelaw.scaling.design.candidates import Limits
+
+
+def next_runs(
+    fit: Annotated[Path, typer.Argument(help="Fit, as `fit --out` writes it.")],
+    runs: Runs,
+    budget: Annotated[
+        str, typer.Option("--budget-flops", help="For all of them together: 1e20.", metavar="FLOP")
+    ],
+    goal: Annotated[
+        str,
+        typer.Option(
+            help='"predict:n=1e9,tokens=2e10", "predict:FILE", "optimum:mlp_to_attention[@1e9]" '
+            'or "choice:FILE", a table with two rows.'
+        ),
+    ],
+    candidates: Annotated[
+        Path | None, typer.Option(help="Table of runs to choose from; default: a grid.")
+    ] = None,
+    within: Annotated[
+        list[str] | None,
+        typer.Option(help="Limit a column: tokens=1e8:2e10; also tokens_per_parameter."),
+    ] = None,
+    most_runs: Annotated[int, typer.Option(help="Runs at most.", min=1)] = 32,
+    where: Where = None,
+    exclude: Exclude = None,
+    out: Annotated[Path | None, typer.Option(help="Write the chosen runs to this table.")] = None,
+    json: Json = False,
+) -> None:
+    """Choose the runs to train next: the most certainty about a goal for a budget."""
+    from shapelaw.scaling.design.goals import parse_goal
+    from shapelaw.scaling.design.next_batch import next_runs
+    from shapelaw.scaling.fitting.result import Fit
+    from shapelaw.scaling.runs.catalog import load_runs
+    from shapelaw.scaling.runs.reader import read_table
+    from shapelaw.scaling.runs.table import write_runs
+
+    fitted, table = Fit.load(fit), load_runs(runs, where=where, exclude=exclude or ())
+    note_other_runs(fitted, table)
+    wanted, limits = parse_goal(goal, fitted), read_limits(within or [], most_runs)
+    pool = None if candidates is None else read_table(candidates)
+    price = read_flops(budget)
+    design = next_runs(fitted, pool, price, goal=wanted, runs=table, limits=limits)
+    if out is not None:
+        write_runs(out, design.frame())
+    print_json(design.as_json()) if json else typer.echo(design.summary())
+
+
+def read_flops(text: str) -> float:
+    """Read a positive number of FLOPs such as ``1e20``.
+
+    Raises
+    ------
+    InputError
+        It is none.
+    """
+    from shapelaw.scaling.errors import InputError
+
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value < float("inf"):
+        raise InputError(f"`--budget-flops > 0` must hold, but got {text!r}; write 1e20")
+    return value
+
+
+def read_limits(within: list[str], most_runs: int) -> "Limits":
+    """Read ``COLUMN=LOW:HIGH`` limits.
+
+    Raises
+    ------
+    InputError
+        One is not of that form.
+    """
+    from shapelaw.scaling.design.candidates import Limits
+    from shapelaw.scaling.design.goals import NAMES
+    from shapelaw.scaling.errors import InputError
+
+    ranges = {}
+    for text in within:
+        name, _, ends = text.partition("=")
+        try:
+            low, high = (_number(end) for end in ends.split(":"))
+        except ValueError:
+            raise InputError(
+                f"`--within` must be COLUMN=LOW:HIGH such as tokens=1e8:2e10, but got {text!r}"
+            ) from None
+        ranges[NAMES.get(name, name)] = (low, high)
+    return Limits(within=ranges, most_runs=most_runs)
+
+
+def _number(text: str) -> float:
+    """A number, or a count such as 20B."""
+    from shapelaw.scaling.units import parse_count
+
+    try:
+        return float(text)
+    except ValueError:
+        return float(parse_count(text))
+
+
+def mount(app: typer.Typer) -> None:
+    """Add the command to an application."""
+    app.command("next-runs")(next_runs)

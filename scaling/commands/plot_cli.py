@@ -1,0 +1,97 @@
+"""The command that draws: a fit and its runs as a picture."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shapelaw.scaling.commands.options import Exclude, Json, Runs, Where
+from shapelaw.scaling.commands.output import note_other_runs
+from shapelaw.scaling.display.console import print_json
+from shapelaw.scaling.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from shapelaw.scaling.fitting.result import Fit
+
+KINDS = {
+    "law": "loss against each shape ratio, or measured against predicted",
+    "residuals": "by predicted loss, N, D and shape",
+    "qq": "quantiles of the residuals",
+    "contours": "iso-loss in N and D with budgets and the compute-optimal line",
+    "profile": "how the objective rises off each parameter",
+    "drift": "parameters when the largest runs are left out (fits again)",
+}
+WORDS = "; ".join(f"{name}: {what}" for name, what in KINDS.items())
+
+
+def plot(
+    kind: Annotated[str, typer.Argument(help=f"{WORDS}.", metavar="KIND")],
+    fit: Annotated[Path, typer.Argument(help="Fit, as `fit --out` writes it.")],
+    runs: Runs,
+    out: Annotated[Path, typer.Option(help="The picture: a .png or .svg file.")],
+    by: Annotated[str, typer.Option(help="drift: leave out by size, compute or tokens.")] = "size",
+    cutoff: Annotated[
+        list[float] | None, typer.Option(help="drift: fit what lies below; several times.")
+    ] = None,
+    where: Where = None,
+    exclude: Exclude = None,
+    json: Json = False,
+) -> None:
+    """Draw a fit and its runs."""
+    from shapelaw.scaling.fitting.result import Fit
+    from shapelaw.scaling.plots.style import ending_of, save
+    from shapelaw.scaling.runs.catalog import load_runs
+
+    ending_of(out)
+    draw = _drawing(kind, by, cutoff)
+    table, fitted = load_runs(runs, where=where, exclude=exclude or ()), Fit.load(fit)
+    note_other_runs(fitted, table)
+    save(draw(fitted, table), out)
+    found = {"kind": kind, "law": fitted.law_name, "n_runs": len(table), "file": str(out)}
+    print_json(found) if json else typer.echo(f"{kind} of {fitted.law_name}: {out}")
+
+
+def _drawing(
+    kind: str, by: str, cutoffs: list[float] | None
+) -> "Callable[[Fit, pd.DataFrame], Figure]":
+    """The function that draws a kind of picture.
+
+    Raises
+    ------
+    InputError
+        There is no such kind.
+    """
+    from shapelaw.scaling.plots.contours import plot_contours
+    from shapelaw.scaling.plots.law import plot_law
+    from shapelaw.scaling.plots.residuals import plot_profiles, plot_qq, plot_residuals
+
+    def drift(fitted: "Fit", table: "pd.DataFrame") -> "Figure":
+        from shapelaw.scaling.checks.holdout import leave_largest_out
+        from shapelaw.scaling.fitting.refits import settings_of
+        from shapelaw.scaling.plots.holdout import plot_drift
+
+        settings = settings_of(fitted)
+        return plot_drift(
+            leave_largest_out(fitted.law, table, by=by, cutoffs=cutoffs or 4, **settings)
+        )
+
+    drawings: dict[str, Callable[[Fit, pd.DataFrame], Figure]] = {
+        "law": plot_law,
+        "residuals": plot_residuals,
+        "qq": plot_qq,
+        "contours": plot_contours,
+        "profile": plot_profiles,
+        "drift": drift,
+    }
+    if kind not in drawings:
+        raise InputError(f"`KIND` must be one of {', '.join(KINDS)}, but got {kind!r}")
+    return drawings[kind]
+
+
+def mount(app: typer.Typer) -> None:
+    """Add the command to an application."""
+    app.command()(plot)

@@ -1,0 +1,44 @@
+"""Predict the losses of a table of shapes."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.runs.columns import SIZES, D, N
+from shapelaw.scaling.runs.reader import read_table
+from shapelaw.scaling.runs.table import check_numbers, require_columns, with_ratios
+from shapelaw.scaling.units import parse_count
+
+PREDICTED = ["predicted_loss", "loss_low", "loss_high"]
+
+
+def predict_table(fit: Fit, path: Path, tokens: str | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read shapes and predict each.
+
+    Parameters
+    ----------
+    tokens
+        Training tokens of every row; None where the table has a column ``tokens``.
+
+    Returns
+    -------
+    The table and, row by row, ``predicted_loss``, ``loss_low`` and ``loss_high`` in nats per token.
+
+    Raises
+    ------
+    InputError
+        The table cannot be read, or lacks a column that the law needs.
+    """
+    table = read_table(path)
+    if tokens is not None:
+        table[D] = parse_count(tokens)
+    elif D not in table:
+        require_columns(table, (D,), f"without --tokens, {path} must name them: it")
+    table = with_ratios(table, str(path))
+    if N in fit.law.columns:
+        require_columns(table, (SIZES[fit.size_convention],), f"N is {fit.size_convention}: {path}")
+        table[N] = table[SIZES[fit.size_convention]]
+    require_columns(table, fit.law.columns, str(path))
+    check_numbers(table, fit.law.columns, str(path))
+    return table, fit.predict(table)[PREDICTED]

@@ -1,0 +1,291 @@
+"""Which runs to train next: a greedy, cost-aware choice for a stated target.
+
+Optimal design of experiments (c-optimal for one target, I-optimal for several) on the law
+linearised at the fit, with noise by scale and with misfit that neighbours share
+(:mod:`shapelaw.scaling.design.greedy` has the criterion).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from shapelaw.scaling.design.candidates import Limits, costs, grid_candidates, inside
+from shapelaw.scaling.design.goals import Goal, GoalRanking, Optimum, Prediction
+from shapelaw.scaling.design.greedy import Selection
+from shapelaw.scaling.design.linearised import (
+    CLOSE,
+    law_columns,
+    points_at,
+    prior_deviations,
+    scatter_of,
+)
+from shapelaw.scaling.design.noise import Scatter
+from shapelaw.scaling.display.console import json_row
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.runs.table import check_numbers, require_columns, with_ratios
+
+UNITS = {
+    "cost_flops": "FLOP",
+    "deviation_before": "ln units (.01 is 1 %), expected error of the target, root mean square",
+    "deviation_after": "ln units (.01 is 1 %), expected error of the target, root mean square",
+    "share_removed": "of the target's expected squared error before this run",
+    "share_per_exaflop": "share_removed per 1e18 FLOP",
+}
+EXA = 1e18
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pick:
+    """One run to train, in its order, and what it does for the target."""
+
+    candidate: int
+    kind: str
+    repeats: str | None
+    cost_flops: float
+    deviation_before: float
+    deviation_after: float
+
+    @property
+    def share_removed(self) -> float:
+        """Of the target's expected squared error before this run."""
+        return 1 - (self.deviation_after / self.deviation_before) ** 2
+
+    @property
+    def why(self) -> str:
+        """In words."""
+        words = f"removes {100 * self.share_removed:.2g} % of the squared error left"
+        return words + (f"; repeats {self.repeats}" if self.repeats else "")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Design:
+    """The runs to train next, in order.
+
+    ``rows`` are the chosen rows of the candidates, in order; ``deviation_before`` is the expected
+    error of the target, root mean square in ln units; ``rule`` says which greedy rule won,
+    ``stopped`` why there are no more runs.
+    """
+
+    goal: str
+    picks: tuple[Pick, ...]
+    rows: pd.DataFrame
+    deviation_before: float
+    budget_flops: float
+    box: dict[str, tuple[float, float]]
+    candidates: int
+    outside_box: int
+    scatter: Scatter
+    rule: str
+    stopped: str
+
+    @property
+    def deviation_after(self) -> float:
+        """Expected error of the target once all are trained, root mean square in ln units."""
+        return self.picks[-1].deviation_after if self.picks else self.deviation_before
+
+    @property
+    def spent_flops(self) -> float:
+        """Cost of all chosen runs, FLOP."""
+        return sum(pick.cost_flops for pick in self.picks)
+
+    def frame(self) -> pd.DataFrame:
+        """One row per run: its columns, cost, and the target's deviation before and after.
+
+        Units are in ``frame.attrs["units"]``.
+        """
+        about = pd.DataFrame(
+            {
+                "order": np.arange(1, len(self.picks) + 1),
+                "kind": [pick.kind for pick in self.picks],
+                "cost_flops": [pick.cost_flops for pick in self.picks],
+                "deviation_before": [pick.deviation_before for pick in self.picks],
+                "deviation_after": [pick.deviation_after for pick in self.picks],
+                "share_removed": [pick.share_removed for pick in self.picks],
+                "share_per_exaflop": [
+                    pick.share_removed / pick.cost_flops * EXA for pick in self.picks
+                ],
+                "why": [pick.why for pick in self.picks],
+            }
+        )
+        left = self.rows.drop(columns=[name for name in self.rows if name in about])
+        frame = pd.concat((about, left.reset_index(drop=True)), axis=1)
+        frame.attrs["units"] = dict(UNITS)
+        return frame
+
+    def summary(self) -> str:
+        """The design in a few lines, for a terminal."""
+        new = sum(pick.kind == "new" for pick in self.picks)
+        lines = [
+            f"{len(self.picks)} runs ({new} new, {len(self.picks) - new} replicates) for "
+            f"{self.spent_flops:.3g} of {self.budget_flops:.3g} FLOP",
+            f"expected error of {self.goal}: {100 * self.deviation_before:.3g} % -> "
+            f"{100 * self.deviation_after:.3g} %",
+            f"{self.scatter.summary()}",
+            f"{self.candidates} candidates inside the box, {self.outside_box} outside; "
+            f"chosen {self.rule}; stopped: {self.stopped}",
+        ]
+        for number, (pick, (_, row)) in enumerate(
+            zip(self.picks, self.rows.iterrows(), strict=True), start=1
+        ):
+            place = " ".join(f"{name} {row[name]:.3g}" for name in self.box if name in row)
+            lines.append(
+                f"  {number:>2} {pick.kind:<9} {place}  {pick.cost_flops:.2e} FLOP  "
+                f"{100 * pick.deviation_after:.3g} %  {pick.why}"
+            )
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.summary()
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        head = "<br>".join(escape(line) for line in self.summary().splitlines()[:4])
+        return f"<p>{head}</p>" + self.frame().to_html(index=False, float_format="{:.4g}".format)
+
+    def as_json(self) -> dict[str, Any]:
+        """The stable document that ``next-runs --json`` prints."""
+        return {
+            "goal": self.goal,
+            "budget_flops": self.budget_flops,
+            "spent_flops": self.spent_flops,
+            "deviation_before": self.deviation_before,
+            "deviation_after": self.deviation_after,
+            "rule": self.rule,
+            "stopped": self.stopped,
+            "candidates": self.candidates,
+            "outside_box": self.outside_box,
+            "box": {name: list(ends) for name, ends in self.box.items()},
+            "noise": self.scatter.noise,
+            "noise_slope": self.scatter.noise_slope,
+            "misfit": self.scatter.misfit,
+            "units": dict(UNITS),
+            "runs": [json_row(row) for row in self.frame().to_dict("records")],
+        }
+
+
+def next_runs(
+    fit: Fit,
+    candidates: pd.DataFrame | None,
+    budget_flops: float,
+    *,
+    goal: Goal,
+    runs: pd.DataFrame,
+    limits: Limits | None = None,
+    scatter: Scatter | None = None,
+) -> Design:
+    """Choose the runs to train next under a budget.
+
+    Greedy choices by squared error removed per FLOP^s run for s from 1 to 0, and the one that ends
+    lowest is returned. s = 0 begins with the best single run: the design is never worse.
+
+    Parameters
+    ----------
+    candidates
+        Runs that could be trained: the columns of the law, or the fields of shapes and
+        ``tokens``; cost 6·N·D unless there is a column ``flops_counted``. None: a grid over the
+        observed ranges (:func:`shapelaw.scaling.design.candidates.grid_candidates`).
+    budget_flops
+        For all of them together, FLOP.
+    goal
+        A :class:`~shapelaw.scaling.design.goals.Prediction`, ``Optimum`` or ``GoalRanking``.
+    runs
+        The runs that were fitted.
+    limits
+        The box, the number of runs and how often one may be repeated.
+    scatter
+        Noise and misfit; None: estimated from the residuals of the runs.
+
+    Raises
+    ------
+    InputError
+        No candidate lies inside the box, the budget pays for none, or the goal cannot be met.
+    """
+    limits = limits or Limits()
+    _check(fit, budget_flops, goal, runs)
+    observed, loss = law_columns(fit, runs, "the runs"), runs["loss"].to_numpy(dtype=float)
+    scatter = scatter or scatter_of(fit, observed, loss)
+    box = limits.box(observed)
+    everything = grid_candidates(fit, within=limits.within) if candidates is None else candidates
+    allowed, columns = _allowed(fit, everything, box, budget_flops)
+    deviations = prior_deviations(fit, observed, loss)
+    targets, trained = goal.targets(fit, deviations), points_at(fit, observed, deviations)
+    points, price = points_at(fit, columns, deviations), costs(with_ratios(allowed))
+    selection = Selection.of(trained, targets, points, price, scatter)
+    chosen, rule, stopped = selection.best(budget_flops, limits)
+    return Design(
+        goal=targets.words,
+        picks=tuple(_picks(chosen, selection, (trained.place, _labels(runs)))),
+        rows=allowed.iloc[[position for position, _ in chosen]],
+        deviation_before=float(np.sqrt(selection.squared_error)),
+        budget_flops=float(budget_flops),
+        box=box,
+        candidates=len(allowed),
+        outside_box=len(everything) - len(allowed),
+        scatter=scatter,
+        rule=rule,
+        stopped=stopped,
+    )
+
+
+def _allowed(
+    fit: Fit, candidates: pd.DataFrame, box: dict[str, tuple[float, float]], budget_flops: float
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """The candidates inside the box, and their columns of the law."""
+    if candidates.empty:
+        raise InputError("`len(candidates) >= 1` must hold, but got 0; give at least one run")
+    columns = law_columns(fit, candidates, "the candidates")
+    mask = inside(columns, box)
+    price = costs(with_ratios(candidates[mask])).min()
+    if price > budget_flops:
+        raise InputError(
+            f"`budget_flops >= {price:.3g}` must hold, the cost of the cheapest of "
+            f"{mask.sum()} candidates, but got {budget_flops:.3g}; raise it or shrink the runs"
+        )
+    return candidates[mask], {name: values[mask] for name, values in columns.items()}
+
+
+def _check(fit: Fit, budget_flops: float, goal: Goal, runs: pd.DataFrame) -> None:
+    if not isinstance(goal, Prediction | Optimum | GoalRanking):
+        raise InputError(f"`goal` must be a Prediction, an Optimum or a Choice, but got {goal!r}")
+    if not 0 < budget_flops < np.inf:
+        raise InputError(f"`budget_flops > 0` must hold, but got {budget_flops}")
+    require_columns(runs, ("loss",), "the runs")
+    check_numbers(runs, ("loss",), "the runs")
+
+
+def _labels(runs: pd.DataFrame) -> list[str]:
+    if "run_id" in runs:
+        return [str(name) for name in runs["run_id"]]
+    return [f"row {row}" for row in range(len(runs))]
+
+
+def _picks(
+    chosen: list[tuple[int, float]],
+    selection: Selection,
+    trained: tuple[np.ndarray, list[str]],
+) -> list[Pick]:
+    """Describe the chosen positions: cost, deviations, and what each repeats."""
+    places, names = trained
+    before, made = selection.squared_error, []
+    names = list(names)
+    for number, (position, after) in enumerate(chosen, start=1):
+        place = selection.candidates.place[position]
+        near = np.flatnonzero(np.abs(places - place).max(axis=1) <= CLOSE)
+        repeats = names[near[0]] if len(near) else None
+        made.append(
+            Pick(
+                candidate=position,
+                kind="new" if repeats is None else "replicate",
+                repeats=repeats,
+                cost_flops=float(selection.price[position]),
+                deviation_before=float(np.sqrt(before)),
+                deviation_after=float(np.sqrt(after)),
+            )
+        )
+        places, before = np.vstack((places, place)), after
+        names.append(f"choice {number}")
+    return made

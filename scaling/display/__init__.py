@@ -1,0 +1,4 @@
+"""Tables, progress bars and notebook views of results.
+
+Imports errors only.
+"""

@@ -1,0 +1,108 @@
+"""Filters on tables in a small language: comparisons, and/or/not, arithmetic; nothing is run."""
+
+import ast
+import operator
+from collections.abc import Callable, Mapping
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from shapelaw.scaling.errors import InputError
+
+BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Mod: operator.mod,
+}
+COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
+
+
+def select(expression: str, columns: Mapping[str, Any], rows: int) -> np.ndarray:
+    """Mask of the rows for which a filter such as ``"tokens >= 1e6 and role == 'proxy'"`` holds.
+
+    Raises
+    ------
+    InputError
+        The expression does not parse, uses something else than columns, numbers, strings,
+        comparisons, arithmetic and and/or/not, or is not a condition.
+    """
+    tree = _parsed(expression)
+    try:
+        with np.errstate(all="ignore"):  # a row that divides by zero is compared as inf or NaN
+            mask = np.asarray(_value(tree, columns, expression))
+    except (TypeError, ArithmeticError, RecursionError, MemoryError) as error:
+        raise InputError(f"the filter {expression!r} cannot be applied: {error}") from None
+    if mask.dtype != np.bool_:
+        raise InputError(f"a filter must be true or false for each row, but got {expression!r}")
+    return np.broadcast_to(mask, (rows,)).copy()
+
+
+def names_in(expression: str) -> set[str]:
+    """The columns that a filter names.
+
+    Raises
+    ------
+    InputError
+        The expression does not parse.
+    """
+    return {node.id for node in ast.walk(_parsed(expression)) if isinstance(node, ast.Name)}
+
+
+def _parsed(expression: str) -> ast.expr:
+    try:
+        return ast.parse(expression.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise InputError(
+            f"a filter must be a condition on columns, but got {expression!r}; "
+            'write for example "tokens >= 1e6 and gqa == 2"'
+        ) from None
+
+
+def _value(node: ast.expr, columns: Mapping[str, Any], text: str) -> Any:
+    match node:
+        case ast.Constant(value=bool() | int() | float() | str()):
+            return node.value
+        case ast.Name(id=name):
+            if name not in columns:
+                raise InputError(
+                    f"the filter {text!r} names the column {name!r}, which the table lacks; "
+                    f"it has {', '.join(columns)}"
+                )
+            return np.asarray(columns[name])
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in BINARY:
+            return BINARY[type(op)](_value(left, columns, text), _value(right, columns, text))
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand, columns, text)
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return np.logical_not(_value(operand, columns, text))
+        case ast.BoolOp(op=op, values=values):
+            combine = np.logical_and if isinstance(op, ast.And) else np.logical_or
+            return reduce(combine, [_value(value, columns, text) for value in values])
+        case ast.Compare(left=first, ops=ops, comparators=rest):
+            return _compare([first, *rest], ops, columns, text)
+    raise InputError(
+        f"the filter {text!r} may hold columns, numbers, strings, comparisons, + - * / %, "
+        f"and, or, not; `{ast.unparse(node)}` is none of these"
+    )
+
+
+def _compare(
+    nodes: list[ast.expr], ops: list[ast.cmpop], columns: Mapping[str, Any], text: str
+) -> Any:
+    values = [_value(node, columns, text) for node in nodes]
+    answer: Any = True
+    for left, op, right in zip(values, ops, values[1:], strict=False):
+        if type(op) not in COMPARISONS:
+            raise InputError(f"the filter {text!r} may compare with < <= > >= == != only")
+        answer = np.logical_and(answer, COMPARISONS[type(op)](left, right))
+    return answer

@@ -1,0 +1,377 @@
+"""Where the best lies and how flat it is there: N*, D*, D/N at a compute, and the valley around it.
+
+An optimum of a scaling law is flat: models of very different size reach nearly the same loss. So a
+range stands beside every point, and a distance beside every extrapolation.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from shapelaw.scaling.display.tables import Shown, plain
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.refits import public_parameters
+from shapelaw.scaling.fitting.result import LEVEL, Fit
+from shapelaw.scaling.runs.columns import D, N
+
+TOLERANCE = 0.001  # of the loss: inside it lies the flat valley
+GRID = 801
+SIZES_BEYOND = 1e3  # how far N is looked for outside the fitted sizes
+RATIO_BEYOND = 4.0  # and a ratio outside its range
+Range = dict[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ComputeOptimal(Shown):
+    """The best N and D of a compute C = 6ND, each with its 95 % interval.
+
+    ``n`` in parameters (by the size convention of the fit), ``tokens``, ``tokens_per_n``, and
+    ``exponent``, a of N* ∝ C^a; each has value, low and high, None where unknown. ``why`` says why
+    there is no optimum.
+    """
+
+    compute: float
+    method: str
+    n: Range
+    tokens: Range
+    tokens_per_n: Range
+    exponent: Range
+    why: str = ""
+
+    def frame(self) -> pd.DataFrame:
+        """One row per quantity."""
+        quantities = {
+            "N* (parameters)": self.n,
+            "D* (tokens)": self.tokens,
+            "D*/N*": self.tokens_per_n,
+            "a (N* ∝ C^a)": self.exponent,
+        }
+        return pd.DataFrame([{"quantity": name, **one} for name, one in quantities.items()])
+
+    def headline(self) -> str:
+        """The best N and D, or why there are none."""
+        if self.why:
+            return f"no best N at {self.compute:.3g} FLOPs: {self.why}"
+        size, tokens = self.n["value"], self.tokens["value"]
+        return f"best at {self.compute:.3g} FLOPs ({self.method}): N {size:.3g}, D {tokens:.3g}"
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The optimum with intervals."""
+        return {"compute-optimal, 95 % interval": self.frame()}
+
+    def as_json(self) -> dict[str, Any]:
+        """The optimum and how it was found."""
+        found = {"n": self.n, "tokens": self.tokens, "tokens_per_n": self.tokens_per_n}
+        about = {"compute": self.compute, "method": self.method, "why": self.why}
+        return {**about, **plain(found), "exponent": plain(self.exponent)}
+
+
+def allocation(
+    fitted: Fit, compute: float, *, shape: Mapping[str, float] | None = None
+) -> ComputeOptimal:
+    """The compute-optimal N and D of a fit.
+
+    The Chinchilla law has N* = G (C/6)^a with a = β/(α+β) and G = (αA/βB)^(1/(α+β)) (arXiv
+    2203.15556, equation 4); any other law is minimised along C = 6ND on a grid, for the optimum
+    and for every resample.
+
+    Parameters
+    ----------
+    compute
+        Training FLOPs.
+    shape
+        Ratios of the shape that is scaled; by default every ratio at its optimum.
+
+    Raises
+    ------
+    InputError
+        The compute is not a positive number, or a ratio is not one of the law's.
+    """
+    if not 0 < compute < np.inf:
+        raise InputError(f"`compute > 0` and finite must hold, but got {compute}; write 1e21")
+    unfit = {"A", "B"} & {name for name in fitted.held if fitted.held[name].value < -10}
+    if unfit or not {N, D} <= set(fitted.law.columns):
+        word = f"{' and '.join(sorted(unfit))} held at no effect" if unfit else "no N and D in it"
+        return _unknown(compute, f"the law has {word}: nothing to trade")
+    thetas = np.vstack([fitted.theta, *fitted.draws])
+    if set(fitted.law.columns) == {N, D} and {"A", "B"} <= set(public_parameters(fitted)):
+        method, found = "closed form", _closed(fitted, thetas, compute)
+    else:
+        ratios = shape_held(fitted, shape)
+        method, found = "grid over N", _numeric(fitted, thetas, compute, ratios)
+    if not np.isfinite(found[0, 0]):
+        return _unknown(compute, "no optimum within a factor 1000 of the fitted sizes")
+    size = found[:, 0]
+    tokens = compute / (6 * size)
+    return ComputeOptimal(
+        compute=compute,
+        method=method,
+        n=_range(size),
+        tokens=_range(tokens),
+        tokens_per_n=_range(tokens / size),
+        exponent=_range(found[:, 1]),
+    )
+
+
+def _unknown(compute: float, why: str) -> ComputeOptimal:
+    none: Range = {"value": None, "low": None, "high": None}
+    return ComputeOptimal(
+        compute=compute, method="none", n=none, tokens=none, tokens_per_n=none, exponent=none,
+        why=why,
+    )  # fmt: skip
+
+
+def _range(values: np.ndarray) -> Range:
+    """First the value, then the resamples, of which those without an optimum count as far out."""
+    draws = values[1:]
+    if not len(draws):
+        return {"value": float(values[0]), "low": None, "high": None}
+    lost = ~np.isfinite(draws)
+    if lost.mean() > (100 - LEVEL) / 200:
+        return {"value": float(values[0]), "low": None, "high": None}
+    low, high = np.percentile(draws[~lost], [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
+    return {"value": float(values[0]), "low": float(low), "high": float(high)}
+
+
+def _closed(fitted: Fit, thetas: np.ndarray, compute: float) -> np.ndarray:
+    """N* and its exponent of every row of parameters, (k, 2)."""
+    public = pd.DataFrame([public_parameters(fitted, theta) for theta in thetas])
+    alpha, beta = public["alpha"], public["beta"]
+    log_scale = np.log(alpha * public["A"] / (beta * public["B"])) / (alpha + beta)
+    size = np.exp(log_scale + public["a_opt"] * np.log(compute / 6))
+    return np.column_stack([size, public["a_opt"]])
+
+
+def _numeric(
+    fitted: Fit, thetas: np.ndarray, compute: float, ratios: Mapping[str, float]
+) -> np.ndarray:
+    """The same by search; the exponent from a step of 1 % in compute. NaN at the grid's ends."""
+    sizes = _sizes(fitted)
+    found = []
+    for theta in thetas:
+        near, far = (
+            _lowest(np.log(sizes), _along(fitted, theta, sizes, c, ratios))
+            for c in (compute, compute * 1.01)
+        )
+        found.append((np.exp(near), (far - near) / np.log(1.01)))
+    return np.array(found)
+
+
+def _sizes(fitted: Fit) -> np.ndarray:
+    low, high = fitted.ranges[N]
+    return np.geomspace(low / SIZES_BEYOND, high * SIZES_BEYOND, 4 * GRID)
+
+
+def _along(
+    fitted: Fit, theta: np.ndarray, sizes: np.ndarray, compute: float, ratios: Mapping[str, float]
+) -> np.ndarray:
+    """Ln loss at every size with the tokens that the compute leaves."""
+    columns = {name: np.full(len(sizes), value) for name, value in ratios.items()}
+    columns |= {N: sizes, D: compute / (6 * sizes)}
+    return np.asarray(fitted.law.log_loss(theta, columns, fitted.reference)[0])
+
+
+def _lowest(x: np.ndarray, y: np.ndarray) -> float:
+    """Where y is lowest, by a parabola through the three lowest points; NaN at an end."""
+    i = int(np.argmin(y))
+    if i in (0, len(x) - 1):
+        return float("nan")
+    bend = y[i - 1] - 2 * y[i] + y[i + 1]
+    shift = 0.5 * (y[i - 1] - y[i + 1]) / bend if bend > 0 else 0.0
+    return float(x[i] + shift * (x[1] - x[0]))
+
+
+def shape_held(fitted: Fit, given: Mapping[str, float] | None) -> dict[str, float]:
+    """Ratios to hold: as given, else at the optimum, else in the middle of the runs."""
+    columns = [name for name in fitted.law.columns if name not in (N, D)]
+    for name, value in (given or {}).items():
+        if name not in columns or not 0 < value < np.inf:
+            raise InputError(
+                f"`shape` must give positive ratios of the law ({', '.join(columns) or 'none'}), "
+                f"but got {name} = {value}"
+            )
+    optima = fitted.optima()
+    chosen: dict[str, float] = {}
+    for name in columns:
+        best = optima.get(name, {}).get("value")
+        middle = float(np.sqrt(np.prod(fitted.ranges[name])))
+        chosen[name] = float(best) if isinstance(best, float) else middle
+    return chosen | dict(given or {})
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Valley(Shown):
+    """How far N and each ratio can move before the loss is more than .1 % above the best.
+
+    ``ranges`` has a row per quantity: the best value and both ends, None where the valley goes on
+    beyond what was looked at, and the width as a factor.
+    """
+
+    law_name: str
+    tolerance: float
+    allocation: ComputeOptimal
+    ranges: pd.DataFrame
+
+    def frame(self) -> pd.DataFrame:
+        """The ranges."""
+        return self.ranges
+
+    def headline(self) -> str:
+        """The optimum of N at this compute and its valley."""
+        start = f"{self.law_name} at {self.allocation.compute:.3g} FLOPs: "
+        if self.allocation.why:
+            return start + f"no best N: {self.allocation.why}"
+        size = self.ranges.iloc[0]
+        words = f"best N {size['best']:.3g}, within {100 * self.tolerance:g} % of its loss from "
+        return start + words + f"{_end(size['low'])} to {_end(size['high'])}"
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The optimum with intervals, and the valley."""
+        return {
+            "compute-optimal, 95 % interval": self.allocation.frame(),
+            f"flat valley: loss within {100 * self.tolerance:g} % of the best": self.ranges,
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """Optimum and valley."""
+        return {
+            "law": self.law_name,
+            "compute": self.allocation.compute,
+            "tolerance": self.tolerance,
+            "optimum": plain(self.allocation.frame()),
+            "valley": plain(self.ranges),
+            "why": self.allocation.why,
+        }
+
+
+def _end(value: float) -> str:
+    return f"{value:.3g}" if np.isfinite(value) else "beyond the range looked at"
+
+
+def valley(
+    fitted: Fit,
+    compute: float | None = None,
+    *,
+    shape: Mapping[str, float] | None = None,
+    tolerance: float = TOLERANCE,
+) -> Valley:
+    """The flat valley around the best N of a compute, and around the best value of each ratio.
+
+    Parameters
+    ----------
+    compute
+        Training FLOPs; by default 6ND in the middle of the fitted N and D.
+    shape
+        Ratios that are held while N moves; by default at their optima.
+    tolerance
+        Fraction of the loss that counts as no difference.
+
+    Raises
+    ------
+    InputError
+        The compute or the tolerance is not a positive number.
+    """
+    if not 0 < tolerance < 1:
+        raise InputError(f"`0 < tolerance < 1` must hold, but got {tolerance}; write 0.001")
+    middle = {name: float(np.sqrt(np.prod(ends))) for name, ends in fitted.ranges.items()}
+    if compute is None:
+        compute = 6 * middle[N] * middle[D]
+    best, ratios = allocation(fitted, compute, shape=shape), shape_held(fitted, shape)
+    lines = []
+    n, d = middle[N], compute / (6 * middle[N])
+    if best.n["value"] is not None and best.tokens["value"] is not None:
+        n, d = best.n["value"], best.tokens["value"]
+        # Finer than the search's grid: 1e3 either way of the optimum.
+        sizes = np.geomspace(n / SIZES_BEYOND, n * SIZES_BEYOND, 4 * GRID + 1)
+        curve = _along(fitted, fitted.theta, sizes, compute, ratios)
+        lines.append({"quantity": N, **_flat(sizes, curve, tolerance), "status": ""})
+    for name in ratios:
+        low, high = fitted.ranges[name]
+        values = np.geomspace(low / RATIO_BEYOND, high * RATIO_BEYOND, GRID)
+        columns = {other: np.full(GRID, value) for other, value in ratios.items()}
+        columns |= {name: values, N: np.full(GRID, n), D: np.full(GRID, d)}
+        curve = fitted.law.log_loss(fitted.theta, columns, fitted.reference)[0]
+        held = [p for p in fitted.held if p.startswith(f"{name}_") and not p.endswith("_drift")]
+        status = f"not resolved: {fitted.held[held[0]].why}" if held else ""
+        lines.append({"quantity": name, **_flat(values, curve, tolerance), "status": status})
+    names = ["quantity", "best", "low", "high", "factor", "status"]
+    ranges = pd.DataFrame(lines, columns=names)
+    return Valley(law_name=fitted.law_name, tolerance=tolerance, allocation=best, ranges=ranges)
+
+
+def _flat(x: np.ndarray, log_loss: np.ndarray, tolerance: float) -> dict[str, float]:
+    """The stretch around the lowest point that stays within the tolerance; NaN ends are open."""
+    above = log_loss - log_loss.min() - np.log1p(tolerance)
+    i = int(np.argmin(above))
+    logs, inside = np.log(x), above <= 0
+    left = np.flatnonzero(~inside[:i])
+    right = np.flatnonzero(~inside[i:])
+    low = high = np.nan
+    if len(left):
+        j = left[-1]
+        low = np.exp(np.interp(0.0, [above[j + 1], above[j]], [logs[j + 1], logs[j]]))
+    if len(right):
+        j = i + right[0]
+        high = np.exp(np.interp(0.0, [above[j - 1], above[j]], [logs[j - 1], logs[j]]))
+    best = np.exp(_lowest(logs, log_loss))
+    return {"best": float(best), "low": float(low), "high": float(high), "factor": high / low}
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Extrapolation(Shown):
+    """How far a row lies outside of what was fitted.
+
+    ``distances`` has a row per column of the law: ``decades`` above the largest (positive) or
+    below the smallest (negative) fitted value, 0 inside.
+    """
+
+    distances: pd.DataFrame
+
+    @property
+    def farthest(self) -> float:
+        """The largest distance, in decades."""
+        return float(self.distances["decades"].abs().max())
+
+    def frame(self) -> pd.DataFrame:
+        """The distances."""
+        return self.distances
+
+    def headline(self) -> str:
+        """The farthest column."""
+        if self.farthest == 0:
+            return "inside the fitted range of every column"
+        row = self.distances.iloc[int(self.distances["decades"].abs().to_numpy().argmax())]
+        side = "above" if row["decades"] > 0 else "below"
+        return f"{row['column']} lies {self.farthest:.2f} decades {side} the fitted runs"
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The distances."""
+        return {"distance from the fitted runs": self.distances}
+
+    def as_json(self) -> dict[str, Any]:
+        """The distances."""
+        return {"farthest_decades": self.farthest, "columns": plain(self.distances)}
+
+
+def extrapolation(fitted: Fit, row: Mapping[str, float]) -> Extrapolation:
+    """Distance in decades in N, in D and in each ratio.
+
+    Raises
+    ------
+    InputError
+        The row lacks a column of the law, or a value is not a positive number.
+    """
+    lines = []
+    for name, (low, high) in fitted.ranges.items():
+        if name not in row:
+            raise InputError(f"the row must give `{name}`, but gives {', '.join(map(str, row))}")
+        value = float(row[name])
+        if not 0 < value < np.inf:
+            raise InputError(f"`{name} > 0` and finite must hold, but got {value}")
+        decades = max(np.log10(value / high), 0.0) + min(np.log10(value / low), 0.0)
+        line = {"column": name, "value": value, "fitted_low": low, "fitted_high": high}
+        lines.append(line | {"decades": float(decades)})
+    return Extrapolation(distances=pd.DataFrame(lines))

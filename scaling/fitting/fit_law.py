@@ -1,0 +1,379 @@
+"""Fit a law to a run table: many starts, a robust loss on ln loss, and what the optimum rests on.
+
+By default the objective is the sum over runs of Huber(ln L - ln L_predicted), unrounded and without
+weights (arXiv 2203.15556, appendix D.4, with the sum instead of the mean).
+"""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.factor_tests import Hidden, effects_of, settle
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.laws.factors import UShape
+from shapelaw.scaling.laws.law import Base, Columns, Law, columns_of, reference_of
+from shapelaw.scaling.laws.registry import LAWS, law_named
+from shapelaw.scaling.runs.columns import SIZES, N
+from shapelaw.scaling.runs.replicates import replicate_noise, replicate_noise_by_size
+from shapelaw.scaling.runs.table import fingerprint, require_columns, same_losses
+from shapelaw.scaling.solver.identifiability import NO_TERM, hold, optimum_status
+from shapelaw.scaling.solver.multistart import SMALLEST_DELTA, new_run_scale, residual_scale
+from shapelaw.scaling.solver.objectives import Objective
+from shapelaw.scaling.solver.problem import Problem, Solution
+from shapelaw.scaling.uncertainty.resampling import bootstrap, method_for
+from shapelaw.scaling.uncertainty.robust_covariance import sandwich
+
+DELTA_SWEEP = (1e-4, 1e-3, 1e-2, 1e-1)
+STARTING_DELTA = 1e-2
+CLUSTER = "run_group"  # rows of one training run, where the table has several of each
+DEAD = 1e-6  # share of the loss below which a term is none
+
+
+def fit(
+    law: str | Law | Base,
+    runs: pd.DataFrame,
+    *,
+    objective: str | Objective = "huber",
+    delta: float | str = "auto",
+    size: str = "auto",
+    starts: int | np.ndarray = 1024,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Fit:
+    """Fit a law to the runs of a table.
+
+    Parameters
+    ----------
+    law
+        A law or a base, its name in :data:`shapelaw.scaling.laws.registry.LAWS`, or an expression.
+    runs
+        Rows as :func:`shapelaw.scaling.runs.table.load_runs` gives them.
+    objective
+        One of :data:`shapelaw.scaling.solver.objectives.KINDS`, or an
+        :class:`~shapelaw.scaling.solver.objectives.Objective`.
+    delta
+        Its threshold or scale, or ``"auto"``: 1.345 times the robust scale of the residuals (for
+        Student-t the maximum-likelihood scale).
+    size
+        Convention of N: ``non-embedding``, ``total`` or ``active``; ``"auto"`` is the first that
+        the table has, in this order.
+    starts
+        How many starts, or the starts themselves: internal parameters, (S, p).
+    resamples
+        Of the bootstrap behind every interval.
+    seed
+        Of starts and resamples.
+
+    Raises
+    ------
+    InputError
+        A column is missing, losses are not comparable, or there are too few rows.
+    """
+    begun = time.perf_counter()
+    law = law_named(law)
+    minimised = objective if isinstance(objective, Objective) else Objective(kind=objective)
+    problem, convention = problem_of(law, runs, minimised, delta, size)
+    between = replicate_noise(runs)
+    problem, best, hidden = settle(problem, delta, starts, seed, between)
+    clusters = runs[CLUSTER].to_numpy() if CLUSTER in runs else None
+    fitted = Fit(
+        law_name=name_of(law),
+        delta_rule=_delta_rule(minimised, delta),
+        starts=starts if isinstance(starts, int) else len(starts),
+        seed=seed,
+        size_convention=convention,
+        status="",
+        notes=[],
+        seconds=0.0,
+        **_about_runs(runs, problem.columns),
+        **_about_optimum(problem, best, hidden),
+        **_about_spread(problem, best, clusters, resamples, seed),
+        **_about_noise(problem, best, between),
+        noise_by_size=replicate_noise_by_size(runs).to_dict("records"),
+    )
+    notes, status = _notes(fitted, hidden, clusters), _status(fitted, best)
+    return replace(fitted, notes=notes, status=status, seconds=time.perf_counter() - begun)
+
+
+def _delta_rule(minimised: Objective, delta: float | str) -> str:
+    if not minimised.robust:
+        return "without a threshold"
+    return "scale from the residuals" if delta == "auto" else "as given"
+
+
+WORDS = {
+    "rows": "rows (iid)",
+    "cluster": "clusters of rows of one run",
+    "residuals": "residuals at the same design",
+    "wild": "residuals with random signs",
+    "wild-cluster": "clusters of residuals with random factors",
+}
+
+
+def name_of(law: Law) -> str:
+    """The name of a law that has one, else its expression; both are read by ``law_named``."""
+    return next((name for name, make in LAWS.items() if make() == law), repr(law))
+
+
+def problem_of(
+    law: Law,
+    runs: pd.DataFrame,
+    objective: Objective | None = None,
+    delta: float | str = "auto",
+    size: str = "auto",
+) -> tuple[Problem, str]:
+    """The problem that a fit solves, and the convention of N.
+
+    Raises
+    ------
+    InputError
+        As :func:`fit`.
+    """
+    runs, convention = _sized(runs, law, size)
+    same_losses(runs, "the run table")
+    minimised = objective or Objective()
+    mean = float(runs["loss"].mean()) if minimised.on == "raw" else 1.0
+    threshold = STARTING_DELTA * mean if delta == "auto" else float(delta)
+    columns = columns_of(runs, law.columns)
+    reference = reference_of(columns)
+    weights = _weights_of(runs, minimised.weights) if minimised.weights else None
+    problem = Problem(
+        law=law,
+        columns=columns,
+        log_loss=np.log(runs["loss"].to_numpy(dtype=float)),
+        reference=reference,
+        held=hold(law, columns, reference),
+        objective=minimised.at(threshold),
+        weights=weights,
+    )
+    _enough_rows(problem, name_of(law))
+    return problem, convention
+
+
+def _weights_of(runs: pd.DataFrame, name: str) -> np.ndarray:
+    require_columns(runs, (name,), "the run table")
+    weights = pd.to_numeric(runs[name], errors="coerce").to_numpy(dtype=float)
+    if not (np.isfinite(weights) & (weights >= 0)).all() or not weights.any():
+        raise InputError(
+            f"`{name}` must be a finite number from 0 up for every run, and not 0 for all, to "
+            "weight them; correct the column, or fit without weights"
+        )
+    return weights
+
+
+def problem_again(fitted: Fit, runs: pd.DataFrame) -> tuple[Problem, Solution]:
+    """The problem that a fit solved and its optimum, for more intervals on the same runs.
+
+    Raises
+    ------
+    InputError
+        The runs are not those of the fit.
+    """
+    if fingerprint(runs) != fitted.data_sha256:
+        raise InputError(
+            f"`fit` and `runs` must belong together, but the fit has {len(fitted.run_ids)} runs "
+            f"of other content (SHA-256 {fitted.data_sha256[:12]}); give the table it was made from"
+        )
+    found = fitted.minimised
+    problem, _ = problem_of(fitted.law, runs, found, found.delta, fitted.size_convention)
+    problem = problem.but(held=fitted.held)
+    best = Solution(
+        theta=fitted.theta,
+        cost=float(problem.data.cost(fitted.theta[None])[0]),
+        gradient_norm=fitted.gradient_norm,
+        converged=True,
+        basins=fitted.basins,
+        others=fitted.theta[None],
+    )
+    return problem, best
+
+
+def _about_runs(runs: pd.DataFrame, columns: Columns) -> dict[str, Any]:
+    names = runs.get("run_id", [f"row-{i}" for i in range(len(runs))])
+    return {
+        "run_ids": [str(name) for name in names],
+        "left_out": dict(runs.attrs.get("left_out", {})),
+        "ranges": {name: (float(c.min()), float(c.max())) for name, c in columns.items()},
+        "data_sha256": fingerprint(runs),
+    }
+
+
+def _about_optimum(problem: Problem, best: Solution, hidden: list[Hidden]) -> dict[str, Any]:
+    return {
+        "names": list(problem.law.names),
+        "theta": best.theta,
+        "reference": dict(problem.reference),
+        "held": dict(problem.held),
+        "objective": best.cost,
+        "minimised": problem.objective,
+        "basins": best.basins,
+        "gradient_norm": best.gradient_norm,
+        "at_bounds": _at_bounds(problem, best.theta),
+        "dead_terms": _dead_terms(problem, best.theta),
+        "effects": effects_of(problem, best.theta) | {h.column: h.effect for h in hidden},
+        "delta_sweep": _sweep(problem, best),
+    }
+
+
+def _about_spread(
+    problem: Problem, best: Solution, clusters: np.ndarray | None, resamples: int, seed: int
+) -> dict[str, Any]:
+    method = method_for(len(problem.log_loss), int(problem.free.sum()), clusters)
+    return {
+        "draws": bootstrap(
+            problem, best, method=method, resamples=resamples, seed=seed, clusters=clusters
+        ),
+        "covariance": sandwich(problem, best.theta, clusters),
+        "bootstrap": f"{resamples} resamples by {WORDS[method]}",
+    }
+
+
+def _about_noise(problem: Problem, best: Solution, between: tuple[float, int]) -> dict[str, Any]:
+    """The noise of a new run: around the law, or between seeds where that is larger and known."""
+    deviation, degrees = between
+    free = int(problem.free.sum())
+    residuals = problem.log_residuals(best.theta)
+    noise = new_run_scale(residuals, free)
+    return {
+        "scatter": residual_scale(residuals, free),
+        "noise": max(noise, deviation) if degrees > 2 else noise,
+        "noise_degrees": max(len(problem.log_loss) - free, 0),
+        "replicate_noise": deviation if degrees else None,
+        "replicate_degrees": degrees,
+    }
+
+
+def _sized(runs: pd.DataFrame, law: Law, size: str) -> tuple[pd.DataFrame, str]:
+    """Name the size convention and put its count in the place of N."""
+    if size not in (*SIZES, "auto"):
+        raise InputError(f"`size` must be auto, {', '.join(SIZES)}, but got {size!r}")
+    if N not in law.columns:
+        require_columns(runs, ("loss", *law.columns), "the run table")
+        return runs, "non-embedding"
+    if size == "auto":
+        size = next((name for name, column in SIZES.items() if column in runs), "non-embedding")
+    require_columns(runs, (SIZES[size],), "the run table")
+    if size != "non-embedding":
+        runs = runs.assign(**{N: runs[SIZES[size]]})
+    require_columns(runs, ("loss", *law.columns), "the run table")
+    return runs, size
+
+
+def _enough_rows(problem: Problem, law_name: str) -> None:
+    free, rows = int(problem.free.sum()), len(problem.log_loss)
+    if rows < free:
+        raise InputError(
+            f"a fit of `{law_name}` to this table needs at least {free} finished runs, "
+            f"but got {rows}; train more, or choose a smaller law with --law chinchilla"
+        )
+
+
+def _at_bounds(problem: Problem, theta: np.ndarray) -> list[str]:
+    """Free parameters that ended at a bound."""
+    bounds = problem.bounds
+    margin = 1e-6 * (bounds.upper - bounds.lower)
+    at = (theta <= bounds.lower + margin) | (theta >= bounds.upper - margin)
+    return [name for name, bound in zip(problem.law.names, at & problem.free, strict=True) if bound]
+
+
+def _dead_terms(problem: Problem, theta: np.ndarray) -> list[str]:
+    """Scales of the base whose term nowhere reaches a millionth of the loss."""
+    logs = problem.program.log_loss(theta[None])[0]
+    terms = problem.law.base.terms(problem.columns, problem.reference, problem.law.index)
+    dead = []
+    for term in terms:
+        if term.index and problem.law.names[term.index[0]] not in problem.held:
+            share = term.value(theta[None])[0] / np.exp(logs)
+            if share.max() < DEAD:
+                dead.append(problem.law.names[term.index[0]])
+    return dead
+
+
+def _sweep(problem: Problem, best: Solution) -> list[dict[str, float]]:
+    """Public parameters at other thresholds, warm-started: how much the robust loss decides."""
+    if problem.objective.kind not in ("huber", "asymmetric") or problem.objective.on == "raw":
+        return []
+    rows = []
+    for delta in DELTA_SWEEP:
+        moved = problem.but(objective=problem.objective.at(delta))
+        found = moved.minimise(best.others)
+        theta = found.theta[int(np.argmin(found.cost))]
+        rows.append({"delta": delta, **problem.law.public(theta, problem.reference)})
+    return rows
+
+
+def _notes(fitted: Fit, hidden: list[Hidden], clusters: np.ndarray | None) -> list[str]:
+    notes = [f"{factor.column}: {factor.why}; held at no effect" for factor in hidden]
+    notes += [f"{name} ended at its bound" for name in fitted.at_bounds]
+    notes += [
+        f"the term of {name} has died out (below 1e-6 of the loss)" for name in fitted.dead_terms
+    ]
+    explained = {name for factor in hidden for name in factor.factor.names}
+    pinned = {fitted.law.names[fitted.law.index[pin.name]] for pin in fitted.law.pins}
+    parameters = fitted.parameters()
+    for name, held in fitted.held.items():
+        where = name.endswith("_optimum")  # of a bowl that is held flat
+        steady = name.endswith(("_drift", "_bend")) and held.low == held.high
+        if name in pinned or not (name in explained or where or steady):
+            none = held.low == held.high and held.value in (0.0, NO_TERM)
+            shown = "no effect" if none else f"{parameters[name]['value']:g}"
+            notes.append(f"{name} held at {shown}: {held.why}")
+    for factor in fitted.law.shapes:
+        name = f"{factor.of}_optimum"
+        if isinstance(factor, UShape) and name not in fitted.held:
+            found = parameters[name]
+            ends = (found["value"], found["low"], found["high"])
+            note = optimum_status(factor.of, *ends, fitted.ranges[factor.of])[1]
+            notes += [note] if note else []
+    if clusters is not None and 1 < (groups := len(np.unique(clusters))) < min(30, len(clusters)):
+        notes.append(
+            f"only {groups} clusters of rows: the cluster bootstrap keeps its level, profile and "
+            "sandwich intervals are too narrow"
+        )
+    if fitted.noise_degrees == 0:
+        notes.append("as many runs as free parameters: the noise is unknown, intervals too narrow")
+    if fitted.size_convention == "total":
+        notes.append("N is total parameters")
+    if fitted.left_out:
+        shown = ", ".join(f"{name} ({why})" for name, why in list(fitted.left_out.items())[:8])
+        notes.append(f"{len(fitted.left_out)} rows left out: {shown}")
+    return notes
+
+
+def _status(fitted: Fit, best: Solution) -> str:
+    solved = "converged" if best.converged else "stopped before it converged: do not trust it"
+    reached = best.basins[0]["starts"] if best.basins else 0
+    words = f"{solved}; {reached:.0f} of {fitted.starts} starts reach the best optimum"
+    words += " in the first stages"
+    if best.disagreement:
+        words = f"{best.disagreement}; {words}"
+    for what, names in (("at a bound", fitted.at_bounds), ("died out", fitted.dead_terms)):
+        words += f"; {what}: {', '.join(names)}" if names else ""
+    if fitted.held:
+        words += f"; held: {', '.join(fitted.held)}"
+    return words
+
+
+def parse_delta(text: str) -> float | str:
+    """Read ``auto`` or a positive number.
+
+    Raises
+    ------
+    InputError
+        It is neither.
+    """
+    if text == "auto":
+        return text
+    try:
+        delta = float(text)
+    except ValueError:
+        delta = float("nan")
+    if not SMALLEST_DELTA**2 <= delta < float("inf"):
+        raise InputError(
+            f"`--delta` must be auto or a positive number of at least 1e-12, but got {text!r}"
+        )
+    return delta

@@ -1,0 +1,82 @@
+"""What every check does again and again: fit a law to part of a table, and group its rows."""
+
+from typing import TypedDict, Unpack
+
+import numpy as np
+import pandas as pd
+
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.laws.law import Law
+from shapelaw.scaling.runs.columns import SIZES, N
+from shapelaw.scaling.runs.table import require_columns
+from shapelaw.scaling.solver.objectives import Objective
+
+LawLike = str | Law
+
+
+class FitSettings(TypedDict, total=False):
+    """How the fits inside a check are made: the keywords of :func:`fit`."""
+
+    objective: str | Objective
+    delta: float | str
+    size: str
+    starts: int
+    resamples: int
+    seed: int
+
+
+QUICK: FitSettings = {"starts": 64, "resamples": 0}
+
+
+def refit(law: LawLike, runs: pd.DataFrame, **settings: Unpack[FitSettings]) -> Fit:
+    """Fit a law with few starts and no resamples unless the settings say otherwise.
+
+    Raises
+    ------
+    InputError
+        As :func:`shapelaw.scaling.fitting.fit_law.fit` does.
+    """
+    chosen: FitSettings = {**QUICK, **settings}
+    return fit(law, runs, **chosen)
+
+
+def name_of(law: LawLike) -> str:
+    """What to call a law before it is fitted."""
+    return law if isinstance(law, str) else repr(law)
+
+
+def settings_of(fitted: Fit) -> FitSettings:
+    """Settings that fit as a fit was made, with at most 64 starts and 100 resamples."""
+    given = fitted.delta_rule == "as given"
+    return {
+        "objective": fitted.minimised,
+        "delta": fitted.delta if given else "auto",
+        "size": fitted.size_convention,
+        "starts": min(fitted.starts, 64),
+        "resamples": min(len(fitted.draws), 100),
+        "seed": fitted.seed,
+    }
+
+
+def rows_for(fitted: Fit, frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows as a fit wants them: N by its own convention, every column of its law there.
+
+    Raises
+    ------
+    InputError
+        A column is missing.
+    """
+    column = SIZES[fitted.size_convention]
+    if column != N and column in frame:
+        frame = frame.assign(**{N: frame[column]})
+    require_columns(frame, fitted.law.columns, "the table")
+    return frame
+
+
+def public_parameters(fitted: Fit, theta: np.ndarray | None = None) -> dict[str, float]:
+    """Parameters of the equation at the optimum (or at theta), with a_opt = β/(α+β)."""
+    values = dict(fitted.law.public(fitted.theta if theta is None else theta, fitted.reference))
+    if {"alpha", "beta"} <= set(values):
+        values["a_opt"] = values["beta"] / (values["alpha"] + values["beta"])
+    return values

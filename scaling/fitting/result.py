@@ -1,0 +1,332 @@
+"""A fit is data: what was fitted, how it ended, and predictions from it; to and from fit.json."""
+
+import html
+from collections.abc import Hashable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.files import read_json, write_json
+from shapelaw.scaling.laws.factors import UShape
+from shapelaw.scaling.laws.law import Law, columns_of
+from shapelaw.scaling.laws.registry import law_named
+from shapelaw.scaling.runs.columns import SIZES, D, N
+from shapelaw.scaling.solver.identifiability import Held, optimum_status, outside
+from shapelaw.scaling.solver.objectives import Objective
+
+SCHEMA = 2
+LEVEL = 95.0
+QUANTILES = 101  # of the noise of a new run, mixed with every resample
+CHUNK = 1024  # rows predicted at once, to bound memory
+CENTRES = {N: ("N0", "N_0"), D: ("D0", "D_0")}  # geometric means that an equation refers to
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Fit:
+    """The outcome of fitting a law to a run table.
+
+    ``theta`` and ``draws`` are internal parameters at the optimum and of each resample (one row
+    each), ``covariance`` their sandwich covariance (p, p); ``ranges`` are the observed ranges of
+    the law's columns; ``noise`` is the standard deviation of ln loss that a new run is expected to
+    have around the law, with ``noise_degrees`` degrees of freedom; ``replicate_noise`` is that
+    between seeds, where the table has replicates, and ``noise_by_size`` for each size that has;
+    ``scatter`` is the robust scale of the residuals of ln loss; ``at_bounds`` and ``dead_terms``
+    name parameters.
+    """
+
+    law_name: str
+    names: list[str]
+    theta: np.ndarray
+    draws: np.ndarray
+    covariance: np.ndarray
+    reference: dict[str, float]
+    held: dict[str, Held]
+    objective: float
+    minimised: Objective
+    delta_rule: str
+    status: str
+    notes: list[str]
+    starts: int
+    basins: list[dict[str, float]]
+    gradient_norm: float
+    at_bounds: list[str]
+    dead_terms: list[str]
+    seconds: float
+    run_ids: list[str]
+    left_out: dict[str, str]
+    ranges: dict[str, tuple[float, float]]
+    size_convention: str
+    noise: float
+    noise_degrees: int
+    replicate_noise: float | None
+    replicate_degrees: int
+    effects: dict[str, dict[str, float]]
+    delta_sweep: list[dict[str, float]]
+    bootstrap: str
+    data_sha256: str
+    seed: int
+    noise_by_size: list[dict[Hashable, Any]] = field(default_factory=list)
+    scatter: float = 0.0
+
+    @property
+    def law(self) -> Law:
+        """The law that was fitted."""
+        return law_named(self.law_name)
+
+    @property
+    def delta(self) -> float:
+        """Threshold or scale of the objective."""
+        return self.minimised.delta
+
+    @property
+    def spread(self) -> np.ndarray:
+        """The resamples, or the optimum alone where none were drawn, (S, p)."""
+        return self.draws if len(self.draws) else self.theta[None]
+
+    def parameters(self) -> dict[str, dict[str, float]]:
+        """Public parameters with 95 % intervals; a held one carries the range it was held in."""
+        value = self.law.public(self.theta, self.reference)
+        drawn = self.law.public(self.spread, self.reference)
+        table = np.stack([drawn[name] for name in value]) if value else np.empty((0, 1))
+        low, high = np.percentile(table, [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=1)
+        return {
+            name: {"value": value[name], "low": float(low[i]), "high": float(high[i])}
+            for i, name in enumerate(value)
+        }
+
+    def columns(self, frame: pd.DataFrame | Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The law's columns of a table, N by the convention of the fit.
+
+        Raises
+        ------
+        InputError
+            The table lacks that count.
+        """
+        size = SIZES[self.size_convention]
+        if N in self.law.columns and size not in frame:
+            raise InputError(
+                f"`{size}` must be in the table, for the fit counts {self.size_convention} "
+                f"parameters as N; it has {', '.join(map(str, frame))}"
+            )
+        names = {name: size if name == N else name for name in self.law.columns}
+        return {name: columns_of(frame, (own,))[own] for name, own in names.items()}
+
+    def optima(self) -> dict[str, dict[str, object]]:
+        """The best value of each U-shaped ratio with interval and status, by column."""
+        parameters = self.parameters()
+        answers: dict[str, dict[str, object]] = {}
+        for factor in self.law.shapes:
+            if not isinstance(factor, UShape):
+                continue
+            name = f"{factor.of}_optimum"
+            if name in self.held:
+                why = f"not resolved: {self.held[name].why}"
+                answers[factor.of] = {"value": None, "low": None, "high": None, "status": why}
+                continue
+            found = parameters[name]
+            answers[factor.of], _ = optimum_status(
+                factor.of, found["value"], found["low"], found["high"], self.ranges[factor.of]
+            )
+        return answers
+
+    def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Predict the loss of every row.
+
+        Parameters
+        ----------
+        frame
+            Has the columns of the law (:attr:`shapelaw.scaling.laws.registry.Law.columns`).
+
+        Returns
+        -------
+        ``predicted_loss`` in nats per token, ``loss_low`` and ``loss_high``, the 95 % interval of
+        one new run (spread over resamples, held exponents and noise between runs), and
+        ``mean_low`` and ``mean_high``, that of the law itself.
+
+        Raises
+        ------
+        InputError
+            The table has no rows, lacks a column of the law, or one holds no numbers.
+        """
+        if not len(frame):
+            raise InputError("`len(frame) >= 1` must hold for a prediction, but got no rows")
+        parts = [self._predict(frame.iloc[i : i + CHUNK]) for i in range(0, len(frame), CHUNK)]
+        return pd.concat(parts).set_axis(frame.index)
+
+    def _predict(self, frame: pd.DataFrame) -> pd.DataFrame:
+        ends = [(100 - LEVEL) / 2, (100 + LEVEL) / 2]
+        program = self.law.program(self.columns(frame), self.reference)
+        central, spread = program.log_loss(self.theta[None])[0], program.log_loss(self.spread)
+        new = new_run_intervals(spread, self.noise, self.noise_degrees)
+        mean = np.percentile(spread, ends, axis=0).T
+        return pd.DataFrame(
+            {
+                "predicted_loss": np.exp(central),
+                "loss_low": np.exp(new[:, 0]),
+                "loss_high": np.exp(new[:, 1]),
+                "mean_low": np.exp(mean[:, 0]),
+                "mean_high": np.exp(mean[:, 1]),
+            }
+        )
+
+    def central(self, frame: pd.DataFrame | Mapping[str, Any]) -> np.ndarray:
+        """Predicted loss of every row without intervals: cheap for a whole space of shapes."""
+        return self.law.predict(self.theta, self.columns(frame), self.reference)
+
+    def warnings(self, row: Mapping[str, float]) -> list[str]:
+        """In words: where a row lies outside of what was fitted."""
+        return outside(row, self.ranges)
+
+    def summary(self) -> str:
+        """The fit in a few lines, for a terminal."""
+        lines = [f"{self.law_name} on {len(self.run_ids)} runs: {self.status}", self.equation()]
+        lines.append(
+            f"objective {self.objective:.9g} ({self.minimised.words()}, {self.delta_rule}); "
+            f"{self.starts} starts, {self.seconds:.1f} s"
+        )
+        width = max(len(name) for name in self.parameters())
+        for name, found in self.parameters().items():
+            held = "  held" if name in self.held else ""
+            lines.append(
+                f"  {name:<{width}}  {found['value']:>10.4g}  "
+                f"[{found['low']:.4g}, {found['high']:.4g}]{held}"
+            )
+        lines += [f"  {self.noise_in_words()}", *(f"  note: {note}" for note in self.notes)]
+        lines.append("  delta sweep: " + "; ".join(_sweep_words(row) for row in self.delta_sweep))
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.summary()
+
+    def equation(self, *, latex: bool = False) -> str:
+        """The law with its fitted numbers, as text or LaTeX."""
+        values = self.law.public(self.theta, self.reference)
+        text = self.law.describe(values, latex=latex)
+        for column, (plain, tex) in CENTRES.items():
+            if (tex if latex else plain) in text:
+                text += rf",\quad {tex} = " if latex else f", {plain} = "
+                text += f"{self.reference[column]:.4g}"
+        return text
+
+    def frame(self) -> pd.DataFrame:
+        """Parameters as a table: value, 95 % interval, unit, whether it was held and why."""
+        rows = [
+            {"parameter": name, **found, "unit": unit_of(name), "held": self._why_held(name)}
+            for name, found in self.parameters().items()
+        ]
+        return pd.DataFrame(rows).set_index("parameter")
+
+    def _why_held(self, name: str) -> str:
+        own = self.law.names[self.law.index[name]]
+        return self.held[own].why if own in self.held else ""
+
+    def _repr_html_(self) -> str:
+        """The fit in a notebook: equation, parameters, what to know."""
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        head = html.escape(f"{self.law_name} on {len(self.run_ids)} runs: {self.status}")
+        return (
+            f"<p><b>{head}</b></p><p>${self.equation(latex=True)}$</p>"
+            f"{self.frame().to_html(float_format=lambda value: f'{value:.5g}')}"
+            f"<p>{html.escape(self.noise_in_words())}</p><ul>{notes}</ul>"
+        )
+
+    def noise_in_words(self) -> str:
+        """The noise between seeds beside the residuals around the law."""
+        around = f"noise of a run around the law {100 * self.noise:.2f} %"
+        if self.replicate_noise is None:
+            return f"{around}; no replicate seeds, so the noise between seeds is unknown"
+        words = f"{around}; between seeds {100 * self.replicate_noise:.2f} % "
+        words += f"({self.replicate_degrees} degrees of freedom)"
+        if len(self.noise_by_size) > 1:
+            parts = [
+                f"{100 * row['deviation']:.2f} % at N = {row['n_non_embedding']:.3g}"
+                for row in self.noise_by_size
+            ]
+            words += f": {', '.join(parts)}"
+        return words
+
+    def as_json(self) -> dict[str, Any]:
+        """The stable document that ``fit --json`` prints."""
+        return {
+            "law": self.law_name,
+            "n_runs": len(self.run_ids),
+            "parameters": self.parameters(),
+            "optima": self.optima(),
+            "objective": self.objective,
+            "status": self.status,
+            "starts": self.starts,
+            "seconds": self.seconds,
+        }
+
+    def save(self, path: Path) -> None:
+        """Write fit.json: the printed document and everything that predictions need."""
+        arrays = {name: getattr(self, name).tolist() for name in ("theta", "draws", "covariance")}
+        state = asdict(self) | arrays
+        write_json(path, {"schema_version": SCHEMA, **self.as_json(), "state": state})
+
+    @classmethod
+    def load(cls, path: Path) -> "Fit":
+        """Read fit.json; predictions are those of the fit that was saved, to 1e-12.
+
+        Raises
+        ------
+        InputError
+            The file is not a fit, or of another schema version.
+        """
+        document = read_json(path)
+        if document.get("schema_version") != SCHEMA or "state" not in document:
+            raise InputError(
+                f"{path} must be a fit of schema version {SCHEMA}, but has "
+                f"{document.get('schema_version')!r}; write it again with `shapelaw fit --out`"
+            )
+        try:
+            state = dict(document["state"])
+            state["theta"] = np.array(state["theta"], dtype=float)
+            state["draws"] = np.array(state["draws"], dtype=float).reshape(-1, len(state["theta"]))
+            state["covariance"] = np.array(state["covariance"], dtype=float)
+            state["minimised"] = Objective(**state["minimised"])
+            state["held"] = {name: Held(**held) for name, held in state["held"].items()}
+            state["ranges"] = {name: tuple(ends) for name, ends in state["ranges"].items()}
+            if list(law_named(state["law_name"]).names) != state["names"]:
+                raise ValueError("its parameters are not those of its law")
+            if state["theta"].shape != (len(state["names"]),):
+                raise ValueError("its theta is not one number for each parameter")
+            if state["covariance"].shape != (len(state["names"]),) * 2:
+                raise ValueError("its covariance is not square in its parameters")
+            return cls(**state)
+        except (TypeError, KeyError, ValueError, AttributeError, InputError) as error:
+            raise InputError(
+                f"{path} is damaged ({error}); write it again with `shapelaw fit --out`"
+            ) from None
+
+
+def new_run_intervals(spread: np.ndarray, noise: float, degrees: int) -> np.ndarray:
+    """95 % intervals of ln loss of one new run at each row, (n, 2).
+
+    Percentiles of every resample (S, n) with every quantile of Student's t times the noise: row by
+    row, so that memory is bounded.
+    """
+    quantiles = (np.arange(QUANTILES) + 0.5) / QUANTILES
+    around = noise * student.ppf(quantiles, max(degrees, 1))
+    ends = [(100 - LEVEL) / 2, (100 + LEVEL) / 2]
+    return np.stack([np.percentile(np.add.outer(row, around), ends) for row in spread.T])
+
+
+def unit_of(name: str) -> str:
+    """Unit of a public parameter."""
+    if name in ("E", "A", "B", "C", "G"):
+        return "nats/token"
+    if name.endswith(("_curvature", "_slope")):
+        return "share of the loss"
+    return "per ln N" if name.endswith("_drift") else ""
+
+
+def _sweep_words(row: dict[str, float]) -> str:
+    names: list[str] = [name for name in ("alpha", "beta") if name in row]
+    names += [name for name in row if name.endswith(("_optimum", "_slope"))]
+    return f"{row['delta']:.0e}: " + " ".join(f"{name} {row[name]:.3g}" for name in names)

@@ -1,0 +1,222 @@
+"""Bases of laws: the loss of the best shape at N parameters and D tokens, in nats per token."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from shapelaw.scaling.laws.law import Base, Columns, Parameter, Reference
+from shapelaw.scaling.laws.notation import letter
+from shapelaw.scaling.laws.terms import EXPONENTIAL, Term
+from shapelaw.scaling.runs.columns import D, N
+
+SMALLEST = -20.0  # ln of a scale, under the lowest loss, that contributes nothing
+EXPONENT, EXPONENT_STARTS = (0.01, 3.0), (0.1, 1.0)
+
+
+def _constant(name: str, index: Mapping[str, int], rows: int) -> Term:
+    return Term(
+        kind=EXPONENTIAL,
+        index=(index[name],),
+        features=np.ones((1, rows)),
+        constant=np.zeros(rows),
+    )
+
+
+def power_term(scale: str, exponent: str, logs: np.ndarray, index: Mapping[str, int]) -> Term:
+    """Scale · exp(-exponent · logs)."""
+    return Term(
+        kind=EXPONENTIAL,
+        index=(index[scale], index[exponent]),
+        features=np.stack([np.ones(len(logs)), -logs]),
+        constant=np.zeros(len(logs)),
+    )
+
+
+def _fraction(scale: str, column: str, exponent: str, *, latex: bool) -> str:
+    x = letter(column, latex=latex)
+    return rf"\frac{{{scale}}}{{{x}^{{{exponent}}}}}" if latex else f"{scale}/{x}^{exponent}"
+
+
+def _floor_and_powers(
+    base: Base,
+    columns: Columns,
+    loss: np.ndarray,
+) -> list[Parameter]:
+    """Scales are started between a hundredth and all of the lowest loss."""
+    lowest = float(np.log(loss.min()))
+    parameters = []
+    for name in base.names:
+        if name == "E":
+            bounds, starts = (lowest + SMALLEST, lowest), (lowest - 2.5, lowest)
+        elif name in base.scales:
+            bounds, starts = (lowest + SMALLEST, lowest + 3.0), (lowest - 4.0, lowest)
+        else:
+            bounds, starts = EXPONENT, EXPONENT_STARTS
+        parameters.append(Parameter(name=name, bounds=bounds, starts=starts))
+    return parameters
+
+
+@dataclass(frozen=True, repr=False)
+class Chinchilla(Base):
+    """L = E + A / N^alpha + B / D^beta.
+
+    N parameters and D training tokens; E, A and B in nats per token. Fitted in ln E,
+    ln(A/N0^alpha), alpha, ln(B/D0^beta), beta at the table's geometric means N0 and D0: so the
+    scales do not trade against the exponents. Source: arXiv 2203.15556, equation 2.
+    """
+
+    columns = (N, D)
+    names = ("E", "A", "alpha", "B", "beta")
+    logarithmic = ("E", "A", "B")
+    scales = {"A": ("alpha", N), "B": ("beta", D)}  # noqa: RUF012
+
+    def parameters(self, columns: Columns, loss: np.ndarray) -> list[Parameter]:
+        """Bounds and starts scaled to the lowest loss."""
+        return _floor_and_powers(self, columns, loss)
+
+    def terms(self, columns: Columns, at: Reference, index: Mapping[str, int]) -> list[Term]:
+        """Floor, capacity, data."""
+        n, d = np.log(columns[N] / at[N]), np.log(columns[D] / at[D])
+        floor = _constant("E", index, len(n))
+        return [floor, power_term("A", "alpha", n, index), power_term("B", "beta", d, index)]
+
+    def equation(self, shown: Mapping[str, str], *, latex: bool) -> str:
+        """E + A/N^alpha + B/D^beta."""
+        size = _fraction(shown["A"], N, shown["alpha"], latex=latex)
+        return f"{shown['E']} + {size} + " + _fraction(shown["B"], D, shown["beta"], latex=latex)
+
+
+@dataclass(frozen=True, repr=False)
+class PowerLaw(Base):
+    """L = E + A / x^alpha.
+
+    One variable x, any column (parameters unless said): for tables where tokens are proportional
+    to size, or a single budget. E and A in nats per token. Source: the form of arXiv 2010.14701,
+    equation 1.1.
+    """
+
+    of: str = N
+    names: ClassVar[tuple[str, ...]] = ("E", "A", "alpha")
+    logarithmic: ClassVar[tuple[str, ...]] = ("E", "A")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The variable."""
+        return (self.of,)
+
+    @property
+    def scales(self) -> Mapping[str, tuple[str, str]]:
+        """A goes with alpha."""
+        return {"A": ("alpha", self.of)}
+
+    def parameters(self, columns: Columns, loss: np.ndarray) -> list[Parameter]:
+        """Bounds and starts scaled to the lowest loss."""
+        return _floor_and_powers(self, columns, loss)
+
+    def terms(self, columns: Columns, at: Reference, index: Mapping[str, int]) -> list[Term]:
+        """Floor and power."""
+        logs = np.log(columns[self.of] / at[self.of])
+        return [_constant("E", index, len(logs)), power_term("A", "alpha", logs, index)]
+
+    def equation(self, shown: Mapping[str, str], *, latex: bool) -> str:
+        """E + A/x^alpha."""
+        return f"{shown['E']} + " + _fraction(shown["A"], self.of, shown["alpha"], latex=latex)
+
+
+@dataclass(frozen=True, repr=False)
+class Kaplan(PowerLaw):
+    """L = A / x^alpha.
+
+    A straight line in log-log, without a floor: (x_c/x)^alpha with A = x_c^alpha, A in nats per
+    token. Extrapolated far it falls to zero, which no text allows: compare it with ``PowerLaw``.
+    Source: arXiv 2001.08361, equation 1.1 (with x = N).
+    """
+
+    names = ("A", "alpha")
+    logarithmic = ("A",)
+
+    def parameters(self, columns: Columns, loss: np.ndarray) -> list[Parameter]:
+        """At the reference the scale is the loss itself; small exponents."""
+        low, high = float(np.log(loss.min())), float(np.log(loss.max()))
+        scale = Parameter(name="A", bounds=(low - 3.0, high + 3.0), starts=(low, high))
+        return [scale, Parameter(name="alpha", bounds=(0.0, 3.0), starts=(0.01, 0.3))]
+
+    def terms(self, columns: Columns, at: Reference, index: Mapping[str, int]) -> list[Term]:
+        """The power."""
+        return [power_term("A", "alpha", np.log(columns[self.of] / at[self.of]), index)]
+
+    def equation(self, shown: Mapping[str, str], *, latex: bool) -> str:
+        """A/x^alpha."""
+        return _fraction(shown["A"], self.of, shown["alpha"], latex=latex)
+
+
+@dataclass(frozen=True, repr=False)
+class WidthDepth(Base):
+    """L = E + A / w^alpha + B / l^beta + C / N^gamma + G / D^zeta.
+
+    w is the hidden size, l the number of layers, N parameters, D tokens; E, A, B, C, G in nats per
+    token. Source: the width-depth law of the Gemstones, arXiv 2502.06857.
+    """
+
+    columns = ("hidden_size", "num_hidden_layers", N, D)
+    names = ("E", "A", "alpha", "B", "beta", "C", "gamma", "G", "zeta")
+    logarithmic = ("E", "A", "B", "C", "G")
+    scales = {  # noqa: RUF012
+        "A": ("alpha", "hidden_size"),
+        "B": ("beta", "num_hidden_layers"),
+        "C": ("gamma", N),
+        "G": ("zeta", D),
+    }
+
+    def parameters(self, columns: Columns, loss: np.ndarray) -> list[Parameter]:
+        """Bounds and starts scaled to the lowest loss."""
+        return _floor_and_powers(self, columns, loss)
+
+    def terms(self, columns: Columns, at: Reference, index: Mapping[str, int]) -> list[Term]:
+        """Floor, width, depth, size, data."""
+        powers = [
+            power_term(scale, exponent, np.log(columns[column] / at[column]), index)
+            for scale, (exponent, column) in self.scales.items()
+        ]
+        return [_constant("E", index, len(columns[N])), *powers]
+
+    def equation(self, shown: Mapping[str, str], *, latex: bool) -> str:
+        """E and four powers."""
+        powers = [
+            _fraction(shown[scale], column, shown[exponent], latex=latex)
+            for scale, (exponent, column) in self.scales.items()
+        ]
+        return " + ".join([shown["E"], *powers])
+
+
+@dataclass(frozen=True, repr=False)
+class BestLoss(Base):
+    """L = L_opt, the best loss over the shapes trained at the same N and D.
+
+    Given in a column, nats per token; :func:`shapelaw.scaling.runs.levels.with_best_loss`
+    makes it from a table. No parameters: what arXiv 2510.18245 multiplies its brackets with below
+    1B parameters.
+    """
+
+    of: str = "best_loss"
+    names = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The column that has it."""
+        return (self.of,)
+
+    def parameters(self, columns: Columns, loss: np.ndarray) -> list[Parameter]:
+        """None."""
+        return []
+
+    def terms(self, columns: Columns, at: Reference, index: Mapping[str, int]) -> list[Term]:
+        """The column as it is."""
+        logs = np.log(columns[self.of])
+        return [Term(kind=EXPONENTIAL, index=(), features=np.empty((0, len(logs))), constant=logs)]
+
+    def equation(self, shown: Mapping[str, str], *, latex: bool) -> str:
+        """L_opt."""
+        return letter(self.of, latex=latex)

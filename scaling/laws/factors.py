@@ -1,0 +1,263 @@
+"""What shape does to the loss: factors that multiply a base, or terms added to it in nats."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.laws.bases import EXPONENT_STARTS, power_term
+from shapelaw.scaling.laws.law import Columns, Factor, Parameter, Reference
+from shapelaw.scaling.laws.notation import letter
+from shapelaw.scaling.laws.terms import ABSENT, BOWL, LINEAR, Term
+from shapelaw.scaling.runs.columns import D, N
+
+
+@dataclass(frozen=True, repr=False)
+class UShape(Factor):
+    """g(x) = k (ln(x/x*) + x*/x - 1), k >= 0.
+
+    g is lowest, 0, at the optimum x*. This is ``c0 + c1 ln x + c2/x`` of arXiv 2510.18245
+    (equation 3) without its redundant scale, written by optimum and curvature so that the optimum
+    has an interval. With ``drift`` the optimum moves with size, x* = x0 (N/N0)^gamma; with
+    ``bend`` the curvature depends on tokens per parameter, k (D/N)^eta relative to D0/N0; N0 and
+    D0 are the table's geometric means. Where a table cannot tell a drift, a fit holds it at 0 and
+    its intervals vary it.
+    """
+
+    of: str = "mlp_to_attention"
+    drift: bool = False
+    bend: bool = False
+    reach: float = 1.5  # how far outside the observed range the optimum may lie, in ln x
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The ratio, N where the optimum drifts, N and D where the curvature bends."""
+        return (self.of, *((N,) if self.drift or self.bend else ()), *((D,) if self.bend else ()))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Curvature, optimum, drift, bend."""
+        kinds = ["curvature", "optimum"] + ["drift"] * self.drift + ["bend"] * self.bend
+        return tuple(f"{self.of}_{kind}" for kind in kinds)
+
+    @property
+    def logarithmic(self) -> tuple[str, ...]:
+        """The optimum."""
+        return (f"{self.of}_optimum",)
+
+    def parameters(self, columns: Columns, loss: np.ndarray) -> list[Parameter]:
+        """The optimum is started inside the observed range of the ratio."""
+        low, high = float(np.log(columns[self.of].min())), float(np.log(columns[self.of].max()))
+        boxes = {
+            "curvature": ((0.0, 10.0), (0.005, 0.3)),
+            "optimum": ((low - self.reach, high + self.reach), (low, high)),
+            "drift": ((-2.0, 2.0), (-0.2, 0.2)),
+            "bend": ((-2.0, 2.0), (-0.2, 0.2)),
+        }
+        kinds = [name.removeprefix(f"{self.of}_") for name in self.names]
+        return [
+            Parameter(name=name, bounds=boxes[kind][0], starts=boxes[kind][1])
+            for name, kind in zip(self.names, kinds, strict=True)
+        ]
+
+    def terms(self, columns: Columns, at: Reference, index: Mapping[str, int]) -> list[Term]:
+        """The bowl."""
+        x = np.log(columns[self.of])
+        size = np.log(columns[N] / at[N]) if self.drift or self.bend else np.zeros_like(x)
+        tokens = np.log(columns[D] / at[D]) - size if self.bend else np.zeros_like(x)
+        kinds = ("curvature", "optimum", "drift", "bend")
+        places = tuple(index.get(f"{self.of}_{kind}", ABSENT) for kind in kinds)
+        features = np.stack([x, size, tokens])
+        return [Term(kind=BOWL, index=places, features=features, constant=np.zeros(len(x)))]
+
+    def neutral(self, columns: Columns) -> dict[str, float]:
+        """No curvature; the optimum in the middle."""
+        values = dict.fromkeys(self.names, 0.0)
+        values[f"{self.of}_optimum"] = float(np.log(columns[self.of]).mean())
+        return values
+
+    def equation(self, shown: Mapping[str, str], *, latex: bool) -> str:
+        """The bowl with optimum and curvature."""
+        x = letter(self.of, latex=latex)
+        k, best = shown[f"{self.of}_curvature"], shown[f"{self.of}_optimum"]
+        if self.drift:
+            gamma = shown[f"{self.of}_drift"]
+            best = rf"{best} (N/N_0)^{{{gamma}}}" if latex else f"{best} (N/N0)^{gamma}"
+        if self.bend:
+            eta = shown[f"{self.of}_bend"]
+            ratio = r"\frac{D N_0}{D_0 N}" if latex else "D N0/(D0 N)"
+            k = rf"{k} \left({ratio}\right)^{{{eta}}}" if latex else f"{k} ({ratio})^{eta}"
+        if latex:
+            return rf"{k} \left(\ln\frac{{{x}}}{{{best}}} + \frac{{{best}}}{{{x}}} - 1\right)"
+        best = f"({best})" if self.drift else best
+        return f"{k} (ln({x}/{best}) + {best}/{x} - 1)"
+
+
+@dataclass(frozen=True, repr=False)
+class GroupedQuery(Factor):
+    """g(q) = c ln(q), or c (1 - 1/q), or c ln(q) + c2 ln(q)^2; q = query heads per key-value head.
+
+    Multi-head attention (q = 1) is the reference, and the sign of c says whether sharing keys and
+    values costs loss or, by the query heads that it pays for, gains some. ``form`` chooses
+    ``log``, ``share`` (proportional to the key-value parameters saved) or ``curved``; which one
+    holds is for the data to say. No published law has the term: arXiv 2510.18245 leaves GQA out.
+    """
+
+    of: str = "gqa"
+    form: str = "log"
+
+    def __post_init__(self) -> None:
+        """Refuse a form that there is not."""
+        if self.form not in ("log", "share", "curved"):
+            raise InputError(f"`form` must be log, share or curved, but got {self.form!r}")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The ratio."""
+        return (self.of,)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Slope and, if curved, the square's."""
+        return (f"{self.of}_slope", *((f"{self.of}_square",) if self.form == "curved" else ()))
+
+    def parameters(self, columns: Columns, loss: np.ndarray) -> list[Parameter]:
+        """Where 1 + g is positive for any ratio that exists."""
+        boxes = [((-0.15, 0.15), (-0.02, 0.02)), ((-0.05, 0.05), (-0.01, 0.01))]
+        return [
+            Parameter(name=name, bounds=bounds, starts=starts)
+            for name, (bounds, starts) in zip(self.names, boxes, strict=False)
+        ]
+
+    def terms(self, columns: Columns, at: Reference, index: Mapping[str, int]) -> list[Term]:
+        """Linear in c."""
+        logs = np.log(columns[self.of])
+        features = {
+            "log": [logs],
+            "share": [1 - np.exp(-logs)],
+            "curved": [logs, logs**2],
+        }[self.form]
+        places = tuple(index[name] for name in self.names)
+        zero = np.zeros(len(logs))
+        return [Term(kind=LINEAR, index=places, features=np.stack(features), constant=zero)]
+
+    def neutral(self, columns: Columns) -> dict[str, float]:
+        """No slope."""
+        return dict.fromkeys(self.names, 0.0)
+
+    def equation(self, shown: Mapping[str, str], *, latex: bool) -> str:
+        """The slope times its form."""
+        q, c = letter(self.of, latex=latex), shown[f"{self.of}_slope"]
+        if self.form == "share":
+            return rf"{c} \left(1 - \frac{{1}}{{{q}}}\right)" if latex else f"{c} (1 - 1/{q})"
+        ln = rf"\ln {q}" if latex else f"ln({q})"
+        if self.form == "log":
+            return f"{c} {ln}"
+        square = shown[f"{self.of}_square"]
+        return rf"{c} {ln} + {square} \ln^2 {q}" if latex else f"{c} {ln} + {square} {ln}^2"
+
+
+@dataclass(frozen=True, repr=False)
+class AspectRatio(Factor):
+    """g(R) = epsilon R^gamma, R = hidden size / layers.
+
+    Loss rises with the aspect ratio: wide and shallow costs. Source: arXiv 2501.18107, where its
+    exponent is tied to those of N and D.
+    """
+
+    of: str = "aspect_ratio"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The ratio."""
+        return (self.of,)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Scale and exponent."""
+        return (f"{self.of}_epsilon", f"{self.of}_exponent")
+
+    @property
+    def logarithmic(self) -> tuple[str, ...]:
+        """The scale."""
+        return (f"{self.of}_epsilon",)
+
+    def parameters(self, columns: Columns, loss: np.ndarray) -> list[Parameter]:
+        """At most as much again as the loss itself."""
+        scale, exponent = self.names
+        return [
+            Parameter(name=scale, bounds=(-25.0, 2.0), starts=(-8.0, -1.0)),
+            Parameter(name=exponent, bounds=(-3.0, 3.0), starts=EXPONENT_STARTS),
+        ]
+
+    def terms(self, columns: Columns, at: Reference, index: Mapping[str, int]) -> list[Term]:
+        """The power of the ratio."""
+        scale, exponent = self.names
+        return [power_term(scale, exponent, -np.log(columns[self.of]), index)]
+
+    def neutral(self, columns: Columns) -> dict[str, float]:
+        """No scale; its exponent may be tied and stays."""
+        return {f"{self.of}_epsilon": -50.0}
+
+    def equation(self, shown: Mapping[str, str], *, latex: bool) -> str:
+        """Epsilon R^gamma."""
+        scale, exponent = (shown[name] for name in self.names)
+        x = letter(self.of, latex=latex)
+        return f"{scale} {x}^{{{exponent}}}" if latex else f"{scale} {x}^{exponent}"
+
+
+@dataclass(frozen=True, repr=False)
+class Bracket(Factor):
+    """g(x) = c0 + c1 ln x + c2/x.
+
+    The bracket of arXiv 2510.18245 (equation 3) in its own coefficients, for reproduction; as a
+    factor it *is* the bracket, not a deviation from 1. Two brackets share one redundant scale: pin
+    the c0 of one. With ``times``, x is the product of two columns (the joint form). x* = c2/c1.
+    """
+
+    of: str = "hidden_over_sqrt_n"
+    times: str = ""
+    letter: str = "a"
+    intercept: bool = True
+    offset = 0.0
+    optional = False
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The ratio, or the two whose product it takes."""
+        return (self.of, *((self.times,) if self.times else ()))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """a0, a1, a2."""
+        return tuple(f"{self.letter}{i}" for i in range(0 if self.intercept else 1, 3))
+
+    def parameters(self, columns: Columns, loss: np.ndarray) -> list[Parameter]:
+        """Linear: any start will do."""
+        starts = {"0": (0.5, 1.5), "1": (0.0, 0.2), "2": (0.0, 0.05)}
+        return [
+            Parameter(name=name, bounds=(-100.0, 100.0), starts=starts[name[-1]])
+            for name in self.names
+        ]
+
+    def terms(self, columns: Columns, at: Reference, index: Mapping[str, int]) -> list[Term]:
+        """Linear in its coefficients."""
+        logs = np.sum([np.log(columns[name]) for name in self.columns], axis=0)
+        features = [np.ones_like(logs), logs, np.exp(-logs)][0 if self.intercept else 1 :]
+        places = tuple(index[name] for name in self.names)
+        zero = np.zeros(len(features[0]))
+        return [Term(kind=LINEAR, index=places, features=np.stack(features), constant=zero)]
+
+    def neutral(self, columns: Columns) -> dict[str, float]:
+        """1 as a factor; 0 as a term has no intercept."""
+        return {name: 1.0 if name.endswith("0") else 0.0 for name in self.names}
+
+    def equation(self, shown: Mapping[str, str], *, latex: bool) -> str:
+        """c0 + c1 ln x + c2/x."""
+        x = " ".join(letter(name, latex=latex) for name in self.columns)
+        ln = rf"\ln({x})" if latex else f"ln({x})"
+        c1, c2 = shown[f"{self.letter}1"], shown[f"{self.letter}2"]
+        last = rf"\frac{{{c2}}}{{{x}}}" if latex else f"{c2}/({x})"
+        words = f"{c1} {ln} + {last}"
+        return f"{shown[self.letter + '0']} + {words}" if self.intercept else words

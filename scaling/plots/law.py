@@ -1,0 +1,176 @@
+"""Figure of a fitted law: one panel per factor."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.laws.factors import GroupedQuery, UShape
+from shapelaw.scaling.laws.law import Factor
+from shapelaw.scaling.plots.style import (
+    BAND,
+    COLOURS,
+    CURVE,
+    LABELS,
+    colour_scale,
+    explain,
+    headed,
+    log_axis,
+    panels,
+    rows_of,
+    scatter_runs,
+    size_levels,
+    styled,
+)
+from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.units import format_count
+
+POINTS = 200
+
+
+@styled
+def plot_law(fit: Fit, runs: pd.DataFrame) -> Figure:
+    """One panel for each shape factor: its effect on the loss, in per cent.
+
+    Points are runs, divided by what the law says of everything but this ratio; the line is the
+    law, the band its 95 % interval over resamples. Where the optimum moves with N, each size has
+    a line in its colour. A law without shape gets measured against predicted loss.
+
+    Raises
+    ------
+    InputError
+        The table lacks a column of the law.
+    """
+    rows = rows_of(fit, runs)
+    factors = fit.law.shapes
+    if not factors:
+        return _plot_sizes(fit, rows)
+    figure, drawn = panels(len(factors), across=len(factors), size=(4.6, 3.8), share=True)
+    shown = [_panel(*pair, fit, rows) for pair in zip(drawn, factors, strict=True)]
+    drawn[0].set_ylabel("loss above that of the best shape (%)")
+    explain(figure, drawn)
+    colour_scale(figure, drawn, shown[0], rows)
+    figure.suptitle(f"What shape costs: {headed(fit)}")
+    return figure
+
+
+def _panel(axes: Axes, factor: Factor, fit: Fit, rows: pd.DataFrame) -> ScalarMappable | None:
+    columns = fit.columns(rows)
+    low, high = columns[factor.of].min() / 1.1, columns[factor.of].max() * 1.1
+    grid = {name: np.full(POINTS, fit.reference[name]) for name in columns}
+    grid[factor.of] = np.geomspace(low, high, POINTS)
+    # Another ratio inside the factor stays at its middle, as it does on the curve.
+    steady = {name: np.full(len(rows), fit.reference[name]) for name in columns}
+    steady |= {name: columns[name] for name in (N, D, factor.of) if name in columns}
+    own = _effect(fit, fit.theta[None], factor, steady, grid)[0]
+    relative = rows["loss"].to_numpy(dtype=float) / fit.central(rows)
+    adjusted = 100 * (relative * (1 + own) - 1)
+    shown = scatter_runs(axes, columns[factor.of], adjusted, rows)
+    levels = size_levels(columns[N]) if _moves(fit, factor) else None
+    if levels is None:
+        _curve(axes, factor, fit, grid, CURVE)
+    else:
+        axes.plot([], [], color=CURVE, label="law")  # for the legend: sizes have its colours
+        for level, colour in zip(np.unique(levels), COLOURS, strict=False):
+            size = np.exp(np.log(columns[N][levels == level]).mean())
+            _curve(axes, factor, fit, {**grid, N: np.full(POINTS, size)}, colour)
+    log_axis(axes, "x", low, high)
+    axes.set_xlabel(LABELS.get(factor.of, factor.of))
+    axes.set_title(_title(fit, factor))
+    return shown
+
+
+def _moves(fit: Fit, factor: Factor) -> bool:
+    """Whether the optimum of a bowl moves with N."""
+    drift = f"{factor.of}_drift"
+    if drift not in factor.names or drift in fit.held:
+        return False
+    return fit.parameters()[drift]["value"] != 0
+
+
+def _curve(
+    axes: Axes, factor: Factor, fit: Fit, grid: Mapping[str, np.ndarray], colour: str
+) -> None:
+    """The law at one size, with its band."""
+    ratio = grid[factor.of]
+    if len(fit.draws):
+        drawn = _effect(fit, fit.draws, factor, grid, grid)
+        band = 100 * np.percentile(drawn, (2.5, 97.5), axis=0)
+        tint, deep = (BAND, 0.5) if colour == CURVE else (colour, 0.15)
+        axes.fill_between(ratio, *band, color=tint, alpha=deep, lw=0, label="95 % band")
+    curve = _effect(fit, fit.theta[None], factor, grid, grid)[0]
+    axes.plot(ratio, 100 * curve, color=colour, label="law" if colour == CURVE else None)
+
+
+def _effect(
+    fit: Fit,
+    theta: np.ndarray,
+    factor: Factor,
+    columns: Mapping[str, np.ndarray],
+    grid: Mapping[str, np.ndarray],
+) -> np.ndarray:
+    """What a factor adds to the loss, as a share of it, (S, n).
+
+    Bowls and grouped queries have a zero of their own; any other factor is counted from its lowest
+    value on the grid, since its scale may be shared with the base.
+    """
+    logs = fit.law.effect(factor, theta, columns, fit.reference)
+    if not isinstance(factor, UShape | GroupedQuery):
+        along = fit.law.effect(factor, theta, grid, fit.reference)
+        logs = logs - along.min(axis=1, keepdims=True)
+    return np.asarray(np.expm1(logs))
+
+
+def _title(fit: Fit, factor: Factor) -> str:
+    if isinstance(factor, UShape):
+        found = fit.optima()[factor.of]
+        if found["value"] is not None:
+            best = f"best at {found['value']:.3g} [{_end(found['low'])}, {_end(found['high'])}]"
+            return best + (_drift_title(fit, factor) if _moves(fit, factor) else "")
+        return _brief(str(found["status"]))
+    first = factor.names[0]
+    if factor.optional and first in fit.held:
+        why = fit.held[first].why
+        return _brief(why if why.startswith("pinned") else f"not resolved: {why}")
+    if isinstance(factor, GroupedQuery) and factor.form == "log":
+        ends = fit.parameters()[first]
+        value, low, high = (100 * np.log(2) * ends[key] for key in ("value", "low", "high"))
+        return f"{value:+.2f} % per doubling [{low:+.2f}, {high:+.2f}]"
+    return f"moves the loss by {100 * fit.effects[factor.of]['size']:.2f} % over the runs"
+
+
+def _drift_title(fit: Fit, factor: Factor) -> str:
+    """Where the optimum goes as N grows, behind the optimum of the middle of the table."""
+    drift = fit.parameters()[f"{factor.of}_drift"]
+    return (
+        f" at N = {format_count(fit.reference[N])},\nmoves as $N^{{{drift['value']:.2f}}}$ "
+        f"[{drift['low']:.2f}, {drift['high']:.2f}]"
+    )
+
+
+def _brief(words: str) -> str:
+    return words.split(":")[0] if len(words) > 60 else words
+
+
+def _end(value: object) -> str:
+    return "open" if value is None else f"{value:.3g}"
+
+
+def _plot_sizes(fit: Fit, rows: pd.DataFrame) -> Figure:
+    """A law without shape: measured against predicted loss."""
+    figure = Figure(figsize=(5.6, 4.8), layout="constrained")
+    axes = figure.subplots()
+    predicted, measured = fit.central(rows), rows["loss"].to_numpy(dtype=float)
+    shown = scatter_runs(axes, predicted, measured, rows)
+    ends = [min(predicted.min(), measured.min()), max(predicted.max(), measured.max())]
+    axes.plot(ends, ends, color=CURVE, lw=1, label="predicted = measured")
+    axes.set(xlabel="predicted loss (nats/token)", ylabel="measured loss (nats/token)")
+    axes.set_title(headed(fit)[0].upper() + headed(fit)[1:])
+    axes.legend()
+    if shown is not None:
+        colour_scale(figure, [axes], shown, rows)
+    return figure

@@ -1,0 +1,262 @@
+"""How well a law describes its runs, as pictures: residuals, their distribution, profile curves."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.stats import beta, norm
+from scipy.stats import t as student
+
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.derived import Quantity, parameter
+from shapelaw.scaling.fitting.fit_law import CLUSTER, problem_again
+from shapelaw.scaling.fitting.result import LEVEL, Fit
+from shapelaw.scaling.plots.style import (
+    BAND,
+    BLUE,
+    CURVE,
+    VERMILLION,
+    colour_scale,
+    explain,
+    form_of,
+    headed,
+    label_of,
+    log_axis,
+    panels,
+    rows_of,
+    scatter_runs,
+    short,
+    styled,
+)
+from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.runs.levels import level_of
+from shapelaw.scaling.solver.problem import Problem, Solution
+from shapelaw.scaling.uncertainty.profiles import ProfileCurve, profile_curve
+
+BINS, SMALLEST_GROUP = 8, 3
+SHAPE = ("hidden_over_sqrt_n", "mlp_to_attention", "gqa", "num_hidden_layers", "aspect_ratio")
+PREDICTED = "predicted loss (nats/token)"
+WHOLE_SCALE = 3.0  # from this factor between its ends an axis is logarithmic
+
+
+def log_residuals(fit: Fit, runs: pd.DataFrame) -> np.ndarray:
+    """Measured over predicted loss of every run, as ln, (n,): positive where a run is worse.
+
+    Raises
+    ------
+    InputError
+        The table lacks a column of the law.
+    """
+    rows = rows_of(fit, runs)
+    measured = rows["loss"].to_numpy(dtype=float)
+    return np.asarray(np.log(measured) - np.log(fit.central(rows)))
+
+
+@styled
+def plot_residuals(fit: Fit, runs: pd.DataFrame) -> Figure:
+    """Residuals against predicted loss, N, D and every shape ratio that varies in the table.
+
+    Also columns that the law lacks: a trend there is a term that is missing. The grey band holds
+    95 % of new runs, if the noise is as the fit says; dark marks are means of groups of runs with
+    95 % intervals, iid. Residuals are in per cent of the loss, ln(measured / predicted).
+
+    Raises
+    ------
+    InputError
+        The table lacks a column of the law.
+    """
+    rows = rows_of(fit, runs)
+    residuals = 100 * log_residuals(fit, rows)
+    chosen = {PREDICTED: fit.central(rows)}
+    chosen |= {name: rows[name].to_numpy(dtype=float) for name in _varied(fit, rows)}
+    figure, drawn = panels(len(chosen), share=True)
+    half = 100 * fit.noise * float(student.ppf(0.5 + LEVEL / 200, max(fit.noise_degrees, 1)))
+    shown = None
+    for axes, (name, values) in zip(drawn, chosen.items(), strict=True):
+        axes.axhspan(-half, half, color=BAND, alpha=0.35, lw=0, label="95 % of new runs")
+        axes.axhline(0, color=CURVE, lw=1)
+        shown = scatter_runs(axes, values, residuals, rows)
+        _means(axes, values, residuals)
+        log_axis(axes, "x", *_padded(values), form=form_of(name), most=5)
+        axes.set_xlabel(name if name == PREDICTED else label_of(fit, name))
+    span = np.array([min(residuals.min(), -half), max(residuals.max(), half)])
+    drawn[0].set_ylim(*(span + np.array([-0.06, 0.06]) * max(np.ptp(span), 1e-6)))
+    for axes in drawn[::3]:
+        axes.set_ylabel("residual (% of the loss)")
+    explain(figure, drawn)
+    colour_scale(figure, drawn, shown, rows)
+    figure.suptitle(f"Residuals: {headed(fit)}")
+    return figure
+
+
+def _varied(fit: Fit, rows: pd.DataFrame) -> list[str]:
+    """Columns to look at: those of the law, N, D and shape, where they are numbers that vary."""
+    names = dict.fromkeys((*fit.law.columns, *SHAPE))
+    ordered = [*(name for name in (N, D) if name in rows), *(n for n in names if n not in (N, D))]
+    kept = []
+    for name in ordered:
+        if name in rows:
+            values = pd.to_numeric(rows[name], errors="coerce").to_numpy(dtype=float)
+            if (values > 0).all() and np.isfinite(values).all() and np.ptp(np.log(values)) > 1e-9:
+                kept.append(name)
+    return kept
+
+
+def _padded(values: np.ndarray) -> tuple[float, float]:
+    """The ends of an axis: a twentieth of the range beyond the values."""
+    low, high = float(np.log(values.min())), float(np.log(values.max()))
+    pad = 0.05 * max(high - low, 0.1)
+    return float(np.exp(low - pad)), float(np.exp(high + pad))
+
+
+def _means(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
+    """Mean of each level, or of neighbours where there are many levels, with its 95 % interval."""
+    group = level_of(x)
+    if group.max() >= BINS:
+        bins = max(min(BINS, len(x) // 5), 1)
+        edges = np.quantile(np.log(x), np.linspace(0, 1, bins + 1)[1:-1])
+        group = np.searchsorted(edges, np.log(x), side="right")
+    found = []
+    for one in np.unique(group):
+        own = y[group == one]
+        if len(own) >= SMALLEST_GROUP:
+            error = student.ppf(0.5 + LEVEL / 200, len(own) - 1) * own.std(ddof=1) / len(own) ** 0.5
+            found.append((np.exp(np.log(x[group == one]).mean()), own.mean(), error))
+    if found:
+        place, mean, error = np.array(found).T
+        axes.errorbar(
+            place, mean, error, fmt="o-", color="black", ms=4, lw=1.2, capsize=2, zorder=4,
+            label="mean of a group, 95 %",
+        )  # fmt: skip
+
+
+@styled
+def plot_qq(fit: Fit, runs: pd.DataFrame) -> Figure:
+    """Residuals over the noise against the normal distribution, or the Student's t that was fitted.
+
+    The band holds each point with 95 % probability if residuals are independent and so
+    distributed: a few runs outside are expected, a bent end is a heavy tail.
+
+    Raises
+    ------
+    InputError
+        The table lacks a column of the law, or the noise is zero.
+    """
+    rows = rows_of(fit, runs)
+    heavy = fit.minimised.kind == "student" and fit.minimised.on == "log"
+    scale = fit.delta if heavy else fit.noise
+    if not scale > 0:
+        raise InputError(
+            f"`noise > 0` must hold for a Q-Q plot, but got {scale:g}; fit a law with fewer "
+            "parameters than runs"
+        )
+    ideal = student(fit.minimised.degrees) if heavy else norm()
+    residuals = log_residuals(fit, rows) / scale
+    order = np.argsort(residuals, kind="stable")
+    rank, count = np.arange(1, len(order) + 1), len(order)
+    expected = np.asarray(ideal.ppf(beta.ppf(0.5, rank, count + 1 - rank)))
+    ends = [0.5 - LEVEL / 200, 0.5 + LEVEL / 200]
+    low, high = (ideal.ppf(beta.ppf(end, rank, count + 1 - rank)) for end in ends)
+    sorted_rows, observed = rows.iloc[order], residuals[order]
+    outside = int(((observed < low) | (observed > high)).sum())
+    figure = Figure(figsize=(6.0, 5.0), layout="constrained")
+    axes = figure.subplots()
+    axes.fill_between(expected, low, high, color=BAND, alpha=0.5, lw=0, label="95 %, pointwise")
+    axes.plot(expected, expected, color=CURVE, lw=1, label="as expected")
+    shown = scatter_runs(axes, expected, observed, sorted_rows)
+    name = f"Student's t with {fit.minimised.degrees:g} degrees of freedom" if heavy else "normal"
+    axes.set_xlabel(f"quantile of the {name} distribution" if not heavy else f"quantile of {name}")
+    axes.set_ylabel(f"residual / {'scale' if heavy else 'noise'} ({100 * scale:.2g} % of the loss)")
+    axes.set_title(f"{outside} of {count} runs outside the band")
+    axes.legend(loc="upper left")
+    colour_scale(figure, [axes], shown, sorted_rows)
+    figure.suptitle(f"Q-Q: {headed(fit)}")
+    return figure
+
+
+@styled
+def plot_profiles(
+    fit: Fit,
+    runs: pd.DataFrame,
+    quantities: Sequence[Quantity] | None = None,
+    *,
+    level: float = LEVEL,
+) -> Figure:
+    """How the objective rises as each free parameter, or a given quantity, leaves its best value.
+
+    The interval ends where the curve crosses 1. A curve beside its dashed parabola says that
+    standard errors mislead there; a curve that stays below 1 that the data do not fix this end.
+    Rows of one run are one cluster where the table has ``run_group``.
+
+    Parameters
+    ----------
+    runs
+        The table of the fit.
+    quantities
+        Such as :func:`shapelaw.scaling.fitting.derived.optimal` gives; by default all free
+        parameters.
+
+    Raises
+    ------
+    InputError
+        The runs are not those of the fit, or nothing is free.
+    """
+    problem, best = problem_again(fit, runs)
+    if quantities is None:
+        names = [name for name in fit.law.names if name not in fit.held]
+        quantities = [parameter(fit, name) for name in names]
+    if not quantities:
+        raise InputError(f"a profile needs a free parameter, but `{fit.law_name}` has none")
+    groups = runs[CLUSTER].to_numpy() if CLUSTER in runs else None
+    figure, drawn = panels(len(quantities), across=4 if len(quantities) > 6 else 3, share=True)
+    for axes, quantity in zip(drawn, quantities, strict=True):
+        _profile(axes, problem, best, quantity, groups, level)
+        first = axes.get_subplotspec()
+        if first is not None and first.is_first_col():
+            axes.set_ylabel("rise of the objective\n(1: what chance allows)")
+    drawn[0].set_ylim(0, 2)
+    explain(figure, drawn)
+    figure.suptitle(f"Profiles, {level:g} % intervals: {headed(fit)}")
+    return figure
+
+
+def _profile(
+    axes: Axes,
+    problem: Problem,
+    best: Solution,
+    quantity: Quantity,
+    groups: np.ndarray | None,
+    level: float,
+) -> None:
+    curve = profile_curve(problem, best, quantity.inner, level=level, clusters=groups)
+    values = _outer(quantity, curve.places)
+    low, value, high = _outer(quantity, np.array(_ends(curve))).tolist()
+    axes.axvspan(
+        max(low, values[0]), min(high, values[-1]), color=BAND, alpha=0.35, lw=0, label="interval"
+    )
+    axes.axhline(1, color=CURVE, lw=1)
+    axes.plot(values, curve.parabola, color=VERMILLION, ls="--", lw=1.2, label="parabola")
+    axes.plot(values, curve.rise, color=BLUE, lw=1.8, label="profile")
+    axes.plot([value], [0], marker="o", color="black", ms=5, lw=0, clip_on=False, label="best")
+    shown = ", ".join(
+        f"{_outer(quantity, np.array(end)):.4g}" if np.isfinite(end) else "open"
+        for end in (curve.interval.low, curve.interval.high)
+    )
+    axes.set_title(f"{value:.4g} [{shown}]")
+    axes.set_xlabel(f"{quantity.name} ({quantity.unit})" if quantity.unit else quantity.name)
+    if quantity.logarithmic and values[-1] > WHOLE_SCALE * values[0]:
+        log_axis(axes, "x", values[0], values[-1], form=short, most=5)
+    else:
+        axes.set_xlim(values[0], values[-1])
+        axes.locator_params(axis="x", nbins=5)
+
+
+def _outer(quantity: Quantity, inner: np.ndarray) -> np.ndarray:
+    """Values of a quantity from the scale on which its interval is made."""
+    return np.asarray(np.exp(inner) if quantity.logarithmic else inner)
+
+
+def _ends(curve: ProfileCurve) -> tuple[float, float, float]:
+    return curve.interval.low, curve.interval.value, curve.interval.high

@@ -1,0 +1,207 @@
+"""What comes by name: public run tables, the shipped tables, known shapes and hardware."""
+
+import os
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
+
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.files import data_folder, sha256
+from shapelaw.scaling.runs.converters import CONVERTERS
+from shapelaw.scaling.runs.reader import read_table
+from shapelaw.scaling.runs.table import load_runs as read_runs
+from shapelaw.scaling.runs.table import prepare_runs
+from shapelaw.scaling.units import format_count
+
+MIRROR = "SHAPELAW_MIRROR"  # a folder laid out as data/published.toml says, instead of downloads
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedTable:
+    """A run table that comes by name: what it is, whose, and where its files are.
+
+    ``files`` maps a path in a mirror to the path in the authors' repository (none where the file
+    was put together from many) and to its SHA-256; a shipped table has none. ``ranges`` of the
+    columns are to three digits.
+    """
+
+    name: str
+    about: str
+    citation: str
+    licence: str
+    rows: int = 0
+    ranges: dict[str, list[float]] = field(default_factory=dict)
+    files: dict[str, dict[str, str]] = field(default_factory=dict)
+    repository: str = ""
+    commit: str = ""
+
+    def address(self, path: str) -> str | None:
+        """Where a file is downloaded from: the commit is pinned, so the file cannot change."""
+        upstream = self.files[path].get("upstream")
+        if upstream is None:
+            return None
+        return (
+            f"https://raw.githubusercontent.com/{self.repository}/{self.commit}/{quote(upstream)}"
+        )
+
+    @property
+    def source(self) -> dict[str, str]:
+        """What a fit of this table should cite."""
+        address = f"https://github.com/{self.repository}/tree/{self.commit}"
+        return {
+            "name": self.name,
+            "citation": self.citation,
+            "licence": self.licence,
+            "address": address if self.files else f"shipped, data/{self.name}/runs.csv",
+        }
+
+
+@cache
+def named_tables() -> dict[str, NamedTable]:
+    """The run tables that come by name, shipped ones first."""
+    text = (data_folder() / "published.toml").read_text(encoding="utf-8")
+    return {name: NamedTable(name=name, **entry) for name, entry in tomllib.loads(text).items()}
+
+
+def listed_tables() -> list[dict[str, Any]]:
+    """What is known of every table without a download: rows, ranges, licence, source."""
+    known = []
+    for table in named_tables().values():
+        rows, ranges = table.rows, table.ranges
+        if not table.files:
+            runs = load_runs(table.name)
+            size = "n_total" if "n_total" in runs else "n_non_embedding"
+            columns = (size, "tokens", "loss")
+            ranges = {name: [float(runs[name].min()), float(runs[name].max())] for name in columns}
+            rows = len(runs)
+        known.append({**table.source, "rows": rows, "ranges": ranges, "about": table.about})
+    return known
+
+
+def listing() -> pd.DataFrame:
+    """The tables that come by name, as people read them."""
+    rows = []
+    for table in listed_tables():
+        size, tokens, loss = table["ranges"].values()
+        rows.append(
+            {
+                "name": table["name"],
+                "runs": table["rows"],
+                "N": _span(map(format_count, size)),
+                "D": _span(map(format_count, tokens)),
+                "loss": _span(f"{value:.3g}" for value in loss),
+                "licence": table["licence"],
+                "source": table["citation"],
+                "what": table["about"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _span(ends: Iterable[str]) -> str:
+    return " to ".join(dict.fromkeys(ends))
+
+
+def load_runs(
+    name: str | Path, *, where: str | None = None, exclude: Iterable[str] = ()
+) -> pd.DataFrame:
+    """A run table by name, or from a file.
+
+    Parameters
+    ----------
+    name
+        A shipped table (``quickstart``), a published one (``chinchilla``, ``gemstones``,
+        ``mlfoundations``, ``steplaw``, ``olmo-ladder``, ...: :func:`named_tables`), which is
+        downloaded once and kept, or the path of a CSV or Parquet file.
+    where, exclude
+        Which rows to keep, as in :func:`shapelaw.scaling.runs.table.load_runs`.
+
+    Returns
+    -------
+    One row per run, validated. ``frame.attrs`` holds ``source`` (citation, licence, address),
+    ``left_out`` (each run that is not there, and why), ``warnings`` and ``notes``.
+
+    Raises
+    ------
+    InputError
+        There is no such table, a file breaks a rule, or the mirror lacks a file.
+    WorkError
+        The download failed, or a file is not the one that was published.
+    """
+    table = named_tables().get(str(name))
+    if table is None:
+        if Path(name).suffix in (".csv", ".parquet") or Path(name).is_file():
+            return read_runs(name, where=where, exclude=exclude)
+        raise InputError(
+            f"a table's name must be one of {', '.join(sorted(named_tables()))}, or a file that "
+            f"ends in .csv or .parquet, but got {str(name)!r}"
+        )
+    if table.files:
+        published = CONVERTERS[table.name](fetch(table))
+    else:
+        published = read_table(data_folder() / table.name / "runs.csv")
+    runs = prepare_runs(published, table.name, where=where, exclude=exclude)
+    runs.attrs["left_out"] = published.attrs.get("left_out", {}) | runs.attrs["left_out"]
+    runs.attrs["source"] = table.source
+    return runs
+
+
+def fetch(table: NamedTable) -> dict[str, Path]:
+    """The files of a published table: from the mirror, from an earlier download, or from the net.
+
+    Returns
+    -------
+    The path in a mirror of each file, and where it is.
+
+    Raises
+    ------
+    InputError
+        The mirror lacks a file, or a file can come from a mirror only and none is set.
+    WorkError
+        The download failed, or a file's SHA-256 is not that of the published one.
+    """
+    mirror = os.environ.get(MIRROR)
+    if mirror:
+        return {path: _mirrored(Path(mirror), path, table) for path in table.files}
+    return {path: _downloaded(path, table) for path in table.files}
+
+
+def _mirrored(mirror: Path, name: str, table: NamedTable) -> Path:
+    path = mirror / name
+    if not path.is_file():
+        raise InputError(f"`{MIRROR}` is {mirror}, which lacks {name}; unset it to download")
+    if sha256(path) != table.files[name]["sha256"]:
+        raise WorkError(f"{path} is not the published file: its SHA-256 differs")
+    return path
+
+
+def _downloaded(name: str, table: NamedTable) -> Path:
+    address = table.address(name)
+    if address is None:
+        raise InputError(
+            f"{table.name} comes from a mirror only: {name} was put together from many files of "
+            f"{table.repository}; set {MIRROR} to a folder that holds it"
+        )
+    import pooch
+    import requests
+
+    try:
+        return Path(
+            pooch.retrieve(
+                address,
+                f"sha256:{table.files[name]['sha256']}",
+                path=pooch.os_cache("shapelaw"),
+                progressbar=False,
+            )
+        )
+    except (OSError, ValueError, requests.RequestException) as error:
+        raise WorkError(
+            f"{address} could not be downloaded ({error}); "
+            f"set {MIRROR} to a folder that holds {name}"
+        ) from error

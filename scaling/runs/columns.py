@@ -1,0 +1,78 @@
+"""Columns of the run table: names, kinds and rules."""
+
+from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS
+
+N, D = "n_non_embedding", "tokens"
+# Column -> unit or meaning. A fit needs n_non_embedding (or n_total), tokens, loss and what its
+# law uses; everything else may be missing.
+COLUMNS = {
+    "run_id": "name, unique in the table",
+    "role": "proxy, anchor (more seeds and token counts), or confirmation of a proposal",
+    "family": "architecture family",
+    **dict.fromkeys(INTEGER_FIELDS, "as in a Hugging Face config"),
+    "tie_word_embeddings": "true or false",
+    "qk_norm": "true or false",
+    "rope_theta": "base of rotary positions",
+    "n_total": "parameters",
+    "n_active": "parameters at work per token",
+    "n_non_embedding": "parameters without embedding and head",
+    "tokens": "training tokens",
+    "flops_6nd": "6 · n_non_embedding · tokens",
+    "flops_counted": "training FLOPs with head and attention",
+    "loss": "nats per token, held-out text",
+    "loss_se": "its sampling error, nats per token",
+    "bits_per_byte": "held-out bits per byte of text",
+    "seed": "initialisation",
+    "data_seed": "order of the data",
+    "corpus": "name and hash",
+    "tokenizer": "name and hash",
+    "context_length": "tokens",
+    "batch_tokens": "tokens per step",
+    "learning_rate": "peak, matrices",
+    "schedule": "name",
+    "optimizer": "name",
+    "device": "name",
+    "dtype": "of the arithmetic",
+    "seconds": "of training, wall",
+    "tokens_per_second": "of training",
+    "git_commit": "of the code, or its version",
+    "status": "done, failed or diverged",
+}
+
+# Columns that a table may have beside these, with their unit or meaning.
+MORE_COLUMNS = {
+    "loss_unit": "nats or bits per token; bits are converted",
+    "validation": "name of the held-out text",
+    "unique_tokens": "tokens of the text, before any is repeated",
+    "run_group": "the training run that a checkpoint belongs to",
+    "decayed": "true if the learning rate had decayed, false in mid-schedule",
+    "epochs": "how often the training text was gone through",
+    "learning_rate_rest": "peak, embedding and norms",
+    "residual_init": "weights that write to the residual stream at first: scaled or zero",
+    "attention": "how attention was computed: sdpa or matmul",
+    "compilation": "what was compiled: none, layers or whole",
+    "config_hash": "digest of shape, tokens, recipe, seeds, text and torch version",
+    "versions": "of Python, torch and NumPy",
+    "loss_NAME": "nats per token on a named validation set, with loss_NAME_se",
+    "bits_per_byte_NAME": "the same in bits per byte, with its _se",
+    "accuracy_NAME": "of a downstream task, with accuracy_NAME_se",
+    "aspect_ratio": "hidden size / layers",
+    "hidden_over_sqrt_n": "hidden size / √(non-embedding parameters)",
+    "mlp_to_attention": "MLP / attention parameters",
+    "gqa": "query heads / key-value heads",
+}
+
+OPTIONAL_NUMERIC = {  # may be missing or zero in a row
+    *("loss_se", "bits_per_byte", "n_active", "flops_6nd", "flops_counted", "context_length"),
+    *("batch_tokens", "learning_rate", "seconds", "tokens_per_second", "unique_tokens"),
+}
+
+NUMERIC = {
+    *INTEGER_FIELDS,
+    *RATIOS,
+    *("n_total", "n_non_embedding", "tokens", "loss"),
+    *OPTIONAL_NUMERIC,
+}
+
+# Convention -> the column that N is read from.
+SIZES = {"non-embedding": N, "total": "n_total", "active": "n_active"}

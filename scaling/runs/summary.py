@@ -1,0 +1,162 @@
+"""What a run table holds: ranges with units, levels, replicates, warnings, where it is from."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from shapelaw.scaling.runs.replicates import replicate_noise, replicate_noise_by_size
+from shapelaw.scaling.units import format_count
+
+UNITS = {
+    "n_total": "parameters",
+    "n_active": "parameters",
+    "n_non_embedding": "parameters",
+    "tokens": "tokens",
+    "tokens_per_parameter": "tokens per parameter (non-embedding, else total)",
+    "loss": "nats per token",
+    "bits_per_byte": "bits per byte",
+    "hidden_size": "width",
+    "num_hidden_layers": "layers",
+    "hidden_over_sqrt_n": "hidden size / √N",
+    "mlp_to_attention": "parameters / parameters",
+    "gqa": "query heads / KV heads",
+    "aspect_ratio": "hidden size / layers",
+    "batch_tokens": "tokens per step",
+    "learning_rate": "peak",
+}
+NAMES = ("corpus", "tokenizer", "validation", "schedule", "optimizer", "family")
+RANGE = ["column", "unit", "lowest", "highest", "levels", "missing"]
+SHOWN = 4  # names listed before the rest is counted
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Description:
+    """A run table in figures.
+
+    ``ranges`` has a row per numeric column: ``column``, ``unit``, ``lowest``, ``highest``,
+    ``levels`` (distinct values) and ``missing`` (rows). ``noise`` is that of
+    :func:`shapelaw.scaling.runs.replicates.replicate_noise_by_size`.
+    """
+
+    name: str
+    rows: int
+    ranges: pd.DataFrame
+    names: dict[str, list[str]]
+    others: list[str]
+    noise: pd.DataFrame
+    deviation: float | None
+    degrees: int
+    left_out: dict[str, str]
+    warnings: list[str]
+    notes: list[str]
+    source: dict[str, str]
+
+    def frame(self) -> pd.DataFrame:
+        """The ranges, numbers as people write them."""
+        counts = self.ranges["unit"].isin(("parameters", "tokens", "tokens per step"))
+        table = self.ranges.astype(object)
+        for name in ("lowest", "highest"):
+            table[name] = list(map(_number, self.ranges[name], counts))
+        return table
+
+    def lines(self) -> list[str]:
+        """What stands beside the ranges, in sentences."""
+        names = [
+            f"{what}: {', '.join(values[:SHOWN])}"
+            + (f" and {len(values) - SHOWN} more" if len(values) > SHOWN else "")
+            for what, values in self.names.items()
+        ]
+        noise = "no replicates: the noise between runs is not known from this table"
+        if self.deviation is not None:
+            noise = (
+                f"replicates: ln loss varies by {self.deviation:.2%} between runs of one shape and "
+                f"recipe ({self.degrees} degrees of freedom)"
+            )
+        reasons = pd.Series(self.left_out, dtype=object).value_counts()
+        dropped = [f"left out: {count} runs, {why}" for why, count in reasons.items()]
+        others = [f"other columns: {', '.join(self.others)}"] if self.others else []
+        origin = [f"{what}: {text}" for what, text in self.source.items() if what != "name"]
+        warned = [f"warning: {text}" for text in self.warnings]
+        return [*names, noise, *dropped, *self.notes, *warned, *others, *origin]
+
+    def summary(self) -> str:
+        """Everything as text."""
+        table = self.frame().to_string(index=False)
+        return "\n".join([f"{self.name}: {self.rows} runs", table, *self.lines()])
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as JSON holds it; what is missing is null."""
+        return {
+            "name": self.name,
+            "rows": self.rows,
+            "ranges": [
+                {name: None if value != value else value for name, value in row.items()}
+                for row in self.ranges.to_dict("records")
+            ],
+            "names": self.names,
+            "other_columns": self.others,
+            "noise": self.deviation,
+            "noise_degrees": self.degrees,
+            "noise_by_size": self.noise.to_dict("records"),
+            "left_out": self.left_out,
+            "warnings": self.warnings,
+            "notes": self.notes,
+            "source": self.source,
+        }
+
+    def __repr__(self) -> str:
+        return self.summary()
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        items = "".join(f"<li>{escape(line)}</li>" for line in self.lines())
+        title = f"<p><b>{escape(self.name)}</b>: {self.rows} runs</p>"
+        return f"{title}{self.frame().to_html(index=False)}<ul>{items}</ul>"
+
+
+def describe(runs: pd.DataFrame) -> Description:
+    """Describe a run table as :func:`shapelaw.scaling.runs.catalog.load_runs` gives it."""
+    size = next((runs[name] for name in ("n_non_embedding", "n_total") if name in runs), None)
+    table = runs
+    if size is not None and "tokens" in runs:
+        table = runs.assign(tokens_per_parameter=runs["tokens"] / size)
+    numeric = [name for name in UNITS if name in table]
+    named = [name for name in NAMES if name in runs and runs[name].notna().any()]
+    deviation, degrees = replicate_noise(runs) if "loss" in runs else (np.nan, 0)
+    noise = replicate_noise_by_size(runs) if degrees else pd.DataFrame()
+    source = runs.attrs.get("source", {})
+    return Description(
+        name=source.get("name", "run table"),
+        rows=len(runs),
+        ranges=pd.DataFrame([_range(name, table[name]) for name in numeric], columns=RANGE),
+        names={name: sorted(map(str, runs[name].dropna().unique())) for name in named},
+        others=[str(name) for name in runs if name not in {*UNITS, *NAMES, "run_id"}],
+        noise=noise,
+        deviation=deviation if degrees else None,
+        degrees=degrees,
+        left_out=runs.attrs.get("left_out", {}),
+        warnings=runs.attrs.get("warnings", []),
+        notes=runs.attrs.get("notes", []),
+        source=source,
+    )
+
+
+def _number(value: float, count: bool) -> str:
+    if np.isnan(value):
+        return "-"
+    return format_count(value) if count else f"{value:.4g}"
+
+
+def _range(name: str, values: pd.Series) -> dict[str, Any]:
+    there = values.dropna().astype(float)
+    return {
+        "column": name,
+        "unit": UNITS[name],
+        "lowest": float(there.min()) if len(there) else np.nan,
+        "highest": float(there.max()) if len(there) else np.nan,
+        "levels": int(there.nunique()),
+        "missing": int(values.isna().sum()),
+    }

@@ -1,0 +1,169 @@
+"""A least-squares problem of a law on a table, and its solution."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from scipy.optimize import OptimizeResult, least_squares
+from scipy.stats import qmc
+
+from shapelaw.scaling.laws.law import Columns, Law, Parameter
+from shapelaw.scaling.laws.terms import Program
+from shapelaw.scaling.solver.identifiability import Held
+from shapelaw.scaling.solver.levenberg_marquardt import Bounds, Data, Minima, minimise
+from shapelaw.scaling.solver.objectives import Objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A law, its data and what is held: everything that a solve needs."""
+
+    law: Law
+    columns: Columns
+    log_loss: np.ndarray
+    reference: Mapping[str, float]
+    held: Mapping[str, Held]
+    objective: Objective
+    weights: np.ndarray | None = None
+
+    @cached_property
+    def parameters(self) -> list[Parameter]:
+        """Internal parameters of the law on these data."""
+        return self.law.parameters(self.columns, np.exp(self.log_loss))
+
+    @cached_property
+    def program(self) -> Program:
+        """The law on these rows."""
+        return self.law.program(self.columns, self.reference)
+
+    @cached_property
+    def data(self) -> Data:
+        """What the batched solver takes."""
+        return Data(
+            program=self.program,
+            observed=self.log_loss,
+            objective=self.objective,
+            weights=self.weights,
+        )
+
+    @cached_property
+    def free(self) -> np.ndarray:
+        """Mask of the internal parameters that are fitted."""
+        return np.array([name not in self.held for name in self.law.names], dtype=bool)
+
+    @cached_property
+    def bounds(self) -> Bounds:
+        """Bounds of all parameters and which are free."""
+        ends = np.array([parameter.bounds for parameter in self.parameters]).reshape(-1, 2)
+        return Bounds(lower=ends[:, 0], upper=ends[:, 1], free=self.free)
+
+    def but(self, **changes: object) -> "Problem":
+        """The same with other data or held values; bounds stay those of the whole table."""
+        changed = replace(self, **changes)  # type: ignore[arg-type]
+        changed.__dict__["parameters"] = self.parameters
+        return changed
+
+    def complete(self, free: np.ndarray) -> np.ndarray:
+        """All internal parameters, (..., p), from the free ones, (..., f)."""
+        theta = np.empty((*np.shape(free)[:-1], len(self.free)))
+        theta[...] = [self.held[n].value if n in self.held else 0.0 for n in self.law.names]
+        theta[..., self.free] = free
+        return theta
+
+    def with_held(self, theta: np.ndarray) -> np.ndarray:
+        """Parameters (S, p) with the held values put in."""
+        return self.complete(theta[:, self.free])
+
+    def log_residuals(self, theta: np.ndarray) -> np.ndarray:
+        """Predicted minus observed ln loss, (n,), at internal parameters (p,)."""
+        return np.asarray(self.program.log_loss(theta[None])[0] - self.log_loss)
+
+    def residuals(self, free: np.ndarray) -> np.ndarray:
+        """Residuals of the objective, (n,)."""
+        logs = self.program.log_loss(self.complete(free)[None])[0]
+        return self.objective.residuals(logs, self.log_loss)
+
+    def jacobian(self, free: np.ndarray) -> np.ndarray:
+        """Gradient of the residuals by the free parameters, (n, f)."""
+        theta = self.complete(free)[None]
+        gradient = self.program.gradient(theta)[0][self.free].T
+        logs = self.program.log_loss(theta)[0]
+        raw = np.exp(logs) if self.objective.on == "raw" else np.ones_like(logs)
+        residuals = self.objective.residuals(logs, self.log_loss)
+        tilt = self.objective.tilt if self.objective.kind == "asymmetric" else 1.0
+        side = np.where(residuals < 0, tilt, 1.0)
+        return np.asarray(gradient * (raw * side)[:, None])
+
+    def cost(self, free: np.ndarray) -> float:
+        """The objective."""
+        return float(self.data.cost(self.complete(free)[None])[0])
+
+    def minimise(self, starts: np.ndarray, **settings: int) -> Minima:
+        """Minimise in batches from internal parameters (S, p)."""
+        return minimise(self.data, self.with_held(starts), self.bounds, **settings)
+
+    def solve(self, start: np.ndarray, steps: int = 2000) -> OptimizeResult:
+        """Minimise with SciPy from one start (free parameters)."""
+        lower, upper = self.bounds.lower[self.free], self.bounds.upper[self.free]
+        margin = 1e-9 * (upper - lower)
+        loss, scale = self._scipy_loss()
+        return least_squares(
+            self.residuals,
+            np.clip(start, lower + margin, upper - margin),
+            jac=self.jacobian,
+            bounds=(lower, upper),
+            loss=loss,  # type: ignore[arg-type]
+            f_scale=scale,
+            x_scale="jac",
+            ftol=1e-15,
+            xtol=1e-12,
+            gtol=1e-15,
+            max_nfev=steps,
+        )
+
+    def _scipy_loss(self) -> tuple[str | Callable[[np.ndarray], np.ndarray], float]:
+        """The objective as ``least_squares`` takes it: half of Σ rho(r²)."""
+        plain = self.weights is None
+        if plain and self.objective.kind in ("huber", "asymmetric"):
+            return "huber", self.objective.delta
+        if plain and self.objective.kind == "squares":
+            return "linear", 1.0
+        weights = np.ones(len(self.log_loss)) if self.weights is None else self.weights
+
+        def rho(squares: np.ndarray) -> np.ndarray:
+            size = np.sqrt(np.maximum(squares, 1e-300))
+            cost, slope, curve = self.objective.rho(size)
+            by = slope / size
+            return np.asarray(weights * np.stack([2 * cost, by, (curve - by) / (2 * size**2)]))
+
+        return rho, 1.0
+
+    def starts(self, count: int, seed: int) -> np.ndarray:
+        """A scrambled Sobol set of starts over the parameters' boxes, (count, p)."""
+        boxes = np.array([parameter.starts for parameter in self.parameters]).reshape(-1, 2)
+        boxes = boxes[self.free]
+        if not len(boxes):
+            return self.complete(np.empty((count, 0)))
+        low, high = boxes[:, 0], np.maximum(boxes[:, 1], boxes[:, 0] + 1e-9)
+        exponent = int(np.ceil(np.log2(count)))
+        points = qmc.Sobol(len(boxes), seed=seed).random_base2(exponent)[:count]
+        return self.complete(np.asarray(qmc.scale(points, low, high)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solution:
+    """The best optimum over all starts, with the evidence.
+
+    ``theta`` are all internal parameters, ``others`` those of the best distinct basins, (k, p);
+    ``basins`` lists {objective, starts}: the best five and how many starts belong to each;
+    ``disagreement`` is empty where SciPy and the batched stage end at the same optimum.
+    """
+
+    theta: np.ndarray
+    cost: float
+    gradient_norm: float
+    converged: bool
+    basins: list[dict[str, float]]
+    others: np.ndarray
+    disagreement: str = ""

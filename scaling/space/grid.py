@@ -1,0 +1,142 @@
+"""The grid under a space: layers, hidden sizes and heads, and the MLP widths that each allows."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from shapelaw.scaling.architectures.shape_table import ShapeTable
+
+# What varies in a space, in the order of Space's tables.
+FREE_FIELDS = (
+    "num_hidden_layers",
+    "hidden_size",
+    "head_dim",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+)
+# Words for what is left after each limit, in the order in which the limits are applied.
+PAIRS = "pairs of layers and hidden size"
+SMALL = "pairs that fit the budget with one head and the narrowest MLP"
+HEADS = "combinations of these with a head dimension and head counts"
+FITTING = "combinations that fit the budget with the narrowest MLP"
+SHAPES = "shapes within the tolerance"
+WAYS_OUT = {
+    PAIRS: "widen `aspect` or the layers, or take a smaller `hidden_step`",
+    SMALL: "take fewer layers, a smaller `hidden_step`, `mlp_step` or head dimension",
+    HEADS: "allow other `gqa`, more `max_heads` or a smaller head dimension",
+    FITTING: "take fewer layers or a smaller head dimension, `hidden_step` or `mlp_step`",
+    SHAPES: "widen the tolerance or take a smaller `mlp_step`",
+}
+BATCH = 2**18  # combinations that are worked on at once: some tens of megabytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeGrid:
+    """Pairs of layers and hidden size, each with every head dimension and pair of head counts.
+
+    Attributes
+    ----------
+    layers
+        Numbers of layers, rising, (l,).
+    hidden_sizes
+        For each of them the hidden sizes, (l,).
+    head_dim, heads, groups
+        Head dimension, query heads and key-value heads of each combination, (c,), in order.
+    """
+
+    layers: tuple[int, ...]
+    hidden_sizes: tuple[range, ...]
+    head_dim: np.ndarray
+    heads: np.ndarray
+    groups: np.ndarray
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs of layers and hidden size."""
+        return sum(len(sizes) for sizes in self.hidden_sizes)
+
+    @property
+    def combinations(self) -> int:
+        """How many combinations of layers, hidden size and heads."""
+        return self.pairs * len(self.heads)
+
+    def pair(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Layers and hidden size at positions among the pairs; none of them is stored."""
+        ends = np.cumsum([len(sizes) for sizes in self.hidden_sizes])
+        which = np.searchsorted(ends, at, side="right")
+        starts = np.array([sizes.start for sizes in self.hidden_sizes], dtype=np.int64)
+        steps = np.array([sizes.step for sizes in self.hidden_sizes], dtype=np.int64)
+        lengths = np.diff(ends, prepend=0)
+        hidden = starts[which] + steps[which] * (at - (ends - lengths)[which])
+        return np.array(self.layers, dtype=np.int64)[which], hidden
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """Positions of all pairs, as many at a time as make a batch of combinations."""
+        size = max(BATCH // max(len(self.heads), 1), 1)
+        for begin in range(0, self.pairs, size):
+            yield np.arange(begin, min(begin + size, self.pairs))
+
+    def sample(self, most: int) -> np.ndarray:
+        """Positions of pairs, evenly spread, with about ``most`` combinations in all."""
+        wanted = min(self.pairs, max(most // max(len(self.heads), 1), 16))
+        return ((np.arange(wanted) + 0.5) * (self.pairs / max(wanted, 1))).astype(np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Widths:
+    """Combinations of everything but the MLP width, and the widths that bring each to its budget.
+
+    Attributes
+    ----------
+    table
+        The combinations at the least width on the grid, (n,).
+    first, repeats
+        The first width, in steps of the grid, and how many follow each other, (n,).
+    """
+
+    table: ShapeTable
+    first: np.ndarray
+    repeats: np.ndarray
+
+    def take(self, mask: np.ndarray) -> "Widths":
+        """The combinations where a mask is true."""
+        table = self.table.take(mask)
+        return Widths(table=table, first=self.first[mask], repeats=self.repeats[mask])
+
+    def spread(self, rows: int) -> Iterator[ShapeTable]:
+        """A shape for each width, in order, at most ``rows`` at a time."""
+        ends = np.cumsum(self.repeats)
+        starts = ends - self.repeats
+        total = int(ends[-1]) if len(ends) else 0
+        for begin in range(0, total, rows):
+            end = min(begin + rows, total)
+            left = int(np.searchsorted(ends, begin, side="right"))
+            right = int(np.searchsorted(starts, end, side="left"))
+            here = np.minimum(ends[left:right], end) - np.maximum(starts[left:right], begin)
+            which = np.repeat(np.arange(left, right), here)
+            steps = self.first[which] + np.arange(begin, end) - starts[which]
+            part = self.table.take(which)
+            yield replace(part, intermediate_size=steps * part.intermediate_size)
+
+
+def head_pairs(most: int, ratios: tuple[int, ...] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """All (query heads, key-value heads) where the second divides the first, in order.
+
+    ``ratios`` leaves the pairs with these numbers of query heads per key-value head.
+    """
+    groups = np.concatenate([np.full(most // k, k) for k in range(1, most + 1)])
+    ratio = np.concatenate([np.arange(1, most // k + 1) for k in range(1, most + 1)])
+    kept = np.ones(len(ratio), dtype=bool) if ratios is None else np.isin(ratio, ratios)
+    heads, groups = (groups * ratio)[kept], groups[kept]
+    order = np.lexsort((groups, heads))
+    return heads[order], groups[order]
+
+
+def what_emptied(left: dict[str, int]) -> tuple[str, str]:
+    """The limit that left nothing, and in words what each limit left until then."""
+    names = [*left]
+    last = next(name for name in names if not left[name])
+    words = [f"{left[name]:,} {name}" for name in names[: names.index(last)]]
+    return last, ", ".join([*words, f"0 {last}" if last in WAYS_OUT else f"0 shapes with `{last}`"])

@@ -1,0 +1,401 @@
+"""Which shapes are allowed: every valid shape of a parameter budget, in a reproducible order."""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.architectures.shape_table import ShapeTable
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.space.constraints import Columns, without_width
+from shapelaw.scaling.space.grid import (
+    FITTING,
+    FREE_FIELDS,
+    HEADS,
+    PAIRS,
+    SHAPES,
+    SMALL,
+    WAYS_OUT,
+    ShapeGrid,
+    Widths,
+    head_pairs,
+    what_emptied,
+)
+
+CONVENTIONS = {"non-embedding": "n_non_embedding", "total": "n_total", "active": "n_active"}
+# Non-embedding size up to which a step of the hidden size, the MLP width and a head dimension is
+# usual: small models need fine steps to have any choice, large ones need aligned matrices.
+STEPS = (
+    (10**6, 8, 4, 16),
+    (10**8, 32, 32, 64),
+    (2 * 10**9, 128, 128, 64),
+    (np.inf, 256, 256, 128),
+)
+LLAMA_1B = (973_146_112, 16)  # non-embedding parameters and layers of Llama 3.2 1B
+CHUNK = 2**18  # shapes at a time: some tens of megabytes
+SAMPLE = 2**19  # combinations that an estimate of the size looks at
+MOST_SHAPES = 10**8  # that a pass goes through, before constraints on the MLP width
+MOST_COMBINATIONS = 10**9  # of layers, hidden size and heads
+MOST_AT_ONCE = 2 * 10**7  # that one table holds
+WIDEST_ATTENTION = 4  # query heads times head dimension over hidden size, at the most
+# Above these, counts could leave 64 bits.
+LIMITS = {"parameters": 10**13, "vocab_size": 10**9, "max_heads": 4096}
+MOST_LAYERS, MOST_HIDDEN = 10**4, 10**6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """A budget and the grid of shapes around it.
+
+    Attributes
+    ----------
+    parameters, convention, tolerance
+        The budget: what is counted, and the fraction by which a count may differ.
+    layers, head_dims
+        The values tried.
+    hidden_step, mlp_step
+        Grids of hidden and intermediate size.
+    max_heads, gqa
+        The most query heads; query heads per key-value head, None for every divisor.
+    aspect
+        Least and most hidden size per layer.
+    constraints
+        Conditions such as ``"num_hidden_layers % 4 == 0"`` on the fields of a shape, its counts
+        (``n_total``, ...), its ratios (``gqa``, ``mlp_to_attention``, ``hidden_over_sqrt_n``) and
+        ``kv_bytes`` (per token) and ``weight_bytes``; see :mod:`shapelaw.scaling.filters`.
+    bytes_per_value, kv_bytes_per_value
+        Of a weight and of a value in the KV cache.
+
+    Raises
+    ------
+    InputError
+        A value is out of range, or a constraint is no condition on these columns.
+    """
+
+    parameters: int
+    layers: tuple[int, ...]
+    head_dims: tuple[int, ...]
+    vocab_size: int
+    hidden_step: int
+    mlp_step: int
+    tolerance: float = 0.03
+    convention: str = "non-embedding"
+    tie_word_embeddings: bool = True
+    qk_norm: bool = False
+    rope_theta: float = 10_000.0
+    max_heads: int = 128
+    gqa: tuple[int, ...] | None = None
+    aspect: tuple[float, float] = (0.25, 512.0)
+    constraints: tuple[str, ...] = ()
+    bytes_per_value: int = 2
+    kv_bytes_per_value: int = 2
+
+    def __post_init__(self) -> None:
+        if self.convention not in CONVENTIONS:
+            raise InputError(
+                f"`--params-convention` must be one of {', '.join(CONVENTIONS)}, "
+                f"but got {self.convention!r}"
+            )
+        if not 0 < self.tolerance < 0.5:
+            raise InputError(f"`0 < tolerance < 0.5` must hold, but got {self.tolerance}")
+        if not self.layers or not self.head_dims:
+            raise InputError("a space needs at least one number of layers and one head dimension")
+        self._check_whole_numbers()
+        odd = [h for h in self.head_dims if h % 2]
+        if odd:
+            raise InputError(
+                "`head_dim % 2 == 0` must hold for rotary positions, "
+                f"but got {odd[0]}; use {odd[0] + 1}"
+            )
+        if not 0 < self.aspect[0] <= self.aspect[1] < np.inf:
+            raise InputError(f"`0 < aspect[0] <= aspect[1]` must hold, but got {self.aspect}")
+        nothing = self.columns(self._table(*[np.zeros(0, dtype=np.int64)] * 6))
+        for constraint in self.constraints:
+            nothing.where(constraint)
+
+    def _check_whole_numbers(self) -> None:
+        for name in ("parameters", "vocab_size", "hidden_step", "mlp_step", "max_heads"):
+            value, most = getattr(self, name), LIMITS.get(name, MOST_HIDDEN)
+            if not 1 <= value <= most:
+                raise InputError(f"`1 <= {name} <= {most}` must hold, but got {value}")
+        for name in ("layers", "head_dims", "gqa"):
+            for value in getattr(self, name) or ():
+                if not 1 <= value <= MOST_LAYERS:
+                    raise InputError(f"`1 <= {name} <= {MOST_LAYERS}` must hold, but got {value}")
+
+    def limited(self, **most: float) -> "Space":
+        """The same space with upper limits on columns: ``limited(kv_bytes=32768)``."""
+        limits = [f"{name} <= {value}" for name, value in most.items()]
+        return replace(self, constraints=(*self.constraints, *limits))
+
+    def enumerate(self) -> ShapeTable:
+        """Every valid shape of the budget, by layers, hidden size, head dimension, heads, width.
+
+        Raises
+        ------
+        InputError
+            There is none, and the text says which limit leaves nothing; or there are more than
+            one table holds.
+        """
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in FREE_FIELDS}
+        held = 0
+        for chunk in self.chunks():
+            for name, column in parts.items():
+                column.append(getattr(chunk, name))
+            held += len(chunk)
+            if held > MOST_AT_ONCE:
+                raise InputError(
+                    f"one table holds at most {MOST_AT_ONCE:.0e} shapes and the space has more; "
+                    f"{self._coarser(self.size() / MOST_AT_ONCE)}, or go through `Space.chunks`"
+                )
+        # One column after the other, so that the parts of the others are not held twice.
+        return self._table(*[np.concatenate(parts.pop(name)) for name in FREE_FIELDS])
+
+    def chunks(
+        self, rows: int = CHUNK, *, left: dict[str, int] | None = None
+    ) -> Iterator[ShapeTable]:
+        """The shapes of :meth:`enumerate` in the same order, at most ``rows`` at a time.
+
+        What each limit leaves is added up in ``left``, as :meth:`counts` has it.
+
+        Raises
+        ------
+        InputError
+            The space is too large to go through, which is said at once with an estimate of its
+            size; or it is empty.
+        """
+        return self._checked(rows, {} if left is None else left)
+
+    def counts(self) -> dict[str, int]:
+        """How many combinations and shapes each limit leaves, in the order of application.
+
+        Constraints that do not depend on the MLP width are applied before the others.
+
+        Raises
+        ------
+        InputError
+            The space is too large to go through.
+        """
+        self._refuse_too_large()
+        left: dict[str, int] = {}
+        for _ in self._filtered(CHUNK, left):
+            pass
+        return left
+
+    def size(self) -> float:
+        """About how many shapes there are before constraints on the MLP width: a quick look.
+
+        Exact where the space has few combinations, else from an even sample of them.
+        """
+        return self._estimate()[0]
+
+    def _estimate(self) -> tuple[float, int]:
+        """About how many shapes, and how many combinations of everything but the MLP width."""
+        grid, _ = self._grid()
+        at = grid.sample(SAMPLE)
+        if not len(at):
+            return 0.0, 0
+        found = self._widths(grid, at, {}).repeats.sum()
+        return float(found) * (grid.pairs / len(at)), grid.combinations
+
+    def _refuse_too_large(self) -> None:
+        shapes, combinations = self._estimate()
+        if shapes > MOST_SHAPES:
+            raise InputError(
+                f"the space holds about {shapes:.1e} shapes, more than the {MOST_SHAPES:.0e} that "
+                f"a pass goes through; {self._coarser(shapes / MOST_SHAPES)}"
+            )
+        if combinations > MOST_COMBINATIONS:
+            raise InputError(
+                f"the space has {combinations:.1e} combinations of layers, hidden size and heads "
+                f"(about {shapes:.1e} shapes), more than the {MOST_COMBINATIONS:.0e} that a pass "
+                "goes through; take fewer layers, a larger `hidden_step` or smaller `max_heads`"
+            )
+
+    def _coarser(self, factor: float) -> str:
+        doublings = max(int(np.ceil(np.log2(factor))), 1)
+        return (
+            f"take `mlp_step` {self.mlp_step * 2**doublings} in place of "
+            f"{self.mlp_step}, a larger `hidden_step`, fewer layers or head dimensions, some "
+            "`gqa`, a smaller tolerance, or constraints on layers, hidden size and heads"
+        )
+
+    def _checked(self, rows: int, left: dict[str, int]) -> Iterator[ShapeTable]:
+        """The chunks; what each limit leaves is written into ``left``."""
+        self._refuse_too_large()
+        filled = False
+        for chunk in self._filtered(rows, left):
+            filled = True
+            yield chunk
+        if not filled:
+            raise InputError(self._emptied(left))
+
+    def _emptied(self, left: dict[str, int]) -> str:
+        """Which limit left nothing, and what was there before it."""
+        last, words = what_emptied(left)
+        nearest = f" (the nearest count is {self._nearest():,})" if last == SHAPES else ""
+        way_out = WAYS_OUT.get(last, "relax or drop this constraint")
+        return (
+            f"no valid shape has {self.parameters} parameters ± {100 * self.tolerance:g} % "
+            f"({self.convention}) with layers {list(self.layers)}, head dimensions "
+            f"{list(self.head_dims)}, hidden size a multiple of {self.hidden_step} and MLP width "
+            f"of {self.mlp_step}: there are {words}{nearest}; {way_out}"
+        )
+
+    def _nearest(self) -> int:
+        """The count nearest to the budget that a width on the grid reaches."""
+        grid, _ = self._grid()
+        best = 0
+        for at in grid.batches():
+            table, bare, step = self._combinations(grid, at)
+            for width in ((self.parameters - bare) // step, -((bare - self.parameters) // step)):
+                counts = bare + np.maximum(width, 1) * step
+                near = counts[[np.argmin(np.abs(counts - self.parameters))]] if len(table) else []
+                best = min([best, *near], key=lambda count: abs(count - self.parameters))
+        return int(best)
+
+    def _filtered(self, rows: int, left: dict[str, int]) -> Iterator[ShapeTable]:
+        """The chunks that are not empty; what each limit leaves is added up in ``left``."""
+        grid, pairs = self._grid()
+        left |= {PAIRS: pairs, SMALL: grid.pairs}
+        late = [text for text in dict.fromkeys(self.constraints) if not without_width(text)]
+        for at in grid.batches():
+            for table in self._widths(grid, at, left).spread(rows):
+                columns, mask = self.columns(table), np.ones(len(table), dtype=bool)
+                for text in late:
+                    mask &= columns.where(text)
+                    left[text] = left.get(text, 0) + int(mask.sum())
+                if mask.any():
+                    yield table.take(mask) if late else table
+
+    def _widths(self, grid: ShapeGrid, at: np.ndarray, left: dict[str, int]) -> Widths:
+        """The MLP widths within the tolerance, for the combinations of some pairs."""
+        low = int(np.ceil(self.parameters * (1 - self.tolerance)))
+        high = int(np.floor(self.parameters * (1 + self.tolerance)))
+        table, bare, step = self._combinations(grid, at)
+        first = np.maximum(-((bare - low) // step), 1)
+        repeats = np.maximum((high - bare) // step - first + 1, 0)
+        found = Widths(table=table, first=first, repeats=repeats).take(repeats > 0)
+        passed = {
+            HEADS: len(table),
+            FITTING: int((bare + step <= high).sum()),
+            SHAPES: int(found.repeats.sum()),
+        }
+        for text in dict.fromkeys(self.constraints):
+            if without_width(text):
+                found = found.take(self.columns(found.table).where(text))
+                passed[text] = int(found.repeats.sum())
+        left |= {name: left.get(name, 0) + number for name, number in passed.items()}
+        return found
+
+    def _combinations(
+        self, grid: ShapeGrid, at: np.ndarray
+    ) -> tuple[ShapeTable, np.ndarray, np.ndarray]:
+        """Shapes of the least width, their counts without an MLP, and what a step of width adds."""
+        layers, hidden = grid.pair(at)
+        widest = WIDEST_ATTENTION * hidden[:, None]
+        row, head = np.nonzero(grid.heads * grid.head_dim <= widest)
+        width = np.broadcast_to(np.int64(self.mlp_step), (len(row),))
+        columns = (layers[row], hidden[row], grid.head_dim[head], grid.heads[head])
+        table = self._table(*columns, grid.groups[head], width)
+        step = table.num_hidden_layers * table.mlp_parameters
+        return table, self._count(table) - step, step
+
+    def _grid(self) -> tuple[ShapeGrid, int]:
+        """The pairs whose narrowest shape is within the budget, and how many there are in all."""
+        high = self.parameters * (1 + self.tolerance)
+        layers, pairs, sizes = sorted(set(self.layers)), 0, []
+        for depth in layers:
+            low, most = (depth * ratio for ratio in self.aspect)
+            start = max(int(np.ceil(low / self.hidden_step)), 1) * self.hidden_step
+            every = range(start, int(min(most, MOST_HIDDEN)) + 1, self.hidden_step)
+            narrowest = partial(self._narrowest_count, depth)
+            sizes.append(every[: bisect_right(every, high, key=narrowest)])
+            pairs += len(every)
+        dims = np.array(sorted(set(self.head_dims)), dtype=np.int64)
+        heads, groups = head_pairs(self.max_heads, self.gqa)
+        grid = ShapeGrid(
+            layers=tuple(layers),
+            hidden_sizes=tuple(sizes),
+            head_dim=np.repeat(dims, len(heads)),
+            heads=np.tile(heads, len(dims)),
+            groups=np.tile(groups, len(dims)),
+        )
+        return grid, pairs
+
+    def _narrowest_count(self, layers: int, hidden: int) -> int:
+        """Parameters with one head and the least MLP width."""
+        columns = [np.array([value]) for value in (layers, hidden, min(self.head_dims), 1, 1)]
+        return int(self._count(self._table(*columns, np.array([self.mlp_step])))[0])
+
+    def _count(self, table: ShapeTable) -> np.ndarray:
+        counted: np.ndarray = getattr(table, CONVENTIONS[self.convention])
+        return counted
+
+    def columns(self, table: ShapeTable) -> Columns:
+        """What a constraint may name, of some shapes of this space."""
+        return Columns(table, self.bytes_per_value, self.kv_bytes_per_value)
+
+    def _table(self, layers: np.ndarray, hidden: np.ndarray, *others: np.ndarray) -> ShapeTable:
+        """Shapes from their columns, with what is the same all over the space."""
+        head_dim, heads, groups, width = others
+        same = partial(np.broadcast_to, shape=(len(layers),))
+        return ShapeTable(
+            hidden_size=hidden,
+            intermediate_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=groups,
+            head_dim=head_dim,
+            vocab_size=same(np.int64(self.vocab_size)),
+            tie_word_embeddings=same(np.bool_(self.tie_word_embeddings)),
+            qk_norm=same(np.bool_(self.qk_norm)),
+            rope_theta=same(np.float64(self.rope_theta)),
+        )
+
+
+def usual_steps(parameters: float) -> tuple[int, int, int]:
+    """Hidden step, MLP step and head dimension that models of a size use."""
+    return next(steps for limit, *steps in STEPS if parameters <= limit)  # type: ignore[return-value]
+
+
+def usual_layers(parameters: float) -> tuple[int, ...]:
+    """Half to twice the depth of Llama 3.2 1B, scaled with the cube root of the size."""
+    size, layers = LLAMA_1B
+    scaled = layers * (parameters / size) ** (1 / 3)
+    return tuple(range(max(round(scaled / 2), 1), max(round(2 * scaled), 2) + 1))
+
+
+def within(
+    table: ShapeTable, ranges: dict[str, tuple[float, float]], slack: float = 1.0
+) -> np.ndarray:
+    """Mask of the shapes whose ratios lie inside given ranges, widened by a factor."""
+    frame = table.frame()
+    keep = np.ones(len(table), dtype=bool)
+    for name, (low, high) in ranges.items():
+        if name in frame:
+            values = frame[name].to_numpy()
+            keep &= (values >= low / slack) & (values <= high * slack)
+    return keep
+
+
+def nearest_proportions(table: ShapeTable, like: Shape, parameters: int) -> int:
+    """The row whose proportions are nearest to a known model's, at the table's size.
+
+    Proportions are those of one layer, which do not change when a team shrinks a model by its
+    width: f/d, H·h/d and H/K. Ties go to the size nearest to ``parameters``, then to the head
+    dimension.
+    """
+
+    def proportions(of: Shape | ShapeTable) -> np.ndarray:
+        width = of.num_attention_heads * of.head_dim / of.hidden_size
+        ratios = np.array([of.intermediate_size / of.hidden_size, width, of.gqa])
+        return np.asarray(np.log(ratios))
+
+    apart = proportions(table) - proportions(like)[:, None]
+    size = np.abs(np.log(table.n_non_embedding / parameters))
+    other_head = np.abs(np.log(table.head_dim / like.head_dim))
+    return int(np.argmin((apart**2).sum(axis=0) + 1e-3 * size + 1e-4 * other_head))

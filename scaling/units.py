@@ -1,0 +1,81 @@
+"""Counts as people write them: 350M, 1B, 100B, 2e6."""
+
+import re
+
+from shapelaw.scaling.errors import InputError
+
+LARGEST = 1e30
+SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
+
+
+def parse_count(text: str | float) -> int:
+    """Read a positive count such as ``"1B"``, ``".2M"``, ``"2e6"`` or ``12_000``.
+
+    Raises
+    ------
+    InputError
+        The text is not a number with an optional suffix K, M, B, G or T, or is below 1.
+
+    Examples
+    --------
+    >>> parse_count("1.5B")
+    1500000000
+    >>> parse_count("350M")
+    350000000
+    """
+    match = re.fullmatch(
+        r"\s*(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?\s*([KMBGT]?)\s*", str(text), re.IGNORECASE
+    )
+    if match is None:
+        raise InputError(
+            "a count must be a number with an optional suffix K, M, B or T, "
+            f"but got {text!r}; write 350M, 1B or 2e6"
+        )
+    digits, exponent, suffix = match.groups()
+    number = float(digits.replace("_", "") + (exponent or "")) * SUFFIXES[suffix.upper()]
+    if number >= LARGEST:
+        raise InputError(f"a count must be below {LARGEST:g}, but got {text!r}")
+    if round(number) < 1:
+        raise InputError(f"a count must be at least 1, but got {text!r}")
+    return round(number)
+
+
+def format_count(count: float) -> str:
+    """Three digits and a suffix: the inverse of :func:`parse_count` to three digits.
+
+    Examples
+    --------
+    >>> format_count(1_235_814_400), format_count(102_208), format_count(900)
+    ('1.24B', '102K', '900')
+    """
+    for suffix in ("T", "B", "M", "K"):
+        if count >= 0.9995 * SUFFIXES[suffix]:
+            return f"{count / SUFFIXES[suffix]:.3g}{suffix}"
+    return f"{count:.0f}" if count >= 100 or count == round(count) else f"{count:.3g}"
+
+
+def parse_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Read whole numbers: ``12,16,24``, a range ``8:32`` with both ends, or ``8:32:4`` by steps.
+
+    Raises
+    ------
+    InputError
+        The text is of neither form, or a number is below 1.
+
+    Examples
+    --------
+    >>> parse_numbers("--layers", "8:16:4")
+    (8, 12, 16)
+    """
+    numbers: tuple[int, ...] = ()
+    if re.fullmatch(r"[1-9]\d{0,6}(,[1-9]\d{0,6})*", text):
+        numbers = tuple(int(part) for part in text.split(","))
+    elif re.fullmatch(r"[1-9]\d{0,6}:[1-9]\d{0,6}(:[1-9]\d{0,6})?", text):
+        low, high, *step = (int(part) for part in text.split(":"))
+        numbers = tuple(range(low, high + 1, *step))
+    if not numbers:
+        raise InputError(
+            f"`{option}` must be whole numbers like 12,16,24 or a range like 8:32 or 8:32:4, "
+            f"but got {text!r}"
+        )
+    return numbers

@@ -1,0 +1,4 @@
+"""What the commands of search do: propose, measure, doctor.
+
+Imports reports, proposals and what lies below.
+"""

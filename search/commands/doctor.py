@@ -1,0 +1,47 @@
+"""What is installed, what the machine has, and what is missing for what."""
+
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+from shapelaw.scaling.extras import installed_version, missing_extras
+from shapelaw.search.engines.registry import engines_here
+from shapelaw.trainers.sweep.launchers._local import cores
+
+PACKAGES = ("shapelaw", "numpy", "scipy", "pandas", "torch", "optuna", "matplotlib", "tokenizers")
+GIBIBYTE = 2**30
+
+
+def examine() -> dict[str, object]:
+    """Versions, cores, memory, disk, GPU, engines, and what is missing for what."""
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": {name: installed_version(name) or "missing" for name in PACKAGES},
+        "cores": cores(),
+        "memory_gib": _memory(),
+        "disk_free_gib": round(shutil.disk_usage(Path.cwd()).free / GIBIBYTE, 1),
+        "gpu": _gpu(),
+        "engines": engines_here(),
+        "missing": list(missing_extras()) or "nothing",
+    }
+
+
+def _memory() -> float | None:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+    return round(total / GIBIBYTE, 1)
+
+
+def _gpu() -> str:
+    if installed_version("torch") is None:
+        return "unknown: torch is not installed"
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return "none: training and measuring run on the CPU"

@@ -1,0 +1,113 @@
+"""The table of proposals that is printed."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from shapelaw.scaling.units import format_count
+from shapelaw.search.proposals.proposal import CANDIDATE, Proposal
+from shapelaw.search.proposals.reasons import of_the_budget, plainly
+
+SHOWN = 12  # rows of the front that are printed at most
+
+
+ALIKE = 0.05  # distance on the front, of its width, below which two shapes are shown as one
+
+
+def in_table(proposals: list[Proposal]) -> pd.DataFrame:
+    """The baseline and the front, thinned, as people read them; the files have all."""
+    shown = _thinned([p for p in proposals if p is proposals[0] or p.on_front])
+    cells: dict[str, Callable[[Proposal], str]] = {
+        "shape": lambda p: f"{p.name}\n{p.role}",
+        "N": lambda p: format_count(p.shape.n_non_embedding),
+        "loss − baseline": _difference_text,
+        "predicted loss": lambda p: (
+            f"{p.predicted_loss:.4f}\n[{p.loss_low:.4f}, {p.loss_high:.4f}]"
+        ),
+        "predicted accuracy": lambda p: "–" if p.accuracy is None else _accuracy_text(p),
+        "tokens/s × baseline": _speed_text,
+        "TTFT, TPOT": lambda p: (
+            f"{seconds(p.throughput.ttft)}\n{seconds(p.throughput.tpot)}" if p.throughput else "–"
+        ),
+        "KV/token": lambda p: in_bytes(p.shape.kv_bytes()),
+        "weights": lambda p: in_bytes(p.shape.weight_bytes()),
+        "in front": lambda p: (
+            "–" if p.front_probability is None else f"{100 * p.front_probability:.0f} %"
+        ),
+        "why": lambda p: p.why,
+        "beyond the runs": lambda p: "; ".join(
+            plainly(words) for words in p.warnings if not of_the_budget(words)
+        ),
+    }
+    if all(p.accuracy is None for p in shown):
+        del cells["predicted accuracy"]
+    if all(p.front_probability is None for p in shown):
+        del cells["in front"]
+    return pd.DataFrame([{name: cell(p) for name, cell in cells.items()} for p in shown])
+
+
+def _thinned(proposals: list[Proposal]) -> list[Proposal]:
+    """At most :data:`SHOWN`, those that differ most; whatever has a role, and the end, stay.
+
+    Two that lie closer than :data:`ALIKE`, as a part of the front's width, count as one.
+    """
+    last = len(proposals) - 1
+    kept = [i for i, p in enumerate(proposals) if p.role != CANDIDATE or i == last]
+    speeds = [p.throughput.output_tokens_per_second if p.throughput else np.nan for p in proposals]
+    places = np.column_stack([[p.predicted_loss for p in proposals], np.log(speeds)])
+    places = np.nan_to_num(places / np.maximum(np.nanmax(places, 0) - np.nanmin(places, 0), 1e-12))
+    while len(kept) < SHOWN:
+        nearest = np.linalg.norm(places[:, None] - places[kept], axis=2).min(axis=1)
+        if nearest.max() < ALIKE:
+            break
+        kept.append(int(nearest.argmax()))
+    return [proposals[i] for i in sorted(kept)]
+
+
+def _difference_text(p: Proposal) -> str:
+    base = p.predicted_loss - p.difference
+    if not p.difference and not p.difference_low and not p.difference_high:
+        return "0"
+    low, high = (100 * end / base for end in (p.difference_low, p.difference_high))
+    return f"{100 * p.difference / base:+.2f} %\n[{low:+.2f}, {high:+.2f}]"
+
+
+def _accuracy_text(p: Proposal) -> str:
+    found = p.accuracy
+    if found is None or found.value is None or found.low is None or found.high is None:
+        return "–" if found is None else found.status
+    return f"{100 * found.value:.1f} %\n[{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+
+def _speed_text(p: Proposal) -> str:
+    if p.throughput is None:
+        return "–"
+    ratio = "–" if p.speedup is None else f"{p.speedup:.2f} ×"
+    return f"{ratio} ({p.throughput.output_tokens_per_second:,.0f})\n{p.throughput.kind}"
+
+
+def seconds(value: float) -> str:
+    """Seconds in a unit that keeps three digits readable.
+
+    Examples
+    --------
+    >>> seconds(1.234), seconds(0.0456), seconds(0.000078)
+    ('1.23 s', '45.6 ms', '78 µs')
+    """
+    units = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+    scale, unit = next((own for own in units if value >= own[0]), units[-1])
+    return f"{value / scale:.3g} {unit}"
+
+
+def in_bytes(count: float) -> str:
+    """Bytes by powers of 1000, three digits.
+
+    Examples
+    --------
+    >>> in_bytes(32768), in_bytes(2.47e9), in_bytes(12)
+    ('32.8 kB', '2.47 GB', '12 B')
+    """
+    units = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
+    scale, unit = next((own for own in units if count >= own[0]), units[-1])
+    return f"{count / scale:.3g} {unit}"

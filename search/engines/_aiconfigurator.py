@@ -1,0 +1,141 @@
+"""A predicted engine: NVIDIA's aiconfigurator, from kernel times measured on GPUs."""
+
+import os
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import InputError
+from shapelaw.search.engines._base import Engine, Measurement, bytes_served
+from shapelaw.search.engines.accelerators import hardware
+from shapelaw.search.engines.sessions.client import (
+    MissingError,
+    SessionProcess,
+    numbers,
+    refuse_above,
+    version_of,
+    write_config,
+)
+from shapelaw.search.workload import Workload
+
+SETTING = "SHAPELAW_AICONFIGURATOR_PYTHON"
+SESSION = "aiconfigurator_session.py"
+# Our names of GPUs -> the tables' names.
+SYSTEMS = {"a100": "a100_sxm", "b200": "b200_sxm", "h100": "h100_sxm", "h200": "h200_sxm"}
+BACKENDS = ("vllm", "sglang", "trtllm")
+FORM = f"GPU[-BACKEND] with {', '.join(SYSTEMS)} and {', '.join(BACKENDS)}"
+NARROW = ("fp8", "int8")  # number formats of a KV cache that the tables may hold
+ANSWER = 600  # seconds until a prediction counts as stuck
+
+
+class AiconfiguratorEngine(Engine):
+    """Speed of a serving engine on one GPU, predicted without it: ``aiconfigurator:h200-sglang``.
+
+    One static batch of the workload's concurrency, from tables of measured kernels. The tables
+    hold bfloat16, so weights and arithmetic are predicted in it whatever the workload says (which
+    ``device`` repeats), and the KV cache in it or in fp8. A shape outside the tables is refused.
+    The process that reads the tables stays for the next shape; the python is that of
+    ``SHAPELAW_AICONFIGURATOR_PYTHON`` or, without that setting, ours.
+
+    Raises
+    ------
+    shapelaw.scaling.errors.InputError
+        The hardware has no tables, or aiconfigurator is not installed.
+    """
+
+    name = "aiconfigurator"
+    kind = "predicted"
+
+    def __init__(self, hardware_name: str | None = None) -> None:
+        self.gpu, _, backend = (hardware_name or "h100").partition("-")
+        self.backend = backend or BACKENDS[0]
+        if self.gpu not in SYSTEMS or self.backend not in BACKENDS:
+            raise InputError(
+                f"`--engine aiconfigurator:HARDWARE` must be {FORM}, but got {hardware_name!r}; "
+                "write for example aiconfigurator:h200-sglang"
+            )
+        self.limit = hardware(self.gpu).memory
+        self.device = hardware(self.gpu).name
+        self.python = os.environ.get(SETTING) or sys.executable
+        self.process: SessionProcess | None = None
+        if self.python == sys.executable:
+            self.version = version_of(self.name, engine=self.name)
+        else:
+            self.version = self._version_elsewhere()
+
+    @property
+    def label(self) -> str:
+        """``aiconfigurator:GPU-BACKEND``."""
+        return f"{self.name}:{self.gpu}-{self.backend}"
+
+    def measure(self, shape: Shape, workload: Workload) -> Measurement:
+        """Predict the speed on one GPU."""
+        kv_type = workload.kv_dtype if workload.kv_dtype in NARROW else None
+        tabled = replace(workload, dtype="bfloat16", kv_dtype=kv_type)
+        refuse_above(
+            self.limit, bytes_served(shape, tabled), f"{shape} under {workload}", self.device
+        )
+        with tempfile.TemporaryDirectory(prefix="shapelaw-") as parent:
+            # The tables' reader remembers a config by its path: a new path for every shape.
+            folder = Path(parent) / f"model-{time.monotonic_ns()}"
+            folder.mkdir()
+            write_config(shape, workload, folder, **_family(shape))
+            try:
+                found = self._running().ask(
+                    "predict",
+                    seconds=ANSWER,
+                    folder=str(folder),
+                    system=SYSTEMS[self.gpu],
+                    backend=self.backend,
+                    workload=numbers(shape, workload),
+                    kv_type=kv_type or "bfloat16",
+                )
+            except InputError as error:
+                if not self._running().alive:
+                    self.close()
+                raise InputError(
+                    f"{shape} under {workload} is not in the tables of {self.label}: "
+                    f"{str(error)[:300]}"
+                ) from None
+        return Measurement.predicted(
+            workload,
+            engine=self.label,
+            device=f"{self.device}, {self.backend} {found['tables']}, bfloat16",
+            version=self.version,
+            ttft=found["prefill"],
+            tpot=found["step"],
+        )
+
+    def close(self) -> None:
+        """End the process, if one runs; the next shape starts another."""
+        if self.process is not None:
+            self.process.close()
+            self.process = None
+
+    def __del__(self) -> None:
+        if getattr(self, "process", None) is not None:
+            self.close()
+
+    def _running(self) -> SessionProcess:
+        if self.process is None:
+            self.process = SessionProcess(SESSION, python=self.python)
+        return self.process
+
+    def _version_elsewhere(self) -> str:
+        try:
+            return str(self._running().ask("describe")["version"])
+        except InputError as error:
+            self.close()
+            raise MissingError(
+                f"{SETTING} names {self.python}, which has no aiconfigurator: {error}"
+            ) from None
+
+
+def _family(shape: Shape) -> dict[str, Any]:
+    """The tables know Llama and Qwen3; both take a head dimension of its own."""
+    family = ("Qwen3ForCausalLM", "qwen3") if shape.qk_norm else ("LlamaForCausalLM", "llama")
+    return {"architectures": [family[0]], "model_type": family[1]}

@@ -1,0 +1,149 @@
+"""The embedded engine: the trainer's own model with a static KV cache, greedy decoding."""
+
+import time
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import InputError
+from shapelaw.search.engines._base import this_device
+from shapelaw.search.engines._memory import (
+    CPU_LIMIT,
+    TORCH_DTYPES,
+    random_prompt,
+    refuse_what_does_not_fit,
+)
+from shapelaw.search.engines._timed import Server, TimedEngine, Timing, assert_count
+from shapelaw.search.workload import Workload
+from shapelaw.trainers.generation.cpu_decoder import Decoder, greedy
+from shapelaw.trainers.generation.graph_decoder import GraphDecoder
+from shapelaw.trainers.models.rotary import rotary_table
+from shapelaw.trainers.models.transformer import Transformer
+
+POOL = 2**20 + 7  # random numbers that fill the weights again and again
+REVISION = "decoder 1"  # counts up when its speed changes: kept measurements are of one revision
+GPU_SHARE = 0.9  # of its memory
+
+
+class TorchEngine(TimedEngine):
+    """Random weights, random prompts: only the shape decides.
+
+    Each repeat runs the whole workload: one prefill of all prompts, then one token at a time for
+    all sequences. The weights are in the number format of the workload. ``torch`` runs on one
+    thread of the CPU, ``torch:cuda`` on the GPU, where a decode step is a CUDA graph.
+
+    Raises
+    ------
+    shapelaw.scaling.errors.InputError
+        The device has another name, or torch sees no GPU.
+    """
+
+    name = "torch"
+
+    def __init__(self, hardware: str | None = None, *, repeats: int = 5) -> None:
+        if hardware not in (None, "cpu", "cuda"):
+            raise InputError(
+                f"`--engine torch[:DEVICE]` runs on cpu or cuda, but got {hardware!r}; write torch"
+            )
+        if hardware == "cuda" and not torch.cuda.is_available():
+            raise InputError("`--engine torch:cuda` needs a GPU, and torch sees none; write torch")
+        self.on = torch.device(hardware or "cpu")
+        self.repeats = repeats
+        self.version = f"{REVISION}, torch {torch.__version__}"
+        self.device = this_device() if self.on.type == "cpu" else torch.cuda.get_device_name()
+        if self.on.type == "cuda":
+            self.together = 1  # a shape has the GPU's memory to itself
+
+    @property
+    def label(self) -> str:
+        """``torch``, or ``torch:cuda``."""
+        return self.name if self.on.type == "cpu" else f"{self.name}:cuda"
+
+    def start(self, shape: Shape, workload: Workload) -> Server:
+        """Random weights of a shape, with room in the cache for the whole workload."""
+        limit, copies = float(CPU_LIMIT), 2  # the weights, and laid out for decoding
+        if self.on.type == "cuda":
+            limit, copies = GPU_SHARE * torch.cuda.mem_get_info()[0], 1
+        refuse_what_does_not_fit(shape, workload, engine=self.name, limit=limit, copies=copies)
+        return TorchServer(shape, workload, self.on)
+
+
+class TorchServer(Server):
+    """One shape in memory: its weights, a cache, the prompts."""
+
+    def __init__(self, shape: Shape, workload: Workload, device: torch.device) -> None:
+        torch.set_num_threads(1)
+        length = workload.input_tokens + workload.output_tokens
+        self.prompt = random_prompt(shape, workload).to(device)
+        self.decoder: Decoder | GraphDecoder
+        with torch.inference_mode():
+            model = random_model(shape, length, TORCH_DTYPES[workload.dtype], device)
+            kind = Decoder if device.type == "cpu" else GraphDecoder
+            self.decoder = kind(model, batch=workload.concurrency, length=length)
+
+    def close(self) -> None:
+        """Free the weights and the cache."""
+        del self.decoder
+
+    @torch.inference_mode()
+    def serve(self, outputs: int) -> Timing:
+        """One prefill, then one token at a time for all sequences, greedily."""
+        decoder, prompt = self.decoder, self.prompt
+        self._wait()
+        cpu, wall = time.process_time(), time.perf_counter()
+        token = greedy(decoder.prefill(prompt))
+        self._wait()
+        first, first_cpu = time.perf_counter(), time.process_time()
+        produced = [token]
+        for position in range(prompt.shape[1], prompt.shape[1] + outputs - 1):
+            token = greedy(decoder.step(token, position))
+            produced.append(token)
+        self._wait()
+        end, end_cpu = time.perf_counter(), time.process_time()
+        assert_count(torch.stack(produced, dim=1), (prompt.shape[0], outputs))
+        return Timing(first - wall, end - first, end_cpu - cpu, end_cpu - first_cpu)
+
+    def _wait(self) -> None:
+        if self.prompt.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+class _Undrawn(TorchFunctionMode):
+    """Modules made in this context keep their matrices uninitialised."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def random_model(
+    shape: Shape, length: int, dtype: torch.dtype, device: torch.device
+) -> Transformer:
+    """A model with random weights, in a number format and on a device.
+
+    The weights repeat one pool of random numbers: their values do not matter for the speed, and
+    drawing a billion of them takes longer than measuring it.
+    """
+    with _Undrawn():
+        model = Transformer(shape, context_length=length).to(device, dtype).eval()
+    model.rotary = rotary_table(length, shape.head_dim, shape.rope_theta).to(device)
+    pool = torch.randn(POOL, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 1:
+                weight.fill_(1.0)
+            else:
+                _fill(weight.view(-1), (pool / weight.shape[1] ** 0.5).to(dtype))
+    return model
+
+
+def _fill(weight: torch.Tensor, pool: torch.Tensor) -> None:
+    for start in range(0, len(weight), len(pool)):
+        part = weight[start : start + len(pool)]
+        part.copy_(pool[: len(part)])

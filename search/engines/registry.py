@@ -1,0 +1,90 @@
+"""Engines by name."""
+
+from collections.abc import Callable
+
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.extras import EXTRA_OF, installing
+from shapelaw.search.engines._base import Engine
+
+
+def _torch(hardware: str | None) -> Engine:
+    from shapelaw.search.engines._torch import TorchEngine
+
+    return TorchEngine(hardware)
+
+
+def _roofline(hardware: str | None) -> Engine:
+    from shapelaw.search.engines._roofline import RooflineEngine
+
+    return RooflineEngine(hardware)
+
+
+def _transformers(hardware: str | None) -> Engine:
+    from shapelaw.search.engines._transformers import TransformersEngine
+
+    return TransformersEngine(hardware)
+
+
+def _vllm(hardware: str | None) -> Engine:
+    from shapelaw.search.engines._vllm import VllmEngine
+
+    return VllmEngine(hardware)
+
+
+def _llamacpp(hardware: str | None) -> Engine:
+    from shapelaw.search.engines._llamacpp import LlamaCppEngine
+
+    return LlamaCppEngine(hardware)
+
+
+def _aiconfigurator(hardware: str | None) -> Engine:
+    from shapelaw.search.engines._aiconfigurator import AiconfiguratorEngine
+
+    return AiconfiguratorEngine(hardware)
+
+
+# Constructors that import what they need: an engine that is not asked for costs nothing.
+ENGINES: dict[str, Callable[[str | None], Engine]] = {
+    "torch": _torch,
+    "transformers": _transformers,
+    "vllm": _vllm,
+    "llamacpp": _llamacpp,
+    "aiconfigurator": _aiconfigurator,
+    "roofline": _roofline,
+}
+
+
+def engine_named(text: str) -> Engine:
+    """Make the engine ``NAME[:HARDWARE]``.
+
+    Raises
+    ------
+    InputError
+        There is no such engine or hardware, or a package that the engine needs is not installed.
+    """
+    name, _, hardware = text.partition(":")
+    if name not in ENGINES:
+        raise InputError(
+            f"`--engine` must be one of {', '.join(ENGINES)}, with :HARDWARE where it takes one, "
+            f"but got {text!r}"
+        )
+    try:
+        return ENGINES[name](hardware or None)
+    except ModuleNotFoundError as error:
+        package = name if name in EXTRA_OF else error.name
+        if package not in EXTRA_OF:
+            raise
+        raise InputError(f"`--engine {name}` needs {package}; `{installing(package)}`") from None
+
+
+def engines_here() -> dict[str, str]:
+    """Every engine by name: ``ready``, or what it needs."""
+    return {name: _state(name) for name in ENGINES}
+
+
+def _state(name: str) -> str:
+    try:
+        engine_named(name)
+    except InputError as error:
+        return str(error)
+    return "ready"

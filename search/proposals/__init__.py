@@ -1,0 +1,4 @@
+"""From a request to ranked proposals.
+
+Imports study, time_model, engines.
+"""

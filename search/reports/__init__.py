@@ -1,0 +1,4 @@
+"""Report pages and pictures of proposals.
+
+Imports proposals and what lies below.
+"""

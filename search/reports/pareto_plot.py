@@ -1,0 +1,99 @@
+"""Proposals as a picture: predicted and measured loss against throughput."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from shapelaw.scaling.plots.style import BLUE, GREEN, VERMILLION, styled
+from shapelaw.search.engines._base import TIME_MODEL
+from shapelaw.search.proposals.proposal import BASELINE, CANDIDATE, FAST, LOSS_OPTIMAL
+
+ROLES = {
+    BASELINE: ("#555555", "s"),
+    LOSS_OPTIMAL: (BLUE, "o"),
+    FAST: (VERMILLION, "D"),
+}
+FRONT = GREEN
+PLAIN = "#a0a0a0"
+
+
+@styled
+def plot_pareto(
+    rows: list[dict[str, Any]], confirmed: pd.DataFrame, *, baseline_name: str, workload: str
+) -> Figure:
+    """Loss against output tokens per second, with the front and the named proposals.
+
+    Parameters
+    ----------
+    rows
+        Proposals as ``proposals.json`` holds them.
+    confirmed
+        Confirmatory runs: ``name`` of the proposal and measured ``loss``; may be empty.
+    """
+    table = pd.DataFrame(rows)
+    table = table[table["throughput"].notna()]
+    figure = Figure(figsize=(7.6, 6.0), layout="constrained")
+    axes = figure.subplots()
+    others = table[~table["role"].isin(ROLES)]
+    hollow = others["throughput_kind"] == TIME_MODEL
+    for kind, own in (("", others[~hollow]), (", speed by the time model", others[hollow])):
+        if len(own):
+            axes.scatter(
+                own["throughput"], own["predicted_loss"], s=26, lw=1.2, edgecolors=PLAIN,
+                facecolors="none" if kind else PLAIN, label=f"other proposals, predicted{kind}",
+            )  # fmt: skip
+    for row in others[others["role"] != CANDIDATE].to_dict("records"):  # a model with a name
+        place = (row["throughput"], row["predicted_loss"])
+        axes.annotate(
+            str(row["role"]), place, xytext=(0, -13), textcoords="offset points", fontsize=9,
+            ha="center", color="#444444",
+        )  # fmt: skip
+    on_front = table[table["on_front"]].sort_values("throughput")
+    axes.plot(
+        on_front["throughput"], on_front["predicted_loss"], color=FRONT, lw=1.5,
+        drawstyle="steps-pre", label="Pareto front, predicted", zorder=1,
+    )  # fmt: skip
+    for role, (colour, marker) in ROLES.items():
+        for row in table[table["role"] == role].to_dict("records"):
+            title = f"{role} ({baseline_name})" if role == BASELINE else role
+            _named(axes, row, confirmed, colour, marker, title)
+    axes.set_xlabel("output tokens per second (log scale)")
+    axes.set_ylabel("held-out loss (nats/token)")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.grid(alpha=0.25)
+    kinds = ", ".join(sorted(table["throughput_kind"].unique()))
+    axes.set_title(f"Loss against throughput ({kinds})\n{workload}", fontsize=10)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
+    return figure
+
+
+def _named(
+    axes: Axes,
+    row: dict[Any, Any],
+    confirmed: pd.DataFrame,
+    colour: str,
+    marker: str,
+    title: str,
+) -> None:
+    """A proposal with its intervals, and its measured loss as a hollow mark."""
+    speed = row["throughput"]
+    below = row["predicted_loss"] - row["loss_low"]
+    above = row["loss_high"] - row["predicted_loss"]
+    width = [[speed - row["throughput_low"]], [row["throughput_high"] - speed]]
+    axes.errorbar(
+        [speed], [row["predicted_loss"]], yerr=[[below], [above]], xerr=np.maximum(width, 0.0),
+        color=colour, marker=marker, ms=8, capsize=3, lw=1.2, label=f"{title}, predicted ± 95 %",
+    )  # fmt: skip
+    measured = confirmed[confirmed["name"] == row["name"]] if len(confirmed) else confirmed
+    if len(measured):
+        axes.plot(
+            [speed], [measured["loss"].iloc[0]], color=colour, marker=marker, ms=11, lw=0,
+            mfc="none", mew=1.8, label=f"{title}, measured",
+        )  # fmt: skip

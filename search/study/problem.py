@@ -1,0 +1,123 @@
+"""What a search is asked: a space with known losses, a workload, and what counts as good."""
+
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from shapelaw.scaling.errors import InputError
+from shapelaw.search.study.encoding import SpaceEncoding
+from shapelaw.search.workload import Workload
+
+if TYPE_CHECKING:
+    from shapelaw.scaling.architectures.shape_table import ShapeTable
+    from shapelaw.search.engines._base import Measurement
+    from shapelaw.search.engines.accelerators import Hardware
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """The front of loss against throughput, or one shape.
+
+    Attributes
+    ----------
+    max_loss
+        Shapes of more predicted loss do not count (the loss of a baseline); None: all do.
+    fastest
+        One objective only, as in arXiv 2510.18245: the most output tokens/s within ``max_loss``.
+
+    Raises
+    ------
+    InputError
+        ``fastest`` without a ``max_loss``: the answer would be the shape that learns least.
+    """
+
+    max_loss: float | None = None
+    fastest: bool = False
+
+    def __post_init__(self) -> None:
+        if self.fastest and self.max_loss is None:
+            raise InputError(
+                "`fastest` needs a `max_loss`, but got None; give the predicted loss of a baseline"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A space, the predicted loss of each shape, a workload and a goal.
+
+    ``device`` is the hardware whose roofline the time model starts from, where it is known.
+
+    Raises
+    ------
+    InputError
+        No shape has a loss within the goal's limit.
+    """
+
+    table: "ShapeTable"
+    losses: np.ndarray
+    workload: Workload
+    goal: Goal = field(default_factory=Goal)
+    device: "Hardware | None" = None
+
+    def __post_init__(self) -> None:
+        if not self.allowed.any():
+            raise InputError(
+                f"`predicted loss <= {self.goal.max_loss:.6g}` must hold for some shape, but the "
+                f"lowest of {len(self.losses)} is {self.losses.min():.6g}; raise the limit or "
+                "widen the space"
+            )
+
+    @cached_property
+    def grid(self) -> SpaceEncoding:
+        """The space as parameters of a study."""
+        return SpaceEncoding.of(self.table)
+
+    @cached_property
+    def allowed(self) -> np.ndarray:
+        """Mask of the shapes whose loss is within the limit: known before any measurement."""
+        if self.goal.max_loss is None:
+            return np.ones(len(self.losses), dtype=bool)
+        return np.asarray(self.losses <= self.goal.max_loss)
+
+    @property
+    def directions(self) -> "list[Literal['minimize', 'maximize']]":
+        """Of Optuna's objectives."""
+        return ["maximize"] if self.goal.fastest else ["minimize", "maximize"]
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Of Optuna's objectives."""
+        names = ["predicted loss", "ln output tokens/s"]
+        return names[1:] if self.goal.fastest else names
+
+    def values(self, row: int, measurement: "Measurement") -> list[float]:
+        """Optuna's objectives for a measured row."""
+        speed = float(np.log(measurement.output_tokens_per_second))
+        return [speed] if self.goal.fastest else [float(self.losses[row]), speed]
+
+    @property
+    def constrained(self) -> bool:
+        """Whether anything but the space limits the answer."""
+        limits = self.goal.max_loss, self.workload.max_ttft, self.workload.max_tpot
+        return any(limit is not None for limit in limits)
+
+    def constraints(self, row: int, measurement: "Measurement") -> list[float]:
+        """Optuna's constraints for a measured row: above 0 is broken; none where none is set."""
+        work, found = self.workload, []
+        if self.goal.max_loss is not None:
+            found.append(float(self.losses[row]) - self.goal.max_loss)
+        if work.max_ttft is not None:
+            found.append(float(np.log(measurement.ttft / work.max_ttft)))
+        if work.max_tpot is not None:
+            found.append(float(np.log(measurement.tpot / work.max_tpot)))
+        return found
+
+    def counts(self, row: int, measurement: "Measurement") -> bool:
+        """Whether a measured row is within all limits."""
+        return all(value <= 0 for value in self.constraints(row, measurement))
+
+    def identity(self, engine: str) -> list[object]:
+        """What tells this question from others, beside the space and its losses."""
+        return [engine, asdict(self.workload), asdict(self.goal)]

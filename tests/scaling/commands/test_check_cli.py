@@ -1,0 +1,71 @@
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from shapelaw.scaling.commands.check_cli import mount
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.runs.table import write_runs
+from support.synthetic import synthetic_runs
+
+FAST = ("--starts", "4", "--delta", "0.01")
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "runs.csv"
+    write_runs(path, synthetic_runs(shapes=5, sizes=(1e5, 4e5, 1.6e6, 6.4e6)))
+    return path
+
+
+def run(*arguments) -> str:
+    app = typer.Typer()
+    mount(app)
+    done = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_check_prints_one_document_or_tables(table):
+    document = json.loads(run("check", table, "--resamples", 5, *FAST, "--json"))
+    assert document["fit"]["law"] == "conditional"
+    assert document["fit"]["n_runs"] == 60
+    assert set(document["leave_largest_out"]) == {"size", "compute"}
+    text = run("check", table, "--law", "chinchilla", "--resamples", 0, *FAST)
+    assert text.startswith("chinchilla on 60 runs: ")
+    assert "drift of the parameters" in text
+
+
+def test_check_leaves_rows_out_and_takes_a_budget(table):
+    kept = ("--where", "gqa > 1.5", "--exclude", "synthetic-0", "--compute", "1e13")
+    found = json.loads(run("check", table, "--resamples", 0, *kept, *FAST, "--json"))
+    assert found["fit"]["n_runs"] < 60
+    assert found["valley"]["compute"] == 1e13
+    assert (
+        "synthetic-0 (excluded by name)"
+        in (found["checklist"]["sections"]["Data collection"]["rows left out"])
+    )
+
+
+def test_compare_ranks_laws(table):
+    laws = ("--law", "chinchilla", "--law", "conditional")
+    document = json.loads(run("compare", table, *laws, *FAST, "--cutoff", 1.6e6, "--json"))
+    assert document["best"] == "conditional"
+    assert [one["cutoff"] for one in document["hold_out"]["chinchilla"]["cutoffs"]] == [1.6e6]
+    text = run("compare", table, *laws, "--by", "compute", *FAST)
+    assert text.startswith("conditional extrapolates best by compute")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("compare", "--law", "chinchilla"), "`compare` needs at least 2 different laws"),
+        (("check", "--law", "nonsense"), "`--law` must be one of"),
+        (("check", "--delta", "-1"), "`--delta` must be auto or a positive number"),
+        (("check", "--compute", "-1", *FAST, "--resamples", "0"), "`compute > 0` and finite"),
+    ],
+)
+def test_bad_input_is_one_clear_error(table, arguments, words):
+    with pytest.raises(InputError, match=words):
+        run(arguments[0], table, *arguments[1:])

@@ -1,0 +1,173 @@
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from shapelaw.scaling.commands.space_cli import read_space
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.runs.reader import read_table
+from shapelaw.scaling.runs.table import table_of
+from shapelaw.scaling.space.space import Space, usual_layers
+from shapelaw.scaling.space.statistics import survey
+from shapelaw.scaling.units import parse_numbers
+from shapelaw.search.cli import app, main
+
+ASK = ("space", "--params", "60K", "--vocab", "64", "--layers", "2,3", "--head-dim", "8",
+       "--hidden-step", "16", "--mlp-step", "8", "--max-heads", "6")  # fmt: skip
+
+
+def space(**changes: Any) -> Space:
+    settings = {
+        "parameters": 60_000,
+        "layers": (2, 3),
+        "head_dims": (8,),
+        "vocab_size": 64,
+        "hidden_step": 16,
+        "mlp_step": 8,
+        "max_heads": 6,
+    }
+    return Space(**(settings | changes))
+
+
+def words(*arguments: object) -> str:
+    done = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+    assert done.exit_code == 0
+    return done.stdout
+
+
+def failing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
+) -> str:
+    monkeypatch.setattr(sys, "argv", ["shapelaw", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    return printed.err
+
+
+def test_the_command_counts_what_each_limit_leaves() -> None:
+    found = json.loads(words(*ASK, "--json"))
+    table = space().enumerate()
+    assert found["shapes"] == len(table)
+    assert {row["limit"]: row["left"] for row in found["left"]} == space().counts()
+    assert found["ranges"]["hidden_size"] == [table.hidden_size.min(), table.hidden_size.max()]
+    assert found["ranges"]["kv_bytes"] == [table.kv_bytes(2).min(), table.kv_bytes(2).max()]
+    assert "vocab_size" not in found["ranges"]
+
+
+def test_people_read_the_counts_and_ranges() -> None:
+    text = words(*ASK, "--constraint", "gqa == 2")
+    count = len(space(constraints=("gqa == 2",)).enumerate())
+    assert f"{count:,} shapes" in text
+    for part in ("gqa == 2", "shapes within the tolerance", "hidden_size", "greatest"):
+        assert part in text
+
+
+def test_options_become_limits() -> None:
+    more = ["--gqa", "2,3", "--most", "kv_bytes=128", "--most", "n_total=61K", "--untied"]
+    more += ["--kv-value-bytes", "1", "--tolerance", "0.05"]
+    more += ["--constraint", "num_hidden_layers == 3"]
+    found = json.loads(words(*ASK, *more, "--json"))
+    table = space(tie_word_embeddings=False, tolerance=0.05).enumerate()
+    keep = np.isin(table.gqa, [2, 3]) & (table.kv_bytes(1) <= 128) & (table.n_total <= 61_000)
+    keep &= table.num_hidden_layers == 3
+    assert found["shapes"] == keep.sum() > 0
+    assert found["ranges"]["num_hidden_layers"] == [3, 3]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_the_shapes_are_written_in_order_and_read_back(
+    tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"shapes{ending}"
+    whole = space()
+    chunks = Space.chunks
+    monkeypatch.setattr(Space, "chunks", lambda self, **left: chunks(self, 37, **left))
+    found = survey(whole, path)
+    frame = read_table(path)
+    table = whole.enumerate()
+    assert found.shapes == len(frame) == len(table) > 37
+    expected = table.frame().assign(kv_bytes=table.kv_bytes(2), weight_bytes=table.weight_bytes(2))
+    pd.testing.assert_frame_equal(frame[[*expected]], expected)
+    again = table_of(frame)
+    assert [again[i] for i in range(5)] == [table[i] for i in range(5)]
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_table_is_not_left_half_written(tmp_path: Path) -> None:
+    path = tmp_path / "shapes.csv"
+    with pytest.raises(InputError, match="0 shapes with `n_total < 1`; relax"):
+        survey(space(constraints=("n_total < 1",)), path)
+    assert not [*tmp_path.iterdir()]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkError, match="could not be written"):
+        survey(space(), tmp_path / "file" / "shapes.csv")
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (("--params", "poetry"), "a count must be a number"),
+        (("--layers", "2;3"), "`--layers` must be whole numbers like 12,16,24 or a range like"),
+        (("--head-dim", "0"), "`--head-dim` must be whole numbers"),
+        (("--head-dim", "15"), "`head_dim % 2 == 0` must hold"),
+        (("--gqa", "all"), "`--gqa` must be whole numbers"),
+        (("--most", "loss=3"), "`--most` must be COLUMN=VALUE with a column of n_total"),
+        (("--most", "kv_bytes=few"), "a count must be a number"),
+        (("--constraint", "n_total"), "a filter must be true or false for each row"),
+        (("--constraint", "open('x')"), "may hold columns, numbers, strings"),
+        (("--constraint", "gqa == 7"), "0 shapes with `gqa == 7`; relax"),
+        (("--params", "1e30"), "a count must be below 1e+30"),
+        (("--params", "1e20"), "`1 <= parameters <= 10000000000000` must hold"),
+        (("--params-convention", "all"), "`--params-convention` must be one of"),
+        (("--out", "shapes.txt"), "`--out` must end in .csv or .parquet"),
+        (("--params", "10B", "--layers", "2:99", "--mlp-step", "1"), "more than the 1e+08"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    more: tuple[str, ...],
+    text: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert text in failing(monkeypatch, capsys, *ASK, *more)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_space_without_further_options_is_the_usual_one() -> None:
+    asked = read_space("1B", ("auto", "auto", "auto", "auto", "any"), [], vocab_size=128_256)
+    assert (asked.hidden_step, asked.mlp_step, asked.head_dims) == (128, 128, (64,))
+    assert asked.layers == usual_layers(10**9) == tuple(range(8, 33))
+    assert sum(len(chunk) for chunk in asked.chunks()) > 10**5
+
+
+def test_the_usual_depth_grows_with_the_size() -> None:
+    assert usual_layers(1000) == (1, 2)
+    depths = [usual_layers(size)[-1] for size in (1e5, 1e7, 1e9, 1e11)]
+    assert depths == sorted(set(depths))
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [("4", (4,)), ("12,16", (12, 16)), ("2:4", (2, 3, 4)), ("8:17:4", (8, 12, 16)), ("3:3", (3,))],
+)
+def test_numbers_are_read_as_a_list_or_a_range(text: str, numbers: tuple[int, ...]) -> None:
+    assert parse_numbers("--layers", text) == numbers
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "4:2", "1:2:0", "1,,2", "-1", "1.5", "a", "1:2:3:4", "9" * 9]
+)
+def test_other_texts_are_no_numbers(text: str) -> None:
+    with pytest.raises(InputError, match="`--layers` must be whole numbers"):
+        parse_numbers("--layers", text)

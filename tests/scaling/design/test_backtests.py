@@ -1,0 +1,163 @@
+import json
+from functools import partial
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from shapelaw.scaling.design.backtests import (
+    STRATEGIES,
+    Backtest,
+    BacktestStage,
+    backtest,
+    held_out_error,
+)
+from shapelaw.scaling.design.candidates import costs
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.runs.columns import D, N
+
+REFIT = partial(fit, "chinchilla", starts=2, resamples=0)
+
+
+def backtest_runs() -> pd.DataFrame:
+    """A grid of losses of a known Chinchilla law with .3 % noise."""
+    places = product(np.geomspace(2e7, 2e9, 6), np.geomspace(5e8, 5e10, 5))
+    frame = pd.DataFrame(places, columns=[N, D])
+    loss = 1.7 + 400 / frame[N] ** 0.34 + 1000 / frame[D] ** 0.36
+    return frame.assign(loss=loss * np.exp(np.random.default_rng(0).normal(0, 0.003, 30)))
+
+
+@pytest.fixture(scope="module")
+def runs() -> pd.DataFrame:
+    return backtest_runs()
+
+
+@pytest.fixture(scope="module")
+def result(runs: pd.DataFrame) -> Backtest:
+    return backtest(runs, REFIT, seeds=2, steps=3, held_out=0.2)
+
+
+def course(errors: dict[str, list[list[float]]]) -> Backtest:
+    """Strategies' errors by seed at budgets of 1, 10, 100 FLOP."""
+    rows = [
+        {"strategy": strategy, "seed": seed, "budget_flops": 10.0**step, "error": error}
+        for strategy, seeds in errors.items()
+        for seed, steps in enumerate(seeds)
+        for step, error in enumerate(steps)
+    ]
+    frame = pd.DataFrame(rows).assign(spent_flops=0.0, runs=1)
+    return Backtest(course=frame, full_error=0.01, held_out=1, pool=1, start="smallest")
+
+
+def test_every_strategy_starts_alike_and_stays_in_its_budget(result):
+    table = result.frame()
+    assert set(table["strategy"]) == set(STRATEGIES)
+    assert (table["spent_flops"] <= table["budget_flops"] * (1 + 1e-9)).all()
+    first = table.groupby(["seed", "strategy"]).first().reset_index()
+    for _, same in first.groupby("seed"):
+        assert np.ptp(same["error"]) == 0
+        assert same["runs"].unique() == [8]
+
+
+def test_random_and_cheapest_end_with_the_whole_pool(result):
+    last = result.frame().groupby(["seed", "strategy"]).last().reset_index()
+    whole = last[last["strategy"] != "design"]
+    assert (whole["runs"] == result.pool).all()
+    np.testing.assert_allclose(whole["error"], result.full_error, rtol=1e-3)
+
+
+def test_held_out_runs_are_the_largest_and_never_trained(runs):
+    seen = []
+
+    def watched(some: pd.DataFrame):
+        seen.append(float(costs(some).max()))
+        return REFIT(some)
+
+    result = backtest(runs, watched, seeds=1, steps=2, held_out=0.2)
+    assert result.held_out == 6
+    assert max(seen) <= np.sort(costs(runs))[-7]
+
+
+def test_on_a_known_truth_every_strategy_ends_near_the_noise(result):
+    last = result.frame().groupby(["seed", "strategy"])["error"].last()
+    assert (last < 0.02).all()
+
+
+def test_a_seed_repeats_itself(runs, result):
+    again = backtest(runs, REFIT, seeds=2, steps=3, held_out=0.2)
+    pd.testing.assert_frame_equal(again.frame(), result.frame())
+
+
+def test_an_error_counts_as_reached_when_it_stays_reached():
+    found = course({"random": [[0.03, 0.01, 0.03], [0.03, 0.01, 0.01], [0.01, 0.01, 0.01]]})
+    assert list(found.flops_to_reach(0.02)["random"]) == [np.inf, 10.0, 1.0]
+
+
+def test_ratios_are_taken_seed_by_seed():
+    found = course(
+        {"random": [[3, 3, 1], [3, 3, 1], [1, 1, 1]], "design": [[1, 1, 1], [3, 1, 1], [1, 1, 1]]}
+    ).ratios(2)["design"]
+    assert found["ratio"] == pytest.approx(10 ** (-(2 + 1 + 0) / 3))
+    assert found["low"] <= found["ratio"] <= found["high"]
+    assert (found["fewer"], found["equal"]) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
+
+
+def test_a_strategy_that_never_arrives_has_no_ratio_but_a_share():
+    found = course({"random": [[3, 1, 1], [3, 1, 1]], "design": [[3, 3, 3], [1, 1, 1]]}).ratios(2)
+    assert found["design"]["ratio"] is None
+    assert found["design"]["fewer"] == 0.5
+    assert found["design"]["never"] == 0.5
+
+
+def test_two_that_never_arrive_are_neither_ahead_nor_equal():
+    found = course({"random": [[3, 3, 3]], "design": [[3, 3, 3]]}).ratios(2)["design"]
+    assert found == {
+        **dict.fromkeys(("ratio", "low", "high", "median")),
+        "fewer": 0.0,
+        "equal": 0.0,
+        "never": 1.0,
+    }
+
+
+def test_a_back_test_shows_itself(result):
+    document = json.loads(json.dumps(result.as_json(), allow_nan=False))
+    assert document["held_out"] == 6
+    assert set(document["ratios"]) == {"design", "cheapest"}
+    assert "x the FLOPs of random" in result.summary()
+    assert "<table" in result._repr_html_()
+    bands = result.bands()
+    assert (bands["lower_quartile"] <= bands["median"]).all()
+    assert (bands["median"] <= bands["upper_quartile"]).all()
+    assert len(bands) == 3 * 4
+
+
+@pytest.mark.parametrize("name", list(STRATEGIES))
+def test_a_strategy_pays_for_what_it_takes_once(runs, name):
+    begin, pool = runs.iloc[:15], runs.iloc[15:25]
+    stage = BacktestStage(
+        fit=REFIT(begin),
+        trained=begin,
+        pool=pool,
+        budget_flops=float(np.median(costs(pool))) * 3,
+        held_out=runs.iloc[25:],
+        generator=np.random.default_rng(0),
+    )
+    chosen = STRATEGIES[name](stage)
+    assert len(chosen) == len(set(chosen)) > 0
+    assert set(chosen) <= set(pool.index)
+    assert costs(pool.loc[chosen]).sum() <= stage.budget_flops * (1 + 1e-9)
+
+
+def test_the_error_is_the_root_mean_square_of_ln_loss(runs):
+    fitted = REFIT(runs)
+    exact = runs.assign(loss=fitted.central(runs) * np.exp(0.02))
+    assert held_out_error(fitted, exact) == pytest.approx(0.02)
+
+
+def test_unknown_starts_and_small_tables_are_refused(runs):
+    with pytest.raises(InputError, match="`start` must be one of smallest, random, but got 'all'"):
+        backtest(runs, REFIT, start="all")
+    with pytest.raises(InputError, match=r"`len\(runs\) >= 24`, but got 10"):
+        backtest(runs.iloc[:10], REFIT)

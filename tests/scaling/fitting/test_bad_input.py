@@ -1,0 +1,186 @@
+"""Any table that somebody may bring: a fit with a status, or one clear error."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shapelaw.scaling.design.goals import parse_goal
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.derived import intervals, parameter
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.laws.registry import LAWS
+from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.runs.table import load_runs, write_runs
+from support.synthetic import synthetic_runs
+
+COLUMNS = (N, D, "loss", "hidden_over_sqrt_n", "mlp_to_attention", "gqa")
+DAMAGES = ("none", "constant", "collinear", "noise", "huge", "tiny", "few", "one level", "repeat")
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> pd.DataFrame:
+    """Synthetic runs with up to three kinds of damage that a valid table may still have."""
+    frame = synthetic_runs(shapes=draw(st.integers(1, 4)), seed=draw(st.integers(0, 50)))
+    generator = np.random.default_rng(draw(st.integers(0, 1000)))
+    for _ in range(draw(st.integers(0, 3))):
+        damage = draw(st.sampled_from(DAMAGES))
+        column = draw(st.sampled_from(COLUMNS))
+        if damage == "constant":
+            frame[column] = float(frame[column].iloc[0])
+        elif damage == "collinear":
+            other = draw(st.sampled_from(COLUMNS))
+            frame[column] = 3.0 * frame[other].to_numpy() ** draw(st.sampled_from([-1.0, 1.0, 2.0]))
+        elif damage == "noise":
+            frame[column] *= np.exp(generator.standard_normal(len(frame)))
+        elif damage in ("huge", "tiny"):
+            row = int(generator.integers(len(frame)))
+            frame.loc[frame.index[row], column] *= 1e6 if damage == "huge" else 1e-6
+        elif damage == "few":
+            frame = frame.head(draw(st.integers(1, 14))).reset_index(drop=True)
+        elif damage == "one level":
+            frame = frame[frame[column] == frame[column].iloc[0]].reset_index(drop=True)
+        elif damage == "repeat":
+            frame = pd.concat([frame, frame], ignore_index=True)
+    return frame
+
+
+def fitted(law, runs, **settings):
+    """The fit and no text, or none and the text of the error."""
+    try:
+        return fit(law, runs, **settings), ""
+    except InputError as error:
+        return None, str(error)
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        "chinchilla",
+        pytest.param("conditional", marks=pytest.mark.slow),
+        pytest.param("conditional-steady", marks=pytest.mark.slow),
+        "power",
+    ],
+)
+@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.too_slow])
+@given(runs=tables())
+def test_any_table_gives_a_fit_with_a_status_or_one_clear_error(law, runs):
+    found, refusal = fitted(law, runs, starts=16, resamples=3)
+    if found is None:
+        assert "`" in refusal
+        assert "\n" not in refusal
+        return
+    assert found.status
+    assert np.isfinite(found.objective)
+    assert np.isfinite(found.theta).all()
+    predicted = found.predict(runs.head(3))
+    assert np.isfinite(predicted.to_numpy()).all()
+    assert (predicted["loss_low"] <= predicted["loss_high"]).all()
+    found.summary()
+    found.optima()
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_three_rows_are_too_few_for_a_law_or_named_in_its_status(law):
+    runs = synthetic_runs(shapes=1).head(3)
+    found, refusal = fitted(law, runs, starts=8, resamples=0)
+    if found is None:
+        assert "needs at least" in refusal or "lacks the column" in refusal
+    else:
+        assert "held" in found.status
+        assert found.notes
+
+
+def test_a_table_of_one_size_predicts_only_there_and_says_so():
+    found = fit("conditional", synthetic_runs(sizes=(4e5,), shapes=20), starts=32, resamples=0)
+    assert any("all runs have one size" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"loss": np.nan}, "`loss > 0` and finite must hold, but got nan"),
+        ({"loss": -1.0}, "`loss > 0` and finite must hold, but got -1"),
+        ({"loss": "three"}, "`loss > 0` and finite must hold, but got three"),
+        ({"tokens": 0.0}, "`tokens > 0` and finite must hold, but got 0"),
+    ],
+)
+def test_a_value_that_breaks_a_rule_is_named_with_its_line(tmp_path, changes, words):
+    runs = synthetic_runs(shapes=2)
+    for name, value in changes.items():
+        runs[name] = runs[name].astype(object)
+        runs.loc[4, name] = value
+    path = tmp_path / "runs.csv"
+    write_runs(path, runs)
+    with pytest.raises(InputError, match=words) as error:
+        load_runs(path)
+    assert "line 6" in str(error.value)
+
+
+def test_a_law_of_text_is_refused_with_its_column():
+    runs = synthetic_runs(shapes=2).assign(corpus="dolma")
+    with pytest.raises(InputError, match="`corpus` must hold numbers to stand in a law"):
+        fit("Chinchilla() * UShape('corpus')", runs, starts=4, resamples=0)
+
+
+@pytest.fixture(scope="module")
+def small():
+    runs = synthetic_runs(shapes=2).assign(family="one")
+    return fit("chinchilla", runs, starts=8, resamples=8), runs
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"level": 0.95}, "`1 <= level < 100` must hold, in per cent, but got 0.95"),
+        ({"level": 100}, "`1 <= level < 100` must hold"),
+        ({"way": "bootstrap", "resamples": 0}, "`resamples >= 2` must hold for bootstrap"),
+        ({"way": "bca", "resamples": 1}, "`resamples >= 2` must hold for bca"),
+        ({"way": "sandwich", "clusters": "family"}, "`family` must have at least 2 values"),
+    ],
+)
+def test_an_interval_without_meaning_is_refused(small, changes, words):
+    fitted, runs = small
+    with pytest.raises(InputError, match=words):
+        intervals(fitted, runs, parameter(fitted, "E"), **changes)
+
+
+def test_one_quantity_is_as_good_as_a_list_of_one(small):
+    fitted, runs = small
+    one = parameter(fitted, "E")
+    alone, listed = (intervals(fitted, runs, way, way="sandwich") for way in (one, [one]))
+    pd.testing.assert_frame_equal(alone, listed)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ({N: [1e6]}, f"the table lacks the column `{D}`"),
+        ({N: ["a"], D: [1e9]}, f"`{N}` must hold numbers"),
+    ],
+)
+def test_a_prediction_of_no_numbers_names_the_column(small, rows, words):
+    with pytest.raises(InputError, match=words):
+        small[0].predict(pd.DataFrame(rows))
+
+
+def test_a_prediction_of_no_rows_is_refused(small):
+    with pytest.raises(InputError, match="but got no rows"):
+        small[0].predict(small[1].head(0))
+
+
+def test_a_fit_in_the_place_of_a_law_is_refused(small):
+    fitted, runs = small
+    with pytest.raises(InputError, match="`--law` must be one of"):
+        fit(fitted, runs)
+
+
+def test_a_goal_takes_whole_widths_and_depths():
+    runs = synthetic_runs(shapes=4)
+    ends = np.resize([64.0, 101.0], len(runs))
+    runs = runs.assign(hidden_size=ends, num_hidden_layers=ends[::-1] // 10)
+    fitted = fit("width-depth", runs, starts=8, resamples=0)
+    (row,) = parse_goal("predict:n=1e9,tokens=2e10", fitted).at.to_dict("records")
+    assert row["hidden_size"] == 80  # of 80.4, the middle
+    assert row["num_hidden_layers"] == round(row["num_hidden_layers"])

@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shapelaw.scaling.laws.terms import (
+    ABSENT,
+    BOWL,
+    EXPONENTIAL,
+    LINEAR,
+    Group,
+    Program,
+    Term,
+    bowl,
+)
+
+ROWS = 5
+THETA = np.array([0.3, -0.4, 0.2, 0.1])
+Z = np.random.default_rng(0).uniform(0.1, 1.0, (3, ROWS))
+POWER = Term(kind=EXPONENTIAL, index=(0, 1), features=Z[:2], constant=0.1 * Z[2])
+LINE = Term(kind=LINEAR, index=(2, 3), features=Z[:2], constant=1 + Z[2])
+FULL = Term(kind=BOWL, index=(0, 1, 2, 3), features=Z, constant=np.zeros(ROWS))
+STEADY = Term(kind=BOWL, index=(2, 1, ABSENT, ABSENT), features=Z, constant=np.zeros(ROWS))
+FIXED = Term(kind=EXPONENTIAL, index=(), features=np.empty((0, ROWS)), constant=Z[0])
+REPEATED = Term(kind=EXPONENTIAL, index=(0, 0), features=Z[:2], constant=np.zeros(ROWS))
+
+
+def program(*groups: tuple[float, tuple[Term, ...]]) -> Program:
+    return Program(
+        groups=tuple(Group(offset=offset, terms=terms) for offset, terms in groups),
+        parameters=len(THETA),
+        rows=ROWS,
+    )
+
+
+PROGRAMS = {
+    "one sum": program((0.0, (POWER, FIXED, LINE))),
+    "sum and factor": program((0.0, (POWER, FIXED)), (1.0, (FULL,))),
+    "three groups": program((0.0, (POWER, LINE)), (1.0, (STEADY,)), (0.0, (LINE,))),
+    "one parameter in every group": program((0.0, (POWER,)), (1.0, (FULL,)), (1.0, (REPEATED,))),
+    "nothing fitted": program((0.0, (FIXED,))),
+}
+number = st.floats(-2.0, 2.0)
+
+
+def differences(function, theta, step=1e-5):
+    moves = step * np.eye(len(theta))
+    return np.stack([(function(theta + m) - function(theta - m)) / (2 * step) for m in moves], -1)
+
+
+def test_the_kinds_of_term_are_their_formulas():
+    np.testing.assert_allclose(
+        POWER.value(THETA[None])[0], np.exp(0.1 * Z[2] + Z[0] * 0.3 - 0.4 * Z[1])
+    )
+    np.testing.assert_allclose(LINE.value(THETA[None])[0], 1 + Z[2] + 0.2 * Z[0] + 0.1 * Z[1])
+    u = Z[0] + 0.4 - 0.2 * Z[1]
+    np.testing.assert_allclose(
+        FULL.value(THETA[None])[0], 0.3 * np.exp(0.1 * Z[2]) * (u + np.exp(-u) - 1)
+    )
+    u = Z[0] + 0.4
+    np.testing.assert_allclose(STEADY.value(THETA[None])[0], 0.2 * (u + np.exp(-u) - 1))
+    np.testing.assert_allclose(FIXED.value(THETA[None])[0], np.exp(Z[0]))
+
+
+@given(x=number, s=number, r=number, x0=number, gamma=number, eta=number)
+def test_a_bowl_is_lowest_at_its_optimum_with_the_derivatives_it_states(x, s, r, x0, gamma, eta):
+    depth, slope, curve = bowl(x, s, r, x0, gamma, eta)
+    assert depth >= 0
+    assert curve > 0
+    best = x0 + gamma * s
+    assert bowl(best, s, r, x0, gamma, eta)[:2] == pytest.approx((0.0, 0.0), abs=1e-12)
+    above, below = (bowl(x + step, s, r, x0, gamma, eta) for step in (1e-5, -1e-5))
+    assert slope == pytest.approx((above[0] - below[0]) / 2e-5, rel=1e-4, abs=1e-5)
+    assert curve == pytest.approx((above[1] - below[1]) / 2e-5, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_moments_are_the_sums_over_rows_of_any_objective(name):
+    """With any cost c(ln L): Σ c' g, and Σ c'' g gᵀ + c' H, from the law's own derivatives."""
+    law = PROGRAMS[name]
+    generator = np.random.default_rng(1)
+    thetas = THETA + 0.1 * generator.standard_normal((3, len(THETA)))
+    slope, curve = generator.standard_normal((2, 3, ROWS))
+
+    def rows(logs):
+        return slope * logs, slope, curve
+
+    cost, gradient, gauss = law.moments(thetas, rows, newton=False)
+    _, same, hessian = law.moments(thetas, rows, newton=True)
+    np.testing.assert_array_equal(gradient, same)
+    for place, theta in enumerate(thetas):
+        logs = law.log_loss(theta[None])[0]
+        by = differences(lambda moved: law.log_loss(moved[None])[0], theta)
+        twice = differences(lambda moved: law.gradient(moved[None])[0].T, theta)
+        assert cost[place] == pytest.approx(slope[place] @ logs, rel=1e-12)
+        np.testing.assert_allclose(gradient[place], slope[place] @ by, atol=1e-8)
+        expected = np.einsum("n,na,nb->ab", curve[place], by, by)
+        np.testing.assert_allclose(gauss[place], expected, atol=1e-7)
+        expected = expected + np.einsum("n,nab->ab", slope[place], twice)
+        np.testing.assert_allclose(hessian[place], expected, atol=1e-6)
+        np.testing.assert_allclose(law.hessian(theta), twice, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_on_some_rows_is_the_same_there(name):
+    law, rows = PROGRAMS[name], np.array([3, 0, 3])
+    part = law.take(rows)
+    assert part.rows == 3
+    np.testing.assert_array_equal(part.log_loss(THETA[None]), law.log_loss(THETA[None])[:, rows])
+    np.testing.assert_array_equal(part.gradient(THETA[None]), law.gradient(THETA[None])[..., rows])
+
+
+def test_many_parameter_vectors_are_evaluated_as_each_alone():
+    law = PROGRAMS["three groups"]
+    thetas = THETA + 0.1 * np.random.default_rng(2).standard_normal((4, len(THETA)))
+    together = law.log_loss(thetas)
+    for place, theta in enumerate(thetas):
+        np.testing.assert_allclose(together[place], law.log_loss(theta[None])[0], rtol=1e-14)
+
+
+def test_where_a_factor_is_not_positive_the_loss_is_no_number_and_nothing_warns():
+    negative = Term(kind=LINEAR, index=(2,), features=np.ones((1, ROWS)), constant=np.zeros(ROWS))
+    law = program((0.0, (FIXED,)), (1.0, (negative,)))
+    theta = THETA.copy()
+    theta[2] = -2.0
+    assert np.isnan(law.log_loss(theta[None])).all()
+    theta[2] = -0.5
+    np.testing.assert_allclose(law.log_loss(theta[None])[0], Z[0] + np.log(0.5))
+
+
+def test_a_bowl_without_drift_ignores_size_and_tokens():
+    others = Term(
+        kind=BOWL, index=STEADY.index, features=np.stack([Z[0], 9 * Z[1], 9 * Z[2]]),
+        constant=np.zeros(ROWS),
+    )  # fmt: skip
+    np.testing.assert_array_equal(STEADY.value(THETA[None]), others.value(THETA[None]))
+    assert STEADY.present == (0, 1)
+    assert STEADY.places == [2, 1]

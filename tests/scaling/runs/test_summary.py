@@ -1,0 +1,99 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.scaling.runs.columns import MORE_COLUMNS
+from shapelaw.scaling.runs.summary import NAMES, UNITS, describe
+from shapelaw.scaling.runs.table import prepare_runs
+from support.run_tables import run_table
+
+
+@pytest.fixture
+def described():
+    return describe(load_runs("quickstart"))
+
+
+def test_every_range_has_its_column_unit_ends_and_levels(described):
+    runs, ranges = load_runs("quickstart"), described.ranges.set_index("column")
+    for name in ("n_non_embedding", "tokens", "loss", "gqa", "hidden_over_sqrt_n"):
+        assert ranges.loc[name, "lowest"] == runs[name].min()
+        assert ranges.loc[name, "highest"] == runs[name].max()
+        assert ranges.loc[name, "levels"] == runs[name].nunique()
+        assert ranges.loc[name, "unit"] == UNITS[name]
+    ratio = runs["tokens"] / runs["n_non_embedding"]
+    assert ranges.loc["tokens_per_parameter", "highest"] == ratio.max()
+    assert described.rows == len(runs)
+
+
+def test_missing_values_are_counted():
+    frame = run_table(learning_rate=[0.1, np.nan, np.nan, 0.2], n_active=np.nan)
+    ranges = describe(prepare_runs(frame, "runs")).ranges.set_index("column")
+    assert ranges.loc["learning_rate", ["levels", "missing"]].tolist() == [2, 2]
+    assert ranges.loc["n_active", ["levels", "missing"]].tolist() == [0, 4]
+    shown = describe(prepare_runs(frame, "runs")).frame().set_index("column")
+    assert shown.loc["n_active", "lowest"] == "-"
+
+
+def test_counts_are_shown_as_people_write_them(described):
+    shown = described.frame().set_index("column")
+    assert shown.loc["tokens", "highest"] == "2M"
+    assert shown.loc["loss", "lowest"] == "1.374"
+
+
+def test_what_stands_beside_the_ranges_is_told_in_lines(described):
+    lines = "\n".join(described.lines())
+    assert "tokenizer: bytes" in lines
+    assert "replicates: ln loss varies by 0.40% between runs of one shape" in lines
+    assert "warning: counted FLOPs differ from 6ND" in lines
+    assert "licence: Apache-2.0" in lines
+    assert described.summary().startswith("quickstart: 20 runs\n")
+
+
+def test_many_names_are_counted_and_reasons_summed():
+    frame = run_table(8, corpus=list("abcdefgh"), loss=np.linspace(4, 3, 8))
+    lines = describe(prepare_runs(frame, "runs", where="corpus != 'h'", exclude=["run-0"])).lines()
+    assert "corpus: b, c, d, e and 2 more" in lines
+    assert "left out: 1 runs, excluded by name" in lines
+    assert "left out: 1 runs, not in `corpus != 'h'`" in lines
+    assert any(line.startswith("no replicates") for line in lines)
+
+
+def test_replicates_are_told_by_size():
+    frame = run_table(3, tokens=1e6, loss=[4.0, 4.1, 4.2], seed=[0, 1, 2])
+    described = describe(prepare_runs(frame, "runs"))
+    assert described.degrees == 2
+    assert described.noise["degrees"].tolist() == [2]
+    assert described.as_json()["noise_by_size"][0]["deviation"] == pytest.approx(
+        np.log([4.0, 4.1, 4.2]).std(ddof=1)
+    )
+
+
+def test_the_document_has_no_nan_and_reads_back(described):
+    frame = run_table(n_active=np.nan)
+    for one in (described, describe(prepare_runs(frame, "runs"))):
+        document = one.as_json()
+        assert json.loads(json.dumps(document, allow_nan=False)) == document
+        assert document["rows"] == one.rows
+
+
+def test_a_notebook_shows_a_table_and_escapes_what_the_file_says():
+    frame = run_table(corpus="<b>text</b>", tokenizer="bytes")
+    html = describe(prepare_runs(frame, "runs"))._repr_html_()
+    assert "<table" in html
+    assert "&lt;b&gt;text" in html
+    assert "<b>text" not in html
+
+
+def test_a_table_of_two_columns_can_be_described():
+    described = describe(prepare_runs(pd.DataFrame({"tokens": [1e6, 2e6], "loss": [4, 3]}), "few"))
+    assert described.ranges["column"].tolist() == ["tokens", "loss"]
+    assert described.deviation is None
+    assert described.name == "run table"
+
+
+def test_no_column_is_both_a_range_and_a_name():
+    assert not set(UNITS) & set(NAMES)
+    assert {"loss_unit", "validation", "decayed", "run_group"} <= set(MORE_COLUMNS)

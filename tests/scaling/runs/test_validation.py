@@ -1,0 +1,196 @@
+"""What a run table may not hold, and what it warns of: every rule by its text."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.runs.table import load_runs, prepare_runs, same_losses, table_of
+from shapelaw.scaling.runs.validation import LARGEST_MODEL, as_floats, warnings_of
+from support.run_tables import run_table
+
+
+def prepared(frame: pd.DataFrame, **options: object) -> pd.DataFrame:
+    return prepare_runs(frame, "runs", **options)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [4.0, True, 3.8, 3.7],
+        [4.0, "True", 3.8, 3.7],
+        [4.0, "3,9", 3.8, 3.7],
+        [4.0, pd.Timestamp("2026-01-01"), 3.8, 3.7],
+        [4.0, "", 3.8, 3.7],
+        [4.0, None, 3.8, 3.7],
+        [4.0, -np.inf, 3.8, 3.7],
+    ],
+)
+def test_what_is_no_number_is_refused_as_a_loss(values):
+    with pytest.raises(InputError, match="runs line 3: `loss > 0` and finite must hold, but got"):
+        prepared(run_table(loss=pd.Series(values, dtype=object)))
+
+
+@pytest.mark.parametrize("values", [True, pd.Timestamp("2026-01-01"), pd.Timedelta(3)])
+def test_a_column_of_switches_or_dates_is_no_column_of_numbers(values):
+    with pytest.raises(InputError, match="runs line 2: `tokens > 0` and finite must hold"):
+        prepared(run_table(tokens=values))
+
+
+@pytest.mark.parametrize("column", ["n_active", "learning_rate", "unique_tokens", "flops_counted"])
+def test_what_is_not_known_of_every_run_may_be_missing_but_not_be_text(column):
+    assert len(prepared(run_table(**{column: [1e6, np.nan, 0.0, 2e6]}))) == 4
+    with pytest.raises(InputError, match=rf"line 3: `{column} > 0` and finite .* but got auto"):
+        prepared(run_table(**{column: pd.Series([1e6, "auto", 1e6, 1e6], dtype=object)}))
+
+
+def test_numbers_in_quotes_are_numbers_in_filters_too():
+    frame = run_table().astype({"loss": str, "hidden_size": str, "tokens": str})
+    loaded = prepared(frame, where="tokens > 2e6 and hidden_size == 64")
+    assert loaded["loss"].tolist() == [3.8, 3.7]
+    assert loaded["tokens"].dtype == float
+
+
+@pytest.mark.parametrize("column", ["tie_word_embeddings", "qk_norm", "decayed"])
+@pytest.mark.parametrize("value", ["yes", "maybe", 2, -1, "wahr"])
+def test_a_switch_that_is_neither_true_nor_false_is_named(column, value):
+    switches = pd.Series([True, "false", value, "1.0"], dtype=object)
+    with pytest.raises(InputError, match=f"runs line 4: `{column}` must be true or false, but go"):
+        prepared(run_table(**{column: switches}))
+
+
+def test_an_unknown_switch_has_its_default():
+    switches = pd.Series([None, np.nan, "False", 1], dtype=object)
+    table = table_of(run_table(tie_word_embeddings=switches, qk_norm=switches))
+    assert table.tie_word_embeddings.tolist() == [True, True, False, True]
+    assert table.qk_norm.tolist() == [False, False, False, True]
+
+
+def test_a_shape_too_large_to_count_is_refused_and_not_counted_wrongly():
+    frame = run_table(hidden_size=[64, 64, 3_000_000_000, 64], intermediate_size=10**10)
+    with pytest.raises(InputError, match=r"line 4: a shape must have fewer than `4.61e\+18` para"):
+        prepared(frame)
+    assert np.iinfo(np.int64).max > LARGEST_MODEL
+
+
+def test_two_rows_that_differ_in_their_name_only_are_one_run_twice(tmp_path):
+    frame = run_table(5, loss=[4.0, 3.9, 3.8, 3.9, 3.7], tokens=1e6, seed=0)
+    text = (
+        "lines 3 and 5: two rows must differ in more than `run_id`, but 'run-1' and 'run-3' do "
+        "not; leave one out with --exclude run-3, or tell replicates apart by a column `seed`"
+    )
+    with pytest.raises(InputError, match=text):
+        prepared(frame)
+    assert len(prepared(frame, exclude=["run-3"])) == 4
+    assert len(prepared(frame.assign(seed=range(5)))) == 5
+    frame.drop(columns="run_id").to_csv(tmp_path / "unnamed.csv", index=False)
+    with pytest.raises(InputError, match=r"lines 3 and 5: .* 'row-3' and 'row-5' do not"):
+        load_runs(tmp_path / "unnamed.csv")
+
+
+def test_missing_values_do_not_hide_a_duplicate():
+    frame = run_table(2, loss=4.0, tokens=1e6, learning_rate=np.nan)
+    with pytest.raises(InputError, match="lines 2 and 3: two rows must differ"):
+        prepared(frame)
+
+
+def test_losses_in_bits_become_nats_with_a_note():
+    bits = run_table(loss=[5.0, 4.9, 4.8, 4.7], loss_se=0.01, loss_unit=" Bits ")
+    loaded = prepared(bits)
+    np.testing.assert_allclose(loaded["loss"], np.array([5.0, 4.9, 4.8, 4.7]) * np.log(2))
+    np.testing.assert_allclose(loaded["loss_se"], 0.01 * np.log(2))
+    assert set(loaded["loss_unit"]) == {"nats"}
+    assert loaded.attrs["notes"] == ["loss and loss_se converted from bits to nats per token"]
+
+
+def test_losses_in_nats_stay_as_they_are():
+    loaded = prepared(run_table(loss_unit="nats"))
+    assert loaded["loss"].tolist() == run_table()["loss"].tolist()
+    assert loaded.attrs["notes"] == []
+
+
+def test_nats_and_bits_are_not_mixed():
+    frame = run_table(loss_unit=["nats", "nats", "bits", "nats"])
+    text = (
+        "runs: `loss_unit` must be the same for all rows, but is bits on line 4 and nats on line "
+        "2; convert them .* or choose with --where \"loss_unit == 'nats'\""
+    )
+    with pytest.raises(InputError, match=text):
+        prepared(frame)
+    assert len(prepared(frame, where="loss_unit == 'nats'")) == 3
+
+
+@pytest.mark.parametrize("unit", ["bpb", None, "", 3])
+def test_an_unknown_unit_of_loss_is_refused(unit):
+    units = pd.Series(["nats", unit, "nats", "nats"], dtype=object)
+    with pytest.raises(InputError, match=r"line 3: `loss_unit` must be nats or bits \(per"):
+        prepared(run_table(loss_unit=units))
+
+
+def test_a_loss_worse_than_a_uniform_guess_is_refused():
+    guess = np.log(256)
+    assert len(prepared(run_table(loss=[guess, 1.04 * guess, 3.0, 2.0]))) == 4
+    text = (
+        r"line 3: `loss <= 1.05 ln\(vocab_size\)` must hold, but got 5.87789 with a vocabulary of "
+        r"256 \(ln 5.545\): worse than guessing uniformly; is it in bits per token .* or diverged"
+    )
+    with pytest.raises(InputError, match=text):
+        prepared(run_table(loss=[guess, 1.06 * guess, 3.0, 2.0]))
+
+
+def test_a_loss_in_bits_that_says_so_is_not_taken_for_a_guess():
+    assert len(prepared(run_table(loss=[7.9, 7.5, 7.2, 7.0], loss_unit="bits"))) == 4
+
+
+def test_without_a_vocabulary_no_loss_is_too_high():
+    frame = run_table(loss=[40.0, 39.0, 38.0, 37.0])
+    assert len(prepared(frame.drop(columns="vocab_size"))) == 4
+    assert len(prepared(frame.assign(vocab_size=1))) == 4
+
+
+def test_losses_on_two_held_out_texts_are_not_fitted_together():
+    frame = run_table(validation=["c4", "pile", "c4", "pile"])
+    text = "`validation` must be the same for all rows of a fit, but has 'c4' and 'pile'; choose"
+    with pytest.raises(InputError, match=text):
+        same_losses(prepared(frame), "runs")
+    same_losses(prepared(frame, where="validation == 'c4'"), "runs")
+
+
+def test_a_plain_table_has_no_warnings():
+    assert prepared(run_table()).attrs["warnings"] == []
+
+
+def test_counted_flops_that_differ_from_6nd_are_warned_of():
+    close = run_table(flops_6nd=1e12, flops_counted=[1.04e12, 0.96e12, 1e12, np.nan])
+    assert warnings_of(close) == []
+    (warning,) = warnings_of(close.assign(flops_counted=[1.06e12, 2e12, 1e12, np.nan]))
+    assert "differ from 6ND by more than 5% in 2 of 4 rows (1.00 to 2.00 times)" in warning
+
+
+def test_repeated_text_is_warned_of():
+    assert warnings_of(run_table(unique_tokens=4e6)) == []
+    (warning,) = warnings_of(run_table(unique_tokens=[2e6, 1e6, np.nan, 0.0]))
+    assert warning.startswith("1 of 4 rows trained on repeated text, up to 2.00 epochs")
+
+
+def test_checkpoints_in_mid_schedule_are_warned_of():
+    assert warnings_of(run_table(decayed=True, run_group="one")) == []
+    (warning,) = warnings_of(run_table(decayed=[True, False, True, False]))
+    assert warning.startswith("2 of 4 rows are checkpoints in mid-schedule")
+    (unknown,) = prepared(run_table(decayed=["true", None, "true", "1"])).attrs["warnings"]
+    assert unknown.startswith("1 of 4 rows")
+
+
+def test_several_token_counts_of_one_run_are_warned_of_when_nothing_says_that_it_decayed():
+    assert warnings_of(run_table(run_group=list("abcd"))) == []
+    (warning,) = warnings_of(run_table(run_group=list("aabb")))
+    assert warning.startswith("2 runs (`run_group`) have rows at several token counts")
+    assert warnings_of(run_table(run_group=list("aabb"), decayed=True)) == []
+
+
+def test_extension_types_are_numbers_too():
+    assert as_floats(pd.Series([1, None, 3], dtype="Int64")).tolist()[::2] == [1, 3]
+    assert np.isnan(as_floats(pd.Series([1, None, 3], dtype="Int64"))[1])
+    assert as_floats(pd.Series(["1e3", "x"], dtype="string")).tolist()[0] == 1000
+    loaded = prepared(run_table(tokens=pd.Series([1, 2, 3, 4], dtype="Int64")))
+    assert loaded["tokens"].dtype == float

@@ -1,0 +1,138 @@
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.runs.columns import COLUMNS
+from shapelaw.scaling.runs.table import load_runs
+from shapelaw.search.autopilot.record import LoopSettings
+from shapelaw.search.autopilot.single_pass import PROXIES, fill, proxy_specs
+from support.command import SMALL, shapelaw
+
+pytestmark = pytest.mark.xdist_group("loop")
+
+
+def test_the_plan_tells_sizes_token_counts_and_ratios_apart() -> None:
+    specs = proxy_specs(LoopSettings(), 256)
+    table = pd.DataFrame(
+        {
+            "n": [spec.shape.n_non_embedding for spec in specs],
+            "tokens": [spec.tokens for spec in specs],
+            "hidden": [spec.shape.hidden_over_sqrt_n for spec in specs],
+            "mlp": [spec.shape.mlp_to_attention for spec in specs],
+            "gqa": [spec.shape.gqa for spec in specs],
+        }
+    )
+    assert len(specs) == len(PROXIES) + 1
+    assert len({spec.run_id for spec in specs}) == len(specs)
+    targets = table["n"].map(lambda n: 50_000 if n < 75_000 else 100_000)
+    assert (abs(table["n"] / targets - 1) < 0.02).all()
+    assert len(table[["tokens"]].assign(target=targets).drop_duplicates()) == 3
+    between = np.log(table[["hidden", "mlp", "gqa"]]).corr().to_numpy()
+    assert abs(between[np.triu_indices(3, 1)]).max() < 0.45
+
+
+def test_one_proxy_is_repeated_from_another_seed() -> None:
+    specs = proxy_specs(LoopSettings(), 256)
+    shapes = [(spec.shape, spec.tokens) for spec in specs]
+    twice = [spec for spec in specs if shapes.count((spec.shape, spec.tokens)) == 2]
+    assert {spec.seed for spec in twice} == {0, 1}
+    assert {spec.data_seed for spec in specs} == {0}
+
+
+def test_fill_finds_the_width_nearest_to_a_size() -> None:
+    shape = fill(100_000, 64, 4, 2, 256)
+    step = 3 * 64 * shape.num_hidden_layers
+    assert abs(shape.n_non_embedding - 100_000) <= step / 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"effort": 0.0}, "--effort"), ({"measurements": 2}, "--measurements >= 3")],
+)
+def test_settings_out_of_range_are_refused(changes: dict[str, float], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        LoopSettings(**changes)  # type: ignore[arg-type]
+
+
+def test_the_loop_leaves_every_file_and_a_full_run_table(loop_folder: Path) -> None:
+    for name in ("runs.csv", "fit.json", "study.log", "proposals.json", "pareto.png", "law.png"):
+        assert (loop_folder / name).stat().st_size > 100, name
+    runs = load_runs(loop_folder / "runs.csv")
+    assert set(COLUMNS) <= set(runs.columns)
+    assert (runs["role"] == "proxy").sum() == 17
+    assert (runs["role"] == "confirmation").sum() == 3
+    assert Fit.load(loop_folder / "fit.json").run_ids == list(runs["run_id"][:17])
+    assert not list(loop_folder.glob(".*"))
+
+
+def test_every_proposal_has_a_config_that_transformers_loads(loop_folder: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    rows = json.loads((loop_folder / "proposals.json").read_text())["proposals"]
+    assert [row["role"] for row in rows].count("baseline") == 1
+    for row in rows:
+        config = transformers.AutoConfig.from_pretrained(loop_folder / "proposals" / row["name"])
+        assert config.hidden_size == row["hidden_size"]
+        assert config.num_key_value_heads == row["num_key_value_heads"]
+        assert config.rope_parameters["rope_theta"] == row["rope_theta"]
+
+
+def test_a_second_start_trains_nothing_again(
+    loop_folder: Path, text_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "again"
+    shutil.copytree(loop_folder, folder)
+    weights = {path: path.stat().st_mtime_ns for path in folder.glob("work/runs/*/*")}
+    before = (folder / "runs.csv").read_bytes()
+    done = shapelaw("quickstart", "--corpus", text_folder, "--out", folder, *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "runs.csv").read_bytes() == before
+    assert {path: path.stat().st_mtime_ns for path in weights} == weights
+    assert json.loads(done.stdout)["confirmation"]
+
+
+def test_another_setting_in_the_same_folder_is_refused(
+    loop_folder: Path, text_folder: Path
+) -> None:
+    done = shapelaw("quickstart", "--corpus", text_folder, "--out", loop_folder, "--seed", "7")
+    assert done.returncode == 2
+    assert "holds a quickstart with another" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_with_the_same_losses(
+    loop_folder: Path, text_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-c", "from shapelaw.search.cli import main; main()", "quickstart"]
+    arguments = ["--corpus", str(text_folder), "--out", str(folder), *SMALL]
+    moments = random.Random(time.time_ns())
+    waits = [moments.uniform(3, 12) for _ in range(3)]
+    for wait in waits:
+        started = subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL)
+        try:
+            started.wait(wait)
+        except subprocess.TimeoutExpired:
+            os.kill(started.pid, signal.SIGKILL)
+            started.wait()
+    done = shapelaw("quickstart", *arguments)
+    assert done.returncode == 0, (waits, done.stderr)
+    wanted, got = (load_runs(path / "runs.csv") for path in (loop_folder, folder))
+    proxies = wanted["role"] == "proxy"
+    pd.testing.assert_series_equal(got["loss"][proxies], wanted["loss"][proxies], check_exact=True)
+    common = wanted.merge(got, on="run_id", suffixes=("", "_killed"))
+    assert len(common) >= proxies.sum() + 2  # the fast shape depends on measured speeds
+    assert (common["loss"] == common["loss_killed"]).all(), waits
+    assert (folder / "report.html").exists()

@@ -1,0 +1,186 @@
+import json
+import tomllib
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.files import write_json
+from shapelaw.search.cli import app
+from shapelaw.search.commands import measure as measuring
+from shapelaw.search.engines._roofline import RooflineEngine, hardware_named, own_hardware
+from shapelaw.search.engines._transformers import TransformersEngine
+from shapelaw.search.engines.accelerators import hardware
+from shapelaw.search.engines.machine import calibrate, write_hardware
+from shapelaw.search.engines.registry import engine_named
+from shapelaw.search.workload import parse_workload
+
+torch.set_num_threads(1)
+SHAPE = Shape(
+    hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=8, vocab_size=50,
+)  # fmt: skip
+LONG = parse_workload("100/1000@2")
+
+
+@pytest.mark.parametrize(
+    ("limits", "holds"),
+    [
+        ({}, True),
+        ({"max_ttft": 0.1}, True),
+        ({"max_ttft": 0.0625, "max_tpot": 0.016}, True),
+        ({"max_ttft": 0.0624}, False),
+        ({"max_tpot": 0.0159}, False),
+        ({"max_ttft": 0.1, "max_tpot": 0.001}, False),
+    ],
+)
+def test_a_service_level_holds_up_to_its_limits(limits: dict[str, float], holds: bool) -> None:
+    found = replace(RooflineEngine("h100").measure(SHAPE, LONG), ttft=1 / 16, tpot=0.016)
+    assert found.meets(replace(LONG, **limits)) is holds  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["torch", "transformers"])
+def test_a_cache_of_another_number_format_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="`kv_dtype == dtype` must hold in the " + name):
+        engine_named(name).measure(SHAPE, parse_workload("20/6@3:bfloat16,kv=fp8"))
+
+
+def test_a_narrower_cache_is_never_slower_on_the_roofline() -> None:
+    wide, narrow = (
+        RooflineEngine("h100").measure(SHAPE, parse_workload(f"9000/6@64:bfloat16{kv}"))
+        for kv in ("", ",kv=fp8")
+    )
+    assert narrow.tpot < wide.tpot
+
+
+def test_the_dynamic_cache_of_transformers_is_another_engine() -> None:
+    static, dynamic = TransformersEngine(repeats=1), TransformersEngine("dynamic", repeats=1)
+    assert (static.label, dynamic.label) == ("transformers", "transformers:dynamic")
+    assert dynamic.measure(SHAPE, parse_workload("8/4@2")).output_tokens_per_second > 0
+
+
+def test_transformers_that_is_not_installed_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr("shapelaw.search.engines._transformers.import_module", missing)
+    with pytest.raises(InputError, match=r'pip install "shapelaw\[hf\]"'):
+        TransformersEngine()
+
+
+class TestRooflineHardware:
+    def test_a_format_that_the_source_does_not_give_is_refused(self) -> None:
+        with pytest.raises(InputError, match="gives no bfloat16 arithmetic, only float32"):
+            RooflineEngine("graviton4-core").measure(SHAPE, parse_workload("8/4:bfloat16"))
+        found = RooflineEngine("graviton4-core").measure(SHAPE, parse_workload("8/4"))
+        assert found.tpot > RooflineEngine("zen4-core").measure(SHAPE, parse_workload("8/4")).tpot
+
+    def test_an_entry_that_was_written_is_read(self, tmp_path: Path) -> None:
+        device = replace(hardware("a100"), key="mine", name='a "quoted" \\ name')
+        path = write_hardware(device, tmp_path / "mine.toml")
+        assert hardware_named(str(path)) == device
+        found = RooflineEngine(str(path))
+        assert (found.label, found.device) == ("roofline:mine", device.name)
+
+    def test_this_machine_must_be_measured_first(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SHAPELAW_CACHE", str(tmp_path))
+        with pytest.raises(InputError, match="run shapelaw measure --calibrate"):
+            RooflineEngine("this")
+        write_hardware(replace(hardware("a100"), key="this"))
+        assert own_hardware().parent == tmp_path
+        assert RooflineEngine("this").label == "roofline:this"
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "name = 1",
+            "[a]\nname = 'a'",
+            "[a]\nname='a'\nmemory=1\nbandwidth=0\npeak_flops={float32=1}\nsource='s'",
+            "[a]\nname='a'\nmemory=1\nbandwidth=1\npeak_flops={}\nsource='s'",
+            "[a]\nname='a'\nmemory=1\nbandwidth='x'\npeak_flops={float32=1}\nsource='s'",
+            "[a]\nname='a'\nmemory=1\nbandwidth=1\npeak_flops=3\nsource='s'",
+            "[a]\n[b]\n",
+        ],
+    )
+    def test_an_incomplete_entry_is_refused(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "mine.toml").write_text(text)
+        with pytest.raises(InputError, match="must hold one table with `name`"):
+            hardware_named(str(tmp_path / "mine.toml"))
+
+    def test_a_file_that_is_not_toml_or_not_there_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.toml"
+        with pytest.raises(InputError, match=r"mine\.toml cannot be read"):
+            hardware_named(str(path))
+        for wrong in (b"= 1", b"\xff"):
+            path.write_bytes(wrong)
+            with pytest.raises(InputError, match="is not TOML"):
+                hardware_named(str(path))
+
+
+@pytest.mark.slow
+def test_a_calibration_measures_figures_that_hang_together() -> None:
+    device = calibrate(turns=2)
+    assert device.bandwidth > 1e8
+    assert min(device.peak_flops.values()) > 1e8
+    assert set(device.peak_flops) == {"float32", "bfloat16"}
+    assert "--calibrate" in device.source
+    workload = parse_workload("8/4")
+    # No engine is faster than the machine's own roof, by a wide margin for the noise.
+    roof = 2 * SHAPE.n_non_embedding / device.peak_flops["float32"]
+    assert engine_named("torch").measure(SHAPE, workload).tpot > roof / 4
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    write_json(tmp_path / "config.json", SHAPE.to_config())
+    return tmp_path / "config.json"
+
+
+def command(*words: object) -> dict[str, object]:
+    result = CliRunner().invoke(app, ["measure", *map(str, words), "--json"])
+    if result.exception:
+        raise result.exception
+    return json.loads(result.stdout)  # type: ignore[no-any-return]
+
+
+def test_the_command_keeps_what_it_measured(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHAPELAW_CACHE", str(tmp_path / "kept"))
+    monkeypatch.setattr("shapelaw.search.engines._timed.DISTURBED", 1e9)  # whatever else runs here
+    asked = (config, "--workload", "8/4@1,ttft=100,tpot=0.000001")
+    first, second = command(*asked), command(*asked)
+    assert (first.pop("kept"), second.pop("kept")) == (False, True)
+    assert first == second
+    assert first["meets_service_level"] is False
+    assert command(*asked, "--fresh")["kept"] is False
+    assert "kept" not in command(*asked, "--no-cache")
+
+
+def test_the_command_calibrates_into_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = replace(hardware("a100"), key="this")
+    monkeypatch.setattr(measuring, "calibrate", lambda: device)
+    path = tmp_path / "mine.toml"
+    found = command("--calibrate", "--out", path)
+    assert found == asdict(device) | {"written": str(path)}
+    assert list(tomllib.loads(path.read_text())) == ["this"]
+
+
+def test_the_command_says_what_is_missing_or_too_much(config: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a shape is missing"):
+        command()
+    with pytest.raises(InputError, match=r"not .*config\.json; leave one of them out"):
+        command(config, "--calibrate")
+    with pytest.raises(InputError, match=r"must end in \.toml"):
+        command("--calibrate", "--out", tmp_path / "mine.json")

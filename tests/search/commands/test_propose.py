@@ -1,0 +1,361 @@
+"""What a person asks of ``propose``: any budget gives valid candidates, or one clear line."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shapelaw.scaling.accuracy.fit import load_link
+from shapelaw.scaling.architectures.named_shapes import shape_named
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.files import read_json, write_json
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.space.space import CONVENTIONS
+from shapelaw.search.commands.propose import Answer, answer
+from shapelaw.search.commands.table import ALIKE, SHOWN, in_bytes, in_table, seconds
+from shapelaw.search.engines._base import TIME_MODEL
+from shapelaw.search.engines._vllm import CPU_ENVIRONMENT, ENVIRONMENT, SESSION, VllmEngine
+from shapelaw.search.engines.sessions import client
+from shapelaw.search.engines.sessions.client import MissingError, SessionProcess, numbers
+from shapelaw.search.proposals import basis
+from shapelaw.search.proposals.basis import shipped_law
+from shapelaw.search.proposals.request import ProposalRequest
+from shapelaw.search.workload import parse_workload
+from support.asked import USUAL
+from support.search_runs import synthetic_runs
+
+
+def asked(out: Path | None = None, **changes: Any) -> Answer:
+    return answer(ProposalRequest(**(USUAL | changes)), out)
+
+
+@pytest.fixture(scope="module")
+def usual() -> Answer:
+    return asked()
+
+
+def outcome(**changes: Any) -> tuple[Answer | None, str]:
+    """The answer and no text, or none and the text of the error."""
+    try:
+        return asked(**changes), ""
+    except InputError as error:
+        return None, str(error)
+
+
+requests = st.fixed_dictionaries(
+    {
+        "params": st.integers(120, 2500).map("{}M".format),
+        "tokens": st.integers(1, 400).map("{}B".format),
+        "law": st.sampled_from(["paper-2510.18245", "paper-2510.18245-1b"]),
+        "workload": st.sampled_from(["chat", "rag@64:bfloat16", "edge", "2000/300@4:bfloat16"]),
+        "engine": st.sampled_from(["roofline:h100", "roofline:a100"]),
+        "baseline": st.sampled_from(
+            ["llama-3.2-1b", "qwen3-0.6b", "gemma-3-1b", "olmo-2-1b", "smollm3-3b", "panda-1b"]
+        ),
+        "convention": st.sampled_from(sorted(CONVENTIONS)),
+        "layers": st.sampled_from(["auto", "16", "20,28"]),
+        "worse": st.sampled_from([0.5, 3.0, 50.0]),
+        "seed": st.integers(0, 3),
+    }
+)
+
+
+@settings(max_examples=10, deadline=None)
+@given(requests)
+def test_any_budget_gives_valid_candidates_or_one_clear_line(changes: dict[str, Any]) -> None:
+    found, refusal = outcome(**changes)
+    if found is None:
+        assert refusal.startswith(("no valid shape", "`predicted loss", "none of the"))
+        assert "\n" not in refusal
+        return
+    request = ProposalRequest(**(USUAL | changes))
+    proposals = found.proposals
+    assert proposals[0].role == "baseline"
+    assert [p.role for p in proposals].count("baseline") == 1
+    assert len({p.shape for p in proposals}) == len(proposals)
+    wanted = float(request.params[:-1]) * 1e6
+    for p in proposals:
+        size = getattr(p.shape, CONVENTIONS[request.convention])
+        assert abs(size / wanted - 1) <= request.tolerance
+        assert p.shape.num_attention_heads % p.shape.num_key_value_heads == 0
+        assert np.isfinite([p.loss_low, p.loss_high]).all()
+        assert p.loss_low < p.predicted_loss < p.loss_high
+        assert p.difference_low <= p.difference <= p.difference_high
+        assert p.predicted_loss <= proposals[0].predicted_loss * (1 + request.worse / 100) + 1e-9
+        _front_is_right(p, proposals)
+        _extrapolation_is_said(p, found)
+
+
+def _front_is_right(p: Any, proposals: list[Any]) -> None:
+    if p.throughput is None:
+        assert not p.on_front
+        return
+    speed = p.throughput.output_tokens_per_second
+    beaten = any(
+        other.throughput is not None
+        and other.predicted_loss <= p.predicted_loss
+        and other.throughput.output_tokens_per_second >= speed
+        and (other.predicted_loss, other.throughput.output_tokens_per_second)
+        != (p.predicted_loss, speed)
+        for other in proposals
+    )
+    assert not (p.on_front and beaten)
+
+
+def _extrapolation_is_said(p: Any, found: Answer) -> None:
+    """Every range of the printed law that a candidate leaves is in its warnings."""
+    names = {words.split()[0] for words in p.warnings}
+    if p.shape.n_non_embedding > 1.03 * 973e6:
+        assert "n_non_embedding" in names
+    if not 0.49 <= p.shape.mlp_to_attention <= 5.11:
+        assert "mlp_to_attention" in names
+    assert any("no term for gqa" in words for words in found.notes)
+
+
+def test_a_baseline_of_the_budget_s_size_is_the_model_itself(usual: Answer) -> None:
+    exact = asked(params="973M", baseline="surefire-1b", head_dims="64")
+    assert exact.proposals[0].shape == shape_named("surefire-1b")
+    assert usual.proposals[0].shape != shape_named("llama-3.2-1b"), "1 % of 1B leaves it out"
+
+
+def test_engine_and_time_model_are_both_asked_and_marked(usual: Answer) -> None:
+    kinds = [p.throughput.kind for p in usual.proposals if p.throughput]
+    assert kinds.count("predicted") == 6
+    assert 1 <= kinds.count(TIME_MODEL) <= 5
+    assert usual.about["time_model"]["error"] < 0.2
+    text = in_table(usual.proposals)["tokens/s × baseline"].str.cat()
+    assert "predicted" in text
+    assert TIME_MODEL in text
+
+
+def test_the_table_has_the_baseline_and_the_front(usual: Answer) -> None:
+    shown = in_table(usual.proposals)
+    front = [p.name for p in usual.proposals if p.on_front or p.role == "baseline"]
+    names = [text.split("\n")[0] for text in shown["shape"]]
+    assert names == [name for name in front if name in names]
+    assert len(names) > 3
+    assert shown["shape"].iloc[0].endswith("\nbaseline")
+    assert shown["loss − baseline"].iloc[0] == "0"
+    assert "[" in shown["loss − baseline"].iloc[1]
+    assert (shown["why"] != "").all()
+
+
+def test_a_service_level_filters_the_front(usual: Answer) -> None:
+    speeds = [p.throughput for p in usual.proposals if p.throughput]
+    limit = float(np.median([speed.tpot for speed in speeds]))
+    found = asked(limits={"max_ttft": None, "max_tpot": limit})
+    for p in found.proposals:
+        assert p.throughput is not None
+        if p.throughput.tpot > limit:
+            assert not p.on_front
+            assert any(words.startswith("TPOT") for words in p.warnings)
+    assert any(p.on_front for p in found.proposals)
+
+
+def test_accuracy_is_given_where_the_link_holds_and_refused_elsewhere() -> None:
+    link = load_link("olmo-ladder")
+    held = asked(link="olmo-ladder", validation=link.measured.validation).proposals[0].accuracy
+    assert held is not None
+    assert held.value is not None
+    assert 0 < held.low < held.value < held.high < 1  # type: ignore[operator]
+    other = asked(link="olmo-ladder", validation="dolma")
+    assert other.proposals[0].accuracy is not None
+    assert other.proposals[0].accuracy.value is None
+    assert "not available" in in_table(other.proposals)["predicted accuracy"].iloc[0]
+
+
+def test_files_of_a_folder_hold_what_was_answered(tmp_path: Path) -> None:
+    found = asked(tmp_path)
+    written = read_json(tmp_path / "proposals.json")
+    assert written["proposals"] == [p.row() for p in found.proposals]
+    assert written["basis"] == found.basis
+    assert Fit.load(tmp_path / "fit.json").notes
+    config = read_json(tmp_path / "proposals" / found.proposals[1].name / "config.json")
+    assert Shape.from_config(config) == found.proposals[1].shape
+    assert config["max_position_embeddings"] >= 4096 + 1024, "an engine would refuse to serve rag"
+
+
+def test_a_config_builds_the_shape_in_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    found = asked(tmp_path, params="973M", head_dims="64", estimated=0, measurements=3)
+    for p in found.proposals:
+        config = transformers.AutoConfig.from_pretrained(tmp_path / "proposals" / p.name)
+        for name in ("hidden_size", "num_hidden_layers", "num_key_value_heads", "head_dim"):
+            assert getattr(config, name) == getattr(p.shape, name)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("engine vllm")
+def test_a_config_is_loaded_and_served_by_vllm(tmp_path: Path) -> None:
+    try:
+        engine = VllmEngine()
+    except MissingError as error:
+        pytest.skip(str(error))
+    asked(
+        tmp_path, params="20M", layers="4", head_dims="64", vocab_size=1000, estimated=0,
+        measurements=3,
+    )  # fmt: skip
+    served = parse_workload("20/3@2:bfloat16")
+    for folder in (tmp_path / "proposals").iterdir():
+        shape = Shape.from_config(read_json(folder / "config.json"))
+        environment = ENVIRONMENT | CPU_ENVIRONMENT
+        options = engine._options(shape, served)
+        work = numbers(shape, served)
+        with closing(
+            SessionProcess(SESSION, python=engine.python, environment=environment)
+        ) as process:
+            process.ask("load", folder=str(folder), workload=work, options=options)
+            assert process.ask("serve", outputs=3)["produced"] == [3, 3]
+
+
+def test_the_shipped_law_names_what_it_rests_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[pd.DataFrame] = []
+    fitted = fit("chinchilla", synthetic_runs(), starts=4, resamples=2)
+
+    def record(law: str, runs: pd.DataFrame, **options: Any) -> Fit:
+        taken.append(runs)
+        return fitted
+
+    monkeypatch.setattr(basis, "fit", record)
+    _, rests_on = shipped_law()
+    assert "data/proxies" in rests_on
+    assert "no --law is given" in rests_on
+    assert "confirmation" not in set(taken[0]["role"])
+
+
+def other_units(tmp_path: Path) -> Path:
+    runs = synthetic_runs()
+    runs["n_non_embedding"] /= 1e9
+    runs["n_total"] = runs["n_non_embedding"]
+    fit("chinchilla", runs, starts=4, resamples=2).save(tmp_path / "billions.json")
+    return tmp_path / "billions.json"
+
+
+def other_columns(tmp_path: Path) -> Path:
+    runs = synthetic_runs().assign(best_loss=2.0)
+    runs["best_loss"] = runs["loss"] * 0.99
+    law = "BestLoss() * Bracket('hidden_over_sqrt_n')"
+    fit(law, runs, starts=4, resamples=2).save(tmp_path / "columns.json")
+    return tmp_path / "columns.json"
+
+
+def another_file(tmp_path: Path) -> Path:
+    write_json(tmp_path / "other.json", {"schema_version": 99})
+    return tmp_path / "other.json"
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (other_units, r"`n_non_embedding >= 1000` must hold .* it counts in other units"),
+        (other_columns, r"needs `best_loss`, which a shape and a token budget do not give"),
+        (another_file, r"must be a fit of schema version 2, but has 99"),
+    ],
+)
+def test_a_law_that_cannot_speak_of_shapes_is_refused(make: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=said):
+        asked(law=str(make(tmp_path)))
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no such law": ({"law": "paper-1234"}, r"one of paper-2510\.18245, .* got 'paper-1234'"),
+    "no such link": ({"link": "guess"}, r"a link's name must be one of"),
+    "engine": ({"engine": "abacus"}, r"`--engine` must be one of"),
+    "impossible SLO": (
+        {"limits": {"max_ttft": 1e-9, "max_tpot": None}},
+        r"`max_ttft <= 1e-09` s \(the best shape has .* raise the limit",
+    ),
+    "limit": ({"limits": {"max_ttft": -1.0, "max_tpot": None}}, r"`max_ttft > 0`"),
+    "space of zero": ({"params": "1K", "layers": "64"}, r"no valid shape has 1000 parameters"),
+    "space of too many": (
+        {"layers": ",".join(map(str, range(4, 60))), "head_dims": "32,64,128", "tolerance": 0.4},
+        r"at most 2,000,000 shapes, but the space has about .* give fewer --layers",
+    ),
+    "worse": ({"worse": -1.0}, r"`0 <= --worse <= 100` per cent must hold, but got -1"),
+}
+
+
+@pytest.mark.parametrize(("changes", "said"), BAD.values(), ids=BAD)
+def test_what_cannot_be_answered_is_one_clear_line(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said) as error:
+        asked(**changes)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        ("llamacpp", r'needs xllamacpp; `pip install "shapelaw\[llamacpp\]"`'),
+        ("aiconfigurator:h200", r'needs aiconfigurator; `pip install "shapelaw\[predict\]"`'),
+        ("vllm", r"needs vLLM in an environment of its own; make one .* SHAPELAW_VLLM_PYTHON"),
+    ],
+)
+def test_an_engine_that_is_not_installed_says_how_to_get_it(
+    engine: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "installed_version", lambda package: None)
+    monkeypatch.delenv("SHAPELAW_VLLM_PYTHON", raising=False)
+    monkeypatch.delenv("SHAPELAW_AICONFIGURATOR_PYTHON", raising=False)
+    with pytest.raises(InputError, match=said):
+        asked(engine=engine)
+
+
+def test_units_keep_three_digits() -> None:
+    assert [seconds(value) for value in (12.345, 0.00123, 4.56e-7)] == [
+        "12.3 s",
+        "1.23 ms",
+        "0.456 µs",
+    ]
+    assert [in_bytes(value) for value in (0, 999, 114_688, 6.4e9)] == [
+        "0 B",
+        "999 B",
+        "115 kB",
+        "6.4 GB",
+    ]
+
+
+def test_a_law_that_knows_no_gqa_does_not_choose_it_unless_asked(usual: Answer) -> None:
+    assert {p.shape.gqa for p in usual.proposals} == {4.0}
+    assert any("only shapes of the baseline's are proposed" in words for words in usual.notes)
+    free = asked(where=("gqa <= 8",))
+    assert len({p.shape.gqa for p in free.proposals}) > 1
+    assert any("no term for gqa: a change of it costs no" in words for words in free.notes)
+
+
+def test_the_printed_table_is_short_and_keeps_roles_and_ends() -> None:
+    found = asked(measurements=24, estimated=12, tolerance=0.03, head_dims="64")
+    front = [p for p in found.proposals if p is found.proposals[0] or p.on_front]
+    assert len(front) > SHOWN
+    names = [text.split("\n")[0] for text in in_table(found.proposals)["shape"]]
+    places = pd.DataFrame(
+        [
+            (p.predicted_loss, np.log(p.throughput.output_tokens_per_second))
+            for p in front
+            if p.throughput
+        ],
+        index=[p.name for p in front],
+    )
+    places /= places.max() - places.min()
+    apart = np.linalg.norm(places.to_numpy()[:, None] - places.loc[names].to_numpy(), axis=2)
+    assert len(names) <= SHOWN
+    assert len(names) == SHOWN or apart.min(axis=1).max() < ALIKE
+    always = {p.name for p in front if p.role != "candidate"} | {front[-1].name}
+    assert always <= set(names)
+    own = places.loc[[name for name in names if name not in always]].to_numpy()
+    between = np.linalg.norm(own[:, None] - own, axis=2) + np.eye(len(own))
+    assert between.min() >= ALIKE, "two that are shown are alike"
+
+
+def test_one_goal_is_the_fastest_of_no_more_loss_than_the_baseline() -> None:
+    found = asked(fastest=True, where=("gqa <= 8",), measurements=12, estimated=0)
+    base, *others = found.proposals
+    assert others
+    assert all(p.predicted_loss <= base.predicted_loss for p in others)
+    assert max(p.speedup or 0 for p in others) > 1

@@ -1,0 +1,227 @@
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from shapelaw.scaling.architectures.named_shapes import shape_named
+from shapelaw.scaling.architectures.shape import RATIOS, Shape
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.runs.table import with_ratios
+from shapelaw.scaling.space.space import Space, nearest_proportions, within
+from shapelaw.search.engines._base import Engine, Measurement
+from shapelaw.search.proposals.candidate_set import FLAT, RATIO_SLACK, Target
+from shapelaw.search.proposals.pareto_search import Search, find, propose
+from shapelaw.search.proposals.proposal import BASELINE, CANDIDATE, FAST, LOSS_OPTIMAL, Proposal
+from shapelaw.search.proposals.reasons import mark_front
+from shapelaw.search.workload import Workload, parse_workload
+from support.fake_engine import FakeEngine
+from support.search_runs import synthetic_runs
+
+TOKENS = 2_000_000
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Fit:
+    return fit("conditional", synthetic_runs(), starts=16, resamples=40)
+
+
+def target(engine: Engine, **changes: object) -> Target:
+    space: dict[str, object] = {
+        "parameters": 200_000, "layers": (4,), "head_dims": (16,), "vocab_size": 256,
+        "hidden_step": 16, "mlp_step": 16, "qk_norm": True, "rope_theta": 500.0,
+    }  # fmt: skip
+    return Target(
+        space=Space(**(space | changes)),  # type: ignore[arg-type]
+        tokens=TOKENS,
+        workload=parse_workload("128/64@8"),
+        engine=engine,
+        baseline_name="llama-3.2-1b",
+        baseline=shape_named("llama-3.2-1b"),
+    )
+
+
+@pytest.fixture(scope="module")
+def proposals(fitted: Fit, tmp_path_factory: pytest.TempPathFactory) -> list[Proposal]:
+    storage = tmp_path_factory.mktemp("study") / "study.log"
+    return propose(fitted, target(FakeEngine()), storage=storage, measurements=14)
+
+
+def predicted(fitted: Fit, shapes: list[Shape]) -> np.ndarray:
+    frame = with_ratios(pd.DataFrame([vars(shape) for shape in shapes])).assign(tokens=TOKENS)
+    return fitted.predict(frame)["predicted_loss"].to_numpy()
+
+
+def role(proposals: list[Proposal], name: str) -> Proposal:
+    (found,) = [proposal for proposal in proposals if proposal.role == name]
+    return found
+
+
+def test_the_baseline_comes_first_with_the_proportions_of_its_model(
+    proposals: list[Proposal],
+) -> None:
+    everything = target(FakeEngine()).space.enumerate()
+    row = nearest_proportions(everything, shape_named("llama-3.2-1b"), 200_000)
+    assert proposals[0].role == BASELINE
+    assert proposals[0].shape == everything[row]
+    assert [proposal.role for proposal in proposals].count(BASELINE) == 1
+
+
+def test_as_many_distinct_shapes_as_asked_for_are_proposed(proposals: list[Proposal]) -> None:
+    assert len(proposals) == len({proposal.shape for proposal in proposals}) == 14
+    for proposal in proposals:
+        assert proposal.shape.n_non_embedding == pytest.approx(200_000, rel=0.03)
+        assert proposal.tokens == TOKENS
+
+
+def test_every_proposal_but_the_baseline_is_near_the_fitted_ratios(
+    fitted: Fit, proposals: list[Proposal]
+) -> None:
+    for proposal in proposals[1:]:
+        for name in RATIOS:
+            low, high = fitted.ranges[name]
+            assert low / RATIO_SLACK <= getattr(proposal.shape, name) <= high * RATIO_SLACK
+
+
+def test_losses_are_those_of_the_fit_inside_their_intervals(
+    fitted: Fit, proposals: list[Proposal]
+) -> None:
+    losses = predicted(fitted, [proposal.shape for proposal in proposals])
+    for proposal, loss in zip(proposals, losses, strict=True):
+        assert proposal.predicted_loss == pytest.approx(loss, rel=1e-12)
+        assert proposal.loss_low < proposal.predicted_loss < proposal.loss_high
+
+
+def test_the_loss_optimal_shape_has_the_lowest_predicted_loss_in_range(
+    fitted: Fit, proposals: list[Proposal]
+) -> None:
+    everything = target(FakeEngine()).space.enumerate()
+    ranges = {name: fitted.ranges[name] for name in RATIOS}
+    allowed = everything.take(within(everything, ranges, RATIO_SLACK))
+    losses = fitted.central(allowed.frame().assign(tokens=TOKENS))
+    best = role(proposals, LOSS_OPTIMAL)
+    assert best.predicted_loss <= losses.min() * (1 + FLAT)
+    others = [p.predicted_loss for p in proposals if p.role != BASELINE]
+    assert best.predicted_loss <= min(others) * (1 + FLAT)
+
+
+def test_the_fast_shape_is_the_fastest_of_no_more_loss_than_the_baseline(
+    proposals: list[Proposal],
+) -> None:
+    fast, baseline = role(proposals, FAST), proposals[0]
+    assert fast.predicted_loss <= baseline.predicted_loss
+    equal = [
+        proposal.throughput.output_tokens_per_second  # type: ignore[union-attr]
+        for proposal in proposals
+        if proposal.predicted_loss <= baseline.predicted_loss and proposal.role in (FAST, CANDIDATE)
+    ]
+    assert fast.throughput.output_tokens_per_second == max(equal)  # type: ignore[union-attr]
+
+
+def test_the_front_is_marked_and_comes_after_the_baseline(proposals: list[Proposal]) -> None:
+    for proposal in proposals:
+        beaten = any(
+            other.predicted_loss <= proposal.predicted_loss
+            and other.throughput.output_tokens_per_second  # type: ignore[union-attr]
+            > proposal.throughput.output_tokens_per_second  # type: ignore[union-attr]
+            for other in proposals
+        )
+        assert proposal.on_front == (not beaten)
+    rest = [(not proposal.on_front, proposal.predicted_loss) for proposal in proposals[1:]]
+    assert rest == sorted(rest)
+
+
+def test_what_lies_outside_of_the_fit_is_said(proposals: list[Proposal]) -> None:
+    assert any("n_non_embedding" in words for words in proposals[0].warnings)
+
+
+def test_shapes_that_the_engine_refuses_stay_with_the_reason(fitted: Fit, tmp_path: Path) -> None:
+    found = propose(
+        fitted, target(FakeEngine(refuse=1)), storage=tmp_path / "study.log", measurements=10
+    )
+    refused = [proposal for proposal in found if proposal.throughput is None]
+    assert {proposal.shape.num_key_value_heads for proposal in refused} == {1}
+    for proposal in refused:
+        assert not proposal.on_front
+        assert any(words.startswith("not measured: ") for words in proposal.warnings)
+    assert len(refused) < len(found) == 10
+
+
+class RefusingEngine(FakeEngine):
+    """An engine of this test that runs nothing."""
+
+    def measure(self, shape: Shape, workload: object) -> object:  # type: ignore[override]
+        raise InputError("no room")
+
+
+def test_an_engine_that_runs_nothing_is_an_input_error(fitted: Fit, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the engine ran none of the shapes: no room"):
+        propose(fitted, target(RefusingEngine()), storage=tmp_path / "s.log", measurements=3)
+
+
+def test_a_budget_outside_of_the_fitted_ratios_is_refused(fitted: Fit, tmp_path: Path) -> None:
+    engine = FakeEngine()
+    asked = target(engine, aspect=(90.0, 120.0))
+    with pytest.raises(InputError, match=r"none of the \d+ shapes .* change --layers"):
+        propose(fitted, asked, storage=tmp_path / "study.log", measurements=3)
+    assert engine.calls == []
+
+
+def test_a_stopped_search_ends_with_the_same_named_shapes(
+    fitted: Fit, proposals: list[Proposal], tmp_path: Path
+) -> None:
+    for stop_at in (1, 2, 3):  # a baseline, a loss-optimal shape: each is stopped while measured
+        storage = tmp_path / f"{stop_at}.log"
+        with pytest.raises(KeyboardInterrupt):
+            propose(fitted, target(FakeEngine(stop_at=stop_at)), storage=storage, measurements=14)
+        found = propose(fitted, target(FakeEngine()), storage=storage, measurements=14)
+        for name in (BASELINE, LOSS_OPTIMAL):
+            assert role(found, name).shape == role(proposals, name).shape
+
+
+def test_marking_the_front_again_changes_nothing(proposals: list[Proposal]) -> None:
+    unmarked = [replace(proposal, on_front=False) for proposal in proposals]
+    assert mark_front(unmarked) == proposals
+
+
+class Measured(FakeEngine):
+    """Counts how often it is asked for a shape under a workload."""
+
+    kind = "measured"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[Shape, int]] = []
+
+    def measure(self, shape: Shape, workload: Workload) -> Measurement:
+        self.asked.append((shape, workload.output_tokens))
+        return replace(super().measure(shape, workload), kind=self.kind)
+
+
+def test_leaders_are_measured_again_beside_the_baseline(fitted: Fit, tmp_path: Path) -> None:
+    engine = Measured()
+    effort = Search(measurements=12, leaders=3)
+    found = find(fitted, target(engine), effort, storage=tmp_path / "study.log").proposals
+    twice = {shape for shape, count in Counter(s for s, _ in engine.asked).items() if count == 2}
+    sure = {p.shape: p.front_probability for p in found if p.front_probability is not None}
+    assert set(sure) == twice
+    assert found[0].shape in twice
+    assert 1 <= len(twice - {found[0].shape}) <= 3
+    assert max(sure.values()) > 0.9
+
+
+def test_a_short_search_proposes_what_was_measured_at_full_length(
+    fitted: Fit, tmp_path: Path
+) -> None:
+    engine = Measured()
+    effort = Search(measurements=12, leaders=3, short=8)
+    found = find(fitted, target(engine), effort, storage=tmp_path / "study.log").proposals
+    lengths = Counter(outputs for _, outputs in engine.asked)
+    assert lengths[8] == 12
+    assert 2 <= lengths[64] == len(found) <= 4
+    assert {p.throughput.workload for p in found if p.throughput} == {found[0].throughput.workload}  # type: ignore[union-attr]
+    assert "64 out" in found[0].throughput.workload  # type: ignore[union-attr]

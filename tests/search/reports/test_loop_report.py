@@ -1,0 +1,101 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.runs.table import load_runs, write_runs
+from shapelaw.search.reports.loop_report import (
+    comparison,
+    front_volume,
+    gather,
+    verdict,
+    write_report,
+)
+from support.command import shapelaw
+
+pytestmark = pytest.mark.xdist_group("loop")
+
+
+@pytest.fixture
+def folder(loop_folder: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    copy = tmp_path / "copy"
+    shutil.copytree(loop_folder, copy, ignore=shutil.ignore_patterns("work"))
+    return copy
+
+
+def test_the_page_is_self_contained_and_shows_every_run(folder: Path) -> None:
+    page = (folder / "report.html").read_text()
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert page.count("data:image/png;base64,") == 2
+    for row in load_runs(folder / "runs.csv").itertuples():
+        assert row.run_id in page
+        assert f"{row.loss:.4f}" in page
+
+
+def test_a_loss_raised_by_five_per_cent_changes_fit_and_report(folder: Path) -> None:
+    before = (folder / "report.html").read_text()
+    old = json.loads((folder / "fit.json").read_text())["parameters"]
+    runs = pd.read_csv(folder / "runs.csv")
+    name = runs.loc[0, "run_id"]
+    raised = runs.loc[0, "loss"] * 1.05
+    runs.loc[0, "loss"] = raised
+    write_runs(folder / "runs.csv", runs)
+    where = ("--where", "role == 'proxy'")
+    fitted = shapelaw("fit", folder / "runs.csv", "--out", folder / "fit.json", *where)
+    assert fitted.returncode == 0, fitted.stderr
+    assert shapelaw("report", folder).returncode == 0
+    after = (folder / "report.html").read_text()
+    assert f"{raised:.4f}" in after
+    assert f"{raised:.4f}" not in before
+    assert json.loads((folder / "fit.json").read_text())["parameters"] != old
+    assert name in after
+    assert _predictions(after) != _predictions(before)
+
+
+def _predictions(page: str) -> list[str]:
+    return re.findall(r"\d\.\d{4} \[\d\.\d{4}, \d\.\d{4}\]", page)
+
+
+def test_a_measured_loss_outside_its_interval_is_called_a_miss(folder: Path) -> None:
+    runs = pd.read_csv(folder / "runs.csv")
+    runs.loc[runs["role"] == "confirmation", "loss"] *= 1.5
+    write_runs(folder / "runs.csv", runs)
+    words = " ".join(verdict(gather(folder)))
+    assert "0 of 3 confirmatory losses lie inside" in words
+    assert words.count("The prediction missed for the") == 3
+    assert (comparison(gather(folder))["inside"] == "NO").all()
+
+
+def test_a_fit_on_the_confirmatory_runs_is_no_test_and_says_so(folder: Path) -> None:
+    done = shapelaw("fit", folder / "runs.csv", "--out", folder / "fit.json")
+    assert done.returncode == 0, done.stderr
+    assert "is no test of it" in verdict(gather(folder))[0]
+
+
+def test_without_confirmation_the_report_says_that_nothing_was_tested(folder: Path) -> None:
+    runs = pd.read_csv(folder / "runs.csv")
+    write_runs(folder / "runs.csv", runs[runs["role"] == "proxy"])
+    write_report(folder)
+    assert "nothing here has been tested" in (folder / "report.html").read_text()
+
+
+def test_the_hypervolume_is_positive_and_finite(folder: Path) -> None:
+    assert 0 < front_volume(gather(folder)) < 10
+
+
+@pytest.mark.parametrize("missing", ["runs.csv", "fit.json", "proposals.json"])
+def test_a_missing_file_is_named(folder: Path, missing: str) -> None:
+    (folder / missing).unlink()
+    with pytest.raises(InputError, match=missing.replace(".", r"\.")):
+        write_report(folder)
+
+
+def test_a_folder_that_does_not_exist_exits_with_2(tmp_path: Path) -> None:
+    done = shapelaw("report", tmp_path / "nothing")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")

@@ -1,0 +1,209 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shapelaw.scaling.architectures.shape_table import ShapeTable
+from shapelaw.scaling.errors import WorkError
+from shapelaw.scaling.space.grid import FREE_FIELDS
+from shapelaw.search.engines._base import Engine, Measurement
+from shapelaw.search.engines._roofline import RooflineEngine
+from shapelaw.search.study.encoding import SpaceEncoding
+from shapelaw.search.study.study import search
+from support.fake_engine import FakeEngine
+from support.made_up import TABLE, WORKLOAD
+
+# Any function of the shape will do for the loss: the study does not know where it comes from.
+LOSSES = 2 + np.abs(np.log(TABLE.hidden_size / 48)) / 10 + TABLE.num_key_value_heads / 100
+
+
+def found_by(engine: Engine, path: Path, **options: object) -> dict[int, Measurement | str]:
+    usual: dict[str, object] = {"storage": path / "study.log", "measurements": 9, "first": [5, 0]}
+    return search(TABLE, LOSSES, engine, WORKLOAD, **(usual | options))  # type: ignore[arg-type]
+
+
+def test_the_space_of_these_tests_has_choices_of_every_kind() -> None:
+    fields = SpaceEncoding.of(TABLE).fields
+    assert 100 < len(TABLE) < 3000
+    assert all(len(np.unique(column)) > 1 for column in fields.T)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, len(TABLE) - 1))
+def test_picks_lead_back_to_their_row(row: int) -> None:
+    grid = SpaceEncoding.of(TABLE)
+    picks = grid.picks(row)
+    assert grid.row(lambda name: picks[name]) == row
+    assert all(0 < pick < 1 for pick in picks.values())
+
+
+def test_picks_lead_back_to_every_row_of_a_small_space() -> None:
+    grid = SpaceEncoding.of(TABLE.take(np.arange(0, len(TABLE), 3)))
+    for row in range(len(grid.fields)):
+        picks = grid.picks(row)
+        assert grid.row(picks.__getitem__) == row
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=6, max_size=6))
+def test_any_picks_lead_to_a_valid_row(numbers: list[float]) -> None:
+    picks = dict(zip(FREE_FIELDS, numbers, strict=True))
+    assert 0 <= SpaceEncoding.of(TABLE).row(picks.__getitem__) < len(TABLE)
+
+
+def test_a_field_with_one_value_is_no_parameter() -> None:
+    some = TABLE.take((TABLE.num_hidden_layers == 2) & (TABLE.head_dim == 8))
+    picks = SpaceEncoding.of(some).picks(0)
+    assert not {"num_hidden_layers", "head_dim"} & set(picks)
+
+
+def test_the_nearest_allowed_row_is_nearest_in_ratio() -> None:
+    grid = SpaceEncoding.of(TABLE)
+    assert grid.nearest(7, np.arange(len(TABLE))) == 7
+    allowed = np.arange(0, len(TABLE), 17)
+    apart = np.log(grid.fields[allowed] / grid.fields[7])
+    assert grid.nearest(7, allowed) == allowed[np.argmin(np.square(apart).sum(axis=1))]
+
+
+def test_exactly_the_wanted_number_of_distinct_shapes_is_measured(tmp_path: Path) -> None:
+    engine, told = FakeEngine(), []
+    found = found_by(engine, tmp_path, report=told.append)
+    assert len(found) == len(engine.calls) == 9
+    assert all(0 <= row < len(TABLE) for row in found)
+    assert engine.calls[:2] == [TABLE[5], TABLE[0]], "what is asked for first comes first"
+    assert set(engine.calls) == {TABLE[row] for row in found}
+    for row, result in found.items():
+        assert result == FakeEngine().measure(TABLE[row], WORKLOAD)
+    assert told[0] == 0
+    assert told[-1] == 9
+    assert told == sorted(told)
+
+
+@pytest.mark.parametrize("wanted", [6, 50])
+def test_a_small_space_is_measured_whole(tmp_path: Path, wanted: int) -> None:
+    small, engine = TABLE.take(np.arange(6)), FakeEngine()
+    found = search(
+        small, LOSSES[:6], engine, WORKLOAD,
+        storage=tmp_path / "study.log", measurements=wanted, first=[0],
+    )  # fmt: skip
+    assert sorted(found) == list(range(6))
+    assert len(engine.calls) == 6
+
+
+def test_a_search_that_was_done_is_not_done_again(tmp_path: Path) -> None:
+    first = found_by(FakeEngine(), tmp_path)
+    engine = FakeEngine()
+    assert found_by(engine, tmp_path) == first
+    assert engine.calls == []
+
+
+def test_a_longer_search_measures_only_what_is_new(tmp_path: Path) -> None:
+    first = found_by(FakeEngine(), tmp_path)
+    engine = FakeEngine()
+    both = found_by(engine, tmp_path, measurements=12)
+    assert len(both) == 12
+    assert len(engine.calls) == 3
+    assert first.items() <= both.items()
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 5, 9])
+def test_a_stopped_search_goes_on_from_its_journal(tmp_path: Path, stop_at: int) -> None:
+    stopped = FakeEngine(stop_at=stop_at)
+    with pytest.raises(KeyboardInterrupt):
+        found_by(stopped, tmp_path)
+    engine = FakeEngine()
+    found = found_by(engine, tmp_path)
+    assert len(found) == 9
+    assert not set(engine.calls) & set(stopped.calls[:-1])
+    assert len(engine.calls) == 9 - (stop_at - 1)
+    assert {TABLE[row] for row in found} == {*engine.calls, *stopped.calls[:-1]}
+    assert {TABLE[5], TABLE[0]} <= {*engine.calls, *stopped.calls[:-1]}
+
+
+def test_a_search_is_a_function_of_its_seed(tmp_path: Path) -> None:
+    same = [list(found_by(FakeEngine(), tmp_path / name)) for name in "ab"]
+    assert same[0] == same[1]
+
+
+def test_a_sampler_that_draws_is_a_function_of_its_seed(tmp_path: Path) -> None:
+    drawn = [
+        list(found_by(FakeEngine(), tmp_path / str(run), sampler="tpe", seed=seed))
+        for run, seed in enumerate((0, 0, 1))
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_shapes_that_an_engine_refuses_are_reported_and_the_search_goes_on(
+    tmp_path: Path,
+) -> None:
+    engine = FakeEngine(refuse=1)
+    groups = TABLE.num_key_value_heads
+    first = [int(np.flatnonzero(groups == wanted)[0]) for wanted in (1, 2, 3)]
+    found = found_by(engine, tmp_path, first=first)
+    assert len(found) == 9
+    for row, result in found.items():
+        if TABLE[row].num_key_value_heads == 1:
+            assert result == f"{TABLE[row]} has 1 key-value heads"
+        else:
+            assert isinstance(result, Measurement)
+    assert [isinstance(found[row], Measurement) for row in first] == [False, True, True]
+    again = FakeEngine(refuse=1)
+    assert found_by(again, tmp_path, first=first) == found
+    assert again.calls == [], "a refusal is remembered too"
+
+
+@pytest.mark.parametrize("change", ["losses", "workload", "table"])
+def test_another_question_in_the_same_journal_is_another_study(tmp_path: Path, change: str) -> None:
+    found_by(FakeEngine(), tmp_path)
+    engine = FakeEngine()
+    table, losses, workload = TABLE, LOSSES, WORKLOAD
+    if change == "losses":
+        losses = LOSSES[::-1].copy()
+    elif change == "workload":
+        workload = replace(WORKLOAD, concurrency=3)
+    else:
+        table, losses = TABLE.take(np.arange(50)), LOSSES[:50]
+    storage = tmp_path / "study.log"
+    search(table, losses, engine, workload, storage=storage, measurements=3, first=[0])
+    assert len(engine.calls) == 3
+
+
+def test_other_hardware_in_the_same_journal_is_another_study(tmp_path: Path) -> None:
+    for device in ("h100", "h200"):
+        found = found_by(RooflineEngine(device), tmp_path, measurements=3)
+        engines = {result.engine for result in found.values() if isinstance(result, Measurement)}
+        assert engines == {f"roofline:{device}"}
+
+
+def test_the_study_is_optunas_with_both_objectives(tmp_path: Path) -> None:
+    found = found_by(FakeEngine(refuse=2), tmp_path)
+    journal = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.log"))
+    storage = optuna.storages.JournalStorage(journal)
+    (name,) = optuna.get_all_study_names(storage)
+    study = optuna.load_study(study_name=name, storage=storage)
+    assert [direction.name for direction in study.directions] == ["MINIMIZE", "MAXIMIZE"]
+    measured = [trial for trial in study.trials if "measurement" in trial.user_attrs]
+    assert len(measured) == sum(isinstance(result, Measurement) for result in found.values())
+    for trial in measured:
+        row = trial.user_attrs["row"]
+        speed = found[row].output_tokens_per_second  # type: ignore[union-attr]
+        assert trial.values == pytest.approx([LOSSES[row], np.log(speed)])
+
+
+def test_a_journal_that_cannot_be_written_is_a_work_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkError, match=r"study\.log could not be written"):
+        found_by(FakeEngine(), tmp_path / "file")
+
+
+def test_a_table_of_one_shape_is_measured(tmp_path: Path) -> None:
+    one = ShapeTable.of([TABLE[3]])
+    storage = tmp_path / "study.log"
+    found = search(
+        one, LOSSES[:1], FakeEngine(), WORKLOAD, storage=storage, measurements=4, first=[0]
+    )
+    assert list(found) == [0]

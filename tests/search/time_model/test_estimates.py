@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+
+from shapelaw.scaling.space.space import Space
+from shapelaw.search.engines._base import Engine, Measurement
+from shapelaw.search.engines._roofline import RooflineEngine, roofline
+from shapelaw.search.engines.accelerators import device_of
+from shapelaw.search.time_model.estimates import check, estimate
+from shapelaw.search.workload import parse_workload
+from support.fake_engine import FakeEngine
+
+SPACE = Space(
+    parameters=60_000_000, layers=(8, 12), head_dims=(64,), vocab_size=32_000, hidden_step=128,
+    mlp_step=128, max_heads=16,
+)  # fmt: skip
+TABLE = SPACE.enumerate()
+WORK = parse_workload("512/128@16:bfloat16")
+
+
+def answers(engine: Engine, rows: list[int]) -> dict[int, Measurement | str]:
+    return {row: engine.measure(TABLE[row], WORK) for row in rows}
+
+
+@pytest.mark.parametrize("workload", ["512/128@16:bfloat16", "64/512@1:float32", "rag@64:bfloat16"])
+def test_the_table_s_roofline_is_the_engine_s(workload: str) -> None:
+    engine, work = RooflineEngine("h200"), parse_workload(workload)
+    device = device_of(engine)
+    assert device is not None
+    ttft, tpot = roofline(TABLE, work, device)
+    for row in range(0, len(TABLE), max(1, len(TABLE) // 7)):
+        told = engine.measure(TABLE[row], work)
+        assert (ttft[row], tpot[row]) == pytest.approx((told.ttft, told.tpot))
+
+
+def test_what_a_device_cannot_hold_has_no_speed() -> None:
+    engine = RooflineEngine("h200")
+    crowded = parse_workload("4096/1024@200000:bfloat16")
+    assert np.isnan(estimate(TABLE, {}, engine, crowded).rate).all()
+
+
+def test_the_roofline_s_answers_are_learned() -> None:
+    """Both stages of this workload are bound by one thing each, so that sums and maxima agree."""
+    engine, rows = RooflineEngine("h200"), list(range(0, len(TABLE), len(TABLE) // 12))
+    model = estimate(TABLE, answers(engine, rows), engine, WORK)
+    for row in (1, len(TABLE) // 2):
+        told = engine.measure(TABLE[row], WORK)
+        assert model.rate[row] == pytest.approx(told.output_tokens_per_second, rel=0.05)
+    held_out = check(TABLE, answers(engine, rows), engine, WORK)
+    assert held_out is not None
+    assert held_out.error < 0.05
+    assert held_out.rank_correlation is not None
+    assert held_out.rank_correlation > 0.9
+
+
+def test_an_answer_of_the_time_model_is_marked_and_adds_up() -> None:
+    engine = FakeEngine()
+    model = estimate(TABLE, answers(engine, [0, 3, 9]), engine, WORK)
+    told = model.measurement(4)
+    assert told.kind == "time model"
+    assert told.engine == "time model of fake"
+    assert 0 < told.low < told.output_tokens_per_second < told.high
+    seconds = told.ttft + told.tpot * (WORK.output_tokens - 1)
+    generated = WORK.concurrency * WORK.output_tokens
+    assert generated / seconds == pytest.approx(told.output_tokens_per_second, rel=0.02)
+
+
+def test_answers_move_the_time_model_to_them() -> None:
+    engine = FakeEngine()
+    rows = list(range(0, len(TABLE), len(TABLE) // 20))
+    found = answers(engine, rows)
+    told = np.array([found[row].output_tokens_per_second for row in rows])  # type: ignore[union-attr]
+    before = estimate(TABLE, {}, engine, WORK).rate[rows]
+    after = estimate(TABLE, found, engine, WORK).rate[rows]
+    assert np.abs(np.log(after / told)).mean() < 0.1 * np.abs(np.log(before / told)).mean()
+
+
+def test_refused_shapes_teach_nothing() -> None:
+    engine = RooflineEngine("h200")
+    found = answers(engine, [0, 5, 9]) | {7: "no room"}
+    checked = check(TABLE, found, engine, WORK)
+    assert checked is not None
+    assert checked.rows == [0, 5, 9]
+    both = [estimate(TABLE, f, engine, WORK).rate for f in (found, answers(engine, [0, 5, 9]))]
+    assert np.array_equal(*both)
+
+
+def test_two_answers_are_too_few_for_a_check() -> None:
+    engine = RooflineEngine("h200")
+    assert check(TABLE, answers(engine, [0, 5]), engine, WORK) is None
+
+
+@pytest.mark.parametrize("label", ["h200", "a100"])
+def test_the_hardware_of_an_engine_is_found_by_its_label(label: str) -> None:
+    found = device_of(RooflineEngine(label))
+    assert found is not None
+    assert found.key == label
+    assert device_of(FakeEngine()) is None

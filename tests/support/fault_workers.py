@@ -1,0 +1,65 @@
+"""Workers that can be killed at any moment: children of one process that has torch loaded already.
+
+Every line on its input is a worker to start (JSON), whose process id it prints; they end when it
+does.
+"""
+
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch._dynamo  # noqa: F401 -- the optimisers import it late: once is enough
+
+from shapelaw.trainers.sweep import heartbeat, worker
+from shapelaw.trainers.training.loop import train
+
+DAY = 86_400.0
+CHECKPOINT_SECONDS = 0.03
+BEAT_SECONDS = 0.1
+
+
+def main() -> None:
+    """Start workers as they are asked for."""
+    assert train.__kwdefaults__ is not None
+    train.__kwdefaults__["checkpoint_seconds"] = CHECKPOINT_SECONDS
+    heartbeat.BEAT_SECONDS = BEAT_SECONDS
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the dead
+    for line in sys.stdin:
+        parent, child = os.getpid(), os.fork()
+        if child == 0:
+            try:
+                work(json.loads(line), parent)
+            except BaseException as error:
+                os.write(2, f"{type(error).__name__}: {error}\n".encode())
+            finally:
+                os._exit(0)
+        sys.stdout.write(f"{child}\n")
+        sys.stdout.flush()
+
+
+def work(options: dict[str, Any], parent: int) -> None:
+    """Be one worker."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.dup2(os.open(options["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    if limit := options.get("largest_file"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if options.get("clock_jumps"):
+        jump()
+    alive = lambda: os.getppid() == parent  # noqa: E731
+    worker.work(options["ledger"], Path(options["folder"]), alive=alive)
+
+
+def jump() -> None:
+    """From now on the clock of this process is set back and forward all the time."""
+    real, draw = time.time, random.Random(os.getpid())
+    time.time = lambda: real() + draw.choice((-DAY, 0.0, DAY))  # type: ignore[assignment]
+
+
+if __name__ == "__main__":
+    main()

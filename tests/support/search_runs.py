@@ -1,0 +1,27 @@
+"""Synthetic runs with the shape columns that a search needs."""
+
+import numpy as np
+import pandas as pd
+
+from shapelaw.scaling.runs.table import with_ratios
+from shapelaw.search.autopilot.single_pass import fill
+
+
+def synthetic_runs() -> pd.DataFrame:
+    """A synthetic run table: real shapes, and the losses of a known law with a little noise."""
+    rows = []
+    choices = [(24, 6, 2), (32, 4, 1), (32, 4, 4), (48, 3, 1), (64, 4, 2), (64, 2, 2), (96, 2, 1)]
+    for size in (50_000, 100_000):
+        for hidden, heads, groups in choices:
+            for ratio in (10, 20):
+                shape = fill(size, hidden, heads, groups, 256)
+                rows.append(vars(shape) | {"tokens": size * ratio})
+    runs = with_ratios(pd.DataFrame(rows))
+    loss = 1.2 + 20 / runs["n_non_embedding"] ** 0.3 + 60 / runs["tokens"] ** 0.35
+    for name, best, curvature in (("hidden_over_sqrt_n", 0.2, 0.2), ("mlp_to_attention", 2, 0.04)):
+        x = runs[name] / best
+        loss *= 1 + curvature * (np.log(x) + 1 / x - 1)
+    noise = np.random.default_rng(0).normal(0, 0.001, len(runs))
+    runs["loss"] = loss * (1 + 0.01 * np.log(runs["gqa"])) * np.exp(noise)
+    runs["run_id"] = [f"synthetic-{number:02d}" for number in range(len(runs))]
+    return runs

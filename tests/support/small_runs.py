@@ -1,0 +1,55 @@
+"""Training runs of a few thousand parameters on a few thousand bytes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.trainers.corpus.corpus import Corpus, prepare
+from shapelaw.trainers.corpus.documents import STDLIB, read_documents
+from shapelaw.trainers.optimizers.recipe import Recipe
+from shapelaw.trainers.training.spec import RunSpec
+
+SHAPE = Shape(
+    hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+    num_key_value_heads=1, head_dim=8, vocab_size=256, qk_norm=True,
+)  # fmt: skip
+
+
+RECIPE = Recipe(context_length=16, sequences=4)
+
+
+STEPS = 12
+
+
+def small_corpus(folder: Path) -> Corpus:
+    """About 24 kB of real text, so that the held-out part is quick to evaluate."""
+    documents, size = [], 0
+    for document in read_documents(STDLIB):
+        if len(document) < 4000:
+            documents.append(document)
+            size += len(document)
+        if size > 24_000:
+            break
+    folder.mkdir(exist_ok=True)
+    source = folder / "small.txt"
+    source.write_text("\n<|endoftext|>\n".join(documents), encoding="utf-8")
+    return prepare(str(source), folder / "corpus")
+
+
+def spec(**changes: object) -> RunSpec:
+    usual: dict[str, object] = {
+        "run_id": "tiny", "shape": SHAPE, "tokens": STEPS * RECIPE.batch_tokens, "recipe": RECIPE,
+    }  # fmt: skip
+    return RunSpec(**(usual | changes))  # type: ignore[arg-type]
+
+
+class Killed(Exception):
+    """Stands for a kill at a step."""
+
+
+def killed_at(last: int) -> Callable[[int], None]:
+    def watch(step: int) -> None:
+        if step == last:
+            raise Killed
+
+    return watch

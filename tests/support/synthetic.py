@@ -1,0 +1,70 @@
+"""Run tables of a known law, for tests where the truth is the point."""
+
+import numpy as np
+import pandas as pd
+
+from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
+from shapelaw.scaling.runs.columns import D, N
+
+TRUTH = {
+    "E": 1.8,
+    "A": 40.0,
+    "alpha": 0.34,
+    "B": 300.0,
+    "beta": 0.37,
+    "hidden_over_sqrt_n_curvature": 0.1,
+    "hidden_over_sqrt_n_optimum": 0.15,
+    "mlp_to_attention_curvature": 0.03,
+    "mlp_to_attention_optimum": 2.0,
+    "gqa_slope": 0.01,
+}
+SIZES, TOKENS = (1e5, 4e5, 1.6e6), (1e6, 8e6, 6.4e7)
+RATIOS = {
+    "hidden_over_sqrt_n": (0.05, 0.4),
+    "mlp_to_attention": (0.5, 8.0),
+    "gqa": (1.0, 8.0),
+}
+
+
+def true_loss(frame: pd.DataFrame, truth: dict[str, float]) -> np.ndarray:
+    """The plain formula of the conditional law, written here a second time."""
+    loss = (
+        truth["E"]
+        + truth["A"] / frame[N] ** truth["alpha"]
+        + truth["B"] / frame[D] ** truth["beta"]
+    )
+    for name in ("hidden_over_sqrt_n", "mlp_to_attention"):
+        x = frame[name] / truth[f"{name}_optimum"]
+        loss = loss * (1 + truth[f"{name}_curvature"] * (np.log(x) + 1 / x - 1))
+    return (loss * (1 + truth["gqa_slope"] * np.log(frame["gqa"]))).to_numpy()
+
+
+def synthetic_runs(
+    *, sizes=SIZES, tokens=TOKENS, shapes=16, noise=0.003, seed=0, ranges=RATIOS, **truth
+) -> pd.DataFrame:
+    """Runs of a known law: a grid of sizes and tokens, random ratios, normal noise on ln loss."""
+    generator = np.random.default_rng(seed)
+    cells = [(n, d) for n in sizes for d in tokens for _ in range(shapes)]
+    frame = pd.DataFrame(cells, columns=[N, D])
+    for name, (low, high) in ranges.items():
+        frame[name] = np.exp(generator.uniform(np.log(low), np.log(high), len(frame)))
+    loss = true_loss(frame, TRUTH | truth)
+    frame["loss"] = loss * np.exp(noise * generator.standard_normal(len(frame)))
+    return frame.assign(run_id=[f"synthetic-{row}" for row in range(len(frame))])
+
+
+def with_replicates(frame: pd.DataFrame, seeds: int, noise: float) -> pd.DataFrame:
+    """Every run ``seeds`` times, with other noise and a shape of its own for each cell."""
+    generator = np.random.default_rng(1)
+    repeated = frame.loc[frame.index.repeat(seeds)].reset_index(drop=True)
+    cell = np.arange(len(repeated)) // seeds
+    shape = dict.fromkeys(INTEGER_FIELDS, 1) | {"hidden_size": 1 + cell}
+    factor = np.exp(noise * generator.standard_normal(len(repeated)))
+    names = [f"synthetic-{row}" for row in range(len(repeated))]
+    return repeated.assign(**shape, loss=repeated["loss"] * factor, run_id=names)
+
+
+def synthetic_chinchilla(noise: float, **settings) -> pd.DataFrame:
+    """Synthetic runs without an effect of shape."""
+    none = {"hidden_over_sqrt_n_curvature": 0, "mlp_to_attention_curvature": 0, "gqa_slope": 0}
+    return synthetic_runs(noise=noise, **(none | settings))

@@ -1,0 +1,31 @@
+"""Synthetic accuracies with a known link from loss."""
+
+import numpy as np
+import pandas as pd
+
+
+def synthetic(seed: int, *, noise: float = 0.01, rows: int = 16, tasks: str = "a") -> pd.DataFrame:
+    """Models of random loss around the synthetic truth; tasks share half of the noise."""
+    generator = np.random.default_rng(seed)
+    loss = np.sort(generator.uniform(2.8, 3.6, rows))
+    table = pd.DataFrame({"run_id": [f"run-{i}" for i in range(rows)], "loss_c4_en": loss})
+    shared = generator.normal(0, noise / np.sqrt(2), rows)
+    for task in tasks:
+        between = task_loss(loss) + generator.normal(0, noise, rows)
+        own = shared + generator.normal(0, noise / np.sqrt(2), rows)
+        table[f"bpb_{task}"] = between
+        table[f"accuracy_{task}"] = true_accuracy(loss) if not noise else None
+        if noise:
+            exact = 0.25 + 0.65 / (1 + np.exp(-4 * (1.0 - between)))
+            table[f"accuracy_{task}"] = np.clip(exact + own, 0, 1)
+    return table
+
+
+def task_loss(loss: np.ndarray | float) -> np.ndarray:
+    """The synthetic first step, bits per byte."""
+    return 1.2 * (np.asarray(loss) / 3.2) ** 1.8
+
+
+def true_accuracy(loss: np.ndarray | float, height: float = 0.65) -> np.ndarray:
+    """The synthetic second step."""
+    return 0.25 + height / (1 + np.exp(-4 * (1.0 - task_loss(loss))))

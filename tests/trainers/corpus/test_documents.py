@@ -1,0 +1,48 @@
+"""Lines that separate documents are found wherever a read may end."""
+
+import io
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from shapelaw.trainers.corpus import documents
+from shapelaw.trainers.corpus.documents import read_documents
+
+END = "<|endoftext|>"
+PIECES = st.lists(
+    st.sampled_from([END, "\n", "\r\n", "\r", "a", "é", "🙂", " ", END[:5], END[5:]]), max_size=30
+)
+
+
+def by_lines(text: str) -> list[str]:
+    """The rule, line by line: what stands between lines that hold nothing but the separator."""
+    found = [""]
+    for line in io.StringIO(text, newline=""):
+        if line.rstrip("\r\n") == END:
+            found.append("")
+        else:
+            found[-1] += line
+    return found
+
+
+@settings(deadline=None, max_examples=300)
+@given(pieces=PIECES, buffer=st.sampled_from([1, 2, 3, 13, 14, 15, 40, 1000]))
+@example(pieces=[END, "\r", "\r\n", END], buffer=14)
+@example(pieces=["a", "\r\n", END, "\r\n", "a"], buffer=1)
+def test_a_text_is_cut_at_separator_lines(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[str], buffer: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "cut.txt"
+    text = "".join(pieces)
+    path.write_bytes(text.encode())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(documents, "BUFFER", buffer)
+        assert list(read_documents(str(path))) == by_lines(text)
+
+
+def test_a_character_that_is_cut_off_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "half.txt").write_bytes("whole é".encode()[:-1])
+    with pytest.raises(UnicodeDecodeError):
+        list(read_documents(str(tmp_path / "half.txt")))

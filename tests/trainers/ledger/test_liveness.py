@@ -1,0 +1,112 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shapelaw.trainers.ledger import liveness
+from shapelaw.trainers.ledger.liveness import (
+    LONGEST_GAP,
+    Watch,
+    is_gone,
+    process_exists,
+    this_process,
+)
+from support.waiting import wait_until
+
+linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="tells them by /proc")
+
+
+@pytest.fixture
+def dead_pid() -> int:
+    """The id of a process that has ended and was waited for."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    return ended.pid
+
+
+class Clock:
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def test_a_process_that_ended_but_was_not_waited_for_is_dead() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    try:
+        wait_until(lambda: not process_exists(ended.pid), "the end of a process")
+    finally:
+        ended.wait()
+
+
+def test_this_process_and_the_first_one_live(dead_pid: int) -> None:
+    assert process_exists(os.getpid())
+    assert process_exists(1)
+    assert not process_exists(dead_pid)
+
+
+def test_a_living_process_is_not_gone() -> None:
+    assert not is_gone(this_process().mark)
+
+
+def test_an_ended_process_of_this_machine_is_gone(dead_pid: int) -> None:
+    machine, _, begun = this_process().mark.split("/")
+    assert is_gone(f"{machine}/{dead_pid}/{begun}")
+
+
+@linux
+def test_another_process_under_a_used_id_is_not_taken_for_the_old_one() -> None:
+    machine, pid, begun = this_process().mark.split("/")
+    assert is_gone(f"{machine}/{pid}/{int(begun) - 1}")
+
+
+@pytest.mark.parametrize("mark", ["elsewhere/1/5", "elsewhere:a:b/99999999/5", "", "/", "//", "a"])
+def test_of_another_machines_processes_nothing_is_known(mark: str) -> None:
+    assert not is_gone(mark)
+
+
+@linux
+def test_a_machine_of_the_same_name_after_a_reboot_is_another(
+    monkeypatch: pytest.MonkeyPatch, dead_pid: int
+) -> None:
+    machine, _, begun = this_process().mark.split("/")
+    host, boot, space = machine.rsplit(":", 2)
+    assert not is_gone(f"{host}:{boot}x:{space}/{dead_pid}/{begun}")
+    assert not is_gone(f"{host}:{boot}:{space}1/{dead_pid}/{begun}"), "another container"
+    monkeypatch.setattr(liveness.socket, "gethostname", lambda: "renamed")
+    assert not is_gone(f"{machine}/{dead_pid}/{begun}")
+
+
+def test_a_counter_that_moves_has_not_stood_still() -> None:
+    clock = Clock()
+    watch = Watch(clock)
+    for beat in range(100):
+        clock.seconds += 1.0
+        assert watch.look({"a": beat, "b": 7}) == {"a": 0.0, "b": float(beat)}
+
+
+def test_what_was_not_looked_at_begins_anew() -> None:
+    clock = Clock()
+    watch = Watch(clock)
+    for _ in range(4):
+        clock.seconds += 1.0
+        watch.look({"a": 1})
+    watch.look({})
+    clock.seconds += 1.0
+    assert watch.look({"a": 1}) == {"a": 0.0}
+
+
+@given(st.lists(st.floats(0.0, 1e6), min_size=1, max_size=30))
+def test_no_more_time_is_counted_than_was_watched(gaps: list[float]) -> None:
+    clock = Clock()
+    watch = Watch(clock)
+    watch.look({"a": 1})
+    for gap in gaps:
+        clock.seconds += gap
+        still = watch.look({"a": 1})["a"]
+    assert still <= clock.seconds + 1e-6
+    assert still <= LONGEST_GAP * len(gaps)

@@ -1,0 +1,242 @@
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.trainers.ledger.ledger import DIVERGED, DONE, PLANNED, Ledger
+from shapelaw.trainers.ledger.liveness import this_process
+from shapelaw.trainers.ledger.store import LedgerUnreachable
+from support.ledgers import plan, spec, states
+from support.postgres import Server
+
+# A ledger as it was before it had a version.
+FIRST_SCHEMA = """
+CREATE TABLE IF NOT EXISTS runs (
+    run_id TEXT PRIMARY KEY, spec TEXT NOT NULL, identity TEXT NOT NULL, state TEXT NOT NULL,
+    flops REAL NOT NULL, steps INTEGER NOT NULL, step INTEGER NOT NULL DEFAULT 0, owner TEXT,
+    host TEXT, pid INTEGER, heartbeat REAL, message TEXT, row TEXT, position INTEGER NOT NULL
+)
+"""
+
+
+def first_version(path: Path, *, host: str, pid: int, heartbeat: float) -> None:
+    """A ledger of version 1: a done, b diverged, c running, d planned."""
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute(FIRST_SCHEMA)
+        rows = {"a": (DONE, {"run_id": "a", "loss": 2.5}), "b": (DIVERGED, {"run_id": "b"}),
+                "c": ("running", None), "d": (PLANNED, None)}  # fmt: skip
+        for position, (name, (state, row)) in enumerate(rows.items()):
+            database.execute(
+                "INSERT INTO runs VALUES (?, ?, ?, ?, 1e9, 10, 0, 'x', ?, ?, ?, NULL, ?, ?)",
+                (name, spec(name).as_json(), f"identity of {name}", state, host, pid, heartbeat,
+                 json.dumps(row) if row else None, position),
+            )  # fmt: skip
+
+
+@pytest.fixture
+def dead_pid() -> int:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    return ended.pid
+
+
+def test_a_ledger_of_the_first_version_is_carried_over(tmp_path: Path, dead_pid: int) -> None:
+    path = tmp_path / "ledger.sqlite"
+    first_version(path, host=this_process().host, pid=dead_pid, heartbeat=time.time())
+    ledger = Ledger(path)
+    assert states(ledger) == {"a": DONE, "b": DIVERGED, "c": PLANNED, "d": PLANNED}
+    assert ledger.table()["run_id"].tolist() == ["a", "b"]
+    plan(ledger, "abcde")  # the identities are the same
+    assert ledger.claim() == spec("c")
+    assert states(Ledger(path))["e"] == PLANNED, "and it stays carried over"
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_a_ledger_of_the_first_version_that_is_at_work_is_left_alone(
+    tmp_path: Path, where: str
+) -> None:
+    path = tmp_path / "ledger.sqlite"
+    host = this_process().host if where == "here" else "elsewhere"
+    first_version(path, host=host, pid=os.getpid(), heartbeat=time.time() - 5)
+    with pytest.raises(WorkError, match=r"older version .* training c .*; let it end"):
+        Ledger(path)
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("SELECT COUNT(*) FROM runs").fetchone() == (4,)
+        (names,) = zip(*database.execute("SELECT name FROM sqlite_master"), strict=True)
+        assert "shapelaw_runs" not in names
+
+
+def test_a_worker_of_another_machine_that_was_silent_for_long_is_dead(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    first_version(path, host="elsewhere", pid=1, heartbeat=time.time() - 3600)
+    assert states(Ledger(path))["c"] == PLANNED
+
+
+def test_a_ledger_of_a_version_to_come_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    plan(Ledger(path))
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE shapelaw_ledger SET version = 9")
+    with pytest.raises(WorkError, match=r"`version == 2` must hold .* has 9: .* another version"):
+        Ledger(path)
+
+
+@pytest.mark.xdist_group("postgres")
+def test_a_database_of_a_version_to_come_is_refused(postgres: Server) -> None:
+    with postgres.connection() as other:
+        other.execute("CREATE DATABASE later")
+    url = postgres.url().replace("/postgres?", "/later?")
+    Ledger(url)
+    with postgres.connection("later") as other:
+        other.execute("UPDATE shapelaw_ledger SET version = 9")
+    with pytest.raises(WorkError, match=r"`version == 2` must hold .* has 9"):
+        Ledger(url)
+
+
+def test_a_path_inside_a_file_is_a_work_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkError, match=r"could not be written .* choose another folder"):
+        Ledger(tmp_path / "file" / "ledger.sqlite")
+
+
+def test_a_folder_in_place_of_the_file_is_a_work_error(tmp_path: Path) -> None:
+    with pytest.raises(WorkError, match=r"ledger .* cannot be used"):
+        Ledger(tmp_path)
+
+
+def test_a_file_that_is_no_ledger_is_a_work_error(tmp_path: Path) -> None:
+    (tmp_path / "ledger.sqlite").write_text("this is not a database " * 100)
+    with pytest.raises(WorkError, match=r"cannot be used .* free space, or move it away"):
+        Ledger(tmp_path / "ledger.sqlite")
+
+
+def locked(path: Path) -> sqlite3.Connection:
+    """A connection, usable in any thread, that keeps every writer out."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection.execute("BEGIN IMMEDIATE")
+    return connection
+
+
+def test_a_locked_file_is_waited_for_and_can_be_read(tmp_path: Path) -> None:
+    ledger = plan(Ledger(tmp_path / "ledger.sqlite"))
+    with closing(locked(tmp_path / "ledger.sqlite")) as other:
+        assert len(ledger.entries()) == 3, "who only reads does not wait"
+        released: list[bool] = []
+
+        def release() -> None:
+            released.append(True)
+            other.rollback()
+
+        timer = threading.Timer(0.5, release)
+        timer.start()
+        assert ledger.claim() == spec("a")
+        assert released, "a claim waits for the lock"
+        timer.join()
+
+
+def test_a_file_that_stays_locked_is_one_clear_error(tmp_path: Path) -> None:
+    ledger = plan(Ledger(tmp_path / "ledger.sqlite", patience=0.3))
+    words = r"was locked by another process for 0.3 s .*; end that process \(`fuser "
+    with (
+        closing(locked(tmp_path / "ledger.sqlite")),
+        pytest.raises(LedgerUnreachable, match=words),
+    ):
+        ledger.claim()
+    assert ledger.claim() == spec("a")
+
+
+@pytest.mark.parametrize(
+    ("address", "sweep", "words"),
+    [
+        ("mysql://u:secret@h/d", None, r"path or postgresql://.*, but got mysql://"),
+        ("postgresql://u:secret@h/d", None, r"`\?sweep=NAME` must name .* got none; end the URL"),
+        ("postgresql://u:secret@h/d?sweep=", None, r"`\?sweep=NAME` must name"),
+        ("postgresql://u:secret@h/d?sweep=a", "b", r"got 'a' and 'b'"),
+    ],
+)
+def test_an_address_that_says_too_little_is_refused(
+    address: str, sweep: str | None, words: str
+) -> None:
+    with pytest.raises(InputError, match=words) as refused:
+        Ledger(address, sweep=sweep)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://user:secret@127.0.0.1:1/d?sweep=a",
+        "postgres://user:secret@127.0.0.1:1/d?sweep=a&application_name=x",
+        "postgresql+psycopg://127.0.0.1:1/d?user=me&password=secret&sweep=a",
+    ],
+)
+def test_a_server_that_is_not_there_is_named_without_the_password(address: str) -> None:
+    pytest.importorskip("psycopg")
+    with pytest.raises(LedgerUnreachable, match=r"out of reach for 0.2 s .*127.0.0.1") as away:
+        Ledger(address, patience=0.2)
+    assert "***@" in str(away.value) or "password=***" in str(away.value)
+    assert "secret" not in str(away.value)
+
+
+def test_without_psycopg_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(InputError, match=r'pip install "shapelaw\[postgres\]"'):
+        Ledger("postgresql://h/d?sweep=a")
+
+
+@pytest.mark.xdist_group("postgres")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("ladder@", "stranger@"), r'refuses: .*role "stranger" does not exist'),
+        (("/postgres?", "/nowhere?"), r'refuses: .*database "nowhere" does not exist'),
+    ],
+)
+def test_a_server_that_refuses_is_not_asked_again(
+    postgres: Server, change: tuple[str, str], words: str
+) -> None:
+    with pytest.raises(WorkError, match=words):
+        Ledger(postgres.url().replace(*change))
+
+
+@pytest.mark.xdist_group("postgres")
+def test_a_user_without_the_right_to_make_tables_is_told(postgres: Server) -> None:
+    with postgres.connection() as other:
+        other.execute("CREATE DATABASE closed")
+        other.execute("CREATE USER guest")
+    url = postgres.url().replace("/postgres?", "/closed?").replace("ladder@", "guest@")
+    with pytest.raises(WorkError, match=r"cannot be used .*permission denied.* needs the right"):
+        Ledger(url)
+
+
+@pytest.mark.xdist_group("postgres")
+def test_a_restart_of_the_server_is_waited_out(postgres: Server) -> None:
+    ledger = plan(Ledger(postgres.url("restarted"), patience=60.0))
+    assert ledger.claim() == spec("a")
+    postgres.stop("immediate")  # as a crash: nothing is said to those who are connected
+    start = threading.Timer(1.0, postgres.start)
+    start.start()
+    assert ledger.finish("a", {"run_id": "a"})
+    start.join()
+    assert states(Ledger(postgres.url("restarted")))["a"] == DONE
+
+
+@pytest.mark.xdist_group("postgres")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_forked_worker_has_its_own_connection(postgres: Server) -> None:
+    ledger = plan(Ledger(postgres.url("forked")))
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if ledger.claim() == spec("a") else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert ledger.claim() == spec("a"), "the child is dead, and its parent still connected"

@@ -1,0 +1,106 @@
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import InputError
+from shapelaw.trainers.corpus.corpus import prepare
+from shapelaw.trainers.corpus.encoding import Encoding, byte_encoding, load_encoding
+from shapelaw.trainers.models.gguf import export_gguf
+from shapelaw.trainers.models.transformer import Transformer
+from support.exported_models import LENGTH, SHAPE, exported
+
+TEXT = "A quick fox, na\u00efve"
+FORMS = {
+    "qwen3": {"head_dim": 32},
+    "llama": {"head_dim": 32, "qk_norm": False},
+    "llama, untied": {"head_dim": 16, "qk_norm": False, "tie_word_embeddings": False},
+}
+
+
+def next_token(path: Path, text: str) -> dict[int, float]:
+    """llama.cpp's log-probabilities of the token after a text, by token."""
+    llama = pytest.importorskip("xllamacpp", reason="needs xllamacpp, llama.cpp as a package")
+    settings = llama.CommonParams()
+    settings.model.path = str(path)
+    settings.n_ctx, settings.n_parallel, settings.cpuparams.n_threads = 256, 1, 1
+    settings.cache_type_k = settings.cache_type_v = llama.ggml_type.GGML_TYPE_F32
+    settings.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    settings.warmup, settings.verbosity = False, 0
+    request = {  # the bias chooses a printable token; the log-probabilities are those before it
+        "prompt": text, "max_tokens": 1, "logprobs": 1000, "n_probs": 1000,
+        "logit_bias": [["a", 1000.0]], "temperature": 0, "cache_prompt": False,
+    }  # fmt: skip
+    answer = llama.Server(settings).handle_completions(request)
+    (token,) = answer["choices"][0]["logprobs"]["content"]
+    return {found["id"]: found["logprob"] for found in token["top_logprobs"]}
+
+
+def ours(model: Transformer, encoding: Encoding) -> torch.Tensor:
+    tokens = torch.tensor([[encoding.separator, *encoding.encode(TEXT)]])
+    with torch.inference_mode():
+        return model.logits(model(tokens))[0, -1].log_softmax(dim=-1)
+
+
+def agree(folder: Path, shape: Shape, encoding: Encoding) -> None:
+    model = exported(folder, shape, encoding)
+    export_gguf(folder, folder / "model.gguf")
+    found, wanted = next_token(folder / "model.gguf", TEXT), ours(model, encoding)
+    assert len(found) == encoding.vocab_size
+    assert wanted.std() > 0.1
+    for token, value in found.items():
+        assert value == pytest.approx(float(wanted[token]), abs=1e-3), token
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", FORMS.values(), ids=FORMS)
+def test_llama_cpp_has_the_probabilities_of_the_model(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    pytest.importorskip("gguf", reason="needs gguf")
+    agree(tmp_path, replace(SHAPE, hidden_size=32, **changes), byte_encoding())  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_llama_cpp_has_the_trained_tokenizer(tmp_path: Path, text_folder: Path) -> None:
+    pytest.importorskip("gguf", reason="needs gguf")
+    prepare(str(text_folder), tmp_path / "corpus", vocab_size=400)
+    encoding = load_encoding(tmp_path / "corpus")
+    shape = replace(SHAPE, hidden_size=32, head_dim=32, vocab_size=encoding.vocab_size)
+    agree(tmp_path / "run", shape, encoding)
+
+
+@pytest.mark.slow
+def test_the_file_says_what_the_config_says(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf", reason="needs gguf")
+    model = exported(tmp_path, SHAPE, byte_encoding())
+    export_gguf(tmp_path, tmp_path / "model.gguf")
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    value = {name: field.contents() for name, field in reader.fields.items()}
+    assert value["general.architecture"] == "qwen3"
+    assert value["qwen3.context_length"] == LENGTH
+    assert value["qwen3.attention.head_count_kv"] == SHAPE.num_key_value_heads
+    assert value["tokenizer.ggml.bos_token_id"] == 0
+    assert len(value["tokenizer.ggml.tokens"]) == 256
+    assert sum(int(tensor.n_elements) for tensor in reader.tensors) == model.shape.n_total
+
+
+@pytest.mark.slow
+def test_an_export_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="needs gguf")
+    exported(tmp_path)
+    with pytest.raises(InputError, match=r"tokenizer\.json cannot be read"):
+        export_gguf(tmp_path, tmp_path / "model.gguf")
+
+
+def test_without_gguf_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(
+        InputError, match=r'a GGUF file needs gguf .*`pip install "shapelaw\[llamacpp\]"`'
+    ):
+        export_gguf(tmp_path, tmp_path / "model.gguf")

@@ -1,0 +1,587 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.trainers.corpus.corpus import Corpus
+from shapelaw.trainers.ledger.entry import Entry
+from shapelaw.trainers.ledger.ledger import PLANNED, RUNNING, open_ledger
+from shapelaw.trainers.sweep.folder import Folder
+from shapelaw.trainers.sweep.launchers import _base, _local, _ray
+from shapelaw.trainers.sweep.launchers._base import DEATHS, End, Launcher, WorkerJob, supervise
+from shapelaw.trainers.sweep.launchers._local import LocalLauncher, visible_devices
+from shapelaw.trainers.sweep.launchers._ray import RayLauncher
+from shapelaw.trainers.sweep.launchers._slurm import SlurmLauncher
+from shapelaw.trainers.sweep.launchers.registry import LAUNCHERS, launcher_named, parse_options
+from shapelaw.trainers.sweep.sweep import run_plan
+from shapelaw.trainers.training.loop import train
+from shapelaw.trainers.training.spec import RunSpec
+from support.small_runs import small_corpus, spec
+from support.waiting import wait_until
+
+RAY_NOISE = (
+    # Ray leaves the log files and pipes of the processes that it starts to the garbage collector.
+    "ignore:unclosed file:ResourceWarning",
+    "ignore:unclosed .*socket:ResourceWarning",
+    "ignore:subprocess \\d+ is still running:ResourceWarning",
+    # and warns that one day it will leave CUDA_VISIBLE_DEVICES alone where no GPU is asked for.
+    "ignore:Tip. In future versions of Ray:FutureWarning",
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return small_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def folder(corpus: Corpus, tmp_path: Path) -> Folder:
+    """A sweep's folder whose corpus is prepared."""
+    made = Folder(tmp_path / "sweep")
+    made.path.mkdir()
+    made.corpus.symlink_to(corpus.folder)
+    return made
+
+
+def plan(runs: int, tokens: int = 12_000) -> list[RunSpec]:
+    return [spec(run_id=f"run{seed}", seed=seed, tokens=tokens) for seed in range(runs)]
+
+
+@pytest.fixture(scope="module")
+def alone(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[Any]]:
+    """Losses of training the first runs of the plan one by one in this process."""
+    known: dict[str, object] = {}
+
+    def losses(runs: int) -> list[Any]:
+        for run in plan(runs):
+            if run.run_id not in known:
+                folder = tmp_path_factory.mktemp(run.run_id)
+                (row,) = train(run, corpus, folder)
+                known[run.run_id] = row["loss"]
+        return [known[run.run_id] for run in plan(runs)]
+
+    return losses
+
+
+Alone = Callable[[int], list[Any]]
+
+
+# supervise: what is common to all launchers
+
+
+class Acted(Launcher):
+    """A launcher whose workers end as a script says, one end per start."""
+
+    several_machines = False
+
+    def __init__(self, options: Mapping[str, str], ends: Sequence[End] = (End(),)) -> None:
+        self.ends, self.started, self.stopped = list(ends), [0] * 8, 0
+
+    def open(self, job: WorkerJob) -> None: ...
+
+    def default_workers(self) -> int:
+        return 1
+
+    def start(self, job: WorkerJob, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            self.started[number] += 1
+
+    def look(self, number: int) -> End | None:
+        return self.ends.pop(0) if self.ends else End()
+
+    def stop(self) -> None:
+        self.stopped += 1
+
+
+JOB = WorkerJob(ledger="ledger.sqlite", folder=Path())
+KILLED = End(reason="was ended by SIGKILL", again=True)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_base, "POLL_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_worker_that_was_killed_is_started_again() -> None:
+    launcher = Acted({}, [KILLED, End()])
+    assert supervise(launcher, JOB, 1, lambda: 0.0) == ["was ended by SIGKILL"]
+    assert (launcher.started[0], launcher.stopped) == (2, 1)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_worker_that_reports_an_error_itself_is_not_started_again() -> None:
+    launcher = Acted({}, [End(reason="failed: no corpus"), End()])
+    assert supervise(launcher, JOB, 2, lambda: 0.0) == ["failed: no corpus"]
+    assert launcher.started[:2] == [1, 1]
+
+
+@pytest.mark.usefixtures("quick")
+def test_workers_that_die_without_progress_are_given_up() -> None:
+    launcher = Acted({}, [KILLED] * 1000)
+    assert len(supervise(launcher, JOB, 1, lambda: 0.0)) == DEATHS + 1
+    assert launcher.started[0] == DEATHS + 1
+
+
+@pytest.mark.usefixtures("quick")
+def test_workers_that_die_while_the_work_goes_on_are_not_given_up() -> None:
+    launcher = Acted({}, [KILLED] * (3 * DEATHS))
+    done = iter(range(1000))
+    supervise(launcher, JOB, 1, lambda: float(next(done)))
+    assert launcher.started[0] == 3 * DEATHS + 1
+
+
+@pytest.mark.usefixtures("quick")
+def test_workers_are_stopped_when_every_run_has_ended_or_something_breaks() -> None:
+    launcher = Acted({})
+    assert supervise(launcher, JOB, 1, lambda: None) == []
+    assert launcher.stopped == 1
+
+    def breaks() -> float:
+        raise WorkError("the ledger is gone")
+
+    with pytest.raises(WorkError):
+        supervise(launcher, JOB, 1, breaks)
+    assert launcher.stopped == 2
+
+
+@pytest.mark.usefixtures("quick")
+def test_sigterm_stops_the_workers_and_ends_with_143(capsys: pytest.CaptureFixture[str]) -> None:
+    launcher = Acted({})
+    before = signal.getsignal(signal.SIGTERM)
+
+    def terminated() -> float:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0.0
+
+    with pytest.raises(SystemExit) as stopped:
+        supervise(launcher, JOB, 1, terminated)
+    assert (stopped.value.code, launcher.stopped) == (143, 1)
+    assert "stopped; the same command goes on from here" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_sweep_runs_in_a_thread_too() -> None:
+    launcher = Acted({})
+    thread = threading.Thread(target=supervise, args=(launcher, JOB, 1, lambda: 0.0))
+    thread.start()
+    thread.join(10)
+    assert launcher.stopped == 1
+
+
+# the local launcher
+
+
+@pytest.mark.parametrize(
+    ("count", "named", "found"),
+    [
+        (0, None, []),
+        (2, None, ["0", "1"]),
+        (2, "4,5", ["4", "5"]),
+        (1, "GPU-8f", ["GPU-8f"]),
+        (0, "", []),
+    ],
+)
+def test_gpus_are_found_as_their_variable_names_them(
+    monkeypatch: pytest.MonkeyPatch, count: int, named: str | None, found: list[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert visible_devices() == found
+
+
+def test_gpus_are_dealt_out_in_turn_and_cores_without_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[str] = []
+
+    class Context:
+        def Process(self, *, args: tuple[Any, ...], **_: object) -> SimpleNamespace:
+            given.append(args[-1])
+            return SimpleNamespace(start=lambda: None)
+
+    monkeypatch.setattr(_local.multiprocessing, "get_context", lambda _: Context())
+    monkeypatch.setattr(_local, "visible_devices", lambda: ["3", "7"])
+    launcher = LocalLauncher({})
+    launcher.open(JOB)
+    assert launcher.default_workers() == 2
+    launcher.start(JOB, range(3))
+    assert given == ["3", "7", "3"]
+    monkeypatch.setattr(_local, "visible_devices", list)
+    launcher.open(JOB)
+    assert launcher.default_workers() == _local.cores()
+    launcher.start(JOB, [0])
+    assert given[-1] == ""
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"), [("2", ("2", None)), ("", (None, "1"))], ids=["gpu", "cpu"]
+)
+def test_a_process_sets_its_device_and_threads_before_it_works(
+    monkeypatch: pytest.MonkeyPatch, device: str, expected: tuple[str | None, str | None]
+) -> None:
+    names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setitem(os.environ, name, "")  # so that it is put back
+        del os.environ[name]
+    seen: list[tuple[str | None, ...]] = []
+
+    def work(*_: object, alive: Any) -> None:
+        seen.append((*(os.environ.get(name) for name in names), alive()))
+
+    monkeypatch.setattr("shapelaw.trainers.sweep.worker.work", work)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        _local._process("ledger.sqlite", "folder", os.getppid(), device)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert seen == [(*expected, True)]
+
+
+def test_a_process_that_cannot_work_says_why_and_ends_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with pytest.raises(SystemExit) as stopped:
+        _local._process(str(tmp_path / "l.sqlite"), str(tmp_path), os.getppid(), "")
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err.startswith("worker: ")
+
+
+def test_the_module_of_a_process_imports_no_torch() -> None:
+    code = "import sys, shapelaw.trainers.sweep.launchers._local; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "end"),
+    [
+        (None, None),
+        (0, End()),
+        (1, End(reason="ended with code 1")),
+        (-9, End(reason="was ended by SIGKILL", again=True)),
+        (143, End(reason="was ended by SIGTERM", again=True)),
+    ],
+)
+def test_a_process_that_was_ended_from_outside_may_be_started_again(
+    code: int | None, end: End | None
+) -> None:
+    launcher = LocalLauncher({})
+    launcher.processes[0] = SimpleNamespace(exitcode=code)  # type: ignore[assignment]
+    assert launcher.look(0) == end
+
+
+# options
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("local", {"gpus": "1"}, "`--option` of local must be none: .* got 'gpus'"),
+        ("ray", {"cpus": "1"}, "`--option` of ray must be one of address, num_cpus.* got 'cpus'"),
+        ("ray", {"num_gpus": "-1"}, "`num_gpus >= 0` must hold for --option of ray, but got '-1'"),
+        ("ray", {"memory": "nan"}, "`memory >= 0` must hold"),
+        ("slurm", {"cluster": "lsf"}, "`cluster` must be one of slurm, local, but got 'lsf'"),
+        ("pbs", {}, "`--launcher` must be one of local, ray, slurm, but got 'pbs'"),
+    ],
+)
+def test_wrong_options_are_refused(name: str, options: dict[str, str], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        launcher_named(name, options)
+
+
+def test_an_option_needs_a_name_and_a_value() -> None:
+    assert parse_options(["a=b=c", "d="]) == {"a": "b=c", "d": ""}
+    for text in ("partition", "=gpu"):
+        with pytest.raises(InputError, match="`--option NAME=VALUE` must hold"):
+            parse_options([text])
+
+
+@pytest.mark.slow
+def test_submitits_options_go_by_its_own_names_and_types() -> None:
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    options = {
+        "partition": "gpu", "timeout_min": "90", "mem_gb": "3.5", "array_parallelism": "4",
+        "setup": "module load cuda; source venv/bin/activate", "exclusive": "true",
+    }  # fmt: skip
+    launcher = SlurmLauncher(options)
+    assert launcher.parameters == {
+        "name": "shapelaw", "timeout_min": 90, "cpus_per_task": 1, "mem_gb": 3.5,
+        "slurm_partition": "gpu", "slurm_array_parallelism": 4, "slurm_exclusive": True,
+        "slurm_setup": ["module load cuda", "source venv/bin/activate"],
+    }  # fmt: skip
+    for wrong, words in (
+        ({"timeout_min": "1h"}, "`timeout_min` must be of type int, but got '1h'"),
+        ({"queue": "gpu"}, "must be one of account, .* but got 'queue'"),
+    ):
+        with pytest.raises(InputError, match=words):
+            SlurmLauncher(wrong)
+
+
+@pytest.mark.slow
+def test_slurm_needs_slurm_and_a_number_of_jobs(tmp_path: Path) -> None:
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    launcher = SlurmLauncher({})
+    with pytest.raises(InputError, match=r"there is no SLURM here .* cluster=local for a trial"):
+        launcher.open(WorkerJob(ledger="", folder=tmp_path))
+    with pytest.raises(InputError, match="`--workers N` must be given with --launcher slurm"):
+        launcher.default_workers()
+
+
+@pytest.mark.parametrize(("name", "package"), [("ray", "ray"), ("slurm", "submitit")])
+def test_a_missing_package_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=rf"`pip install \"shapelaw\[{name}\]\"`"):
+        launcher_named(name).open(WorkerJob(ledger="", folder=tmp_path))
+
+
+# the contract: every launcher, for real
+
+
+class Place(NamedTuple):
+    """A launcher by name and what it needs to run here."""
+
+    name: str
+    options: dict[str, str]
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest) -> Place:
+    if request.param == "ray":
+        return Place("ray", {"address": request.getfixturevalue("cluster").address})
+    if request.param == "slurm":
+        pytest.importorskip("submitit", reason="submitit is not installed")
+        return Place("slurm", {"cluster": "local"})
+    return Place(request.param, {})
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A Ray cluster of a head without cores and two nodes of one core each, all on this machine."""
+    pytest.importorskip("ray", reason="ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patched:
+        # Nodes are watched closely, so that a killed one is missed within seconds; nothing is
+        # reported to anybody.
+        patched.setenv("RAY_health_check_period_ms", "500")
+        patched.setenv("RAY_health_check_failure_threshold", "3")
+        patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patched.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        made = Cluster()
+        try:
+            for cpus in (0, 1, 1):
+                added(made, cpus)
+            made.wait_for_nodes()
+            yield made
+        finally:
+            made.shutdown()
+
+
+def added(cluster: Any, num_cpus: int) -> Any:
+    """One more node; Ray gives up after 30 s, which a busy machine may need."""
+    for attempt in range(3):
+        try:
+            return cluster.add_node(**node(num_cpus))
+        except Exception as error:
+            if "timed out during startup" not in str(error) or attempt == 2:
+                raise
+    raise AssertionError
+
+
+def node(num_cpus: int) -> dict[str, Any]:
+    small = 80 * 2**20
+    return {"num_cpus": num_cpus, "object_store_memory": small, "include_dashboard": False}
+
+
+noisy = [pytest.mark.filterwarnings(text) for text in RAY_NOISE]
+every_launcher = pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(name, marks=[pytest.mark.slow, pytest.mark.xdist_group(name), *noisy])
+        for name in LAUNCHERS
+    ],
+    indirect=True,
+)
+
+
+@every_launcher
+def test_a_plan_gets_the_losses_of_training_one_by_one_though_a_worker_is_killed(
+    corpus: Corpus, folder: Folder, alone: Alone, place: Place
+) -> None:
+    killed: list[str] = []
+
+    def kill_one(entries: list[Entry]) -> None:
+        for entry in entries:
+            if entry.state == RUNNING and entry.pid and not killed:
+                killed.append(entry.run_id)
+                os.kill(entry.pid, signal.SIGKILL)
+
+    launcher = launcher_named(*place)
+    table = run_plan(plan(3), corpus, folder, workers=2, launcher=launcher, report=kill_one)
+    assert table["loss"].tolist() == alone(3)
+    assert len(killed) == 1
+    attempts = {entry.run_id: entry.attempts for entry in open_ledger(folder.ledger).entries()}
+    assert attempts == {run.run_id: 1 + (run.run_id in killed) for run in plan(3)}
+    launcher.stop()  # a second time
+
+
+@every_launcher
+def test_a_worker_that_cannot_work_is_named_with_its_reason(
+    corpus: Corpus, folder: Folder, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = launcher_named(*place)
+    folder.corpus.unlink()
+    with pytest.raises(WorkError, match="2 of 2 runs did not finish; run0 planned: its worker"):
+        run_plan(plan(2), corpus, folder, workers=1, launcher=launcher)
+
+
+@every_launcher
+def test_stopping_ends_the_workers(corpus: Corpus, folder: Folder, place: Place) -> None:
+    pids: list[int] = []
+
+    def stop(entries: list[Entry]) -> None:
+        pids.extend(entry.pid for entry in entries if entry.state == RUNNING and entry.pid)
+        if pids:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_plan(
+            plan(1, tokens=10_000_000), corpus, folder, workers=1,
+            launcher=launcher_named(*place), report=stop,
+        )  # fmt: skip
+    wait_until(lambda: not exists(pids[0]), "the end of the worker")
+    if place.name != "ray":  # which ends a task without a word
+        (entry,) = open_ledger(folder.ledger).entries()
+        assert (entry.state, entry.attempts) == (PLANNED, 1), "the run was given back"
+
+
+@pytest.mark.slow
+def test_jobs_of_a_command_in_the_background_hear_that_they_are_cancelled(
+    corpus: Corpus, folder: Folder
+) -> None:
+    pytest.importorskip("submitit")
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell starts it with &
+    try:
+        test_stopping_ends_the_workers(corpus, folder, Place("slurm", {"cluster": "local"}))
+    finally:
+        assert signal.signal(signal.SIGINT, usual) is signal.SIG_IGN
+
+
+def exists(pid: int) -> bool:
+    from shapelaw.trainers.ledger.liveness import process_exists
+
+    return process_exists(pid)
+
+
+# Ray and SLURM in particular
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+@pytest.mark.filterwarnings(*RAY_NOISE)
+def test_a_ray_node_killed_in_the_middle_costs_no_run_and_doubles_none(
+    corpus: Corpus, folder: Folder, alone: Alone, cluster: Any
+) -> None:
+    runs = plan(5)
+    victim = added(cluster, 1)
+    launcher = launcher_named("ray", {"address": cluster.address})
+    ledger = open_ledger(folder.ledger)
+    lost: list[str] = []
+    raylets = {info.process.pid for info in victim.all_processes["raylet"]}
+
+    def kill_node(entries: list[Entry]) -> None:
+        busy = {entry.pid: entry.run_id for entry in entries if entry.state == RUNNING}
+        mine = [pid for pid in busy if pid and parent_of(pid) in raylets]
+        if mine and not lost and len(busy) == 3:
+            lost.append(busy[mine[0]])
+            cluster.remove_node(victim, allow_graceful=False)
+
+    table = run_plan(runs, corpus, folder, workers=3, launcher=launcher, report=kill_node)
+    assert lost, "a node was killed while it trained"
+    assert table["run_id"].tolist() == [run.run_id for run in runs]
+    assert table["loss"].tolist() == alone(5)
+    attempts = {entry.run_id: entry.attempts for entry in ledger.entries()}
+    assert attempts == {run.run_id: 2 if run.run_id in lost else 1 for run in runs}
+
+
+def parent_of(pid: int) -> int | None:
+    """The process that started another: for a worker of Ray its node's raylet."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+@pytest.mark.filterwarnings(*RAY_NOISE)
+def test_ray_fills_the_cluster_by_default(cluster: Any, tmp_path: Path) -> None:
+    job = WorkerJob(ledger="", folder=tmp_path)
+    for options, workers in (({}, 2), ({"num_cpus": "0.5"}, 4), ({"num_cpus": "2"}, 1)):
+        launcher = RayLauncher({"address": cluster.address, **options})
+        try:
+            launcher.open(job)
+            assert launcher.default_workers() == workers
+        finally:
+            launcher.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["option", "variable", "last cluster"])
+def test_a_ray_cluster_that_is_not_there_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    nobody = "127.0.0.1:1"
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(_ray, "CURRENT_CLUSTER", tmp_path / "current")
+    options = {"address": nobody} if way == "option" else {}
+    if way == "variable":
+        monkeypatch.setenv("RAY_ADDRESS", nobody)
+    if way == "last cluster":
+        (tmp_path / "current").write_text(nobody + "\n")
+    with pytest.raises(InputError, match=r"no Ray cluster answers at .*`ray start --head`"):
+        RayLauncher(options).open(WorkerJob(ledger="", folder=tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("slurm")
+def test_a_job_whose_time_is_up_is_queued_again_and_goes_on(
+    corpus: Corpus, folder: Folder, alone: Alone
+) -> None:
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    launcher = SlurmLauncher({"cluster": "local"})
+    told: list[int] = []
+
+    def time_is_up(entries: list[Entry]) -> None:
+        for entry in entries:
+            if entry.state == RUNNING and entry.pid and not told:
+                told.append(entry.pid)
+                os.kill(entry.pid, signal.SIGUSR2)
+
+    table = run_plan(plan(1), corpus, folder, workers=1, launcher=launcher, report=time_is_up)
+    assert told
+    assert table["loss"].tolist() == alone(1)
+    (entry,) = open_ledger(folder.ledger).entries()
+    assert (entry.attempts, entry.state) == (2, "done")
+    (log,) = (folder.path / "slurm").glob("*_0_log.err")
+    assert "this job is preempted" in log.read_text()

@@ -1,0 +1,106 @@
+"""Commands that evaluate trained models: one model, or every model of a sweep."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shapelaw.scaling.commands.options import Json, Workers
+from shapelaw.scaling.display.console import json_row, note, print_json, print_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+EvalsOption = Annotated[
+    Path,
+    typer.Option(help="Evaluation sets: a folder or .tar.zst with blimp/*.jsonl, tasks/*.jsonl."),
+]
+TasksOption = Annotated[
+    str,
+    typer.Option(
+        help="Comma-separated: blimp, lambada, arc_easy, arc_challenge, piqa, winogrande, "
+        "hellaswag_val_subset."
+    ),
+]
+LedgerOption = Annotated[
+    str | None,
+    typer.Option("--ledger", help="Address of a ledger in PostgreSQL.", envvar="SHAPELAW_LEDGER"),
+]
+LimitOption = Annotated[
+    int | None, typer.Option(help="Items of each task (BLiMP: pairs of each paradigm).", min=1)
+]
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run, with its weights.")],
+    evals: Annotated[Path | None, typer.Option(help="Evaluation sets; see sweep evaluate.")] = None,
+    tasks: TasksOption = "blimp",
+    corpus_folder: Annotated[
+        Path | None, typer.Option(help="A prepared corpus: held-out losses, and the tokenizer.")
+    ] = None,
+    limit: LimitOption = None,
+    json: Json = False,
+) -> None:
+    """Evaluate one model: held-out loss by validation set, accuracy on downstream tasks."""
+    from shapelaw.trainers.evaluation.run_evaluation import evaluate_run
+
+    found = evaluate_run(run, evals, tasks, corpus_folder, limit=limit)
+    if json:
+        print_json(found.as_json())
+    else:
+        for title, frame in found.tables().items():
+            print_table(frame, title)
+
+
+def evaluate_sweep(
+    folder: Annotated[Path, typer.Argument(help="Folder of a sweep.")],
+    evals: EvalsOption,
+    tasks: TasksOption = "blimp",
+    out: Annotated[Path | None, typer.Option(help="Write the run table with accuracies.")] = None,
+    workers: Workers = None,
+    limit: LimitOption = None,
+    ledger: LedgerOption = None,
+    json: Json = False,
+) -> None:
+    """Score every exported model of a sweep; a killed call goes on. Adds accuracy_TASK columns."""
+    from shapelaw.scaling.runs.table import write_runs
+    from shapelaw.trainers.evaluation.downstream import read_tasks
+    from shapelaw.trainers.evaluation.eval_sets import read_evals
+    from shapelaw.trainers.sweep.evaluate import score_exports
+
+    names = read_tasks(tasks, read_evals(evals))
+    runs = score_exports(
+        folder, evals, tasks=names, limit=limit, workers=workers, ledger=ledger,
+        report=_Progress(),
+    )  # fmt: skip
+    if left_out := runs.attrs["left_out"]:
+        note(f"{len(left_out)} runs have no exported model and no score: {', '.join(left_out)}")
+    if out is not None:
+        write_runs(out, runs)
+        note(f"{len(runs)} runs written to {out}")
+    if json or out is None:
+        _print_scores(runs, json)
+
+
+class _Progress:
+    """A line to standard error after every model."""
+
+    def __call__(self, done: int, total: int) -> None:
+        note(f"{done} of {total} models are scored")
+
+
+def _print_scores(runs: "pd.DataFrame", json: bool) -> None:
+    if json:
+        rows: list[dict[str, Any]] = [json_row(row) for row in runs.to_dict("records")]
+        print_json(rows)
+        return
+    shown = ["run_id", "loss", *(name for name in runs if str(name).startswith("accuracy_"))]
+    table = runs[[name for name in shown if name in runs]]
+    numbers = table.select_dtypes("number").columns
+    print_table(table.assign(**{name: table[name].map("{:.4f}".format) for name in numbers}))
+
+
+def mount(app: typer.Typer, sweep: typer.Typer) -> None:
+    """Add ``evaluate`` to an application and to its group of sweep commands."""
+    app.command()(evaluate)
+    sweep.command("evaluate")(evaluate_sweep)

@@ -1,0 +1,136 @@
+"""The command that checks the learning-rate rule at a few shapes."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shapelaw.scaling.commands.options import CorpusOption, Json, OutFolder, Vocabulary, Workers
+from shapelaw.scaling.display.console import print_json, print_table
+
+if TYPE_CHECKING:
+    from shapelaw.trainers.corpus.corpus import Corpus
+    from shapelaw.trainers.ladder.lr_sweep import LRSweepSettings
+    from shapelaw.trainers.ladder.lr_verdict import RateCheck
+    from shapelaw.trainers.sweep.folder import Folder
+    from shapelaw.trainers.training.spec import RunSpec
+
+
+def settings_of(
+    factor: float, seeds: int, rates: str, tokens: str, seed_sd: float | None
+) -> "LRSweepSettings":
+    """What a check tries, from options as typed: ``tokens`` is a count, or ``20x`` per parameter.
+
+    Raises
+    ------
+    InputError
+        A text is not of its form.
+    """
+    from shapelaw.scaling.errors import InputError
+    from shapelaw.scaling.units import parse_count
+    from shapelaw.trainers.ladder.lr_sweep import RATES, LRSweepSettings
+
+    count, per_parameter = None, 20.0
+    if tokens.endswith("x"):
+        try:
+            per_parameter = float(tokens[:-1])
+        except ValueError:
+            raise InputError(f"`--tokens` must be 2M, or 20x for 20 · N, got {tokens!r}") from None
+    else:
+        count = parse_count(tokens)
+    return LRSweepSettings(
+        factor=factor,
+        seeds=seeds,
+        rates=RATES if rates == "both" else tuple(rates.split(",")),
+        tokens=count,
+        tokens_per_parameter=per_parameter,
+        seed_sd=seed_sd,
+    )
+
+
+def open_plan(
+    plan: Path, corpus: str, vocab: int | None, out: Path, settings: Sequence[str]
+) -> "tuple[list[RunSpec], Corpus, Folder]":
+    """The runs of a plan with some settings of their recipe changed, the corpus and the folder.
+
+    Raises
+    ------
+    InputError
+        The plan, the corpus or a setting cannot be used; then nothing is left in a new folder.
+    """
+    from shapelaw.scaling.files import nothing_left
+    from shapelaw.trainers.corpus.corpus import prepare
+    from shapelaw.trainers.ladder.plan_file import read_plan
+    from shapelaw.trainers.optimizers.recipe import Recipe, parse_settings, read_pairs
+    from shapelaw.trainers.sweep.folder import Folder
+
+    changes, folder = parse_settings(read_pairs(settings)), Folder(out)
+    with nothing_left(out):
+        prepared = prepare(corpus, folder.corpus, vocab_size=vocab)
+        specs = read_plan(plan, prepared, Recipe())
+        changed = [replace(spec, recipe=replace(spec.recipe, **changes)) for spec in specs]
+    return changed, prepared, folder
+
+
+def choose(specs: "Sequence[RunSpec]", runs: Sequence[str], size: str | None) -> "list[RunSpec]":
+    """The runs whose shapes are checked, from options as typed."""
+    from shapelaw.scaling.units import parse_count
+    from shapelaw.trainers.ladder.lr_sweep import pick
+
+    return pick(specs, names=runs, size=None if size is None else parse_count(size))
+
+
+def show(check: "RateCheck") -> None:
+    """Print the verdict and the table of losses by shape and rate."""
+    from shapelaw.scaling.display.tables import cell_text
+
+    print_table(check.frame().astype(object).map(cell_text))
+    typer.echo(check.summary())
+
+
+def lr_check(
+    plan: Annotated[Path, typer.Argument(help="Plan whose shapes and recipe are checked.")],
+    corpus: CorpusOption = "stdlib",
+    vocab: Vocabulary = None,
+    runs: Annotated[
+        list[str] | None,
+        typer.Option("--run", help="A run_id of the plan; default: the four extreme shapes."),
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="Extremes among the shapes of 100K.")] = None,
+    tokens: Annotated[
+        str, typer.Option(help="Tokens of every run: 2M, or 20x for 20 per parameter.")
+    ] = "20x",
+    factor: Annotated[float, typer.Option(help="Between the rule's rate and the others.")] = 2.0,
+    seeds: Annotated[int, typer.Option(help="Seeds at every rate.", min=1)] = 2,
+    rates: Annotated[
+        str, typer.Option(help="both, matrix_learning_rate or learning_rate.")
+    ] = "both",
+    seed_sd: Annotated[
+        float | None, typer.Option(help="Seed SD as a share of the loss; default: measured.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A field of the recipe: rule=power.", metavar="N=V"),
+    ] = None,
+    workers: Workers = None,
+    out: OutFolder = Path("shapelaw-lr-check"),
+    json: Json = False,
+) -> None:
+    """Check at a few shapes that the rule's learning rate is the best of three, but for noise."""
+    from shapelaw.trainers.ladder.lr_sweep import lr_check as check
+    from shapelaw.trainers.sweep.status import shown_progress
+
+    asked = settings_of(factor, seeds, rates, tokens, seed_sd)
+    specs, prepared, folder = open_plan(plan, corpus, vocab, out, settings or [])
+    chosen = choose(specs, runs or [], size)
+    with shown_progress() as report:
+        found = check(chosen, prepared, folder, asked, workers=workers, report=report)
+    print_json(found.as_json()) if json else show(found)
+    found.require()
+
+
+def mount(sweep: typer.Typer) -> None:
+    """Add the command to the sweep's group."""
+    sweep.command("lr-check")(lr_check)

@@ -1,0 +1,300 @@
+"""The command that plans a ladder over shapes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from shapelaw.scaling.commands.options import Json, Seed
+from shapelaw.scaling.display.console import note, print_json
+
+if TYPE_CHECKING:
+    from shapelaw.trainers.ladder.grid import LadderAllocation, LadderGrid, Rung
+    from shapelaw.trainers.ladder.plan import Ladder
+
+Part = TypeVar("Part")
+Ranges = "LOW:HIGH[,LOW:HIGH...]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """The options of sizes and ranges as typed: one value for all sizes, or one per size."""
+
+    sizes: str
+    shapes: str
+    layers: str
+    mlp_ratio: str
+    gqa: str
+    hidden: str | None = None
+
+    def rungs(self) -> "list[Rung]":
+        """The sizes of the ladder.
+
+        Raises
+        ------
+        InputError
+            A text is not of its form, or there are not as many as sizes.
+        """
+        from shapelaw.scaling.units import parse_count
+        from shapelaw.trainers.ladder.grid import Rung
+
+        sizes = [parse_count(text) for text in self.sizes.split(",")]
+        columns = (
+            _each(self.shapes, "--shapes", parse_count, len(sizes)),
+            _each(self.layers, "--layers", _range, len(sizes)),
+            _each(self.mlp_ratio, "--mlp-ratio", _range, len(sizes)),
+            _each(self.gqa, "--gqa", _range, len(sizes)),
+        )
+        hidden = (
+            [None] * len(sizes)
+            if self.hidden is None
+            else _each(self.hidden, "--hidden-over-sqrt-n", _range, len(sizes))
+        )
+        return [
+            Rung(
+                parameters=size,
+                shapes=shapes,
+                layers=layers,
+                mlp_to_attention=ratio,
+                gqa=gqa,
+                hidden_over_sqrt_n=width,
+            )
+            for size, shapes, layers, ratio, gqa, width in zip(sizes, *columns, hidden, strict=True)
+        ]
+
+    def depths(self) -> tuple[float, float]:
+        """The least and the most layers of all sizes."""
+        ranges = [_range(text) for text in self.layers.split(",")]
+        return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+
+def _each(text: str, option: str, read: Callable[[str], Part], count: int) -> list[Part]:
+    """One value per size from a comma-separated text of one or of as many values."""
+    from shapelaw.scaling.errors import InputError
+
+    values = [read(part) for part in text.split(",")]
+    if len(values) not in (1, count):
+        raise InputError(
+            f"`{option}` must have one value, or one for each of {count} sizes, "
+            f"but has {len(values)}: {text!r}"
+        )
+    return values * (count // len(values)) if len(values) == 1 else values
+
+
+def _range(text: str) -> tuple[float, float]:
+    from shapelaw.scaling.errors import InputError
+
+    try:
+        low, _, high = text.partition(":")
+        return float(low), float(high or low)
+    except ValueError:
+        raise InputError(f"a range must be LOW:HIGH such as 0.5:6, but got {text!r}") from None
+
+
+def read_numbers(text: str, option: str) -> tuple[float, ...]:
+    """Comma-separated numbers; an empty text is none.
+
+    Raises
+    ------
+    InputError
+        One is not a number.
+    """
+    from shapelaw.scaling.errors import InputError
+
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise InputError(f"`{option}` must be numbers such as 16,64, but got {text!r}") from None
+
+
+def grid_of(head_dim: str, others: int, steps: str, **shared: Any) -> "LadderGrid":
+    """What all shapes share, from options as typed; ``shared`` are further fields of it."""
+    from shapelaw.scaling.errors import InputError
+    from shapelaw.trainers.ladder.grid import LadderGrid
+
+    dims = [int(value) for value in read_numbers(head_dim, "--head-dim")]
+    grids = [int(value) for value in read_numbers(steps, "--steps")]
+    if not dims or len(grids) != 2:
+        raise InputError(
+            f"`--head-dim` must have a value and `--steps` two, but got {head_dim!r} and {steps!r}"
+        )
+    return LadderGrid(
+        head_dim=dims[0],
+        other_head_dims=tuple(dims[1:]),
+        other_shapes=others,
+        hidden_step=grids[0],
+        mlp_step=grids[1],
+        **shared,
+    )
+
+
+def allocation_of(tokens: float, seeds: int, anchors: str, branches: str) -> "LadderAllocation":
+    """Tokens and seeds, from options as typed: ``anchors`` is COUNT[:SEEDS[:LONG SEEDS]]."""
+    from shapelaw.scaling.errors import InputError
+    from shapelaw.trainers.ladder.grid import LadderAllocation
+
+    try:
+        count, *more = (int(part) for part in anchors.split(":"))
+        anchor_seeds, long_seeds = (*more, *(3, 1)[len(more) :])
+    except ValueError:
+        raise InputError(
+            f"`--anchors` must be COUNT[:SEEDS[:LONG_SEEDS]] such as 4:3:1, but got {anchors!r}"
+        ) from None
+    return LadderAllocation(
+        tokens_per_parameter=tokens,
+        seeds=seeds,
+        anchors=count,
+        anchor_seeds=anchor_seeds,
+        long_seeds=long_seeds,
+        branches=read_numbers(branches, "--branches"),
+    )
+
+
+def finish(
+    ladder: "Ladder", budget: str | None, out: Path, *, calibrate: bool, force: bool
+) -> "Ladder":
+    """Price a plan, hold it against its gates and write it.
+
+    Raises
+    ------
+    InputError
+        The plan costs more than the budget, or its axes are confounded and ``force`` is not set.
+    """
+    from shapelaw.scaling.commands.next_runs_cli import read_flops
+    from shapelaw.scaling.extras import installed_version, installing
+    from shapelaw.scaling.runs.table import write_runs
+    from shapelaw.trainers.training.cost_model import calibrate as measure
+
+    if budget is not None:
+        ladder.require_affordable(read_flops(budget))
+    if not force:
+        ladder.require_unconfounded()
+    if calibrate and installed_version("torch") is None:
+        note(f"seconds are for an assumed core: timing needs torch; `{installing('torch')}`")
+    elif calibrate:
+        note("timing a few steps of a few shapes; --no-calibrate leaves this out")
+        ladder = ladder.priced(measure([run.spec for run in ladder.runs]))
+    write_runs(out, ladder.frame())
+    note(f"{len(ladder.runs)} runs written to {out}")
+    return ladder
+
+
+def planned(
+    texts: Texts,
+    grid: "LadderGrid",
+    allocation: "LadderAllocation",
+    method: str,
+    settings: Sequence[str],
+    seed: int,
+    sources: Sequence[Path],
+) -> "Ladder":
+    """The plan that the options ask for; ``sources`` are proposals and the runs that they join.
+
+    Raises
+    ------
+    InputError
+        Neither sizes nor proposals are given, or only one of the two tables.
+    """
+    from shapelaw.scaling.errors import InputError
+    from shapelaw.scaling.runs.catalog import load_runs
+    from shapelaw.scaling.runs.reader import read_table
+    from shapelaw.trainers.ladder.from_design import plan_proposed
+    from shapelaw.trainers.ladder.planner import plan_ladder
+    from shapelaw.trainers.optimizers.recipe import read_pairs
+
+    if len(sources) == 2:
+        proposals, runs = read_table(sources[0]), load_runs(str(sources[1]))
+        changes = read_pairs(settings)
+        return plan_proposed(proposals, runs, grid=grid, layers=texts.depths(), settings=changes)
+    if sources or not texts.sizes:
+        raise InputError(
+            "`--sizes`, or both `--next-runs` and `--runs`, must be given; write --sizes 50K,100K"
+        )
+    return plan_ladder(
+        texts.rungs(),
+        grid=grid,
+        allocation=allocation,
+        method=method,
+        settings=read_pairs(settings),
+        seed=seed,
+    )
+
+
+def plan(
+    sizes: Annotated[str, typer.Option(help="Non-embedding parameters: 50K,100K,300K.")] = "",
+    shapes: Annotated[str, typer.Option(help="Shapes of each size: 8,16,16.")] = "16",
+    layers: Annotated[str, typer.Option(help="Depth.", metavar=Ranges)] = "2:6",
+    mlp_ratio: Annotated[str, typer.Option(help="MLP over attention.", metavar=Ranges)] = "0.5:6",
+    gqa: Annotated[str, typer.Option(help="Query heads per KV head.", metavar=Ranges)] = "1:4",
+    hidden: Annotated[
+        str | None,
+        typer.Option("--hidden-over-sqrt-n", help="Default: all that is valid.", metavar=Ranges),
+    ] = None,
+    head_dim: Annotated[
+        str, typer.Option(help="Head dimension; further ones are for a few shapes: 32,16,64.")
+    ] = "32",
+    others: Annotated[
+        int, typer.Option(help="Shapes of a size with each further head dimension.", min=1)
+    ] = 1,
+    steps: Annotated[
+        str, typer.Option(help="Steps of hidden and intermediate size.", metavar="HIDDEN,MLP")
+    ] = "8,4",
+    vocab: Annotated[int, typer.Option(help="Vocabulary; 256 for bytes.", min=2)] = 256,
+    qk_norm: Annotated[bool, typer.Option(help="Norm on queries and keys, as Qwen3.")] = True,
+    rope_theta: Annotated[float, typer.Option(help="Base of the rotary positions.")] = 10_000.0,
+    tokens: Annotated[
+        float, typer.Option("--tokens-per-param", help="Tokens per parameter of every run.")
+    ] = 20.0,
+    seeds: Annotated[int, typer.Option(help="Seeds of every shape.", min=1)] = 1,
+    anchors: Annotated[
+        str,
+        typer.Option(
+            help="Shapes of a size with more seeds and token counts, their seeds, and how many of "
+            "these go to the longest runs.",
+            metavar="COUNT[:SEEDS[:LONG]]",
+        ),
+    ] = "4:3:1",
+    branches: Annotated[
+        str, typer.Option(help="Further token counts of the anchors, as factors.")
+    ] = "0.25,4",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A field of the recipe: context_length=256.", metavar="N=V"),
+    ] = None,
+    method: Annotated[str, typer.Option(help="latin-hypercube or factorial.")] = "latin-hypercube",
+    proposals: Annotated[
+        Path | None,
+        typer.Option("--next-runs", help="Plan what `next-runs --out` wrote, instead of sizes."),
+    ] = None,
+    runs: Annotated[
+        Path | None, typer.Option("--runs", help="The run table that these proposals join.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget-flops", help="Refuse a plan above this: 1e15.")
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option(help="Time a few steps here; else seconds at an assumed rate.")
+    ] = True,
+    force: Annotated[bool, typer.Option(help="Write a confounded plan too.")] = False,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="The plan, a CSV table.")] = Path("plan.csv"),
+    json: Json = False,
+) -> None:
+    """Plan a ladder over shapes whose effects a law can tell apart; write it as a table."""
+    texts = Texts(
+        sizes=sizes, shapes=shapes, layers=layers, mlp_ratio=mlp_ratio, gqa=gqa, hidden=hidden
+    )
+    shared = {"vocab_size": vocab, "qk_norm": qk_norm, "rope_theta": rope_theta}
+    grid = grid_of(head_dim, others, steps, **shared)
+    allocation = allocation_of(tokens, seeds, anchors, branches)
+    tables = [path for path in (proposals, runs) if path is not None]
+    ladder = planned(texts, grid, allocation, method, settings or [], seed, tables)
+    ladder = finish(ladder, budget, out, calibrate=calibrate, force=force)
+    print_json(ladder.as_json()) if json else typer.echo(ladder.summary())
+
+
+def mount(sweep: typer.Typer) -> None:
+    """Add the commands to the sweep's group."""
+    sweep.command("plan")(plan)

@@ -1,0 +1,250 @@
+"""Commands that train: train and sweep."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shapelaw.scaling.commands.options import (
+    CorpusOption,
+    CorpusTokens,
+    Json,
+    OutFolder,
+    Seed,
+    TokenizerOption,
+    ValidationOption,
+    Vocabulary,
+)
+from shapelaw.scaling.display.console import json_row, note, print_json, print_table
+from shapelaw.trainers.commands import evaluate_cli, plan_cli
+from shapelaw.trainers.commands import lr_check_cli as rate_cli
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+sweep = typer.Typer(
+    help="Train the runs of a plan and keep a ledger of them.", no_args_is_help=True
+)
+Optimizer = Annotated[str, typer.Option(help="muon or adamw.")]
+Context = Annotated[int, typer.Option(help="Tokens per sequence.")]
+Sequences = Annotated[int, typer.Option(help="Sequences per step.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A field of the recipe: decay=0.2.",
+                 metavar="NAME=VALUE"),
+]  # fmt: skip
+Trackers = Annotated[
+    str, typer.Option("--tracker", help="tensorboard, wandb or both; metrics.csv is always there.")
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", help="How many; default: one per GPU, else one per core.", min=1),
+]
+LedgerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ledger",
+        help="Keep the ledger in PostgreSQL: postgresql://USER@HOST/DATABASE?sweep=NAME; "
+        "default: a file in the folder.",
+        envvar="SHAPELAW_LEDGER",
+    ),
+]
+Folder = Annotated[Path, typer.Argument(help="Folder of a sweep.")]
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="Hugging Face config.json of a shape.")],
+    tokens: Annotated[str, typer.Option(help="Training tokens: 2M, 1e6.")],
+    corpus: CorpusOption = "stdlib",
+    validation: ValidationOption = None,
+    vocab: Vocabulary = None,
+    tokenizer: TokenizerOption = None,
+    corpus_tokens: CorpusTokens = None,
+    out: OutFolder = Path("shapelaw-train"),
+    optimizer: Optimizer = "muon",
+    context_length: Context = 128,
+    sequences: Sequences = 8,
+    settings: Settings = None,
+    tracker: Trackers = "",
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Train one shape and print its row of the run table; a killed run goes on."""
+    from shapelaw.scaling.files import nothing_left
+    from shapelaw.trainers.corpus.options import CorpusOptions
+    from shapelaw.trainers.sweep.train_one import train_config
+
+    text = CorpusOptions.from_command(
+        corpus, validation=validation, vocab=vocab, tokenizer=tokenizer,
+        corpus_tokens=corpus_tokens,
+    )  # fmt: skip
+    usual = (f"{optimizer=!s}", f"{context_length=}", f"{sequences=}")
+    changes = [*usual, *(settings or [])]
+    with nothing_left(out):
+        row = train_config(config, tokens, text, out, changes, tracker=tracker, seed=seed)
+    if json:
+        print_json(row)
+    else:
+        typer.echo("\n".join(f"{name:<20} {value}" for name, value in row.items()))
+
+
+@sweep.command("run")
+def run(
+    plan: Annotated[Path, typer.Argument(help="Table with the fields of a shape and tokens.")],
+    corpus: CorpusOption = "stdlib",
+    validation: ValidationOption = None,
+    vocab: Vocabulary = None,
+    tokenizer: TokenizerOption = None,
+    corpus_tokens: CorpusTokens = None,
+    out: OutFolder = Path("shapelaw-sweep"),
+    settings: Settings = None,
+    tracker: Trackers = "",
+    launcher: Annotated[
+        str, typer.Option(help="What starts the workers: local, ray or slurm.")
+    ] = "local",
+    workers: WorkersOption = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A setting of the launcher, such as partition=gpu; may be given several times.",
+            metavar="NAME=VALUE",
+        ),
+    ] = None,
+    ledger: LedgerOption = None,
+    done: Annotated[
+        Path | None,
+        typer.Option(help="Run table of this plan from elsewhere: its runs are not trained again."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Train every planned run that the ledger lacks; a killed sweep goes on."""
+    from shapelaw.scaling.files import nothing_left
+    from shapelaw.scaling.runs.reader import read_table
+    from shapelaw.trainers.corpus.corpus import prepare_from_options
+    from shapelaw.trainers.corpus.options import CorpusOptions
+    from shapelaw.trainers.ladder.plan_file import read_plan
+    from shapelaw.trainers.optimizers.recipe import recipe_with
+    from shapelaw.trainers.sweep.folder import Folder
+    from shapelaw.trainers.sweep.launchers.registry import launcher_named, parse_options
+    from shapelaw.trainers.sweep.status import shown_progress
+    from shapelaw.trainers.sweep.sweep import run_plan
+    from shapelaw.trainers.training.trackers import read_trackers
+
+    place, folder = launcher_named(launcher, parse_options(option or [])), Folder(out)
+    recipe, trackers = recipe_with(settings or []), read_trackers(tracker)
+    text = CorpusOptions.from_command(
+        corpus, validation=validation, vocab=vocab, tokenizer=tokenizer,
+        corpus_tokens=corpus_tokens,
+    )  # fmt: skip
+    with nothing_left(out):
+        prepared = prepare_from_options(text, folder.corpus)
+        specs = read_plan(plan, prepared, recipe)
+        with shown_progress() as report:
+            runs = run_plan(
+                specs, prepared, folder, workers=workers, report=report, launcher=place,
+                ledger=ledger, trackers=trackers, done=None if done is None else read_table(done),
+            )  # fmt: skip
+    _print_runs(runs, json)
+
+
+@sweep.command("work")
+def work(
+    folder: Folder,
+    workers: WorkersOption = None,
+    ledger: LedgerOption = None,
+    json: Json = False,
+) -> None:
+    """Help with a sweep that was started elsewhere, until every run has ended."""
+    from shapelaw.trainers.sweep.folder import Folder
+    from shapelaw.trainers.sweep.status import shown_progress
+    from shapelaw.trainers.sweep.sweep import join
+
+    with shown_progress() as report:
+        runs = join(Folder(folder), workers=workers, report=report, ledger=ledger)
+    _print_runs(runs, json)
+
+
+@sweep.command("status")
+def status(
+    folder: Folder,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Keep the table up to date until every run has ended.")
+    ] = False,
+    ledger: LedgerOption = None,
+    json: Json = False,
+) -> None:
+    """Show every run, how fast it goes, and when the sweep will have ended."""
+    from shapelaw.trainers.sweep.folder import existing_ledger
+    from shapelaw.trainers.sweep.status import show_status, status_of
+
+    book = existing_ledger(folder, ledger)
+    if json:
+        print_json(status_of(book.entries()).as_json())
+    else:
+        show_status(lambda: status_of(book.entries()), watch=watch)
+
+
+@sweep.command("retry")
+def retry(
+    folder: Folder,
+    run_id: Annotated[list[str] | None, typer.Argument(help="Only these runs.")] = None,
+    diverged: Annotated[
+        bool, typer.Option("--diverged", help="Also those that diverged; they may do so again.")
+    ] = False,
+    ledger: LedgerOption = None,
+    json: Json = False,
+) -> None:
+    """Plan failed runs again; `sweep run` then trains them."""
+    from shapelaw.trainers.sweep.folder import existing_ledger
+    from shapelaw.trainers.sweep.sweep import retry_runs
+
+    again = retry_runs(existing_ledger(folder, ledger), run_id, diverged=diverged)
+    if json:
+        print_json({"planned": again})
+    else:
+        typer.echo("\n".join([f"planned again: {len(again)}; `sweep run` goes on", *again]))
+
+
+@sweep.command("export")
+def export(
+    folder: Folder,
+    out: Annotated[Path | None, typer.Option(help="Write the run table, CSV or Parquet.")] = None,
+    ledger: LedgerOption = None,
+    json: Json = False,
+) -> None:
+    """Write the run table of what is done or diverged; a diverged run has a status and no loss."""
+    from shapelaw.scaling.runs.table import write_runs
+    from shapelaw.trainers.sweep.folder import existing_ledger
+    from shapelaw.trainers.sweep.sweep import run_table
+
+    runs = run_table(existing_ledger(folder, ledger).entries())
+    if out is not None:
+        write_runs(out, runs)
+        note(f"{len(runs)} runs written to {out}{_left_out(runs)}")
+    if json or out is None:
+        _print_runs(runs, json)
+
+
+def _left_out(runs: "pd.DataFrame") -> str:
+    """What a fit of an exported table will not take."""
+    diverged = int((runs["status"] == "diverged").sum()) if "status" in runs else 0
+    return f"; {diverged} of them diverged: `shapelaw fit` leaves them out" if diverged else ""
+
+
+def _print_runs(runs: "pd.DataFrame", json: bool) -> None:
+    if json:
+        print_json([json_row(row) for row in runs.to_dict("records")])
+    else:
+        shown = [
+            name for name in ("run_id", "tokens", "loss", "bits_per_byte", "status") if name in runs
+        ]
+        print_table(runs[shown])
+
+
+def mount(app: typer.Typer) -> None:
+    """Add the commands to an application."""
+    app.command()(train)
+    plan_cli.mount(sweep)
+    rate_cli.mount(sweep)
+    evaluate_cli.mount(app, sweep)
+    app.add_typer(sweep, name="sweep")

@@ -1,0 +1,4 @@
+"""Text to tokens: documents, mixtures, tokenizers, shards, batches.
+
+Imports nothing else of trainers.
+"""

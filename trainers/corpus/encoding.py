@@ -1,0 +1,150 @@
+"""Text to tokens and back, outside a corpus: bytes, or a tokenizer.json of the tokenizers library.
+
+Byte b is token b. Byte 0 stands between documents and is a special token: text never holds it.
+What is trained on is ``text separator text``, so a text of its own is scored, and
+generated, after one separator.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.files import read_json
+
+BYTES = "bytes"
+NUL = "\0"
+TOKENIZER_FILE = "tokenizer.json"
+ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", NUL)  # names of separators
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """A tokenizer that encodes single texts.
+
+    ``encode`` gives the tokens of a text, (count,) int64, without any separator; ``separator`` is
+    the token between documents and ``separator_text`` its name; ``document`` is what the
+    tokenizers library writes to ``tokenizer.json``.
+    """
+
+    name: str
+    vocab_size: int
+    separator: int
+    separator_text: str
+    encode: Callable[[str], np.ndarray]
+    document: str
+
+
+def byte_encoding() -> Encoding:
+    """One token per byte of UTF-8."""
+    document = json.dumps(_byte_document(), indent=1, ensure_ascii=True)
+    return Encoding(
+        name=BYTES,
+        vocab_size=256,
+        separator=0,
+        separator_text=NUL,
+        encode=_encode_bytes,
+        document=document + "\n",
+    )
+
+
+def _encode_bytes(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int64)
+
+
+def byte_letters() -> list[str]:
+    """The visible character by which GPT-2's byte-level alphabet writes each byte."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    letters = {byte: chr(byte) for byte in visible}
+    letters |= {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+    return [letters[byte] for byte in range(256)]
+
+
+def _byte_document() -> dict[str, Any]:
+    """A byte-level BPE without merges, in the numbering of the bytes.
+
+    Zero bytes are cut out as the special token before the alphabet sees the text, so that the
+    letter of byte 0 is free to be ordinary text.
+    """
+    level = {"add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    vocabulary = {NUL: 0} | {letter: byte for byte, letter in enumerate(byte_letters()) if byte}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": 0, "content": NUL, **special, "special": True}],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", **level},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", **level},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": vocabulary,
+            "merges": [],
+        },
+    }
+
+
+def load_encoding(folder: Path) -> Encoding:
+    """The encoding of a prepared corpus, or of an exported model with its tokenizer.
+
+    Raises
+    ------
+    InputError
+        The folder has no tokenizer, or one without a token between documents.
+    """
+    path = folder / TOKENIZER_FILE
+    if not path.exists():
+        about = folder / "corpus.json"
+        if about.exists() and read_json(about).get("tokenizer") == BYTES:
+            return byte_encoding()
+        raise InputError(
+            f"{folder} has no {TOKENIZER_FILE}; give the folder of the corpus that the model was "
+            "trained on"
+        )
+    document = path.read_text(encoding="utf-8")
+    if document == byte_encoding().document:
+        return byte_encoding()
+    return _library_encoding(path, document)
+
+
+def _library_encoding(path: Path, document: str) -> Encoding:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(document)
+    except Exception as error:  # the library raises plain exceptions
+        raise InputError(f"{path} is no tokenizer ({error}); prepare the corpus again") from None
+    ends = {end: tokenizer.token_to_id(end) for end in ENDS}
+    named = [(end, token) for end, token in ends.items() if token is not None]
+    if not named:
+        raise InputError(
+            f"{path} has no token that ends a document; it needs one of {', '.join(ENDS[:-1])}"
+        )
+
+    def encode(text: str) -> np.ndarray:
+        return np.array(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+
+    return Encoding(
+        name=str(path),
+        vocab_size=tokenizer.get_vocab_size(),
+        separator=named[0][1],
+        separator_text=named[0][0],
+        encode=encode,
+        document=document,
+    )

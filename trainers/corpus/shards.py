@@ -1,0 +1,143 @@
+"""Tokens on disk: memory-mapped, with the starts of the documents and checksums."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.files import read_json, sha256, write_json
+
+LARGEST_UINT16 = 65_536  # tokens that 16 bits tell apart
+CHECKED = "checked.json"  # sizes and times of the files whose checksums were found right
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Tokens in a file and where documents begin.
+
+    ``tokens`` (count,) uint16 or uint32 and ``starts`` (documents,) int64 are memory-mapped; the
+    documents stand one after the other with one separator token between two.
+    """
+
+    tokens: np.ndarray
+    starts: np.ndarray
+
+
+def token_type(vocab_size: int) -> np.dtype:
+    """The smallest type of a shard that tells the tokens apart."""
+    return np.dtype(np.uint16 if vocab_size <= LARGEST_UINT16 else np.uint32)
+
+
+def write_shard(
+    folder: Path,
+    name: str,
+    parts: Iterable[tuple[np.ndarray, np.ndarray]],
+    *,
+    vocab_size: int,
+    limit: int | None = None,
+) -> tuple[int, int]:
+    """Write ``NAME.npy`` and ``NAME.starts.npy`` piece by piece.
+
+    Parameters
+    ----------
+    parts
+        Tokens of some documents, each with a separator at its end, and the documents' lengths in
+        tokens. The last separator of all is left out of the file.
+    limit
+        Tokens at the most; the document that passes it is cut.
+
+    Returns
+    -------
+    Tokens and documents written.
+    """
+    kind, count, lengths = token_type(vocab_size), 0, []
+    with (folder / f"{name}.npy").open("wb") as file:
+        _write_header(file, kind, 0)
+        begin = file.tell()
+        for tokens, sizes in parts:
+            file.write(np.ascontiguousarray(tokens, dtype=kind).data)
+            count += len(tokens)
+            lengths.append(sizes)
+            if limit is not None and count > limit:
+                break
+        count = max(0, count - 1 if limit is None else min(count - 1, limit))
+        file.truncate(begin + count * kind.itemsize)
+        file.seek(0)
+        _write_header(file, kind, count)  # its length does not depend on the count
+    sizes = np.concatenate([*lengths, np.zeros(0, dtype=np.int64)]).astype(np.int64)
+    starts = np.cumsum(sizes) - sizes
+    starts = starts[starts < count]
+    np.save(folder / f"{name}.starts.npy", starts)
+    return count, len(starts)
+
+
+def _write_header(file: Any, kind: np.dtype, count: int) -> None:
+    about = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(file, about)
+
+
+def read_shard(folder: Path, name: str) -> Shard:
+    """Map a shard; one without starts, as earlier versions wrote, is one document."""
+    tokens = np.load(folder / f"{name}.npy", mmap_mode="r")
+    path = folder / f"{name}.starts.npy"
+    starts = np.load(path, mmap_mode="r") if path.exists() else np.zeros(1, dtype=np.int64)
+    return Shard(tokens=tokens, starts=starts)
+
+
+def checksums(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size in bytes and SHA-256 of every shard file and tokenizer in a folder."""
+    files = sorted([*folder.glob("*.npy"), *folder.glob("tokenizer.json")])
+    return {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
+
+
+def verify(folder: Path, files: dict[str, dict[str, Any]], *, again: bool = False) -> None:
+    """Compare the files with their checksums.
+
+    Sizes are compared every time; contents when a file is seen for the first time, when its time
+    or size changed since, or when ``again`` is set.
+
+    Raises
+    ------
+    WorkError
+        A file is missing, cut short or changed.
+    """
+    seen = _seen(folder)
+    stamps = {}
+    for name, known in files.items():
+        path = folder / name
+        try:
+            found = path.stat()
+            if found.st_size != known["bytes"]:
+                raise _damaged(path, f"has {found.st_size} bytes instead of {known['bytes']}")
+            stamps[name] = [found.st_size, found.st_mtime_ns]
+            if (again or seen.get(name) != stamps[name]) and sha256(path) != known["sha256"]:
+                raise _damaged(path, "does not have the SHA-256 that corpus.json gives")
+        except OSError as error:
+            raise _damaged(path, f"cannot be read ({error.strerror})") from error
+    if stamps != seen:
+        remember(folder, stamps)
+
+
+def remember(folder: Path, stamps: dict[str, list[int]]) -> None:
+    """Note that these files were found right; a folder that is read-only is checked every time."""
+    try:
+        write_json(folder / CHECKED, stamps)
+    except WorkError:
+        return
+
+
+def _seen(folder: Path) -> dict[str, Any]:
+    try:
+        return read_json(folder / CHECKED)
+    except InputError:
+        return {}
+
+
+def _damaged(path: Path, what: str) -> WorkError:
+    return WorkError(
+        f"{path} {what}: the prepared corpus is damaged; delete {path.parent} and give the same "
+        "command again, which makes it anew from its text"
+    )

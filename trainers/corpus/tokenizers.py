@@ -1,0 +1,169 @@
+"""Tokenizers of a corpus: bytes, a byte-level BPE trained on its text, or a tokenizer.json."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.files import sha256
+from shapelaw.trainers.corpus.encoding import BYTES, ENDS
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+BYTE_SEPARATOR = b"\0"  # stands between documents of a byte corpus; text never holds it
+END_OF_TEXT = "<|endoftext|>"
+PARALLEL = "TOKENIZERS_PARALLELISM"
+BATCH = 4_194_304  # bytes of text that are encoded at once
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer as the shards need it.
+
+    ``encode`` takes documents (UTF-8) and returns their tokens, each document with a separator at
+    its end, one after the other, and the number of tokens of each.
+    """
+
+    name: str
+    vocab_size: int
+    encode: Callable[[list[bytes]], tuple[np.ndarray, np.ndarray]]
+
+    def parts(self, documents: Iterable[bytes]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Encode documents in batches of bounded size."""
+        batch: list[bytes] = []
+        size = 0
+        for document in documents:
+            batch.append(document)
+            size += len(document)
+            if size >= BATCH:
+                yield self.encode(batch)
+                batch, size = [], 0
+        if batch:
+            yield self.encode(batch)
+
+
+def byte_encoder() -> Encoder:
+    """One token per byte of UTF-8; a zero byte ends a document."""
+    return Encoder(BYTES, 256, _encode_bytes)
+
+
+def _encode_bytes(documents: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    joined = BYTE_SEPARATOR.join([*documents, b""])
+    sizes = np.array([len(document) + 1 for document in documents])
+    return np.frombuffer(joined, dtype=np.uint8), sizes
+
+
+def check_vocabulary(vocab_size: int | None) -> None:
+    """Refuse a size that no BPE of 16 bits has.
+
+    Raises
+    ------
+    InputError
+        It is out of range.
+    """
+    if vocab_size is not None and not 257 <= vocab_size <= 65_536:
+        raise InputError(f"`257 <= --vocab <= 65536` must hold, but got {vocab_size}")
+
+
+def train_bpe(documents: Iterable[bytes], folder: Path, vocab_size: int) -> Encoder:
+    """Train a byte-level BPE and keep it as ``tokenizer.json``."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    words = (text.decode("utf-8", "ignore") for text in documents)
+    with _threads("false"):  # so that a vocabulary cannot depend on the machine
+        tokenizer.train_from_iterator(words, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    digest = sha256(folder / "tokenizer.json")
+    return _encoder(tokenizer, f"bpe-{vocab_size}:{digest[:12]}")
+
+
+def load_tokenizer(path: Path) -> Encoder:
+    """Use a tokenizer.json as it is, whoever trained it; ``path`` may be the folder it is in.
+
+    Raises
+    ------
+    InputError
+        There is none, it is broken, or it has no token that ends a text.
+    """
+    from tokenizers import Tokenizer
+
+    path = tokenizer_file(path)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more special
+        raise InputError(
+            f"{path} is no tokenizer that can be read ({error}); give the tokenizer.json that "
+            "`tokenizers` or transformers saved"
+        ) from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return _encoder(tokenizer, named_with_hash(path))
+
+
+def tokenizer_file(path: Path) -> Path:
+    """The file that ``--tokenizer`` means.
+
+    Raises
+    ------
+    InputError
+        It does not exist.
+    """
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(
+            f"the tokenizer {file} does not exist; give a tokenizer.json or the folder of one"
+        )
+    return file
+
+
+@contextlib.contextmanager
+def _threads(parallel: str) -> Iterator[None]:
+    """Let the library use all cores or one, unless the environment decides that."""
+    before = os.environ.get(PARALLEL)
+    os.environ[PARALLEL] = before or parallel
+    try:
+        yield
+    finally:
+        os.environ[PARALLEL] = before or "false"  # a process that forks later needs it set
+
+
+def named_with_hash(path: Path) -> str:
+    """The name of a tokenizer that is loaded, with the beginning of its file's SHA-256."""
+    file = tokenizer_file(path)
+    name = file.parent.absolute().name if file.name == "tokenizer.json" else file.stem
+    return f"{name}:{sha256(file)[:12]}"
+
+
+def _encoder(tokenizer: "Tokenizer", name: str) -> Encoder:
+    ends = (tokenizer.token_to_id(token) for token in ENDS)
+    end = next((token for token in ends if token is not None), None)
+    if end is None:
+        raise InputError(
+            f"the tokenizer {name} has no token that ends a text: one of {', '.join(ENDS[:-1])} "
+            "must be in its vocabulary; add it with `tokenizer.add_special_tokens`"
+        )
+    tokenizer.encode_special_tokens = True  # a text that holds such words does not end there
+
+    def encode(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        words = [text.decode("utf-8", "ignore") for text in texts]
+        with _threads("true"):
+            encodings = tokenizer.encode_batch_fast(words, add_special_tokens=False)
+        tokens = [np.array([*encoding.ids, end], dtype=np.uint32) for encoding in encodings]
+        return np.concatenate(tokens), np.array([len(ids) for ids in tokens])
+
+    return Encoder(name, max(tokenizer.get_vocab().values()) + 1, encode)

@@ -1,0 +1,102 @@
+"""Local evaluation sets: an archive or a folder with ``blimp/*.jsonl`` and ``tasks/*.jsonl``."""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shapelaw.scaling.errors import InputError
+
+BLIMP, TASKS = "blimp", "tasks"
+WANTED = "give a folder or a .tar.zst with blimp/*.jsonl and tasks/*.jsonl"
+
+
+@dataclass(frozen=True)
+class EvalFiles:
+    """Files of items by their path, such as ``tasks/piqa.jsonl``, unpacked in memory."""
+
+    contents: dict[str, bytes]
+
+    def names(self, folder: str) -> list[str]:
+        """Files of a folder, sorted, without folder and suffix."""
+        return sorted(Path(name).stem for name in self.contents if Path(name).parts[0] == folder)
+
+    def items(self, name: str) -> list[dict[str, Any]]:
+        """The items of a file, one per line.
+
+        Raises
+        ------
+        InputError
+            There is no such file, or a line of it is not a JSON object.
+        """
+        if name not in self.contents:
+            raise InputError(f"the evaluation sets lack {name}; {WANTED}")
+        rows = []
+        for number, line in enumerate(self.contents[name].splitlines(), start=1):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                raise InputError(
+                    f"{name} line {number}: an item must be a JSON object, but got {line[:60]!r}"
+                )
+            rows.append(row)
+        if not rows:
+            raise InputError(f"{name} holds no item; {WANTED}")
+        return rows
+
+    def sha256(self, name: str) -> str:
+        """Hexadecimal digest of a file."""
+        return hashlib.sha256(self.contents[name]).hexdigest()
+
+
+def read_evals(path: Path) -> EvalFiles:
+    """Read evaluation sets from a folder, or from a tar archive (plain, .gz, .zst).
+
+    Raises
+    ------
+    InputError
+        There is nothing there, or it holds neither of the two folders.
+    """
+    try:
+        contents = dict(_folder(path) if path.is_dir() else _archive(path))
+    except (OSError, tarfile.TarError, EOFError) as error:
+        raise InputError(f"the evaluation sets {path} cannot be read ({error}); {WANTED}") from None
+    if not contents:
+        raise InputError(f"{path} has no evaluation sets; {WANTED}")
+    return EvalFiles(contents)
+
+
+def _folder(path: Path) -> Iterator[tuple[str, bytes]]:
+    for folder in (BLIMP, TASKS):
+        for file in sorted((path / folder).glob("*.jsonl")):
+            yield f"{folder}/{file.name}", file.read_bytes()
+
+
+def _archive(path: Path) -> Iterator[tuple[str, bytes]]:
+    with path.open("rb") as raw:
+        packed = raw.read()
+    if path.suffix == ".zst":
+        packed = _unpacked(packed)
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        for member in archive:
+            parts = Path(member.name).parts[-2:]
+            if len(parts) == 2 and parts[0] in (BLIMP, TASKS) and parts[1].endswith(".jsonl"):
+                file = archive.extractfile(member)
+                if file is not None:
+                    yield "/".join(parts), file.read()
+
+
+def _unpacked(packed: bytes) -> bytes:
+    import zstandard
+
+    try:
+        with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(packed)) as stream:
+            return stream.read()
+    except zstandard.ZstdError as error:
+        raise OSError(f"not a zstd file: {error}") from error

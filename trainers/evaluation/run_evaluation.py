@@ -1,0 +1,136 @@
+"""One exported model evaluated: held-out losses by validation set and downstream tasks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.files import sha256
+from shapelaw.trainers.corpus.corpus import Corpus
+from shapelaw.trainers.corpus.encoding import TOKENIZER_FILE, load_encoding
+from shapelaw.trainers.evaluation.downstream import read_tasks, score_tasks
+from shapelaw.trainers.evaluation.eval_sets import read_evals
+from shapelaw.trainers.evaluation.held_out import Evaluation, evaluate, evaluate_sets
+from shapelaw.trainers.evaluation.loglikelihood import Score
+from shapelaw.trainers.models.hugging_face import WEIGHTS, load_export
+from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.optimizers.recipe import Recipe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WHOLE = "validation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What was measured of one exported model, and of what model."""
+
+    run: str
+    shape: Shape
+    weights_sha256: str
+    held_out: Mapping[str, Evaluation]
+    scores: tuple[Score, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The stable document; the losses of windows are left out."""
+        losses = {
+            name: {key: value for key, value in vars(found).items() if key != "windows"}
+            for name, found in self.held_out.items()
+        }
+        return {
+            "run": self.run,
+            "shape": vars(self.shape),
+            "weights_sha256": self.weights_sha256,
+            "held_out": losses,
+            "scores": [score.as_json() for score in self.scores],
+        }
+
+    def tables(self) -> dict[str, "pd.DataFrame"]:
+        """Losses and accuracies, as text."""
+        import pandas as pd
+
+        losses = [
+            {
+                "validation set": name,
+                "nats per token": f"{found.loss:.4f} ± {found.loss_se:.4f}",
+                "bits per byte": f"{found.bits_per_byte:.4f} ± {found.bits_per_byte_se:.4f}",
+            }
+            for name, found in self.held_out.items()
+        ]
+        scores = [
+            {
+                "task": score.task,
+                "accuracy": f"{score.accuracy:.4f} ± {score.standard_error:.4f}",
+                "chance": f"{score.chance:.4f}",
+                "items": score.items,
+                "normalised": "" if score.normalised is None else f"{score.normalised:.4f}",
+                "truncated": score.truncated,
+            }
+            for score in self.scores
+        ]
+        tables = {"Held-out loss": pd.DataFrame(losses), "Downstream": pd.DataFrame(scores)}
+        return {title: frame for title, frame in tables.items() if not frame.empty}
+
+
+def evaluate_run(
+    run: Path, evals: Path | None, tasks: str, corpus: Path | None, *, limit: int | None = None
+) -> Evaluated:
+    """Evaluate the exported model of a run.
+
+    Parameters
+    ----------
+    evals
+        Evaluation sets for the tasks; none are run without.
+    tasks
+        Names, separated by commas.
+    corpus
+        Folder of a prepared corpus: its validation sets are evaluated, and its tokenizer is used
+        where the run has none.
+    limit
+        Items of each task; all by default.
+
+    Raises
+    ------
+    InputError
+        Nothing is asked for, or a folder lacks what is needed.
+    """
+    if evals is None and corpus is None:
+        raise InputError("give --evals for downstream tasks, --corpus-folder for losses, or both")
+    model = load_export(run, attention="matmul")
+    held_out = {} if corpus is None else _losses(model, Corpus.load(corpus))
+    scores: list[Score] = []
+    if evals is not None:
+        items = read_evals(evals)
+        names = read_tasks(tasks, items)
+        own = corpus is None or (run / TOKENIZER_FILE).exists()
+        encoding = load_encoding(run if own or corpus is None else corpus)
+        scores = score_tasks(model, encoding, items, names, limit=limit)
+    return Evaluated(
+        run=run.name,
+        shape=model.shape,
+        weights_sha256=sha256(run / WEIGHTS),
+        held_out=held_out,
+        scores=tuple(scores),
+    )
+
+
+def _losses(model: Transformer, corpus: Corpus) -> dict[str, Evaluation]:
+    """Losses in float32: on each named validation set, and together as the run table has it."""
+    if corpus.vocab_size != model.shape.vocab_size:
+        raise InputError(
+            f"`vocab_size` of the model and the corpus must be equal, but are "
+            f"{model.shape.vocab_size} and {corpus.vocab_size}; give the corpus of the run"
+        )
+    recipe = Recipe(context_length=model.rotary.shape[1])
+    whole = corpus.validation_shard()
+    together = evaluate(
+        model,
+        whole.tokens,
+        recipe,
+        bytes_per_token=corpus.bytes_per_token,
+        starts=whole.starts,
+    )
+    return evaluate_sets(model, corpus.validation_sets(), recipe) | {WHOLE: together}

@@ -1,0 +1,4 @@
+"""Decoding: caches, products and loops that generate tokens.
+
+Imports models.
+"""

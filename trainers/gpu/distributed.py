@@ -1,0 +1,390 @@
+"""One run over several processes by torchrun: DDP, or FSDP2 where a model is too large for one GPU.
+
+    torchrun --nproc-per-node 8 -m shapelaw.trainers.gpu.distributed run.json --corpus FOLDER --out
+    FOLDER
+
+``run.json`` is what :meth:`shapelaw.trainers.training.spec.RunSpec.as_json` gives. Every process
+takes its rows of the same batch, which is a function of (seed, step), gradients are averaged and
+clipped by their global norm: the numbers are those of one process up to rounding. The checkpoint is
+the one of :mod:`shapelaw.trainers.training.checkpoint`: a single process, or another number of
+them, can go on from it.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate
+from torch.nn.parallel import DistributedDataParallel
+
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.files import write_json
+from shapelaw.trainers.corpus.batches import Batches
+from shapelaw.trainers.corpus.corpus import Corpus
+from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.objectives.next_token import MeanLoss
+from shapelaw.trainers.optimizers.muon import Muon
+from shapelaw.trainers.optimizers.optimizer import Optimizer
+from shapelaw.trainers.training import checkpoint
+from shapelaw.trainers.training.device import attention_kernels, describe
+from shapelaw.trainers.training.execution import Execution, attention_path
+from shapelaw.trainers.training.loop import CHECKPOINT, CHECKPOINT_SECONDS, Watch, build
+from shapelaw.trainers.training.results import (
+    Row,
+    diverged,
+    export_run,
+    keep_rows,
+    measured,
+    settings_row,
+)
+from shapelaw.trainers.training.spec import Diverged, RunSpec
+from shapelaw.trainers.training.trackers import Recorder, recording
+
+MODES = ("ddp", "fsdp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The processes that train together, as one of them sees it."""
+
+    mode: str
+    rank: int
+    size: int
+    device: torch.device
+    mesh: DeviceMesh
+
+    def rows(self, sequences: int) -> slice:
+        """The sequences of a batch that are this process's."""
+        share = sequences // self.size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over the processes, the same on all of them."""
+        dist.all_reduce(values)
+        return values / self.size
+
+
+@contextmanager
+def joined(mode: str) -> Iterator[World]:
+    """Join the processes that torchrun started: NCCL with one GPU each, else gloo on the CPU.
+
+    Raises
+    ------
+    InputError
+        The mode is unknown, or torchrun did not start this process.
+    """
+    if mode not in MODES:
+        raise InputError(f"`--mode` must be one of {', '.join(MODES)}, but got {mode!r}")
+    if not dist.is_torchelastic_launched():
+        raise InputError(
+            "distributed training is started by torchrun; use "
+            "`torchrun --nproc-per-node 2 -m shapelaw.trainers.gpu.distributed ...`"
+        )
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        size = dist.get_world_size()
+        mesh = init_device_mesh(device.type, (size,))
+        yield World(mode=mode, rank=dist.get_rank(), size=size, device=device, mesh=mesh)
+    finally:
+        dist.destroy_process_group()
+
+
+class GatheredMuon(Muon):
+    """Muon on matrices of which every process holds some rows.
+
+    The momentum stays sharded. Newton-Schulz needs whole matrices: each update is gathered
+    (``full_tensor``), orthogonalised on every process alike, and only the own rows are kept. One
+    layer's worth of matrices is whole at a time; the work is done once per process, which is the
+    simple price of confirmatory models of up to a few billion parameters.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update every matrix from its gradient."""
+        group = self.param_groups[0]
+        for weight, rows in zip(group["params"], self.pieces, strict=True):
+            momentum = self._momentum(weight)
+            momentum.lerp_(weight.grad, 1 - group["momentum"])
+            update = _full(weight.grad.lerp(momentum, group["momentum"]))
+            weight.mul_(1 - group["lr"] * group["weight_decay"])
+            change = torch.zeros_like(update)
+            self.apply([change], [update], [rows], group["lr"])
+            weight.add_(_sharded_like(change, weight))
+
+
+def _sharded_like(full: Tensor, like: Tensor) -> Tensor:
+    """The own part of a tensor that every process has whole; nothing is sent."""
+    if not isinstance(like, DTensor):
+        return full
+    whole = DTensor.from_local(
+        full.to(like.device), like.device_mesh, [Replicate()], run_check=False
+    )
+    return whole.redistribute(placements=like.placements)
+
+
+def _full(value: Tensor) -> Tensor:
+    """A tensor of which every process may hold a part, whole on all of them."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+class Trainer:
+    """A model and its optimiser, spread over a world."""
+
+    def __init__(self, spec: RunSpec, world: World, path: Path, identity: str) -> None:
+        self.spec, self.world, self.path = spec, world, path
+        model = build(spec)
+        plain = Optimizer(model, spec.recipe, spec.steps)
+        self.begun = checkpoint.resume(path, model, plain, identity)
+        self.model = model.to(world.device)
+        loss = MeanLoss(self.model, spec.recipe)
+        self.loss: nn.Module = loss
+        state = [
+            [part.state[weight] for weight in part.param_groups[0]["params"]]
+            for part in plain.parts
+        ]
+        if world.mode == "fsdp":
+            for layer in self.model.layers:
+                fully_shard(layer, mesh=world.mesh)
+            fully_shard(loss, mesh=world.mesh)
+        else:
+            self.loss = DistributedDataParallel(loss)
+        self.metrics: dict[str, SupportsFloat] = {}
+        self.optimizer = self._optimizer()
+        self._take_over(state)
+
+    def _optimizer(self) -> Optimizer:
+        optimizer = Optimizer(self.model, self.spec.recipe, self.spec.steps)
+        if self.world.mode == "fsdp":
+            optimizer.parts = [
+                _gathered(part) if isinstance(part, Muon) else part for part in optimizer.parts
+            ]
+        return optimizer
+
+    def _take_over(self, state: list[list[dict[str, Tensor]]]) -> None:
+        """Give each process its part of the optimiser's state in a checkpoint."""
+        for part, kept in zip(self.optimizer.parts, state, strict=True):
+            for weight, values in zip(part.param_groups[0]["params"], kept, strict=True):
+                if values:
+                    part.state[weight] = {
+                        name: value if name == "step" else _sharded_like(value, weight)
+                        for name, value in values.items()
+                    }
+
+    def step(self, batch: Tensor, index: int, *, wish: bool) -> bool:
+        """Take one step; returns whether the first process wishes a checkpoint.
+
+        Raises
+        ------
+        Diverged
+            The mean loss is not a finite number: on all processes at once.
+        """
+        world, recipe = self.world, self.spec.recipe
+        own = batch[world.rows(recipe.sequences)].to(world.device)
+        with attention_kernels(world.device):
+            loss = self.loss(own)
+        told = torch.stack([loss.detach().double(), torch.tensor(float(wish)).to(loss).double()])
+        mean, wished = world.mean(told).tolist()
+        if not torch.isfinite(torch.tensor(mean)):
+            raise Diverged(f"training loss is {mean} at step {index}")
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
+        self.optimizer.step(index)
+        self.metrics = {
+            "tokens": (index + 1) * recipe.batch_tokens,
+            "loss": mean,
+            "learning_rate": self.optimizer.parts[0].param_groups[0]["lr"],
+            "gradient_norm": _full(norm),
+        }
+        return wished > 0
+
+    def gather(self) -> tuple[Transformer, Optimizer]:
+        """The whole model and optimiser on the CPU; all processes must call it."""
+        model = build(self.spec)
+        plain = Optimizer(model, self.spec.recipe, self.spec.steps)
+        with torch.no_grad():
+            for own, weight in zip(model.parameters(), self.model.parameters(), strict=True):
+                own.copy_(_full(weight.detach()))
+        for part, spread in zip(plain.parts, self.optimizer.parts, strict=True):
+            pairs = zip(
+                part.param_groups[0]["params"], spread.param_groups[0]["params"], strict=True
+            )
+            for own, weight in pairs:
+                kept = spread.state[weight].items()
+                part.state[own] = {
+                    name: _full(torch.as_tensor(value)).cpu() for name, value in kept
+                }
+        return model, plain
+
+    def save(self, progress: checkpoint.Progress) -> None:
+        """Gather everything and let the first process write it."""
+        model, optimizer = self.gather()
+        if self.world.rank == 0:
+            checkpoint.save(self.path, model, optimizer, progress)
+
+
+def _gathered(part: Muon) -> GatheredMuon:
+    group = part.param_groups[0]
+    settings = {name: group[name] for name in ("lr", "momentum", "weight_decay")}
+    other = GatheredMuon(group["params"], part.pieces, **settings)
+    other.scale = part.scale
+    return other
+
+
+def train_distributed(
+    spec: RunSpec,
+    corpus: Corpus,
+    folder: Path,
+    *,
+    world: World,
+    watch: Watch = lambda step: None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> Row | None:
+    """Train one run over a world, from its checkpoint if there is one.
+
+    Parameters
+    ----------
+    folder
+        As for :func:`shapelaw.trainers.training.loop.train`, and seen by every process.
+    watch
+        Called after every step in the first process.
+
+    Returns
+    -------
+    The row in the first process, None in the others.
+
+    Raises
+    ------
+    InputError
+        The sequences of a step cannot be shared out evenly, or the run has branches.
+    Diverged
+        The loss became infinite or NaN.
+    """
+    _check(spec, world)
+    torch.set_num_threads(1)
+    spec = replace(spec, engine=Execution(attention=attention_path(world.device)))
+    recipe, identity = spec.recipe, spec.identity(corpus)
+    trainer = Trainer(spec, world, folder / CHECKPOINT, identity)
+    batches = Batches(
+        corpus.train(),
+        context_length=recipe.context_length,
+        sequences=recipe.sequences,
+        seed=spec.data_seed,
+    )
+    # only the first process writes
+    names = ("csv",) if world.rank == 0 else ()
+    with recording(names, folder, batch_tokens=recipe.batch_tokens) as recorder:
+        recorder.start(settings_row(spec, corpus, status="running"), trainer.begun.step)
+        seconds = _run_steps(trainer, batches, watch, recorder, checkpoint_seconds, identity)
+        model, _ = trainer.gather()
+        row = _finish(spec, model.to(world.device), corpus, folder, world, seconds)
+        if row is not None:
+            recorder.result(spec.steps, row)
+    dist.barrier()
+    return row
+
+
+def _run_steps(
+    trainer: Trainer,
+    batches: Batches,
+    watch: Watch,
+    recorder: Recorder,
+    checkpoint_seconds: float,
+    identity: str,
+) -> float:
+    """Take the steps that are left and return the seconds of all of them."""
+    begun, steps, first = trainer.begun, trainer.spec.steps, trainer.world.rank == 0
+    clock = saved = time.perf_counter()
+    for index in range(begun.step, steps):
+        due = first and time.perf_counter() - saved >= checkpoint_seconds
+        due = trainer.step(torch.from_numpy(batches(index)), index, wish=due)
+        spent = begun.seconds + time.perf_counter() - clock
+        recorder.log(index + 1, trainer.metrics | {"seconds": spent})
+        if due and index + 1 < steps:
+            trainer.save(checkpoint.Progress(step=index + 1, seconds=spent, identity=identity))
+            saved = time.perf_counter()
+        if first:
+            watch(index + 1)
+    return begun.seconds + time.perf_counter() - clock
+
+
+def _check(spec: RunSpec, world: World) -> None:
+    sequences = spec.recipe.sequences
+    if sequences % world.size:
+        raise InputError(
+            f"`sequences % processes == 0` must hold, but got {sequences} sequences for "
+            f"{world.size} processes; use a multiple"
+        )
+    if spec.branches:
+        raise InputError(
+            f"`branches` of {spec.run_id} are {len(spec.branches)}, but a distributed run has "
+            "none; plan each token count as a run of its own"
+        )
+
+
+def _finish(
+    spec: RunSpec, model: Transformer, corpus: Corpus, folder: Path, world: World, seconds: float
+) -> Row | None:
+    if world.rank:
+        return None
+    row = measured(spec, model, corpus, folder, end=spec.steps, seconds=seconds)
+    row |= {"device": f"{world.size} x {describe(world.device)}, {world.mode}"}
+    export_run(spec, model, corpus, folder)
+    keep_rows(spec, corpus, folder, [row])
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return row
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train the run of a JSON file under torchrun; the first process prints its row as JSON."""
+    parser = argparse.ArgumentParser(
+        prog="shapelaw.trainers.gpu.distributed", description=main.__doc__
+    )
+    parser.add_argument("run", type=Path, help="JSON of a run")
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of a prepared corpus")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--mode", default="fsdp", help="ddp or fsdp")
+    given = parser.parse_args(arguments)
+    try:
+        row = _run(given.run, given.corpus, given.out, given.mode)
+    except (InputError, WorkError) as error:
+        if os.environ.get("RANK", "0") == "0":
+            sys.stderr.write(f"{error}\n")
+        raise SystemExit(2 if isinstance(error, InputError) else 1) from None
+    if row is not None:
+        sys.stdout.write(json.dumps(row) + "\n")
+
+
+def _run(run: Path, corpus_folder: Path, out: Path, mode: str) -> Row | None:
+    try:
+        spec = RunSpec.from_json(run.read_text(encoding="utf-8"))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{run} holds no run ({error}); write RunSpec.as_json() to it") from None
+    with joined(mode) as world:
+        corpus = Corpus.load(corpus_folder)
+        try:
+            row = train_distributed(spec, corpus, out, world=world)
+        except Diverged:
+            row = None if world.rank else diverged(spec, corpus, world.device)
+    if row is not None:
+        write_json(out / "row.json", row)
+    return row
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""A plan of runs as data: its rows, what they cost, and whether a law can tell its axes apart."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS, Shape
+from shapelaw.scaling.architectures.shape_table import ShapeTable
+from shapelaw.scaling.display.console import json_row
+from shapelaw.scaling.errors import InputError
+from shapelaw.trainers.ladder.confounding_check import MOST_CORRELATION, Confounding, confounding
+from shapelaw.trainers.ladder.grid import ANCHOR
+from shapelaw.trainers.training.cost_model import ASSUMED, Price
+from shapelaw.trainers.training.spec import RunSpec
+
+SHAPE_AXES = ("hidden_over_sqrt_n", "mlp_to_attention", "gqa", "num_hidden_layers", "head_dim")
+CHOSEN_AXES = SHAPE_AXES[:4]
+WHOLE_AXES = (*SHAPE_AXES, "n_non_embedding", "tokens_per_parameter")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """One run of a plan, a row of ``plan.csv``: what is trained, and the size that it stands for.
+
+    The spec's ``branches`` are the smaller token counts at which the run gives a row too.
+    """
+
+    spec: RunSpec
+    size: str
+
+    @property
+    def shape(self) -> Shape:
+        """The run's shape."""
+        return self.spec.shape
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Token counts at which a loss will be measured, ascending."""
+        return (*sorted(self.spec.branches), self.spec.tokens)
+
+
+def points_of(runs: Sequence[Planned]) -> pd.DataFrame:
+    """Every different (shape, tokens) at which a loss will be measured; seeds count once."""
+    found: dict[tuple[Shape, int], str] = {}
+    for run in runs:
+        for tokens in run.counts:
+            found.setdefault((run.shape, tokens), run.size)
+    table = ShapeTable.of([shape for shape, _ in found]).frame()
+    trained = np.array([tokens for _, tokens in found], dtype=float)
+    return table.assign(
+        size=list(found.values()),
+        tokens=trained,
+        tokens_per_parameter=trained / table["n_non_embedding"],
+    )
+
+
+def confounding_of(runs: Sequence[Planned]) -> list[Confounding]:
+    """Correlations and variance inflation: the shapes of each size, then the whole plan."""
+    points = points_of(runs)
+    parts = []
+    for size, part in points.groupby("size", sort=False):
+        unique = part.drop_duplicates(list(INTEGER_FIELDS))
+        parts.append(confounding(unique, SHAPE_AXES, part=f"shapes of {size}"))
+    whole = confounding(points, WHOLE_AXES, part="the whole plan")
+    return [*parts, whole]
+
+
+def worst_of(runs: Sequence[Planned]) -> float:
+    """The largest |correlation| between two axes of any part of a plan."""
+    return max(part.worst for part in confounding_of(runs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """A plan of runs.
+
+    The fields of the recipe named in ``settings`` are columns of the plan; ``method`` says
+    how the shapes were chosen, ``candidates`` from how many of each size, ``price`` what a step
+    costs on this machine. A plan that ``joins`` runs trained before, given by their axes, is held
+    against the gates together with them.
+    """
+
+    runs: tuple[Planned, ...]
+    settings: tuple[str, ...] = ()
+    method: str
+    candidates: Mapping[str, int] = field(default_factory=dict)
+    price: Price = ASSUMED
+    joins: pd.DataFrame | None = None
+
+    @cached_property
+    def flops(self) -> np.ndarray:
+        """Training FLOPs of every run, head and attention counted, branches too."""
+        return np.array([run.spec.flops for run in self.runs])
+
+    @cached_property
+    def seconds(self) -> np.ndarray:
+        """Predicted seconds of every run."""
+        return np.array([self.price.seconds(run.spec) for run in self.runs])
+
+    def priced(self, price: Price) -> "Ladder":
+        """The same plan at another price."""
+        return replace(self, price=price)
+
+    def frame(self) -> pd.DataFrame:
+        """One row per run, the columns of ``plan.csv``."""
+        rows = [
+            {
+                "run_id": run.spec.run_id,
+                "size": run.size,
+                "role": run.spec.role,
+                **asdict(run.shape),
+                "tokens": run.spec.tokens,
+                "branches": ";".join(map(str, run.spec.branches)),
+                "seed": run.spec.seed,
+                "data_seed": run.spec.data_seed,
+                **{name: getattr(run.spec.recipe, name) for name in self.settings},
+                "n_non_embedding": run.shape.n_non_embedding,
+                **{name: round(float(getattr(run.shape, name)), 4) for name in RATIOS},
+            }
+            for run in self.runs
+        ]
+        return pd.DataFrame(rows).assign(
+            flops_counted=self.flops, predicted_seconds=self.seconds.round(1)
+        )
+
+    def points(self) -> pd.DataFrame:
+        """Every different (shape, tokens) at which a loss will be measured; seeds count once."""
+        return points_of(self.runs)
+
+    def confounding(self) -> list[Confounding]:
+        """Correlations and variance inflation: the shapes of each size, then the whole plan."""
+        if self.joins is None:
+            return confounding_of(self.runs)
+        axes = list(self.joins.columns)
+        both = pd.concat((self.joins, points_of(self.runs)[axes])).drop_duplicates()
+        return [confounding(both, axes, part=f"the plan and {len(self.joins)} runs trained before")]
+
+    @cached_property
+    def worst(self) -> float:
+        """The largest |correlation| anywhere in the plan."""
+        return max(part.worst for part in self.confounding())
+
+    def refusals(self, most: float = MOST_CORRELATION) -> list[str]:
+        """Why a law could not tell some effects apart; empty when it can."""
+        return [
+            f"{part.part}: ln {a} and ln {b} correlate by {r:.2f}"
+            for part in self.confounding()
+            for a, b, r in part.pairs()
+            if abs(r) > most
+        ]
+
+    def require_unconfounded(self, most: float = MOST_CORRELATION) -> None:
+        """Refuse a plan with a larger correlation between two axes.
+
+        Raises
+        ------
+        InputError
+            A pair of axes moves together; all such pairs are named.
+        """
+        reasons = self.refusals(most)
+        if reasons:
+            raise InputError(
+                f"`|correlation| <= {most:g}` must hold between the log axes, but "
+                + "; ".join(reasons)
+                + "; plan more shapes, narrow a range, take finer steps, or give --force"
+            )
+
+    def require_affordable(self, budget_flops: float) -> None:
+        """Refuse a plan that costs more than a budget.
+
+        Raises
+        ------
+        InputError
+            It does; the text says what each part of the plan costs and what the budget buys.
+        """
+        total = float(self.flops.sum())
+        if total <= budget_flops:
+            return
+        costs = self.flops_by("size")
+        once = self.flops[[run.spec.seed == 0 for run in self.runs]].sum()
+        short = sum(run.spec.step_flops * run.spec.ends[0] for run in self.runs)
+        raise InputError(
+            f"`total FLOPs <= --budget-flops` must hold, but the plan costs {total:.3g} and the "
+            f"budget is {budget_flops:.3g}, {budget_flops / total:.0%} of it; by size: "
+            + ", ".join(f"{size} {cost:.3g}" for size, cost in costs.items())
+            + f"; with one seed each it costs {once:.3g}, with the least token counts {short:.3g}; "
+            f"the budget buys about {self._affordable(budget_flops)}; take fewer shapes, anchors, "
+            "seeds or tokens, leave a size out, or raise the budget"
+        )
+
+    def flops_by(self, name: str) -> dict[str, float]:
+        """FLOPs summed by a column of the frame, in its order."""
+        frame = self.frame()
+        sums = frame.groupby(name, sort=False)["flops_counted"].sum()
+        return {str(key): float(value) for key, value in sums.items()}
+
+    def _affordable(self, budget_flops: float) -> str:
+        """What a budget buys: how many shapes of each size at its share of the cost."""
+        shapes = {run.size: 0 for run in self.runs}
+        for run in {(run.size, run.shape): run for run in self.runs}.values():
+            shapes[run.size] += 1
+        share = budget_flops / float(self.flops.sum())
+        return ", ".join(f"{int(share * n)} shapes of {size}" for size, n in shapes.items())
+
+    def summary(self) -> str:
+        """Sizes, costs, correlations, for a terminal."""
+        frame = self.frame()
+        lines = [
+            f"{len(self.runs)} runs of {frame['size'].nunique()} sizes, {self.flops.sum():.3g} "
+            f"FLOP, {self.seconds.sum() / 3600:.2g} core-hours ({self.price.rate}); "
+            f"shapes chosen by {self.method}"
+        ]
+        for size, part in frame.groupby("size", sort=False):
+            shapes = part.drop_duplicates([field.name for field in fields(Shape)])
+            ranges = ", ".join(
+                f"{name} {shapes[name].min():.3g} to {shapes[name].max():.3g}"
+                for name in SHAPE_AXES
+                if shapes[name].min() < shapes[name].max()
+            )
+            lines.append(
+                f"{size}: {len(shapes)} shapes{self._chosen_from(str(size))} "
+                f"({(shapes['role'] == ANCHOR).sum()} anchors), {len(part)} runs, "
+                f"{part['flops_counted'].sum():.3g} FLOP, "
+                f"{part['predicted_seconds'].sum() / 3600:.2g} core-hours; {ranges}"
+            )
+        return "\n".join([*lines, *(part.summary() for part in self.confounding())])
+
+    def _chosen_from(self, size: str) -> str:
+        return f" of {self.candidates[size]} candidates" if size in self.candidates else ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The stable document that ``sweep plan --json`` prints."""
+        return {
+            "method": self.method,
+            "candidates": dict(self.candidates),
+            "flops": float(self.flops.sum()),
+            "flops_by_size": self.flops_by("size"),
+            "predicted_seconds": float(self.seconds.sum()),
+            "price": self.price.rate,
+            "refusals": self.refusals(),
+            "confounding": [part.as_json() for part in self.confounding()],
+            "runs": [json_row(row) for row in self.frame().to_dict("records")],
+        }

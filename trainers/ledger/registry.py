@@ -1,0 +1,77 @@
+"""Stores by address: a path is an SQLite file, a URL a PostgreSQL database."""
+
+from pathlib import Path
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+
+from shapelaw.scaling.errors import InputError
+from shapelaw.trainers.ledger.store import ONLY_SWEEP, Store
+
+MOUNTS = Path("/proc/self/mounts")
+# File systems that several machines see at once. https://www.sqlite.org/wal.html: "WAL does not
+# work over a network filesystem".
+NETWORKS = frozenset({
+    "9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "fuse.juicefs",
+    "fuse.mfs", "fuse.s3fs", "fuse.sshfs", "fuse.weka", "glusterfs", "gpfs", "lustre", "nfs",
+    "nfs4", "ocfs2", "orangefs", "panfs", "smb3", "smbfs", "virtiofs", "vboxsf", "wekafs",
+})  # fmt: skip
+ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
+
+
+def is_database(address: str | Path) -> bool:
+    """Whether an address is a URL rather than a path."""
+    return "://" in str(address)
+
+
+def store_at(address: str | Path, sweep: str | None, patience: float | None) -> tuple[Store, str]:
+    """The store at an address, and the name of the sweep in it.
+
+    Raises
+    ------
+    InputError
+        The URL is not PostgreSQL's, or it names no sweep.
+    """
+    if not is_database(address):
+        from shapelaw.trainers.ledger.sqlite import SQLiteStore
+
+        return SQLiteStore(Path(address), patience=patience), sweep or ONLY_SWEEP
+    parts = urlsplit(str(address))
+    # What Optuna and SQLAlchemy call postgresql+psycopg is the same database.
+    scheme = parts.scheme.partition("+")[0]
+    if scheme not in ("postgresql", "postgres"):
+        raise InputError(
+            f"a ledger must be a path or postgresql://user:password@host/database, but got "
+            f"{parts.scheme}://..."
+        )
+    options = parse_qsl(parts.query)
+    named = [value for name, value in options if name == "sweep"] + ([sweep] if sweep else [])
+    if len(set(named)) != 1 or not named[0]:
+        raise InputError(
+            "a database may hold many sweeps, so `?sweep=NAME` must name one of them, "
+            f"but got {' and '.join(map(repr, named)) or 'none'}; "
+            "end the URL with ?sweep=NAME"
+        )
+    rest = urlencode([pair for pair in options if pair[0] != "sweep"], quote_via=quote)
+    from shapelaw.trainers.ledger.postgres import PostgresStore
+
+    url = urlunsplit(("postgresql", parts.netloc, parts.path, rest, ""))
+    return PostgresStore(url, patience=patience), named[0]
+
+
+def network_disk(path: Path) -> str | None:
+    """The kind of network file system that a path lies on (it need not exist yet).
+
+    None on a local disk, and where the system does not tell (no ``/proc``).
+    """
+    try:
+        lines = MOUNTS.read_text().splitlines()
+    except OSError:
+        return None
+    wanted = path.absolute().resolve()
+    best, kind = 0, None
+    for line in lines:
+        _, point, found, *_ = line.split(" ")
+        for escape, character in ESCAPES:
+            point = point.replace(escape, character)
+        if wanted.is_relative_to(point) and len(point) >= best:
+            best, kind = len(point), found
+    return kind if kind in NETWORKS else None

@@ -1,0 +1,132 @@
+"""Ledgers in an SQLite file in WAL mode: for any number of processes of one machine.
+
+WAL needs memory that all processes share, so the file must lie on a local disk, not on a network's.
+"""
+
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+from shapelaw.scaling.errors import WorkError
+from shapelaw.trainers.ledger.liveness import process_exists, this_process
+from shapelaw.trainers.ledger.store import (
+    ONLY_SWEEP,
+    RUNS,
+    VERSION,
+    VERSIONS,
+    Interrupted,
+    Result,
+    Row,
+    Store,
+    StoreSession,
+    Work,
+    check_version,
+)
+
+PATIENCE = 60.0
+STILL_ALIVE = 30.0  # seconds since the last heartbeat of an old ledger's run
+TRANSIENT = {
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL,
+}  # fmt: skip
+COPY = """
+INSERT INTO shapelaw_runs
+    (sweep, run_id, position, spec, identity, state, flops, steps, step, message, result)
+SELECT :sweep, run_id, position, spec, identity,
+    CASE WHEN state = 'running' THEN 'planned' ELSE state END, flops, steps, step, message, row
+FROM runs
+"""
+
+
+class _Session:
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+
+    def rows(self, sql: str, **values: object) -> list[Row]:
+        return [dict(row) for row in self.connection.execute(sql, self._with_now(values))]
+
+    def change(self, sql: str, **values: object) -> int:
+        return self.connection.execute(sql, self._with_now(values)).rowcount
+
+    @staticmethod
+    def _with_now(values: dict[str, object]) -> dict[str, Any]:
+        return {"now": time.time(), **values}
+
+
+class SQLiteStore(Store):
+    """Rows in a file; every transaction opens it anew, so a fork or a kill leaves nothing open."""
+
+    now = ":now"
+    skip_locked = ""  # a writer has the whole file to itself
+
+    def __init__(self, path: Path, *, patience: float | None = None) -> None:
+        self.path = path
+        self.name = str(path)
+        self.patience = PATIENCE if patience is None else patience
+
+    def prepare(self) -> None:
+        """Make the file and its tables; rows of an older version are carried over."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WorkError(
+                f"{self.path} could not be written ({error.strerror}); choose another folder"
+            ) from error
+        self.transact(self._prepare)
+
+    def _prepare(self, session: StoreSession) -> None:
+        tables = {row["name"] for row in session.rows("SELECT name FROM sqlite_master")}
+        if "shapelaw_ledger" in tables:
+            check_version(
+                session.rows("SELECT version FROM shapelaw_ledger")[0]["version"], self.name
+            )
+            return
+        session.change(VERSIONS)
+        session.change(RUNS)
+        if "runs" in tables:
+            self._carry_over(session)
+        session.change("INSERT INTO shapelaw_ledger (version) VALUES (:version)", version=VERSION)
+
+    def _carry_over(self, session: StoreSession) -> None:
+        """Move the rows of version 1, unless one is being trained by its worker just now."""
+        host, now = this_process().host, time.time()
+        for row in session.rows("SELECT * FROM runs WHERE state = 'running'"):
+            if row["host"] == host:
+                alive = process_exists(row["pid"])
+            else:
+                alive = abs(now - row["heartbeat"]) < STILL_ALIVE
+            if alive:
+                raise WorkError(
+                    f"the ledger {self.name} is of an older version of shapelaw, which is training "
+                    f"{row['run_id']} (process {row['pid']} on {row['host']}) just now; "
+                    "let it end, then start again"
+                )
+        session.change(COPY, sweep=ONLY_SWEEP)
+        session.change("DROP TABLE runs")
+
+    def _attempt(self, work: Work[Result], seconds: float, write: bool) -> Result:
+        connection = None
+        try:
+            connection = sqlite3.connect(self.path, timeout=seconds, isolation_level=None)
+            connection.row_factory = sqlite3.Row
+            if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+                connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+            result = work(_Session(connection))
+            connection.execute("COMMIT")
+        except sqlite3.DatabaseError as error:
+            if (getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF in TRANSIENT:
+                raise Interrupted(str(error)) from error
+            raise WorkError(
+                f"the ledger {self.name} cannot be used ({error}); free space, or move it away"
+            ) from error
+        finally:
+            if connection is not None:
+                connection.close()  # rolls back what was not committed
+        return result
+
+    def _out_of_patience(self, seconds: float, reason: str) -> str:
+        return (
+            f"the ledger {self.name} was locked by another process for {seconds:g} s ({reason}); "
+            f"end that process (`fuser {self.name}` names it) and start again"
+        )

@@ -1,0 +1,4 @@
+"""Torch models of a shape, and their files.
+
+Imports scaling.architectures.
+"""

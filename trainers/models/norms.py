@@ -1,0 +1,3 @@
+"""Normalisation layers."""
+
+NORM_EPS = 1e-5

@@ -1,0 +1,92 @@
+"""The optimisers that a recipe names, driven by its learning-rate schedule."""
+
+from collections.abc import Callable
+
+import torch
+
+from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.optimizers.muon import Muon
+from shapelaw.trainers.optimizers.recipe import Recipe
+
+
+def muon(model: Transformer, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside layers, AdamW for embedding, head and norms."""
+    matrices = list(model.matrices())
+    matrix = Muon(
+        matrices,
+        model.pieces(),
+        lr=recipe.matrix_learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        scale=recipe.muon_scale,
+    )
+    ids = {id(weight) for weight in matrices}
+    rest = [weight for weight in model.parameters() if id(weight) not in ids]
+    return [matrix, _adamw(rest, recipe.learning_rate, weight_decay=0.0)]
+
+
+def adamw(model: Transformer, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """AdamW for everything; matrices decay, norms do not."""
+    inner = list(model.matrices())
+    ids = {id(weight) for weight in inner}
+    outer = [weight for weight in model.parameters() if weight.ndim == 2 and id(weight) not in ids]
+    vectors = [weight for weight in model.parameters() if weight.ndim != 2]
+    return [
+        _adamw(inner, recipe.matrix_learning_rate, weight_decay=recipe.weight_decay),
+        _adamw(outer, recipe.learning_rate, weight_decay=recipe.weight_decay),
+        _adamw(vectors, recipe.learning_rate, weight_decay=0.0),
+    ]
+
+
+def _adamw(
+    weights: list[torch.nn.Parameter], learning_rate: float, *, weight_decay: float
+) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        weights, lr=learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay
+    )
+
+
+BUILDERS: dict[str, Callable[[Transformer, Recipe], list[torch.optim.Optimizer]]] = {
+    "muon": muon,
+    "adamw": adamw,
+}
+
+
+class Optimizer:
+    """The optimisers of a recipe as one, with the schedule applied to each peak rate.
+
+    ``steps`` is the length that the schedule is made for; it may be changed between steps.
+    """
+
+    def __init__(self, model: Transformer, recipe: Recipe, steps: int) -> None:
+        self.recipe, self.steps = recipe, steps
+        scaled = recipe.for_shape(model.shape)
+        self.parts = BUILDERS[recipe.optimizer](model, scaled)
+        self.peaks = [part.param_groups[0]["lr"] for part in self.parts]
+
+    def step(self, index: int) -> None:
+        """Update the weights at step ``index`` and clear the gradients."""
+        share = self.recipe.share(index, self.steps)
+        for part, peak in zip(self.parts, self.peaks, strict=True):
+            part.param_groups[0]["lr"] = peak * share
+            part.step()
+            part.zero_grad()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Every state tensor by name; step counters become tensors."""
+        tensors = {}
+        for i, part in enumerate(self.parts):
+            for j, weight in enumerate(part.param_groups[0]["params"]):
+                for key, value in part.state[weight].items():
+                    tensors[f"optimizer.{i}.{j}.{key}"] = torch.as_tensor(value)
+        return tensors
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Restore what :meth:`state` gave."""
+        for i, part in enumerate(self.parts):
+            for j, weight in enumerate(part.param_groups[0]["params"]):
+                prefix = f"optimizer.{i}.{j}."
+                own = {name: value for name, value in tensors.items() if name.startswith(prefix)}
+                part.state[weight] = {
+                    name.removeprefix(prefix): value.clone() for name, value in own.items()
+                }

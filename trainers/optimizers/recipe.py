@@ -1,0 +1,231 @@
+"""The recipe of a run as data: schedules, learning-rate rules, settings from text. No torch."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import InputError
+
+OPTIMIZERS = ("muon", "adamw")
+MUON_SCALES = ("original", "match_rms_adamw")
+RESIDUAL_INITS = ("scaled", "zero")
+SCHEDULES = {
+    "wsd": {"decay_form": "linear", "decay": 0.3, "floor": 0.0},
+    "cosine": {"decay_form": "cosine", "decay": 1.0, "floor": 0.1},
+    "linear": {"decay_form": "linear", "decay": 1.0, "floor": 0.0},
+}
+
+
+def _linear(left: float) -> float:
+    return left
+
+
+def _cosine(left: float) -> float:
+    return 0.5 * (1 - math.cos(math.pi * left))
+
+
+def _sqrt(left: float) -> float:
+    return 1 - math.sqrt(1 - left)
+
+
+# What is left of the peak, as a function of the share of the decay that is still to come.
+DECAY_FORMS: dict[str, Callable[[float], float]] = {
+    "linear": _linear,
+    "cosine": _cosine,
+    "sqrt": _sqrt,  # 1 - √progress, arXiv 2405.18392
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a shape is trained: one recipe for all rows of a table.
+
+    The defaults were chosen for low noise between seeds on bytes at .05M to .2M parameters
+    (LOG.md has the trials): small batches, Muon with momentum .9 on the matrices, a high learning
+    rate for embedding and norms. Learning rates are peaks of a warm-up, stable, decay schedule;
+    ``warmup`` and ``decay`` are shares of the steps. ``warmup_steps`` above 0 replaces ``warmup``
+    by a number of steps; then a run of D tokens begins like one of more tokens, and several token
+    counts come from one run (WSD-S, arXiv 2410.05192). ``rule`` scales the learning rates by shape,
+    see :data:`RULES`, from what they are at ``reference_hidden_size`` and ``reference_layers``.
+    """
+
+    context_length: int = 128
+    sequences: int = 8
+    optimizer: str = "muon"
+    matrix_learning_rate: float = 0.01
+    learning_rate: float = 0.006
+    momentum: float = 0.9
+    weight_decay: float = 0.1
+    warmup: float = 0.05
+    warmup_steps: int = 0
+    decay: float = 0.3
+    decay_form: str = "linear"
+    floor: float = 0.0
+    clip: float = 1.0
+    dtype: str = "float32"
+    muon_scale: str = "original"
+    residual_init: str = "scaled"
+    rule: str = "constant"
+    reference_hidden_size: int = 64
+    reference_layers: int = 4
+    width_exponent: float = 0.0
+    depth_exponent: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("optimizer", OPTIMIZERS),
+            ("dtype", ("float32", "bfloat16")),
+            ("decay_form", DECAY_FORMS),
+            ("muon_scale", MUON_SCALES),
+            ("residual_init", RESIDUAL_INITS),
+            ("rule", RULES),
+        ):
+            if getattr(self, name) not in allowed:
+                raise InputError(
+                    f"`{name}` must be one of {', '.join(allowed)}, but got {getattr(self, name)!r}"
+                )
+        for name in ("matrix_learning_rate", "learning_rate", "clip"):
+            if not 0 < getattr(self, name) <= 1e9:
+                raise InputError(f"`{name} > 0` must hold, but got {getattr(self, name)}")
+        for name in ("momentum", "weight_decay", "warmup", "decay", "floor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"`0 <= {name} <= 1` must hold, but got {getattr(self, name)}")
+        for name, least in (
+            ("context_length", 8),
+            ("sequences", 1),
+            ("warmup_steps", 0),
+            ("reference_hidden_size", 1),
+            ("reference_layers", 1),
+        ):
+            if getattr(self, name) < least:
+                raise InputError(f"`{name} >= {least}` must hold, but got {getattr(self, name)}")
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens per step."""
+        return self.context_length * self.sequences
+
+    @property
+    def schedule(self) -> str:
+        """The schedule's name in the run table: kind, warm-up (share, or steps as 50s), decay."""
+        warmup = f"{self.warmup_steps}s" if self.warmup_steps else f"{self.warmup:g}"
+        if self.decay == 1:
+            return f"{self.decay_form}-{warmup}-{self.floor:g}"
+        form = "" if self.decay_form == "linear" else f"-{self.decay_form}"
+        floor = f"-{self.floor:g}" if self.floor else ""
+        return f"wsd-{warmup}-{self.decay:g}{form}{floor}"
+
+    def steps(self, tokens: int) -> int:
+        """Whole steps that come closest to a token budget, at least one."""
+        return max(1, round(tokens / self.batch_tokens))
+
+    def share(self, step: int, steps: int) -> float:
+        """Learning rate of a step as a share of the peak: linear up, flat, then down."""
+        up = (step + 1) / max(self.warmup_steps or self.warmup * steps, 1.0)
+        left = min(1.0, (steps - step) / max(self.decay * steps, 1.0))
+        down = self.floor + (1 - self.floor) * DECAY_FORMS[self.decay_form](left)
+        return min(1.0, up, down)
+
+    def stable_steps(self, steps: int) -> int:
+        """Steps of a run of ``steps`` that come before its decay: a longer run begins with them."""
+        return min(steps, steps - math.ceil(max(self.decay * steps, 1.0)) + 1)
+
+    def for_shape(self, shape: Shape) -> "Recipe":
+        """The recipe with the learning rates that its rule gives a shape.
+
+        Under AdamW ``learning_rate`` is that of the matrices inside layers too.
+        """
+        matrix, rest = RULES[self.rule](self, shape)
+        peak = self.matrix_learning_rate if self.optimizer == "muon" else self.learning_rate
+        return replace(
+            self,
+            rule="constant",
+            matrix_learning_rate=peak * matrix,
+            learning_rate=self.learning_rate * rest,
+        )
+
+
+def parse_settings(settings: Mapping[str, object]) -> dict[str, Any]:
+    """Fields of a recipe, from texts or values, as values of their kinds.
+
+    Raises
+    ------
+    InputError
+        There is no such field, or a value is none of its kind.
+    """
+    default = asdict(Recipe())
+    values = {}
+    for name, value in settings.items():
+        if name not in default:
+            raise InputError(
+                f"a setting of the recipe must be one of {', '.join(default)}, but got {name!r}"
+            )
+        kind = type(default[name])
+        try:
+            values[name] = kind(value)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"`{name}` must be of kind {kind.__name__}, but got {value!r}"
+            ) from None
+    return values
+
+
+def read_pairs(texts: Sequence[str]) -> dict[str, object]:
+    """Settings from ``NAME=VALUE`` texts.
+
+    Raises
+    ------
+    InputError
+        One has no ``=``.
+    """
+    for text in texts:
+        if "=" not in text:
+            raise InputError(f"`--set` must be NAME=VALUE such as sequences=4, but got {text!r}")
+    return {name.strip(): value.strip() for name, _, value in (t.partition("=") for t in texts)}
+
+
+def recipe_with(texts: Sequence[str]) -> Recipe:
+    """The default recipe with the fields that ``NAME=VALUE`` texts change."""
+    return Recipe(**parse_settings(read_pairs(texts)))
+
+
+def constant(recipe: Recipe, shape: Shape) -> tuple[float, float]:
+    """One learning rate for all shapes."""
+    return 1.0, 1.0
+
+
+def power(recipe: Recipe, shape: Shape) -> tuple[float, float]:
+    """Every rate times (d/d₀)^``width_exponent`` · (layers/layers₀)^``depth_exponent``."""
+    width = shape.hidden_size / recipe.reference_hidden_size
+    depth = shape.num_hidden_layers / recipe.reference_layers
+    factor = width**recipe.width_exponent * depth**recipe.depth_exponent
+    return factor, factor
+
+
+def mup(recipe: Recipe, shape: Shape) -> tuple[float, float]:
+    """Matrices times d₀/d under AdamW, unchanged under Muon; embedding and norms unchanged.
+
+    Source: arXiv 2203.03466 for hidden matrices; a Muon update has the same spectral norm at every
+    width, so its rate needs no factor (arXiv 2409.20325).
+    """
+    if recipe.optimizer == "muon":
+        return 1.0, 1.0
+    return recipe.reference_hidden_size / shape.hidden_size, 1.0
+
+
+def size(recipe: Recipe, shape: Shape) -> tuple[float, float]:
+    """Every rate times (N/N₀)^(-1/3), N₀ = 12·layers₀·d₀² (the exponent of OLMo's ladder)."""
+    reference = 12 * recipe.reference_layers * recipe.reference_hidden_size**2
+    factor = (shape.n_non_embedding / reference) ** (-1 / 3)
+    return factor, factor
+
+
+# A rule gives the factors on the matrices' learning rate and on that of everything else.
+RULES: dict[str, Callable[[Recipe, Shape], tuple[float, float]]] = {
+    "constant": constant,
+    "power": power,
+    "mup": mup,
+    "size": size,
+}

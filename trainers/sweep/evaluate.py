@@ -1,0 +1,207 @@
+"""Scores of every exported model of a sweep on downstream tasks, kept beside the models."""
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.files import read_json, sha256, write_json
+from shapelaw.trainers.corpus.encoding import TOKENIZER_FILE, load_encoding
+from shapelaw.trainers.evaluation.downstream import score_tasks
+from shapelaw.trainers.evaluation.eval_sets import BLIMP, EvalFiles, read_evals
+from shapelaw.trainers.evaluation.loglikelihood import Score
+from shapelaw.trainers.evaluation.tasks import file_of
+from shapelaw.trainers.models.hugging_face import WEIGHTS, load_export
+from shapelaw.trainers.sweep.folder import Folder, existing_ledger
+from shapelaw.trainers.sweep.launchers._local import cores
+
+SCORES = "scores.json"
+SCHEMA = 1
+ORPHAN_SECONDS = 2.0
+# Called with the number of models that are scored and of all.
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationJob:
+    """One exported model and what to score it on; ``corpus`` has its tokenizer if it lacks one."""
+
+    run: Path
+    corpus: Path
+    evals: Path
+    tasks: tuple[str, ...]
+    limit: int | None = None
+
+
+def score_exports(
+    sweep: Path,
+    evals: Path,
+    *,
+    tasks: Sequence[str] = (BLIMP,),
+    limit: int | None = None,
+    workers: int | None = None,
+    report: Report = lambda done, total: None,
+    ledger: str | None = None,
+) -> pd.DataFrame:
+    """Score every exported model of a sweep and return its run table with columns of accuracy.
+
+    Scores are kept in ``scores.json`` beside each model, with the digests of its weights and of
+    the items; what is there and fits is not computed again, so a killed call goes on.
+
+    Parameters
+    ----------
+    sweep
+        Folder of a sweep.
+    evals
+        Evaluation sets; see :func:`shapelaw.trainers.evaluation.eval_sets.read_evals`.
+    tasks
+        As :func:`shapelaw.trainers.evaluation.downstream.read_tasks` gives them.
+    limit
+        Items of each task; all by default.
+    workers
+        Processes of one thread each; by default one per core.
+    ledger
+        Address of a ledger that is not in the folder.
+
+    Returns
+    -------
+    The run table with ``accuracy_TASK`` and ``accuracy_TASK_se`` (and ``_norm``), missing where a
+    run has no exported model: those are named in ``frame.attrs["left_out"]``.
+
+    Raises
+    ------
+    InputError
+        There is no such sweep, or no run of it has an exported model.
+    WorkError
+        A model could not be scored; the scores of the others are kept.
+    """
+    folder = Folder(sweep)
+    table = existing_ledger(sweep, ledger).table()
+    names = [str(name) for name in table["run_id"]] if len(table) else []
+    ready = [name for name in names if (folder.run(name) / WEIGHTS).exists()]
+    if not ready:
+        raise InputError(
+            f"no run of {sweep} has a {WEIGHTS}; train the plan with `shapelaw sweep run` first"
+        )
+    jobs = [
+        EvaluationJob(run=folder.run(name), corpus=folder.corpus, evals=evals, tasks=tuple(tasks),
+            limit=limit)
+        for name in ready
+    ]  # fmt: skip
+    scored = dict(zip(ready, score_jobs(jobs, workers=workers, report=report), strict=True))
+    found = with_scores(table, scored)
+    found.attrs["left_out"] = [name for name in names if name not in scored]
+    return found
+
+
+def with_scores(table: pd.DataFrame, scored: dict[str, list[Score]]) -> pd.DataFrame:
+    """A run table with the columns of scores by ``run_id``; columns of these names are replaced."""
+    columns = {
+        name: {column: value for score in scores for column, value in score.columns().items()}
+        for name, scores in scored.items()
+    }
+    added = pd.DataFrame.from_dict(columns, orient="index")
+    kept = table.drop(columns=[name for name in added if name in table])
+    return kept.join(added, on="run_id")
+
+
+def score_jobs(
+    jobs: Sequence[EvaluationJob],
+    *,
+    workers: int | None = None,
+    report: Report = lambda done, total: None,
+) -> list[list[Score]]:
+    """Scores of each job, in processes of one thread each.
+
+    Raises
+    ------
+    WorkError
+        A job failed; the others were done before this is raised.
+    """
+    read_evals(jobs[0].evals)  # a mistake is told before processes start
+    results: dict[int, list[Score]] = {}
+    broken: list[tuple[EvaluationJob, BaseException]] = []
+    processes = min(workers or cores(), len(jobs))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        processes, mp_context=context, initializer=_begin, initargs=(os.getpid(),)
+    ) as pool:
+        futures = {pool.submit(score_run, job): index for index, job in enumerate(jobs)}
+        for done, future in enumerate(as_completed(futures), start=1):
+            index = futures[future]
+            error = future.exception()
+            if error is None:
+                results[index] = future.result()
+            else:
+                broken.append((jobs[index], error))
+            report(done, len(jobs))
+    if broken:
+        job, error = broken[0]
+        kind = InputError if isinstance(error, InputError) else WorkError
+        raise kind(f"{len(broken)} of {len(jobs)} models have no score; {job.run.name}: {error}")
+    return [results[index] for index in range(len(jobs))]
+
+
+def _begin(parent: int) -> None:
+    """One thread per process, and none that outlives the process that started it."""
+    import torch
+
+    torch.set_num_threads(1)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(ORPHAN_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def score_run(job: EvaluationJob) -> list[Score]:
+    """Scores of one exported model: those that its folder keeps, and the missing ones made now."""
+    evals = _evals(job.evals)
+    path = job.run / SCORES
+    weights = sha256(job.run / WEIGHTS)
+    kept = _kept(path, weights)
+    missing = [task for task in job.tasks if not _fits(kept.get(task), task, job.limit, evals)]
+    if missing:
+        model = load_export(job.run, attention="matmul")
+        place = job.run if (job.run / TOKENIZER_FILE).exists() else job.corpus
+        encoding = load_encoding(place)
+        for task in missing:
+            (kept[task],) = score_tasks(model, encoding, evals, [task], limit=job.limit)
+            document = {name: score.as_json() for name, score in kept.items()}
+            write_json(path, {"schema_version": SCHEMA, "weights": weights, "scores": document})
+    return [kept[task] for task in job.tasks]
+
+
+@cache
+def _evals(path: Path) -> EvalFiles:
+    return read_evals(path)
+
+
+def _kept(path: Path, weights: str) -> dict[str, Score]:
+    """Scores of these very weights; a file that is damaged or of other weights has none."""
+    try:
+        document = read_json(path)
+        if document.get("schema_version") != SCHEMA or document["weights"] != weights:
+            return {}
+        return {name: Score(**score) for name, score in document["scores"].items()}
+    except (InputError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _fits(score: Score | None, task: str, limit: int | None, evals: EvalFiles) -> bool:
+    """Whether a score is of the same items."""
+    names = [f"{BLIMP}/{name}.jsonl" for name in evals.names(BLIMP)]
+    files = {name: evals.sha256(name) for name in (names if task == BLIMP else [file_of(task)])}
+    wanted: dict[str, Any] = {"files": files, "limit": limit}
+    return score is not None and {key: score.details.get(key) for key in wanted} == wanted

@@ -1,0 +1,60 @@
+"""Train the shape of one config file, through the same ledger as a sweep."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.display.console import json_row
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.files import read_json
+from shapelaw.scaling.units import parse_count
+from shapelaw.trainers.corpus.batches import count_windows
+from shapelaw.trainers.corpus.corpus import prepare_from_options
+from shapelaw.trainers.corpus.options import CorpusOptions
+from shapelaw.trainers.optimizers.recipe import recipe_with
+from shapelaw.trainers.sweep.folder import Folder
+from shapelaw.trainers.sweep.status import shown_progress
+from shapelaw.trainers.sweep.sweep import run_plan
+from shapelaw.trainers.training.spec import RunSpec, run_name
+from shapelaw.trainers.training.trackers import read_trackers
+
+
+def train_config(
+    config: Path,
+    tokens: str,
+    corpus: CorpusOptions,
+    out: Path,
+    settings: Sequence[str] = (),
+    *,
+    tracker: str = "",
+    seed: int = 0,
+) -> dict[str, object]:
+    """Train a config's shape and return its row; weights go to ``out/runs/<run_id>``.
+
+    ``settings`` are fields of the recipe, ``NAME=VALUE``.
+
+    Raises
+    ------
+    InputError
+        The config is none of the dense Llama family, or its vocabulary is not the corpus's.
+    WorkError
+        The run failed or diverged.
+    """
+    shape, count = Shape.from_config(read_json(config)), parse_count(tokens)
+    folder, recipe, trackers = Folder(out), recipe_with(settings), read_trackers(tracker)
+    prepared = prepare_from_options(corpus, folder.corpus)
+    count_windows(prepared.tokens_train, recipe.context_length)
+    if shape.vocab_size != prepared.vocab_size:
+        raise InputError(
+            f"`vocab_size` of {config} must be the corpus's {prepared.vocab_size}, but is "
+            f"{shape.vocab_size}; change the config, or give --vocab {shape.vocab_size}"
+        )
+    spec = RunSpec(
+        run_id=run_name(shape, count, seed), shape=shape, tokens=count, recipe=recipe, seed=seed
+    )
+    with shown_progress() as report:
+        runs = run_plan([spec], prepared, folder, workers=1, report=report, trackers=trackers)
+    row = runs.iloc[0].to_dict()
+    if row["status"] != "done":
+        raise WorkError(f"{spec.run_id} {row['status']}: its loss is not finite; lower the rate")
+    return json_row(row)

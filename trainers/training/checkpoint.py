@@ -1,0 +1,135 @@
+"""Checkpoints as safetensors, written whole or not at all."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from shapelaw.scaling.files import write_whole
+from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.optimizers.optimizer import Optimizer
+
+LOG = logging.getLogger(__name__)
+# Called with a sentence about a run that goes on, but not as planned.
+Tell = Callable[[str], None]
+UNREADABLE = (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError)
+
+
+class _Damaged(ValueError):
+    """What was read is not what was written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands: steps done and seconds of training spent on them.
+
+    ``identity`` is a digest of everything that decides the run's numbers; a checkpoint of another
+    identity is not resumed. ``branch`` counts the branches that were finished;
+    ``compilation`` is that of the engine at work.
+    """
+
+    step: int
+    seconds: float
+    identity: str
+    branch: int = 0
+    compilation: str | None = None
+
+
+def save(path: Path, model: Transformer, optimizer: Optimizer, progress: Progress) -> None:
+    """Write weights, optimiser state and progress in one step, with a digest of it all."""
+    weights = {f"model.{name}": weight.detach() for name, weight in _own(model).items()}
+    write(path, weights | optimizer.state(), vars(progress))
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor], progress: dict[str, Any]) -> None:
+    """Write tensors and progress, which must be JSON, in one step, with a digest of it all."""
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    text = json.dumps(progress)
+    metadata = {"progress": text, "sha256": _digest(text, tensors)}
+    write_whole(path, lambda target: _write(tensors, target, metadata))
+
+
+def _write(tensors: dict[str, torch.Tensor], target: Path, metadata: dict[str, str]) -> None:
+    """Safetensors' own error for a full disk is no OSError."""
+    try:
+        save_file(tensors, target, metadata)
+    except SafetensorError as error:
+        raise OSError(0, str(error)) from error
+
+
+def _digest(progress: str, tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of the progress and of every tensor with its name, type and shape."""
+    digest = hashlib.sha256(progress.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def resume(
+    path: Path,
+    model: Transformer,
+    optimizer: Optimizer,
+    identity: str,
+    *,
+    tell: Tell = LOG.warning,
+) -> Progress:
+    """Restore a checkpoint of this very run, if there is one; else stand at step 0.
+
+    A file that is damaged (any byte of it) or belongs to a run with other settings is not used;
+    ``tell`` is called with a sentence that says so.
+    """
+    fresh = Progress(step=0, seconds=0.0, identity=identity)
+    if not path.exists():
+        return fresh
+    try:
+        progress, tensors = _read(path)
+    except UNREADABLE as error:
+        tell(f"{path} is damaged ({error}); the run begins again at step 0")
+        return fresh
+    if progress.identity != identity:
+        tell(f"{path} is of a run with other settings; this run begins at step 0")
+        return fresh
+    with torch.no_grad():
+        for name, weight in _own(model).items():
+            weight.copy_(tensors[f"model.{name}"])
+    optimizer.load(tensors)
+    return progress
+
+
+def intact(path: Path, identity: str) -> bool:
+    """Whether a file is an undamaged checkpoint of this very run."""
+    try:
+        return _read(path)[0].identity == identity
+    except UNREADABLE:
+        return False
+
+
+def _read(path: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
+    progress, tensors = read(path)
+    return Progress(**progress), tensors
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Progress and tensors of what :func:`write` wrote, if it is as it was written.
+
+    Any error of :data:`UNREADABLE` says that it is not.
+    """
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if _digest(metadata["progress"], tensors) != metadata["sha256"]:
+        raise _Damaged("its content has another digest than it was written with")
+    return json.loads(metadata["progress"]), tensors
+
+
+def _own(model: Transformer) -> dict[str, torch.Tensor]:
+    """Weights by name, a tied head once."""
+    return dict(model.named_parameters())

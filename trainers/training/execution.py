@@ -1,0 +1,175 @@
+"""How the steps of a run are computed: attention, compilation, memory; chosen by predicted cost.
+
+The choice changes rounding and time, nothing else. It is made once per planned run, kept in the
+ledger, and kept by a run that is resumed.
+"""
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import InputError
+from shapelaw.trainers.optimizers.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from shapelaw.trainers.models.transformer import Transformer
+
+# Parameters of glibc's mallopt and what they are set to.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+MEBIBYTE = 2**20
+MALLOC_SETTINGS = {
+    M_MMAP_THRESHOLD: 32 * MEBIBYTE,  # the most that glibc takes
+    M_TOP_PAD: 64 * MEBIBYTE,
+    M_TRIM_THRESHOLD: 1024 * MEBIBYTE,
+}
+
+ATTENTION_PATHS = ("sdpa", "matmul")
+COMPILATIONS = ("none", "layers", "whole")
+Losses = Callable[["Tensor"], "Tensor"]
+# Milliseconds of a step in bfloat16: constant; per layer; per GFLOP of products with weights; per
+# million attention scores; per million features that the norms and the MLP touch. Fitted to
+# measured steps of ladder shapes on a Zen 4 core (LOG.md); they rank engines, no more.
+MILLISECONDS = {
+    ("sdpa", "none"): (0.0, 3.0, 5.1, 13.3, 7.3),
+    ("matmul", "none"): (0.0, 4.2, 7.2, 7.3, 6.6),
+    ("sdpa", "layers"): (10.3, 0.0, 5.3, 12.6, 0.0),
+    ("matmul", "layers"): (10.3, 0.0, 5.3, 6.6, 0.0),
+    ("sdpa", "whole"): (8.3, 0.0, 4.0, 12.1, 3.0),
+    ("matmul", "whole"): (8.3, 0.0, 4.0, 4.1, 3.0),
+}
+# The same in float32, as factors: products take longer, torch's fused attention less.
+FLOAT32 = {
+    "sdpa": (1.0, 1.0, 1.7, 0.75, 1.2),
+    "matmul": (1.0, 1.0, 1.7, 1.3, 1.2),
+}
+# Seconds of compiling: constant, per layer.
+COMPILING = {"none": (0.0, 0.0), "layers": (7.0, 0.0), "whole": (10.0, 3.0)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How steps are computed.
+
+    Parameters
+    ----------
+    attention
+        ``"sdpa"`` (torch's fused kernel) or ``"matmul"`` (scores written out).
+    compilation
+        ``"none"``; ``"layers"``: one layer is compiled and used for all, quick to compile;
+        ``"whole"``: everything from tokens to loss, faster to run.
+    """
+
+    attention: str = "sdpa"
+    compilation: str = "none"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("attention", ATTENTION_PATHS), ("compilation", COMPILATIONS)):
+            if getattr(self, name) not in allowed:
+                raise InputError(
+                    f"`{name}` must be one of {', '.join(allowed)}, but got {getattr(self, name)!r}"
+                )
+
+    def losses(self, model: "Transformer", recipe: Recipe, cache: Path | None = None) -> Losses:
+        """A function from sequences with their next token, (B, T + 1), to losses (B, T).
+
+        ``cache`` is a folder for compiled code, so that runs of one shape share it and no other
+        program's cache is touched. Compilation happens at the first call and its backward pass.
+        """
+        import torch
+
+        from shapelaw.trainers.objectives.next_token import token_losses
+
+        def losses(batch: "Tensor") -> "Tensor":
+            return token_losses(model, batch, recipe)
+
+        if self.compilation == "none":
+            for layer in model.layers:  # of an engine that failed
+                layer._compiled_call_impl = None
+            return losses
+        _prepare_compiler(cache)
+        if self.compilation == "layers":
+            for layer in model.layers:
+                layer.compile(dynamic=False)
+            return losses
+        return torch.compile(losses, dynamic=False)
+
+
+def _prepare_compiler(cache: Path | None) -> None:
+    """One compiler process per run, and a cache folder of our own."""
+    import torch._inductor.config as inductor
+
+    inductor.compile_threads = 1
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
+
+
+def uncompiled() -> "torch._dynamo.decorators.set_stance":
+    """A context in which compiled models compute without their compiled code."""
+    import torch
+
+    return torch.compiler.set_stance("force_eager")
+
+
+def choose(shape: Shape, recipe: Recipe, *, steps: int, device: str = "cpu") -> Execution:
+    """The engine with the least predicted time for a run.
+
+    On a GPU the fused kernel is always taken, and compilation is left to what drives the GPU.
+    """
+    if device != "cpu":
+        return Execution(attention="sdpa", compilation="none")
+    engines = [Execution(attention=a, compilation=c) for a in ATTENTION_PATHS for c in COMPILATIONS]
+    return min(engines, key=lambda engine: predicted_seconds(shape, recipe, engine, steps=steps))
+
+
+def predicted_seconds(shape: Shape, recipe: Recipe, engine: Execution, *, steps: int) -> float:
+    """Predicted seconds of a run on one CPU core, compilation included."""
+    return compile_seconds(shape, engine) + steps * step_seconds(shape, recipe, engine)
+
+
+def compile_seconds(shape: Shape, engine: Execution) -> float:
+    """Predicted seconds that an engine compiles before the first step is done."""
+    constant, per_layer = COMPILING[engine.compilation]
+    return constant + per_layer * shape.num_hidden_layers
+
+
+def step_seconds(shape: Shape, recipe: Recipe, engine: Execution) -> float:
+    """Predicted seconds of the forward and backward pass of one step."""
+    layers, tokens = shape.num_hidden_layers, recipe.batch_tokens
+    weights = shape.n_non_embedding + shape.vocab_size * shape.hidden_size
+    scores = tokens * recipe.context_length * layers * shape.num_attention_heads
+    features = tokens * layers * (shape.hidden_size + shape.intermediate_size)
+    work = (1.0, layers, 6 * tokens * weights / 1e9, scores / 1e6, features / 1e6)
+    costs = MILLISECONDS[engine.attention, engine.compilation]
+    factors = FLOAT32[engine.attention] if recipe.dtype == "float32" else (1.0,) * 5
+    return sum(w * c * f for w, c, f in zip(work, costs, factors, strict=True)) / 1e3
+
+
+def attention_path(device: "torch.device") -> str:
+    """The attention of a stack: vmap has a rule for GPUs' fused kernels, none for the CPU's."""
+    return "sdpa" if device.type == "cuda" else "matmul"
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep what is freed, once; False where there is no glibc.
+
+    By default it gives large blocks back to the system at once and gets them again, page by page,
+    in the next step: a tenth to a quarter of the time of a small model's step on a CPU (LOG.md).
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # another C library
+        return False
+    return all(mallopt(name, value) == 1 for name, value in MALLOC_SETTINGS.items())

@@ -1,0 +1,173 @@
+"""What a run leaves: files and rows of the run table."""
+
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shapelaw.scaling.files import read_json, write_json, write_whole
+from shapelaw.trainers.corpus.corpus import Corpus
+from shapelaw.trainers.corpus.encoding import load_encoding
+from shapelaw.trainers.evaluation.held_out import Evaluation, evaluate, evaluate_sets, loss_columns
+from shapelaw.trainers.models.hugging_face import export
+from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.training.device import describe
+from shapelaw.trainers.training.execution import Execution
+from shapelaw.trainers.training.spec import Diverged, RunSpec
+
+Row = dict[str, object]
+
+ROWS = "rows.json"
+
+
+def measured(
+    spec: RunSpec, model: Transformer, corpus: Corpus, folder: Path, *, end: int, seconds: float
+) -> Row:
+    """Evaluate a trained model where it lies, keep the loss of every window, return the row.
+
+    Parameters
+    ----------
+    end
+        Steps of the branch that the weights are of.
+    seconds
+        Of training.
+
+    Raises
+    ------
+    Diverged
+        The held-out loss is not a finite number; nothing is written.
+    """
+    device = model.embed_tokens.weight.device
+    per_byte = corpus.bytes_per_token
+    result = evaluate(model, corpus.validation(), spec.recipe, bytes_per_token=per_byte)
+    if not np.isfinite(result.loss):
+        raise Diverged(f"held-out loss is {result.loss} after {end} steps")
+    sets = evaluate_sets(model, corpus.validation_sets(), spec.recipe)
+    name = "windows.npy" if end == spec.steps else f"windows-{end}.npy"
+    write_whole(folder / name, lambda target: np.save(target, result.windows))
+    settings = settings_row(spec, corpus, status="done", end=end, device=describe(device))
+    tokens = end * spec.recipe.batch_tokens
+    return settings | result_columns(result, sets, seconds=seconds, tokens=tokens)
+
+
+def export_run(spec: RunSpec, model: Transformer, corpus: Corpus, folder: Path) -> None:
+    """Write the weights of a finished run as Hugging Face has them, with config and tokenizer."""
+    export(
+        folder,
+        model.cpu(),
+        max_position_embeddings=spec.recipe.context_length,
+        tokenizer=load_encoding(Path(corpus.folder)),
+    )
+
+
+def keep_rows(spec: RunSpec, corpus: Corpus, folder: Path, rows: Sequence[Row]) -> None:
+    """Write the rows that a run has given so far beside its model, with what they are rows of."""
+    write_json(folder / ROWS, {"identity": spec.identity(corpus), "rows": list(rows)})
+
+
+def rows_so_far(folder: Path, identity: str) -> list[Row]:
+    """The rows that the run of this identity has given so far."""
+    path = folder / ROWS
+    known = read_json(path) if path.exists() else {}
+    return known["rows"] if known.get("identity") == identity else []
+
+
+def diverged(spec: RunSpec, corpus: Corpus, device: torch.device) -> Row:
+    """The row of a run whose loss stopped being a finite number."""
+    return settings_row(spec, corpus, status="diverged", device=describe(device))
+
+
+def settings_row(
+    spec: RunSpec, corpus: Corpus, *, status: str, end: int | None = None, device: str | None = None
+) -> Row:
+    """What the run table says of a run before any result; see :mod:`shapelaw.scaling.runs.table`.
+
+    Parameters
+    ----------
+    end
+        Steps of the branch that the row is for; the whole run without.
+    device
+        What trained it, in words; this machine's CPU without.
+    """
+    shape, recipe = spec.shape, spec.recipe
+    steps = spec.steps if end is None else end
+    seen = steps * recipe.batch_tokens
+    scaled = recipe.for_shape(shape)
+    engine = spec.engine or Execution()
+    return {
+        "run_id": spec.run_id if steps == spec.steps else f"{spec.run_id}-b{seen}",
+        "role": spec.role,
+        "family": "qwen3" if shape.qk_norm else "llama",
+        **asdict(shape),
+        "n_total": shape.n_total,
+        "n_active": shape.n_active,
+        "n_non_embedding": shape.n_non_embedding,
+        "tokens": seen,
+        "flops_6nd": 6 * shape.n_non_embedding * seen,
+        "flops_counted": steps * spec.step_flops,
+        "seed": spec.seed,
+        "data_seed": spec.data_seed,
+        "run_group": spec.run_id,
+        "corpus": corpus.label,
+        "tokenizer": corpus.tokenizer,
+        "context_length": recipe.context_length,
+        "batch_tokens": recipe.batch_tokens,
+        **corpus.seen(seen),
+        "learning_rate": scaled.matrix_learning_rate,
+        "learning_rate_rest": scaled.learning_rate,
+        "schedule": recipe.schedule,
+        "decayed": recipe.decay > 0 and recipe.floor < 1,
+        "optimizer": recipe.optimizer,
+        "residual_init": recipe.residual_init,
+        "device": device or f"cpu ({platform.machine()})",
+        "dtype": recipe.dtype,
+        "attention": engine.attention,
+        "compilation": engine.compilation,
+        "config_hash": spec.identity(corpus)[:16],
+        "git_commit": code_version(),
+        "versions": versions(),
+        "status": status,
+    }
+
+
+def result_columns(
+    result: Evaluation, sets: dict[str, Evaluation], *, seconds: float, tokens: int
+) -> Row:
+    """What the run table says of how a run ended: loss, losses by validation set, speed."""
+    return {
+        "loss": result.loss,
+        "loss_se": result.loss_se,
+        "bits_per_byte": result.bits_per_byte,
+        "seconds": seconds,
+        "tokens_per_second": tokens / max(seconds, 1e-9),
+        **loss_columns(sets),
+    }
+
+
+@cache
+def versions() -> str:
+    """The versions that the numbers may depend on."""
+    return f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
+
+
+@cache
+def code_version() -> str:
+    """Commit of the checkout that the code runs from, or the installed version."""
+    root = Path(__file__).resolve().parents[2]
+    command = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]
+    try:
+        if (root / ".git").exists():
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+            return done.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        pass
+    try:
+        return f"v{version('shapelaw')}"
+    except PackageNotFoundError:
+        return "unknown"
