@@ -1,20 +1,17 @@
-"""A transformer's shape and everything that follows from it by arithmetic.
+"""Shape of one dense transformer: its fields, and the rules that they must keep.
 
-One formula each, for one shape (:class:`Shape`) and for arrays of shapes (:class:`ShapeTable`).
+Parameter counts and FLOPs come from :class:`shapelaw.scaling.architectures.costs.Costs`.
 Letters in formulas: d hidden size, H query heads, K key-value heads, h head dimension,
 f intermediate size, L layers, V vocabulary.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from shapelaw.scaling.architectures.costs import Costs
 from shapelaw.scaling.errors import InputError
 
-DENSE_FAMILIES = ("llama", "mistral", "smollm3", "qwen3")
 INTEGER_FIELDS = (
     "hidden_size",
     "intermediate_size",
@@ -24,6 +21,7 @@ INTEGER_FIELDS = (
     "head_dim",
     "vocab_size",
 )
+RATIOS = ("hidden_over_sqrt_n", "mlp_to_attention", "gqa")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,92 +74,21 @@ class Shape(Costs):
             f"f{self.intermediate_size}"
         )
 
-    @property
-    def config_family(self) -> str:
-        """The Hugging Face model type that builds this shape.
-
-        Qwen3 has QK-norm; Llama's config refuses heads that do not divide the hidden size, and
-        Mistral's, which is the same model without a sliding window, takes them.
-        """
-        if self.qk_norm:
-            return "qwen3"
-        return "mistral" if self.hidden_size % self.num_attention_heads else "llama"
-
     def to_config(self, *, max_position_embeddings: int = 2048) -> dict[str, Any]:
-        """Fields of the Hugging Face config that builds this shape."""
-        family = self.config_family
-        own = {name: value for name, value in asdict(self).items() if name != "qk_norm"}
-        return {
-            "architectures": [f"{family.capitalize()}ForCausalLM"],
-            "model_type": family,
-            **({"sliding_window": None} if family == "mistral" else {}),
-            **own,
-            "attention_bias": False,
-            "hidden_act": "silu",
-            "max_position_embeddings": max_position_embeddings,
-            "rms_norm_eps": 1e-5,
-            "torch_dtype": "float32",
-        }
+        """Write the Hugging Face config that builds this shape.
+
+        See :func:`shapelaw.scaling.architectures.config.config_of`.
+        """
+        from shapelaw.scaling.architectures.config import config_of
+
+        return config_of(self, max_position_embeddings=max_position_embeddings)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Shape":
-        """Read a shape from the fields of a Hugging Face config or of a run-table row.
+        """Read a shape from a Hugging Face config or a run-table row.
 
-        Raises
-        ------
-        InputError
-            The model type is not of the dense Llama family, or a field is missing.
+        See :func:`shapelaw.scaling.architectures.config.shape_of`.
         """
-        family = config.get("model_type", "llama")
-        if family not in DENSE_FAMILIES:
-            raise InputError(
-                f"`model_type` must be one of {', '.join(DENSE_FAMILIES)}, but got {family!r}"
-            )
-        values = dict(config)
-        heads = values.get("num_attention_heads")
-        if values.get("num_key_value_heads") is None:
-            values["num_key_value_heads"] = heads
-        if values.get("head_dim") is None and heads and values.get("hidden_size"):
-            hidden = _integer("hidden_size", values["hidden_size"])
-            values["head_dim"] = hidden // max(_integer("num_attention_heads", heads), 1)
-        missing = [name for name in INTEGER_FIELDS if values.get(name) is None]
-        if missing:
-            raise InputError(f"a shape needs `{'`, `'.join(missing)}`; add the missing fields")
-        integers = {name: _integer(name, values[name]) for name in INTEGER_FIELDS}
-        tied = values.get("tie_word_embeddings", "model_type" not in config)
-        return cls(
-            **integers,
-            tie_word_embeddings=_boolean("tie_word_embeddings", tied),
-            qk_norm=_boolean("qk_norm", values.get("qk_norm", family == "qwen3")),
-            rope_theta=_rope_theta(config),
-        )
+        from shapelaw.scaling.architectures.config import shape_of
 
-
-RATIOS = ("hidden_over_sqrt_n", "mlp_to_attention", "gqa")
-
-
-def _integer(name: str, value: object) -> int:
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        number = np.nan
-    if not number.is_integer():
-        raise InputError(f"`{name}` must be a positive integer, but got {value!r}")
-    return int(number)
-
-
-def _rope_theta(config: Mapping[str, Any]) -> float:
-    nested = config.get("rope_parameters") or {}
-    value = config.get("rope_theta") or nested.get("rope_theta") or 10_000.0
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"`rope_theta` must be a number, but got {value!r}") from None
-
-
-def _boolean(name: str, value: object) -> bool:
-    known = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
-    answer = known.get(str(value).lower())
-    if answer is None:
-        raise InputError(f"`{name}` must be true or false, but got {value!r}")
-    return answer
+        return shape_of(config)

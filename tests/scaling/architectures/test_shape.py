@@ -1,4 +1,3 @@
-import csv
 from dataclasses import asdict, fields, replace
 
 import numpy as np
@@ -6,21 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shapelaw.scaling.architectures.shape import DENSE_FAMILIES, INTEGER_FIELDS, RATIOS, Shape
+from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS
 from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
-from support.paths import ROOT
+from support.shapes import SMALL, golden_shape, read_golden, shapes
 
-GOLDEN = ROOT / "tests" / "golden"
-SMALL = Shape(
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=48,
-    vocab_size=300,
-)
 # Every number that follows from a shape: those without and those with an argument.
 PROPERTIES = (
     *("attention_parameters", "mlp_parameters", "n_non_embedding", "n_total", "n_active"),
@@ -34,36 +23,6 @@ COSTS = (
     lambda shape: shape.weight_bytes(),
     lambda shape: shape.weight_bytes(4),
 )
-
-
-def read_golden(name: str) -> list[dict[str, str]]:
-    with (GOLDEN / name).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def golden_shape(row: dict[str, str]) -> Shape:
-    return Shape(
-        **{name: int(row.get(name, 1)) for name in INTEGER_FIELDS},
-        tie_word_embeddings=row.get("tie_word_embeddings") == "True",
-        qk_norm=row.get("qk_norm") == "True",
-    )
-
-
-@st.composite
-def shapes(draw: st.DrawFn, *, most: int = 200, widest: int = 20_000) -> Shape:
-    groups = draw(st.integers(1, 8))
-    return Shape(
-        hidden_size=draw(st.integers(1, widest)),
-        intermediate_size=draw(st.integers(1, widest)),
-        num_hidden_layers=draw(st.integers(1, most)),
-        num_attention_heads=groups * draw(st.integers(1, 16)),
-        num_key_value_heads=groups,
-        head_dim=2 * draw(st.integers(1, 128)),
-        vocab_size=draw(st.integers(1, 300_000)),
-        tie_word_embeddings=draw(st.booleans()),
-        qk_norm=draw(st.booleans()),
-        rope_theta=draw(st.floats(1.0, 1e9)),
-    )
 
 
 @pytest.mark.parametrize("row", read_golden("parameter_counts.csv"), ids=lambda row: row["name"])
@@ -164,49 +123,6 @@ def test_counts_do_not_overflow_in_a_table_of_large_models():
     assert row["n_total"] == replace(shape, num_hidden_layers=4000).n_total
 
 
-@given(shape=shapes(), positions=st.integers(1, 10**6))
-def test_a_config_reads_back_as_the_same_shape(shape, positions):
-    config = shape.to_config(max_position_embeddings=positions)
-    assert config["max_position_embeddings"] == positions
-    assert Shape.from_config(config) == shape
-
-
-@given(shape=shapes())
-def test_a_row_of_a_run_table_reads_back_as_the_same_shape(shape):
-    assert Shape.from_config(asdict(shape)) == shape
-    as_text = {name: str(value) for name, value in asdict(shape).items()}
-    assert Shape.from_config(as_text) == shape
-
-
-@pytest.mark.parametrize("qk_norm", [False, True])
-def test_transformers_accepts_the_config_with_equal_fields(qk_norm):
-    transformers = pytest.importorskip("transformers")
-    kind = transformers.Qwen3Config if qk_norm else transformers.LlamaConfig
-    shape = replace(SMALL, qk_norm=qk_norm, tie_word_embeddings=False, rope_theta=5e5)
-    config = kind.from_dict(shape.to_config(max_position_embeddings=128))
-    for name in (*INTEGER_FIELDS, "tie_word_embeddings"):
-        assert getattr(config, name) == getattr(shape, name), name
-    assert config.max_position_embeddings == 128
-    assert config.architectures == [f"{'Qwen3' if qk_norm else 'Llama'}ForCausalLM"]
-    assert config.rms_norm_eps == 1e-5
-    assert config.hidden_act == "silu"
-    assert Shape.from_config(config.to_dict()) == shape
-
-
-@pytest.mark.parametrize("qk_norm", [False, True])
-def test_transformers_accepts_a_shape_whose_heads_do_not_divide_the_hidden_size(qk_norm):
-    transformers = pytest.importorskip("transformers")
-    panda = replace(
-        golden_shape(read_golden("conditional_law_models.csv")[1]),
-        vocab_size=128_256,
-        qk_norm=qk_norm,
-    )
-    assert panda.hidden_size % panda.num_attention_heads
-    config = transformers.AutoConfig.for_model(**panda.to_config())
-    assert getattr(config, "sliding_window", None) is None
-    assert Shape.from_config(config.to_dict()) == panda
-
-
 @settings(deadline=None, max_examples=25)
 @given(shape=shapes(most=3, widest=64), context=st.integers(1, 16))
 def test_counted_parameters_are_those_of_the_torch_model(shape, context):
@@ -240,74 +156,6 @@ def test_an_odd_head_dimension_is_refused_with_the_next_even_one():
 def test_a_count_that_is_no_positive_integer_is_refused_by_name(field, value):
     with pytest.raises(InputError, match=f"`{field}` must be a positive integer, but got"):
         replace(SMALL, **{field: value})
-
-
-@pytest.mark.parametrize("value", [64.5, "many", float("nan"), float("inf"), [64], -2, 0])
-def test_a_config_with_a_count_that_is_no_positive_integer_is_refused(value):
-    config = SMALL.to_config() | {"intermediate_size": value}
-    with pytest.raises(InputError, match="`intermediate_size` must be a positive integer, but got"):
-        Shape.from_config(config)
-
-
-def test_a_config_without_head_dim_and_with_a_broken_head_count_is_refused_by_name():
-    config = SMALL.to_config() | {"num_attention_heads": "many"}
-    del config["head_dim"]
-    with pytest.raises(InputError, match="`num_attention_heads` must be a positive integer"):
-        Shape.from_config(config)
-
-
-def test_an_unknown_model_type_is_refused_with_the_known_ones():
-    known = ", ".join(DENSE_FAMILIES)
-    with pytest.raises(InputError, match=f"`model_type` must be one of {known}, but got 'gpt2'"):
-        Shape.from_config(SMALL.to_config() | {"model_type": "gpt2"})
-
-
-def test_missing_fields_are_named_together():
-    config = SMALL.to_config()
-    del config["vocab_size"], config["intermediate_size"]
-    with pytest.raises(InputError, match="a shape needs `intermediate_size`, `vocab_size`; add"):
-        Shape.from_config(config)
-
-
-def test_missing_head_fields_take_hugging_faces_defaults():
-    config = SMALL.to_config()
-    del config["head_dim"], config["num_key_value_heads"]
-    shape = Shape.from_config(config)
-    assert shape.head_dim == SMALL.hidden_size // SMALL.num_attention_heads
-    assert shape.num_key_value_heads == SMALL.num_attention_heads
-
-
-@pytest.mark.parametrize(
-    ("family", "norm"), [("llama", False), ("mistral", False), ("smollm3", False), ("qwen3", True)]
-)
-def test_the_model_type_decides_about_qk_norm_and_tying(family, norm):
-    config = SMALL.to_config() | {"model_type": family}
-    del config["tie_word_embeddings"]
-    shape = Shape.from_config(config)
-    assert shape.qk_norm is norm
-    assert shape.tie_word_embeddings is False
-
-
-def test_the_rotary_base_is_read_at_the_top_and_nested():
-    config = SMALL.to_config()
-    del config["rope_theta"]
-    assert Shape.from_config(config).rope_theta == 10_000.0
-    assert Shape.from_config(config | {"rope_theta": 5e5}).rope_theta == 5e5
-    nested = config | {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}
-    assert Shape.from_config(nested).rope_theta == 1e6
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "rule"),
-    [
-        ("rope_theta", "wide", "`rope_theta` must be a number, but got 'wide'"),
-        ("tie_word_embeddings", "maybe", "`tie_word_embeddings` must be true or false"),
-        ("qk_norm", 2, "`qk_norm` must be true or false, but got 2"),
-    ],
-)
-def test_a_switch_or_base_that_cannot_be_read_is_refused(field, value, rule):
-    with pytest.raises(InputError, match=rule):
-        Shape.from_config(SMALL.to_config() | {field: value})
 
 
 def test_a_shape_prints_as_width_by_depth_heads_and_mlp():

@@ -1,0 +1,49 @@
+"""Shapes for tests: a small one, random ones, and those of published models."""
+
+import csv
+
+from hypothesis import strategies as st
+
+from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, Shape
+from support.paths import ROOT
+
+GOLDEN = ROOT / "tests" / "golden"
+SMALL = Shape(
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=48,
+    vocab_size=300,
+)
+
+
+def read_golden(name: str) -> list[dict[str, str]]:
+    with (GOLDEN / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def golden_shape(row: dict[str, str]) -> Shape:
+    return Shape(
+        **{name: int(row.get(name, 1)) for name in INTEGER_FIELDS},
+        tie_word_embeddings=row.get("tie_word_embeddings") == "True",
+        qk_norm=row.get("qk_norm") == "True",
+    )
+
+
+@st.composite
+def shapes(draw: st.DrawFn, *, most: int = 200, widest: int = 20_000) -> Shape:
+    groups = draw(st.integers(1, 8))
+    return Shape(
+        hidden_size=draw(st.integers(1, widest)),
+        intermediate_size=draw(st.integers(1, widest)),
+        num_hidden_layers=draw(st.integers(1, most)),
+        num_attention_heads=groups * draw(st.integers(1, 16)),
+        num_key_value_heads=groups,
+        head_dim=2 * draw(st.integers(1, 128)),
+        vocab_size=draw(st.integers(1, 300_000)),
+        tie_word_embeddings=draw(st.booleans()),
+        qk_norm=draw(st.booleans()),
+        rope_theta=draw(st.floats(1.0, 1e9)),
+    )
