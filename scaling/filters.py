@@ -1,4 +1,4 @@
-"""Filters on tables in a small language: comparisons, and/or/not, arithmetic; nothing is run."""
+"""Filters on tables in a small language of conditions; nothing is executed."""
 
 import ast
 import operator
@@ -24,17 +24,23 @@ COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.GtE: operator.ge,
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
+    ast.In: lambda left, values: reduce(np.logical_or, [left == value for value in values], False),
+    ast.NotIn: lambda left, values: reduce(
+        np.logical_and, [left != value for value in values], True
+    ),
 }
 
 
 def select(expression: str, columns: Mapping[str, Any], rows: int) -> np.ndarray:
-    """Mask of the rows for which a filter such as ``"tokens >= 1e6 and role == 'proxy'"`` holds.
+    """Return a mask of the rows for which a filter holds.
+
+    A filter is a condition such as ``"tokens >= 1e6 and role == 'proxy'"`` or ``"gqa in (1, 2)"``.
 
     Raises
     ------
     InputError
         The expression does not parse, uses something else than columns, numbers, strings,
-        comparisons, arithmetic and and/or/not, or is not a condition.
+        comparisons, in, arithmetic and and/or/not, or is not a condition.
     """
     tree = _parsed(expression)
     try:
@@ -48,7 +54,7 @@ def select(expression: str, columns: Mapping[str, Any], rows: int) -> np.ndarray
 
 
 def names_in(expression: str) -> set[str]:
-    """The columns that a filter names.
+    """Return the columns that a filter names.
 
     Raises
     ------
@@ -91,18 +97,30 @@ def _value(node: ast.expr, columns: Mapping[str, Any], text: str) -> Any:
         case ast.Compare(left=first, ops=ops, comparators=rest):
             return _compare([first, *rest], ops, columns, text)
     raise InputError(
-        f"the filter {text!r} may hold columns, numbers, strings, comparisons, + - * / %, "
-        f"and, or, not; `{ast.unparse(node)}` is none of these"
+        f"the filter {text!r} may hold columns, numbers, strings, comparisons, in (...), "
+        f"+ - * / %, and, or, not; `{ast.unparse(node)}` is none of these"
     )
 
 
 def _compare(
     nodes: list[ast.expr], ops: list[ast.cmpop], columns: Mapping[str, Any], text: str
 ) -> Any:
-    values = [_value(node, columns, text) for node in nodes]
     answer: Any = True
-    for left, op, right in zip(values, ops, values[1:], strict=False):
+    for left, op, right in zip(nodes, ops, nodes[1:], strict=False):
         if type(op) not in COMPARISONS:
-            raise InputError(f"the filter {text!r} may compare with < <= > >= == != only")
-        answer = np.logical_and(answer, COMPARISONS[type(op)](left, right))
+            raise InputError(f"the filter {text!r} may compare with < <= > >= == != in only")
+        read = _members if isinstance(op, ast.In | ast.NotIn) else _value
+        holds = COMPARISONS[type(op)](_value(left, columns, text), read(right, columns, text))
+        answer = np.logical_and(answer, holds)
     return answer
+
+
+def _members(node: ast.expr, columns: Mapping[str, Any], text: str) -> list[Any]:
+    """Read the list after ``in``: ``(1, 2)``, ``[1, 2]`` or one value in parentheses, ``(1)``."""
+    members = node.elts if isinstance(node, ast.Tuple | ast.List) else [node]
+    if not members or not all(isinstance(part, ast.Constant | ast.UnaryOp) for part in members):
+        raise InputError(
+            f"`in` must be followed by numbers or strings in parentheses in the filter {text!r}; "
+            'write for example "gqa in (1, 2, 4)"'
+        )
+    return [_value(part, columns, text) for part in members]

@@ -1,10 +1,11 @@
-"""Counts as people write them: 350M, 1B, 100B, 2e6."""
+"""Counts, lists of numbers and number formats as people write them: 350M, 8:32:4, bf16."""
 
 import re
 
 from shapelaw.scaling.errors import InputError
 
 LARGEST = 1e30
+NUMBER_FORMATS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
 SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 
 
@@ -79,3 +80,14 @@ def parse_numbers(option: str, text: str) -> tuple[int, ...]:
             f"but got {text!r}"
         )
     return numbers
+
+
+def number_format(name: str) -> str:
+    """Return the long name of a number format; a name without a short form stays as it is.
+
+    Examples
+    --------
+    >>> number_format("bf16"), number_format("bfloat16"), number_format("fp8")
+    ('bfloat16', 'bfloat16', 'fp8')
+    """
+    return NUMBER_FORMATS.get(name, name)

@@ -3,36 +3,89 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 import shapelaw.scaling.commands.fit_cli
 import shapelaw.trainers.commands.sweep_cli
 from shapelaw.scaling.commands.options import (
+    Convention,
     CorpusOption,
     EngineOption,
+    Fresh,
+    HeadDims,
     Json,
+    Layers,
+    NoCache,
     OutFolder,
+    Params,
     Seed,
+    ShapesWhere,
+    Tolerance,
     Vocabulary,
     Workers,
     WorkloadOption,
 )
+from shapelaw.scaling.commands.plain_help import PlainTyper
 from shapelaw.scaling.display.console import note, print_json
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.extras import missing_package
 
-app = typer.Typer(
+# Headings of `shapelaw --help` and the commands below each, in this order.
+SECTIONS = {
+    "Choose a shape": ("quickstart", "propose", "space", "measure", "report"),
+    "Fit and judge laws": ("data", "fit", "check", "compare", "predict", "plot", "laws"),
+    "Train models": ("next-runs", "sweep", "train", "evaluate"),
+    "See what is installed": ("doctor",),
+}
+
+
+class SectionedGroup(typer.core.TyperGroup):
+    """The group of all commands, which its help lists under the headings of :data:`SECTIONS`."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write one line for each command, below its heading."""
+        width = max(map(len, self.commands))
+        for heading, names in SECTIONS.items():
+            with formatter.section(heading):
+                room = formatter.width - width - 4
+                lines = {name: self.commands[name].get_short_help_str(room) for name in names}
+                formatter.write_dl([(f"{name:<{width}}", text) for name, text in lines.items()])
+
+
+app = PlainTyper(
+    cls=SectionedGroup,
     help="Fit scaling laws that know a transformer's shape; search shapes that are accurate and "
     "fast to serve.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 shapelaw.scaling.commands.fit_cli.mount(app)
 shapelaw.trainers.commands.sweep_cli.mount(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from shapelaw import __version__
+
+        typer.echo(f"shapelaw {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Read the options that stand before a command."""
 
 
 @app.command()
@@ -41,14 +94,20 @@ def quickstart(
     vocab: Vocabulary = None,
     out: OutFolder = Path("shapelaw-quickstart"),
     effort: Annotated[
-        float, typer.Option(help="Multiplies every token budget; 1 takes about 10 minutes.")
+        float,
+        typer.Option(
+            help="Factor on every token budget; 1 takes about 10 minutes on 2 cores.",
+            metavar="NUMBER",
+        ),
     ] = 1.0,
-    measurements: Annotated[int, typer.Option(help="Shapes to measure in the search.")] = 20,
+    measurements: Annotated[
+        int, typer.Option(help="Shapes to measure in the search.", metavar="N")
+    ] = 20,
     workers: Workers = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Run the whole loop: train proxies, fit a law, search, train what it proposes, report."""
+    """Train proxies, fit a law, search shapes, train and report."""
     from shapelaw.search.autopilot.display import Display
     from shapelaw.search.autopilot.record import LoopSettings
     from shapelaw.search.autopilot.single_pass import in_short, quickstart
@@ -71,17 +130,27 @@ def quickstart(
 @app.command()
 def report(
     folder: Annotated[
-        Path | None, typer.Argument(help="Folder that quickstart or propose --out wrote.")
+        Path | None,
+        typer.Argument(
+            help="Folder that `shapelaw quickstart` or `shapelaw propose --out` wrote.",
+            metavar="FOLDER",
+        ),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Compare docs/ with what the shipped data give.")
+        bool,
+        typer.Option(
+            "--check", help="Compare the pictures and tables of docs/ with the shipped data."
+        ),
     ] = False,
     renew: Annotated[
-        bool, typer.Option("--renew", help="Write the pictures and tables of docs/ again.")
+        bool,
+        typer.Option(
+            "--renew", help="Write the pictures and tables of docs/ from the shipped data."
+        ),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Write report.html and the pictures of a folder again, or check the committed ones."""
+    """Write a folder's report again, or check the pictures of docs/."""
     from shapelaw.search.commands.output import print_check, print_report
 
     if check or renew:
@@ -93,23 +162,27 @@ def report(
 @app.command()
 def measure(
     config: Annotated[
-        Path | None, typer.Argument(help="Hugging Face config.json of a shape.")
+        Path | None,
+        typer.Argument(help="Shape, a Hugging Face config.json.", metavar="CONFIG"),
     ] = None,
     engine: EngineOption = "torch",
     workload: WorkloadOption = "edge",
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is kept.")] = False,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Keep nothing, look up nothing.")
-    ] = False,
+    fresh: Fresh = False,
+    no_cache: NoCache = False,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Measure this machine for roofline:this instead.")
+        bool,
+        typer.Option("--calibrate", help="Measure this machine for roofline:this, not a shape."),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Where --calibrate writes, for roofline:FILE.toml.")
+        Path | None,
+        typer.Option(
+            help="With --calibrate, the .toml file for roofline:FILE (default: roofline:this).",
+            metavar="FILE",
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Measure (or predict) how fast a shape serves a workload, in tokens per second."""
+    """Measure or predict how fast a shape serves a workload."""
     from shapelaw.search.commands import measure as measuring
 
     if calibrate:
@@ -124,75 +197,113 @@ def measure(
 
 @app.command()
 def propose(
-    params: Annotated[str, typer.Option(help="Parameter budget: 350M, 1B.")],
-    tokens: Annotated[str, typer.Option(help="Training tokens: 2M, 100B.")],
+    params: Params,
+    tokens: Annotated[
+        str, typer.Option(help="Training tokens, such as 2M or 100B.", metavar="TOKENS")
+    ],
     law: Annotated[
         str | None,
         typer.Option(
-            help="Fit, as `fit --out` writes it, or a printed law (paper-2510.18245); "
-            "default: a law fitted on the shipped runs."
+            help="Fit that `shapelaw fit --out` wrote, or a published law such as "
+            "paper-2510.18245 (default: a law fitted on the shipped runs).",
+            metavar="LAW",
         ),
     ] = None,
     workload: WorkloadOption = "balanced",
     engine: EngineOption = "torch",
-    baseline: Annotated[str, typer.Option(help="Known model to beat.")] = "llama-3.2-1b",
-    params_convention: Annotated[
-        str, typer.Option(help="What --params counts: non-embedding, total or active.")
-    ] = "non-embedding",
-    tolerance: Annotated[float, typer.Option(help="Fraction by which N may differ.")] = 0.03,
-    layers: Annotated[str, typer.Option(help="Layers to try: 16 or 12,16,24.")] = "auto",
-    head_dim: Annotated[str, typer.Option(help="Head dimensions to try: 64,128.")] = "auto",
+    baseline: Annotated[
+        str, typer.Option(help="Model whose proportions to beat.", metavar="NAME")
+    ] = "llama-3.2-1b",
+    params_convention: Convention = "non-embedding",
+    tolerance: Tolerance = 0.03,
+    layers: Layers = "auto",
+    head_dim: HeadDims = "auto",
     vocab: Annotated[
-        int | None, typer.Option(help="Vocabulary size; default: the baseline's.")
+        int | None, typer.Option(help="Vocabulary size (default: the baseline's).", metavar="N")
     ] = None,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(help='Limit the shapes: "gqa <= 8"; may be given several times.'),
+    where: ShapesWhere = None,
+    max_ttft: Annotated[
+        float | None,
+        typer.Option(
+            help="Most seconds to the first output token (default: no limit).", metavar="SECONDS"
+        ),
     ] = None,
-    max_ttft: Annotated[float | None, typer.Option(help="Most seconds to the first token.")] = None,
     max_tpot: Annotated[
-        float | None, typer.Option(help="Most seconds per output token after it.")
+        float | None,
+        typer.Option(
+            help="Most seconds per output token after the first (default: no limit).",
+            metavar="SECONDS",
+        ),
     ] = None,
     worse: Annotated[
-        float, typer.Option(help="Per cent by which a loss may exceed the baseline's.")
+        float,
+        typer.Option(
+            help="Per cent by which a predicted loss may exceed the baseline's.", metavar="PERCENT"
+        ),
     ] = 2.0,
-    link: Annotated[str | None, typer.Option(help="Accuracy link: olmo-ladder, or a file.")] = None,
+    link: Annotated[
+        str | None,
+        typer.Option(
+            help="Link from loss to accuracy: olmo-ladder or a file (default: no accuracies).",
+            metavar="LINK",
+        ),
+    ] = None,
     validation: Annotated[
-        str, typer.Option(help="Text that the law's losses are on, as the link names it.")
+        str,
+        typer.Option(
+            help="Validation set that the law's losses are on, as the link names it (default: "
+            "not said).",
+            metavar="NAME",
+        ),
     ] = "",
     measurements: Annotated[
         int | None,
-        typer.Option(help="Shapes to ask the engine; default 24.", min=2),
+        typer.Option(
+            help="Most shapes that the engine answers for (default: 24).", min=2, metavar="N"
+        ),
     ] = None,
     estimated: Annotated[
-        int, typer.Option(help="Most shapes that only the time model answers for.", min=0)
+        int,
+        typer.Option(help="Most shapes that the time model answers for.", min=0, metavar="N"),
     ] = 12,
     fastest: Annotated[
         bool,
-        typer.Option("--fastest", help="One goal: throughput, at no more loss than the baseline."),
+        typer.Option(
+            "--fastest", help="Maximise throughput at no more loss than the baseline, only."
+        ),
     ] = False,
     short: Annotated[
         int | None,
-        typer.Option(help="Search with so few output tokens; leaders at full length.", min=2),
+        typer.Option(
+            help="Output tokens while searching; leaders get the full length (default: full).",
+            min=2,
+            metavar="TOKENS",
+        ),
     ] = None,
     sampler: Annotated[
-        str, typer.Option(help="calibrated, tpe, nsga2, gp or random.")
+        str, typer.Option(help="Sampler: calibrated, tpe, nsga2, gp or random.", metavar="NAME")
     ] = "calibrated",
     storage: Annotated[
         str | None,
-        typer.Option(help="Study in postgresql://... or a file: several may search at once."),
+        typer.Option(
+            help="Storage of the study that several searches share: postgresql://... or a file "
+            "(default: none).",
+            metavar="URL",
+        ),
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is kept.")] = False,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Keep nothing, look up nothing.")
-    ] = False,
+    fresh: Fresh = False,
+    no_cache: NoCache = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for proposals, configs, pictures and report.html.")
+        Path | None,
+        typer.Option(
+            help="Folder for proposals, configs, pictures and report.html (default: only print).",
+            metavar="FOLDER",
+        ),
     ] = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Propose shapes of a budget: predicted loss against throughput, the baseline first."""
+    """Rank the shapes of a budget by predicted loss and throughput."""
     from shapelaw.search.commands.output import print_answer
     from shapelaw.search.commands.propose import answer
     from shapelaw.search.proposals.request import ProposalRequest
@@ -214,7 +325,7 @@ def propose(
 
 @app.command()
 def doctor(json: Json = False) -> None:
-    """Print versions, cores, memory, disk, GPU, engines, and what is missing for what."""
+    """Print versions, hardware, engines and missing packages."""
     from shapelaw.search.commands.doctor import examine
 
     found = examine()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.units import number_format
 
 DTYPES = {"float32": 4, "bfloat16": 2}  # of weights and arithmetic: bytes per value
 KV_DTYPES = {**DTYPES, "fp8": 1, "int8": 1}  # a cache may be narrower; its few scales count nothing
@@ -30,7 +31,7 @@ class Workload:
     Attributes
     ----------
     dtype
-        Number format of weights and arithmetic.
+        Number format of weights and arithmetic; ``bf16`` and ``fp32`` are short forms.
     kv_dtype
         Number format of the KV cache; None: as ``dtype``.
     max_ttft, max_tpot
@@ -53,6 +54,9 @@ class Workload:
     max_tpot: float | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", number_format(self.dtype))
+        if self.kv_dtype is not None:
+            object.__setattr__(self, "kv_dtype", number_format(self.kv_dtype))
         if min(self.input_tokens, self.concurrency) < 1 or self.output_tokens < 2:
             raise InputError(
                 "`input_tokens >= 1`, `output_tokens >= 2` and `concurrency >= 1` must hold, but "
@@ -152,7 +156,7 @@ def parse_workload(text: str | Path) -> Workload:
 
     Examples
     --------
-    >>> print(parse_workload("512/256@16:bfloat16"))
+    >>> print(parse_workload("512/256@16:bf16"))
     512/256: 512 tokens in, 256 out, 16 at once, bfloat16
     >>> print(parse_workload("rag@32:bfloat16,kv=fp8,ttft=.45,tpot=40ms"))
     rag: 4096 tokens in, 1024 out, 32 at once, bfloat16, KV cache fp8, TTFT at most 0.45 s, \

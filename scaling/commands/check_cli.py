@@ -4,14 +4,25 @@ from typing import Annotated
 
 import typer
 
-from shapelaw.scaling.commands.options import Delta, Exclude, Json, LawOption, Runs, Seed, Where
+from shapelaw.scaling.commands.options import (
+    Cutoffs,
+    Delta,
+    Exclude,
+    Json,
+    LawOption,
+    LeaveOutBy,
+    Runs,
+    Seed,
+    Where,
+    all_of,
+)
 from shapelaw.scaling.display.console import print_json, print_shown
 
-Starts = Annotated[int, typer.Option(help="Starts of each fit.", min=1)]
-Resamples = Annotated[int, typer.Option(help="Bootstrap resamples of each fit.", min=0)]
-Cutoffs = Annotated[
-    list[float] | None,
-    typer.Option("--cutoff", help="Fit what lies below; may be given several times."),
+Starts = Annotated[
+    int, typer.Option(help="Starts of the optimiser for each fit.", min=1, metavar="N")
+]
+Resamples = Annotated[
+    int, typer.Option(help="Bootstrap resamples of each fit.", min=0, metavar="N")
 ]
 
 
@@ -22,20 +33,25 @@ def check(
     starts: Starts = 64,
     resamples: Resamples = 100,
     compute: Annotated[
-        float | None, typer.Option(help="FLOPs at which the optimum is stated.")
+        float | None,
+        typer.Option(
+            help="Training FLOPs at which to state the compute-optimal N and D "
+            "(default: the most that a run had).",
+            metavar="FLOPS",
+        ),
     ] = None,
     where: Where = None,
     exclude: Exclude = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Check a law: runs left out, drift, regret, identifiability, intervals, checklist."""
+    """Check a law: hold-outs, drift, regret, what the runs can tell."""
     from shapelaw.scaling.checks.report import check
     from shapelaw.scaling.display.progress import progress_shown
     from shapelaw.scaling.fitting.fit_law import parse_delta
     from shapelaw.scaling.runs.catalog import load_runs
 
-    table = load_runs(runs, where=where, exclude=exclude or ())
+    table = load_runs(runs, where=all_of(where), exclude=exclude or ())
     with progress_shown():
         found = check(
             law, table, compute=compute, delta=parse_delta(delta), starts=starts,
@@ -47,9 +63,10 @@ def check(
 def compare(
     runs: Runs,
     law: Annotated[
-        list[str], typer.Option(help="A law to compare; give two or more.", metavar="LAW")
+        list[str],
+        typer.Option(help="Law to compare, a name or an expression; repeatable.", metavar="LAW"),
     ],
-    by: Annotated[str, typer.Option(help="Leave out by size, compute or tokens.")] = "size",
+    by: LeaveOutBy = "size",
     cutoff: Cutoffs = None,
     delta: Delta = "auto",
     starts: Starts = 64,
@@ -58,13 +75,13 @@ def compare(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Rank laws by how well they predict the largest runs from the smaller ones."""
+    """Rank laws by how well they predict the largest runs."""
     from shapelaw.scaling.checks.comparison import compare
     from shapelaw.scaling.display.progress import progress_shown
     from shapelaw.scaling.fitting.fit_law import parse_delta
     from shapelaw.scaling.runs.catalog import load_runs
 
-    table = load_runs(runs, where=where, exclude=exclude or ())
+    table = load_runs(runs, where=all_of(where), exclude=exclude or ())
     with progress_shown():
         found = compare(
             law, table, by=by, cutoffs=cutoff or 4, delta=parse_delta(delta), starts=starts,

@@ -1,26 +1,30 @@
 """``shapelaw data``: run tables that come by name."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from shapelaw.scaling.commands.options import Exclude, Json, Where
+from shapelaw.scaling.commands.options import Exclude, Json, OutTable, Where, all_of
+from shapelaw.scaling.commands.plain_help import PlainTyper
 from shapelaw.scaling.display.console import note, print_json, print_table
 
-data = typer.Typer(
-    help="Run tables that come by name: list, download, describe.",
+data = PlainTyper(
+    help="List, download and describe public run tables.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 Name = Annotated[
-    str, typer.Argument(help="A table's name (`data list`), or a CSV or Parquet file.")
+    str,
+    typer.Argument(
+        help="Name of a table that `shapelaw data list` prints, or a CSV or Parquet file.",
+        metavar="NAME",
+    ),
 ]
 
 
 @data.command("list")
 def list_tables(json: Json = False) -> None:
-    """List the tables: size, ranges, licence and source; nothing is downloaded."""
+    """List the tables: size, ranges, licence and source."""
     from shapelaw.scaling.runs.catalog import listed_tables, listing
 
     if json:
@@ -33,12 +37,10 @@ def list_tables(json: Json = False) -> None:
 @data.command()
 def get(
     name: Name,
-    out: Annotated[
-        Path | None, typer.Option(help="Write the run table to this file (.csv or .parquet).")
-    ] = None,
+    out: OutTable = None,
     json: Json = False,
 ) -> None:
-    """Download a table, check it, and write it as a run table."""
+    """Download a table, check it and write it as a run table."""
     from shapelaw.scaling.runs.catalog import load_runs
     from shapelaw.scaling.runs.table import write_runs
 
@@ -56,11 +58,11 @@ def get(
 
 @data.command()
 def show(name: Name, where: Where = None, exclude: Exclude = None, json: Json = False) -> None:
-    """Describe a table: ranges with units, levels, replicates, warnings, source."""
+    """Describe a table: ranges, levels, replicates, warnings."""
     from shapelaw.scaling.runs.catalog import load_runs
     from shapelaw.scaling.runs.summary import describe
 
-    described = describe(load_runs(name, where=where, exclude=exclude or ()))
+    described = describe(load_runs(name, where=all_of(where), exclude=exclude or ()))
     if json:
         print_json(described.as_json())
         return

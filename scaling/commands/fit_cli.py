@@ -13,12 +13,15 @@ import shapelaw.scaling.commands.space_cli
 from shapelaw.scaling.commands.options import (
     Delta,
     Exclude,
+    FitFile,
     Json,
     LawOption,
+    OutTable,
     Runs,
     Seed,
     Tokens,
     Where,
+    all_of,
 )
 from shapelaw.scaling.commands.output import print_fit
 from shapelaw.scaling.display.console import print_json, print_table
@@ -27,20 +30,44 @@ from shapelaw.scaling.display.console import print_json, print_table
 def fit(
     runs: Runs,
     law: LawOption = "conditional",
-    out: Annotated[Path | None, typer.Option(help="Write the fit to this JSON file.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the fit to this JSON file (default: only print it).", metavar="FILE"
+        ),
+    ] = None,
     delta: Delta = "auto",
     objective: Annotated[
-        str, typer.Option(help="huber, squares, student or asymmetric.")
+        str,
+        typer.Option(
+            help="Cost of a residual: huber, squares, student or asymmetric.", metavar="NAME"
+        ),
     ] = "huber",
-    on: Annotated[str, typer.Option(help="Residuals of the log or the raw loss.")] = "log",
+    on: Annotated[
+        str,
+        typer.Option(help="Residuals: log (of ln loss) or raw (of loss, in nats).", metavar="NAME"),
+    ] = "log",
     weights: Annotated[
-        str | None, typer.Option(help="Column that multiplies the cost of each run.")
+        str | None,
+        typer.Option(
+            help="Column that multiplies the cost of each run (default: all weigh the same).",
+            metavar="COLUMN",
+        ),
     ] = None,
     size: Annotated[
-        str, typer.Option(help="What N counts: non-embedding, total, active; auto: as given.")
+        str,
+        typer.Option(
+            help="Parameters that N counts: non-embedding, total or active; auto: as the table "
+            "gives it.",
+            metavar="NAME",
+        ),
     ] = "auto",
-    starts: Annotated[int, typer.Option(help="Starts of the optimiser.", min=1)] = 1024,
-    resamples: Annotated[int, typer.Option(help="Bootstrap resamples.", min=0)] = 1000,
+    starts: Annotated[
+        int, typer.Option(help="Starts of the optimiser.", min=1, metavar="N")
+    ] = 1024,
+    resamples: Annotated[
+        int, typer.Option(help="Bootstrap resamples for the intervals.", min=0, metavar="N")
+    ] = 1000,
     where: Where = None,
     exclude: Exclude = None,
     seed: Seed = 0,
@@ -54,7 +81,7 @@ def fit(
     from shapelaw.scaling.runs.levels import with_best_loss
     from shapelaw.scaling.solver.objectives import Objective
 
-    table = load_runs(runs, where=where, exclude=exclude or ())
+    table = load_runs(runs, where=all_of(where), exclude=exclude or ())
     if "best_loss" in law_named(law).columns and "best_loss" not in table:
         table = with_best_loss(table, size=size)
     minimised = Objective(kind=objective, on=on, weights=weights)
@@ -69,13 +96,15 @@ def fit(
 
 
 def predict(
-    fit: Annotated[Path, typer.Argument(help="Fit, as `fit --out` writes it.")],
-    shapes: Annotated[Path, typer.Argument(help="Table of shapes, CSV or Parquet.")],
+    fit: FitFile,
+    shapes: Annotated[
+        Path, typer.Argument(help="Table of shapes, a CSV or Parquet file.", metavar="SHAPES")
+    ],
     tokens: Tokens = None,
-    out: Annotated[Path | None, typer.Option(help="Write the table with predictions.")] = None,
+    out: OutTable = None,
     json: Json = False,
 ) -> None:
-    """Predict the loss of shapes, in nats per token, with 95 % intervals of a new run."""
+    """Predict the loss of shapes, with 95 % intervals."""
     from shapelaw.scaling.commands.predicting import predict_table
     from shapelaw.scaling.fitting.result import Fit
     from shapelaw.scaling.runs.table import write_runs
@@ -90,10 +119,12 @@ def predict(
 
 
 def laws(
-    markdown: Annotated[bool, typer.Option(help="All laws and parts as one page.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the page of the documentation.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """List the laws with their equations."""
+    """List the laws that have a name, with their equations."""
     import pandas as pd
 
     from shapelaw.scaling.laws.registry import LAWS, laws_page

@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shapelaw.scaling.commands.options import Exclude, Json, Runs, Where
+from shapelaw.scaling.commands.options import (
+    Exclude,
+    FitFile,
+    Json,
+    OutTable,
+    Runs,
+    Where,
+    all_of,
+)
 from shapelaw.scaling.commands.output import note_other_runs
 from shapelaw.scaling.display.console import print_json
 
@@ -14,32 +22,45 @@ if TYPE_CHECKING:
 
 
 def next_runs(
-    fit: Annotated[Path, typer.Argument(help="Fit, as `fit --out` writes it.")],
+    fit: FitFile,
     runs: Runs,
     budget: Annotated[
-        str, typer.Option("--budget-flops", help="For all of them together: 1e20.", metavar="FLOP")
+        str,
+        typer.Option(
+            "--budget-flops",
+            help="Training FLOPs of all chosen runs together, such as 1e20.",
+            metavar="FLOPS",
+        ),
     ],
     goal: Annotated[
         str,
         typer.Option(
-            help='"predict:n=1e9,tokens=2e10", "predict:FILE", "optimum:mlp_to_attention[@1e9]" '
-            'or "choice:FILE", a table with two rows.'
+            help="What to become certain about: predict:n=1e9,tokens=2e10, predict:FILE, "
+            "optimum:RATIO[@N], or choice:FILE (a table with two rows).",
+            metavar="GOAL",
         ),
     ],
     candidates: Annotated[
-        Path | None, typer.Option(help="Table of runs to choose from; default: a grid.")
+        Path | None,
+        typer.Option(
+            help="Table of runs to choose from (default: a grid over the fitted ranges).",
+            metavar="FILE",
+        ),
     ] = None,
     within: Annotated[
         list[str] | None,
-        typer.Option(help="Limit a column: tokens=1e8:2e10; also tokens_per_parameter."),
+        typer.Option(
+            help="Keep candidates with a column in a range, such as tokens=1e8:2e10; repeatable.",
+            metavar="COLUMN=LOW:HIGH",
+        ),
     ] = None,
-    most_runs: Annotated[int, typer.Option(help="Runs at most.", min=1)] = 32,
+    most_runs: Annotated[int, typer.Option(help="Most runs to choose.", min=1, metavar="N")] = 32,
     where: Where = None,
     exclude: Exclude = None,
-    out: Annotated[Path | None, typer.Option(help="Write the chosen runs to this table.")] = None,
+    out: OutTable = None,
     json: Json = False,
 ) -> None:
-    """Choose the runs to train next: the most certainty about a goal for a budget."""
+    """Choose the most informative runs for a budget of FLOPs."""
     from shapelaw.scaling.design.goals import parse_goal
     from shapelaw.scaling.design.next_batch import next_runs
     from shapelaw.scaling.fitting.result import Fit
@@ -47,7 +68,7 @@ def next_runs(
     from shapelaw.scaling.runs.reader import read_table
     from shapelaw.scaling.runs.table import write_runs
 
-    fitted, table = Fit.load(fit), load_runs(runs, where=where, exclude=exclude or ())
+    fitted, table = Fit.load(fit), load_runs(runs, where=all_of(where), exclude=exclude or ())
     note_other_runs(fitted, table)
     wanted, limits = parse_goal(goal, fitted), read_limits(within or [], most_runs)
     pool = None if candidates is None else read_table(candidates)

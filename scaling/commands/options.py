@@ -7,71 +7,209 @@ import typer
 
 Runs = Annotated[
     str,
-    typer.Argument(help="Run table: a CSV or Parquet file, or a name that `data list` prints."),
+    typer.Argument(
+        help="Run table: a CSV or Parquet file, or a name that `shapelaw data list` prints.",
+        metavar="RUNS",
+    ),
+]
+FitFile = Annotated[
+    Path, typer.Argument(help="Fit, a JSON file that `shapelaw fit --out` wrote.", metavar="FIT")
+]
+ConfigFile = Annotated[
+    Path, typer.Argument(help="Shape, a Hugging Face config.json.", metavar="CONFIG")
 ]
 LawOption = Annotated[
     str,
     typer.Option(
         "--law",
-        help="A law by its name (docs/laws.md), or an expression: "
+        help="Law: a name that `shapelaw laws` prints, or an expression such as "
         "\"Chinchilla() * UShape('mlp_to_attention')\".",
+        metavar="LAW",
     ),
 ]
 Delta = Annotated[
-    str, typer.Option(help="Huber threshold on ln loss; auto takes it from the residuals.")
+    str,
+    typer.Option(
+        help="Huber threshold on ln loss, such as 1e-3; auto chooses it from the residuals.",
+        metavar="NUMBER",
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Seed = Annotated[
+    int, typer.Option(help="Seed of all random numbers.", min=0, metavar="N")
+]  # fmt: skip
 Where = Annotated[
-    str | None,
-    typer.Option(help='Keep rows where EXPR holds: "tokens >= 1e6 and gqa == 2".', metavar="EXPR"),
+    list[str] | None,
+    typer.Option(
+        help='Keep rows where EXPR holds, such as "tokens >= 1e6 and gqa in (1, 2)"; repeatable.',
+        metavar="EXPR",
+    ),
+]
+ShapesWhere = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--where",
+        help='Keep shapes where EXPR holds, such as "gqa <= 8 and kv_bytes <= 32768"; repeatable.',
+        metavar="EXPR",
+    ),
 ]
 Exclude = Annotated[
     list[str] | None,
-    typer.Option(help="Leave a run out; may be given several times.", metavar="RUN_ID"),
+    typer.Option(help="Leave out the run with this run_id; repeatable.", metavar="RUN_ID"),
 ]
-Tokens = Annotated[str | None, typer.Option(help="Training tokens: 2M, 100B.", metavar="TOKENS")]
+Cutoffs = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--cutoff",
+        help="Fit the runs below this value; repeatable (default: four cut-offs from the table).",
+        metavar="NUMBER",
+    ),
+]
+LeaveOutBy = Annotated[
+    str,
+    typer.Option(
+        "--by", help="Order in which runs are left out: size, compute or tokens.", metavar="NAME"
+    ),
+]
+Tokens = Annotated[
+    str | None,
+    typer.Option(
+        help="Training tokens of every row, such as 2M or 100B (default: the column `tokens`).",
+        metavar="TOKENS",
+    ),
+]
+Params = Annotated[str, typer.Option(help="Parameter budget, such as 350M or 1B.", metavar="N")]
+Convention = Annotated[
+    str,
+    typer.Option(
+        "--params-convention",
+        help="Parameters that --params counts: non-embedding, total or active.",
+        metavar="NAME",
+    ),
+]
+Tolerance = Annotated[
+    float,
+    typer.Option(help="Share by which N of a shape may differ from --params.", metavar="SHARE"),
+]
+Layers = Annotated[
+    str,
+    typer.Option(
+        "--layers",
+        help="Numbers of layers: 12,16,24, or 8:32, or 8:32:4; auto: near the usual depth.",
+        metavar="LIST",
+    ),
+]
+HeadDims = Annotated[
+    str,
+    typer.Option(
+        "--head-dim",
+        help="Head dimensions: 64,128, or 32:128:32; auto: the usual one for the size.",
+        metavar="LIST",
+    ),
+]
 CorpusOption = Annotated[
     str,
     typer.Option(
-        help="Text to train on: a file or folder (.txt, .jsonl, .parquet, any as .zst); 'stdlib', "
-        "the source of Python's standard library; hf:NAME[:CONFIG][@SPLIT][#COLUMN], a stream of "
-        "Hugging Face datasets; or a mixture of these, NAME=PATH:WEIGHT,..."
+        help="Text: a file or folder, stdlib (Python's own source), hf:NAME, or "
+        "NAME=PATH:WEIGHT,... for a mixture.",
+        metavar="CORPUS",
     ),
 ]
 Vocabulary = Annotated[
     int | None,
-    typer.Option("--vocab", help="Tokens of a byte-level BPE to train; default: the 256 bytes."),
+    typer.Option(
+        "--vocab",
+        help="Tokens of a byte-level BPE to train (default: the 256 bytes, without training one).",
+        metavar="N",
+    ),
 ]
 ValidationOption = Annotated[
     str | None,
     typer.Option(
         "--validation",
-        help="Held-out text, NAME=PATH,...: of the source of that name, or one more set; default: "
-        "a tenth of every source is held out.",
+        help="Held-out text as NAME=PATH,... (default: a tenth of every source).",
+        metavar="NAME=PATH",
     ),
 ]
 TokenizerOption = Annotated[
     str | None,
-    typer.Option("--tokenizer", help="A tokenizer.json to use, in place of --vocab."),
+    typer.Option(
+        "--tokenizer",
+        help="A tokenizer.json to use instead of --vocab (default: none).",
+        metavar="FILE",
+    ),
 ]
 CorpusTokens = Annotated[
     str | None,
-    typer.Option(help="Training tokens to prepare at the most: 100M; hf: needs it.",
-                 metavar="TOKENS"),
-]  # fmt: skip
-Workers = Annotated[
-    int | None, typer.Option(help="Processes, one core each; default: one per core.", min=1)
+    typer.Option(
+        help="Most training tokens to prepare, such as 100M (default: all; hf: needs a number).",
+        metavar="TOKENS",
+    ),
 ]
-OutFolder = Annotated[Path, typer.Option("--out", help="Folder for everything that is written.")]
-EngineOption = Annotated[
-    str, typer.Option(help="torch (measured here) or roofline:HARDWARE (predicted).",
-                      metavar="NAME[:HARDWARE]")
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="Worker processes, one core each (default: one per core).", min=1, metavar="N"
+    ),
+]
+OutFolder = Annotated[
+    Path, typer.Option("--out", help="Folder for all files that are written.", metavar="FOLDER")
+]
+OutTable = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        help="Write the table to this .csv or .parquet file (default: only print it).",
+        metavar="FILE",
+    ),
+]
+RecipeSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Change a field of the recipe, such as decay=0.2; repeatable.",
+        metavar="NAME=VALUE",
+    ),
 ]  # fmt: skip
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget-flops",
+        help="Most training FLOPs of all runs together, such as 1e15 (default: no limit).",
+        metavar="FLOPS",
+    ),
+]
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        help="Throughput engine: torch, transformers, vllm, llamacpp (measured here), "
+        "aiconfigurator:GPU or roofline:GPU (predicted).",
+        metavar="NAME[:HARDWARE]",
+    ),
+]
 WorkloadOption = Annotated[
     str,
     typer.Option(
-        help="chat, balanced, rag, reasoning, edge, proxy, or INPUT/OUTPUT in tokens, then "
-        "[@CONCURRENCY][:DTYPE][,kv=DTYPE][,ttft=SECONDS][,tpot=SECONDS]; or a .toml file.",
+        help="Serving workload: chat, balanced, rag, reasoning, edge, proxy, or IN/OUT tokens, "
+        "then @CONCURRENCY:DTYPE,kv=DTYPE,ttft=SECONDS,tpot=SECONDS; or a .toml file.",
+        metavar="WORKLOAD",
     ),
 ]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Measure again instead of using stored measurements.")
+]
+NoCache = Annotated[
+    bool, typer.Option("--no-cache", help="Neither read nor store measurements.")
+]  # fmt: skip
+
+
+def all_of(conditions: list[str] | None) -> str | None:
+    """Join the conditions of several ``--where`` options into one; None where there is none.
+
+    Examples
+    --------
+    >>> all_of(["gqa == 1", "tokens > 1e6"]), all_of(["gqa == 1"]), all_of(None)
+    ('(gqa == 1) and (tokens > 1e6)', 'gqa == 1', None)
+    """
+    if not conditions or len(conditions) == 1:
+        return conditions[0] if conditions else None
+    return " and ".join(f"({condition})" for condition in conditions)

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shapelaw.scaling.commands.options import Exclude, Json, Runs, Where
+from shapelaw.scaling.commands.options import (
+    Cutoffs,
+    Exclude,
+    FitFile,
+    Json,
+    LeaveOutBy,
+    Runs,
+    Where,
+    all_of,
+)
 from shapelaw.scaling.commands.output import note_other_runs
 from shapelaw.scaling.display.console import print_json
 from shapelaw.scaling.errors import InputError
@@ -30,25 +39,23 @@ WORDS = "; ".join(f"{name}: {what}" for name, what in KINDS.items())
 
 def plot(
     kind: Annotated[str, typer.Argument(help=f"{WORDS}.", metavar="KIND")],
-    fit: Annotated[Path, typer.Argument(help="Fit, as `fit --out` writes it.")],
+    fit: FitFile,
     runs: Runs,
-    out: Annotated[Path, typer.Option(help="The picture: a .png or .svg file.")],
-    by: Annotated[str, typer.Option(help="drift: leave out by size, compute or tokens.")] = "size",
-    cutoff: Annotated[
-        list[float] | None, typer.Option(help="drift: fit what lies below; several times.")
-    ] = None,
+    out: Annotated[Path, typer.Option(help="Picture to write, .png or .svg.", metavar="FILE")],
+    by: LeaveOutBy = "size",
+    cutoff: Cutoffs = None,
     where: Where = None,
     exclude: Exclude = None,
     json: Json = False,
 ) -> None:
-    """Draw a fit and its runs."""
+    """Draw a fit and its runs as a picture."""
     from shapelaw.scaling.fitting.result import Fit
     from shapelaw.scaling.plots.style import ending_of, save
     from shapelaw.scaling.runs.catalog import load_runs
 
     ending_of(out)
     draw = _drawing(kind, by, cutoff)
-    table, fitted = load_runs(runs, where=where, exclude=exclude or ()), Fit.load(fit)
+    table, fitted = load_runs(runs, where=all_of(where), exclude=exclude or ()), Fit.load(fit)
     note_other_runs(fitted, table)
     save(draw(fitted, table), out)
     found = {"kind": kind, "law": fitted.law_name, "n_runs": len(table), "file": str(out)}

@@ -1,11 +1,19 @@
 """The command that says which shapes a budget allows."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shapelaw.scaling.commands.options import Json
+from shapelaw.scaling.commands.options import (
+    Convention,
+    HeadDims,
+    Json,
+    Layers,
+    OutTable,
+    Params,
+    ShapesWhere,
+    Tolerance,
+)
 from shapelaw.scaling.display.console import print_json, print_table
 
 if TYPE_CHECKING:
@@ -14,44 +22,53 @@ if TYPE_CHECKING:
 
 
 def space(
-    params: Annotated[str, typer.Option(help="Parameters: 350M, 1B.", metavar="N")],
-    params_convention: Annotated[
-        str, typer.Option(help="What --params counts: non-embedding, total or active.")
-    ] = "non-embedding",
-    tolerance: Annotated[float, typer.Option(help="Fraction by which N may differ.")] = 0.03,
-    layers: Annotated[
-        str, typer.Option(help="12,16,24, or 8:32, or 8:32:4; auto: around the usual depth.")
+    params: Params,
+    params_convention: Convention = "non-embedding",
+    tolerance: Tolerance = 0.03,
+    layers: Layers = "auto",
+    head_dim: HeadDims = "auto",
+    hidden_step: Annotated[
+        str, typer.Option(help="Step of the hidden size; auto: by the size.", metavar="N")
     ] = "auto",
-    head_dim: Annotated[str, typer.Option(help="Head dimensions: 64,128.")] = "auto",
-    hidden_step: Annotated[str, typer.Option(help="Step of the hidden size.")] = "auto",
-    mlp_step: Annotated[str, typer.Option(help="Step of the MLP width.")] = "auto",
-    max_heads: Annotated[int, typer.Option(help="Most query heads.")] = 128,
+    mlp_step: Annotated[
+        str, typer.Option(help="Step of the MLP width; auto: by the size.", metavar="N")
+    ] = "auto",
+    max_heads: Annotated[int, typer.Option(help="Most query heads.", metavar="N")] = 128,
     gqa: Annotated[
-        str, typer.Option(help="Query heads per key-value head: 1,4,8; any: every divisor.")
+        str,
+        typer.Option(help="Query heads per key-value head: 1,4,8, or 1:8; any: every divisor.",
+                     metavar="LIST"),
     ] = "any",
-    vocab: Annotated[int, typer.Option(help="Vocabulary size.")] = 128_256,
-    untied: Annotated[bool, typer.Option("--untied", help="The head has its own table.")] = False,
-    value_bytes: Annotated[int, typer.Option(help="Bytes of a weight.", min=1)] = 2,
-    kv_value_bytes: Annotated[int, typer.Option(help="Bytes of a cached value.", min=1)] = 2,
+    vocab: Annotated[int, typer.Option(help="Vocabulary size.", metavar="N")] = 128_256,
+    untied: Annotated[
+        bool, typer.Option("--untied", help="Count the output head apart from the embedding.")
+    ] = False,
+    value_bytes: Annotated[
+        int, typer.Option(help="Bytes of a weight.", min=1, metavar="BYTES")
+    ] = 2,
+    kv_value_bytes: Annotated[
+        int, typer.Option(help="Bytes of a value in the KV cache.", min=1, metavar="BYTES")
+    ] = 2,
     most: Annotated[
         list[str] | None,
-        typer.Option(help="Upper limit on a column: kv_bytes=32768, weight_bytes=2.5G."),
+        typer.Option(help="Upper limit on a column, such as weight_bytes=2.5G; repeatable.",
+                     metavar="COLUMN=VALUE"),
     ] = None,
+    where: ShapesWhere = None,
     constraint: Annotated[
         list[str] | None,
-        typer.Option(help='Keep shapes where EXPR holds: "num_hidden_layers % 4 == 0".',
-                     metavar="EXPR"),
+        typer.Option(help="Former name of --where.", hidden=True, metavar="EXPR"),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the shapes (.csv, .parquet).")] = None,
+    out: OutTable = None,
     json: Json = False,
 ) -> None:  # fmt: skip
-    """Enumerate every valid shape of a budget: how many, what each limit leaves, a table."""
+    """Enumerate the valid shapes of a budget, limit by limit."""
     from shapelaw.scaling.space.statistics import survey
 
     asked = read_space(
         params, (layers, head_dim, hidden_step, mlp_step, gqa), most or [],
         tolerance=tolerance, convention=params_convention, max_heads=max_heads, vocab_size=vocab,
-        tie_word_embeddings=not untied, constraints=tuple(constraint or ()),
+        tie_word_embeddings=not untied, constraints=(*(where or ()), *(constraint or ())),
         bytes_per_value=value_bytes, kv_bytes_per_value=kv_value_bytes,
     )  # fmt: skip
     found = survey(asked, out)

@@ -252,7 +252,7 @@ def quickstart(folder: Path, settings: LoopSettings, display: Display) -> Path:
     with nothing_left(folder), locked_folder(folder):
         keep_record(folder, settings)
         workers = settings.workers or cores()
-        display.forecast(_forecast(settings, workers), workers)
+        display.forecast(_forecast(settings, workers))
         loop = Loop(folder, settings, display)
         corpus = loop.corpus()
         loop.proxies(corpus)

@@ -8,6 +8,7 @@ import numpy as np
 from shapelaw.scaling.architectures.costs import Costs
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.units import number_format
 from shapelaw.search.engines._base import Engine, Measurement, bytes_served
 from shapelaw.search.engines.accelerators import Hardware, hardware
 from shapelaw.search.engines.cache import cache_folder
@@ -131,10 +132,11 @@ def _read_hardware(path: Path) -> Hardware:
         raise wrong
     ((key, entry),) = entries.items()
     try:
+        entry["peak_flops"] = {number_format(n): v for n, v in entry["peak_flops"].items()}
         device = Hardware(key=key, **entry)
         numbers = [device.memory, device.bandwidth, *device.peak_flops.values()]
         complete = bool(device.peak_flops) and all(float(number) > 0 for number in numbers)
-    except (TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise wrong from None
     if not complete:
         raise wrong

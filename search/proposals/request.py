@@ -8,7 +8,7 @@ from shapelaw.scaling.architectures.named_shapes import shape_named
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.space.space import Space, usual_steps
-from shapelaw.scaling.units import parse_count
+from shapelaw.scaling.units import parse_count, parse_numbers
 from shapelaw.search.engines._base import Engine
 from shapelaw.search.engines.cache import CachedEngine, MeasurementStore
 from shapelaw.search.engines.registry import engine_named
@@ -118,12 +118,4 @@ def _layers(text: str, parameters: int, baseline: Shape) -> tuple[int, ...]:
 
 
 def _numbers(option: str, text: str, default: int) -> tuple[int, ...]:
-    if text == "auto":
-        return (default,)
-    try:
-        numbers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        numbers = (0,)
-    if min(numbers) < 1:
-        raise InputError(f"`{option}` must be whole numbers like 12,16,24, but got {text!r}")
-    return numbers
+    return (default,) if text == "auto" else parse_numbers(option, text)

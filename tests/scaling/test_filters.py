@@ -36,6 +36,13 @@ EXPECTED = {
     "seed % 2 == 0": SEED % 2 == 0,
     "seed % 2 == 1 and role == 'proxy'": (SEED % 2 == 1) & (ROLE == "proxy"),
     " n > 2e6 ": N > 2e6,
+    "seed in (0, 3)": np.isin(SEED, [0, 3]),
+    "seed not in [0, 3]": ~np.isin(SEED, [0, 3]),
+    "seed in (1)": SEED == 1,
+    "role in ('confirmation', 'other')": ROLE == "confirmation",
+    "role not in ('proxy',) or n in (2e6, 4e6)": (ROLE != "proxy") | np.isin(N, [2e6, 4e6]),
+    "seed * 2 in (-2, 2, 4) and good": np.isin(SEED * 2, [2, 4]) & GOOD,
+    "1e6 < n in (2e6, 4e6)": np.isin(N, [2e6, 4e6]),
     "1 < 2": np.full(4, True),
     "False": np.full(4, False),
 }
@@ -114,10 +121,29 @@ def test_anything_but_columns_constants_comparisons_and_arithmetic_is_refused(te
         select(text, COLUMNS, len(N))
 
 
-@pytest.mark.parametrize("text", ["n is 1", "role in 'proxy'", "role not in 'proxy'"])
+@pytest.mark.parametrize("text", ["n is 1", "n is not 1"])
 def test_other_comparisons_are_refused(text):
-    with pytest.raises(InputError, match=r"may compare with < <= > >= == != only"):
+    with pytest.raises(InputError, match=r"may compare with < <= > >= == != in only"):
         select(text, COLUMNS, len(N))
+
+
+@pytest.mark.parametrize(
+    "text", ["seed in n", "seed in ()", "seed in (n, 1)", "seed in (1, (2, 3))", "seed in n + 1"]
+)
+def test_in_without_a_list_of_constants_is_refused_with_an_example(text):
+    with pytest.raises(InputError, match=r"`in` must be followed by numbers or strings .* write"):
+        select(text, COLUMNS, len(N))
+
+
+@given(
+    values=st.lists(st.integers(-9, 9), min_size=1, max_size=6),
+    members=st.lists(st.integers(0, 9), min_size=1, max_size=4),
+    word=st.sampled_from(["in", "not in"]),
+)
+def test_in_agrees_with_python_row_by_row(values, members, word):
+    text = f"x {word} {tuple(members)}"
+    mask = select(text, {"x": np.array(values)}, len(values))
+    assert mask.tolist() == [eval(text, {"x": x}) for x in values]
 
 
 @pytest.mark.parametrize("name", ["loss", "__builtins__", "__name__", "select", "np", "print"])

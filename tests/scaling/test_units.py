@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.units import format_count, parse_count
+from shapelaw.scaling.units import NUMBER_FORMATS, format_count, number_format, parse_count
 
 
 @pytest.mark.parametrize(
@@ -81,3 +81,10 @@ def test_a_count_of_three_digits_reads_back_exactly(digits, suffix):
     count = parse_count(f"{digits}{suffix}")
     assert format_count(count) == f"{digits}{suffix}"
     assert parse_count(format_count(count)) == count
+
+
+@pytest.mark.parametrize("short", NUMBER_FORMATS)
+def test_a_short_number_format_becomes_the_long_one_which_stays(short):
+    assert number_format(short) == NUMBER_FORMATS[short] != short
+    assert number_format(number_format(short)) == number_format(short)
+    assert number_format("fp8") == "fp8"

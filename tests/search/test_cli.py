@@ -191,6 +191,14 @@ def test_rows_are_chosen_by_name_and_by_condition(runs: Path) -> None:
     assert found["n_runs"] == len(kept) - (kept["run_id"] == "synthetic-05").sum() < len(frame)
 
 
+def test_several_conditions_must_all_hold(runs: Path) -> None:
+    asked = ("fit", runs, "--law", "chinchilla", *FAST_FIT)
+    several = document(*asked, "--where", "gqa in (1, 2)", "--where", "hidden_size > 24")
+    one = document(*asked, "--where", "gqa in (1, 2) and hidden_size > 24")
+    assert several["parameters"] == one["parameters"]
+    assert several["n_runs"] == one["n_runs"] < len(pd.read_csv(runs))
+
+
 def test_one_seed_gives_one_fit(runs: Path) -> None:
     first, second, other = (
         document("fit", runs, "--law", "chinchilla", "--seed", seed, *FAST_FIT)["parameters"]

@@ -221,6 +221,16 @@ def test_a_file_holds_a_workload(tmp_path: Path) -> None:
     assert parse_workload(f" {path} ") == expected
 
 
+def test_short_number_formats_mean_the_long_ones(tmp_path: Path) -> None:
+    long = parse_workload("512/256@16:bfloat16,kv=float32")
+    assert parse_workload("512/256@16:bf16,kv=fp32") == long
+    assert Workload(**{**vars(long), "dtype": "bf16", "kv_dtype": "fp32"}) == long
+    lines = 'input_tokens = 512\noutput_tokens = 256\nconcurrency = 16\ndtype = "bf16"\n'
+    assert parse_workload(written(tmp_path, f'{lines}kv_dtype = "fp32"\n')).served == long.served
+    with pytest.raises(InputError, match=r"`dtype` must be one of .* but got 'float16'"):
+        parse_workload("512/256:fp16")
+
+
 def test_a_file_may_change_a_preset_and_is_named_after_itself(tmp_path: Path) -> None:
     found = parse_workload(written(tmp_path, 'preset = "rag"\nconcurrency = 3'))
     assert found == replace(PRESETS["rag"], name="desk", concurrency=3)

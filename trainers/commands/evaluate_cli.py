@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shapelaw.scaling.commands.options import Json, Workers
+from shapelaw.scaling.commands.options import Json, OutTable, Workers
 from shapelaw.scaling.display.console import json_row, note, print_json, print_table
 
 if TYPE_CHECKING:
@@ -13,35 +13,62 @@ if TYPE_CHECKING:
 
 EvalsOption = Annotated[
     Path,
-    typer.Option(help="Evaluation sets: a folder or .tar.zst with blimp/*.jsonl, tasks/*.jsonl."),
+    typer.Option(
+        help="Evaluation sets: a folder or .tar.zst with blimp/*.jsonl and tasks/*.jsonl.",
+        metavar="PATH",
+    ),
 ]
 TasksOption = Annotated[
     str,
     typer.Option(
-        help="Comma-separated: blimp, lambada, arc_easy, arc_challenge, piqa, winogrande, "
-        "hellaswag_val_subset."
+        help="Tasks: blimp, lambada, arc_easy, arc_challenge, piqa, winogrande, "
+        "hellaswag_val_subset.",
+        metavar="LIST",
     ),
 ]
 LedgerOption = Annotated[
     str | None,
-    typer.Option("--ledger", help="Address of a ledger in PostgreSQL.", envvar="SHAPELAW_LEDGER"),
+    typer.Option(
+        "--ledger",
+        help="Ledger in PostgreSQL: postgresql://USER@HOST/DATABASE?sweep=NAME (default: the "
+        "folder's own).",
+        envvar="SHAPELAW_LEDGER",
+        metavar="URL",
+    ),
 ]
 LimitOption = Annotated[
-    int | None, typer.Option(help="Items of each task (BLiMP: pairs of each paradigm).", min=1)
+    int | None,
+    typer.Option(
+        help="Items of each task, or pairs of each BLiMP paradigm (default: all).",
+        min=1,
+        metavar="N",
+    ),
 ]
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run, with its weights.")],
-    evals: Annotated[Path | None, typer.Option(help="Evaluation sets; see sweep evaluate.")] = None,
+    run: Annotated[
+        Path, typer.Argument(help="Folder of a finished run, with weights.", metavar="RUN")
+    ],
+    evals: Annotated[
+        Path | None,
+        typer.Option(
+            help="Evaluation sets: a folder or .tar.zst (default: no downstream tasks).",
+            metavar="PATH",
+        ),
+    ] = None,
     tasks: TasksOption = "blimp",
     corpus_folder: Annotated[
-        Path | None, typer.Option(help="A prepared corpus: held-out losses, and the tokenizer.")
+        Path | None,
+        typer.Option(
+            help="Prepared corpus, for held-out losses and the tokenizer (default: none).",
+            metavar="FOLDER",
+        ),
     ] = None,
     limit: LimitOption = None,
     json: Json = False,
 ) -> None:
-    """Evaluate one model: held-out loss by validation set, accuracy on downstream tasks."""
+    """Evaluate a model: held-out losses and downstream accuracy."""
     from shapelaw.trainers.evaluation.run_evaluation import evaluate_run
 
     found = evaluate_run(run, evals, tasks, corpus_folder, limit=limit)
@@ -53,16 +80,16 @@ def evaluate(
 
 
 def evaluate_sweep(
-    folder: Annotated[Path, typer.Argument(help="Folder of a sweep.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a sweep.", metavar="FOLDER")],
     evals: EvalsOption,
     tasks: TasksOption = "blimp",
-    out: Annotated[Path | None, typer.Option(help="Write the run table with accuracies.")] = None,
+    out: OutTable = None,
     workers: Workers = None,
     limit: LimitOption = None,
     ledger: LedgerOption = None,
     json: Json = False,
 ) -> None:
-    """Score every exported model of a sweep; a killed call goes on. Adds accuracy_TASK columns."""
+    """Score the models of a sweep on downstream tasks; resumable."""
     from shapelaw.scaling.runs.table import write_runs
     from shapelaw.trainers.evaluation.downstream import read_tasks
     from shapelaw.trainers.evaluation.eval_sets import read_evals

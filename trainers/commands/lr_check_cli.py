@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shapelaw.scaling.commands.options import CorpusOption, Json, OutFolder, Vocabulary, Workers
+from shapelaw.scaling.commands.options import (
+    CorpusOption,
+    Json,
+    OutFolder,
+    RecipeSettings,
+    Vocabulary,
+    Workers,
+)
 from shapelaw.scaling.display.console import print_json, print_table
 
 if TYPE_CHECKING:
@@ -91,34 +98,59 @@ def show(check: "RateCheck") -> None:
 
 
 def lr_check(
-    plan: Annotated[Path, typer.Argument(help="Plan whose shapes and recipe are checked.")],
+    plan: Annotated[
+        Path, typer.Argument(help="Plan whose shapes and recipe to check.", metavar="PLAN")
+    ],
     corpus: CorpusOption = "stdlib",
     vocab: Vocabulary = None,
     runs: Annotated[
         list[str] | None,
-        typer.Option("--run", help="A run_id of the plan; default: the four extreme shapes."),
+        typer.Option(
+            "--run",
+            help="Check the shape of this run; repeatable (default: the four extreme shapes).",
+            metavar="RUN_ID",
+        ),
     ] = None,
-    size: Annotated[str | None, typer.Option(help="Extremes among the shapes of 100K.")] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="Take the extreme shapes of this size, such as 100K (default: of all sizes).",
+            metavar="N",
+        ),
+    ] = None,
     tokens: Annotated[
-        str, typer.Option(help="Tokens of every run: 2M, or 20x for 20 per parameter.")
+        str,
+        typer.Option(
+            help="Training tokens of every run: 2M, or 20x for 20 per parameter.", metavar="TOKENS"
+        ),
     ] = "20x",
-    factor: Annotated[float, typer.Option(help="Between the rule's rate and the others.")] = 2.0,
-    seeds: Annotated[int, typer.Option(help="Seeds at every rate.", min=1)] = 2,
+    factor: Annotated[
+        float,
+        typer.Option(
+            help="Factor between the rule's rate and the two others that are tried.",
+            metavar="NUMBER",
+        ),
+    ] = 2.0,
+    seeds: Annotated[int, typer.Option(help="Seeds at every rate.", min=1, metavar="N")] = 2,
     rates: Annotated[
-        str, typer.Option(help="both, matrix_learning_rate or learning_rate.")
+        str,
+        typer.Option(
+            help="Rates to check: both, matrix_learning_rate or learning_rate.", metavar="NAME"
+        ),
     ] = "both",
     seed_sd: Annotated[
-        float | None, typer.Option(help="Seed SD as a share of the loss; default: measured.")
+        float | None,
+        typer.Option(
+            help="Standard deviation between seeds as a share of the loss (default: measured).",
+            metavar="SHARE",
+        ),
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A field of the recipe: rule=power.", metavar="N=V"),
-    ] = None,
+    settings: RecipeSettings = None,
     workers: Workers = None,
     out: OutFolder = Path("shapelaw-lr-check"),
     json: Json = False,
 ) -> None:
-    """Check at a few shapes that the rule's learning rate is the best of three, but for noise."""
+    """Check that one learning-rate rule suits all shapes of a plan."""
     from shapelaw.trainers.ladder.lr_sweep import lr_check as check
     from shapelaw.trainers.sweep.status import shown_progress
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from shapelaw.scaling.commands.options import Json, Seed
+from shapelaw.scaling.commands.options import Budget, Json, RecipeSettings, Seed
 from shapelaw.scaling.display.console import note, print_json
 
 if TYPE_CHECKING:
@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from shapelaw.trainers.ladder.plan import Ladder
 
 Part = TypeVar("Part")
-Ranges = "LOW:HIGH[,LOW:HIGH...]"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """The options of sizes and ranges as typed: one value for all sizes, or one per size."""
+    """The options of sizes and ranges as typed: one value for all sizes, or one per size.
+
+    ``layers`` may also list depths, ``8,16,32`` or ``8:32:4``, that hold for all sizes.
+    """
 
     sizes: str
     shapes: str
@@ -43,7 +45,7 @@ class Texts:
         sizes = [parse_count(text) for text in self.sizes.split(",")]
         columns = (
             _each(self.shapes, "--shapes", parse_count, len(sizes)),
-            _each(self.layers, "--layers", _range, len(sizes)),
+            _depths(self.layers, len(sizes)),
             _each(self.mlp_ratio, "--mlp-ratio", _range, len(sizes)),
             _each(self.gqa, "--gqa", _range, len(sizes)),
         )
@@ -56,18 +58,19 @@ class Texts:
             Rung(
                 parameters=size,
                 shapes=shapes,
-                layers=layers,
+                layers=(depths[0], depths[-1]),
+                depths=depths,
                 mlp_to_attention=ratio,
                 gqa=gqa,
                 hidden_over_sqrt_n=width,
             )
-            for size, shapes, layers, ratio, gqa, width in zip(sizes, *columns, hidden, strict=True)
+            for size, shapes, depths, ratio, gqa, width in zip(sizes, *columns, hidden, strict=True)
         ]
 
-    def depths(self) -> tuple[float, float]:
-        """The least and the most layers of all sizes."""
-        ranges = [_range(text) for text in self.layers.split(",")]
-        return min(low for low, _ in ranges), max(high for _, high in ranges)
+    def depths(self) -> tuple[int, ...]:
+        """Return the numbers of layers that any size allows."""
+        count = len(self.layers.split(","))
+        return tuple(sorted({depth for part in _depths(self.layers, count) for depth in part}))
 
 
 def _each(text: str, option: str, read: Callable[[str], Part], count: int) -> list[Part]:
@@ -81,6 +84,20 @@ def _each(text: str, option: str, read: Callable[[str], Part], count: int) -> li
             f"but has {len(values)}: {text!r}"
         )
     return values * (count // len(values)) if len(values) == 1 else values
+
+
+def _depths(text: str, count: int) -> list[tuple[int, ...]]:
+    """Return the allowed numbers of layers of each of ``count`` sizes, ascending.
+
+    ``2:6``, ``8:32:4`` and ``8,16,32`` hold for all sizes; with a range among several parts,
+    ``2:4,4:8``, each part is for one size.
+    """
+    from shapelaw.scaling.units import parse_numbers
+
+    def read(part: str) -> tuple[int, ...]:
+        return tuple(sorted(set(parse_numbers("--layers", part))))
+
+    return _each(text, "--layers", read, count) if ":" in text else [read(text)] * count
 
 
 def _range(text: str) -> tuple[float, float]:
@@ -112,17 +129,15 @@ def read_numbers(text: str, option: str) -> tuple[float, ...]:
 def grid_of(head_dim: str, others: int, steps: str, **shared: Any) -> "LadderGrid":
     """What all shapes share, from options as typed; ``shared`` are further fields of it."""
     from shapelaw.scaling.errors import InputError
+    from shapelaw.scaling.units import parse_numbers
     from shapelaw.trainers.ladder.grid import LadderGrid
 
-    dims = [int(value) for value in read_numbers(head_dim, "--head-dim")]
-    grids = [int(value) for value in read_numbers(steps, "--steps")]
-    if not dims or len(grids) != 2:
-        raise InputError(
-            f"`--head-dim` must have a value and `--steps` two, but got {head_dim!r} and {steps!r}"
-        )
+    dims, grids = parse_numbers("--head-dim", head_dim), parse_numbers("--steps", steps)
+    if len(grids) != 2:
+        raise InputError(f"`--steps` must have two values such as 8,4, but got {steps!r}")
     return LadderGrid(
         head_dim=dims[0],
-        other_head_dims=tuple(dims[1:]),
+        other_head_dims=dims[1:],
         other_shapes=others,
         hidden_step=grids[0],
         mlp_step=grids[1],
@@ -206,8 +221,11 @@ def planned(
 
     if len(sources) == 2:
         proposals, runs = read_table(sources[0]), load_runs(str(sources[1]))
-        changes = read_pairs(settings)
-        return plan_proposed(proposals, runs, grid=grid, layers=texts.depths(), settings=changes)
+        depths, changes = texts.depths(), read_pairs(settings)
+        return plan_proposed(
+            proposals, runs, grid=grid, layers=(depths[0], depths[-1]), depths=depths,
+            settings=changes,
+        )  # fmt: skip
     if sources or not texts.sizes:
         raise InputError(
             "`--sizes`, or both `--next-runs` and `--runs`, must be given; write --sizes 50K,100K"
@@ -222,67 +240,107 @@ def planned(
     )
 
 
+RANGE = "LOW:HIGH"
+
+
 def plan(
-    sizes: Annotated[str, typer.Option(help="Non-embedding parameters: 50K,100K,300K.")] = "",
-    shapes: Annotated[str, typer.Option(help="Shapes of each size: 8,16,16.")] = "16",
-    layers: Annotated[str, typer.Option(help="Depth.", metavar=Ranges)] = "2:6",
-    mlp_ratio: Annotated[str, typer.Option(help="MLP over attention.", metavar=Ranges)] = "0.5:6",
-    gqa: Annotated[str, typer.Option(help="Query heads per KV head.", metavar=Ranges)] = "1:4",
-    hidden: Annotated[
-        str | None,
-        typer.Option("--hidden-over-sqrt-n", help="Default: all that is valid.", metavar=Ranges),
-    ] = None,
-    head_dim: Annotated[
-        str, typer.Option(help="Head dimension; further ones are for a few shapes: 32,16,64.")
-    ] = "32",
-    others: Annotated[
-        int, typer.Option(help="Shapes of a size with each further head dimension.", min=1)
-    ] = 1,
-    steps: Annotated[
-        str, typer.Option(help="Steps of hidden and intermediate size.", metavar="HIDDEN,MLP")
-    ] = "8,4",
-    vocab: Annotated[int, typer.Option(help="Vocabulary; 256 for bytes.", min=2)] = 256,
-    qk_norm: Annotated[bool, typer.Option(help="Norm on queries and keys, as Qwen3.")] = True,
-    rope_theta: Annotated[float, typer.Option(help="Base of the rotary positions.")] = 10_000.0,
-    tokens: Annotated[
-        float, typer.Option("--tokens-per-param", help="Tokens per parameter of every run.")
-    ] = 20.0,
-    seeds: Annotated[int, typer.Option(help="Seeds of every shape.", min=1)] = 1,
-    anchors: Annotated[
+    sizes: Annotated[
+        str, typer.Option(help="Non-embedding parameters, 50K,100K,300K (default: --next-runs).",
+                          metavar="LIST"),
+    ] = "",
+    shapes: Annotated[
+        str,
+        typer.Option(help="Shapes of every size, or a list by size: 8,16,16.", metavar="LIST"),
+    ] = "16",
+    layers: Annotated[
         str,
         typer.Option(
-            help="Shapes of a size with more seeds and token counts, their seeds, and how many of "
-            "these go to the longest runs.",
-            metavar="COUNT[:SEEDS[:LONG]]",
+            help="Numbers of layers of all sizes: 2:6, 8:32:4 or 8,16,32; or a range by size: "
+            "2:4,4:8.",
+            metavar="LIST",
         ),
+    ] = "2:6",
+    mlp_ratio: Annotated[
+        str,
+        typer.Option(help="Range of MLP over attention parameters; or one by size.", metavar=RANGE),
+    ] = "0.5:6",
+    gqa: Annotated[
+        str,
+        typer.Option(help="Range of query heads per key-value head; or one by size.",
+                     metavar=RANGE),
+    ] = "1:4",
+    hidden: Annotated[
+        str | None,
+        typer.Option("--hidden-over-sqrt-n", metavar=RANGE,
+                     help="Range of hidden size over √N; or one by size (default: all valid)."),
+    ] = None,
+    head_dim: Annotated[
+        str,
+        typer.Option(help="Head dimension; further ones, 32,16,64, are for a few shapes.",
+                     metavar="LIST"),
+    ] = "32",
+    others: Annotated[
+        int,
+        typer.Option(help="Shapes of a size with each further head dimension.", min=1, metavar="N"),
+    ] = 1,
+    steps: Annotated[
+        str, typer.Option(help="Steps of hidden size and MLP width.", metavar="HIDDEN,MLP")
+    ] = "8,4",
+    vocab: Annotated[
+        int, typer.Option(help="Vocabulary size; 256 for bytes.", min=2, metavar="N")
+    ] = 256,
+    qk_norm: Annotated[
+        bool, typer.Option(help="Normalise queries and keys, as Qwen3 does.")
+    ] = True,
+    rope_theta: Annotated[
+        float, typer.Option(help="Base of the rotary positions.", metavar="NUMBER")
+    ] = 10_000.0,
+    tokens: Annotated[
+        float,
+        typer.Option("--tokens-per-param", help="Training tokens per parameter of every run.",
+                     metavar="NUMBER"),
+    ] = 20.0,
+    seeds: Annotated[
+        int, typer.Option(help="Seeds of every shape.", min=1, metavar="N")
+    ] = 1,
+    anchors: Annotated[
+        str,
+        typer.Option(help="Shapes of a size with more seeds and token counts, their seeds, and "
+                     "the seeds of the longest runs.", metavar="COUNT[:SEEDS[:LONG]]"),
     ] = "4:3:1",
     branches: Annotated[
-        str, typer.Option(help="Further token counts of the anchors, as factors.")
+        str,
+        typer.Option(help="Further token counts of the anchors, as factors.", metavar="LIST"),
     ] = "0.25,4",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A field of the recipe: context_length=256.", metavar="N=V"),
-    ] = None,
-    method: Annotated[str, typer.Option(help="latin-hypercube or factorial.")] = "latin-hypercube",
+    settings: RecipeSettings = None,
+    method: Annotated[
+        str,
+        typer.Option(help="Design: latin-hypercube or factorial.", metavar="NAME"),
+    ] = "latin-hypercube",
     proposals: Annotated[
         Path | None,
-        typer.Option("--next-runs", help="Plan what `next-runs --out` wrote, instead of sizes."),
+        typer.Option("--next-runs", metavar="FILE",
+                     help="Plan the runs that `shapelaw next-runs` wrote (default: --sizes)."),
     ] = None,
     runs: Annotated[
-        Path | None, typer.Option("--runs", help="The run table that these proposals join.")
+        Path | None,
+        typer.Option("--runs", metavar="RUNS",
+                     help="Run table that the runs of --next-runs join (default: none)."),
     ] = None,
-    budget: Annotated[
-        str | None, typer.Option("--budget-flops", help="Refuse a plan above this: 1e15.")
-    ] = None,
+    budget: Budget = None,
     calibrate: Annotated[
-        bool, typer.Option(help="Time a few steps here; else seconds at an assumed rate.")
+        bool, typer.Option(help="Time a few steps here to predict the seconds of every run.")
     ] = True,
-    force: Annotated[bool, typer.Option(help="Write a confounded plan too.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write a plan whose axes are confounded, too.")
+    ] = False,
     seed: Seed = 0,
-    out: Annotated[Path, typer.Option(help="The plan, a CSV table.")] = Path("plan.csv"),
+    out: Annotated[Path, typer.Option(help="Plan to write, a .csv file.", metavar="FILE")] = Path(
+        "plan.csv"
+    ),
     json: Json = False,
-) -> None:
-    """Plan a ladder over shapes whose effects a law can tell apart; write it as a table."""
+) -> None:  # fmt: skip
+    """Plan training runs whose effects a law can tell apart."""
     texts = Texts(
         sizes=sizes, shapes=shapes, layers=layers, mlp_ratio=mlp_ratio, gqa=gqa, hidden=hidden
     )

@@ -6,55 +6,58 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shapelaw.scaling.commands.options import (
+    ConfigFile,
     CorpusOption,
     CorpusTokens,
     Json,
     OutFolder,
+    OutTable,
+    RecipeSettings,
     Seed,
     TokenizerOption,
     ValidationOption,
     Vocabulary,
 )
+from shapelaw.scaling.commands.plain_help import PlainTyper
 from shapelaw.scaling.display.console import json_row, note, print_json, print_table
 from shapelaw.trainers.commands import evaluate_cli, plan_cli
 from shapelaw.trainers.commands import lr_check_cli as rate_cli
+from shapelaw.trainers.commands.evaluate_cli import LedgerOption
 
 if TYPE_CHECKING:
     import pandas as pd
 
-sweep = typer.Typer(
-    help="Train the runs of a plan and keep a ledger of them.", no_args_is_help=True
+sweep = PlainTyper(
+    help="Plan, train, watch, evaluate and export many training runs.", no_args_is_help=True
 )
-Optimizer = Annotated[str, typer.Option(help="muon or adamw.")]
-Context = Annotated[int, typer.Option(help="Tokens per sequence.")]
-Sequences = Annotated[int, typer.Option(help="Sequences per step.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="A field of the recipe: decay=0.2.",
-                 metavar="NAME=VALUE"),
-]  # fmt: skip
+Optimizer = Annotated[str, typer.Option(help="Optimiser: muon or adamw.", metavar="NAME")]
+Context = Annotated[int, typer.Option(help="Tokens per sequence.", metavar="TOKENS")]
+Sequences = Annotated[int, typer.Option(help="Sequences per step.", metavar="N")]
 Trackers = Annotated[
-    str, typer.Option("--tracker", help="tensorboard, wandb or both; metrics.csv is always there.")
+    str,
+    typer.Option(
+        "--tracker",
+        help="Trackers beside metrics.csv: tensorboard, wandb or both (default: none).",
+        metavar="LIST",
+    ),
 ]
 WorkersOption = Annotated[
     int | None,
-    typer.Option("--workers", help="How many; default: one per GPU, else one per core.", min=1),
-]
-LedgerOption = Annotated[
-    str | None,
     typer.Option(
-        "--ledger",
-        help="Keep the ledger in PostgreSQL: postgresql://USER@HOST/DATABASE?sweep=NAME; "
-        "default: a file in the folder.",
-        envvar="SHAPELAW_LEDGER",
+        "--workers",
+        help="Worker processes (default: one per GPU, or one per core without GPUs).",
+        min=1,
+        metavar="N",
     ),
 ]
-Folder = Annotated[Path, typer.Argument(help="Folder of a sweep.")]
+Folder = Annotated[Path, typer.Argument(help="Folder of a sweep.", metavar="FOLDER")]
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="Hugging Face config.json of a shape.")],
-    tokens: Annotated[str, typer.Option(help="Training tokens: 2M, 1e6.")],
+    config: ConfigFile,
+    tokens: Annotated[
+        str, typer.Option(help="Training tokens, such as 2M or 1e6.", metavar="TOKENS")
+    ],
     corpus: CorpusOption = "stdlib",
     validation: ValidationOption = None,
     vocab: Vocabulary = None,
@@ -64,12 +67,12 @@ def train(
     optimizer: Optimizer = "muon",
     context_length: Context = 128,
     sequences: Sequences = 8,
-    settings: Settings = None,
+    settings: RecipeSettings = None,
     tracker: Trackers = "",
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Train one shape and print its row of the run table; a killed run goes on."""
+    """Train one shape and print its row of the run table; resumable."""
     from shapelaw.scaling.files import nothing_left
     from shapelaw.trainers.corpus.options import CorpusOptions
     from shapelaw.trainers.sweep.train_one import train_config
@@ -90,34 +93,40 @@ def train(
 
 @sweep.command("run")
 def run(
-    plan: Annotated[Path, typer.Argument(help="Table with the fields of a shape and tokens.")],
+    plan: Annotated[
+        Path, typer.Argument(help="Plan, a table of shapes and tokens.", metavar="PLAN")
+    ],
     corpus: CorpusOption = "stdlib",
     validation: ValidationOption = None,
     vocab: Vocabulary = None,
     tokenizer: TokenizerOption = None,
     corpus_tokens: CorpusTokens = None,
     out: OutFolder = Path("shapelaw-sweep"),
-    settings: Settings = None,
+    settings: RecipeSettings = None,
     tracker: Trackers = "",
     launcher: Annotated[
-        str, typer.Option(help="What starts the workers: local, ray or slurm.")
+        str,
+        typer.Option(help="Launcher of the workers: local, ray or slurm.", metavar="NAME"),
     ] = "local",
     workers: WorkersOption = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
-            help="A setting of the launcher, such as partition=gpu; may be given several times.",
+            help="Setting of the launcher, such as partition=gpu; repeatable.",
             metavar="NAME=VALUE",
         ),
     ] = None,
     ledger: LedgerOption = None,
     done: Annotated[
         Path | None,
-        typer.Option(help="Run table of this plan from elsewhere: its runs are not trained again."),
+        typer.Option(
+            help="Run table of runs of this plan that need no training (default: none).",
+            metavar="RUNS",
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Train every planned run that the ledger lacks; a killed sweep goes on."""
+    """Train the runs of a plan that are not trained yet; resumable."""
     from shapelaw.scaling.files import nothing_left
     from shapelaw.scaling.runs.reader import read_table
     from shapelaw.trainers.corpus.corpus import prepare_from_options
@@ -154,7 +163,7 @@ def work(
     ledger: LedgerOption = None,
     json: Json = False,
 ) -> None:
-    """Help with a sweep that was started elsewhere, until every run has ended."""
+    """Add workers to a sweep that was started elsewhere."""
     from shapelaw.trainers.sweep.folder import Folder
     from shapelaw.trainers.sweep.status import shown_progress
     from shapelaw.trainers.sweep.sweep import join
@@ -168,12 +177,12 @@ def work(
 def status(
     folder: Folder,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Keep the table up to date until every run has ended.")
+        bool, typer.Option("--watch", help="Update the table until every run has ended.")
     ] = False,
     ledger: LedgerOption = None,
     json: Json = False,
 ) -> None:
-    """Show every run, how fast it goes, and when the sweep will have ended."""
+    """Show every run, its speed and the time left."""
     from shapelaw.trainers.sweep.folder import existing_ledger
     from shapelaw.trainers.sweep.status import show_status, status_of
 
@@ -187,14 +196,17 @@ def status(
 @sweep.command("retry")
 def retry(
     folder: Folder,
-    run_id: Annotated[list[str] | None, typer.Argument(help="Only these runs.")] = None,
+    run_id: Annotated[
+        list[str] | None,
+        typer.Argument(help="Runs to plan again (default: all that failed).", metavar="RUN_ID"),
+    ] = None,
     diverged: Annotated[
-        bool, typer.Option("--diverged", help="Also those that diverged; they may do so again.")
+        bool, typer.Option("--diverged", help="Plan diverged runs again, too.")
     ] = False,
     ledger: LedgerOption = None,
     json: Json = False,
 ) -> None:
-    """Plan failed runs again; `sweep run` then trains them."""
+    """Plan failed runs again, for `shapelaw sweep run` to train."""
     from shapelaw.trainers.sweep.folder import existing_ledger
     from shapelaw.trainers.sweep.sweep import retry_runs
 
@@ -208,11 +220,11 @@ def retry(
 @sweep.command("export")
 def export(
     folder: Folder,
-    out: Annotated[Path | None, typer.Option(help="Write the run table, CSV or Parquet.")] = None,
+    out: OutTable = None,
     ledger: LedgerOption = None,
     json: Json = False,
 ) -> None:
-    """Write the run table of what is done or diverged; a diverged run has a status and no loss."""
+    """Write the run table of the finished and diverged runs."""
     from shapelaw.scaling.runs.table import write_runs
     from shapelaw.trainers.sweep.folder import existing_ledger
     from shapelaw.trainers.sweep.sweep import run_table

@@ -30,6 +30,7 @@ def plan_proposed(
     *,
     grid: LadderGrid | None = None,
     layers: Range = LAYERS,
+    depths: tuple[int, ...] | None = None,
     settings: Mapping[str, object] | None = None,
 ) -> Ladder:
     """Plan the runs of a design.
@@ -43,8 +44,9 @@ def plan_proposed(
         The run table that they join: the correlations are those of both together.
     grid
         What the shapes share where the proposals leave it open.
-    layers
-        Depths to choose from where the proposals leave it open.
+    layers, depths
+        Least and most layers where the proposals leave the depth open; and the allowed numbers of
+        layers between them, None for all.
     settings
         Fields of the recipe that the plan fixes.
 
@@ -59,7 +61,7 @@ def plan_proposed(
     planned: list[Planned] = []
     seeds: dict[tuple[Shape, int], int] = {}
     for number, row in enumerate(proposals.to_dict("records"), start=1):
-        shape, tokens = _shape(row, grid, layers, number), round(float(row["tokens"]))
+        shape, tokens = _shape(row, grid, layers, depths, number), round(float(row["tokens"]))
         first = 1 if row.get("kind") == "replicate" else 0
         seed = seeds[shape, tokens] = seeds.get((shape, tokens), first - 1) + 1
         spec = RunSpec(
@@ -84,8 +86,14 @@ def _axes_of(runs: pd.DataFrame) -> pd.DataFrame:
     return table[[name for name in WHOLE_AXES if name in table]].dropna()
 
 
-def _shape(row: Mapping[Any, Any], grid: LadderGrid, layers: Range, number: int) -> Shape:
-    """The shape of a proposal, or the valid one nearest to its ratios."""
+def _shape(
+    row: Mapping[Any, Any],
+    grid: LadderGrid,
+    layers: Range,
+    depths: tuple[int, ...] | None,
+    number: int,
+) -> Shape:
+    """Return the shape of a proposal, or the valid one nearest to its ratios."""
     given = {name: value for name, value in row.items() if not pd.isna(value)}
     named = [name for name in INTEGER_FIELDS if name != "vocab_size"]
     if all(name in given for name in named):
@@ -97,19 +105,22 @@ def _shape(row: Mapping[Any, Any], grid: LadderGrid, layers: Range, number: int)
             f"proposal {number} needs the fields of a shape or `n_non_embedding`; it has "
             + ", ".join(map(str, given))
         )
-    return _nearest(given, grid, layers, number)
-
-
-def _nearest(given: Mapping[Any, Any], grid: LadderGrid, layers: Range, number: int) -> Shape:
-    """The valid shape with the log axes nearest to those given; the others are free."""
-    depth = given.get("num_hidden_layers")
+    if "num_hidden_layers" in given:
+        depth = float(given["num_hidden_layers"])
+        layers, depths = (depth, depth), None
     rung = Rung(
         parameters=round(float(given["n_non_embedding"])),
         shapes=1,
-        layers=layers if depth is None else (float(depth), float(depth)),
+        layers=layers,
+        depths=depths,
         mlp_to_attention=NO_LIMIT,
         gqa=NO_LIMIT,
     )
+    return _nearest(given, grid, rung, number)
+
+
+def _nearest(given: Mapping[Any, Any], grid: LadderGrid, rung: Rung, number: int) -> Shape:
+    """Return the valid shape whose log axes are nearest to those given; the others are free."""
     table = grid.shapes(rung, int(given.get("head_dim", grid.head_dim)))
     asked = [name for name in CHOSEN_AXES if name in given]
     wanted = np.log([float(given[name]) for name in asked])

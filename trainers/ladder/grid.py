@@ -22,7 +22,8 @@ class Rung:
     """The shapes of one size.
 
     ``parameters`` is N, non-embedding with norms; ``shapes`` how many of it; the ranges bound the
-    axes, ends included. Without a range, hidden size over √N takes every valid value.
+    axes, ends included. Without a range, hidden size over √N takes every valid value. ``depths``
+    are the allowed numbers of layers inside the range ``layers``; None: all of them.
     """
 
     parameters: int
@@ -31,6 +32,7 @@ class Rung:
     mlp_to_attention: Range = (0.5, 6.0)
     gqa: Range = (1, 4)
     hidden_over_sqrt_n: Range | None = None
+    depths: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("parameters", "shapes"):
@@ -132,7 +134,7 @@ def _shapes(grid: LadderGrid, rung: Rung, head_dim: int) -> ShapeTable:
     """Every valid shape of a size: kept, because a choice asks for it several times."""
     low, high = rung.layers
     parts = []
-    for layers in range(int(np.ceil(low)), int(high) + 1):
+    for layers in rung.depths or range(int(np.ceil(low)), int(high) + 1):
         with suppress(InputError):  # a depth without a shape is none, where another depth has some
             parts.append(_shapes_of_depth(grid, rung.parameters, layers, head_dim))
     table = ShapeTable(

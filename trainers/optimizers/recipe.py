@@ -7,6 +7,7 @@ from typing import Any
 
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.units import number_format
 
 OPTIMIZERS = ("muon", "adamw")
 MUON_SCALES = ("original", "match_rms_adamw")
@@ -74,6 +75,7 @@ class Recipe:
     depth_exponent: float = 0.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", number_format(self.dtype))
         for name, allowed in (
             ("optimizer", OPTIMIZERS),
             ("dtype", ("float32", "bfloat16")),

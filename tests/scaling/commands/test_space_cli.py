@@ -64,7 +64,7 @@ def test_the_command_counts_what_each_limit_leaves() -> None:
 
 
 def test_people_read_the_counts_and_ranges() -> None:
-    text = words(*ASK, "--constraint", "gqa == 2")
+    text = words(*ASK, "--where", "gqa == 2")
     count = len(space(constraints=("gqa == 2",)).enumerate())
     assert f"{count:,} shapes" in text
     for part in ("gqa == 2", "shapes within the tolerance", "hidden_size", "greatest"):
@@ -74,13 +74,23 @@ def test_people_read_the_counts_and_ranges() -> None:
 def test_options_become_limits() -> None:
     more = ["--gqa", "2,3", "--most", "kv_bytes=128", "--most", "n_total=61K", "--untied"]
     more += ["--kv-value-bytes", "1", "--tolerance", "0.05"]
-    more += ["--constraint", "num_hidden_layers == 3"]
+    more += ["--where", "num_hidden_layers == 3"]
     found = json.loads(words(*ASK, *more, "--json"))
     table = space(tie_word_embeddings=False, tolerance=0.05).enumerate()
     keep = np.isin(table.gqa, [2, 3]) & (table.kv_bytes(1) <= 128) & (table.n_total <= 61_000)
     keep &= table.num_hidden_layers == 3
     assert found["shapes"] == keep.sum() > 0
     assert found["ranges"]["num_hidden_layers"] == [3, 3]
+
+
+def test_constraint_is_still_read_as_where_and_several_must_all_hold() -> None:
+    both = words(*ASK, "--where", "gqa in (1, 2)", "--where", "num_hidden_layers == 3", "--json")
+    former = words(
+        *ASK, "--constraint", "gqa in (1, 2)", "--constraint", "num_hidden_layers == 3", "--json"
+    )
+    one = words(*ASK, "--where", "gqa in (1, 2) and num_hidden_layers == 3", "--json")
+    assert former == both
+    assert json.loads(both)["shapes"] == json.loads(one)["shapes"] > 0
 
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
@@ -122,9 +132,9 @@ def test_a_table_is_not_left_half_written(tmp_path: Path) -> None:
         (("--gqa", "all"), "`--gqa` must be whole numbers"),
         (("--most", "loss=3"), "`--most` must be COLUMN=VALUE with a column of n_total"),
         (("--most", "kv_bytes=few"), "a count must be a number"),
-        (("--constraint", "n_total"), "a filter must be true or false for each row"),
-        (("--constraint", "open('x')"), "may hold columns, numbers, strings"),
-        (("--constraint", "gqa == 7"), "0 shapes with `gqa == 7`; relax"),
+        (("--where", "n_total"), "a filter must be true or false for each row"),
+        (("--where", "open('x')"), "may hold columns, numbers, strings"),
+        (("--where", "gqa == 7"), "0 shapes with `gqa == 7`; relax"),
         (("--params", "1e30"), "a count must be below 1e+30"),
         (("--params", "1e20"), "`1 <= parameters <= 10000000000000` must hold"),
         (("--params-convention", "all"), "`--params-convention` must be one of"),

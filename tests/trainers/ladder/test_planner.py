@@ -258,6 +258,8 @@ def test_settings_of_the_recipe_are_read_by_kind() -> None:
     assert parse_settings({"sequences": "2", "dtype": "bfloat16"}) == {
         "sequences": 2, "dtype": "bfloat16",
     }  # fmt: skip
+    assert Recipe(**parse_settings({"dtype": "bf16"})) == Recipe(dtype="bfloat16")
+    assert Recipe(dtype="fp32") == Recipe(dtype="float32")
     with pytest.raises(InputError, match=r"must be one of context_length, .*but got 'sequence'"):
         parse_settings({"sequence": 1})
     with pytest.raises(InputError, match="`sequences` must be of kind int, but got 'two'"):
@@ -446,12 +448,42 @@ def test_options_are_read_per_size() -> None:
     assert (large.label, large.shapes, large.layers, large.gqa) == ("300K", 16, (2, 10), (1, 8))
     assert small.mlp_to_attention == large.mlp_to_attention == (0.5, 6)
     assert large.hidden_over_sqrt_n == (0.1, 0.4)
-    assert texts.depths() == (2, 10)
+    assert texts.depths() == tuple(range(2, 11))
     grid = grid_of("32,16,64", 2, "4,2", vocab_size=256, qk_norm=True)
     assert (grid.head_dim, grid.other_head_dims, grid.other_shapes) == (32, (16, 64), 2)
     assert (grid.hidden_step, grid.mlp_step) == (4, 2)
     assert allocation_of(20, 1, "3", "0.25,4").anchor_seeds == 3
     assert allocation_of(20, 1, "3:5:2", "").long_seeds == 2
+
+
+@pytest.mark.parametrize(
+    ("layers", "depths"),
+    [
+        ("4", [(4,), (4,)]),
+        ("2:4", [(2, 3, 4), (2, 3, 4)]),
+        ("2:8:3", [(2, 5, 8), (2, 5, 8)]),
+        ("8,2,4", [(2, 4, 8), (2, 4, 8)]),
+        ("2,6", [(2, 6), (2, 6)]),
+        ("2:4,6", [(2, 3, 4), (6,)]),
+        ("2:6:2,4:8:4", [(2, 4, 6), (4, 8)]),
+    ],
+)
+def test_depths_are_a_list_or_range_for_all_sizes_or_a_range_by_size(
+    layers: str, depths: list[tuple[int, ...]]
+) -> None:
+    texts = Texts(sizes="50K,100K", shapes="8", layers=layers, mlp_ratio="1:2", gqa="1:2")
+    assert [rung.depths for rung in texts.rungs()] == depths
+    assert texts.depths() == tuple(sorted({*depths[0], *depths[1]}))
+
+
+def test_plan_has_no_other_depths_than_the_listed_ones(tmp_path: Path) -> None:
+    out = tmp_path / "plan.csv"
+    usual = ("--sizes", "100K", "--shapes", "8", "--anchors", "0", "--no-calibrate", "--force")
+    for layers, allowed in (("2,6", {2, 6}), ("2:6", {2, 3, 4, 5, 6})):
+        assert run_command(*usual, "--layers", layers, "--out", out)[0] == 0
+        found = set(read_table(out)["num_hidden_layers"])
+        assert found <= allowed
+        assert len(found) > 1
 
 
 def test_options_that_make_no_sense_are_named() -> None:
@@ -464,8 +496,10 @@ def test_options_that_make_no_sense_are_named() -> None:
             Texts(**usual | changes).rungs()
     with pytest.raises(InputError, match="`--anchors` must be COUNT"):
         allocation_of(20, 1, "four", "")
-    with pytest.raises(InputError, match="`--steps` two, but got '32' and '8'"):
+    with pytest.raises(InputError, match="`--steps` must have two values such as 8,4, but got '8'"):
         grid_of("32", 1, "8")
+    with pytest.raises(InputError, match="`--head-dim` must be whole numbers"):
+        grid_of("", 1, "8,4")
     with pytest.raises(InputError, match="`--branches` must be numbers"):
         read_numbers("a", "--branches")
     with pytest.raises(InputError, match="`--set` must be NAME=VALUE"):
