@@ -16,6 +16,103 @@ if TYPE_CHECKING:
 
 Part = TypeVar("Part")
 
+RANGE = "LOW:HIGH"
+Sizes = Annotated[
+    str,
+    typer.Option(
+        help="Non-embedding parameters, 50K,100K,300K (default: --next-runs).", metavar="LIST"
+    ),
+]
+ShapesPerSize = Annotated[
+    str,
+    typer.Option(help="Shapes of every size, or a list by size: 8,16,16.", metavar="LIST"),
+]
+Layers = Annotated[
+    str,
+    typer.Option(
+        help="Numbers of layers of all sizes: 2:6, 8:32:4 or 8,16,32; or a range by size: 2:4,4:8.",
+        metavar="LIST",
+    ),
+]
+MlpRatio = Annotated[
+    str,
+    typer.Option(help="Range of MLP over attention parameters; or one by size.", metavar=RANGE),
+]
+GroupedQuery = Annotated[
+    str,
+    typer.Option(help="Range of query heads per key-value head; or one by size.", metavar=RANGE),
+]
+HiddenRange = Annotated[
+    str | None,
+    typer.Option(
+        "--hidden-over-sqrt-n",
+        metavar=RANGE,
+        help="Range of hidden size over √N; or one by size (default: all valid).",
+    ),
+]
+HeadDims = Annotated[
+    str,
+    typer.Option(
+        help="Head dimension; further ones, 32,16,64, are for a few shapes.", metavar="LIST"
+    ),
+]
+OtherShapes = Annotated[
+    int,
+    typer.Option(help="Shapes of a size with each further head dimension.", min=1, metavar="N"),
+]
+GridSteps = Annotated[
+    str, typer.Option(help="Steps of hidden size and MLP width.", metavar="HIDDEN,MLP")
+]
+VocabSize = Annotated[int, typer.Option(help="Vocabulary size; 256 for bytes.", min=2, metavar="N")]
+QkNorm = Annotated[bool, typer.Option(help="Normalise queries and keys, as Qwen3 does.")]
+RopeTheta = Annotated[float, typer.Option(help="Base of the rotary positions.", metavar="NUMBER")]
+TokensPerParameter = Annotated[
+    float,
+    typer.Option(
+        "--tokens-per-param", help="Training tokens per parameter of every run.", metavar="NUMBER"
+    ),
+]
+Seeds = Annotated[int, typer.Option(help="Seeds of every shape.", min=1, metavar="N")]
+Anchors = Annotated[
+    str,
+    typer.Option(
+        help="Shapes of a size with more seeds and token counts, their seeds, and "
+        "the seeds of the longest runs.",
+        metavar="COUNT[:SEEDS[:LONG]]",
+    ),
+]
+Branches = Annotated[
+    str,
+    typer.Option(help="Further token counts of the anchors, as factors.", metavar="LIST"),
+]
+Method = Annotated[
+    str,
+    typer.Option(help="Design: latin-hypercube or factorial.", metavar="NAME"),
+]
+ProposedRuns = Annotated[
+    Path | None,
+    typer.Option(
+        "--next-runs",
+        metavar="FILE",
+        help="Plan the runs that `shapelaw next-runs` wrote (default: --sizes).",
+    ),
+]
+RunsToJoin = Annotated[
+    Path | None,
+    typer.Option(
+        "--runs",
+        metavar="RUNS",
+        help="Run table that the runs of --next-runs join (default: none).",
+    ),
+]
+Calibrate = Annotated[
+    bool, typer.Option(help="Time a few steps here to predict the seconds of every run.")
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Write a plan whose axes are confounded, too.")
+]
+PlanFile = Annotated[Path, typer.Option(help="Plan to write, a .csv file.", metavar="FILE")]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
@@ -240,106 +337,34 @@ def planned(
     )
 
 
-RANGE = "LOW:HIGH"
-
-
 def plan(
-    sizes: Annotated[
-        str, typer.Option(help="Non-embedding parameters, 50K,100K,300K (default: --next-runs).",
-                          metavar="LIST"),
-    ] = "",
-    shapes: Annotated[
-        str,
-        typer.Option(help="Shapes of every size, or a list by size: 8,16,16.", metavar="LIST"),
-    ] = "16",
-    layers: Annotated[
-        str,
-        typer.Option(
-            help="Numbers of layers of all sizes: 2:6, 8:32:4 or 8,16,32; or a range by size: "
-            "2:4,4:8.",
-            metavar="LIST",
-        ),
-    ] = "2:6",
-    mlp_ratio: Annotated[
-        str,
-        typer.Option(help="Range of MLP over attention parameters; or one by size.", metavar=RANGE),
-    ] = "0.5:6",
-    gqa: Annotated[
-        str,
-        typer.Option(help="Range of query heads per key-value head; or one by size.",
-                     metavar=RANGE),
-    ] = "1:4",
-    hidden: Annotated[
-        str | None,
-        typer.Option("--hidden-over-sqrt-n", metavar=RANGE,
-                     help="Range of hidden size over √N; or one by size (default: all valid)."),
-    ] = None,
-    head_dim: Annotated[
-        str,
-        typer.Option(help="Head dimension; further ones, 32,16,64, are for a few shapes.",
-                     metavar="LIST"),
-    ] = "32",
-    others: Annotated[
-        int,
-        typer.Option(help="Shapes of a size with each further head dimension.", min=1, metavar="N"),
-    ] = 1,
-    steps: Annotated[
-        str, typer.Option(help="Steps of hidden size and MLP width.", metavar="HIDDEN,MLP")
-    ] = "8,4",
-    vocab: Annotated[
-        int, typer.Option(help="Vocabulary size; 256 for bytes.", min=2, metavar="N")
-    ] = 256,
-    qk_norm: Annotated[
-        bool, typer.Option(help="Normalise queries and keys, as Qwen3 does.")
-    ] = True,
-    rope_theta: Annotated[
-        float, typer.Option(help="Base of the rotary positions.", metavar="NUMBER")
-    ] = 10_000.0,
-    tokens: Annotated[
-        float,
-        typer.Option("--tokens-per-param", help="Training tokens per parameter of every run.",
-                     metavar="NUMBER"),
-    ] = 20.0,
-    seeds: Annotated[
-        int, typer.Option(help="Seeds of every shape.", min=1, metavar="N")
-    ] = 1,
-    anchors: Annotated[
-        str,
-        typer.Option(help="Shapes of a size with more seeds and token counts, their seeds, and "
-                     "the seeds of the longest runs.", metavar="COUNT[:SEEDS[:LONG]]"),
-    ] = "4:3:1",
-    branches: Annotated[
-        str,
-        typer.Option(help="Further token counts of the anchors, as factors.", metavar="LIST"),
-    ] = "0.25,4",
+    sizes: Sizes = "",
+    shapes: ShapesPerSize = "16",
+    layers: Layers = "2:6",
+    mlp_ratio: MlpRatio = "0.5:6",
+    gqa: GroupedQuery = "1:4",
+    hidden: HiddenRange = None,
+    head_dim: HeadDims = "32",
+    others: OtherShapes = 1,
+    steps: GridSteps = "8,4",
+    vocab: VocabSize = 256,
+    qk_norm: QkNorm = True,
+    rope_theta: RopeTheta = 10_000.0,
+    tokens: TokensPerParameter = 20.0,
+    seeds: Seeds = 1,
+    anchors: Anchors = "4:3:1",
+    branches: Branches = "0.25,4",
     settings: RecipeSettings = None,
-    method: Annotated[
-        str,
-        typer.Option(help="Design: latin-hypercube or factorial.", metavar="NAME"),
-    ] = "latin-hypercube",
-    proposals: Annotated[
-        Path | None,
-        typer.Option("--next-runs", metavar="FILE",
-                     help="Plan the runs that `shapelaw next-runs` wrote (default: --sizes)."),
-    ] = None,
-    runs: Annotated[
-        Path | None,
-        typer.Option("--runs", metavar="RUNS",
-                     help="Run table that the runs of --next-runs join (default: none)."),
-    ] = None,
+    method: Method = "latin-hypercube",
+    proposals: ProposedRuns = None,
+    runs: RunsToJoin = None,
     budget: Budget = None,
-    calibrate: Annotated[
-        bool, typer.Option(help="Time a few steps here to predict the seconds of every run.")
-    ] = True,
-    force: Annotated[
-        bool, typer.Option("--force", help="Write a plan whose axes are confounded, too.")
-    ] = False,
+    calibrate: Calibrate = True,
+    force: Force = False,
     seed: Seed = 0,
-    out: Annotated[Path, typer.Option(help="Plan to write, a .csv file.", metavar="FILE")] = Path(
-        "plan.csv"
-    ),
+    out: PlanFile = Path("plan.csv"),
     json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Plan training runs whose effects a law can tell apart."""
     texts = Texts(
         sizes=sizes, shapes=shapes, layers=layers, mlp_ratio=mlp_ratio, gqa=gqa, hidden=hidden

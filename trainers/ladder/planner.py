@@ -6,8 +6,10 @@ branches of one run, arXiv 2410.05192) and several seeds; ``proxy`` shapes once.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.ladder.grid import LadderAllocation, LadderGrid, Rung
 from shapelaw.trainers.ladder.plan import Ladder, Planned, worst_of
@@ -61,28 +63,31 @@ def plan_ladder(
     changes = _with_warmup(parse_settings(settings or {}), rungs, allocation)
     recipe = Recipe(**changes)
     pools = {rung: candidates(rung, grid, seed) for rung in rungs}
+    selection = ShapeSelection(
+        grid=grid, allocation=allocation, recipe=recipe, choose=METHODS[method], seed=(seed,)
+    )
     runs: list[Planned] = []
     for rung, table in pools.items():
-        tries: list[list[Planned]] = []
-        for attempt, free in enumerate(FREE):
-            choice = ShapeSelection(
-                grid=grid,
-                allocation=allocation,
-                recipe=recipe,
-                choose=METHODS[method],
-                seed=(seed, attempt),
-                free=free,
-            )
-            tries.append([*runs, *choice.runs(rung, table, runs)])
-            if worst_of(tries[-1]) <= GOOD:
-                break
-        runs = min(tries, key=worst_of)
+        runs = _with_runs_of(rung, table, runs, selection)
     return Ladder(
         runs=tuple(runs),
         settings=tuple(changes),
         method=method,
         candidates={rung.label: len(table) for rung, table in pools.items()},
     )
+
+
+def _with_runs_of(
+    rung: Rung, table: ShapeTable, runs: list[Planned], selection: ShapeSelection
+) -> list[Planned]:
+    """Add the runs of a size, chosen with the freedom that correlates the axes of all least."""
+    tries: list[list[Planned]] = []
+    for attempt, free in enumerate(FREE):
+        chosen = replace(selection, seed=(*selection.seed, attempt), free=free)
+        tries.append([*runs, *chosen.runs(rung, table, runs)])
+        if worst_of(tries[-1]) <= GOOD:
+            break
+    return min(tries, key=worst_of)
 
 
 def _with_warmup(

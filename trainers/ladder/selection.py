@@ -43,10 +43,10 @@ class ShapeSelection:
     recipe: Recipe
     choose: Chooser
     seed: Seeds
-    free: float
+    free: float = 0.0
 
     def runs(self, rung: Rung, table: ShapeTable, before: Sequence[Planned]) -> list[Planned]:
-        """The runs of a size, chosen from a table so that they go with those planned before."""
+        """Plan the runs of a size, chosen from a table to go with those planned before."""
         rows = self.choose(self.cube(table, before), rung.shapes, self.seed)
         return runs_of(self.roles(table, rows, rung), rung, self.allocation, self.recipe)
 
