@@ -48,7 +48,8 @@ import numpy as np
 import torch
 
 from shapelaw.scaling.architectures.shape import Shape
-from shapelaw.trainers.corpus.corpus import Corpus, prepare
+from shapelaw.trainers.corpus.corpus import Corpus
+from shapelaw.trainers.corpus.preparation import prepare
 from shapelaw.trainers.gpu.autotune import Packing, choose_packing, packing_key, trial_stack
 from shapelaw.trainers.gpu.packed_loop import Feed, Options, PackedStep, packs, train_pack
 from shapelaw.trainers.gpu.resident_batches import resident
@@ -56,7 +57,7 @@ from shapelaw.trainers.gpu.stack import Stack
 from shapelaw.trainers.objectives.chunked_loss import chunked_cross_entropy
 from shapelaw.trainers.objectives.next_token import token_losses
 from shapelaw.trainers.optimizers.recipe import Recipe
-from shapelaw.trainers.training.device import choose, describe, synchronize
+from shapelaw.trainers.training.device import device_label, device_named, synchronize
 from shapelaw.trainers.training.spec import RunSpec
 
 PROXY = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 256,
@@ -134,7 +135,7 @@ def read_plan(path: Path, corpus: Corpus, recipe: Recipe) -> list[RunSpec]:
 def peak_flops(device: torch.device, dtype: str) -> float | None:
     """The device's published peak for a dtype from data/hardware.toml, None if it is not there."""
     path = Path(__file__).parent.parent / "data" / "hardware.toml"
-    name = describe(device).lower()
+    name = device_label(device).lower()
     for key, about in tomllib.loads(path.read_text(encoding="utf-8")).items():
         if key in name:
             return about["peak_flops"].get(dtype)
@@ -325,13 +326,13 @@ def _document(given: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     begun = time.perf_counter()
     given = arguments()
-    device = choose(given.device)
+    device = device_named(given.device)
     compiler = (
         ("inductor" if device.type == "cuda" else "") if given.compiler is None else given.compiler
     )
     sweep = Sweep(device, Options(compiler=compiler, export=False), begun + given.limit_seconds,
                   given.out, _document(given))  # fmt: skip
-    about = {"device": describe(device), "torch": torch.__version__, "compiler": compiler,
+    about = {"device": device_label(device), "torch": torch.__version__, "compiler": compiler,
              "command": " ".join(["python", *sys.argv])}  # fmt: skip
     sweep.document |= about
     sweep.say("begin", **about)

@@ -36,7 +36,7 @@ from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, Shape
 from shapelaw.trainers.models.transformer import Transformer
 from shapelaw.trainers.optimizers.optimizer import Optimizer
 from shapelaw.trainers.optimizers.recipe import Recipe
-from shapelaw.trainers.training.execution import choose, keep_freed_memory
+from shapelaw.trainers.training.execution import fastest_execution, keep_freed_memory
 
 BENCHMARK = Shape(
     hidden_size=256, intermediate_size=768, num_hidden_layers=8, num_attention_heads=4,
@@ -50,7 +50,7 @@ Step = Callable[[Tensor], None]
 
 def our_step(shape: Shape, recipe: Recipe, cache: Path) -> Step:
     keep_freed_memory()
-    engine = choose(shape, recipe, steps=STEPS_OF_A_RUN)
+    engine = fastest_execution(shape, recipe, steps=STEPS_OF_A_RUN)
     model = Transformer(shape, context_length=recipe.context_length, attention=engine.attention)
     model.initialise(0)
     optimizer = Optimizer(model, recipe, STEPS_OF_A_RUN)
@@ -163,7 +163,7 @@ def compare(shape: Shape, recipe: Recipe, turns: int, cache: Path) -> dict[str, 
     return {
         "n_non_embedding": int(shape.n_non_embedding),
         "shape": str(shape),
-        "engine": asdict(choose(shape, recipe, steps=STEPS_OF_A_RUN)),
+        "engine": asdict(fastest_execution(shape, recipe, steps=STEPS_OF_A_RUN)),
         "tokens_per_second": {name: round(rate) for name, rate in rates.items()},
         "ratio": {
             name: round(rates["shapelaw"] / rate, 3)

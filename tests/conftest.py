@@ -47,9 +47,9 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("text")
     size = 0
     for number, document in enumerate(read_documents(STDLIB)):
-        if len(document) < 20_000:
-            (folder / f"{number:04d}.txt").write_text(document, encoding="utf-8")
-            size += len(document)
+        if len(document.text) < 20_000:
+            (folder / f"{number:04d}.txt").write_bytes(document.text)
+            size += len(document.text)
         if size > 400_000:
             break
     return folder

@@ -34,7 +34,8 @@ from shapelaw.search.proposals.proposal import (
 )
 from shapelaw.search.reports.loop_report import write_report
 from shapelaw.search.workload import PRESETS
-from shapelaw.trainers.corpus.corpus import Corpus, prepare
+from shapelaw.trainers.corpus.corpus import Corpus
+from shapelaw.trainers.corpus.preparation import prepare
 from shapelaw.trainers.ledger.entry import Entry
 from shapelaw.trainers.optimizers.recipe import Recipe
 from shapelaw.trainers.sweep.folder import Folder

@@ -7,11 +7,10 @@ a trial whose process is gone, or whose count was seen standing still, is taken 
 enqueued again, see :mod:`shapelaw.trainers.ledger.liveness`.
 """
 
-import threading
+import itertools
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Self
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -20,7 +19,7 @@ from shapelaw.search.engines._base import Measurement
 from shapelaw.search.study.problem import Question
 from shapelaw.search.study.sampler import LIVE, result_of, row_of
 from shapelaw.search.study.storage import Address, patiently
-from shapelaw.trainers.ledger.liveness import Watch, is_gone, this_process
+from shapelaw.trainers.ledger.liveness import Heartbeat, Watch, is_gone, this_process
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
@@ -182,28 +181,14 @@ class Claims:
         return True
 
 
-class Heartbeat:
-    """Counts while its context lasts: others see that these trials are alive."""
+def heartbeat_of(trials: Iterable[optuna.Trial]) -> Heartbeat:
+    """Make a heartbeat that shows others that these trials are being measured."""
+    trials, counter = list(trials), itertools.count(1)
 
-    def __init__(self, trials: Iterable[optuna.Trial]) -> None:
-        self._trials = list(trials)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+    def beat() -> bool:
+        count = next(counter)
+        for trial in trials:
+            trial.set_user_attr(BEATS, count)
+        return True
 
-    def _run(self) -> None:
-        beats = 0
-        while not self._stop.wait(BEAT_SECONDS):
-            beats += 1
-            for trial in self._trials:
-                try:
-                    trial.set_user_attr(BEATS, beats)
-                except Exception:  # a missed beat is no failure: the next one counts
-                    break
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+    return Heartbeat(beat, BEAT_SECONDS)

@@ -17,7 +17,7 @@ import optuna
 
 from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.search.engines._base import Engine, Measurement
-from shapelaw.search.study.claims import Claims, Heartbeat, known_rows
+from shapelaw.search.study.claims import Claims, heartbeat_of, known_rows
 from shapelaw.search.study.problem import Goal, Question
 from shapelaw.search.study.sampler import CALIBRATED, sampler_named
 from shapelaw.search.study.storage import Address, closing, patiently
@@ -229,7 +229,7 @@ def study_name(question: Question, engine: Engine) -> str:
 def _measure(claims: Claims, taken: Sequence[tuple[optuna.Trial, int]], engine: Engine) -> None:
     """Measure claimed rows in turns and record them."""
     question = claims.question
-    with Heartbeat(trial for trial, _ in taken):
+    with heartbeat_of(trial for trial, _ in taken):
         shapes = [question.table[row] for _, row in taken]
         results = engine.measure_all(shapes, question.workload)
     for (trial, row), result in zip(taken, results, strict=True):

@@ -132,9 +132,9 @@ def test_utilisation_is_model_flops_over_the_published_peak(
     from support.small_runs import spec
 
     run = spec(recipe=Recipe(dtype="bfloat16"))
-    cpu = gpu_sweep.choose("cpu")
+    cpu = gpu_sweep.device_named("cpu")
     assert gpu_sweep.utilisation(run, 1e6, cpu) is None
-    monkeypatch.setattr(gpu_sweep, "describe", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(gpu_sweep, "device_label", lambda device: "NVIDIA H200")
     wanted = 1e6 * SHAPE.training_flops(128) / 989.4e12
     assert gpu_sweep.utilisation(run, 1e6, cpu) == pytest.approx(wanted)
     assert np.isfinite(wanted)

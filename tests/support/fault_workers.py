@@ -16,7 +16,7 @@ from typing import Any
 
 import torch._dynamo  # noqa: F401 -- the optimisers import it late: once is enough
 
-from shapelaw.trainers.sweep import heartbeat, worker
+from shapelaw.trainers.sweep import worker
 from shapelaw.trainers.training.loop import train
 
 DAY = 86_400.0
@@ -28,7 +28,7 @@ def main() -> None:
     """Start workers as they are asked for."""
     assert train.__kwdefaults__ is not None
     train.__kwdefaults__["checkpoint_seconds"] = CHECKPOINT_SECONDS
-    heartbeat.BEAT_SECONDS = BEAT_SECONDS
+    worker.BEAT_SECONDS = BEAT_SECONDS
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the dead
     for line in sys.stdin:
         parent, child = os.getpid(), os.fork()

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shapelaw.scaling.architectures.shape import Shape
-from shapelaw.trainers.corpus.corpus import Corpus, prepare
+from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.corpus.documents import STDLIB, read_documents
+from shapelaw.trainers.corpus.preparation import prepare
 from shapelaw.trainers.optimizers.recipe import Recipe
 from shapelaw.trainers.training.spec import RunSpec
 
@@ -23,16 +24,16 @@ STEPS = 12
 
 def small_corpus(folder: Path) -> Corpus:
     """About 24 kB of real text, so that the held-out part is quick to evaluate."""
-    documents, size = [], 0
+    texts, size = [], 0
     for document in read_documents(STDLIB):
-        if len(document) < 4000:
-            documents.append(document)
-            size += len(document)
+        if len(document.text) < 4000:
+            texts.append(document.text)
+            size += len(document.text)
         if size > 24_000:
             break
     folder.mkdir(exist_ok=True)
     source = folder / "small.txt"
-    source.write_text("\n<|endoftext|>\n".join(documents), encoding="utf-8")
+    source.write_bytes(b"\n<|endoftext|>\n".join(texts))
     return prepare(str(source), folder / "corpus")
 
 

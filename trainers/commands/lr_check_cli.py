@@ -68,7 +68,7 @@ def open_plan(
         The plan, the corpus or a setting cannot be used; then nothing is left in a new folder.
     """
     from shapelaw.scaling.files import nothing_left
-    from shapelaw.trainers.corpus.corpus import prepare
+    from shapelaw.trainers.corpus.preparation import prepare
     from shapelaw.trainers.ladder.plan_file import read_plan
     from shapelaw.trainers.optimizers.recipe import Recipe, parse_settings, read_pairs
     from shapelaw.trainers.sweep.folder import Folder
@@ -81,7 +81,9 @@ def open_plan(
     return changed, prepared, folder
 
 
-def choose(specs: "Sequence[RunSpec]", runs: Sequence[str], size: str | None) -> "list[RunSpec]":
+def specs_to_check(
+    specs: "Sequence[RunSpec]", runs: Sequence[str], size: str | None
+) -> "list[RunSpec]":
     """The runs whose shapes are checked, from options as typed."""
     from shapelaw.scaling.units import parse_count
     from shapelaw.trainers.ladder.lr_sweep import pick
@@ -156,7 +158,7 @@ def lr_check(
 
     asked = settings_of(factor, seeds, rates, tokens, seed_sd)
     specs, prepared, folder = open_plan(plan, corpus, vocab, out, settings or [])
-    chosen = choose(specs, runs or [], size)
+    chosen = specs_to_check(specs, runs or [], size)
     with shown_progress() as report:
         found = check(chosen, prepared, folder, asked, workers=workers, report=report)
     print_json(found.as_json()) if json else show(found)

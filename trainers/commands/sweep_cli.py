@@ -129,8 +129,8 @@ def run(
     """Train the runs of a plan that are not trained yet; resumable."""
     from shapelaw.scaling.files import nothing_left
     from shapelaw.scaling.runs.reader import read_table
-    from shapelaw.trainers.corpus.corpus import prepare_from_options
     from shapelaw.trainers.corpus.options import CorpusOptions
+    from shapelaw.trainers.corpus.preparation import prepare_from_options
     from shapelaw.trainers.ladder.plan_file import read_plan
     from shapelaw.trainers.optimizers.recipe import recipe_with
     from shapelaw.trainers.sweep.folder import Folder

@@ -1,4 +1,5 @@
-"""Text to tokens: documents, mixtures, tokenizers, shards, batches.
+"""Text to tokens, in the order of the stages: documents, mixing, tokenizers, shards.
 
-Imports nothing else of trainers.
+``preparation`` runs them; ``corpus`` and ``batches`` read what they wrote. Imports nothing else of
+trainers.
 """

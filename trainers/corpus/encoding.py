@@ -10,12 +10,15 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 BYTES = "bytes"
 NUL = "\0"
@@ -124,18 +127,7 @@ def load_encoding(folder: Path) -> Encoding:
 
 def _library_encoding(path: Path, document: str) -> Encoding:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_str(document)
-    except Exception as error:  # the library raises plain exceptions
-        raise InputError(f"{path} is no tokenizer ({error}); prepare the corpus again") from None
-    ends = {end: tokenizer.token_to_id(end) for end in ENDS}
-    named = [(end, token) for end, token in ends.items() if token is not None]
-    if not named:
-        raise InputError(
-            f"{path} has no token that ends a document; it needs one of {', '.join(ENDS[:-1])}"
-        )
+    tokenizer, separator_text, separator = open_tokenizer(path)
 
     def encode(text: str) -> np.ndarray:
         return np.array(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
@@ -143,8 +135,34 @@ def _library_encoding(path: Path, document: str) -> Encoding:
     return Encoding(
         name=str(path),
         vocab_size=tokenizer.get_vocab_size(),
-        separator=named[0][1],
-        separator_text=named[0][0],
+        separator=separator,
+        separator_text=separator_text,
         encode=encode,
         document=document,
+    )
+
+
+def open_tokenizer(path: Path) -> "tuple[Tokenizer, str, int]":
+    """Open a ``tokenizer.json`` and find the name and the number of its separator.
+
+    Raises
+    ------
+    InputError
+        The library cannot read the file, or it has no token that ends a text.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exceptions
+        raise InputError(
+            f"{path} is no tokenizer that can be read ({error}); give the tokenizer.json that "
+            "`tokenizers` or transformers saved, or prepare the corpus again"
+        ) from None
+    for text in ENDS:
+        if (token := tokenizer.token_to_id(text)) is not None:
+            return tokenizer, text, token
+    raise InputError(
+        f"the tokenizer {path} has no token that ends a text: one of {', '.join(ENDS[:-1])} "
+        "must be in its vocabulary; add it with `tokenizer.add_special_tokens`"
     )

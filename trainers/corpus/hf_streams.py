@@ -9,6 +9,7 @@ from typing import Any
 
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.extras import installing
+from shapelaw.trainers.corpus.document import Document, unreadable
 
 PREFIX = "hf:"
 FORM = "hf:NAME[:CONFIG][@SPLIT][#COLUMN]"
@@ -17,6 +18,7 @@ PARTS = re.compile(
 )
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 ROWS = 256  # rows of a stream that are taken at once
+OTHER_COLUMN = "write hf:NAME#COLUMN"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +67,8 @@ def parse_stream(source: str) -> Stream:
     return Stream(**{name: value for name, value in found.groupdict().items() if value})
 
 
-def stream_documents(source: str) -> Iterator[str]:
-    """Documents of a stream in its own order; empty rows are left out.
+def stream_documents(source: str) -> Iterator[Document]:
+    """Read the documents of a stream in its own order; empty rows are left out.
 
     Raises
     ------
@@ -77,21 +79,18 @@ def stream_documents(source: str) -> Iterator[str]:
     """
     stream = parse_stream(source)
     with _understood(stream):
-        rows = _opened(stream)
-        for batch in rows.iter(batch_size=ROWS):
+        for batch in _opened(stream).iter(batch_size=ROWS):
             if stream.column not in batch:
-                raise InputError(
-                    f"{stream.described} lacks the column `{stream.column}`; it has "
-                    f"{', '.join(batch)}; write #COLUMN"
-                )
+                names = ", ".join(batch)
+                rule = f"the column `{stream.column}` must be there, but it has {names}"
+                raise unreadable(stream.described, rule, way_out=OTHER_COLUMN)
             for text in batch[stream.column]:
                 if text is not None and not isinstance(text, str):
-                    raise InputError(
-                        f"the column `{stream.column}` of {stream.described} must hold strings, "
-                        f"but holds {type(text).__name__}; write #COLUMN"
-                    )
+                    kind = type(text).__name__
+                    rule = f"the column `{stream.column}` must hold strings, but holds {kind}"
+                    raise unreadable(stream.described, rule, way_out=OTHER_COLUMN)
                 if text:
-                    yield text
+                    yield Document(text.encode())
 
 
 def _opened(stream: Stream) -> Any:
@@ -115,14 +114,15 @@ def _opened(stream: Stream) -> Any:
 
 @contextmanager
 def _understood(stream: Stream) -> Iterator[None]:
-    """Whatever ``datasets`` raises, as one line: what cannot be reached or read is no traceback."""
+    """Turn whatever ``datasets`` raises into one line: bad data, or a lost connection."""
     try:
         yield
     except (InputError, WorkError, ImportError):
         raise
     except ValueError as error:  # an unknown configuration or split, and damaged files
-        raise InputError(f"{stream.described} cannot be read: {_line(error)}") from None
-    except Exception as error:  # the library and its filesystems raise all sorts
+        way_out = "give another CONFIG or SPLIT, or repair the file"
+        raise unreadable(stream.described, _line(error), way_out=way_out) from None
+    except Exception as error:  # fsspec, httpx, pyarrow and datasets raise classes of their own
         raise WorkError(
             f"{stream.described} cannot be reached ({type(error).__name__}: {_line(error)}); check "
             "the name and the network, or give files on disk, and start again"

@@ -1,39 +1,25 @@
-"""From a mixture of sources to one training text and its held-out texts, none of them shared."""
+"""Mix sources to one training text and its held-out texts, none of them shared."""
 
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.trainers.corpus.mixture import Mixture, Source, described
-from shapelaw.trainers.corpus.text_store import Spool, Text, collect, mixed, split, without
+from shapelaw.trainers.corpus.corpus import MixturePart
+from shapelaw.trainers.corpus.documents import read_documents
+from shapelaw.trainers.corpus.mixture import Mixture, Source, source_description
+from shapelaw.trainers.corpus.text_store import StoredDocuments, TextStore, concatenated
 
 MINIMUM = 20_000  # bytes; less text than that trains nothing
 MINIMUM_HELD_OUT = 2_000  # bytes of a validation set
 LARGEST_HELD_OUT = 64_000_000  # bytes that are read of a validation text
+VALIDATION_SHARE = 10  # one document in ten, or the last tenth
+SPLIT_BY_DOCUMENT = 5 * VALIDATION_SHARE  # with fewer documents the last tenth is held out
 OWN = "a text of its own"  # how the held-out text of a source was chosen: it was given
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixturePart:
-    """What a source gave to the training text, as ``corpus.json`` records it.
-
-    ``weight`` is the one that was asked for; ``documents`` and ``bytes`` were used of
-    ``bytes_available``; ``dropped`` documents also stand in a validation set.
-    """
-
-    name: str
-    source: str
-    weight: float | None
-    documents: int
-    bytes: int
-    bytes_available: int
-    dropped: int
-    split: str
-    truncated: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,53 +30,37 @@ class Reading:
     """
 
     source: Source
-    whole: Text
-    train: Text
-    held_out: Text
+    whole: StoredDocuments
+    train: StoredDocuments
+    held_out: StoredDocuments
     split: str
-    free: Text
+    free: StoredDocuments
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blend:
-    """Texts to tokenize: training, main held-out, and the held-out sets by name.
+    """Documents to tokenize: training, main held-out, and the held-out sets by name.
 
-    ``origin`` numbers the source of each training document; ``sets`` holds where a set comes from
-    and its text; ``sha256`` tells apart what decides the numbers of a run.
+    ``sets`` holds where a set comes from and its documents; ``sha256`` tells apart what decides
+    the numbers of a run.
     """
 
     readings: tuple[Reading, ...]
-    train: Text
-    origin: np.ndarray
-    validation: Text
-    sets: dict[str, tuple[str, Text]]
+    train: StoredDocuments
+    validation: StoredDocuments
+    sets: dict[str, tuple[str, StoredDocuments]]
     sha256: str
 
-    @property
-    def documents(self) -> int:
-        """All that were read of the sources."""
-        return sum(len(reading.whole) for reading in self.readings)
-
-    @property
-    def truncated(self) -> bool:
-        """Whether some source had more text than was read."""
-        return any(reading.whole.truncated for reading in self.readings)
-
-    @property
-    def split(self) -> str:
-        """How the held-out text was chosen."""
-        return "; ".join(dict.fromkeys(reading.split for reading in self.readings))
-
     def parts(self, documents: int) -> tuple[MixturePart, ...]:
-        """What each source gave to the first so many documents of the training text."""
-        origin, sizes = self.origin[:documents], self.train.sizes[:documents]
+        """Say what each source gave to the first so many documents of the training text."""
+        used = self.train.take(slice(documents))
         return tuple(
             MixturePart(
                 name=reading.source.name,
                 source=reading.source.described,
                 weight=reading.source.weight,
-                documents=int((origin == number).sum()),
-                bytes=int(sizes[origin == number].sum()),
+                documents=int((used.sources == number).sum()),
+                bytes=int(used.sizes[used.sources == number].sum()),
                 bytes_available=reading.free.size,
                 dropped=len(reading.train) - len(reading.free),
                 split=reading.split,
@@ -100,7 +70,7 @@ class Blend:
         )
 
 
-def blend(mixture: Mixture, spool: Spool, *, limit: int, tokens: int | None = None) -> Blend:
+def blend(mixture: Mixture, store: TextStore, *, limit: int, tokens: int | None = None) -> Blend:
     """Read the sources, keep what is held out away from the training text, and mix the rest.
 
     Parameters
@@ -116,70 +86,67 @@ def blend(mixture: Mixture, spool: Spool, *, limit: int, tokens: int | None = No
     InputError
         A source cannot be read or holds too little text.
     """
-    total = sum(source.weight or 0 for source in mixture.sources)
+    weights = [source.weight for source in mixture.sources if source.weight is not None]
+    total = sum(weights) or 1
     readings = [
-        _read(source, spool, math.ceil(limit * (source.weight or 1) / (total or 1)))
-        for source in mixture.sources
+        _read(source, number, store, math.ceil(limit * (source.weight or 1) / total))
+        for number, source in enumerate(mixture.sources)
     ]
     size = sum(reading.whole.size for reading in readings)
     if size < MINIMUM:
         raise _too_little(" and ".join(source.path for source in mixture.sources), size)
-    further = {
-        source.name: (source.described, _held_out(source.path, spool)) for source in mixture.further
-    }
-    kept_away = np.concatenate(
-        [reading.held_out.contents for reading in readings]
-        + [text.contents for _, text in further.values()]
-    )
-    readings = [_kept_apart(reading, kept_away) for reading in readings]
-    weights = [source.weight for source in mixture.sources if source.weight is not None]
-    texts = [reading.free for reading in readings]
-    train, origin = mixed(texts, weights or None, spool, limit=limit)
-    shares = np.bincount(origin, weights=train.sizes, minlength=len(texts)).tolist()
-    held_out = [reading.held_out for reading in readings]
-    validation = held_out[0] if len(held_out) == 1 else mixed(held_out, shares, spool)[0]
     own = {
         reading.source.name: (
-            described(reading.source.held_out or reading.source.path),
+            source_description(reading.source.held_out or reading.source.path),
             reading.held_out,
         )
         for reading in readings
     }
+    further = {
+        source.name: (source.described, _held_out(source.path, store)) for source in mixture.further
+    }
+    kept_away = np.concatenate(
+        [documents.content_digests for _, documents in (*own.values(), *further.values())]
+    )
+    readings = [_kept_apart(reading, kept_away) for reading in readings]
+    texts = [reading.free for reading in readings]
+    train = interleaved(texts, weights or None, limit=limit)
+    shares = np.bincount(train.sources, weights=train.sizes, minlength=len(texts)).tolist()
+    held_out = [reading.held_out for reading in readings]
     return Blend(
         readings=tuple(readings),
         train=train,
-        origin=origin,
-        validation=validation,
+        validation=held_out[0] if len(held_out) == 1 else interleaved(held_out, shares),
         sets=own | further,
         sha256=_digest(readings, train, tokens),
     )
 
 
-def _read(source: Source, spool: Spool, limit: int) -> Reading:
-    whole = collect(source.path, spool, limit)
+def _read(source: Source, number: int, store: TextStore, limit: int) -> Reading:
+    whole = store.keep(read_documents(source.path), limit, source=number)
     if not len(whole):
         raise _too_little(source.path, 0)
     if source.held_out is None:
-        train, held_out, how = split(whole, spool)
+        train, held_out, how = split(whole)
     else:
-        train, held_out, how = whole.shuffled(), _held_out(source.held_out, spool), OWN
+        train, held_out, how = whole.shuffled(), _held_out(source.held_out, store, number), OWN
     return Reading(
         source=source, whole=whole, train=train, held_out=held_out, split=how, free=train
     )
 
 
-def _held_out(path: str, spool: Spool) -> Text:
-    text = collect(path, spool, LARGEST_HELD_OUT)
-    if text.size < MINIMUM_HELD_OUT:
+def _held_out(path: str, store: TextStore, number: int = 0) -> StoredDocuments:
+    documents = store.keep(read_documents(path), LARGEST_HELD_OUT, source=number)
+    if documents.size < MINIMUM_HELD_OUT:
         raise InputError(
             f"a validation set needs at least {MINIMUM_HELD_OUT} bytes of text, but {path} has "
-            f"{text.size}; give more text"
+            f"{documents.size}; give more text"
         )
-    return text.shuffled()
+    return documents.shuffled()
 
 
 def _kept_apart(reading: Reading, kept_away: np.ndarray) -> Reading:
-    free = without(reading.train, kept_away)
+    free = reading.train.without(kept_away)
     if not free.size:
         raise InputError(
             f"the source {reading.source.name} has no text left to train on: all of its documents "
@@ -192,8 +159,8 @@ def _too_little(what: str, size: int) -> InputError:
     return InputError(f"a corpus needs at least {MINIMUM} bytes of text, but {what} has {size}")
 
 
-def _digest(readings: list[Reading], train: Text, tokens: int | None) -> str:
-    """Of one source that is split the digest of its documents; else of what was made of them."""
+def _digest(readings: list[Reading], train: StoredDocuments, tokens: int | None) -> str:
+    """Digest the documents of one source that is split; else what was made of the sources."""
     first = readings[0]
     whole = len(first.free) == len(first.train) and tokens is None
     if len(readings) == 1 and first.source.held_out is None and whole:
@@ -201,3 +168,85 @@ def _digest(readings: list[Reading], train: Text, tokens: int | None) -> str:
     held_out = [reading.held_out.sha256 for reading in readings]
     contents = [train.sha256, train.sizes.tolist(), *held_out, *([tokens] if tokens else [])]
     return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+
+
+def split(documents: StoredDocuments) -> tuple[StoredDocuments, StoredDocuments, str]:
+    """Hold out one document in ten by its digest; of a few documents, the last tenth of the text.
+
+    Returns
+    -------
+    The training part, the held-out part, and how they were told apart.
+    """
+    if len(documents) < SPLIT_BY_DOCUMENT:
+        return *_last_tenth(documents), "the last tenth of the text"
+    hashed = documents.shuffled()
+    end = len(hashed) // VALIDATION_SHARE
+    while end < len(hashed) - 1 and hashed.digests[end] == hashed.digests[end - 1]:
+        end += 1  # equal documents stay on one side
+    return hashed.take(slice(end, None)), hashed.take(slice(end)), "by document"
+
+
+def _last_tenth(documents: StoredDocuments) -> tuple[StoredDocuments, StoredDocuments]:
+    """Cut the text as it stands in a shard, one separator between two documents."""
+    ends = np.cumsum(documents.sizes + 1) - 1
+    whole = int(ends[-1])
+    place = whole - whole // VALIDATION_SHARE
+    number = int(np.searchsorted(ends, place))
+    size = int(documents.sizes[number])
+    before = max(0, place - (int(ends[number]) - size))
+    before += _continuation(documents.text(number), before)
+    train = documents.take(slice(number + 1)).cut(number, 0, before)
+    validation = documents.take(slice(number, None)).cut(0, before, size)
+    return train.take(train.sizes > 0), validation.take(validation.sizes > 0)
+
+
+def _continuation(encoded: bytes, place: int) -> int:
+    """Count the bytes after a place that belong to the UTF-8 character before it."""
+    more = 0
+    while place + more < len(encoded) and encoded[place + more] & 0xC0 == 0x80:
+        more += 1
+    return more
+
+
+def interleaved(
+    texts: Sequence[StoredDocuments], weights: list[float] | None, *, limit: int | None = None
+) -> StoredDocuments:
+    """Interleave texts so that every beginning of the result has about their proportions.
+
+    Document i of a text with weight w goes to place (bytes before its middle) / w, so that a
+    beginning is at most half a document of each text off. No document is repeated: the mixture
+    ends where the first text does, and the document of every other text that lies across that end
+    is cut there.
+
+    Parameters
+    ----------
+    texts
+        In their own fixed order each.
+    weights
+        Shares of the bytes, in any scale; None takes every text whole.
+    limit
+        Bytes of the mixture at the most; None for no limit.
+    """
+    totals = np.array([text.size for text in texts], dtype=float)
+    shares = totals / totals.sum() if weights is None else np.array(weights) / sum(weights)
+    end = min(math.inf if limit is None else limit, float((totals / shares).min()))
+    places, parts = [], []
+    for text, share, total in zip(texts, shares, totals, strict=True):
+        begin = np.cumsum(text.sizes) - text.sizes
+        wanted = total if weights is None and end >= totals.sum() else round(end * share)
+        places.append((begin + text.sizes / 2) / share)
+        parts.append(_shortened(text, np.clip(int(wanted) - begin, 0, text.sizes)))
+    order = np.argsort(np.concatenate(places), kind="stable")
+    together = concatenated(parts).take(order)
+    return together.take(together.sizes > 0)
+
+
+def _shortened(text: StoredDocuments, sizes: np.ndarray) -> StoredDocuments:
+    """Shorten documents to at most these sizes, each cut between two characters."""
+    part = replace(text, sizes=sizes)
+    for number in np.flatnonzero((sizes > 0) & (sizes < text.sizes)).tolist():
+        encoded, size = text.text(number), int(sizes[number])
+        while size and encoded[size] & 0xC0 == 0x80:
+            size -= 1
+        part = part.cut(number, 0, size)
+    return part

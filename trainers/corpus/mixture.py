@@ -32,7 +32,7 @@ class Source:
     @property
     def described(self) -> str:
         """Where its text comes from, without the folders that it lies in."""
-        return described(self.path)
+        return source_description(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def parse_mixture(corpus: str, validation: str | None = None) -> Mixture:
     [('wiki', 0.7, 'held-out.txt'), ('books', 0.3, None)]
     """
     sources = _sources(corpus, "--corpus")
-    name = name_of(corpus) if _is_one_path(corpus) else _joined(sources)
+    name = source_name(corpus) if _is_one_path(corpus) else _joined(sources)
     if validation is None:
         return Mixture(name=name, sources=sources)
     others = _sources(validation, "--validation")
@@ -97,7 +97,7 @@ def parse_mixture(corpus: str, validation: str | None = None) -> Mixture:
     )
 
 
-def name_of(path: str) -> str:
+def source_name(path: str) -> str:
     """The name of a text by its path: what stands before the first dot of the file's name."""
     if is_stream(path):
         return parse_stream(path).short
@@ -106,7 +106,7 @@ def name_of(path: str) -> str:
     return Path(path).name.split(".")[0] or Path(path).absolute().name
 
 
-def described(path: str) -> str:
+def source_description(path: str) -> str:
     """A path as a record names it: without the folders that it lies in."""
     if is_stream(path):
         return parse_stream(path).described
@@ -124,7 +124,7 @@ def _sources(text: str, option: str) -> tuple[Source, ...]:
     if _is_one_path(text):
         path, weight = _weighted(text, option)
         sources = _pairs(Path(path)) if weight is None and path != STDLIB else ()
-        sources = sources or (Source(name=name_of(path), path=path, weight=weight),)
+        sources = sources or (Source(name=source_name(path), path=path, weight=weight),)
     else:
         sources = tuple(_source(part.strip(), option) for part in text.split(",") if part.strip())
     doubled = [
@@ -157,7 +157,7 @@ def _source(part: str, option: str) -> Source:
     if not equals:
         name, rest = "", part
     path, weight = _weighted(rest, option)
-    name = name or name_of(path)
+    name = name or source_name(path)
     if not NAME.fullmatch(name):
         raise InputError(
             f"the name of a source in {option} must be letters, digits, `_`, `.` and `-`, but got "

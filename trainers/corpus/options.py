@@ -1,4 +1,4 @@
-"""What a user can say of a corpus, as one value that a command hands on."""
+"""The request for a corpus: one value that goes from the command down to the preparation."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,12 @@ WITH_HELD_OUT = 1.25  # text that is read for a number of tokens: a tenth of it 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusOptions:
-    """What a user can say of a corpus, as the options of the commands.
+    """The options of a corpus, as the commands take them.
 
     ``corpus`` and ``validation`` are what :func:`shapelaw.trainers.corpus.mixture.parse_mixture`
     reads; ``vocab_size`` (a BPE to train) and ``tokenizer`` (the path of one) exclude each other,
-    and without them every byte is a token; ``tokens`` ends the training text.
+    and without them every byte is a token; ``tokens`` ends the training text. ``limit_bytes`` ends
+    what is read; by default the number of tokens decides that.
     """
 
     corpus: str = "stdlib"
@@ -29,6 +30,7 @@ class CorpusOptions:
     vocab_size: int | None = None
     tokenizer: str | None = None
     tokens: int | None = None
+    limit_bytes: int | None = None
 
     @classmethod
     def from_command(
@@ -67,7 +69,7 @@ class CorpusOptions:
         return BYTES if self.vocab_size is None else f"bpe-{self.vocab_size}"
 
     def mixture(self) -> Mixture:
-        """The sources.
+        """Parse the sources.
 
         Raises
         ------
@@ -75,7 +77,7 @@ class CorpusOptions:
             They cannot be told, or a stream has no end.
         """
         mixture = parse_mixture(self.corpus, self.validation)
-        if self.tokens is None and mixture.has_streams:
+        if self.tokens is None and self.limit_bytes is None and mixture.has_streams:
             raise InputError(
                 "a stream has no end that could be waited for: `--corpus-tokens` must say how many "
                 "training tokens to prepare, such as 100M"
@@ -85,6 +87,8 @@ class CorpusOptions:
     @property
     def limit(self) -> int:
         """Bytes of text that are read at the most."""
+        if self.limit_bytes is not None:
+            return self.limit_bytes
         if self.tokens is None:
             return LIMIT
         per_token = 1 if self.wanted_tokenizer == BYTES else LONGEST_TOKEN

@@ -3,12 +3,16 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.files import read_json, sha256, write_json
+from shapelaw.trainers.corpus.encoding import TOKENIZER_FILE
+
+if TYPE_CHECKING:
+    from shapelaw.trainers.corpus.tokenizers import TokenBlock
 
 LARGEST_UINT16 = 65_536  # tokens that 16 bits tell apart
 CHECKED = "checked.json"  # sizes and times of the files whose checksums were found right
@@ -27,14 +31,14 @@ class Shard:
 
 
 def token_type(vocab_size: int) -> np.dtype:
-    """The smallest type of a shard that tells the tokens apart."""
+    """Return the smallest type of a shard that tells the tokens apart."""
     return np.dtype(np.uint16 if vocab_size <= LARGEST_UINT16 else np.uint32)
 
 
 def write_shard(
     folder: Path,
     name: str,
-    parts: Iterable[tuple[np.ndarray, np.ndarray]],
+    blocks: "Iterable[TokenBlock]",
     *,
     vocab_size: int,
     limit: int | None = None,
@@ -43,9 +47,8 @@ def write_shard(
 
     Parameters
     ----------
-    parts
-        Tokens of some documents, each with a separator at its end, and the documents' lengths in
-        tokens. The last separator of all is left out of the file.
+    blocks
+        Tokens of the documents; the last separator of all is left out of the file.
     limit
         Tokens at the most; the document that passes it is cut.
 
@@ -57,10 +60,10 @@ def write_shard(
     with (folder / f"{name}.npy").open("wb") as file:
         _write_header(file, kind, 0)
         begin = file.tell()
-        for tokens, sizes in parts:
-            file.write(np.ascontiguousarray(tokens, dtype=kind).data)
-            count += len(tokens)
-            lengths.append(sizes)
+        for block in blocks:
+            file.write(np.ascontiguousarray(block.tokens, dtype=kind).data)
+            count += len(block.tokens)
+            lengths.append(block.lengths)
             if limit is not None and count > limit:
                 break
         count = max(0, count - 1 if limit is None else min(count - 1, limit))
@@ -89,7 +92,7 @@ def read_shard(folder: Path, name: str) -> Shard:
 
 def checksums(folder: Path) -> dict[str, dict[str, Any]]:
     """Size in bytes and SHA-256 of every shard file and tokenizer in a folder."""
-    files = sorted([*folder.glob("*.npy"), *folder.glob("tokenizer.json")])
+    files = sorted([*folder.glob("*.npy"), *folder.glob(TOKENIZER_FILE)])
     return {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
 
 
@@ -118,10 +121,10 @@ def verify(folder: Path, files: dict[str, dict[str, Any]], *, again: bool = Fals
         except OSError as error:
             raise _damaged(path, f"cannot be read ({error.strerror})") from error
     if stamps != seen:
-        remember(folder, stamps)
+        _record_checked(folder, stamps)
 
 
-def remember(folder: Path, stamps: dict[str, list[int]]) -> None:
+def _record_checked(folder: Path, stamps: dict[str, list[int]]) -> None:
     """Note that these files were found right; a folder that is read-only is checked every time."""
     try:
         write_json(folder / CHECKED, stamps)

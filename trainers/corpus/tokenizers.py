@@ -5,13 +5,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import sha256
-from shapelaw.trainers.corpus.encoding import BYTES, ENDS
+from shapelaw.trainers.corpus.document import Document
+from shapelaw.trainers.corpus.encoding import BYTES, TOKENIZER_FILE, open_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -22,25 +23,28 @@ PARALLEL = "TOKENIZERS_PARALLELISM"
 BATCH = 4_194_304  # bytes of text that are encoded at once
 
 
+class TokenBlock(NamedTuple):
+    """Tokens of some documents, each with a separator at its end, and their numbers of tokens."""
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+
+
 @dataclass(frozen=True)
 class Encoder:
-    """A tokenizer as the shards need it.
-
-    ``encode`` takes documents (UTF-8) and returns their tokens, each document with a separator at
-    its end, one after the other, and the number of tokens of each.
-    """
+    """A tokenizer as the shards need it: ``encode`` makes one block of the texts of documents."""
 
     name: str
     vocab_size: int
-    encode: Callable[[list[bytes]], tuple[np.ndarray, np.ndarray]]
+    encode: Callable[[list[bytes]], TokenBlock]
 
-    def parts(self, documents: Iterable[bytes]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Encode documents in batches of bounded size."""
+    def blocks(self, documents: Iterable[Document]) -> Iterator[TokenBlock]:
+        """Encode documents in blocks of bounded size."""
         batch: list[bytes] = []
         size = 0
         for document in documents:
-            batch.append(document)
-            size += len(document)
+            batch.append(document.text)
+            size += len(document.text)
             if size >= BATCH:
                 yield self.encode(batch)
                 batch, size = [], 0
@@ -49,14 +53,14 @@ class Encoder:
 
 
 def byte_encoder() -> Encoder:
-    """One token per byte of UTF-8; a zero byte ends a document."""
+    """Return the encoder with one token per byte of UTF-8; a zero byte ends a document."""
     return Encoder(BYTES, 256, _encode_bytes)
 
 
-def _encode_bytes(documents: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    joined = BYTE_SEPARATOR.join([*documents, b""])
-    sizes = np.array([len(document) + 1 for document in documents])
-    return np.frombuffer(joined, dtype=np.uint8), sizes
+def _encode_bytes(texts: list[bytes]) -> TokenBlock:
+    joined = BYTE_SEPARATOR.join([*texts, b""])
+    lengths = np.array([len(text) + 1 for text in texts])
+    return TokenBlock(np.frombuffer(joined, dtype=np.uint8), lengths)
 
 
 def check_vocabulary(vocab_size: int | None) -> None:
@@ -71,7 +75,7 @@ def check_vocabulary(vocab_size: int | None) -> None:
         raise InputError(f"`257 <= --vocab <= 65536` must hold, but got {vocab_size}")
 
 
-def train_bpe(documents: Iterable[bytes], folder: Path, vocab_size: int) -> Encoder:
+def train_bpe(documents: Iterable[Document], folder: Path, vocab_size: int) -> Encoder:
     """Train a byte-level BPE and keep it as ``tokenizer.json``."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -84,12 +88,13 @@ def train_bpe(documents: Iterable[bytes], folder: Path, vocab_size: int) -> Enco
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    words = (text.decode("utf-8", "ignore") for text in documents)
+    texts = (document.text.decode("utf-8", "ignore") for document in documents)
     with _threads("false"):  # so that a vocabulary cannot depend on the machine
-        tokenizer.train_from_iterator(words, trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    digest = sha256(folder / "tokenizer.json")
-    return _encoder(tokenizer, f"bpe-{vocab_size}:{digest[:12]}")
+        tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.save(str(folder / TOKENIZER_FILE))
+    digest = sha256(folder / TOKENIZER_FILE)
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    return _encoder(tokenizer, end, f"bpe-{vocab_size}:{digest[:12]}")
 
 
 def load_tokenizer(path: Path) -> Encoder:
@@ -100,30 +105,22 @@ def load_tokenizer(path: Path) -> Encoder:
     InputError
         There is none, it is broken, or it has no token that ends a text.
     """
-    from tokenizers import Tokenizer
-
     path = tokenizer_file(path)
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more special
-        raise InputError(
-            f"{path} is no tokenizer that can be read ({error}); give the tokenizer.json that "
-            "`tokenizers` or transformers saved"
-        ) from None
+    tokenizer, _, end = open_tokenizer(path)
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return _encoder(tokenizer, named_with_hash(path))
+    return _encoder(tokenizer, end, named_with_hash(path))
 
 
 def tokenizer_file(path: Path) -> Path:
-    """The file that ``--tokenizer`` means.
+    """Find the file that ``--tokenizer`` means.
 
     Raises
     ------
     InputError
         It does not exist.
     """
-    file = path / "tokenizer.json" if path.is_dir() else path
+    file = path / TOKENIZER_FILE if path.is_dir() else path
     if not file.is_file():
         raise InputError(
             f"the tokenizer {file} does not exist; give a tokenizer.json or the folder of one"
@@ -143,27 +140,20 @@ def _threads(parallel: str) -> Iterator[None]:
 
 
 def named_with_hash(path: Path) -> str:
-    """The name of a tokenizer that is loaded, with the beginning of its file's SHA-256."""
+    """Name a tokenizer that is loaded, with the beginning of its file's SHA-256."""
     file = tokenizer_file(path)
-    name = file.parent.absolute().name if file.name == "tokenizer.json" else file.stem
+    name = file.parent.absolute().name if file.name == TOKENIZER_FILE else file.stem
     return f"{name}:{sha256(file)[:12]}"
 
 
-def _encoder(tokenizer: "Tokenizer", name: str) -> Encoder:
-    ends = (tokenizer.token_to_id(token) for token in ENDS)
-    end = next((token for token in ends if token is not None), None)
-    if end is None:
-        raise InputError(
-            f"the tokenizer {name} has no token that ends a text: one of {', '.join(ENDS[:-1])} "
-            "must be in its vocabulary; add it with `tokenizer.add_special_tokens`"
-        )
+def _encoder(tokenizer: "Tokenizer", end: int, name: str) -> Encoder:
     tokenizer.encode_special_tokens = True  # a text that holds such words does not end there
 
-    def encode(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        words = [text.decode("utf-8", "ignore") for text in texts]
+    def encode(texts: list[bytes]) -> TokenBlock:
+        decoded = [text.decode("utf-8", "ignore") for text in texts]
         with _threads("true"):
-            encodings = tokenizer.encode_batch_fast(words, add_special_tokens=False)
+            encodings = tokenizer.encode_batch_fast(decoded, add_special_tokens=False)
         tokens = [np.array([*encoding.ids, end], dtype=np.uint32) for encoding in encodings]
-        return np.concatenate(tokens), np.array([len(ids) for ids in tokens])
+        return TokenBlock(np.concatenate(tokens), np.array([len(ids) for ids in tokens]))
 
     return Encoder(name, max(tokenizer.get_vocab().values()) + 1, encode)

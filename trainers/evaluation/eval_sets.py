@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shapelaw.scaling.errors import InputError
+from shapelaw.trainers.corpus.zstd import open_unpacked
 
 BLIMP, TASKS = "blimp", "tasks"
 WANTED = "give a folder or a .tar.zst with blimp/*.jsonl and tasks/*.jsonl"
@@ -79,24 +80,12 @@ def _folder(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _archive(path: Path) -> Iterator[tuple[str, bytes]]:
-    with path.open("rb") as raw:
-        packed = raw.read()
-    if path.suffix == ".zst":
-        packed = _unpacked(packed)
-    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+    with open_unpacked(path) as stream:
+        content = io.BytesIO(stream.read())
+    with tarfile.open(fileobj=content) as archive:
         for member in archive:
             parts = Path(member.name).parts[-2:]
             if len(parts) == 2 and parts[0] in (BLIMP, TASKS) and parts[1].endswith(".jsonl"):
                 file = archive.extractfile(member)
                 if file is not None:
                     yield "/".join(parts), file.read()
-
-
-def _unpacked(packed: bytes) -> bytes:
-    import zstandard
-
-    try:
-        with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(packed)) as stream:
-            return stream.read()
-    except zstandard.ZstdError as error:
-        raise OSError(f"not a zstd file: {error}") from error

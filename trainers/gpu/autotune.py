@@ -24,7 +24,7 @@ from shapelaw.trainers.gpu.cuda_graph import WARMUP, Note
 from shapelaw.trainers.gpu.packed_loop import EAGER, Feed, Options, PackedStep
 from shapelaw.trainers.gpu.resident_batches import resident
 from shapelaw.trainers.gpu.stack import Stack, stackable
-from shapelaw.trainers.training.device import describe, free_bytes, synchronize
+from shapelaw.trainers.training.device import device_label, free_bytes, synchronize
 from shapelaw.trainers.training.spec import RunSpec
 
 REPLICAS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -72,7 +72,7 @@ class Packing:
 def packing_key(spec: RunSpec, device: torch.device) -> str:
     """Digest of what a packing depends on: shape, batch, optimiser, dtype, device, torch."""
     _, _, *recipe = stackable(spec)
-    text = json.dumps([asdict(spec.shape), recipe, describe(device), torch.__version__])
+    text = json.dumps([asdict(spec.shape), recipe, device_label(device), torch.__version__])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -152,7 +152,7 @@ def choose_packing(
     best = _fastest(trials)
     if not best.tokens_per_second:
         raise InputError(
-            f"{spec.shape} cannot be trained on {describe(device)}: {best.note}; "
+            f"{spec.shape} cannot be trained on {device_label(device)}: {best.note}; "
             "use fewer sequences or another device"
         )
     for replicas in sorted({1, best.replicas}):
@@ -163,7 +163,7 @@ def choose_packing(
         replicas=chosen.replicas,
         processes=chosen.processes,
         tokens_per_second=chosen.tokens_per_second,
-        device=describe(device),
+        device=device_label(device),
         shape=str(spec.shape),
         trials=tuple(trials),
     )

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -38,7 +38,7 @@ from shapelaw.trainers.objectives.next_token import MeanLoss
 from shapelaw.trainers.optimizers.muon import Muon
 from shapelaw.trainers.optimizers.optimizer import Optimizer
 from shapelaw.trainers.training import checkpoint
-from shapelaw.trainers.training.device import attention_kernels, describe
+from shapelaw.trainers.training.device import attention_kernels, device_label
 from shapelaw.trainers.training.execution import Execution, attention_path
 from shapelaw.trainers.training.loop import CHECKPOINT, CHECKPOINT_SECONDS, Watch, build
 from shapelaw.trainers.training.results import (
@@ -277,7 +277,7 @@ def train_distributed(
     """
     _check(spec, world)
     torch.set_num_threads(1)
-    spec = replace(spec, engine=Execution(attention=attention_path(world.device)))
+    spec = spec.computed_by(Execution(attention=attention_path(world.device)))
     recipe, identity = spec.recipe, spec.identity(corpus)
     trainer = Trainer(spec, world, folder / CHECKPOINT, identity)
     batches = Batches(
@@ -343,7 +343,7 @@ def _finish(
     if world.rank:
         return None
     row = measured(spec, model, corpus, folder, end=spec.steps, seconds=seconds)
-    row |= {"device": f"{world.size} x {describe(world.device)}, {world.mode}"}
+    row |= {"device": f"{world.size} x {device_label(world.device)}, {world.mode}"}
     export_run(spec, model, corpus, folder)
     keep_rows(spec, corpus, folder, [row])
     (folder / CHECKPOINT).unlink(missing_ok=True)

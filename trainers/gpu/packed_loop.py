@@ -16,7 +16,7 @@ from shapelaw.trainers.gpu.cuda_graph import CapturedStep, Note, compiled
 from shapelaw.trainers.gpu.resident_batches import ResidentBatches, ResidentTokens, resident
 from shapelaw.trainers.gpu.stack import Stack, stackable
 from shapelaw.trainers.training import checkpoint
-from shapelaw.trainers.training.device import attention_kernels, describe, synchronize
+from shapelaw.trainers.training.device import attention_kernels, device_label, synchronize
 from shapelaw.trainers.training.execution import Execution, attention_path
 from shapelaw.trainers.training.loop import CHECKPOINT_SECONDS, Watch
 from shapelaw.trainers.training.results import (
@@ -238,7 +238,7 @@ class _PackRun:
 
     def record(self, recorders: ExitStack) -> None:
         """Write the metrics of every replica to its own ``metrics.csv`` from here on."""
-        device = describe(self.step.stack.device)
+        device = device_label(self.step.stack.device)
         for spec in self.specs:
             folder, batch_tokens = self.folders(spec.run_id), spec.recipe.batch_tokens
             recorder = recorders.enter_context(

@@ -1,4 +1,4 @@
-"""Whether a worker lives, told without comparing clocks.
+"""Heartbeats of workers, and how others tell that a worker is dead without comparing clocks.
 
 A worker counts its heartbeats. Who looks at it measures with its own monotonic clock for how long
 the count stood still, so neither a clock that is set back or forward nor two machines that disagree
@@ -7,9 +7,11 @@ about the time can make a living worker look dead, or a dead one alive.
 
 import os
 import socket
+import threading
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 # Between two looks at most this much counts as seen: whoever slept, or was frozen with the rest of
 # its machine, has not watched.
@@ -54,8 +56,43 @@ def process_exists(pid: int) -> bool:
         return True
 
 
+class Heartbeat:
+    """Beat from a thread while a ``with`` lasts, so that a long compilation looks alive.
+
+    ``lost`` says that the work belongs to somebody else now.
+
+    Parameters
+    ----------
+    beat
+        Called again and again; it returns False where the work was lost, which ends the beating.
+    seconds
+        Between two beats.
+    """
+
+    def __init__(self, beat: Callable[[], bool], seconds: float) -> None:
+        self.lost = False
+        self._beat, self._seconds = beat, seconds
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self.lost and not self._ended.wait(self._seconds):
+            try:
+                self.lost = not self._beat()
+            except Exception:
+                continue  # beat is no failure: the next one counts, and the end of the work tells
+
+
 class Watch:
-    """Remembers for how long it has seen counters stand still.
+    """Remember for how long counters were seen standing still.
 
     Parameters
     ----------

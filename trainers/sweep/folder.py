@@ -91,8 +91,8 @@ def without_password(address: str) -> str:
     return urlunsplit(parts._replace(netloc=user.partition(":")[0] + separator + host))
 
 
-def remember(folder: Folder, ledger: str | None, trackers: Sequence[str]) -> None:
-    """Let workers know the trackers, and other commands a ledger that lies elsewhere."""
+def record_options(folder: Folder, ledger: str | None, trackers: Sequence[str]) -> None:
+    """Record the trackers for workers, and a ledger that lies elsewhere for other commands."""
     known = read_json(folder.record) if folder.record.exists() else {}
     if ledger is not None:
         known = {"ledger": without_password(ledger)} | known

@@ -21,7 +21,7 @@ from shapelaw.trainers.ledger.ledger import (
     open_ledger,
 )
 from shapelaw.trainers.ledger.registry import is_database, network_disk
-from shapelaw.trainers.sweep.folder import Folder, existing_ledger, ledger_address, remember
+from shapelaw.trainers.sweep.folder import Folder, existing_ledger, ledger_address, record_options
 from shapelaw.trainers.sweep.launchers._base import Launcher, WorkerJob, supervise
 from shapelaw.trainers.sweep.launchers.registry import launcher_named
 from shapelaw.trainers.training.spec import RunSpec
@@ -76,7 +76,7 @@ def run_plan(
     address = ledger_address(folder, ledger)
     _check_disk(address, place.several_machines)
     book = open_ledger(address)
-    remember(folder, ledger, trackers)
+    record_options(folder, ledger, trackers)
     specs = [spec.with_engine() for spec in specs]
     book.plan(specs, [spec.identity(corpus) for spec in specs])
     book.retry()

@@ -9,8 +9,8 @@ from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.files import read_json
 from shapelaw.scaling.units import parse_count
 from shapelaw.trainers.corpus.batches import count_windows
-from shapelaw.trainers.corpus.corpus import prepare_from_options
 from shapelaw.trainers.corpus.options import CorpusOptions
+from shapelaw.trainers.corpus.preparation import prepare_from_options
 from shapelaw.trainers.optimizers.recipe import recipe_with
 from shapelaw.trainers.sweep.folder import Folder
 from shapelaw.trainers.sweep.status import shown_progress

@@ -13,15 +13,16 @@ from pathlib import Path
 from shapelaw.scaling.errors import WorkError
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.ledger.ledger import DIVERGED, RUNNING, Ledger, open_ledger
+from shapelaw.trainers.ledger.liveness import Heartbeat
 from shapelaw.trainers.sweep.folder import Folder
-from shapelaw.trainers.sweep.heartbeat import Heart
-from shapelaw.trainers.training.device import choose
+from shapelaw.trainers.training.device import device_named
 from shapelaw.trainers.training.loop import Tell, Watch, train
 from shapelaw.trainers.training.results import Row, settings_row
 from shapelaw.trainers.training.spec import Diverged, RunSpec
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # between two looks of a worker that has nothing to do
 PIECE = 0.25  # of such a pause
+BEAT_SECONDS = 1.0  # between two heartbeats of a run
 
 
 class Stopped(RuntimeError):
@@ -98,11 +99,17 @@ def _train_one(
     spec: RunSpec, corpus: Corpus, folder: Folder, ledger: Ledger, alive: Callable[[], bool]
 ) -> None:
     """Train one claimed run and record how it ended; a run that was lost is not recorded."""
-    with Heart(ledger, spec.run_id) as heart:
+    reached = 0
+
+    def beat() -> bool:
+        return ledger.beat(spec.run_id, reached)
+
+    with Heartbeat(beat, BEAT_SECONDS) as heartbeat:
 
         def watch(step: int) -> None:
-            heart.step = step
-            if heart.lost or not alive():
+            nonlocal reached
+            reached = step
+            if heartbeat.lost or not alive():
                 raise Stopped
 
         def tell(text: str) -> None:
@@ -132,7 +139,7 @@ def train_here(
     Diverged
         The loss became infinite or NaN.
     """
-    device = choose()
+    device = device_named()
     if device.type == "cpu":
         return train(
             spec, corpus, folder.run(spec.run_id), watch=watch, tell=tell,

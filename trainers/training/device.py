@@ -12,8 +12,8 @@ from shapelaw.scaling.errors import InputError
 AUTO = "auto"
 
 
-def choose(name: str = AUTO) -> torch.device:
-    """The device of a name: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+def device_named(name: str = AUTO) -> torch.device:
+    """Return the device of a name: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
 
     ``auto`` is the first GPU that torch sees, else the CPU; Apple's is taken only by name.
 
@@ -55,8 +55,8 @@ def _build() -> str:
     return f"torch {torch.__version__}"
 
 
-def describe(device: torch.device) -> str:
-    """The device as a row of the run table names it."""
+def device_label(device: torch.device) -> str:
+    """Name the device as a row of the run table does."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({platform.machine()})"

@@ -120,8 +120,10 @@ def uncompiled() -> "torch._dynamo.decorators.set_stance":
     return torch.compiler.set_stance("force_eager")
 
 
-def choose(shape: Shape, recipe: Recipe, *, steps: int, device: str = "cpu") -> Execution:
-    """The engine with the least predicted time for a run.
+def fastest_execution(
+    shape: Shape, recipe: Recipe, *, steps: int, device: str = "cpu"
+) -> Execution:
+    """Choose the execution with the least predicted time for a run.
 
     On a GPU the fused kernel is always taken, and compilation is left to what drives the GPU.
     """

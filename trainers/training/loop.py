@@ -8,7 +8,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import SupportsFloat
 
@@ -242,7 +241,7 @@ class _Run:
 
     def row(self) -> Row:
         """Evaluate the branch that was trained to its end, and keep the loss of every window."""
-        used = replace(self.spec, engine=self.engine)  # should the planned one have failed
+        used = self.spec.computed_by(self.engine)  # should the planned one have failed
         with uncompiled():
             return measured(
                 used,

@@ -17,7 +17,7 @@ from shapelaw.trainers.corpus.encoding import load_encoding
 from shapelaw.trainers.evaluation.held_out import Evaluation, evaluate, evaluate_sets, loss_columns
 from shapelaw.trainers.models.hugging_face import export
 from shapelaw.trainers.models.transformer import Transformer
-from shapelaw.trainers.training.device import describe
+from shapelaw.trainers.training.device import device_label
 from shapelaw.trainers.training.execution import Execution
 from shapelaw.trainers.training.spec import Diverged, RunSpec
 
@@ -51,7 +51,7 @@ def measured(
     sets = evaluate_sets(model, corpus.validation_sets(), spec.recipe)
     name = "windows.npy" if end == spec.steps else f"windows-{end}.npy"
     write_whole(folder / name, lambda target: np.save(target, result.windows))
-    settings = settings_row(spec, corpus, status="done", end=end, device=describe(device))
+    settings = settings_row(spec, corpus, status="done", end=end, device=device_label(device))
     tokens = end * spec.recipe.batch_tokens
     return settings | result_columns(result, sets, seconds=seconds, tokens=tokens)
 
@@ -80,7 +80,7 @@ def rows_so_far(folder: Path, identity: str) -> list[Row]:
 
 def diverged(spec: RunSpec, corpus: Corpus, device: torch.device) -> Row:
     """The row of a run whose loss stopped being a finite number."""
-    return settings_row(spec, corpus, status="diverged", device=describe(device))
+    return settings_row(spec, corpus, status="diverged", device=device_label(device))
 
 
 def settings_row(

@@ -4,13 +4,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.optimizers.recipe import Recipe
-from shapelaw.trainers.training.execution import Execution, choose
+from shapelaw.trainers.training.execution import Execution, fastest_execution
 
 
 class Diverged(RuntimeError):
@@ -44,8 +44,10 @@ class RunSpec:
     role: str = "proxy"
     branches: tuple[int, ...] = ()
     engine: Execution | None = None
+    _identities: ClassVar[dict[tuple[str, str], str]]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_identities", {})  # by corpus; no field: it decides nothing
         if not self.branches:
             return
         recipe, ends = self.recipe, self.ends
@@ -96,19 +98,36 @@ class RunSpec:
         return float(per_token * self.recipe.batch_tokens)
 
     def with_engine(self, device: str = "cpu") -> "RunSpec":
-        """The spec with the engine that is predicted to take the least time, if it has none."""
+        """Return the spec with the engine of the least predicted time, if it has none."""
         if self.engine is not None:
             return self
-        engine = choose(self.shape, self.recipe, steps=self.all_steps, device=device)
-        return replace(self, engine=engine)
+        steps = self.all_steps
+        return self.computed_by(
+            fastest_execution(self.shape, self.recipe, steps=steps, device=device)
+        )
+
+    def computed_by(self, engine: Execution) -> "RunSpec":
+        """Return the same run with another engine; its identity is not hashed again."""
+        same = replace(self, engine=engine)
+        object.__setattr__(same, "_identities", self._identities)
+        return same
 
     def identity(self, corpus: Corpus) -> str:
-        """Digest of what is trained on what; names, roles and the engine are no part of it."""
+        """Digest what is trained on what; names, roles and the engine are no part of it.
+
+        It is hashed once for a run and a corpus, and kept.
+        """
+        text = (corpus.sha256, corpus.tokenizer)
+        if text not in self._identities:
+            self._identities[text] = self._digest(*text)
+        return self._identities[text]
+
+    def _digest(self, *text: str) -> str:
         import torch
 
         deciding = [asdict(self.shape), self.ends, asdict(self.recipe), self.seed, self.data_seed]
-        text = json.dumps([*deciding, corpus.sha256, corpus.tokenizer, torch.__version__])
-        return hashlib.sha256(text.encode()).hexdigest()
+        document = json.dumps([*deciding, *text, torch.__version__])
+        return hashlib.sha256(document.encode()).hexdigest()
 
     def as_json(self) -> str:
         """Text from which :meth:`from_json` makes the same spec."""

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 import shapelaw.search.study.claims
 from shapelaw.search.engines._base import Measurement
-from shapelaw.search.study.claims import BEATS, WORKER, Claims, Heartbeat, known_rows
+from shapelaw.search.study.claims import BEATS, WORKER, Claims, heartbeat_of, known_rows
 from shapelaw.search.study.sampler import result_of
 from shapelaw.search.study.storage import closing, storage_at
 from shapelaw.search.study.study import Effort, explore, open_study
@@ -225,7 +225,7 @@ def test_a_dead_process_of_this_machine_is_noticed_at_once(
     assert claims.busy() == {row}
 
 
-def test_a_heart_beats_while_its_context_lasts(
+def test_heartbeat_of_trials_counts_while_its_context_lasts(
     storage: optuna.storages.InMemoryStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shapelaw.search.study.claims, "BEAT_SECONDS", 0.01)
@@ -235,7 +235,7 @@ def test_a_heart_beats_while_its_context_lasts(
     def beats() -> int:
         return int(claims.trials()[0].user_attrs.get(BEATS, 0))
 
-    with Heartbeat([trial]):
+    with heartbeat_of([trial]):
         wait_until(lambda: beats() >= 3, "three beats")
     last = beats()
     time.sleep(0.05)

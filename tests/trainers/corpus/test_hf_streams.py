@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 
 from shapelaw.scaling.errors import InputError, WorkError
-from shapelaw.trainers.corpus.corpus import prepare, prepare_from_options
 from shapelaw.trainers.corpus.documents import read_documents
 from shapelaw.trainers.corpus.hf_streams import Stream, parse_stream
 from shapelaw.trainers.corpus.mixture import parse_mixture
 from shapelaw.trainers.corpus.options import CorpusOptions
+from shapelaw.trainers.corpus.preparation import prepare, prepare_from_options
 from support.mixtures import train_documents, written
 
 pytestmark = pytest.mark.slow
@@ -95,9 +95,10 @@ def test_a_stream_gives_the_documents_that_the_file_holds(data: Path) -> None:
 def test_the_splits_and_columns_of_a_folder_are_told_apart(data: Path) -> None:
     train = list(read_documents(f"hf:{data}/pages"))
     assert len(train) == 180
-    assert train[0].startswith("page0 0 ")
+    assert train[0].text.startswith(b"page0 0 ")
     assert len(list(read_documents(f"hf:{data}/pages@validation"))) == 30
-    assert set(read_documents(f"hf:{data}/pages#title")) == {"page0!", "page1!"}
+    titles = {document.text for document in read_documents(f"hf:{data}/pages#title")}
+    assert titles == {b"page0!", b"page1!"}
 
 
 def test_streams_are_mixed_by_weight_up_to_a_number_of_tokens(data: Path, tmp_path: Path) -> None:
@@ -155,8 +156,14 @@ def damaged(folder: Path) -> str:
     [
         ("pages@test", r"pages@test#text cannot be read: Bad split: test"),
         ("pages:french", r"hf:pages:french@train#text cannot be read: .*'french' not found"),
-        ("pdf.parquet#body", r"lacks the column `body`; it has id, text, title; write #COLUMN"),
-        ("pdf.parquet#id", r"`id` of hf:pdf\.parquet@train#id must hold strings, but holds int"),
+        (
+            "pdf.parquet#body",
+            r"the column `body` must be there, but it has id, text, title; write hf:NAME#C",
+        ),
+        (
+            "pdf.parquet#id",
+            r"hf:pdf\.parquet@train#id cannot be read: .* `id` must hold strings, but holds int",
+        ),
     ],
 )
 def test_a_stream_that_cannot_be_read_is_one_clear_error(
@@ -214,4 +221,5 @@ def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 def test_json_lines_of_a_stream_may_hold_empty_rows(tmp_path: Path) -> None:
     texts = [None, "", "first", "second"]
     (tmp_path / "gaps.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    assert list(read_documents(f"hf:{tmp_path}/gaps.jsonl")) == ["first", "second"]
+    documents = read_documents(f"hf:{tmp_path}/gaps.jsonl")
+    assert [document.text for document in documents] == [b"first", b"second"]

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.files import write_json
-from shapelaw.trainers.corpus.corpus import Corpus, prepare
+from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.corpus.mixture import Mixture, Source, parse_mixture
+from shapelaw.trainers.corpus.preparation import prepare
 from support.command import shapelaw
 from support.mixtures import END, documents_of, train_documents, written
 from support.small_runs import SHAPE
@@ -32,8 +33,8 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def mixed(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     option = f"red={texts}/red.txt:2,green={texts}/green.txt:3,blue={texts}/blue.txt:1"
-    mixture = parse_mixture(option, f"red={texts}/red-held-out.txt")
-    return prepare(mixture, tmp_path_factory.mktemp("mixed") / "corpus")
+    folder = tmp_path_factory.mktemp("mixed") / "corpus"
+    return prepare(option, folder, validation=f"red={texts}/red-held-out.txt")
 
 
 def test_every_beginning_of_a_mixture_has_its_proportions(mixed: Corpus) -> None:
@@ -94,8 +95,8 @@ def test_what_is_held_out_anywhere_is_not_trained_on(
     documents = (folder / "red.txt").read_text().split(f"\n{END}\n")
     exam = [documents[number] for number in shared] + ["something else " * 200]
     (folder / "exam.txt").write_text(f"\n{END}\n".join(exam))
-    mixture = parse_mixture(f"{folder}/red.txt", f"exam={folder}/exam.txt")
-    corpus = prepare(mixture, folder / "out")
+    exam_set = f"exam={folder}/exam.txt"
+    corpus = prepare(f"{folder}/red.txt", folder / "out", validation=exam_set)
     assert list(corpus.validation_sets()) == ["exam"]
     held_out = set(exam)
     for each in (corpus.validation_shard(), corpus.validation_sets()["exam"]):

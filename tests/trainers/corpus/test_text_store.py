@@ -1,4 +1,4 @@
-"""Documents in a spool: collected, split and mixed by their numbers."""
+"""Documents in a store: kept, split and mixed by their numbers."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,26 +9,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.trainers.corpus.mixing import blend
+from shapelaw.trainers.corpus.document import Document
+from shapelaw.trainers.corpus.documents import read_documents
+from shapelaw.trainers.corpus.mixing import blend, interleaved, split
 from shapelaw.trainers.corpus.mixture import parse_mixture
-from shapelaw.trainers.corpus.text_store import Spool, Text, collect, mixed, split, without
+from shapelaw.trainers.corpus.text_store import StoredDocuments, TextStore
 
 END = "<|endoftext|>"
 SIZES = st.lists(st.integers(1, 400), min_size=1, max_size=30)
 
 
-def spooled(spool: Spool, sizes: list[int], letter: str) -> Text:
+def stored(store: TextStore, sizes: list[int], letter: str, source: int = 0) -> StoredDocuments:
     """Documents of one letter with their numbers in front, of about these sizes."""
-    encoded = [f"{number}{letter * size}".encode() for number, size in enumerate(sizes)]
-    offsets = [spool.append(document) for document in encoded]
-    lengths = np.array([len(document) for document in encoded])
-    hashes = np.array([str(document).encode() for document in encoded], dtype="S32")
-    return Text(np.array(offsets), lengths, hashes, hashes)
+    texts = [f"{number}{letter * size}".encode() for number, size in enumerate(sizes)]
+    return store.keep(map(Document, texts), 10**9, source=source)
+
+
+def texts_of(documents: StoredDocuments) -> list[bytes]:
+    return [document.text for document in documents]
 
 
 @pytest.fixture
-def spool(tmp_path: Path) -> Iterator[Spool]:
-    with Spool(tmp_path) as opened:
+def store(tmp_path: Path) -> Iterator[TextStore]:
+    with TextStore(tmp_path) as opened:
         yield opened
 
 
@@ -40,20 +43,20 @@ def test_a_mixture_keeps_its_shares_its_order_and_its_limit(
     data: st.DataObject,
     limit: int,
 ) -> None:
-    with Spool(tmp_path_factory.getbasetemp()) as spool:
-        texts = [spooled(spool, each, "abcd"[number]) for number, each in enumerate(sizes)]
+    with TextStore(tmp_path_factory.getbasetemp()) as store:
+        texts = [stored(store, each, "abcd"[n], source=n) for n, each in enumerate(sizes)]
         weights = data.draw(st.lists(st.floats(0.1, 10), min_size=len(texts), max_size=len(texts)))
-        together, origin = mixed(texts, weights, spool, limit=limit)
-        used = np.bincount(origin, weights=together.sizes, minlength=len(texts))
+        together = interleaved(texts, weights, limit=limit)
+        used = np.bincount(together.sources, weights=together.sizes, minlength=len(texts))
         shares = np.array(weights) / sum(weights)
         total = min(limit, min(t.size / share for t, share in zip(texts, shares, strict=True)))
         assert used == pytest.approx(total * shares, abs=1)
         for number, text in enumerate(texts):
-            own = together.take(origin == number)
+            own = together.take(together.sources == number)
             assert np.array_equal(own.offsets, text.offsets[: len(own)]), "each in its own order"
             whole = max(0, len(own) - 1)
             assert np.array_equal(own.sizes[:whole], text.sizes[:whole]), "only the last is cut"
-        read = np.cumsum(np.eye(len(texts))[origin] * together.sizes[:, None], axis=0)
+        read = np.cumsum(np.eye(len(texts))[together.sources] * together.sizes[:, None], axis=0)
         largest = max(int(text.sizes.max()) for text in texts)
         apart = np.abs(read - read.sum(axis=1, keepdims=True) * shares)
         assert (apart <= len(texts) * largest).all(), "every beginning has the proportions"
@@ -64,21 +67,18 @@ def test_a_mixture_keeps_its_shares_its_order_and_its_limit(
 def test_without_weights_every_document_is_used_once(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[list[int]]
 ) -> None:
-    with Spool(tmp_path_factory.getbasetemp()) as spool:
-        texts = [spooled(spool, each, "abcd"[number]) for number, each in enumerate(sizes)]
-        together, _ = mixed(texts, None, spool)
-        assert sorted(together.documents(spool)) == sorted(
-            document for text in texts for document in text.documents(spool)
+    with TextStore(tmp_path_factory.getbasetemp()) as store:
+        texts = [stored(store, each, "abcd"[n], source=n) for n, each in enumerate(sizes)]
+        together = interleaved(texts, None)
+        assert sorted(texts_of(together)) == sorted(
+            document for text in texts for document in texts_of(text)
         )
 
 
 @pytest.mark.parametrize("limit", range(1, 40))
-def test_a_document_is_cut_between_two_characters(spool: Spool, limit: int) -> None:
-    place = spool.append("né語🙂".encode() * 5)
-    name = np.array([b"name"], dtype="S32")
-    whole = Text(np.array([place]), np.array([50]), name, name)
-    together, _ = mixed([whole], [1.0], spool, limit=limit)
-    cut = b"".join(together.documents(spool))
+def test_a_document_is_cut_between_two_characters(store: TextStore, limit: int) -> None:
+    whole = store.keep([Document("né語🙂".encode() * 5)], 50)
+    cut = b"".join(texts_of(interleaved([whole], [1.0], limit=limit)))
     assert cut == ("né語🙂" * 5).encode()[:limit].decode("utf-8", "ignore").encode()
 
 
@@ -87,26 +87,28 @@ def test_a_document_is_cut_between_two_characters(spool: Spool, limit: int) -> N
 def test_a_split_shares_out_all_of_the_text(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int]
 ) -> None:
-    with Spool(tmp_path_factory.getbasetemp()) as spool:
-        text = spooled(spool, sizes, "é")
-        train, held_out, how = split(text, spool)
+    with TextStore(tmp_path_factory.getbasetemp()) as store:
+        text = stored(store, sizes, "é")
+        train, held_out, how = split(text)
         assert train.size + held_out.size == text.size
         if how == "by document":
             assert len(held_out) == len(sizes) // 10
         else:
             assert held_out.size == pytest.approx(text.size / 10, abs=4 + len(sizes))
         for part in (train, held_out):
-            for document in part.documents(spool):
-                document.decode()  # no character is cut through
+            for document in part:
+                document.text.decode()  # no character is cut through
 
 
 def test_what_differs_in_white_space_around_it_only_is_the_same_document(
-    tmp_path: Path, spool: Spool
+    tmp_path: Path, store: TextStore
 ) -> None:
     (tmp_path / "a.txt").write_text(f"one\n{END}\ntwo\n{END}\nthree")
     (tmp_path / "b.txt").write_text(f"\n two\n{END}\nthree\n")
-    first, second = (collect(str(tmp_path / name), spool, 10**6) for name in ("a.txt", "b.txt"))
-    assert list(without(first, second.contents).documents(spool)) == [b"one\n"]
+    first, second = (
+        store.keep(read_documents(str(tmp_path / name)), 10**6) for name in ("a.txt", "b.txt")
+    )
+    assert texts_of(first.without(second.content_digests)) == [b"one\n"]
 
 
 def numbered(path: Path, count: int, word: str = "word ") -> str:
@@ -115,8 +117,8 @@ def numbered(path: Path, count: int, word: str = "word ") -> str:
 
 
 def digest(folder: Path, corpus: str, validation: str | None = None, **more: int) -> str:
-    with Spool(folder) as spool:
-        return blend(parse_mixture(corpus, validation), spool, limit=10**7, **more).sha256
+    with TextStore(folder) as store:
+        return blend(parse_mixture(corpus, validation), store, limit=10**7, **more).sha256
 
 
 def test_the_digest_tells_apart_what_decides_the_numbers(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import sha256
-from shapelaw.trainers.corpus.corpus import Corpus, prepare_from_options
+from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.corpus.options import CorpusOptions
+from shapelaw.trainers.corpus.preparation import prepare_from_options
 from support.mixtures import END, written
 
 

@@ -1,15 +1,18 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shapelaw.scaling.errors import WorkError
 from shapelaw.trainers.ledger import liveness
 from shapelaw.trainers.ledger.liveness import (
     LONGEST_GAP,
+    Heartbeat,
     Watch,
     is_gone,
     process_exists,
@@ -110,3 +113,33 @@ def test_no_more_time_is_counted_than_was_watched(gaps: list[float]) -> None:
         still = watch.look({"a": 1})["a"]
     assert still <= clock.seconds + 1e-6
     assert still <= LONGEST_GAP * len(gaps)
+
+
+def test_heartbeat_goes_on_after_a_missed_beat_and_ends_when_the_work_is_lost() -> None:
+    steps: list[int] = []
+    reached = 7
+
+    def beat() -> bool:
+        steps.append(reached)
+        if len(steps) == 2:
+            raise WorkError("out of reach")
+        return len(steps) < 4
+
+    with Heartbeat(beat, 0.005) as heartbeat:
+        wait_until(lambda: heartbeat.lost, "the heartbeat to learn that the work is lost")
+    assert steps == [7] * 4, "it stops when the work is lost"
+
+
+def test_heartbeat_ends_with_its_context() -> None:
+    beats: list[None] = []
+
+    def beat() -> bool:
+        beats.append(None)
+        return True
+
+    with Heartbeat(beat, 0.005) as heartbeat:
+        wait_until(lambda: len(beats) >= 2, "two beats")
+    count = len(beats)
+    assert not heartbeat.lost
+    assert not any(thread.name == heartbeat._thread.name for thread in threading.enumerate())
+    assert len(beats) == count

@@ -7,8 +7,8 @@ import torch
 
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
-from shapelaw.trainers.corpus.corpus import prepare
 from shapelaw.trainers.corpus.encoding import Encoding, byte_encoding, load_encoding
+from shapelaw.trainers.corpus.preparation import prepare
 from shapelaw.trainers.models.gguf import export_gguf
 from shapelaw.trainers.models.transformer import Transformer
 from support.exported_models import LENGTH, SHAPE, exported

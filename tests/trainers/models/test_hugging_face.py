@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
-from shapelaw.trainers.corpus.corpus import prepare
 from shapelaw.trainers.corpus.encoding import byte_encoding, byte_letters, load_encoding
+from shapelaw.trainers.corpus.preparation import prepare
 from shapelaw.trainers.models.hugging_face import hugging_face_weights, load_export
 from support.exported_models import LENGTH, SHAPE, exported, shaken
 
@@ -167,7 +167,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 
 def test_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(InputError, match=r"is no tokenizer .*; prepare the corpus again"):
+    with pytest.raises(InputError, match=r"is no tokenizer .* or prepare the corpus again"):
         load_encoding(tmp_path)
 
 
@@ -176,7 +176,7 @@ def test_a_tokenizer_without_a_separator_is_refused(tmp_path: Path) -> None:
     document["added_tokens"] = []
     document["model"]["vocab"] = {"x": 0}
     (tmp_path / "tokenizer.json").write_text(json.dumps(document))
-    with pytest.raises(InputError, match="has no token that ends a document; it needs one of"):
+    with pytest.raises(InputError, match="has no token that ends a text: one of"):
         load_encoding(tmp_path)
 
 

@@ -22,7 +22,7 @@ from shapelaw.trainers.ladder.plan_file import read_plan
 from shapelaw.trainers.ledger.entry import Entry
 from shapelaw.trainers.ledger.ledger import DIVERGED, DONE, FAILED, PLANNED, RUNNING, Ledger
 from shapelaw.trainers.optimizers.recipe import Recipe
-from shapelaw.trainers.sweep import heartbeat, sweep, worker
+from shapelaw.trainers.sweep import sweep, worker
 from shapelaw.trainers.sweep.folder import Folder, existing_ledger
 from shapelaw.trainers.sweep.launchers._base import End, Launcher, WorkerJob
 from shapelaw.trainers.sweep.sweep import join, retry_runs, run_plan, run_table
@@ -242,7 +242,7 @@ def test_a_worker_that_lost_its_run_stops_training_it_and_records_nothing(
             time.sleep(0.01)
         return {"run_id": run.run_id}
 
-    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(worker, "BEAT_SECONDS", 0.02)
     monkeypatch.setattr(worker, "train", stolen)
     monkeypatch.setattr(worker, "FIRST_PAUSE", 0.01)
     work(str(folder.ledger), folder.path, idle_seconds=0.05)
@@ -266,26 +266,7 @@ def test_a_run_that_was_lost_at_its_end_is_recorded_once(
     assert ledger.entries()[0].rows == [{"run_id": "a", "by": "another"}]
 
 
-def test_a_heart_beats_while_a_step_takes_long_and_survives_a_ledger_out_of_reach() -> None:
-    beats: list[int] = []
-
-    def beat(run_id: str, step: int) -> bool:
-        beats.append(step)
-        if len(beats) == 2:
-            raise WorkError("out of reach")
-        return len(beats) < 4
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(heartbeat, "BEAT_SECONDS", 0.005)
-        heart = heartbeat.Heart(SimpleNamespace(beat=beat), "a")  # type: ignore[arg-type]
-        heart.step = 7
-        with heart:
-            wait_until(lambda: heart.lost, "the heart to learn that the run is lost")
-    assert len(beats) == 4, "it stops when the run is lost"
-    assert set(beats) == {7}
-
-
-@pytest.mark.parametrize("where", ["train", "_train_one", "Heart"])
+@pytest.mark.parametrize("where", ["train", "_train_one", "Heartbeat"])
 def test_a_worker_told_to_end_gives_its_run_back(
     corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -639,7 +620,7 @@ def test_a_worker_that_sees_a_gpu_trains_on_it(
         seen.append(device)
         return [[{"run_id": spec.run_id, "status": status}] for spec in specs]
 
-    monkeypatch.setattr(worker, "choose", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(worker, "device_named", lambda: torch.device("cuda", 0))
     monkeypatch.setattr("shapelaw.trainers.gpu.packed_loop.train_pack", on_gpu)
     ways = {"watch": lambda step: None, "tell": lambda text: None}
     if status == DONE:

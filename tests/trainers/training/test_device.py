@@ -11,7 +11,7 @@ from shapelaw.trainers.corpus.batches import Batches
 from shapelaw.trainers.gpu import resident_batches
 from shapelaw.trainers.gpu.resident_batches import ResidentBatches, ResidentTokens, resident
 from shapelaw.trainers.training import device as devices
-from shapelaw.trainers.training.device import choose, describe
+from shapelaw.trainers.training.device import device_label, device_named
 
 CPU = torch.device("cpu")
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -69,36 +69,36 @@ def test_tokens_stay_on_the_host_where_they_do_not_fit(monkeypatch: pytest.Monke
 
 def test_auto_takes_the_gpu_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose().type == "cpu"
+    assert device_named().type == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert choose() == torch.device("cuda:0")
+    assert device_named() == torch.device("cuda:0")
 
 
 def test_a_gpu_that_is_not_there_is_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=r"`device` cuda needs .* sees none; use cpu"):
-        choose("cuda")
+        device_named("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert choose("cuda:1") == torch.device("cuda:1")
-    assert choose("cuda") == torch.device("cuda:0")
+    assert device_named("cuda:1") == torch.device("cuda:1")
+    assert device_named("cuda") == torch.device("cuda:0")
     with pytest.raises(InputError, match=r"cuda:2 needs .* sees 2 of them"):
-        choose("cuda:2")
+        device_named("cuda:2")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(InputError, match="mps needs an Apple GPU"):
-        choose("mps")
+        device_named("mps")
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "meta", "xla"])
 def test_a_name_that_is_no_device_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="`device` must be auto, cpu, cuda"):
-        choose(name)
+        device_named(name)
 
 
 def test_the_row_says_what_trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert describe(CPU).startswith("cpu (")
+    assert device_label(CPU).startswith("cpu (")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
-    assert describe(torch.device("cuda:0")) == "NVIDIA H200"
+    assert device_label(torch.device("cuda:0")) == "NVIDIA H200"
 
 
 def test_on_a_cpu_every_attention_kernel_stays_allowed() -> None:
@@ -109,7 +109,7 @@ def test_on_a_cpu_every_attention_kernel_stays_allowed() -> None:
 
 @gpu
 def test_batches_are_gathered_on_the_gpu() -> None:
-    tokens, device = shard(1000, "uint16"), choose("cuda")
+    tokens, device = shard(1000, "uint16"), device_named("cuda")
     order = {"context_length": 16, "sequences": 4, "seed": 1}
     held = resident(tokens, device)
     assert held is not None

@@ -6,7 +6,8 @@ import torch
 
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
-from shapelaw.trainers.corpus.corpus import Corpus, prepare
+from shapelaw.trainers.corpus.corpus import Corpus
+from shapelaw.trainers.corpus.preparation import prepare
 from shapelaw.trainers.models.transformer import Transformer
 from shapelaw.trainers.objectives.next_token import token_losses
 from shapelaw.trainers.optimizers.recipe import Recipe
@@ -14,8 +15,8 @@ from shapelaw.trainers.training.execution import (
     ATTENTION_PATHS,
     COMPILATIONS,
     Execution,
-    choose,
     compile_seconds,
+    fastest_execution,
     predicted_seconds,
 )
 from shapelaw.trainers.training.loop import train
@@ -72,14 +73,14 @@ def test_every_engine_computes_the_same_losses_and_gradients(
 @pytest.mark.parametrize("shape", [SHAPE, LARGE], ids=["small", "large"])
 def test_compiling_is_for_long_runs(shape: Shape) -> None:
     recipe = Recipe(context_length=256, sequences=4, dtype="bfloat16")
-    assert choose(shape, recipe, steps=10).compilation == "none"
-    assert choose(shape, recipe, steps=10**7).compilation != "none"
+    assert fastest_execution(shape, recipe, steps=10).compilation == "none"
+    assert fastest_execution(shape, recipe, steps=10**7).compilation != "none"
 
 
 def test_the_choice_is_the_least_predicted_time() -> None:
     for steps in (10, 1000, 100_000):
         seconds = [predicted_seconds(SHAPE, RECIPE, engine, steps=steps) for engine in ENGINES]
-        chosen = choose(SHAPE, RECIPE, steps=steps)
+        chosen = fastest_execution(SHAPE, RECIPE, steps=steps)
         assert predicted_seconds(SHAPE, RECIPE, chosen, steps=steps) == min(seconds)
 
 
@@ -92,7 +93,7 @@ def test_predictions_are_positive_and_grow_with_the_work() -> None:
 
 
 def test_a_gpu_takes_the_fused_kernel() -> None:
-    assert choose(SHAPE, RECIPE, steps=10**7, device="cuda") == Execution()
+    assert fastest_execution(SHAPE, RECIPE, steps=10**7, device="cuda") == Execution()
 
 
 @pytest.mark.parametrize("name", ["attention", "compilation"])

@@ -395,3 +395,17 @@ def test_a_run_that_was_finished_but_not_recorded_is_not_trained_again(
     assert train(BRANCHED, corpus, folder, watch=killed_at(1)) == rows
     with pytest.raises(Killed):
         train(replace(BRANCHED, seed=1), corpus, folder, watch=killed_at(1))
+
+
+def test_identity_of_a_run_with_branches_is_hashed_once(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests: list[str] = []
+    digest = RunSpec._digest
+    monkeypatch.setattr(RunSpec, "_digest", lambda *run: digests.append("") or digest(*run))
+    run = spec(recipe=replace(RECIPE, warmup_steps=1), branches=(6 * RECIPE.batch_tokens,))
+    rows = train(run, corpus, tmp_path / "run")
+    assert [row["config_hash"] for row in rows] == [run.identity(corpus)[:16]] * 2
+    assert len(digests) == 1
+    run.identity(replace(corpus, sha256="0" * 64))
+    assert len(digests) == 2, "another text is another run"

@@ -1,0 +1,60 @@
+"""Files packed with Zstandard, read as a stream of any number of frames."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+CHUNK = 131_072  # packed bytes that are read at once
+BUFFER = 1_048_576  # unpacked bytes that are held ready
+
+
+@contextmanager
+def open_unpacked(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file to read its bytes, unpacked if its name ends in ``.zst``.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read, is no Zstandard file, or ends early.
+    """
+    with path.open("rb") as raw:
+        yield io.BufferedReader(_ZstdReader(raw), BUFFER) if path.suffix == ".zst" else raw
+
+
+class _ZstdReader(io.RawIOBase):
+    """Unpack Zstandard frames; damage and an early end are OSErrors, as in other files."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self.raw, self.ready = raw, b""
+        self.chunks = self._decompressed()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.ready:
+            chunk = next(self.chunks, None)
+            if chunk is None:
+                return 0
+            self.ready = chunk
+        size = min(len(buffer), len(self.ready))
+        buffer[:size], self.ready = self.ready[:size], self.ready[size:]
+        return size
+
+    def _decompressed(self) -> Iterator[bytes]:
+        import zstandard
+
+        frame = None
+        while packed := self.raw.read(CHUNK):
+            while packed:
+                if frame is None or frame.eof:
+                    frame = zstandard.ZstdDecompressor().decompressobj()
+                try:
+                    yield frame.decompress(packed)
+                except zstandard.ZstdError as error:
+                    raise OSError(f"not a zstd file ({error})") from error
+                packed = frame.unused_data if frame.eof else b""
+        if frame is not None and not frame.eof:
+            raise OSError("the zstd file ends early; it is incomplete")
