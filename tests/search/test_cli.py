@@ -620,9 +620,9 @@ def test_train_refuses_what_it_cannot_train(
 
 
 def test_a_binary_corpus_is_refused(tmp_path: Path, failing: Failing) -> None:
-    (tmp_path / "binary.txt").write_bytes(os.urandom(50_000))
+    (tmp_path / "binary.txt").write_bytes(b"words\n" + os.urandom(50_000).replace(b"\n", b"\xff"))
     error = failing(2, *train_command(tmp_path / "binary.txt", tmp_path))
-    assert "binary.txt cannot be read" in error
+    assert "binary.txt line 2 cannot be read" in error
 
 
 def test_a_run_that_diverges_is_failed_work(
