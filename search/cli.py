@@ -9,21 +9,16 @@ import typer
 import typer.core
 
 import shapelaw.scaling.commands.fit_cli
+import shapelaw.search.commands.propose_cli
 import shapelaw.trainers.commands.sweep_cli
 from shapelaw.scaling.commands.options import (
-    Convention,
     CorpusOption,
     EngineOption,
     Fresh,
-    HeadDims,
     Json,
-    Layers,
     NoCache,
     OutFolder,
-    Params,
     Seed,
-    ShapesWhere,
-    Tolerance,
     Vocabulary,
     Workers,
     WorkloadOption,
@@ -66,6 +61,7 @@ app = PlainTyper(
 )
 shapelaw.scaling.commands.fit_cli.mount(app)
 shapelaw.trainers.commands.sweep_cli.mount(app)
+shapelaw.search.commands.propose_cli.mount(app)
 
 
 def _print_version(wanted: bool) -> None:
@@ -183,144 +179,18 @@ def measure(
     json: Json = False,
 ) -> None:
     """Measure or predict how fast a shape serves a workload."""
-    from shapelaw.search.commands import measure as measuring
+    from shapelaw.scaling.display.progress import progress_shown
+    from shapelaw.search.commands.measure import calibrate_machine, measure_config
 
-    if calibrate:
-        result = measuring.calibrated(config, out)
-    else:
-        result = measuring.measured(config, engine, workload, keep=not no_cache, fresh=fresh)
+    with progress_shown(quiet=json):
+        if calibrate:
+            result = calibrate_machine(config, out)
+        else:
+            result = measure_config(config, engine, workload, keep=not no_cache, fresh=fresh)
     if json:
         print_json(result)
     else:
         typer.echo("\n".join(f"{name:<28} {value}" for name, value in result.items()))
-
-
-@app.command()
-def propose(
-    params: Params,
-    tokens: Annotated[
-        str, typer.Option(help="Training tokens, such as 2M or 100B.", metavar="TOKENS")
-    ],
-    law: Annotated[
-        str | None,
-        typer.Option(
-            help="Fit that `shapelaw fit --out` wrote, or a published law such as "
-            "paper-2510.18245 (default: a law fitted on the shipped runs).",
-            metavar="LAW",
-        ),
-    ] = None,
-    workload: WorkloadOption = "balanced",
-    engine: EngineOption = "torch",
-    baseline: Annotated[
-        str, typer.Option(help="Model whose proportions to beat.", metavar="NAME")
-    ] = "llama-3.2-1b",
-    params_convention: Convention = "non-embedding",
-    tolerance: Tolerance = 0.03,
-    layers: Layers = "auto",
-    head_dim: HeadDims = "auto",
-    vocab: Annotated[
-        int | None, typer.Option(help="Vocabulary size (default: the baseline's).", metavar="N")
-    ] = None,
-    where: ShapesWhere = None,
-    max_ttft: Annotated[
-        float | None,
-        typer.Option(
-            help="Most seconds to the first output token (default: no limit).", metavar="SECONDS"
-        ),
-    ] = None,
-    max_tpot: Annotated[
-        float | None,
-        typer.Option(
-            help="Most seconds per output token after the first (default: no limit).",
-            metavar="SECONDS",
-        ),
-    ] = None,
-    worse: Annotated[
-        float,
-        typer.Option(
-            help="Per cent by which a predicted loss may exceed the baseline's.", metavar="PERCENT"
-        ),
-    ] = 2.0,
-    link: Annotated[
-        str | None,
-        typer.Option(
-            help="Link from loss to accuracy: olmo-ladder or a file (default: no accuracies).",
-            metavar="LINK",
-        ),
-    ] = None,
-    validation: Annotated[
-        str,
-        typer.Option(
-            help="Validation set that the law's losses are on, as the link names it (default: "
-            "not said).",
-            metavar="NAME",
-        ),
-    ] = "",
-    measurements: Annotated[
-        int | None,
-        typer.Option(
-            help="Most shapes that the engine answers for (default: 24).", min=2, metavar="N"
-        ),
-    ] = None,
-    estimated: Annotated[
-        int,
-        typer.Option(help="Most shapes that the time model answers for.", min=0, metavar="N"),
-    ] = 12,
-    fastest: Annotated[
-        bool,
-        typer.Option(
-            "--fastest", help="Maximise throughput at no more loss than the baseline, only."
-        ),
-    ] = False,
-    short: Annotated[
-        int | None,
-        typer.Option(
-            help="Output tokens while searching; leaders get the full length (default: full).",
-            min=2,
-            metavar="TOKENS",
-        ),
-    ] = None,
-    sampler: Annotated[
-        str, typer.Option(help="Sampler: calibrated, tpe, nsga2, gp or random.", metavar="NAME")
-    ] = "calibrated",
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            help="Storage of the study that several searches share: postgresql://... or a file "
-            "(default: none).",
-            metavar="URL",
-        ),
-    ] = None,
-    fresh: Fresh = False,
-    no_cache: NoCache = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for proposals, configs, pictures and report.html (default: only print).",
-            metavar="FOLDER",
-        ),
-    ] = None,
-    seed: Seed = 0,
-    json: Json = False,
-) -> None:
-    """Rank the shapes of a budget by predicted loss and throughput."""
-    from shapelaw.search.commands.output import print_answer
-    from shapelaw.search.commands.propose import answer
-    from shapelaw.search.proposals.request import ProposalRequest
-    from shapelaw.search.reports.proposal_page import write_pages
-
-    request = ProposalRequest(
-        params=params, tokens=tokens, law=law, workload=workload, engine=engine,
-        baseline=baseline, convention=params_convention, tolerance=tolerance, layers=layers,
-        head_dims=head_dim, vocab_size=vocab, measurements=measurements, seed=seed,
-        estimated=estimated, worse=worse, where=tuple(where or ()), link=link,
-        validation=validation, limits={"max_ttft": max_ttft, "max_tpot": max_tpot},
-        fastest=fastest, short=short, sampler=sampler, storage=storage, keep=not no_cache,
-        fresh=fresh,
-    )  # fmt: skip
-    found = answer(request, out)
-    pages = None if out is None else write_pages(out)
-    print_answer(found, pages, json=json)
 
 
 @app.command()

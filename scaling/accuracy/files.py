@@ -8,7 +8,7 @@ import numpy as np
 
 from shapelaw.scaling.accuracy.curves import CURVES
 from shapelaw.scaling.accuracy.link import Link, Links, LinkStage, with_other
-from shapelaw.scaling.accuracy.predictions import Measured, Task
+from shapelaw.scaling.accuracy.predictions import LinkSource, Task
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json, write_json
 
@@ -94,7 +94,7 @@ def load_links(path: Path) -> Links:
 
 def _links(found: dict[str, Any]) -> Links:
     low, high = found["loss_range"]
-    measured = Measured(
+    measured = LinkSource(
         validation=str(found["validation"]),
         loss_range=(float(low), float(high)),
         run_ids=tuple(map(str, found["run_ids"])),
@@ -107,7 +107,7 @@ def _links(found: dict[str, Any]) -> Links:
     return with_other(replace(links, hold_out=hold_out), one and _read_part(one, measured))
 
 
-def _read_part(found: dict[str, Any], measured: Measured) -> Links:
+def _read_part(found: dict[str, Any], measured: LinkSource) -> Links:
     covariance, noise = _symmetric(found["covariance"]), _symmetric(found["noise"])
     links: list[Link] = []
     parameter = step = 0

@@ -28,7 +28,7 @@ from shapelaw.scaling.accuracy.curves import (
 )
 from shapelaw.scaling.accuracy.files import load_links
 from shapelaw.scaling.accuracy.link import Link, Links, LinkStage, with_other
-from shapelaw.scaling.accuracy.predictions import Measured, Task
+from shapelaw.scaling.accuracy.predictions import LinkSource, Task
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import data_folder
 from shapelaw.scaling.runs.table import check_numbers, fingerprint, require_columns, same_losses
@@ -94,7 +94,7 @@ def fit_links(
     solved = [_solve(form, task, losses, used) for task in chosen]
     for task, steps in zip(chosen, solved, strict=True):
         _above_chance(task, used[f"accuracy_{task.name}"].to_numpy(dtype=float), steps[-1])
-    measured = Measured(
+    measured = LinkSource(
         validation=validation or _validation(loss),
         loss_range=(float(losses.min()), float(losses.max())),
         run_ids=tuple(used["run_id"]),
@@ -310,7 +310,7 @@ def _above_chance(task: Task, accuracy: np.ndarray, solved: Solved) -> None:
 
 
 def _joined(
-    tasks: Sequence[Task], solved: Sequence[Sequence[Solved]], form: str, measured: Measured
+    tasks: Sequence[Task], solved: Sequence[Sequence[Solved]], form: str, measured: LinkSource
 ) -> Links:
     """Links with their own blocks of the joint covariance."""
     covariance, noise = joint_covariance([step for steps in solved for step in steps])

@@ -19,7 +19,7 @@ from shapelaw.scaling.accuracy.predictions import (
     QUANTILES,
     Accuracies,
     Accuracy,
-    Measured,
+    LinkSource,
     Task,
     loss_nodes,
     rows_of,
@@ -58,7 +58,7 @@ class Link:
     covariance: np.ndarray
     noise: np.ndarray
     degrees: int
-    measured: Measured
+    measured: LinkSource
     status: str
     other: "Link | None" = None
 
@@ -248,7 +248,7 @@ class Links:
         return float(np.mean([link.chance for link in self.links]))
 
     @property
-    def measured(self) -> Measured:
+    def measured(self) -> LinkSource:
         """What the links were fitted on; the same for all of them."""
         return self.links[0].measured
 

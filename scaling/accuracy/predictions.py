@@ -127,7 +127,7 @@ class Accuracies:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class LinkSource:
     """What a link was fitted on.
 
     ``validation`` names the text that the losses were measured on, ``loss_range`` is in nats per

@@ -1,6 +1,5 @@
 """The record of a loop: its settings, kept in its folder, and the lock of the folder."""
 
-import fcntl
 import os
 import platform
 import sys
@@ -10,6 +9,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.files import read_json, write_json
@@ -66,17 +67,24 @@ def keep_record(folder: Path, settings: LoopSettings) -> None:
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """One quickstart at a time in a folder; the lock ends with the process."""
+    """Let one quickstart at a time work in a folder; the lock ends with the process.
+
+    Raises
+    ------
+    WorkError
+        Another quickstart holds the lock, or the folder cannot be written to.
+    """
+    lock = FileLock(folder / "work" / "lock")
     try:
         (folder / "work").mkdir(parents=True, exist_ok=True)
-        file = (folder / "work" / "lock").open("w")
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise WorkError(f"another quickstart is at work in {folder}; wait for it") from None
     except OSError as error:
         raise WorkError(
             f"{folder} cannot be written to ({error.strerror}); choose another --out folder"
         ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise WorkError(f"another quickstart is at work in {folder}; wait for it") from None
+    try:
         yield
+    finally:
+        lock.release()

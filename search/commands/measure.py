@@ -1,23 +1,22 @@
-"""The ``measure`` command: a shape's speed; and what this machine can do at the most."""
+"""The ``measure`` command: the speed of a shape, and the peak speeds of this machine."""
 
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.display.progress import working
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json
-from shapelaw.search.engines._base import Engine
-from shapelaw.search.engines.cache import CachedEngine, MeasurementStore
+from shapelaw.search.engines.cache import CachedEngine, stored_engine
 from shapelaw.search.engines.machine import calibrate, write_hardware
-from shapelaw.search.engines.registry import engine_named
 from shapelaw.search.workload import parse_workload
 
 
-def measured(
+def measure_config(
     config: Path | None, engine: str, workload: str, *, keep: bool = True, fresh: bool = False
 ) -> dict[str, Any]:
-    """The measurement of one shape as a row, with whether the workload's service level holds.
+    """Measure one shape: a row that also says whether the workload's service level holds.
 
     Parameters
     ----------
@@ -35,10 +34,9 @@ def measured(
     if config is None:
         raise InputError("a shape is missing; write shapelaw measure CONFIG.json, or --calibrate")
     shape, asked = Shape.from_config(read_json(config)), parse_workload(workload)
-    chosen: Engine = engine_named(engine)
-    if keep:
-        chosen = CachedEngine(chosen, MeasurementStore.of_user(), fresh=fresh)
-    found = chosen.measure(shape, asked)
+    chosen = stored_engine(engine, keep=keep, fresh=fresh)
+    with working("measuring the shape"):
+        found = chosen.measure(shape, asked)
     row = asdict(found)
     if asked.max_ttft is not None or asked.max_tpot is not None:
         row["meets_service_level"] = found.meets(asked)
@@ -47,7 +45,7 @@ def measured(
     return row
 
 
-def calibrated(config: Path | None, out: Path | None) -> dict[str, Any]:
+def calibrate_machine(config: Path | None, out: Path | None) -> dict[str, Any]:
     """Measure this machine and write the entry: its fields and where it was written.
 
     Raises
@@ -59,5 +57,6 @@ def calibrated(config: Path | None, out: Path | None) -> dict[str, Any]:
         raise InputError(f"--calibrate measures this machine, not {config}; leave one of them out")
     if out is not None and out.suffix != ".toml":
         raise InputError(f"`--out` must end in .toml to be an engine's hardware, but got {out}")
-    device = calibrate()
+    with working("measuring this machine"):
+        device = calibrate()
     return asdict(device) | {"written": str(write_hardware(device, out))}

@@ -7,27 +7,32 @@ import typer
 from shapelaw.scaling.display.console import note, print_json, print_table
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.files import read_json
-from shapelaw.search.commands.propose import Answer
-from shapelaw.search.commands.table import in_table
+from shapelaw.search.commands.table import proposals_table
 from shapelaw.search.engines._base import TIME_MODEL
+from shapelaw.search.proposals.ranking import Proposals
+from shapelaw.search.proposals.reasons import plainly
 from shapelaw.search.reports.docs_check import COMMITTED, check, docs_folder, renew
 from shapelaw.search.reports.loop_report import comparison, gather, verdict, write_report
 from shapelaw.search.reports.proposal_page import write_pages
 
 
-def print_answer(found: Answer, page: Path | None, *, json: bool) -> None:
+def print_proposals(
+    proposals: Proposals, page: Path | None, *, json: bool, wide: bool = False
+) -> None:
     """Print proposals: one JSON document, or a table with what it rests on."""
     if json:
-        print_json([proposal.row() for proposal in found.proposals])
+        print_json([proposal.row() for proposal in proposals])
         return
-    typer.echo(found.basis)
-    for line in found.notes:
+    typer.echo(proposals.estimated.measured.candidates.basis.description)
+    for line in (*map(plainly, proposals.extrapolation), *proposals.notes):
         note(f"note: {line}")
-    table = in_table(found.proposals)
+    table = proposals_table(proposals.ranked, wide=wide)
     print_table(table, "The baseline and the front, from accurate to fast")
-    front = sum(p.on_front or p is found.proposals[0] for p in found.proposals)
-    beaten = len(found.proposals) - front
-    typer.echo(_marks(found))
+    front = sum(p.on_front or p is proposals[0] for p in proposals)
+    beaten = len(proposals) - front
+    typer.echo(_legend(proposals))
+    if not wide:
+        typer.echo("--wide prints every column: predicted loss, latency, memory and reasons.")
     if front > len(table):
         more = front - len(table)
         typer.echo(f"{more} more stand on the front, between these: --json or --out has them all.")
@@ -106,12 +111,13 @@ def print_check(*, write: bool, json: bool) -> None:
         typer.echo(f"{len(COMMITTED)} pictures and tables under docs/ are what the data give")
 
 
-def _marks(found: Answer) -> str:
-    """What the marks of the table mean."""
-    kinds = {p.throughput.kind for p in found.proposals if p.throughput}
-    words = [f"{kind}: by {found.about['engine']}" for kind in sorted(kinds - {TIME_MODEL})]
-    model = found.about["time_model"]
-    if TIME_MODEL in kinds and model:
-        error = f"mean error {100 * model['error']:.1f} % on {len(model['answered'])} left out"
+def _legend(proposals: Proposals) -> str:
+    """Say where the speeds of the table come from."""
+    kinds = {p.throughput.kind for p in proposals if p.throughput}
+    engine = proposals.estimated.measured.candidates.request.serving.engine
+    words = [f"{kind}: by {engine.label}" for kind in sorted(kinds - {TIME_MODEL})]
+    checked = proposals.estimated.cross_validation
+    if TIME_MODEL in kinds and checked is not None:
+        error = f"mean error {100 * checked.mape:.1f} % on {len(checked.measured)} left out"
         words.append(f"time model: fitted to those answers ({error} in turn)")
-    return "; ".join(words) + "."
+    return f"speed: output tokens/s over the baseline's; {'; '.join(words)}."

@@ -1,6 +1,6 @@
-"""The table of proposals that is printed."""
+"""The printed table of proposals."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,13 +10,18 @@ from shapelaw.search.proposals.proposal import CANDIDATE, Proposal
 from shapelaw.search.proposals.reasons import of_the_budget, plainly
 
 SHOWN = 12  # rows of the front that are printed at most
-
-
+NARROW = ("shape", "N", "loss − baseline", "speed", "KV/token")
 ALIKE = 0.05  # distance on the front, of its width, below which two shapes are shown as one
 
 
-def in_table(proposals: list[Proposal]) -> pd.DataFrame:
-    """The baseline and the front, thinned, as people read them; the files have all."""
+def proposals_table(proposals: Sequence[Proposal], *, wide: bool = False) -> pd.DataFrame:
+    """Lay out the baseline and the front, thinned, as people read them; the files have all.
+
+    Parameters
+    ----------
+    wide
+        Every column; by default those of :data:`NARROW`, which fit 80 characters.
+    """
     shown = _thinned([p for p in proposals if p is proposals[0] or p.on_front])
     cells: dict[str, Callable[[Proposal], str]] = {
         "shape": lambda p: f"{p.name}\n{p.role}",
@@ -25,8 +30,14 @@ def in_table(proposals: list[Proposal]) -> pd.DataFrame:
         "predicted loss": lambda p: (
             f"{p.predicted_loss:.4f}\n[{p.loss_low:.4f}, {p.loss_high:.4f}]"
         ),
+        "spread over law forms": lambda p: (
+            "–" if p.loss_form_spread is None else f"{p.loss_form_spread:.4f}"
+        ),
         "predicted accuracy": lambda p: "–" if p.accuracy is None else _accuracy_text(p),
-        "tokens/s × baseline": _speed_text,
+        "speed": _speedup_text,
+        "tokens/s": lambda p: (
+            f"{p.throughput.output_tokens_per_second:,.0f}" if p.throughput else "–"
+        ),
         "TTFT, TPOT": lambda p: (
             f"{seconds(p.throughput.ttft)}\n{seconds(p.throughput.tpot)}" if p.throughput else "–"
         ),
@@ -40,11 +51,13 @@ def in_table(proposals: list[Proposal]) -> pd.DataFrame:
             plainly(words) for words in p.warnings if not of_the_budget(words)
         ),
     }
-    if all(p.accuracy is None for p in shown):
-        del cells["predicted accuracy"]
-    if all(p.front_probability is None for p in shown):
-        del cells["in front"]
-    return pd.DataFrame([{name: cell(p) for name, cell in cells.items()} for p in shown])
+    unknown = {
+        "predicted accuracy": all(p.accuracy is None for p in shown),
+        "in front": all(p.front_probability is None for p in shown),
+        "spread over law forms": all(p.loss_form_spread is None for p in shown),
+    }
+    names = [name for name in cells if (wide or name in NARROW) and not unknown.get(name)]
+    return pd.DataFrame([{name: cells[name](p) for name in names} for p in shown])
 
 
 def _thinned(proposals: list[Proposal]) -> list[Proposal]:
@@ -80,11 +93,11 @@ def _accuracy_text(p: Proposal) -> str:
     return f"{100 * found.value:.1f} %\n[{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
-def _speed_text(p: Proposal) -> str:
+def _speedup_text(p: Proposal) -> str:
     if p.throughput is None:
         return "–"
     ratio = "–" if p.speedup is None else f"{p.speedup:.2f} ×"
-    return f"{ratio} ({p.throughput.output_tokens_per_second:,.0f})\n{p.throughput.kind}"
+    return f"{ratio}\n{p.throughput.kind}"
 
 
 def seconds(value: float) -> str:

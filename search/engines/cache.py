@@ -4,14 +4,17 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import WorkError
 from shapelaw.search.engines._base import Engine, Measurement
+from shapelaw.search.engines.registry import engine_named
 from shapelaw.search.workload import Workload
 
 FOLDER = "SHAPELAW_CACHE"  # environment variable: another place than the user's cache folder
@@ -60,14 +63,11 @@ class MeasurementStore:
         line = json.dumps(document, allow_nan=False).encode() + b"\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-            try:
-                with _locked(handle):
-                    size = os.fstat(handle).st_size
-                    torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
-                    os.write(handle, b"\n" + line if torn else line)
-            finally:
-                os.close(handle)
+            with FileLock(f"{self.path}.lock"), self.path.open("ab+") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(size - 1, 0))
+                torn = size > 0 and file.read(1) != b"\n"
+                file.write(b"\n" + line if torn else line)
         except OSError as error:
             raise WorkError(
                 f"{self.path} could not be written ({error.strerror}); free space, or name "
@@ -180,16 +180,20 @@ class CachedEngine(Engine):
         self._own.add(key[0])
 
 
-@contextlib.contextmanager
-def _locked(handle: int) -> Iterator[None]:
-    """Hold the file's lock, where the system has one."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: an append is whole there, but a torn line is not mended
-        yield
-        return
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        fcntl.flock(handle, fcntl.LOCK_UN)
+def stored_engine(text: str, *, keep: bool = True, fresh: bool = False) -> Engine:
+    """Make the engine ``NAME[:HARDWARE]`` with the user's store of measurements.
+
+    Parameters
+    ----------
+    keep
+        Look up and keep measurements.
+    fresh
+        Measure again what is kept.
+
+    Raises
+    ------
+    shapelaw.scaling.errors.InputError
+        There is no such engine, or a package that it needs is not installed.
+    """
+    engine = engine_named(text)
+    return CachedEngine(engine, MeasurementStore.of_user(), fresh=fresh) if keep else engine

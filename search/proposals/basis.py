@@ -1,76 +1,154 @@
-"""The law that proposals rest on: a file, a published law, or the shipped runs."""
+"""The law that predicted losses rest on: a file, a published law, or the shipped runs."""
 
-from dataclasses import fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
+from shapelaw.scaling.accuracy.fit import load_link
+from shapelaw.scaling.accuracy.link import Links
 from shapelaw.scaling.architectures.shape import RATIOS, Shape
+from shapelaw.scaling.display.progress import working
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.published_laws import printed_fit, printed_laws
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.scaling.runs.catalog import load_runs, named_tables
 from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.runs.table import fingerprint
 from shapelaw.scaling.units import format_count
-from shapelaw.search.proposals.request import ProposalRequest
 
 SHIPPED = "proxies"  # the table that the shipped law is fitted on
-
-
 FITTED_ROLES = ("proxy", "anchor")
+MIN_COUNT = 1e3  # a law whose largest run has fewer parameters or tokens counts in other units
+MAX_NAME = 40  # characters of a law's expression that are shown
+SHAPE_COLUMNS = {field.name for field in fields(Shape)} | {"n_total", "n_active", N, D, *RATIOS}
 
 
-COUNTED = 1e3  # parameters or tokens below which a law cannot count single ones
+@dataclass(frozen=True, kw_only=True)
+class LossBasis:
+    """A fitted law with what is known about it.
+
+    Attributes
+    ----------
+    description
+        The law and its runs in a line.
+    runs
+        The runs that it was fitted on; None where they are not at hand.
+    links, validation
+        Accuracy links, and the text that the law's losses are on, as the links name it.
+    """
+
+    fit: Fit
+    description: str = ""
+    runs: pd.DataFrame | None = None
+    links: Links | None = None
+    validation: str = ""
 
 
-FIELDS = {field.name for field in fields(Shape)} | {"n_total", "n_active", N, D, *RATIOS}
+def loss_basis(
+    law: str | None, *, seed: int = 0, link: str | None = None, validation: str = ""
+) -> LossBasis:
+    """Load or fit the law for predicted losses.
+
+    Parameters
+    ----------
+    law
+        Path of a fit, or name of a published law; None: a law is fitted on the shipped runs.
+    link
+        Name or file of an accuracy link.
+
+    Raises
+    ------
+    InputError
+        The law or the link cannot be read, or the law needs what a shape and a token budget do not
+        give.
+    """
+    links = None if link is None else load_link(link)
+    if law is None:
+        fitted, runs, description = _shipped_law(seed)
+    elif law in printed_laws():
+        fitted, runs = printed_fit(law), None
+        description = f"{law}: {fitted.status}"
+    else:
+        fitted, runs, description = _law_from_file(law)
+    return LossBasis(
+        fit=fitted, description=description, runs=runs, links=links, validation=validation
+    )
 
 
-def law_of(request: ProposalRequest) -> tuple[Fit, str]:
-    """The law and what it rests on, in a line."""
-    if request.law is None:
-        return shipped_law(request.seed)
-    if request.law in printed_laws():
-        return printed_fit(request.law), f"{request.law}: {printed_fit(request.law).status}"
-    path = Path(request.law)
+def _law_from_file(law: str) -> tuple[Fit, pd.DataFrame | None, str]:
+    path = Path(law)
     if not path.is_file() and path.suffix != ".json":
         raise InputError(
             f"`--law` must be a file that `shapelaw fit --out` wrote, or one of "
-            f"{', '.join(printed_laws())}, but got {request.law!r}"
+            f"{', '.join(printed_laws())}, but got {law!r}"
         )
     fitted = Fit.load(path)
-    _usable(fitted, request.law)
-    name = fitted.law_name if len(fitted.law_name) < 40 else "composed"
-    return fitted, f"{name} law on {len(fitted.run_ids)} runs, {request.law}"
+    _check_columns(fitted, law)
+    _check_units(fitted, law)
+    name = fitted.law_name if len(fitted.law_name) < MAX_NAME else "composed"
+    return fitted, runs_of(fitted, path), f"{name} law on {len(fitted.run_ids)} runs, {law}"
 
 
-def shipped_law(seed: int = 0) -> tuple[Fit, str]:
-    """The law for those who have none, fitted on the shipped runs, and what it rests on."""
-    runs = load_runs(SHIPPED)
-    fitted = fit("conditional", runs[runs["role"].isin(FITTED_ROLES)], seed=seed)
+def _shipped_law(seed: int) -> tuple[Fit, pd.DataFrame, str]:
+    """Fit the conditional law on the shipped runs."""
+    every_run = load_runs(SHIPPED)
+    runs = every_run[every_run["role"].isin(FITTED_ROLES)]
+    with working("fitting a law on the shipped runs"):
+        fitted = fit("conditional", runs, seed=seed)
     sizes = [format_count(size) for size in fitted.ranges[N]]
-    vocabularies = ", ".join(f"{size:,}" for size in sorted(set(runs["vocab_size"])))
-    return fitted, (
+    vocabularies = ", ".join(f"{size:,}" for size in sorted(set(every_run["vocab_size"])))
+    description = (
         f"the law of {len(fitted.run_ids)} shipped runs of {sizes[0]} to {sizes[1]} parameters, as "
         f"no --law is given (data/{SHIPPED}, losses in nats per token of a vocabulary of "
         f"{vocabularies}); fit your own runs for a real decision"
     )
+    return fitted, runs, description
 
 
-def _usable(fitted: Fit, source: str) -> None:
-    """Refuse a law whose columns a shape does not have, or that counts in other units."""
-    missing = [name for name in fitted.law.columns if name not in FIELDS]
+def runs_of(fitted: Fit, path: Path) -> pd.DataFrame | None:
+    """Find the runs of a fit: in a table beside its file, or in a shipped one; None: not there.
+
+    Only a table of the same content counts: the fit keeps a hash of its runs.
+    """
+    wanted = set(fitted.run_ids)
+    for runs in _tables_near(path):
+        own = runs[runs["run_id"].isin(wanted)] if wanted else runs.iloc[:0]
+        if len(own) == len(fitted.run_ids) and fingerprint(own) == fitted.data_sha256:
+            return own
+    return None
+
+
+def _tables_near(path: Path) -> Iterator[pd.DataFrame]:
+    """Run tables in the folder of a fit, then the shipped ones."""
+    shipped = [name for name, table in named_tables().items() if not table.files]
+    for source in [*sorted(path.parent.glob("*runs*.csv")), *shipped]:
+        try:
+            yield load_runs(str(source))
+        except InputError:  # another kind of table
+            continue
+
+
+def _check_columns(fitted: Fit, source: str) -> None:
+    """Refuse a law with a column that a shape and a token budget do not give."""
+    missing = [name for name in fitted.law.columns if name not in SHAPE_COLUMNS]
     if missing:
         raise InputError(
             f"`--law` {source} needs `{missing[0]}`, which a shape and a token budget do not give; "
             "fit a law of n_non_embedding, tokens and shape ratios, such as `conditional`"
         )
+
+
+def _check_units(fitted: Fit, source: str) -> None:
+    """Refuse a law that was fitted to counts in millions or billions."""
     for column in (N, D):
         high = fitted.ranges.get(column, (0.0, np.inf))[1]
-        if high < COUNTED:
+        if high < MIN_COUNT:
             raise InputError(
-                f"`{column} >= {COUNTED:g}` must hold for some run of a law, but {source} was "
+                f"`{column} >= {MIN_COUNT:g}` must hold for some run of a law, but {source} was "
                 f"fitted up to {high:g}: it counts in other units; fit it in single parameters "
                 "and tokens"
             )

@@ -1,118 +1,101 @@
-"""From a law and a budget to ranked proposals: enumerate, predict, search, name the roles."""
+"""From a request to proposals: enumerate, measure, estimate, rank, explain.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+Each stage reads the value of the one before and returns its own:
+:class:`~shapelaw.search.proposals.candidate_set.CandidateSet` → :class:`Measured` →
+:class:`Estimated` → :class:`~shapelaw.search.proposals.ranking.Proposals`.
+"""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
-from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.architectures.shape_table import ShapeTable
+from shapelaw.scaling.display.progress import working
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.runs.columns import D
-from shapelaw.search.engines._base import Engine, Measurement
+from shapelaw.scaling.files import nothing_left
+from shapelaw.scaling.space.pareto import front
+from shapelaw.search.engines._base import Measurement, broken_limits
 from shapelaw.search.engines.accelerators import device_of
-from shapelaw.search.proposals.candidate_set import (
-    Target,
-    ahead_of,
-    best_of,
-    candidates,
-    cheap_front,
-    holds_gqa,
-    runnable,
-    thinned,
-)
-from shapelaw.search.proposals.proposal import (
-    Proposal,
-)
-from shapelaw.search.proposals.ranking import Answers, assign_roles, ranked_proposals
-from shapelaw.search.proposals.reasons import require_service, unseen_by
+from shapelaw.search.proposals.basis import LossBasis
+from shapelaw.search.proposals.candidate_set import CandidateSet, candidate_set
+from shapelaw.search.proposals.ranking import Proposals, rank
+from shapelaw.search.proposals.reasons import explain
+from shapelaw.search.proposals.request import ProposalRequest
 from shapelaw.search.study.confirmation import measure_again
 from shapelaw.search.study.problem import Goal, Question
-from shapelaw.search.study.sampler import CALIBRATED
 from shapelaw.search.study.storage import Address
-from shapelaw.search.study.study import Effort, Found, explore
-from shapelaw.search.time_model.estimates import Estimates, TimeModelCheck, check, estimate
-from shapelaw.search.workload import Workload
+from shapelaw.search.study.study import Found, Report, explore
+from shapelaw.search.time_model.cross_validation import FEWEST, CrossValidation, cross_validate
+from shapelaw.search.time_model.estimates import Estimates, estimate
+from shapelaw.search.workload import LIMITS, Workload
 
-ROUNDS = 3  # times that refused shapes are made up for
-LEADERS = 3  # one in so many measurements goes to the leaders of the time model
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """Proposals, and what is to be known about how they were found.
-
-    ``enumerated`` counts the shapes of the budget, ``considered`` those in reach of the law;
-    ``check`` holds the time model against the engine, where it spoke for any shape.
-    """
-
-    proposals: list[Proposal]
-    enumerated: int
-    considered: int
-    notes: list[str]
-    check: TimeModelCheck | None = None
-    answered_shapes: tuple[Shape, ...] = ()  # of ``check``, in its order
+STUDY = "study.log"  # Optuna's journal in a folder of proposals
+OPENING = 6  # shapes of the cheap front that are measured first
+ROUNDS = 3  # times that shapes are measured in place of refused ones
+LEADER_SHARE = 3  # one in so many measurements goes to the leaders of the time model
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
-    """How shapes are found.
+class Measured:
+    """Candidates with what the engine says of some of them.
 
     Attributes
     ----------
-    measurements
-        Shapes that the engine is asked about.
-    estimated
-        The most shapes to add that only the time model answers for; with any, a third of the
-        measurements, and one for each shape that the engine refused, goes to the leaders that the
-        time model names.
-    leaders
-        Shapes that an engine which really measures is asked about again at the end, beside the
-        baseline and in turns with it.
-    short
-        Output tokens of the search, where that is fewer than the workload's; then only the leaders
-        are measured at full length and proposed (arXiv 2510.18245 and 2508.10251 do so).
-    sampler
-        One of :data:`shapelaw.search.study.sampler.SAMPLERS`.
+    results
+        By row, the measurement, or the engine's reason why it cannot run the shape.
+    front_probability
+        By row, how sure the measurements are that a shape stands on the front of those that were
+        measured again at the end.
     """
 
-    measurements: int = 24
-    estimated: int = 0
-    leaders: int = 8
-    short: int | None = None
-    sampler: str = CALIBRATED
-    seed: int = 0
+    candidates: CandidateSet
+    results: dict[int, Measurement | str]
+    front_probability: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimated:
+    """Measured candidates with the time model's answers for some of the others.
+
+    Attributes
+    ----------
+    estimates
+        By row, what the time model predicts.
+    cross_validation
+        The time model's leave-one-out error on the measured shapes, in their order; None where the
+        time model was not asked or there are too few.
+    """
+
+    measured: Measured
+    estimates: dict[int, Measurement] = field(default_factory=dict)
+    cross_validation: CrossValidation | None = None
+
+    @property
+    def answers(self) -> dict[int, Measurement | str]:
+        """By row, the engine's answer or else the time model's."""
+        return {**self.measured.results, **self.estimates}
 
 
 def propose(
-    fit: Fit,
-    target: Target,
+    request: ProposalRequest,
+    basis: LossBasis,
     *,
-    storage: Address,
-    measurements: int = 24,
-    seed: int = 0,
-    report: Callable[[int], None] = lambda done: None,
-) -> list[Proposal]:
-    """Measure the shapes that a study proposes and rank them: the proposals of :func:`find`.
+    out: Path | None = None,
+    report: Report | None = None,
+) -> Proposals:
+    """Search the shapes of a budget for the front of predicted loss against throughput.
 
-    Leaders are not measured again: who starts the same study again gets the same proposals.
-    """
-    effort = Search(measurements=measurements, leaders=0, seed=seed)
-    return find(fit, target, effort, storage=storage, report=report).proposals
-
-
-def find(
-    fit: Fit,
-    target: Target,
-    effort: Search,
-    *,
-    storage: Address,
-    report: Callable[[int], None] = lambda done: None,
-) -> Outcome:
-    """Measure the shapes that a study proposes, let the time model add to them, and rank them.
-
-    The baseline is a known model where it has the budget's size, else a shape of its proportions.
-    Every other shape lies within 10 % of the ratios that the law was fitted on.
+    Parameters
+    ----------
+    out
+        Folder for ``proposals.json``, ``fit.json``, a config for every shape, and the study where
+        the request names no other storage. A study that is there already is continued.
+    report
+        Called with the number of shapes measured so far; None: a progress bar, where a command
+        shows one.
 
     Returns
     -------
@@ -124,66 +107,76 @@ def find(
         No shape of the budget lies in the fitted ranges, the engine runs none, or none meets the
         service level.
     """
-    table, baseline, enumerated = candidates(fit, target)
-    frame = table.frame().assign(**{D: target.tokens})
-    losses = fit.central(frame)
-    best = best_of(fit, table, np.where(np.arange(len(table)) == baseline, np.inf, losses))
-    first = [baseline, best, *cheap_front(table, losses, target.workload)]
-    goal = Goal(max_loss=float(losses[baseline]), fastest=True) if target.fastest else Goal()
-    work = target.workload if effort.short is None else target.workload.shortened(effort.short)
+    if out is not None and request.effort.storage is None:
+        request = replace(request, effort=replace(request.effort, storage=out / STUDY))
+    with nullcontext() if out is None else nothing_left(out):
+        candidates = candidate_set(request, basis)
+        measured = measure_candidates(candidates, report)
+        estimated = estimate_others(measured)
+        proposals = explain(rank(estimated))
+    if out is not None:
+        proposals.write(out)
+    return proposals
+
+
+def measure_candidates(candidates: CandidateSet, report: Report | None = None) -> Measured:
+    """Measure the shapes that a study proposes, then the time model's and the study's leaders.
+
+    Raises
+    ------
+    InputError
+        The engine runs none of the shapes.
+    """
+    request = candidates.request
+    max_loss = float(candidates.losses[candidates.baseline])
     question = Question(
-        table=table, losses=losses, workload=work, goal=goal, device=device_of(target.engine)
+        table=candidates.table,
+        losses=candidates.losses,
+        workload=request.search_workload,
+        goal=Goal(max_loss=max_loss, fastest=True) if request.space.fastest else Goal(),
+        device=device_of(request.serving.engine),
     )
-    answers = _answers(question, target.engine, effort, first, storage, report)
-    found, probability = _confirmed(answers, target, effort, baseline)
-    speaks = effort.estimated > 0 and len(found) < len(table) and work == target.workload
-    added: dict[int, Measurement] = {}
-    model = estimate(table, found, target.engine, target.workload) if speaks else None
-    if model is not None:
-        ahead = ahead_of(model, found, losses, baseline)
-        added = {row: model.measurement(row) for row in thinned(ahead, effort.estimated)}
-    _served(found, model, target.workload)
-    everything: Answers = {**found, **added}
-    roles = assign_roles(everything, losses, baseline, best, target.workload)
-    held_out = check(table, found, target.engine, target.workload) if speaks else None
-    return Outcome(
-        proposals=ranked_proposals(fit, target, table, frame, everything, roles, probability),
-        enumerated=enumerated,
-        considered=len(table),
-        notes=unseen_by(fit, held=("gqa",) if holds_gqa(fit, target.space) else ()),
-        check=held_out,
-        answered_shapes=tuple(table[row] for row in held_out.rows) if held_out else (),
+    with working("measuring shapes", total=request.effort.measurements) as show:
+        found = _search(question, candidates, report or show)
+    if request.serving.engine.kind != "measured" or request.effort.leaders < 1:
+        return Measured(candidates=candidates, results=found.known)
+    with working("measuring the leaders again"):
+        again = measure_again(
+            found,
+            request.serving.engine,
+            workload=request.serving.workload,
+            most=request.effort.leaders,
+            always=[candidates.baseline],
+        )
+    same_workload = question.workload == request.serving.workload
+    return Measured(
+        candidates=candidates,
+        results={**found.known, **again.again} if same_workload else again.again,
+        front_probability=again.probability,
     )
 
 
-def _answers(
-    question: Question,
-    engine: Engine,
-    effort: Search,
-    first: list[int],
-    storage: Address,
-    report: Callable[[int], None],
-) -> Found:
-    """What the engine says of the shapes that the study, and then the time model, ask about."""
-    baseline = first[0]
+def _search(question: Question, candidates: CandidateSet, report: Report) -> Found:
+    """Run the study; then ask about the leaders of the time model, and for what was refused."""
+    engine, effort = candidates.request.serving.engine, candidates.request.effort
+    storage = _in_memory() if effort.storage is None else effort.storage
 
     def ask(rows: list[int], wanted: int) -> Found:
-        asked = Effort(
-            first=list(dict.fromkeys(rows)), measurements=wanted, sampler=effort.sampler,
-            seed=effort.seed,
-        )  # fmt: skip
+        asked = replace(effort, first=list(dict.fromkeys(rows)), measurements=wanted)
         return explore(question, engine, asked, storage=storage, report=report)
 
-    leaders = effort.measurements // LEADERS if effort.estimated else 0
-    wanted = effort.measurements - leaders
-    found = ask(first[: max(2, wanted)], wanted)
+    wanted = effort.measurements
+    if effort.estimated:
+        wanted -= effort.measurements // LEADER_SHARE
+    found = ask(_opening(candidates)[: max(2, wanted)], wanted)
     if not found.measured:
         raise InputError(f"the engine ran none of the shapes: {next(iter(found.known.values()))}")
     for _ in range(ROUNDS if effort.estimated and len(found.known) < len(question.table) else 0):
         missing = effort.measurements - len(found.measured)
-        before = estimate(question.table, found.known, engine, question.workload)
-        among = runnable(question.table, found.known)
-        ahead = ahead_of(before, found.known, question.losses, baseline, among=among)
+        model = estimate(question.table, found.known, engine, question.workload)
+        ahead = rows_ahead(
+            model, found.known, candidates, among=runnable(question.table, found.known)
+        )
         rows = thinned(ahead, missing)
         if not rows:
             break
@@ -191,25 +184,141 @@ def _answers(
     return found
 
 
-def _confirmed(
-    found: Found, target: Target, effort: Search, baseline: int
-) -> tuple[Answers, dict[int, float]]:
-    """The answers with the leaders measured again, and these rows' chances of being in front."""
-    if target.engine.kind != "measured" or effort.leaders < 1:
-        return found.known, {}
-    full = target.workload
-    again = measure_again(found, target.engine, workload=full, most=effort.leaders,
-                          always=[baseline])  # fmt: skip
-    if found.question.workload != full:
-        return again.again, again.probability
-    return {**found.known, **again.again}, again.probability
+def _in_memory() -> Address:
+    from optuna.storages import InMemoryStorage
+
+    return InMemoryStorage()
 
 
-def _served(found: Answers, model: Estimates | None, workload: Workload) -> None:
-    """Refuse a service level that nothing meets, by what was answered and what is estimated."""
-    answered = [result for result in found.values() if isinstance(result, Measurement)]
+def _opening(candidates: CandidateSet) -> list[int]:
+    """Rows to measure first: the baseline, the lowest loss, and some of a front of low cost.
+
+    The cost is FLOPs and cache per token. It needs no measurement and only decides where the
+    search begins.
+    """
+    table, losses = candidates.table, candidates.losses
+    workload = candidates.request.serving.workload
+    context = workload.input_tokens + workload.output_tokens / 2
+    cost = table.forward_flops(context) + table.kv_bytes(4) * context
+    rows = np.flatnonzero(front(losses, 1 / cost))
+    rows = rows[np.argsort(losses[rows])]
+    picked = np.linspace(0, len(rows) - 1, min(OPENING, len(rows))).round().astype(int)
+    return [candidates.baseline, candidates.best, *(int(row) for row in rows[picked])]
+
+
+def estimate_others(measured: Measured) -> Estimated:
+    """Let the time model, fitted to the measured shapes, add shapes that may stand on the front.
+
+    Raises
+    ------
+    InputError
+        No shape meets the service level.
+    """
+    candidates, results = measured.candidates, measured.results
+    table, request = candidates.table, candidates.request
+    engine, workload = request.serving.engine, request.serving.workload
+    short_search = request.search_workload != workload
+    if not request.effort.estimated or len(results) >= len(table) or short_search:
+        _check_service(results, None, workload)
+        return Estimated(measured=measured)
+    model = estimate(table, results, engine, workload)
+    _check_service(results, model, workload)
+    rows = thinned(rows_ahead(model, results, candidates), request.effort.estimated)
+    answered = [row for row, result in results.items() if isinstance(result, Measurement)]
+    return Estimated(
+        measured=measured,
+        estimates={row: model.measurement(row) for row in rows},
+        cross_validation=None
+        if len(answered) < FEWEST
+        else cross_validate(
+            table.take(np.array(answered)),
+            [result for result in results.values() if isinstance(result, Measurement)],
+            workload,
+            folds=len(answered),
+            device=device_of(engine),
+        ),
+    )
+
+
+def runnable(table: ShapeTable, results: Mapping[int, Measurement | str]) -> np.ndarray:
+    """Mask of the shapes whose number of key-value heads the engine has run, (n,).
+
+    Engines lack kernels or tables for some numbers: asking for more of these would waste
+    measurements.
+    """
+    rows = [row for row, result in results.items() if isinstance(result, Measurement)]
+    groups = table.num_key_value_heads
+    return np.asarray(np.isin(groups, groups[rows]))
+
+
+def rows_ahead(
+    model: Estimates,
+    results: Mapping[int, Measurement | str],
+    candidates: CandidateSet,
+    *,
+    among: np.ndarray | None = None,
+) -> list[int]:
+    """Return unmeasured rows on the front of estimates and measurements, from accurate to fast.
+
+    The fastest with no more loss than the baseline comes first: it is what most people want.
+    """
+    losses, workload = candidates.losses, model.workload
+    speeds = np.where(np.isfinite(model.rate), model.rate, 0.0)
+    if among is not None:
+        speeds = np.where(among, speeds, 0.0)
+    for times, limit in ((model.ttft, workload.max_ttft), (model.tpot, workload.max_tpot)):
+        if limit is not None:
+            speeds = np.where(times <= limit, speeds, 0.0)
+    for row, result in results.items():
+        fine = isinstance(result, Measurement) and not broken_limits(result, workload)
+        speeds[row] = result.output_tokens_per_second if fine else 0.0  # type: ignore[union-attr]
+    rows = np.flatnonzero(front(losses, speeds) & (speeds > 0))
+    ahead = [int(row) for row in rows[np.argsort(losses[rows])] if int(row) not in results]
+    equal = [row for row in ahead if losses[row] <= losses[candidates.baseline]]
+    first = max(equal, key=lambda row: speeds[row], default=None)
+    return ahead if first is None else [first, *(row for row in ahead if row != first)]
+
+
+def thinned(rows: list[int], most: int) -> list[int]:
+    """Keep the first row, and the others thinned evenly."""
+    if len(rows) <= most:
+        return rows
+    if most < 1:
+        return []
+    others = np.linspace(1, len(rows) - 1, max(most - 1, 0)).round().astype(int)
+    return [rows[0], *(rows[place] for place in others)][:most]
+
+
+def _check_service(
+    results: Mapping[int, Measurement | str], model: Estimates | None, workload: Workload
+) -> None:
+    """Refuse a service level that no measured or estimated shape meets."""
+    answered = [result for result in results.values() if isinstance(result, Measurement)]
     ttft = np.array([result.ttft for result in answered])
     tpot = np.array([result.tpot for result in answered])
     if model is not None:
         ttft, tpot = np.append(ttft, model.ttft), np.append(tpot, model.tpot)
     require_service(ttft, tpot, workload)
+
+
+def require_service(ttft: np.ndarray, tpot: np.ndarray, workload: Workload) -> None:
+    """Refuse a service level that no shape meets; times in seconds, NaN where there is none.
+
+    Raises
+    ------
+    InputError
+        The best of the shapes breaks a limit, or none meets both.
+    """
+    limits = [getattr(workload, name) for name in LIMITS]
+    most = [np.inf if limit is None else limit for limit in limits]
+    if np.any((ttft <= most[0]) & (tpot <= most[1])):
+        return
+    shown = " and ".join(
+        f"`{name} <= {limit:g}` s (the best shape has {np.nanmin(times):.3g} s)"
+        for name, limit, times in zip(LIMITS, most, (ttft, tpot), strict=True)
+        if np.isfinite(limit)
+    )
+    raise InputError(
+        f"no shape of the budget meets {shown} under {workload.name} with {workload.concurrency} "
+        "at once; raise the limit, lower the concurrency or choose faster hardware"
+    )

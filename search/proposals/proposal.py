@@ -30,7 +30,8 @@ class Proposal:
     noise of two new runs is not in it. ``speedup`` is throughput over the baseline's;
     ``front_probability`` says how sure the measurements are that a shape of those measured again
     at the end stands on their front; ``accuracy`` comes from a link, where one applies; ``why``
-    says in a few words what a shape of the front is good for.
+    says in a few words what a shape of the front is good for; ``loss_form_spread`` is how far
+    other forms of the law disagree on the loss, in nats per token, which no interval holds.
     """
 
     shape: Shape
@@ -48,6 +49,7 @@ class Proposal:
     difference_high: float = 0.0
     speedup: float | None = None
     accuracy: Accuracy | None = None
+    loss_form_spread: float | None = None
     why: str = ""
 
     @property
@@ -76,6 +78,7 @@ class Proposal:
             "difference": self.difference,
             "difference_low": self.difference_low,
             "difference_high": self.difference_high,
+            "loss_form_spread": self.loss_form_spread,
             "accuracy": self.accuracy.as_json() if self.accuracy else None,
             "throughput": measured.output_tokens_per_second if measured else None,
             "throughput_low": measured.low if measured else None,

@@ -1,48 +1,185 @@
-"""Rank proposals: roles, warnings and order."""
+"""Rank shapes by role, front and predicted loss: the proposals of a search."""
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from shapelaw.scaling.architectures.shape_table import ShapeTable
-from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.runs.columns import D
+from shapelaw.scaling.fitting.result import LEVEL, Fit
+from shapelaw.scaling.space.pareto import front
 from shapelaw.search.engines._base import Measurement, broken_limits
-from shapelaw.search.proposals.candidate_set import (
-    Target,
-)
+from shapelaw.search.proposals.law_forms import FormSpread, spread_over_forms
 from shapelaw.search.proposals.proposal import (
     BASELINE,
     CANDIDATE,
     FAST,
     LOSS_OPTIMAL,
     Proposal,
+    write_proposals,
 )
-from shapelaw.search.proposals.reasons import differences, mark_front, with_reasons
 from shapelaw.search.workload import Workload
+
+if TYPE_CHECKING:
+    from shapelaw.search.proposals.pareto_search import Estimated
 
 Answers = dict[int, Measurement | str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Proposals:
+    """Ranked proposals with everything that they come from.
+
+    Attributes
+    ----------
+    ranked
+        The baseline first, then the front from accurate to fast, then the rest by predicted loss.
+    rows
+        Their rows in the table of candidates.
+    form_spread
+        Disagreement of the law's alternative forms at these shapes.
+    notes, extrapolation
+        Sentences that hold for every proposal: about the law, and how far the budget lies from the
+        runs.
+    """
+
+    estimated: "Estimated"
+    ranked: tuple[Proposal, ...]
+    rows: tuple[int, ...]
+    form_spread: FormSpread
+    notes: tuple[str, ...] = ()
+    extrapolation: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[Proposal]:
+        return iter(self.ranked)
+
+    def __len__(self) -> int:
+        return len(self.ranked)
+
+    def __getitem__(self, place: int) -> Proposal:
+        return self.ranked[place]
+
+    def about(self) -> dict[str, Any]:
+        """Return what ``proposals.json`` says of the search beside its rows."""
+        candidates = self.estimated.measured.candidates
+        request, basis, space = candidates.request, candidates.basis, candidates.request.shape_space
+        worse = request.space.worse_percent
+        return {
+            "baseline": request.space.baseline,
+            "workload": str(request.serving.workload),
+            "engine": request.serving.engine.label,
+            "parameters": space.parameters,
+            "convention": space.convention,
+            "tolerance": space.tolerance,
+            "where": list(request.space.where),
+            "tokens": request.budget.tokens,
+            "worse": None if worse is None else worse / 100,
+            "fit_sha256": basis.fit.data_sha256,
+            "basis": basis.description,
+            "notes": list(self.notes),
+            "extrapolation": list(self.extrapolation),
+            "noise": basis.fit.noise,
+            "shapes": {"enumerated": candidates.enumerated, "considered": len(candidates.table)},
+            "time_model": self._time_model(),
+        }
+
+    def _time_model(self) -> dict[str, Any] | None:
+        """Return the time model's leave-one-out error, with the names of the shapes shown."""
+        checked, measured = self.estimated.cross_validation, self.estimated.measured
+        if checked is None:
+            return None
+        names = dict(zip(self.rows, (p.name for p in self.ranked), strict=True))
+        answered = [
+            row for row, found in measured.results.items() if isinstance(found, Measurement)
+        ]
+        return {
+            "shapes": [names.get(row, "") for row in answered],
+            "answered": checked.measured.tolist(),
+            "predicted": checked.predicted.tolist(),
+            "error": checked.mape,
+            "rank_correlation": None if np.isnan(checked.spearman) else checked.spearman,
+        }
+
+    def write(self, folder: Path) -> None:
+        """Write ``proposals.json``, ``fit.json`` and a Hugging Face config for every shape."""
+        candidates = self.estimated.measured.candidates
+        workload = candidates.request.serving.workload
+        length = workload.input_tokens + workload.output_tokens
+        write_proposals(folder, self.ranked, self.about(), context=length)
+        candidates.basis.fit.save(folder / "fit.json")
+
+
+def rank(estimated: "Estimated") -> Proposals:
+    """Give every measured or estimated shape a role and its predictions, and order them."""
+    measured = estimated.measured
+    candidates = measured.candidates
+    fit, links = candidates.basis.fit, candidates.basis.links
+    answers = estimated.answers
+    baseline, workload = candidates.baseline, candidates.request.serving.workload
+    roles = assign_roles(answers, candidates.losses, baseline, candidates.best, workload)
+    rows = [baseline, *(row for row in answers if row != baseline)]
+    frame = candidates.frame.iloc[rows]
+    form_spread = spread_over_forms(candidates.basis, frame)
+    predicted = pd.concat([fit.predict(frame), differences(fit, frame, 0)], axis=1)
+    on_front = front_of(predicted["predicted_loss"].tolist(), [answers[r] for r in rows], workload)
+    proposals = []
+    for place, row in enumerate(rows):
+        result = answers[row]
+        numbers = {str(name): float(value) for name, value in predicted.iloc[place].items()}
+        proposals.append(
+            Proposal(
+                shape=candidates.table[row],
+                role=roles[row],
+                tokens=candidates.request.budget.tokens,
+                throughput=result if isinstance(result, Measurement) else None,
+                on_front=on_front[place],
+                speedup=_speedup(result, answers[baseline]),
+                front_probability=measured.front_probability.get(row),
+                loss_form_spread=form_spread.at(place),
+                accuracy=None
+                if links is None
+                else links.predict(
+                    numbers["predicted_loss"],
+                    validation=candidates.basis.validation,
+                    loss_low=min(numbers["loss_low"], numbers["predicted_loss"]),
+                    loss_high=max(numbers["loss_high"], numbers["predicted_loss"]),
+                ).mean,
+                **{name: numbers[name] for name in LOSS_FIELDS},  # type: ignore[arg-type]
+            )
+        )
+    order = sorted(range(len(rows)), key=lambda place: _order(proposals[place]))
+    return Proposals(
+        estimated=estimated,
+        ranked=tuple(proposals[place] for place in order),
+        rows=tuple(rows[place] for place in order),
+        form_spread=form_spread,
+    )
+
+
+LOSS_FIELDS = (
+    *("predicted_loss", "loss_low", "loss_high"),
+    *("difference", "difference_low", "difference_high"),
+)
+
+
+def _order(proposal: Proposal) -> tuple[bool, bool, float]:
+    return proposal.role != BASELINE, not proposal.on_front, proposal.predicted_loss
+
+
 def assign_roles(
-    found: Mapping[int, Measurement | str],
-    losses: np.ndarray,
-    baseline: int,
-    best: int,
-    workload: Workload,
+    answers: Answers, losses: np.ndarray, baseline: int, best: int, workload: Workload
 ) -> dict[int, str]:
-    """Who is who: the baseline, the lowest predicted loss, the fastest of no more loss than it.
+    """Name the baseline, the lowest predicted loss, and the fastest of no more loss than it.
 
     ``fast`` is the fastest shape that meets the service level, whose predicted loss is at most the
     baseline's, and that is not the loss-optimal one.
     """
-    roles = dict.fromkeys(found, CANDIDATE)
+    roles = dict.fromkeys(answers, CANDIDATE)
     speeds = {
         row: result.output_tokens_per_second
-        for row, result in found.items()
+        for row, result in answers.items()
         if isinstance(result, Measurement) and not broken_limits(result, workload)
     }
     equal = [
@@ -55,82 +192,49 @@ def assign_roles(
     return roles
 
 
-def ranked_proposals(
-    fit: Fit,
-    target: Target,
-    table: ShapeTable,
-    frame: pd.DataFrame,
-    found: Answers,
-    roles: dict[int, str],
-    probability: Mapping[int, float],
-) -> list[Proposal]:
-    """Make the proposals of the shapes that have a role, with reasons, best first."""
-    baseline = next(row for row, role in roles.items() if role == BASELINE)
-    rows = [baseline, *(row for row in found if row != baseline)]
-    own = frame.iloc[rows]
-    predicted = pd.concat([fit.predict(own), differences(fit, own, 0)], axis=1)
-    reference = found[baseline]
-    proposals = []
-    for row, (_, prediction) in zip(rows, predicted.iterrows(), strict=True):
-        result = found[row]
-        measured = result if isinstance(result, Measurement) else None
-        numbers = {str(name): float(value) for name, value in prediction.items()}
-        numbers = {name: value for name, value in numbers.items() if not name.startswith("mean_")}
-        proposals.append(
-            Proposal(
-                shape=table[row],
-                role=roles[row],
-                tokens=int(frame[D].iloc[row]),
-                throughput=measured,
-                warnings=_warnings(fit, frame.iloc[row], result, target.workload),
-                speedup=_speedup(measured, reference),
-                front_probability=probability.get(row),
-                **numbers,  # type: ignore[arg-type]
-            )
-        )
-    proposals = _with_accuracy(proposals, target)
-    return with_reasons(_sorted(mark_front(proposals, target.workload)))
-
-
-def _warnings(
-    fit: Fit, row: "pd.Series[Any]", result: Measurement | str, workload: Workload
-) -> list[str]:
-    """Where a shape lies outside of what was fitted, and what is wrong with its speed."""
-    words = fit.warnings({name: row[name] for name in fit.ranges})
-    if isinstance(result, str):
-        return [*words, f"not measured: {result}"]
-    if result.disturbed:
-        words.append("the measurement was disturbed: something else used the core")
-    return words + broken_limits(result, workload)
-
-
-def _speedup(measured: Measurement | None, reference: Measurement | str) -> float | None:
-    if measured is None or isinstance(reference, str):
-        return None
-    return measured.output_tokens_per_second / reference.output_tokens_per_second
-
-
-def _with_accuracy(proposals: list[Proposal], target: Target) -> list[Proposal]:
-    """Mean accuracy over the links' tasks, where they hold for the law's losses."""
-    links = target.links
-    if links is None:
-        return proposals
-    return [
-        replace(
-            p,
-            accuracy=links.predict(
-                p.predicted_loss,
-                validation=target.validation,
-                loss_low=min(p.loss_low, p.predicted_loss),
-                loss_high=max(p.loss_high, p.predicted_loss),
-            ).mean,
-        )
-        for p in proposals
+def front_of(
+    losses: Sequence[float],
+    answers: Sequence[Measurement | str | None],
+    workload: Workload | None = None,
+) -> list[bool]:
+    """Tell which shapes stand on the front, of those that run and meet the service level."""
+    speeds = [
+        result.output_tokens_per_second
+        if isinstance(result, Measurement) and not (workload and broken_limits(result, workload))
+        else 0.0
+        for result in answers
     ]
+    return [bool(on and speed) for on, speed in zip(front(losses, speeds), speeds, strict=True)]
 
 
-def _sorted(proposals: list[Proposal]) -> list[Proposal]:
-    return sorted(
-        proposals,
-        key=lambda p: (p.role != BASELINE, not p.on_front, p.predicted_loss),
+def _speedup(result: Measurement | str, reference: Measurement | str) -> float | None:
+    if isinstance(result, str) or isinstance(reference, str):
+        return None
+    return result.output_tokens_per_second / reference.output_tokens_per_second
+
+
+def differences(fit: Fit, frame: pd.DataFrame, baseline: int) -> pd.DataFrame:
+    """Predict loss minus the baseline's for every row, in nats per token, with a 95 % interval.
+
+    Resample by resample as a ratio, so that what both losses have in common cancels; the ends are
+    the ratio's, times the baseline's predicted loss.
+
+    Returns
+    -------
+    ``difference``, ``difference_low``, ``difference_high``; the interval holds the difference.
+    """
+    program = fit.law.program(fit.columns(frame), fit.reference)
+    central, spread = program.log_loss(fit.theta[None])[0], program.log_loss(fit.spread)
+    apart = spread - spread[:, [baseline]]
+    ends = np.percentile(apart, [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
+    reference = float(np.exp(central[baseline]))
+    low, high = reference * np.expm1(ends)
+    middle = reference * np.expm1(central - central[baseline])
+    return pd.DataFrame(
+        {
+            "difference": middle,
+            "difference_low": np.minimum(low, middle),
+            "difference_high": np.maximum(high, middle),
+        },
+        index=frame.index,
     )

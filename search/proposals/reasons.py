@@ -1,4 +1,4 @@
-"""What to say about a proposal: service level, differences, why it stands on the front."""
+"""Reasons, warnings and notes of finished proposals, in words."""
 
 import re
 import textwrap
@@ -6,78 +6,61 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 
 from shapelaw.scaling.architectures.shape import RATIOS, Shape
-from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.result import LEVEL, Fit
+from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.columns import D, N
-from shapelaw.scaling.space.pareto import front
 from shapelaw.scaling.units import format_count
-from shapelaw.search.engines._base import broken_limits
+from shapelaw.search.engines._base import Measurement, broken_limits
 from shapelaw.search.proposals.proposal import BASELINE, FAST, LOSS_OPTIMAL, Proposal
-from shapelaw.search.workload import LIMITS, Workload
+from shapelaw.search.proposals.ranking import Proposals
 
-TOLD = 1.1  # a quantity that differs from the baseline's by less is not worth a word
-LARGER = 1.02  # the same for N, on which the loss depends directly
+MIN_RATIO_TO_MENTION = 1.1  # of a quantity to the baseline's
+MIN_SIZE_RATIO_TO_MENTION = 1.02  # of N, on which the loss depends directly
 OUTSIDE = re.compile(r"(\w+) (\S+) is (\S+ decades (?:above|below)) the runs' (\S+)")
 LETTERS = {N: "N", D: "D", "hidden_over_sqrt_n": "d/√N", "mlp_to_attention": "MLP/attention"}
-LONGEST = 160  # letters of an engine's reason that are shown beside a row; files have all
-SAID = 2  # changes that are named for each shape
+MAX_REASON = 160  # characters of an engine's reason that are shown beside a row; files have all
+MAX_CHANGES = 2  # changes that are named for each shape
 
 
-def require_service(ttft: np.ndarray, tpot: np.ndarray, workload: Workload) -> None:
-    """Refuse a service level that no shape meets; times of every known shape in seconds, NaN: none.
-
-    Raises
-    ------
-    InputError
-        The best of the shapes breaks a limit, or none meets both.
-    """
-    most = [np.inf if getattr(workload, name) is None else getattr(workload, name)
-            for name in LIMITS]  # fmt: skip
-    if np.any((ttft <= most[0]) & (tpot <= most[1])):
-        return
-    shown = " and ".join(
-        f"`{name} <= {limit:g}` s (the best shape has {np.nanmin(times):.3g} s)"
-        for name, limit, times in zip(LIMITS, most, (ttft, tpot), strict=True)
-        if np.isfinite(limit)
-    )
-    raise InputError(
-        f"no shape of the budget meets {shown} under {workload.name} with {workload.concurrency} "
-        "at once; raise the limit, lower the concurrency or choose faster hardware"
-    )
-
-
-def differences(fit: Fit, frame: pd.DataFrame, baseline: int) -> pd.DataFrame:
-    """Loss minus the baseline's for every row, in nats per token, with the law's 95 % interval.
-
-    Resample by resample as a ratio, so that what both losses have in common cancels; the ends are
-    the ratio's, times the baseline's predicted loss.
-
-    Returns
-    -------
-    ``difference``, ``difference_low``, ``difference_high``; the interval holds the difference.
-    """
-    program = fit.law.program(fit.columns(frame), fit.reference)
-    central, spread = program.log_loss(fit.theta[None])[0], program.log_loss(fit.spread)
-    apart = spread - spread[:, [baseline]]
-    ends = np.percentile(apart, [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
-    reference = float(np.exp(central[baseline]))
-    low, high = reference * np.expm1(ends)
-    middle = reference * np.expm1(central - central[baseline])
-    return pd.DataFrame(
-        {
-            "difference": middle,
-            "difference_low": np.minimum(low, middle),
-            "difference_high": np.maximum(high, middle),
-        },
-        index=frame.index,
+def explain(proposals: Proposals) -> Proposals:
+    """Add to finished proposals their reasons and warnings, and the notes that hold for all."""
+    candidates = proposals.estimated.measured.candidates
+    fit = candidates.basis.fit
+    warnings = [warnings_of(proposals, place) for place in range(len(proposals))]
+    return replace(
+        proposals,
+        ranked=tuple(
+            replace(proposal, why=why, warnings=words)
+            for proposal, why, words in zip(
+                proposals.ranked, reasons(proposals.ranked), warnings, strict=True
+            )
+        ),
+        notes=(
+            *fit.notes,
+            *missing_terms(fit, held=("gqa",) if candidates.gqa_held else ()),
+            proposals.form_spread.note,
+        ),
+        extrapolation=tuple(words for words in warnings[0] if of_the_budget(words)),
     )
 
 
-def unseen_by(fit: Fit, held: Sequence[str] = ()) -> list[str]:
-    """In words: the shape ratios that a law has no term for; ``held`` are kept as they are."""
+def warnings_of(proposals: Proposals, place: int) -> list[str]:
+    """Say where one shape lies outside of the law's range, and what is wrong with its speed."""
+    measured = proposals.estimated.measured
+    candidates, row = measured.candidates, proposals.rows[place]
+    fit, columns = candidates.basis.fit, candidates.frame.iloc[row]
+    words = fit.warnings({name: columns[name] for name in fit.ranges})
+    result: Measurement | str = proposals.estimated.answers[row]
+    if isinstance(result, str):
+        return [*words, f"not measured: {result}"]
+    if result.disturbed:
+        words.append("the measurement was disturbed: something else used the core")
+    return words + broken_limits(result, candidates.request.serving.workload)
+
+
+def missing_terms(fit: Fit, held: Sequence[str] = ()) -> list[str]:
+    """Name the shape ratios that a law has no term for; ``held`` stay at the baseline's."""
     kept = 'only shapes of the baseline\'s are proposed; --where "{0} <= 8" lets it vary'
     free = "a change of it costs no predicted loss"
     return [
@@ -88,7 +71,7 @@ def unseen_by(fit: Fit, held: Sequence[str] = ()) -> list[str]:
 
 
 def plainly(warning: str) -> str:
-    """A warning about a range as people read it: N and D for their columns, counts with a suffix.
+    """Write a warning about a range with N and D for their columns and suffixes for counts.
 
     Examples
     --------
@@ -97,7 +80,7 @@ def plainly(warning: str) -> str:
     """
     match = OUTSIDE.fullmatch(warning)
     if match is None:
-        return textwrap.shorten(warning, LONGEST, placeholder=" …")
+        return textwrap.shorten(warning, MAX_REASON, placeholder=" …")
     name, value, apart, end = match.groups()
     if name in LETTERS:
         value, end = format_count(float(value)), format_count(float(end))
@@ -105,38 +88,18 @@ def plainly(warning: str) -> str:
 
 
 def of_the_budget(warning: str) -> bool:
-    """Whether a warning is about N or D, which a budget decides, not a shape."""
+    """Tell whether a warning is about N or D, which the budget decides and not the shape."""
     return warning.split()[0] in (N, D)
 
 
-def mark_front(proposals: list[Proposal], workload: Workload | None = None) -> list[Proposal]:
-    """Set ``on_front`` among the proposals that have a throughput and meet the service level."""
-    speeds = [
-        p.throughput.output_tokens_per_second
-        if p.throughput and not (workload and broken_limits(p.throughput, workload))
-        else 0.0
-        for p in proposals
-    ]
-    mask = front([p.predicted_loss for p in proposals], speeds)
-    return [
-        replace(proposal, on_front=bool(on and speed))
-        for proposal, on, speed in zip(proposals, mask, speeds, strict=True)
-    ]
-
-
-def with_reasons(proposals: Sequence[Proposal]) -> list[Proposal]:
+def reasons(ranked: Sequence[Proposal]) -> list[str]:
     """Say of each proposal on the front why it stands there; the baseline comes first."""
-    base = proposals[0]
-    fastest = max(
-        (p for p in proposals if p.on_front), key=lambda p: p.speedup or 0.0, default=None
-    )
-    return [
-        replace(p, why=_why(p, base, first=p is fastest)) if p.on_front or p is base else p
-        for p in proposals
-    ]
+    base = ranked[0]
+    fastest = max((p for p in ranked if p.on_front), key=lambda p: p.speedup or 0.0, default=None)
+    return [_reason(p, base, first=p is fastest) if p.on_front or p is base else "" for p in ranked]
 
 
-def _why(proposal: Proposal, base: Proposal, *, first: bool) -> str:
+def _reason(proposal: Proposal, base: Proposal, *, first: bool) -> str:
     if proposal.role == BASELINE:
         return "the model to beat" + (", itself not beaten" if proposal.on_front else "")
     if proposal.role == LOSS_OPTIMAL:
@@ -157,14 +120,18 @@ def _why(proposal: Proposal, base: Proposal, *, first: bool) -> str:
 
 
 def _changes(shape: Shape, base: Shape) -> list[str]:
-    """The largest differences from the baseline's shape, in words."""
-    own, reference = _amounts(shape), _amounts(base)
-    ratios = {name: own[name] / reference[name] for name in own}
-    told = [name for name, ratio in ratios.items() if abs(np.log(ratio)) > np.log(TOLD)]
-    told.sort(key=lambda name: -abs(np.log(ratios[name])))
-    changes = [f"{name} ×\u00a0{ratios[name]:.2g}" for name in told[:SAID]]
-    size = shape.n_non_embedding / base.n_non_embedding  # a part of what it gains or loses
-    return changes + ([f"N ×\u00a0{size:.3g}"] if abs(np.log(size)) > np.log(LARGER) else [])
+    """Name the largest differences from the baseline's shape."""
+    amounts, reference = _amounts(shape), _amounts(base)
+    sizes = {name: abs(np.log(amounts[name] / reference[name])) for name in amounts}
+    large = [name for name, size in sizes.items() if size > np.log(MIN_RATIO_TO_MENTION)]
+    large.sort(key=lambda name: -sizes[name])
+    changes = [
+        f"{name} ×\u00a0{amounts[name] / reference[name]:.2g}" for name in large[:MAX_CHANGES]
+    ]
+    growth = shape.n_non_embedding / base.n_non_embedding  # a part of what it gains or loses
+    if abs(np.log(growth)) > np.log(MIN_SIZE_RATIO_TO_MENTION):
+        changes.append(f"N ×\u00a0{growth:.3g}")
+    return changes
 
 
 def _amounts(shape: Shape) -> dict[str, float]:

@@ -1,121 +1,182 @@
-"""A request for proposals, and the parts of it that are read from text."""
+"""A request for proposals in four groups: budget, space, serving and effort."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
 
-from shapelaw.scaling.accuracy.fit import load_link
 from shapelaw.scaling.architectures.named_shapes import shape_named
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.space.space import Space, usual_steps
-from shapelaw.scaling.units import parse_count, parse_numbers
 from shapelaw.search.engines._base import Engine
-from shapelaw.search.engines.cache import CachedEngine, MeasurementStore
-from shapelaw.search.engines.registry import engine_named
-from shapelaw.search.proposals.candidate_set import Target
-from shapelaw.search.study.sampler import CALIBRATED
-from shapelaw.search.workload import Workload, parse_workload
+from shapelaw.search.study.storage import Address
+from shapelaw.search.study.study import Effort
+from shapelaw.search.workload import Workload
 
+Value = TypeVar("Value")
 MEASUREMENTS = 24
+ESTIMATED = 12
+LEADERS = 8
+WORSE_PERCENT = 2.0
 
 
-ESTIMATED = 12  # the most shapes that only the time model answers for
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Size of the model and the tokens to train it on.
+
+    Attributes
+    ----------
+    parameters, convention, tolerance
+        Parameters, which of them are counted, and the fraction by which a count may differ.
+    tokens
+        Training tokens.
+    """
+
+    parameters: int
+    tokens: int
+    convention: str = "non-embedding"
+    tolerance: float = 0.03
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceOptions:
+    """Shapes to consider, and the known model to compare them with.
+
+    Attributes
+    ----------
+    baseline
+        Name of the model to beat. It gives the vocabulary and the other fields left at None.
+    layers, head_dims
+        Values to try; None: the baseline's depth scaled with the cube root of the size, and the
+        head dimension that is usual at that size.
+    hidden_step, mlp_step
+        Grids of hidden and intermediate size; None: what is usual at that size.
+    where
+        Conditions such as ``"gqa <= 8"``; see :class:`shapelaw.scaling.space.space.Space`.
+    worse_percent
+        Per cent by which a predicted loss may exceed the baseline's; None: no limit.
+    fastest
+        Seek one shape: the fastest with no more predicted loss than the baseline
+        (arXiv 2510.18245).
+
+    Raises
+    ------
+    InputError
+        ``worse_percent`` is out of range.
+    """
+
+    baseline: str = "llama-3.2-1b"
+    layers: tuple[int, ...] | None = None
+    head_dims: tuple[int, ...] | None = None
+    vocab_size: int | None = None
+    hidden_step: int | None = None
+    mlp_step: int | None = None
+    qk_norm: bool | None = None
+    rope_theta: float | None = None
+    where: tuple[str, ...] = ()
+    worse_percent: float | None = WORSE_PERCENT
+    fastest: bool = False
+
+    def __post_init__(self) -> None:
+        if self.worse_percent is not None and not 0 <= self.worse_percent <= 100:
+            raise InputError(
+                f"`0 <= --worse <= 100` per cent must hold, but got {self.worse_percent:g}"
+            )
+
+    @property
+    def max_loss_ratio(self) -> float | None:
+        """Largest predicted loss over the baseline's; None: no limit."""
+        if self.fastest:
+            return 1.0
+        return None if self.worse_percent is None else 1 + self.worse_percent / 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """Workload to serve, with its service level, and the engine that measures or predicts it."""
+
+    workload: Workload
+    engine: Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchEffort(Effort):
+    """Number of shapes that the engine and the time model answer for.
+
+    Attributes
+    ----------
+    measurements
+        Shapes to ask the engine about.
+    estimated
+        Most shapes to add that only the time model answers for. With any, a third of the
+        measurements, and one for each shape that the engine refuses, goes to the leaders that the
+        time model names.
+    leaders
+        Shapes to ask a measuring engine about again at the end, in turns with the baseline.
+    short
+        Output tokens during the search, where fewer than the workload's. Then only the leaders are
+        measured at full length and proposed (arXiv 2510.18245 and 2508.10251 do so).
+    storage
+        Study in a file or ``postgresql://...``; several searches may share it. None: in memory.
+    """
+
+    measurements: int = MEASUREMENTS
+    estimated: int = ESTIMATED
+    leaders: int = LEADERS
+    short: int | None = None
+    storage: "Address | None" = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProposalRequest:
-    """What a person asks for, as typed.
+    """Everything that a search for proposals is asked; each stage of it reads this one object.
 
-    ``law`` is the path of a fit or the name of a printed law; ``measurements`` and ``estimated``
-    are the most shapes that the engine and the time model answer for (None: 24);
-    ``worse`` is the per cent by which a loss may exceed the baseline's; ``link`` and
-    ``validation`` lead to accuracies; ``limits`` are further limits of the workload in seconds.
-    ``fastest``, ``sampler``, ``short`` and ``storage`` say how to search; ``keep`` and ``fresh``
-    whether measurements are kept for the user, and made again.
+    Raises
+    ------
+    InputError
+        The baseline is unknown, or the space of shapes breaks a rule.
     """
 
-    params: str
-    tokens: str
-    law: str | None
-    workload: str
-    engine: str
-    baseline: str
-    convention: str
-    tolerance: float
-    layers: str
-    head_dims: str
-    vocab_size: int | None
-    measurements: int | None
-    seed: int
-    estimated: int = ESTIMATED
-    worse: float = 2.0
-    where: tuple[str, ...] = ()
-    link: str | None = None
-    validation: str = ""
-    limits: dict[str, float | None] = field(default_factory=dict)
-    fastest: bool = False
-    sampler: str = CALIBRATED
-    short: int | None = None
-    storage: str | None = None
-    keep: bool = True
-    fresh: bool = False
+    budget: Budget
+    space: SpaceOptions
+    serving: Serving
+    effort: SearchEffort = SearchEffort()
 
+    def __post_init__(self) -> None:
+        _ = self.shape_space  # a space that breaks a rule is refused before anything is fitted
 
-def target_of(request: ProposalRequest) -> Target:
-    """Read the budget, the baseline and the steps of a request."""
-    baseline = shape_named(request.baseline)
-    parameters = parse_count(request.params)
-    hidden_step, mlp_step, head_dim = usual_steps(parameters)
-    if not 0 <= request.worse <= 100:
-        raise InputError(f"`0 <= --worse <= 100` per cent must hold, but got {request.worse:g}")
-    return Target(
-        space=Space(
-            parameters=parameters,
-            layers=_layers(request.layers, parameters, baseline),
-            head_dims=_numbers("--head-dim", request.head_dims, head_dim),
-            vocab_size=baseline.vocab_size if request.vocab_size is None else request.vocab_size,
-            hidden_step=hidden_step,
-            mlp_step=mlp_step,
-            tolerance=request.tolerance,
-            convention=request.convention,
+    @cached_property
+    def baseline(self) -> Shape:
+        """The model to beat, as published."""
+        return shape_named(self.space.baseline)
+
+    @cached_property
+    def shape_space(self) -> Space:
+        """The space of shapes, with everything filled in that the request leaves open."""
+        budget, space, baseline = self.budget, self.space, self.baseline
+        hidden_step, mlp_step, head_dim = usual_steps(budget.parameters)
+        growth = (budget.parameters / baseline.n_non_embedding) ** (1 / 3)
+        return Space(
+            parameters=budget.parameters,
+            convention=budget.convention,
+            tolerance=budget.tolerance,
+            layers=space.layers or (max(2, round(baseline.num_hidden_layers * growth)),),
+            head_dims=space.head_dims or (head_dim,),
+            vocab_size=_given(space.vocab_size, baseline.vocab_size),
+            hidden_step=_given(space.hidden_step, hidden_step),
+            mlp_step=_given(space.mlp_step, mlp_step),
             tie_word_embeddings=baseline.tie_word_embeddings,
-            qk_norm=baseline.qk_norm,
-            rope_theta=baseline.rope_theta,
-            **_constraints(request.where),
-        ),
-        tokens=parse_count(request.tokens),
-        workload=_workload(request),
-        engine=_engine(request),
-        baseline_name=request.baseline,
-        baseline=baseline,
-        worse=request.worse / 100,
-        fastest=request.fastest,
-        links=None if request.link is None else load_link(request.link),
-        validation=request.validation,
-    )
+            qk_norm=_given(space.qk_norm, baseline.qk_norm),
+            rope_theta=_given(space.rope_theta, baseline.rope_theta),
+            constraints=space.where,
+        )
+
+    @property
+    def search_workload(self) -> Workload:
+        """The workload during the search: shortened where the effort says so."""
+        workload, short = self.serving.workload, self.effort.short
+        return workload if short is None else workload.shortened(short)
 
 
-def _engine(request: ProposalRequest) -> Engine:
-    """The engine; what it measured once is kept, unless unwanted."""
-    engine = engine_named(request.engine)
-    if not request.keep:
-        return engine
-    return CachedEngine(engine, MeasurementStore.of_user(), fresh=request.fresh)
-
-
-def _constraints(where: tuple[str, ...]) -> dict[str, Any]:
-    return {"constraints": where} if where else {}
-
-
-def _workload(request: ProposalRequest) -> Workload:
-    return parse_workload(request.workload).changed(**request.limits)
-
-
-def _layers(text: str, parameters: int, baseline: Shape) -> tuple[int, ...]:
-    """By default the depth of the baseline, scaled with the cube root of the size."""
-    scaled = baseline.num_hidden_layers * (parameters / baseline.n_non_embedding) ** (1 / 3)
-    return _numbers("--layers", text, max(2, round(scaled)))
-
-
-def _numbers(option: str, text: str, default: int) -> tuple[int, ...]:
-    return (default,) if text == "auto" else parse_numbers(option, text)
+def _given(value: Value | None, default: Value) -> Value:
+    return default if value is None else value

@@ -35,7 +35,7 @@ from shapelaw.search.proposals.proposal import (
     read_proposals,
     shape_name,
 )
-from shapelaw.search.proposals.reasons import differences
+from shapelaw.search.proposals.ranking import differences
 from shapelaw.search.reports import pareto_plot
 from shapelaw.search.workload import parse_workload
 

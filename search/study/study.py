@@ -15,14 +15,12 @@ from functools import cached_property, partial
 import numpy as np
 import optuna
 
-from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.search.engines._base import Engine, Measurement
 from shapelaw.search.study.claims import Claims, heartbeat_of, known_rows
-from shapelaw.search.study.problem import Goal, Question
+from shapelaw.search.study.problem import Question
 from shapelaw.search.study.sampler import CALIBRATED, sampler_named
 from shapelaw.search.study.storage import Address, closing, patiently
 from shapelaw.search.time_model.model import Forecast, TimeModel
-from shapelaw.search.workload import Workload
 
 # Called with the number of measured shapes so far.
 Report = Callable[[int], None]
@@ -31,7 +29,7 @@ WAIT = 0.2  # seconds between looks while other workers measure the last shapes
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How a study is searched.
+    """Number and order of the shapes that a study measures.
 
     Attributes
     ----------
@@ -55,7 +53,7 @@ class Effort:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a search knows at its end: measured rows, and a time model for all the others.
+    """Results of a search: measured rows, and a time model for all the others.
 
     ``known`` holds for each row that was asked for its measurement, or the engine's reason why it
     cannot run the shape.
@@ -99,42 +97,6 @@ class Found:
         for row, found in self.measured.items():
             rates[row] = found.output_tokens_per_second
         return rates
-
-
-def search(
-    table: ShapeTable,
-    losses: np.ndarray,
-    engine: Engine,
-    workload: Workload,
-    *,
-    storage: Address,
-    measurements: int,
-    first: Sequence[int],
-    seed: int = 0,
-    report: Report = lambda done: None,
-    goal: Goal | None = None,
-    sampler: str = CALIBRATED,
-) -> dict[int, Measurement | str]:
-    """Measure the shapes that a study proposes; :func:`explore` says more of what it found.
-
-    Parameters
-    ----------
-    table, losses
-        The space and the predicted loss of each shape.
-    storage
-        Optuna's journal, or ``postgresql://...``; a study of the same question is continued.
-    measurements
-        Distinct shapes to measure, at most all of the space.
-    first
-        Rows to measure before the sampler proposes any.
-
-    Returns
-    -------
-    For each measured row its measurement, or the engine's reason why it cannot run the shape.
-    """
-    question = Question(table=table, losses=losses, workload=workload, goal=goal or Goal())
-    effort = Effort(measurements=measurements, first=first, sampler=sampler, seed=seed)
-    return explore(question, engine, effort, storage=storage, report=report).known
 
 
 def explore(

@@ -1,4 +1,4 @@
-"""How well a time model says the speed of shapes that it has not seen."""
+"""Cross-validation of a time model: its error on shapes that it has not seen."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +21,7 @@ FEWEST = 3
 
 @dataclass(frozen=True, kw_only=True)
 class CrossValidation:
-    """Measured against predicted output tokens/s, each shape by a model that did not see it.
+    """Measured and predicted output tokens/s, each shape predicted by a model that did not see it.
 
     Attributes
     ----------
@@ -43,12 +43,12 @@ class CrossValidation:
     coverage: float
 
     def figures(self) -> dict[str, float]:
-        """The three figures by name."""
+        """Return the three figures by name."""
         names = ("mape", "spearman", "coverage")
         return {name: value for name, value in asdict(self).items() if name in names}
 
 
-def held_out(
+def cross_validate(
     table: "ShapeTable",
     measurements: "Sequence[Measurement]",
     workload: "Workload",
@@ -57,7 +57,7 @@ def held_out(
     device: "Hardware | None" = None,
     seed: int = 0,
 ) -> CrossValidation:
-    """Fit without each fold and predict it.
+    """Predict each fold of the measured shapes by a time model fitted without it.
 
     Parameters
     ----------

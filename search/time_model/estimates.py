@@ -1,7 +1,7 @@
-"""Speeds of shapes that no engine was asked about, from the ones that it answered.
+"""Speeds of shapes that no engine was asked about, estimated from those that it answered.
 
-:func:`estimate` fits the time model (:mod:`shapelaw.search.time_model.model`) to what was answered
-and speaks for the rest of a space. What it says is marked ``time model`` wherever it is shown.
+:func:`estimate` fits the time model (:mod:`shapelaw.search.time_model.model`) to the answers. What
+it predicts is marked ``time model`` wherever it is shown.
 """
 
 from collections.abc import Mapping
@@ -10,14 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from shapelaw.scaling.architectures.shape_table import ShapeTable
-from shapelaw.search.engines._base import (
-    TIME_MODEL,
-    Engine,
-    Measurement,
-    bytes_served,
-)
+from shapelaw.search.engines._base import TIME_MODEL, Engine, Measurement, bytes_served
 from shapelaw.search.engines.accelerators import device_of
-from shapelaw.search.time_model.cross_validation import FEWEST, held_out
 from shapelaw.search.time_model.model import TimeModel
 from shapelaw.search.workload import Workload
 
@@ -37,7 +31,7 @@ class Estimates:
     tpot: np.ndarray
 
     def measurement(self, row: int) -> Measurement:
-        """One row as an engine would have answered it, marked as the time model's."""
+        """Return one row as an engine would have answered it, marked as the time model's."""
         return Measurement.predicted(
             self.workload,
             engine=f"{TIME_MODEL} of {self.engine.label}",
@@ -51,33 +45,16 @@ class Estimates:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class TimeModelCheck:
-    """How well the time model says what the engine answered, each shape left out in turn.
-
-    ``rows`` are those answered, ``answered`` and ``predicted`` their tokens/s; ``error`` is the
-    mean absolute error as a fraction, ``rank_correlation`` Spearman's, None where all are equal,
-    ``coverage`` the fraction inside the predicted 95 % interval.
-    """
-
-    rows: list[int]
-    answered: list[float]
-    predicted: list[float]
-    error: float
-    rank_correlation: float | None
-    coverage: float
-
-
 def estimate(
     table: ShapeTable,
     found: Mapping[int, Measurement | str],
     engine: Engine,
     workload: Workload,
 ) -> Estimates:
-    """Speak for a whole space from the rows that an engine answered."""
-    rows, answers = _answered(found)
-    device = device_of(engine)
-    model = TimeModel.fit(table.take(rows), answers, workload, device=device)
+    """Predict the speed of every shape of a table from the rows that an engine answered."""
+    measured = {row: result for row, result in found.items() if isinstance(result, Measurement)}
+    rows, device = np.array(list(measured), dtype=int), device_of(engine)
+    model = TimeModel.fit(table.take(rows), list(measured.values()), workload, device=device)
     forecast = model.forecast(table)
     fits = np.ones(len(table), dtype=bool)
     if device is not None:
@@ -90,30 +67,3 @@ def estimate(
         ttft=np.where(fits, forecast.ttft, np.nan),
         tpot=np.where(fits, forecast.tpot, np.nan),
     )
-
-
-def check(
-    table: ShapeTable,
-    found: Mapping[int, Measurement | str],
-    engine: Engine,
-    workload: Workload,
-) -> TimeModelCheck | None:
-    """Predict each answered row from the others; None where there are too few."""
-    rows, answers = _answered(found)
-    if len(rows) < FEWEST:
-        return None
-    told = held_out(table.take(rows), answers, workload, folds=len(rows), device=device_of(engine))
-    return TimeModelCheck(
-        rows=rows.tolist(),
-        answered=told.measured.tolist(),
-        predicted=told.predicted.tolist(),
-        error=told.mape,
-        rank_correlation=None if np.isnan(told.spearman) else told.spearman,
-        coverage=told.coverage,
-    )
-
-
-def _answered(found: Mapping[int, Measurement | str]) -> tuple[np.ndarray, list[Measurement]]:
-    """Rows with a measurement, and these."""
-    known = {row: result for row, result in found.items() if isinstance(result, Measurement)}
-    return np.array(list(known), dtype=int), list(known.values())

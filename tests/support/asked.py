@@ -1,10 +1,59 @@
-"""A usual request for proposals."""
+"""A usual request for proposals, with changes where a test wants them."""
 
+from pathlib import Path
 from typing import Any
 
+from shapelaw.scaling.units import parse_count
+from shapelaw.search.engines.registry import engine_named
+from shapelaw.search.proposals.basis import LossBasis, loss_basis
+from shapelaw.search.proposals.pareto_search import propose
+from shapelaw.search.proposals.ranking import Proposals
+from shapelaw.search.proposals.request import (
+    Budget,
+    ProposalRequest,
+    SearchEffort,
+    Serving,
+    SpaceOptions,
+)
+from shapelaw.search.workload import parse_workload
+
 USUAL: dict[str, Any] = {
-    "params": "1B", "tokens": "100B", "law": "paper-2510.18245", "workload": "rag@64:bfloat16",
-    "engine": "roofline:h200", "baseline": "llama-3.2-1b", "convention": "non-embedding",
-    "tolerance": 0.01, "layers": "16", "head_dims": "128", "vocab_size": None, "measurements": 6,
-    "seed": 0, "estimated": 5,
+    "params": "1B", "tokens": "100B", "workload": "rag@64:bfloat16", "engine": "roofline:h200",
+    "tolerance": 0.01, "layers": (16,), "head_dims": (128,), "measurements": 6, "estimated": 5,
 }  # fmt: skip
+BUDGET = ("convention", "tolerance")
+SPACE = ("baseline", "layers", "head_dims", "vocab_size", "where", "worse_percent", "fastest")
+EFFORT = ("measurements", "estimated", "leaders", "short", "sampler", "seed")
+
+
+def request_for(**changes: Any) -> ProposalRequest:
+    """The usual request, with other fields of any group; limits of the workload too."""
+    wish = USUAL | changes
+    limits = {name: wish[name] for name in ("max_ttft", "max_tpot") if name in wish}
+
+    def given(names: tuple[str, ...]) -> dict[str, Any]:
+        return {name: wish[name] for name in names if name in wish}
+
+    return ProposalRequest(
+        budget=Budget(
+            parameters=parse_count(wish["params"]), tokens=parse_count(wish["tokens"]),
+            **given(BUDGET),
+        ),
+        space=SpaceOptions(**given(SPACE)),
+        serving=Serving(
+            workload=parse_workload(wish["workload"]).changed(**limits),
+            engine=engine_named(wish["engine"]),
+        ),
+        effort=SearchEffort(**given(EFFORT)),
+    )  # fmt: skip
+
+
+def basis_for(**changes: Any) -> LossBasis:
+    """The published law, or another, with a link where one is named."""
+    about = {name: changes[name] for name in ("link", "validation") if name in changes}
+    return loss_basis(changes.get("law", "paper-2510.18245"), **about)
+
+
+def asked(out: Path | None = None, **changes: Any) -> Proposals:
+    """The proposals of a request."""
+    return propose(request_for(**changes), basis_for(**changes), out=out)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.runs.table import with_ratios
-from shapelaw.search.autopilot.single_pass import fill
+from shapelaw.search.autopilot.run_plan import fill
 
 
 def synthetic_runs() -> pd.DataFrame:

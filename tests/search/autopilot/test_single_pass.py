@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.columns import COLUMNS
 from shapelaw.scaling.runs.table import load_runs
-from shapelaw.search.autopilot.record import LoopSettings
-from shapelaw.search.autopilot.single_pass import PROXIES, fill, proxy_specs
+from shapelaw.search.autopilot.record import LoopSettings, locked_folder
+from shapelaw.search.autopilot.run_plan import PROXIES, fill, proxy_specs
 from support.command import SMALL, shapelaw
 
 pytestmark = pytest.mark.xdist_group("loop")
@@ -64,6 +64,14 @@ def test_fill_finds_the_width_nearest_to_a_size() -> None:
 def test_settings_out_of_range_are_refused(changes: dict[str, float], words: str) -> None:
     with pytest.raises(InputError, match=words):
         LoopSettings(**changes)  # type: ignore[arg-type]
+
+
+def test_second_quickstart_in_a_locked_folder_is_refused(tmp_path: Path) -> None:
+    refused = pytest.raises(WorkError, match="another quickstart is at work")
+    with locked_folder(tmp_path), refused, locked_folder(tmp_path):
+        pass
+    with locked_folder(tmp_path):
+        assert (tmp_path / "work").is_dir()
 
 
 def test_the_loop_leaves_every_file_and_a_full_run_table(loop_folder: Path) -> None:

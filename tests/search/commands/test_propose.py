@@ -1,5 +1,7 @@
 """What a person asks of ``propose``: any budget gives valid candidates, or one clear line."""
 
+import contextlib
+import io
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -9,39 +11,36 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.text import Text
 
 from shapelaw.scaling.accuracy.fit import load_link
 from shapelaw.scaling.architectures.named_shapes import shape_named
 from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.display.console import print_table
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json, write_json
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.space.space import CONVENTIONS
-from shapelaw.search.commands.propose import Answer, answer
-from shapelaw.search.commands.table import ALIKE, SHOWN, in_bytes, in_table, seconds
+from shapelaw.search.commands.table import ALIKE, NARROW, SHOWN, in_bytes, proposals_table, seconds
 from shapelaw.search.engines._base import TIME_MODEL
 from shapelaw.search.engines._vllm import CPU_ENVIRONMENT, ENVIRONMENT, SESSION, VllmEngine
 from shapelaw.search.engines.sessions import client
 from shapelaw.search.engines.sessions.client import MissingError, SessionProcess, numbers
 from shapelaw.search.proposals import basis
-from shapelaw.search.proposals.basis import shipped_law
-from shapelaw.search.proposals.request import ProposalRequest
+from shapelaw.search.proposals.basis import loss_basis
+from shapelaw.search.proposals.ranking import Proposals
 from shapelaw.search.workload import parse_workload
-from support.asked import USUAL
+from support.asked import asked, request_for
 from support.search_runs import synthetic_runs
 
 
-def asked(out: Path | None = None, **changes: Any) -> Answer:
-    return answer(ProposalRequest(**(USUAL | changes)), out)
-
-
 @pytest.fixture(scope="module")
-def usual() -> Answer:
+def usual() -> Proposals:
     return asked()
 
 
-def outcome(**changes: Any) -> tuple[Answer | None, str]:
+def outcome(**changes: Any) -> tuple[Proposals | None, str]:
     """The answer and no text, or none and the text of the error."""
     try:
         return asked(**changes), ""
@@ -60,8 +59,8 @@ requests = st.fixed_dictionaries(
             ["llama-3.2-1b", "qwen3-0.6b", "gemma-3-1b", "olmo-2-1b", "smollm3-3b", "panda-1b"]
         ),
         "convention": st.sampled_from(sorted(CONVENTIONS)),
-        "layers": st.sampled_from(["auto", "16", "20,28"]),
-        "worse": st.sampled_from([0.5, 3.0, 50.0]),
+        "layers": st.sampled_from([None, (16,), (20, 28)]),
+        "worse_percent": st.sampled_from([0.5, 3.0, 50.0]),
         "seed": st.integers(0, 3),
     }
 )
@@ -75,20 +74,21 @@ def test_any_budget_gives_valid_candidates_or_one_clear_line(changes: dict[str, 
         assert refusal.startswith(("no valid shape", "`predicted loss", "none of the"))
         assert "\n" not in refusal
         return
-    request = ProposalRequest(**(USUAL | changes))
-    proposals = found.proposals
+    request = request_for(**changes)
+    proposals = list(found)
     assert proposals[0].role == "baseline"
     assert [p.role for p in proposals].count("baseline") == 1
     assert len({p.shape for p in proposals}) == len(proposals)
-    wanted = float(request.params[:-1]) * 1e6
+    budget, ratio = request.budget, request.space.max_loss_ratio
+    assert ratio is not None
     for p in proposals:
-        size = getattr(p.shape, CONVENTIONS[request.convention])
-        assert abs(size / wanted - 1) <= request.tolerance
+        size = getattr(p.shape, CONVENTIONS[budget.convention])
+        assert abs(size / budget.parameters - 1) <= budget.tolerance
         assert p.shape.num_attention_heads % p.shape.num_key_value_heads == 0
         assert np.isfinite([p.loss_low, p.loss_high]).all()
         assert p.loss_low < p.predicted_loss < p.loss_high
         assert p.difference_low <= p.difference <= p.difference_high
-        assert p.predicted_loss <= proposals[0].predicted_loss * (1 + request.worse / 100) + 1e-9
+        assert p.predicted_loss <= proposals[0].predicted_loss * ratio + 1e-9
         _front_is_right(p, proposals)
         _extrapolation_is_said(p, found)
 
@@ -109,7 +109,7 @@ def _front_is_right(p: Any, proposals: list[Any]) -> None:
     assert not (p.on_front and beaten)
 
 
-def _extrapolation_is_said(p: Any, found: Answer) -> None:
+def _extrapolation_is_said(p: Any, found: Proposals) -> None:
     """Every range of the printed law that a candidate leaves is in its warnings."""
     names = {words.split()[0] for words in p.warnings}
     if p.shape.n_non_embedding > 1.03 * 973e6:
@@ -119,25 +119,25 @@ def _extrapolation_is_said(p: Any, found: Answer) -> None:
     assert any("no term for gqa" in words for words in found.notes)
 
 
-def test_a_baseline_of_the_budget_s_size_is_the_model_itself(usual: Answer) -> None:
-    exact = asked(params="973M", baseline="surefire-1b", head_dims="64")
-    assert exact.proposals[0].shape == shape_named("surefire-1b")
-    assert usual.proposals[0].shape != shape_named("llama-3.2-1b"), "1 % of 1B leaves it out"
+def test_a_baseline_of_the_budget_s_size_is_the_model_itself(usual: Proposals) -> None:
+    exact = asked(params="973M", baseline="surefire-1b", head_dims=(64,))
+    assert exact[0].shape == shape_named("surefire-1b")
+    assert usual[0].shape != shape_named("llama-3.2-1b"), "1 % of 1B leaves it out"
 
 
-def test_engine_and_time_model_are_both_asked_and_marked(usual: Answer) -> None:
-    kinds = [p.throughput.kind for p in usual.proposals if p.throughput]
+def test_engine_and_time_model_are_both_asked_and_marked(usual: Proposals) -> None:
+    kinds = [p.throughput.kind for p in usual if p.throughput]
     assert kinds.count("predicted") == 6
     assert 1 <= kinds.count(TIME_MODEL) <= 5
-    assert usual.about["time_model"]["error"] < 0.2
-    text = in_table(usual.proposals)["tokens/s × baseline"].str.cat()
+    assert usual.about()["time_model"]["error"] < 0.2
+    text = proposals_table(usual.ranked)["speed"].str.cat()
     assert "predicted" in text
     assert TIME_MODEL in text
 
 
-def test_the_table_has_the_baseline_and_the_front(usual: Answer) -> None:
-    shown = in_table(usual.proposals)
-    front = [p.name for p in usual.proposals if p.on_front or p.role == "baseline"]
+def test_the_table_has_the_baseline_and_the_front(usual: Proposals) -> None:
+    shown = proposals_table(usual.ranked, wide=True)
+    front = [p.name for p in usual if p.on_front or p.role == "baseline"]
     names = [text.split("\n")[0] for text in shown["shape"]]
     assert names == [name for name in front if name in names]
     assert len(names) > 3
@@ -147,45 +147,45 @@ def test_the_table_has_the_baseline_and_the_front(usual: Answer) -> None:
     assert (shown["why"] != "").all()
 
 
-def test_a_service_level_filters_the_front(usual: Answer) -> None:
-    speeds = [p.throughput for p in usual.proposals if p.throughput]
+def test_a_service_level_filters_the_front(usual: Proposals) -> None:
+    speeds = [p.throughput for p in usual if p.throughput]
     limit = float(np.median([speed.tpot for speed in speeds]))
-    found = asked(limits={"max_ttft": None, "max_tpot": limit})
-    for p in found.proposals:
+    found = asked(max_tpot=limit)
+    for p in found:
         assert p.throughput is not None
         if p.throughput.tpot > limit:
             assert not p.on_front
             assert any(words.startswith("TPOT") for words in p.warnings)
-    assert any(p.on_front for p in found.proposals)
+    assert any(p.on_front for p in found)
 
 
 def test_accuracy_is_given_where_the_link_holds_and_refused_elsewhere() -> None:
     link = load_link("olmo-ladder")
-    held = asked(link="olmo-ladder", validation=link.measured.validation).proposals[0].accuracy
+    held = asked(link="olmo-ladder", validation=link.measured.validation)[0].accuracy
     assert held is not None
     assert held.value is not None
     assert 0 < held.low < held.value < held.high < 1  # type: ignore[operator]
     other = asked(link="olmo-ladder", validation="dolma")
-    assert other.proposals[0].accuracy is not None
-    assert other.proposals[0].accuracy.value is None
-    assert "not available" in in_table(other.proposals)["predicted accuracy"].iloc[0]
+    assert other[0].accuracy is not None
+    assert other[0].accuracy.value is None
+    assert "not available" in proposals_table(other.ranked, wide=True)["predicted accuracy"].iloc[0]
 
 
 def test_files_of_a_folder_hold_what_was_answered(tmp_path: Path) -> None:
     found = asked(tmp_path)
     written = read_json(tmp_path / "proposals.json")
-    assert written["proposals"] == [p.row() for p in found.proposals]
-    assert written["basis"] == found.basis
+    assert written["proposals"] == [p.row() for p in found]
+    assert written["basis"] == found.about()["basis"]
     assert Fit.load(tmp_path / "fit.json").notes
-    config = read_json(tmp_path / "proposals" / found.proposals[1].name / "config.json")
-    assert Shape.from_config(config) == found.proposals[1].shape
+    config = read_json(tmp_path / "proposals" / found[1].name / "config.json")
+    assert Shape.from_config(config) == found[1].shape
     assert config["max_position_embeddings"] >= 4096 + 1024, "an engine would refuse to serve rag"
 
 
 def test_a_config_builds_the_shape_in_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    found = asked(tmp_path, params="973M", head_dims="64", estimated=0, measurements=3)
-    for p in found.proposals:
+    found = asked(tmp_path, params="973M", head_dims=(64,), estimated=0, measurements=3)
+    for p in found:
         config = transformers.AutoConfig.from_pretrained(tmp_path / "proposals" / p.name)
         for name in ("hidden_size", "num_hidden_layers", "num_key_value_heads", "head_dim"):
             assert getattr(config, name) == getattr(p.shape, name)
@@ -199,7 +199,7 @@ def test_a_config_is_loaded_and_served_by_vllm(tmp_path: Path) -> None:
     except MissingError as error:
         pytest.skip(str(error))
     asked(
-        tmp_path, params="20M", layers="4", head_dims="64", vocab_size=1000, estimated=0,
+        tmp_path, params="20M", layers=(4,), head_dims=(64,), vocab_size=1000, estimated=0,
         measurements=3,
     )  # fmt: skip
     served = parse_workload("20/3@2:bfloat16")
@@ -224,7 +224,7 @@ def test_the_shipped_law_names_what_it_rests_on(monkeypatch: pytest.MonkeyPatch)
         return fitted
 
     monkeypatch.setattr(basis, "fit", record)
-    _, rests_on = shipped_law()
+    rests_on = loss_basis(None).description
     assert "data/proxies" in rests_on
     assert "no --law is given" in rests_on
     assert "confirmation" not in set(taken[0]["role"])
@@ -269,16 +269,16 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no such link": ({"link": "guess"}, r"a link's name must be one of"),
     "engine": ({"engine": "abacus"}, r"`--engine` must be one of"),
     "impossible SLO": (
-        {"limits": {"max_ttft": 1e-9, "max_tpot": None}},
+        {"max_ttft": 1e-9},
         r"`max_ttft <= 1e-09` s \(the best shape has .* raise the limit",
     ),
-    "limit": ({"limits": {"max_ttft": -1.0, "max_tpot": None}}, r"`max_ttft > 0`"),
-    "space of zero": ({"params": "1K", "layers": "64"}, r"no valid shape has 1000 parameters"),
+    "limit": ({"max_ttft": -1.0}, r"`max_ttft > 0`"),
+    "space of zero": ({"params": "1K", "layers": (64,)}, r"no valid shape has 1000 parameters"),
     "space of too many": (
-        {"layers": ",".join(map(str, range(4, 60))), "head_dims": "32,64,128", "tolerance": 0.4},
+        {"layers": tuple(range(4, 60)), "head_dims": (32, 64, 128), "tolerance": 0.4},
         r"at most 2,000,000 shapes, but the space has about .* give fewer --layers",
     ),
-    "worse": ({"worse": -1.0}, r"`0 <= --worse <= 100` per cent must hold, but got -1"),
+    "worse": ({"worse_percent": -1.0}, r"`0 <= --worse <= 100` per cent must hold, but got -1"),
 }
 
 
@@ -321,19 +321,19 @@ def test_units_keep_three_digits() -> None:
     ]
 
 
-def test_a_law_that_knows_no_gqa_does_not_choose_it_unless_asked(usual: Answer) -> None:
-    assert {p.shape.gqa for p in usual.proposals} == {4.0}
+def test_a_law_that_knows_no_gqa_does_not_choose_it_unless_asked(usual: Proposals) -> None:
+    assert {p.shape.gqa for p in usual} == {4.0}
     assert any("only shapes of the baseline's are proposed" in words for words in usual.notes)
     free = asked(where=("gqa <= 8",))
-    assert len({p.shape.gqa for p in free.proposals}) > 1
+    assert len({p.shape.gqa for p in free}) > 1
     assert any("no term for gqa: a change of it costs no" in words for words in free.notes)
 
 
 def test_the_printed_table_is_short_and_keeps_roles_and_ends() -> None:
-    found = asked(measurements=24, estimated=12, tolerance=0.03, head_dims="64")
-    front = [p for p in found.proposals if p is found.proposals[0] or p.on_front]
+    found = asked(measurements=24, estimated=12, tolerance=0.03, head_dims=(64,))
+    front = [p for p in found if p is found[0] or p.on_front]
     assert len(front) > SHOWN
-    names = [text.split("\n")[0] for text in in_table(found.proposals)["shape"]]
+    names = [text.split("\n")[0] for text in proposals_table(found.ranked)["shape"]]
     places = pd.DataFrame(
         [
             (p.predicted_loss, np.log(p.throughput.output_tokens_per_second))
@@ -355,7 +355,34 @@ def test_the_printed_table_is_short_and_keeps_roles_and_ends() -> None:
 
 def test_one_goal_is_the_fastest_of_no_more_loss_than_the_baseline() -> None:
     found = asked(fastest=True, where=("gqa <= 8",), measurements=12, estimated=0)
-    base, *others = found.proposals
+    base, *others = found
     assert others
     assert all(p.predicted_loss <= base.predicted_loss for p in others)
     assert max(p.speedup or 0 for p in others) > 1
+
+
+def printed(table: pd.DataFrame, columns: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Lines of a table as a terminal of so many columns shows it."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes standard output for a terminal
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        print_table(table)
+    return Text.from_ansi(text.getvalue()).plain.splitlines()
+
+
+def test_table_has_five_columns_that_fit_80_characters(
+    usual: Proposals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = proposals_table(usual.ranked)
+    assert list(table) == list(NARROW)
+    lines = printed(table, 80, monkeypatch)
+    assert max(map(len, lines)) <= 80
+    for cell in table["shape"]:
+        assert any(cell.split("\n")[0] in line for line in lines), "no name is folded"
+
+
+def test_wide_table_has_every_column(usual: Proposals, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = proposals_table(usual.ranked, wide=True)
+    assert {"why", "predicted loss", "TTFT, TPOT", "weights", "beyond the runs"} < set(wide)
+    assert max(map(len, printed(wide, 150, monkeypatch))) <= 150

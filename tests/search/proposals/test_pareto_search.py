@@ -12,12 +12,22 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.table import with_ratios
-from shapelaw.scaling.space.space import Space, nearest_proportions, within
+from shapelaw.scaling.space.space import nearest_proportions, within
 from shapelaw.search.engines._base import Engine, Measurement
-from shapelaw.search.proposals.candidate_set import FLAT, RATIO_SLACK, Target
-from shapelaw.search.proposals.pareto_search import Search, find, propose
+from shapelaw.search.proposals.basis import LossBasis
+from shapelaw.search.proposals.candidate_set import FLAT, RATIO_SLACK
+from shapelaw.search.proposals.pareto_search import propose
 from shapelaw.search.proposals.proposal import BASELINE, CANDIDATE, FAST, LOSS_OPTIMAL, Proposal
-from shapelaw.search.proposals.reasons import mark_front
+from shapelaw.search.proposals.ranking import front_of
+from shapelaw.search.proposals.reasons import explain
+from shapelaw.search.proposals.request import (
+    Budget,
+    ProposalRequest,
+    SearchEffort,
+    Serving,
+    SpaceOptions,
+)
+from shapelaw.search.time_model.cross_validation import FEWEST
 from shapelaw.search.workload import Workload, parse_workload
 from support.fake_engine import FakeEngine
 from support.search_runs import synthetic_runs
@@ -30,25 +40,26 @@ def fitted() -> Fit:
     return fit("conditional", synthetic_runs(), starts=16, resamples=40)
 
 
-def target(engine: Engine, **changes: object) -> Target:
-    space: dict[str, object] = {
-        "parameters": 200_000, "layers": (4,), "head_dims": (16,), "vocab_size": 256,
-        "hidden_step": 16, "mlp_step": 16, "qk_norm": True, "rope_theta": 500.0,
-    }  # fmt: skip
-    return Target(
-        space=Space(**(space | changes)),  # type: ignore[arg-type]
-        tokens=TOKENS,
-        workload=parse_workload("128/64@8"),
-        engine=engine,
-        baseline_name="llama-3.2-1b",
-        baseline=shape_named("llama-3.2-1b"),
-    )
+def request_to(engine: Engine, *, where: tuple[str, ...] = (), **effort: object) -> ProposalRequest:
+    usual: dict[str, object] = {"measurements": 14, "estimated": 0, "leaders": 0}
+    return ProposalRequest(
+        budget=Budget(parameters=200_000, tokens=TOKENS),
+        space=SpaceOptions(
+            layers=(4,), head_dims=(16,), vocab_size=256, hidden_step=16, mlp_step=16,
+            qk_norm=True, rope_theta=500.0, worse_percent=None, where=where,
+        ),
+        serving=Serving(workload=parse_workload("128/64@8"), engine=engine),
+        effort=SearchEffort(**(usual | effort)),  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def proposed(fitted: Fit, engine: Engine, **changes: object) -> list[Proposal]:
+    return list(propose(request_to(engine, **changes), LossBasis(fit=fitted)))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
-def proposals(fitted: Fit, tmp_path_factory: pytest.TempPathFactory) -> list[Proposal]:
-    storage = tmp_path_factory.mktemp("study") / "study.log"
-    return propose(fitted, target(FakeEngine()), storage=storage, measurements=14)
+def proposals(fitted: Fit) -> list[Proposal]:
+    return proposed(fitted, FakeEngine())
 
 
 def predicted(fitted: Fit, shapes: list[Shape]) -> np.ndarray:
@@ -64,7 +75,7 @@ def role(proposals: list[Proposal], name: str) -> Proposal:
 def test_the_baseline_comes_first_with_the_proportions_of_its_model(
     proposals: list[Proposal],
 ) -> None:
-    everything = target(FakeEngine()).space.enumerate()
+    everything = request_to(FakeEngine()).shape_space.enumerate()
     row = nearest_proportions(everything, shape_named("llama-3.2-1b"), 200_000)
     assert proposals[0].role == BASELINE
     assert proposals[0].shape == everything[row]
@@ -99,7 +110,7 @@ def test_losses_are_those_of_the_fit_inside_their_intervals(
 def test_the_loss_optimal_shape_has_the_lowest_predicted_loss_in_range(
     fitted: Fit, proposals: list[Proposal]
 ) -> None:
-    everything = target(FakeEngine()).space.enumerate()
+    everything = request_to(FakeEngine()).shape_space.enumerate()
     ranges = {name: fitted.ranges[name] for name in RATIOS}
     allowed = everything.take(within(everything, ranges, RATIO_SLACK))
     losses = fitted.central(allowed.frame().assign(tokens=TOKENS))
@@ -139,10 +150,8 @@ def test_what_lies_outside_of_the_fit_is_said(proposals: list[Proposal]) -> None
     assert any("n_non_embedding" in words for words in proposals[0].warnings)
 
 
-def test_shapes_that_the_engine_refuses_stay_with_the_reason(fitted: Fit, tmp_path: Path) -> None:
-    found = propose(
-        fitted, target(FakeEngine(refuse=1)), storage=tmp_path / "study.log", measurements=10
-    )
+def test_shapes_that_the_engine_refuses_stay_with_the_reason(fitted: Fit) -> None:
+    found = proposed(fitted, FakeEngine(refuse=1), measurements=10)
     refused = [proposal for proposal in found if proposal.throughput is None]
     assert {proposal.shape.num_key_value_heads for proposal in refused} == {1}
     for proposal in refused:
@@ -158,16 +167,16 @@ class RefusingEngine(FakeEngine):
         raise InputError("no room")
 
 
-def test_an_engine_that_runs_nothing_is_an_input_error(fitted: Fit, tmp_path: Path) -> None:
+def test_an_engine_that_runs_nothing_is_an_input_error(fitted: Fit) -> None:
     with pytest.raises(InputError, match="the engine ran none of the shapes: no room"):
-        propose(fitted, target(RefusingEngine()), storage=tmp_path / "s.log", measurements=3)
+        proposed(fitted, RefusingEngine(), measurements=3)
 
 
-def test_a_budget_outside_of_the_fitted_ratios_is_refused(fitted: Fit, tmp_path: Path) -> None:
+def test_a_budget_outside_of_the_fitted_ratios_is_refused(fitted: Fit) -> None:
     engine = FakeEngine()
-    asked = target(engine, aspect=(90.0, 120.0))
+    wide = ("hidden_size >= 360", "hidden_size <= 480")
     with pytest.raises(InputError, match=r"none of the \d+ shapes .* change --layers"):
-        propose(fitted, asked, storage=tmp_path / "study.log", measurements=3)
+        proposed(fitted, engine, where=wide, measurements=3)
     assert engine.calls == []
 
 
@@ -177,19 +186,20 @@ def test_a_stopped_search_ends_with_the_same_named_shapes(
     for stop_at in (1, 2, 3):  # a baseline, a loss-optimal shape: each is stopped while measured
         storage = tmp_path / f"{stop_at}.log"
         with pytest.raises(KeyboardInterrupt):
-            propose(fitted, target(FakeEngine(stop_at=stop_at)), storage=storage, measurements=14)
-        found = propose(fitted, target(FakeEngine()), storage=storage, measurements=14)
+            proposed(fitted, FakeEngine(stop_at=stop_at), storage=storage)
+        found = proposed(fitted, FakeEngine(), storage=storage)
         for name in (BASELINE, LOSS_OPTIMAL):
             assert role(found, name).shape == role(proposals, name).shape
 
 
-def test_marking_the_front_again_changes_nothing(proposals: list[Proposal]) -> None:
-    unmarked = [replace(proposal, on_front=False) for proposal in proposals]
-    assert mark_front(unmarked) == proposals
+def test_front_of_the_proposals_is_the_one_they_are_marked_with(proposals: list[Proposal]) -> None:
+    losses = [proposal.predicted_loss for proposal in proposals]
+    marks = front_of(losses, [proposal.throughput for proposal in proposals])
+    assert marks == [proposal.on_front for proposal in proposals]
 
 
-class Measured(FakeEngine):
-    """Counts how often it is asked for a shape under a workload."""
+class CountingEngine(FakeEngine):
+    """A measuring engine that counts how often it is asked for a shape under a workload."""
 
     kind = "measured"
 
@@ -202,10 +212,9 @@ class Measured(FakeEngine):
         return replace(super().measure(shape, workload), kind=self.kind)
 
 
-def test_leaders_are_measured_again_beside_the_baseline(fitted: Fit, tmp_path: Path) -> None:
-    engine = Measured()
-    effort = Search(measurements=12, leaders=3)
-    found = find(fitted, target(engine), effort, storage=tmp_path / "study.log").proposals
+def test_leaders_are_measured_again_beside_the_baseline(fitted: Fit) -> None:
+    engine = CountingEngine()
+    found = proposed(fitted, engine, measurements=12, leaders=3)
     twice = {shape for shape, count in Counter(s for s, _ in engine.asked).items() if count == 2}
     sure = {p.shape: p.front_probability for p in found if p.front_probability is not None}
     assert set(sure) == twice
@@ -217,11 +226,50 @@ def test_leaders_are_measured_again_beside_the_baseline(fitted: Fit, tmp_path: P
 def test_a_short_search_proposes_what_was_measured_at_full_length(
     fitted: Fit, tmp_path: Path
 ) -> None:
-    engine = Measured()
-    effort = Search(measurements=12, leaders=3, short=8)
-    found = find(fitted, target(engine), effort, storage=tmp_path / "study.log").proposals
+    engine = CountingEngine()
+    found = proposed(fitted, engine, measurements=12, leaders=3, short=8)
     lengths = Counter(outputs for _, outputs in engine.asked)
     assert lengths[8] == 12
     assert 2 <= lengths[64] == len(found) <= 4
     assert {p.throughput.workload for p in found if p.throughput} == {found[0].throughput.workload}  # type: ignore[union-attr]
     assert "64 out" in found[0].throughput.workload  # type: ignore[union-attr]
+
+
+def test_time_model_is_checked_on_the_measured_shapes_only(fitted: Fit) -> None:
+    request = request_to(FakeEngine(refuse=1), measurements=9, estimated=4)
+    found = propose(request, LossBasis(fit=fitted))
+    about = found.about()["time_model"]
+    measured = [p.name for p in found if p.throughput and p.throughput.kind == "predicted"]
+    assert any(p.throughput is None for p in found)
+    assert sorted(about["shapes"]) == sorted(measured)
+    assert len(about["answered"]) == len(about["predicted"]) == len(measured)
+
+
+def test_time_model_of_two_measurements_is_not_cross_validated(fitted: Fit) -> None:
+    found = propose(request_to(FakeEngine(), measurements=2, estimated=3), LossBasis(fit=fitted))
+    kinds = [p.throughput.kind for p in found if p.throughput]
+    assert kinds.count("time model") == 3
+    assert (kinds.count("predicted") < FEWEST) == (found.estimated.cross_validation is None)
+
+
+def test_folder_of_a_search_continues_its_study(fitted: Fit, tmp_path: Path) -> None:
+    engines = FakeEngine(), FakeEngine()
+    for engine in engines:
+        propose(request_to(engine, measurements=4), LossBasis(fit=fitted), out=tmp_path)
+    assert [len(engine.calls) for engine in engines] == [4, 0]
+    assert (tmp_path / "proposals.json").exists()
+
+
+def test_reasons_and_warnings_are_made_from_the_finished_proposals(fitted: Fit) -> None:
+    found = propose(request_to(FakeEngine()), LossBasis(fit=fitted))
+    bare = replace(
+        found, ranked=tuple(replace(p, why="", warnings=[]) for p in found), notes=(),
+        extrapolation=(),
+    )  # fmt: skip
+    assert bare != found
+    assert explain(bare) == found
+
+
+def test_request_that_no_shape_can_meet_is_refused_before_the_search() -> None:
+    with pytest.raises(InputError, match=r"`head_dim % 2 == 0` must hold"):
+        replace(request_to(FakeEngine()), space=SpaceOptions(head_dims=(15,)))

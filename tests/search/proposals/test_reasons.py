@@ -10,16 +10,10 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.published_laws import printed_fit
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.search.engines._base import broken_limits
+from shapelaw.search.proposals.pareto_search import require_service
 from shapelaw.search.proposals.proposal import Proposal
-from shapelaw.search.proposals.reasons import (
-    differences,
-    mark_front,
-    of_the_budget,
-    plainly,
-    require_service,
-    unseen_by,
-    with_reasons,
-)
+from shapelaw.search.proposals.ranking import differences, front_of
+from shapelaw.search.proposals.reasons import missing_terms, of_the_budget, plainly, reasons
 from shapelaw.search.workload import parse_workload
 from support.one_proposal import SHAPE, SPEED, proposal
 
@@ -72,15 +66,15 @@ def test_limits_must_be_met_by_one_shape_together() -> None:
 
 def test_what_breaks_the_service_level_is_not_on_the_front() -> None:
     late = proposal(throughput=replace(SPEED, output_tokens_per_second=1e9, ttft=9.0))
-    marked = mark_front([late, at(10, 2.6)], WORK)
-    assert [p.on_front for p in marked] == [False, True]
-    assert [p.on_front for p in mark_front([late, at(10, 2.6)])] == [True, False]
+    both = [late.predicted_loss, 2.6], [late.throughput, at(10, 2.6).throughput]
+    assert front_of(*both, WORK) == [False, True]
+    assert front_of(*both) == [True, False]
 
 
 def test_reasons_are_given_to_the_front_and_the_baseline_only() -> None:
     wide = replace(SHAPE, hidden_size=128, num_key_value_heads=1)
     base = at(10, 2.5, role="baseline", speedup=1.0)
-    found = with_reasons(
+    found = reasons(
         [
             base,
             at(20, 2.4, role="fast", shape=wide, on_front=True, speedup=2.0, difference=-0.1),
@@ -88,18 +82,18 @@ def test_reasons_are_given_to_the_front_and_the_baseline_only() -> None:
             at(5, 2.9, speedup=0.5, difference=0.4),
         ]
     )
-    assert found[0].why == "the model to beat"
-    assert found[1].why.startswith("fastest at no more loss than the baseline: ")
-    assert "hidden size ×\u00a02" in found[1].why
-    assert "KV cache ×\u00a00.5" in found[1].why
+    assert found[0] == "the model to beat"
+    assert found[1].startswith("fastest at no more loss than the baseline: ")
+    assert "hidden size ×\u00a02" in found[1]
+    assert "KV cache ×\u00a00.5" in found[1]
     size = wide.n_non_embedding / SHAPE.n_non_embedding
-    assert found[1].why.endswith(f", N ×\u00a0{size:.3g}")
-    assert found[2].why == "fastest of all"
-    assert found[3].why == ""
+    assert found[1].endswith(f", N ×\u00a0{size:.3g}")
+    assert found[2] == "fastest of all"
+    assert found[3] == ""
 
 
 def test_ratios_that_a_law_lacks_are_named() -> None:
-    (words,) = unseen_by(FIT)
+    (words,) = missing_terms(FIT)
     assert "no term for gqa" in words
 
 

@@ -16,9 +16,7 @@ from shapelaw.scaling.files import read_json, write_json
 from shapelaw.scaling.fitting.published_laws import printed_fit
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.catalog import load_runs
-from shapelaw.search.commands.propose import answer
 from shapelaw.search.proposals.proposal import SHAPE_KEY
-from shapelaw.search.proposals.request import ProposalRequest
 from shapelaw.search.reports import proposal_page as interactive
 from shapelaw.search.reports.proposal_page import (
     as_script,
@@ -26,7 +24,7 @@ from shapelaw.search.reports.proposal_page import (
     plotly_script,
     write_pages,
 )
-from support.asked import USUAL
+from support.asked import asked
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -40,7 +38,7 @@ HOSTILE = "</script><script>window.broken = 1</script><img src=x onerror='window
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that ``propose --out`` wrote, with a text from elsewhere that would run as code."""
     folder = tmp_path_factory.mktemp("proposed")
-    answer(ProposalRequest(**USUAL), folder)
+    asked(folder)
     document = read_json(folder / "proposals.json")
     document["notes"].append(HOSTILE)
     document["proposals"][1]["why"] += HOSTILE

@@ -13,7 +13,8 @@ from shapelaw.scaling.space.grid import FREE_FIELDS
 from shapelaw.search.engines._base import Engine, Measurement
 from shapelaw.search.engines._roofline import RooflineEngine
 from shapelaw.search.study.encoding import SpaceEncoding
-from shapelaw.search.study.study import search
+from shapelaw.search.study.problem import Question
+from shapelaw.search.study.study import Effort, Report, explore
 from support.fake_engine import FakeEngine
 from support.made_up import TABLE, WORKLOAD
 
@@ -21,9 +22,18 @@ from support.made_up import TABLE, WORKLOAD
 LOSSES = 2 + np.abs(np.log(TABLE.hidden_size / 48)) / 10 + TABLE.num_key_value_heads / 100
 
 
-def found_by(engine: Engine, path: Path, **options: object) -> dict[int, Measurement | str]:
-    usual: dict[str, object] = {"storage": path / "study.log", "measurements": 9, "first": [5, 0]}
-    return search(TABLE, LOSSES, engine, WORKLOAD, **(usual | options))  # type: ignore[arg-type]
+def found_by(
+    engine: Engine,
+    path: Path,
+    *,
+    asked: Question | None = None,
+    report: Report = lambda done: None,
+    **options: object,
+) -> dict[int, Measurement | str]:
+    usual: dict[str, object] = {"measurements": 9, "first": [5, 0]}
+    question = asked or Question(table=TABLE, losses=LOSSES, workload=WORKLOAD)
+    effort = Effort(**(usual | options))  # type: ignore[arg-type]
+    return explore(question, engine, effort, storage=path / "study.log", report=report).known
 
 
 def test_the_space_of_these_tests_has_choices_of_every_kind() -> None:
@@ -86,10 +96,8 @@ def test_exactly_the_wanted_number_of_distinct_shapes_is_measured(tmp_path: Path
 @pytest.mark.parametrize("wanted", [6, 50])
 def test_a_small_space_is_measured_whole(tmp_path: Path, wanted: int) -> None:
     small, engine = TABLE.take(np.arange(6)), FakeEngine()
-    found = search(
-        small, LOSSES[:6], engine, WORKLOAD,
-        storage=tmp_path / "study.log", measurements=wanted, first=[0],
-    )  # fmt: skip
+    asked = Question(table=small, losses=LOSSES[:6], workload=WORKLOAD)
+    found = found_by(engine, tmp_path, asked=asked, measurements=wanted, first=[0])
     assert sorted(found) == list(range(6))
     assert len(engine.calls) == 6
 
@@ -167,8 +175,8 @@ def test_another_question_in_the_same_journal_is_another_study(tmp_path: Path, c
         workload = replace(WORKLOAD, concurrency=3)
     else:
         table, losses = TABLE.take(np.arange(50)), LOSSES[:50]
-    storage = tmp_path / "study.log"
-    search(table, losses, engine, workload, storage=storage, measurements=3, first=[0])
+    asked = Question(table=table, losses=losses, workload=workload)
+    found_by(engine, tmp_path, asked=asked, measurements=3, first=[0])
     assert len(engine.calls) == 3
 
 
@@ -202,8 +210,6 @@ def test_a_journal_that_cannot_be_written_is_a_work_error(tmp_path: Path) -> Non
 
 def test_a_table_of_one_shape_is_measured(tmp_path: Path) -> None:
     one = ShapeTable.of([TABLE[3]])
-    storage = tmp_path / "study.log"
-    found = search(
-        one, LOSSES[:1], FakeEngine(), WORKLOAD, storage=storage, measurements=4, first=[0]
-    )
+    asked = Question(table=one, losses=LOSSES[:1], workload=WORKLOAD)
+    found = found_by(FakeEngine(), tmp_path, asked=asked, measurements=4, first=[0])
     assert list(found) == [0]

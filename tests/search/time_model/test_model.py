@@ -5,7 +5,7 @@ from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 from shapelaw.search.engines._base import Measurement
 from shapelaw.search.engines.accelerators import hardware
-from shapelaw.search.time_model.cross_validation import held_out
+from shapelaw.search.time_model.cross_validation import cross_validate
 from shapelaw.search.time_model.model import TimeModel
 from shapelaw.search.time_model.terms import alignment_features, decode_terms, prefill_terms
 from shapelaw.search.workload import parse_workload
@@ -168,7 +168,7 @@ def test_features_are_of_the_order_of_one() -> None:
 def test_held_out_figures_are_those_of_predictions_that_did_not_see_the_shape() -> None:
     some = TABLE.take(ROWS[:40])
     found = measured(some, noise=0.02, misfit=0.2)
-    checked = held_out(some, found, WORKLOAD)
+    checked = cross_validate(some, found, WORKLOAD)
     assert 0.005 < checked.mape < 0.06
     assert checked.spearman > 0.9
     assert checked.coverage > 0.8
@@ -180,10 +180,10 @@ def test_held_out_figures_are_those_of_predictions_that_did_not_see_the_shape() 
 def test_held_out_figures_show_a_model_that_knows_nothing() -> None:
     some = TABLE.take(ROWS[:40])
     shuffled = [measured(some)[row] for row in np.random.default_rng(0).permutation(40)]
-    assert held_out(some, shuffled, WORKLOAD, folds=5).spearman < 0.6
+    assert cross_validate(some, shuffled, WORKLOAD, folds=5).spearman < 0.6
 
 
 def test_held_out_figures_need_three_shapes() -> None:
     some = TABLE.take(ROWS[:2])
     with pytest.raises(InputError, match=r"`measurements >= 3`, but got 2"):
-        held_out(some, measured(some), WORKLOAD)
+        cross_validate(some, measured(some), WORKLOAD)

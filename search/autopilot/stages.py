@@ -1,0 +1,175 @@
+"""The stages of the loop, one function each: corpus, proxies, law, search, confirmation, report.
+
+Every stage leaves files in the folder of the loop and is skipped where they are there.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from shapelaw.scaling.files import read_json, write_json
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.runs.table import load_runs, write_runs
+from shapelaw.search.autopilot.display import Display
+from shapelaw.search.autopilot.record import LoopSettings
+from shapelaw.search.autopilot.run_plan import (
+    CONFIRMED,
+    HEAD_DIM,
+    LAYERS,
+    ROPE_THETA,
+    confirmation_tokens,
+    proxy_specs,
+    run_spec,
+)
+from shapelaw.search.engines.registry import engine_named
+from shapelaw.search.proposals.basis import LossBasis
+from shapelaw.search.proposals.pareto_search import propose
+from shapelaw.search.proposals.proposal import BASELINE, FAST, LOSS_OPTIMAL
+from shapelaw.search.proposals.ranking import Proposals
+from shapelaw.search.proposals.request import (
+    Budget,
+    ProposalRequest,
+    SearchEffort,
+    Serving,
+    SpaceOptions,
+)
+from shapelaw.search.reports.loop_report import write_report
+from shapelaw.search.workload import PRESETS
+from shapelaw.trainers.corpus.corpus import Corpus
+from shapelaw.trainers.corpus.preparation import prepare
+from shapelaw.trainers.sweep.folder import Folder
+from shapelaw.trainers.sweep.sweep import run_plan
+from shapelaw.trainers.training.spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A loop in a folder: its settings, and the display that shows its progress."""
+
+    folder: Path
+    settings: LoopSettings
+    display: Display
+
+    @property
+    def work(self) -> Folder:
+        """Corpus, ledger, checkpoints and weights."""
+        return Folder(self.folder / "work")
+
+    @property
+    def record(self) -> Path:
+        """File of the settings and of what the stages took."""
+        return self.folder / "quickstart.json"
+
+    @property
+    def runs(self) -> Path:
+        """The run table."""
+        return self.folder / "runs.csv"
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Show a stage and add its seconds to the record."""
+        self.display.update(name, 0.0, "")
+        begun = time.perf_counter()
+        yield
+        record = read_json(self.record)
+        seconds = record["stage_seconds"]
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begun
+        write_json(self.record, record)
+        self.display.finished(name)
+
+    def train(self, stage: str, specs: list[RunSpec], corpus: Corpus) -> pd.DataFrame:
+        """Train what is not trained yet; the rows of all."""
+        return run_plan(
+            specs,
+            corpus,
+            self.work,
+            workers=self.settings.workers,
+            report=lambda entries: self.display.training(stage, entries),
+        )
+
+
+def prepare_corpus(loop: Loop) -> Corpus:
+    """Tokenize the text."""
+    with loop.stage("corpus"):
+        settings = loop.settings
+        corpus = prepare(settings.corpus, loop.work.corpus, vocab_size=settings.vocab_size)
+        about = {name: value for name, value in asdict(corpus).items() if name != "folder"}
+        write_json(loop.record, read_json(loop.record) | {"corpus": about})
+        return corpus
+
+
+def train_proxies(loop: Loop, corpus: Corpus) -> pd.DataFrame:
+    """Train the proxies and write the run table."""
+    with loop.stage("proxies"):
+        runs = loop.train("proxies", proxy_specs(loop.settings, corpus.vocab_size), corpus)
+        if not loop.runs.exists():
+            write_runs(loop.runs, runs)
+        return runs
+
+
+def fit_law(loop: Loop) -> LossBasis:
+    """Fit the law on the proxies only, so that the confirmation is a test."""
+    with loop.stage("law"):
+        runs = load_runs(loop.runs, where="role == 'proxy'")
+        fitted = fit("conditional", runs, seed=loop.settings.seed)
+        fitted.save(loop.folder / "fit.json")
+        description = f"conditional law on {len(fitted.run_ids)} proxies of this loop"
+        return LossBasis(fit=fitted, runs=runs, description=description)
+
+
+def search_shapes(loop: Loop, basis: LossBasis, corpus: Corpus) -> Proposals:
+    """Search for shapes at the confirmatory size.
+
+    No leader is measured again: who starts the same study again gets the same proposals.
+    """
+    wanted = loop.settings.measurements
+    request = ProposalRequest(
+        budget=Budget(
+            parameters=CONFIRMED, tokens=confirmation_tokens(loop.settings), tolerance=0.01
+        ),
+        space=SpaceOptions(
+            layers=(LAYERS,),
+            head_dims=(HEAD_DIM,),
+            vocab_size=corpus.vocab_size,
+            hidden_step=8,
+            mlp_step=2,
+            qk_norm=True,
+            rope_theta=ROPE_THETA,
+            worse_percent=None,
+        ),
+        serving=Serving(workload=PRESETS["proxy"], engine=engine_named("torch")),
+        effort=SearchEffort(measurements=wanted, estimated=0, leaders=0, seed=loop.settings.seed),
+    )
+    with loop.stage("search"):
+        return propose(
+            request,
+            basis,
+            out=loop.folder,
+            report=lambda done: loop.display.update(
+                "search", done / wanted, f"{done} of {wanted} shapes measured"
+            ),
+        )
+
+
+def train_confirmation(loop: Loop, proposals: Proposals, corpus: Corpus) -> None:
+    """Train the named proposals and add their rows to the run table."""
+    with loop.stage("confirmation"):
+        named = [p for p in proposals if p.role in (LOSS_OPTIMAL, FAST, BASELINE)]
+        seed, tokens = loop.settings.seed, confirmation_tokens(loop.settings)
+        specs = [run_spec(p.shape, tokens, seed, "confirmation") for p in named]
+        specs.sort(key=lambda spec: -spec.flops)
+        confirmed = loop.train("confirmation", specs, corpus)
+        runs = pd.read_csv(loop.runs)
+        new = confirmed[~confirmed["run_id"].isin(runs["run_id"])]
+        if len(new):
+            write_runs(loop.runs, pd.concat([runs, new], ignore_index=True))
+
+
+def write_loop_report(loop: Loop) -> Path:
+    """Write the report of the loop; returns its path."""
+    with loop.stage("report"):
+        return write_report(loop.folder)

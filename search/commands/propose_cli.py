@@ -1,0 +1,190 @@
+"""The ``propose`` command: from options to a request in four groups, and its answer printed."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shapelaw.scaling.commands.options import (
+    Convention,
+    EngineOption,
+    Fresh,
+    HeadDims,
+    Json,
+    Layers,
+    NoCache,
+    Params,
+    Seed,
+    ShapesWhere,
+    Tolerance,
+    WorkloadOption,
+)
+
+TrainingTokens = Annotated[
+    str, typer.Option(help="Training tokens, such as 2M or 100B.", metavar="TOKENS")
+]
+Law = Annotated[
+    str | None,
+    typer.Option(
+        help="Fit that `shapelaw fit --out` wrote, or a published law such as "
+        "paper-2510.18245 (default: a law fitted on the shipped runs).",
+        metavar="LAW",
+    ),
+]
+Baseline = Annotated[str, typer.Option(help="Model whose proportions to beat.", metavar="NAME")]
+VocabularySize = Annotated[
+    int | None, typer.Option(help="Vocabulary size (default: the baseline's).", metavar="N")
+]
+MaxTTFT = Annotated[
+    float | None,
+    typer.Option(
+        help="Most seconds to the first output token (default: no limit).", metavar="SECONDS"
+    ),
+]
+MaxTPOT = Annotated[
+    float | None,
+    typer.Option(
+        help="Most seconds per output token after the first (default: no limit).",
+        metavar="SECONDS",
+    ),
+]
+Worse = Annotated[
+    float,
+    typer.Option(
+        help="Per cent by which a predicted loss may exceed the baseline's.", metavar="PERCENT"
+    ),
+]
+Link = Annotated[
+    str | None,
+    typer.Option(
+        help="Link from loss to accuracy: olmo-ladder or a file (default: no accuracies).",
+        metavar="LINK",
+    ),
+]
+Validation = Annotated[
+    str,
+    typer.Option(
+        help="Validation set that the law's losses are on, as the link names it (default: "
+        "not said).",
+        metavar="NAME",
+    ),
+]
+Measurements = Annotated[
+    int, typer.Option(help="Most shapes that the engine answers for.", min=2, metavar="N")
+]
+Estimates = Annotated[
+    int, typer.Option(help="Most shapes that the time model answers for.", min=0, metavar="N")
+]
+Fastest = Annotated[
+    bool,
+    typer.Option("--fastest", help="Maximise throughput at no more loss than the baseline, only."),
+]
+Short = Annotated[
+    int | None,
+    typer.Option(
+        help="Output tokens while searching; leaders get the full length (default: full).",
+        min=2,
+        metavar="TOKENS",
+    ),
+]
+Sampler = Annotated[
+    str, typer.Option(help="Sampler: calibrated, tpe, nsga2, gp or random.", metavar="NAME")
+]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        help="Storage of the study that several searches share: postgresql://... or a file "
+        "(default: none).",
+        metavar="URL",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for proposals, configs, pictures and report.html (default: only print).",
+        metavar="FOLDER",
+    ),
+]
+Wide = Annotated[
+    bool, typer.Option("--wide", help="Print every column, not only the five that fit 80 letters.")
+]
+
+
+def mount(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("propose")(propose_shapes)
+
+
+def propose_shapes(
+    params: Params,
+    tokens: TrainingTokens,
+    law: Law = None,
+    workload: WorkloadOption = "balanced",
+    engine: EngineOption = "torch",
+    baseline: Baseline = "llama-3.2-1b",
+    params_convention: Convention = "non-embedding",
+    tolerance: Tolerance = 0.03,
+    layers: Layers = "auto",
+    head_dim: HeadDims = "auto",
+    vocab: VocabularySize = None,
+    where: ShapesWhere = None,
+    max_ttft: MaxTTFT = None,
+    max_tpot: MaxTPOT = None,
+    worse: Worse = 2.0,
+    link: Link = None,
+    validation: Validation = "",
+    measurements: Measurements = 24,
+    estimated: Estimates = 12,
+    fastest: Fastest = False,
+    short: Short = None,
+    sampler: Sampler = "calibrated",
+    storage: Storage = None,
+    fresh: Fresh = False,
+    no_cache: NoCache = False,
+    out: Out = None,
+    wide: Wide = False,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Rank the shapes of a budget by predicted loss and throughput."""
+    from shapelaw.scaling.display.progress import progress_shown
+    from shapelaw.scaling.units import parse_count
+    from shapelaw.search.commands.output import print_proposals
+    from shapelaw.search.engines.cache import stored_engine
+    from shapelaw.search.proposals import request as wishes
+    from shapelaw.search.proposals.basis import loss_basis
+    from shapelaw.search.proposals.pareto_search import propose
+    from shapelaw.search.reports.proposal_page import write_pages
+    from shapelaw.search.workload import parse_workload
+
+    request = wishes.ProposalRequest(
+        budget=wishes.Budget(
+            parameters=parse_count(params), tokens=parse_count(tokens),
+            convention=params_convention, tolerance=tolerance,
+        ),
+        space=wishes.SpaceOptions(
+            baseline=baseline, layers=_numbers("--layers", layers),
+            head_dims=_numbers("--head-dim", head_dim), vocab_size=vocab,
+            where=tuple(where or ()), worse_percent=worse, fastest=fastest,
+        ),
+        serving=wishes.Serving(
+            workload=parse_workload(workload).changed(max_ttft=max_ttft, max_tpot=max_tpot),
+            engine=stored_engine(engine, keep=not no_cache, fresh=fresh),
+        ),
+        effort=wishes.SearchEffort(
+            measurements=measurements, estimated=estimated, short=short, sampler=sampler,
+            storage=storage, seed=seed,
+        ),
+    )  # fmt: skip
+    with progress_shown(quiet=json):
+        basis = loss_basis(law, seed=seed, link=link, validation=validation)
+        proposals = propose(request, basis, out=out)
+    page = None if out is None else write_pages(out)
+    print_proposals(proposals, page, json=json, wide=wide)
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...] | None:
+    """Read a list of whole numbers; None for ``auto``."""
+    from shapelaw.scaling.units import parse_numbers
+
+    return None if text == "auto" else parse_numbers(option, text)

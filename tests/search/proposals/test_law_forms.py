@@ -1,0 +1,110 @@
+"""Spread over law forms, and the runs that it needs."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.fitting.published_laws import printed_fit
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.laws.registry import LAWS, law_named
+from shapelaw.scaling.runs.table import load_runs, write_runs
+from shapelaw.search.proposals import law_forms
+from shapelaw.search.proposals.basis import LossBasis, loss_basis
+from shapelaw.search.proposals.law_forms import NOT_INCLUDED, alternatives, spread_over_forms
+from support.search_runs import synthetic_runs as large_losses
+
+
+def synthetic_runs() -> pd.DataFrame:
+    """Synthetic runs with losses that a run table may hold: below those of a uniform guess."""
+    return large_losses().assign(loss=lambda runs: runs["loss"] / 4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run table with the fit of it."""
+    folder = tmp_path_factory.mktemp("fitted")
+    write_runs(folder / "runs.csv", synthetic_runs())
+    runs = load_runs(folder / "runs.csv")
+    fit("conditional-steady", runs, starts=16, resamples=10).save(folder / "fit.json")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def basis(folder: Path) -> LossBasis:
+    return loss_basis(str(folder / "fit.json"))
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_alternatives_are_other_laws_of_the_same_ratios(name: str) -> None:
+    law = law_named(name)
+    others = alternatives(law)
+    assert law not in others.values()
+    assert len(set(map(repr, others.values()))) == len(others)
+    for other in others.values():
+        assert {factor.of for factor in other.shapes} == {factor.of for factor in law.shapes}
+
+
+def test_spread_is_that_of_the_law_and_its_forms(basis: LossBasis) -> None:
+    frame = synthetic_runs().iloc[:5]
+    spread = spread_over_forms(basis, frame)
+    assert spread.nats is not None
+    assert (spread.nats > 0).all()
+    assert (spread.nats < 0.05 * basis.fit.central(frame)).all(), "they all fit these runs"
+    assert spread.at(2) == spread.nats[2]
+    assert "optima that drift with size" in spread.note
+
+
+def test_spread_grows_away_from_the_runs(basis: LossBasis) -> None:
+    near = synthetic_runs().iloc[:8]
+    size = 1000 * near["n_non_embedding"]
+    far = near.assign(n_non_embedding=size, tokens=20 * size, hidden_over_sqrt_n=0.02)
+    spreads = [spread_over_forms(basis, frame).nats for frame in (near, far)]
+    assert np.mean(spreads[1]) > 2 * np.mean(spreads[0])
+
+
+def test_form_that_fits_worse_is_left_out(
+    basis: LossBasis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(law_forms, "MAX_SCATTER_RATIO", 0.0)
+    spread = spread_over_forms(basis, synthetic_runs().iloc[:3])
+    assert spread.nats is None
+    assert spread.note == f"{NOT_INCLUDED}no other form fits the runs as well"
+
+
+def test_law_without_runs_says_that_the_spread_is_not_included() -> None:
+    basis = LossBasis(fit=printed_fit("paper-2510.18245"))
+    spread = spread_over_forms(basis, pd.DataFrame())
+    assert spread.at(0) is None
+    assert spread.note.startswith(NOT_INCLUDED)
+
+
+def test_runs_beside_a_fit_are_found_also_where_it_took_a_part(
+    folder: Path, tmp_path: Path
+) -> None:
+    write_runs(tmp_path / "runs.csv", synthetic_runs())
+    part = load_runs(tmp_path / "runs.csv", where="tokens >= 1000000")
+    fit("chinchilla", part, starts=4, resamples=2).save(tmp_path / "fit.json")
+    runs = loss_basis(str(tmp_path / "fit.json")).runs
+    assert runs is not None
+    assert list(runs["run_id"]) == list(part["run_id"])
+
+
+def test_runs_that_changed_since_the_fit_do_not_count(folder: Path, tmp_path: Path) -> None:
+    fitted = Fit.load(folder / "fit.json")
+    fitted.save(tmp_path / "fit.json")
+    runs = synthetic_runs()
+    write_runs(tmp_path / "runs.csv", runs.assign(loss=1.01 * runs["loss"]))
+    assert loss_basis(str(tmp_path / "fit.json")).runs is None
+
+
+def test_runs_of_a_shipped_table_are_found_by_their_content(tmp_path: Path) -> None:
+    from shapelaw.scaling.runs.catalog import load_runs as load_named
+
+    runs = load_named("quickstart", where="role == 'proxy'")
+    fit("chinchilla", runs, starts=4, resamples=2).save(tmp_path / "fit.json")
+    found = loss_basis(str(tmp_path / "fit.json"))
+    assert found.runs is not None
+    assert len(found.runs) == 17
