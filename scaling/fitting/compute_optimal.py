@@ -1,24 +1,25 @@
-"""Where the best lies and how flat it is there: N*, D*, D/N at a compute, and the valley around it.
+"""The compute-optimal model size of a law, and the range of sizes that are nearly as good.
 
-An optimum of a scaling law is flat: models of very different size reach nearly the same loss. So a
-range stands beside every point, and a distance beside every extrapolation.
+The optimum of a scaling law is flat: models of very different size reach nearly the same loss. So
+every optimum is reported with the range of sizes whose loss is within a tolerance of the best.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.display.tables import Shown, plain
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.refits import public_parameters
 from shapelaw.scaling.fitting.result import LEVEL, Fit
+from shapelaw.scaling.laws.bases import Chinchilla
 from shapelaw.scaling.runs.columns import D, N
 
 TOLERANCE = 0.001  # of the loss: inside it lies the flat valley
 GRID = 801
+STEP = 1.01  # factor of compute over which the exponent of N* is measured on a grid
 SIZES_BEYOND = 1e3  # how far N is looked for outside the fitted sizes
 RATIO_BEYOND = 4.0  # and a ratio outside its range
 Range = dict[str, float | None]
@@ -69,14 +70,58 @@ class ComputeOptimal(Shown):
         return {**about, **plain(found), "exponent": plain(self.exponent)}
 
 
+class BestSizes(NamedTuple):
+    """The compute-optimal N (k,), its exponent in the compute (k,), and how both were found."""
+
+    n: np.ndarray
+    exponent: np.ndarray
+    method: str
+
+
+def best_sizes(
+    fitted: Fit, thetas: np.ndarray, compute: float, ratios: Mapping[str, float] | None = None
+) -> BestSizes:
+    """Minimise the loss of a law along C = 6ND, for many rows of parameters.
+
+    Chinchilla's law has N* = G (C/6)^a with a = β/(α+β) and G = (αA/βB)^(1/(α+β)) (arXiv
+    2203.15556, equation 4). With shape factors this is the optimum of the best shape of every
+    size. For ratios that are held, and for other laws, N is searched on a grid.
+
+    Parameters
+    ----------
+    thetas
+        Internal parameters, (k, p).
+    compute
+        Training FLOPs.
+    ratios
+        Shape ratios that are held while N moves. None: every ratio at its best at each size, for
+        laws on Chinchilla's base only.
+
+    Returns
+    -------
+    NaN where there is no optimum within a factor of 1000 of the fitted sizes.
+    """
+    if isinstance(fitted.law.base, Chinchilla) and (ratios is None or not fitted.law.shapes):
+        public = fitted.law.public(thetas, fitted.reference)
+        alpha, beta = np.asarray(public["alpha"]), np.asarray(public["beta"])
+        log_scale = np.log(alpha * public["A"] / (beta * public["B"])) / (alpha + beta)
+        exponent = beta / (alpha + beta)
+        sizes = np.exp(log_scale + exponent * np.log(compute / 6))
+        return BestSizes(sizes, exponent, "closed form")
+    grid, found = _sizes(fitted), []
+    for theta in thetas:
+        near, far = (
+            _lowest(np.log(grid), _along(fitted, theta, grid, c, ratios or {}))
+            for c in (compute, compute * STEP)
+        )
+        found.append((np.exp(near), (far - near) / np.log(STEP)))
+    return BestSizes(*np.array(found).T, "grid over N")
+
+
 def allocation(
     fitted: Fit, compute: float, *, shape: Mapping[str, float] | None = None
 ) -> ComputeOptimal:
-    """The compute-optimal N and D of a fit.
-
-    The Chinchilla law has N* = G (C/6)^a with a = β/(α+β) and G = (αA/βB)^(1/(α+β)) (arXiv
-    2203.15556, equation 4); any other law is minimised along C = 6ND on a grid, for the optimum
-    and for every resample.
+    """Find the compute-optimal N and D of a fit, with intervals from its resamples.
 
     Parameters
     ----------
@@ -97,22 +142,17 @@ def allocation(
         word = f"{' and '.join(sorted(unfit))} held at no effect" if unfit else "no N and D in it"
         return _unknown(compute, f"the law has {word}: nothing to trade")
     thetas = np.vstack([fitted.theta, *fitted.draws])
-    if set(fitted.law.columns) == {N, D} and {"A", "B"} <= set(public_parameters(fitted)):
-        method, found = "closed form", _closed(fitted, thetas, compute)
-    else:
-        ratios = shape_held(fitted, shape)
-        method, found = "grid over N", _numeric(fitted, thetas, compute, ratios)
-    if not np.isfinite(found[0, 0]):
+    best = best_sizes(fitted, thetas, compute, shape_held(fitted, shape))
+    if not np.isfinite(best.n[0]):
         return _unknown(compute, "no optimum within a factor 1000 of the fitted sizes")
-    size = found[:, 0]
-    tokens = compute / (6 * size)
+    tokens = compute / (6 * best.n)
     return ComputeOptimal(
         compute=compute,
-        method=method,
-        n=_range(size),
+        method=best.method,
+        n=_range(best.n),
         tokens=_range(tokens),
-        tokens_per_n=_range(tokens / size),
-        exponent=_range(found[:, 1]),
+        tokens_per_n=_range(tokens / best.n),
+        exponent=_range(best.exponent),
     )
 
 
@@ -134,30 +174,6 @@ def _range(values: np.ndarray) -> Range:
         return {"value": float(values[0]), "low": None, "high": None}
     low, high = np.percentile(draws[~lost], [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
     return {"value": float(values[0]), "low": float(low), "high": float(high)}
-
-
-def _closed(fitted: Fit, thetas: np.ndarray, compute: float) -> np.ndarray:
-    """N* and its exponent of every row of parameters, (k, 2)."""
-    public = pd.DataFrame([public_parameters(fitted, theta) for theta in thetas])
-    alpha, beta = public["alpha"], public["beta"]
-    log_scale = np.log(alpha * public["A"] / (beta * public["B"])) / (alpha + beta)
-    size = np.exp(log_scale + public["a_opt"] * np.log(compute / 6))
-    return np.column_stack([size, public["a_opt"]])
-
-
-def _numeric(
-    fitted: Fit, thetas: np.ndarray, compute: float, ratios: Mapping[str, float]
-) -> np.ndarray:
-    """The same by search; the exponent from a step of 1 % in compute. NaN at the grid's ends."""
-    sizes = _sizes(fitted)
-    found = []
-    for theta in thetas:
-        near, far = (
-            _lowest(np.log(sizes), _along(fitted, theta, sizes, c, ratios))
-            for c in (compute, compute * 1.01)
-        )
-        found.append((np.exp(near), (far - near) / np.log(1.01)))
-    return np.array(found)
 
 
 def _sizes(fitted: Fit) -> np.ndarray:
@@ -287,7 +303,7 @@ def valley(
         # Finer than the search's grid: 1e3 either way of the optimum.
         sizes = np.geomspace(n / SIZES_BEYOND, n * SIZES_BEYOND, 4 * GRID + 1)
         curve = _along(fitted, fitted.theta, sizes, compute, ratios)
-        lines.append({"quantity": N, **_flat(sizes, curve, tolerance), "status": ""})
+        lines.append({"quantity": N, **_flat(sizes, curve, tolerance), "best": n, "status": ""})
     for name in ratios:
         low, high = fitted.ranges[name]
         values = np.geomspace(low / RATIO_BEYOND, high * RATIO_BEYOND, GRID)
@@ -318,60 +334,3 @@ def _flat(x: np.ndarray, log_loss: np.ndarray, tolerance: float) -> dict[str, fl
         high = np.exp(np.interp(0.0, [above[j - 1], above[j]], [logs[j - 1], logs[j]]))
     best = np.exp(_lowest(logs, log_loss))
     return {"best": float(best), "low": float(low), "high": float(high), "factor": high / low}
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Extrapolation(Shown):
-    """How far a row lies outside of what was fitted.
-
-    ``distances`` has a row per column of the law: ``decades`` above the largest (positive) or
-    below the smallest (negative) fitted value, 0 inside.
-    """
-
-    distances: pd.DataFrame
-
-    @property
-    def farthest(self) -> float:
-        """The largest distance, in decades."""
-        return float(self.distances["decades"].abs().max())
-
-    def frame(self) -> pd.DataFrame:
-        """The distances."""
-        return self.distances
-
-    def headline(self) -> str:
-        """The farthest column."""
-        if self.farthest == 0:
-            return "inside the fitted range of every column"
-        row = self.distances.iloc[int(self.distances["decades"].abs().to_numpy().argmax())]
-        side = "above" if row["decades"] > 0 else "below"
-        return f"{row['column']} lies {self.farthest:.2f} decades {side} the fitted runs"
-
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """The distances."""
-        return {"distance from the fitted runs": self.distances}
-
-    def as_json(self) -> dict[str, Any]:
-        """The distances."""
-        return {"farthest_decades": self.farthest, "columns": plain(self.distances)}
-
-
-def extrapolation(fitted: Fit, row: Mapping[str, float]) -> Extrapolation:
-    """Distance in decades in N, in D and in each ratio.
-
-    Raises
-    ------
-    InputError
-        The row lacks a column of the law, or a value is not a positive number.
-    """
-    lines = []
-    for name, (low, high) in fitted.ranges.items():
-        if name not in row:
-            raise InputError(f"the row must give `{name}`, but gives {', '.join(map(str, row))}")
-        value = float(row[name])
-        if not 0 < value < np.inf:
-            raise InputError(f"`{name} > 0` and finite must hold, but got {value}")
-        decades = max(np.log10(value / high), 0.0) + min(np.log10(value / low), 0.0)
-        line = {"column": name, "value": value, "fitted_low": low, "fitted_high": high}
-        lines.append(line | {"decades": float(decades)})
-    return Extrapolation(distances=pd.DataFrame(lines))

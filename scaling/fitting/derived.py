@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.compute_optimal import best_sizes
 from shapelaw.scaling.fitting.fit_law import CLUSTER, problem_again
 from shapelaw.scaling.fitting.result import LEVEL, Fit, unit_of
 from shapelaw.scaling.laws.bases import Chinchilla
@@ -86,10 +87,9 @@ def difference(fit: Fit, first: pd.DataFrame, second: pd.DataFrame) -> Quantity:
 
 
 def optimal(fit: Fit, flops: float) -> list[Quantity]:
-    """Compute-optimal N, D and D/N at C = 6 N D training FLOPs, and the exponent of N in C.
+    """Compute-optimal N, D and D/N at C = 6ND training FLOPs, and the exponent of N in C.
 
-    N* = G (C/6)^(beta/(alpha + beta)) with G = (alpha A/(beta B))^(1/(alpha + beta)): arXiv
-    2203.15556, equation 4, for the best shape.
+    Those of the best shape: :func:`shapelaw.scaling.fitting.compute_optimal.best_sizes`.
 
     Raises
     ------
@@ -104,14 +104,10 @@ def optimal(fit: Fit, flops: float) -> list[Quantity]:
         raise InputError(f"`flops > 0` and finite must hold, but got {flops}")
 
     def size(theta: np.ndarray) -> np.ndarray:
-        own = fit.law.public(theta, fit.reference)
-        both = own["alpha"] + own["beta"]
-        scale = np.log(own["alpha"] * own["A"] / (own["beta"] * own["B"])) / both
-        return np.asarray(np.exp(scale + own["beta"] / both * np.log(flops / 6)))
+        return best_sizes(fit, theta, flops).n
 
-    def share(theta: np.ndarray) -> np.ndarray:
-        own = fit.law.public(theta, fit.reference)
-        return np.asarray(own["beta"] / (own["alpha"] + own["beta"]))
+    def exponent(theta: np.ndarray) -> np.ndarray:
+        return best_sizes(fit, theta, flops).exponent
 
     def tokens(theta: np.ndarray) -> np.ndarray:
         return np.asarray(flops / 6 / size(theta))
@@ -123,7 +119,7 @@ def optimal(fit: Fit, flops: float) -> list[Quantity]:
         Quantity(name="N*", unit="parameters", function=size, logarithmic=True),
         Quantity(name="D*", unit="tokens", function=tokens, logarithmic=True),
         Quantity(name="D*/N*", unit="tokens/parameter", function=ratio, logarithmic=True),
-        Quantity(name="a_opt", unit="exponent of C in N*", function=share),
+        Quantity(name="a_opt", unit="exponent of C in N*", function=exponent),
     ]
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.laws.factors import UShape
 from shapelaw.scaling.laws.law import Columns, Factor, Law, Reference
 from shapelaw.scaling.runs.columns import D, N
@@ -20,6 +21,7 @@ SAME_LEVEL = np.log(1.1)  # values closer than 10 % are one level
 CONSTANT = np.log(1.05)
 COLLINEAR = 0.98
 NO_TERM = -50.0  # ln of a scale that contributes nothing
+NEAR_DECADES = np.log10(1.02)  # a row this little outside of the ranges is not worth a word
 ENOUGH = 3  # levels that fix an exponent, sizes that fix a drift, shapes of a size that help
 WORDS = {N: ("size", "sizes"), D: ("token count", "token counts")}
 
@@ -221,14 +223,37 @@ def optimum_status(
     return answer, f"{column}: {answer['status']}"
 
 
-def outside(row: Mapping[str, float], ranges: Mapping[str, tuple[float, float]]) -> list[str]:
-    """In words: which values of a row lie outside the fitted ranges, and by how much."""
-    words = []
+def decades_outside(
+    row: Mapping[str, float], ranges: Mapping[str, tuple[float, float]]
+) -> dict[str, float]:
+    """Measure how far each value of a row lies outside of a fitted range, in decades.
+
+    Positive above the largest fitted value, negative below the smallest, 0 inside.
+
+    Raises
+    ------
+    InputError
+        The row lacks a column of the ranges, or a value is not a positive number.
+    """
+    decades = {}
     for name, (low, high) in ranges.items():
+        if name not in row:
+            raise InputError(f"the row must give `{name}`, but gives {', '.join(map(str, row))}")
         value = float(row[name])
-        for gap, end, limit in ((value / high, "above", high), (low / value, "below", low)):
-            if gap > 1.02:
-                words.append(
-                    f"{name} {value:.3g} is {np.log10(gap):.2f} decades {end} the runs' {limit:.3g}"
-                )
+        if not 0 < value < np.inf:
+            raise InputError(f"`{name} > 0` and finite must hold, but got {value}")
+        decades[name] = float(max(np.log10(value / high), 0.0) + min(np.log10(value / low), 0.0))
+    return decades
+
+
+def outside(row: Mapping[str, float], ranges: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Say which values of a row lie outside of the fitted ranges, and by how many decades."""
+    words = []
+    for name, decades in decades_outside(row, ranges).items():
+        if abs(decades) > NEAR_DECADES:
+            side, limit = ("above", ranges[name][1]) if decades > 0 else ("below", ranges[name][0])
+            words.append(
+                f"{name} {float(row[name]):.3g} is {abs(decades):.2f} decades {side} the runs' "
+                f"{limit:.3g}"
+            )
     return words

@@ -18,6 +18,7 @@ TRUTH = {
     "mlp_to_attention_optimum": 2.0,
     "gqa_slope": 0.01,
 }
+SHARE = TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"])  # the exponent of N* in the compute
 SIZES, TOKENS = (1e5, 4e5, 1.6e6), (1e6, 8e6, 6.4e7)
 RATIOS = {
     "hidden_over_sqrt_n": (0.05, 0.4),
@@ -37,6 +38,12 @@ def true_loss(frame: pd.DataFrame, truth: dict[str, float]) -> np.ndarray:
         x = frame[name] / truth[f"{name}_optimum"]
         loss = loss * (1 + truth[f"{name}_curvature"] * (np.log(x) + 1 / x - 1))
     return (loss * (1 + truth["gqa_slope"] * np.log(frame["gqa"]))).to_numpy()
+
+
+def true_size(compute: float) -> float:
+    """N* of the synthetic truth, by equation 4 of arXiv 2203.15556."""
+    scale = TRUTH["alpha"] * TRUTH["A"] / (TRUTH["beta"] * TRUTH["B"])
+    return scale ** (1 / (TRUTH["alpha"] + TRUTH["beta"])) * (compute / 6) ** SHARE
 
 
 def synthetic_runs(
@@ -68,3 +75,28 @@ def synthetic_chinchilla(noise: float, **settings) -> pd.DataFrame:
     """Synthetic runs without an effect of shape."""
     none = {"hidden_over_sqrt_n_curvature": 0, "mlp_to_attention_curvature": 0, "gqa_slope": 0}
     return synthetic_runs(noise=noise, **(none | settings))
+
+
+def isoflop_runs(noise: float = 0.0, *, curves: bool = False) -> pd.DataFrame:
+    """Runs of the true law: seven budgets, nine sizes of which the best is not the middle one.
+
+    With ``curves`` sixty training curves of sixty checkpoints instead.
+    """
+    rows = [
+        {N: true_size(compute) * np.exp(step), "compute": compute}
+        for compute in np.geomspace(1e13, 1e16, 7)
+        for step in np.linspace(-0.5, 1.0, 9)
+    ]
+    runs = pd.DataFrame(rows)
+    runs = runs.assign(**{D: runs["compute"] / (6 * runs[N])}).drop(columns="compute")
+    if curves:
+        points = [
+            {"curve": run, N: size, D: tokens}
+            for run, size in enumerate(np.geomspace(1e5, 1e9, 60))
+            for tokens in np.geomspace(size, 1000 * size, 60)
+        ]
+        runs = pd.DataFrame(points)
+    loss = TRUTH["E"] + TRUTH["A"] / runs[N] ** TRUTH["alpha"]
+    loss += TRUTH["B"] / runs[D] ** TRUTH["beta"]
+    generator = np.random.default_rng(0)
+    return runs.assign(loss=loss * np.exp(noise * generator.standard_normal(len(runs))))

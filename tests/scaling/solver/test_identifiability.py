@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.laws.bases import BestLoss, Chinchilla, Kaplan, PowerLaw
 from shapelaw.scaling.laws.factors import AspectRatio, GroupedQuery, UShape
 from shapelaw.scaling.laws.law import Law, reference_of
@@ -14,6 +15,7 @@ from shapelaw.scaling.solver.identifiability import (
     NO_TERM,
     OTHER_EXPONENT,
     Held,
+    decades_outside,
     hold,
     hold_base,
     hold_drifts,
@@ -333,6 +335,26 @@ def test_a_row_outside_is_told_how_far_in_decades():
         f"{N} 1e+10 is 2.00 decades above the runs' 1e+08",
         "gqa 0.5 is 0.30 decades below the runs' 1",
     ]
+
+
+def test_distance_from_fitted_ranges_is_in_decades_with_a_sign():
+    ranges = {N: (1e6, 1e8), D: (1e9, 1e10)}
+    distance = decades_outside({N: 1e9, D: 1e7}, ranges)
+    assert distance == pytest.approx({N: 1.0, D: -2.0})
+    assert decades_outside({N: 1e6, D: 1e10, "gqa": 99}, ranges) == {N: 0.0, D: 0.0}
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({N: 1e6}, "the row must give `tokens`, but gives n_non"),
+        ({N: -1, D: 1e9}, "> 0` and finite"),
+        ({N: 1e6, D: np.nan}, "`tokens > 0` and finite must hold, but got nan"),
+    ],
+)
+def test_row_without_a_usable_value_is_refused(row, words):
+    with pytest.raises(InputError, match=words):
+        decades_outside(row, {N: (1e6, 1e8), D: (1e9, 1e10)})
 
 
 def test_a_parameter_held_at_one_value_has_no_range():
