@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shapelaw.scaling.errors import WorkError
-from shapelaw.trainers.ledger.liveness import process_exists, this_process
 from shapelaw.trainers.ledger.store import (
-    ONLY_SWEEP,
     RUNS,
     VERSION,
     VERSIONS,
@@ -25,17 +23,10 @@ from shapelaw.trainers.ledger.store import (
 )
 
 PATIENCE = 60.0
-STILL_ALIVE = 30.0  # seconds since the last heartbeat of an old ledger's run
+UNVERSIONED_TABLE = "runs"  # of ledgers of version 1, which had no table with the version
 TRANSIENT = {
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL,
 }  # fmt: skip
-COPY = """
-INSERT INTO shapelaw_runs
-    (sweep, run_id, position, spec, identity, state, flops, steps, step, message, result)
-SELECT :sweep, run_id, position, spec, identity,
-    CASE WHEN state = 'running' THEN 'planned' ELSE state END, flops, steps, step, message, row
-FROM runs
-"""
 
 
 class _Session:
@@ -65,7 +56,7 @@ class SQLiteStore(Store):
         self.patience = PATIENCE if patience is None else patience
 
     def prepare(self) -> None:
-        """Make the file and its tables; rows of an older version are carried over."""
+        """Make the file and its tables where they are missing."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -77,32 +68,14 @@ class SQLiteStore(Store):
     def _prepare(self, session: StoreSession) -> None:
         tables = {row["name"] for row in session.rows("SELECT name FROM sqlite_master")}
         if "shapelaw_ledger" in tables:
-            check_version(
-                session.rows("SELECT version FROM shapelaw_ledger")[0]["version"], self.name
-            )
+            found = session.rows("SELECT version FROM shapelaw_ledger")[0]["version"]
+            check_version(found, self.name)
             return
+        if UNVERSIONED_TABLE in tables:
+            check_version(1, self.name)
         session.change(VERSIONS)
         session.change(RUNS)
-        if "runs" in tables:
-            self._carry_over(session)
         session.change("INSERT INTO shapelaw_ledger (version) VALUES (:version)", version=VERSION)
-
-    def _carry_over(self, session: StoreSession) -> None:
-        """Move the rows of version 1, unless one is being trained by its worker just now."""
-        host, now = this_process().host, time.time()
-        for row in session.rows("SELECT * FROM runs WHERE state = 'running'"):
-            if row["host"] == host:
-                alive = process_exists(row["pid"])
-            else:
-                alive = abs(now - row["heartbeat"]) < STILL_ALIVE
-            if alive:
-                raise WorkError(
-                    f"the ledger {self.name} is of an older version of shapelaw, which is training "
-                    f"{row['run_id']} (process {row['pid']} on {row['host']}) just now; "
-                    "let it end, then start again"
-                )
-        session.change(COPY, sweep=ONLY_SWEEP)
-        session.change("DROP TABLE runs")
 
     def _attempt(self, work: Work[Result], seconds: float, write: bool) -> Result:
         connection = None

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from shapelaw.scaling.errors import WorkError
 
-VERSION = 2  # 1 was a table `runs` in SQLite, without a version
+VERSION = 2
 ONLY_SWEEP = "sweep"  # the name of the sweep in a file that holds one
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0  # seconds between attempts
 Result = TypeVar("Result")
@@ -134,7 +134,7 @@ class Store(ABC):
 
 
 def check_version(found: int, name: str) -> None:
-    """Refuse a ledger of a newer schema.
+    """Refuse a ledger of another schema version.
 
     Raises
     ------

@@ -1,87 +1,33 @@
-import json
 import os
 import sqlite3
-import subprocess
 import sys
 import threading
-import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from shapelaw.scaling.errors import InputError, WorkError
-from shapelaw.trainers.ledger.ledger import DIVERGED, DONE, PLANNED, Ledger
-from shapelaw.trainers.ledger.liveness import this_process
+from shapelaw.trainers.ledger.ledger import DONE, Ledger
 from shapelaw.trainers.ledger.store import LedgerUnreachable
 from support.ledgers import plan, spec, states
 from support.postgres import Server
 
-# A ledger as it was before it had a version.
-FIRST_SCHEMA = """
-CREATE TABLE IF NOT EXISTS runs (
-    run_id TEXT PRIMARY KEY, spec TEXT NOT NULL, identity TEXT NOT NULL, state TEXT NOT NULL,
-    flops REAL NOT NULL, steps INTEGER NOT NULL, step INTEGER NOT NULL DEFAULT 0, owner TEXT,
-    host TEXT, pid INTEGER, heartbeat REAL, message TEXT, row TEXT, position INTEGER NOT NULL
-)
-"""
 
-
-def first_version(path: Path, *, host: str, pid: int, heartbeat: float) -> None:
-    """A ledger of version 1: a done, b diverged, c running, d planned."""
+def test_ledger_of_first_version_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
     with closing(sqlite3.connect(path)) as database, database:
-        database.execute("PRAGMA journal_mode=WAL")
-        database.execute(FIRST_SCHEMA)
-        rows = {"a": (DONE, {"run_id": "a", "loss": 2.5}), "b": (DIVERGED, {"run_id": "b"}),
-                "c": ("running", None), "d": (PLANNED, None)}  # fmt: skip
-        for position, (name, (state, row)) in enumerate(rows.items()):
-            database.execute(
-                "INSERT INTO runs VALUES (?, ?, ?, ?, 1e9, 10, 0, 'x', ?, ?, ?, NULL, ?, ?)",
-                (name, spec(name).as_json(), f"identity of {name}", state, host, pid, heartbeat,
-                 json.dumps(row) if row else None, position),
-            )  # fmt: skip
-
-
-@pytest.fixture
-def dead_pid() -> int:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    return ended.pid
-
-
-def test_a_ledger_of_the_first_version_is_carried_over(tmp_path: Path, dead_pid: int) -> None:
-    path = tmp_path / "ledger.sqlite"
-    first_version(path, host=this_process().host, pid=dead_pid, heartbeat=time.time())
-    ledger = Ledger(path)
-    assert states(ledger) == {"a": DONE, "b": DIVERGED, "c": PLANNED, "d": PLANNED}
-    assert ledger.table()["run_id"].tolist() == ["a", "b"]
-    plan(ledger, "abcde")  # the identities are the same
-    assert ledger.claim() == spec("c")
-    assert states(Ledger(path))["e"] == PLANNED, "and it stays carried over"
-
-
-@pytest.mark.parametrize("where", ["here", "elsewhere"])
-def test_a_ledger_of_the_first_version_that_is_at_work_is_left_alone(
-    tmp_path: Path, where: str
-) -> None:
-    path = tmp_path / "ledger.sqlite"
-    host = this_process().host if where == "here" else "elsewhere"
-    first_version(path, host=host, pid=os.getpid(), heartbeat=time.time() - 5)
-    with pytest.raises(WorkError, match=r"older version .* training c .*; let it end"):
+        database.execute("CREATE TABLE runs (run_id TEXT PRIMARY KEY, state TEXT NOT NULL)")
+        database.execute("INSERT INTO runs VALUES ('a', 'done')")
+    with pytest.raises(WorkError, match=r"`version == 2` must hold .* has 1: .* another ledger"):
         Ledger(path)
     with closing(sqlite3.connect(path)) as database:
-        assert database.execute("SELECT COUNT(*) FROM runs").fetchone() == (4,)
-        (names,) = zip(*database.execute("SELECT name FROM sqlite_master"), strict=True)
+        assert database.execute("SELECT run_id, state FROM runs").fetchall() == [("a", "done")]
+        names = [name for (name,) in database.execute("SELECT name FROM sqlite_master")]
         assert "shapelaw_runs" not in names
 
 
-def test_a_worker_of_another_machine_that_was_silent_for_long_is_dead(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.sqlite"
-    first_version(path, host="elsewhere", pid=1, heartbeat=time.time() - 3600)
-    assert states(Ledger(path))["c"] == PLANNED
-
-
-def test_a_ledger_of_a_version_to_come_is_refused(tmp_path: Path) -> None:
+def test_ledger_of_later_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     plan(Ledger(path))
     with closing(sqlite3.connect(path)) as database, database:
@@ -91,7 +37,7 @@ def test_a_ledger_of_a_version_to_come_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.xdist_group("postgres")
-def test_a_database_of_a_version_to_come_is_refused(postgres: Server) -> None:
+def test_database_of_later_version_is_refused(postgres: Server) -> None:
     with postgres.connection() as other:
         other.execute("CREATE DATABASE later")
     url = postgres.url().replace("/postgres?", "/later?")
