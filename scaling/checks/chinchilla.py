@@ -1,9 +1,10 @@
-"""Chinchilla's three ways to the compute-optimal size, side by side (arXiv 2203.15556, section 3).
+"""The three approaches of Chinchilla to the compute-optimal size (arXiv 2203.15556, section 3).
 
-1: the size with the lowest loss at each compute, over training curves (or, where a table has none,
-over the runs of equal compute). 2: the vertex of a parabola of loss in ln N at each compute
-(IsoFLOP). 3: the parametric law. Each gives N* ∝ C^a. Approach 2 is biased where curves are wide or
-lopsided; approach 3 where the law is wrong: that they agree is the evidence.
+Approach 1 takes the size with the lowest loss at each compute, over training curves or, where a
+table has none, over the runs of equal compute. Approach 2 takes the vertex of a parabola of loss in
+ln N at each compute (IsoFLOP). Approach 3 takes the parametric law. Each gives N* ∝ C^a. Approach 2
+is biased where curves are wide or lopsided, approach 3 where the law is wrong: an optimum is
+believable where the approaches agree.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from shapelaw.scaling.display.tables import Shown, plain
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.compute_optimal import allocation
 from shapelaw.scaling.fitting.refits import FitSettings, refit
-from shapelaw.scaling.fitting.result import LEVEL
+from shapelaw.scaling.fitting.result import LEVEL, Fit
 from shapelaw.scaling.runs.columns import N
 from shapelaw.scaling.runs.levels import compute_of, level_of, sized
 
@@ -27,6 +28,8 @@ POINTS = 3  # of N* at different compute: fewer give no line with an error
 SIZES = 3  # distinct sizes that a minimum needs
 PARABOLA = 5  # distinct sizes of a level of compute that is worth a parabola
 SPAN = 0.1  # a level of compute is this wide
+FITTED = "fitted"
+PARAMETRIC = "chinchilla"  # the law of approach 3
 # Compute and best size, both ln: what approaches 1 and 2 find.
 Minima = tuple[np.ndarray, np.ndarray]
 Finder = Callable[[pd.DataFrame], Minima]
@@ -58,8 +61,17 @@ class Approaches(Shown):
         return f"exponent a of N* ∝ C^a by Chinchilla's approaches {', '.join(words)}"
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The approaches."""
-        return {f"N* ∝ C^a, and N* at {self.compute:.3g} FLOPs (95 % intervals)": self.table}
+        """Tabulate the approaches that the table of runs allows."""
+        title = f"Chinchilla's approaches: N* ∝ C^a, N* at {self.compute:.3g} FLOPs, 95 % intervals"
+        return {title: self.table[self.table["a"].notna()].drop(columns="status")}
+
+    def notes(self) -> list[str]:
+        """Say why an approach is not available, or how many of its resamples failed."""
+        return [
+            f"Chinchilla's approach {row['approach']}: {row['status']}"
+            for row in self.table.to_dict("records")
+            if row["status"] != FITTED
+        ]
 
     def as_json(self) -> dict[str, Any]:
         """The approaches and their points."""
@@ -75,9 +87,10 @@ def approaches(
     *,
     compute: float | None = None,
     curve: str = "curve",
+    parametric: Fit | None = None,
     **settings: Unpack[FitSettings],
 ) -> Approaches:
-    """Chinchilla's approaches 1, 2 and 3 on one table.
+    """Find the compute-optimal size of a run table by Chinchilla's approaches 1, 2 and 3.
 
     Parameters
     ----------
@@ -85,6 +98,8 @@ def approaches(
         FLOPs at which N* is stated; by default the largest of the table.
     curve
         A column that tells training curves apart: rows of a curve are checkpoints of one run.
+    parametric
+        The fit of the Chinchilla law to these runs, if there is one; by default it is made here.
     settings
         Of the fit of approach 3; ``resamples`` (400) and ``seed`` of all intervals. Approaches 1
         and 2 resample runs within each level of compute, or whole curves.
@@ -118,7 +133,9 @@ def approaches(
         line, points = _by_minima(table, find, compute, chosen, whole=whole)
         lines.append({"approach": name, **line})
         minima[name[0]] = points
-    lines.append({"approach": "3 (parametric law)", **_parametric(given, compute, chosen)})
+    lines.append(
+        {"approach": "3 (parametric law)", **_parametric(given, compute, parametric, chosen)}
+    )
     names = ["approach", "a", "a_low", "a_high", "n", "n_low", "n_high", "tokens_per_n", "points"]
     table = pd.DataFrame(lines).reindex(columns=[*names, "status"])
     return Approaches(compute=compute, table=table, minima=minima)
@@ -150,7 +167,7 @@ def _by_minima(
         if len(np.unique(f)) >= POINTS:
             drawn.append(_line(f, s, compute))
     line: dict[str, Any] = {"a": slope, "n": best, "tokens_per_n": compute / 6 / best**2}
-    status = "fitted"
+    status = FITTED
     if drawn:
         low, high = np.percentile(drawn, [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
         line |= {"a_low": low[0], "a_high": high[0], "n_low": low[1], "n_high": high[1]}
@@ -239,9 +256,12 @@ def _arrays(found: list[tuple[float, float]]) -> Minima:
     return pairs[:, 0], pairs[:, 1]
 
 
-def _parametric(runs: pd.DataFrame, compute: float, settings: FitSettings) -> dict[str, Any]:
+def _parametric(
+    runs: pd.DataFrame, compute: float, given: Fit | None, settings: FitSettings
+) -> dict[str, Any]:
+    """The compute-optimal size of the Chinchilla law as a row of the table."""
     try:
-        fitted = refit("chinchilla", runs, **settings)
+        fitted = given or refit(PARAMETRIC, runs, **settings)
     except InputError as error:
         return {"points": len(runs), "status": f"not available: {error}"}
     held = sorted({"alpha", "beta"} & set(fitted.held))
@@ -259,5 +279,5 @@ def _parametric(runs: pd.DataFrame, compute: float, settings: FitSettings) -> di
         "n_high": n["high"],
         "tokens_per_n": best.tokens_per_n["value"],
         "points": len(runs),
-        "status": "fitted",
+        "status": FITTED,
     }

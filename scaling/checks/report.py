@@ -14,6 +14,7 @@ from typing import Any, Unpack
 import numpy as np
 import pandas as pd
 
+from shapelaw.scaling.checks.chinchilla import PARAMETRIC, Approaches, approaches
 from shapelaw.scaling.checks.conditioning import Identifiability, identifiability_report
 from shapelaw.scaling.checks.holdout import HoldOut, leave_largest_out
 from shapelaw.scaling.checks.metrics import Regret, Scores, scores
@@ -46,6 +47,7 @@ class CheckReport(Shown):
     identifiability: Identifiability
     intervals: IntervalWidths
     valley: Valley
+    approaches: Approaches
     checklist: Checklist
     warnings: tuple[str, ...]
 
@@ -74,10 +76,10 @@ class CheckReport(Shown):
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """The tables of every part but the checklist."""
-        parts = [*self.hold_outs.values(), self.identifiability, self.intervals, self.valley]
-        names = [*(f"leave-largest-out by {by}" for by in self.hold_outs), "", "", ""]
+        parts = [(f"leave-largest-out by {by}", part) for by, part in self.hold_outs.items()]
+        others = [self.identifiability, self.intervals, self.valley, self.approaches]
         tables: dict[str, pd.DataFrame] = {}
-        for name, part in zip(names, parts, strict=True):
+        for name, part in [*parts, *(("", other) for other in others)]:
             for title, frame in part.tables().items():
                 if len(frame):
                     tables[f"{name}: {title}" if name else title] = frame
@@ -85,12 +87,13 @@ class CheckReport(Shown):
 
     def notes(self) -> list[str]:
         """Warnings, the parts' headlines and what could not be checked."""
-        parts = [self.identifiability, self.intervals, self.valley, self.checklist]
+        parts = [self.identifiability, self.intervals, self.valley, self.approaches, self.checklist]
         found = [*self.hold_outs.values(), *parts]
         words = [f"warning: {line}" for line in self.warnings]
         words.append(f"error on the fitted runs {self.in_sample.mape:.3g} % of the loss")
         words += [part.headline() for part in found]
         words += [line for one in self.hold_outs.values() for line in one.notes()]
+        words += self.approaches.notes()
         words += [self.regret.headline()] if self.regret else []
         return words + [f"by {by}: not available: {why}" for by, why in self.unavailable.items()]
 
@@ -120,6 +123,7 @@ class CheckReport(Shown):
             "identifiability": self.identifiability.as_json(),
             "intervals": self.intervals.as_json(),
             "valley": self.valley.as_json(),
+            "chinchilla_approaches": self.approaches.as_json(),
             "checklist": self.checklist.as_json(),
         }
 
@@ -162,6 +166,8 @@ def check(
             hold_outs[by] = leave_largest_out(law, runs, by=by, **chosen)
         except InputError as error:
             unavailable[by] = str(error)
+    if compute is None:
+        compute = float(compute_of(rows).max())
     report = identifiability_report(fitted, runs)
     intervals = interval_widths(fitted, runs)
     return CheckReport(
@@ -171,7 +177,13 @@ def check(
         unavailable=unavailable,
         identifiability=report,
         intervals=intervals,
-        valley=valley(fitted, float(compute_of(rows).max()) if compute is None else compute),
+        valley=valley(fitted, compute),
+        approaches=approaches(
+            rows,
+            compute=compute,
+            parametric=fitted if fitted.law_name == PARAMETRIC else None,
+            **chosen,
+        ),
         checklist=checklist(fitted, runs, hold_outs=list(hold_outs.values())),
         warnings=(
             *_about_table(rows),

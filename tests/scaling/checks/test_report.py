@@ -14,7 +14,7 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.levels import level_of
-from support.synthetic import SIZES, synthetic_chinchilla, synthetic_runs
+from support.synthetic import SHARE, SIZES, isoflop_runs, synthetic_chinchilla, synthetic_runs
 
 QUICK = {"starts": 4, "delta": 1e-2}
 
@@ -297,6 +297,38 @@ def test_a_check_shows_itself_as_text_html_and_json(checked):
     assert document["leave_largest_out"]["size"]["drift"][-1]["cutoff"] is None
     assert document["regret"]["mean_nats"] == checked.regret.mean
     assert document["warnings"] == list(checked.warnings)
+
+
+def test_check_of_isoflop_runs_shows_all_three_approaches():
+    found = check("chinchilla", isoflop_runs(0.002), resamples=10, **QUICK)
+    table = found.approaches.frame()
+    assert table["status"].tolist() == ["fitted"] * 3
+    fitted = found.valley.allocation
+    assert table["n"].iloc[2] == fitted.n["value"]
+    assert table["a_low"].iloc[2] == fitted.exponent["low"]
+    title = "Chinchilla's approaches: N* ∝ C^a, N* at 1e+16 FLOPs, 95 % intervals"
+    assert found.tables()[title]["approach"].tolist() == table["approach"].tolist()
+    assert title in found.summary()
+    assert title.replace("'", "&#x27;") in found._repr_html_()
+    assert not [line for line in found.notes() if "approach 1 " in line]
+
+
+def test_check_says_in_one_line_why_an_approach_is_not_available(checked):
+    lines = [line for line in checked.notes() if line.startswith("Chinchilla's approach 2")]
+    assert len(lines) == 1
+    assert "not available: 0 levels of compute have a minimum" in lines[0]
+    assert lines[0] in checked.summary()
+    _, second, third = checked.as_json()["chinchilla_approaches"]["approaches"]
+    assert second["a"] is None
+    assert second["status"] in lines[0]
+    assert third["status"] == "fitted"
+
+
+def test_approaches_of_a_check_count_parameters_as_its_fit_does():
+    runs = isoflop_runs()
+    runs = runs.assign(n_total=runs[N], **{N: 0.5 * runs[N] ** 0.95})
+    found = check("chinchilla", runs, size="total", resamples=0, **QUICK)
+    np.testing.assert_allclose(found.approaches.frame()["a"], SHARE, atol=0.01)
 
 
 def test_a_fit_is_checked_as_it_was_made():

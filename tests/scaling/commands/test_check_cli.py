@@ -32,9 +32,12 @@ def test_check_prints_one_document_or_tables(table):
     assert document["fit"]["law"] == "conditional"
     assert document["fit"]["n_runs"] == 60
     assert set(document["leave_largest_out"]) == {"size", "compute"}
+    approaches = document["chinchilla_approaches"]["approaches"]
+    assert [approach["approach"][0] for approach in approaches] == ["1", "2", "3"]
     text = run("check", table, "--law", "chinchilla", "--resamples", 0, *FAST)
     assert text.startswith("chinchilla on 60 runs: ")
     assert "drift of the parameters" in text
+    assert "exponent a of N* ∝ C^a by Chinchilla's approaches 1: " in text
 
 
 def test_check_leaves_rows_out_and_takes_a_budget(table):
