@@ -1,5 +1,6 @@
-"""The command that says what to train next."""
+"""The command that chooses the runs to train next, and tests that choice on past runs."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,31 +16,41 @@ from shapelaw.scaling.commands.options import (
     all_of,
 )
 from shapelaw.scaling.commands.output import note_other_runs
-from shapelaw.scaling.display.console import print_json
+from shapelaw.scaling.display.console import print_json, print_shown
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from shapelaw.scaling.design.backtests import Backtest
     from shapelaw.scaling.design.candidates import Limits
+    from shapelaw.scaling.fitting.result import Fit
+
+SEEDS = 6  # of a back-test
+STEPS = 4  # budgets of a back-test
+STARTS = 8  # of each of its fits, which are about a hundred
 
 
 def next_runs(
     fit: FitFile,
     runs: Runs,
     budget: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--budget-flops",
-            help="Training FLOPs of all chosen runs together, such as 1e20.",
+            help="Training FLOPs of all chosen runs together, such as 1e20; needed without "
+            "--backtest.",
             metavar="FLOPS",
         ),
-    ],
+    ] = None,
     goal: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="What to become certain about: predict:n=1e9,tokens=2e10, predict:FILE, "
-            "optimum:RATIO[@N], or choice:FILE (a table with two rows).",
+            "optimum:RATIO[@N], or choice:FILE (a table with two rows); needed without "
+            "--backtest.",
             metavar="GOAL",
         ),
-    ],
+    ] = None,
     candidates: Annotated[
         Path | None,
         typer.Option(
@@ -55,6 +66,20 @@ def next_runs(
         ),
     ] = None,
     most_runs: Annotated[int, typer.Option(help="Most runs to choose.", min=1, metavar="N")] = 32,
+    backtest: Annotated[
+        bool,
+        typer.Option(
+            "--backtest",
+            help="Choose no runs: replay the choice on this table with its largest runs held out, "
+            "and compare it with random choice and with the cheapest runs first.",
+        ),
+    ] = False,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            help="With --backtest: random sets of runs to begin with.", min=2, metavar="N"
+        ),
+    ] = SEEDS,
     where: Where = None,
     exclude: Exclude = None,
     out: OutTable = None,
@@ -63,12 +88,29 @@ def next_runs(
     """Choose the most informative runs for a budget of FLOPs."""
     from shapelaw.scaling.design.goals import parse_goal
     from shapelaw.scaling.design.next_batch import next_runs
+    from shapelaw.scaling.errors import InputError
     from shapelaw.scaling.fitting.result import Fit
     from shapelaw.scaling.runs.catalog import load_runs
     from shapelaw.scaling.runs.reader import read_table
     from shapelaw.scaling.runs.table import write_runs
 
     fitted, table = Fit.load(fit), load_runs(runs, where=all_of(where), exclude=exclude or ())
+    if backtest:
+        given = {"--budget-flops": budget, "--goal": goal, "--candidates": candidates,
+                 "--within": within}  # fmt: skip
+        refused = ", ".join(name for name, value in given.items() if value)
+        if refused:
+            raise InputError(
+                f"`{refused}` must be left out with --backtest, which predicts the largest runs "
+                "of the table from the others"
+            )
+        replayed = _backtest(fitted, table, seeds)
+        if out is not None:
+            write_runs(out, replayed.frame())
+        print_json(replayed.as_json()) if json else print_shown(replayed)
+        return
+    if budget is None or goal is None:
+        raise InputError("`--budget-flops` and `--goal` must be given, or --backtest")
     note_other_runs(fitted, table)
     wanted, limits = parse_goal(goal, fitted), read_limits(within or [], most_runs)
     pool = None if candidates is None else read_table(candidates)
@@ -77,6 +119,17 @@ def next_runs(
     if out is not None:
         write_runs(out, design.frame())
     print_json(design.as_json()) if json else typer.echo(design.summary())
+
+
+def _backtest(fitted: "Fit", table: "pd.DataFrame", seeds: int) -> "Backtest":
+    """Replay the choice of runs on a table with the law of a fit, fitted as the fit was."""
+    from shapelaw.scaling.design.backtests import backtest
+    from shapelaw.scaling.display.progress import progress_shown
+    from shapelaw.scaling.fitting.refits import FitSettings, refit, settings_of
+
+    settings: FitSettings = {**settings_of(fitted), "starts": STARTS, "resamples": 0}
+    with progress_shown():
+        return backtest(table, partial(refit, fitted.law, **settings), seeds=seeds, steps=STEPS)
 
 
 def read_flops(text: str) -> float:

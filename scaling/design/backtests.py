@@ -1,12 +1,13 @@
-"""Back-test on a finished table: whether choosing its runs by design would have paid.
+"""Back-test of the choice of runs: replay it on a finished run table beside simpler strategies.
 
-A table is cut into a held-out set, its runs of the largest compute, which no strategy may train,
-and a pool. Starting from a third of the pool, each strategy adds runs of the pool up to growing
-budgets; after each the law is fitted again and its error on the held-out runs is noted.
+The runs of the largest compute are held out, no strategy may train them; the others are the pool.
+Starting from a third of the pool, each strategy adds runs of the pool up to growing budgets. After
+each budget the law is fitted again and its error on the held-out runs is noted.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from shapelaw.scaling.design.candidates import Limits, costs
 from shapelaw.scaling.design.goals import Prediction
 from shapelaw.scaling.design.linearised import sized
 from shapelaw.scaling.design.next_batch import next_runs
-from shapelaw.scaling.display.console import json_row
+from shapelaw.scaling.display.progress import track
+from shapelaw.scaling.display.tables import Shown, plain
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.result import Fit
 
@@ -24,6 +26,10 @@ Refit = Callable[[pd.DataFrame], Fit]
 STARTS = ("smallest", "random")
 ENDS = (2.5, 97.5)  # per cent: a 95 % interval
 RESAMPLES = 4000
+TARGET = 1.25  # times the error of the fit to the whole pool: the error to be reached
+LEAST_RUNS = 24
+DESIGN = "design"
+TITLES = {DESIGN: "next-runs", "random": "random choice", "cheapest": "cheapest first"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +66,7 @@ def cheapest_first(stage: BacktestStage) -> list[Any]:
 
 
 STRATEGIES: dict[str, Callable[[BacktestStage], list[Any]]] = {
-    "design": by_design,
+    DESIGN: by_design,
     "random": at_random,
     "cheapest": cheapest_first,
 }
@@ -76,8 +82,8 @@ def _payable(stage: BacktestStage, order: np.ndarray) -> list[Any]:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Backtest:
-    """The course of every strategy for every seed.
+class Backtest(Shown):
+    """The errors of every strategy for every seed.
 
     ``course`` has one row per seed, strategy and budget: ``seed, strategy, budget_flops,
     spent_flops, runs, error``; FLOPs include those of the start set, the error is the root mean
@@ -120,21 +126,13 @@ class Backtest:
         arrived. The geometric mean is None where one of the two never arrives in some seed.
         """
         table = self.flops_to_reach(error)
-        generator = np.random.default_rng(0)
-        drawn = generator.integers(len(table), size=(RESAMPLES, len(table)))
         answers: dict[str, dict[str, float | None]] = {}
         for strategy in table.columns.drop(to):
             own, other = table[strategy].to_numpy(), table[to].to_numpy()
             finite = np.isfinite(own) & np.isfinite(other)
             found: dict[str, float | None] = dict.fromkeys(("ratio", "low", "high"))
             if finite.all():
-                log = np.log(own / other)
-                low, high = np.percentile(log[drawn].mean(axis=1), ENDS)
-                found = {
-                    "ratio": float(np.exp(log.mean())),
-                    "low": float(np.exp(low)),
-                    "high": float(np.exp(high)),
-                }
+                found = dict(zip(found, _geometric_mean(np.log(own / other)), strict=True))
             arrived = np.isfinite(own)
             each = np.divide(own, other, out=np.full_like(own, np.inf), where=arrived)
             middle = float(np.median(each))
@@ -157,41 +155,98 @@ class Backtest:
         }
         return pd.DataFrame(bands).reset_index()
 
-    def summary(self) -> str:
-        """The ratios at 1.25 times the error of the whole pool."""
-        target = 1.25 * self.full_error
-        lines = [
-            f"{self.held_out} runs held out, a pool of {self.pool}, start: {self.start}; "
-            f"to reach {100 * target:.2f} % (1.25 x the error of the whole pool):"
+    def error_ratios(self, *, to: str = "random") -> dict[str, tuple[float, float, float]]:
+        """Errors at equal budgets as a ratio to another strategy's.
+
+        Returns
+        -------
+        By strategy, the geometric mean over budgets and seeds, and the low and high end of its
+        95 % interval (bootstrap over seeds).
+        """
+        step = self.course.groupby(["seed", "strategy"]).cumcount()
+        rows = self.course[step > 0]  # before the first budget all are alike
+        logs = rows.assign(log_error=np.log(rows["error"])).pivot_table(
+            values="log_error", index="seed", columns="strategy"
+        )
+        return {
+            str(strategy): _geometric_mean((logs[strategy] - logs[to]).to_numpy())
+            for strategy in logs.columns.drop(to)
+        }
+
+    def comparison(self) -> pd.DataFrame:
+        """Compare the design with the other strategies, one row for each.
+
+        ``error_ratio`` is the error of the design over that of the other at equal budgets, and
+        ``flops_ratio`` the FLOPs after which it stays at 1.25 times the error of the whole pool
+        over those of the other, each with a 95 % interval. ``flops_ratio`` is missing where one of
+        the two does not get there in some seed; ``never_percent`` has the share of seeds in which
+        the design does not.
+        """
+        rows = []
+        for other in self.course["strategy"].unique():
+            if other == DESIGN:
+                continue
+            error, low, high = self.error_ratios(to=other)[DESIGN]
+            flops = self.ratios(TARGET * self.full_error, to=other)[DESIGN]
+            rows.append({
+                "compared with": TITLES[other],
+                "error_ratio": error, "error_low": low, "error_high": high,
+                "flops_ratio": flops["ratio"], "flops_low": flops["low"],
+                "flops_high": flops["high"], "never_percent": 100 * (flops["never"] or 0.0),
+            })  # fmt: skip
+        return pd.DataFrame(rows)
+
+    def headline(self) -> str:
+        """State the error of the design beside that of the other strategies."""
+        ratios = "; ".join(
+            f"{row['error_ratio']:.2f} [{row['error_low']:.2f}, {row['error_high']:.2f}] times "
+            f"that of {row['compared with']}"
+            for row in self.comparison().to_dict("records")
+        )
+        return f"error of next-runs on {self.held_out} larger runs at equal FLOPs: {ratios}"
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Tabulate the ratios to every other strategy, and the errors by budget."""
+        bands = self.bands().drop(columns="step")
+        bands[["lower_quartile", "median", "upper_quartile"]] *= 100
+        order = bands["strategy"].map(list(TITLES).index)
+        bands = bands.iloc[order.argsort(kind="stable")].replace({"strategy": TITLES})
+        return {
+            "next-runs over other strategies, 95 % intervals": self.comparison(),
+            "error on the held-out runs in %, over seeds": bands,
+        }
+
+    def notes(self) -> list[str]:
+        """Say how the table was divided and which error was to be reached."""
+        seeds = self.course["seed"].nunique()
+        return [
+            f"{seeds} seeds, each from another third of the pool of {self.pool} runs "
+            f"({self.start}); the {self.held_out} runs of the largest compute are only predicted",
+            f"FLOPs are those to reach an error of {100 * TARGET * self.full_error:.3g} %, "
+            f"{TARGET:g} times the error of the fit to the whole pool",
         ]
-        for strategy, found in self.ratios(target).items():
-            shown = "(median) none"
-            if found["median"] is not None:
-                shown = f"(median) {found['median']:.2f}"
-            if found["ratio"] is not None:
-                shown = f"{found['ratio']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
-            never = f", never in {100 * (found['never'] or 0):.0f} % of seeds"
-            lines.append(f"  {strategy}: {shown} x the FLOPs of random" + never)
-        return "\n".join(lines)
-
-    def __repr__(self) -> str:
-        return self.summary()
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        return f"<pre>{escape(self.summary())}</pre>" + self.bands().to_html(index=False)
 
     def as_json(self) -> dict[str, Any]:
-        """Bands and ratios."""
-        return {
+        """Return the comparison, the ratios to random choice, and the errors by budget."""
+        document = {
             "full_error": self.full_error,
             "held_out": self.held_out,
             "pool": self.pool,
+            "seeds": self.course["seed"].nunique(),
             "start": self.start,
-            "ratios": self.ratios(1.25 * self.full_error),
-            "bands": [json_row(row) for row in self.bands().to_dict("records")],
+            "comparison": self.comparison().rename(columns={"compared with": "compared_with"}),
+            "ratios": self.ratios(TARGET * self.full_error),
+            "bands": self.bands(),
         }
+        return {name: plain(value) for name, value in document.items()}
+
+
+def _geometric_mean(logs: np.ndarray) -> tuple[float, float, float]:
+    """The geometric mean of ratios, given their logarithms by seed, and its 95 % interval."""
+    generator = np.random.default_rng(0)
+    drawn = generator.integers(len(logs), size=(RESAMPLES, len(logs)))
+    low, high = np.percentile(logs[drawn].mean(axis=1), ENDS)
+    return float(np.exp(logs.mean())), float(np.exp(low)), float(np.exp(high))
 
 
 def backtest(
@@ -203,7 +258,7 @@ def backtest(
     held_out: float = 0.15,
     steps: int = 14,
 ) -> Backtest:
-    """Run every strategy on a table.
+    """Replay every strategy on a run table.
 
     Parameters
     ----------
@@ -229,19 +284,23 @@ def backtest(
     """
     if start not in STARTS:
         raise InputError(f"`start` must be one of {', '.join(STARTS)}, but got {start!r}")
-    if len(runs) < 24:
-        raise InputError(f"a back-test needs `len(runs) >= 24`, but got {len(runs)}")
+    if len(runs) < LEAST_RUNS:
+        raise InputError(
+            f"a back-test needs `len(runs) >= {LEAST_RUNS}`, but got {len(runs)}; use a larger "
+            "table"
+        )
     runs = runs.reset_index(drop=True)
     order = np.argsort(costs(runs), kind="stable")
     kept = len(runs) - max(round(held_out * len(runs)), 2)
     pool, target = runs.iloc[order[:kept]], runs.iloc[order[kept:]]
+    refit = _each_once(refit)
     courses = []
-    for seed in range(seeds):
+    replays = list(product(range(seeds), enumerate(STRATEGIES)))
+    for seed, (number, strategy) in track(replays, "back-test", total=len(replays)):
         begin = _start(len(pool), start, np.random.default_rng(seed))
-        for number, strategy in enumerate(STRATEGIES):
-            generator = np.random.default_rng((seed, number))
-            course = _course(pool, target, refit, begin, STRATEGIES[strategy], generator, steps)
-            courses.append(course.assign(seed=seed, strategy=strategy))
+        generator = np.random.default_rng((seed, number))
+        course = _course(pool, target, refit, begin, STRATEGIES[strategy], generator, steps)
+        courses.append(course.assign(seed=seed, strategy=strategy))
     return Backtest(
         course=pd.concat(courses, ignore_index=True),
         full_error=held_out_error(refit(pool), target),
@@ -249,6 +308,19 @@ def backtest(
         pool=len(pool),
         start=start,
     )
+
+
+def _each_once(refit: Refit) -> Refit:
+    """Fit every set of rows once: strategies begin alike, and two of them end with the pool."""
+    fits: dict[frozenset[Any], Fit] = {}
+
+    def fit_once(rows: pd.DataFrame) -> Fit:
+        key = frozenset(rows.index)
+        if key not in fits:
+            fits[key] = refit(rows)
+        return fits[key]
+
+    return fit_once
 
 
 def _start(pool: int, start: str, generator: np.random.Generator) -> np.ndarray:

@@ -121,12 +121,25 @@ def test_two_that_never_arrive_are_neither_ahead_nor_equal():
     }
 
 
-def test_a_back_test_shows_itself(result):
+def test_errors_at_equal_budgets_are_compared_seed_by_seed():
+    found = course({"random": [[9, 4, 2], [5, 1, 1]], "design": [[9, 1, 2], [5, 1, 1]]})
+    ratio, low, high = found.error_ratios()["design"]
+    assert ratio == pytest.approx(4 ** (-1 / 4))  # over two budgets of two seeds
+    assert low == pytest.approx(0.5)  # only the first seed drawn
+    assert high == pytest.approx(1.0)
+
+
+def test_back_test_shows_its_comparison_as_text_html_and_json(result):
     document = json.loads(json.dumps(result.as_json(), allow_nan=False))
     assert document["held_out"] == 6
     assert set(document["ratios"]) == {"design", "cheapest"}
-    assert "x the FLOPs of random" in result.summary()
-    assert "<table" in result._repr_html_()
+    others = [row["compared_with"] for row in document["comparison"]]
+    assert others == ["random choice", "cheapest first"]
+    for row in document["comparison"]:
+        assert row["error_low"] <= row["error_ratio"] <= row["error_high"]
+    assert result.summary().startswith("error of next-runs on 6 larger runs at equal FLOPs: ")
+    assert "times the error of the fit to the whole pool" in result.summary()
+    assert result._repr_html_().count("<table") == 2
     bands = result.bands()
     assert (bands["lower_quartile"] <= bands["median"]).all()
     assert (bands["median"] <= bands["upper_quartile"]).all()

@@ -594,6 +594,14 @@ class TestCommand:
         runs.to_csv(tmp_path / "runs.csv", index=False)
         return str(tmp_path / "fit.json"), str(tmp_path / "runs.csv")
 
+    @pytest.fixture
+    def backtest_files(self, tmp_path) -> tuple[str, str]:
+        runs = pd.concat([runs_of_the_law(), runs_of_the_law(seed=1)], ignore_index=True)
+        runs = runs.assign(run_id=[f"run-{row}" for row in range(len(runs))]).iloc[:32]
+        fit("chinchilla", runs, starts=4, resamples=0).save(tmp_path / "fit.json")
+        runs.to_csv(tmp_path / "runs.csv", index=False)
+        return str(tmp_path / "fit.json"), str(tmp_path / "runs.csv")
+
     def run(self, *arguments: str) -> str:
         done = CliRunner().invoke(app, ["next-runs", *arguments], catch_exceptions=False)
         assert done.exit_code == 0
@@ -608,6 +616,34 @@ class TestCommand:
         assert written[D].between(1e9, 1e10).all()
         document = json.loads(self.run(*files, *asked, "--within", "tokens=1e9:10B", "--json"))
         assert [run["cost_flops"] for run in document["runs"]] == list(written["cost_flops"])
+
+    def test_back_test_compares_the_choice_with_simple_strategies(self, backtest_files, tmp_path):
+        asked = (*backtest_files, "--backtest", "--seeds", "2", "--out", str(tmp_path / "all.csv"))
+        document = json.loads(self.run(*asked, "--json"))
+        assert [row["compared_with"] for row in document["comparison"]] == [
+            "random choice",
+            "cheapest first",
+        ]
+        assert document["seeds"] == 2
+        course = pd.read_csv(tmp_path / "all.csv")
+        assert set(course["strategy"]) == {"design", "random", "cheapest"}
+        text = self.run(*asked)
+        assert text.startswith("error of next-runs on 5 larger runs at equal FLOPs: ")
+        assert "random choice" in text
+        assert "2 seeds, each from another third of the pool" in text
+
+    @pytest.mark.parametrize(
+        ("asked", "words"),
+        [
+            (("--backtest", "--goal", "predict:n=1e9,tokens=1e9"), "`--goal` must be left out"),
+            (("--backtest", "--within", "tokens=1e9:1e10"), "`--within` must be left out"),
+            (("--backtest", "--where", "tokens > 1e10"), r"needs `len\(runs\) >= 24`, but got"),
+            (("--budget-flops", "1e21"), "`--budget-flops` and `--goal` must be given, or"),
+        ],
+    )
+    def test_impossible_back_test_is_refused(self, backtest_files, asked, words):
+        with pytest.raises(InputError, match=words):
+            self.run(*backtest_files, *asked)
 
     def test_it_chooses_among_given_candidates(self, files, tmp_path):
         pool = tmp_path / "pool.csv"
