@@ -1,4 +1,4 @@
-"""The command that draws: a fit and its runs as a picture."""
+"""The command that draws a fit and its runs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +33,10 @@ KINDS = {
     "contours": "iso-loss in N and D with budgets and the compute-optimal line",
     "profile": "how the objective rises off each parameter",
     "drift": "parameters when the largest runs are left out (fits again)",
+    "held-out": "errors on the largest runs when they are left out (fits again)",
+    "comparison": "laws ranked by their errors on the largest runs, left out (fits again)",
 }
+DEFAULT_CUTOFFS = 4
 WORDS = "; ".join(f"{name}: {what}" for name, what in KINDS.items())
 
 
@@ -44,47 +47,57 @@ def plot(
     out: Annotated[Path, typer.Option(help="Picture to write, .png or .svg.", metavar="FILE")],
     by: LeaveOutBy = "size",
     cutoff: Cutoffs = None,
+    law: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With comparison: law to compare with that of the fit; repeatable.",
+            metavar="LAW",
+        ),
+    ] = None,
     where: Where = None,
     exclude: Exclude = None,
     json: Json = False,
 ) -> None:
     """Draw a fit and its runs as a picture."""
+    from shapelaw.scaling.display.progress import progress_shown
     from shapelaw.scaling.fitting.result import Fit
     from shapelaw.scaling.plots.style import ending_of, save
     from shapelaw.scaling.runs.catalog import load_runs
 
     ending_of(out)
-    draw = _drawing(kind, by, cutoff)
+    draw = _drawing(kind, by, cutoff or DEFAULT_CUTOFFS, law or [])
     table, fitted = load_runs(runs, where=all_of(where), exclude=exclude or ()), Fit.load(fit)
     note_other_runs(fitted, table)
-    save(draw(fitted, table), out)
+    with progress_shown():
+        save(draw(fitted, table), out)
     found = {"kind": kind, "law": fitted.law_name, "n_runs": len(table), "file": str(out)}
     print_json(found) if json else typer.echo(f"{kind} of {fitted.law_name}: {out}")
 
 
 def _drawing(
-    kind: str, by: str, cutoffs: list[float] | None
+    kind: str, by: str, cutoffs: list[float] | int, laws: list[str]
 ) -> "Callable[[Fit, pd.DataFrame], Figure]":
-    """The function that draws a kind of picture.
+    """Return the function that draws a kind of picture.
 
     Raises
     ------
     InputError
         There is no such kind.
     """
+    from shapelaw.scaling.checks.comparison import compare
+    from shapelaw.scaling.checks.holdout import HoldOut, leave_largest_out
+    from shapelaw.scaling.fitting.refits import settings_of
     from shapelaw.scaling.plots.contours import plot_contours
+    from shapelaw.scaling.plots.holdout import plot_comparison, plot_drift, plot_held_out
     from shapelaw.scaling.plots.law import plot_law
     from shapelaw.scaling.plots.residuals import plot_profiles, plot_qq, plot_residuals
 
-    def drift(fitted: "Fit", table: "pd.DataFrame") -> "Figure":
-        from shapelaw.scaling.checks.holdout import leave_largest_out
-        from shapelaw.scaling.fitting.refits import settings_of
-        from shapelaw.scaling.plots.holdout import plot_drift
+    def left_out(fitted: "Fit", table: "pd.DataFrame") -> HoldOut:
+        return leave_largest_out(fitted.law, table, by=by, cutoffs=cutoffs, **settings_of(fitted))
 
-        settings = settings_of(fitted)
-        return plot_drift(
-            leave_largest_out(fitted.law, table, by=by, cutoffs=cutoffs or 4, **settings)
-        )
+    def comparison(fitted: "Fit", table: "pd.DataFrame") -> "Figure":
+        every = list(dict.fromkeys([fitted.law_name, *laws]))
+        return plot_comparison(compare(every, table, by=by, cutoffs=cutoffs, **settings_of(fitted)))
 
     drawings: dict[str, Callable[[Fit, pd.DataFrame], Figure]] = {
         "law": plot_law,
@@ -92,7 +105,9 @@ def _drawing(
         "qq": plot_qq,
         "contours": plot_contours,
         "profile": plot_profiles,
-        "drift": drift,
+        "drift": lambda fitted, table: plot_drift(left_out(fitted, table)),
+        "held-out": lambda fitted, table: plot_held_out(left_out(fitted, table)),
+        "comparison": comparison,
     }
     if kind not in drawings:
         raise InputError(f"`KIND` must be one of {', '.join(KINDS)}, but got {kind!r}")

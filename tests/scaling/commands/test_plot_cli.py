@@ -34,7 +34,8 @@ def run(*arguments) -> str:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_writes_its_picture(kind, folder, tmp_path):
     out = tmp_path / f"{kind}.png"
-    text = run(kind, folder / "fit.json", folder / "runs.csv", "--out", out)
+    laws = ("--law", "kaplan", "--law", "width") if kind == "comparison" else ()
+    text = run(kind, folder / "fit.json", folder / "runs.csv", "--out", out, *laws)
     assert text == f"{kind} of chinchilla: {out}\n"
     assert out.read_bytes().startswith(b"\x89PNG")
 
@@ -51,14 +52,22 @@ def test_svg_and_one_document(folder, tmp_path):
     assert "<svg" in out.read_text(encoding="utf-8")
 
 
-def test_drift_follows_its_column_and_cutoffs(folder, tmp_path):
+@pytest.mark.parametrize("kind", ["drift", "held-out", "comparison"])
+def test_hold_out_picture_follows_its_column_and_cutoffs(kind, folder, tmp_path):
     paths = [tmp_path / "size.svg", tmp_path / "tokens.svg"]
     given = (folder / "fit.json", folder / "runs.csv")
-    run("drift", *given, "--out", paths[0], "--cutoff", 6.4e7)
-    run("drift", *given, "--out", paths[1], "--by", "tokens")
+    given += ("--law", "kaplan") if kind == "comparison" else ()
+    run(kind, *given, "--out", paths[0], "--cutoff", 6.4e7)
+    run(kind, *given, "--out", paths[1], "--by", "tokens")
     assert paths[0].read_bytes() != paths[1].read_bytes()
     with pytest.raises(InputError, match="a cut-off must lie above"):
-        run("drift", *given, "--out", paths[0], "--cutoff", 1)
+        run(kind, *given, "--out", paths[0], "--cutoff", 1)
+
+
+def test_comparison_without_another_law_is_refused(folder, tmp_path):
+    given = (folder / "fit.json", folder / "runs.csv", "--out", tmp_path / "a.png")
+    with pytest.raises(InputError, match="`compare` needs at least 2 different laws"):
+        run("comparison", *given)
 
 
 def test_a_filter_applies_to_the_runs(folder, tmp_path):
