@@ -221,15 +221,36 @@ def retry(
 def export(
     folder: Folder,
     out: OutTable = None,
+    gguf: Annotated[
+        bool,
+        typer.Option(
+            "--gguf",
+            help="Also write each model as a GGUF file for llama.cpp, into the folder gguf beside "
+            "the table (without --out: in FOLDER).",
+        ),
+    ] = False,
+    run_id: Annotated[
+        list[str] | None,
+        typer.Option("--run", help="With --gguf: only this run; repeatable.", metavar="RUN_ID"),
+    ] = None,
     ledger: LedgerOption = None,
     json: Json = False,
 ) -> None:
     """Write the run table of the finished and diverged runs."""
+    from shapelaw.scaling.display.progress import progress_shown
+    from shapelaw.scaling.errors import InputError
     from shapelaw.scaling.runs.table import write_runs
-    from shapelaw.trainers.sweep.folder import existing_ledger
-    from shapelaw.trainers.sweep.sweep import run_table
+    from shapelaw.trainers.sweep.folder import Folder, existing_ledger
+    from shapelaw.trainers.sweep.sweep import export_gguf_files, run_table
 
+    if run_id and not gguf:
+        raise InputError("`--run` must come with --gguf; the run table always has every run")
     runs = run_table(existing_ledger(folder, ledger).entries())
+    if gguf:
+        place = (folder if out is None else out.parent) / "gguf"
+        with progress_shown():
+            files = export_gguf_files(runs, Folder(folder), place, run_id)
+        note(f"{len(files)} GGUF file{'s'[: len(files) != 1]} written to {place}")
     if out is not None:
         write_runs(out, runs)
         note(f"{len(runs)} runs written to {out}{_left_out(runs)}")

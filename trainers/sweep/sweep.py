@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from shapelaw.scaling.display.console import json_row, note
+from shapelaw.scaling.display.progress import track
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.runs.table import require_columns, write_runs
 from shapelaw.trainers.corpus.corpus import Corpus
@@ -174,6 +175,50 @@ def _ended(entries: list[Entry], reasons: list[str]) -> pd.DataFrame:
 def run_table(entries: Sequence[Entry]) -> pd.DataFrame:
     """The rows of all runs that are done or diverged; a run with branches has several."""
     return pd.DataFrame([row for entry in entries for row in entry.rows])
+
+
+def export_gguf_files(
+    table: pd.DataFrame, folder: Folder, out: Path, run_ids: Sequence[str] | None = None
+) -> list[Path]:
+    """Write a GGUF file, RUN_ID.gguf, for every exported model of a run table.
+
+    Parameters
+    ----------
+    table
+        Rows of a sweep, as :func:`run_table` gives them.
+    folder
+        The sweep's folder, which holds the exported models.
+    out
+        Folder for the files.
+    run_ids
+        Runs to write; by default all that have an exported model.
+
+    Raises
+    ------
+    InputError
+        A named run, or every run, has no exported model, or gguf is not installed.
+    """
+    from shapelaw.trainers.models.gguf import export_gguf
+    from shapelaw.trainers.models.hugging_face import WEIGHTS
+
+    names = [str(name) for name in table["run_id"]] if len(table) else []
+    exported = [name for name in names if (folder.run(name) / WEIGHTS).exists()]
+    for name in run_ids or ():
+        if name not in exported:
+            raise InputError(
+                f"`--run` must name a finished run with an exported model, but got {name!r}; "
+                f"{folder.path} has {', '.join(exported) or 'none'}"
+            )
+    if not exported:
+        raise InputError(
+            f"no run of {folder.path} has a {WEIGHTS}; train the plan with `shapelaw sweep run` "
+            "first"
+        )
+    paths = []
+    for name in track(run_ids or exported, "GGUF files", total=len(run_ids or exported)):
+        paths.append(out / f"{name}.gguf")
+        export_gguf(folder.run(name), paths[-1])
+    return paths
 
 
 def _check_disk(address: str, several_machines: bool) -> None:
