@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,20 +35,6 @@ from shapelaw.scaling.runs.table import check_numbers, fingerprint, require_colu
 ABOVE_CHANCE = 3.0  # standard errors by which a row must exceed chance to count
 SPARE_ROWS = 2  # more than parameters: fewer leave the noise unknown
 SOURCE = "the table of models"
-
-
-def fit_link(
-    table: pd.DataFrame,
-    task: str | Task,
-    *,
-    form: str | Form = "sigmoid",
-    loss: str = "loss_c4_en",
-    validation: str | None = None,
-    provenance: Mapping[str, str] | None = None,
-) -> Link:
-    """Fit the link from loss to accuracy on one task; see :func:`fit_links`."""
-    chosen: dict[str, Any] = {"form": form, "loss": loss, "validation": validation}
-    return fit_links(table, [task], provenance=provenance, **chosen).links[0]
 
 
 def fit_links(

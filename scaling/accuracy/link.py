@@ -22,7 +22,6 @@ from shapelaw.scaling.accuracy.predictions import (
     LinkSource,
     Task,
     loss_nodes,
-    rows_of,
 )
 from shapelaw.scaling.errors import InputError
 
@@ -155,13 +154,6 @@ class Link:
         other = None if self.other is None else self.other.alone()
         return Links(links=(self,), covariance=self.covariance, noise=self.noise, other=other)
 
-    def predict_frame(self, losses: "pd.DataFrame", *, validation: str) -> "pd.DataFrame":
-        """Predict every row: ``predicted_loss`` (or ``loss``), ``loss_low`` and ``loss_high``."""
-        import pandas as pd
-
-        answers = [self.predict(**row, validation=validation).as_json() for row in rows_of(losses)]
-        return pd.DataFrame(answers, index=losses.index)
-
     def summary(self) -> str:
         """The link in a few lines, for a terminal."""
         low, high = self.measured.loss_range
@@ -282,13 +274,6 @@ class Links:
         else:
             answer = _answer(mean, self, loss, loss_nodes(loss, **ends))
         return Accuracies(tasks=tasks, mean=answer)
-
-    def predict_frame(self, losses: "pd.DataFrame", *, validation: str) -> "pd.DataFrame":
-        """The mean of every row: ``predicted_loss`` (or ``loss``), ``loss_low``, ``loss_high``."""
-        import pandas as pd
-
-        answers = [self.predict(**row, validation=validation).mean for row in rows_of(losses)]
-        return pd.DataFrame([answer.as_json() for answer in answers], index=losses.index)
 
     def summary(self) -> str:
         """Every link in a few lines, and the fixed set."""

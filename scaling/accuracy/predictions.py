@@ -209,23 +209,3 @@ def loss_nodes(
     normal = norm.ppf(QUANTILES) / norm.ppf(ENDS[1] / 100)
     side = np.where(normal > 0, np.log(high / loss), np.log(loss / low))
     return np.asarray(loss * np.exp(normal * side))
-
-
-def rows_of(losses: "pd.DataFrame") -> list[dict[str, Any]]:
-    """Arguments of ``predict`` from a frame as :meth:`predict` gives it.
-
-    Raises
-    ------
-    InputError
-        It has neither ``predicted_loss`` nor ``loss``.
-    """
-    named = {"predicted_loss" if "predicted_loss" in losses else "loss": "loss"}
-    if not set(named) <= set(losses.columns):
-        raise InputError(
-            "accuracies need the column `predicted_loss` or `loss`, but the frame has "
-            f"{', '.join(map(str, losses.columns))}"
-        )
-    if {"loss_low", "loss_high"} <= set(losses.columns):
-        named |= {"loss_low": "loss_low", "loss_high": "loss_high"}
-    columns = losses[list(named)].rename(columns=named).astype(float)
-    return [{str(name): value for name, value in row.items()} for row in columns.to_dict("records")]

@@ -15,7 +15,6 @@ from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.levels import level_of, sized
 
 POOR, HOPELESS = 100.0, 1000.0  # condition numbers; the Chinchilla data have 33
-CORRELATED = 0.95
 COLLINEAR = 0.98
 CONSTANT = np.log(1.05)
 LOADING = 0.3  # of a unit direction: parameters that take part in it

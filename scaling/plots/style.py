@@ -37,7 +37,7 @@ LABELS = {
     D: "D (training tokens)",
 }
 BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
-PURPLE, ORANGE, SKY = "#CC79A7", "#E69F00", "#56B4E9"
+PURPLE, ORANGE = "#CC79A7", "#E69F00"
 COLOURS, MARKERS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE), ("o", "s", "^", "D", "v")
 CURVE, BAND, SCALE = "#333333", "#bbbbbb", "viridis"
 STYLE: dict[Any, Any] = {

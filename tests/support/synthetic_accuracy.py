@@ -1,7 +1,18 @@
 """Synthetic accuracies with a known link from loss."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
+
+from shapelaw.scaling.accuracy.fit import fit_links
+from shapelaw.scaling.accuracy.link import Link
+from shapelaw.scaling.accuracy.predictions import Task
+
+
+def fit_link(table: pd.DataFrame, task: str | Task, **settings: Any) -> Link:
+    """The link of one task."""
+    return fit_links(table, [task], **settings).links[0]
 
 
 def synthetic(seed: int, *, noise: float = 0.01, rows: int = 16, tasks: str = "a") -> pd.DataFrame:

@@ -12,11 +12,6 @@ from shapelaw.scaling.units import number_format
 OPTIMIZERS = ("muon", "adamw")
 MUON_SCALES = ("original", "match_rms_adamw")
 RESIDUAL_INITS = ("scaled", "zero")
-SCHEDULES = {
-    "wsd": {"decay_form": "linear", "decay": 0.3, "floor": 0.0},
-    "cosine": {"decay_form": "cosine", "decay": 1.0, "floor": 0.1},
-    "linear": {"decay_form": "linear", "decay": 1.0, "floor": 0.0},
-}
 
 
 def _linear(left: float) -> float:

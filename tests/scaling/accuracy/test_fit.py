@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 
 from shapelaw.scaling.accuracy.curves import ExponentialError, Form, Sigmoid, TwoStep
-from shapelaw.scaling.accuracy.fit import fit_link, fit_links, held_out, known_tasks, load_link
+from shapelaw.scaling.accuracy.fit import fit_links, held_out, known_tasks, load_link
 from shapelaw.scaling.accuracy.predictions import Task
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
-from support.synthetic_accuracy import synthetic, task_loss, true_accuracy
+from support.synthetic_accuracy import fit_link, synthetic, task_loss, true_accuracy
 
 GUESS = Task(name="a", chance=0.25)
 C4 = {"validation": "c4_en"}
@@ -116,10 +116,16 @@ def test_a_law_of_n_and_d_on_the_task_loss_chains_into_a_link() -> None:
     law = fit("chinchilla", table, resamples=20, starts=8)
     link = fit_link(table, GUESS, loss="bpb_a")
     target = pd.DataFrame({"n_total": [1.6e9], "tokens": [2e11]})
-    answer = link.predict_frame(law.predict(target), validation="bpb_a").iloc[0]
+    losses = law.predict(target).iloc[0]
+    answer = link.predict(
+        losses["predicted_loss"],
+        loss_low=losses["loss_low"],
+        loss_high=losses["loss_high"],
+        validation="bpb_a",
+    )
     truth = 0.25 + 0.65 / (1 + np.exp(-4 * (1.2 - (0.4 + 60 / 1.6e9**0.25 + 20 / 2e11**0.18))))
-    assert answer["low"] < truth < answer["high"]
-    assert answer["value"] == pytest.approx(truth, abs=0.05)
+    assert answer.low < truth < answer.high
+    assert answer.value == pytest.approx(truth, abs=0.05)
 
 
 def test_beyond_the_data_the_interval_spans_a_ceiling_of_one() -> None:

@@ -4,15 +4,14 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from shapelaw.scaling.accuracy.files import document, load_links, save_links
-from shapelaw.scaling.accuracy.fit import fit_link, fit_links, held_out, load_link, with_hold_out
+from shapelaw.scaling.accuracy.fit import fit_links, held_out, load_link, with_hold_out
 from shapelaw.scaling.accuracy.link import Link, Links
 from shapelaw.scaling.accuracy.predictions import Accuracy, Task
 from shapelaw.scaling.errors import InputError
-from support.synthetic_accuracy import synthetic
+from support.synthetic_accuracy import fit_link, synthetic
 
 A, B = Task(name="a", chance=0.25, items=1000), Task(name="b", chance=0.25)
 C4 = {"validation": "c4_en"}
@@ -115,24 +114,6 @@ def test_a_bad_loss_is_named(link: Link, arguments: dict, text: str) -> None:
 def test_a_task_without_sense_is_refused(chance: float, items: int | None) -> None:
     with pytest.raises(InputError, match="must hold for a task"):
         Task(name="a", chance=chance, items=items)
-
-
-def test_a_frame_of_predicted_losses_becomes_a_frame_of_accuracies(
-    links: Links, link: Link
-) -> None:
-    losses = pd.DataFrame(
-        {"predicted_loss": [3.0, 3.2], "loss_low": [2.9, 3.1], "loss_high": [3.1, 3.3]},
-        index=["x", "y"],
-    )
-    found = link.predict_frame(losses, **C4)
-    assert list(found.index) == ["x", "y"]
-    assert found.loc["x", "value"] == link.predict(3.0, **C4).value
-    assert found.loc["x", "low"] == link.predict(3.0, loss_low=2.9, loss_high=3.1, **C4).low
-    mean = links.predict_frame(losses[["predicted_loss"]], **C4)
-    assert mean.loc["y", "value"] == links.predict(3.2, **C4).mean.value
-    assert link.predict_frame(losses, validation="pile")["value"].isna().all()
-    with pytest.raises(InputError, match="need the column `predicted_loss` or `loss`"):
-        link.predict_frame(losses[["loss_low"]], **C4)
 
 
 def test_the_chance_level_is_always_shown(links: Links, link: Link) -> None:

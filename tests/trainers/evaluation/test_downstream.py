@@ -14,7 +14,7 @@ import typer
 import zstandard
 from typer.testing import CliRunner
 
-from shapelaw.scaling.accuracy.fit import fit_link, known_tasks
+from shapelaw.scaling.accuracy.fit import known_tasks
 from shapelaw.scaling.accuracy.predictions import Task
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError, WorkError
@@ -42,6 +42,7 @@ from shapelaw.trainers.sweep.folder import Folder
 from shapelaw.trainers.training.results import settings_row
 from support.paths import SHARED
 from support.small_runs import SHAPE, small_corpus, spec
+from support.synthetic_accuracy import fit_link
 
 torch.set_num_threads(1)
 BYTES = byte_encoding()

@@ -12,7 +12,7 @@ from shapelaw.trainers.models.transformer import Transformer
 from shapelaw.trainers.objectives.next_token import token_losses
 from shapelaw.trainers.optimizers.muon import Muon
 from shapelaw.trainers.optimizers.optimizer import BUILDERS, Optimizer
-from shapelaw.trainers.optimizers.recipe import DECAY_FORMS, SCHEDULES, Recipe
+from shapelaw.trainers.optimizers.recipe import DECAY_FORMS, Recipe
 
 torch.set_num_threads(1)
 RECIPE = Recipe(context_length=8, sequences=2)
@@ -92,6 +92,13 @@ WRONG = [
 def test_a_recipe_that_cannot_train_is_refused(changes: dict[str, object], words: str) -> None:
     with pytest.raises(InputError, match=words):
         Recipe(**changes)  # type: ignore[arg-type]
+
+
+SCHEDULES = {
+    "wsd": {"decay_form": "linear", "decay": 0.3, "floor": 0.0},
+    "cosine": {"decay_form": "cosine", "decay": 1.0, "floor": 0.1},
+    "linear": {"decay_form": "linear", "decay": 1.0, "floor": 0.0},
+}
 
 
 def test_the_schedule_has_a_name_that_tells_its_shares() -> None:
