@@ -106,8 +106,8 @@ def best_sizes(
         alpha, beta = np.asarray(public["alpha"]), np.asarray(public["beta"])
         log_scale = np.log(alpha * public["A"] / (beta * public["B"])) / (alpha + beta)
         exponent = beta / (alpha + beta)
-        sizes = np.exp(log_scale + exponent * np.log(compute / 6))
-        return BestSizes(sizes, exponent, "closed form")
+        size = np.exp(log_scale + exponent * np.log(compute / 6))
+        return BestSizes(size, exponent, "closed form")
     grid, found = _sizes(fitted), []
     for theta in thetas:
         near, far = (
@@ -115,7 +115,8 @@ def best_sizes(
             for c in (compute, compute * STEP)
         )
         found.append((np.exp(near), (far - near) / np.log(STEP)))
-    return BestSizes(*np.array(found).T, "grid over N")
+    sizes, exponents = np.array(found).T
+    return BestSizes(sizes, exponents, "grid over N")
 
 
 def allocation(
