@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 LOCKED := pip install --quiet --no-deps --require-hashes
 EXTRA_INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: quickstart test test-slow test-environment slow-environment check vllm lock test-newest
+.PHONY: quickstart test test-slow test-environment slow-environment check docs vllm lock test-newest
 quickstart: $(VENV)/main.stamp
 	$(BIN)/shapelaw quickstart --out $(OUT)
 
@@ -36,6 +36,13 @@ check: $(VENV)/dev.stamp
 	$(BIN)/lint-imports
 	$(BIN)/shapelaw report --check
 	SMOKE=1 $(BIN)/python -m pytest -m "" -n 0 --nbmake --nbmake-timeout=600 notebooks
+	$(MAKE) docs
+
+# The documentation, in build/site. Fails where a page prints another output than its command does,
+# and on every warning: broken links and anchors, missing pictures, names that do not exist.
+docs: $(VENV)/dev.stamp
+	$(BIN)/python docs/examples.py
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/site
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

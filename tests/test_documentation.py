@@ -1,0 +1,107 @@
+"""The documentation: links lead somewhere, examples are true, the build is strict."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from support.paths import ROOT
+
+DOCS = ROOT / "docs"
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+
+
+def loaded(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+examples = loaded("examples")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_of_a_page_lead_to_files(page: Path) -> None:
+    links = [link for link in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in link]
+    for link in links:
+        path = link.partition("#")[0]
+        assert not path or (page.parent / path).exists(), link
+
+
+def test_readme_has_at_most_150_lines() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_every_example_shows_a_command_of_ours_and_its_output() -> None:
+    found = [
+        match
+        for page in examples.pages()
+        for match in examples.BLOCK.finditer(page.read_text(encoding="utf-8"))
+    ]
+    assert len(found) >= 4
+    for match in found:
+        assert match["command"].startswith("shapelaw ")
+        assert match["output"].strip()
+    marked = sum(page.read_text(encoding="utf-8").count("\n```console\n") for page in PAGES)
+    assert marked == len(found)
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected", "same"),
+    [
+        ("loss 1.500", "loss 1.501", True),
+        ("loss 1.5", "loss 1.6", False),
+        ("loss 1.5", "cost 1.5", False),
+        ("│ 120,504 │ shapes │", "│ 120,504  │  shapes │", True),
+        ("│ 120,504 │", "│ 130,504 │", False),
+        ("━━━━ 3 runs", "━━ 3 runs", True),
+        ("1024 starts, 6.3 s", "1024 starts, 12 s", True),
+        ("one line\n", "one line\nanother\n", False),
+    ],
+)
+def test_outputs_are_alike_where_words_and_numbers_agree(
+    printed: str, expected: str, same: bool
+) -> None:
+    assert examples.alike(printed, expected) is same
+
+
+def test_a_wrong_output_is_replaced_and_a_right_one_kept() -> None:
+    page = "text\n\n```console\n$ echo one \\\n    2.000\none 2.001\n```\n"
+    assert examples.with_outputs(page) == page
+    wrong = page.replace("one 2.001", "two 2.001")
+    assert examples.with_outputs(wrong) == page.replace("2.001", "2.000")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("added", "said"),
+    [
+        ("", ""),
+        ("[a page](nowhere.md)", "nowhere.md"),
+        ("[an anchor](trust.md#nowhere)", "nowhere"),
+        ("![a picture](nowhere.png)", "nowhere.png"),
+        ("```{eval-rst}\n:func:`shapelaw.nothing`\n```", "shapelaw.nothing"),
+    ],
+    ids=["as it is", "page", "anchor", "picture", "name"],
+)
+def test_build_fails_on_a_broken_reference_only(tmp_path: Path, added: str, said: str) -> None:
+    for name in ("docs", "CONTRIBUTING.md"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    page = tmp_path / "docs" / "architecture.md"
+    page.write_text(f"{page.read_text(encoding='utf-8')}\n{added}\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "--fail-on-warning", "--quiet", "docs", "site"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert (done.returncode == 0) is (not said), done.stderr
+    assert said in done.stderr
