@@ -90,7 +90,7 @@ def draw(table: pd.DataFrame, ranks: pd.DataFrame, depths: list[int]) -> None:
     """Left: throughput against that of the median shape; right: rank correlations."""
     from matplotlib.figure import Figure
 
-    from shapelaw.scaling.plots.style import COLOURS, save
+    from shapelaw.scaling.plots.style import COLOURS, save_figure
 
     figure = Figure(figsize=(13.5, 6.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
@@ -124,7 +124,7 @@ def draw(table: pd.DataFrame, ranks: pd.DataFrame, depths: list[int]) -> None:
     right.set_xticks(range(len(ranks)), names, rotation=40, ha="right", fontsize=8)
     right.set_yticks(range(len(ranks)), names, fontsize=8)
     right.set_title("Spearman rank correlation of throughput", fontsize=10)
-    save(figure, PICTURE)
+    save_figure(figure, PICTURE)
 
 
 def main() -> None:

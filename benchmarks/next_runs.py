@@ -75,7 +75,7 @@ def last_errors(result: Backtest) -> dict[str, float]:
 def draw(results: dict[tuple[str, str], Backtest]) -> None:
     from matplotlib.figure import Figure
 
-    from shapelaw.scaling.plots.style import log_axis, save
+    from shapelaw.scaling.plots.style import log_axis, save_figure
 
     names = list(dict.fromkeys(name for name, _ in results))
     starts = list(dict.fromkeys(start for _, start in results))
@@ -100,7 +100,7 @@ def draw(results: dict[tuple[str, str], Backtest]) -> None:
         axes.grid(alpha=0.25)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    save(figure, PICTURE)
+    save_figure(figure, PICTURE)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
-"""Counts, lists of numbers and number formats as people write them: 350M, 8:32:4, bf16."""
+"""Counts, number formats, times and sizes as people write them: 350M, 8:32:4, bf16, 1.2 ms."""
 
 import re
+from collections.abc import Sequence
 
 from shapelaw.scaling.errors import InputError
 
@@ -53,6 +54,34 @@ def format_count(count: float) -> str:
         if count >= 0.9995 * SUFFIXES[suffix]:
             return f"{count / SUFFIXES[suffix]:.3g}{suffix}"
     return f"{count:.0f}" if count >= 100 or count == round(count) else f"{count:.3g}"
+
+
+def format_seconds(value: float) -> str:
+    """Format a time in the unit that keeps three digits readable.
+
+    Examples
+    --------
+    >>> format_seconds(1.234), format_seconds(0.0456), format_seconds(0.000078)
+    ('1.23 s', '45.6 ms', '78 µs')
+    """
+    return _with_unit(value, ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")))
+
+
+def format_bytes(count: float) -> str:
+    """Format a number of bytes by powers of 1000, with three digits.
+
+    Examples
+    --------
+    >>> format_bytes(32768), format_bytes(999_700), format_bytes(2.47e9), format_bytes(12)
+    ('32.8 kB', '1 MB', '2.47 GB', '12 B')
+    """
+    return _with_unit(count, ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")))
+
+
+def _with_unit(value: float, units: Sequence[tuple[float, str]]) -> str:
+    """Write three digits and the largest unit that the rounded value reaches."""
+    scale, unit = next((own for own in units if value >= 0.9995 * own[0]), units[-1])
+    return f"{value / scale:.3g} {unit}"
 
 
 def parse_numbers(option: str, text: str) -> tuple[int, ...]:

@@ -61,7 +61,7 @@ def plot(
     """Draw a fit and its runs as a picture."""
     from shapelaw.scaling.display.progress import progress_shown
     from shapelaw.scaling.fitting.result import Fit
-    from shapelaw.scaling.plots.style import ending_of, save
+    from shapelaw.scaling.plots.style import ending_of, save_figure
     from shapelaw.scaling.runs.catalog import load_runs
 
     ending_of(out)
@@ -69,7 +69,7 @@ def plot(
     table, fitted = load_runs(runs, where=all_of(where), exclude=exclude or ()), Fit.load(fit)
     note_other_runs(fitted, table)
     with progress_shown():
-        save(draw(fitted, table), out)
+        save_figure(draw(fitted, table), out)
     found = {"kind": kind, "law": fitted.law_name, "n_runs": len(table), "file": str(out)}
     print_json(found) if json else typer.echo(f"{kind} of {fitted.law_name}: {out}")
 

@@ -24,7 +24,7 @@ from shapelaw.scaling.plots.style import (
     headed,
     label_of,
     log_axis,
-    rows_of,
+    runs_for_fit,
     short,
     styled,
 )
@@ -80,7 +80,7 @@ def loss_map(
             f"iso-loss contours need `N and D` in the law, but `{fit.law_name}` has no "
             f"{' and no '.join(absent)}; fit chinchilla or conditional"
         )
-    rows = rows_of(fit, runs)
+    rows = runs_for_fit(fit, runs)
     held = shape_held(fit, shape)
     sizes, tokens = (_reach(rows[name].to_numpy(dtype=float), points) for name in (N, D))
     columns = {name: np.full(points**2, value) for name, value in held.items()}
@@ -127,7 +127,7 @@ def plot_contours(
     InputError
         As :func:`loss_map`, or the levels do not rise.
     """
-    found, rows = loss_map(fit, runs, shape=shape), rows_of(fit, runs)
+    found, rows = loss_map(fit, runs, shape=shape), runs_for_fit(fit, runs)
     chosen = _levels(found.loss) if levels is None else np.asarray(levels, dtype=float)
     if len(chosen) < 1 or not (np.diff(chosen) > 0).all():
         raise InputError(f"`levels` must rise, but got {list(chosen)}; give losses in nats/token")

@@ -21,7 +21,7 @@ from shapelaw.scaling.plots.style import (
     headed,
     log_axis,
     panels,
-    rows_of,
+    runs_for_fit,
     scatter_runs,
     size_levels,
     styled,
@@ -45,7 +45,7 @@ def plot_law(fit: Fit, runs: pd.DataFrame) -> Figure:
     InputError
         The table lacks a column of the law.
     """
-    rows = rows_of(fit, runs)
+    rows = runs_for_fit(fit, runs)
     factors = fit.law.shapes
     if not factors:
         return _plot_sizes(fit, rows)

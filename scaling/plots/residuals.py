@@ -25,7 +25,7 @@ from shapelaw.scaling.plots.style import (
     label_of,
     log_axis,
     panels,
-    rows_of,
+    runs_for_fit,
     scatter_runs,
     short,
     styled,
@@ -49,7 +49,7 @@ def log_residuals(fit: Fit, runs: pd.DataFrame) -> np.ndarray:
     InputError
         The table lacks a column of the law.
     """
-    rows = rows_of(fit, runs)
+    rows = runs_for_fit(fit, runs)
     measured = rows["loss"].to_numpy(dtype=float)
     return np.asarray(np.log(measured) - np.log(fit.central(rows)))
 
@@ -67,7 +67,7 @@ def plot_residuals(fit: Fit, runs: pd.DataFrame) -> Figure:
     InputError
         The table lacks a column of the law.
     """
-    rows = rows_of(fit, runs)
+    rows = runs_for_fit(fit, runs)
     residuals = 100 * log_residuals(fit, rows)
     chosen = {PREDICTED: fit.central(rows)}
     chosen |= {name: rows[name].to_numpy(dtype=float) for name in _varied(fit, rows)}
@@ -144,7 +144,7 @@ def plot_qq(fit: Fit, runs: pd.DataFrame) -> Figure:
     InputError
         The table lacks a column of the law, or the noise is zero.
     """
-    rows = rows_of(fit, runs)
+    rows = runs_for_fit(fit, runs)
     heavy = fit.minimised.kind == "student" and fit.minimised.on == "log"
     scale = fit.delta if heavy else fit.noise
     if not scale > 0:

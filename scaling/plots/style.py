@@ -105,8 +105,8 @@ def label_of(fit: Fit, column: str) -> str:
     return f"N ({fit.size_convention} parameters)" if column == N else LABELS.get(column, column)
 
 
-def rows_of(fit: Fit, runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs, with N counted as the fit counts it.
+def runs_for_fit(fit: Fit, runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs with N counted as the fit counts it.
 
     Raises
     ------
@@ -247,7 +247,7 @@ def ending_of(path: Path) -> str:
     return ending[1:]
 
 
-def save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Write PNG or SVG, by the file's ending, whole: the same figure gives the same bytes.
 
     Raises

@@ -11,7 +11,7 @@ from shapelaw.search.commands.table import proposals_table
 from shapelaw.search.engines._base import TIME_MODEL
 from shapelaw.search.proposals.ranking import Proposals
 from shapelaw.search.proposals.reasons import plainly
-from shapelaw.search.reports.docs_check import COMMITTED, check, docs_folder, renew
+from shapelaw.search.reports.docs_check import COMMITTED, compare_docs, docs_folder, renew_docs
 from shapelaw.search.reports.loop_report import comparison, gather, verdict, write_report
 from shapelaw.search.reports.proposal_page import write_pages
 
@@ -43,7 +43,7 @@ def print_proposals(
 
 
 def print_report(folder: Path | None, *, json: bool) -> None:
-    """Write the report of a folder again and print what it says.
+    """Write the report of a folder again and print its path, and the verdict of a quickstart.
 
     Raises
     ------
@@ -51,40 +51,39 @@ def print_report(folder: Path | None, *, json: bool) -> None:
         No folder is given, or it lacks a file.
     """
     if folder is None:
-        raise InputError("`report` needs a FOLDER, or --check; give one that propose --out wrote")
-    if of_propose(folder):
+        raise InputError(
+            "`report` needs a FOLDER, or --check; give one that `shapelaw propose --out` or "
+            "`shapelaw quickstart` wrote"
+        )
+    if has_proposals_only(folder):
         page = write_pages(folder)
-        if json:
-            print_json({"report": str(page)})
-        else:
-            typer.echo(str(page))
+        print_json({"report": str(page)}) if json else typer.echo(str(page))
         return
     write_report(folder)
     print_verdict(folder, json=json)
 
 
-def of_propose(folder: Path) -> bool:
-    """Whether a folder is what ``propose --out`` wrote, with no runs to compare it with."""
+def has_proposals_only(folder: Path) -> bool:
+    """Return whether ``propose --out`` wrote a folder, with no runs to compare it with."""
     path = folder / "proposals.json"
     return path.is_file() and not (folder / "runs.csv").exists() and "basis" in read_json(path)
 
 
 def print_verdict(folder: Path, *, json: bool) -> None:
-    """Print predicted against measured of a folder with runs."""
+    """Print predicted beside measured losses of a folder with runs."""
     evidence = gather(folder)
+    page, table = folder / "report.html", comparison(evidence)
     if json:
-        rows = comparison(evidence).to_dict("records")
-        print_json({"report": str(folder / "report.html"), "verdict": verdict(evidence),
-                    "confirmation": rows})  # fmt: skip
+        rows = table.to_dict("records")
+        print_json({"report": str(page), "verdict": verdict(evidence), "confirmation": rows})
         return
-    print_table(comparison(evidence), "Predicted and measured (nats/token)")
-    for line in verdict(evidence):
-        typer.echo(f"- {line}")
-    typer.echo(f"\n{folder / 'report.html'}")
+    print_table(table, "Predicted and measured loss (nats/token)")
+    typer.echo("".join(f"- {sentence}\n" for sentence in verdict(evidence)))
+    typer.echo(str(page))
 
 
 def print_check(*, write: bool, json: bool) -> None:
-    """Make the committed pictures and tables again: write them, or say what differs.
+    """Make the committed pictures and tables again: write them, or print what differs.
 
     Raises
     ------
@@ -93,19 +92,18 @@ def print_check(*, write: bool, json: bool) -> None:
     """
     docs = docs_folder()
     if write:
-        paths = [str(path.relative_to(docs.parent)) for path in renew(docs)]
+        paths = [str(path.relative_to(docs.parent)) for path in renew_docs(docs)]
         print_json({"written": paths}) if json else typer.echo("\n".join(paths))
         return
-    found = check(docs)
+    differences = compare_docs(docs)
     if json:
-        print_json({"compared": list(COMMITTED), "differences": found})
+        print_json({"compared": list(COMMITTED), "differences": differences})
     else:
-        for line in found:
-            typer.echo(f"- {line}")
-    if found:
+        typer.echo("".join(f"- {line}\n" for line in differences), nl=False)
+    if differences:
         raise WorkError(
-            f"{len(found)} differences between docs/ and the data; where they are meant, write "
-            "docs/ again with `shapelaw report --renew` and commit it"
+            f"docs/ and the data must agree, but differences were found: {len(differences)}; where "
+            "they are meant, write docs/ again with `shapelaw report --renew` and commit it"
         )
     if not json:
         typer.echo(f"{len(COMMITTED)} pictures and tables under docs/ are what the data give")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from shapelaw.scaling.units import format_count
+from shapelaw.scaling.units import format_bytes, format_count, format_seconds
 from shapelaw.search.proposals.proposal import CANDIDATE, Proposal
 from shapelaw.search.proposals.reasons import of_the_budget, plainly
 
@@ -39,10 +39,12 @@ def proposals_table(proposals: Sequence[Proposal], *, wide: bool = False) -> pd.
             f"{p.throughput.output_tokens_per_second:,.0f}" if p.throughput else "–"
         ),
         "TTFT, TPOT": lambda p: (
-            f"{seconds(p.throughput.ttft)}\n{seconds(p.throughput.tpot)}" if p.throughput else "–"
+            f"{format_seconds(p.throughput.ttft)}\n{format_seconds(p.throughput.tpot)}"
+            if p.throughput
+            else "–"
         ),
-        "KV/token": lambda p: in_bytes(p.shape.kv_bytes()),
-        "weights": lambda p: in_bytes(p.shape.weight_bytes()),
+        "KV/token": lambda p: format_bytes(p.shape.kv_bytes()),
+        "weights": lambda p: format_bytes(p.shape.weight_bytes()),
         "in front": lambda p: (
             "–" if p.front_probability is None else f"{100 * p.front_probability:.0f} %"
         ),
@@ -98,29 +100,3 @@ def _speedup_text(p: Proposal) -> str:
         return "–"
     ratio = "–" if p.speedup is None else f"{p.speedup:.2f} ×"
     return f"{ratio}\n{p.throughput.kind}"
-
-
-def seconds(value: float) -> str:
-    """Seconds in a unit that keeps three digits readable.
-
-    Examples
-    --------
-    >>> seconds(1.234), seconds(0.0456), seconds(0.000078)
-    ('1.23 s', '45.6 ms', '78 µs')
-    """
-    units = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
-    scale, unit = next((own for own in units if value >= own[0]), units[-1])
-    return f"{value / scale:.3g} {unit}"
-
-
-def in_bytes(count: float) -> str:
-    """Bytes by powers of 1000, three digits.
-
-    Examples
-    --------
-    >>> in_bytes(32768), in_bytes(2.47e9), in_bytes(12)
-    ('32.8 kB', '2.47 GB', '12 B')
-    """
-    units = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
-    scale, unit = next((own for own in units if count >= own[0]), units[-1])
-    return f"{count / scale:.3g} {unit}"

@@ -1,7 +1,7 @@
-"""Pictures and tables of proposals that are committed under ``docs/``: made again and compared.
+"""Make the pictures and tables of proposals under ``docs/`` again and compare them.
 
-Every one is a function of the shipped data: nothing here is measured, fitted or drawn by chance,
-so whoever has the checkout gets the same numbers and pictures.
+Each is a function of the shipped data: nothing here is measured, fitted or random, so everyone
+who has the checkout gets the same numbers and pictures.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import data_folder, write_text
 from shapelaw.scaling.fitting.published_laws import printed_fit
-from shapelaw.scaling.plots.style import save
+from shapelaw.scaling.plots.style import save_figure
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.columns import D
 from shapelaw.scaling.space.pareto import front
@@ -36,23 +36,24 @@ from shapelaw.search.proposals.proposal import (
     shape_name,
 )
 from shapelaw.search.proposals.ranking import differences
-from shapelaw.search.reports import pareto_plot
+from shapelaw.search.reports.pareto_plot import plot_pareto
 from shapelaw.search.workload import parse_workload
 
 DIGITS = "%.9g"
-AGREE = 1e-6  # numbers may differ by this fraction: six significant digits
-# Root mean square difference, of 255, up to which two pictures are one. It guards style and layout
-# (losses .1 % higher make 11): single points are compared as numbers in the tables.
-PIXELS = 3.0
+TOLERANCE_OF_NUMBERS = 1e-6  # relative: six significant digits agree
+# Root mean square difference, of 255, up to which two pictures are the same. It guards style and
+# layout (losses 0.1 % higher make 11): single points are compared as numbers in the tables.
+TOLERANCE_OF_PIXELS = 3.0
 LAW = "paper-2510.18245"
 DEVICE, WORKLOAD, TOKENS = "h200", "rag@64:bfloat16", 100_000_000_000
-MOST_GQA = {"1b": 9, "3b": 7}  # of the published fast shapes: the law has no say in it
-SHOWN = 12  # shapes of a front in a table
-TOLERANCE = 0.01
+MOST_GQA = {"1b": 9, "3b": 7}  # of the published fast shapes: the law has no term for it
+FRONT_SHAPES = 12  # shapes of a front in a table, at most
+LOSS_MARGIN = 1.01  # times the baseline's loss, up to which the front is listed
+TOLERANCE_OF_SIZE = 0.01  # of the baseline's parameters
 
 
 def docs_folder() -> Path:
-    """``docs/`` of the checkout that the data come from.
+    """Return ``docs/`` of the checkout that holds the data.
 
     Raises
     ------
@@ -68,34 +69,30 @@ def docs_folder() -> Path:
     return docs
 
 
-def renew(folder: Path) -> list[Path]:
-    """Write every committed picture and table; returns their paths."""
-    paths = []
+def renew_docs(folder: Path) -> list[Path]:
+    """Write every committed picture and table again; return their paths."""
     for name, make in COMMITTED.items():
-        path = folder / name
-        make(path)
-        paths.append(path)
-    return paths
+        make(folder / name)
+    return [folder / name for name in COMMITTED]
 
 
-def check(folder: Path) -> list[str]:
-    """In words: what of the committed pictures and tables differs from what the data give."""
-    found: list[str] = []
+def compare_docs(folder: Path) -> list[str]:
+    """List how the committed pictures and tables differ from those that the data give."""
+    differences = []
     with TemporaryDirectory() as scratch:
         for name, make in COMMITTED.items():
-            fresh = Path(scratch) / name
+            committed, fresh = folder / name, Path(scratch) / name
+            compare = _compare_pictures if fresh.suffix == ".png" else _compare_tables
             make(fresh)
-            if not (folder / name).is_file():
-                found.append(f"{name} is missing")
-            elif fresh.suffix == ".png":
-                found += [f"{name}: {words}" for words in _pictures(folder / name, fresh)]
+            if committed.is_file():
+                differences += [f"{name}: {line}" for line in compare(committed, fresh)]
             else:
-                found += [f"{name}: {words}" for words in _tables(folder / name, fresh)]
-    return found
+                differences.append(f"{name} is missing")
+    return differences
 
 
-def _tables(committed: Path, fresh: Path) -> list[str]:
-    """Cells that differ: texts in any letter, numbers by more than six significant digits."""
+def _compare_tables(committed: Path, fresh: Path) -> list[str]:
+    """List cells that differ: texts in any letter, numbers in six significant digits."""
     try:
         old = pd.read_csv(committed, keep_default_na=False, na_values=[""])
     except ValueError as error:
@@ -106,32 +103,34 @@ def _tables(committed: Path, fresh: Path) -> list[str]:
             f"has {len(old)} rows of {', '.join(map(str, old))}; the data give {len(new)} of "
             f"{', '.join(map(str, new))}"
         ]
-    words = []
-    for column in new:
-        for line, (was, now) in enumerate(zip(old[column], new[column], strict=True), start=2):
-            if not _same(was, now):
-                words.append(f"line {line}, {column}: {was} is committed, the data give {now}")
-    return words
+    return [
+        f"line {line}, {column}: {was} is committed, the data give {now}"
+        for column in new
+        for line, (was, now) in enumerate(zip(old[column], new[column], strict=True), start=2)
+        if not _equal(was, now)
+    ]
 
 
-def _same(was: Any, now: Any) -> bool:
+def _equal(was: Any, now: Any) -> bool:
     if pd.isna(was) or pd.isna(now):
         return bool(pd.isna(was) and pd.isna(now))
     if isinstance(was, str) or isinstance(now, str):
         return bool(was == now)
-    return bool(np.isclose(float(was), float(now), rtol=AGREE, atol=0.0))
+    return bool(np.isclose(float(was), float(now), rtol=TOLERANCE_OF_NUMBERS, atol=0.0))
 
 
-def _pictures(committed: Path, fresh: Path) -> list[str]:
-    """Whether two pictures differ, and by how much."""
+def _compare_pictures(committed: Path, fresh: Path) -> list[str]:
+    """Say by how much two pictures differ; nothing where they agree."""
     from matplotlib.image import imread
 
     old, new = (np.asarray(imread(path), dtype=float)[..., :3] * 255 for path in (committed, fresh))
     if old.shape != new.shape:
         return [f"is {old.shape[1]} x {old.shape[0]}, not {new.shape[1]} x {new.shape[0]} pixels"]
     apart = float(np.sqrt(np.mean((old - new) ** 2)))
-    if apart > PIXELS:
-        return [f"differs by {apart:.1f} of 255 (root mean square; at most {PIXELS:g})"]
+    if apart > TOLERANCE_OF_PIXELS:
+        return [
+            f"differs by {apart:.1f} of 255 (root mean square; at most {TOLERANCE_OF_PIXELS:g})"
+        ]
     return []
 
 
@@ -139,7 +138,7 @@ def _pictures(committed: Path, fresh: Path) -> list[str]:
 
 
 def _quickstart() -> tuple[list[dict[str, Any]], dict[str, Any], pd.DataFrame]:
-    """Its proposals, what they were asked for, and the proposals that were trained."""
+    """Read its proposals, the request for them, and the proposals that were trained."""
     rows, about = read_proposals(data_folder() / "quickstart" / "proposals.json")
     runs = load_runs("quickstart", where="role == 'confirmation'")
     names = pd.DataFrame(rows)[["name", *SHAPE_KEY]]
@@ -147,16 +146,14 @@ def _quickstart() -> tuple[list[dict[str, Any]], dict[str, Any], pd.DataFrame]:
 
 
 def quickstart_picture(path: Path) -> None:
-    """Loss against throughput of the quickstart's proposals."""
+    """Draw loss against throughput of the quickstart's proposals."""
     rows, about, trained = _quickstart()
-    figure = pareto_plot.plot_pareto(
-        rows, trained, baseline_name=about["baseline"], workload=about["workload"]
-    )
-    save(figure, path)
+    figure = plot_pareto(rows, trained, baseline_name=about["baseline"], workload=about["workload"])
+    save_figure(figure, path)
 
 
 def quickstart_table(path: Path) -> None:
-    """Predicted and measured loss and the throughput of the quickstart's proposals."""
+    """Tabulate predicted and measured loss and throughput of the quickstart's proposals."""
     rows, _, trained = _quickstart()
     table = pd.DataFrame(rows)
     table = table.merge(trained[["name", "loss"]], on="name", how="left")
@@ -171,14 +168,14 @@ def quickstart_table(path: Path) -> None:
     _write(path, table.rename(columns=names)[wanted])
 
 
-# ---- what the paper's printed law proposes, by the roofline
+# ---- proposals of the paper's printed law, their speed by the roofline
 
 
 class PaperSpace:
-    """Every shape around a published baseline: its depth, head dimension and size ± 1 %.
+    """Shapes around a published baseline: its depth, its head dimension, its size ± 1 %.
 
-    ``table`` has them all with the models of the paper in the last rows; ``rate`` is tokens/s of
-    the roofline, ``loss`` the law's.
+    ``table`` holds these shapes and, in the last rows, the models of the paper; ``rate`` is
+    tokens/s by the roofline, ``loss`` the law's in nats per token.
     """
 
     def __init__(self, size: str) -> None:
@@ -194,7 +191,7 @@ class PaperSpace:
             vocab_size=self.baseline.vocab_size,
             hidden_step=hidden_step,
             mlp_step=mlp_step,
-            tolerance=TOLERANCE,
+            tolerance=TOLERANCE_OF_SIZE,
             rope_theta=self.baseline.rope_theta,
         )
         everything = space.enumerate()
@@ -209,30 +206,31 @@ class PaperSpace:
         self.rate = np.where(fits, self.workload.output_rate(self.ttft, self.tpot), 0.0)
 
     def published(self, name: str) -> int:
-        """The row of a published model."""
+        """Return the row of a published model."""
         return self.grid + self.names.index(name)
 
     def least_loss(self) -> int:
-        """The grid's row of least predicted loss at the baseline's GQA: the Panda of this law."""
+        """Return the row of least predicted loss at the baseline's GQA: this law's Panda."""
         same = np.isclose(self.table.gqa[: self.grid], self.baseline.gqa)
         return int(np.argmin(np.where(same, self.loss[: self.grid], np.inf)))
 
     def fastest(self) -> int:
-        """The grid's fastest row of no more loss than the baseline: the Surefire of this law."""
+        """Return the fastest row of no more loss than the baseline: this law's Surefire."""
         most = self.loss[self.published(self.names[0])]
         fine = self.loss[: self.grid] <= most
         return int(np.argmax(np.where(fine, self.rate[: self.grid], -np.inf)))
 
 
 def _joined(table: ShapeTable, shapes: list[Shape]) -> ShapeTable:
-    own, others = ShapeTable.of([*shapes]), table
+    """Append shapes to a table."""
+    others = ShapeTable.of(shapes)
     return ShapeTable(
-        **{name: np.append(getattr(others, name), getattr(own, name)) for name in vars(own)}
+        **{name: np.append(getattr(table, name), getattr(others, name)) for name in vars(table)}
     )
 
 
 def _rows(space: PaperSpace, chosen: dict[int, str]) -> pd.DataFrame:
-    """Chosen rows of a space as a table of proposals, by predicted loss."""
+    """Tabulate chosen rows of a space as proposals, in the order of their predicted loss."""
     base = space.published(space.names[0])
     rows = list(chosen)
     apart = differences(space.fit, space.frame.iloc[[base, *rows]], 0).iloc[1:]
@@ -249,48 +247,47 @@ def _rows(space: PaperSpace, chosen: dict[int, str]) -> pd.DataFrame:
     table["ttft"], table["tpot"] = space.ttft[rows], space.tpot[rows]
     table["kv_bytes"] = [space.table[row].kv_bytes() for row in rows]
     table["weight_bytes"] = [space.table[row].weight_bytes() for row in rows]
-    kept = front(space.loss, space.rate)
-    table["on_front"] = kept[rows]
+    table["on_front"] = front(space.loss, space.rate)[rows]
     return table.sort_values(["predicted_loss", "tokens_per_second"], ignore_index=True)
 
 
 def _chosen(space: PaperSpace) -> dict[int, str]:
-    """The front thinned, the two that the paper's algorithm looks for, and its own models."""
+    """Choose rows: the front thinned, the two that the paper looks for, the paper's own models."""
     everywhere = front(space.loss[: space.grid], space.rate[: space.grid])
     base = space.published(space.names[0])
-    near = everywhere & (space.loss[: space.grid] <= 1.01 * space.loss[base])
+    near = everywhere & (space.loss[: space.grid] <= LOSS_MARGIN * space.loss[base])
     rows = np.flatnonzero(near)
     rows = rows[np.argsort(space.loss[rows])]
-    places = np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).round().astype(int)
+    places = np.linspace(0, len(rows) - 1, min(FRONT_SHAPES, len(rows))).round().astype(int)
     chosen = dict.fromkeys((int(row) for row in rows[places]), CANDIDATE)
     chosen |= {space.least_loss(): LOSS_OPTIMAL, space.fastest(): FAST, base: BASELINE}
     return chosen | {space.published(name): name for name in space.names[1:]}
 
 
 def paper_table(path: Path) -> None:
-    """Proposals of the printed law beside the models that its paper trained."""
+    """Tabulate proposals of the printed law beside the models that its paper trained."""
     space = PaperSpace(path.stem.rpartition("-")[2])
     _write(path, _rows(space, _chosen(space)))
 
 
 def paper_picture(path: Path) -> None:
-    """The same as a picture."""
+    """Draw the proposals of :func:`paper_table`."""
     space = PaperSpace(path.stem.rpartition("-")[2])
     table = _rows(space, _chosen(space))
     for column in ("throughput", "throughput_low", "throughput_high"):
         table[column] = table["tokens_per_second"]
     table["throughput_kind"] = "predicted"
-    figure = pareto_plot.plot_pareto(
+    figure = plot_pareto(
         [{str(name): value for name, value in row.items()} for row in table.to_dict("records")],
         pd.DataFrame(),
         baseline_name=space.names[0],
         workload=f"{space.workload}; law {LAW}, roofline:{DEVICE}",
     )
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def distance_table(path: Path) -> None:
-    """How far the proposals lie from the models that the paper's search found, nothing tuned."""
+    """Tabulate how far the proposals lie from the models of the paper's search, untuned."""
     rows = []
     for size in MOST_GQA:
         space = PaperSpace(size)
@@ -312,8 +309,8 @@ def distance_table(path: Path) -> None:
 
 
 def _beside(name: str, own: Shape, other: Shape) -> dict[str, float]:
-    mine, theirs = float(getattr(own, name)), float(getattr(other, name))
-    return {f"{name}_published": theirs, name: mine, f"{name}_ratio": mine / theirs}
+    proposed, published = float(getattr(own, name)), float(getattr(other, name))
+    return {f"{name}_published": published, name: proposed, f"{name}_ratio": proposed / published}
 
 
 def _write(path: Path, table: pd.DataFrame) -> None:

@@ -1,10 +1,9 @@
-"""The report of a loop: what was proposed, what was predicted, what was measured.
+"""The report of a quickstart: its proposals, and predicted beside measured losses.
 
 Everything is computed from the files in the folder (``runs.csv``, ``fit.json``,
 ``proposals.json``, ``quickstart.json``): change a number there and the report changes.
 """
 
-import html
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json, write_text
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.plots.law import plot_law
-from shapelaw.scaling.plots.style import LABELS, save
+from shapelaw.scaling.plots.style import LABELS, save_figure
 from shapelaw.scaling.runs.columns import D
 from shapelaw.scaling.runs.table import load_runs
 from shapelaw.scaling.space.pareto import hypervolume
@@ -27,15 +26,17 @@ from shapelaw.search.proposals.proposal import (
     SHAPE_KEY,
     read_proposals,
 )
-from shapelaw.search.reports import pareto_plot
-from shapelaw.search.reports.html import TEMPLATE, bullets, picture, table
+from shapelaw.search.proposals.reasons import plainly
+from shapelaw.search.reports.html import formatted, image_source, render
+from shapelaw.search.reports.pareto_plot import plot_pareto
+from shapelaw.search.reports.proposal_page import question, source_of_speed
 
 NAMED = (LOSS_OPTIMAL, FAST, BASELINE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """The files of a folder, read and joined.
+    """Files of a quickstart's folder, read and joined.
 
     ``confirmed`` has a row for each named proposal that was trained: measured loss, the current
     law's prediction with its interval, and throughput.
@@ -50,13 +51,15 @@ class Evidence:
 
 
 def gather(folder: Path) -> Evidence:
-    """Read the files of a folder.
+    """Read the files of a quickstart's folder.
 
     Raises
     ------
     InputError
-        One is missing or damaged.
+        ``fit.json``, ``runs.csv`` or ``proposals.json`` is missing or damaged.
     """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give one that `shapelaw quickstart` wrote")
     fitted = Fit.load(folder / "fit.json")
     runs = load_runs(folder / "runs.csv")
     rows, about = read_proposals(folder / "proposals.json")
@@ -72,6 +75,7 @@ def gather(folder: Path) -> Evidence:
 
 
 def _confirmed(fitted: Fit, runs: pd.DataFrame, proposals: list[dict[str, Any]]) -> pd.DataFrame:
+    """Join the named proposals with the runs that confirm them and the law's predictions."""
     named = pd.DataFrame([row for row in proposals if row["role"] in NAMED])
     if named.empty or "role" not in runs:
         return pd.DataFrame()
@@ -93,177 +97,165 @@ def _confirmed(fitted: Fit, runs: pd.DataFrame, proposals: list[dict[str, Any]])
 
 
 def verdict(evidence: Evidence) -> list[str]:
-    """In words: did the prediction hold, was the order right, is the fast shape faster."""
+    """Say whether the predictions held, the order was right and the fast shape is faster."""
     confirmed, fitted = evidence.confirmed, evidence.fit
     if confirmed.empty:
         return ["No confirmatory model has been trained yet: nothing here has been tested."]
-    words = []
-    known = set(confirmed["run_id"]) & set(fitted.run_ids)
-    if known:
-        words.append(
-            f"The law was fitted with {len(known)} of the confirmatory runs: the comparison below "
+    sentences = []
+    shared = set(confirmed["run_id"]) & set(fitted.run_ids)
+    if shared:
+        sentences.append(
+            f"The law was fitted with {len(shared)} of the confirmatory runs: the comparison below "
             "is no test of it. Fit with --where \"role == 'proxy'\" for one."
         )
     hits = int(confirmed["inside"].sum())
-    missed = confirmed[~confirmed["inside"]]
     worst = confirmed.iloc[int(confirmed["error_percent"].abs().argmax())]
-    words.append(
+    sentences.append(
         f"{hits} of {len(confirmed)} confirmatory losses lie inside their 95 % intervals; "
         f"the largest error is {worst['error_percent']:+.2f} % ({worst['role']})."
     )
-    for row in missed.to_dict("records"):
-        side = "above" if row["error_percent"] > 0 else "below"
-        words.append(
-            f"The prediction missed for the {row['role']} shape: measured {row['loss']:.4f}, "
-            f"{abs(row['error_percent']):.2f} % {side} the predicted {row['predicted_loss']:.4f} "
-            f"[{row['loss_low']:.4f}, {row['loss_high']:.4f}]."
-        )
-    return words + _against_baseline(confirmed, fitted)
-
-
-def _against_baseline(confirmed: pd.DataFrame, fitted: Fit) -> list[str]:
+    sentences += [
+        f"The prediction missed for the {row['role']} shape: measured {row['loss']:.4f} "
+        f"nats/token, {abs(row['error_percent']):.2f} % "
+        f"{'above' if row['error_percent'] > 0 else 'below'} the predicted "
+        f"{_with_interval(row)}."
+        for row in confirmed[~confirmed["inside"]].to_dict("records")
+    ]
     rows = {row["role"]: row for row in confirmed.to_dict("records")}
-    if BASELINE not in rows:
-        return []
-    base, words = rows[BASELINE], []
-    for role in (LOSS_OPTIMAL, FAST):
-        if role not in rows:
-            continue
-        row = rows[role]
-        predicted = 100 * (row["predicted_loss"] / base["predicted_loss"] - 1)
-        measured = 100 * (row["loss"] / base["loss"] - 1)
-        judged = _judged(predicted, measured, 200 * fitted.noise * 2**0.5)
-        if pd.notna(row["throughput"]) and pd.notna(base["throughput"]):
-            ratio = row["throughput"] / base["throughput"]
-            apart = (
-                row["throughput_low"] > base["throughput_high"]
-                or row["throughput_high"] < base["throughput_low"]
-            )
-            certain = "" if apart else ", not resolved: the intervals overlap"
-            judged += f"; it serves {ratio:.2f} times the baseline's tokens per second{certain}"
-        words.append(
-            f"Against the baseline the {role} shape has {measured:+.2f} % loss "
-            f"(predicted {predicted:+.2f} %): {judged}."
-        )
-    return words
+    if BASELINE in rows:
+        noise = 200 * fitted.noise * 2**0.5
+        others = [rows[role] for role in (LOSS_OPTIMAL, FAST) if role in rows]
+        sentences += [_against_baseline(row, rows[BASELINE], noise) for row in others]
+    return sentences
+
+
+def _against_baseline(row: dict[Any, Any], base: dict[Any, Any], noise: float) -> str:
+    """Compare a confirmed shape with the baseline; ``noise`` of two runs in per cent of loss."""
+    predicted = 100 * (row["predicted_loss"] / base["predicted_loss"] - 1)
+    measured = 100 * (row["loss"] / base["loss"] - 1)
+    sentence = (
+        f"Against the baseline the {row['role']} shape has {measured:+.2f} % loss "
+        f"(predicted {predicted:+.2f} %): {_judged(predicted, measured, noise)}"
+    )
+    if pd.notna(row["throughput"]) and pd.notna(base["throughput"]):
+        ratio = row["throughput"] / base["throughput"]
+        slower = row["throughput_high"] < base["throughput_low"]
+        resolved = slower or row["throughput_low"] > base["throughput_high"]
+        doubt = "" if resolved else ", not resolved: the intervals overlap"
+        sentence += f"; it serves {ratio:.2f} times the baseline's tokens per second{doubt}"
+    return f"{sentence}."
 
 
 def _judged(predicted: float, measured: float, noise: float) -> str:
-    """A difference of two losses in per cent beside its prediction and the noise of two runs."""
+    """Judge a predicted difference of two losses, in per cent, by the measured one."""
     if abs(measured - predicted) > noise:
-        words = f"the prediction missed it by more than noise explains (± {noise:.2f} %)"
-        return words if predicted * measured > 0 else f"{words}, and in its direction"
+        missed = f"the prediction missed it by more than noise explains (± {noise:.2f} %)"
+        return missed if predicted * measured > 0 else f"{missed}, and in its direction"
     if abs(measured) < noise:
         return f"as predicted, but no more than noise explains (± {noise:.2f} %)"
     return "as predicted"
 
 
+def _with_interval(row: dict[Any, Any]) -> str:
+    """Format a predicted loss with its 95 % interval."""
+    return f"{row['predicted_loss']:.4f} [{row['loss_low']:.4f}, {row['loss_high']:.4f}]"
+
+
 def comparison(evidence: Evidence) -> pd.DataFrame:
-    """The table of predicted against measured loss and of throughput against the baseline."""
+    """Tabulate predicted against measured loss, and throughput against the baseline's."""
     confirmed = evidence.confirmed
     if confirmed.empty:
         return pd.DataFrame()
     base = confirmed.loc[confirmed["role"] == BASELINE, "throughput"]
-    reference = float(base.iloc[0]) if len(base) else float("nan")
+    reference = float(base.iloc[0]) if len(base) else None
     return pd.DataFrame(
-        {
-            "role": confirmed["role"],
-            "shape": confirmed["name"],
-            "predicted loss": [
-                f"{row.predicted_loss:.4f} [{row.loss_low:.4f}, {row.loss_high:.4f}]"
-                for row in confirmed.itertuples()
-            ],
-            "measured loss": [
-                f"{row.loss:.4f} ± {row.loss_se:.4f}" for row in confirmed.itertuples()
-            ],
-            "error": [f"{error:+.2f} %" for error in confirmed["error_percent"]],
-            "inside": ["yes" if inside else "NO" for inside in confirmed["inside"]],
-            "output tokens/s": [
-                f"{row.throughput:,.0f} [{row.throughput_low:,.0f}, {row.throughput_high:,.0f}]"
-                for row in confirmed.itertuples()
-            ],
-            "against baseline": [f"{speed / reference:.2f} x" for speed in confirmed["throughput"]],
-        }
+        [
+            {
+                "role": row["role"],
+                "shape": row["name"],
+                "predicted loss": _with_interval(row),
+                "measured loss": f"{row['loss']:.4f} ± {row['loss_se']:.4f}",
+                "error": f"{row['error_percent']:+.2f} %",
+                "inside": "yes" if row["inside"] else "NO",
+                "output tokens/s": f"{row['throughput']:,.0f} "
+                f"[{row['throughput_low']:,.0f}, {row['throughput_high']:,.0f}]",
+                "against baseline": formatted("times", reference and row["throughput"] / reference),
+            }
+            for row in confirmed.to_dict("records")
+        ]
     )
 
 
 def front_volume(evidence: Evidence) -> float:
-    """Hypervolume of the measured proposals over the worst of them."""
+    """Return the hypervolume of the measured proposals over the worst of them."""
     measured = pd.DataFrame(evidence.proposals).dropna(subset=["throughput"])
     worst = (float(measured["predicted_loss"].max()), float(measured["throughput"].min()))
     return hypervolume(measured["predicted_loss"].tolist(), measured["throughput"].tolist(), worst)
 
 
 def write_report(folder: Path) -> Path:
-    """Write ``law.png``, ``pareto.png`` and ``report.html``; returns the path of the last.
+    """Write ``law.png``, ``pareto.png`` and ``report.html``; return the path of the last.
 
     Raises
     ------
     InputError
         The folder lacks ``runs.csv``, ``fit.json`` or ``proposals.json``.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; give one that `shapelaw quickstart` wrote")
     evidence = gather(folder)
-    fitted_runs = evidence.runs[evidence.runs["run_id"].isin(evidence.fit.run_ids)]
+    fitted, about = evidence.fit, evidence.about
+    fitted_runs = evidence.runs[evidence.runs["run_id"].isin(fitted.run_ids)]
     if fitted_runs.empty:
-        raise InputError(f"{folder}/fit.json was fitted on other runs than runs.csv; fit again")
-    save(plot_law(evidence.fit, fitted_runs), folder / "law.png")
-    figure = pareto_plot.plot_pareto(
+        raise InputError(
+            f"{folder}/fit.json was fitted on other runs than those of runs.csv; fit again with "
+            f"`shapelaw fit {folder}/runs.csv --out {folder}/fit.json`"
+        )
+    save_figure(plot_law(fitted, fitted_runs), folder / "law.png")
+    figure = plot_pareto(
         evidence.proposals,
         evidence.confirmed,
-        baseline_name=str(evidence.about.get("baseline", "baseline")),
-        workload=str(evidence.about.get("workload", "")),
+        baseline_name=str(about.get("baseline", "baseline")),
+        workload=str(about.get("workload", "")),
     )
-    save(figure, folder / "pareto.png")
+    save_figure(figure, folder / "pareto.png")
+    first = evidence.proposals[0]["warnings"]
+    text = render(
+        "quickstart.html",
+        title=question(about),
+        verdict=verdict(evidence),
+        comparison=comparison(evidence),
+        pareto=image_source(folder / "pareto.png"),
+        law=image_source(folder / "law.png"),
+        effects=_effects(fitted),
+        status=f"{fitted.status}. {fitted.noise_in_words()}.",
+        notes=fitted.notes,
+        coefficients=_coefficients(fitted),
+        volume=f"{front_volume(evidence):.4f}",
+        common=[plainly(text) for text in first if _holds_for_all(text, evidence)],
+        proposals=_proposals(evidence),
+        runs=_runs(evidence),
+        record=_record(evidence),
+    )
     path = folder / "report.html"
-    write_text(path, _page(evidence, folder))
+    write_text(path, text)
     return path
 
 
-def _page(evidence: Evidence, folder: Path) -> str:
-    fitted = evidence.fit
-    parts = {
-        "title": _title(evidence),
-        "verdict": bullets(verdict(evidence)),
-        "comparison": table(comparison(evidence)),
-        "pareto": picture(folder / "pareto.png", "Loss against throughput"),
-        "law": picture(folder / "law.png", "Effect of each shape ratio on the loss"),
-        "status": html.escape(f"{fitted.status}. {fitted.noise_in_words()}."),
-        "notes": bullets(fitted.notes),
-        "coefficients": table(_coefficients(fitted)),
-        "effects": table(_effects(fitted)),
-        "common": bullets([w for w in evidence.proposals[0]["warnings"] if _of_all(w, evidence)]),
-        "proposals": table(_proposals(evidence)),
-        "volume": f"{front_volume(evidence):.4f}",
-        "runs": table(_runs(evidence)),
-        "record": table(_record(evidence)),
-    }
-    return TEMPLATE.substitute(parts)
-
-
-def _title(evidence: Evidence) -> str:
-    about = evidence.about
-    size, tokens = about.get("parameters"), about.get("tokens")
-    if not size or not tokens:
-        return "shapelaw: proposals"
-    return f"Which shape for {format_count(size)} parameters and {format_count(tokens)} tokens?"
-
-
 def _coefficients(fitted: Fit) -> pd.DataFrame:
+    """Tabulate the law's parameters."""
     rows = [
         {
             "parameter": name,
-            "value": f"{found['value']:.4g}",
-            "95 % interval": f"{found['low']:.4g} to {found['high']:.4g}",
-            "": "held" if name in fitted.held else "fitted",
+            "value": f"{value['value']:.4g}",
+            "95 % interval": f"{value['low']:.4g} to {value['high']:.4g}",
+            "status": "held" if name in fitted.held else "fitted",
         }
-        for name, found in fitted.parameters().items()
+        for name, value in fitted.parameters().items()
     ]
     return pd.DataFrame(rows)
 
 
 def _effects(fitted: Fit) -> pd.DataFrame:
+    """Tabulate how much each shape ratio changes the loss, and its best value."""
     optima = fitted.optima()
     noise = fitted.replicate_noise
     rows = []
@@ -290,53 +282,52 @@ def _slope_status(fitted: Fit, column: str) -> str:
 
 
 def _proposals(evidence: Evidence) -> pd.DataFrame:
+    """Tabulate the proposals, with the warnings that only some of them have."""
     return pd.DataFrame(
         [
             {
                 "role": row["role"],
                 "shape": row["name"],
-                "N": format_count(row["n_non_embedding"]),
+                "N (parameters)": format_count(row["n_non_embedding"]),
                 "d/√N": f"{row['hidden_over_sqrt_n']:.3f}",
                 "MLP/attention": f"{row['mlp_to_attention']:.2f}",
-                "GQA": f"{row['gqa']:.0f}",
-                "KV bytes/token": f"{row['kv_bytes']:,}",
-                "predicted loss": (
-                    f"{row['predicted_loss']:.4f} [{row['loss_low']:.4f}, {row['loss_high']:.4f}]"
+                "query heads per KV head": f"{row['gqa']:.0f}",
+                "KV cache (bytes/token)": f"{row['kv_bytes']:,}",
+                "predicted loss (nats/token)": _with_interval(row),
+                "output tokens/s": formatted("whole", row["throughput"]),
+                "speed": source_of_speed(row),
+                "on the front": "yes" if row["on_front"] else "no",
+                "warnings": "; ".join(
+                    plainly(text) for text in row["warnings"] if not _holds_for_all(text, evidence)
                 ),
-                "output tokens/s": (
-                    "–"
-                    if row["throughput"] is None
-                    else f"{row['throughput']:,.0f} ({row['throughput_kind']})"
-                ),
-                "front": "yes" if row["on_front"] else "",
-                "warnings": "; ".join(w for w in row["warnings"] if not _of_all(w, evidence)),
             }
             for row in evidence.proposals
         ]
     )
 
 
-def _of_all(warning: str, evidence: Evidence) -> bool:
-    """Whether every proposal has a warning about the same column: it is then said once."""
+def _holds_for_all(warning: str, evidence: Evidence) -> bool:
+    """Return whether every proposal has a warning about the same column: it is then said once."""
     column = warning.split()[0] + " "
     return all(any(w.startswith(column) for w in row["warnings"]) for row in evidence.proposals)
 
 
 def _runs(evidence: Evidence) -> pd.DataFrame:
+    """Tabulate the runs: shape, measured loss, and the law's loss."""
     runs, fitted = evidence.runs, evidence.fit
     wanted = [name for name in ("run_id", "role") if name in runs]
     shown = runs[wanted].copy()
-    shown["N"] = [format_count(size) for size in runs["n_non_embedding"]]
+    shown["N (parameters)"] = [format_count(size) for size in runs["n_non_embedding"]]
     shown["tokens"] = [format_count(tokens) for tokens in runs["tokens"]]
-    for name, label in (("hidden_over_sqrt_n", "d/√N"), ("mlp_to_attention", "MLP/att")):
+    for name, label in (("hidden_over_sqrt_n", "d/√N"), ("mlp_to_attention", "MLP/attention")):
         shown[label] = runs[name].map("{:.3f}".format)
-    shown["GQA"] = runs["gqa"].map("{:.0f}".format)
-    shown["loss"] = runs["loss"].map("{:.4f}".format)
-    shown["law"] = [f"{loss:.4f}" for loss in fitted.central(runs)]
+    shown["query heads per KV head"] = runs["gqa"].map("{:.0f}".format)
+    shown["measured loss (nats/token)"] = runs["loss"].map("{:.4f}".format)
+    shown["law (nats/token)"] = [f"{loss:.4f}" for loss in fitted.central(runs)]
     for name, label, form in (
         ("bits_per_byte", "bits/byte", "{:.4f}"),
-        ("seconds", "seconds", "{:.0f}"),
-        ("tokens_per_second", "tokens/s", "{:,.0f}"),
+        ("seconds", "training time (s)", "{:.0f}"),
+        ("tokens_per_second", "training tokens/s", "{:,.0f}"),
     ):
         if name in runs:
             shown[label] = runs[name].map(form.format)
@@ -344,6 +335,7 @@ def _runs(evidence: Evidence) -> pd.DataFrame:
 
 
 def _record(evidence: Evidence) -> pd.DataFrame:
+    """Tabulate the corpus, the machine and the settings that the report rests on."""
     record = evidence.record
     rows = {
         "corpus": record.get("corpus", "not recorded"),
@@ -355,13 +347,14 @@ def _record(evidence: Evidence) -> pd.DataFrame:
         "recipe": record.get("recipe", "not recorded"),
         "versions": record.get("versions", "not recorded"),
         "seconds by stage": {
-            name: round(seconds) for name, seconds in record.get("stage_seconds", {}).items()
+            stage: round(seconds) for stage, seconds in record.get("stage_seconds", {}).items()
         },
     }
     return pd.DataFrame([{"what": name, "value": _flat(value)} for name, value in rows.items()])
 
 
 def _flat(value: object) -> str:
+    """Write a dictionary as one line of names and values."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {part}" for name, part in value.items())
     return str(value)

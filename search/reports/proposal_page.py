@@ -1,43 +1,64 @@
-"""The page of a folder of proposals: interactive with plotly, static without it.
+"""The page of a folder of proposals: interactive with plotly, a static picture without it.
 
 Everything comes from ``proposals.json`` and ``fit.json`` (and ``runs.csv``, where some proposals
 were trained). The page is one file that loads nothing; what stands in files enters it as text.
 """
 
-import html
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from shapelaw.scaling.architectures.shape import RATIOS
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.extras import installing
 from shapelaw.scaling.files import write_text
-from shapelaw.scaling.fitting.result import LEVEL, Fit
-from shapelaw.scaling.plots.style import LABELS, log_ticks, save
-from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.plots.style import LABELS, save_figure
+from shapelaw.scaling.runs.columns import D
 from shapelaw.scaling.runs.table import load_runs
 from shapelaw.scaling.units import format_count
-from shapelaw.search.proposals.proposal import SHAPE_KEY, read_proposals
+from shapelaw.search.engines._base import TIME_MODEL
+from shapelaw.search.proposals.proposal import CANDIDATE, FAST, SHAPE_KEY, read_proposals
 from shapelaw.search.proposals.reasons import of_the_budget, plainly
-from shapelaw.search.reports import pareto_plot
-from shapelaw.search.reports.html import STATIC, bullets, picture, table
-
-PAGES = Path(__file__).parent / "pages"
-INSTALL = (
-    f"this page does not move: plotly is not installed (`{installing('plotly')}`, "
-    "then write it again with `shapelaw report`)"
+from shapelaw.search.reports.html import formatted, image_source, render, signed
+from shapelaw.search.reports.pareto_plot import plot_pareto
+from shapelaw.search.reports.proposal_charts import (
+    agreement_chart,
+    front_chart,
+    loss_along_ratios,
+    plotly_script,
+    ratio_chart,
 )
-POINTS = 80
-CURVES = (*RATIOS, "num_hidden_layers")
-AROUND = 1.6  # how far beyond the shapes and the fitted range a curve goes, as a factor
+
+INSTALL = (
+    "The chart is a static picture because plotly is not installed: install it with "
+    f"`{installing('plotly')}`, then write this page again with `shapelaw report FOLDER`."
+)
+SAME_TOKENS = 0.02  # a run is one of a proposal when their training tokens differ by less
+NOISE_OF_TWO = 1.96 * np.sqrt(2)  # half the 95 % interval of a difference, over the noise of a run
+COMPARED = {  # what a candidate is compared with the baseline by: field, and how it is written
+    "N (non-embedding parameters)": ("n_non_embedding", "count"),
+    "layers": ("num_hidden_layers", "whole"),
+    "hidden size": ("hidden_size", "whole"),
+    "MLP width": ("intermediate_size", "whole"),
+    "query heads": ("num_attention_heads", "whole"),
+    "KV heads": ("num_key_value_heads", "whole"),
+    "head dimension": ("head_dim", "whole"),
+    "d/√N": ("hidden_over_sqrt_n", "ratio"),
+    "MLP/attention parameters": ("mlp_to_attention", "ratio"),
+    "query heads per KV head": ("gqa", "ratio"),
+    "predicted loss (nats/token)": ("predicted_loss", "loss"),
+    "throughput (output tokens/s)": ("throughput", "whole"),
+    "time to first token": ("ttft", "seconds"),
+    "time per output token": ("tpot", "seconds"),
+    "KV cache per token": ("kv_bytes", "bytes"),
+    "weights": ("weight_bytes", "bytes"),
+}
 
 
 def write_pages(folder: Path) -> Path:
-    """Write ``pareto.png``, ``pareto.svg`` and ``report.html``; returns the path of the last.
+    """Write ``pareto.png``, ``pareto.svg`` and ``report.html``; return the path of the last.
 
     Raises
     ------
@@ -46,202 +67,196 @@ def write_pages(folder: Path) -> Path:
     """
     rows, about = read_proposals(folder / "proposals.json")
     fitted = Fit.load(folder / "fit.json")
-    confirmed = _confirmed(folder, rows)
-    figure = pareto_plot.plot_pareto(
-        rows,
-        confirmed,
-        baseline_name=str(about.get("baseline", "baseline")),
-        workload=str(about.get("workload", "")),
-    )
+    trained = trained_proposals(folder, rows)
+    baseline, workload = str(about.get("baseline", "baseline")), str(about.get("workload", ""))
+    figure = plot_pareto(rows, trained, baseline_name=baseline, workload=workload)
     for ending in ("png", "svg"):
-        save(figure, folder / f"pareto.{ending}")
+        save_figure(figure, folder / f"pareto.{ending}")
     library = plotly_script()
+    shown = [shown_row(row, rows[0]) for row in rows]
+    values = {
+        **_texts(rows, about),
+        "rows": shown,
+        "accuracy": any(row["accuracy_text"] for row in shown),
+        "picture": image_source(folder / "pareto.png"),
+        "library": library,
+    }
+    if library is not None:
+        noise = 100 * float(about.get("noise", fitted.noise)) * NOISE_OF_TWO
+        first = next((row for row in rows if row["role"] == FAST), rows[min(1, len(rows) - 1)])
+        values |= {"noise": f"{noise:.2f} % at 95 %", "chosen": first["name"]}
+        values |= _charts(shown, about, fitted, trained)
     path = folder / "report.html"
-    if library is None:
-        write_text(path, _static(folder, rows, about))
-    else:
-        write_text(path, _moving(folder, rows, about, fitted, confirmed, library))
+    write_text(path, render("proposals.html", **values))
     return path
 
 
-def plotly_script() -> str | None:
-    """The JavaScript of plotly, or None where it is not installed."""
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError:
-        return None
-    return str(get_plotlyjs())
+def question(about: dict[str, Any]) -> str:
+    """Return the title of a page: the question that the proposals answer.
 
-
-def one_at_a_time(fit: Fit, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The law along each ratio, the rest as the first row has it.
-
-    Returns
-    -------
-    For each ratio that the law uses: ``x`` (points,), and per cent of loss over the first row's:
-    ``central``, ``low``, ``high``; ``fitted`` is the range of the runs, None where not known.
+    Raises
+    ------
+    InputError
+        ``proposals.json`` does not say what was asked.
     """
-    found = []
-    for column in (name for name in CURVES if name in fit.law.columns):
-        values = [float(row[column]) for row in rows]
-        fitted = fit.ranges.get(column)
-        low, high = min(values), max(values)
-        if fitted is not None:
-            low, high = min(low, fitted[0]), max(high, fitted[1])
-        x = np.geomspace(low / AROUND, high * AROUND, POINTS)
-        if column in ("gqa", "num_hidden_layers"):
-            x = x[x >= 1]
-        everything = {name: _repeated(rows[0], name, len(x) + 1) for name in _needed(fit)}
-        everything[column] = np.append(values[0], x)
-        program = fit.law.program(fit.columns(everything), fit.reference)
-        central = program.log_loss(fit.theta[None])
-        spread = program.log_loss(fit.spread)
-        own = 100 * np.expm1(central[0, 1:] - central[0, 0])
-        ends = [(100 - LEVEL) / 2, (100 + LEVEL) / 2]
-        around = 100 * np.expm1(np.percentile(spread[:, 1:] - spread[:, [0]], ends, axis=0))
-        found.append(
-            {
-                "column": column,
-                "label": LABELS.get(column, column),
-                "x": x.tolist(),
-                "central": own.tolist(),
-                "low": np.minimum(around[0], own).tolist(),
-                "high": np.maximum(around[1], own).tolist(),
-                "fitted": None if fitted is None else list(fitted),
-                "ticks": log_ticks(float(x[0]), float(x[-1]), most=6),
-            }
-        )
-    return found
-
-
-def _needed(fit: Fit) -> list[str]:
-    return [*fit.law.columns, "n_total", "n_active", N]
-
-
-def _repeated(row: dict[str, Any], name: str, times: int) -> np.ndarray:
-    own = {"n_active": "n_total"}.get(name, name)  # a dense model
-    return np.full(times, float(row[own]))
-
-
-def _confirmed(folder: Path, rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Proposals that were trained: name, predicted and measured loss."""
-    empty = pd.DataFrame({"name": [], "predicted": [], "loss": []})
-    if not (folder / "runs.csv").exists():
-        return empty
-    runs = load_runs(folder / "runs.csv")
-    wanted = [*SHAPE_KEY, D, "loss"]
-    if not set(wanted) <= set(runs.columns):
-        return empty
-    own = pd.DataFrame(rows)[["name", "predicted_loss", D, *SHAPE_KEY]]
-    joined = own.merge(runs[wanted], on=list(SHAPE_KEY), suffixes=("", "_run"))
-    same = np.abs(joined[D] / joined[f"{D}_run"] - 1) < 0.02
-    trained: pd.DataFrame = joined[same].rename(columns={"predicted_loss": "predicted"})
-    return trained[list(empty.columns)]
-
-
-def _moving(
-    folder: Path,
-    rows: list[dict[str, Any]],
-    about: dict[str, Any],
-    fitted: Fit,
-    confirmed: pd.DataFrame,
-    library: str,
-) -> str:
-    data = {
-        "rows": [row | {"beyond": beyond(row)} for row in rows],
-        "baseline": about.get("baseline", "baseline"),
-        "engine": about.get("engine", "the engine"),
-        "time_model": about.get("time_model"),
-        "curves": one_at_a_time(fitted, rows),
-        "confirmed": [
-            {"name": name, "predicted": float(predicted), "measured": float(loss)}
-            for name, predicted, loss in confirmed.itertuples(index=False)
-        ],
-    }
-    noise = 100 * float(about.get("noise", fitted.noise)) * np.sqrt(2) * 1.96
-    parts = {
-        **_words(rows, about),
-        "noise": f"{noise:.2f}\u00a0% at 95\u00a0%",
-        "picture": picture(folder / "pareto.png", "Loss against throughput"),
-        "data": as_script(data),
-        "script": (PAGES / "proposals.js").read_text(encoding="utf-8"),
-        "plotly": library,
-    }
-    page = (PAGES / "proposals.html").read_text(encoding="utf-8")
-    for name, text in parts.items():
-        page = page.replace("{{" + name + "}}", text)
-    return page
-
-
-def as_script(document: object) -> str:
-    """JSON that cannot end the script element it stands in."""
-    text = json.dumps(document, allow_nan=False)
-    for letter in "<>&\u2028\u2029":
-        text = text.replace(letter, f"\\u{ord(letter):04x}")
-    return text
-
-
-def beyond(row: dict[str, Any]) -> list[str]:
-    """Warnings of one row that are not about the budget, which are said once."""
-    return [plainly(words) for words in row["warnings"] if not of_the_budget(words)]
-
-
-def _words(rows: list[dict[str, Any]], about: dict[str, Any]) -> dict[str, str]:
-    """Texts of the page, escaped."""
     size, tokens = about.get("parameters"), about.get("tokens")
     if not size or not tokens:
-        raise InputError("proposals.json lacks `parameters` and `tokens`; run `shapelaw propose`")
-    shapes = about.get("shapes") or {}
-    title = f"Which shape for {format_count(size)} parameters and {format_count(tokens)} tokens?"
-    lead = (
-        f"{about.get('engine', 'unknown engine')}, {about.get('workload', 'unknown workload')}; "
-        f"against {about.get('baseline', 'a baseline')}"
+        raise InputError(
+            "proposals.json must have `parameters` and `tokens`, but lacks one; write it again "
+            "with `shapelaw propose --out FOLDER`"
+        )
+    return f"Which shape for {format_count(size)} parameters and {format_count(tokens)} tokens?"
+
+
+def trained_proposals(folder: Path, rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Find the proposals that were trained: ``name``, ``predicted`` and measured ``loss``."""
+    columns = ["name", "predicted", "loss"]
+    wanted = [*SHAPE_KEY, D, "loss"]
+    path = folder / "runs.csv"
+    runs = load_runs(path) if path.exists() else pd.DataFrame()
+    if not set(wanted) <= set(runs.columns):
+        return pd.DataFrame(columns=columns)
+    own = pd.DataFrame(rows)[["name", "predicted_loss", D, *SHAPE_KEY]]
+    joined = own.merge(runs[wanted], on=list(SHAPE_KEY), suffixes=("", "_run"))
+    same = np.abs(joined[D] / joined[f"{D}_run"] - 1) < SAME_TOKENS
+    trained: pd.DataFrame = joined[same].rename(columns={"predicted_loss": "predicted"})
+    return trained[columns]
+
+
+def own_warnings(row: dict[str, Any]) -> list[str]:
+    """Return the warnings of one row; those about the budget are said once for all rows."""
+    return [plainly(text) for text in row["warnings"] if not of_the_budget(text)]
+
+
+def source_of_speed(row: dict[str, Any]) -> str:
+    """Say where a speed comes from: measured on, predicted for or estimated for which device."""
+    kind, device = row["throughput_kind"], row["device"] or "an unknown device"
+    if kind is None:
+        return ""
+    kind = "estimated" if kind == TIME_MODEL else kind
+    return f"{kind} {'on' if kind == 'measured' else 'for'} {device}"
+
+
+def shown_row(row: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """Add to a proposal what the page shows of it: texts, differences in per cent, filter values.
+
+    ``attributes`` are the numbers that the page filters by, as attributes of the table's row; a
+    shape without a value has no such attribute and passes no limit.
+    """
+    percent, low, high = (
+        100 * row[name] / base["predicted_loss"]
+        for name in ("difference", "difference_low", "difference_high")
     )
-    footer = (
-        f"{shapes.get('considered', 0):,} of the {shapes.get('enumerated', 0):,} shapes of the "
-        f"budget were considered; {len(rows)} are shown. N counts "
-        f"{about.get('convention', 'non-embedding')} parameters."
-    )
-    notes = [*map(plainly, about.get("extrapolation", [])), *about.get("notes", [])]
-    basis = f"The losses rest on: {about.get('basis', 'an unknown law')}."
-    return {
-        "title": html.escape(title),
-        "lead": html.escape(lead),
-        "basis": html.escape(basis),
-        "footer": html.escape(footer),
-        "notes": bullets([str(note) for note in notes]),
+    estimated = row["throughput_kind"] == TIME_MODEL
+    attributes = {
+        "name": row["name"],
+        "baseline": "" if row is base else None,
+        "speedup": row["speedup"],
+        "loss": percent,
+        "ttft": None if row["ttft"] is None else 1e3 * row["ttft"],
+        "tpot": None if row["tpot"] is None else 1e3 * row["tpot"],
+        "cache": row["kv_bytes"] / 1e3,
+        "weights": row["weight_bytes"] / 1e9,
+        "front": "" if row["on_front"] else None,
+        "answered": "" if row["throughput_kind"] and not estimated else None,
+    }
+    accuracy = row["accuracy"] or {"value": None}
+    known = accuracy["value"] is not None
+    return row | {
+        "place": _place(row),
+        "source": source_of_speed(row),
+        "estimated": estimated,
+        "difference_percent": percent,
+        "low_percent": low,
+        "high_percent": high,
+        "difference_text": "0 %" if row is base else f"{signed(percent)} %",
+        "interval_text": "" if row is base else f"[{signed(low)}, {signed(high)}] %",
+        "accuracy_text": f"{100 * accuracy['value']:.1f} %" if known else "",
+        "accuracy_interval": (
+            f"[{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}] %" if known else ""
+        ),
+        "warnings_text": own_warnings(row),
+        "compared": _compared(row, base, f"{signed(percent)} %"),
+        "attributes": {f"data-{name}": value for name, value in attributes.items()},
     }
 
 
-def _static(folder: Path, rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
-    """The same in words and one picture, for those without plotly."""
-    base = rows[0]
-    shown = pd.DataFrame(
-        [
-            {
-                "role": row["role"] + (", front" if row["on_front"] else ""),
-                "shape": row["name"],
-                "N": format_count(row["n_non_embedding"]),
-                "loss difference": f"{100 * row['difference'] / base['predicted_loss']:+.2f} %",
-                "predicted loss": (
-                    f"{row['predicted_loss']:.4f} [{row['loss_low']:.4f}, {row['loss_high']:.4f}]"
-                ),
-                "× baseline": "–" if row["speedup"] is None else f"{row['speedup']:.2f}",
-                "tokens/s": (
-                    "–"
-                    if row["throughput"] is None
-                    else f"{row['throughput']:,.0f} ({row['throughput_kind']})"
-                ),
-                "KV bytes/token": f"{row['kv_bytes']:,}",
-                "why": row["why"],
-                "beyond the runs": "; ".join(beyond(row)),
-            }
-            for row in rows
-        ]
-    )
-    return STATIC.substitute(
-        **_words(rows, about),
-        picture=picture(folder / "pareto.png", "Loss against throughput"),
-        proposals=table(shown),
-        install=html.escape(INSTALL),
-    )
+def _place(row: dict[str, Any]) -> str:
+    """Name a row's role and its place on the front."""
+    if row["role"] == CANDIDATE:
+        return "on the front" if row["on_front"] else "dominated"
+    return str(row["role"]) + (", on the front" if row["on_front"] else "")
+
+
+def _compared(
+    row: dict[str, Any], base: dict[str, Any], difference: str
+) -> list[tuple[str, str, str, str]]:
+    """Compare a row with the baseline: label, the baseline's value, its own, and their ratio."""
+    lines = [("shape", base["name"], row["name"], "")]
+    for label, (field, form) in COMPARED.items():
+        own, other = row[field], base[field]
+        if field == "predicted_loss":
+            ratio = difference
+        else:
+            ratio = "–" if own is None or not other else f"{own / other:.3g} ×"
+        lines.append((label, formatted(form, other), formatted(form, own), ratio))
+    return lines
+
+
+def _texts(rows: list[dict[str, Any]], about: dict[str, Any]) -> dict[str, object]:
+    """Write the sentences of the page."""
+    shapes = about.get("shapes") or {}
+    engine = about.get("engine", "an unknown engine")
+    return {
+        "title": question(about),
+        "lead": f"Speeds from {engine} under the workload {about.get('workload', 'unknown')}. "
+        f"Baseline: {about.get('baseline', 'unknown')}.",
+        "engine": engine,
+        "basis": f"The losses come from: {about.get('basis', 'an unknown law')}.",
+        "notes": [*map(plainly, about.get("extrapolation", [])), *about.get("notes", [])],
+        "footer": f"{shapes.get('considered', 0):,} of the {shapes.get('enumerated', 0):,} shapes "
+        f"of this budget were considered; {len(rows)} are listed. N counts "
+        f"{about.get('convention', 'non-embedding')} parameters.",
+        "install": INSTALL,
+    }
+
+
+def _charts(
+    rows: list[dict[str, Any]], about: dict[str, Any], fitted: Fit, trained: pd.DataFrame
+) -> dict[str, object]:
+    """Draw the interactive charts: ``figures`` by the id of their place, and titles by id."""
+    figures = {"front": front_chart(rows, str(about.get("baseline", "baseline")))}
+    curves, checks = {}, {}
+    for curve in loss_along_ratios(fitted, rows):
+        place = f"curve-{curve['column']}"
+        curves[place] = LABELS.get(curve["column"], curve["column"])
+        figures[place] = ratio_chart(curve, rows)
+    engine, model = str(about.get("engine", "the engine")), about.get("time_model")
+    checked = "There is no check of a time model."
+    if model and len(model["answered"]) > 1:
+        rank = model["rank_correlation"]
+        checked = (
+            f"Time model against {engine}: mean error {100 * model['error']:.1f} %"
+            f"{'' if rank is None else f', rank correlation {rank:.3f}'}; each of "
+            f"{len(model['answered'])} shapes was predicted from the others."
+        )
+        checks["check-speed"] = "Throughput: time model against engine"
+        figures["check-speed"] = agreement_chart(
+            model["shapes"], model["predicted"], model["answered"],
+            ("time model (tokens/s)", f"{engine} (tokens/s)"),
+        )  # fmt: skip
+    if len(trained):
+        checked += f" Number of proposals that were trained: {len(trained)}."
+        checks["check-loss"] = "Loss: law against training"
+        figures["check-loss"] = agreement_chart(
+            *(trained[name].tolist() for name in ("name", "predicted", "loss")),
+            ("predicted (nats/token)", "measured (nats/token)"),
+        )
+    else:
+        checked += " No proposal has been trained yet: the predicted losses are untested."
+    return {
+        "figures": {place: figure.to_plotly_json() for place, figure in figures.items()},
+        "curves": curves,
+        "checks": checks,
+        "checked": checked,
+    }

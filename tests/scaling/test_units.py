@@ -3,7 +3,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.units import NUMBER_FORMATS, format_count, number_format, parse_count
+from shapelaw.scaling.units import (
+    NUMBER_FORMATS,
+    format_bytes,
+    format_count,
+    format_seconds,
+    number_format,
+    parse_count,
+)
 
 
 @pytest.mark.parametrize(
@@ -88,3 +95,19 @@ def test_a_short_number_format_becomes_the_long_one_which_stays(short):
     assert number_format(short) == NUMBER_FORMATS[short] != short
     assert number_format(number_format(short)) == number_format(short)
     assert number_format("fp8") == "fp8"
+
+
+def test_times_and_sizes_keep_three_digits_and_the_largest_unit_they_reach() -> None:
+    assert [format_seconds(value) for value in (12.345, 0.9996, 0.00123, 4.56e-7)] == [
+        "12.3 s",
+        "1 s",
+        "1.23 ms",
+        "0.456 µs",
+    ]
+    assert [format_bytes(value) for value in (0, 999, 114_688, 6.4e9, 2e12)] == [
+        "0 B",
+        "999 B",
+        "115 kB",
+        "6.4 GB",
+        "2 TB",
+    ]

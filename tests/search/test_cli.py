@@ -497,7 +497,7 @@ def test_a_check_lists_what_differs_and_fails(
     done = CliRunner().invoke(app, ["report", "--check"])
     assert done.stdout == "- x.csv is missing\n"
     assert isinstance(done.exception, WorkError)
-    assert "1 differences between docs/ and the data" in str(done.exception)
+    assert "differences were found: 1; where they are meant" in str(done.exception)
     (tmp_path / "x.csv").write_text("a\n1\n")
     assert CliRunner().invoke(app, ["report", "--check"]).exit_code == 0
 

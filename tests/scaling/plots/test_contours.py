@@ -21,7 +21,7 @@ from shapelaw.scaling.plots.holdout import (
     plot_drift,
     plot_held_out,
 )
-from shapelaw.scaling.plots.style import save
+from shapelaw.scaling.plots.style import save_figure
 from shapelaw.scaling.runs.catalog import MIRROR, load_runs
 from shapelaw.scaling.runs.columns import D, N
 from support.quick_fits import known_runs, labels, quick_fit
@@ -199,7 +199,7 @@ def test_pictures_of_maps_and_drifts_are_the_same_to_the_byte(fitted, runs, hold
     for draw, given in ((plot_contours, (fitted, runs)), (plot_drift, (hold_out,))):
         paths = [tmp_path / f"{draw.__name__}{turn}.svg" for turn in (1, 2)]
         for path in paths:
-            save(draw(*given), path)
+            save_figure(draw(*given), path)
         assert paths[0].read_bytes() == paths[1].read_bytes()
 
 

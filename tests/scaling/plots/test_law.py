@@ -7,7 +7,7 @@ from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.law import columns_of, reference_of
 from shapelaw.scaling.laws.registry import LAWS, law_named
 from shapelaw.scaling.plots.law import POINTS, plot_law
-from shapelaw.scaling.plots.style import COLOURS, LABELS, save
+from shapelaw.scaling.plots.style import COLOURS, LABELS, save_figure
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.solver.identifiability import Held
 from shapelaw.scaling.solver.objectives import Objective
@@ -238,7 +238,7 @@ def test_titles_say_what_is_not_resolved():
 def test_a_drawing_is_the_same_to_the_byte(tmp_path):
     runs = drifting_runs()
     for name in ("first.png", "second.png"):
-        save(plot_law(some_fit("conditional", runs), runs), tmp_path / name)
+        save_figure(plot_law(some_fit("conditional", runs), runs), tmp_path / name)
     first, second = ((tmp_path / name).read_bytes() for name in ("first.png", "second.png"))
     assert first == second
     assert first.startswith(b"\x89PNG")
@@ -248,11 +248,11 @@ def test_a_drawing_is_the_same_to_the_byte(tmp_path):
 def test_a_drawing_goes_into_a_new_folder_or_fails_with_the_path(tmp_path):
     runs = drifting_runs()
     figure = plot_law(some_fit("chinchilla", runs), runs)
-    save(figure, tmp_path / "new" / "law.png")
+    save_figure(figure, tmp_path / "new" / "law.png")
     assert (tmp_path / "new" / "law.png").is_file()
     (tmp_path / "file").touch()
     with pytest.raises(WorkError, match=r"law\.png could not be written"):
-        save(figure, tmp_path / "file" / "law.png")
+        save_figure(figure, tmp_path / "file" / "law.png")
 
 
 def test_many_sizes_are_told_apart_by_a_scale_instead_of_a_long_legend():

@@ -15,7 +15,7 @@ from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.registry import LAWS
 from shapelaw.scaling.plots.law import plot_law
 from shapelaw.scaling.plots.residuals import log_residuals, plot_profiles, plot_qq, plot_residuals
-from shapelaw.scaling.plots.style import BLUE, COLOURS, log_ticks, save
+from shapelaw.scaling.plots.style import BLUE, COLOURS, log_ticks, save_figure
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.solver.identifiability import Held
 from shapelaw.scaling.solver.objectives import Objective
@@ -233,7 +233,7 @@ def test_the_first_two_colours_differ_in_lightness_too():
 def test_a_picture_is_the_same_to_the_byte_without_dates(ending, steady, runs, tmp_path):
     paths = [tmp_path / f"{name}.{ending}" for name in ("first", "second")]
     for path in paths:
-        save(plot_residuals(steady, runs), path)
+        save_figure(plot_residuals(steady, runs), path)
     first, second = (path.read_bytes() for path in paths)
     assert first == second
     assert first.startswith(b"\x89PNG" if ending == "png" else b"<?xml")
@@ -244,7 +244,7 @@ def test_a_picture_is_the_same_to_the_byte_without_dates(ending, steady, runs, t
 @pytest.mark.parametrize("name", ["law.pdf", "law", "law.png.txt"])
 def test_another_ending_is_refused_and_nothing_is_written(name, tmp_path):
     with pytest.raises(InputError, match=r"must end in \.png or \.svg"):
-        save(Figure(), tmp_path / name)
+        save_figure(Figure(), tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 

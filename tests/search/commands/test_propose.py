@@ -22,7 +22,7 @@ from shapelaw.scaling.files import read_json, write_json
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.space.space import CONVENTIONS
-from shapelaw.search.commands.table import ALIKE, NARROW, SHOWN, in_bytes, proposals_table, seconds
+from shapelaw.search.commands.table import ALIKE, NARROW, SHOWN, proposals_table
 from shapelaw.search.engines._base import TIME_MODEL
 from shapelaw.search.engines._vllm import CPU_ENVIRONMENT, ENVIRONMENT, SESSION, VllmEngine
 from shapelaw.search.engines.sessions import client
@@ -305,20 +305,6 @@ def test_an_engine_that_is_not_installed_says_how_to_get_it(
     monkeypatch.delenv("SHAPELAW_AICONFIGURATOR_PYTHON", raising=False)
     with pytest.raises(InputError, match=said):
         asked(engine=engine)
-
-
-def test_units_keep_three_digits() -> None:
-    assert [seconds(value) for value in (12.345, 0.00123, 4.56e-7)] == [
-        "12.3 s",
-        "1.23 ms",
-        "0.456 µs",
-    ]
-    assert [in_bytes(value) for value in (0, 999, 114_688, 6.4e9)] == [
-        "0 B",
-        "999 B",
-        "115 kB",
-        "6.4 GB",
-    ]
 
 
 def test_a_law_that_knows_no_gqa_does_not_choose_it_unless_asked(usual: Proposals) -> None:

@@ -1,4 +1,4 @@
-"""What is committed under docs/ is what the data give, and what differs is found."""
+"""Pictures and tables under docs/ are those that the data give, and differences are found."""
 
 import shutil
 from pathlib import Path
@@ -9,8 +9,15 @@ import pytest
 
 from shapelaw.scaling.architectures.named_shapes import shape_named
 from shapelaw.scaling.errors import InputError
-from shapelaw.search.reports import docs_check as committed
-from shapelaw.search.reports.docs_check import COMMITTED, MOST_GQA, PaperSpace, check, docs_folder
+from shapelaw.search.reports import docs_check
+from shapelaw.search.reports.docs_check import (
+    COMMITTED,
+    MOST_GQA,
+    PaperSpace,
+    compare_docs,
+    docs_folder,
+    renew_docs,
+)
 
 DOCS = docs_folder()
 CHEAP = {name: COMMITTED[name] for name in ("pareto.png", "proposals/quickstart.csv")}
@@ -19,44 +26,44 @@ CHEAP = {name: COMMITTED[name] for name in ("pareto.png", "proposals/quickstart.
 @pytest.fixture
 def docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of what is committed, of the cheap ones only."""
-    monkeypatch.setattr(committed, "COMMITTED", CHEAP)
+    monkeypatch.setattr(docs_check, "COMMITTED", CHEAP)
     (tmp_path / "proposals").mkdir()
     for name in CHEAP:
         shutil.copy(DOCS / name, tmp_path / name)
     return tmp_path
 
 
-def test_everything_committed_is_what_the_data_give() -> None:
-    assert check(DOCS) == []
+def test_docs_as_committed_equal_what_the_data_give() -> None:
+    assert compare_docs(DOCS) == []
 
 
-def test_every_file_of_the_folder_is_checked() -> None:
+def test_folder_of_proposals_holds_only_files_that_are_compared() -> None:
     there = {f"proposals/{path.name}" for path in (DOCS / "proposals").iterdir()}
     assert there <= set(COMMITTED)
 
 
-def test_an_untouched_copy_has_no_differences(docs: Path) -> None:
-    assert check(docs) == []
+def test_untouched_copy_has_no_differences(docs: Path) -> None:
+    assert compare_docs(docs) == []
 
 
-def test_a_number_that_differs_in_the_sixth_digit_is_named(docs: Path) -> None:
+def test_number_that_differs_in_the_sixth_digit_is_named(docs: Path) -> None:
     path = docs / "proposals" / "quickstart.csv"
     table = pd.read_csv(path)
     table.loc[2, "predicted_loss"] *= 1 + 5e-6
     table.to_csv(path, index=False)
-    (words,) = check(docs)
+    (words,) = compare_docs(docs)
     assert words.startswith("proposals/quickstart.csv: line 4, predicted_loss: ")
 
 
-def test_a_number_that_differs_by_rounding_is_no_difference(docs: Path) -> None:
+def test_number_that_differs_by_rounding_is_no_difference(docs: Path) -> None:
     path = docs / "proposals" / "quickstart.csv"
     table = pd.read_csv(path)
     table["predicted_loss"] *= 1 + 1e-8
     table.to_csv(path, index=False)
-    assert check(docs) == []
+    assert compare_docs(docs) == []
 
 
-def test_another_row_column_or_text_is_a_difference(docs: Path) -> None:
+def test_table_with_another_row_column_or_text_differs(docs: Path) -> None:
     path = docs / "proposals" / "quickstart.csv"
     table = pd.read_csv(path)
     for changed in (
@@ -66,37 +73,44 @@ def test_another_row_column_or_text_is_a_difference(docs: Path) -> None:
         table.assign(tokens_per_second=np.nan),
     ):
         changed.to_csv(path, index=False)
-        assert check(docs)
+        assert compare_docs(docs)
 
 
-def test_a_missing_or_other_picture_is_named(docs: Path) -> None:
+def test_picture_that_is_missing_or_another_is_named(docs: Path) -> None:
     (docs / "pareto.png").unlink()
-    assert check(docs) == ["pareto.png is missing"]
+    assert compare_docs(docs) == ["pareto.png is missing"]
     shutil.copy(DOCS / "law.png", docs / "pareto.png")
-    (words,) = check(docs)
+    (words,) = compare_docs(docs)
     assert "pixels" in words
 
 
-def test_a_picture_of_other_losses_differs(docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, about, trained = committed._quickstart()
+def test_renewed_docs_have_no_differences(docs: Path) -> None:
+    (docs / "pareto.png").unlink()
+    (docs / "proposals" / "quickstart.csv").write_text("role\n")
+    assert renew_docs(docs) == [docs / name for name in CHEAP]
+    assert compare_docs(docs) == []
+
+
+def test_picture_of_other_losses_differs(docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, about, trained = docs_check._quickstart()
     names = ("predicted_loss", "loss_low", "loss_high")
     rows = [row | {name: row[name] * 1.01 for name in names} for row in rows]
-    monkeypatch.setattr(committed, "_quickstart", lambda: (rows, about, trained))
-    monkeypatch.setattr(committed, "COMMITTED", {"pareto.png": COMMITTED["pareto.png"]})
-    (words,) = check(docs)
+    monkeypatch.setattr(docs_check, "_quickstart", lambda: (rows, about, trained))
+    monkeypatch.setattr(docs_check, "COMMITTED", {"pareto.png": COMMITTED["pareto.png"]})
+    (words,) = compare_docs(docs)
     assert "root mean square" in words
 
 
-def test_an_installed_package_has_nothing_to_compare(
+def test_installed_package_has_nothing_to_compare_and_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(committed, "data_folder", lambda: tmp_path / "_data")
+    monkeypatch.setattr(docs_check, "data_folder", lambda: tmp_path / "_data")
     with pytest.raises(InputError, match="this is an installed package"):
         docs_folder()
 
 
 @pytest.mark.parametrize("size", MOST_GQA)
-def test_the_paper_s_searches_are_bounded_as_said(size: str) -> None:
+def test_searches_of_the_paper_stay_inside_their_bounds(size: str) -> None:
     space = PaperSpace(size)
     baseline = shape_named(f"llama-3.2-{size}")
     least, fast = space.table[space.least_loss()], space.table[space.fastest()]

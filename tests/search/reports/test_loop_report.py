@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from markupsafe import escape
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.runs.table import load_runs, write_runs
+from shapelaw.scaling.files import data_folder, read_json, write_json
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.scaling.runs.table import write_runs
 from shapelaw.search.reports.loop_report import (
     comparison,
     front_volume,
@@ -18,6 +22,7 @@ from shapelaw.search.reports.loop_report import (
 from support.command import shapelaw
 
 pytestmark = pytest.mark.xdist_group("loop")
+HOSTILE = "<script>window.broken = 1</script>"
 
 
 @pytest.fixture
@@ -28,7 +33,56 @@ def folder(loop_folder: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def test_the_page_is_self_contained_and_shows_every_run(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a quickstart made of the shipped data, with a hostile run name and warning."""
+    folder = tmp_path_factory.mktemp("shipped")
+    runs = load_runs("quickstart").astype({"run_id": object})
+    proxies = runs[runs["role"] == "proxy"].index
+    runs.loc[proxies[0], "run_id"] = HOSTILE
+    write_runs(folder / "runs.csv", runs)
+    fitted = fit("conditional", load_runs(folder / "runs.csv", where="role == 'proxy'"),
+                 starts=4, resamples=4)  # fmt: skip
+    fitted.save(folder / "fit.json")
+    document = read_json(data_folder() / "quickstart" / "proposals.json")
+    document["proposals"][1]["warnings"].append(HOSTILE)
+    write_json(folder / "proposals.json", document)
+    return folder
+
+
+def test_page_of_shipped_data_holds_hostile_names_as_text_only(shipped: Path) -> None:
+    page = write_report(shipped).read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert page.count(str(escape(HOSTILE))) >= 2
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+
+
+def test_tables_of_shipped_data_have_units_and_the_source_of_speeds(shipped: Path) -> None:
+    page = write_report(shipped).read_text(encoding="utf-8")
+    for heading in ("N (parameters)", "measured loss (nats/token)", "output tokens/s"):
+        assert f"<th>{heading}</th>" in page
+    assert "measured on 1 core" in page
+
+
+def test_verdict_on_shipped_data_compares_every_named_shape(shipped: Path) -> None:
+    sentences = verdict(gather(shipped))
+    assert "of 3 confirmatory losses lie inside their 95 % intervals" in sentences[0]
+    for role in ("loss-optimal", "fast"):
+        assert any(f"Against the baseline the {role} shape" in line for line in sentences)
+
+
+def test_fit_of_other_runs_is_refused_with_the_command_that_fits_again(
+    shipped: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(shipped, tmp_path / "copy")
+    runs = pd.read_csv(tmp_path / "copy" / "runs.csv")
+    runs["run_id"] = [f"other-{number}" for number in range(len(runs))]
+    write_runs(tmp_path / "copy" / "runs.csv", runs)
+    with pytest.raises(InputError, match="fit again with `shapelaw fit"):
+        write_report(tmp_path / "copy")
+
+
+def test_page_is_self_contained_and_shows_every_run(folder: Path) -> None:
     page = (folder / "report.html").read_text()
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert page.count("data:image/png;base64,") == 2
@@ -37,7 +91,7 @@ def test_the_page_is_self_contained_and_shows_every_run(folder: Path) -> None:
         assert f"{row.loss:.4f}" in page
 
 
-def test_a_loss_raised_by_five_per_cent_changes_fit_and_report(folder: Path) -> None:
+def test_loss_raised_by_five_per_cent_changes_fit_and_report(folder: Path) -> None:
     before = (folder / "report.html").read_text()
     old = json.loads((folder / "fit.json").read_text())["parameters"]
     runs = pd.read_csv(folder / "runs.csv")
@@ -61,7 +115,7 @@ def _predictions(page: str) -> list[str]:
     return re.findall(r"\d\.\d{4} \[\d\.\d{4}, \d\.\d{4}\]", page)
 
 
-def test_a_measured_loss_outside_its_interval_is_called_a_miss(folder: Path) -> None:
+def test_measured_loss_outside_its_interval_is_called_a_miss(folder: Path) -> None:
     runs = pd.read_csv(folder / "runs.csv")
     runs.loc[runs["role"] == "confirmation", "loss"] *= 1.5
     write_runs(folder / "runs.csv", runs)
@@ -71,31 +125,31 @@ def test_a_measured_loss_outside_its_interval_is_called_a_miss(folder: Path) -> 
     assert (comparison(gather(folder))["inside"] == "NO").all()
 
 
-def test_a_fit_on_the_confirmatory_runs_is_no_test_and_says_so(folder: Path) -> None:
+def test_fit_on_the_confirmatory_runs_says_that_it_is_no_test(folder: Path) -> None:
     done = shapelaw("fit", folder / "runs.csv", "--out", folder / "fit.json")
     assert done.returncode == 0, done.stderr
     assert "is no test of it" in verdict(gather(folder))[0]
 
 
-def test_without_confirmation_the_report_says_that_nothing_was_tested(folder: Path) -> None:
+def test_report_without_confirmation_says_that_nothing_was_tested(folder: Path) -> None:
     runs = pd.read_csv(folder / "runs.csv")
     write_runs(folder / "runs.csv", runs[runs["role"] == "proxy"])
     write_report(folder)
     assert "nothing here has been tested" in (folder / "report.html").read_text()
 
 
-def test_the_hypervolume_is_positive_and_finite(folder: Path) -> None:
+def test_hypervolume_is_positive_and_finite(folder: Path) -> None:
     assert 0 < front_volume(gather(folder)) < 10
 
 
 @pytest.mark.parametrize("missing", ["runs.csv", "fit.json", "proposals.json"])
-def test_a_missing_file_is_named(folder: Path, missing: str) -> None:
+def test_missing_file_is_named(folder: Path, missing: str) -> None:
     (folder / missing).unlink()
     with pytest.raises(InputError, match=missing.replace(".", r"\.")):
         write_report(folder)
 
 
-def test_a_folder_that_does_not_exist_exits_with_2(tmp_path: Path) -> None:
+def test_report_on_a_folder_that_does_not_exist_exits_with_2(tmp_path: Path) -> None:
     done = shapelaw("report", tmp_path / "nothing")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")

@@ -1,8 +1,10 @@
 """The page of a folder of proposals, in a real browser where there is one."""
 
+import html
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from markupsafe import escape
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json, write_json
@@ -17,11 +20,12 @@ from shapelaw.scaling.fitting.published_laws import printed_fit
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.search.proposals.proposal import SHAPE_KEY
-from shapelaw.search.reports import proposal_page as interactive
+from shapelaw.search.reports import proposal_charts
+from shapelaw.search.reports.proposal_charts import loss_along_ratios, plotly_script
 from shapelaw.search.reports.proposal_page import (
-    as_script,
-    one_at_a_time,
-    plotly_script,
+    question,
+    source_of_speed,
+    trained_proposals,
     write_pages,
 )
 from support.asked import asked
@@ -53,15 +57,41 @@ def page_file(made: Path) -> Path:
     return write_pages(made)
 
 
-def rows_of(folder: Path) -> list[dict[str, Any]]:
+def proposals_in(folder: Path) -> list[dict[str, Any]]:
     return list(read_json(folder / "proposals.json")["proposals"])
 
 
-def test_the_page_loads_nothing(page_file: Path) -> None:
-    text = page_file.read_text(encoding="utf-8").replace(plotly_script() or "", "")
-    assert not re.search(r"(src|href)=[\"'](?!data:)", text.replace(HOSTILE, ""))
+def without_plotly(page: Path) -> str:
+    return page.read_text(encoding="utf-8").replace(plotly_script() or "", "")
+
+
+def test_page_loads_nothing_and_holds_hostile_text_as_text_only(page_file: Path) -> None:
+    text = without_plotly(page_file)
+    assert not re.search(r"(src|href)=[\"'](?!data:)", text)
     assert "{{" not in text
-    assert HOSTILE not in text, "what stands in a file enters the page as text"
+    assert HOSTILE not in text
+    assert str(escape(HOSTILE)) in text
+
+
+def test_data_of_the_charts_survive_and_cannot_end_their_script(page_file: Path) -> None:
+    found = re.search(r'id="figures">(.*?)</script>', without_plotly(page_file), re.DOTALL)
+    assert found is not None
+    assert "<" not in found[1]
+    figures = json.loads(found[1])
+    hovers = [text for trace in figures["front"]["data"] for text in trace.get("text", ())]
+    assert any(str(escape(HOSTILE)) in text for text in hovers)
+    assert not any(HOSTILE in text for text in hovers)
+
+
+def test_every_chart_has_a_place_and_its_axes_have_units(page_file: Path) -> None:
+    text = without_plotly(page_file)
+    found = re.search(r'id="figures">(.*?)</script>', text, re.DOTALL)
+    assert found is not None
+    figures = json.loads(found[1])
+    assert {"front", "curve-mlp_to_attention", "check-speed"} <= set(figures)
+    for place, figure in figures.items():
+        assert text.count(f'class="chart" id="{place}"') == 1
+        assert re.search(r"\((%|tokens/s)\)", figure["layout"]["yaxis"]["title"]["text"])
 
 
 def test_pictures_and_page_are_written_beside_the_proposals(page_file: Path) -> None:
@@ -70,28 +100,46 @@ def test_pictures_and_page_are_written_beside_the_proposals(page_file: Path) -> 
     assert b"<svg" in (page_file.parent / "pareto.svg").read_bytes()
 
 
-def test_without_plotly_a_static_page_says_what_to_install(
+def test_page_without_plotly_is_static_and_says_what_to_install(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(made, tmp_path / "copy")
-    monkeypatch.setattr(interactive, "plotly_script", lambda: None)
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
     text = write_pages(tmp_path / "copy").read_text(encoding="utf-8")
-    assert "pip install &quot;shapelaw[report]&quot;" in text
+    assert 'pip install "shapelaw[report]"' in html.unescape(text)
     assert "<script" not in text
-    for row in rows_of(made):
+    assert "data:image/png;base64," in text
+    for row in proposals_in(made):
         assert row["name"] in text
 
 
-def test_a_script_s_data_survives_and_cannot_end_the_script() -> None:
-    document = {"text": HOSTILE + "\u2028&"}
-    text = as_script(document)
-    assert "<" not in text
-    assert json.loads(text) == document
+def test_plotly_is_asked_for_no_chart_when_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    assert proposal_charts.plotly_script() is None
 
 
-def test_a_curve_goes_through_the_baseline_and_holds_its_band(made: Path) -> None:
-    rows, fitted = rows_of(made), Fit.load(made / "fit.json")
-    curves = one_at_a_time(fitted, rows)
+@pytest.mark.parametrize(
+    ("kind", "device", "said"),
+    [
+        ("measured", "1 core", "measured on 1 core"),
+        ("predicted", "h200", "predicted for h200"),
+        ("time model", "roofline:h200", "estimated for roofline:h200"),
+        (None, None, ""),
+    ],
+)
+def test_speed_names_its_source_and_device(kind: str, device: str, said: str) -> None:
+    assert source_of_speed({"throughput_kind": kind, "device": device}) == said
+
+
+def test_page_without_budget_in_its_file_is_refused() -> None:
+    with pytest.raises(InputError, match="must have `parameters` and `tokens`"):
+        question({"tokens": 5})
+
+
+def test_curve_goes_through_the_baseline_and_lies_in_its_band(made: Path) -> None:
+    rows, fitted = proposals_in(made), Fit.load(made / "fit.json")
+    curves = loss_along_ratios(fitted, rows)
     assert [curve["column"] for curve in curves] == ["hidden_over_sqrt_n", "mlp_to_attention"]
     for curve in curves:
         x, central = np.array(curve["x"]), np.array(curve["central"])
@@ -102,20 +150,20 @@ def test_a_curve_goes_through_the_baseline_and_holds_its_band(made: Path) -> Non
     assert curves[1]["fitted"] == [0.5, 5.0]
 
 
-def test_the_curve_is_lowest_at_the_law_s_optimum(made: Path) -> None:
-    curve = one_at_a_time(printed_fit("paper-2510.18245"), rows_of(made))[1]
+def test_curve_is_lowest_at_the_optimum_of_the_law(made: Path) -> None:
+    curve = loss_along_ratios(printed_fit("paper-2510.18245"), proposals_in(made))[1]
     assert curve["x"][int(np.argmin(curve["central"]))] == pytest.approx(1.032, rel=0.05)
 
 
-def test_a_law_without_shape_has_no_curve(made: Path) -> None:
+def test_law_without_shape_has_no_curve(made: Path) -> None:
     from shapelaw.scaling.fitting.fit_law import fit
 
     plain = fit("chinchilla", load_runs("quickstart"), starts=4, resamples=2)
-    assert one_at_a_time(plain, rows_of(made)) == []
+    assert loss_along_ratios(plain, proposals_in(made)) == []
 
 
 @pytest.mark.parametrize("missing", ["proposals.json", "fit.json"])
-def test_a_missing_file_is_named(made: Path, tmp_path: Path, missing: str) -> None:
+def test_missing_file_is_named(made: Path, tmp_path: Path, missing: str) -> None:
     shutil.copytree(made, tmp_path / "copy")
     (tmp_path / "copy" / missing).unlink()
     with pytest.raises(InputError, match=missing.replace(".", r"\.")):
@@ -151,11 +199,11 @@ def opened(browser: Any, page_file: Path) -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_the_page_shows_charts_tables_and_no_complaint(opened: Any, made: Path) -> None:
-    rows = rows_of(made)
+def test_page_in_a_browser_shows_charts_and_tables_without_errors(opened: Any, made: Path) -> None:
+    rows = proposals_in(made)
     assert opened.locator("#proposals tbody tr").count() == len(rows)
-    assert opened.locator("#curves .curve .main-svg").count() >= 2
-    assert opened.locator("#checks .check .main-svg").count() >= 1
+    assert opened.locator("#curves .js-plotly-plot").count() == 2
+    assert opened.locator("#checks .js-plotly-plot").count() == 1
     drawn = opened.locator("#front .points path").count()
     assert drawn == sum(row["speedup"] is not None for row in rows)
     assert HOSTILE in opened.locator("#notes").inner_text()
@@ -165,7 +213,7 @@ def test_the_page_shows_charts_tables_and_no_complaint(opened: Any, made: Path) 
 
 
 @pytest.mark.slow
-def test_a_point_says_what_it_is_and_is_compared_on_a_click(opened: Any, made: Path) -> None:
+def test_point_describes_itself_and_is_compared_on_a_click(opened: Any, made: Path) -> None:
     point = opened.locator("#front .scatterlayer .trace").last.locator(".points path").first
     point.scroll_into_view_if_needed()
     box = point.bounding_box()
@@ -173,9 +221,13 @@ def test_a_point_says_what_it_is_and_is_compared_on_a_click(opened: Any, made: P
     label = opened.locator("#front .hovertext")
     label.wait_for()
     said = label.text_content()
-    (row,) = [row for row in rows_of(made) if row["name"] in said]  # it, or one that lies on it
+    (row,) = [
+        row for row in proposals_in(made) if row["name"] in said
+    ]  # it, or one that lies on it
     assert f"loss {row['predicted_loss']:.4f}" in said
-    other = next(one for one in rows_of(made)[1:] if one is not row and one["name"] != row["name"])
+    other = next(
+        one for one in proposals_in(made)[1:] if one is not row and one["name"] != row["name"]
+    )
     opened.select_option("#candidate", other["name"])
     assert other["name"] in opened.locator("#against").inner_text()
     opened.mouse.down()
@@ -186,23 +238,73 @@ def test_a_point_says_what_it_is_and_is_compared_on_a_click(opened: Any, made: P
 
 
 @pytest.mark.slow
-def test_filters_narrow_chart_and_table_and_can_be_cleared(opened: Any, made: Path) -> None:
-    rows = rows_of(made)
+def test_filters_narrow_chart_and_table_until_cleared(opened: Any, made: Path) -> None:
+    rows, drawn = proposals_in(made), opened.locator("#front .points path")
+    left = opened.locator("#proposals tbody tr:visible")
     opened.fill("#at-speedup", "1.2")
     wanted = [row for row in rows[1:] if row["speedup"] and row["speedup"] >= 1.2]
-    assert opened.locator("#proposals tbody tr").count() == len(wanted) + 1
+    assert 0 < len(wanted) < len(rows) - 1
+    assert left.count() == drawn.count() == len(wanted) + 1
     assert f"{len(wanted) + 1} of {len(rows)}" in opened.locator("#shown").inner_text()
     opened.check("#at-answered")
     answered = [row for row in wanted if row["throughput_kind"] == "predicted"]
-    assert opened.locator("#proposals tbody tr").count() == len(answered) + 1
+    assert left.count() == drawn.count() == len(answered) + 1
     opened.click("#clear")
-    assert opened.locator("#proposals tbody tr").count() == len(rows)
+    opened.wait_for_function(
+        f"document.getElementById('shown').textContent.startsWith('{len(rows)} of')"
+    )
+    assert left.count() == len(rows)
     assert opened.complaints == []
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("field", ["loss", "ttft", "tpot", "cache", "weights"])
+def test_upper_limit_keeps_the_baseline_and_what_meets_it(
+    opened: Any, made: Path, field: str
+) -> None:
+    base = proposals_in(made)[0]
+    values = {
+        row["name"]: {
+            "loss": 100 * row["difference"] / base["predicted_loss"],
+            "ttft": 1e3 * row["ttft"] if row["ttft"] else np.inf,
+            "tpot": 1e3 * row["tpot"] if row["tpot"] else np.inf,
+            "cache": row["kv_bytes"] / 1e3,
+            "weights": row["weight_bytes"] / 1e9,
+        }[field]
+        for row in proposals_in(made)
+    }
+    limit = f"{np.median(list(values.values())):.6f}"
+    opened.fill(f"#at-{field}", limit)
+    kept = {name for name, value in values.items() if value <= float(limit)} | {base["name"]}
+    lines = opened.locator("#proposals tbody tr:visible")
+    shown = [line.get_attribute("data-name") for line in lines.all()]
+    assert set(shown) == kept
+
+
+@pytest.mark.slow
+def test_row_of_the_table_is_compared_on_a_click(opened: Any, made: Path) -> None:
+    name = proposals_in(made)[2]["name"]
+    opened.click(f"#proposals tr[data-name='{name}']")
+    assert opened.locator("#candidate").input_value() == name
+    assert name in opened.locator("#against tbody:visible").inner_text()
+    assert opened.locator("#proposals tr.on").get_attribute("data-name") == name
+    assert opened.complaints == []
+
+
+@pytest.mark.slow
+def test_dark_page_has_light_text_in_its_charts_too(opened: Any) -> None:
+    colour = "getComputedStyle(document.querySelector('#front .xtitle')).fill"
+    assert opened.evaluate(colour) == "rgb(34, 34, 34)"
+    opened.emulate_media(color_scheme="dark")
+    assert opened.evaluate(colour) == "rgb(227, 227, 227)"
+    assert opened.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 27)"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "media"), [(1280, "screen"), (390, "screen"), (720, "print")])
-def test_nothing_is_wider_than_the_page(opened: Any, width: int, media: str) -> None:
+def test_page_on_desktop_phone_and_paper_is_not_wider_than_them(
+    opened: Any, width: int, media: str
+) -> None:
     opened.emulate_media(media=media)
     opened.set_viewport_size({"width": width, "height": 900})
     opened.wait_for_function(f"document.documentElement.scrollWidth <= {width}")
@@ -211,13 +313,13 @@ def test_nothing_is_wider_than_the_page(opened: Any, width: int, media: str) -> 
     )
 
 
-def test_a_trained_proposal_stands_beside_its_prediction(made: Path, tmp_path: Path) -> None:
+def test_trained_proposal_stands_beside_its_prediction(made: Path, tmp_path: Path) -> None:
     folder = tmp_path / "trained"
     shutil.copytree(made, folder)
-    row = rows_of(made)[1]
+    row = proposals_in(made)[1]
     run = {name: row[name] for name in (*SHAPE_KEY, "vocab_size", "n_non_embedding", "tokens")}
     pd.DataFrame([run | {"run_id": "one", "loss": 2.7}]).to_csv(folder / "runs.csv", index=False)
-    found = interactive._confirmed(folder, rows_of(made))
+    found = trained_proposals(folder, proposals_in(made))
     assert found["name"].tolist() == [row["name"]]
     assert found["loss"].tolist() == [2.7]
     assert found["predicted"].tolist() == [row["predicted_loss"]]
