@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -48,3 +49,32 @@ def test_a_character_that_is_cut_off_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "half.txt").write_bytes("one\nwhole é".encode()[:-1])
     with pytest.raises(InputError, match=r"half\.txt line 2 cannot be read: the byte 0xc3 is not"):
         list(read_documents(str(tmp_path / "half.txt")))
+
+
+BAD_RECORDS = {
+    "byte.txt": (b"one\ntwo \xff\n", r"line 2 cannot be read: the byte 0xff is not UTF-8 \(inv"),
+    "byte.jsonl": (b'{"text": "a"}\n\n{"text": "\xff"}\n', r"line 3 cannot be read: the byte 0xff"),
+    "other.jsonl": (
+        b'{"text": "a", "b": "\xff"}\n',
+        r"line 1 cannot be read: the byte 0xff is not",
+    ),
+    "list.jsonl": (
+        b'{"text": "a"}\n[1]\n',
+        r"line 2 cannot be read: a document must be \{\"text\"",
+    ),
+    "half.jsonl": (b'{"text": "a"}\n{"text": "\\ud800"}', r"line 2 cannot be read: .* surrogates"),
+    "open.jsonl": (b'{"text": "a"}\n{"text": "b', r"line 2 cannot be read: Unterminated string"),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize("name", BAD_RECORDS)
+def test_bad_record_in_a_folder_names_file_line_and_rule(
+    tmp_path: Path, name: str, packed: bool
+) -> None:
+    content, rule = BAD_RECORDS[name]
+    (tmp_path / "a.txt").write_text("fine")
+    path = tmp_path / (f"{name}.zst" if packed else name)
+    path.write_bytes(zstandard.compress(content) if packed else content)
+    with pytest.raises(InputError, match=rf"{path} {rule}.*; give UTF-8 \.txt"):
+        list(read_documents(str(tmp_path)))
