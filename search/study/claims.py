@@ -10,6 +10,7 @@ enqueued again, see :mod:`shapelaw.trainers.ledger.liveness`.
 import itertools
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 
 import optuna
@@ -187,8 +188,9 @@ def heartbeat_of(trials: Iterable[optuna.Trial]) -> Heartbeat:
 
     def beat() -> bool:
         count = next(counter)
-        for trial in trials:
-            trial.set_user_attr(BEATS, count)
+        with suppress(Exception):  # every storage raises its own classes; the next beat counts
+            for trial in trials:
+                trial.set_user_attr(BEATS, count)
         return True
 
     return Heartbeat(beat, BEAT_SECONDS)

@@ -129,7 +129,7 @@ class Texts:
     hidden: str | None = None
 
     def rungs(self) -> "list[Rung]":
-        """The sizes of the ladder.
+        """Parse the sizes of the ladder.
 
         Raises
         ------
@@ -171,7 +171,7 @@ class Texts:
 
 
 def _each(text: str, option: str, read: Callable[[str], Part], count: int) -> list[Part]:
-    """One value per size from a comma-separated text of one or of as many values."""
+    """Read one value per size from a comma-separated text of one or of as many values."""
     from shapelaw.scaling.errors import InputError
 
     values = [read(part) for part in text.split(",")]
@@ -224,7 +224,7 @@ def read_numbers(text: str, option: str) -> tuple[float, ...]:
 
 
 def grid_of(head_dim: str, others: int, steps: str, **shared: Any) -> "LadderGrid":
-    """What all shapes share, from options as typed; ``shared`` are further fields of it."""
+    """Make the grid of all shapes from options as typed; ``shared`` are further fields of it."""
     from shapelaw.scaling.errors import InputError
     from shapelaw.scaling.units import parse_numbers
     from shapelaw.trainers.ladder.grid import LadderGrid
@@ -302,7 +302,7 @@ def planned(
     seed: int,
     sources: Sequence[Path],
 ) -> "Ladder":
-    """The plan that the options ask for; ``sources`` are proposals and the runs that they join.
+    """Make the plan that the options ask for; ``sources`` are proposals and the runs they join.
 
     Raises
     ------

@@ -6,7 +6,7 @@ from shapelaw.scaling.errors import InputError
 
 
 def count_windows(tokens: int, context_length: int) -> int:
-    """How many training sequences a corpus gives.
+    """Count the training sequences that a corpus gives.
 
     Raises
     ------
@@ -43,7 +43,7 @@ class Batches:
         self._epoch: tuple[int, np.ndarray, int] | None = None
 
     def epochs(self, steps: int) -> float:
-        """How often ``steps`` steps visit each window."""
+        """Return how often ``steps`` steps visit each window."""
         return steps * self.sequences / self.windows
 
     def __call__(self, step: int) -> np.ndarray:

@@ -15,7 +15,7 @@ MAIN = "validation"  # the shard of the held-out text of the whole corpus
 
 @dataclass(frozen=True, kw_only=True)
 class MixturePart:
-    """What a source gave to the training text, as ``corpus.json`` records it.
+    """The share of one source in the training text, as ``corpus.json`` records it.
 
     ``weight`` is the one that was asked for; ``documents`` and ``bytes`` were used of
     ``bytes_available``; ``dropped`` documents also stand in a validation set.

@@ -44,7 +44,7 @@ class Encoding:
 
 
 def byte_encoding() -> Encoding:
-    """One token per byte of UTF-8."""
+    """Return the encoding with one token per byte of UTF-8."""
     document = json.dumps(_byte_document(), indent=1, ensure_ascii=True)
     return Encoding(
         name=BYTES,
@@ -61,7 +61,7 @@ def _encode_bytes(text: str) -> np.ndarray:
 
 
 def byte_letters() -> list[str]:
-    """The visible character by which GPT-2's byte-level alphabet writes each byte."""
+    """Return the visible character by which GPT-2's byte-level alphabet writes each byte."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in visible]
     letters = {byte: chr(byte) for byte in visible}
@@ -70,7 +70,7 @@ def byte_letters() -> list[str]:
 
 
 def _byte_document() -> dict[str, Any]:
-    """A byte-level BPE without merges, in the numbering of the bytes.
+    """Write a byte-level BPE without merges, in the numbering of the bytes.
 
     Zero bytes are cut out as the special token before the alphabet sees the text, so that the
     letter of byte 0 is free to be ordinary text.
@@ -103,7 +103,7 @@ def _byte_document() -> dict[str, Any]:
 
 
 def load_encoding(folder: Path) -> Encoding:
-    """The encoding of a prepared corpus, or of an exported model with its tokenizer.
+    """Load the encoding of a prepared corpus, or of an exported model with its tokenizer.
 
     Raises
     ------

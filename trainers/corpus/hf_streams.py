@@ -44,7 +44,7 @@ class Stream:
 
 
 def is_stream(source: str) -> bool:
-    """Whether a source is read by ``datasets``."""
+    """Tell whether a source is read by ``datasets``."""
     return source.startswith(PREFIX)
 
 

@@ -24,7 +24,7 @@ OWN = "a text of its own"  # how the held-out text of a source was chosen: it wa
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """A source as it was read: the whole, its two sides, and how they were told apart.
+    """A source that was read: its documents, their two sides, and how these were told apart.
 
     ``free`` is the training side without what stands in any validation set.
     """

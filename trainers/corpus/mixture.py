@@ -1,4 +1,4 @@
-"""What a user writes for ``--corpus`` and ``--validation``, parsed: named sources with weights."""
+"""Parse ``--corpus`` and ``--validation`` to named sources with weights."""
 
 import math
 import re
@@ -51,7 +51,7 @@ class Mixture:
 
 
 def parse_mixture(corpus: str, validation: str | None = None) -> Mixture:
-    """Read the two options.
+    """Parse what a user writes for the two options.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def parse_mixture(corpus: str, validation: str | None = None) -> Mixture:
 
 
 def source_name(path: str) -> str:
-    """The name of a text by its path: what stands before the first dot of the file's name."""
+    """Name a text by its path: by what stands before the first dot of the file's name."""
     if is_stream(path):
         return parse_stream(path).short
     if path == STDLIB:
@@ -107,7 +107,7 @@ def source_name(path: str) -> str:
 
 
 def source_description(path: str) -> str:
-    """A path as a record names it: without the folders that it lies in."""
+    """Describe a source as a record does: without the folders that it lies in."""
     if is_stream(path):
         return parse_stream(path).described
     if path == STDLIB:
@@ -120,7 +120,7 @@ def _is_one_path(text: str) -> bool:
 
 
 def _sources(text: str, option: str) -> tuple[Source, ...]:
-    """The sources of one option, checked against each other."""
+    """Parse the sources of one option and check them against each other."""
     if _is_one_path(text):
         path, weight = _weighted(text, option)
         sources = _pairs(Path(path)) if weight is None and path != STDLIB else ()
@@ -181,7 +181,7 @@ def _weighted(text: str, option: str) -> tuple[str, float | None]:
 
 
 def _pairs(folder: Path) -> tuple[Source, ...]:
-    """The pairs X.train.*, X.val.* of a folder, by name; none if it has no X.train.*."""
+    """Find the pairs X.train.*, X.val.* of a folder, by name; none if it has no X.train.*."""
     if not folder.is_dir():
         return ()
     held_out = dict(_parts(folder, "val"))
@@ -192,7 +192,7 @@ def _pairs(folder: Path) -> tuple[Source, ...]:
 
 
 def _parts(folder: Path, part: str) -> list[tuple[str, str]]:
-    """Names and paths of the texts NAME.part.* in a folder."""
+    """List names and paths of the texts NAME.part.* in a folder."""
     return [
         (path.name.partition(f".{part}.")[0], str(path))
         for path in sorted(folder.iterdir())

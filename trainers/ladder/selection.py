@@ -36,7 +36,7 @@ Chooser = Callable[[Cube, int, Seeds], np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeSelection:
-    """How to choose: ``free`` is the correlation between two log axes that costs nothing."""
+    """Choose the shapes of a size; ``free`` is the correlation of two axes that costs nothing."""
 
     grid: LadderGrid
     allocation: LadderAllocation

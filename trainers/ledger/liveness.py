@@ -28,13 +28,13 @@ class ProcessId:
 
 
 def this_process() -> ProcessId:
-    """The calling process."""
+    """Identify the calling process."""
     host, pid = socket.gethostname(), os.getpid()
     return ProcessId(host=host, pid=pid, mark="/".join((_machine(host), str(pid), _begun(pid))))
 
 
 def is_gone(mark: str) -> bool:
-    """Whether a process of this very machine has ended; False where that cannot be known."""
+    """Tell whether a process of this very machine has ended; False where that cannot be known."""
     machine, _, rest = mark.rpartition("/")[0].rpartition("/")
     begun = mark.rpartition("/")[2]
     if not rest.isdigit() or machine != _machine(socket.gethostname()):
@@ -43,7 +43,7 @@ def is_gone(mark: str) -> bool:
 
 
 def process_exists(pid: int) -> bool:
-    """Whether a process of this machine lives (zombies are dead)."""
+    """Tell whether a process of this machine lives (zombies are dead)."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -65,6 +65,7 @@ class Heartbeat:
     ----------
     beat
         Called again and again; it returns False where the work was lost, which ends the beating.
+        A beat that is missed is no failure: the next one counts.
     seconds
         Between two beats.
     """
@@ -85,10 +86,7 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self.lost and not self._ended.wait(self._seconds):
-            try:
-                self.lost = not self._beat()
-            except Exception:
-                continue  # beat is no failure: the next one counts, and the end of the work tells
+            self.lost = not self._beat()
 
 
 class Watch:
@@ -118,7 +116,7 @@ class Watch:
 
 
 def _machine(host: str) -> str:
-    """The machine, its present boot, and the space in which its process ids hold (containers)."""
+    """Identify the machine, its boot, and the container in which its process ids hold."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{host}:{boot}:{Path('/proc/self/ns/pid').stat().st_ino}"

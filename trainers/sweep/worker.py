@@ -102,7 +102,10 @@ def _train_one(
     reached = 0
 
     def beat() -> bool:
-        return ledger.beat(spec.run_id, reached)
+        try:
+            return ledger.beat(spec.run_id, reached)
+        except WorkError:
+            return True  # out of reach for a while; the training goes on, the end will tell
 
     with Heartbeat(beat, BEAT_SECONDS) as heartbeat:
 

@@ -18,7 +18,7 @@ class Diverged(RuntimeError):
 
 
 def run_name(shape: Shape, tokens: int, seed: int) -> str:
-    """A name for a run that says what it is."""
+    """Name a run by its shape, tokens and seed."""
     qk = "-qk" if shape.qk_norm else ""
     heads = f"{shape.num_attention_heads}-{shape.num_key_value_heads}x{shape.head_dim}"
     size = f"d{shape.hidden_size}-L{shape.num_hidden_layers}"

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -240,6 +241,22 @@ def test_heartbeat_of_trials_counts_while_its_context_lasts(
     last = beats()
     time.sleep(0.05)
     assert beats() == last
+
+
+def test_heartbeat_of_trials_goes_on_after_an_error_of_the_storage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    beats: list[int] = []
+
+    def set_user_attr(name: str, value: int) -> None:
+        beats.append(value)
+        if len(beats) == 1:
+            raise OSError("the storage is gone for a moment")
+
+    monkeypatch.setattr(shapelaw.search.study.claims, "BEAT_SECONDS", 0.01)
+    with heartbeat_of([SimpleNamespace(set_user_attr=set_user_attr)]):  # type: ignore[list-item]
+        wait_until(lambda: len(beats) >= 3, "beats after the error")
+    assert beats[:3] == [1, 2, 3]
 
 
 def test_what_stops_a_batch_leaves_no_row_claimed(tmp_path: Path) -> None:

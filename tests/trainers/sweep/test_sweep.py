@@ -266,6 +266,30 @@ def test_a_run_that_was_lost_at_its_end_is_recorded_once(
     assert ledger.entries()[0].rows == [{"run_id": "a", "by": "another"}]
 
 
+def test_run_goes_on_and_is_recorded_while_the_ledger_is_out_of_reach(
+    corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats: list[int] = []
+    finished: list[object] = []
+
+    def beat(run_id: str, step: int) -> bool:
+        beats.append(step)
+        raise WorkError("out of reach")
+
+    def slow(run: RunSpec, *_: object, watch: Callable[[int], None], **__: object) -> list[object]:
+        watch(7)
+        wait_until(lambda: len(beats) >= 3, "three beats that fail")
+        watch(8)
+        return [{"run_id": run.run_id}]
+
+    ledger = SimpleNamespace(beat=beat, finish=lambda run_id, rows: finished.append((run_id, rows)))
+    monkeypatch.setattr(worker, "BEAT_SECONDS", 0.005)
+    monkeypatch.setattr(worker, "train", slow)
+    worker._train_one(spec(run_id="a"), corpus, folder, ledger, lambda: True)  # type: ignore[arg-type]
+    assert finished == [("a", [{"run_id": "a"}])]
+    assert 7 in beats
+
+
 @pytest.mark.parametrize("where", ["train", "_train_one", "Heartbeat"])
 def test_a_worker_told_to_end_gives_its_run_back(
     corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch, where: str
