@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +54,9 @@ class TextStore:
 
         Whole documents are kept where possible: only a first one beyond the limit is cut.
         """
-        offsets, sizes, digests = [], [], []
+        offsets: list[int] = []
+        sizes: list[int] = []
+        digests: list[tuple[bytes, bytes]] = []
         room, truncated = limit, False
         for document in documents:
             text = document.text.replace(b"\0", b"")
@@ -164,5 +167,7 @@ COLUMNS = [
 def concatenated(parts: Iterable[StoredDocuments]) -> StoredDocuments:
     """Put documents of one store one after the other."""
     parts = list(parts)
-    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
-    return replace(parts[0], **columns, truncated=any(part.truncated for part in parts))
+    changed: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS
+    }
+    return replace(parts[0], **changed, truncated=any(part.truncated for part in parts))

@@ -93,7 +93,7 @@ def train_bpe(documents: Iterable[Document], folder: Path, vocab_size: int) -> E
         tokenizer.train_from_iterator(texts, trainer)
     tokenizer.save(str(folder / TOKENIZER_FILE))
     digest = sha256(folder / TOKENIZER_FILE)
-    end = tokenizer.token_to_id(END_OF_TEXT)
+    end = tokenizer.get_vocab()[END_OF_TEXT]
     return _encoder(tokenizer, end, f"bpe-{vocab_size}:{digest[:12]}")
 
 
