@@ -21,9 +21,9 @@ from record import RESULTS, finish
 from scipy.stats import binomtest
 
 from shapelaw.scaling.fitting.result import new_run_intervals
-from shapelaw.scaling.laws.law import columns_of, reference_of
+from shapelaw.scaling.laws.law import reference_of
 from shapelaw.scaling.laws.registry import law_named
-from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.runs.columns import D, N, columns_of
 from shapelaw.scaling.solver.multistart import HUBER, new_run_scale
 from shapelaw.scaling.solver.objectives import Objective
 from shapelaw.scaling.solver.problem import Problem, Solution

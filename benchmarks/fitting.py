@@ -235,10 +235,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="A small share of the peers' starts.")
     quick = parser.parse_args().quick
-    table = load_runs("chinchilla")
-    runs = table[~table["outlier"]].drop(columns="outlier")
-    problem, _ = problem_of(law_named("chinchilla"), runs, Objective(), DELTA, "total")
-    figures = {"ours": ours(problem), "gemstones": gemstones(), "peers": peers(runs, quick)}
+    runs = load_runs("chinchilla", where="not outlier", size="total")
+    problem = problem_of(law_named("chinchilla"), runs, Objective(), DELTA)
+    figures = {"ours": ours(problem), "gemstones": gemstones(), "peers": peers(runs.frame, quick)}
     finish("fitting", figures)
 
 

@@ -14,8 +14,9 @@ import pandas as pd
 from record import finish
 
 from shapelaw.scaling.files import data_folder
+from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.reader import read_table
-from shapelaw.scaling.runs.table import load_runs, write_runs
+from shapelaw.scaling.runs.table import write_runs
 
 ROWS = 1_000_000
 REPEATS = 3

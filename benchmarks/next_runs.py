@@ -21,6 +21,7 @@ from shapelaw.scaling.design.next_batch import next_runs
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.scaling.runs.table import RunTable
 
 PICTURE = Path(__file__).parent.parent / "docs" / "next_runs.png"
 TARGETS = (1.1, 1.25, 1.5, 2.0)  # times the error of the whole pool; 1.25 was chosen beforehand
@@ -28,22 +29,21 @@ COLOURS = {"design": "#0072b2", "random": "#999999", "cheapest": "#d55e00"}  # O
 NAMES = {"design": "next_runs", "random": "random", "cheapest": "cheapest first"}
 
 
-def table(name: str) -> tuple[str, pd.DataFrame]:
-    """A public table and the law that its columns allow."""
-    runs = load_runs(name)
+def table(name: str) -> tuple[str, RunTable]:
+    """Load a public table and name the law that its columns allow."""
     if name == "chinchilla":
-        return "chinchilla", runs[~runs["outlier"]].reset_index(drop=True)
-    return "width", runs[runs["n_total"] > 5e7].reset_index(drop=True)
+        return "chinchilla", load_runs(name, where="not outlier")
+    return "width", load_runs(name, where="n_total > 5e7")
 
 
-def refit(law: str, runs: pd.DataFrame) -> Fit:
+def fit_runs(law: str, runs: RunTable) -> Fit:
     return fit(law, runs, starts=16, resamples=0)
 
 
 def choice_seconds() -> dict[str, float]:
     """Seconds of one choice out of 400, and of a whole design, on the Chinchilla points."""
     law, runs = table("chinchilla")
-    fitted = refit(law, runs)
+    fitted = fit_runs(law, runs)
     candidates = grid_candidates(fitted, sizes=20, token_counts=20)
     goal = Prediction(at=pd.DataFrame([{"n_non_embedding": 7e10, "tokens": 1.4e12}]))
     scatter = next_runs(fitted, candidates, 1e21, goal=goal, runs=runs).scatter
@@ -63,7 +63,7 @@ def choice_seconds() -> dict[str, float]:
 def run(job: tuple[str, str], *, seeds: int, steps: int) -> tuple[Backtest, float]:
     begun = time.perf_counter()
     law, runs = table(job[0])
-    result = backtest(runs, partial(refit, law), seeds=seeds, start=job[1], steps=steps)
+    result = backtest(runs, partial(fit_runs, law), seeds=seeds, start=job[1], steps=steps)
     return result, time.perf_counter() - begun
 
 

@@ -54,8 +54,8 @@ class Truth:
 
 def question() -> Question:
     """The shapes of the benchmark and what the shipped law predicts for them."""
-    runs = load_runs("quickstart")
-    law = fit("conditional", runs[runs["role"] == "proxy"], seed=0)
+    runs = load_runs("quickstart", where="role == 'proxy'")
+    law = fit("conditional", runs, seed=0)
     everything = SPACE.enumerate()
     ranges = {name: ends for name, ends in law.ranges.items() if name in RATIOS}
     table = everything.take(within(everything, ranges, 1.1))

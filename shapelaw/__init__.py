@@ -14,6 +14,7 @@ _PUBLIC = {
     "Chinchilla": "scaling.laws.bases",
     "Fit": "scaling.fitting.result",
     "GroupedQuery": "scaling.laws.factors",
+    "RunTable": "scaling.runs.table",
     "Shape": "scaling.architectures.shape",
     "UShape": "scaling.laws.factors",
     "check": "scaling.checks.report",

@@ -12,5 +12,6 @@ from .scaling.laws.bases import Chinchilla as Chinchilla
 from .scaling.laws.factors import GroupedQuery as GroupedQuery
 from .scaling.laws.factors import UShape as UShape
 from .scaling.runs.catalog import load_runs as load_runs
+from .scaling.runs.table import RunTable as RunTable
 
 __version__: str

@@ -30,7 +30,8 @@ from shapelaw.scaling.accuracy.link import Link, Links, LinkStage, with_other
 from shapelaw.scaling.accuracy.predictions import LinkSource, Task
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import data_folder
-from shapelaw.scaling.runs.table import check_numbers, fingerprint, require_columns, same_losses
+from shapelaw.scaling.runs.table import RunTable, as_run_table, fingerprint
+from shapelaw.scaling.runs.validation import check_numbers, require_columns, same_losses
 
 ABOVE_CHANCE = 3.0  # standard errors by which a row must exceed chance to count
 SPARE_ROWS = 2  # more than parameters: fewer leave the noise unknown
@@ -38,7 +39,7 @@ SOURCE = "the table of models"
 
 
 def fit_links(
-    table: pd.DataFrame,
+    table: RunTable | pd.DataFrame,
     tasks: Sequence[str | Task],
     *,
     form: str | Form = "sigmoid",
@@ -74,7 +75,7 @@ def fit_links(
         raise InputError("`tasks` must name at least one task, but is empty; name what to predict")
     chosen = [task if isinstance(task, Task) else _known(task) for task in tasks]
     form = _form(form)
-    used = _checked(table, chosen, form, loss)
+    used = _checked(as_run_table(table).frame, chosen, form, loss)
     losses = used[loss].to_numpy(dtype=float)
     solved = [_solve(form, task, losses, used) for task in chosen]
     for task, steps in zip(chosen, solved, strict=True):
@@ -94,8 +95,10 @@ def fit_links(
     return with_other(links, _joined(chosen, other, f"{form.name}, ceiling 1", measured))
 
 
-def held_out(links: Links, table: pd.DataFrame, *, loss: str | None = None) -> pd.DataFrame:
-    """Measured against predicted accuracies of models that were not fitted.
+def held_out(
+    links: Links, table: RunTable | pd.DataFrame, *, loss: str | None = None
+) -> pd.DataFrame:
+    """Compare measured against predicted accuracies of models that were not fitted.
 
     Parameters
     ----------
@@ -117,7 +120,7 @@ def held_out(links: Links, table: pd.DataFrame, *, loss: str | None = None) -> p
         A column is missing, or a model was fitted.
     """
     column = loss or f"loss_{links.measured.validation}"
-    used = _checked(table, [link.task for link in links.links], None, column)
+    used = _checked(as_run_table(table).frame, [link.task for link in links.links], None, column)
     if known := sorted(set(used["run_id"]) & set(links.measured.run_ids)):
         raise InputError(
             f"`{known[0]}` was fitted, so it is no test of the links; give other models only"

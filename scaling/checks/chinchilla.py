@@ -17,17 +17,16 @@ import pandas as pd
 from shapelaw.scaling.display.tables import Shown, plain
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.compute_optimal import allocation
-from shapelaw.scaling.fitting.refits import FitSettings, refit
+from shapelaw.scaling.fitting.refits import FitSettings, fit_quickly
 from shapelaw.scaling.fitting.result import LEVEL, Fit
 from shapelaw.scaling.runs.columns import N
-from shapelaw.scaling.runs.levels import compute_of, level_of, sized
+from shapelaw.scaling.runs.table import AUTO, RunTable, as_run_table
 
 RESAMPLES = 400
 ENVELOPE = 200  # compute values at which curves are compared
 POINTS = 3  # of N* at different compute: fewer give no line with an error
 SIZES = 3  # distinct sizes that a minimum needs
 PARABOLA = 5  # distinct sizes of a level of compute that is worth a parabola
-SPAN = 0.1  # a level of compute is this wide
 FITTED = "fitted"
 PARAMETRIC = "chinchilla"  # the law of approach 3
 # Compute and best size, both ln: what approaches 1 and 2 find.
@@ -83,7 +82,7 @@ class Approaches(Shown):
 
 
 def approaches(
-    runs: pd.DataFrame,
+    runs: RunTable | pd.DataFrame,
     *,
     compute: float | None = None,
     curve: str = "curve",
@@ -109,41 +108,37 @@ def approaches(
     InputError
         The table lacks N, tokens or loss.
     """
-    given, runs = runs, sized(runs)
-    runs = runs.assign(flops=compute_of(runs))
+    given = as_run_table(runs, settings.pop("size", AUTO))
+    table = pd.DataFrame({N: given.sizes, "loss": given.losses, "flops": given.compute})
+    table["level"] = given.compute_level
     if compute is None:
-        compute = float(runs["flops"].max())
+        compute = float(given.compute.max())
     if not 0 < compute < np.inf:
         raise InputError(f"`compute > 0` and finite must hold, but got {compute}; write 1e21")
     chosen: FitSettings = {"resamples": RESAMPLES, "seed": 0, **settings}
-    curves = curve in runs and bool((runs.groupby(curve).size() >= POINTS).any())
-    groups = (
-        runs[curve]
-        if curves
-        else pd.Series(level_of(runs["flops"].to_numpy(), SPAN), index=runs.index)
-    )
-    runs = runs.assign(group=groups)
+    curves = curve in given and bool((given[curve].value_counts() >= POINTS).any())
+    table["group"] = given[curve].to_numpy() if curves else given.compute_level
     first = _envelope if curves else _lowest_of_levels
     lines, minima = [], {}
     for name, find, whole in (
         ("1 (minimum over curves)" if curves else "1 (frontier of runs)", first, curves),
         ("2 (IsoFLOP parabolas)", _vertices, False),
     ):
-        table = _levels(runs) if find is _vertices else runs
-        line, points = _by_minima(table, find, compute, chosen, whole=whole)
+        rows = _levels(table) if find is _vertices else table
+        line, points = _by_minima(rows, find, compute, chosen, whole=whole)
         lines.append({"approach": name, **line})
         minima[name[0]] = points
     lines.append(
         {"approach": "3 (parametric law)", **_parametric(given, compute, parametric, chosen)}
     )
     names = ["approach", "a", "a_low", "a_high", "n", "n_low", "n_high", "tokens_per_n", "points"]
-    table = pd.DataFrame(lines).reindex(columns=[*names, "status"])
-    return Approaches(compute=compute, table=table, minima=minima)
+    found = pd.DataFrame(lines).reindex(columns=[*names, "status"])
+    return Approaches(compute=compute, table=found, minima=minima)
 
 
 def _levels(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs of every level of compute with enough sizes for a parabola."""
-    runs = runs.assign(group=level_of(runs["flops"].to_numpy(), SPAN))
+    runs = runs.assign(group=runs["level"])
     return runs[runs.groupby("group")[N].transform("nunique") >= PARABOLA]
 
 
@@ -257,11 +252,11 @@ def _arrays(found: list[tuple[float, float]]) -> Minima:
 
 
 def _parametric(
-    runs: pd.DataFrame, compute: float, given: Fit | None, settings: FitSettings
+    runs: RunTable, compute: float, given: Fit | None, settings: FitSettings
 ) -> dict[str, Any]:
     """The compute-optimal size of the Chinchilla law as a row of the table."""
     try:
-        fitted = given or refit(PARAMETRIC, runs, **settings)
+        fitted = given or fit_quickly(PARAMETRIC, runs, **settings)
     except InputError as error:
         return {"points": len(runs), "status": f"not available: {error}"}
     held = sorted({"alpha", "beta"} & set(fitted.held))

@@ -12,10 +12,10 @@ from shapelaw.scaling.checks.metrics import scores
 from shapelaw.scaling.display.progress import track
 from shapelaw.scaling.display.tables import Shown, plain
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.refits import FitSettings, LawLike, name_of, refit, rows_for
+from shapelaw.scaling.fitting.refits import FitSettings, LawLike, fit_quickly, law_label
 from shapelaw.scaling.fitting.result import LEVEL
-from shapelaw.scaling.runs.columns import N
-from shapelaw.scaling.runs.levels import level_of
+from shapelaw.scaling.runs.levels import count_levels
+from shapelaw.scaling.runs.table import AUTO, RunTable, as_run_table
 
 RESAMPLES = 2000  # of the paired differences: they are means, nothing is fitted
 CLUSTERS = 5  # with fewer sizes held out, runs are resampled instead of sizes
@@ -80,7 +80,7 @@ class Comparison(Shown):
 
 def compare(
     laws: Sequence[LawLike],
-    runs: pd.DataFrame,
+    runs: RunTable | pd.DataFrame,
     *,
     by: str = "size",
     cutoffs: int | Iterable[float] = 4,
@@ -105,7 +105,8 @@ def compare(
     InputError
         Fewer than two laws, or none that can be fitted.
     """
-    names = [name_of(law) for law in laws]
+    names = [law_label(law) for law in laws]
+    runs = as_run_table(runs, settings.pop("size", AUTO))
     if len(set(names)) < 2 or len(set(names)) < len(names):
         raise InputError(f"`compare` needs at least 2 different laws, but got {names}")
     ends = cutoffs if isinstance(cutoffs, int) else list(cutoffs)
@@ -127,21 +128,22 @@ def compare(
             "the laws share no cut-off at which all can be fitted; compare fewer laws, or give "
             "larger --cutoff values"
         )
-    return _ranked(hold_outs, refused, common, by, seed=settings.get("seed", 0))
+    levels = pd.Series(runs.size_level, index=runs.run_ids)
+    return _ranked(hold_outs, refused, common, levels, seed=settings.get("seed", 0))
 
 
 def _ranked(
     hold_outs: dict[str, HoldOut],
     refused: dict[str, str],
     common: set[float],
-    by: str,
+    levels: pd.Series,
     *,
     seed: int,
 ) -> Comparison:
     errors = {name: _errors(one, common) for name, one in hold_outs.items()}
     lines = {name: _line(name, hold_outs[name], errors[name], common) for name in hold_outs}
     best = min(lines, key=lambda name: float(lines[name]["extrapolation_percent"]))
-    cluster, clusters = _clusters(errors[best])
+    cluster, clusters = _clusters(errors[best], levels)
     for name, line in lines.items():
         apart = (errors[name]["off_percent"] - errors[best]["off_percent"]).to_numpy()
         low, high = _interval(apart, cluster, seed)
@@ -156,6 +158,7 @@ def _ranked(
     ordered += [
         {"law": name, **empty, "verdict": f"not available: {why}"} for name, why in refused.items()
     ]
+    by = next(iter(hold_outs.values())).by
     return Comparison(by=by, table=pd.DataFrame(ordered), hold_outs=hold_outs, clusters=clusters)
 
 
@@ -191,12 +194,16 @@ def _line(name: str, hold_out: HoldOut, errors: pd.DataFrame, common: set[float]
     }
 
 
-def _clusters(errors: pd.DataFrame) -> tuple[np.ndarray, str]:
-    """Errors of one size move together: resample sizes, or runs where there are few sizes."""
-    level = level_of(errors[N].to_numpy())
-    if level.max() + 1 >= CLUSTERS:
-        return level, f"size ({level.max() + 1} sizes)"
-    few = f"run: {level.max() + 1} sizes are too few to resample, so the interval is too narrow"
+def _clusters(errors: pd.DataFrame, levels: pd.Series) -> tuple[np.ndarray, str]:
+    """Cluster errors by size, for they move together, or by run where there are few sizes.
+
+    ``levels`` are the levels of N by run.
+    """
+    level = levels.groupby(level=0).first().loc[errors["run_id"]].to_numpy()
+    sizes = count_levels(level)
+    if sizes >= CLUSTERS:
+        return np.unique(level, return_inverse=True)[1], f"size ({sizes} sizes)"
+    few = f"run: {sizes} sizes are too few to resample, so the interval is too narrow"
     return np.unique(errors["run_id"], return_inverse=True)[1], few
 
 
@@ -243,8 +250,8 @@ class LawSpread(Shown):
 
 def spread_over_laws(
     laws: Sequence[LawLike],
-    runs: pd.DataFrame,
-    frame: pd.DataFrame,
+    runs: RunTable | pd.DataFrame,
+    frame: RunTable | pd.DataFrame,
     **settings: Unpack[FitSettings],
 ) -> LawSpread:
     """Fit several laws and predict the same rows: the part of the error that no interval shows.
@@ -254,13 +261,14 @@ def spread_over_laws(
     InputError
         None of the laws can be fitted and predict these rows.
     """
+    runs = as_run_table(runs, settings.pop("size", AUTO))
+    shown = frame.frame if isinstance(frame, RunTable) else frame
     predictions, refused = {}, {}
     for law in laws:
         try:
-            fitted = refit(law, runs, **settings)
-            predictions[name_of(law)] = fitted.central(rows_for(fitted, frame))
+            predictions[law_label(law)] = fit_quickly(law, runs, **settings).central(shown)
         except InputError as error:
-            refused[name_of(law)] = str(error)
+            refused[law_label(law)] = str(error)
     if not predictions:
         raise InputError(f"none of the laws can be fitted: {'; '.join(refused.values())}")
-    return LawSpread(predictions=pd.DataFrame(predictions, index=frame.index), refused=refused)
+    return LawSpread(predictions=pd.DataFrame(predictions, index=shown.index), refused=refused)

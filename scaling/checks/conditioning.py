@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.display.tables import Shown, plain
-from shapelaw.scaling.fitting.refits import FitSettings, LawLike, refit, rows_for
+from shapelaw.scaling.fitting.refits import FitSettings, LawLike, fit_quickly
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.laws.law import columns_of
+from shapelaw.scaling.laws.law import Columns
 from shapelaw.scaling.runs.columns import D, N
-from shapelaw.scaling.runs.levels import level_of, sized
+from shapelaw.scaling.runs.levels import count_levels, level_of
+from shapelaw.scaling.runs.table import RunTable
 
 POOR, HOPELESS = 100.0, 1000.0  # condition numbers; the Chinchilla data have 33
 COLLINEAR = 0.98
@@ -102,9 +103,9 @@ class Identifiability(Shown):
 
 
 def identifiability_report(
-    subject: LawLike | Fit, runs: pd.DataFrame, **settings: Unpack[FitSettings]
+    subject: LawLike | Fit, runs: RunTable | pd.DataFrame, **settings: Unpack[FitSettings]
 ) -> Identifiability:
-    """What the rows can and cannot tell about a law, with a remedy for each gap.
+    """Report what the runs can and cannot tell about a law, with a remedy for each gap.
 
     Parameters
     ----------
@@ -116,20 +117,21 @@ def identifiability_report(
     InputError
         The law cannot be fitted, or a column is missing.
     """
-    fitted = subject if isinstance(subject, Fit) else refit(subject, runs, **settings)
-    rows = rows_for(fitted, sized(runs))
-    free, jacobian = free_jacobian(fitted, rows)
+    fitted = subject if isinstance(subject, Fit) else fit_quickly(subject, runs, **settings)
+    runs = fitted.count_as_fitted(runs)
+    columns = runs.law_columns(fitted.law.columns)
+    free, jacobian = free_jacobian(fitted, columns)
     condition, correlation, directions = _geometry(free, jacobian)
-    levels = _levels(fitted, rows)
+    levels = _levels(runs, columns)
     findings = [
-        *_counts(levels, len(rows), len(free)),
-        *_collinear(fitted, rows),
+        *_counts(levels, len(runs), len(free)),
+        *_collinear(columns),
         *_trades(condition, directions),
         *_held(fitted),
     ]
     return Identifiability(
         law_name=fitted.law_name,
-        rows=len(rows),
+        rows=len(runs),
         condition=condition,
         correlation=correlation,
         directions=directions,
@@ -138,9 +140,8 @@ def identifiability_report(
     )
 
 
-def free_jacobian(fitted: Fit, rows: pd.DataFrame) -> tuple[list[str], np.ndarray]:
+def free_jacobian(fitted: Fit, columns: Columns) -> tuple[list[str], np.ndarray]:
     """Names of the free internal parameters, and ln loss's gradient by them, (n, free)."""
-    columns = columns_of(rows, fitted.law.columns)
     jacobian = fitted.law.log_loss(fitted.theta, columns, fitted.reference)[1]
     free = np.array([name not in fitted.held for name in fitted.names], dtype=bool)
     return [name for name in fitted.names if name not in fitted.held], jacobian[:, free]
@@ -170,12 +171,14 @@ def _combination(free: list[str], direction: np.ndarray) -> str:
     return ", ".join(f"{free[i]} {direction[i]:+.2f}" for i in order if abs(direction[i]) > LOADING)
 
 
-def _levels(fitted: Fit, rows: pd.DataFrame) -> dict[str, int]:
-    values = {name: rows[name].to_numpy(dtype=float) for name in fitted.law.columns}
-    if N in rows and D in rows:
-        values |= {name: rows[name].to_numpy(dtype=float) for name in (N, D)}
-        values["tokens / N"] = values[D] / values[N]
-    return {name: int(level_of(column).max()) + 1 for name, column in values.items()}
+def _levels(runs: RunTable, columns: Columns) -> dict[str, int]:
+    """Count the levels of every column of the law, of N, of D and of D/N."""
+    levels = {name: level_of(values) for name, values in columns.items() if name not in (N, D)}
+    if runs.has_sizes and D in runs:
+        levels |= {N: runs.size_level, D: runs.token_level}
+        levels["tokens / N"] = level_of(runs.tokens / runs.sizes)
+    names = [*columns, *(name for name in levels if name not in columns)]
+    return {name: count_levels(levels[name]) for name in names}
 
 
 def _counts(levels: dict[str, int], rows: int, free: int) -> list[Finding]:
@@ -194,10 +197,10 @@ def _counts(levels: dict[str, int], rows: int, free: int) -> list[Finding]:
     return found
 
 
-def _collinear(fitted: Fit, rows: pd.DataFrame) -> list[Finding]:
-    """D = kN, and columns that are constant or move together."""
+def _collinear(columns: Columns) -> list[Finding]:
+    """Find D = kN, and columns that are constant or move together."""
     found = []
-    logs = {name: np.log(rows[name].to_numpy(dtype=float)) for name in fitted.law.columns}
+    logs = {name: np.log(values) for name, values in columns.items()}
     for name, column in logs.items():
         if np.ptp(column) < CONSTANT and name not in (N, D):
             found.append(

@@ -16,10 +16,10 @@ from shapelaw.scaling.checks.metrics import Regret, Scores, decision_regret, sco
 from shapelaw.scaling.display.progress import track
 from shapelaw.scaling.display.tables import Shown, plain
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.refits import FitSettings, LawLike, public_parameters, refit, rows_for
+from shapelaw.scaling.fitting.refits import FitSettings, LawLike, fit_quickly, public_parameters
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.columns import D, N
-from shapelaw.scaling.runs.levels import compute_of, level_of, sized
+from shapelaw.scaling.runs.table import AUTO, RunTable, as_run_table
 
 UNITS = {"size": "parameters", "compute": "FLOPs", "tokens": "tokens"}
 SMALLEST_SHARE, LARGEST_SHARE = 0.5, 0.9  # of the rows that the default cut-offs fit
@@ -170,7 +170,7 @@ class HoldOut(Shown):
 
 def leave_largest_out(
     law: LawLike,
-    runs: pd.DataFrame,
+    runs: RunTable | pd.DataFrame,
     *,
     by: str = "size",
     cutoffs: int | Iterable[float] = 4,
@@ -193,11 +193,12 @@ def leave_largest_out(
     InputError
         The table cannot be cut like this, or none of its parts can be fitted.
     """
-    values = _values(sized(runs), by)
-    ends = _cutoffs(values, by, cutoffs)
-    complete = refit(law, runs, **settings)
+    runs = as_run_table(runs, settings.pop("size", AUTO))
+    values, levels = _values(runs, by)
+    ends = _cutoffs(values, levels, by, cutoffs)
+    complete = fit_quickly(law, runs, **settings)
     parts = tuple(
-        _cut(complete, runs, values, end, lambda r: refit(law, r, **settings))
+        _cut(complete, runs, values, end, lambda r: fit_quickly(law, r, **settings))
         for end in track(ends, f"cut-offs by {by}", total=len(ends))
     )
     if all(part.fit is None for part in parts):
@@ -208,15 +209,20 @@ def leave_largest_out(
     return HoldOut(law_name=complete.law_name, by=by, cutoffs=parts, complete=complete)
 
 
-def _values(runs: pd.DataFrame, by: str) -> np.ndarray:
+def _values(runs: RunTable, by: str) -> tuple[np.ndarray, np.ndarray]:
+    """Look up what runs are left out by, and its levels, (n,) each."""
     if by not in UNITS:
         raise InputError(f"`by` must be one of {', '.join(UNITS)}, but got {by!r}")
     if by == "compute":
-        return compute_of(runs)
-    return runs[N if by == "size" else D].to_numpy(dtype=float)
+        return runs.compute, runs.compute_level
+    if by == "size":
+        return runs.sizes, runs.size_level
+    return runs.tokens, runs.token_level
 
 
-def _cutoffs(values: np.ndarray, by: str, cutoffs: int | Iterable[float]) -> list[float]:
+def _cutoffs(
+    values: np.ndarray, levels: np.ndarray, by: str, cutoffs: int | Iterable[float]
+) -> list[float]:
     if not isinstance(cutoffs, int):
         ends = sorted(float(end) for end in cutoffs)
         for end in ends:
@@ -230,8 +236,7 @@ def _cutoffs(values: np.ndarray, by: str, cutoffs: int | Iterable[float]) -> lis
         return ends
     if cutoffs < 1:
         raise InputError(f"`cutoffs >= 1` must hold, but got {cutoffs}")
-    level = level_of(values)
-    edges = np.array([values[level == one].min() for one in range(1, level.max() + 1)])
+    edges = np.array([values[levels == one].min() for one in np.unique(levels)[1:]])
     if not len(edges):
         raise InputError(
             f"leave-largest-out by {by} needs at least 2 levels of {UNITS[by]}, but all runs have "
@@ -259,22 +264,21 @@ def _all_terms(fitted: Fit, complete: Fit) -> None:
 
 def _cut(
     complete: Fit,
-    runs: pd.DataFrame,
+    runs: RunTable,
     values: np.ndarray,
     end: float,
-    again: Callable[[pd.DataFrame], Fit],
+    again: Callable[[RunTable], Fit],
 ) -> Cutoff:
     inside = values < end
-    # The fit gets the table as it is: it records by which convention N counts.
-    small, large = runs[inside], runs[~inside]
-    columns = sized(large)[[N, D, "loss"]].astype(float)
+    small, large = runs.take(inside), runs.take(~inside)
     largest = float(values[inside].max())
-    distance = np.log10(values[~inside] / largest)
     held_out = pd.DataFrame(
         {
-            "run_id": large.get("run_id", pd.Series(large.index, index=large.index)).astype(str),
-            **{name: columns[name] for name in columns},
-            "distance_decades": distance,
+            "run_id": large.run_ids,
+            N: large.sizes,
+            D: large.tokens,
+            "loss": large.losses,
+            "distance_decades": np.log10(values[~inside] / largest),
         }
     )
     try:
@@ -285,8 +289,8 @@ def _cut(
             value=end, rows_in=len(small), largest_fitted=largest, fit=None,
             held_out=held_out.reindex(columns=ROWS), scores=None, regret=None, why=str(error),
         )  # fmt: skip
-    rows = rows_for(fitted, large)
-    held_out = held_out.join(fitted.predict(rows)[["predicted_loss", "loss_low", "loss_high"]])
+    predictions = fitted.predict(large).reset_index(drop=True)
+    held_out = held_out.join(predictions[["predicted_loss", "loss_low", "loss_high"]])
     predicted = held_out["predicted_loss"].to_numpy()
     return Cutoff(
         value=end,
@@ -294,6 +298,6 @@ def _cut(
         largest_fitted=largest,
         fit=fitted,
         held_out=held_out[ROWS],
-        scores=scores(large["loss"].to_numpy(), predicted),
+        scores=scores(large.losses, predicted),
         regret=decision_regret(large, predicted),
     )

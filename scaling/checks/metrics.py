@@ -11,7 +11,8 @@ from scipy.stats import spearmanr
 from shapelaw.scaling.display.tables import Shown, plain
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.runs.columns import D, N
-from shapelaw.scaling.runs.levels import SAME, level_of, shapes_of, sized
+from shapelaw.scaling.runs.levels import SAME, level_of
+from shapelaw.scaling.runs.table import RunTable, as_run_table
 
 SHAPES = 3  # a group of fewer is no choice
 
@@ -152,8 +153,10 @@ class Regret(Shown):
 COLUMNS = [N, D, "shapes", "picked_nats", "best_nats", "regret_nats", "random_nats"]
 
 
-def decision_regret(runs: pd.DataFrame, predicted: ArrayLike, *, tolerance: float = SAME) -> Regret:
-    """Regret of picking shapes by predicted loss, within groups of equal N and D.
+def decision_regret(
+    runs: RunTable | pd.DataFrame, predicted: ArrayLike, *, tolerance: float = SAME
+) -> Regret:
+    """Measure the regret of picking shapes by predicted loss, within groups of equal N and D.
 
     Parameters
     ----------
@@ -174,18 +177,19 @@ def decision_regret(runs: pd.DataFrame, predicted: ArrayLike, *, tolerance: floa
     InputError
         A column is missing, or the lengths differ.
     """
-    runs, nothing = sized(runs), pd.DataFrame(columns=COLUMNS)
+    runs, nothing = as_run_table(runs), pd.DataFrame(columns=COLUMNS)
+    table = pd.DataFrame({N: runs.sizes, D: runs.tokens, "loss": runs.losses})
     said = np.asarray(predicted, dtype=float)
     if said.shape != (len(runs),):
         raise InputError(f"`predicted` must have {len(runs)} losses, but has shape {said.shape}")
-    shapes = shapes_of(runs)
-    if shapes is None:
+    if runs.shapes is None:
         return Regret(groups=nothing, why="no column of the table describes a shape")
     if not len(runs):
         return Regret(groups=nothing, why="there are no rows")
-    table = pd.DataFrame({name: runs[name].to_numpy(dtype=float) for name in (N, D, "loss")})
-    table = table.assign(predicted=said, shape=shapes)
-    keys = [level_of(table[name].to_numpy(), tolerance) for name in (N, D)]
+    table = table.assign(predicted=said, shape=runs.shapes)
+    keys = [runs.size_level, runs.token_level]
+    if tolerance != SAME:
+        keys = [level_of(values, tolerance) for values in (runs.sizes, runs.tokens)]
     rows = [
         _choice(group) for _, group in table.groupby(keys) if group["shape"].nunique() >= SHAPES
     ]

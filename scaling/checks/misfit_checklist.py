@@ -14,10 +14,10 @@ import pandas as pd
 
 from shapelaw.scaling.checks.holdout import HoldOut
 from shapelaw.scaling.display.tables import Shown, plain
-from shapelaw.scaling.fitting.refits import rows_for
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.columns import COLUMNS, D, N
-from shapelaw.scaling.runs.levels import compute_of, level_of, sized
+from shapelaw.scaling.runs.levels import count_levels
+from shapelaw.scaling.runs.table import RunTable
 
 MISSING = "not recorded"
 SOURCE = "arXiv 2502.18969"
@@ -79,7 +79,9 @@ class Checklist(Shown):
         }
 
 
-def checklist(fitted: Fit, runs: pd.DataFrame, *, hold_outs: Sequence[HoldOut] = ()) -> Checklist:
+def checklist(
+    fitted: Fit, runs: RunTable | pd.DataFrame, *, hold_outs: Sequence[HoldOut] = ()
+) -> Checklist:
     """Fill the checklist.
 
     Parameters
@@ -94,13 +96,12 @@ def checklist(fitted: Fit, runs: pd.DataFrame, *, hold_outs: Sequence[HoldOut] =
     InputError
         A column of the law is missing.
     """
-    table = sized(runs)
-    rows = rows_for(fitted, table)
+    runs = fitted.count_as_fitted(runs)
     return Checklist(
         sections={
             "Scaling law": _law(fitted),
-            "Training": _training(rows),
-            "Data collection": _collection(fitted, rows),
+            "Training": _training(runs),
+            "Data collection": _collection(fitted, runs),
             "Fitting": _fitting(fitted, hold_outs),
         }
     )
@@ -129,14 +130,14 @@ def _variable(fitted: Fit, name: str) -> str:
     return meanings.get(name) or f"{name}, {ratios.get(name, COLUMNS.get(name, 'dimensionless'))}"
 
 
-def _training(rows: pd.DataFrame) -> dict[str, str]:
-    sizes, tokens = rows[N].to_numpy(dtype=float), rows[D].to_numpy(dtype=float)
+def _training(rows: RunTable) -> dict[str, str]:
     counted = _range(rows["flops_counted"]) if "flops_counted" in rows else MISSING
+    sizes, tokens = count_levels(rows.size_level), count_levels(rows.token_level)
     return {
-        "models": f"{len(rows)} runs; {level_of(sizes).max() + 1} sizes, {_range(rows[N])}",
-        "data per model": f"{level_of(tokens).max() + 1} token counts, {_range(rows[D])} tokens; "
-        f"D/N {_range(rows[D] / rows[N])}",
-        "compute": f"{_range(compute_of(rows))} FLOPs as 6ND; counted: {counted}",
+        "models": f"{len(rows)} runs; {sizes} sizes, {_range(rows.sizes)}",
+        "data per model": f"{tokens} token counts, {_range(rows.tokens)} tokens; "
+        f"D/N {_range(rows.tokens / rows.sizes)}",
+        "compute": f"{_range(rows.compute)} FLOPs as 6ND; counted: {counted}",
         "training data": _values(rows, "corpus"),
         "repeated data": _repeats(rows),
         "tokenizer": _values(rows, "tokenizer"),
@@ -152,7 +153,7 @@ def _training(rows: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def _repeats(rows: pd.DataFrame) -> str:
+def _repeats(rows: RunTable) -> str:
     """D is the tokens seen; unique ones are known where a table gives them."""
     if "unique_tokens" not in rows:
         return f"{MISSING}: D counts the tokens seen, the table has no unique_tokens"
@@ -160,14 +161,15 @@ def _repeats(rows: pd.DataFrame) -> str:
     return f"{(epochs > 1.0).sum()} runs see data again, at most {epochs.max():.3g} times"
 
 
-def _collection(fitted: Fit, rows: pd.DataFrame) -> dict[str, str]:
+def _collection(fitted: Fit, rows: RunTable) -> dict[str, str]:
     clusters = [name for name in ("curve", "checkpoint_of") if name in rows]
     per_run = f"several per run (column {clusters[0]})" if clusters else "one row per run"
     left_out = ", ".join(f"{name} ({why})" for name, why in fitted.left_out.items())
     return {
         "checkpoints": per_run,
-        "metric": "loss in nats per token on held-out text",
-        "range of the losses": f"{_range(rows['loss'])} nats per token",
+        "metric": f"loss in {rows.loss_unit} on held-out text"
+        + (" (an upper bound)" if rows.loss_kind == "bound" else ""),
+        "range of the losses": f"{_range(rows.losses)} {rows.loss_unit}",
         "rows left out": f"{len(fitted.left_out)}: {left_out}" if left_out else "none",
         "noise between seeds": MISSING
         if fitted.replicate_noise is None
@@ -212,7 +214,7 @@ def _range(values: "pd.Series | np.ndarray") -> str:
     return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
-def _values(rows: pd.DataFrame, column: str, unit: str = "") -> str:
+def _values(rows: RunTable, column: str, unit: str = "") -> str:
     """What a column holds: its values where they are few, else their range or number."""
     if column not in rows or rows[column].isna().all():
         return MISSING

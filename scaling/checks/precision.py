@@ -15,9 +15,9 @@ import pandas as pd
 from shapelaw.scaling.checks.conditioning import free_jacobian
 from shapelaw.scaling.display.tables import Shown, plain
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.refits import public_parameters, rows_for
+from shapelaw.scaling.fitting.refits import public_parameters
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.runs.levels import sized
+from shapelaw.scaling.runs.table import RunTable
 
 NARROW = 0.5  # of the error that these runs can reach
 SIGMAS = 2 * 1.959963984540054  # standard errors in a 95 % interval
@@ -83,7 +83,10 @@ class IntervalWidths(Shown):
 
 
 def interval_widths(
-    fitted: Fit, runs: pd.DataFrame, *, claimed: Mapping[str, tuple[float, float]] | None = None
+    fitted: Fit,
+    runs: RunTable | pd.DataFrame,
+    *,
+    claimed: Mapping[str, tuple[float, float]] | None = None,
 ) -> IntervalWidths:
     """Flag 95 % intervals that are narrower than the runs allow.
 
@@ -100,8 +103,8 @@ def interval_widths(
     InputError
         A claimed parameter is not one of the law's, or its interval is empty.
     """
-    rows = rows_for(fitted, sized(runs))
-    bounds = _bounds(fitted, rows)
+    runs = fitted.count_as_fitted(runs)
+    bounds = _bounds(fitted, runs)
     if claimed is None:
         claimed = _own(fitted) if len(fitted.draws) else {}
     lines = []
@@ -116,11 +119,11 @@ def interval_widths(
             ratio = (high - low) / SIGMAS / bounds[name]
             line = {"parameter": name, "claimed_se": ratio * bounds[name]}
             line |= {"possible_se": bounds[name], "ratio": ratio}
-            line |= {"points_needed": len(rows) / ratio**2, "too_narrow": bool(ratio < NARROW)}
+            line |= {"points_needed": len(runs) / ratio**2, "too_narrow": bool(ratio < NARROW)}
             lines.append(line)
     titles = ["parameter", "claimed_se", "possible_se", "ratio", "points_needed", "too_narrow"]
     return IntervalWidths(
-        rows=len(rows),
+        rows=len(runs),
         widths=pd.DataFrame(lines, columns=titles),
         resamples=len(fitted.draws),
         noise_degrees=fitted.noise_degrees,
@@ -138,9 +141,9 @@ def _own(fitted: Fit) -> dict[str, tuple[float, float]]:
     }
 
 
-def _bounds(fitted: Fit, rows: pd.DataFrame) -> dict[str, float]:
-    """The least standard error of every public parameter, by the delta method."""
-    free, jacobian = free_jacobian(fitted, rows)
+def _bounds(fitted: Fit, runs: RunTable) -> dict[str, float]:
+    """Bound the least standard error of every public parameter, by the delta method."""
+    free, jacobian = free_jacobian(fitted, runs.law_columns(fitted.law.columns))
     covariance = fitted.noise**2 * np.linalg.pinv(jacobian.T @ jacobian)
     values = public_parameters(fitted)
     slopes = np.zeros((len(values), len(free)))

@@ -23,9 +23,9 @@ from shapelaw.scaling.checks.precision import IntervalWidths, interval_widths
 from shapelaw.scaling.display.tables import Shown, table_text
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.compute_optimal import Valley, valley
-from shapelaw.scaling.fitting.refits import FitSettings, LawLike, refit, rows_for, settings_of
+from shapelaw.scaling.fitting.refits import FitSettings, LawLike, fit_quickly, settings_like
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.runs.levels import compute_of, sized
+from shapelaw.scaling.runs.table import AUTO, RunTable, as_run_table
 
 RESAMPLES = 100
 UNDER_COVERED = 0.8  # of new runs inside their 95 % interval
@@ -130,7 +130,7 @@ class CheckReport(Shown):
 
 def check(
     subject: LawLike | Fit,
-    runs: pd.DataFrame,
+    runs: RunTable | pd.DataFrame,
     *,
     compute: float | None = None,
     **settings: Unpack[FitSettings],
@@ -152,13 +152,14 @@ def check(
     InputError
         The law cannot be fitted, or the fit is not one of these runs.
     """
+    runs = as_run_table(runs, settings.pop("size", AUTO))
     chosen: FitSettings = {"resamples": RESAMPLES, **settings}
     if isinstance(subject, Fit):
+        runs = subject.count_as_fitted(runs)
         _same_runs(subject, runs)
-        chosen = {**settings_of(subject), **settings}
+        chosen = {**settings_like(subject), **settings}
     law = subject.law if isinstance(subject, Fit) else subject
-    fitted = subject if isinstance(subject, Fit) else refit(law, runs, **chosen)
-    rows = rows_for(fitted, sized(runs))
+    fitted = subject if isinstance(subject, Fit) else fit_quickly(law, runs, **chosen)
     hold_outs: dict[str, HoldOut] = {}
     unavailable: dict[str, str] = {}
     for by in ("size", "compute"):
@@ -167,26 +168,26 @@ def check(
         except InputError as error:
             unavailable[by] = str(error)
     if compute is None:
-        compute = float(compute_of(rows).max())
+        compute = float(runs.compute.max())
     report = identifiability_report(fitted, runs)
     intervals = interval_widths(fitted, runs)
     return CheckReport(
         fit=fitted,
-        in_sample=scores(rows["loss"].to_numpy(), fitted.central(rows)),
+        in_sample=scores(runs.losses, fitted.central(runs)),
         hold_outs=hold_outs,
         unavailable=unavailable,
         identifiability=report,
         intervals=intervals,
         valley=valley(fitted, compute),
         approaches=approaches(
-            rows,
+            runs,
             compute=compute,
             parametric=fitted if fitted.law_name == PARAMETRIC else None,
             **chosen,
         ),
         checklist=checklist(fitted, runs, hold_outs=list(hold_outs.values())),
         warnings=(
-            *_about_table(rows),
+            *_about_table(runs),
             *_about_hold_outs(hold_outs),
             *([f"parameters are {report.status}"] if report.status != "identified" else []),
             *(finding.what for finding in report.findings),
@@ -196,27 +197,26 @@ def check(
     )
 
 
-def _same_runs(fitted: Fit, runs: pd.DataFrame) -> None:
-    names = runs.get("run_id", pd.Series([f"row-{i}" for i in range(len(runs))]))
-    if [str(name) for name in names] != fitted.run_ids:
+def _same_runs(fitted: Fit, runs: RunTable) -> None:
+    if runs.run_ids.tolist() != fitted.run_ids:
         raise InputError(
             f"`check` needs the runs of the fit ({len(fitted.run_ids)} rows), but got "
             f"{len(runs)} rows with other names; give those runs, or the law instead of the fit"
         )
 
 
-def _about_table(rows: pd.DataFrame) -> list[str]:
-    """Mid-schedule checkpoints, several rows of one run, and FLOPs that differ from 6ND."""
+def _about_table(runs: RunTable) -> list[str]:
+    """Warn of mid-schedule checkpoints, several rows of one run, and FLOPs that differ from 6ND."""
     words = []
-    if "schedule" in rows and rows["schedule"].astype(str).str.contains("const").any():
+    if "schedule" in runs and runs["schedule"].astype(str).str.contains("const").any():
         words.append("some schedules are constant: losses before a decay are not final losses")
     words += [
         f"several rows are one run ({name}): rows are not independent"
         for name in ("curve", "checkpoint_of")
-        if name in rows and rows[name].duplicated().any()
+        if name in runs and runs[name].duplicated().any()
     ]
-    if "flops_counted" in rows:
-        apart = rows["flops_counted"].to_numpy(dtype=float) / compute_of(rows)
+    if "flops_counted" in runs:
+        apart = runs["flops_counted"].to_numpy(dtype=float) / runs.compute
         ratio = float(np.nanmedian(np.maximum(apart, 1 / apart)))
         if ratio > CONVENTIONS_APART:
             words.append(f"counted FLOPs and 6ND differ by a factor {ratio:.2f} (median)")

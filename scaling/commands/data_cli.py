@@ -45,7 +45,7 @@ def get(
     from shapelaw.scaling.runs.table import write_runs
 
     runs = load_runs(name)
-    source = runs.attrs["source"]
+    source = runs.source
     if out is not None:
         write_runs(out, runs)
     if json:
@@ -53,7 +53,7 @@ def get(
         print_json({"runs": len(runs), "file": str(out) if out else None, "source": about})
         return
     note("; ".join(source[what] for what in ("citation", "licence", "address") if what in source))
-    typer.echo(f"{len(runs)} runs, {runs.shape[1]} columns" + (f" -> {out}" if out else ""))
+    typer.echo(f"{len(runs)} runs, {len(runs.columns)} columns" + (f" -> {out}" if out else ""))
 
 
 @data.command()

@@ -19,11 +19,11 @@ from shapelaw.scaling.commands.output import note_other_runs
 from shapelaw.scaling.display.console import print_json, print_shown
 
 if TYPE_CHECKING:
-    import pandas as pd
 
     from shapelaw.scaling.design.backtests import Backtest
     from shapelaw.scaling.design.candidates import Limits
     from shapelaw.scaling.fitting.result import Fit
+    from shapelaw.scaling.runs.table import RunTable
 
 SEEDS = 6  # of a back-test
 STEPS = 4  # budgets of a back-test
@@ -121,15 +121,16 @@ def next_runs(
     print_json(design.as_json()) if json else typer.echo(design.summary())
 
 
-def _backtest(fitted: "Fit", table: "pd.DataFrame", seeds: int) -> "Backtest":
+def _backtest(fitted: "Fit", table: "RunTable", seeds: int) -> "Backtest":
     """Replay the choice of runs on a table with the law of a fit, fitted as the fit was."""
     from shapelaw.scaling.design.backtests import backtest
     from shapelaw.scaling.display.progress import progress_shown
-    from shapelaw.scaling.fitting.refits import FitSettings, refit, settings_of
+    from shapelaw.scaling.fitting.refits import FitSettings, fit_quickly, settings_like
 
-    settings: FitSettings = {**settings_of(fitted), "starts": STARTS, "resamples": 0}
+    settings: FitSettings = {**settings_like(fitted), "starts": STARTS, "resamples": 0}
+    runs, fit_runs = fitted.count_as_fitted(table), partial(fit_quickly, fitted.law, **settings)
     with progress_shown():
-        return backtest(table, partial(refit, fitted.law, **settings), seeds=seeds, steps=STEPS)
+        return backtest(runs, fit_runs, seeds=seeds, steps=STEPS)
 
 
 def read_flops(text: str) -> float:

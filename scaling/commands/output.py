@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 from shapelaw.scaling.display.console import note, print_table
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from shapelaw.scaling.fitting.result import Fit
+    from shapelaw.scaling.runs.table import RunTable
 
 
 def print_fit(fitted: "Fit") -> None:
@@ -24,11 +23,9 @@ def print_fit(fitted: "Fit") -> None:
     sys.stdout.write("\n".join(line.strip() for line in lines[last:]) + "\n")
 
 
-def note_other_runs(fitted: "Fit", runs: "pd.DataFrame") -> None:
+def note_other_runs(fitted: "Fit", runs: "RunTable") -> None:
     """Say on standard error that a table is not the one that a fit was made from, if so."""
-    from shapelaw.scaling.runs.table import fingerprint
-
-    if fingerprint(runs) != fitted.data_sha256:
+    if runs.fingerprint != fitted.data_sha256:
         note(
             f"note: these {len(runs)} runs are not the {len(fitted.run_ids)} that the fit was "
             "made from; what is said of the fit is said of its own"

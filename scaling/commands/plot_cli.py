@@ -21,10 +21,10 @@ from shapelaw.scaling.display.console import print_json
 from shapelaw.scaling.errors import InputError
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
     from shapelaw.scaling.fitting.result import Fit
+    from shapelaw.scaling.runs.table import RunTable
 
 KINDS = {
     "law": "loss against each shape ratio, or measured against predicted",
@@ -76,7 +76,7 @@ def plot(
 
 def _drawing(
     kind: str, by: str, cutoffs: list[float] | int, laws: list[str]
-) -> "Callable[[Fit, pd.DataFrame], Figure]":
+) -> "Callable[[Fit, RunTable], Figure]":
     """Return the function that draws a kind of picture.
 
     Raises
@@ -86,20 +86,22 @@ def _drawing(
     """
     from shapelaw.scaling.checks.comparison import compare
     from shapelaw.scaling.checks.holdout import HoldOut, leave_largest_out
-    from shapelaw.scaling.fitting.refits import settings_of
+    from shapelaw.scaling.fitting.refits import settings_like
     from shapelaw.scaling.plots.contours import plot_contours
     from shapelaw.scaling.plots.holdout import plot_comparison, plot_drift, plot_held_out
     from shapelaw.scaling.plots.law import plot_law
     from shapelaw.scaling.plots.residuals import plot_profiles, plot_qq, plot_residuals
 
-    def left_out(fitted: "Fit", table: "pd.DataFrame") -> HoldOut:
-        return leave_largest_out(fitted.law, table, by=by, cutoffs=cutoffs, **settings_of(fitted))
+    def left_out(fitted: "Fit", table: "RunTable") -> HoldOut:
+        runs, settings = fitted.count_as_fitted(table), settings_like(fitted)
+        return leave_largest_out(fitted.law, runs, by=by, cutoffs=cutoffs, **settings)
 
-    def comparison(fitted: "Fit", table: "pd.DataFrame") -> "Figure":
+    def comparison(fitted: "Fit", table: "RunTable") -> "Figure":
         every = list(dict.fromkeys([fitted.law_name, *laws]))
-        return plot_comparison(compare(every, table, by=by, cutoffs=cutoffs, **settings_of(fitted)))
+        runs, settings = fitted.count_as_fitted(table), settings_like(fitted)
+        return plot_comparison(compare(every, runs, by=by, cutoffs=cutoffs, **settings))
 
-    drawings: dict[str, Callable[[Fit, pd.DataFrame], Figure]] = {
+    drawings: dict[str, Callable[[Fit, RunTable], Figure]] = {
         "law": plot_law,
         "residuals": plot_residuals,
         "qq": plot_qq,

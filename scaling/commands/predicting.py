@@ -6,8 +6,9 @@ import pandas as pd
 
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.columns import SIZES, D, N
+from shapelaw.scaling.runs.ratios import with_ratios
 from shapelaw.scaling.runs.reader import read_table
-from shapelaw.scaling.runs.table import check_numbers, require_columns, with_ratios
+from shapelaw.scaling.runs.validation import check_numbers, require_columns
 from shapelaw.scaling.units import parse_count
 
 PREDICTED = ["predicted_loss", "loss_low", "loss_high"]
@@ -38,7 +39,6 @@ def predict_table(fit: Fit, path: Path, tokens: str | None) -> tuple[pd.DataFram
     table = with_ratios(table, str(path))
     if N in fit.law.columns:
         require_columns(table, (SIZES[fit.size_convention],), f"N is {fit.size_convention}: {path}")
-        table[N] = table[SIZES[fit.size_convention]]
-    require_columns(table, fit.law.columns, str(path))
-    check_numbers(table, fit.law.columns, str(path))
+    require_columns(table, fit.source_columns, str(path))
+    check_numbers(table, fit.source_columns, str(path))
     return table, fit.predict(table)[PREDICTED]

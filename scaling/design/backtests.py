@@ -15,14 +15,14 @@ import pandas as pd
 
 from shapelaw.scaling.design.candidates import Limits, costs
 from shapelaw.scaling.design.goals import Prediction
-from shapelaw.scaling.design.linearised import sized
 from shapelaw.scaling.design.next_batch import next_runs
 from shapelaw.scaling.display.progress import track
 from shapelaw.scaling.display.tables import Shown, plain
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.runs.table import RunTable, as_run_table
 
-Refit = Callable[[pd.DataFrame], Fit]
+FitRuns = Callable[[RunTable], Fit]
 STARTS = ("smallest", "random")
 ENDS = (2.5, 97.5)  # per cent: a 95 % interval
 RESAMPLES = 4000
@@ -37,47 +37,48 @@ class BacktestStage:
     """What a strategy sees: runs trained so far, the pool left, the budget and the target."""
 
     fit: Fit
-    trained: pd.DataFrame
-    pool: pd.DataFrame
+    trained: RunTable
+    pool: RunTable
     budget_flops: float
-    held_out: pd.DataFrame
+    held_out: RunTable
     generator: np.random.Generator
 
 
-def by_design(stage: BacktestStage) -> list[Any]:
-    """I-optimal for the held-out places, under the budget; each run of the pool once."""
+def by_design(stage: BacktestStage) -> list[int]:
+    """Choose runs of the pool by design: I-optimal for the held-out places, each run once."""
     limits = Limits(
         stretch=1e6, most_runs=len(stage.pool), most_repeats=1, smallest_gain=0.0
     )  # every run of the pool was trained: no box is needed
-    goal = Prediction(at=stage.held_out)
-    pool, budget = stage.pool, stage.budget_flops
+    goal = Prediction(at=stage.held_out.frame)
+    pool, budget = stage.pool.frame.reset_index(drop=True), stage.budget_flops
     design = next_runs(stage.fit, pool, budget, goal=goal, runs=stage.trained, limits=limits)
     return list(design.rows.index)
 
 
-def at_random(stage: BacktestStage) -> list[Any]:
-    """Runs in random order, each taken if the budget left pays for it."""
+def at_random(stage: BacktestStage) -> list[int]:
+    """Choose runs in random order, each if the budget left pays for it."""
     return _payable(stage, stage.generator.permutation(len(stage.pool)))
 
 
-def cheapest_first(stage: BacktestStage) -> list[Any]:
-    """All at the smallest size: by cost."""
+def cheapest_first(stage: BacktestStage) -> list[int]:
+    """Choose runs from the cheapest on."""
     return _payable(stage, np.argsort(costs(stage.pool), kind="stable"))
 
 
-STRATEGIES: dict[str, Callable[[BacktestStage], list[Any]]] = {
+# Each strategy gives positions in the pool.
+STRATEGIES: dict[str, Callable[[BacktestStage], list[int]]] = {
     DESIGN: by_design,
     "random": at_random,
     "cheapest": cheapest_first,
 }
 
 
-def _payable(stage: BacktestStage, order: np.ndarray) -> list[Any]:
+def _payable(stage: BacktestStage, order: np.ndarray) -> list[int]:
     price, left, chosen = costs(stage.pool), stage.budget_flops * (1 + 1e-12), []
     for position in order:
         if price[position] <= left:
             left -= price[position]
-            chosen.append(stage.pool.index[position])
+            chosen.append(int(position))
     return chosen
 
 
@@ -250,8 +251,8 @@ def _geometric_mean(logs: np.ndarray) -> tuple[float, float, float]:
 
 
 def backtest(
-    runs: pd.DataFrame,
-    refit: Refit,
+    runs: RunTable | pd.DataFrame,
+    fit_runs: FitRuns,
     *,
     seeds: int = 20,
     start: str = "smallest",
@@ -264,7 +265,7 @@ def backtest(
     ----------
     runs
         A run table; cost by :func:`shapelaw.scaling.design.candidates.costs`.
-    refit
+    fit_runs
         Fits a law to some of its rows.
     seeds
         How many start sets (and random orders).
@@ -289,35 +290,35 @@ def backtest(
             f"a back-test needs `len(runs) >= {LEAST_RUNS}`, but got {len(runs)}; use a larger "
             "table"
         )
-    runs = runs.reset_index(drop=True)
+    runs = as_run_table(runs)
     order = np.argsort(costs(runs), kind="stable")
     kept = len(runs) - max(round(held_out * len(runs)), 2)
-    pool, target = runs.iloc[order[:kept]], runs.iloc[order[kept:]]
-    refit = _each_once(refit)
+    pool, target = runs.take(order[:kept]), runs.take(order[kept:])
+    fit_runs = _each_once(fit_runs)
     courses = []
     replays = list(product(range(seeds), enumerate(STRATEGIES)))
     for seed, (number, strategy) in track(replays, "back-test", total=len(replays)):
         begin = _start(len(pool), start, np.random.default_rng(seed))
         generator = np.random.default_rng((seed, number))
-        course = _course(pool, target, refit, begin, STRATEGIES[strategy], generator, steps)
+        course = _course(pool, target, fit_runs, begin, STRATEGIES[strategy], generator, steps)
         courses.append(course.assign(seed=seed, strategy=strategy))
     return Backtest(
         course=pd.concat(courses, ignore_index=True),
-        full_error=held_out_error(refit(pool), target),
+        full_error=held_out_error(fit_runs(pool), target),
         held_out=len(target),
         pool=len(pool),
         start=start,
     )
 
 
-def _each_once(refit: Refit) -> Refit:
+def _each_once(fit_runs: FitRuns) -> FitRuns:
     """Fit every set of rows once: strategies begin alike, and two of them end with the pool."""
-    fits: dict[frozenset[Any], Fit] = {}
+    fits: dict[frozenset[str], Fit] = {}
 
-    def fit_once(rows: pd.DataFrame) -> Fit:
-        key = frozenset(rows.index)
+    def fit_once(runs: RunTable) -> Fit:
+        key = frozenset(runs.run_ids)
         if key not in fits:
-            fits[key] = refit(rows)
+            fits[key] = fit_runs(runs)
         return fits[key]
 
     return fit_once
@@ -330,42 +331,41 @@ def _start(pool: int, start: str, generator: np.random.Generator) -> np.ndarray:
 
 
 def _course(
-    pool: pd.DataFrame,
-    target: pd.DataFrame,
-    refit: Refit,
+    pool: RunTable,
+    target: RunTable,
+    fit_runs: FitRuns,
     begin: np.ndarray,
-    strategy: Callable[[BacktestStage], list[Any]],
+    strategy: Callable[[BacktestStage], list[int]],
     generator: np.random.Generator,
     steps: int,
 ) -> pd.DataFrame:
-    """One strategy from one start: a row per budget, the first with nothing spent."""
-    trained = pool.iloc[begin]
-    left = pool.drop(index=trained.index)
-    most, begun = costs(left).sum() * (1 + 1e-9), float(costs(trained).sum())
-    fitted, spent, rows = refit(trained), 0.0, []
+    """Follow one strategy from one start: a row per budget, the first with nothing spent."""
+    price = costs(pool)
+    trained, left = begin, np.setdiff1d(np.arange(len(pool)), begin)
+    most, begun = price[left].sum() * (1 + 1e-9), float(price[trained].sum())
+    fitted, spent, rows = fit_runs(pool.take(trained)), 0.0, []
     for budget in [0.0, *np.geomspace(most / 1000, most, steps)]:
         allowed = budget - spent
-        if len(left) and costs(left).min() <= allowed:
+        if len(left) and price[left].min() <= allowed:
             stage = BacktestStage(
                 fit=fitted,
-                trained=trained,
-                pool=left,
+                trained=pool.take(trained),
+                pool=pool.take(left),
                 budget_flops=allowed,
                 held_out=target,
                 generator=generator,
             )
-            chosen = strategy(stage)
-            spent += float(costs(left.loc[chosen]).sum())
-            trained = pd.concat((trained, left.loc[chosen]))
-            left = left.drop(index=chosen)
-            fitted = refit(trained)
+            chosen = left[strategy(stage)]
+            spent += float(price[chosen].sum())
+            trained = np.concatenate((trained, chosen))
+            left = np.setdiff1d(left, chosen)
+            fitted = fit_runs(pool.take(trained))
         error = held_out_error(fitted, target)
         flops = {"budget_flops": begun + budget, "spent_flops": begun + spent}
         rows.append(flops | {"runs": len(trained), "error": error})
     return pd.DataFrame(rows)
 
 
-def held_out_error(fit: Fit, target: pd.DataFrame) -> float:
-    """Root mean square of ln loss minus ln prediction: about the relative error."""
-    predicted = fit.central(sized(fit, target))
-    return float(np.sqrt(np.mean(np.log(target["loss"].to_numpy() / predicted) ** 2)))
+def held_out_error(fit: Fit, target: RunTable) -> float:
+    """Compute the root mean square of ln loss minus ln prediction: about the relative error."""
+    return float(np.sqrt(np.mean(np.log(target.losses / fit.central(target)) ** 2)))

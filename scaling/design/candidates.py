@@ -12,7 +12,8 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.law import Columns
 from shapelaw.scaling.runs.columns import D, N
-from shapelaw.scaling.runs.table import check_numbers, require_columns
+from shapelaw.scaling.runs.table import RunTable, as_run_table
+from shapelaw.scaling.runs.validation import check_numbers, require_columns
 
 TOKENS_PER_PARAMETER = "tokens_per_parameter"
 WHOLE = (*INTEGER_FIELDS, "gqa")
@@ -113,22 +114,23 @@ def inside(columns: Columns, box: Mapping[str, Range]) -> np.ndarray:
     return mask
 
 
-def costs(frame: pd.DataFrame) -> np.ndarray:
-    """Training FLOPs of every row: ``flops_counted`` where the table has it, else 6·N·D.
+def costs(runs: RunTable | pd.DataFrame) -> np.ndarray:
+    """Count training FLOPs of every row: ``flops_counted`` where the table has it, else 6·N·D.
 
     Raises
     ------
     InputError
         A cost is not a positive number, or a column is missing.
     """
+    runs = as_run_table(runs)
+    frame = runs.frame
     if "flops_counted" in frame:
         check_numbers(frame, ("flops_counted",), "the candidates")
         if frame["flops_counted"].isna().any():
             raise InputError("`flops_counted > 0` must hold for every candidate, but one is empty")
         return frame["flops_counted"].to_numpy(dtype=float)
-    size = N if N in frame else "n_total"
-    require_columns(frame, (size, D), "the candidates")
-    return np.asarray(6.0 * frame[size].to_numpy(dtype=float) * frame[D].to_numpy(dtype=float))
+    require_columns(frame, (runs.size_column, D), "the candidates")
+    return np.asarray(6.0 * runs.sizes * runs.tokens)
 
 
 def grid_candidates(

@@ -13,9 +13,10 @@ import pandas as pd
 
 from shapelaw.scaling.design.noise import Scatter, estimate_scatter
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.laws.law import Columns, columns_of
-from shapelaw.scaling.runs.columns import SIZES, N
-from shapelaw.scaling.runs.table import check_numbers, require_columns, with_ratios
+from shapelaw.scaling.laws.law import Columns
+from shapelaw.scaling.runs.columns import N, columns_of
+from shapelaw.scaling.runs.ratios import with_ratios
+from shapelaw.scaling.runs.validation import check_numbers, require_columns
 
 MOST_PLACES = 1000  # runs closer than CLOSE count as one place where a table has more rows
 CLOSE = 0.02  # in ln of every column
@@ -41,23 +42,21 @@ class Points:
 
 
 def law_columns(fit: Fit, frame: pd.DataFrame, source: str) -> dict[str, np.ndarray]:
-    """The columns of the fit's law from a table, N by the convention of the fit.
+    """Read the columns of the fit's law from rows to train or to predict.
+
+    A row may give N by the convention of the fit, or under the law's own name, as typed goals do.
 
     Raises
     ------
     InputError
         One is missing, or a value is not positive and finite.
     """
-    frame = sized(fit, with_ratios(frame.reset_index(drop=True), source))
-    require_columns(frame, fit.law.columns, source)
-    check_numbers(frame, fit.law.columns, source)
-    return columns_of(frame, fit.law.columns)
-
-
-def sized(fit: Fit, frame: pd.DataFrame) -> pd.DataFrame:
-    """The table with N by the convention of the fit."""
-    column = SIZES[fit.size_convention]
-    return frame.assign(**{N: frame[column]}) if column in frame else frame
+    frame = with_ratios(frame.reset_index(drop=True), source)
+    pairs = zip(fit.law.columns, fit.source_columns, strict=True)
+    names = {name: own if own in frame else name for name, own in pairs}
+    require_columns(frame, names.values(), source)
+    check_numbers(frame, names.values(), source)
+    return {name: columns_of(frame, (own,))[own] for name, own in names.items()}
 
 
 def prior_deviations(fit: Fit, columns: Columns, loss: np.ndarray) -> np.ndarray:

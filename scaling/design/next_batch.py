@@ -25,7 +25,9 @@ from shapelaw.scaling.design.noise import Scatter
 from shapelaw.scaling.display.console import json_row
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.runs.table import check_numbers, require_columns, with_ratios
+from shapelaw.scaling.runs.ratios import with_ratios
+from shapelaw.scaling.runs.table import RunTable
+from shapelaw.scaling.runs.validation import check_numbers, require_columns
 
 UNITS = {
     "cost_flops": "FLOP",
@@ -173,7 +175,7 @@ def next_runs(
     budget_flops: float,
     *,
     goal: Goal,
-    runs: pd.DataFrame,
+    runs: RunTable | pd.DataFrame,
     limits: Limits | None = None,
     scatter: Scatter | None = None,
 ) -> Design:
@@ -205,8 +207,9 @@ def next_runs(
         No candidate lies inside the box, the budget pays for none, or the goal cannot be met.
     """
     limits = limits or Limits()
-    _check(fit, budget_flops, goal, runs)
-    observed, loss = law_columns(fit, runs, "the runs"), runs["loss"].to_numpy(dtype=float)
+    _check(goal, budget_flops)
+    runs = _checked(fit, runs)
+    observed, loss = fit.columns(runs), runs.losses
     scatter = scatter or scatter_of(fit, observed, loss)
     box = limits.box(observed)
     everything = grid_candidates(fit, within=limits.within) if candidates is None else candidates
@@ -218,7 +221,7 @@ def next_runs(
     chosen, rule, stopped = selection.best(budget_flops, limits)
     return Design(
         goal=targets.words,
-        picks=tuple(_picks(chosen, selection, (trained.place, _labels(runs)))),
+        picks=tuple(_picks(chosen, selection, (trained.place, runs.run_ids.tolist()))),
         rows=allowed.iloc[[position for position, _ in chosen]],
         deviation_before=float(np.sqrt(selection.squared_error)),
         budget_flops=float(budget_flops),
@@ -248,19 +251,21 @@ def _allowed(
     return candidates[mask], {name: values[mask] for name, values in columns.items()}
 
 
-def _check(fit: Fit, budget_flops: float, goal: Goal, runs: pd.DataFrame) -> None:
+def _check(goal: Goal, budget_flops: float) -> None:
     if not isinstance(goal, Prediction | Optimum | GoalRanking):
         raise InputError(f"`goal` must be a Prediction, an Optimum or a Choice, but got {goal!r}")
     if not 0 < budget_flops < np.inf:
         raise InputError(f"`budget_flops > 0` must hold, but got {budget_flops}")
-    require_columns(runs, ("loss",), "the runs")
-    check_numbers(runs, ("loss",), "the runs")
 
 
-def _labels(runs: pd.DataFrame) -> list[str]:
-    if "run_id" in runs:
-        return [str(name) for name in runs["run_id"]]
-    return [f"row {row}" for row in range(len(runs))]
+def _checked(fit: Fit, runs: RunTable | pd.DataFrame) -> RunTable:
+    """Refuse runs whose loss or columns of the law have no logarithm; ratios follow from shapes."""
+    if not isinstance(runs, RunTable):
+        runs = RunTable(frame=with_ratios(runs.reset_index(drop=True), "the runs"))
+    names = ("loss", *fit.source_columns)
+    require_columns(runs.frame, names, "the runs")
+    check_numbers(runs.frame, names, "the runs")
+    return runs
 
 
 def _picks(

@@ -13,9 +13,10 @@ import pandas as pd
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.compute_optimal import best_sizes
-from shapelaw.scaling.fitting.fit_law import CLUSTER, problem_again
+from shapelaw.scaling.fitting.fit_law import problem_again
 from shapelaw.scaling.fitting.result import LEVEL, Fit, unit_of
 from shapelaw.scaling.laws.bases import Chinchilla
+from shapelaw.scaling.runs.table import RUN_GROUP, RunTable
 from shapelaw.scaling.solver.problem import Problem, Solution
 from shapelaw.scaling.uncertainty.intervals import Interval, bca, normal_interval, percentile
 from shapelaw.scaling.uncertainty.profiles import profile
@@ -125,7 +126,7 @@ def optimal(fit: Fit, flops: float) -> list[Quantity]:
 
 def intervals(
     fit: Fit,
-    runs: pd.DataFrame,
+    runs: RunTable | pd.DataFrame,
     quantities: Quantity | Sequence[Quantity],
     *,
     way: str = "auto",
@@ -159,6 +160,7 @@ def intervals(
     """
     if way not in WAYS:
         raise InputError(f"`way` must be one of {', '.join(WAYS)}, but got {way!r}")
+    runs = fit.count_as_fitted(runs)
     problem, best = problem_again(fit, runs)
     groups = _groups_of(runs, clusters)
     if way == "auto":
@@ -185,16 +187,15 @@ def intervals(
     return pd.DataFrame(rows).set_index("quantity")
 
 
-def _groups_of(runs: pd.DataFrame, clusters: str | None) -> np.ndarray | None:
-    """The cluster of each row, (n,), or None where rows stand alone."""
-    column = clusters or (CLUSTER if CLUSTER in runs else None)
-    if column is not None and column not in runs:
-        raise InputError(f"`clusters` must be a column of the runs, but got {column!r}")
-    groups = runs[column].to_numpy() if column else None
+def _groups_of(runs: RunTable, clusters: str | None) -> np.ndarray | None:
+    """Find the cluster of each row, (n,); None where rows stand alone."""
+    if clusters is not None and clusters not in runs:
+        raise InputError(f"`clusters` must be a column of the runs, but got {clusters!r}")
+    groups = runs.run_groups if clusters is None else runs[clusters].to_numpy()
     if groups is not None and len(set(groups)) < 2:
         raise InputError(
-            f"`{column}` must have at least 2 values to be clusters, but all runs have "
-            f"{groups[0]!r}: one cluster says nothing about the spread between clusters"
+            f"`{clusters or RUN_GROUP}` must have at least 2 values to be clusters, but all runs "
+            f"have {groups[0]!r}: one cluster says nothing about the spread between clusters"
         )
     return groups
 

@@ -15,11 +15,11 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.factor_tests import Hidden, effects_of, settle
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.factors import UShape
-from shapelaw.scaling.laws.law import Base, Columns, Law, columns_of, reference_of
+from shapelaw.scaling.laws.law import Base, Columns, Law, reference_of
 from shapelaw.scaling.laws.registry import LAWS, law_named
-from shapelaw.scaling.runs.columns import SIZES, N
-from shapelaw.scaling.runs.replicates import replicate_noise, replicate_noise_by_size
-from shapelaw.scaling.runs.table import fingerprint, require_columns, same_losses
+from shapelaw.scaling.runs.columns import N
+from shapelaw.scaling.runs.table import SOURCE, RunTable, as_run_table
+from shapelaw.scaling.runs.validation import require_columns, same_losses
 from shapelaw.scaling.solver.identifiability import NO_TERM, hold, optimum_status
 from shapelaw.scaling.solver.multistart import SMALLEST_DELTA, new_run_scale, residual_scale
 from shapelaw.scaling.solver.objectives import Objective
@@ -29,13 +29,12 @@ from shapelaw.scaling.uncertainty.robust_covariance import sandwich
 
 DELTA_SWEEP = (1e-4, 1e-3, 1e-2, 1e-1)
 STARTING_DELTA = 1e-2
-CLUSTER = "run_group"  # rows of one training run, where the table has several of each
 DEAD = 1e-6  # share of the loss below which a term is none
 
 
 def fit(
     law: str | Law | Base,
-    runs: pd.DataFrame,
+    runs: RunTable | pd.DataFrame,
     *,
     objective: str | Objective = "huber",
     delta: float | str = "auto",
@@ -51,7 +50,8 @@ def fit(
     law
         A law or a base, its name in :data:`shapelaw.scaling.laws.registry.LAWS`, or an expression.
     runs
-        Rows as :func:`shapelaw.scaling.runs.table.load_runs` gives them.
+        As :func:`shapelaw.scaling.runs.catalog.load_runs` gives them; a bare frame is taken as it
+        is, unchecked.
     objective
         One of :data:`shapelaw.scaling.solver.objectives.KINDS`, or an
         :class:`~shapelaw.scaling.solver.objectives.Objective`.
@@ -59,8 +59,7 @@ def fit(
         Its threshold or scale, or ``"auto"``: 1.345 times the robust scale of the residuals (for
         Student-t the maximum-likelihood scale).
     size
-        Convention of N: ``non-embedding``, ``total`` or ``active``; ``"auto"`` is the first that
-        the table has, in this order.
+        What N counts: ``non-embedding``, ``total`` or ``active``; ``"auto"``: as the table says.
     starts
         How many starts, or the starts themselves: internal parameters, (S, p).
     resamples
@@ -76,24 +75,24 @@ def fit(
     begun = time.perf_counter()
     law = law_named(law)
     minimised = objective if isinstance(objective, Objective) else Objective(kind=objective)
-    problem, convention = problem_of(law, runs, minimised, delta, size)
-    between = replicate_noise(runs)
-    problem, best, hidden = settle(problem, delta, starts, seed, between)
-    clusters = runs[CLUSTER].to_numpy() if CLUSTER in runs else None
+    runs = as_run_table(runs, size)
+    problem = problem_of(law, runs, minimised, delta)
+    problem, best, hidden = settle(problem, delta, starts, seed, runs.noise)
+    clusters = runs.run_groups
     fitted = Fit(
-        law_name=name_of(law),
+        law_name=law_name(law),
         delta_rule=_delta_rule(minimised, delta),
         starts=starts if isinstance(starts, int) else len(starts),
         seed=seed,
-        size_convention=convention,
+        size_convention=runs.size,
         status="",
         notes=[],
         seconds=0.0,
         **_about_runs(runs, problem.columns),
         **_about_optimum(problem, best, hidden),
         **_about_spread(problem, best, clusters, resamples, seed),
-        **_about_noise(problem, best, between),
-        noise_by_size=replicate_noise_by_size(runs).to_dict("records"),
+        **_about_noise(problem, best, runs.noise),
+        noise_by_size=runs.noise_by_size.to_dict("records"),
     )
     notes, status = _notes(fitted, hidden, clusters), _status(fitted, best)
     return replace(fitted, notes=notes, status=status, seconds=time.perf_counter() - begun)
@@ -114,48 +113,46 @@ WORDS = {
 }
 
 
-def name_of(law: Law) -> str:
-    """The name of a law that has one, else its expression; both are read by ``law_named``."""
+def law_name(law: Law) -> str:
+    """Name a law as ``law_named`` reads it: by its own name, else by its expression."""
     return next((name for name, make in LAWS.items() if make() == law), repr(law))
 
 
 def problem_of(
     law: Law,
-    runs: pd.DataFrame,
+    runs: RunTable,
     objective: Objective | None = None,
     delta: float | str = "auto",
-    size: str = "auto",
-) -> tuple[Problem, str]:
-    """The problem that a fit solves, and the convention of N.
+) -> Problem:
+    """Set up the problem that a fit solves.
 
     Raises
     ------
     InputError
         As :func:`fit`.
     """
-    runs, convention = _sized(runs, law, size)
-    same_losses(runs, "the run table")
+    require_columns(runs.frame, ("loss",), SOURCE)
+    columns = runs.law_columns(law.columns)
+    same_losses(runs.frame, SOURCE)
     minimised = objective or Objective()
     mean = float(runs["loss"].mean()) if minimised.on == "raw" else 1.0
     threshold = STARTING_DELTA * mean if delta == "auto" else float(delta)
-    columns = columns_of(runs, law.columns)
     reference = reference_of(columns)
     weights = _weights_of(runs, minimised.weights) if minimised.weights else None
     problem = Problem(
         law=law,
         columns=columns,
-        log_loss=np.log(runs["loss"].to_numpy(dtype=float)),
+        log_loss=np.log(runs.losses),
         reference=reference,
         held=hold(law, columns, reference),
         objective=minimised.at(threshold),
         weights=weights,
     )
-    _enough_rows(problem, name_of(law))
-    return problem, convention
+    _enough_rows(problem, law_name(law))
+    return problem
 
 
-def _weights_of(runs: pd.DataFrame, name: str) -> np.ndarray:
-    require_columns(runs, (name,), "the run table")
+def _weights_of(runs: RunTable, name: str) -> np.ndarray:
     weights = pd.to_numeric(runs[name], errors="coerce").to_numpy(dtype=float)
     if not (np.isfinite(weights) & (weights >= 0)).all() or not weights.any():
         raise InputError(
@@ -165,22 +162,22 @@ def _weights_of(runs: pd.DataFrame, name: str) -> np.ndarray:
     return weights
 
 
-def problem_again(fitted: Fit, runs: pd.DataFrame) -> tuple[Problem, Solution]:
-    """The problem that a fit solved and its optimum, for more intervals on the same runs.
+def problem_again(fitted: Fit, runs: RunTable | pd.DataFrame) -> tuple[Problem, Solution]:
+    """Set up the problem that a fit solved, and its optimum, for more intervals on the same runs.
 
     Raises
     ------
     InputError
         The runs are not those of the fit.
     """
-    if fingerprint(runs) != fitted.data_sha256:
+    runs = fitted.count_as_fitted(runs)
+    if runs.fingerprint != fitted.data_sha256:
         raise InputError(
             f"`fit` and `runs` must belong together, but the fit has {len(fitted.run_ids)} runs "
             f"of other content (SHA-256 {fitted.data_sha256[:12]}); give the table it was made from"
         )
     found = fitted.minimised
-    problem, _ = problem_of(fitted.law, runs, found, found.delta, fitted.size_convention)
-    problem = problem.but(held=fitted.held)
+    problem = problem_of(fitted.law, runs, found, found.delta).but(held=fitted.held)
     best = Solution(
         theta=fitted.theta,
         cost=float(problem.data.cost(fitted.theta[None])[0]),
@@ -192,13 +189,12 @@ def problem_again(fitted: Fit, runs: pd.DataFrame) -> tuple[Problem, Solution]:
     return problem, best
 
 
-def _about_runs(runs: pd.DataFrame, columns: Columns) -> dict[str, Any]:
-    names = runs.get("run_id", [f"row-{i}" for i in range(len(runs))])
+def _about_runs(runs: RunTable, columns: Columns) -> dict[str, Any]:
     return {
-        "run_ids": [str(name) for name in names],
-        "left_out": dict(runs.attrs.get("left_out", {})),
+        "run_ids": runs.run_ids.tolist(),
+        "left_out": dict(runs.left_out),
         "ranges": {name: (float(c.min()), float(c.max())) for name, c in columns.items()},
-        "data_sha256": fingerprint(runs),
+        "data_sha256": runs.fingerprint,
     }
 
 
@@ -245,22 +241,6 @@ def _about_noise(problem: Problem, best: Solution, between: tuple[float, int]) -
         "replicate_noise": deviation if degrees else None,
         "replicate_degrees": degrees,
     }
-
-
-def _sized(runs: pd.DataFrame, law: Law, size: str) -> tuple[pd.DataFrame, str]:
-    """Name the size convention and put its count in the place of N."""
-    if size not in (*SIZES, "auto"):
-        raise InputError(f"`size` must be auto, {', '.join(SIZES)}, but got {size!r}")
-    if N not in law.columns:
-        require_columns(runs, ("loss", *law.columns), "the run table")
-        return runs, "non-embedding"
-    if size == "auto":
-        size = next((name for name, column in SIZES.items() if column in runs), "non-embedding")
-    require_columns(runs, (SIZES[size],), "the run table")
-    if size != "non-embedding":
-        runs = runs.assign(**{N: runs[SIZES[size]]})
-    require_columns(runs, ("loss", *law.columns), "the run table")
-    return runs, size
 
 
 def _enough_rows(problem: Problem, law_name: str) -> None:
@@ -336,7 +316,7 @@ def _notes(fitted: Fit, hidden: list[Hidden], clusters: np.ndarray | None) -> li
         )
     if fitted.noise_degrees == 0:
         notes.append("as many runs as free parameters: the noise is unknown, intervals too narrow")
-    if fitted.size_convention == "total":
+    if fitted.size_convention == "total" and N in fitted.law.columns:
         notes.append("N is total parameters")
     if fitted.left_out:
         shown = ", ".join(f"{name} ({why})" for name, why in list(fitted.left_out.items())[:8])

@@ -43,7 +43,7 @@ def printed_fit(name: str) -> Fit:
         raise InputError(f"a printed law must be one of {', '.join(known)}, but got {name!r}")
     entry = known[name]
     law = law_named(entry["law"])
-    anchors = load_runs(entry["table"]).set_index("run_id", drop=False).loc[entry["anchors"]]
+    anchors = load_runs(entry["table"]).frame.set_index("run_id", drop=False).loc[entry["anchors"]]
     at = reference_of({column: anchors[column].to_numpy(float) for column in law.columns})
     theta = _anchored(law, entry["coefficients"], anchors, at)
     others = [_anchored(law, other, anchors, at) for other in entry["others"]]

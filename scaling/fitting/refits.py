@@ -1,4 +1,4 @@
-"""What every check does again and again: fit a law to part of a table, and group its rows."""
+"""Fit a law again and again, to parts of a run table: what every check does."""
 
 from typing import TypedDict, Unpack
 
@@ -8,8 +8,7 @@ import pandas as pd
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.law import Law
-from shapelaw.scaling.runs.columns import SIZES, N
-from shapelaw.scaling.runs.table import require_columns
+from shapelaw.scaling.runs.table import RunTable
 from shapelaw.scaling.solver.objectives import Objective
 
 LawLike = str | Law
@@ -29,7 +28,9 @@ class FitSettings(TypedDict, total=False):
 QUICK: FitSettings = {"starts": 64, "resamples": 0}
 
 
-def refit(law: LawLike, runs: pd.DataFrame, **settings: Unpack[FitSettings]) -> Fit:
+def fit_quickly(
+    law: LawLike, runs: RunTable | pd.DataFrame, **settings: Unpack[FitSettings]
+) -> Fit:
     """Fit a law with few starts and no resamples unless the settings say otherwise.
 
     Raises
@@ -41,37 +42,21 @@ def refit(law: LawLike, runs: pd.DataFrame, **settings: Unpack[FitSettings]) -> 
     return fit(law, runs, **chosen)
 
 
-def name_of(law: LawLike) -> str:
-    """What to call a law before it is fitted."""
+def law_label(law: LawLike) -> str:
+    """Label a law before it is fitted: as it was given."""
     return law if isinstance(law, str) else repr(law)
 
 
-def settings_of(fitted: Fit) -> FitSettings:
-    """Settings that fit as a fit was made, with at most 64 starts and 100 resamples."""
+def settings_like(fitted: Fit) -> FitSettings:
+    """Choose settings that fit as a fit was made, with at most 64 starts and 100 resamples."""
     given = fitted.delta_rule == "as given"
     return {
         "objective": fitted.minimised,
         "delta": fitted.delta if given else "auto",
-        "size": fitted.size_convention,
         "starts": min(fitted.starts, 64),
         "resamples": min(len(fitted.draws), 100),
         "seed": fitted.seed,
     }
-
-
-def rows_for(fitted: Fit, frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows as a fit wants them: N by its own convention, every column of its law there.
-
-    Raises
-    ------
-    InputError
-        A column is missing.
-    """
-    column = SIZES[fitted.size_convention]
-    if column != N and column in frame:
-        frame = frame.assign(**{N: frame[column]})
-    require_columns(frame, fitted.law.columns, "the table")
-    return frame
 
 
 def public_parameters(fitted: Fit, theta: np.ndarray | None = None) -> dict[str, float]:

@@ -13,9 +13,10 @@ from scipy.stats import t as student
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json, write_json
 from shapelaw.scaling.laws.factors import UShape
-from shapelaw.scaling.laws.law import Law, columns_of
+from shapelaw.scaling.laws.law import Law
 from shapelaw.scaling.laws.registry import law_named
-from shapelaw.scaling.runs.columns import SIZES, D, N
+from shapelaw.scaling.runs.columns import SIZES, D, N, columns_of
+from shapelaw.scaling.runs.table import RunTable, as_run_table
 from shapelaw.scaling.solver.identifiability import Held, optimum_status, outside
 from shapelaw.scaling.solver.objectives import Objective
 
@@ -99,22 +100,38 @@ class Fit:
             for i, name in enumerate(value)
         }
 
-    def columns(self, frame: pd.DataFrame | Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The law's columns of a table, N by the convention of the fit.
+    def count_as_fitted(self, runs: RunTable | pd.DataFrame) -> RunTable:
+        """Make a run table that counts N as the fit does.
 
         Raises
         ------
         InputError
             The table lacks that count.
         """
+        return as_run_table(runs, self.size_convention if N in self.law.columns else "auto")
+
+    def columns(self, frame: RunTable | pd.DataFrame | Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Read the law's columns from a table, N by the convention of the fit.
+
+        Raises
+        ------
+        InputError
+            The table lacks that count.
+        """
+        table = frame.frame if isinstance(frame, RunTable) else frame
         size = SIZES[self.size_convention]
-        if N in self.law.columns and size not in frame:
+        if N in self.law.columns and size not in table:
             raise InputError(
                 f"`{size}` must be in the table, for the fit counts {self.size_convention} "
-                f"parameters as N; it has {', '.join(map(str, frame))}"
+                f"parameters as N; it has {', '.join(map(str, table))}"
             )
-        names = {name: size if name == N else name for name in self.law.columns}
-        return {name: columns_of(frame, (own,))[own] for name, own in names.items()}
+        names = zip(self.law.columns, self.source_columns, strict=True)
+        return {name: columns_of(table, (own,))[own] for name, own in names}
+
+    @property
+    def source_columns(self) -> list[str]:
+        """Columns of a table that the law's columns are read from, N by the fit's convention."""
+        return [SIZES[self.size_convention] if name == N else name for name in self.law.columns]
 
     def optima(self) -> dict[str, dict[str, object]]:
         """The best value of each U-shaped ratio with interval and status, by column."""
@@ -134,7 +151,7 @@ class Fit:
             )
         return answers
 
-    def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
+    def predict(self, frame: RunTable | pd.DataFrame) -> pd.DataFrame:
         """Predict the loss of every row.
 
         Parameters
@@ -153,6 +170,7 @@ class Fit:
         InputError
             The table has no rows, lacks a column of the law, or one holds no numbers.
         """
+        frame = frame.frame if isinstance(frame, RunTable) else frame
         if not len(frame):
             raise InputError("`len(frame) >= 1` must hold for a prediction, but got no rows")
         parts = [self._predict(frame.iloc[i : i + CHUNK]) for i in range(0, len(frame), CHUNK)]
@@ -174,8 +192,8 @@ class Fit:
             }
         )
 
-    def central(self, frame: pd.DataFrame | Mapping[str, Any]) -> np.ndarray:
-        """Predicted loss of every row without intervals: cheap for a whole space of shapes."""
+    def central(self, frame: RunTable | pd.DataFrame | Mapping[str, Any]) -> np.ndarray:
+        """Predict the loss of every row without intervals: cheap for a whole space of shapes."""
         return self.law.predict(self.theta, self.columns(frame), self.reference)
 
     def warnings(self, row: Mapping[str, float]) -> list[str]:

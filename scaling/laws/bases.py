@@ -195,7 +195,7 @@ class WidthDepth(Base):
 class BestLoss(Base):
     """L = L_opt, the best loss over the shapes trained at the same N and D.
 
-    Given in a column, nats per token; :func:`shapelaw.scaling.runs.levels.with_best_loss`
+    Given in a column, nats per token; :func:`shapelaw.scaling.runs.table.with_best_loss`
     makes it from a table. No parameters: what arXiv 2510.18245 multiplies its brackets with below
     1B parameters.
     """

@@ -9,7 +9,7 @@ geometric means of the fitted table. A part turns a table into terms of
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from shapelaw.scaling.laws.notation import number, symbol
 from shapelaw.scaling.laws.terms import Group, Program, Term
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 Columns = Mapping[str, np.ndarray]
 Reference = Mapping[str, float]  # geometric means of the fitted table's columns
@@ -404,30 +404,6 @@ class Law:
 def _raised(own: Parameter) -> Parameter:
     lower, upper = own.bounds
     return replace(own, bounds=(lower, upper + BRACKET_REACH))
-
-
-def columns_of(
-    frame: "Mapping[str, Any] | pd.DataFrame", names: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """The named columns of a table as float arrays.
-
-    Raises
-    ------
-    InputError
-        The table lacks one, or one holds something else than numbers.
-    """
-    found = {}
-    for name in names:
-        if name not in frame:
-            have = ", ".join(map(str, frame))
-            raise InputError(f"the table lacks the column `{name}`; it has {have}")
-        try:
-            found[name] = np.asarray(frame[name], dtype=float)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"`{name}` must hold numbers to stand in a law, but {error}; choose another column"
-            ) from None
-    return found
 
 
 def reference_of(columns: Columns) -> dict[str, float]:

@@ -29,6 +29,7 @@ from shapelaw.scaling.plots.style import (
     styled,
 )
 from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.runs.table import RunTable
 from shapelaw.scaling.units import format_count
 
 GRID = 121
@@ -58,9 +59,13 @@ class Map:
 
 
 def loss_map(
-    fit: Fit, runs: pd.DataFrame, *, shape: Mapping[str, float] | None = None, points: int = GRID
+    fit: Fit,
+    runs: RunTable | pd.DataFrame,
+    *,
+    shape: Mapping[str, float] | None = None,
+    points: int = GRID,
 ) -> Map:
-    """The loss that a law predicts around the runs, and the compute-optimal line.
+    """Compute the loss that a law predicts around the runs, and the compute-optimal line.
 
     Parameters
     ----------
@@ -80,9 +85,9 @@ def loss_map(
             f"iso-loss contours need `N and D` in the law, but `{fit.law_name}` has no "
             f"{' and no '.join(absent)}; fit chinchilla or conditional"
         )
-    rows = runs_for_fit(fit, runs)
+    runs = runs_for_fit(fit, runs)
     held = shape_held(fit, shape)
-    sizes, tokens = (_reach(rows[name].to_numpy(dtype=float), points) for name in (N, D))
+    sizes, tokens = (_reach(values, points) for values in (runs.sizes, runs.tokens))
     columns = {name: np.full(points**2, value) for name, value in held.items()}
     columns |= {N: np.tile(sizes, points), D: np.repeat(tokens, points)}
     loss = fit.law.predict(fit.theta, columns, fit.reference).reshape(points, points)
@@ -104,7 +109,7 @@ def _reach(values: np.ndarray, points: int) -> np.ndarray:
 @styled
 def plot_contours(
     fit: Fit,
-    runs: pd.DataFrame,
+    runs: RunTable | pd.DataFrame,
     *,
     shape: Mapping[str, float] | None = None,
     levels: Sequence[float] | None = None,
@@ -127,7 +132,7 @@ def plot_contours(
     InputError
         As :func:`loss_map`, or the levels do not rise.
     """
-    found, rows = loss_map(fit, runs, shape=shape), runs_for_fit(fit, runs)
+    found, runs = loss_map(fit, runs, shape=shape), runs_for_fit(fit, runs)
     chosen = _levels(found.loss) if levels is None else np.asarray(levels, dtype=float)
     if len(chosen) < 1 or not (np.diff(chosen) > 0).all():
         raise InputError(f"`levels` must rise, but got {list(chosen)}; give losses in nats/token")
@@ -136,14 +141,14 @@ def plot_contours(
     log_axis(axes, "x", found.sizes[0], found.sizes[-1], form=format_count)
     log_axis(axes, "y", found.tokens[0], found.tokens[-1], form=format_count)
     _budgets(axes, found)
-    ends = rows["loss"].min(), rows["loss"].max()
+    ends = runs.losses.min(), runs.losses.max()
     scale = Normalize(min(ends[0], chosen[0]), max(ends[1], chosen[-1]))
     lines = axes.contour(
         found.sizes, found.tokens, found.loss, levels=chosen, cmap=SCALE, norm=scale, linewidths=1.2
     )  # fmt: skip
     _frontier(axes, found)
     shown = axes.scatter(
-        rows[N], rows[D], c=rows["loss"], cmap=SCALE, norm=scale, s=22, edgecolors="white",
+        runs.sizes, runs.tokens, c=runs.losses, cmap=SCALE, norm=scale, s=22, edgecolors="white",
         linewidths=0.4, zorder=3, label="runs, by measured loss",
     )  # fmt: skip
     _name_contours(axes, found, lines)

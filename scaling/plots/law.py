@@ -27,13 +27,14 @@ from shapelaw.scaling.plots.style import (
     styled,
 )
 from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.runs.table import RunTable
 from shapelaw.scaling.units import format_count
 
 POINTS = 200
 
 
 @styled
-def plot_law(fit: Fit, runs: pd.DataFrame) -> Figure:
+def plot_law(fit: Fit, runs: RunTable | pd.DataFrame) -> Figure:
     """One panel for each shape factor: its effect on the loss, in per cent.
 
     Points are runs, divided by what the law says of everything but this ratio; the line is the
@@ -45,31 +46,31 @@ def plot_law(fit: Fit, runs: pd.DataFrame) -> Figure:
     InputError
         The table lacks a column of the law.
     """
-    rows = runs_for_fit(fit, runs)
+    runs = runs_for_fit(fit, runs)
     factors = fit.law.shapes
     if not factors:
-        return _plot_sizes(fit, rows)
+        return _plot_sizes(fit, runs)
     figure, drawn = panels(len(factors), across=len(factors), size=(4.6, 3.8), share=True)
-    shown = [_panel(*pair, fit, rows) for pair in zip(drawn, factors, strict=True)]
+    shown = [_panel(*pair, fit, runs) for pair in zip(drawn, factors, strict=True)]
     drawn[0].set_ylabel("loss above that of the best shape (%)")
     explain(figure, drawn)
-    colour_scale(figure, drawn, shown[0], rows)
+    colour_scale(figure, drawn, shown[0], runs)
     figure.suptitle(f"What shape costs: {headed(fit)}")
     return figure
 
 
-def _panel(axes: Axes, factor: Factor, fit: Fit, rows: pd.DataFrame) -> ScalarMappable | None:
-    columns = fit.columns(rows)
+def _panel(axes: Axes, factor: Factor, fit: Fit, runs: RunTable) -> ScalarMappable | None:
+    columns = fit.columns(runs)
     low, high = columns[factor.of].min() / 1.1, columns[factor.of].max() * 1.1
     grid = {name: np.full(POINTS, fit.reference[name]) for name in columns}
     grid[factor.of] = np.geomspace(low, high, POINTS)
     # Another ratio inside the factor stays at its middle, as it does on the curve.
-    steady = {name: np.full(len(rows), fit.reference[name]) for name in columns}
+    steady = {name: np.full(len(runs), fit.reference[name]) for name in columns}
     steady |= {name: columns[name] for name in (N, D, factor.of) if name in columns}
     own = _effect(fit, fit.theta[None], factor, steady, grid)[0]
-    relative = rows["loss"].to_numpy(dtype=float) / fit.central(rows)
+    relative = runs.losses / fit.central(runs)
     adjusted = 100 * (relative * (1 + own) - 1)
-    shown = scatter_runs(axes, columns[factor.of], adjusted, rows)
+    shown = scatter_runs(axes, columns[factor.of], adjusted, runs)
     levels = size_levels(columns[N]) if _moves(fit, factor) else None
     if levels is None:
         _curve(axes, factor, fit, grid, CURVE)
@@ -160,17 +161,17 @@ def _end(value: object) -> str:
     return "open" if value is None else f"{value:.3g}"
 
 
-def _plot_sizes(fit: Fit, rows: pd.DataFrame) -> Figure:
-    """A law without shape: measured against predicted loss."""
+def _plot_sizes(fit: Fit, runs: RunTable) -> Figure:
+    """Draw measured against predicted loss, for a law without shape."""
     figure = Figure(figsize=(5.6, 4.8), layout="constrained")
     axes = figure.subplots()
-    predicted, measured = fit.central(rows), rows["loss"].to_numpy(dtype=float)
-    shown = scatter_runs(axes, predicted, measured, rows)
+    predicted, measured = fit.central(runs), runs.losses
+    shown = scatter_runs(axes, predicted, measured, runs)
     ends = [min(predicted.min(), measured.min()), max(predicted.max(), measured.max())]
     axes.plot(ends, ends, color=CURVE, lw=1, label="predicted = measured")
     axes.set(xlabel="predicted loss (nats/token)", ylabel="measured loss (nats/token)")
     axes.set_title(headed(fit)[0].upper() + headed(fit)[1:])
     axes.legend()
     if shown is not None:
-        colour_scale(figure, [axes], shown, rows)
+        colour_scale(figure, [axes], shown, runs)
     return figure

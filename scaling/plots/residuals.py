@@ -11,7 +11,7 @@ from scipy.stats import t as student
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.derived import Quantity, parameter
-from shapelaw.scaling.fitting.fit_law import CLUSTER, problem_again
+from shapelaw.scaling.fitting.fit_law import problem_again
 from shapelaw.scaling.fitting.result import LEVEL, Fit
 from shapelaw.scaling.plots.style import (
     BAND,
@@ -32,6 +32,7 @@ from shapelaw.scaling.plots.style import (
 )
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.levels import level_of
+from shapelaw.scaling.runs.table import RunTable
 from shapelaw.scaling.solver.problem import Problem, Solution
 from shapelaw.scaling.uncertainty.profiles import ProfileCurve, profile_curve
 
@@ -41,21 +42,20 @@ PREDICTED = "predicted loss (nats/token)"
 WHOLE_SCALE = 3.0  # from this factor between its ends an axis is logarithmic
 
 
-def log_residuals(fit: Fit, runs: pd.DataFrame) -> np.ndarray:
-    """Measured over predicted loss of every run, as ln, (n,): positive where a run is worse.
+def log_residuals(fit: Fit, runs: RunTable | pd.DataFrame) -> np.ndarray:
+    """Compare measured with predicted loss, ln of their ratio, (n,): positive where a run is worse.
 
     Raises
     ------
     InputError
         The table lacks a column of the law.
     """
-    rows = runs_for_fit(fit, runs)
-    measured = rows["loss"].to_numpy(dtype=float)
-    return np.asarray(np.log(measured) - np.log(fit.central(rows)))
+    runs = runs_for_fit(fit, runs)
+    return np.asarray(np.log(runs.losses) - np.log(fit.central(runs)))
 
 
 @styled
-def plot_residuals(fit: Fit, runs: pd.DataFrame) -> Figure:
+def plot_residuals(fit: Fit, runs: RunTable | pd.DataFrame) -> Figure:
     """Residuals against predicted loss, N, D and every shape ratio that varies in the table.
 
     Also columns that the law lacks: a trend there is a term that is missing. The grey band holds
@@ -67,17 +67,16 @@ def plot_residuals(fit: Fit, runs: pd.DataFrame) -> Figure:
     InputError
         The table lacks a column of the law.
     """
-    rows = runs_for_fit(fit, runs)
-    residuals = 100 * log_residuals(fit, rows)
-    chosen = {PREDICTED: fit.central(rows)}
-    chosen |= {name: rows[name].to_numpy(dtype=float) for name in _varied(fit, rows)}
+    runs = runs_for_fit(fit, runs)
+    residuals = 100 * log_residuals(fit, runs)
+    chosen = {PREDICTED: fit.central(runs), **_varied(fit, runs)}
     figure, drawn = panels(len(chosen), share=True)
     half = 100 * fit.noise * float(student.ppf(0.5 + LEVEL / 200, max(fit.noise_degrees, 1)))
     shown = None
     for axes, (name, values) in zip(drawn, chosen.items(), strict=True):
         axes.axhspan(-half, half, color=BAND, alpha=0.35, lw=0, label="95 % of new runs")
         axes.axhline(0, color=CURVE, lw=1)
-        shown = scatter_runs(axes, values, residuals, rows)
+        shown = scatter_runs(axes, values, residuals, runs)
         _means(axes, values, residuals)
         log_axis(axes, "x", *_padded(values), form=form_of(name), most=5)
         axes.set_xlabel(name if name == PREDICTED else label_of(fit, name))
@@ -86,21 +85,20 @@ def plot_residuals(fit: Fit, runs: pd.DataFrame) -> Figure:
     for axes in drawn[::3]:
         axes.set_ylabel("residual (% of the loss)")
     explain(figure, drawn)
-    colour_scale(figure, drawn, shown, rows)
+    colour_scale(figure, drawn, shown, runs)
     figure.suptitle(f"Residuals: {headed(fit)}")
     return figure
 
 
-def _varied(fit: Fit, rows: pd.DataFrame) -> list[str]:
-    """Columns to look at: those of the law, N, D and shape, where they are numbers that vary."""
-    names = dict.fromkeys((*fit.law.columns, *SHAPE))
-    ordered = [*(name for name in (N, D) if name in rows), *(n for n in names if n not in (N, D))]
-    kept = []
-    for name in ordered:
-        if name in rows:
-            values = pd.to_numeric(rows[name], errors="coerce").to_numpy(dtype=float)
+def _varied(fit: Fit, runs: RunTable) -> dict[str, np.ndarray]:
+    """Choose what to look at: N, D, columns of the law and of shape that vary."""
+    kept = {}
+    for name in dict.fromkeys((N, D, *fit.law.columns, *SHAPE)):
+        column = runs.size_column if name == N else name
+        if column in runs:
+            values = pd.to_numeric(runs[column], errors="coerce").to_numpy(dtype=float)
             if (values > 0).all() and np.isfinite(values).all() and np.ptp(np.log(values)) > 1e-9:
-                kept.append(name)
+                kept[name] = values
     return kept
 
 
@@ -133,7 +131,7 @@ def _means(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
 
 
 @styled
-def plot_qq(fit: Fit, runs: pd.DataFrame) -> Figure:
+def plot_qq(fit: Fit, runs: RunTable | pd.DataFrame) -> Figure:
     """Residuals over the noise against the normal distribution, or the Student's t that was fitted.
 
     The band holds each point with 95 % probability if residuals are independent and so
@@ -144,7 +142,7 @@ def plot_qq(fit: Fit, runs: pd.DataFrame) -> Figure:
     InputError
         The table lacks a column of the law, or the noise is zero.
     """
-    rows = runs_for_fit(fit, runs)
+    runs = runs_for_fit(fit, runs)
     heavy = fit.minimised.kind == "student" and fit.minimised.on == "log"
     scale = fit.delta if heavy else fit.noise
     if not scale > 0:
@@ -153,25 +151,25 @@ def plot_qq(fit: Fit, runs: pd.DataFrame) -> Figure:
             "parameters than runs"
         )
     ideal = student(fit.minimised.degrees) if heavy else norm()
-    residuals = log_residuals(fit, rows) / scale
+    residuals = log_residuals(fit, runs) / scale
     order = np.argsort(residuals, kind="stable")
     rank, count = np.arange(1, len(order) + 1), len(order)
     expected = np.asarray(ideal.ppf(beta.ppf(0.5, rank, count + 1 - rank)))
     ends = [0.5 - LEVEL / 200, 0.5 + LEVEL / 200]
     low, high = (ideal.ppf(beta.ppf(end, rank, count + 1 - rank)) for end in ends)
-    sorted_rows, observed = rows.iloc[order], residuals[order]
+    sorted_runs, observed = runs.take(order), residuals[order]
     outside = int(((observed < low) | (observed > high)).sum())
     figure = Figure(figsize=(6.0, 5.0), layout="constrained")
     axes = figure.subplots()
     axes.fill_between(expected, low, high, color=BAND, alpha=0.5, lw=0, label="95 %, pointwise")
     axes.plot(expected, expected, color=CURVE, lw=1, label="as expected")
-    shown = scatter_runs(axes, expected, observed, sorted_rows)
+    shown = scatter_runs(axes, expected, observed, sorted_runs)
     name = f"Student's t with {fit.minimised.degrees:g} degrees of freedom" if heavy else "normal"
     axes.set_xlabel(f"quantile of the {name} distribution" if not heavy else f"quantile of {name}")
     axes.set_ylabel(f"residual / {'scale' if heavy else 'noise'} ({100 * scale:.2g} % of the loss)")
     axes.set_title(f"{outside} of {count} runs outside the band")
     axes.legend(loc="upper left")
-    colour_scale(figure, [axes], shown, sorted_rows)
+    colour_scale(figure, [axes], shown, sorted_runs)
     figure.suptitle(f"Q-Q: {headed(fit)}")
     return figure
 
@@ -179,7 +177,7 @@ def plot_qq(fit: Fit, runs: pd.DataFrame) -> Figure:
 @styled
 def plot_profiles(
     fit: Fit,
-    runs: pd.DataFrame,
+    runs: RunTable | pd.DataFrame,
     quantities: Sequence[Quantity] | None = None,
     *,
     level: float = LEVEL,
@@ -203,16 +201,16 @@ def plot_profiles(
     InputError
         The runs are not those of the fit, or nothing is free.
     """
+    runs = fit.count_as_fitted(runs)
     problem, best = problem_again(fit, runs)
     if quantities is None:
         names = [name for name in fit.law.names if name not in fit.held]
         quantities = [parameter(fit, name) for name in names]
     if not quantities:
         raise InputError(f"a profile needs a free parameter, but `{fit.law_name}` has none")
-    groups = runs[CLUSTER].to_numpy() if CLUSTER in runs else None
     figure, drawn = panels(len(quantities), across=4 if len(quantities) > 6 else 3, share=True)
     for axes, quantity in zip(drawn, quantities, strict=True):
-        _profile(axes, problem, best, quantity, groups, level)
+        _profile(axes, problem, best, quantity, runs.run_groups, level)
         first = axes.get_subplotspec()
         if first is not None and first.is_first_col():
             axes.set_ylabel("rise of the objective\n(1: what chance allows)")

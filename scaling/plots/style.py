@@ -22,8 +22,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_whole
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.runs.columns import SIZES, D, N
-from shapelaw.scaling.runs.table import require_columns
+from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.runs.table import RunTable
 from shapelaw.scaling.units import format_count
 
 LABELS = {
@@ -105,19 +105,17 @@ def label_of(fit: Fit, column: str) -> str:
     return f"N ({fit.size_convention} parameters)" if column == N else LABELS.get(column, column)
 
 
-def runs_for_fit(fit: Fit, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs with N counted as the fit counts it.
+def runs_for_fit(fit: Fit, runs: RunTable | pd.DataFrame) -> RunTable:
+    """Count N of the runs as the fit does, and refuse a table that cannot be drawn.
 
     Raises
     ------
     InputError
         The table has no rows, or lacks the loss or a column of the law.
     """
-    size = SIZES[fit.size_convention]
-    if size in runs:
-        runs = runs.assign(**{N: runs[size]})
-    require_columns(runs, ("loss", *fit.law.columns), "the run table")
-    if runs.empty:
+    runs = fit.count_as_fitted(runs)
+    runs.law_columns(("loss", *fit.law.columns))
+    if not len(runs):
         raise InputError("a picture needs at least one run, but the run table has no rows")
     return runs
 
@@ -175,22 +173,19 @@ def form_of(column: str) -> Form:
     return format_count if column in (N, D) else short
 
 
-def scatter_runs(
-    axes: Axes, x: np.ndarray, y: np.ndarray, rows: pd.DataFrame
-) -> ScalarMappable | None:
-    """Runs, one colour and marker for each size; a scale for many sizes, which is returned.
+def scatter_runs(axes: Axes, x: np.ndarray, y: np.ndarray, runs: RunTable) -> ScalarMappable | None:
+    """Draw runs, one colour and marker for each size; a scale for many sizes, which is returned.
 
     Where the table has no N, tokens stand in for it; where it has neither, all runs look the same.
     """
-    by = next((name for name in (N, D) if name in rows), None)
-    if by is None:
+    if not runs.has_sizes and D not in runs:
         axes.scatter(x, y, s=34, color=BLUE, label="runs", zorder=3, lw=0)
         return None
-    sizes = rows[by].to_numpy(dtype=float)
+    sizes = runs.sizes if runs.has_sizes else runs.tokens
     levels = size_levels(sizes)
     if levels is None:
         return axes.scatter(x, y, s=26, c=sizes, norm=LogNorm(), cmap=SCALE, zorder=3, lw=0)
-    letter = "N" if by == N else "D"
+    letter = "N" if runs.has_sizes else "D"
     for level, colour, marker in zip(np.unique(levels), COLOURS, MARKERS, strict=False):
         own = levels == level
         label = f"{letter} ≈ {format_count(float(np.exp(np.log(sizes[own]).mean())))}"
@@ -211,15 +206,15 @@ def size_levels(sizes: np.ndarray) -> np.ndarray | None:
 
 
 def colour_scale(
-    figure: Figure, drawn: Sequence[Axes], shown: ScalarMappable | None, rows: pd.DataFrame
+    figure: Figure, drawn: Sequence[Axes], shown: ScalarMappable | None, runs: RunTable
 ) -> None:
-    """The scale of sizes beside all panels, where the runs have one."""
+    """Draw the scale of sizes beside all panels, where the runs have one."""
     if shown is None:
         return
-    label = "N (parameters)" if N in rows else "D (tokens)"
+    label = "N (parameters)" if runs.has_sizes else "D (tokens)"
     form = FuncFormatter(lambda size, _: format_count(size))
     bar = figure.colorbar(shown, ax=list(drawn), label=label, format=form, pad=0.01)
-    sizes = rows[N if N in rows else D]
+    sizes = runs.sizes if runs.has_sizes else runs.tokens
     bar.set_ticks(log_ticks(float(sizes.min()), float(sizes.max())))
     bar.ax.yaxis.set_minor_locator(NullLocator())
 

@@ -3,7 +3,7 @@
 import os
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,7 @@ from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.files import data_folder, sha256
 from shapelaw.scaling.runs.converters import CONVERTERS
 from shapelaw.scaling.runs.reader import read_table
-from shapelaw.scaling.runs.table import load_runs as read_runs
-from shapelaw.scaling.runs.table import prepare_runs
+from shapelaw.scaling.runs.table import AUTO, RunTable, read_runs
 from shapelaw.scaling.units import format_count
 
 MIRROR = "SHAPELAW_MIRROR"  # a folder laid out as data/published.toml says, instead of downloads
@@ -109,9 +108,9 @@ def _span(ends: Iterable[str]) -> str:
 
 
 def load_runs(
-    name: str | Path, *, where: str | None = None, exclude: Iterable[str] = ()
-) -> pd.DataFrame:
-    """A run table by name, or from a file.
+    name: str | Path, *, where: str | None = None, exclude: Iterable[str] = (), size: str = AUTO
+) -> RunTable:
+    """Load a run table by name, or from a file, check it and keep its finished runs.
 
     Parameters
     ----------
@@ -119,25 +118,31 @@ def load_runs(
         A shipped table (``quickstart``), a published one (``chinchilla``, ``gemstones``,
         ``mlfoundations``, ``steplaw``, ``olmo-ladder``, ...: :func:`named_tables`), which is
         downloaded once and kept, or the path of a CSV or Parquet file.
-    where, exclude
-        Which rows to keep, as in :func:`shapelaw.scaling.runs.table.load_runs`.
+    where
+        A filter over columns (:func:`shapelaw.scaling.filters.select`), on the values of the file.
+    exclude
+        Identifiers of runs to leave out.
+    size
+        What N counts: ``non-embedding``, ``total`` or ``active``; ``"auto"`` is the first of these
+        that the table has.
 
     Returns
     -------
-    One row per run, validated. ``frame.attrs`` holds ``source`` (citation, licence, address),
-    ``left_out`` (each run that is not there, and why), ``warnings`` and ``notes``.
+    The rows whose status is ``done`` (or that have none), losses in nats per token, with the shape
+    ratios added where the table has the fields of a shape.
 
     Raises
     ------
     InputError
-        There is no such table, a file breaks a rule, or the mirror lacks a file.
+        There is no such table or convention of N, the mirror lacks a file, a file cannot be read,
+        or a value breaks a rule: file, line, column and value are named.
     WorkError
         The download failed, or a file is not the one that was published.
     """
     table = named_tables().get(str(name))
     if table is None:
         if Path(name).suffix in (".csv", ".parquet") or Path(name).is_file():
-            return read_runs(name, where=where, exclude=exclude)
+            return read_runs(name, where=where, exclude=exclude, size=size)
         raise InputError(
             f"a table's name must be one of {', '.join(sorted(named_tables()))}, or a file that "
             f"ends in .csv or .parquet, but got {str(name)!r}"
@@ -146,10 +151,9 @@ def load_runs(
         published = CONVERTERS[table.name](fetch(table))
     else:
         published = read_table(data_folder() / table.name / "runs.csv")
-    runs = prepare_runs(published, table.name, where=where, exclude=exclude)
-    runs.attrs["left_out"] = published.attrs.get("left_out", {}) | runs.attrs["left_out"]
-    runs.attrs["source"] = table.source
-    return runs
+    runs = RunTable.of(published, table.name, where=where, exclude=exclude, size=size)
+    left_out = {**published.attrs.get("left_out", {}), **runs.left_out}
+    return replace(runs, left_out=left_out, source=table.source)
 
 
 def fetch(table: NamedTable) -> dict[str, Path]:

@@ -1,6 +1,15 @@
 """Columns of the run table: names, kinds and rules."""
 
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS
+from shapelaw.scaling.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 N, D = "n_non_embedding", "tokens"
 # Column -> unit or meaning. A fit needs n_non_embedding (or n_total), tokens, loss and what its
@@ -42,6 +51,7 @@ COLUMNS = {
 # Columns that a table may have beside these, with their unit or meaning.
 MORE_COLUMNS = {
     "loss_unit": "nats or bits per token; bits are converted",
+    "loss_kind": "exact, or bound: an upper bound on the loss, as of masked diffusion",
     "validation": "name of the held-out text",
     "unique_tokens": "tokens of the text, before any is repeated",
     "run_group": "the training run that a checkpoint belongs to",
@@ -74,5 +84,31 @@ NUMERIC = {
     *OPTIONAL_NUMERIC,
 }
 
-# Convention -> the column that N is read from.
+LOSS_KINDS = ("exact", "bound")
+
+# Convention -> the column that N is read from, in the order of preference.
 SIZES = {"non-embedding": N, "total": "n_total", "active": "n_active"}
+
+
+def columns_of(
+    frame: "Mapping[str, Any] | pd.DataFrame", names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Read named columns of a table as float arrays.
+
+    Raises
+    ------
+    InputError
+        The table lacks one, or one holds something else than numbers.
+    """
+    found = {}
+    for name in names:
+        if name not in frame:
+            have = ", ".join(map(str, frame))
+            raise InputError(f"the table lacks the column `{name}`; it has {have}")
+        try:
+            found[name] = np.asarray(frame[name], dtype=float)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"`{name}` must hold numbers to stand in a law, but {error}; choose another column"
+            ) from None
+    return found

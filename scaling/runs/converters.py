@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.architectures.shape import RATIOS
-from shapelaw.scaling.runs.table import table_of
+from shapelaw.scaling.runs.ratios import table_of
 
 Files = Mapping[str, Path]
 OUTLIERS = 5  # of the Chinchilla points, the highest losses (arXiv 2404.10102, section 3)

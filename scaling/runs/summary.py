@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from shapelaw.scaling.runs.replicates import replicate_noise, replicate_noise_by_size
+from shapelaw.scaling.runs.table import RunTable, as_run_table
 from shapelaw.scaling.units import format_count
 
 UNITS = {
@@ -36,8 +36,8 @@ class Description:
     """A run table in figures.
 
     ``ranges`` has a row per numeric column: ``column``, ``unit``, ``lowest``, ``highest``,
-    ``levels`` (distinct values) and ``missing`` (rows). ``noise`` is that of
-    :func:`shapelaw.scaling.runs.replicates.replicate_noise_by_size`.
+    ``levels`` (distinct values) and ``missing`` (rows). ``noise`` is
+    :attr:`shapelaw.scaling.runs.table.RunTable.noise_by_size`.
     """
 
     name: str
@@ -117,30 +117,28 @@ class Description:
         return f"{title}{self.frame().to_html(index=False)}<ul>{items}</ul>"
 
 
-def describe(runs: pd.DataFrame) -> Description:
-    """Describe a run table as :func:`shapelaw.scaling.runs.catalog.load_runs` gives it."""
-    size = next((runs[name] for name in ("n_non_embedding", "n_total") if name in runs), None)
-    table = runs
-    if size is not None and "tokens" in runs:
-        table = runs.assign(tokens_per_parameter=runs["tokens"] / size)
+def describe(runs: RunTable | pd.DataFrame) -> Description:
+    """Describe a run table."""
+    runs = as_run_table(runs)
+    table = runs.frame
+    if runs.has_sizes and "tokens" in runs:
+        table = table.assign(tokens_per_parameter=table["tokens"] / table[runs.size_column])
     numeric = [name for name in UNITS if name in table]
     named = [name for name in NAMES if name in runs and runs[name].notna().any()]
-    deviation, degrees = replicate_noise(runs) if "loss" in runs else (np.nan, 0)
-    noise = replicate_noise_by_size(runs) if degrees else pd.DataFrame()
-    source = runs.attrs.get("source", {})
+    deviation, degrees = runs.noise if "loss" in runs else (np.nan, 0)
     return Description(
-        name=source.get("name", "run table"),
+        name=runs.source.get("name", "run table"),
         rows=len(runs),
         ranges=pd.DataFrame([_range(name, table[name]) for name in numeric], columns=RANGE),
         names={name: sorted(map(str, runs[name].dropna().unique())) for name in named},
-        others=[str(name) for name in runs if name not in {*UNITS, *NAMES, "run_id"}],
-        noise=noise,
+        others=[name for name in runs if name not in {*UNITS, *NAMES, "run_id"}],
+        noise=runs.noise_by_size if degrees else pd.DataFrame(),
         deviation=deviation if degrees else None,
         degrees=degrees,
-        left_out=runs.attrs.get("left_out", {}),
-        warnings=runs.attrs.get("warnings", []),
-        notes=runs.attrs.get("notes", []),
-        source=source,
+        left_out=dict(runs.left_out),
+        warnings=list(runs.warnings),
+        notes=list(runs.notes),
+        source=dict(runs.source),
     )
 
 

@@ -1,106 +1,384 @@
-"""The run table: one row per finished training run; columns, units, loading and validation."""
+"""The run table: finished training runs, checked and resolved once, when they are loaded."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, wraps
+from html import escape
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS
-from shapelaw.scaling.architectures.shape_table import FIELD_TYPES, ShapeTable
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_whole
 from shapelaw.scaling.filters import select
-from shapelaw.scaling.runs.columns import COLUMNS, NUMERIC, OPTIONAL_NUMERIC
+from shapelaw.scaling.runs.columns import COLUMNS, NUMERIC, SIZES, D, N, columns_of
+from shapelaw.scaling.runs.levels import SAME, level_of
+from shapelaw.scaling.runs.ratios import table_of, with_ratios
 from shapelaw.scaling.runs.reader import read_table
+from shapelaw.scaling.runs.replicates import noise_by_size, replicates_of, squares_of
 from shapelaw.scaling.runs.validation import (
-    SWITCHES,
-    WAY_OUT,
     as_floats,
-    line,
     losses_in_nats,
     plain_numbers,
     plain_switches,
-    refuse_duplicates,
-    refuse_giants,
     refuse_guessing,
+    refuse_unknown_kinds,
+    require_columns,
+    validate,
     warnings_of,
 )
 
 LISTED = 1000  # runs left out that are named one by one
+SOURCE = "the run table"  # what errors call a table that has no other name
+AUTO = "auto"  # N counts what the first of SIZES does that a table has a column for
+RUN_GROUP = "run_group"  # rows of one training run, where a table has several of each
+NATS = "nats per token"
+
+Values = TypeVar("Values", np.ndarray, np.ndarray | None)
 
 
-def load_runs(
-    path: Path | str, *, where: str | None = None, exclude: Iterable[str] = ()
-) -> pd.DataFrame:
-    """Read and validate a run table (CSV or Parquet) and keep its finished runs.
+def per_row(resolve: Callable[["RunTable"], Values]) -> cached_property[Values]:
+    """Make a cached value per row that a part of a table takes over from the whole table."""
+
+    @wraps(resolve)
+    def value(runs: "RunTable") -> Values:
+        if runs._part is None:
+            return resolve(runs)
+        whole, rows = runs._part
+        resolved: Values = getattr(whole, resolve.__name__)
+        if resolved is not None:
+            resolved = resolved[rows]
+        return resolved
+
+    return cached_property(value)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class RunTable:
+    """Finished training runs with everything resolved that depends on a convention.
+
+    Made by :func:`shapelaw.scaling.runs.catalog.load_runs` from a file or a name, and by
+    :meth:`of` from a frame. ``len(runs)`` counts runs, ``runs["loss"]`` is a column, ``"loss" in
+    runs`` asks for one, ``runs.frame`` is the whole frame, :meth:`select` keeps some of the runs.
+    Levels, replicates and run groups are numbers per row; they are resolved when they are first
+    asked for, and a part of a table has those of the whole table.
 
     Parameters
     ----------
-    path
-        The table; its columns are described in ``COLUMNS`` and ``MORE_COLUMNS``.
-    where
-        A filter over columns (:func:`shapelaw.scaling.filters.select`), on the values of the file.
-    exclude
-        Identifiers of runs to leave out.
-
-    Returns
-    -------
-    The rows whose status is ``done`` (or that have none), losses in nats, with the shape ratios
-    added where the table has the fields of a shape. ``frame.attrs`` holds ``left_out`` (each
-    dropped run and why), ``warnings`` and ``notes`` (sentences) and ``source``.
+    frame
+        One row per run; :data:`shapelaw.scaling.runs.columns.COLUMNS` describes the columns.
+    size
+        What N counts: ``non-embedding``, ``total`` or ``active`` parameters; ``"auto"`` is the
+        first of these that the table has.
+    loss_unit
+        Unit of the losses.
+    source
+        Name, citation, licence and address of the table, as far as they are known.
+    left_out
+        Each run that the table does not hold any more, and why.
+    warnings, notes
+        Sentences for a reader of a fit, and about what was converted.
 
     Raises
     ------
     InputError
-        The file cannot be read, or a value breaks a rule: file, line, column and value are named.
+        There is no such convention of N, or the table lacks its column.
+    """
+
+    frame: pd.DataFrame
+    size: str = AUTO
+    loss_unit: str = NATS
+    source: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    _part: "tuple[RunTable, np.ndarray] | None" = None
+
+    def __post_init__(self) -> None:
+        size = self.size
+        if size not in (*SIZES, AUTO):
+            raise InputError(f"`size` must be {AUTO}, {', '.join(SIZES)}, but got {size!r}")
+        if size == AUTO:
+            # A law without N fits a table without any count.
+            size = next((name for name, column in SIZES.items() if column in self.frame), "")
+        else:
+            require_columns(self.frame, (SIZES[size],), SOURCE)
+        object.__setattr__(self, "size", size or next(iter(SIZES)))
+
+    @classmethod
+    def of(
+        cls,
+        frame: pd.DataFrame,
+        name: str = SOURCE,
+        *,
+        where: str | None = None,
+        exclude: Iterable[str] = (),
+        size: str = AUTO,
+    ) -> "RunTable":
+        """Check a frame in memory as :func:`shapelaw.scaling.runs.catalog.load_runs` does a file.
+
+        Parameters
+        ----------
+        frame
+            One row per run; its index must count the rows from 0, for errors name lines by it.
+        name
+            What errors call the table.
+        where, exclude, size
+            As in :func:`shapelaw.scaling.runs.catalog.load_runs`.
+
+        Raises
+        ------
+        InputError
+            A value breaks a rule: line, column and value are named.
+        """
+        names = (
+            frame["run_id"] if "run_id" in frame else [f"row-{i + 2}" for i in range(len(frame))]
+        )
+        runs = frame.assign(run_id=pd.Series(names, index=frame.index).astype(str))
+        left_out = _unwanted(runs, set(exclude), name)
+        # The index still counts the lines of the file: errors name them.
+        runs = runs[~runs["run_id"].isin(left_out)] if left_out else runs
+        runs = plain_numbers(runs, [column for column in runs if column in NUMERIC])
+        runs = with_ratios(plain_switches(runs, name), name)
+        if where is not None:
+            chosen = select(where, {str(column): runs[column] for column in runs}, len(runs))
+            left_out |= dict.fromkeys(runs["run_id"][~chosen], f"not in `{where}`")
+            # What kept a column from being numbers may be gone with the rows.
+            runs = plain_numbers(runs[chosen], [column for column in runs if column in NUMERIC])
+        validate(runs, name)
+        runs, notes = losses_in_nats(runs, name)
+        refuse_guessing(runs, name)
+        refuse_unknown_kinds(runs, name)
+        runs = runs.reset_index(drop=True)
+        runs.attrs = {}
+        warnings = tuple(warnings_of(runs))
+        return cls(
+            frame=runs, size=size, left_out=_listed(left_out), warnings=warnings, notes=tuple(notes)
+        )
+
+    # ---- as a table
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.frame
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+    def __getitem__(self, name: str) -> pd.Series:
+        require_columns(self.frame, (name,), SOURCE)
+        return self.frame[name]
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        return list(map(str, self.frame))
+
+    def select(self, where: str) -> "RunTable":
+        """Keep the runs for which a filter such as ``"role == 'proxy' and gqa == 2"`` holds.
+
+        Raises
+        ------
+        InputError
+            The filter cannot be applied.
+        """
+        chosen = select(where, {str(name): self.frame[name] for name in self.frame}, len(self))
+        dropped = dict.fromkeys(self.run_ids[~chosen].tolist(), f"not in `{where}`")
+        return replace(self.take(chosen), left_out=_listed({**self.left_out, **dropped}))
+
+    def take(self, rows: np.ndarray) -> "RunTable":
+        """Take the runs of a mask or of positions, with all that is resolved for them."""
+        rows = np.asarray(rows)
+        rows = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        whole, before = self._part or (self, np.arange(len(self)))
+        return replace(self, frame=self.frame.iloc[rows], _part=(whole, before[rows]))
+
+    def assign(self, **columns: Any) -> "RunTable":
+        """Add or replace columns."""
+        return replace(self, frame=self.frame.assign(**columns), _part=None)
+
+    def counting(self, size: str) -> "RunTable":
+        """Count N by another convention; ``"auto"`` keeps the one that the table has.
+
+        Raises
+        ------
+        InputError
+            There is no such convention, or the table lacks its column.
+        """
+        if size in (AUTO, self.size):
+            return self
+        part = self._part and (self._part[0].counting(size), self._part[1])
+        return replace(self, size=size, _part=part)
+
+    # ---- what N, D, the loss and the compute are
+
+    @property
+    def size_column(self) -> str:
+        """The column that N is read from."""
+        return SIZES[self.size]
+
+    @property
+    def has_sizes(self) -> bool:
+        """Whether the table counts parameters at all."""
+        return self.size_column in self.frame
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """N of every run, parameters, (n,)."""
+        return self.law_columns((N,))[N]
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """D of every run, training tokens, (n,)."""
+        return self.law_columns((D,))[D]
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Loss of every run in ``loss_unit``, (n,)."""
+        return self.law_columns(("loss",))["loss"]
+
+    @property
+    def loss_kind(self) -> str:
+        """Kind of the losses: exact, bound, or mixed, which no fit takes."""
+        kinds = self.frame["loss_kind"].unique() if "loss_kind" in self.frame else ["exact"]
+        return str(kinds[0]) if len(kinds) == 1 else "mixed"
+
+    def law_columns(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Columns of a law as floats, (n,) each; ``n_non_embedding`` stands for N.
+
+        Raises
+        ------
+        InputError
+            The table lacks one, or one holds something else than numbers.
+        """
+        columns = {name: self.size_column if name == N else name for name in names}
+        require_columns(self.frame, columns.values(), SOURCE)
+        return {name: columns_of(self.frame, (own,))[own] for name, own in columns.items()}
+
+    @per_row
+    def compute(self) -> np.ndarray:
+        """Training FLOPs of every run, (n,): ``flops_6nd`` where all runs have it, else 6 N D."""
+        if "flops_6nd" in self.frame:
+            given = as_floats(self.frame["flops_6nd"])
+            if (given > 0).all():
+                return given
+        return np.asarray(6.0 * self.sizes * self.tokens)
+
+    # ---- which runs belong together
+
+    @per_row
+    def run_ids(self) -> np.ndarray:
+        """Names of the runs, (n,)."""
+        if "run_id" in self.frame:
+            return self.frame["run_id"].astype(str).to_numpy(dtype=object)
+        return np.array([f"row-{row}" for row in range(len(self))], dtype=object)
+
+    @per_row
+    def size_level(self) -> np.ndarray:
+        """Level of N of every run, (n,): sizes within 10 % of each other are one level."""
+        return level_of(self.sizes)
+
+    @per_row
+    def token_level(self) -> np.ndarray:
+        """Level of D of every run, (n,)."""
+        return level_of(self.tokens)
+
+    @per_row
+    def compute_level(self) -> np.ndarray:
+        """Level of the training FLOPs of every run, (n,)."""
+        return level_of(self.compute)
+
+    @per_row
+    def shapes(self) -> np.ndarray | None:
+        """Number of the shape of every run, (n,); None where no column describes a shape."""
+        names = [name for name in (*INTEGER_FIELDS, *RATIOS) if name != "vocab_size"]
+        names = [name for name in names if name in self.frame]
+        if not names:
+            return None
+        return self.frame.groupby(names, dropna=False, sort=False).ngroup().to_numpy()
+
+    @per_row
+    def replicates(self) -> np.ndarray:
+        """Number of every run's shape and recipe, (n,): equal numbers differ in seeds only."""
+        return replicates_of(self.frame)
+
+    @property
+    def run_groups(self) -> np.ndarray | None:
+        """The training run that every row is a checkpoint of, (n,); None where rows stand alone."""
+        return self.frame[RUN_GROUP].to_numpy() if RUN_GROUP in self.frame else None
+
+    # ---- what a fit records
+
+    @cached_property
+    def noise(self) -> tuple[float, int]:
+        """Standard deviation of ln loss between seeds, pooled, and its degrees of freedom.
+
+        A fraction of the loss; NaN and 0 without replicates.
+        """
+        squares, degrees = squares_of(self.replicates, np.log(self.losses))
+        total = int(degrees.sum())
+        return (float(np.sqrt(squares.sum() / total)), total) if total else (np.nan, 0)
+
+    @cached_property
+    def noise_by_size(self) -> pd.DataFrame:
+        """The noise between seeds for each non-embedding size that has replicates."""
+        if not self.noise[1]:
+            return pd.DataFrame({"n_non_embedding": [], "deviation": [], "degrees": []})
+        sizes = self.frame[N] if N in self.frame else table_of(self.frame).n_non_embedding
+        sizes = np.asarray(sizes, dtype=float)
+        return noise_by_size(self.replicates, np.log(self.losses), sizes)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the rows, in full precision."""
+        return fingerprint(self.frame)
+
+    def __repr__(self) -> str:
+        count = f"N counts {self.size} parameters; " if self.has_sizes else ""
+        name = self.source.get("name", "run table")
+        shown = f"{len(self)} runs, {len(self.columns)} columns"
+        return f"{name}: {shown}; {count}loss in {self.loss_unit}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(repr(self))}</p>{self.frame._repr_html_()}"  # type: ignore[operator]
+
+
+def as_run_table(runs: RunTable | pd.DataFrame, size: str = AUTO) -> RunTable:
+    """Make a run table of what a public function is given; a bare frame is taken as it is.
+
+    Parameters
+    ----------
+    size
+        What N counts; ``"auto"``: as the table says.
+
+    Raises
+    ------
+    InputError
+        There is no such convention of N, or the table lacks its column.
+    """
+    if isinstance(runs, RunTable):
+        return runs.counting(size)
+    return RunTable(frame=runs, size=size)
+
+
+def read_runs(
+    path: Path | str, *, where: str | None = None, exclude: Iterable[str] = (), size: str = AUTO
+) -> RunTable:
+    """Read a run table from a file (CSV or Parquet), check it and keep its finished runs.
+
+    Parameters and errors are those of :func:`shapelaw.scaling.runs.catalog.load_runs`, which also
+    knows tables by name.
     """
     path = Path(path)
-    runs = prepare_runs(read_table(path), str(path), where=where, exclude=exclude)
-    runs.attrs["source"] = {"name": path.name, "address": str(path)}
-    return runs
-
-
-def prepare_runs(
-    runs: pd.DataFrame, source: str, *, where: str | None = None, exclude: Iterable[str] = ()
-) -> pd.DataFrame:
-    """Validate a run table that is in memory, as :func:`load_runs` does one in a file.
-
-    Parameters
-    ----------
-    runs
-        One row per run; its index must count the rows from 0, for errors name lines by it.
-    source
-        What errors call the table.
-    where, exclude
-        As in :func:`load_runs`.
-
-    Raises
-    ------
-    InputError
-        A value breaks a rule.
-    """
-    names = runs["run_id"] if "run_id" in runs else [f"row-{row + 2}" for row in range(len(runs))]
-    runs = runs.assign(run_id=pd.Series(names, index=runs.index).astype(str))
-    left_out = _unwanted(runs, set(exclude), source)
-    # The index still counts the lines of the file: errors name them.
-    runs = runs[~runs["run_id"].isin(left_out)] if left_out else runs
-    runs = plain_numbers(runs, [name for name in runs if name in NUMERIC])
-    runs = with_ratios(plain_switches(runs, source), source)
-    if where is not None:
-        chosen = select(where, {str(name): runs[name] for name in runs}, len(runs))
-        left_out |= dict.fromkeys(runs["run_id"][~chosen], f"not in `{where}`")
-        # What kept a column from being numbers may be gone with the rows.
-        runs = plain_numbers(runs[chosen], [name for name in runs if name in NUMERIC])
-    validate(runs, source)
-    runs, notes = losses_in_nats(runs, source)
-    refuse_guessing(runs, source)
-    runs = runs.reset_index(drop=True)
-    runs.attrs = {"left_out": _listed(left_out), "warnings": warnings_of(runs), "notes": notes}
-    return runs
+    runs = RunTable.of(read_table(path), str(path), where=where, exclude=exclude, size=size)
+    return replace(runs, source={"name": path.name, "address": str(path)})
 
 
 def _listed(left_out: dict[str, str]) -> dict[str, str]:
@@ -125,145 +403,50 @@ def _unwanted(runs: pd.DataFrame, exclude: set[str], source: str) -> dict[str, s
     return unwanted
 
 
-def with_ratios(frame: pd.DataFrame, source: str = "the table") -> pd.DataFrame:
-    """Add parameter counts and shape ratios where the fields of a shape are there.
+def with_best_loss(
+    runs: RunTable | pd.DataFrame, *, size: str = AUTO, tolerance: float = SAME
+) -> RunTable:
+    """Add ``best_loss``: the lowest loss of all shapes trained at the same N and D, nats per token.
 
-    A column that the table already has is kept.
-    """
-    frame = frame.copy()
-    if set(INTEGER_FIELDS) - {"vocab_size"} <= set(frame.columns):
-        check_numbers(frame, [name for name in INTEGER_FIELDS if name in frame], source)
-        refuse_giants(frame, np.asarray(_shapes(frame, np.float64).n_total), source)
-        derived = table_of(frame)
-        counted = {"n_non_embedding", *RATIOS} | ({"n_total"} if "vocab_size" in frame else set())
-        for name in sorted(counted - set(frame.columns)):
-            frame[name] = getattr(derived, name)
-    return frame
+    The empirical L_opt that arXiv 2510.18245 multiplies its brackets with below 1B parameters, and
+    that :class:`shapelaw.scaling.laws.bases.BestLoss` reads. A run without others at its N and D
+    is its own best and tells nothing of shape. The best of few or noisy runs is no smooth law of N
+    and D: a larger size needs runs of its own before its losses can be predicted.
 
-
-def table_of(frame: pd.DataFrame) -> ShapeTable:
-    """The shapes of a frame's rows; unknown vocabulary counts 1, tied and without QK-norm."""
-    return _shapes(frame, np.int64)
-
-
-def _shapes(frame: pd.DataFrame, number: type) -> ShapeTable:
-    """The shapes of a frame's rows with their counts as integers, or as floats to see overflow."""
-    defaults = {"vocab_size": 1, "rope_theta": 10_000.0, **SWITCHES}
-    frame = plain_switches(frame, "the table")
-    columns: dict[str, Any] = {}
-    for name, kind in FIELD_TYPES.items():
-        values = frame[name] if name in frame else pd.Series(defaults[name], index=frame.index)
-        if kind is np.bool_:
-            columns[name] = values.to_numpy(dtype=bool)
-        elif name in INTEGER_FIELDS:
-            columns[name] = as_floats(values).astype(number)
-        else:
-            floats = as_floats(values)
-            columns[name] = np.where(np.isnan(floats), defaults[name], floats)
-    return ShapeTable(**columns)
-
-
-def validate(runs: pd.DataFrame, source: str) -> None:
-    """Check every rule of the run table.
+    Parameters
+    ----------
+    size
+        What N counts: ``non-embedding``, ``total`` or ``active``; ``"auto"``: as the table says.
+    tolerance
+        N and D within this fraction are equal.
 
     Raises
     ------
     InputError
-        Names the source, the line (the header is line 1), the column, the value and the rule.
+        A column is missing, or there is no such convention.
     """
-    if runs.empty:
-        raise InputError(f"{source} has no finished run left to use; loosen the filter")
-    twice = runs["run_id"].duplicated()
-    if twice.any():
-        raise InputError(
-            f"{source} line {line(runs, twice.to_numpy())}: `run_id` must be unique, "
-            f"but {runs['run_id'][twice].iloc[0]!r} stands twice; rename one of them"
-        )
-    check_numbers(runs, [name for name in runs.columns if name in NUMERIC], source)
-    if {"num_attention_heads", "num_key_value_heads"} <= set(runs.columns):
-        broken = (runs["num_attention_heads"] % runs["num_key_value_heads"] != 0).to_numpy()
-        if broken.any():
-            row = runs.loc[broken].iloc[0]
-            raise InputError(
-                f"{source} line {line(runs, broken)}: "
-                "`num_attention_heads % num_key_value_heads == 0` must hold, but got "
-                f"{row['num_attention_heads']:.0f} and {row['num_key_value_heads']:.0f}"
-            )
-    refuse_duplicates(runs, source)
+    runs = as_run_table(runs, size)
+    keys = [runs.size_level, runs.token_level]
+    if tolerance != SAME:
+        keys = [level_of(values, tolerance) for values in (runs.sizes, runs.tokens)]
+    best = runs["loss"].astype(float).groupby(keys).transform("min")
+    return runs.assign(best_loss=best)
 
 
-def check_numbers(frame: pd.DataFrame, columns: Iterable[str], source: str) -> None:
-    """Every value of the columns must be a positive finite number.
-
-    What is not known of every run (``OPTIONAL_NUMERIC``) may be missing or zero.
-
-    Raises
-    ------
-    InputError
-        Names the source, the line, the column and the value.
-    """
-    for name in columns:
-        numbers = as_floats(frame[name])
-        broken = ~(np.isfinite(numbers) & (numbers > 0))
-        rule = f"`{name} > 0` and finite"
-        if name in INTEGER_FIELDS and not broken.any():
-            broken = numbers != np.round(numbers)
-            rule = f"`{name}` a whole number"
-        if name in OPTIONAL_NUMERIC:
-            broken &= ~(frame[name].isna().to_numpy() | (numbers == 0))
-        if broken.any():
-            value = frame[name][broken].iloc[0]
-            raise InputError(
-                f"{source} line {line(frame, broken)}: {rule} must hold, but got {value}; {WAY_OUT}"
-            )
+def fingerprint(frame: pd.DataFrame) -> str:
+    """Hash the rows of a frame, in full precision: SHA-256."""
+    return hashlib.sha256(frame.to_csv(index=False).encode()).hexdigest()
 
 
-def require_columns(frame: pd.DataFrame, columns: Iterable[str], source: str) -> None:
-    """Name the first missing column.
-
-    Raises
-    ------
-    InputError
-        A column is missing.
-    """
-    for name in columns:
-        if name not in frame:
-            raise InputError(
-                f"{source} lacks the column `{name}`; it has {', '.join(map(str, frame.columns))}"
-            )
-
-
-def same_losses(runs: pd.DataFrame, source: str) -> None:
-    """Losses are comparable: one corpus, one tokenizer and one held-out text.
-
-    Raises
-    ------
-    InputError
-        The table mixes several.
-    """
-    for name in ("corpus", "tokenizer", "validation"):
-        different = list(runs[name].unique()) if name in runs else []
-        if len(different) > 1:
-            first, second = different[:2]
-            raise InputError(
-                f"{source}: `{name}` must be the same for all rows of a fit, but has {first!r} "
-                f"and {second!r}; choose with --where \"{name} == '{first}'\""
-            )
-
-
-def write_runs(path: Path, runs: pd.DataFrame) -> None:
+def write_runs(path: Path, runs: RunTable | pd.DataFrame) -> None:
     """Write a run table whole, in the order of ``COLUMNS``, other columns last.
 
     Numbers keep every digit; the format follows the file's ending (.csv or .parquet).
     """
-    known = [name for name in COLUMNS if name in runs]
-    runs = runs[known + [name for name in runs if name not in COLUMNS]]
+    frame = runs.frame if isinstance(runs, RunTable) else runs
+    known = [name for name in COLUMNS if name in frame]
+    frame = frame[known + [name for name in frame if name not in COLUMNS]]
     if path.suffix == ".parquet":
-        write_whole(path, lambda target: runs.to_parquet(target, index=False))
+        write_whole(path, lambda target: frame.to_parquet(target, index=False))
     else:
-        write_whole(path, lambda target: runs.to_csv(target, index=False))
-
-
-def fingerprint(runs: pd.DataFrame) -> str:
-    """SHA-256 over the rows, in full precision."""
-    return hashlib.sha256(runs.to_csv(index=False).encode()).hexdigest()
+        write_whole(path, lambda target: frame.to_csv(target, index=False))

@@ -1,4 +1,4 @@
-"""The rules of a run table beyond single numbers, and what it warns of.
+"""Check the rules of a run table, and collect its warnings.
 
 Every error names the source, the line (the header is line 1), the value and the way out.
 """
@@ -8,7 +8,9 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.runs.columns import LOSS_KINDS, NUMERIC, OPTIONAL_NUMERIC
 
 SWITCHES = {"tie_word_embeddings": True, "qk_norm": False, "decayed": False}  # where unknown
 SPELLINGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
@@ -32,6 +34,94 @@ def as_floats(values: pd.Series) -> np.ndarray:
         switches = values.map(lambda value: isinstance(value, bool)).to_numpy(dtype=bool)
         values = pd.to_numeric(values.astype(object).mask(switches), errors="coerce")
     return values.to_numpy(dtype=float, na_value=np.nan)
+
+
+def require_columns(frame: pd.DataFrame, columns: Iterable[str], source: str) -> None:
+    """Refuse a table that lacks a column, and name the first one that is missing.
+
+    Raises
+    ------
+    InputError
+        A column is missing.
+    """
+    for name in columns:
+        if name not in frame:
+            raise InputError(
+                f"{source} lacks the column `{name}`; it has {', '.join(map(str, frame.columns))}"
+            )
+
+
+def check_numbers(frame: pd.DataFrame, columns: Iterable[str], source: str) -> None:
+    """Refuse values that are no positive finite numbers.
+
+    A value of a column in ``OPTIONAL_NUMERIC`` may be missing or zero.
+
+    Raises
+    ------
+    InputError
+        Names the source, the line, the column and the value.
+    """
+    for name in columns:
+        numbers = as_floats(frame[name])
+        broken = ~(np.isfinite(numbers) & (numbers > 0))
+        rule = f"`{name} > 0` and finite"
+        if name in INTEGER_FIELDS and not broken.any():
+            broken = numbers != np.round(numbers)
+            rule = f"`{name}` a whole number"
+        if name in OPTIONAL_NUMERIC:
+            broken &= ~(frame[name].isna().to_numpy() | (numbers == 0))
+        if broken.any():
+            value = frame[name][broken].iloc[0]
+            raise InputError(
+                f"{source} line {line(frame, broken)}: {rule} must hold, but got {value}; {WAY_OUT}"
+            )
+
+
+def validate(runs: pd.DataFrame, source: str) -> None:
+    """Check every rule of the run table.
+
+    Raises
+    ------
+    InputError
+        Names the source, the line (the header is line 1), the column, the value and the rule.
+    """
+    if runs.empty:
+        raise InputError(f"{source} has no finished run left to use; loosen the filter")
+    twice = runs["run_id"].duplicated()
+    if twice.any():
+        raise InputError(
+            f"{source} line {line(runs, twice.to_numpy())}: `run_id` must be unique, "
+            f"but {runs['run_id'][twice].iloc[0]!r} stands twice; rename one of them"
+        )
+    check_numbers(runs, [name for name in runs.columns if name in NUMERIC], source)
+    if {"num_attention_heads", "num_key_value_heads"} <= set(runs.columns):
+        broken = (runs["num_attention_heads"] % runs["num_key_value_heads"] != 0).to_numpy()
+        if broken.any():
+            row = runs.loc[broken].iloc[0]
+            raise InputError(
+                f"{source} line {line(runs, broken)}: "
+                "`num_attention_heads % num_key_value_heads == 0` must hold, but got "
+                f"{row['num_attention_heads']:.0f} and {row['num_key_value_heads']:.0f}"
+            )
+    refuse_duplicates(runs, source)
+
+
+def same_losses(runs: pd.DataFrame, source: str) -> None:
+    """Refuse losses that are not comparable: of several corpora, tokenizers, texts or kinds.
+
+    Raises
+    ------
+    InputError
+        The table mixes several.
+    """
+    for name in ("corpus", "tokenizer", "validation", "loss_kind"):
+        different = list(runs[name].unique()) if name in runs else []
+        if len(different) > 1:
+            first, second = different[:2]
+            raise InputError(
+                f"{source}: `{name}` must be the same for all rows of a fit, but has {first!r} "
+                f"and {second!r}; choose with --where \"{name} == '{first}'\""
+            )
 
 
 def plain_numbers(frame: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
@@ -145,6 +235,24 @@ def losses_in_nats(runs: pd.DataFrame, source: str) -> tuple[pd.DataFrame, list[
     converted = {name: runs[name] * NATS_PER_BIT for name in columns}
     note = f"{' and '.join(columns)} converted from bits to nats per token"
     return runs.assign(**converted, loss_unit="nats"), [note]
+
+
+def refuse_unknown_kinds(runs: pd.DataFrame, source: str) -> None:
+    """Refuse a ``loss_kind`` that is neither exact nor a bound.
+
+    Raises
+    ------
+    InputError
+        Names the row.
+    """
+    if "loss_kind" not in runs:
+        return
+    unknown = ~runs["loss_kind"].isin(LOSS_KINDS).to_numpy()
+    if unknown.any():
+        raise InputError(
+            f"{source} line {line(runs, unknown)}: `loss_kind` must be {' or '.join(LOSS_KINDS)}, "
+            f"but got {runs['loss_kind'][unknown].iloc[0]}; {WAY_OUT}"
+        )
 
 
 def refuse_guessing(runs: pd.DataFrame, source: str) -> None:

@@ -7,7 +7,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from shapelaw.scaling.solver.problem import Problem, Solution
-from shapelaw.scaling.uncertainty.resampling import refit
+from shapelaw.scaling.uncertainty.resampling import minimise_resamples
 from shapelaw.scaling.uncertainty.robust_covariance import (
     Quantity,
     cluster_numbers,
@@ -67,7 +67,7 @@ def jackknife(problem: Problem, best: Solution, clusters: np.ndarray | None = No
     keep = (number != np.arange(number.max() + 1)[:, None]).astype(float)
     keep = keep if problem.weights is None else keep * problem.weights
     theta = np.repeat(best.theta[None], len(keep), axis=0)
-    return refit(problem.but(weights=keep), theta, best)
+    return minimise_resamples(problem.but(weights=keep), theta, best)
 
 
 def normal_interval(

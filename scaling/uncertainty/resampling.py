@@ -83,10 +83,10 @@ def bootstrap(
         resampled = problem.but(
             log_loss=_responses(problem, best, method, generator, resamples, clusters)
         )
-    return refit(resampled, theta, best)
+    return minimise_resamples(resampled, theta, best)
 
 
-def refit(problem: Problem, theta: np.ndarray, best: Solution) -> np.ndarray:
+def minimise_resamples(problem: Problem, theta: np.ndarray, best: Solution) -> np.ndarray:
     """Minimise a batch of problems from the optimum, and from its rivals where there are some."""
     found = minimise(problem.data, theta, problem.bounds, reweighted=0)
     answers, costs = found.theta, found.cost

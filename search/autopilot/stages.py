@@ -13,7 +13,8 @@ import pandas as pd
 
 from shapelaw.scaling.files import read_json, write_json
 from shapelaw.scaling.fitting.fit_law import fit
-from shapelaw.scaling.runs.table import load_runs, write_runs
+from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.scaling.runs.table import write_runs
 from shapelaw.search.autopilot.display import Display
 from shapelaw.search.autopilot.record import LoopSettings
 from shapelaw.search.autopilot.run_plan import (

@@ -5,7 +5,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from shapelaw.scaling.accuracy.fit import load_link
 from shapelaw.scaling.accuracy.link import Links
@@ -17,7 +16,7 @@ from shapelaw.scaling.fitting.published_laws import printed_fit, printed_laws
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.catalog import load_runs, named_tables
 from shapelaw.scaling.runs.columns import D, N
-from shapelaw.scaling.runs.table import fingerprint
+from shapelaw.scaling.runs.table import RunTable
 from shapelaw.scaling.units import format_count
 
 SHIPPED = "proxies"  # the table that the shipped law is fitted on
@@ -43,7 +42,7 @@ class LossBasis:
 
     fit: Fit
     description: str = ""
-    runs: pd.DataFrame | None = None
+    runs: RunTable | None = None
     links: Links | None = None
     validation: str = ""
 
@@ -79,7 +78,7 @@ def loss_basis(
     )
 
 
-def _law_from_file(law: str) -> tuple[Fit, pd.DataFrame | None, str]:
+def _law_from_file(law: str) -> tuple[Fit, RunTable | None, str]:
     path = Path(law)
     if not path.is_file() and path.suffix != ".json":
         raise InputError(
@@ -93,10 +92,10 @@ def _law_from_file(law: str) -> tuple[Fit, pd.DataFrame | None, str]:
     return fitted, runs_of(fitted, path), f"{name} law on {len(fitted.run_ids)} runs, {law}"
 
 
-def _shipped_law(seed: int) -> tuple[Fit, pd.DataFrame, str]:
+def _shipped_law(seed: int) -> tuple[Fit, RunTable, str]:
     """Fit the conditional law on the shipped runs."""
     every_run = load_runs(SHIPPED)
-    runs = every_run[every_run["role"].isin(FITTED_ROLES)]
+    runs = every_run.take(every_run["role"].isin(FITTED_ROLES).to_numpy())
     with working("fitting a law on the shipped runs"):
         fitted = fit("conditional", runs, seed=seed)
     sizes = [format_count(size) for size in fitted.ranges[N]]
@@ -109,20 +108,20 @@ def _shipped_law(seed: int) -> tuple[Fit, pd.DataFrame, str]:
     return fitted, runs, description
 
 
-def runs_of(fitted: Fit, path: Path) -> pd.DataFrame | None:
+def runs_of(fitted: Fit, path: Path) -> RunTable | None:
     """Find the runs of a fit: in a table beside its file, or in a shipped one; None: not there.
 
     Only a table of the same content counts: the fit keeps a hash of its runs.
     """
     wanted = set(fitted.run_ids)
     for runs in _tables_near(path):
-        own = runs[runs["run_id"].isin(wanted)] if wanted else runs.iloc[:0]
-        if len(own) == len(fitted.run_ids) and fingerprint(own) == fitted.data_sha256:
+        own = runs.take(np.isin(runs.run_ids, list(wanted)))
+        if len(own) == len(fitted.run_ids) > 0 and own.fingerprint == fitted.data_sha256:
             return own
     return None
 
 
-def _tables_near(path: Path) -> Iterator[pd.DataFrame]:
+def _tables_near(path: Path) -> Iterator[RunTable]:
     """Run tables in the folder of a fit, then the shipped ones."""
     shipped = [name for name, table in named_tables().items() if not table.files]
     for source in [*sorted(path.parent.glob("*runs*.csv")), *shipped]:

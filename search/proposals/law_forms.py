@@ -12,7 +12,7 @@ import pandas as pd
 
 from shapelaw.scaling.display.progress import working
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.refits import FitSettings, refit, rows_for, settings_of
+from shapelaw.scaling.fitting.refits import FitSettings, fit_quickly, settings_like
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.factors import GroupedQuery, UShape
 from shapelaw.scaling.laws.law import Factor, Law
@@ -57,7 +57,8 @@ def spread_over_forms(basis: LossBasis, frame: pd.DataFrame) -> FormSpread:
         beside = "the runs of the law are not beside its file"
         why = beside if basis.fit.run_ids else "a published law comes without its runs"
         return FormSpread(nats=None, note=NOT_INCLUDED + why)
-    settings: FitSettings = {**settings_of(basis.fit), "starts": STARTS, "resamples": 0}
+    runs = basis.fit.count_as_fitted(basis.runs)
+    settings: FitSettings = {**settings_like(basis.fit), "starts": STARTS, "resamples": 0}
     if basis.fit.minimised.robust:
         settings["delta"] = basis.fit.delta  # one objective for all forms
     losses = [basis.fit.central(frame)]
@@ -65,8 +66,8 @@ def spread_over_forms(basis: LossBasis, frame: pd.DataFrame) -> FormSpread:
     with working("comparing law forms"):
         for name, law in alternatives(basis.fit.law).items():
             try:
-                fitted = refit(law, basis.runs, **settings)
-                predicted = fitted.central(rows_for(fitted, frame))
+                fitted = fit_quickly(law, runs, **settings)
+                predicted = fitted.central(frame)
             except InputError:  # too few runs for this form
                 continue
             if _fits_as_well(fitted, basis.fit):

@@ -140,7 +140,7 @@ def _compare_pictures(committed: Path, fresh: Path) -> list[str]:
 def _quickstart() -> tuple[list[dict[str, Any]], dict[str, Any], pd.DataFrame]:
     """Read its proposals, the request for them, and the proposals that were trained."""
     rows, about = read_proposals(data_folder() / "quickstart" / "proposals.json")
-    runs = load_runs("quickstart", where="role == 'confirmation'")
+    runs = load_runs("quickstart", where="role == 'confirmation'").frame
     names = pd.DataFrame(rows)[["name", *SHAPE_KEY]]
     return rows, about, names.merge(runs[[*SHAPE_KEY, "loss"]], on=list(SHAPE_KEY))
 

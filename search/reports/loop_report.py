@@ -15,8 +15,8 @@ from shapelaw.scaling.files import read_json, write_text
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.plots.law import plot_law
 from shapelaw.scaling.plots.style import LABELS, save_figure
+from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.columns import D
-from shapelaw.scaling.runs.table import load_runs
 from shapelaw.scaling.space.pareto import hypervolume
 from shapelaw.scaling.units import format_count
 from shapelaw.search.proposals.proposal import (
@@ -61,7 +61,7 @@ def gather(folder: Path) -> Evidence:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give one that `shapelaw quickstart` wrote")
     fitted = Fit.load(folder / "fit.json")
-    runs = load_runs(folder / "runs.csv")
+    runs = load_runs(folder / "runs.csv").frame
     rows, about = read_proposals(folder / "proposals.json")
     path = folder / "quickstart.json"
     return Evidence(

@@ -15,8 +15,8 @@ from shapelaw.scaling.extras import installing
 from shapelaw.scaling.files import write_text
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.plots.style import LABELS, save_figure
+from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.columns import D
-from shapelaw.scaling.runs.table import load_runs
 from shapelaw.scaling.units import format_count
 from shapelaw.search.engines._base import TIME_MODEL
 from shapelaw.search.proposals.proposal import CANDIDATE, FAST, SHAPE_KEY, read_proposals
@@ -113,7 +113,7 @@ def trained_proposals(folder: Path, rows: list[dict[str, Any]]) -> pd.DataFrame:
     columns = ["name", "predicted", "loss"]
     wanted = [*SHAPE_KEY, D, "loss"]
     path = folder / "runs.csv"
-    runs = load_runs(path) if path.exists() else pd.DataFrame()
+    runs = load_runs(path).frame if path.exists() else pd.DataFrame()
     if not set(wanted) <= set(runs.columns):
         return pd.DataFrame(columns=columns)
     own = pd.DataFrame(rows)[["name", "predicted_loss", D, *SHAPE_KEY]]

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from shapelaw.scaling.runs.table import with_ratios
+from shapelaw.scaling.runs.ratios import with_ratios
 from shapelaw.search.autopilot.run_plan import fill
 
 

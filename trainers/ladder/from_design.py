@@ -12,7 +12,9 @@ import pandas as pd
 
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, Shape
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.runs.table import check_numbers, require_columns, with_ratios
+from shapelaw.scaling.runs.ratios import with_ratios
+from shapelaw.scaling.runs.table import RunTable, as_run_table
+from shapelaw.scaling.runs.validation import check_numbers, require_columns
 from shapelaw.scaling.units import format_count
 from shapelaw.trainers.ladder.grid import PROXY, LadderGrid, Range, Rung
 from shapelaw.trainers.ladder.plan import CHOSEN_AXES, WHOLE_AXES, Ladder, Planned
@@ -26,7 +28,7 @@ LAYERS: Range = (1, 64)
 
 def plan_proposed(
     proposals: pd.DataFrame,
-    runs: pd.DataFrame,
+    runs: RunTable | pd.DataFrame,
     *,
     grid: LadderGrid | None = None,
     layers: Range = LAYERS,
@@ -78,9 +80,9 @@ def plan_proposed(
     )
 
 
-def _axes_of(runs: pd.DataFrame) -> pd.DataFrame:
-    """The axes that a run table tells."""
-    table = with_ratios(runs, "the runs")
+def _axes_of(runs: RunTable | pd.DataFrame) -> pd.DataFrame:
+    """Read the axes that a run table tells."""
+    table = with_ratios(as_run_table(runs).frame, "the runs")
     require_columns(table, ("n_non_embedding", "tokens"), "the runs")
     table = table.assign(tokens_per_parameter=table["tokens"] / table["n_non_embedding"])
     return table[[name for name in WHOLE_AXES if name in table]].dropna()

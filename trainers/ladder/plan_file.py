@@ -9,7 +9,7 @@ import pandas as pd
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.runs.reader import read_table
-from shapelaw.scaling.runs.table import check_numbers, require_columns
+from shapelaw.scaling.runs.validation import check_numbers, require_columns
 from shapelaw.trainers.corpus.batches import count_windows
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.optimizers.recipe import Recipe

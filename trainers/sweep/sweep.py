@@ -9,7 +9,8 @@ import pandas as pd
 from shapelaw.scaling.display.console import json_row, note
 from shapelaw.scaling.display.progress import track
 from shapelaw.scaling.errors import InputError, WorkError
-from shapelaw.scaling.runs.table import require_columns, write_runs
+from shapelaw.scaling.runs.table import write_runs
+from shapelaw.scaling.runs.validation import require_columns
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.ledger.entry import Entry
 from shapelaw.trainers.ledger.ledger import (

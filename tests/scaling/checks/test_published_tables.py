@@ -22,7 +22,7 @@ def runs():
     """The 240 Chinchilla points, or a reason to skip."""
     if not os.environ.get(MIRROR):
         pytest.skip(f"the public tables are not here: set {MIRROR} to a folder that holds them")
-    table = load_runs("chinchilla")
+    table = load_runs("chinchilla").frame
     return table[~table["outlier"]].drop(columns="outlier").reset_index(drop=True)
 
 

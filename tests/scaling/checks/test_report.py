@@ -14,6 +14,7 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.levels import level_of
+from shapelaw.scaling.runs.table import RunTable
 from support.synthetic import SHARE, SIZES, isoflop_runs, synthetic_chinchilla, synthetic_runs
 
 QUICK = {"starts": 4, "delta": 1e-2}
@@ -372,7 +373,7 @@ def test_the_checklist_is_filled_from_the_fit_and_the_table(runs):
         optimizer="muon", schedule="wsd", learning_rate=np.linspace(0.01, 0.02, len(runs)),
         corpus="text:1", seed=0,
     )  # fmt: skip
-    table.attrs["left_out"] = {"bad-1": "diverged"}
+    table = RunTable(frame=table, left_out={"bad-1": "diverged"})
     fitted = fit("conditional", table, starts=4, resamples=5, seed=3, delta=1e-2)
     found = checklist(fitted, table)
     training, fitting = found.sections["Training"], found.sections["Fitting"]

@@ -13,7 +13,7 @@ from support.quick_fits import known_runs, quick_fit
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    from shapelaw.scaling.runs.table import load_runs
+    from shapelaw.scaling.runs.catalog import load_runs
 
     folder = tmp_path_factory.mktemp("plot")
     write_runs(folder / "runs.csv", known_runs())

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from shapelaw.scaling.commands.space_cli import read_space
 from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.runs.ratios import table_of
 from shapelaw.scaling.runs.reader import read_table
-from shapelaw.scaling.runs.table import table_of
 from shapelaw.scaling.space.space import Space, usual_layers
 from shapelaw.scaling.space.statistics import survey
 from shapelaw.scaling.units import parse_numbers

@@ -17,6 +17,7 @@ from shapelaw.scaling.design.candidates import costs
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.runs.table import RunTable, as_run_table
 
 REFIT = partial(fit, "chinchilla", starts=2, resamples=0)
 
@@ -71,7 +72,7 @@ def test_random_and_cheapest_end_with_the_whole_pool(result):
 def test_held_out_runs_are_the_largest_and_never_trained(runs):
     seen = []
 
-    def watched(some: pd.DataFrame):
+    def watched(some: RunTable):
         seen.append(float(costs(some).max()))
         return REFIT(some)
 
@@ -148,25 +149,26 @@ def test_back_test_shows_its_comparison_as_text_html_and_json(result):
 
 @pytest.mark.parametrize("name", list(STRATEGIES))
 def test_a_strategy_pays_for_what_it_takes_once(runs, name):
-    begin, pool = runs.iloc[:15], runs.iloc[15:25]
+    table = as_run_table(runs)
+    begin, pool = table.take(np.arange(15)), table.take(np.arange(15, 25))
     stage = BacktestStage(
         fit=REFIT(begin),
         trained=begin,
         pool=pool,
         budget_flops=float(np.median(costs(pool))) * 3,
-        held_out=runs.iloc[25:],
+        held_out=table.take(np.arange(25, 30)),
         generator=np.random.default_rng(0),
     )
     chosen = STRATEGIES[name](stage)
     assert len(chosen) == len(set(chosen)) > 0
-    assert set(chosen) <= set(pool.index)
-    assert costs(pool.loc[chosen]).sum() <= stage.budget_flops * (1 + 1e-9)
+    assert set(chosen) <= set(range(len(pool)))
+    assert costs(pool)[chosen].sum() <= stage.budget_flops * (1 + 1e-9)
 
 
 def test_the_error_is_the_root_mean_square_of_ln_loss(runs):
     fitted = REFIT(runs)
     exact = runs.assign(loss=fitted.central(runs) * np.exp(0.02))
-    assert held_out_error(fitted, exact) == pytest.approx(0.02)
+    assert held_out_error(fitted, as_run_table(exact)) == pytest.approx(0.02)
 
 
 def test_unknown_starts_and_small_tables_are_refused(runs):

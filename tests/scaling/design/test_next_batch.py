@@ -668,8 +668,7 @@ class TestCommand:
 
 @pytest.mark.skipif("SHAPELAW_MIRROR" not in os.environ, reason="needs SHAPELAW_MIRROR")
 def test_on_the_chinchilla_points_the_design_names_what_it_stands_on():
-    runs = load_runs("chinchilla")
-    runs = runs[~runs["outlier"]]
+    runs = load_runs("chinchilla", where="not outlier")
     fitted = fit("chinchilla", runs, delta=1e-3, starts=8, resamples=0)
     goal = Prediction(at=pd.DataFrame([{N: 7e10, D: 1.4e12}]))
     design = next_runs(fitted, None, 1e22, goal=goal, runs=runs)

@@ -11,8 +11,9 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.derived import intervals, parameter
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.laws.registry import LAWS
+from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.columns import D, N
-from shapelaw.scaling.runs.table import load_runs, write_runs
+from shapelaw.scaling.runs.table import write_runs
 from support.synthetic import synthetic_runs
 
 COLUMNS = (N, D, "loss", "hidden_over_sqrt_n", "mlp_to_attention", "gqa")

@@ -9,12 +9,13 @@ from scipy.optimize import minimize
 from scipy.stats import t as student
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.fit_law import fit, name_of, problem_again, problem_of
+from shapelaw.scaling.fitting.fit_law import fit, law_name, problem_again, problem_of
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.bases import Chinchilla, Kaplan
 from shapelaw.scaling.laws.factors import GroupedQuery, UShape
 from shapelaw.scaling.laws.registry import LAWS, law_named
 from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.runs.table import as_run_table
 from shapelaw.scaling.solver.objectives import KINDS, Objective
 from support.synthetic import TRUTH, synthetic_chinchilla, synthetic_runs, true_loss
 
@@ -80,9 +81,9 @@ def test_a_composed_law_with_tie_and_pin_survives_its_file(table, tmp_path):
 
 
 def test_a_fit_is_named_by_its_law_or_by_its_expression(table):
-    assert name_of(Chinchilla() * UShape("hidden_over_sqrt_n")) == "width"
+    assert law_name(Chinchilla() * UShape("hidden_over_sqrt_n")) == "width"
     law = Chinchilla() * GroupedQuery()
-    assert name_of(law) == repr(law)
+    assert law_name(law) == repr(law)
     np.testing.assert_array_equal(quick(law, table).theta, quick(repr(law), table).theta)
 
 
@@ -284,7 +285,7 @@ def test_rows_of_one_run_are_one_cluster_and_few_clusters_are_said():
 
 def test_starts_may_be_given():
     runs = synthetic_chinchilla(0.01, shapes=4)
-    problem, _ = problem_of(law_named("chinchilla"), runs)
+    problem = problem_of(law_named("chinchilla"), as_run_table(runs))
     points = problem.starts(5, 9)
     fitted = quick("chinchilla", runs, starts=points)
     assert fitted.starts == 5

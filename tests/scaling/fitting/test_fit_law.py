@@ -11,6 +11,7 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit, parse_delta
 from shapelaw.scaling.runs.catalog import MIRROR, load_runs
 from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.runs.table import RunTable
 from shapelaw.scaling.solver.identifiability import DRIFT, EXPONENTS, NO_TERM
 from shapelaw.scaling.solver.multistart import HUBER, SMALLEST_DELTA
 from support.paths import SHARED
@@ -41,7 +42,7 @@ def published():
         pytest.skip(f"the public tables are not here: set {MIRROR} to a folder that holds them")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(MIRROR, str(folder))
-        return load_runs("chinchilla")
+        return load_runs("chinchilla").frame
 
 
 @pytest.fixture(scope="module")
@@ -474,11 +475,11 @@ def test_the_order_of_the_rows_does_not_matter_for_the_optimum():
 
 
 def test_a_fit_records_its_data():
-    runs = synthetic_runs(shapes=4)
-    runs.attrs["left_out"] = {"bad-1": "diverged", "bad-2": "excluded by name"}
+    left_out = {"bad-1": "diverged", "bad-2": "excluded by name"}
+    runs = RunTable(frame=synthetic_runs(shapes=4), left_out=left_out)
     found = quick("conditional", runs, seed=7, resamples=5)
     assert found.run_ids == runs["run_id"].tolist()
-    assert found.left_out == runs.attrs["left_out"]
+    assert found.left_out == left_out
     assert "2 rows left out: bad-1 (diverged), bad-2 (excluded by name)" in found.notes
     assert found.seed == 7
     assert found.starts == 8

@@ -10,7 +10,7 @@ from shapelaw.scaling.fitting.published_laws import printed_fit, printed_laws
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.catalog import load_runs
 
-RUNS = load_runs("paper-2510.18245").set_index("run_id", drop=False)
+RUNS = load_runs("paper-2510.18245").frame.set_index("run_id", drop=False)
 # Calibration factors at the published shapes, by the coefficients of each fit.
 PUBLISHED = [
     ("paper-2510.18245", "llama-3.2-1b", "panda-1b", 1.0129),

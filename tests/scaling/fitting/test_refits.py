@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.runs.columns import D, N
-from shapelaw.scaling.runs.levels import with_best_loss
+from shapelaw.scaling.runs.table import with_best_loss
 
 RUNS = pd.DataFrame(
     {
@@ -37,7 +37,7 @@ def test_a_tolerance_of_one_per_cent_tells_sizes_apart():
 @pytest.mark.parametrize("index", [[7, 3, 9, 1, 5], [1, 1, 1, 1, 1]])
 def test_the_index_of_the_table_stays_and_does_not_matter(index):
     found = with_best_loss(RUNS.set_axis(index))
-    assert found.index.tolist() == index
+    assert found.frame.index.tolist() == index
     assert found["best_loss"].tolist() == [3.0, 3.0, 3.0, 2.8, 2.5]
 
 

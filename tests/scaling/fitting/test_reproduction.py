@@ -14,9 +14,10 @@ from shapelaw.scaling.fitting.refits import public_parameters
 from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.catalog import MIRROR, load_runs
 from shapelaw.scaling.runs.columns import D, N
-from shapelaw.scaling.runs.levels import level_of, with_best_loss
+from shapelaw.scaling.runs.levels import level_of
+from shapelaw.scaling.runs.table import as_run_table, with_best_loss
 from shapelaw.scaling.solver.objectives import Objective
-from shapelaw.scaling.uncertainty.resampling import bootstrap, refit
+from shapelaw.scaling.uncertainty.resampling import bootstrap, minimise_resamples
 from support.paths import SHARED
 
 SQUARES = Objective(kind="squares", on="raw")
@@ -31,7 +32,7 @@ def tables():
         pytest.skip(f"the public tables are not here: set {MIRROR} to a folder that holds them")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(MIRROR, str(folder))
-        yield load_runs
+        yield lambda name: load_runs(name).frame
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,8 @@ def test_4000_resamples_have_the_standard_errors_and_intervals_that_are_known(so
     counts = [np.bincount(old.choice(rows, rows), minlength=rows) for _ in range(4000)]
     weights = np.array(counts, dtype=float)
     drawn = spread(
-        fitted, refit(problem.but(weights=weights), np.tile(best.theta, (4000, 1)), best)
+        fitted,
+        minimise_resamples(problem.but(weights=weights), np.tile(best.theta, (4000, 1)), best),
     )
     errors = {"E": 0.02565, "alpha": 0.01540, "beta": 0.02059}
     for name, error in errors.items():
@@ -155,7 +157,7 @@ SMALL = {"a0": 2.697, "a1": 0.0974, "a2": 0.0078, "b0": 0.3870, "b1": 0.0063, "b
 def test_printed_coefficients_give_the_ratios_of_published_models(
     coefficients, worse, better, by_the_law, measured
 ):
-    models = load_runs("paper-2510.18245").set_index("run_id").loc[[worse, better]]
+    models = load_runs("paper-2510.18245").frame.set_index("run_id").loc[[worse, better]]
     law = law_named("paper-multiplicative")
     columns = {X: models[X].to_numpy(), R: models[R].to_numpy(), "best_loss": np.ones(2)}
     first, second = law.predict(law.internal(coefficients, {}), columns, {})
@@ -241,7 +243,7 @@ def test_the_papers_score_of_a_form_that_holds_beats_one_that_does_not():
 
 def test_on_our_own_runs_the_separable_forms_do_no_better_than_the_best_loss_alone():
     """Three sizes of tiny models: the best hidden size moves with N (LOG.md), not in the law."""
-    runs = with_best_loss(load_runs("quickstart"))
+    runs = with_best_loss(load_runs("quickstart")).frame
     small, large = runs[runs["role"] == "proxy"], runs[runs["role"] != "proxy"]
     alone = float(((large["loss"] - large["best_loss"]) ** 2).mean())
     for form in ("paper-multiplicative", "paper-additive"):
@@ -321,7 +323,7 @@ def test_the_published_width_depth_law_has_its_objective_and_ours_a_lower_one(
     public = {"E": np.exp(floor), **dict(zip(EXPONENTS, exponents, strict=True))}
     public |= {name: np.exp(scale) for name, scale in zip(SCALES, scales, strict=True)}
     law, objective = law_named("width-depth"), Objective(delta=delta)
-    problem, _ = problem_of(law, gemstones, objective, delta, "total")
+    problem = problem_of(law, as_run_table(gemstones, "total"), objective, delta)
     theta = problem.law.internal(public, problem.reference)
     assert problem.data.cost(theta[None])[0] == pytest.approx(cost, abs=1e-10)
     found = fit("width-depth", gemstones, size="total", delta=delta, starts=256, resamples=0)

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.laws.bases import BestLoss, Chinchilla, Kaplan, PowerLaw, WidthDepth
 from shapelaw.scaling.laws.factors import AspectRatio, Bracket, GroupedQuery, UShape
-from shapelaw.scaling.laws.law import Law, columns_of, reference_of
+from shapelaw.scaling.laws.law import Law, reference_of
 from shapelaw.scaling.laws.notation import LETTERS, symbol
 from shapelaw.scaling.laws.registry import LAWS, PARTS, chinchilla, law_named, laws_page
-from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.runs.columns import D, N, columns_of
 from support.paths import ROOT
 
 ROWS = 7

@@ -4,11 +4,11 @@ import pytest
 
 from shapelaw.scaling.errors import WorkError
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.laws.law import columns_of, reference_of
+from shapelaw.scaling.laws.law import reference_of
 from shapelaw.scaling.laws.registry import LAWS, law_named
 from shapelaw.scaling.plots.law import POINTS, plot_law
 from shapelaw.scaling.plots.style import COLOURS, LABELS, save_figure
-from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.runs.columns import D, N, columns_of
 from shapelaw.scaling.solver.identifiability import Held
 from shapelaw.scaling.solver.objectives import Objective
 

@@ -85,15 +85,15 @@ def test_a_file_loads_by_its_path_whatever_its_ending(tmp_path, name):
     for given in (path, str(path)):
         runs = load_runs(given, where="tokens > 3e7")
         assert runs["loss"].tolist() == [4.25]
-        assert runs.attrs["source"] == {"name": name, "address": str(path)}
+        assert runs.source == {"name": name, "address": str(path)}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_table_loads_by_name_with_its_source(name):
     runs = load_runs(name)
     assert len(runs) >= 7
-    assert runs.attrs["source"]["address"] == f"shipped, data/{name}/runs.csv"
-    assert {"citation", "licence"} <= set(runs.attrs["source"])
+    assert runs.source["address"] == f"shipped, data/{name}/runs.csv"
+    assert {"citation", "licence"} <= set(runs.source)
     assert {"n_non_embedding", "hidden_over_sqrt_n", "mlp_to_attention", "gqa"} <= set(runs)
 
 
@@ -104,16 +104,16 @@ def test_a_published_table_is_the_one_that_the_list_promises(mirror, name):
     for column, (low, high) in table.ranges.items():
         assert float(f"{runs[column].min():.3g}") == low
         assert float(f"{runs[column].max():.3g}") == high
-    assert runs.attrs["source"] == table.source
-    assert isinstance(runs.attrs["left_out"], dict)
-    assert isinstance(runs.attrs["warnings"], list)
+    assert runs.source == table.source
+    assert isinstance(runs.left_out, dict)
+    assert isinstance(runs.warnings, tuple)
     assert {"n_total", "n_non_embedding"} & set(runs)
 
 
 def test_a_published_table_takes_filters_and_exclusions(mirror):
     runs = load_runs("chinchilla", where="outlier == False", exclude=["chinchilla-100"])
     assert len(runs) == 239
-    left_out = runs.attrs["left_out"]
+    left_out = runs.left_out
     assert left_out["chinchilla-100"] == "excluded by name"
     assert sorted(left_out.values()).count("not in `outlier == False`") == 5
 

@@ -17,8 +17,9 @@ from shapelaw.scaling.runs.converters import (
     olmo_ladder,
     steplaw,
 )
-from shapelaw.scaling.runs.replicates import replicate_noise
-from shapelaw.scaling.runs.table import prepare_runs, same_losses, table_of
+from shapelaw.scaling.runs.ratios import table_of
+from shapelaw.scaling.runs.table import RunTable
+from shapelaw.scaling.runs.validation import same_losses
 
 GEMSTONES = ("gemstones", "gemstones-hot", "gemstones-hot-long", "gemstones-lr-ablation")
 
@@ -39,7 +40,7 @@ def chinchilla_mse(runs: pd.DataFrame, size: str) -> float:
 @pytest.mark.parametrize("name", GEMSTONES)
 def test_the_shapes_of_the_gemstones_have_the_published_parameters_exactly(mirror, name):
     runs = load_runs(name)
-    np.testing.assert_array_equal(table_of(runs).n_total, runs["n_total"])
+    np.testing.assert_array_equal(table_of(runs.frame).n_total, runs["n_total"])
     np.testing.assert_array_equal(
         runs["n_total"] - runs["n_non_embedding"], 2 * 50_304 * runs["hidden_size"]
     )
@@ -50,11 +51,11 @@ def test_the_shapes_of_the_gemstones_have_the_published_parameters_exactly(mirro
 def test_the_annealed_gemstones_are_20_shapes_at_10_token_counts(mirror):
     runs = load_runs("gemstones")
     assert len(runs) == 199
-    counts = runs.groupby("run_group")["tokens"].nunique()
+    counts = runs.frame.groupby("run_group")["tokens"].nunique()
     assert len(counts) == 20
     assert sorted(counts)[:2] == [9, 10]
     assert runs["decayed"].all()
-    assert runs.attrs["warnings"] == []
+    assert runs.warnings == ()
     np.testing.assert_array_equal(
         runs["aspect_ratio"], runs["hidden_size"] / runs["num_hidden_layers"]
     )
@@ -62,14 +63,14 @@ def test_the_annealed_gemstones_are_20_shapes_at_10_token_counts(mirror):
 
 @pytest.mark.parametrize("name", GEMSTONES[1:])
 def test_checkpoints_at_a_constant_rate_come_with_a_warning(mirror, name):
-    (warning,) = load_runs(name).attrs["warnings"]
+    (warning,) = load_runs(name).warnings
     assert "checkpoints in mid-schedule" in warning
 
 
 def test_chinchilla_fits_the_gemstones_as_well_as_was_measured_before(mirror):
     runs = load_runs("gemstones")
-    assert chinchilla_mse(runs, "n_total") == pytest.approx(2.28e-3, abs=5e-6)
-    assert chinchilla_mse(runs, "n_non_embedding") == pytest.approx(1.11e-3, abs=2e-5)
+    assert chinchilla_mse(runs.frame, "n_total") == pytest.approx(2.28e-3, abs=5e-6)
+    assert chinchilla_mse(runs.frame, "n_non_embedding") == pytest.approx(1.11e-3, abs=2e-5)
 
 
 def test_the_slim_chinchilla_points_are_among_those_of_chinchilla(mirror):
@@ -85,7 +86,7 @@ def test_the_grid_has_the_published_shapes_and_tokens_exactly(mirror):
     np.testing.assert_array_equal(grid["loss"], flat["loss"])
     np.testing.assert_array_equal(grid["intermediate_size"], flat["ffn_open_lm"])
     np.testing.assert_array_equal(grid["warmup_steps"], flat["warmup"])
-    assert replicate_noise(grid)[1] == 0  # another warmup is another recipe
+    assert grid.noise[1] == 0  # another warmup is another recipe
 
 
 def test_a_tuned_shape_is_its_best_run_and_the_others_are_named(mirror):
@@ -93,9 +94,11 @@ def test_a_tuned_shape_is_its_best_run_and_the_others_are_named(mirror):
     assert len(tuned) == 130
     assert (tuned["n_total"] > 50e6).sum() == 91
     shape = ["hidden_size", "num_hidden_layers", "num_attention_heads"]
-    lowest = grid.groupby(shape)["loss"].min()
-    np.testing.assert_array_equal(tuned.set_index(shape)["loss"].sort_index(), lowest.sort_index())
-    left_out = tuned.attrs["left_out"]
+    lowest = grid.frame.groupby(shape)["loss"].min()
+    np.testing.assert_array_equal(
+        tuned.frame.set_index(shape)["loss"].sort_index(), lowest.sort_index()
+    )
+    left_out = tuned.left_out
     assert set(left_out) | set(tuned["run_id"]) == set(grid["run_id"])
     assert set(left_out.values()) == {"another warmup gave this shape a lower loss"}
     assert tuned["warmups_tried"].sum() == len(grid)
@@ -109,17 +112,17 @@ def test_the_overtrained_models_have_the_published_parameters_and_eight_losses(m
     assert len([name for name in runs if name.startswith("loss_")]) == 8
     np.testing.assert_array_equal(runs["loss"], runs["loss_c4_val"])
     with pytest.raises(ValueError, match="`corpus` must be the same for all rows"):
-        same_losses(runs, "overtrained")
+        same_losses(runs.frame, "overtrained")
 
 
 def test_step_law_counts_attention_and_mlp_parameters(mirror):
     runs = load_runs("steplaw")
     assert len(runs) == 1911
-    shapes = table_of(runs)
+    shapes = table_of(runs.frame)
     body = shapes.num_hidden_layers * (shapes.attention_parameters + shapes.mlp_parameters)
     np.testing.assert_array_equal(runs["n_non_embedding"], body)
     np.testing.assert_allclose(runs["batch_tokens"] * runs["steps"], runs["tokens"], rtol=0.003)
-    cells = runs.groupby(["n_non_embedding", "tokens"])
+    cells = runs.frame.groupby(["n_non_embedding", "tokens"])
     assert runs["best_of_grid"].sum() == len(cells) == 17
     assert "n_total" not in runs
     assert sorted({round(ratio, 2) for ratio in runs["mlp_to_attention"]}) == [
@@ -132,7 +135,7 @@ def test_step_law_counts_attention_and_mlp_parameters(mirror):
 
 
 def test_the_ladder_has_the_published_parameters_and_last_losses(mirror):
-    runs = load_runs("olmo-ladder").set_index("run_id")
+    runs = load_runs("olmo-ladder").frame.set_index("run_id")
     sizes = json.loads((mirror / "olmo_ladder" / "final.json").read_text())
     for label, run in [("190M", "190M-1xC"), ("370M", "370M-5xC"), ("1.3B", "1B-2xC")]:
         assert runs.loc[f"olmo-{run}", "n_published"] == sizes[label]["n"]
@@ -150,7 +153,7 @@ def test_the_ladder_pairs_losses_and_accuracies_of_the_same_tasks(mirror):
     tasks = {name.removeprefix("bpb_") for name in runs if name.startswith("bpb_")}
     assert len(tasks) == 20
     assert tasks == {name.removeprefix("accuracy_") for name in runs if "accuracy_" in name}
-    scores = runs.filter(regex="^(loss_|bpb_|accuracy_)")
+    scores = runs.frame.filter(regex="^(loss_|bpb_|accuracy_)")
     assert scores.notna().all(axis=None)
     assert ((scores.filter(regex="^accuracy_") > 0) & (scores.filter(regex="^accuracy_") < 1)).all(
         axis=None
@@ -174,7 +177,7 @@ def test_the_shipped_models_of_the_paper_are_those_of_its_tables(mirror):
 
 
 def test_the_paper_s_own_3b_models_have_the_printed_proportions():
-    runs = load_runs("paper-2510.18245").set_index("run_id")
+    runs = load_runs("paper-2510.18245").frame.set_index("run_id")
     assert runs.loc["panda-3b", "mlp_to_attention"] == 1
     assert runs.loc["surefire-3b", "gqa"] == 7
     assert runs.loc["panda-3b-circ", "hidden_over_sqrt_n"] == pytest.approx(0.0764, abs=1e-4)
@@ -191,11 +194,11 @@ def test_a_gemstone_checkpoint_becomes_a_row(tmp_path):
     }  # fmt: skip
     (tmp_path / "cool.jsonl").write_text(json.dumps(row) + "\n")
     table = gemstones({"cool": tmp_path / "cool.jsonl"}, schedule="constant", decayed=False)
-    runs = prepare_runs(table, "gemstones")
-    (made,) = runs.to_dict("records")
+    runs = RunTable.of(table, "gemstones")
+    (made,) = runs.frame.to_dict("records")
     assert made["run_id"] == "384x13-step2"
     assert (made["num_attention_heads"], made["num_key_value_heads"], made["gqa"]) == (3, 1, 3)
-    assert table_of(runs).n_total.tolist() == [66_758_784]
+    assert table_of(runs.frame).n_total.tolist() == [66_758_784]
     assert made["batch_tokens"] == 4_194_304
     assert made["mlp_to_attention"] == pytest.approx(4.5)
 
@@ -210,7 +213,7 @@ GRID = {
 def test_the_names_of_the_grid_are_read_and_the_best_warmup_is_kept(tmp_path):
     (tmp_path / "grid.json").write_text(json.dumps(GRID))
     files = {"grid": tmp_path / "grid.json"}
-    grid = prepare_runs(mlfoundations_grid(files), "grid")
+    grid = RunTable.of(mlfoundations_grid(files), "grid")
     np.testing.assert_array_equal(grid["tokens"], 20 * grid["n_total"])
     assert grid["head_dim"].tolist() == [24, 24, 40]  # 12 heads of 40 in a width of 488
     tuned = mlfoundations_tuned(files)

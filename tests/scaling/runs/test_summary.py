@@ -7,7 +7,7 @@ import pytest
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.columns import MORE_COLUMNS
 from shapelaw.scaling.runs.summary import NAMES, UNITS, describe
-from shapelaw.scaling.runs.table import prepare_runs
+from shapelaw.scaling.runs.table import RunTable
 from support.run_tables import run_table
 
 
@@ -30,10 +30,10 @@ def test_every_range_has_its_column_unit_ends_and_levels(described):
 
 def test_missing_values_are_counted():
     frame = run_table(learning_rate=[0.1, np.nan, np.nan, 0.2], n_active=np.nan)
-    ranges = describe(prepare_runs(frame, "runs")).ranges.set_index("column")
+    ranges = describe(RunTable.of(frame, "runs")).ranges.set_index("column")
     assert ranges.loc["learning_rate", ["levels", "missing"]].tolist() == [2, 2]
     assert ranges.loc["n_active", ["levels", "missing"]].tolist() == [0, 4]
-    shown = describe(prepare_runs(frame, "runs")).frame().set_index("column")
+    shown = describe(RunTable.of(frame, "runs")).frame().set_index("column")
     assert shown.loc["n_active", "lowest"] == "-"
 
 
@@ -54,7 +54,7 @@ def test_what_stands_beside_the_ranges_is_told_in_lines(described):
 
 def test_many_names_are_counted_and_reasons_summed():
     frame = run_table(8, corpus=list("abcdefgh"), loss=np.linspace(4, 3, 8))
-    lines = describe(prepare_runs(frame, "runs", where="corpus != 'h'", exclude=["run-0"])).lines()
+    lines = describe(RunTable.of(frame, "runs", where="corpus != 'h'", exclude=["run-0"])).lines()
     assert "corpus: b, c, d, e and 2 more" in lines
     assert "left out: 1 runs, excluded by name" in lines
     assert "left out: 1 runs, not in `corpus != 'h'`" in lines
@@ -63,7 +63,7 @@ def test_many_names_are_counted_and_reasons_summed():
 
 def test_replicates_are_told_by_size():
     frame = run_table(3, tokens=1e6, loss=[4.0, 4.1, 4.2], seed=[0, 1, 2])
-    described = describe(prepare_runs(frame, "runs"))
+    described = describe(RunTable.of(frame, "runs"))
     assert described.degrees == 2
     assert described.noise["degrees"].tolist() == [2]
     assert described.as_json()["noise_by_size"][0]["deviation"] == pytest.approx(
@@ -73,7 +73,7 @@ def test_replicates_are_told_by_size():
 
 def test_the_document_has_no_nan_and_reads_back(described):
     frame = run_table(n_active=np.nan)
-    for one in (described, describe(prepare_runs(frame, "runs"))):
+    for one in (described, describe(RunTable.of(frame, "runs"))):
         document = one.as_json()
         assert json.loads(json.dumps(document, allow_nan=False)) == document
         assert document["rows"] == one.rows
@@ -81,14 +81,14 @@ def test_the_document_has_no_nan_and_reads_back(described):
 
 def test_a_notebook_shows_a_table_and_escapes_what_the_file_says():
     frame = run_table(corpus="<b>text</b>", tokenizer="bytes")
-    html = describe(prepare_runs(frame, "runs"))._repr_html_()
+    html = describe(RunTable.of(frame, "runs"))._repr_html_()
     assert "<table" in html
     assert "&lt;b&gt;text" in html
     assert "<b>text" not in html
 
 
 def test_a_table_of_two_columns_can_be_described():
-    described = describe(prepare_runs(pd.DataFrame({"tokens": [1e6, 2e6], "loss": [4, 3]}), "few"))
+    described = describe(RunTable.of(pd.DataFrame({"tokens": [1e6, 2e6], "loss": [4, 3]}), "few"))
     assert described.ranges["column"].tolist() == ["tokens", "loss"]
     assert described.deviation is None
     assert described.name == "run table"

@@ -9,18 +9,12 @@ from hypothesis import strategies as st
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS
 from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.columns import COLUMNS
+from shapelaw.scaling.runs.ratios import table_of, with_ratios
 from shapelaw.scaling.runs.reader import read_table
-from shapelaw.scaling.runs.replicates import replicate_noise, replicate_noise_by_size
-from shapelaw.scaling.runs.table import (
-    fingerprint,
-    load_runs,
-    require_columns,
-    same_losses,
-    table_of,
-    with_ratios,
-    write_runs,
-)
+from shapelaw.scaling.runs.table import as_run_table, fingerprint, write_runs
+from shapelaw.scaling.runs.validation import require_columns, same_losses
 from support.run_tables import run_table
 
 
@@ -45,7 +39,7 @@ def test_a_table_loads_with_counts_and_ratios_of_its_shapes(save, name):
     assert loaded["n_total"].tolist() == [shape.n_total] * 4
     for ratio in RATIOS:
         np.testing.assert_allclose(loaded[ratio], getattr(shape, ratio), rtol=1e-14)
-    assert loaded.attrs["left_out"] == {}
+    assert loaded.left_out == {}
 
 
 def test_a_ratio_or_count_that_the_table_has_is_kept(save):
@@ -172,8 +166,8 @@ def test_the_line_is_that_of_the_file_after_filters(save):
 def test_a_run_is_left_out_by_name_and_said_so(save):
     loaded = load_runs(save(run_table()), exclude=["run-1", "run-3"])
     assert loaded["run_id"].tolist() == ["run-0", "run-2"]
-    assert loaded.index.tolist() == [0, 1]
-    assert loaded.attrs["left_out"] == dict.fromkeys(("run-1", "run-3"), "excluded by name")
+    assert loaded.frame.index.tolist() == [0, 1]
+    assert loaded.left_out == dict.fromkeys(("run-1", "run-3"), "excluded by name")
 
 
 @pytest.mark.parametrize("column", ["loss", "tokens", "hidden_size", "num_key_value_heads"])
@@ -209,7 +203,7 @@ def test_a_filter_keeps_rows_and_names_the_others(save):
     where = "role == 'proxy' and tokens >= 2e6 and gqa == 3"
     loaded = load_runs(save(frame), where=where)
     assert loaded["run_id"].tolist() == ["run-1", "run-3"]
-    assert loaded.attrs["left_out"] == dict.fromkeys(("run-0", "run-2"), f"not in `{where}`")
+    assert loaded.left_out == dict.fromkeys(("run-0", "run-2"), f"not in `{where}`")
 
 
 def test_a_filter_that_leaves_nothing_is_refused(save):
@@ -222,13 +216,13 @@ def test_unfinished_runs_are_left_out_and_said_so_even_with_broken_numbers(save)
     frame.loc[1, "loss"] = np.nan
     loaded = load_runs(save(frame))
     assert loaded["run_id"].tolist() == ["run-0", "run-3"]
-    assert loaded.attrs["left_out"] == {"run-1": "failed", "run-2": "diverged"}
+    assert loaded.left_out == {"run-1": "failed", "run-2": "diverged"}
 
 
 def test_each_row_that_is_left_out_has_the_first_reason(save):
     frame = run_table(status=["failed", "failed", "done", "failed"])
     loaded = load_runs(save(frame), exclude=["run-0"], where="tokens > 2e6")
-    assert loaded.attrs["left_out"] == {
+    assert loaded.left_out == {
         "run-0": "excluded by name",
         "run-1": "failed",
         "run-3": "failed",
@@ -261,7 +255,7 @@ def test_noise_between_seeds_is_pooled_over_shapes_in_ln_loss():
     loss = np.exp([1.0, 1.02, 1.04, 1.5, 1.5, 1.6, 0.9])
     hidden = [64, 64, 64, 128, 128, 256, 512]
     frame = run_table(7, loss=loss, hidden_size=hidden, tokens=1e6)
-    deviation, degrees = replicate_noise(frame)
+    deviation, degrees = as_run_table(frame).noise
     assert degrees == 3  # two of the first shape, one of the second
     assert deviation == pytest.approx(np.sqrt((0.02**2 + 0.0 + 0.02**2) / 3), rel=1e-12)
 
@@ -277,19 +271,19 @@ def test_noise_between_seeds_is_pooled_over_shapes_in_ln_loss():
 )
 def test_runs_of_another_recipe_or_shape_are_no_replicates(column, different):
     frame = run_table(2, tokens=1e6, learning_rate=0.01, batch_tokens=4096)
-    assert replicate_noise(frame)[1] == 1
-    deviation, degrees = replicate_noise(frame.assign(**{column: different}))
+    assert as_run_table(frame).noise[1] == 1
+    deviation, degrees = as_run_table(frame.assign(**{column: different})).noise
     assert np.isnan(deviation)
     assert degrees == 0
 
 
 def test_a_missing_recipe_field_does_not_hide_replicates():
     frame = run_table(3, tokens=1e6, learning_rate=np.nan)
-    assert replicate_noise(frame)[1] == 2
+    assert as_run_table(frame).noise[1] == 2
 
 
 def test_without_shapes_the_noise_between_seeds_is_unknown():
-    deviation, degrees = replicate_noise(run_table()[["tokens", "loss"]])
+    deviation, degrees = as_run_table(run_table()[["tokens", "loss"]]).noise
     assert np.isnan(deviation)
     assert degrees == 0
 
@@ -355,7 +349,7 @@ def test_noise_between_seeds_is_told_by_size():
     loss = np.exp([1.0, 1.02, 1.04, 1.5, 1.6, 1.7, 1.72, 0.9])
     hidden = [64, 64, 64, 66, 66, 256, 256, 512]
     frame = with_ratios(run_table(8, loss=loss, hidden_size=hidden, tokens=1e6))
-    noise = replicate_noise_by_size(frame)
+    noise = as_run_table(frame).noise_by_size
     small, large = np.unique(frame["n_non_embedding"])[[0, 2]]
     assert noise["degrees"].tolist() == [3, 1]  # widths 64 and 66 are one size
     np.testing.assert_allclose(
@@ -363,21 +357,21 @@ def test_noise_between_seeds_is_told_by_size():
     )
     assert small < noise["n_non_embedding"][0] < 1.1 * small
     assert noise["n_non_embedding"][1] == pytest.approx(large, rel=1e-12)
-    pooled, degrees = replicate_noise(frame)
+    pooled, degrees = as_run_table(frame).noise
     assert degrees == noise["degrees"].sum()
     assert pooled**2 * degrees == pytest.approx((noise["deviation"] ** 2 * noise["degrees"]).sum())
 
 
 def test_noise_by_size_needs_no_vocabulary_and_no_count():
     frame = run_table(3, tokens=1e6).drop(columns="vocab_size")
-    noise = replicate_noise_by_size(frame)
+    noise = as_run_table(frame).noise_by_size
     assert noise["degrees"].tolist() == [2]
     assert noise["n_non_embedding"][0] == pytest.approx(table_of(frame).n_non_embedding[0])
 
 
 @pytest.mark.parametrize("frame", [run_table(), run_table()[["tokens", "loss"]]])
 def test_without_replicates_there_is_no_noise_by_size(frame):
-    noise = replicate_noise_by_size(frame)
+    noise = as_run_table(frame).noise_by_size
     assert len(noise) == 0
     assert noise.columns.tolist() == ["n_non_embedding", "deviation", "degrees"]
 
@@ -416,22 +410,22 @@ def test_categories_are_read_as_what_they_stand_for(tmp_path):
     frame.to_parquet(tmp_path / "runs.parquet")
     loaded = load_runs(tmp_path / "runs.parquet")
     assert loaded["loss"].tolist() == run_table()["loss"].tolist()
-    same_losses(loaded, "runs")
+    same_losses(loaded.frame, "runs")
 
 
 def test_the_notes_of_another_load_do_not_travel_in_the_file(save):
     loaded = load_runs(save(run_table()), exclude=["run-1"])
     again = load_runs(save(loaded, "again.parquet"))
-    assert again.attrs["left_out"] == {}
-    assert again.attrs["source"]["name"] == "again.parquet"
+    assert again.left_out == {}
+    assert again.source["name"] == "again.parquet"
 
 
 def test_very_many_runs_left_out_are_counted_not_listed(save):
     frame = run_table(3000)
     loaded = load_runs(save(frame.assign(loss=4 - frame.index / 3000)), where="tokens > 2.9e9")
     assert len(loaded) == 100
-    assert len(loaded.attrs["left_out"]) == 1001
-    assert loaded.attrs["left_out"]["1900 more runs"] == "for the same reasons"
+    assert len(loaded.left_out) == 1001
+    assert loaded.left_out["1900 more runs"] == "for the same reasons"
 
 
 NASTY = [
@@ -519,5 +513,6 @@ def test_a_damaged_table_loads_rightly_or_is_refused_with_a_reason(
     for name in {"loss", "tokens", "n_non_embedding", *INTEGER_FIELDS} & set(loaded):
         assert np.isfinite(loaded[name].to_numpy(dtype=float)).all()
         assert (loaded[name] > 0).all()
-    fingerprint(loaded)
-    replicate_noise_by_size(loaded) if "loss" in loaded else None
+    assert loaded.fingerprint == fingerprint(loaded.frame)
+    if "loss" in loaded:
+        assert loaded.noise_by_size["degrees"].sum() == loaded.noise[1]

@@ -5,13 +5,15 @@ import pandas as pd
 import pytest
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.runs.table import load_runs, prepare_runs, same_losses, table_of
-from shapelaw.scaling.runs.validation import LARGEST_MODEL, as_floats, warnings_of
+from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.scaling.runs.ratios import table_of
+from shapelaw.scaling.runs.table import RunTable
+from shapelaw.scaling.runs.validation import LARGEST_MODEL, as_floats, same_losses, warnings_of
 from support.run_tables import run_table
 
 
 def prepared(frame: pd.DataFrame, **options: object) -> pd.DataFrame:
-    return prepare_runs(frame, "runs", **options)
+    return RunTable.of(frame, "runs", **options)
 
 
 @pytest.mark.parametrize(
@@ -100,13 +102,13 @@ def test_losses_in_bits_become_nats_with_a_note():
     np.testing.assert_allclose(loaded["loss"], np.array([5.0, 4.9, 4.8, 4.7]) * np.log(2))
     np.testing.assert_allclose(loaded["loss_se"], 0.01 * np.log(2))
     assert set(loaded["loss_unit"]) == {"nats"}
-    assert loaded.attrs["notes"] == ["loss and loss_se converted from bits to nats per token"]
+    assert loaded.notes == ("loss and loss_se converted from bits to nats per token",)
 
 
 def test_losses_in_nats_stay_as_they_are():
     loaded = prepared(run_table(loss_unit="nats"))
     assert loaded["loss"].tolist() == run_table()["loss"].tolist()
-    assert loaded.attrs["notes"] == []
+    assert loaded.notes == ()
 
 
 def test_nats_and_bits_are_not_mixed():
@@ -152,12 +154,12 @@ def test_losses_on_two_held_out_texts_are_not_fitted_together():
     frame = run_table(validation=["c4", "pile", "c4", "pile"])
     text = "`validation` must be the same for all rows of a fit, but has 'c4' and 'pile'; choose"
     with pytest.raises(InputError, match=text):
-        same_losses(prepared(frame), "runs")
-    same_losses(prepared(frame, where="validation == 'c4'"), "runs")
+        same_losses(prepared(frame).frame, "runs")
+    same_losses(prepared(frame, where="validation == 'c4'").frame, "runs")
 
 
 def test_a_plain_table_has_no_warnings():
-    assert prepared(run_table()).attrs["warnings"] == []
+    assert prepared(run_table()).warnings == ()
 
 
 def test_counted_flops_that_differ_from_6nd_are_warned_of():
@@ -177,7 +179,7 @@ def test_checkpoints_in_mid_schedule_are_warned_of():
     assert warnings_of(run_table(decayed=True, run_group="one")) == []
     (warning,) = warnings_of(run_table(decayed=[True, False, True, False]))
     assert warning.startswith("2 of 4 rows are checkpoints in mid-schedule")
-    (unknown,) = prepared(run_table(decayed=["true", None, "true", "1"])).attrs["warnings"]
+    (unknown,) = prepared(run_table(decayed=["true", None, "true", "1"])).warnings
     assert unknown.startswith("1 of 4 rows")
 
 

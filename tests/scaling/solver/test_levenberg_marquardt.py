@@ -4,9 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shapelaw.scaling.laws.bases import Chinchilla, Kaplan
-from shapelaw.scaling.laws.law import Law, columns_of, reference_of
+from shapelaw.scaling.laws.law import Law, reference_of
 from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.laws.terms import LINEAR, Group, Program, Term
+from shapelaw.scaling.runs.columns import columns_of
 from shapelaw.scaling.solver import levenberg_marquardt as batched
 from shapelaw.scaling.solver.levenberg_marquardt import Bounds, Data, damped_step, minimise
 from shapelaw.scaling.solver.objectives import KINDS, Objective

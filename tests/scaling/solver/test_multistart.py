@@ -11,6 +11,7 @@ from shapelaw.scaling.laws.bases import Kaplan
 from shapelaw.scaling.laws.factors import UShape
 from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.runs.table import as_run_table
 from shapelaw.scaling.solver.multistart import (
     finish,
     multi_start,
@@ -28,7 +29,7 @@ DELTA = 0.01
 
 
 def problem_on(law, runs, delta=DELTA, **objective) -> Problem:
-    return problem_of(law_named(law), runs, Objective(**objective), delta)[0]
+    return problem_of(law_named(law), as_run_table(runs), Objective(**objective), delta)
 
 
 def chinchilla_problem(**objective) -> Problem:

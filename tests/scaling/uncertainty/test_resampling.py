@@ -13,6 +13,7 @@ from shapelaw.scaling.laws.bases import Chinchilla, Kaplan
 from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.catalog import MIRROR, load_runs
 from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.runs.table import as_run_table
 from shapelaw.scaling.solver.multistart import multi_start, solve_at
 from shapelaw.scaling.solver.objectives import Objective
 from shapelaw.scaling.uncertainty.intervals import bca, jackknife, normal_interval, percentile
@@ -45,7 +46,9 @@ def line(seed: int = 0, between: float = 0.0) -> pd.DataFrame:
 
 
 def solved(law, runs, kind="squares", delta: float | str = 0.01, **objective):
-    problem, _ = problem_of(law_named(law), runs, Objective(kind=kind, **objective), delta)
+    problem = problem_of(
+        law_named(law), as_run_table(runs), Objective(kind=kind, **objective), delta
+    )
     return solve_at(problem, delta, 32, 0)
 
 
@@ -422,7 +425,7 @@ def test_intervals_of_the_chinchilla_data_are_those_published(monkeypatch):
     if not folder.is_dir():
         pytest.skip(f"the public tables are not here: set {MIRROR} to a folder that holds them")
     monkeypatch.setenv(MIRROR, str(folder))
-    table = load_runs("chinchilla")
+    table = load_runs("chinchilla").frame
     fitted = fit("chinchilla", table[~table["outlier"]], delta=1e-3, starts=8, resamples=1000)
     assert fitted.bootstrap == "1000 resamples by rows (iid)"
     golden = {  # 95 % of 4000 resamples: arXiv 2404.10102
@@ -446,7 +449,7 @@ def test_intervals_of_the_chinchilla_data_are_those_published(monkeypatch):
     order = np.argsort(logs)
     sizes = np.empty(len(runs), dtype=int)
     sizes[order] = np.cumsum(np.diff(logs[order], prepend=logs.min()) > 0.01)
-    problem, _ = problem_of(law_named("chinchilla"), runs, delta=1e-3)
+    problem = problem_of(law_named("chinchilla"), as_run_table(runs), delta=1e-3)
     best = multi_start(problem, problem.starts(8, 0))
     draws = bootstrap(problem, best, method="cluster", resamples=1000, seed=0, clusters=sizes)
     by_size = fitted.law.public(draws, fitted.reference)

@@ -14,8 +14,8 @@ import pytest
 
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.columns import COLUMNS
-from shapelaw.scaling.runs.table import load_runs
 from shapelaw.search.autopilot.record import LoopSettings, locked_folder
 from shapelaw.search.autopilot.run_plan import PROXIES, fill, proxy_specs
 from support.command import SMALL, shapelaw
@@ -77,7 +77,7 @@ def test_second_quickstart_in_a_locked_folder_is_refused(tmp_path: Path) -> None
 def test_the_loop_leaves_every_file_and_a_full_run_table(loop_folder: Path) -> None:
     for name in ("runs.csv", "fit.json", "study.log", "proposals.json", "pareto.png", "law.png"):
         assert (loop_folder / name).stat().st_size > 100, name
-    runs = load_runs(loop_folder / "runs.csv")
+    runs = load_runs(loop_folder / "runs.csv").frame
     assert set(COLUMNS) <= set(runs.columns)
     assert (runs["role"] == "proxy").sum() == 17
     assert (runs["role"] == "confirmation").sum() == 3
@@ -137,7 +137,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_losses(
             started.wait()
     done = shapelaw("quickstart", *arguments)
     assert done.returncode == 0, (waits, done.stderr)
-    wanted, got = (load_runs(path / "runs.csv") for path in (loop_folder, folder))
+    wanted, got = (load_runs(path / "runs.csv").frame for path in (loop_folder, folder))
     proxies = wanted["role"] == "proxy"
     pd.testing.assert_series_equal(got["loss"][proxies], wanted["loss"][proxies], check_exact=True)
     common = wanted.merge(got, on="run_id", suffixes=("", "_killed"))

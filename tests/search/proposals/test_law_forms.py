@@ -10,7 +10,8 @@ from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.published_laws import printed_fit
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.registry import LAWS, law_named
-from shapelaw.scaling.runs.table import load_runs, write_runs
+from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.scaling.runs.table import write_runs
 from shapelaw.search.proposals import law_forms
 from shapelaw.search.proposals.basis import LossBasis, loss_basis
 from shapelaw.search.proposals.law_forms import NOT_INCLUDED, alternatives, spread_over_forms

@@ -11,7 +11,7 @@ from shapelaw.scaling.architectures.shape import RATIOS, Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.runs.table import with_ratios
+from shapelaw.scaling.runs.ratios import with_ratios
 from shapelaw.scaling.space.space import nearest_proportions, within
 from shapelaw.search.engines._base import Engine, Measurement
 from shapelaw.search.proposals.basis import LossBasis

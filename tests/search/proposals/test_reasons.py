@@ -98,7 +98,7 @@ def test_ratios_that_a_law_lacks_are_named() -> None:
 
 
 def test_warnings_read_as_counts_and_letters() -> None:
-    row = load_runs("paper-2510.18245").iloc[0]
+    row = load_runs("paper-2510.18245").frame.iloc[0]
     words = [plainly(text) for text in FIT.warnings(row)]
     assert words[0] == "N 973M: 0.52 decades above the runs' 297M"
     assert words[1] == "D 100B: 0.53 decades above the runs' 29.7B"

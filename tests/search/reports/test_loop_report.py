@@ -37,7 +37,7 @@ def folder(loop_folder: Path, tmp_path: Path) -> Path:
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a quickstart made of the shipped data, with a hostile run name and warning."""
     folder = tmp_path_factory.mktemp("shipped")
-    runs = load_runs("quickstart").astype({"run_id": object})
+    runs = load_runs("quickstart").frame.astype({"run_id": object})
     proxies = runs[runs["role"] == "proxy"].index
     runs.loc[proxies[0], "run_id"] = HOSTILE
     write_runs(folder / "runs.csv", runs)
@@ -86,7 +86,7 @@ def test_page_is_self_contained_and_shows_every_run(folder: Path) -> None:
     page = (folder / "report.html").read_text()
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert page.count("data:image/png;base64,") == 2
-    for row in load_runs(folder / "runs.csv").itertuples():
+    for row in load_runs(folder / "runs.csv").frame.itertuples():
         assert row.run_id in page
         assert f"{row.loss:.4f}" in page
 

@@ -18,7 +18,8 @@ from shapelaw.scaling.accuracy.fit import known_tasks
 from shapelaw.scaling.accuracy.predictions import Task
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError, WorkError
-from shapelaw.scaling.runs.table import load_runs, write_runs
+from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.scaling.runs.table import write_runs
 from shapelaw.trainers.commands import evaluate_cli
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.corpus.encoding import Encoding, byte_encoding

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.runs.ratios import with_ratios
 from shapelaw.scaling.runs.reader import read_table
-from shapelaw.scaling.runs.table import with_ratios
 from shapelaw.trainers.commands.plan_cli import Texts, allocation_of, grid_of, mount, read_numbers
 from shapelaw.trainers.ladder import confounding_check as gates
 from shapelaw.trainers.ladder.confounding_check import confounding

@@ -18,7 +18,8 @@ from subprocess import PIPE, Popen
 import pytest
 
 from shapelaw.scaling.errors import InputError, WorkError
-from shapelaw.scaling.runs.table import load_runs, write_runs
+from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.scaling.runs.table import write_runs
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.ledger.entry import Entry
 from shapelaw.trainers.ledger.ledger import DIVERGED, DONE, FAILED, RUNNING, Ledger
@@ -395,7 +396,7 @@ def test_a_nan_loss_is_recorded_and_enters_no_fit_in_silence(
     table = load_runs(tmp_path / "runs.csv")
     assert table["run_id"].tolist() == ["run-00", "run-01"]
     assert table["loss"].tolist() == [undisturbed[name] for name in table["run_id"]]
-    assert "diverged" in table.attrs["left_out"]["wild"]
+    assert "diverged" in table.left_out["wild"]
 
 
 @pytest.mark.xdist_group("postgres")

@@ -1,0 +1,54 @@
+"""Parameter counts and shape ratios of the rows of a table, from the fields of their shapes."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS
+from shapelaw.scaling.architectures.shape_table import FIELD_TYPES, ShapeTable
+from shapelaw.scaling.runs.validation import (
+    SWITCHES,
+    as_floats,
+    check_numbers,
+    plain_switches,
+    refuse_giants,
+)
+
+
+def with_ratios(frame: pd.DataFrame, source: str = "the table") -> pd.DataFrame:
+    """Add parameter counts and shape ratios where the fields of a shape are there.
+
+    A column that the table already has is kept.
+    """
+    frame = frame.copy()
+    if set(INTEGER_FIELDS) - {"vocab_size"} <= set(frame.columns):
+        check_numbers(frame, [name for name in INTEGER_FIELDS if name in frame], source)
+        refuse_giants(frame, np.asarray(_shapes(frame, np.float64).n_total), source)
+        derived = table_of(frame)
+        counted = {"n_non_embedding", *RATIOS} | ({"n_total"} if "vocab_size" in frame else set())
+        for name in sorted(counted - set(frame.columns)):
+            frame[name] = getattr(derived, name)
+    return frame
+
+
+def table_of(frame: pd.DataFrame) -> ShapeTable:
+    """The shapes of a frame's rows; unknown vocabulary counts 1, tied and without QK-norm."""
+    return _shapes(frame, np.int64)
+
+
+def _shapes(frame: pd.DataFrame, number: type) -> ShapeTable:
+    """The shapes of a frame's rows with their counts as integers, or as floats to see overflow."""
+    defaults = {"vocab_size": 1, "rope_theta": 10_000.0, **SWITCHES}
+    frame = plain_switches(frame, "the table")
+    columns: dict[str, Any] = {}
+    for name, kind in FIELD_TYPES.items():
+        values = frame[name] if name in frame else pd.Series(defaults[name], index=frame.index)
+        if kind is np.bool_:
+            columns[name] = values.to_numpy(dtype=bool)
+        elif name in INTEGER_FIELDS:
+            columns[name] = as_floats(values).astype(number)
+        else:
+            floats = as_floats(values)
+            columns[name] = np.where(np.isnan(floats), defaults[name], floats)
+    return ShapeTable(**columns)
