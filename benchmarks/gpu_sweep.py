@@ -51,7 +51,8 @@ from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.corpus.preparation import prepare
 from shapelaw.trainers.gpu.autotune import Packing, choose_packing, packing_key, trial_stack
-from shapelaw.trainers.gpu.packed_loop import Feed, Options, PackedStep, packs, train_pack
+from shapelaw.trainers.gpu.packed_loop import PackEvents, train_pack
+from shapelaw.trainers.gpu.packed_step import Feed, Options, PackedStep, packs
 from shapelaw.trainers.gpu.resident_batches import resident
 from shapelaw.trainers.gpu.stack import Stack
 from shapelaw.trainers.objectives.chunked_loss import chunked_cross_entropy
@@ -283,8 +284,8 @@ def _run_pack(sweep: Sweep, pack: list[RunSpec], corpus: Corpus, work: Path) -> 
             raise OutOfTime
 
     rows = train_pack(pack, corpus, lambda name: work / name, device=sweep.device,
-                      options=sweep.options, watch=watch, checkpoint_seconds=float("inf"),
-                      note=notes.append)  # fmt: skip
+                      options=sweep.options, checkpoint_seconds=float("inf"),
+                      events=PackEvents(watch=watch, note=notes.append))  # fmt: skip
     seconds = time.perf_counter() - begun
     for spec, own in zip(pack, rows, strict=True):
         for row in own:

@@ -34,6 +34,8 @@ from torch.nn import functional as F
 
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, Shape
 from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.objectives.objective import Batch
+from shapelaw.trainers.objectives.registry import objective_of
 from shapelaw.trainers.optimizers.optimizer import Optimizer
 from shapelaw.trainers.optimizers.recipe import Recipe
 from shapelaw.trainers.training.execution import fastest_execution, keep_freed_memory
@@ -54,10 +56,12 @@ def our_step(shape: Shape, recipe: Recipe, cache: Path) -> Step:
     model = Transformer(shape, context_length=recipe.context_length, attention=engine.attention)
     model.initialise(0)
     optimizer = Optimizer(model, recipe, STEPS_OF_A_RUN)
-    losses = engine.losses(model, recipe, cache)
+    objective, draws = objective_of(recipe), torch.Generator()
+    compute_loss = engine.compile_loss(objective, model, cache)
 
     def step(batch: Tensor) -> None:
-        losses(batch).mean().backward()
+        loss, _ = compute_loss(model, Batch(batch), draws)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         optimizer.step(0)
 

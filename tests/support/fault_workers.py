@@ -16,6 +16,8 @@ from typing import Any
 
 import torch._dynamo  # noqa: F401 -- the optimisers import it late: once is enough
 
+from shapelaw.trainers.gpu import packed_loop
+from shapelaw.trainers.gpu.packed_loop import train_pack
 from shapelaw.trainers.sweep import worker
 from shapelaw.trainers.training.loop import train
 
@@ -28,6 +30,9 @@ def main() -> None:
     """Start workers as they are asked for."""
     assert train.__kwdefaults__ is not None
     train.__kwdefaults__["checkpoint_seconds"] = CHECKPOINT_SECONDS
+    assert train_pack.__kwdefaults__ is not None
+    train_pack.__kwdefaults__["checkpoint_seconds"] = CHECKPOINT_SECONDS
+    packed_loop.BLOCK_SECONDS = CHECKPOINT_SECONDS
     worker.BEAT_SECONDS = BEAT_SECONDS
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the dead
     for line in sys.stdin:
@@ -52,7 +57,7 @@ def work(options: dict[str, Any], parent: int) -> None:
     if options.get("clock_jumps"):
         jump()
     alive = lambda: os.getppid() == parent  # noqa: E731
-    worker.work(options["ledger"], Path(options["folder"]), alive=alive)
+    worker.work(options["ledger"], Path(options["folder"]), pack=options.get("pack"), alive=alive)
 
 
 def jump() -> None:

@@ -50,6 +50,16 @@ WorkersOption = Annotated[
         metavar="N",
     ),
 ]
+PackOption = Annotated[
+    int | None,
+    typer.Option(
+        "--pack",
+        help="Most runs of one shape to train at once on a device (default: as many as a GPU "
+        "gains from, measured; 1 on a CPU).",
+        min=1,
+        metavar="N",
+    ),
+]
 Folder = Annotated[Path, typer.Argument(help="Folder of a sweep.", metavar="FOLDER")]
 
 
@@ -109,6 +119,7 @@ def run(
         typer.Option(help="Launcher of the workers: local, ray or slurm.", metavar="NAME"),
     ] = "local",
     workers: WorkersOption = None,
+    pack: PackOption = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -152,6 +163,7 @@ def run(
             runs = run_plan(
                 specs, prepared, folder, workers=workers, report=report, launcher=place,
                 ledger=ledger, trackers=trackers, done=None if done is None else read_table(done),
+                pack=pack,
             )  # fmt: skip
     _print_runs(runs, json)
 
@@ -160,6 +172,7 @@ def run(
 def work(
     folder: Folder,
     workers: WorkersOption = None,
+    pack: PackOption = None,
     ledger: LedgerOption = None,
     json: Json = False,
 ) -> None:
@@ -169,7 +182,7 @@ def work(
     from shapelaw.trainers.sweep.sweep import join
 
     with shown_progress() as report:
-        runs = join(Folder(folder), workers=workers, report=report, ledger=ledger)
+        runs = join(Folder(folder), workers=workers, report=report, ledger=ledger, pack=pack)
     _print_runs(runs, json)
 
 

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 
 from shapelaw.trainers.models.transformer import Transformer
-from shapelaw.trainers.objectives.next_token import token_losses
+from shapelaw.trainers.objectives.objective import Batch
+from shapelaw.trainers.objectives.registry import objective_of
 from shapelaw.trainers.optimizers.recipe import Recipe
 
 TOKENS = 262_144  # of the held-out text, evenly spread over it
 SET_TOKENS = 32_768  # of each named validation set: all of them must cost little beside a run
 ROWS = 32  # windows per forward pass
+DRAWS_SEED = 0  # of what an objective draws: every model is evaluated with the same masks
 FEWEST_DOCUMENTS = 10  # with fewer, their scatter says little: windows are taken as independent
 
 
@@ -78,13 +80,14 @@ def evaluate(
     count = max(1, min(available, most // length))
     begins = np.linspace(0, max(available - 1, 0), count).round().astype(int) * length
     device = model.embed_tokens.weight.device
+    objective, draws = objective_of(recipe), torch.Generator(device).manual_seed(DRAWS_SEED)
     losses = []
     with torch.inference_mode():
         for rows in np.array_split(begins, math.ceil(count / ROWS)):
             batch = np.stack([tokens[start : start + length + 1] for start in rows])
-            on_device = torch.from_numpy(batch.astype(np.int64)).to(device)
-            per_token = token_losses(model, on_device, recipe)
-            losses.append(per_token.mean(dim=1).double().cpu().numpy())
+            on_device = Batch(torch.from_numpy(batch.astype(np.int64)).to(device))
+            of_windows = objective.sequence_losses(model, on_device, draws)
+            losses.append(of_windows.double().cpu().numpy())
     windows = np.concatenate(losses)
     loss = float(windows.mean())
     error = _standard_error(windows, begins, starts)

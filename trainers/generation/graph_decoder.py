@@ -10,18 +10,19 @@ heads, h head dimension, f intermediate size, V vocabulary.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from shapelaw.trainers.cuda_graph import Captured
 from shapelaw.trainers.models.norms import NORM_EPS
 from shapelaw.trainers.models.rotary import rotate
 from shapelaw.trainers.models.transformer import Layer, Transformer
 
 BUCKET = 512  # cached positions
-WARM_UPS = 3  # steps before a recording, as torch.cuda.graphs asks for
 
 
 class GraphDecoder:
@@ -45,10 +46,13 @@ class GraphDecoder:
         self.tokens = torch.zeros(batch, dtype=torch.long, device=weight.device)
         self.position = torch.zeros(1, dtype=torch.long, device=weight.device)
         self.places = torch.arange(length, device=weight.device)
-        self.recorded: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        if weight.device.type == "cuda":  # now, so that no timed step has to record one
-            with torch.inference_mode():
-                self.recorded = {covered: self._record(covered) for covered in self.covers()}
+        self.steps = {
+            covered: Captured(partial(self._logits, covered), weight.device)
+            for covered in self.covers()
+        }
+        with torch.inference_mode():  # now, so that no timed step has to record a graph
+            for step in self.steps.values():
+                step.prepare()  # it writes where a prefill writes later
 
     def covers(self) -> list[int]:
         """How many cached positions the steps attend to: multiples of ``BUCKET``, and all."""
@@ -67,24 +71,7 @@ class GraphDecoder:
         self.tokens.copy_(tokens)
         self.position.fill_(position)
         covered = min(-(-(position + 1) // BUCKET) * BUCKET, self.length)
-        if not self.recorded:
-            return self._logits(covered)
-        graph, logits = self.recorded[covered]
-        graph.replay()
-        return logits
-
-    def _record(self, covered: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """Record the step over ``covered`` positions; it writes where a prefill writes later."""
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(WARM_UPS):
-                self._logits(covered)
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            logits = self._logits(covered)
-        return graph, logits
+        return self.steps[covered]()
 
     def _logits(self, covered: int) -> Tensor:
         """One step with nothing that depends on the position but the contents of tensors."""

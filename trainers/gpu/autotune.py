@@ -20,8 +20,8 @@ import torch
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json, write_json
-from shapelaw.trainers.gpu.cuda_graph import WARMUP, Note
-from shapelaw.trainers.gpu.packed_loop import EAGER, Feed, Options, PackedStep
+from shapelaw.trainers.cuda_graph import WARMUP, Note
+from shapelaw.trainers.gpu.packed_step import EAGER, Feed, Options, PackedStep
 from shapelaw.trainers.gpu.resident_batches import resident
 from shapelaw.trainers.gpu.stack import Stack, stackable
 from shapelaw.trainers.training.device import device_label, free_bytes, synchronize

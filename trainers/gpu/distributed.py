@@ -12,10 +12,11 @@ them, can go on from it.
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +35,11 @@ from shapelaw.scaling.files import write_json
 from shapelaw.trainers.corpus.batches import Batches
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.models.transformer import Transformer
-from shapelaw.trainers.objectives.next_token import MeanLoss
-from shapelaw.trainers.optimizers.muon import Muon
+from shapelaw.trainers.objectives.objective import Batch, LossModule, reseed
+from shapelaw.trainers.objectives.registry import objective_of
 from shapelaw.trainers.optimizers.optimizer import Optimizer
+from shapelaw.trainers.optimizers.rules import Muon
+from shapelaw.trainers.optimizers.updates import muon_update
 from shapelaw.trainers.training import checkpoint
 from shapelaw.trainers.training.device import attention_kernels, device_label
 from shapelaw.trainers.training.execution import Execution, attention_path
@@ -114,17 +117,16 @@ class GatheredMuon(Muon):
     simple price of confirmatory models of up to a few billion parameters.
     """
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update every matrix from its gradient."""
-        group = self.param_groups[0]
-        for weight, rows in zip(group["params"], self.pieces, strict=True):
-            momentum = self._momentum(weight)
-            momentum.lerp_(weight.grad, 1 - group["momentum"])
-            update = _full(weight.grad.lerp(momentum, group["momentum"]))
-            weight.mul_(1 - group["lr"] * group["weight_decay"])
-            change = torch.zeros_like(update)
-            self.apply([change], [update], [rows], group["lr"])
+    def apply(
+        self, weights: Sequence[Tensor], directions: Sequence[Tensor], settings: Mapping[str, Any]
+    ) -> None:
+        """Add the orthogonalised directions, each made of the gathered matrix, to the own rows."""
+        for weight, direction, rows in zip(weights, directions, self.pieces, strict=True):
+            whole = _full(direction)
+            change = torch.zeros_like(whole)
+            muon_update([change], [whole], [rows], rate=settings["lr"], weight_decay=0.0,
+                        scale=self.scale)  # fmt: skip
+            weight.mul_(1 - settings["lr"] * settings["weight_decay"])
             weight.add_(_sharded_like(change, weight))
 
 
@@ -152,7 +154,7 @@ class Trainer:
         plain = Optimizer(model, spec.recipe, spec.steps)
         self.begun = checkpoint.resume(path, model, plain, identity)
         self.model = model.to(world.device)
-        loss = MeanLoss(self.model, spec.recipe)
+        loss = LossModule(self.model, objective_of(spec.recipe))
         self.loss: nn.Module = loss
         state = [
             [part.state[weight] for weight in part.param_groups[0]["params"]]
@@ -164,6 +166,7 @@ class Trainer:
             fully_shard(loss, mesh=world.mesh)
         else:
             self.loss = DistributedDataParallel(loss)
+        self.generator = torch.Generator(world.device)
         self.metrics: dict[str, SupportsFloat] = {}
         self.optimizer = self._optimizer()
         self._take_over(state)
@@ -186,7 +189,7 @@ class Trainer:
                         for name, value in values.items()
                     }
 
-    def step(self, batch: Tensor, index: int, *, wish: bool) -> bool:
+    def step(self, batch: Batch, index: int, *, wish: bool) -> bool:
         """Take one step; returns whether the first process wishes a checkpoint.
 
         Raises
@@ -195,14 +198,18 @@ class Trainer:
             The mean loss is not a finite number: on all processes at once.
         """
         world, recipe = self.world, self.spec.recipe
-        own = batch[world.rows(recipe.sequences)].to(world.device)
+        own = batch.rows(world.rows(recipe.sequences)).to(world.device)
+        draws = reseed(self.generator, self.spec.data_seed * world.size + world.rank, index)
         with attention_kernels(world.device):
-            loss = self.loss(own)
-        told = torch.stack([loss.detach().double(), torch.tensor(float(wish)).to(loss).double()])
-        mean, wished = world.mean(told).tolist()
-        if not torch.isfinite(torch.tensor(mean)):
+            loss, count = self.loss(own, draws)
+        exact = count.double()
+        said = [loss.detach() * exact, exact, torch.full_like(exact, float(wish))]
+        total, count_mean, wished = world.mean(torch.stack(said)).tolist()
+        mean = total / max(count_mean, 1.0)
+        if not math.isfinite(mean):
             raise Diverged(f"training loss is {mean} at step {index}")
-        loss.backward()
+        # Gradients are averaged over the processes: each counts with its share of the tokens.
+        (loss * (count / max(count_mean, 1.0))).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
         self.optimizer.step(index)
         self.metrics = {
@@ -312,7 +319,7 @@ def _run_steps(
     clock = saved = time.perf_counter()
     for index in range(begun.step, steps):
         due = first and time.perf_counter() - saved >= checkpoint_seconds
-        due = trainer.step(torch.from_numpy(batches(index)), index, wish=due)
+        due = trainer.step(Batch(torch.from_numpy(batches(index))), index, wish=due)
         spent = begun.seconds + time.perf_counter() - clock
         recorder.log(index + 1, trainer.metrics | {"seconds": spent})
         if due and index + 1 < steps:

@@ -1,165 +1,55 @@
-"""Train several runs of one shape at once on one device, and return a row for each."""
+"""Train several runs of one shape at once on one device, each with the files of a run alone."""
 
-import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from shapelaw.trainers.corpus.corpus import Corpus
-from shapelaw.trainers.gpu.cuda_graph import CapturedStep, Note, compiled
-from shapelaw.trainers.gpu.resident_batches import ResidentBatches, ResidentTokens, resident
-from shapelaw.trainers.gpu.stack import Stack, stackable
+from shapelaw.trainers.cuda_graph import Note
+from shapelaw.trainers.gpu.packed_step import EAGER, Feed, Options, PackedStep
+from shapelaw.trainers.gpu.resident_batches import resident
+from shapelaw.trainers.gpu.stack import Stack, begin
+from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.optimizers.optimizer import Optimizer
 from shapelaw.trainers.training import checkpoint
-from shapelaw.trainers.training.device import attention_kernels, device_label, synchronize
+from shapelaw.trainers.training.checkpoint import Progress
+from shapelaw.trainers.training.device import device_label
 from shapelaw.trainers.training.execution import Execution, attention_path
-from shapelaw.trainers.training.loop import CHECKPOINT_SECONDS, Watch
+from shapelaw.trainers.training.loop import CHECKPOINT, CHECKPOINT_SECONDS, TRUNK, Watch
 from shapelaw.trainers.training.results import (
     Row,
     diverged,
     export_run,
+    finished_rows,
     keep_rows,
     measured,
+    rows_so_far,
     settings_row,
 )
 from shapelaw.trainers.training.spec import Diverged, RunSpec
 from shapelaw.trainers.training.trackers import Recorder, recording
 
-BLOCK_STEPS = 256  # most steps between two looks at the clock; their inputs are on the device
-BLOCK_SECONDS = 0.5
-HOST_BLOCK_BYTES = 2**28  # of gathered sequences, where the tokens stay on the host
+BLOCK_SECONDS = 0.5  # between two looks at the clock
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """How a stack runs; the numbers are the same up to rounding.
+class PackEvents:
+    """What is called while a pack trains.
 
-    ``compiler`` is the backend of :func:`torch.compile` that forward pass and optimiser are given
-    to (``"inductor"``), or empty; ``capture`` makes the whole step one CUDA graph on a GPU;
-    ``export`` writes the weights of a finished run.
+    ``watch`` is called every half second or so with the steps computed, and may raise to stop the
+    pack; ``ended`` with a run and its rows as soon as it has ended; ``note`` is told what did not
+    go as planned.
     """
 
-    compiler: str = ""
-    capture: bool = True
-    export: bool = True
-
-
-EAGER = Options()  # not compiled; on a GPU the step is still one graph
-
-
-def packs(specs: Iterable[RunSpec], size: int) -> list[list[RunSpec]]:
-    """Group runs that can be trained in one stack, at most ``size`` each, in the order given."""
-    groups: dict[tuple[object, ...], list[RunSpec]] = {}
-    for spec in specs:
-        groups.setdefault(stackable(spec), []).append(spec)
-    return [
-        group[start : start + size]
-        for group in groups.values()
-        for start in range(0, len(group), size)
-    ]
-
-
-class Feed:
-    """Inputs of a block of steps on the device, so that a step needs nothing from the host.
-
-    With the tokens on the device a block holds where windows begin, else the sequences themselves.
-    """
-
-    def __init__(self, stack: Stack, tokens: np.ndarray, held: ResidentTokens | None) -> None:
-        recipe = stack.specs[0].recipe
-        self.stack, self.held, self.length = stack, held, recipe.context_length + 1
-        orders = {
-            seed: ResidentBatches(
-                tokens,
-                context_length=recipe.context_length,
-                sequences=recipe.sequences,
-                seed=seed,
-                device=torch.device("cpu"),
-            )
-            for seed in {spec.data_seed for spec in stack.specs}
-        }
-        self.orders = [orders[spec.data_seed] for spec in stack.specs]
-        size = (len(stack.specs), recipe.sequences)
-        item = size if held else (*size, self.length)
-        bytes_per_step = 8 * int(np.prod(item))
-        self.capacity = BLOCK_STEPS if held else max(1, HOST_BLOCK_BYTES // bytes_per_step)
-        self.capacity = min(self.capacity, BLOCK_STEPS)
-        device = stack.device
-        self.inputs = torch.zeros((self.capacity, *item), dtype=torch.int64, device=device)
-        self.rates = torch.zeros(
-            (self.capacity, len(stack.specs)), dtype=torch.float64, device=device
-        )
-        self.index = torch.zeros(1, dtype=torch.int64, device=device)
-
-    def fill(self, first: int, count: int, end: int) -> None:
-        """Put the inputs of ``count`` steps from ``first``, of ``end`` in all, on the device."""
-        steps = range(first, first + count)
-        distinct = {id(order): order for order in self.orders}
-        known = {
-            key: [order.starts(step) if self.held else order.host(step) for step in steps]
-            for key, order in distinct.items()
-        }
-        block = np.stack([np.stack(known[id(order)]) for order in self.orders], axis=1)
-        self._move(torch.from_numpy(block), self.inputs)
-        self._move(self.stack.shares(first, count, end), self.rates)
-        self.index.zero_()
-
-    def _move(self, block: Tensor, target: Tensor) -> None:
-        pinned = block.pin_memory() if target.device.type == "cuda" else block
-        target[: len(block)].copy_(pinned, non_blocking=True)
-
-    def take(self) -> tuple[Tensor, Tensor]:
-        """Sequences (R, S, T + 1) and shares (R,) of the next step of the block."""
-        inputs = self.inputs.index_select(0, self.index)[0]
-        shares = self.rates.index_select(0, self.index)[0]
-        self.index.add_(1)
-        return (self.held.windows(inputs, self.length) if self.held else inputs), shares
-
-
-class PackedStep:
-    """One training step of a stack, from tensors on the device to tensors on the device.
-
-    ``losses`` (R,) are those of the last step; ``ended`` (R,) is the step at which a replica's
-    loss stopped being a finite number, or -1.
-    """
-
-    def __init__(
-        self, stack: Stack, feed: Feed, options: Options, *, note: Note = lambda text: None
-    ) -> None:
-        self.stack, self.feed = stack, feed
-        replicas, device = len(stack.specs), stack.device
-        self.losses = torch.zeros(replicas, device=device)
-        self.ended = torch.full((replicas,), -1.0, dtype=torch.float64, device=device)
-        self.count = torch.zeros((), dtype=torch.float64, device=device)
-        self._loss, self._update = stack.losses, stack.update
-        if options.compiler:
-            self._loss = compiled(stack.losses, note=note, backend=options.compiler)
-            self._update = compiled(stack.update, note=note, backend=options.compiler)
-        self.advance = CapturedStep(self._step, device, capture=options.capture, note=note)
-
-    def _step(self) -> None:
-        batch, share = self.feed.take()
-        losses = self._loss(batch)
-        gradients = self.stack.gradients(losses)
-        broken = (self.ended < 0) & ~torch.isfinite(losses.detach())
-        self.ended.copy_(torch.where(broken, self.count, self.ended))
-        self.count.add_(1)
-        self._update(gradients, share, self.count)
-        self.losses.copy_(losses.detach())
-
-    def block(self, first: int, count: int, end: int) -> None:
-        """Take ``count`` steps from ``first``, under a schedule of ``end``, and wait for them."""
-        self.feed.fill(first, count, end)
-        self.count.fill_(first)
-        with attention_kernels(self.stack.device):
-            for _ in range(count):
-                self.advance()
-        synchronize(self.stack.device)
+    watch: Watch = lambda step: None
+    ended: Callable[[RunSpec, list[Row]], None] = lambda spec, rows: None
+    note: Note = lambda text: None
 
 
 def train_pack(
@@ -169,24 +59,23 @@ def train_pack(
     *,
     device: torch.device,
     options: Options = EAGER,
-    watch: Watch = lambda step: None,
+    events: PackEvents = PackEvents(),
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    note: Note = lambda text: None,
 ) -> list[list[Row]]:
-    """Train runs of one shape together, from their checkpoint if there is one.
+    """Train runs of one shape together, each from its own checkpoint if there is one.
+
+    Runs whose checkpoints stand at different steps are trained in one stack after the other.
 
     Parameters
     ----------
     specs
-        One pack, from :func:`packs`.
+        One pack, from :func:`shapelaw.trainers.gpu.packed_step.packs`.
     folders
         The folder of a run by its id: each gets the files that
-        :func:`shapelaw.trainers.training.loop.train` leaves. The pack's checkpoint lies in the
-        first one's.
-    watch
-        Called every half second or so with the steps computed; may raise to stop the pack.
-    note
-        Told what was not possible: a failed compile, a failed capture.
+        :func:`shapelaw.trainers.training.loop.train` leaves, checkpoints too, so that a run may go
+        on alone or in another pack.
+    checkpoint_seconds
+        Between two checkpoints; infinite writes none.
 
     Returns
     -------
@@ -195,108 +84,153 @@ def train_pack(
     run's share of the pack's time.
     """
     torch.set_num_threads(1)
-    engine = Execution(
+    execution = Execution(
         attention=attention_path(device), compilation="whole" if options.compiler else "none"
     )
-    stack = Stack([replace(spec, engine=engine) for spec in specs], device)
-    tokens = corpus.train()
-    step = PackedStep(stack, Feed(stack, tokens, resident(tokens, device)), options, note=note)
-    run = _PackRun(step, corpus, folders)
-    run.resume()
-    with ExitStack() as recorders:
-        run.record(recorders)
-        while run.branch < len(run.ends):
-            run.go(watch, checkpoint_seconds)
-            run.end_branch()
-    rows = run.finish(export=options.export)
-    run.path.unlink(missing_ok=True)
-    return rows
+    rows: dict[str, list[Row]] = {}
+    members: dict[tuple[int, int, int | None], list[_Member]] = {}
+    for spec in (spec.computed_by(execution) for spec in specs):
+        folder, identity = folders(spec.run_id), spec.identity(corpus)
+        known = finished_rows(spec, folder, identity)
+        if known is None:
+            member = _Member.at_checkpoint(spec, folder, identity, device, events.note)
+            members.setdefault(member.place, []).append(member)
+        else:  # all was done but for telling so
+            rows[spec.run_id] = known
+            events.ended(spec, known)
+    for group in members.values():
+        run = _PackRun(group, corpus, device, options, events)
+        rows |= run.train(checkpoint_seconds)
+    return [rows[spec.run_id] for spec in specs]
+
+
+@dataclass(kw_only=True)
+class _Member:
+    """A run of a pack and what its folder keeps of it.
+
+    ``trunk`` is where the branch on the way left the trunk, if it has.
+    """
+
+    spec: RunSpec
+    folder: Path
+    identity: str
+    begun: Progress
+    state: tuple[Transformer, Optimizer]
+    rows: list[Row]
+    trunk: tuple[Progress, tuple[Transformer, Optimizer]] | None = None
+
+    @classmethod
+    def at_checkpoint(
+        cls, spec: RunSpec, folder: Path, identity: str, device: torch.device, note: Note
+    ) -> "_Member":
+        """Read where a run stands: at its checkpoint, else at its beginning."""
+
+        def read(name: str, tell: Note) -> tuple[Progress, tuple[Transformer, Optimizer]]:
+            state = begin(spec, device)
+            return checkpoint.resume(folder / name, *state, identity, tell=tell), state
+
+        begun, state = read(CHECKPOINT, note)
+        trunk = None
+        if (folder / TRUNK).exists():
+            trunk = read(TRUNK, lambda text: None)
+            if trunk[0].branch != begun.branch + 1:  # damaged, or of an earlier branch
+                trunk = None
+        rows = rows_so_far(folder, identity)[: begun.branch]
+        leaves = spec.recipe.stable_steps(spec.ends[begun.branch])
+        last = begun.branch + 1 == len(spec.ends)
+        if len(rows) < begun.branch or not (last or trunk or begun.step <= leaves):
+            note(f"{folder} lacks what its checkpoint builds on; the run begins again")
+            begun = Progress(step=0, seconds=0.0, identity=identity)
+            state, rows, trunk = begin(spec, device), [], None
+        return cls(spec=spec, folder=folder, identity=identity, begun=begun, state=state,
+                   rows=rows, trunk=trunk)  # fmt: skip
+
+    @property
+    def place(self) -> tuple[int, int, int | None]:
+        """Branch, step, and step of the trunk: equal for runs that can go on in one stack."""
+        return self.begun.branch, self.begun.step, self.trunk[0].step if self.trunk else None
 
 
 class _PackRun:
-    """A pack on its way: branch, step in the branch's schedule, rows so far.
+    """A stack of runs on its way: branch, step in the branch's schedule, rows so far.
 
-    The state where a branch left the trunk is kept in memory, and in the checkpoint.
+    The state where a branch left the trunk is kept in memory, and in every run's folder.
     """
 
     def __init__(
         self,
-        step: PackedStep,
+        members: Sequence[_Member],
         corpus: Corpus,
-        folders: Callable[[str], Path],
+        device: torch.device,
+        options: Options,
+        events: PackEvents,
     ) -> None:
-        self.step, self.corpus, self.folders = step, corpus, folders
-        self.specs = step.stack.specs
-        self.path = folders(self.specs[0].run_id) / "pack.safetensors"
-        self.identity = _identity(self.specs, corpus)
+        self.members, self.corpus, self.device = members, corpus, device
+        self.options, self.events = options, events
+        self.specs = [member.spec for member in members]
         self.ends = self.specs[0].ends
-        self.branch = self.done = self.computed = 0
+        self.branch, self.done, self.trunk_step = members[0].place
         self.trunk: dict[str, Tensor] = {}
-        self.rows: list[list[Row]] = [[] for _ in self.specs]
+        if self.trunk_step is not None:
+            self.trunk = self._stack(member.trunk[1] for member in members if member.trunk).state()
+        self.stack = self._stack(member.state for member in members)
+        tokens = corpus.train()
+        feed = Feed(self.stack, tokens, resident(tokens, device))
+        self.step = PackedStep(self.stack, feed, options, note=events.note)
+        self.computed = self.done + sum(
+            self.ends[branch] - self._leaves(branch) for branch in range(self.branch)
+        )
         self.recorders: list[Recorder] = []
-        self.seconds = 0.0
+        self.seconds = 0.0  # of the whole stack, since it was put together
+        self.told: set[int] = set()  # runs whose divergence was reported
 
-    def record(self, recorders: ExitStack) -> None:
-        """Write the metrics of every replica to its own ``metrics.csv`` from here on."""
-        device = device_label(self.step.stack.device)
-        for spec in self.specs:
-            folder, batch_tokens = self.folders(spec.run_id), spec.recipe.batch_tokens
+    def _stack(self, begun: Iterable[tuple[Transformer, Optimizer]]) -> Stack:
+        return Stack(self.specs, self.device, begun=list(begun))
+
+    def _leaves(self, branch: int) -> int:
+        """The step at which a branch leaves the trunk, for all runs of the stack."""
+        return min(spec.recipe.stable_steps(self.ends[branch]) for spec in self.specs)
+
+    def _seconds(self, member: _Member) -> float:
+        """Seconds of training that a run took: its share of the stack's, and those before."""
+        return member.begun.seconds + self.seconds / len(self.members)
+
+    def _living(self) -> list[int]:
+        return [index for index, step in enumerate(self.step.ended.tolist()) if step < 0]
+
+    def train(self, checkpoint_seconds: float) -> dict[str, list[Row]]:
+        """Train to the end and return the rows of each run."""
+        with ExitStack() as recorders:
+            self._record(recorders)
+            while self.branch < len(self.ends) and self._living():
+                self._go(checkpoint_seconds)
+                self._end_branch()
+        return {member.spec.run_id: member.rows for member in self.members}
+
+    def _record(self, recorders: ExitStack) -> None:
+        """Send the metrics of every run to its own trackers from here on."""
+        for member in self.members:
+            spec = member.spec
             recorder = recorders.enter_context(
-                recording(("csv",), folder, batch_tokens=batch_tokens)
+                recording(self.options.trackers, member.folder,
+                          batch_tokens=spec.recipe.batch_tokens)
+            )  # fmt: skip
+            settings = settings_row(
+                spec, self.corpus, status="running", device=device_label(self.device)
             )
-            settings = settings_row(spec, self.corpus, status="running", device=device)
             recorder.start(settings, self.computed)
             self.recorders.append(recorder)
 
-    def _log(self, end: int) -> None:
-        """Metrics of the last step of a block, of the replicas that live."""
-        losses, ended = self.step.losses.tolist(), self.step.ended.tolist()
-        for index, spec in enumerate(self.specs):
-            if ended[index] < 0:
-                peak = self.step.stack.optimizers[index].peaks[0]
-                metrics = {
-                    "tokens": self.done * spec.recipe.batch_tokens,
-                    "seconds": self.seconds / len(self.specs),
-                    "loss": losses[index],
-                    "learning_rate": peak * spec.recipe.share(self.done - 1, end),
-                }
-                self.recorders[index].log(self.computed, metrics)
-
-    @property
-    def leaves(self) -> int:
-        """The step at which the branch on the way leaves the trunk, for all replicas."""
-        end = self.ends[self.branch]
-        return min(spec.recipe.stable_steps(end) for spec in self.specs)
-
-    def resume(self) -> None:
-        """Stand where the checkpoint does, if there is one of this very pack."""
-        try:
-            progress, tensors = checkpoint.read(self.path)
-        except checkpoint.UNREADABLE:
-            return
-        if progress["identity"] != self.identity:
-            return
-        self.branch, self.done = progress["branch"], progress["done"]
-        self.computed, self.seconds = progress["computed"], progress["seconds"]
-        self.rows = progress["rows"]
-        self.step.stack.load(tensors)
-        self.step.ended.copy_(tensors["ended"])
-        self.trunk = {
-            name.removeprefix("trunk."): value.to(self.step.stack.device)
-            for name, value in tensors.items()
-            if name.startswith("trunk.")
-        }
-
-    def go(self, watch: Watch, checkpoint_seconds: float) -> None:
+    def _go(self, checkpoint_seconds: float) -> None:
         """Train to the end of the branch on the way, block by block."""
         end, last = self.ends[self.branch], self.branch + 1 == len(self.ends)
+        leaves = self._leaves(self.branch)
         saved, block = time.perf_counter(), 1
-        while self.done < end and bool((self.step.ended < 0).any()):
+        while self.done < end and self._living():
             begun = time.perf_counter()
-            if not last and self.done == self.leaves:
-                state = self.step.stack.state()
-                self.trunk = {name: value.clone() for name, value in state.items()}
-            stop = self.leaves if not last and self.done < self.leaves else end
+            if not last and self.done == leaves:
+                self._leave_trunk(kept=math.isfinite(checkpoint_seconds))
+            stop = leaves if not last and self.done < leaves else end
             block = min(block, self.step.feed.capacity, stop - self.done)
             self.step.block(self.done, block, end)
             self.done += block
@@ -304,65 +238,89 @@ class _PackRun:
             taken = time.perf_counter() - begun
             self.seconds += taken
             self._log(end)
-            watch(self.computed)
+            self._tell_diverged()
+            self.events.watch(self.computed)
             if time.perf_counter() - saved >= checkpoint_seconds and self.done < end:
-                self.save()
+                self._save(CHECKPOINT, branch=self.branch)
                 saved = time.perf_counter()
             block = max(1, min(2 * block, round(block * BLOCK_SECONDS / max(taken, 1e-9))))
 
-    def save(self) -> None:
-        """Write the state of all replicas in one file, so that they stand together."""
-        progress = {
-            "identity": self.identity,
-            "branch": self.branch,
-            "done": self.done,
-            "computed": self.computed,
-            "seconds": self.seconds,
-            "rows": self.rows,
-        }
-        trunk = {f"trunk.{name}": value for name, value in self.trunk.items()}
-        tensors = self.step.stack.state() | trunk | {"ended": self.step.ended}
-        checkpoint.write(
-            self.path, {name: value.cpu() for name, value in tensors.items()}, progress
-        )
+    def _log(self, end: int) -> None:
+        """Log the metrics of a block's last step, of the runs that live."""
+        losses = self.step.losses.tolist()
+        for index in self._living():
+            member = self.members[index]
+            recipe, peak = member.spec.recipe, self.stack.optimizers[index].peaks[0]
+            metrics = {
+                "tokens": self.done * recipe.batch_tokens,
+                "seconds": self._seconds(member),
+                "loss": losses[index],
+                "learning_rate": peak * recipe.share(self.done - 1, end),
+            }
+            self.recorders[index].log(self.computed, metrics)
 
-    def end_branch(self) -> None:
-        """Add a row for every replica that lives, and go back to the trunk."""
-        end = self.ends[self.branch]
-        share = self.seconds / len(self.specs)
-        for index, spec in enumerate(self.specs):
-            if self.step.ended[index] < 0:
-                model, _ = self.step.stack.restore(index, steps=end)
-                model.to(self.step.stack.device)
-                folder = self.folders(spec.run_id)
-                try:
-                    row = measured(spec, model, self.corpus, folder, end=end, seconds=share)
-                    self.rows[index].append(row | {"replicas": len(self.specs)})
-                    self.recorders[index].result(self.computed, row)
-                except Diverged:
-                    self.step.ended[index] = float(end)
-                model.cpu()
+    def _leave_trunk(self, *, kept: bool) -> None:
+        self.trunk = {name: value.clone() for name, value in self.stack.state().items()}
+        self.trunk_step = self.done
+        if kept:
+            self._save(TRUNK, branch=self.branch + 1)
+
+    def _save(self, name: str, *, branch: int) -> None:
+        """Write the checkpoint of every run that lives, as a run alone does it."""
+        for index in self._living():
+            member = self.members[index]
+            progress = Progress(
+                step=self.done,
+                seconds=self._seconds(member),
+                identity=member.identity,
+                branch=branch,
+            )
+            state = self.stack.restore(index, steps=self.done)
+            checkpoint.save(member.folder / name, *state, progress)
+
+    def _tell_diverged(self) -> None:
+        """Report the runs whose loss stopped being a finite number."""
+        for index in set(range(len(self.members))).difference(self._living(), self.told):
+            member = self.members[index]
+            row = diverged(member.spec, self.corpus, self.device)
+            member.rows = [row | {"replicas": len(self.members)}]
+            self.told.add(index)
+            self.events.ended(member.spec, member.rows)
+
+    def _end_branch(self) -> None:
+        """Evaluate every run that lives and keep its row; go back to the trunk, or end the runs."""
+        for index in self._living():
+            self._finish_branch(index)
+        self._tell_diverged()
         self.branch += 1
-        if self.trunk:
-            self.done = min(spec.recipe.stable_steps(end) for spec in self.specs)
-            self.step.stack.load(self.trunk)
+        if self.trunk_step is not None and self.branch < len(self.ends):
+            self.done, self.trunk_step = self.trunk_step, None
+            self.stack.load(self.trunk)
             self.trunk = {}
 
-    def finish(self, *, export: bool) -> list[list[Row]]:
-        """Export what lives and say of the others that they diverged."""
-        device, about = self.step.stack.device, {"replicas": len(self.specs)}
-        for index, spec in enumerate(self.specs):
-            if self.step.ended[index] >= 0:
-                self.rows[index] = [diverged(spec, self.corpus, device) | about]
-            elif export:
-                model, _ = self.step.stack.restore(index, steps=spec.steps)
-                folder = self.folders(spec.run_id)
+    def _finish_branch(self, index: int) -> None:
+        member, end = self.members[index], self.ends[self.branch]
+        spec, folder, last = member.spec, member.folder, end == self.ends[-1]
+        model, _ = self.stack.restore(index, steps=end)
+        try:
+            row = measured(spec, model.to(self.device), self.corpus, folder, end=end,
+                           seconds=self._seconds(member))  # fmt: skip
+        except Diverged:
+            self.step.ended[index] = float(end)
+            return
+        finally:
+            model.cpu()
+        member.rows.append(row | {"replicas": len(self.members)})
+        self.recorders[index].result(self.computed, row)
+        if not last and self.options.export:
+            export_run(spec, model, self.corpus, folder.parent / str(row["run_id"]))
+        keep_rows(spec, self.corpus, folder, member.rows)
+        if (folder / TRUNK).exists() and not last:
+            # The kept state is the checkpoint of the next branch: a resume starts there.
+            (folder / TRUNK).replace(folder / CHECKPOINT)
+        if last:
+            if self.options.export:
                 export_run(spec, model, self.corpus, folder)
-                keep_rows(spec, self.corpus, folder, self.rows[index])
-        return self.rows
-
-
-def _identity(specs: Sequence[RunSpec], corpus: Corpus) -> str:
-    """Digest of what decides the numbers of a pack: its runs and their order."""
-    text = "\n".join(spec.identity(corpus) for spec in specs)
-    return hashlib.sha256(text.encode()).hexdigest()
+            for name in (CHECKPOINT, TRUNK):
+                (folder / name).unlink(missing_ok=True)
+            self.events.ended(spec, member.rows)

@@ -12,9 +12,10 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.models.transformer import Transformer
-from shapelaw.trainers.objectives.next_token import MeanLoss
-from shapelaw.trainers.optimizers.muon import Muon, orthogonalise
+from shapelaw.trainers.objectives.objective import Batch, LossModule
+from shapelaw.trainers.objectives.registry import objective_of
 from shapelaw.trainers.optimizers.optimizer import Optimizer
+from shapelaw.trainers.optimizers.rules import Rule
 from shapelaw.trainers.training.execution import Execution, attention_path
 from shapelaw.trainers.training.loop import build
 from shapelaw.trainers.training.spec import RunSpec
@@ -24,17 +25,11 @@ from shapelaw.trainers.training.spec import RunSpec
 class _Group:
     """Weights under one of the recipe's optimisers; its numbers are (R,) in float64."""
 
-    part: torch.optim.Optimizer
+    part: Rule
     index: int
     names: tuple[str, ...]
     peak: Tensor
-    weight_decay: Tensor
-    momentum: Tensor
-
-    @property
-    def moments(self) -> tuple[str, ...]:
-        """What the optimiser keeps of each weight."""
-        return ("momentum_buffer",) if isinstance(self.part, Muon) else ("exp_avg", "exp_avg_sq")
+    settings: dict[str, Tensor]
 
 
 class Stack:
@@ -50,6 +45,8 @@ class Stack:
         Same shape, same steps, same optimiser, dtype, context and sequences (see
         :func:`shapelaw.trainers.gpu.packed_loop.packs`); peaks, decays, clipping and seeds are
         free.
+    begun
+        Model and optimiser of each, on the CPU, to go on from; without, they begin.
 
     Raises
     ------
@@ -57,27 +54,32 @@ class Stack:
         The specs cannot be stacked.
     """
 
-    def __init__(self, specs: Sequence[RunSpec], device: torch.device) -> None:
+    def __init__(
+        self,
+        specs: Sequence[RunSpec],
+        device: torch.device,
+        *,
+        begun: Sequence[tuple[Transformer, Optimizer]] | None = None,
+    ) -> None:
         if len({stackable(spec) for spec in specs}) != 1:
             raise InputError(
                 "`specs` of a stack must agree in shape, steps, optimiser, dtype, context and "
                 f"sequences, but {', '.join(spec.run_id for spec in specs)} differ; use packs()"
             )
         self.specs, self.device = tuple(specs), device
-        self.models = [_initial(spec, device) for spec in specs]
-        self.optimizers = [
-            Optimizer(model, spec.recipe, spec.steps)
-            for model, spec in zip(self.models, specs, strict=True)
-        ]
-        losses = [MeanLoss(model, specs[0].recipe) for model in self.models]
-        stacked, _ = stack_module_state(losses)
+        begun = begun or [begin(spec, device) for spec in specs]
+        self.models = [model for model, _ in begun]
+        self.optimizers = [optimizer for _, optimizer in begun]
+        stacked, _ = stack_module_state(self.models)
         self.parameters = {
-            name.removeprefix("model."): value.detach().to(device).requires_grad_()
-            for name, value in stacked.items()
+            name: value.detach().to(device).requires_grad_() for name, value in stacked.items()
         }
-        self._template = MeanLoss(_initial(specs[0], device), specs[0].recipe).to(device)
+        objective = objective_of(specs[0].recipe)
+        template, _ = begin(specs[0], device)
+        self._template = LossModule(template, objective).to(device)
+        self.generator = torch.Generator(device)
         self._groups = self._read_groups()
-        self.moments = self._zero_moments()
+        self.moments = self._read_moments()
         self._clip = torch.tensor([spec.recipe.clip for spec in specs], device=device)
 
     def _read_groups(self) -> list[_Group]:
@@ -92,8 +94,11 @@ class Stack:
                     index=index,
                     names=tuple(names[id(weight)] for weight in settings[0]["params"]),
                     peak=self._numbers([own.peaks[index] for own in self.optimizers]),
-                    weight_decay=self._numbers([each["weight_decay"] for each in settings]),
-                    momentum=self._numbers([each.get("momentum", 0.0) for each in settings]),
+                    settings={
+                        name: self._numbers([each[name] for each in settings])
+                        for name in ("weight_decay", "momentum")
+                        if name in settings[0]
+                    },
                 )
             )
         return groups
@@ -101,13 +106,17 @@ class Stack:
     def _numbers(self, values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self.device)
 
-    def _zero_moments(self) -> dict[str, Tensor]:
-        return {
-            f"{name}.{key}": torch.zeros_like(self.parameters[name].detach())
-            for group in self._groups
-            for name in group.names
-            for key in group.moments
-        }
+    def _read_moments(self) -> dict[str, Tensor]:
+        """Stack what the replicas' own optimisers keep of each weight: zeros before a step."""
+        moments = {}
+        for group in self._groups:
+            parts = [optimizer.parts[group.index] for optimizer in self.optimizers]
+            for place, name in enumerate(group.names):
+                states = [part.state_of(part.param_groups[0]["params"][place]) for part in parts]
+                for key in group.part.moments:
+                    values = torch.stack([state[key] for state in states])
+                    moments[f"{name}.{key}"] = values.to(self.device)
+        return moments
 
     def shares(self, first: int, count: int, end: int) -> Tensor:
         """Learning rates of steps as shares of the peaks, (count, R), float64, on the host.
@@ -120,14 +129,16 @@ class Stack:
         ]
         return torch.tensor(rows, dtype=torch.float64)
 
-    def losses(self, batch: Tensor) -> Tensor:
-        """Mean training loss of every replica, (R,), on its sequences (R, S, T + 1)."""
+    def losses(self, batch: Batch) -> Tensor:
+        """Compute the training loss of every replica, (R,), on its sequences (R, S, T + 1)."""
 
-        def one(parameters: dict[str, Tensor], sequences: Tensor) -> Tensor:
+        def one(parameters: dict[str, Tensor], sequences: Batch) -> Tensor:
             named = {f"model.{name}": value for name, value in parameters.items()}
-            return functional_call(self._template, named, (sequences,))
+            loss, _ = functional_call(self._template, named, (sequences, self.generator))
+            return loss
 
-        return vmap(one)(self.parameters, batch)
+        axes = Batch(*(None if value is None else 0 for value in batch))
+        return vmap(one, in_dims=(0, axes), randomness="different")(self.parameters, batch)
 
     def gradients(self, losses: Tensor) -> dict[str, Tensor]:
         """Gradient of every replica's own loss, by name."""
@@ -149,54 +160,22 @@ class Stack:
         scale = self._clipping(gradients)
         gradients = {name: value * _along(scale, value) for name, value in gradients.items()}
         for group in self._groups:
-            rate = group.peak * share
-            if isinstance(group.part, Muon):
-                self._muon(group, gradients, rate)
-            else:
-                self._adamw(group, gradients, rate, count)
+            group.part.update(
+                [self.parameters[name] for name in group.names],
+                [gradients[name] for name in group.names],
+                [
+                    [self.moments[f"{name}.{key}"] for key in group.part.moments]
+                    for name in group.names
+                ],
+                {**group.settings, "lr": group.peak * share},
+                count,
+            )
 
     def _clipping(self, gradients: dict[str, Tensor]) -> Tensor:
         """What each replica's gradients are multiplied with, as ``clip_grad_norm_`` does it."""
         norms = [value.flatten(1).norm(dim=1) for value in gradients.values()]
         total = torch.stack(norms).norm(dim=0)
         return (self._clip / (total + 1e-6)).clamp(max=1.0)
-
-    def _adamw(
-        self, group: _Group, gradients: dict[str, Tensor], rate: Tensor, count: Tensor
-    ) -> None:
-        settings = group.part.param_groups[0]
-        first_beta, second_beta = settings["betas"]
-        step_size = rate / (1 - first_beta**count)
-        correction = (1 - second_beta**count).sqrt().float()
-        for name in group.names:
-            weight, gradient = self.parameters[name], gradients[name]
-            first, second = self.moments[f"{name}.exp_avg"], self.moments[f"{name}.exp_avg_sq"]
-            first.lerp_(gradient, 1 - first_beta)
-            second.mul_(second_beta).addcmul_(gradient, gradient, value=1 - second_beta)
-            weight.mul_(_along(1 - rate * group.weight_decay, weight))
-            denominator = second.sqrt() / correction + settings["eps"]
-            weight.sub_(first / denominator * _along(step_size, weight))
-
-    def _muon(self, group: _Group, gradients: dict[str, Tensor], rate: Tensor) -> None:
-        """:class:`Muon`; pieces of one size of all replicas go together."""
-        assert isinstance(group.part, Muon)
-        by_size: dict[torch.Size, tuple[list[Tensor], list[Tensor]]] = {}
-        for name, rows in zip(group.names, group.part.pieces, strict=True):
-            buffer, weight = self.moments[f"{name}.momentum_buffer"], self.parameters[name]
-            buffer.lerp_(gradients[name], _along(1 - group.momentum, buffer))
-            direction = gradients[name].lerp(buffer, _along(group.momentum, buffer))
-            weight.mul_(_along(1 - rate * group.weight_decay, weight))
-            for target, part in zip(
-                weight.split(rows, dim=1), direction.split(rows, dim=1), strict=True
-            ):
-                targets, parts = by_size.setdefault(part.shape, ([], []))
-                targets.append(target)
-                parts.append(part)
-        for size, (targets, parts) in by_size.items():
-            turned = orthogonalise(torch.stack(parts)).to(targets[0].dtype)
-            scaled = _along(rate * group.part.scale(*size[1:]), targets[0])
-            for target, update in zip(targets, turned, strict=True):
-                target.sub_(update * scaled)
 
     def restore(self, index: int, *, steps: int) -> tuple[Transformer, Optimizer]:
         """One replica as a plain model and optimiser on the CPU, as after ``steps`` steps."""
@@ -213,7 +192,7 @@ class Stack:
                     for key, value in self.moments.items()
                     if key.startswith(f"{name}.")
                 }
-                if not isinstance(part, Muon):
+                if part.counts:
                     part.state[own[name]]["step"] = torch.tensor(float(steps))
         return model, optimizer
 
@@ -236,9 +215,10 @@ def stackable(spec: RunSpec) -> tuple[object, ...]:
     return (spec.shape, tuple(spec.ends), *common, recipe.muon_scale)
 
 
-def _initial(spec: RunSpec, device: torch.device) -> Transformer:
-    """The model of a spec at its initial weights, with the attention path of a stack."""
-    return build(replace(spec, engine=Execution(attention=attention_path(device))))
+def begin(spec: RunSpec, device: torch.device) -> tuple[Transformer, Optimizer]:
+    """Build the model of a spec, with the attention path of a stack, and its optimiser."""
+    model = build(replace(spec, engine=Execution(attention=attention_path(device))))
+    return model, Optimizer(model, spec.recipe, spec.steps)
 
 
 def _along(values: Tensor, like: Tensor) -> Tensor:

@@ -170,31 +170,91 @@ class Ledger:
         row = self._store.transact(lambda session: self._claim(session, ticket, alive_after))
         if row is None:
             return None
-        self._held[row["run_id"]] = _Held(claim=ticket, reached=self._clock())
+        return self._hold(row, ticket)
+
+    def claim_more(
+        self,
+        first: RunSpec,
+        fits: Callable[[RunSpec], bool],
+        most: int,
+        alive_after: float = STALE_SECONDS,
+    ) -> list[RunSpec]:
+        """Take further runs that a worker can train together with one that it has claimed.
+
+        Parameters
+        ----------
+        fits
+            Tells whether a run can be trained together with the first.
+        most
+            Runs to take at most; those of dead workers come first, then planned ones in order.
+        """
+        claim = self._held[first.run_id].claim
+        rows = self._store.transact(
+            lambda session: self._claim_more(session, claim, fits, most, alive_after)
+        )
+        return [self._hold(row, claim) for row in rows if row["run_id"] != first.run_id]
+
+    def _hold(self, row: Row, claim: str) -> RunSpec:
+        self._held[row["run_id"]] = _Held(claim=claim, reached=self._clock())
         return RunSpec.from_json(row["spec"])
 
+    def _claim_more(
+        self,
+        session: StoreSession,
+        claim: str,
+        fits: Callable[[RunSpec], bool],
+        most: int,
+        alive_after: float,
+    ) -> list[Row]:
+        taken = self._claimed(session, claim)
+        if len(taken) > 1:  # committed before, and the answer was lost
+            return taken
+        rows: list[Row] = []
+        for row in (*self._dead(session, alive_after), *self._planned(session)):
+            if len(rows) == most:
+                break
+            if row.get("claim") == claim:
+                continue
+            fitting = fits(RunSpec.from_json(row["spec"]))
+            if fitting and self._take_seen(session, row, claim):
+                rows.append(row)
+        return rows
+
     def _claim(self, session: StoreSession, ticket: str, alive_after: float) -> Row | None:
-        taken = session.rows(
-            "SELECT run_id, spec FROM shapelaw_runs WHERE sweep = :sweep AND claim = :ticket",
-            sweep=self.sweep, ticket=ticket,
-        )  # fmt: skip
+        taken = self._claimed(session, ticket)
         if taken:  # committed before, and the answer was lost
             return taken[0]
-        for row in self._dead(session, alive_after):
-            # It may have given a sign of life since it was looked at.
-            same = f"{MINE} AND beats = :beats"
-            if self._take(session, same, ticket, claim=row["claim"], beats=row["beats"],
-                          run_id=row["run_id"]):  # fmt: skip
-                return row
-        planned = session.rows(
-            f"SELECT run_id, spec FROM shapelaw_runs WHERE sweep = :sweep AND state = '{PLANNED}' "
-            f"ORDER BY position, run_id LIMIT 1{self._store.skip_locked}",
-            sweep=self.sweep,
-        )
-        for row in planned:
-            if self._take(session, f"{THIS} AND state = '{PLANNED}'", ticket, run_id=row["run_id"]):
+        limit = f" LIMIT 1{self._store.skip_locked}"
+        for row in (*self._dead(session, alive_after), *self._planned(session, limit)):
+            if self._take_seen(session, row, ticket):
                 return row
         return None
+
+    def _claimed(self, session: StoreSession, claim: str) -> list[Row]:
+        """Rows that are held under a claim."""
+        return session.rows(
+            "SELECT run_id, spec FROM shapelaw_runs WHERE sweep = :sweep AND claim = :claim",
+            sweep=self.sweep, claim=claim,
+        )  # fmt: skip
+
+    def _planned(self, session: StoreSession, limit: str = "") -> list[Row]:
+        """Planned rows in the order of the plan."""
+        return session.rows(
+            f"SELECT run_id, spec FROM shapelaw_runs WHERE sweep = :sweep AND state = '{PLANNED}' "
+            f"ORDER BY position, run_id{limit}",
+            sweep=self.sweep,
+        )
+
+    def _take_seen(self, session: StoreSession, row: Row, ticket: str) -> bool:
+        """Make a row of :meth:`_dead` or :meth:`_planned` ours if it is still as it was seen."""
+        if "claim" not in row:
+            return self._take(
+                session, f"{THIS} AND state = '{PLANNED}'", ticket, run_id=row["run_id"]
+            )
+        # A dead worker's: it may have given a sign of life since it was looked at.
+        same = f"{MINE} AND beats = :beats"
+        return self._take(session, same, ticket, claim=row["claim"], beats=row["beats"],
+                          run_id=row["run_id"])  # fmt: skip
 
     def _dead(self, session: StoreSession, alive_after: float) -> list[Row]:
         """Running rows whose worker is gone."""

@@ -1,42 +1,65 @@
 """Next-token prediction: the cross-entropy of every token."""
 
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from shapelaw.trainers.models.transformer import Transformer
 from shapelaw.trainers.objectives.chunked_loss import chunked_cross_entropy
+from shapelaw.trainers.objectives.objective import Batch
 from shapelaw.trainers.optimizers.recipe import Recipe
 
 LOGITS = 2**28  # of a step: in fp32 with their gradient these take 2 GiB
 
 
-def token_losses(model: Transformer, batch: torch.Tensor, recipe: Recipe) -> torch.Tensor:
-    """Cross-entropy of every next token, (B, T), of sequences with their next token (B, T + 1)."""
-    lower = recipe.dtype == "bfloat16"
-    with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=lower):
-        logits = model.logits(model(batch[:, :-1]))
-    losses = F.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
-    return losses.view(batch.shape[0], -1)
+def token_losses(model: Transformer, tokens: Tensor, recipe: Recipe) -> Tensor:
+    """Compute the cross-entropy of every next token, (S, T), of sequences (S, T + 1)."""
+    with _precision(tokens, recipe):
+        logits = model.logits(model(tokens[:, :-1]))
+    targets = tokens[:, 1:].flatten()
+    losses = F.cross_entropy(logits.float().flatten(0, 1), targets, reduction="none")
+    return losses.view(tokens.shape[0], -1)
 
 
-class MeanLoss(nn.Module):
-    """Mean training loss of one model as a module: what is mapped over replicas, or sharded.
+@dataclass(frozen=True)
+class NextToken:
+    """Mean over tokens of -ln p(token | the tokens before it).
 
-    Where the logits would be large they are never whole: see
-    :mod:`shapelaw.trainers.objectives.chunked_loss`.
+    Where the logits would be large they are never whole in memory: see
+    :mod:`shapelaw.trainers.objectives.chunked_loss`. Draws nothing from its generator.
     """
 
-    def __init__(self, model: Transformer, recipe: Recipe) -> None:
-        super().__init__()
-        self.model, self.recipe = model, recipe
+    recipe: Recipe
 
-    def forward(self, batch: Tensor) -> Tensor:
-        """Mean loss of (S, T + 1) tokens."""
-        targets = batch[:, 1:]
-        if targets.numel() * self.model.shape.vocab_size <= LOGITS:
-            return token_losses(self.model, batch, self.recipe).mean()
-        lower = self.recipe.dtype == "bfloat16"
-        with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=lower):
-            hidden = self.model(batch[:, :-1])
-            return chunked_cross_entropy(hidden, self.model.lm_head.weight, targets)
+    def loss(
+        self, model: Transformer, batch: Batch, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the mean loss and how many tokens were predicted."""
+        targets = batch.tokens[:, 1:]
+        if batch.mask is not None:
+            losses = token_losses(model, batch.tokens, self.recipe)
+            count = batch.mask.sum().float()
+            return (losses * batch.mask).sum() / count.clamp(min=1), count
+        count = torch.full((), targets.numel(), dtype=torch.float32, device=targets.device)
+        if targets.numel() * model.shape.vocab_size <= LOGITS:
+            return token_losses(model, batch.tokens, self.recipe).mean(), count
+        with _precision(targets, self.recipe):
+            hidden = model(batch.tokens[:, :-1])
+            return chunked_cross_entropy(hidden, model.lm_head.weight, targets), count
+
+    def sequence_losses(
+        self, model: Transformer, batch: Batch, generator: torch.Generator
+    ) -> Tensor:
+        """Compute the mean loss of each sequence over its predicted tokens, (S,)."""
+        losses = token_losses(model, batch.tokens, self.recipe)
+        if batch.mask is None:
+            return losses.mean(dim=1)
+        return (losses * batch.mask).sum(dim=1) / batch.mask.sum(dim=1).clamp(min=1)
+
+
+def _precision(tokens: Tensor, recipe: Recipe) -> torch.autocast:
+    """Compute in the recipe's number format on the device of the tokens."""
+    lower = recipe.dtype == "bfloat16"
+    return torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=lower)

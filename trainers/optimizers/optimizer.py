@@ -5,12 +5,12 @@ from collections.abc import Callable
 import torch
 
 from shapelaw.trainers.models.transformer import Transformer
-from shapelaw.trainers.optimizers.muon import Muon
 from shapelaw.trainers.optimizers.recipe import Recipe
+from shapelaw.trainers.optimizers.rules import AdamW, Muon, Rule
 
 
-def muon(model: Transformer, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside layers, AdamW for embedding, head and norms."""
+def muon(model: Transformer, recipe: Recipe) -> list[Rule]:
+    """Build Muon for the matrices inside layers, AdamW for embedding, head and norms."""
     matrices = list(model.matrices())
     matrix = Muon(
         matrices,
@@ -22,31 +22,23 @@ def muon(model: Transformer, recipe: Recipe) -> list[torch.optim.Optimizer]:
     )
     ids = {id(weight) for weight in matrices}
     rest = [weight for weight in model.parameters() if id(weight) not in ids]
-    return [matrix, _adamw(rest, recipe.learning_rate, weight_decay=0.0)]
+    return [matrix, AdamW(rest, lr=recipe.learning_rate, weight_decay=0.0)]
 
 
-def adamw(model: Transformer, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """AdamW for everything; matrices decay, norms do not."""
+def adamw(model: Transformer, recipe: Recipe) -> list[Rule]:
+    """Build AdamW for all weights; matrices decay, norms do not."""
     inner = list(model.matrices())
     ids = {id(weight) for weight in inner}
     outer = [weight for weight in model.parameters() if weight.ndim == 2 and id(weight) not in ids]
     vectors = [weight for weight in model.parameters() if weight.ndim != 2]
     return [
-        _adamw(inner, recipe.matrix_learning_rate, weight_decay=recipe.weight_decay),
-        _adamw(outer, recipe.learning_rate, weight_decay=recipe.weight_decay),
-        _adamw(vectors, recipe.learning_rate, weight_decay=0.0),
+        AdamW(inner, lr=recipe.matrix_learning_rate, weight_decay=recipe.weight_decay),
+        AdamW(outer, lr=recipe.learning_rate, weight_decay=recipe.weight_decay),
+        AdamW(vectors, lr=recipe.learning_rate, weight_decay=0.0),
     ]
 
 
-def _adamw(
-    weights: list[torch.nn.Parameter], learning_rate: float, *, weight_decay: float
-) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(
-        weights, lr=learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay
-    )
-
-
-BUILDERS: dict[str, Callable[[Transformer, Recipe], list[torch.optim.Optimizer]]] = {
+BUILDERS: dict[str, Callable[[Transformer, Recipe], list[Rule]]] = {
     "muon": muon,
     "adamw": adamw,
 }
@@ -73,16 +65,16 @@ class Optimizer:
             part.zero_grad()
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Every state tensor by name; step counters become tensors."""
+        """Return every state tensor by name."""
         tensors = {}
         for i, part in enumerate(self.parts):
             for j, weight in enumerate(part.param_groups[0]["params"]):
                 for key, value in part.state[weight].items():
-                    tensors[f"optimizer.{i}.{j}.{key}"] = torch.as_tensor(value)
+                    tensors[f"optimizer.{i}.{j}.{key}"] = value
         return tensors
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Restore what :meth:`state` gave."""
+        """Restore what :meth:`state` returned."""
         for i, part in enumerate(self.parts):
             for j, weight in enumerate(part.param_groups[0]["params"]):
                 prefix = f"optimizer.{i}.{j}."

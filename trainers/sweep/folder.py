@@ -38,6 +38,11 @@ class Folder:
         """What the sweep was started with, where that is not the default."""
         return self.path / "sweep.json"
 
+    @property
+    def packings(self) -> Path:
+        """How many runs of each shape a device trains at once, as it was measured."""
+        return self.path / "packings.json"
+
     def trackers(self) -> tuple[str, ...]:
         """Where metrics go: always to a CSV file."""
         known = read_json(self.record) if self.record.exists() else {}

@@ -1,7 +1,9 @@
 """Train every planned run that the ledger lacks, on the workers of a launcher."""
 
+import math
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -43,6 +45,7 @@ def run_plan(
     ledger: str | None = None,
     trackers: Sequence[str] = (),
     done: pd.DataFrame | None = None,
+    pack: int | None = None,
 ) -> pd.DataFrame:
     """Train what the ledger lacks and return the run table of these specs.
 
@@ -64,6 +67,9 @@ def run_plan(
     done
         A run table of this plan from another ledger: runs whose rows are there, of the same
         settings by their ``config_hash``, are not trained again.
+    pack
+        Most runs of one shape that a worker trains at once; by default as many as a GPU gains
+        from, and one on a CPU.
 
     Raises
     ------
@@ -85,7 +91,7 @@ def run_plan(
     if done is not None:
         _adopt(book, specs, corpus, done)
     watched = _Watched(book, folder, {spec.run_id for spec in specs}, report)
-    job = WorkerJob(ledger=address, folder=folder.path.absolute())
+    job = WorkerJob(ledger=address, folder=folder.path.absolute(), pack=pack)
     return _train_all(watched, job, place, workers)
 
 
@@ -110,6 +116,7 @@ def join(
     workers: int | None = None,
     report: Report = lambda entries: None,
     ledger: str | None = None,
+    pack: int | None = None,
 ) -> pd.DataFrame:
     """Help with a sweep that was started elsewhere, with processes of this machine.
 
@@ -119,7 +126,7 @@ def join(
     book = existing_ledger(folder.path, ledger)
     _check_disk(address, several_machines=True)
     watched = _Watched(book, folder, {entry.run_id for entry in book.entries()}, report)
-    job = WorkerJob(ledger=address, folder=folder.path.absolute())
+    job = WorkerJob(ledger=address, folder=folder.path.absolute(), pack=pack)
     return _train_all(watched, job, launcher_named("local"), workers)
 
 
@@ -131,6 +138,7 @@ def _train_all(
         launcher.open(job)
         left = sum(entry.state in (PLANNED, RUNNING) for entry in watched.entries())
         number = min(workers or launcher.default_workers(), left)
+        job = replace(job, share=math.ceil(left / number))
         reasons = supervise(launcher, job, number, watched.progress)
     watched.progress()
     return _ended(watched.entries(), reasons)

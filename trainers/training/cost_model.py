@@ -115,7 +115,8 @@ def time_step(spec: RunSpec) -> float:
     """
     import torch
 
-    from shapelaw.trainers.objectives.next_token import token_losses
+    from shapelaw.trainers.objectives.objective import Batch
+    from shapelaw.trainers.objectives.registry import objective_of
     from shapelaw.trainers.optimizers.optimizer import Optimizer
     from shapelaw.trainers.training.loop import build
 
@@ -124,13 +125,14 @@ def time_step(spec: RunSpec) -> float:
     model = build(uncompiled(spec))
     optimizer = Optimizer(model, recipe, 1000)
     size = (recipe.sequences, recipe.context_length + 1)
-    batch = torch.from_numpy(
-        np.random.default_rng(0).integers(spec.shape.vocab_size, size=size, dtype=np.int64)
-    )
+    tokens = np.random.default_rng(0).integers(spec.shape.vocab_size, size=size, dtype=np.int64)
+    batch, draws = Batch(torch.from_numpy(tokens)), torch.Generator()
+    objective = objective_of(recipe)
     taken = []
     for step in range(WARM_STEPS + TIMED_STEPS):
         begun = time.process_time()
-        token_losses(model, batch, recipe).mean().backward()
+        loss, _ = objective.loss(model, batch, draws)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         optimizer.step(step)
         taken.append(time.process_time() - begun)

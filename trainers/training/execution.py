@@ -7,7 +7,6 @@ ledger, and kept by a run that is resumed.
 import ctypes
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,9 +18,9 @@ from shapelaw.trainers.optimizers.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from shapelaw.trainers.models.transformer import Transformer
+    from shapelaw.trainers.objectives.objective import LossFunction, Objective
 
 # Parameters of glibc's mallopt and what they are set to.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
@@ -34,7 +33,6 @@ MALLOC_SETTINGS = {
 
 ATTENTION_PATHS = ("sdpa", "matmul")
 COMPILATIONS = ("none", "layers", "whole")
-Losses = Callable[["Tensor"], "Tensor"]
 # Milliseconds of a step in bfloat16: constant; per layer; per GFLOP of products with weights; per
 # million attention scores; per million features that the norms and the MLP touch. Fitted to
 # measured steps of ladder shapes on a Zen 4 core (LOG.md); they rank engines, no more.
@@ -78,29 +76,26 @@ class Execution:
                     f"`{name}` must be one of {', '.join(allowed)}, but got {getattr(self, name)!r}"
                 )
 
-    def losses(self, model: "Transformer", recipe: Recipe, cache: Path | None = None) -> Losses:
-        """A function from sequences with their next token, (B, T + 1), to losses (B, T).
+    def compile_loss(
+        self, objective: "Objective", model: "Transformer", cache: Path | None = None
+    ) -> "LossFunction":
+        """Return the objective's loss function as this execution computes it.
 
         ``cache`` is a folder for compiled code, so that runs of one shape share it and no other
         program's cache is touched. Compilation happens at the first call and its backward pass.
         """
         import torch
 
-        from shapelaw.trainers.objectives.next_token import token_losses
-
-        def losses(batch: "Tensor") -> "Tensor":
-            return token_losses(model, batch, recipe)
-
         if self.compilation == "none":
-            for layer in model.layers:  # of an engine that failed
+            for layer in model.layers:  # of an execution that failed
                 layer._compiled_call_impl = None
-            return losses
+            return objective.loss
         _prepare_compiler(cache)
         if self.compilation == "layers":
             for layer in model.layers:
                 layer.compile(dynamic=False)
-            return losses
-        return torch.compile(losses, dynamic=False)
+            return objective.loss
+        return torch.compile(objective.loss, dynamic=False)
 
 
 def _prepare_compiler(cache: Path | None) -> None:

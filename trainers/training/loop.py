@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import SupportsFloat
 
 import torch
-from torch import Tensor
 
 from shapelaw.scaling.errors import WorkError
 from shapelaw.trainers.corpus.batches import Batches
 from shapelaw.trainers.corpus.corpus import Corpus
-from shapelaw.trainers.models.hugging_face import WEIGHTS
 from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.objectives.objective import Batch, reseed
+from shapelaw.trainers.objectives.registry import objective_of
 from shapelaw.trainers.optimizers.optimizer import Optimizer
 from shapelaw.trainers.training import checkpoint
 from shapelaw.trainers.training.checkpoint import Tell as Tell
@@ -26,6 +26,7 @@ from shapelaw.trainers.training.execution import Execution, keep_freed_memory, u
 from shapelaw.trainers.training.results import (
     Row,
     export_run,
+    finished_rows,
     keep_rows,
     measured,
     rows_so_far,
@@ -86,9 +87,9 @@ def train(
     """
     torch.set_num_threads(1)
     keep_freed_memory()
-    rows = rows_so_far(folder, spec.identity(corpus))
-    if len(rows) == len(spec.ends) and (folder / WEIGHTS).exists():
-        return rows  # all was done but for telling so
+    known = finished_rows(spec, folder, spec.identity(corpus))
+    if known is not None:
+        return known  # all was done but for telling so
     run = _Run(spec.with_engine(), corpus, folder, tell)
     rows = run.resume()
     with recording(trackers, folder, batch_tokens=spec.recipe.batch_tokens) as recorder:
@@ -119,6 +120,7 @@ class _Run:
         self.ends = spec.ends
         self.identity = spec.identity(corpus)
         self.engine = spec.engine or Execution()
+        self.objective, self.generator = objective_of(spec.recipe), torch.Generator()
         self.batches = Batches(
             corpus.train(),
             context_length=spec.recipe.context_length,
@@ -147,7 +149,7 @@ class _Run:
         self.spent = begun.seconds
         if begun.compilation is not None and begun.compilation != self.engine.compilation:
             self.engine = Execution(attention=self.engine.attention, compilation=begun.compilation)
-        self.losses = self.engine.losses(self.model, self.spec.recipe, self._compiled())
+        self.loss = self.engine.compile_loss(self.objective, self.model, self._compiled())
         self.since = time.perf_counter()
         return rows
 
@@ -204,7 +206,7 @@ class _Run:
 
     def _train_one(self) -> dict[str, SupportsFloat]:
         """Take a step and return its metrics."""
-        batch = torch.from_numpy(self.batches(self.step))
+        batch = Batch(torch.from_numpy(self.batches(self.step)))
         try:
             loss = self._backward(batch)
         except Diverged:
@@ -215,7 +217,7 @@ class _Run:
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             self.tell(f"compilation failed ({reason}); the run goes on without")
             self.engine = Execution(attention=self.engine.attention, compilation="none")
-            self.losses = self.engine.losses(self.model, self.spec.recipe)
+            self.loss = self.engine.compile_loss(self.objective, self.model)
             for weight in self.model.parameters():
                 weight.grad = None
             with uncompiled():
@@ -230,9 +232,10 @@ class _Run:
             "gradient_norm": norm,
         }
 
-    def _backward(self, batch: Tensor) -> float:
+    def _backward(self, batch: Batch) -> float:
         """Add the gradients of a batch and return its loss."""
-        loss = self.losses(batch).mean()
+        draws = reseed(self.generator, self.spec.data_seed, self.step)
+        loss, _ = self.loss(self.model, batch, draws)
         value = loss.item()
         if not math.isfinite(value):
             raise Diverged(f"training loss is {value} at step {self.step}")

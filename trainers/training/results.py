@@ -15,7 +15,7 @@ from shapelaw.scaling.files import read_json, write_json, write_whole
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.corpus.encoding import load_encoding
 from shapelaw.trainers.evaluation.held_out import Evaluation, evaluate, evaluate_sets, loss_columns
-from shapelaw.trainers.models.hugging_face import export
+from shapelaw.trainers.models.hugging_face import WEIGHTS, export
 from shapelaw.trainers.models.transformer import Transformer
 from shapelaw.trainers.training.device import device_label
 from shapelaw.trainers.training.execution import Execution
@@ -76,6 +76,12 @@ def rows_so_far(folder: Path, identity: str) -> list[Row]:
     path = folder / ROWS
     known = read_json(path) if path.exists() else {}
     return known["rows"] if known.get("identity") == identity else []
+
+
+def finished_rows(spec: RunSpec, folder: Path, identity: str) -> list[Row] | None:
+    """Return all rows of a run that was trained to its end, or None where it was not."""
+    rows = rows_so_far(folder, identity)
+    return rows if len(rows) == len(spec.ends) and (folder / WEIGHTS).exists() else None
 
 
 def diverged(spec: RunSpec, corpus: Corpus, device: torch.device) -> Row:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.gpu.distributed import GatheredMuon, World, joined, main
-from shapelaw.trainers.optimizers.muon import Muon
+from shapelaw.trainers.optimizers.rules import Muon
 from shapelaw.trainers.training.loop import train
 from shapelaw.trainers.training.spec import RunSpec
 from support.small_runs import RECIPE, SHAPE, STEPS, Killed, killed_at, small_corpus, spec

@@ -13,8 +13,8 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.corpus.batches import Batches
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.gpu import packed_loop as packed
-from shapelaw.trainers.gpu.cuda_graph import CapturedStep, compiled
-from shapelaw.trainers.gpu.packed_loop import Feed, Options, PackedStep, packs, train_pack
+from shapelaw.trainers.gpu.packed_loop import PackEvents, train_pack
+from shapelaw.trainers.gpu.packed_step import Feed, Options, PackedStep, packs
 from shapelaw.trainers.gpu.resident_batches import ResidentTokens
 from shapelaw.trainers.gpu.stack import Stack
 from shapelaw.trainers.objectives import next_token
@@ -174,7 +174,13 @@ def test_a_stack_stops_when_all_its_replicas_diverged(corpus: Corpus, tmp_path: 
     wild = replace(RECIPE, optimizer="adamw", learning_rate=1e9, warmup=0.0)
     runs = [spec(run_id=str(i), recipe=wild, seed=i, tokens=10_000 * 64) for i in range(2)]
     steps: list[int] = []
-    rows = train_pack(runs, corpus, lambda name: tmp_path / name, device=CPU, watch=steps.append)
+    rows = train_pack(
+        runs,
+        corpus,
+        lambda name: tmp_path / name,
+        device=CPU,
+        events=PackEvents(watch=steps.append),
+    )
     assert [row["status"] for row in only(rows)] == ["diverged"] * 2
     assert steps[-1] < 10_000
 
@@ -211,14 +217,19 @@ def test_a_killed_pack_ends_bit_for_bit_like_an_undisturbed_one(
     for last in (3, 8):
         with pytest.raises(Killed):
             train_pack(runs, corpus, lambda name: tmp_path / "b" / name, device=CPU,
-                       watch=killed_at(last), checkpoint_seconds=0.0)  # fmt: skip
+                       checkpoint_seconds=0.0,
+                       events=PackEvents(watch=killed_at(last)))  # fmt: skip
     steps: list[int] = []
     rows = train_pack(
-        runs, corpus, lambda name: tmp_path / "b" / name, device=CPU, watch=steps.append
+        runs,
+        corpus,
+        lambda name: tmp_path / "b" / name,
+        device=CPU,
+        events=PackEvents(watch=steps.append),
     )
     assert steps[0] == 8  # killed in step 8: the checkpoint is that of 7
     assert [row["loss"] for row in only(rows)] == [row["loss"] for row in only(wanted)]
-    assert not list((tmp_path / "b").rglob("pack.safetensors"))
+    assert not list((tmp_path / "b").rglob("checkpoint.safetensors"))
 
 
 def damage(path: Path) -> None:
@@ -230,18 +241,70 @@ def forget(path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [damage, forget])
-def test_a_pack_without_a_usable_checkpoint_starts_again(
+def test_run_without_a_usable_checkpoint_starts_again_and_the_others_go_on(
     corpus: Corpus, tmp_path: Path, harm: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packed, "BLOCK_SECONDS", 0.0)
     runs = replicas("adamw")
+    wanted = train_pack(runs, corpus, lambda name: tmp_path / "a" / name, device=CPU)
+    with pytest.raises(Killed):
+        train_pack(runs, corpus, lambda name: tmp_path / "b" / name, device=CPU,
+                   events=PackEvents(watch=killed_at(5)), checkpoint_seconds=0.0)  # fmt: skip
+    harm(tmp_path / "b" / "usual" / "checkpoint.safetensors")
+    steps: list[int] = []
+    rows = train_pack(
+        runs, corpus, lambda name: tmp_path / "b" / name, device=CPU,
+        events=PackEvents(watch=steps.append),
+    )  # fmt: skip
+    assert steps == [*range(1, STEPS + 1), *range(5, STEPS + 1)]
+    assert [row["loss"] for row in only(rows)] == pytest.approx(
+        [row["loss"] for row in only(wanted)], rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_run_of_a_killed_pack_goes_on_alone_from_its_checkpoint(
+    corpus: Corpus, tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "BLOCK_SECONDS", 0.0)
+    runs = replicas(optimizer)
     with pytest.raises(Killed):
         train_pack(runs, corpus, lambda name: tmp_path / name, device=CPU,
-                   watch=killed_at(5), checkpoint_seconds=0.0)  # fmt: skip
-    harm(tmp_path / "usual" / "pack.safetensors")
+                   events=PackEvents(watch=killed_at(7)), checkpoint_seconds=0.0)  # fmt: skip
     steps: list[int] = []
-    train_pack(runs, corpus, lambda name: tmp_path / name, device=CPU, watch=steps.append)
-    assert steps == list(range(1, STEPS + 1))
+    [row] = train(runs[1], corpus, tmp_path / runs[1].run_id, watch=steps.append)
+    assert steps[0] == 7
+    [alone] = train(runs[1], corpus, tmp_path / "alone")
+    assert row["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+
+
+def test_runs_that_were_begun_alone_go_on_in_a_pack(corpus: Corpus, tmp_path: Path) -> None:
+    runs = replicas("adamw")
+    for run in runs:
+        with pytest.raises(Killed):
+            train(run, corpus, tmp_path / run.run_id, watch=killed_at(6), checkpoint_seconds=0.0)
+    steps: list[int] = []
+    rows = train_pack(runs, corpus, lambda name: tmp_path / name, device=CPU,
+                      events=PackEvents(watch=steps.append))  # fmt: skip
+    assert steps[0] == 6
+    for run, row in zip(runs, only(rows), strict=True):
+        [alone] = train(run, corpus, tmp_path / "alone" / run.run_id)
+        assert row["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+
+
+def test_runs_are_reported_as_they_end_and_finished_ones_are_not_trained_again(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    runs = replicas("adamw")
+    first = train_pack(runs[:1], corpus, lambda name: tmp_path / name, device=CPU)
+    reported: list[tuple[str, object]] = []
+    rows = train_pack(
+        runs, corpus, lambda name: tmp_path / name, device=CPU,
+        events=PackEvents(ended=lambda run, rows: reported.append((run.run_id, rows[-1]["loss"]))),
+    )  # fmt: skip
+    assert rows[0] == first[0]
+    assert [row["replicas"] for row in only(rows)] == [1, 2, 2]
+    assert reported == [(run.run_id, row[-1]["loss"]) for run, row in zip(runs, rows, strict=True)]
 
 
 def test_a_replica_goes_on_alone_from_where_the_stack_left_it(corpus: Corpus) -> None:
@@ -276,6 +339,12 @@ def test_branches_of_a_pack_are_those_of_single_runs(corpus: Corpus, tmp_path: P
         alone = train(run, corpus, tmp_path / "alone" / run.run_id)
         assert [row["run_id"] for row in rows] == [row["run_id"] for row in alone]
         assert [row["tokens"] for row in rows] == [6 * 64, STEPS * 64]
+        for name in (run.run_id, f"{run.run_id}-b384"):
+            files = [
+                sorted(path.name for path in (tmp_path / kind / name).iterdir())
+                for kind in ("pack", "alone")
+            ]
+            assert files[0] == files[1], name
         assert [row["loss"] for row in rows] == pytest.approx(
             [row["loss"] for row in alone], rel=1e-4
         )
@@ -290,10 +359,14 @@ def test_a_pack_killed_in_a_branch_or_after_it_goes_back_to_the_same_trunk(
     wanted = train_pack(runs, corpus, lambda name: tmp_path / "a" / name, device=CPU)
     with pytest.raises(Killed):
         train_pack(runs, corpus, lambda name: tmp_path / "b" / name, device=CPU,
-                   watch=killed_at(last), checkpoint_seconds=0.0)  # fmt: skip
+                   events=PackEvents(watch=killed_at(last)), checkpoint_seconds=0.0)  # fmt: skip
     steps: list[int] = []
     rows = train_pack(
-        runs, corpus, lambda name: tmp_path / "b" / name, device=CPU, watch=steps.append
+        runs,
+        corpus,
+        lambda name: tmp_path / "b" / name,
+        device=CPU,
+        events=PackEvents(watch=steps.append),
     )
     assert steps[0] > 1
     for got, want in zip(rows, wanted, strict=True):
@@ -339,90 +412,6 @@ def test_a_compiled_step_trains_like_an_eager_one(corpus: Corpus) -> None:
     plain = PackedStep(eager, Feed(eager, tokens, None), Options())
     plain.block(0, 4, STEPS)
     assert step.losses.tolist() == pytest.approx(plain.losses.tolist(), rel=1e-3)
-
-
-def test_a_function_that_cannot_be_compiled_runs_as_it_is() -> None:
-    def broken(module: object, inputs: object) -> Callable[..., object]:
-        raise RuntimeError("no compiler here\nand a long trace")
-
-    notes: list[str] = []
-    doubled = compiled(lambda x: 2 * x, note=notes.append, backend=broken)  # type: ignore[arg-type]
-    for _ in range(2):
-        assert doubled(torch.ones(2)).tolist() == [2, 2]
-    assert len(notes) == 1
-    assert notes[0].startswith("runs uncompiled: ")
-    assert "no compiler here" in notes[0]
-
-
-def test_an_error_of_the_function_itself_is_not_hidden_by_compiling() -> None:
-    def wrong(x: torch.Tensor) -> torch.Tensor:
-        return x @ torch.ones(3)
-
-    with pytest.raises(RuntimeError):
-        compiled(wrong, note=lambda text: None, backend="eager")(torch.ones(2))
-
-
-def test_without_a_gpu_a_step_is_called_once_per_call() -> None:
-    calls: list[int] = []
-    step = CapturedStep(lambda: calls.append(1), CPU)
-    for _ in range(5):
-        step()
-    assert len(calls) == 5
-    assert step.graph is None
-
-
-class FakeGraph:
-    """Stands for the device in the order of events: what is recorded runs at replay only."""
-
-    recording = False
-
-    def __init__(self) -> None:
-        self.replays = 0
-
-    def replay(self) -> None:
-        self.replays += 1
-
-
-@pytest.mark.parametrize("capture_works", [True, False])
-def test_every_call_is_one_step_before_during_and_after_the_capture(
-    monkeypatch: pytest.MonkeyPatch, capture_works: bool
-) -> None:
-    calls: list[int] = []
-    notes: list[str] = []
-
-    def step() -> None:
-        calls.append(1)
-
-    captured = CapturedStep(step, CPU, note=notes.append)
-    captured.capture = True
-    monkeypatch.setattr(captured, "_aside", step)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-
-    class Recording:
-        def __init__(self, graph: FakeGraph, stream: object) -> None:
-            calls.append(-1)  # the recording calls the step, but takes none
-
-        def __enter__(self) -> None:
-            if not capture_works:
-                calls.append(1)  # balances the call that a failed recording does not reach
-                raise RuntimeError("operation not permitted when stream is capturing\ntrace")
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-    monkeypatch.setattr(torch.cuda, "graph", Recording)
-    for _ in range(7):
-        captured()
-    if capture_works:
-        assert isinstance(captured.graph, FakeGraph)
-        assert sum(calls) + captured.graph.replays == 7
-        assert notes == []
-    else:
-        assert sum(calls) == 7
-        assert notes == [
-            "runs without a CUDA graph: operation not permitted when stream is capturing trace"
-        ]
 
 
 @gpu

@@ -126,6 +126,63 @@ class LedgerContract:
         assert states(ledger) == dict.fromkeys("cab", RUNNING)
         assert ledger.claim() is None
 
+    def test_further_runs_that_fit_are_claimed_under_the_first_claim(self, opened: Opened) -> None:
+        ledger = plan(opened(), "abcde")
+        first = ledger.claim()
+        assert first is not None
+        more = ledger.claim_more(first, lambda run: run.run_id != "c", 2)
+        assert [run.run_id for run in more] == ["b", "d"]
+        assert states(ledger) == {
+            "a": RUNNING, "b": RUNNING, "c": PLANNED, "d": RUNNING, "e": PLANNED,
+        }  # fmt: skip
+        assert claimed_names(opened()) == ["c", "e"]
+        assert all(ledger.beat(name, 1) for name in "abd")
+        assert ledger.finish("b", {"run_id": "b"})
+        ledger.give_back()
+        assert not ledger.beat("a", 2)
+
+    def test_runs_claimed_together_are_given_back_together(self, opened: Opened) -> None:
+        ledger = plan(opened(), "abcd")
+        first = ledger.claim()
+        assert first is not None
+        ledger.claim_more(first, lambda run: True, 2)
+        assert ledger.finish("b", {"run_id": "b"})
+        ledger.give_back()
+        assert states(ledger) == {"a": PLANNED, "b": DONE, "c": PLANNED, "d": PLANNED}
+
+    def test_runs_claimed_together_are_claimed_once_where_answers_get_lost(
+        self, opened: Opened, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ledger = plan(opened(), "abcd")
+        lose_answers(ledger, monkeypatch)
+        first = ledger.claim()
+        assert first is not None
+        more = ledger.claim_more(first, lambda run: True, 2)
+        assert [run.run_id for run in more] == ["b", "c"]
+        assert {entry.attempts for entry in ledger.entries()} == {0, 1}
+        assert states(ledger)["d"] == PLANNED
+
+    def test_all_runs_of_a_dead_worker_are_claimed_together(
+        self, opened: Opened, dead_pid: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patched:
+            gone = this_process()
+            mark = "/".join((gone.mark.rpartition("/")[0].rpartition("/")[0], str(dead_pid), "1"))
+            patched.setattr(
+                ledger_module, "this_process",
+                lambda: ProcessId(host=gone.host, pid=dead_pid, mark=mark),
+            )  # fmt: skip
+            dead = plan(opened(), "abcd")
+            lost = dead.claim()
+            assert lost is not None
+            assert len(dead.claim_more(lost, lambda run: True, 2)) == 2
+        ledger = opened()
+        first = ledger.claim()
+        assert first is not None
+        more = ledger.claim_more(first, lambda run: True, 8)
+        assert [first.run_id, *(run.run_id for run in more)] == ["a", "b", "c", "d"]
+        assert not any(dead.beat(name, 1) for name in "abc")
+
     def test_a_claim_gives_the_spec_that_was_planned(self, opened: Opened) -> None:
         assert plan(opened(), "a").claim() == spec("a")
 

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from shapelaw.trainers.optimizers.muon import SCALES, Muon, match_rms_adamw, orthogonalise
+from shapelaw.trainers.optimizers.rules import SCALES, AdamW, Muon, Rule, match_rms_adamw
+from shapelaw.trainers.optimizers.updates import orthogonalise
 
 SIZES = [(8, 8), (12, 8), (8, 12), (8, 8), (12, 8), (1, 16)]
 SETTINGS = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
@@ -76,3 +77,52 @@ def test_a_zero_gradient_moves_nothing_but_the_decay() -> None:
 def test_the_scale_of_kimi_gives_the_size_of_an_adamw_update() -> None:
     update = match_rms_adamw(64, 16) * torch.linalg.qr(torch.randn(64, 16))[0]
     assert update.square().mean().sqrt() == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_adamw_steps_equal_those_of_torch_bit_for_bit(decay: float) -> None:
+    ours, theirs = matrices(0), matrices(0)
+    own = AdamW(ours, lr=0.02, weight_decay=decay)
+    plain = torch.optim.AdamW(theirs, lr=0.02, betas=(0.9, 0.95), weight_decay=decay)
+    for step in range(5):
+        for weights, optimizer in ((ours, own), (theirs, plain)):
+            set_gradients(weights, step)
+            optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    for a, b in zip(ours, theirs, strict=True):
+        assert own.state[a].keys() == plain.state[b].keys()
+        assert all(torch.equal(own.state[a][key], plain.state[b][key]) for key in own.state[a])
+
+
+def rules(weights: list[nn.Parameter]) -> list[Rule]:
+    pieces = [(3, 5), (12,), (4, 4), (8,), (6, 6), (1,)]
+    return [AdamW(weights, lr=0.02, weight_decay=0.1), Muon(weights, pieces, **SETTINGS)]
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["adamw", "muon"])
+def test_update_of_a_stack_equals_the_updates_of_its_models(index: int) -> None:
+    rates, decays, momenta = [0.02, 0.005, 0.1], [0.1, 0.0, 0.3], [0.9, 0.8, 0.95]
+    alone = [matrices(seed) for seed in range(3)]
+    optimizers = [rules(weights)[index] for weights in alone]
+    stack = [torch.stack([w.detach() for w in same]) for same in zip(*alone, strict=True)]
+    kept = [[torch.zeros_like(w) for _ in optimizers[0].moments] for w in stack]
+    settings = {
+        "lr": torch.tensor(rates).double(), "weight_decay": torch.tensor(decays).double(),
+        "momentum": torch.tensor(momenta).double(),
+    }  # fmt: skip
+    for step in range(4):
+        for optimizer, weights, *own in zip(optimizers, alone, rates, decays, momenta, strict=True):
+            optimizer.param_groups[0] |= dict(
+                zip(("lr", "weight_decay", "momentum"), own, strict=True)
+            )
+            set_gradients(weights, step)
+        gradients = [torch.stack([w.grad for w in same]) for same in zip(*alone, strict=True)]
+        for optimizer in optimizers:
+            optimizer.step()
+        count = torch.tensor(step + 1.0).double()
+        optimizers[0].update(stack, gradients, kept, settings, count)
+    for place, stacked in enumerate(stack):
+        for model, weights in enumerate(alone):
+            # AdamW to the last bits; Newton-Schulz runs in bfloat16
+            tolerance = 1e-6 if index == 0 else 2e-3
+            torch.testing.assert_close(stacked[model], weights[place], rtol=0, atol=tolerance)

@@ -10,9 +10,9 @@ from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.models.transformer import Transformer
 from shapelaw.trainers.objectives.next_token import token_losses
-from shapelaw.trainers.optimizers.muon import Muon
 from shapelaw.trainers.optimizers.optimizer import BUILDERS, Optimizer
 from shapelaw.trainers.optimizers.recipe import DECAY_FORMS, Recipe
+from shapelaw.trainers.optimizers.rules import Muon
 
 torch.set_num_threads(1)
 RECIPE = Recipe(context_length=8, sequences=2)

@@ -199,6 +199,27 @@ def test_thirty_kills_lose_no_row_double_none_and_change_no_loss(
     assert losses(ledger) == undisturbed
 
 
+def test_killed_packed_worker_resumes_and_gives_the_losses_of_single_runs(
+    crew: Crew, corpus: Corpus, undisturbed: dict[str, float]
+) -> None:
+    ledger = plan(crew, corpus, twelve_runs())
+    for kills in range(1, 4):
+        worker = crew.start(pack=4)
+        crew.until(
+            lambda entries, kills=kills, worker=worker: (  # type: ignore[misc]
+                share_left(entries) < 1 - kills / 5 and worker in pids_at_work(entries)
+            )
+        )
+        crew.kill(worker)
+    crew.start(pack=4)
+    entries = crew.until(all_done)
+    crew.until_gone()
+    assert crew.log.read_text() == ""
+    assert sum(entry.attempts for entry in entries) > ROWS + 3, "kills fell into packs"
+    assert losses(ledger) == pytest.approx(undisturbed, rel=1e-3)
+    assert ledger.table()["replicas"].max() == 4
+
+
 def test_a_ledger_that_is_locked_for_seconds_stops_no_worker(
     crew: Crew, corpus: Corpus, undisturbed: dict[str, float]
 ) -> None:

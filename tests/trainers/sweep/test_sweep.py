@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-import torch
 
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
 from shapelaw.scaling.errors import InputError, WorkError
@@ -28,7 +27,7 @@ from shapelaw.trainers.sweep.launchers._base import End, Launcher, WorkerJob
 from shapelaw.trainers.sweep.sweep import join, retry_runs, run_plan, run_table
 from shapelaw.trainers.sweep.worker import work
 from shapelaw.trainers.training.loop import train
-from shapelaw.trainers.training.spec import Diverged, RunSpec, run_name
+from shapelaw.trainers.training.spec import RunSpec, run_name
 from support.small_runs import RECIPE, SHAPE, STEPS, small_corpus, spec
 from support.waiting import PATIENCE, wait_until
 
@@ -74,7 +73,7 @@ class InProcess(Launcher):
 
     def start(self, job: WorkerJob, numbers: Sequence[int]) -> None:
         self.started += numbers
-        work(job.ledger, job.folder)
+        work(job.ledger, job.folder, pack=job.pack, share=job.share)
 
     def look(self, number: int) -> End | None:
         return End()
@@ -282,15 +281,22 @@ def test_run_goes_on_and_is_recorded_while_the_ledger_is_out_of_reach(
         watch(8)
         return [{"run_id": run.run_id}]
 
-    ledger = SimpleNamespace(beat=beat, finish=lambda run_id, rows: finished.append((run_id, rows)))
+    claims = iter([spec(run_id="a"), None])
+    ledger = SimpleNamespace(
+        beat=beat,
+        claim=lambda: next(claims),
+        entries=list,
+        finish=lambda run_id, rows: finished.append((run_id, rows)),
+    )
     monkeypatch.setattr(worker, "BEAT_SECONDS", 0.005)
     monkeypatch.setattr(worker, "train", slow)
-    worker._train_one(spec(run_id="a"), corpus, folder, ledger, lambda: True)  # type: ignore[arg-type]
+    monkeypatch.setattr(worker, "open_ledger", lambda address: ledger)
+    work("", folder.path)
     assert finished == [("a", [{"run_id": "a"}])]
     assert 7 in beats
 
 
-@pytest.mark.parametrize("where", ["train", "_train_one", "Heartbeat"])
+@pytest.mark.parametrize("where", ["train", "_Claim", "Heartbeat"])
 def test_a_worker_told_to_end_gives_its_run_back(
     corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -632,28 +638,6 @@ def test_a_killed_sweep_ends_with_the_losses_of_an_undisturbed_one(
         wanted = train(run, prepared, tmp_path / "alone" / run.run_id)[-1]["loss"]
         assert after.loc[run.run_id, "loss"] == wanted, wait
         assert printed[run.run_id] == wanted
-
-
-@pytest.mark.parametrize("status", [DONE, DIVERGED])
-def test_a_worker_that_sees_a_gpu_trains_on_it(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str
-) -> None:
-    seen: list[object] = []
-
-    def on_gpu(specs: list[RunSpec], *_: object, device: object, **__: object) -> object:
-        seen.append(device)
-        return [[{"run_id": spec.run_id, "status": status}] for spec in specs]
-
-    monkeypatch.setattr(worker, "device_named", lambda: torch.device("cuda", 0))
-    monkeypatch.setattr("shapelaw.trainers.gpu.packed_loop.train_pack", on_gpu)
-    ways = {"watch": lambda step: None, "tell": lambda text: None}
-    if status == DONE:
-        rows = worker.train_here(spec(), corpus, Folder(tmp_path), **ways)
-        assert rows == [{"run_id": "tiny", "status": DONE}]
-    else:
-        with pytest.raises(Diverged, match="the loss of tiny is no longer a finite number"):
-            worker.train_here(spec(), corpus, Folder(tmp_path), **ways)
-    assert seen == [torch.device("cuda", 0)]
 
 
 def test_runs_that_are_done_elsewhere_are_not_trained_again(

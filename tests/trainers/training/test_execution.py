@@ -9,7 +9,8 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.corpus.preparation import prepare
 from shapelaw.trainers.models.transformer import Transformer
-from shapelaw.trainers.objectives.next_token import token_losses
+from shapelaw.trainers.objectives.next_token import NextToken, token_losses
+from shapelaw.trainers.objectives.objective import Batch
 from shapelaw.trainers.optimizers.recipe import Recipe
 from shapelaw.trainers.training.execution import (
     ATTENTION_PATHS,
@@ -62,10 +63,12 @@ def test_every_engine_computes_the_same_losses_and_gradients(
     wanted, got = model("sdpa"), model(engine.attention)
     reference = token_losses(wanted, batch(), RECIPE)
     cache = tmp_path_factory.getbasetemp() / "compiled"
-    found = engine.losses(got, RECIPE, cache)(batch())
-    torch.testing.assert_close(found, reference, rtol=1e-4, atol=1e-5)
+    loss = engine.compile_loss(NextToken(RECIPE), got, cache)
+    found, count = loss(got, Batch(batch()), torch.Generator())
+    torch.testing.assert_close(found, reference.mean(), rtol=1e-4, atol=1e-5)
+    assert count == reference.numel()
     reference.mean().backward()
-    found.mean().backward()
+    found.backward()
     for a, b in zip(got.parameters(), wanted.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
 

@@ -22,10 +22,12 @@ IDLE_SECONDS = 120.0
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerJob:
-    """What every worker is told: where the ledger and the sweep's folder are."""
+    """What every worker is told; see :func:`shapelaw.trainers.sweep.worker.work`."""
 
     ledger: str
     folder: Path
+    pack: int | None = None
+    share: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 
 from shapelaw.trainers.sweep.launchers._base import End, Launcher, WorkerJob, refuse_unknown
 
@@ -40,7 +39,7 @@ class LocalLauncher(Launcher):
             device = self.devices[number % len(self.devices)] if self.devices else ""
             process = context.Process(
                 target=_process,
-                args=(job.ledger, str(job.folder), os.getpid(), device),
+                args=(job, os.getpid(), device),
                 daemon=True,
             )
             process.start()
@@ -85,7 +84,7 @@ def visible_devices() -> list[str]:
     ]
 
 
-def _process(ledger: str, folder: str, parent: int, device: str) -> None:
+def _process(job: WorkerJob, parent: int, device: str) -> None:
     """Be a worker. This module imports no torch, so the environment is set before torch looks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends its workers
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TOLD_TO_END))
@@ -98,7 +97,8 @@ def _process(ledger: str, folder: str, parent: int, device: str) -> None:
     from shapelaw.trainers.sweep.worker import work
 
     try:
-        work(ledger, Path(folder), alive=lambda: os.getppid() == parent)
+        work(job.ledger, job.folder, pack=job.pack, share=job.share,
+             alive=lambda: os.getppid() == parent)  # fmt: skip
     except (InputError, WorkError) as error:
         note(f"worker: {error}")
         raise SystemExit(1) from None

@@ -81,7 +81,7 @@ class RayLauncher(Launcher):
         ray = _ray()
         for number in numbers:
             task = ray.remote(_task).options(name=f"shapelaw worker {number}", **self.needs)
-            self.tasks[number] = task.remote(job.ledger, str(job.folder))
+            self.tasks[number] = task.remote(job)
 
     def look(self, number: int) -> End | None:
         """An error of the worker itself is final; a lost machine is not."""
@@ -110,11 +110,11 @@ class RayLauncher(Launcher):
             self.connected = False
 
 
-def _task(ledger: str, folder: str) -> None:
+def _task(job: WorkerJob) -> None:
     """Be a worker; runs on a machine of the cluster, where shapelaw must be installed."""
     from shapelaw.trainers.sweep.worker import work
 
-    work(ledger, Path(folder), idle_seconds=IDLE_SECONDS)
+    work(job.ledger, job.folder, pack=job.pack, share=job.share, idle_seconds=IDLE_SECONDS)
 
 
 def _ray() -> Any:

@@ -128,7 +128,8 @@ class Worker:
         """Be a worker; runs on a node of the cluster."""
         from shapelaw.trainers.sweep.worker import work
 
-        work(self.job.ledger, self.job.folder, idle_seconds=IDLE_SECONDS)
+        job = self.job
+        work(job.ledger, job.folder, pack=job.pack, share=job.share, idle_seconds=IDLE_SECONDS)
 
     def checkpoint(self) -> Any:
         """What submitit puts into the queue when the time is up: the same again."""

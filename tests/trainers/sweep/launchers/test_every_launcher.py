@@ -238,13 +238,13 @@ def test_a_process_sets_its_device_and_threads_before_it_works(
         del os.environ[name]
     seen: list[tuple[str | None, ...]] = []
 
-    def work(*_: object, alive: Any) -> None:
+    def work(*_: object, alive: Any, **__: object) -> None:
         seen.append((*(os.environ.get(name) for name in names), alive()))
 
     monkeypatch.setattr("shapelaw.trainers.sweep.worker.work", work)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        _local._process("ledger.sqlite", "folder", os.getppid(), device)
+        _local._process(JOB, os.getppid(), device)
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         for number, handler in before.items():
@@ -257,8 +257,9 @@ def test_a_process_that_cannot_work_says_why_and_ends_with_1(
 ) -> None:
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    job = WorkerJob(ledger=str(tmp_path / "l.sqlite"), folder=tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        _local._process(str(tmp_path / "l.sqlite"), str(tmp_path), os.getppid(), "")
+        _local._process(job, os.getppid(), "")
     assert stopped.value.code == 1
     assert capsys.readouterr().err.startswith("worker: ")
 
