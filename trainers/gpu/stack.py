@@ -137,7 +137,7 @@ class Stack:
             loss, _ = functional_call(self._template, named, (sequences, self.generator))
             return loss
 
-        axes = Batch(*(None if value is None else 0 for value in batch))
+        axes = Batch(*(None if value is None else 0 for value in batch))  # type: ignore[arg-type]
         return vmap(one, in_dims=(0, axes), randomness="different")(self.parameters, batch)
 
     def gradients(self, losses: Tensor) -> dict[str, Tensor]:
