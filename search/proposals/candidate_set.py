@@ -1,7 +1,6 @@
 """Candidate shapes for a parameter budget, restricted to the law's range."""
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -28,8 +27,9 @@ class CandidateSet:
 
     Attributes
     ----------
-    table, losses
-        The shapes, (n,), and the predicted loss of each in nats per token.
+    table, frame, losses
+        The shapes, (n,), their columns as a law reads them (the token budget included), and the
+        predicted loss of each in nats per token.
     baseline, best
         Row of the baseline, and of the lowest predicted loss near the runs.
     enumerated
@@ -42,16 +42,12 @@ class CandidateSet:
     request: ProposalRequest
     basis: LossBasis
     table: ShapeTable
+    frame: pd.DataFrame
     losses: np.ndarray
     baseline: int
     best: int
     enumerated: int
     gqa_held: bool
-
-    @cached_property
-    def frame(self) -> pd.DataFrame:
-        """Columns of the candidates as a law reads them, the token budget included."""
-        return _frame(self.table, self.request)
 
 
 def candidate_set(request: ProposalRequest, basis: LossBasis) -> CandidateSet:
@@ -73,7 +69,8 @@ def candidate_set(request: ProposalRequest, basis: LossBasis) -> CandidateSet:
         )
     shapes, baseline = _with_baseline(request.shape_space.enumerate(), request)
     mask, gqa_held = _in_range(shapes, baseline, request, basis.fit)
-    losses = basis.fit.central(_frame(shapes, request))
+    frame = shapes.frame().assign(**{D: request.budget.tokens})
+    losses = basis.fit.central(frame)
     mask = _within_loss_limit(mask, losses, baseline, request.space.max_loss_ratio)
     mask[baseline] = True
     table, row, losses = shapes.take(mask), int(mask[:baseline].sum()), losses[mask]
@@ -82,16 +79,13 @@ def candidate_set(request: ProposalRequest, basis: LossBasis) -> CandidateSet:
         request=request,
         basis=basis,
         table=table,
+        frame=frame[mask].reset_index(drop=True),
         losses=losses,
         baseline=row,
         best=_lowest_loss(basis.fit, table, others),
         enumerated=len(shapes),
         gqa_held=gqa_held,
     )
-
-
-def _frame(table: ShapeTable, request: ProposalRequest) -> pd.DataFrame:
-    return table.frame().assign(**{D: request.budget.tokens})
 
 
 def _with_baseline(table: ShapeTable, request: ProposalRequest) -> tuple[ShapeTable, int]:

@@ -62,21 +62,16 @@ class Estimated:
 
     Attributes
     ----------
-    estimates
-        By row, what the time model predicts.
+    answers
+        By row, the engine's answer or else the time model's.
     cross_validation
         The time model's leave-one-out error on the measured shapes, in their order; None where the
         time model was not asked or there are too few.
     """
 
     measured: Measured
-    estimates: dict[int, Measurement] = field(default_factory=dict)
+    answers: dict[int, Measurement | str]
     cross_validation: CrossValidation | None = None
-
-    @property
-    def answers(self) -> dict[int, Measurement | str]:
-        """By row, the engine's answer or else the time model's."""
-        return {**self.measured.results, **self.estimates}
 
 
 def propose(
@@ -132,7 +127,7 @@ def measure_candidates(candidates: CandidateSet, report: Report | None = None) -
     question = Question(
         table=candidates.table,
         losses=candidates.losses,
-        workload=request.search_workload,
+        workload=_search_workload(request),
         goal=Goal(max_loss=max_loss, fastest=True) if request.space.fastest else Goal(),
         device=device_of(request.serving.engine),
     )
@@ -154,6 +149,11 @@ def measure_candidates(candidates: CandidateSet, report: Report | None = None) -
         results={**found.known, **again.again} if same_workload else again.again,
         front_probability=again.probability,
     )
+
+
+def _search_workload(request: ProposalRequest) -> Workload:
+    workload, short = request.serving.workload, request.effort.short
+    return workload if short is None else workload.shortened(short)
 
 
 def _search(question: Question, candidates: CandidateSet, report: Report) -> Found:
@@ -217,17 +217,17 @@ def estimate_others(measured: Measured) -> Estimated:
     candidates, results = measured.candidates, measured.results
     table, request = candidates.table, candidates.request
     engine, workload = request.serving.engine, request.serving.workload
-    short_search = request.search_workload != workload
+    short_search = _search_workload(request) != workload
     if not request.effort.estimated or len(results) >= len(table) or short_search:
         _check_service(results, None, workload)
-        return Estimated(measured=measured)
+        return Estimated(measured=measured, answers=results)
     model = estimate(table, results, engine, workload)
     _check_service(results, model, workload)
     rows = thinned(rows_ahead(model, results, candidates), request.effort.estimated)
     answered = [row for row, result in results.items() if isinstance(result, Measurement)]
     return Estimated(
         measured=measured,
-        estimates={row: model.measurement(row) for row in rows},
+        answers={**results, **{row: model.measurement(row) for row in rows}},
         cross_validation=None
         if len(answered) < FEWEST
         else cross_validate(

@@ -27,7 +27,7 @@ def explain(proposals: Proposals) -> Proposals:
     """Add to finished proposals their reasons and warnings, and the notes that hold for all."""
     candidates = proposals.estimated.measured.candidates
     fit = candidates.basis.fit
-    warnings = [warnings_of(proposals, place) for place in range(len(proposals))]
+    warnings = [warnings_of(proposals, place) for place in range(len(proposals.ranked))]
     return replace(
         proposals,
         ranked=tuple(

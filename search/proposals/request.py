@@ -171,12 +171,6 @@ class ProposalRequest:
             constraints=space.where,
         )
 
-    @property
-    def search_workload(self) -> Workload:
-        """The workload during the search: shortened where the effort says so."""
-        workload, short = self.serving.workload, self.effort.short
-        return workload if short is None else workload.shortened(short)
-
 
 def _given(value: Value | None, default: Value) -> Value:
     return default if value is None else value
