@@ -13,3 +13,7 @@ class WorkError(RuntimeError):
 
     The command line prints the text and exits with 1.
     """
+
+
+class FailedCheckError(WorkError):
+    """A check that a command prints as its result, and that did not pass."""

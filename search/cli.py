@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 import typer.core
@@ -24,10 +24,11 @@ from shapelaw.scaling.commands.options import (
     WorkloadOption,
 )
 from shapelaw.scaling.commands.plain_help import PlainTyper
-from shapelaw.scaling.display.console import note, print_json
-from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.display.console import note, print_fields, print_json
+from shapelaw.scaling.errors import FailedCheckError, InputError, WorkError
 from shapelaw.scaling.extras import missing_package
 
+STOPPED_CODE = 130
 # Headings of `shapelaw --help` and the commands below each, in this order.
 SECTIONS = {
     "Choose a shape": ("quickstart", "propose", "space", "measure", "report"),
@@ -187,10 +188,7 @@ def measure(
             result = calibrate_machine(config, out)
         else:
             result = measure_config(config, engine, workload, keep=not no_cache, fresh=fresh)
-    if json:
-        print_json(result)
-    else:
-        typer.echo("\n".join(f"{name:<28} {value}" for name, value in result.items()))
+    print_fields(result, json=json)
 
 
 @app.command()
@@ -198,45 +196,57 @@ def doctor(json: Json = False) -> None:
     """Print versions, hardware, engines and missing packages."""
     from shapelaw.search.commands.doctor import examine
 
-    found = examine()
-    if json:
-        print_json(found)
-    else:
-        typer.echo("\n".join(f"{name:<14} {value}" for name, value in found.items()))
+    print_fields(examine(), json=json)
 
 
 def main() -> None:
-    """Run the command; errors become one line, bad input exits with 2, failed work with 1."""
+    """Run the command; errors become one line, bad input exits with 2, failed work with 1.
+
+    With ``--json`` an error is a JSON object on standard output too, unless the document of a
+    failed check stands there.
+    """
     try:
-        app()
+        code = app(standalone_mode=False)
+        if code == STOPPED_CODE:  # how typer answers Ctrl-C
+            raise KeyboardInterrupt
+        sys.exit(code or 0)
     except InputError as error:
         _stop(str(error), 2)
     except ModuleNotFoundError as error:
         reason = missing_package(error)
         _unexpected(error) if reason is None else _stop(str(reason), 2)
+    except FailedCheckError as error:
+        note(f"error: {error}")
+        sys.exit(1)
     except WorkError as error:
         _stop(str(error), 1)
     except KeyboardInterrupt:
-        _stop("stopped; the same command goes on from here", 130)
-    except SystemExit as error:  # typer answers Ctrl-C with this code and no words
-        if error.code == 130:
-            note("error: stopped; the same command goes on from here")
-        raise
+        _stop("stopped; the same command goes on from here", STOPPED_CODE)
     except OSError as error:
         _stop(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
     except MemoryError:
         _stop("not enough memory; choose a smaller budget or workload", 1)
-    except Exception as error:  # a defect: people still get a line, not a traceback
-        _unexpected(error)
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "show"):  # typer: a bad option
+            error.show()
+            _print_error(error.format_message(), 2)
+            sys.exit(2)
+        _unexpected(error)  # a defect: people still get a line, not a traceback
 
 
-def _unexpected(error: Exception) -> None:
+def _unexpected(error: Exception) -> NoReturn:
     if os.environ.get("SHAPELAW_DEBUG"):
         raise error
     name = type(error).__name__
     _stop(f"unexpected {name}: {error}; SHAPELAW_DEBUG=1 shows where; please report it", 1)
 
 
-def _stop(text: str, code: int) -> None:
+def _stop(text: str, code: int) -> NoReturn:
     note(f"error: {text}")
+    _print_error(text, code)
     sys.exit(code)
+
+
+def _print_error(text: str, code: int) -> None:
+    if "--json" in sys.argv[1:]:
+        print_json({"error": {"message": text, "exit_code": code}})

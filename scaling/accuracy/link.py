@@ -23,6 +23,7 @@ from shapelaw.scaling.accuracy.predictions import (
     Task,
     loss_nodes,
 )
+from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class LinkStage:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Link:
+class Link(Result):
     """Loss on one validation set -> accuracy on one task, by one step or by two.
 
     ``covariance`` (p, p) is that of the internal parameters of all stages, in order; ``noise``
@@ -154,27 +155,22 @@ class Link:
         other = None if self.other is None else self.other.alone()
         return Links(links=(self,), covariance=self.covariance, noise=self.noise, other=other)
 
-    def summary(self) -> str:
-        """The link in a few lines, for a terminal."""
+    def view(self) -> View:
+        """Return how the link was fitted, its coefficients, and for what losses it holds."""
         low, high = self.measured.loss_range
-        lines = [
-            f"{self.task.name}: {self.form} on {len(self.measured.run_ids)} models, "
-            f"chance {self.chance:.4g}, ceiling {self.ceiling:.4g}: {self.status}"
-        ]
-        for step in self.coefficients():
-            shown = ", ".join(
-                f"{name} {found['value']:.4g} ± {found['standard_error']:.2g}"
-                for name, found in step["coefficients"].items()
-            )
-            lines.append(f"  {step['equation']}: {shown}")
-        lines.append(
-            f"  losses on {self.measured.validation} from {low:.3f} to {high:.3f} nats per token; "
-            f"a new model deviates by {100 * self.deviation:.2f} points"
+        return View(
+            title=f"{self.task.name}: {self.form} on "
+            f"{counted(len(self.measured.run_ids), 'model')}, chance {self.chance:.4g}, ceiling "
+            f"{self.ceiling:.4g}: {self.status}",
+            tables={"coefficients ± standard errors": self.frame()},
+            notes=[
+                f"losses on {self.measured.validation} from {low:.3f} to {high:.3f} nats per "
+                f"token; a new model deviates by {100 * self.deviation:.2f} points"
+            ],
         )
-        return "\n".join(lines)
 
-    def as_json(self) -> dict[str, Any]:
-        """The stable document for display; files carry more (:mod:`files`)."""
+    def document(self) -> dict[str, Any]:
+        """Return the stable document for display; files carry more (:mod:`files`)."""
         return {
             "task": self.task.name,
             "chance": self.chance,
@@ -183,7 +179,7 @@ class Link:
             "steps": self.coefficients(),
             "deviation": self.deviation,
             "validation": self.measured.validation,
-            "loss_range": list(self.measured.loss_range),
+            "loss_range": self.measured.loss_range,
             "models": len(self.measured.run_ids),
             "status": self.status,
         }
@@ -206,15 +202,9 @@ class Link:
         ]
         return pd.DataFrame(rows)
 
-    def __repr__(self) -> str:
-        return self.summary()
-
-    def _repr_html_(self) -> str:
-        return str(self.frame().to_html(index=False, float_format="{:.4g}".format))
-
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Links:
+class Links(Result):
     """Links of a fixed task set, fitted on the same models, and the mean over exactly that set.
 
     ``covariance`` (p, p) and ``noise`` (k, k) are joint over all links, in order: tasks of one
@@ -275,31 +265,24 @@ class Links:
             answer = _answer(mean, self, loss, loss_nodes(loss, **ends))
         return Accuracies(tasks=tasks, mean=answer)
 
-    def summary(self) -> str:
-        """Every link in a few lines, and the fixed set."""
-        lines = [link.summary() for link in self.links]
-        lines.append(f"mean over exactly {', '.join(self.tasks)}: chance {self.chance:.4g}")
-        return "\n".join(lines)
+    def view(self) -> View:
+        """Return the fixed set of tasks, the coefficients, and every link in lines."""
+        views = [link.view() for link in self.links]
+        return View(
+            title=f"mean over exactly {', '.join(self.tasks)}: chance {self.chance:.4g}",
+            tables={"coefficients ± standard errors": self.frame()},
+            notes=[line for view in views for line in (view.title, *view.notes)],
+        )
 
-    def as_json(self) -> dict[str, Any]:
-        """The stable document for display."""
-        return {
-            "tasks": [link.as_json() for link in self.links],
-            "chance": self.chance,
-            "hold_out": list(self.hold_out),
-        }
+    def document(self) -> dict[str, Any]:
+        """Return the stable document for display."""
+        return {"tasks": self.links, "chance": self.chance, "hold_out": self.hold_out}
 
     def frame(self) -> "pd.DataFrame":
-        """One row per task and coefficient."""
+        """Return one row per task and coefficient."""
         import pandas as pd
 
         return pd.concat([link.frame() for link in self.links], ignore_index=True)
-
-    def __repr__(self) -> str:
-        return self.summary()
-
-    def _repr_html_(self) -> str:
-        return str(self.frame().to_html(index=False, float_format="{:.4g}".format))
 
 
 def with_other(links: Links, other: Links | None) -> Links:

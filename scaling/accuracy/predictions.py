@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import norm
 
+from shapelaw.scaling.display.tables import Result, View
 from shapelaw.scaling.errors import InputError
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 LEVEL = 95.0
 ENDS = ((100 - LEVEL) / 2, (100 + LEVEL) / 2)
@@ -47,7 +48,7 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Accuracy:
+class Accuracy(Result):
     """A predicted accuracy, or in words why there is none.
 
     All are fractions. ``low`` to ``high`` is the 95 % interval of one new model on these test
@@ -69,34 +70,20 @@ class Accuracy:
     standard_error: float | None = None
     sampling_error: float | None = None
 
-    def summary(self) -> str:
-        """One line for a terminal, in percent."""
-        if self.value is None:
-            return f"{self.task}: {self.status}; chance {100 * self.chance:.1f} %"
-        return (
-            f"{self.task}: {100 * self.value:.1f} % [{100 * (self.low or 0):.1f}, "
-            f"{100 * (self.high or 0):.1f}], chance {100 * self.chance:.1f} %; {self.status}"
-        )
-
-    def as_json(self) -> dict[str, Any]:
-        """The stable document; what is not known is null."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
-
-    def frame(self) -> "pd.DataFrame":
-        """One row; fractions, and the loss in nats per token."""
+    def view(self) -> View:
+        """Return the accuracy in per cent as a line, and every field as a table of fractions."""
         import pandas as pd
 
-        return pd.DataFrame([self.as_json()])
-
-    def __repr__(self) -> str:
-        return self.summary()
-
-    def _repr_html_(self) -> str:
-        return str(self.frame().to_html(index=False, na_rep="–", float_format="{:.4f}".format))
+        chance = f"chance {100 * self.chance:.1f} %"
+        title = f"{self.task}: {self.status}; {chance}"
+        if self.value is not None:
+            ends = f"[{100 * (self.low or 0):.1f}, {100 * (self.high or 0):.1f}]"
+            title = f"{self.task}: {100 * self.value:.1f} % {ends}, {chance}; {self.status}"
+        return View(title=title, tables={"fractions": pd.DataFrame([self.as_json()])})
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Accuracies:
+class Accuracies(Result):
     """Predicted accuracies of a fixed task set and their unweighted mean."""
 
     tasks: tuple[Accuracy, ...]
@@ -105,25 +92,15 @@ class Accuracies:
     def __iter__(self) -> Iterator[Accuracy]:
         return iter((*self.tasks, self.mean))
 
-    def summary(self) -> str:
-        """One line per task and one for the mean, in percent."""
-        return "\n".join(one.summary() for one in self)
-
-    def as_json(self) -> dict[str, Any]:
-        """The stable document; what is not known is null."""
-        return {"tasks": [one.as_json() for one in self.tasks], "mean": self.mean.as_json()}
-
-    def frame(self) -> "pd.DataFrame":
-        """One row per task and one for the mean; fractions, and the loss in nats per token."""
+    def view(self) -> View:
+        """Return the mean, a table with a row per task and one for the mean, and the tasks."""
         import pandas as pd
 
-        return pd.DataFrame([one.as_json() for one in self])
-
-    def __repr__(self) -> str:
-        return self.summary()
-
-    def _repr_html_(self) -> str:
-        return str(self.frame().to_html(index=False, na_rep="–", float_format="{:.4f}".format))
+        return View(
+            title=self.mean.view().title,
+            tables={"fractions": pd.DataFrame([one.as_json() for one in self])},
+            notes=[task.view().title for task in self.tasks],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import Any, Unpack
 import numpy as np
 import pandas as pd
 
-from shapelaw.scaling.display.tables import Shown, plain
+from shapelaw.scaling.display.tables import Result, View
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.compute_optimal import allocation
 from shapelaw.scaling.fitting.refits import FitSettings, fit_quickly
@@ -35,7 +35,7 @@ Finder = Callable[[pd.DataFrame], Minima]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Approaches(Shown):
+class Approaches(Result):
     """The exponent a and the best N at one compute, by each approach.
 
     ``table`` has a row per approach; N and D/N belong to ``compute`` (FLOPs); ``minima`` are the
@@ -47,38 +47,30 @@ class Approaches(Shown):
     minima: dict[str, pd.DataFrame]
 
     def frame(self) -> pd.DataFrame:
-        """One row per approach."""
+        """Return one row per approach."""
         return self.table
 
-    def headline(self) -> str:
-        """The exponents."""
-        words = [
-            f"{row['approach'][0]}: {row['a']:.3f}" if row["a"] == row["a"] else
-            f"{row['approach'][0]}: not available"
+    def view(self) -> View:
+        """Return the exponents and the table of approaches."""
+        parts = [
+            f"{row['approach'][0]}: "
+            + ("not available" if pd.isna(row["a"]) else f"{row['a']:.3f}")
             for row in self.table.to_dict("records")
-        ]  # fmt: skip
-        return f"exponent a of N* ∝ C^a by Chinchilla's approaches {', '.join(words)}"
-
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """Tabulate the approaches that the table of runs allows."""
-        title = f"Chinchilla's approaches: N* ∝ C^a, N* at {self.compute:.3g} FLOPs, 95 % intervals"
-        return {title: self.table[self.table["a"].notna()].drop(columns="status")}
-
-    def notes(self) -> list[str]:
-        """Say why an approach is not available, or how many of its resamples failed."""
-        return [
-            f"Chinchilla's approach {row['approach']}: {row['status']}"
-            for row in self.table.to_dict("records")
-            if row["status"] != FITTED
         ]
+        title = f"Chinchilla's approaches: N* ∝ C^a, N* at {self.compute:.3g} FLOPs, 95 % intervals"
+        return View(
+            title=f"exponent a of N* ∝ C^a by Chinchilla's approaches {', '.join(parts)}",
+            tables={title: self.table[self.table["a"].notna()].drop(columns="status")},
+            notes=[
+                f"Chinchilla's approach {row['approach']}: {row['status']}"
+                for row in self.table.to_dict("records")
+                if row["status"] != FITTED
+            ],
+        )
 
-    def as_json(self) -> dict[str, Any]:
-        """The approaches and their points."""
-        return {
-            "compute": self.compute,
-            "approaches": plain(self.table),
-            "minima": {name: plain(points) for name, points in self.minima.items()},
-        }
+    def document(self) -> dict[str, Any]:
+        """Return the approaches and the points behind them."""
+        return {"compute": self.compute, "approaches": self.table, "minima": self.minima}
 
 
 def approaches(

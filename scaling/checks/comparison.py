@@ -10,7 +10,7 @@ import pandas as pd
 from shapelaw.scaling.checks.holdout import HoldOut, leave_largest_out
 from shapelaw.scaling.checks.metrics import scores
 from shapelaw.scaling.display.progress import track
-from shapelaw.scaling.display.tables import Shown, plain
+from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.refits import FitSettings, LawLike, fit_quickly, law_label
 from shapelaw.scaling.fitting.result import LEVEL
@@ -23,7 +23,7 @@ SAME_ERROR = 0.01  # per cent of the loss: a smaller difference is one of the op
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Comparison(Shown):
+class Comparison(Result):
     """Laws ranked by extrapolation.
 
     ``table`` has a row per law, the best first; ``hold_outs`` are the leave-largest-out results
@@ -40,41 +40,32 @@ class Comparison(Shown):
         """The name of the law that extrapolates best."""
         return str(self.table["law"].iloc[0])
 
-    def frame(self) -> pd.DataFrame:
-        """The ranking; errors in per cent of the loss, regret in nats per token."""
-        return self.table
-
-    def headline(self) -> str:
-        """The winner, and who is tied with it."""
+    def view(self) -> View:
+        """Return the winner and its ties, the ranking, and how ties are told."""
         tied = self.table["law"][self.table["verdict"] == "tied with the best"]
-        words = f"; tied with it: {', '.join(tied)}" if len(tied) else ""
-        return f"{self.best} extrapolates best by {self.by}{words}"
-
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """The ranking."""
-        return {"laws, by error on the runs left out (not by fit)": self.table}
-
-    def notes(self) -> list[str]:
-        """How ties are told, and which cut-offs counted."""
-        words = [
+        ties = f"; tied with it: {', '.join(tied)}" if len(tied) else ""
+        notes = [
             "a law is tied with the best where the 95 % interval of its paired difference in "
             f"absolute error holds 0, resampled by {self.clusters}; ties are ordered by regret"
         ]
-        fits_best = self.table.dropna(subset="in_sample_percent")
-        law = str(fits_best.sort_values("in_sample_percent")["law"].iloc[0])
-        if law != self.best:
-            words.append(f"{law} fits the runs best, and does not extrapolate best")
-        return words
+        by_fit = self.table.dropna(subset="in_sample_percent").sort_values("in_sample_percent")
+        if (closest := str(by_fit["law"].iloc[0])) != self.best:
+            notes.append(f"{closest} fits the runs best, and does not extrapolate best")
+        return View(
+            title=f"{self.best} extrapolates best by {self.by}{ties}",
+            tables={"laws, by error on the runs left out (not by fit)": self.table},
+            notes=notes,
+        )
 
-    def as_json(self) -> dict[str, Any]:
-        """The ranking and what it rests on."""
+    def document(self) -> dict[str, Any]:
+        """Return the ranking and what it rests on."""
         return {
             "best": self.best,
             "by": self.by,
             "clusters": self.clusters,
-            "laws": plain(self.table),
-            "hold_out": {name: one.as_json() for name, one in self.hold_outs.items()},
-            "notes": self.notes(),
+            "laws": self.table,
+            "hold_out": self.hold_outs,
+            "notes": self.view().notes,
         }
 
 
@@ -202,7 +193,7 @@ def _clusters(errors: pd.DataFrame, levels: pd.Series) -> tuple[np.ndarray, str]
     level = levels.groupby(level=0).first().loc[errors["run_id"]].to_numpy()
     sizes = count_levels(level)
     if sizes >= CLUSTERS:
-        return np.unique(level, return_inverse=True)[1], f"size ({sizes} sizes)"
+        return np.unique(level, return_inverse=True)[1], f"size ({counted(sizes, 'size')})"
     few = f"run: {sizes} sizes are too few to resample, so the interval is too narrow"
     return np.unique(errors["run_id"], return_inverse=True)[1], few
 
@@ -218,7 +209,7 @@ def _interval(values: np.ndarray, cluster: np.ndarray, seed: int) -> tuple[float
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class LawSpread(Shown):
+class LawSpread(Result):
     """What several laws, each fitted to the same runs, predict for the same rows."""
 
     predictions: pd.DataFrame
@@ -230,22 +221,19 @@ class LawSpread(Shown):
         range_percent = 100 * (high / low - 1)
         return self.predictions.assign(lowest=low, highest=high, range_percent=range_percent)
 
-    def headline(self) -> str:
-        """The widest disagreement."""
-        widest = self.frame()["range_percent"].max()
-        return f"{self.predictions.shape[1]} laws disagree by at most {widest:.3g} % of the loss"
+    def view(self) -> View:
+        """Return the widest disagreement, the predictions, and laws that could not be fitted."""
+        table = self.frame()
+        laws = counted(self.predictions.shape[1], "law")
+        return View(
+            title=f"{laws} disagree by at most {table['range_percent'].max():.3g} % of the loss",
+            tables={"predicted loss, nats per token": table},
+            notes=[f"{name}: not available: {why}" for name, why in self.refused.items()],
+        )
 
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """The predictions."""
-        return {"predicted loss, nats per token": self.frame()}
-
-    def notes(self) -> list[str]:
-        """Laws that could not be fitted."""
-        return [f"{name}: not available: {why}" for name, why in self.refused.items()]
-
-    def as_json(self) -> dict[str, Any]:
-        """The predictions and the laws that could not be fitted."""
-        return {"predictions": plain(self.frame()), "refused": dict(self.refused)}
+    def document(self) -> dict[str, Any]:
+        """Return the predictions and the laws that could not be fitted."""
+        return {"predictions": self.frame(), "refused": self.refused}
 
 
 def spread_over_laws(

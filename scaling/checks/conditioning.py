@@ -7,7 +7,7 @@ from typing import Any, Unpack
 import numpy as np
 import pandas as pd
 
-from shapelaw.scaling.display.tables import Shown, plain
+from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.fitting.refits import FitSettings, LawLike, fit_quickly
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.law import Columns
@@ -32,7 +32,7 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Identifiability(Shown):
+class Identifiability(Result):
     """How well the rows fix the free parameters of a law.
 
     ``condition`` is that of the Jacobian of ln loss at the optimum, columns scaled to length 1,
@@ -71,34 +71,30 @@ class Identifiability(Shown):
         table = pd.DataFrame(pairs, columns=["first", "second", "correlation"])
         return table.sort_values("correlation", key=lambda c: -c.abs()).head(count)
 
-    def headline(self) -> str:
-        """The status and the condition number."""
-        return (
-            f"{self.law_name} on {self.rows} rows: {self.status}; condition number "
-            f"{self.condition:.3g} of the scaled Jacobian"
+    def view(self) -> View:
+        """Return the status, findings, levels, correlations and directions."""
+        return View(
+            title=f"{self.law_name} on {counted(self.rows, 'row')}: {self.status}; condition "
+            f"number {self.condition:.3g} of the scaled Jacobian",
+            tables={
+                "what the table cannot tell": self.frame(),
+                "distinct values (10 % apart)": pd.DataFrame([self.levels]),
+                "most correlated parameters": self.extremes(),
+                "directions that hardly move a prediction": self.directions,
+            },
         )
 
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """Findings, levels, correlations and directions."""
-        levels = pd.DataFrame([self.levels])
-        return {
-            "what the table cannot tell": self.frame(),
-            "distinct values (10 % apart)": levels,
-            "most correlated parameters": self.extremes(),
-            "directions that hardly move a prediction": self.directions,
-        }
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything in the tables."""
+    def document(self) -> dict[str, Any]:
+        """Return everything in the tables."""
         return {
             "law": self.law_name,
             "rows": self.rows,
             "status": self.status,
-            "condition": plain(self.condition),
-            "levels": plain(self.levels),
-            "findings": plain(self.frame()),
-            "correlations": plain(self.extremes()),
-            "directions": plain(self.directions),
+            "condition": self.condition,
+            "levels": self.levels,
+            "findings": self.frame(),
+            "correlations": self.extremes(),
+            "directions": self.directions,
         }
 
 
@@ -183,16 +179,23 @@ def _levels(runs: RunTable, columns: Columns) -> dict[str, int]:
 
 def _counts(levels: dict[str, int], rows: int, free: int) -> list[Finding]:
     found = []
-    for name, word in ((N, "sizes"), (D, "token counts"), ("tokens / N", "ratios of D to N")):
+    for name, one, more in (
+        (N, "distinct size", "distinct sizes"),
+        (D, "distinct token count", "distinct token counts"),
+        ("tokens / N", "distinct ratio of D to N", "distinct ratios of D to N"),
+    ):
         count = levels.get(name, LEVELS)
         if count < LEVELS:
-            what = f"{count} distinct {word}: {LEVELS} fix an exponent beside its scale"
-            how = "vary tokens at fixed size" if name != N else f"train {LEVELS - count} more sizes"
+            what = f"{counted(count, one, more)}: {LEVELS} fix an exponent beside its scale"
+            how = "vary tokens at fixed size"
+            if name == N:
+                how = f"train {counted(LEVELS - count, 'more size')}"
             found.append(Finding(what=what, remedy=how))
     if rows < ROWS_PER_PARAMETER * free:
-        missing = ROWS_PER_PARAMETER * free - rows
-        what = f"{rows} rows for {free} free parameters, fewer than {ROWS_PER_PARAMETER} each"
-        remedy = f"train {missing} more runs, choose a smaller law, or hold alpha = beta"
+        what = f"{counted(rows, 'row')} for {counted(free, 'free parameter')}, fewer than "
+        what += f"{ROWS_PER_PARAMETER} each"
+        missing = counted(ROWS_PER_PARAMETER * free - rows, "more run")
+        remedy = f"train {missing}, choose a smaller law, or hold alpha = beta"
         found.append(Finding(what=what, remedy=remedy))
     return found
 

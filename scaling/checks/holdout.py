@@ -14,7 +14,7 @@ import pandas as pd
 
 from shapelaw.scaling.checks.metrics import Regret, Scores, decision_regret, scores
 from shapelaw.scaling.display.progress import track
-from shapelaw.scaling.display.tables import Shown, plain
+from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.refits import FitSettings, LawLike, fit_quickly, public_parameters
 from shapelaw.scaling.fitting.result import Fit
@@ -74,7 +74,7 @@ class Cutoff:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class HoldOut(Shown):
+class HoldOut(Result):
     """Leave-largest-out at several cut-offs, and the fit to all rows."""
 
     law_name: str
@@ -121,25 +121,23 @@ class HoldOut(Shown):
                 lines.append(line)
         return pd.DataFrame(lines)
 
-    def headline(self) -> str:
-        """The law, what was left out, and the worst error."""
+    def view(self) -> View:
+        """Return the worst error, the tables of errors, drift and distance, and the notes."""
         worst = max(one.scores.mape for one in self.fitted if one.scores is not None)
-        return (
-            f"{self.law_name}, leave-largest-out by {self.by} at {len(self.fitted)} cut-offs: "
-            f"held-out error at most {worst:.3g} %"
+        return View(
+            title=f"{self.law_name}, leave-largest-out by {self.by} at "
+            f"{counted(len(self.fitted), 'cut-off')}: held-out error at most {worst:.3g} %",
+            tables={
+                f"errors (cut-off in {UNITS[self.by]})": self.frame(),
+                "drift of the parameters": self.drift(),
+                "error against distance": self.by_distance(),
+            },
+            notes=self.notes(),
         )
 
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """Errors, drift, and error against distance."""
-        return {
-            f"errors (cut-off in {UNITS[self.by]})": self.frame(),
-            "drift of the parameters": self.drift(),
-            "error against distance": self.by_distance(),
-        }
-
     def notes(self) -> list[str]:
-        """The parameter that drifts most, and cut-offs without a fit."""
-        words = [f"cut-off {one.value:.4g}: {one.why}" for one in self.cutoffs if one.why]
+        """Return cut-offs without a fit, and the parameter that drifts most."""
+        lines = [f"cut-off {one.value:.4g}: {one.why}" for one in self.cutoffs if one.why]
         drift = self.drift().drop(columns=["cutoff", "rows_in"])
         # Scales trade against exponents: their drift is not a second finding.
         free = [name for name in drift if name not in ("A", "B", *self.complete.held)]
@@ -148,22 +146,22 @@ class HoldOut(Shown):
         if moved:
             name = max(moved, key=lambda one: float(moved[one]))
             start, end = drift[name].iloc[0], drift[name].iloc[-1]
-            words.append(
+            lines.append(
                 f"by {self.by}, {name} drifts most: {start:.3g} at the first cut-off, "
                 f"{end:.3g} on all rows"
             )
-        return words
+        return lines
 
-    def as_json(self) -> dict[str, Any]:
-        """Errors, drift, distances and held-out predictions."""
+    def document(self) -> dict[str, Any]:
+        """Return errors, drift, distances and held-out predictions."""
         return {
             "law": self.law_name,
             "by": self.by,
             "unit": UNITS[self.by],
-            "cutoffs": plain(self.frame()),
-            "drift": plain(self.drift()),
-            "by_distance": plain(self.by_distance()),
-            "held_out": plain(self.errors()),
+            "cutoffs": self.frame(),
+            "drift": self.drift(),
+            "by_distance": self.by_distance(),
+            "held_out": self.errors(),
             "notes": self.notes(),
         }
 

@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import spearmanr
 
-from shapelaw.scaling.display.tables import Shown, plain
+from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.levels import SAME, level_of
@@ -18,7 +18,7 @@ SHAPES = 3  # a group of fewer is no choice
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Scores(Shown):
+class Scores(Result):
     """Errors of predicted losses; None where the rows cannot tell.
 
     ``mse`` in nats², ``mae`` and ``mean_error`` (predicted minus observed) in nats per token,
@@ -43,17 +43,10 @@ class Scores(Shown):
         }
         return pd.DataFrame([asdict(self)]).rename(columns=names)
 
-    def headline(self) -> str:
-        """The mean error."""
-        return f"error of {self.rows} predicted losses: {self.mape:.3g} % on average"
-
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """The scores."""
-        return {"scores": self.frame()}
-
-    def as_json(self) -> dict[str, Any]:
-        """Numbers by name."""
-        return dict(plain(asdict(self)))
+    def view(self) -> View:
+        """Return the mean error and the scores."""
+        title = f"error of {self.rows} predicted losses: {self.mape:.3g} % on average"
+        return View(title=title, tables={"scores": self.frame()})
 
 
 def scores(observed: ArrayLike, predicted: ArrayLike) -> Scores:
@@ -95,7 +88,7 @@ def scores(observed: ArrayLike, predicted: ArrayLike) -> Scores:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Regret(Shown):
+class Regret(Result):
     """What it costs to train the shape that a law picks instead of the best one that was trained.
 
     ``groups`` has a row per group of equal N and D: ``regret_nats`` is the picked shape's loss
@@ -121,31 +114,24 @@ class Regret(Shown):
         """Mean over groups of picking at random, nats per token."""
         return float(self.groups["random_nats"].mean()) if len(self.groups) else None
 
-    def frame(self) -> pd.DataFrame:
-        """The groups."""
-        return self.groups
+    def view(self) -> View:
+        """Return the mean regret and the groups."""
+        title = f"decision regret: not available: {self.why}"
+        if len(self.groups):
+            title = (
+                f"decision regret over {counted(len(self.groups), 'group')} of equal N and D: "
+                f"mean {self.mean:.4g}, largest {self.largest:.4g} nats per token; picking at "
+                f"random costs {self.random:.4g}"
+            )
+        return View(title=title, tables={"regret by group, nats per token": self.groups})
 
-    def headline(self) -> str:
-        """In one line."""
-        if not len(self.groups):
-            return f"decision regret: not available: {self.why}"
-        return (
-            f"decision regret over {len(self.groups)} groups of equal N and D: mean "
-            f"{self.mean:.4g}, largest {self.largest:.4g} nats per token; picking at random costs "
-            f"{self.random:.4g}"
-        )
-
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """The groups."""
-        return {"regret by group, nats per token": self.groups}
-
-    def as_json(self) -> dict[str, Any]:
-        """Mean, largest, random and the groups."""
+    def document(self) -> dict[str, Any]:
+        """Return mean, largest and random regret, and the groups."""
         return {
             "mean_nats": self.mean,
             "largest_nats": self.largest,
             "random_nats": self.random,
-            "groups": plain(self.groups),
+            "groups": self.groups,
             "why": self.why,
         }
 

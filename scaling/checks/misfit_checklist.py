@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.checks.holdout import HoldOut
-from shapelaw.scaling.display.tables import Shown, plain
+from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.columns import COLUMNS, D, N
 from shapelaw.scaling.runs.levels import count_levels
@@ -24,7 +24,7 @@ SOURCE = "arXiv 2502.18969"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Checklist(Shown):
+class Checklist(Result):
     """Answers by section and question."""
 
     sections: dict[str, dict[str, str]]
@@ -49,17 +49,13 @@ class Checklist(Shown):
             ]
         )
 
-    def headline(self) -> str:
-        """How many questions have an answer."""
-        return f"(Mis)Fitting checklist ({SOURCE}): {self._answered()} answered"
-
-    def _answered(self) -> str:
+    def view(self) -> View:
+        """Return how many questions have an answer, and the answers."""
         total = sum(len(answers) for answers in self.sections.values())
-        return f"{total - len(self.missing)} of {total} questions"
-
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """One table."""
-        return {"checklist": self.frame()}
+        given = f"{total - len(self.missing)} of {total} questions answered"
+        return View(
+            title=f"(Mis)Fitting checklist ({SOURCE}): {given}", tables={"checklist": self.frame()}
+        )
 
     def markdown(self) -> str:
         """A block to paste into a paper's appendix or a README."""
@@ -69,11 +65,11 @@ class Checklist(Shown):
             lines += [f"- {question}: {answer}" for question, answer in answers.items()]
         return "\n".join(lines) + "\n"
 
-    def as_json(self) -> dict[str, Any]:
-        """Sections, and what is missing."""
+    def document(self) -> dict[str, Any]:
+        """Return the answers, the questions without one, and the block of text."""
         return {
             "source": SOURCE,
-            "sections": plain(self.sections),
+            "sections": self.sections,
             "missing": self.missing,
             "markdown": self.markdown(),
         }
@@ -131,13 +127,13 @@ def _variable(fitted: Fit, name: str) -> str:
 
 
 def _training(rows: RunTable) -> dict[str, str]:
-    counted = _range(rows["flops_counted"]) if "flops_counted" in rows else MISSING
+    flops = _range(rows["flops_counted"]) if "flops_counted" in rows else MISSING
     sizes, tokens = count_levels(rows.size_level), count_levels(rows.token_level)
     return {
-        "models": f"{len(rows)} runs; {sizes} sizes, {_range(rows.sizes)}",
-        "data per model": f"{tokens} token counts, {_range(rows.tokens)} tokens; "
+        "models": f"{counted(len(rows), 'run')}; {counted(sizes, 'size')}, {_range(rows.sizes)}",
+        "data per model": f"{counted(tokens, 'token count')}, {_range(rows.tokens)} tokens; "
         f"D/N {_range(rows.tokens / rows.sizes)}",
-        "compute": f"{_range(rows.compute)} FLOPs as 6ND; counted: {counted}",
+        "compute": f"{_range(rows.compute)} FLOPs as 6ND; counted: {flops}",
         "training data": _values(rows, "corpus"),
         "repeated data": _repeats(rows),
         "tokenizer": _values(rows, "tokenizer"),
@@ -174,14 +170,14 @@ def _collection(fitted: Fit, rows: RunTable) -> dict[str, str]:
         "noise between seeds": MISSING
         if fitted.replicate_noise is None
         else f"{100 * fitted.replicate_noise:.2f} % of the loss "
-        f"({fitted.replicate_degrees} degrees of freedom)",
+        f"({counted(fitted.replicate_degrees, 'degree')} of freedom)",
         "data hash": f"sha256 {fitted.data_sha256}",
     }
 
 
 def _fitting(fitted: Fit, hold_outs: Sequence[HoldOut]) -> dict[str, str]:
     reached = f"{fitted.basins[0]['starts']:.0f}" if fitted.basins else "an unknown number"
-    judged = "; ".join(one.headline() for one in hold_outs)
+    judged = "; ".join(one.view().title for one in hold_outs)
     spread = f"{fitted.bootstrap}, 95 % percentile intervals; new runs: plus residual noise"
     return {
         "objective": f"{fitted.minimised.words()} (predicted minus observed, never averaged)",

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.checks.conditioning import free_jacobian
-from shapelaw.scaling.display.tables import Shown, plain
+from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.refits import public_parameters
 from shapelaw.scaling.fitting.result import Fit
@@ -26,7 +26,7 @@ STEP = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class IntervalWidths(Shown):
+class IntervalWidths(Result):
     """Standard errors that intervals imply beside those that the runs can reach.
 
     ``widths`` has a row per public parameter: ``points_needed`` is how many runs like these an
@@ -43,41 +43,41 @@ class IntervalWidths(Shown):
         """Parameters whose interval is narrower than the runs allow."""
         return list(self.widths["parameter"][self.widths["too_narrow"].astype(bool)])
 
-    def frame(self) -> pd.DataFrame:
-        """The widths."""
-        return self.widths
+    def view(self) -> View:
+        """Return which intervals are too narrow, the widths, and what else narrows them."""
+        return View(
+            title=f"intervals: {self._verdict()}",
+            tables={"standard error: claimed, and as these runs allow": self.widths},
+            notes=self.notes(),
+        )
 
-    def headline(self) -> str:
-        """Which intervals are too narrow."""
+    def _verdict(self) -> str:
         if self.widths.empty:
-            return "intervals: none (the fit has no resamples)"
+            return "none (the fit has no resamples)"
+        runs = counted(self.rows, "run")
         if not self.too_narrow:
-            return f"intervals: none is too narrow for {self.rows} runs"
+            return f"none is too narrow for {runs}"
         worst = self.widths.iloc[int(self.widths["points_needed"].to_numpy().argmax())]
         return (
-            f"intervals: too narrow for {self.rows} runs: {', '.join(self.too_narrow)}; that of "
+            f"too narrow for {runs}: {', '.join(self.too_narrow)}; that of "
             f"{worst['parameter']} would need {worst['points_needed']:.3g} runs"
         )
 
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """The widths."""
-        return {"standard error: claimed, and as these runs allow": self.widths}
-
     def notes(self) -> list[str]:
-        """What else makes an interval too narrow."""
-        words = []
+        """Return what else makes an interval too narrow."""
+        lines = []
         if 0 < self.resamples < FEWEST_RESAMPLES:
-            words.append(f"{self.resamples} resamples are too few for the ends of an interval")
+            lines.append(f"{self.resamples} resamples are too few for the ends of an interval")
         if self.noise_degrees == 0:
-            words.append("as many runs as free parameters: the noise is unknown")
-        return words
+            lines.append("as many runs as free parameters: the noise is unknown")
+        return lines
 
-    def as_json(self) -> dict[str, Any]:
-        """The widths and the flagged parameters."""
+    def document(self) -> dict[str, Any]:
+        """Return the widths and the flagged parameters."""
         return {
             "rows": self.rows,
             "too_narrow": self.too_narrow,
-            "widths": plain(self.widths),
+            "widths": self.widths,
             "notes": self.notes(),
         }
 

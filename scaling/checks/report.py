@@ -8,7 +8,6 @@ The parts stand alone too: :mod:`shapelaw.scaling.checks.holdout`,
 """
 
 from dataclasses import dataclass
-from html import escape
 from typing import Any, Unpack
 
 import numpy as np
@@ -20,7 +19,8 @@ from shapelaw.scaling.checks.holdout import HoldOut, leave_largest_out
 from shapelaw.scaling.checks.metrics import Regret, Scores, scores
 from shapelaw.scaling.checks.misfit_checklist import Checklist, checklist
 from shapelaw.scaling.checks.precision import IntervalWidths, interval_widths
-from shapelaw.scaling.display.tables import Shown, table_text
+from shapelaw.scaling.display.html import details_html
+from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.compute_optimal import Valley, valley
 from shapelaw.scaling.fitting.refits import FitSettings, LawLike, fit_quickly, settings_like
@@ -33,7 +33,7 @@ CONVENTIONS_APART = 1.05  # counted FLOPs over 6ND
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class CheckReport(Shown):
+class CheckReport(Result):
     """A fit with everything that judges it.
 
     ``hold_outs`` are leave-largest-out by size and by compute, those that the table allows;
@@ -68,63 +68,54 @@ class CheckReport(Shown):
         table = pd.concat([part.dropna(axis=1, how="all") for part in parts], ignore_index=True)
         return table[["by", *(name for name in table if name != "by")]]
 
-    def headline(self) -> str:
-        """How the fit ended, and how many warnings there are."""
-        count = len(self.warnings)
-        words = "no warning" if not count else f"{count} warning{'s'[: count > 1]}"
-        return f"{self.fit.law_name} on {len(self.fit.run_ids)} runs: {words}"
-
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """The tables of every part but the checklist."""
-        parts = [(f"leave-largest-out by {by}", part) for by, part in self.hold_outs.items()]
-        others = [self.identifiability, self.intervals, self.valley, self.approaches]
-        tables: dict[str, pd.DataFrame] = {}
-        for name, part in [*parts, *(("", other) for other in others)]:
-            for title, frame in part.tables().items():
-                if len(frame):
-                    tables[f"{name}: {title}" if name else title] = frame
-        return tables
-
-    def notes(self) -> list[str]:
-        """Warnings, the parts' headlines and what could not be checked."""
-        parts = [self.identifiability, self.intervals, self.valley, self.approaches, self.checklist]
-        found = [*self.hold_outs.values(), *parts]
-        words = [f"warning: {line}" for line in self.warnings]
-        words.append(f"error on the fitted runs {self.in_sample.mape:.3g} % of the loss")
-        words += [part.headline() for part in found]
-        words += [line for one in self.hold_outs.values() for line in one.notes()]
-        words += self.approaches.notes()
-        words += [self.regret.headline()] if self.regret else []
-        return words + [f"by {by}: not available: {why}" for by, why in self.unavailable.items()]
-
-    def summary(self) -> str:
-        """Headline, warnings and headlines first, then the tables."""
-        lines = [self.headline(), *(f"  {line}" for line in self.notes())]
-        tables = [f"\n{title}\n{table_text(frame)}" for title, frame in self.tables().items()]
-        return "\n".join([*lines, *tables])
-
-    def _repr_html_(self) -> str:
-        """The parts in a notebook, the checklist folded."""
-        block = escape(self.checklist.markdown())
-        return (
-            f"{super()._repr_html_()}\n<details><summary>{escape(self.checklist.headline())}"
-            f"</summary><pre>{block}</pre></details>"
+    def view(self) -> View:
+        """Return the warnings, the titles and tables of every part, and what is not available."""
+        left_out = {f"leave-largest-out by {by}: ": one for by, one in self.hold_outs.items()}
+        parts: dict[str, Result] = {**left_out}
+        parts |= {"identifiability": self.identifiability, "intervals": self.intervals}
+        parts |= {"valley": self.valley, "approaches": self.approaches}
+        parts |= {"checklist": self.checklist}
+        views = {name: part.view() for name, part in parts.items()}
+        warned = counted(len(self.warnings), "warning") if self.warnings else "no warning"
+        return View(
+            title=f"{self.fit.law_name} on {counted(len(self.fit.run_ids), 'run')}: {warned}",
+            tables={
+                f"{name}{title}" if name in left_out else title: frame
+                for name, view in views.items()
+                if name != "checklist"
+                for title, frame in view.tables.items()
+                if len(frame)
+            },
+            notes=[
+                *(f"warning: {line}" for line in self.warnings),
+                f"error on the fitted runs {self.in_sample.mape:.3g} % of the loss",
+                *(view.title for view in views.values()),
+                *(line for name in (*left_out, "approaches") for line in views[name].notes),
+                *([self.regret.view().title] if self.regret else []),
+                *(f"by {by}: not available: {why}" for by, why in self.unavailable.items()),
+            ],
         )
 
-    def as_json(self) -> dict[str, Any]:
-        """Every part."""
+    def _repr_html_(self) -> str:
+        """Return the parts for a notebook, the checklist folded."""
+        return super()._repr_html_() + details_html(
+            self.checklist.view().title, self.checklist.markdown()
+        )
+
+    def document(self) -> dict[str, Any]:
+        """Return every part."""
         return {
-            "fit": self.fit.as_json(),
-            "warnings": list(self.warnings),
-            "in_sample": self.in_sample.as_json(),
-            "leave_largest_out": {by: one.as_json() for by, one in self.hold_outs.items()},
-            "not_available": dict(self.unavailable),
-            "regret": self.regret.as_json() if self.regret else None,
-            "identifiability": self.identifiability.as_json(),
-            "intervals": self.intervals.as_json(),
-            "valley": self.valley.as_json(),
-            "chinchilla_approaches": self.approaches.as_json(),
-            "checklist": self.checklist.as_json(),
+            "fit": self.fit,
+            "warnings": self.warnings,
+            "in_sample": self.in_sample,
+            "leave_largest_out": self.hold_outs,
+            "not_available": self.unavailable,
+            "regret": self.regret,
+            "identifiability": self.identifiability,
+            "intervals": self.intervals,
+            "valley": self.valley,
+            "chinchilla_approaches": self.approaches,
+            "checklist": self.checklist,
         }
 
 
@@ -191,7 +182,7 @@ def check(
             *_about_hold_outs(hold_outs),
             *([f"parameters are {report.status}"] if report.status != "identified" else []),
             *(finding.what for finding in report.findings),
-            *([intervals.headline()] if intervals.too_narrow else []),
+            *([intervals.view().title] if intervals.too_narrow else []),
             *intervals.notes(),
         ),
     )
@@ -200,8 +191,9 @@ def check(
 def _same_runs(fitted: Fit, runs: RunTable) -> None:
     if runs.run_ids.tolist() != fitted.run_ids:
         raise InputError(
-            f"`check` needs the runs of the fit ({len(fitted.run_ids)} rows), but got "
-            f"{len(runs)} rows with other names; give those runs, or the law instead of the fit"
+            f"`check` needs the runs of the fit ({counted(len(fitted.run_ids), 'row')}), but got "
+            f"{counted(len(runs), 'row')} with other names; give those runs, or the "
+            "law instead of the fit"
         )
 
 

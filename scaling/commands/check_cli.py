@@ -16,7 +16,7 @@ from shapelaw.scaling.commands.options import (
     Where,
     all_of,
 )
-from shapelaw.scaling.display.console import print_json, print_shown
+from shapelaw.scaling.display.console import print_result
 
 Starts = Annotated[
     int, typer.Option(help="Starts of the optimiser for each fit.", min=1, metavar="N")
@@ -57,7 +57,7 @@ def check(
             law, table, compute=compute, delta=parse_delta(delta), starts=starts,
             resamples=resamples, seed=seed,
         )  # fmt: skip
-    print_json(found.as_json()) if json else print_shown(found)
+    print_result(found, json=json)
 
 
 def compare(
@@ -87,7 +87,7 @@ def compare(
             law, table, by=by, cutoffs=cutoff or 4, delta=parse_delta(delta), starts=starts,
             seed=seed,
         )  # fmt: skip
-    print_json(found.as_json()) if json else print_shown(found)
+    print_result(found, json=json)
 
 
 def mount(app: typer.Typer) -> None:

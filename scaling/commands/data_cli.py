@@ -6,7 +6,8 @@ import typer
 
 from shapelaw.scaling.commands.options import Exclude, Json, OutTable, Where, all_of
 from shapelaw.scaling.commands.plain_help import PlainTyper
-from shapelaw.scaling.display.console import note, print_json, print_table
+from shapelaw.scaling.display.console import note, print_json, print_result, print_table
+from shapelaw.scaling.display.tables import counted
 
 data = PlainTyper(
     help="List, download and describe public run tables.",
@@ -28,7 +29,7 @@ def list_tables(json: Json = False) -> None:
     from shapelaw.scaling.runs.catalog import listed_tables, listing
 
     if json:
-        print_json(listed_tables())
+        print_json({"tables": listed_tables()})
         return
     print_table(listing(), "Run tables (N in parameters, D in tokens, loss in nats per token)")
     note("shapelaw data show NAME describes one, data get NAME --out FILE writes it to a file")
@@ -53,7 +54,9 @@ def get(
         print_json({"runs": len(runs), "file": str(out) if out else None, "source": about})
         return
     note("; ".join(source[what] for what in ("citation", "licence", "address") if what in source))
-    typer.echo(f"{len(runs)} runs, {len(runs.columns)} columns" + (f" -> {out}" if out else ""))
+    typer.echo(
+        f"{counted(len(runs), 'run')}, {len(runs.columns)} columns" + (f" -> {out}" if out else "")
+    )
 
 
 @data.command()
@@ -62,12 +65,7 @@ def show(name: Name, where: Where = None, exclude: Exclude = None, json: Json = 
     from shapelaw.scaling.runs.catalog import load_runs
     from shapelaw.scaling.runs.summary import describe
 
-    described = describe(load_runs(name, where=all_of(where), exclude=exclude or ()))
-    if json:
-        print_json(described.as_json())
-        return
-    print_table(described.frame(), f"{described.name}: {described.rows} runs")
-    typer.echo("\n".join(f"- {line}" for line in described.lines()))
+    print_result(describe(load_runs(name, where=all_of(where), exclude=exclude or ())), json=json)
 
 
 def mount(app: typer.Typer) -> None:

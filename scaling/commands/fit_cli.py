@@ -23,8 +23,7 @@ from shapelaw.scaling.commands.options import (
     Where,
     all_of,
 )
-from shapelaw.scaling.commands.output import print_fit
-from shapelaw.scaling.display.console import print_json, print_table
+from shapelaw.scaling.display.console import print_json, print_result, print_table
 
 
 def fit(
@@ -92,7 +91,7 @@ def fit(
         )  # fmt: skip
     if out is not None:
         fitted.save(out)
-    print_json(fitted.as_json()) if json else print_fit(fitted)
+    print_result(fitted, json=json)
 
 
 def predict(
@@ -113,9 +112,9 @@ def predict(
     if out is not None:
         write_runs(out, table.join(predicted))
     if json:
-        print_json(predicted.to_dict("records"))
+        print_json({"predictions": predicted})
     else:
-        print_table(predicted.round(4).assign(line=range(2, len(predicted) + 2)))
+        print_table(predicted.assign(line=range(2, len(predicted) + 2)))
 
 
 def laws(
@@ -133,7 +132,7 @@ def laws(
         typer.echo(laws_page(), nl=False)
         return
     rows = [{"law": name, "equation": make().describe()} for name, make in LAWS.items()]
-    print_json(rows) if json else print_table(pd.DataFrame(rows))
+    print_json({"laws": rows}) if json else print_table(pd.DataFrame(rows))
 
 
 def mount(app: typer.Typer) -> None:

@@ -16,10 +16,9 @@ from shapelaw.scaling.commands.options import (
     all_of,
 )
 from shapelaw.scaling.commands.output import note_other_runs
-from shapelaw.scaling.display.console import print_json, print_shown
+from shapelaw.scaling.display.console import print_result
 
 if TYPE_CHECKING:
-
     from shapelaw.scaling.design.backtests import Backtest
     from shapelaw.scaling.design.candidates import Limits
     from shapelaw.scaling.fitting.result import Fit
@@ -107,7 +106,7 @@ def next_runs(
         replayed = _backtest(fitted, table, seeds)
         if out is not None:
             write_runs(out, replayed.frame())
-        print_json(replayed.as_json()) if json else print_shown(replayed)
+        print_result(replayed, json=json)
         return
     if budget is None or goal is None:
         raise InputError("`--budget-flops` and `--goal` must be given, or --backtest")
@@ -118,7 +117,7 @@ def next_runs(
     design = next_runs(fitted, pool, price, goal=wanted, runs=table, limits=limits)
     if out is not None:
         write_runs(out, design.frame())
-    print_json(design.as_json()) if json else typer.echo(design.summary())
+    print_result(design, json=json)
 
 
 def _backtest(fitted: "Fit", table: "RunTable", seeds: int) -> "Backtest":

@@ -14,11 +14,10 @@ from shapelaw.scaling.commands.options import (
     ShapesWhere,
     Tolerance,
 )
-from shapelaw.scaling.display.console import print_json, print_table
+from shapelaw.scaling.display.console import print_result
 
 if TYPE_CHECKING:
     from shapelaw.scaling.space.space import Space
-    from shapelaw.scaling.space.statistics import Survey
 
 
 def space(
@@ -71,8 +70,7 @@ def space(
         tie_word_embeddings=not untied, constraints=(*(where or ()), *(constraint or ())),
         bytes_per_value=value_bytes, kv_bytes_per_value=kv_value_bytes,
     )  # fmt: skip
-    found = survey(asked, out)
-    print_json(found.as_json()) if json else print_survey(found)
+    print_result(survey(asked, out), json=json)
 
 
 def read_space(
@@ -122,19 +120,6 @@ def _limit(text: str) -> tuple[str, float]:
         return name, float(value)
     except ValueError:
         return name, parse_count(value)
-
-
-def print_survey(found: "Survey") -> None:
-    """Print what each limit leaves, and the range of each column."""
-    import pandas as pd
-
-    left = [{"left": f"{number:,}", "of": name} for name, number in found.left.items()]
-    print_table(pd.DataFrame(left), f"{found.shapes:,} shapes")
-    rows = [
-        {"column": name, "least": f"{low:,.6g}", "greatest": f"{high:,.6g}"}
-        for name, (low, high) in found.ranges.items()
-    ]
-    print_table(pd.DataFrame(rows))
 
 
 def mount(app: typer.Typer) -> None:

@@ -16,8 +16,9 @@ import pandas as pd
 from shapelaw.scaling.design.candidates import Limits, costs
 from shapelaw.scaling.design.goals import Prediction
 from shapelaw.scaling.design.next_batch import next_runs
+from shapelaw.scaling.display.documents import finite
 from shapelaw.scaling.display.progress import track
-from shapelaw.scaling.display.tables import Shown, plain
+from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.table import RunTable, as_run_table
@@ -83,7 +84,7 @@ def _payable(stage: BacktestStage, order: np.ndarray) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Backtest(Shown):
+class Backtest(Result):
     """The errors of every strategy for every seed.
 
     ``course`` has one row per seed, strategy and budget: ``seed, strategy, budget_flops,
@@ -130,15 +131,14 @@ class Backtest(Shown):
         answers: dict[str, dict[str, float | None]] = {}
         for strategy in table.columns.drop(to):
             own, other = table[strategy].to_numpy(), table[to].to_numpy()
-            finite = np.isfinite(own) & np.isfinite(other)
+            both = np.isfinite(own) & np.isfinite(other)
             found: dict[str, float | None] = dict.fromkeys(("ratio", "low", "high"))
-            if finite.all():
+            if both.all():
                 found = dict(zip(found, _geometric_mean(np.log(own / other)), strict=True))
             arrived = np.isfinite(own)
             each = np.divide(own, other, out=np.full_like(own, np.inf), where=arrived)
-            middle = float(np.median(each))
-            found["median"] = middle if np.isfinite(middle) else None
-            shares = {"fewer": own < other, "equal": (own == other) & finite}
+            found["median"] = finite(float(np.median(each)))
+            shares = {"fewer": own < other, "equal": (own == other) & both}
             shares["never"] = ~arrived
             found |= {name: float(share.mean()) for name, share in shares.items()}
             answers[str(strategy)] = found
@@ -197,39 +197,37 @@ class Backtest(Shown):
             })  # fmt: skip
         return pd.DataFrame(rows)
 
-    def headline(self) -> str:
-        """State the error of the design beside that of the other strategies."""
+    def view(self) -> View:
+        """Return the errors beside those of other strategies, and how the table was divided."""
+        table = self.comparison()
         ratios = "; ".join(
             f"{row['error_ratio']:.2f} [{row['error_low']:.2f}, {row['error_high']:.2f}] times "
             f"that of {row['compared with']}"
-            for row in self.comparison().to_dict("records")
+            for row in table.to_dict("records")
         )
-        return f"error of next-runs on {self.held_out} larger runs at equal FLOPs: {ratios}"
-
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """Tabulate the ratios to every other strategy, and the errors by budget."""
         bands = self.bands().drop(columns="step")
         bands[["lower_quartile", "median", "upper_quartile"]] *= 100
         order = bands["strategy"].map(list(TITLES).index)
         bands = bands.iloc[order.argsort(kind="stable")].replace({"strategy": TITLES})
-        return {
-            "next-runs over other strategies, 95 % intervals": self.comparison(),
-            "error on the held-out runs in %, over seeds": bands,
-        }
+        larger = counted(self.held_out, "larger run")
+        return View(
+            title=f"error of next-runs on {larger} at equal FLOPs: {ratios}",
+            tables={
+                "next-runs over other strategies, 95 % intervals": table,
+                "error on the held-out runs in %, over seeds": bands,
+            },
+            notes=[
+                f"{counted(self.course['seed'].nunique(), 'seed')}, each from another third of the "
+                f"pool of {counted(self.pool, 'run')} ({self.start}); the {self.held_out} runs of "
+                "the largest compute are only predicted",
+                f"FLOPs are those to reach an error of {100 * TARGET * self.full_error:.3g} %, "
+                f"{TARGET:g} times the error of the fit to the whole pool",
+            ],
+        )
 
-    def notes(self) -> list[str]:
-        """Say how the table was divided and which error was to be reached."""
-        seeds = self.course["seed"].nunique()
-        return [
-            f"{seeds} seeds, each from another third of the pool of {self.pool} runs "
-            f"({self.start}); the {self.held_out} runs of the largest compute are only predicted",
-            f"FLOPs are those to reach an error of {100 * TARGET * self.full_error:.3g} %, "
-            f"{TARGET:g} times the error of the fit to the whole pool",
-        ]
-
-    def as_json(self) -> dict[str, Any]:
+    def document(self) -> dict[str, Any]:
         """Return the comparison, the ratios to random choice, and the errors by budget."""
-        document = {
+        return {
             "full_error": self.full_error,
             "held_out": self.held_out,
             "pool": self.pool,
@@ -239,7 +237,6 @@ class Backtest(Shown):
             "ratios": self.ratios(TARGET * self.full_error),
             "bands": self.bands(),
         }
-        return {name: plain(value) for name, value in document.items()}
 
 
 def _geometric_mean(logs: np.ndarray) -> tuple[float, float, float]:

@@ -22,7 +22,7 @@ from shapelaw.scaling.design.linearised import (
     scatter_of,
 )
 from shapelaw.scaling.design.noise import Scatter
-from shapelaw.scaling.display.console import json_row
+from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.ratios import with_ratios
@@ -31,8 +31,8 @@ from shapelaw.scaling.runs.validation import check_numbers, require_columns
 
 UNITS = {
     "cost_flops": "FLOP",
-    "deviation_before": "ln units (.01 is 1 %), expected error of the target, root mean square",
-    "deviation_after": "ln units (.01 is 1 %), expected error of the target, root mean square",
+    "deviation_before": "ln units (0.01 is 1 %), expected error of the target, root mean square",
+    "deviation_after": "ln units (0.01 is 1 %), expected error of the target, root mean square",
     "share_removed": "of the target's expected squared error before this run",
     "share_per_exaflop": "share_removed per 1e18 FLOP",
 }
@@ -63,7 +63,7 @@ class Pick:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Design:
+class Design(Result):
     """The runs to train next, in order.
 
     ``rows`` are the chosen rows of the candidates, in order; ``deviation_before`` is the expected
@@ -117,39 +117,30 @@ class Design:
         frame.attrs["units"] = dict(UNITS)
         return frame
 
-    def summary(self) -> str:
-        """The design in a few lines, for a terminal."""
+    def view(self) -> View:
+        """Return the cost and the runs, what they do for the goal, and how they were chosen."""
         new = sum(pick.kind == "new" for pick in self.picks)
-        lines = [
-            f"{len(self.picks)} runs ({new} new, {len(self.picks) - new} replicates) for "
-            f"{self.spent_flops:.3g} of {self.budget_flops:.3g} FLOP",
-            f"expected error of {self.goal}: {100 * self.deviation_before:.3g} % -> "
-            f"{100 * self.deviation_after:.3g} %",
-            f"{self.scatter.summary()}",
-            f"{self.candidates} candidates inside the box, {self.outside_box} outside; "
-            f"chosen {self.rule}; stopped: {self.stopped}",
-        ]
-        for number, (pick, (_, row)) in enumerate(
-            zip(self.picks, self.rows.iterrows(), strict=True), start=1
-        ):
-            place = " ".join(f"{name} {row[name]:.3g}" for name in self.box if name in row)
-            lines.append(
-                f"  {number:>2} {pick.kind:<9} {place}  {pick.cost_flops:.2e} FLOP  "
-                f"{100 * pick.deviation_after:.3g} %  {pick.why}"
-            )
-        return "\n".join(lines)
+        shown = ["kind", *(name for name in self.box if name in self.rows), "cost_flops"]
+        table = self.frame()[shown].assign(
+            error_after_percent=[100 * pick.deviation_after for pick in self.picks],
+            why=[pick.why for pick in self.picks],
+        )
+        return View(
+            title=f"{counted(len(self.picks), 'run')} ({new} new, "
+            f"{counted(len(self.picks) - new, 'replicate')}) for {self.spent_flops:.3g} of "
+            f"{self.budget_flops:.3g} FLOP",
+            tables={"runs to train, in order": table},
+            notes=[
+                f"expected error of {self.goal}: {100 * self.deviation_before:.3g} % -> "
+                f"{100 * self.deviation_after:.3g} %",
+                self.scatter.summary(),
+                f"{counted(self.candidates, 'candidate')} inside the box, {self.outside_box} "
+                f"outside; chosen {self.rule}; stopped: {self.stopped}",
+            ],
+        )
 
-    def __repr__(self) -> str:
-        return self.summary()
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        head = "<br>".join(escape(line) for line in self.summary().splitlines()[:4])
-        return f"<p>{head}</p>" + self.frame().to_html(index=False, float_format="{:.4g}".format)
-
-    def as_json(self) -> dict[str, Any]:
-        """The stable document that ``next-runs --json`` prints."""
+    def document(self) -> dict[str, Any]:
+        """Return the stable document that ``next-runs --json`` prints."""
         return {
             "goal": self.goal,
             "budget_flops": self.budget_flops,
@@ -160,12 +151,12 @@ class Design:
             "stopped": self.stopped,
             "candidates": self.candidates,
             "outside_box": self.outside_box,
-            "box": {name: list(ends) for name, ends in self.box.items()},
+            "box": self.box,
             "noise": self.scatter.noise,
             "noise_slope": self.scatter.noise_slope,
             "misfit": self.scatter.misfit,
-            "units": dict(UNITS),
-            "runs": [json_row(row) for row in self.frame().to_dict("records")],
+            "units": UNITS,
+            "runs": self.frame(),
         }
 
 

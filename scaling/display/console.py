@@ -2,44 +2,50 @@
 
 import json
 import sys
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Console
 
-    from shapelaw.scaling.display.tables import Shown
+    from shapelaw.scaling.display.tables import Result
 
 
-def print_json(document: object) -> None:
-    """Print one JSON document to standard output."""
-    sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
+def print_json(value: object) -> None:
+    """Print a result or a mapping as one JSON object with a schema version."""
+    from shapelaw.scaling.display.documents import printed_document
+
+    sys.stdout.write(json.dumps(printed_document(value), indent=1, allow_nan=False) + "\n")
+
+
+def print_result(result: "Result", *, json: bool = False) -> None:
+    """Print a result: its JSON document, or title, tables and notes."""
+    if json:
+        print_json(result)
+        return
+    from shapelaw.scaling.display.text import write_view
+
+    write_view(result.view(), _console())
 
 
 def print_table(frame: "pd.DataFrame", title: str = "") -> None:
-    """Print a data frame of texts as a table that fits the terminal."""
-    from rich.console import Console
-    from rich.table import Table
+    """Print a data frame as a table that fits the terminal."""
+    from shapelaw.scaling.display.text import write_table
 
-    table = Table(title=title or None, title_justify="left", header_style="bold")
-    for column in frame.columns:
-        table.add_column(str(column), overflow="fold")
-    for row in frame.itertuples(index=False):
-        table.add_row(*(str(value) for value in row))
-    console = Console()
-    # A pipe has no width: do not fold there.
-    Console(width=console.width if console.is_terminal else 200).print(table)
+    write_table(frame, title, _console())
 
 
-def print_shown(found: "Shown") -> None:
-    """Print a result: its headline and notes, and its tables."""
+def print_fields(values: Mapping[str, Any], *, json: bool = False) -> None:
+    """Print named values: as a JSON object, or one a line."""
+    if json:
+        print_json(values)
+        return
     from shapelaw.scaling.display.tables import cell_text
 
-    sys.stdout.write(found.headline() + "\n")
-    for title, frame in found.tables().items():
-        if not frame.empty:
-            print_table(frame.astype(object).map(cell_text), title)
-    sys.stdout.write("".join(f"note: {line}\n" for line in found.notes()))
+    width = max(map(len, values), default=0)
+    lines = (f"{name:<{width}}  {cell_text(value, name)}\n" for name, value in values.items())
+    sys.stdout.write("".join(lines))
 
 
 def note(text: str) -> None:
@@ -47,7 +53,9 @@ def note(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
-def json_row(row: Mapping[Hashable, Any]) -> dict[str, Any]:
-    """A table's row as JSON holds it: Python's own numbers, null for what is missing."""
-    plain = {str(name): getattr(value, "item", lambda v=value: v)() for name, value in row.items()}
-    return {name: None if value != value else value for name, value in plain.items()}
+def _console() -> "Console":
+    from rich.console import Console
+
+    from shapelaw.scaling.display.text import console_width
+
+    return Console(width=console_width())

@@ -1,80 +1,103 @@
-"""How results show themselves: one text for a terminal, HTML for a notebook, JSON without NaN."""
+"""Results that people read: each offers one :class:`View`, and text, HTML and JSON follow."""
 
-from collections.abc import Mapping
-from html import escape
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
+from shapelaw.scaling.display.documents import json_ready
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MISSING = "–"
 
 
-class Shown:
-    """A result made of a headline, notes and tables; its classes say what these are."""
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """The readable content of a result.
 
-    def headline(self) -> str:
-        """One line: what was done and what came out."""
+    ``title`` is one line: what was done and what came out. ``tables`` maps titles to data frames
+    with units in the column names. ``notes`` say, a sentence each, what a reader must know to
+    judge the tables.
+    """
+
+    title: str
+    tables: Mapping[str, "pd.DataFrame"] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+class Result:
+    """The base of the result dataclasses.
+
+    A class defines :meth:`view`, and :meth:`document` only where its JSON document is not simply
+    its fields.
+    """
+
+    def view(self) -> View:
+        """Return title, tables and notes."""
         raise NotImplementedError
 
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """Title to table; units stand in the column names."""
-        raise NotImplementedError
+    def document(self) -> dict[str, Any]:
+        """Return the content of the JSON document; values need not be plain yet."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
 
-    def notes(self) -> list[str]:
-        """What a reader must know to judge the tables, one sentence each."""
-        return []
+    def frame(self) -> "pd.DataFrame":
+        """Return the main table, by default the first of the view."""
+        return next(iter(self.view().tables.values()))
 
     def summary(self) -> str:
-        """The headline, the tables and the notes as text for a terminal."""
-        parts = [self.headline()]
-        parts += [f"\n{title}\n{table_text(frame)}" for title, frame in self.tables().items()]
-        parts += ["", *(f"note: {line}" for line in self.notes())] if self.notes() else []
-        return "\n".join(parts)
+        """Return the view as text for a terminal."""
+        from shapelaw.scaling.display.text import view_text
+
+        return view_text(self.view())
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the stable JSON document; what is not known is None."""
+        return dict(json_ready(self))
 
     def __repr__(self) -> str:
         return self.summary()
 
     def _repr_html_(self) -> str:
-        """The same in a notebook."""
-        parts = [f"<p><b>{escape(self.headline())}</b></p>"]
-        for title, frame in self.tables().items():
-            cells = frame.map(cell_text).to_html(index=False, border=0)
-            parts.append(f"<p>{escape(title)}</p>{cells}")
-        if self.notes():
-            items = "".join(f"<li>{escape(line)}</li>" for line in self.notes())
-            parts.append(f"<ul>{items}</ul>")
-        return "\n".join(parts)
+        """Return the view as HTML for a notebook."""
+        from shapelaw.scaling.display.html import view_html
+
+        return view_html(self.view())
 
 
-def cell_text(value: object) -> str:
-    """A table's cell in words: four digits, a dash for what is missing."""
-    if value is None or (isinstance(value, float) and np.isnan(value)):
+def cell_text(value: object, column: str = "") -> str:
+    """Format a table's cell: losses with 4 decimals, other numbers with 4 digits.
+
+    Examples
+    --------
+    >>> cell_text(2.8231467, "loss"), cell_text(0.0123456), cell_text(True), cell_text(None)
+    ('2.8231', '0.01235', 'yes', '–')
+    """
+    value = json_ready(value) if not isinstance(value, float) else float(value)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return MISSING
-    if isinstance(value, bool | np.bool_):
+    if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, float | np.floating):
-        return f"{value:.4g}"
-    return str(value)
-
-
-def table_text(frame: pd.DataFrame) -> str:
-    """A table as text without an index."""
-    if frame.empty:
-        return "(no rows)"
-    return frame.astype(object).map(cell_text).to_string(index=False)
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON holds it: Python's own numbers, lists, dicts; null for NaN and infinity."""
+    if isinstance(value, float):
+        return f"{value:.4f}" if "loss" in column and abs(value) >= 1 else f"{value:.4g}"
     if isinstance(value, Mapping):
-        return {str(name): plain(one) for name, one in value.items()}
-    if isinstance(value, pd.DataFrame):
-        return [plain(row) for row in value.to_dict("records")]
-    if isinstance(value, list | tuple | np.ndarray):
-        return [plain(one) for one in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
+        return ", ".join(f"{name} {cell_text(one, name)}" for name, one in value.items())
+    return ", ".join(map(cell_text, value)) if isinstance(value, list) else str(value)
+
+
+def text_cells(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Format every cell of a data frame."""
+    texts = frame.astype(object)
+    return texts.apply(lambda column: column.map(lambda value: cell_text(value, str(column.name))))
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Write a number with its noun in the singular or the plural.
+
+    Examples
+    --------
+    >>> counted(1, "size"), counted(2, "size"), counted(2, "batch", "batches")
+    ('1 size', '2 sizes', '2 batches')
+    """
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"

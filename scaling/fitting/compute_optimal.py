@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from shapelaw.scaling.display.tables import Shown, plain
+from shapelaw.scaling.display.tables import Result, View
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.result import LEVEL, Fit
 from shapelaw.scaling.laws.bases import Chinchilla
@@ -26,7 +26,7 @@ Range = dict[str, float | None]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class ComputeOptimal(Shown):
+class ComputeOptimal(Result):
     """The best N and D of a compute C = 6ND, each with its 95 % interval.
 
     ``n`` in parameters (by the size convention of the fit), ``tokens``, ``tokens_per_n``, and
@@ -52,22 +52,15 @@ class ComputeOptimal(Shown):
         }
         return pd.DataFrame([{"quantity": name, **one} for name, one in quantities.items()])
 
-    def headline(self) -> str:
-        """The best N and D, or why there are none."""
-        if self.why:
-            return f"no best N at {self.compute:.3g} FLOPs: {self.why}"
-        size, tokens = self.n["value"], self.tokens["value"]
-        return f"best at {self.compute:.3g} FLOPs ({self.method}): N {size:.3g}, D {tokens:.3g}"
-
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """The optimum with intervals."""
-        return {"compute-optimal, 95 % interval": self.frame()}
-
-    def as_json(self) -> dict[str, Any]:
-        """The optimum and how it was found."""
-        found = {"n": self.n, "tokens": self.tokens, "tokens_per_n": self.tokens_per_n}
-        about = {"compute": self.compute, "method": self.method, "why": self.why}
-        return {**about, **plain(found), "exponent": plain(self.exponent)}
+    def view(self) -> View:
+        """Return the best N and D with intervals, or why there are none."""
+        title = f"no best N at {self.compute:.3g} FLOPs: {self.why}"
+        if not self.why:
+            size, tokens = self.n["value"], self.tokens["value"]
+            title = (
+                f"best at {self.compute:.3g} FLOPs ({self.method}): N {size:.3g}, D {tokens:.3g}"
+            )
+        return View(title=title, tables={"compute-optimal, 95 % interval": self.frame()})
 
 
 class BestSizes(NamedTuple):
@@ -220,7 +213,7 @@ def shape_held(fitted: Fit, given: Mapping[str, float] | None) -> dict[str, floa
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Valley(Shown):
+class Valley(Result):
     """How far N and each ratio can move before the loss is more than .1 % above the best.
 
     ``ranges`` has a row per quantity: the best value and both ends, None where the valley goes on
@@ -233,33 +226,33 @@ class Valley(Shown):
     ranges: pd.DataFrame
 
     def frame(self) -> pd.DataFrame:
-        """The ranges."""
+        """Return the ranges."""
         return self.ranges
 
-    def headline(self) -> str:
-        """The optimum of N at this compute and its valley."""
-        start = f"{self.law_name} at {self.allocation.compute:.3g} FLOPs: "
-        if self.allocation.why:
-            return start + f"no best N: {self.allocation.why}"
-        size = self.ranges.iloc[0]
-        words = f"best N {size['best']:.3g}, within {100 * self.tolerance:g} % of its loss from "
-        return start + words + f"{_end(size['low'])} to {_end(size['high'])}"
+    def view(self) -> View:
+        """Return the optimum of N at this compute, and its valley."""
+        width = f"within {100 * self.tolerance:g} %"
+        title = f"no best N: {self.allocation.why}"
+        if not self.allocation.why:
+            size = self.ranges.iloc[0]
+            title = f"best N {size['best']:.3g}, {width} of its loss from "
+            title += f"{_end(size['low'])} to {_end(size['high'])}"
+        return View(
+            title=f"{self.law_name} at {self.allocation.compute:.3g} FLOPs: {title}",
+            tables={
+                **self.allocation.view().tables,
+                f"flat valley: loss {width} of the best": self.ranges,
+            },
+        )
 
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """The optimum with intervals, and the valley."""
-        return {
-            "compute-optimal, 95 % interval": self.allocation.frame(),
-            f"flat valley: loss within {100 * self.tolerance:g} % of the best": self.ranges,
-        }
-
-    def as_json(self) -> dict[str, Any]:
-        """Optimum and valley."""
+    def document(self) -> dict[str, Any]:
+        """Return optimum and valley."""
         return {
             "law": self.law_name,
             "compute": self.allocation.compute,
             "tolerance": self.tolerance,
-            "optimum": plain(self.allocation.frame()),
-            "valley": plain(self.ranges),
+            "optimum": self.allocation.frame(),
+            "valley": self.ranges,
             "why": self.allocation.why,
         }
 

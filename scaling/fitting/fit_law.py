@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.factor_tests import Hidden, effects_of, settle
 from shapelaw.scaling.fitting.result import Fit
@@ -224,7 +225,7 @@ def _about_spread(
             problem, best, method=method, resamples=resamples, seed=seed, clusters=clusters
         ),
         "covariance": sandwich(problem, best.theta, clusters),
-        "bootstrap": f"{resamples} resamples by {WORDS[method]}",
+        "bootstrap": f"{counted(resamples, 'resample')} by {WORDS[method]}",
     }
 
 
@@ -320,14 +321,14 @@ def _notes(fitted: Fit, hidden: list[Hidden], clusters: np.ndarray | None) -> li
         notes.append("N is total parameters")
     if fitted.left_out:
         shown = ", ".join(f"{name} ({why})" for name, why in list(fitted.left_out.items())[:8])
-        notes.append(f"{len(fitted.left_out)} rows left out: {shown}")
+        notes.append(f"{counted(len(fitted.left_out), 'row')} left out: {shown}")
     return notes
 
 
 def _status(fitted: Fit, best: Solution) -> str:
     solved = "converged" if best.converged else "stopped before it converged: do not trust it"
     reached = best.basins[0]["starts"] if best.basins else 0
-    words = f"{solved}; {reached:.0f} of {fitted.starts} starts reach the best optimum"
+    words = f"{solved}; {reached:.0f} of {counted(fitted.starts, 'start')} reach the best optimum"
     words += " in the first stages"
     if best.disagreement:
         words = f"{best.disagreement}; {words}"

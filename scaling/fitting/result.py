@@ -1,6 +1,5 @@
 """A fit is data: what was fitted, how it ended, and predictions from it; to and from fit.json."""
 
-import html
 from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
+from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json, write_json
 from shapelaw.scaling.laws.factors import UShape
@@ -28,7 +28,7 @@ CENTRES = {N: ("N0", "N_0"), D: ("D0", "D_0")}  # geometric means that an equati
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Fit:
+class Fit(Result):
     """The outcome of fitting a law to a run table.
 
     ``theta`` and ``draws`` are internal parameters at the optimum and of each resample (one row
@@ -200,26 +200,22 @@ class Fit:
         """In words: where a row lies outside of what was fitted."""
         return outside(row, self.ranges)
 
-    def summary(self) -> str:
-        """The fit in a few lines, for a terminal."""
-        lines = [f"{self.law_name} on {len(self.run_ids)} runs: {self.status}", self.equation()]
-        lines.append(
-            f"objective {self.objective:.9g} ({self.minimised.words()}, {self.delta_rule}); "
-            f"{self.starts} starts, {self.seconds:.1f} s"
+    def view(self) -> View:
+        """Return how the fit ended, its parameters, the equation and what to know."""
+        minimised = f"{self.minimised.words()}, {self.delta_rule}"
+        sweep = "; ".join(_sweep_words(row) for row in self.delta_sweep)
+        return View(
+            title=f"{self.law_name} on {counted(len(self.run_ids), 'run')}: {self.status}",
+            tables={"parameters with 95 % intervals": self.frame().reset_index()},
+            notes=[
+                self.equation(),
+                f"objective {self.objective:.9g} ({minimised}); "
+                f"{counted(self.starts, 'start')}, {self.seconds:.1f} s",
+                self.noise_in_words(),
+                *self.notes,
+                *([f"delta sweep: {sweep}"] if sweep else []),
+            ],
         )
-        width = max(len(name) for name in self.parameters())
-        for name, found in self.parameters().items():
-            held = "  held" if name in self.held else ""
-            lines.append(
-                f"  {name:<{width}}  {found['value']:>10.4g}  "
-                f"[{found['low']:.4g}, {found['high']:.4g}]{held}"
-            )
-        lines += [f"  {self.noise_in_words()}", *(f"  note: {note}" for note in self.notes)]
-        lines.append("  delta sweep: " + "; ".join(_sweep_words(row) for row in self.delta_sweep))
-        return "\n".join(lines)
-
-    def __repr__(self) -> str:
-        return self.summary()
 
     def equation(self, *, latex: bool = False) -> str:
         """The law with its fitted numbers, as text or LaTeX."""
@@ -244,14 +240,8 @@ class Fit:
         return self.held[own].why if own in self.held else ""
 
     def _repr_html_(self) -> str:
-        """The fit in a notebook: equation, parameters, what to know."""
-        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
-        head = html.escape(f"{self.law_name} on {len(self.run_ids)} runs: {self.status}")
-        return (
-            f"<p><b>{head}</b></p><p>${self.equation(latex=True)}$</p>"
-            f"{self.frame().to_html(float_format=lambda value: f'{value:.5g}')}"
-            f"<p>{html.escape(self.noise_in_words())}</p><ul>{notes}</ul>"
-        )
+        """Return the fit for a notebook, its equation in LaTeX."""
+        return f"<p>${self.equation(latex=True)}$</p>\n{super()._repr_html_()}"
 
     def noise_in_words(self) -> str:
         """The noise between seeds beside the residuals around the law."""
@@ -259,7 +249,7 @@ class Fit:
         if self.replicate_noise is None:
             return f"{around}; no replicate seeds, so the noise between seeds is unknown"
         words = f"{around}; between seeds {100 * self.replicate_noise:.2f} % "
-        words += f"({self.replicate_degrees} degrees of freedom)"
+        words += f"({counted(self.replicate_degrees, 'degree')} of freedom)"
         if len(self.noise_by_size) > 1:
             parts = [
                 f"{100 * row['deviation']:.2f} % at N = {row['n_non_embedding']:.3g}"
@@ -268,9 +258,10 @@ class Fit:
             words += f": {', '.join(parts)}"
         return words
 
-    def as_json(self) -> dict[str, Any]:
-        """The stable document that ``fit --json`` prints."""
+    def document(self) -> dict[str, Any]:
+        """Return the stable document that ``fit --json`` prints."""
         return {
+            "schema_version": SCHEMA,
             "law": self.law_name,
             "n_runs": len(self.run_ids),
             "parameters": self.parameters(),
@@ -285,7 +276,7 @@ class Fit:
         """Write fit.json: the printed document and everything that predictions need."""
         arrays = {name: getattr(self, name).tolist() for name in ("theta", "draws", "covariance")}
         state = asdict(self) | arrays
-        write_json(path, {"schema_version": SCHEMA, **self.as_json(), "state": state})
+        write_json(path, {**self.as_json(), "state": state})
 
     @classmethod
     def load(cls, path: Path) -> "Fit":

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from shapelaw.scaling.checks.comparison import Comparison
 from shapelaw.scaling.checks.holdout import UNITS, Cutoff, HoldOut
 from shapelaw.scaling.checks.report import CheckReport
+from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.refits import public_parameters
 from shapelaw.scaling.fitting.result import LEVEL, Fit, unit_of
@@ -159,7 +160,8 @@ def plot_held_out(result: HoldOut | CheckReport, *, by: str = "size") -> Figure:
         off = 100 * np.log(rows["loss"] / rows["predicted_loss"])
         axes.scatter(
             rows["distance_decades"], off, s=22, color=colour, marker=marker, alpha=0.8, lw=0,
-            label=f"below {_value(cutoff.value, found.by)}: {cutoff.rows_in} runs", zorder=3,
+            label=f"below {_value(cutoff.value, found.by)}: {counted(cutoff.rows_in, 'run')}",
+            zorder=3,
         )  # fmt: skip
     axes.set_xlabel(f"decades of {UNITS[found.by]} beyond the largest fitted run")
     axes.set_ylabel("measured over predicted loss (%)")

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from scipy.stats import beta, norm
 from scipy.stats import t as student
 
+from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.derived import Quantity, parameter
 from shapelaw.scaling.fitting.fit_law import problem_again
@@ -167,7 +168,7 @@ def plot_qq(fit: Fit, runs: RunTable | pd.DataFrame) -> Figure:
     name = f"Student's t with {fit.minimised.degrees:g} degrees of freedom" if heavy else "normal"
     axes.set_xlabel(f"quantile of the {name} distribution" if not heavy else f"quantile of {name}")
     axes.set_ylabel(f"residual / {'scale' if heavy else 'noise'} ({100 * scale:.2g} % of the loss)")
-    axes.set_title(f"{outside} of {count} runs outside the band")
+    axes.set_title(f"{outside} of {counted(count, 'run')} outside the band")
     axes.legend(loc="upper left")
     colour_scale(figure, [axes], shown, sorted_runs)
     figure.suptitle(f"Q-Q: {headed(fit)}")

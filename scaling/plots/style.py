@@ -19,6 +19,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_whole
 from shapelaw.scaling.fitting.result import Fit
@@ -222,7 +223,7 @@ def colour_scale(
 def headed(fit: Fit) -> str:
     """The law and its runs in a few words; an expression has no name to print."""
     name = f"the {fit.law_name} law" if len(fit.law_name) < 30 else "a composed law"
-    return f"{name} on {len(fit.run_ids)} runs"
+    return f"{name} on {counted(len(fit.run_ids), 'run')}"
 
 
 def ending_of(path: Path) -> str:

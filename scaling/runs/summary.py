@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.runs.table import RunTable, as_run_table
 from shapelaw.scaling.units import format_count
 
@@ -32,7 +33,7 @@ SHOWN = 4  # names listed before the rest is counted
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Description:
+class Description(Result):
     """A run table in figures.
 
     ``ranges`` has a row per numeric column: ``column``, ``unit``, ``lowest``, ``highest``,
@@ -72,49 +73,36 @@ class Description:
         if self.deviation is not None:
             noise = (
                 f"replicates: ln loss varies by {self.deviation:.2%} between runs of one shape and "
-                f"recipe ({self.degrees} degrees of freedom)"
+                f"recipe ({counted(self.degrees, 'degree')} of freedom)"
             )
         reasons = pd.Series(self.left_out, dtype=object).value_counts()
-        dropped = [f"left out: {count} runs, {why}" for why, count in reasons.items()]
+        dropped = [f"left out: {counted(count, 'run')}, {why}" for why, count in reasons.items()]
         others = [f"other columns: {', '.join(self.others)}"] if self.others else []
         origin = [f"{what}: {text}" for what, text in self.source.items() if what != "name"]
         warned = [f"warning: {text}" for text in self.warnings]
         return [*names, noise, *dropped, *self.notes, *warned, *others, *origin]
 
-    def summary(self) -> str:
-        """Everything as text."""
-        table = self.frame().to_string(index=False)
-        return "\n".join([f"{self.name}: {self.rows} runs", table, *self.lines()])
+    def view(self) -> View:
+        """Return the ranges and what stands beside them."""
+        title = f"{self.name}: {counted(self.rows, 'run')}"
+        return View(title=title, tables={"ranges": self.frame()}, notes=self.lines())
 
-    def as_json(self) -> dict[str, Any]:
-        """Everything as JSON holds it; what is missing is null."""
+    def document(self) -> dict[str, Any]:
+        """Return everything; what is missing is null."""
         return {
             "name": self.name,
             "rows": self.rows,
-            "ranges": [
-                {name: None if value != value else value for name, value in row.items()}
-                for row in self.ranges.to_dict("records")
-            ],
+            "ranges": self.ranges,
             "names": self.names,
             "other_columns": self.others,
             "noise": self.deviation,
             "noise_degrees": self.degrees,
-            "noise_by_size": self.noise.to_dict("records"),
+            "noise_by_size": self.noise,
             "left_out": self.left_out,
             "warnings": self.warnings,
             "notes": self.notes,
             "source": self.source,
         }
-
-    def __repr__(self) -> str:
-        return self.summary()
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        items = "".join(f"<li>{escape(line)}</li>" for line in self.lines())
-        title = f"<p><b>{escape(self.name)}</b>: {self.rows} runs</p>"
-        return f"{title}{self.frame().to_html(index=False)}<ul>{items}</ul>"
 
 
 def describe(runs: RunTable | pd.DataFrame) -> Description:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shapelaw.scaling.display.tables import Result, View
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_whole
 from shapelaw.scaling.space.constraints import Columns
@@ -21,8 +22,8 @@ ENDINGS = (".csv", ".parquet")
 Keep = Callable[["pd.DataFrame"], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Survey:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Survey(Result):
     """What a space holds.
 
     Attributes
@@ -39,11 +40,28 @@ class Survey:
     left: dict[str, int]
     ranges: dict[str, tuple[float, float]]
 
-    def as_json(self) -> dict[str, Any]:
-        """For ``--json``."""
-        left = [{"limit": name, "left": number} for name, number in self.left.items()]
-        ranges = {name: list(ends) for name, ends in self.ranges.items()}
-        return {"shapes": self.shapes, "left": left, "ranges": ranges}
+    def view(self) -> View:
+        """Return what each limit leaves, and the range of each column."""
+        import pandas as pd
+
+        ranges = [
+            {"column": name, "least": f"{low:,.6g}", "greatest": f"{high:,.6g}"}
+            for name, (low, high) in self.ranges.items()
+        ]
+        return View(
+            title=f"{self.shapes:,} {'shape' if self.shapes == 1 else 'shapes'}",
+            tables={
+                "what each limit leaves": pd.DataFrame(self._limits()),
+                "ranges": pd.DataFrame(ranges),
+            },
+        )
+
+    def document(self) -> dict[str, Any]:
+        """Return what ``space --json`` prints."""
+        return {"shapes": self.shapes, "left": self._limits(), "ranges": self.ranges}
+
+    def _limits(self) -> list[dict[str, Any]]:
+        return [{"limit": name, "left": number} for name, number in self.left.items()]
 
 
 def survey(space: Space, out: Path | None = None) -> Survey:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from shapelaw.scaling.display.tables import counted
 from shapelaw.search.autopilot.time_left import TimeLeft
 from shapelaw.trainers.ledger.entry import Entry
 from shapelaw.trainers.ledger.ledger import RUNNING
@@ -68,7 +69,7 @@ class Display:
             if entry.state == RUNNING
         ]
         finished = sum(entry.row is not None for entry in entries)
-        what = f"{finished} of {len(entries)} runs done; {', '.join(running)}"
+        what = f"{finished} of {counted(len(entries), 'run')} done; {', '.join(running)}"
         self.update(stage, done / max(total, 1.0), what)
 
     def finished(self, stage: str) -> None:

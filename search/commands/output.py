@@ -5,7 +5,8 @@ from pathlib import Path
 import typer
 
 from shapelaw.scaling.display.console import note, print_json, print_table
-from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.display.tables import counted
+from shapelaw.scaling.errors import FailedCheckError, InputError
 from shapelaw.scaling.files import read_json
 from shapelaw.search.commands.table import proposals_table
 from shapelaw.search.engines._base import TIME_MODEL
@@ -21,7 +22,7 @@ def print_proposals(
 ) -> None:
     """Print proposals: one JSON document, or a table with what it rests on."""
     if json:
-        print_json([proposal.row() for proposal in proposals])
+        print_json({**proposals.about(), "proposals": [one.row() for one in proposals]})
         return
     typer.echo(proposals.estimated.measured.candidates.basis.description)
     for line in (*map(plainly, proposals.extrapolation), *proposals.notes):
@@ -35,9 +36,12 @@ def print_proposals(
         typer.echo("--wide prints every column: predicted loss, latency, memory and reasons.")
     if front > len(table):
         more = front - len(table)
-        typer.echo(f"{more} more stand on the front, between these: --json or --out has them all.")
+        typer.echo(
+            f"{counted(more, 'more shape')} on the front, between these: --json or --out has "
+            "them all."
+        )
     if beaten:
-        typer.echo(f"{beaten} further shapes were answered for and are beaten.")
+        typer.echo(f"{counted(beaten, 'further shape')} answered for, and beaten by those shown.")
     if page is not None:
         typer.echo(str(page))
 
@@ -57,7 +61,7 @@ def print_report(folder: Path | None, *, json: bool) -> None:
         )
     if has_proposals_only(folder):
         page = write_pages(folder)
-        print_json({"report": str(page)}) if json else typer.echo(str(page))
+        print_json({"report": page}) if json else typer.echo(str(page))
         return
     write_report(folder)
     print_verdict(folder, json=json)
@@ -74,8 +78,7 @@ def print_verdict(folder: Path, *, json: bool) -> None:
     evidence = gather(folder)
     page, table = folder / "report.html", comparison(evidence)
     if json:
-        rows = table.to_dict("records")
-        print_json({"report": str(page), "verdict": verdict(evidence), "confirmation": rows})
+        print_json({"report": page, "verdict": verdict(evidence), "confirmation": table})
         return
     print_table(table, "Predicted and measured loss (nats/token)")
     typer.echo("".join(f"- {sentence}\n" for sentence in verdict(evidence)))
@@ -87,7 +90,7 @@ def print_check(*, write: bool, json: bool) -> None:
 
     Raises
     ------
-    WorkError
+    FailedCheckError
         Something differs.
     """
     docs = docs_folder()
@@ -101,7 +104,7 @@ def print_check(*, write: bool, json: bool) -> None:
     else:
         typer.echo("".join(f"- {line}\n" for line in differences), nl=False)
     if differences:
-        raise WorkError(
+        raise FailedCheckError(
             f"docs/ and the data must agree, but differences were found: {len(differences)}; where "
             "they are meant, write docs/ again with `shapelaw report --renew` and commit it"
         )

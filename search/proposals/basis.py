@@ -10,6 +10,7 @@ from shapelaw.scaling.accuracy.fit import load_link
 from shapelaw.scaling.accuracy.link import Links
 from shapelaw.scaling.architectures.shape import RATIOS, Shape
 from shapelaw.scaling.display.progress import working
+from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.published_laws import printed_fit, printed_laws
@@ -89,7 +90,8 @@ def _law_from_file(law: str) -> tuple[Fit, RunTable | None, str]:
     _check_columns(fitted, law)
     _check_units(fitted, law)
     name = fitted.law_name if len(fitted.law_name) < MAX_NAME else "composed"
-    return fitted, runs_of(fitted, path), f"{name} law on {len(fitted.run_ids)} runs, {law}"
+    description = f"{name} law on {counted(len(fitted.run_ids), 'run')}, {law}"
+    return fitted, runs_of(fitted, path), description
 
 
 def _shipped_law(seed: int) -> tuple[Fit, RunTable, str]:

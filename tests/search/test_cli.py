@@ -43,7 +43,9 @@ def document(*arguments: object) -> Any:
     """Run a command in this process; it prints one JSON document and nothing else."""
     done = CliRunner().invoke(app, [*map(str, arguments), "--json"], catch_exceptions=False)
     assert done.exit_code == 0
-    return json.loads(done.stdout)
+    found = json.loads(done.stdout)
+    assert found.pop("schema_version") >= 1
+    return found
 
 
 def words(*arguments: object) -> str:
@@ -280,7 +282,7 @@ def test_a_result_that_cannot_be_written_exits_with_1(runs: Path, failing: Faili
 def test_predict_answers_in_the_order_of_the_rows(runs: Path, law: Path, tmp_path: Path) -> None:
     frame = pd.read_csv(runs).sample(frac=1.0, random_state=3)
     frame.drop(columns=["loss", "run_id"]).to_csv(tmp_path / "shapes.csv", index=False)
-    found = document("predict", law, tmp_path / "shapes.csv")
+    found = document("predict", law, tmp_path / "shapes.csv")["predictions"]
     assert [set(row) for row in found] == [{"predicted_loss", "loss_low", "loss_high"}] * len(frame)
     for row, loss in zip(found, frame["loss"], strict=True):
         assert row["loss_low"] < row["predicted_loss"] < row["loss_high"]
@@ -291,7 +293,7 @@ def test_tokens_may_stand_in_the_option(runs: Path, law: Path, tmp_path: Path) -
     fields_only = pd.read_csv(runs)[[*vars(SHAPE)]]
     fields_only.to_csv(tmp_path / "shapes.csv", index=False)
     few, many = (
-        document("predict", law, tmp_path / "shapes.csv", "--tokens", tokens)
+        document("predict", law, tmp_path / "shapes.csv", "--tokens", tokens)["predictions"]
         for tokens in ("1M", "2e6")
     )
     for worse, better in zip(few, many, strict=True):
@@ -302,7 +304,7 @@ def test_predictions_are_written_beside_the_shapes(runs: Path, law: Path, tmp_pa
     text = words("predict", law, runs, "--out", tmp_path / "predicted.csv")
     assert "predicted_loss" in text
     frame = pd.read_csv(tmp_path / "predicted.csv")
-    printed = document("predict", law, runs)
+    printed = document("predict", law, runs)["predictions"]
     assert frame["predicted_loss"].tolist() == [row["predicted_loss"] for row in printed]
     assert frame["run_id"].tolist() == pd.read_csv(runs)["run_id"].tolist()
 
@@ -383,7 +385,7 @@ def test_measure_refuses_what_it_cannot_run(
 @pytest.fixture(scope="module")
 def proposed(law: Path) -> tuple[Path, list[dict[str, Any]]]:
     folder = law.parent / "proposed"
-    return folder, document(*ASK, "--law", law, "--out", folder)
+    return folder, document(*ASK, "--law", law, "--out", folder)["proposals"]
 
 
 def test_propose_prints_the_promised_rows(proposed: tuple[Path, list[dict[str, Any]]]) -> None:
@@ -535,7 +537,8 @@ def test_train_prints_its_row_and_does_not_train_again(
     assert {name: row[name] for name in vars(SHAPE)} == vars(SHAPE)
     assert (folder / "out" / "runs" / row["run_id"] / "model.safetensors").exists()
     assert document(*train_command(text, folder)) == row
-    assert f"\nloss {'':<15} {row['loss']}\n" in words(*train_command(text, folder))
+    lines = words(*train_command(text, folder)).splitlines()
+    assert ["loss", f"{row['loss']:.4f}"] in [line.split() for line in lines]
 
 
 def test_status_tells_the_state_of_every_run(trained: tuple[Path, dict[str, Any]]) -> None:
@@ -556,10 +559,11 @@ def test_export_prints_and_writes_the_run_table(
     trained: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     folder, row = trained
-    (printed,) = document("sweep", "export", folder / "out")
+    (printed,) = document("sweep", "export", folder / "out")["runs"]
     assert printed == row, "every digit is kept"
     assert words("sweep", "export", folder / "out", "--out", tmp_path / "runs.csv") == ""
-    (both,) = document("sweep", "export", folder / "out", "--out", tmp_path / "runs.parquet")
+    parquet = tmp_path / "runs.parquet"
+    (both,) = document("sweep", "export", folder / "out", "--out", parquet)["runs"]
     assert both == printed
     for name in ("runs.csv", "runs.parquet"):
         read = pd.read_csv if name.endswith("csv") else pd.read_parquet
@@ -581,14 +585,14 @@ def test_a_sweep_prints_the_run_table_with_nothing_for_a_diverged_run(
     plan = tmp_path / "plan.csv"
     plan.write_text(f"{PLAN}{SHAPE_ROW},3000,16\n")
     command = ["sweep", "run", plan, "--corpus", text, "--out", tmp_path / "out"]
-    (known,) = document(*command)
+    (known,) = document(*command)["runs"]
     assert known["run_id"] == row["run_id"], "the run of `train` is in the same ledger"
     assert known == row
     lost = {key: value for key, value in row.items() if "loss" not in key}
     changed = json.dumps(lost | {"status": "diverged"})
     with closing(sqlite3.connect(tmp_path / "out" / "ledger.sqlite")) as database, database:
         database.execute("UPDATE shapelaw_runs SET result = ?", (changed,))
-    (found,) = document(*command)
+    (found,) = document(*command)["runs"]
     assert found["status"] == "diverged"
     assert found.get("loss") is None
 
@@ -721,7 +725,7 @@ def test_retry_plans_again_what_failed_and_what_diverged_on_demand(
 def test_a_diverged_run_is_exported_without_a_loss_and_left_out_of_fits(
     ended: Path, tmp_path: Path
 ) -> None:
-    rows = document("sweep", "export", ended, "--out", tmp_path / "runs.csv")
+    rows = document("sweep", "export", ended, "--out", tmp_path / "runs.csv")["runs"]
     assert [(row["run_id"], row["status"], row["loss"]) for row in rows] == [
         ("a", "done", 1.5), ("b", "diverged", None),
     ]  # fmt: skip
@@ -780,13 +784,59 @@ def test_codes_and_streams_of_a_real_process(runs: Path, tmp_path: Path) -> None
     assert (good.returncode, good.stderr) == (0, "")
     assert json.loads(good.stdout)["law"] == "chinchilla"
     bad = shapelaw("fit", tmp_path / "missing.csv", "--json")
-    assert (bad.returncode, bad.stdout) == (2, "")
-    assert bad.stderr.startswith("error: ")
-    assert bad.stderr.count("\n") == 1
+    error = json.loads(bad.stdout)["error"]
+    assert bad.returncode == error["exit_code"] == 2
+    assert bad.stderr == f"error: {error['message']}\n"
     failed = shapelaw("fit", runs, "--out", runs / "fit.json", *FAST_FIT)
     assert (failed.returncode, failed.stdout) == (1, "")
     assert failed.stderr.startswith("error: ")
     assert failed.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["fit", "missing.csv"], "missing.csv"),
+        (["fit", "--starts", "0", "runs.csv"], "--starts"),
+        (["space"], "--params"),
+    ],
+    ids=["bad input", "value out of range", "missing option"],
+)
+def test_an_error_under_json_is_one_object_on_standard_output(
+    arguments: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for flags in ([], ["--json"]):
+        monkeypatch.setattr(sys, "argv", ["shapelaw", *arguments, *flags])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        printed = capsys.readouterr()
+        assert stopped.value.code == 2
+        assert said in printed.err
+        if not flags:
+            assert printed.out == ""
+            continue
+        document = json.loads(printed.out)
+        assert set(document) == {"schema_version", "error"}
+        assert said in document["error"]["message"]
+        assert document["error"]["exit_code"] == 2
+
+
+def test_a_failed_check_under_json_prints_its_document_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shapelaw.search.commands.output.docs_folder", lambda: tmp_path)
+    made = {"x.csv": lambda path: path.write_text("a\n1\n")}
+    monkeypatch.setattr("shapelaw.search.reports.docs_check.COMMITTED", made)
+    monkeypatch.setattr(sys, "argv", ["shapelaw", "report", "--check", "--json"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    printed = capsys.readouterr()
+    assert stopped.value.code == 1
+    assert json.loads(printed.out)["differences"] == ["x.csv is missing"]
+    assert printed.err.startswith("error: docs/ and the data must agree")
 
 
 @pytest.mark.parametrize(
@@ -802,7 +852,7 @@ def test_codes_and_streams_of_a_real_process(runs: Path, tmp_path: Path) -> None
 def test_every_other_failure_is_one_line_too(
     failing: Failing, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, said: str
 ) -> None:
-    def breaks() -> None:
+    def breaks(**_: object) -> None:
         raise error
 
     monkeypatch.setattr("shapelaw.search.cli.app", breaks)
@@ -820,7 +870,7 @@ def test_ctrl_c_inside_a_command_says_that_it_goes_on(
 
 
 def test_a_defect_can_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    def breaks() -> None:
+    def breaks(**_: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr("shapelaw.search.cli.app", breaks)

@@ -1,12 +1,13 @@
 """Commands that evaluate trained models: one model, or every model of a sweep."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shapelaw.scaling.commands.options import Json, OutTable, Workers
-from shapelaw.scaling.display.console import json_row, note, print_json, print_table
+from shapelaw.scaling.display.console import note, print_json, print_result, print_table
+from shapelaw.scaling.display.tables import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,12 +72,7 @@ def evaluate(
     """Evaluate a model: held-out losses and downstream accuracy."""
     from shapelaw.trainers.evaluation.run_evaluation import evaluate_run
 
-    found = evaluate_run(run, evals, tasks, corpus_folder, limit=limit)
-    if json:
-        print_json(found.as_json())
-    else:
-        for title, frame in found.tables().items():
-            print_table(frame, title)
+    print_result(evaluate_run(run, evals, tasks, corpus_folder, limit=limit), json=json)
 
 
 def evaluate_sweep(
@@ -101,10 +97,13 @@ def evaluate_sweep(
         report=_Progress(),
     )  # fmt: skip
     if left_out := runs.attrs["left_out"]:
-        note(f"{len(left_out)} runs have no exported model and no score: {', '.join(left_out)}")
+        note(
+            f"{counted(len(left_out), 'run')} without an exported model or a score: "
+            + ", ".join(left_out)
+        )
     if out is not None:
         write_runs(out, runs)
-        note(f"{len(runs)} runs written to {out}")
+        note(f"{counted(len(runs), 'run')} written to {out}")
     if json or out is None:
         _print_scores(runs, json)
 
@@ -118,13 +117,10 @@ class _Progress:
 
 def _print_scores(runs: "pd.DataFrame", json: bool) -> None:
     if json:
-        rows: list[dict[str, Any]] = [json_row(row) for row in runs.to_dict("records")]
-        print_json(rows)
+        print_json({"runs": runs})
         return
     shown = ["run_id", "loss", *(name for name in runs if str(name).startswith("accuracy_"))]
-    table = runs[[name for name in shown if name in runs]]
-    numbers = table.select_dtypes("number").columns
-    print_table(table.assign(**{name: table[name].map("{:.4f}".format) for name in numbers}))
+    print_table(runs[[name for name in shown if name in runs]])
 
 
 def mount(app: typer.Typer, sweep: typer.Typer) -> None:

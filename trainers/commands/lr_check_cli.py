@@ -15,12 +15,11 @@ from shapelaw.scaling.commands.options import (
     Vocabulary,
     Workers,
 )
-from shapelaw.scaling.display.console import print_json, print_table
+from shapelaw.scaling.display.console import print_result
 
 if TYPE_CHECKING:
     from shapelaw.trainers.corpus.corpus import Corpus
     from shapelaw.trainers.ladder.lr_sweep import LRSweepSettings
-    from shapelaw.trainers.ladder.lr_verdict import RateCheck
     from shapelaw.trainers.sweep.folder import Folder
     from shapelaw.trainers.training.spec import RunSpec
 
@@ -91,14 +90,6 @@ def specs_to_check(
     return pick(specs, names=runs, size=None if size is None else parse_count(size))
 
 
-def show(check: "RateCheck") -> None:
-    """Print the verdict and the table of losses by shape and rate."""
-    from shapelaw.scaling.display.tables import cell_text
-
-    print_table(check.frame().astype(object).map(cell_text))
-    typer.echo(check.summary())
-
-
 def lr_check(
     plan: Annotated[
         Path, typer.Argument(help="Plan whose shapes and recipe to check.", metavar="PLAN")
@@ -161,7 +152,7 @@ def lr_check(
     chosen = specs_to_check(specs, runs or [], size)
     with shown_progress() as report:
         found = check(chosen, prepared, folder, asked, workers=workers, report=report)
-    print_json(found.as_json()) if json else show(found)
+    print_result(found, json=json)
     found.require()
 
 

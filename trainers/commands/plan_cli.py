@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from shapelaw.scaling.commands.options import Budget, Json, RecipeSettings, Seed
-from shapelaw.scaling.display.console import note, print_json
+from shapelaw.scaling.display.console import note, print_result
+from shapelaw.scaling.display.tables import counted
 
 if TYPE_CHECKING:
     from shapelaw.trainers.ladder.grid import LadderAllocation, LadderGrid, Rung
@@ -289,7 +290,7 @@ def finish(
         note("timing a few steps of a few shapes; --no-calibrate leaves this out")
         ladder = ladder.priced(measure([run.spec for run in ladder.runs]))
     write_runs(out, ladder.frame())
-    note(f"{len(ladder.runs)} runs written to {out}")
+    note(f"{counted(len(ladder.runs), 'run')} written to {out}")
     return ladder
 
 
@@ -375,7 +376,7 @@ def plan(
     tables = [path for path in (proposals, runs) if path is not None]
     ladder = planned(texts, grid, allocation, method, settings or [], seed, tables)
     ladder = finish(ladder, budget, out, calibrate=calibrate, force=force)
-    print_json(ladder.as_json()) if json else typer.echo(ladder.summary())
+    print_result(ladder, json=json)
 
 
 def mount(sweep: typer.Typer) -> None:

@@ -19,7 +19,8 @@ from shapelaw.scaling.commands.options import (
     Vocabulary,
 )
 from shapelaw.scaling.commands.plain_help import PlainTyper
-from shapelaw.scaling.display.console import json_row, note, print_json, print_table
+from shapelaw.scaling.display.console import note, print_fields, print_json, print_table
+from shapelaw.scaling.display.tables import counted
 from shapelaw.trainers.commands import evaluate_cli, plan_cli
 from shapelaw.trainers.commands import lr_check_cli as rate_cli
 from shapelaw.trainers.commands.evaluate_cli import LedgerOption
@@ -95,10 +96,7 @@ def train(
     changes = [*usual, *(settings or [])]
     with nothing_left(out):
         row = train_config(config, tokens, text, out, changes, tracker=tracker, seed=seed)
-    if json:
-        print_json(row)
-    else:
-        typer.echo("\n".join(f"{name:<20} {value}" for name, value in row.items()))
+    print_fields(row, json=json)
 
 
 @sweep.command("run")
@@ -201,7 +199,7 @@ def status(
 
     book = existing_ledger(folder, ledger)
     if json:
-        print_json(status_of(book.entries()).as_json())
+        print_json(status_of(book.entries()))
     else:
         show_status(lambda: status_of(book.entries()), watch=watch)
 
@@ -266,7 +264,7 @@ def export(
         note(f"{len(files)} GGUF file{'s'[: len(files) != 1]} written to {place}")
     if out is not None:
         write_runs(out, runs)
-        note(f"{len(runs)} runs written to {out}{_left_out(runs)}")
+        note(f"{counted(len(runs), 'run')} written to {out}{_left_out(runs)}")
     if json or out is None:
         _print_runs(runs, json)
 
@@ -279,7 +277,7 @@ def _left_out(runs: "pd.DataFrame") -> str:
 
 def _print_runs(runs: "pd.DataFrame", json: bool) -> None:
     if json:
-        print_json([json_row(row) for row in runs.to_dict("records")])
+        print_json({"runs": runs})
     else:
         shown = [
             name for name in ("run_id", "tokens", "loss", "bits_per_byte", "status") if name in runs

@@ -4,7 +4,7 @@ Shape letters of tensors: B sequences, T positions, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -57,10 +57,6 @@ class Score:
     normalised: float | None = None
     normalised_standard_error: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        """The stable document."""
-        return asdict(self)
 
     def columns(self) -> dict[str, float]:
         """Columns of the run table, as :func:`fit_links` reads them."""

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.display.tables import Result, View
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import sha256
+from shapelaw.scaling.units import format_count
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.corpus.encoding import TOKENIZER_FILE, load_encoding
 from shapelaw.trainers.evaluation.downstream import read_tasks, score_tasks
@@ -18,14 +20,11 @@ from shapelaw.trainers.models.hugging_face import WEIGHTS, load_export
 from shapelaw.trainers.models.transformer import Transformer
 from shapelaw.trainers.optimizers.recipe import Recipe
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 WHOLE = "validation"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluated:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Evaluated(Result):
     """What was measured of one exported model, and of what model."""
 
     run: str
@@ -34,22 +33,22 @@ class Evaluated:
     held_out: Mapping[str, Evaluation]
     scores: tuple[Score, ...]
 
-    def as_json(self) -> dict[str, Any]:
-        """The stable document; the losses of windows are left out."""
+    def document(self) -> dict[str, Any]:
+        """Return the stable document; the losses of windows are left out."""
         losses = {
             name: {key: value for key, value in vars(found).items() if key != "windows"}
             for name, found in self.held_out.items()
         }
         return {
             "run": self.run,
-            "shape": vars(self.shape),
+            "shape": self.shape,
             "weights_sha256": self.weights_sha256,
             "held_out": losses,
-            "scores": [score.as_json() for score in self.scores],
+            "scores": self.scores,
         }
 
-    def tables(self) -> dict[str, "pd.DataFrame"]:
-        """Losses and accuracies, as text."""
+    def view(self) -> View:
+        """Return the model, its losses and its accuracies."""
         import pandas as pd
 
         losses = [
@@ -71,8 +70,11 @@ class Evaluated:
             }
             for score in self.scores
         ]
-        tables = {"Held-out loss": pd.DataFrame(losses), "Downstream": pd.DataFrame(scores)}
-        return {title: frame for title, frame in tables.items() if not frame.empty}
+        size = format_count(self.shape.n_non_embedding)
+        return View(
+            title=f"{self.run}: {size} non-embedding parameters",
+            tables={"Held-out loss": pd.DataFrame(losses), "Downstream": pd.DataFrame(scores)},
+        )
 
 
 def evaluate_run(

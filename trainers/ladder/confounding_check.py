@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from shapelaw.scaling.display.tables import Result, View, counted
+
 MOST_CORRELATION = 0.3
 CONSTANT = 0.05  # an axis that spreads less than this in ln units is held, not varied
 
 
-@dataclass(frozen=True, kw_only=True)
-class Confounding:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Confounding(Result):
     """Correlations and variance inflation of one part of a plan.
 
     ``correlations`` is a square frame over the axes that vary there, Pearson's r of their
@@ -47,31 +49,24 @@ class Confounding:
         table.insert(0, "part", self.part)
         return table.assign(variance_inflation=list(self.inflation.values()))
 
-    def as_json(self) -> dict[str, Any]:
-        """What the document of a plan says of this part."""
-        finite = {name: v if np.isfinite(v) else None for name, v in self.inflation.items()}
+    def view(self) -> View:
+        """Return the largest correlation, and all of them as a table."""
+        points = f"{self.part}: {counted(self.points, 'point')}"
+        if len(self.correlations) < 2:
+            return View(title=f"{points}, no two axes vary")
+        title = f"{points}, largest |correlation| {self.worst:.2f}"
+        table = self.frame().drop(columns="part").round(2)
+        return View(title=title, tables={"correlations of the logarithms": table})
+
+    def document(self) -> dict[str, Any]:
+        """Return what the document of a plan says of this part."""
         return {
             "part": self.part,
             "points": self.points,
             "worst": self.worst,
             "correlations": [{"axes": [a, b], "r": r} for a, b, r in self.pairs()],
-            "variance_inflation": finite,
+            "variance_inflation": self.inflation,
         }
-
-    def summary(self) -> str:
-        """The table of correlations as lines of text."""
-        axes = list(self.correlations.columns)
-        if len(axes) < 2:
-            return f"{self.part}: {self.points} points, no two axes vary"
-        width = max(len(name) for name in axes)
-        lines = [f"{self.part}: {self.points} points, largest |correlation| {self.worst:.2f}"]
-        for row, name in enumerate(axes):
-            values = "".join(f"{r:8.2f}" for r in self.correlations.to_numpy()[row, : row + 1])
-            lines.append(
-                f"  ln {name.ljust(width)}{values.ljust(8 * len(axes))}  "
-                f"variance inflation {self.inflation[name]:.2f}"
-            )
-        return "\n".join(lines)
 
 
 def confounding(points: pd.DataFrame, axes: Sequence[str], *, part: str) -> Confounding:

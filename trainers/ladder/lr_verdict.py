@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.architectures.shape import Shape
-from shapelaw.scaling.display.console import json_row
-from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.display.tables import Result, View, counted
+from shapelaw.scaling.errors import FailedCheckError, InputError
 from shapelaw.scaling.units import format_count
 from shapelaw.trainers.training.spec import RunSpec
 
@@ -55,8 +55,8 @@ class ShapeRates:
         return min(self.losses, key=lambda factor: self.losses[factor])
 
 
-@dataclass(frozen=True, kw_only=True)
-class RateCheck:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class RateCheck(Result):
     """The answer of a check.
 
     ``seed_sd`` is the standard deviation of ln loss between seeds and ``seed_sd_from`` where it
@@ -81,12 +81,12 @@ class RateCheck:
 
         Raises
         ------
-        WorkError
+        FailedCheckError
             At some shape another rate is better by more than one standard deviation.
         """
         failed = [shape for shape in self.shapes if not shape.passed]
         if failed:
-            raise WorkError(
+            raise FailedCheckError(
                 f"`loss at the rule's rate - best <= 1 seed SD` must hold at every shape, but not "
                 f"at {len(failed)} of {len(self.shapes)}: "
                 + "; ".join(
@@ -117,44 +117,45 @@ class RateCheck:
             ]
         )
 
-    def summary(self) -> str:
-        """The verdict in a few lines."""
-        good = sum(shape.passed for shape in self.shapes)
-        lines = [
-            f"{'pass' if self.passed else 'fail'}: the rule's rate is within one seed SD of the "
-            f"best of {len(self.shapes[0].losses)} at {good} of {len(self.shapes)} shapes "
-            f"({_span(self.tokens)} tokens, {self.seeds} seeds each)",
+    def view(self) -> View:
+        """Return the verdict, the losses by rate, the noise between seeds and the trend."""
+        good, rates = sum(shape.passed for shape in self.shapes), len(self.shapes[0].losses)
+        shapes = counted(len(self.shapes), "shape")
+        asked = " and ".join(
+            f"{name}^{value:.2f} (± {se:.2f})" for name, (value, se) in self.exponents.items()
+        )
+        notes = [
             f"seed SD {100 * self.seed_sd:.3g} % of the loss ({self.seed_sd_from})",
+            f"the optima ask for the rule's rate times {asked}"
+            if asked
+            else "the optima do not tell a trend with width and depth",
         ]
-        if self.exponents:
-            words = " and ".join(
-                f"{name}^{value:.2f} (± {se:.2f})" for name, (value, se) in self.exponents.items()
-            )
-            lines.append(f"the optima ask for the rule's rate times {words}")
-        else:
-            lines.append("the optima do not tell a trend with width and depth")
         outside = [shape for shape in self.shapes if not np.isfinite(shape.optimum)]
         if outside:
-            lines.append(
-                f"no optimum between the three rates at {len(outside)} of {len(self.shapes)} "
-                "shapes, best at "
-                + ", ".join(f"x{shape.best:g} ({shape.shape})" for shape in outside)
+            best = ", ".join(f"x{shape.best:g} ({shape.shape})" for shape in outside)
+            notes.append(
+                f"no optimum between the three rates at {len(outside)} of {shapes}, best at {best}"
             )
-        return "\n".join(lines)
+        return View(
+            title=f"{'pass' if self.passed else 'fail'}: the rule's rate is within one seed SD of "
+            f"the best of {rates} at {good} of {shapes} ({_span(self.tokens)} tokens, "
+            f"{counted(self.seeds, 'seed')} each)",
+            tables={"loss by rate": self.frame()},
+            notes=notes,
+        )
 
-    def as_json(self) -> dict[str, Any]:
-        """The stable document that ``sweep lr-check --json`` prints."""
-        rows = [json_row(row) for row in self.frame().replace(np.inf, np.nan).to_dict("records")]
+    def document(self) -> dict[str, Any]:
+        """Return the stable document that ``sweep lr-check --json`` prints."""
         return {
             "passed": self.passed,
-            "tokens": list(self.tokens),
+            "tokens": self.tokens,
             "seeds": self.seeds,
-            "seed_sd": self.seed_sd if np.isfinite(self.seed_sd) else None,
+            "seed_sd": self.seed_sd,
             "seed_sd_from": self.seed_sd_from,
             "exponents": {
                 name: {"value": value, "se": se} for name, (value, se) in self.exponents.items()
             },
-            "shapes": rows,
+            "shapes": self.frame(),
         }
 
 
@@ -213,8 +214,9 @@ def _seed_sd(cells: Sequence[Sequence[float]], given: float | None) -> tuple[flo
             "between seeds; train more seeds or give --seed-sd"
         )
     squares = sum(float(((values - values.mean()) ** 2).sum()) for values in logs)
-    words = f"pooled over {len(logs)} shapes at the rule's rate, {freedom} degrees of freedom"
-    return float(np.sqrt(squares / freedom)), words
+    shapes, degrees = counted(len(logs), "shape"), counted(freedom, "degree")
+    source = f"pooled over {shapes} at the rule's rate, {degrees} of freedom"
+    return float(np.sqrt(squares / freedom)), source
 
 
 def _judge_shape(shape: Shape, cells: dict[float, list[float]], spread: float) -> ShapeRates:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS, Shape
 from shapelaw.scaling.architectures.shape_table import ShapeTable
-from shapelaw.scaling.display.console import json_row
+from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.ladder.confounding_check import MOST_CORRELATION, Confounding, confounding
 from shapelaw.trainers.ladder.grid import ANCHOR
@@ -19,6 +19,7 @@ from shapelaw.trainers.training.spec import RunSpec
 
 SHAPE_AXES = ("hidden_over_sqrt_n", "mlp_to_attention", "gqa", "num_hidden_layers", "head_dim")
 CHOSEN_AXES = SHAPE_AXES[:4]
+HOUR = 3600  # seconds
 WHOLE_AXES = (*SHAPE_AXES, "n_non_embedding", "tokens_per_parameter")
 
 
@@ -74,8 +75,8 @@ def worst_of(runs: Sequence[Planned]) -> float:
     return max(part.worst for part in confounding_of(runs))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ladder:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Ladder(Result):
     """A plan of runs.
 
     The fields of the recipe named in ``settings`` are columns of the plan; ``method`` says
@@ -137,7 +138,11 @@ class Ladder:
             return confounding_of(self.runs)
         axes = list(self.joins.columns)
         both = pd.concat((self.joins, points_of(self.runs)[axes])).drop_duplicates()
-        return [confounding(both, axes, part=f"the plan and {len(self.joins)} runs trained before")]
+        return [
+            confounding(
+                both, axes, part=f"the plan and {counted(len(self.joins), 'run')} trained before"
+            )
+        ]
 
     @cached_property
     def worst(self) -> float:
@@ -206,42 +211,53 @@ class Ladder:
         share = budget_flops / float(self.flops.sum())
         return ", ".join(f"{int(share * n)} shapes of {size}" for size, n in shapes.items())
 
-    def summary(self) -> str:
-        """Sizes, costs, correlations, for a terminal."""
+    def view(self) -> View:
+        """Return the cost of the plan, its sizes, and the correlations of its axes."""
         frame = self.frame()
-        lines = [
-            f"{len(self.runs)} runs of {frame['size'].nunique()} sizes, {self.flops.sum():.3g} "
-            f"FLOP, {self.seconds.sum() / 3600:.2g} core-hours ({self.price.rate}); "
-            f"shapes chosen by {self.method}"
-        ]
-        for size, part in frame.groupby("size", sort=False):
-            shapes = part.drop_duplicates([field.name for field in fields(Shape)])
-            ranges = ", ".join(
-                f"{name} {shapes[name].min():.3g} to {shapes[name].max():.3g}"
-                for name in SHAPE_AXES
-                if shapes[name].min() < shapes[name].max()
-            )
-            lines.append(
-                f"{size}: {len(shapes)} shapes{self._chosen_from(str(size))} "
-                f"({(shapes['role'] == ANCHOR).sum()} anchors), {len(part)} runs, "
-                f"{part['flops_counted'].sum():.3g} FLOP, "
-                f"{part['predicted_seconds'].sum() / 3600:.2g} core-hours; {ranges}"
-            )
-        return "\n".join([*lines, *(part.summary() for part in self.confounding())])
+        hours = self.seconds.sum() / HOUR
+        sizes = counted(frame["size"].nunique(), "size")
+        parts = [part.view() for part in self.confounding()]
+        return View(
+            title=f"{counted(len(self.runs), 'run')} of {sizes}, {self.flops.sum():.3g} FLOP, "
+            f"{hours:.2g} core-hours ({self.price.rate}); shapes chosen by {self.method}",
+            tables={
+                "sizes": pd.DataFrame(
+                    [self._size_row(str(s), part) for s, part in frame.groupby("size", sort=False)]
+                ),
+                **{part.title: table for part in parts for table in part.tables.values()},
+            },
+            notes=[part.title for part in parts if not part.tables],
+        )
 
-    def _chosen_from(self, size: str) -> str:
-        return f" of {self.candidates[size]} candidates" if size in self.candidates else ""
+    def _size_row(self, size: str, runs: pd.DataFrame) -> dict[str, object]:
+        """Return the shapes, costs and ranges of one size for the table of sizes."""
+        shapes = runs.drop_duplicates([field.name for field in fields(Shape)])
+        chosen = f" of {self.candidates[size]} candidates" if size in self.candidates else ""
+        ranges = {
+            name: f"{shapes[name].min():.3g} to {shapes[name].max():.3g}"
+            for name in SHAPE_AXES
+            if shapes[name].min() < shapes[name].max()
+        }
+        return {
+            "size": size,
+            "shapes": f"{len(shapes)}{chosen}",
+            "anchors": int((shapes["role"] == ANCHOR).sum()),
+            "runs": len(runs),
+            "FLOP": runs["flops_counted"].sum(),
+            "core-hours": runs["predicted_seconds"].sum() / HOUR,
+            **ranges,
+        }
 
-    def as_json(self) -> dict[str, Any]:
-        """The stable document that ``sweep plan --json`` prints."""
+    def document(self) -> dict[str, Any]:
+        """Return the stable document that ``sweep plan --json`` prints."""
         return {
             "method": self.method,
-            "candidates": dict(self.candidates),
-            "flops": float(self.flops.sum()),
+            "candidates": self.candidates,
+            "flops": self.flops.sum(),
             "flops_by_size": self.flops_by("size"),
-            "predicted_seconds": float(self.seconds.sum()),
+            "predicted_seconds": self.seconds.sum(),
             "price": self.price.rate,
             "refusals": self.refusals(),
-            "confounding": [part.as_json() for part in self.confounding()],
-            "runs": [json_row(row) for row in self.frame().to_dict("records")],
+            "confounding": self.confounding(),
+            "runs": self.frame(),
         }

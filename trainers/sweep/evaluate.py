@@ -13,6 +13,8 @@ from typing import Any
 
 import pandas as pd
 
+from shapelaw.scaling.display.documents import json_ready
+from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.files import read_json, sha256, write_json
 from shapelaw.trainers.corpus.encoding import TOKENIZER_FILE, load_encoding
@@ -147,7 +149,9 @@ def score_jobs(
     if broken:
         job, error = broken[0]
         kind = InputError if isinstance(error, InputError) else WorkError
-        raise kind(f"{len(broken)} of {len(jobs)} models have no score; {job.run.name}: {error}")
+        raise kind(
+            f"{len(broken)} of {counted(len(jobs), 'model')} have no score; {job.run.name}: {error}"
+        )
     return [results[index] for index in range(len(jobs))]
 
 
@@ -178,8 +182,8 @@ def score_run(job: EvaluationJob) -> list[Score]:
         encoding = load_encoding(place)
         for task in missing:
             (kept[task],) = score_tasks(model, encoding, evals, [task], limit=job.limit)
-            document = {name: score.as_json() for name, score in kept.items()}
-            write_json(path, {"schema_version": SCHEMA, "weights": weights, "scores": document})
+            document = {"schema_version": SCHEMA, "weights": weights, "scores": json_ready(kept)}
+            write_json(path, document)
     return [kept[task] for task in job.tasks]
 
 

@@ -6,9 +6,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from shapelaw.scaling.display.console import print_result
+from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.trainers.ledger.entry import Entry
 from shapelaw.trainers.ledger.ledger import (
     DIVERGED,
@@ -45,8 +47,8 @@ class RunStatus:
     message: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class SweepStatus:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SweepStatus(Result):
     """All runs of a sweep.
 
     ``counts`` are runs by state, ``workers`` those that train and were heard of lately, and
@@ -67,20 +69,22 @@ class SweepStatus:
     def headline(self) -> str:
         """Counts and time left, in one line."""
         counts = ", ".join(f"{count} {state}" for state, count in self.counts.items() if count)
-        runs = f"{len(self.runs)} run{'' if len(self.runs) == 1 else 's'}"
-        line = f"{runs}: {counts}; {100 * self.share:.0f} % of the FLOPs"
+        line = f"{counted(len(self.runs), 'run')}: {counts}; {100 * self.share:.0f} % of the FLOPs"
         if self.ended:
             return line
         if not self.workers:
             return f"{line}; no worker at work now (`shapelaw sweep run` starts them)"
-        workers = f"{self.workers} worker{'s' if self.workers > 1 else ''}"
+        workers = counted(self.workers, "worker")
         if self.seconds_left is None:
             return f"{line}; {workers}, time left not known yet"
         return f"{line}; about {duration(self.seconds_left)} left with {workers}"
 
-    def as_json(self) -> dict[str, Any]:
-        """The same as plain values."""
-        return asdict(self) | {"runs": [asdict(run) for run in self.runs]}
+    def view(self) -> View:
+        """Return counts and time left, and a row per run."""
+        import pandas as pd
+
+        rows = [{name: text(run) for name, text in COLUMNS.items()} for run in self.runs]
+        return View(title=self.headline(), tables={"runs": pd.DataFrame(rows, dtype=object)})
 
 
 def status_of(entries: Sequence[Entry]) -> SweepStatus:
@@ -252,16 +256,8 @@ def status_table(status: SweepStatus, *, room: int = SHOWN) -> "Table":
         cells = (Text(text(run)) for text in COLUMNS.values())  # a name in brackets is no markup
         table.add_row(*cells, style=STYLES.get(run.state))
     if len(runs) < len(status.runs):
-        table.caption = f"{len(status.runs) - len(runs)} more runs: --json shows all"
+        table.caption = f"{counted(len(status.runs) - len(runs), 'more run')}: --json shows all"
     return table
-
-
-def status_text(status: SweepStatus) -> str:
-    """The headline and one line per run, for a file or a pipe."""
-    rows = [list(COLUMNS)] + [[text(run) for text in COLUMNS.values()] for run in status.runs]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    lines = ("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join([status.headline(), *(line.rstrip() for line in lines)])
 
 
 def show_status(look: Callable[[], SweepStatus], *, watch: bool = False) -> None:
@@ -272,7 +268,7 @@ def show_status(look: Callable[[], SweepStatus], *, watch: bool = False) -> None
     console = Console()
     status = look()
     if not console.is_terminal:
-        sys.stdout.write(status_text(status) + "\n")
+        print_result(status)
         return
     if not watch:
         console.print(status_table(status, room=len(status.runs)))

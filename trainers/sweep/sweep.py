@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from shapelaw.scaling.display.console import json_row, note
+from shapelaw.scaling.display.console import note
+from shapelaw.scaling.display.documents import json_ready
 from shapelaw.scaling.display.progress import track
+from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.runs.table import write_runs
 from shapelaw.scaling.runs.validation import require_columns
@@ -106,8 +108,8 @@ def _adopt(book: Ledger, specs: Sequence[RunSpec], corpus: Corpus, done: pd.Data
         same = ended["config_hash"].astype(str) == spec.identity(corpus)[:16]
         rows = ended[same & (ended["run_group"] == spec.run_id)].sort_values("tokens")
         if len(rows) == len(spec.ends):
-            taken += book.adopt(spec.run_id, [json_row(row) for row in rows.to_dict("records")])
-    note(f"{taken} of {len(specs)} runs are done by the rows of an earlier sweep")
+            taken += book.adopt(spec.run_id, json_ready(rows))
+    note(f"{taken} of {counted(len(specs), 'run')} are done by the rows of an earlier sweep")
 
 
 def join(
@@ -175,8 +177,8 @@ def _ended(entries: list[Entry], reasons: list[str]) -> pd.DataFrame:
         first = broken[0]
         why = first.message or (f"its worker {reasons[0]}" if reasons else "its worker ended early")
         raise WorkError(
-            f"{len(broken)} of {len(entries)} runs did not finish; {first.run_id} {first.state}: "
-            f"{why}; start again to go on"
+            f"{len(broken)} of {counted(len(entries), 'run')} did not finish; {first.run_id} "
+            f"{first.state}: {why}; start again to go on"
         )
     return run_table(entries)
 

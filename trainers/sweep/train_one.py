@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shapelaw.scaling.architectures.shape import Shape
-from shapelaw.scaling.display.console import json_row
+from shapelaw.scaling.display.documents import json_ready
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.files import read_json
 from shapelaw.scaling.units import parse_count
@@ -57,4 +57,4 @@ def train_config(
     row = runs.iloc[0].to_dict()
     if row["status"] != "done":
         raise WorkError(f"{spec.run_id} {row['status']}: its loss is not finite; lower the rate")
-    return json_row(row)
+    return dict(json_ready(row))

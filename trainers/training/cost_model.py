@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from shapelaw.scaling.display.tables import counted
 from shapelaw.trainers.training.execution import (
     ATTENTION_PATHS,
     Execution,
@@ -82,7 +83,8 @@ def calibrate(specs: Sequence[RunSpec], *, seconds: float = CALIBRATION_SECONDS)
     error = float(np.sqrt(np.mean((relative @ coefficients - 1) ** 2)))
     return Price(
         coefficients=tuple(coefficients / scale),
-        rate=f"measured on {len(timed)} shapes here, {100 * error:.2g} % apart from the fit",
+        rate=f"measured on {counted(len(timed), 'shape')} here, {100 * error:.2g} % apart from "
+        "the fit",
     )
 
 

@@ -8,7 +8,6 @@ where a run returns from the decay of a branch (``tokens`` then do).
 import csv
 import hashlib
 import io
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol, SupportsFloat
 
+from shapelaw.scaling.display.documents import finite
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.extras import installing
 from shapelaw.scaling.files import write_text
@@ -311,7 +311,7 @@ def recording(names: Sequence[str], folder: Path, *, batch_tokens: int) -> Itera
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+    return finite(float(value)) if isinstance(value, int | float) else None
 
 
 def _as_list(settings: Mapping[str, object]) -> str:

@@ -43,7 +43,7 @@ def test_tables_that_cannot_do_it_say_why():
     assert table["status"].str.startswith("not available: ").all()
     assert "a line needs 3; train more sizes at equal compute" in table["status"].iloc[1]
     assert "B held at no effect" in table["status"].iloc[2]
-    assert found.headline().count("not available") == 3
+    assert found.view().title.count("not available") == 3
     assert json.dumps(found.as_json(), allow_nan=False)
 
 

@@ -58,7 +58,7 @@ def test_a_law_that_only_fits_better_does_not_win():
     lines = found.table.set_index("law")
     assert set(lines["verdict"]) <= {"best", "tied with the best"}
     assert lines["low"].max() <= SAME_ERROR
-    assert "tied with it" in found.headline()
+    assert "tied with it" in found.view().title
 
 
 @pytest.mark.slow
@@ -69,7 +69,9 @@ def test_a_law_that_fits_best_and_extrapolates_worse_is_named():
     runs["loss"] *= np.where(runs[N] < 7e5, 1 + bend, 1 / (1 + bend))
     found = compare(LAWS, runs, by="size", cutoffs=[8e5], **QUICK)
     assert found.best == "chinchilla"
-    assert "conditional-steady fits the runs best, and does not extrapolate best" in found.notes()
+    assert (
+        "conditional-steady fits the runs best, and does not extrapolate best" in found.view().notes
+    )
 
 
 def test_few_sizes_are_not_resampled_and_it_says_so(compared):
@@ -121,7 +123,7 @@ def test_the_spread_over_laws_is_the_range_of_their_predictions(conditional):
     assert (table["lowest"] == table[LAWS].min(axis=1)).all()
     assert (table["range_percent"] > 0).all()
     missing = spread_over_laws([*LAWS, "nonsense"], conditional, conditional.head(4), **QUICK)
-    assert missing.notes()[0].startswith("nonsense: not available: `--law` must be one of")
+    assert missing.view().notes[0].startswith("nonsense: not available: `--law` must be one of")
 
 
 def test_a_spread_of_no_law_is_refused(conditional):
@@ -200,7 +202,7 @@ def test_the_correlations_are_those_of_the_jacobian(conditional):
 @pytest.mark.parametrize(
     ("runs", "what", "remedy"),
     [
-        (synthetic_runs(sizes=SIZES[:2]), "2 distinct sizes", "train 1 more sizes"),
+        (synthetic_runs(sizes=SIZES[:2]), "2 distinct sizes", "train 1 more size"),
         (
             synthetic_runs().assign(gqa=2.0),
             "gqa is the same in all runs",
@@ -245,7 +247,7 @@ def test_the_intervals_of_a_bootstrap_are_wide_enough(fitted):
     found = interval_widths(*fitted)
     assert found.too_narrow == []
     assert found.widths["ratio"].between(0.6, 1.8).all()
-    assert "60 resamples are too few for the ends of an interval" in found.notes()
+    assert "60 resamples are too few for the ends of an interval" in found.view().notes
 
 
 def test_an_interval_k_times_too_narrow_needs_k_squared_times_the_runs(fitted):

@@ -76,7 +76,7 @@ def test_published_intervals_of_the_exponent_would_need_far_more_runs(golden, ru
     flagged = interval_widths(golden, runs, claimed={"a_opt": (0.454, 0.455)})
     assert flagged.too_narrow == ["a_opt"]
     assert flagged.widths["points_needed"].iloc[0] > 100_000
-    assert "too narrow for 240 runs: a_opt" in flagged.headline()
+    assert "too narrow for 240 runs: a_opt" in flagged.view().title
     assert interval_widths(golden, runs).too_narrow == []
 
 

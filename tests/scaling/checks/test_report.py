@@ -292,7 +292,7 @@ def test_a_check_shows_itself_as_text_html_and_json(checked):
     for words in ("drift of the parameters", "flat valley", "condition number", "decision regret"):
         assert words in text
     html = checked._repr_html_()
-    assert html.count("<table") == len(checked.tables())
+    assert html.count("<table") == len(checked.view().tables)
     assert "(Mis)Fitting checklist" in html
     document = json.loads(json.dumps(checked.as_json(), allow_nan=False))
     assert document["leave_largest_out"]["size"]["drift"][-1]["cutoff"] is None
@@ -308,14 +308,14 @@ def test_check_of_isoflop_runs_shows_all_three_approaches():
     assert table["n"].iloc[2] == fitted.n["value"]
     assert table["a_low"].iloc[2] == fitted.exponent["low"]
     title = "Chinchilla's approaches: N* ∝ C^a, N* at 1e+16 FLOPs, 95 % intervals"
-    assert found.tables()[title]["approach"].tolist() == table["approach"].tolist()
+    assert found.view().tables[title]["approach"].tolist() == table["approach"].tolist()
     assert title in found.summary()
     assert title.replace("'", "&#x27;") in found._repr_html_()
-    assert not [line for line in found.notes() if "approach 1 " in line]
+    assert not [line for line in found.view().notes if "approach 1 " in line]
 
 
 def test_check_says_in_one_line_why_an_approach_is_not_available(checked):
-    lines = [line for line in checked.notes() if line.startswith("Chinchilla's approach 2")]
+    lines = [line for line in checked.view().notes if line.startswith("Chinchilla's approach 2")]
     assert len(lines) == 1
     assert "not available: 0 levels of compute have a minimum" in lines[0]
     assert lines[0] in checked.summary()
@@ -352,7 +352,7 @@ def test_what_the_table_does_not_allow_is_named_and_the_rest_goes_on():
     assert "needs at least 2 levels of parameters" in found.unavailable["size"]
     assert "by size: not available: " in found.summary()
     assert any("all runs have one size" in words for words in found.warnings)
-    assert "no best N: the law has A held at no effect" in found.valley.headline()
+    assert "no best N: the law has A held at no effect" in found.valley.view().title
 
 
 def test_doubts_about_the_table_are_warnings():

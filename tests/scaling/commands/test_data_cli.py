@@ -19,7 +19,7 @@ def run(monkeypatch):
 def test_the_list_names_every_table_with_licence_and_source(run):
     done = run("list", "--json")
     assert done.exit_code == 0
-    tables = {table["name"]: table for table in json.loads(done.stdout)}
+    tables = {table["name"]: table for table in json.loads(done.stdout)["tables"]}
     assert set(tables) == set(named_tables())
     for table in tables.values():
         assert table["rows"] > 0
@@ -63,7 +63,7 @@ def test_get_writes_the_run_table_that_loads_again(run, tmp_path):
 
 def test_the_laws_are_one_document_too():
     document = json.loads(CliRunner().invoke(app, ["laws", "--json"]).stdout)
-    assert {"law": "kaplan", "equation": "L = A/N^alpha"} in document
+    assert {"law": "kaplan", "equation": "L = A/N^alpha"} in document["laws"]
 
 
 def test_show_describes_a_file_as_well(run, tmp_path):

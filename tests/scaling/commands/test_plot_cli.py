@@ -44,6 +44,7 @@ def test_svg_and_one_document(folder, tmp_path):
     out = tmp_path / "new" / "law.svg"
     document = run("law", folder / "fit.json", folder / "runs.csv", "--out", out, "--json")
     assert json.loads(document) == {
+        "schema_version": 1,
         "kind": "law",
         "law": "chinchilla",
         "n_runs": 60,

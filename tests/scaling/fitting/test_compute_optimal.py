@@ -39,7 +39,7 @@ def test_the_closed_form_finds_the_true_optimum():
 
 def test_intervals_hold_the_truth(plain):
     best = allocation(plain, 1e13)
-    assert best.headline().startswith("best at 1e+13 FLOPs (closed form): N ")
+    assert best.view().title.startswith("best at 1e+13 FLOPs (closed form): N ")
     assert json.loads(json.dumps(best.as_json()))["n"] == best.n
     assert best.n["low"] < true_size(1e13) < best.n["high"]
     assert best.exponent["low"] < SHARE < best.exponent["high"]

@@ -56,8 +56,8 @@ def test_many_names_are_counted_and_reasons_summed():
     frame = run_table(8, corpus=list("abcdefgh"), loss=np.linspace(4, 3, 8))
     lines = describe(RunTable.of(frame, "runs", where="corpus != 'h'", exclude=["run-0"])).lines()
     assert "corpus: b, c, d, e and 2 more" in lines
-    assert "left out: 1 runs, excluded by name" in lines
-    assert "left out: 1 runs, not in `corpus != 'h'`" in lines
+    assert "left out: 1 run, excluded by name" in lines
+    assert "left out: 1 run, not in `corpus != 'h'`" in lines
     assert any(line.startswith("no replicates") for line in lines)
 
 

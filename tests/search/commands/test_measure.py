@@ -2,6 +2,7 @@ import json
 import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -149,7 +150,9 @@ def command(*words: object) -> dict[str, object]:
     result = CliRunner().invoke(app, ["measure", *map(str, words), "--json"])
     if result.exception:
         raise result.exception
-    return json.loads(result.stdout)  # type: ignore[no-any-return]
+    found: dict[str, Any] = json.loads(result.stdout)
+    assert found.pop("schema_version") == 1
+    return found
 
 
 def test_the_command_keeps_what_it_measured(

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from shapelaw.scaling.accuracy.fit import known_tasks
 from shapelaw.scaling.accuracy.predictions import Task
 from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.display.documents import json_ready
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.table import write_runs
@@ -407,7 +408,7 @@ def test_the_record_names_files_digests_and_harness(evals: EvalFiles) -> None:
     assert set(blimp.details["files"]) == {"blimp/agreement.jsonl", "blimp/order.jsonl"}
     assert piqa.details["settings"]["doc_to_text"].endswith("Answer:")
     assert blimp.details["harness"] == "shapelaw"
-    json.dumps([blimp.as_json(), piqa.as_json()], allow_nan=False)
+    json.dumps(json_ready([blimp, piqa]), allow_nan=False)
 
 
 def test_without_lm_eval_the_task_says_what_to_install(
@@ -620,7 +621,7 @@ def test_the_command_scores_a_sweep_and_writes_its_table(
     arguments = ["sweep", "evaluate", sweep, "--evals", folder, "--workers", 1, "--out", out]
     done = CliRunner().invoke(app(), [*map(str, arguments), "--json"])
     assert done.exit_code == 0, done.output
-    rows = json.loads(done.stdout)
+    rows = json.loads(done.stdout)["runs"]
     assert [row["accuracy_blimp"] is None for row in rows] == [False, False, True]
     assert pd.read_csv(out)["accuracy_blimp_se"].notna().sum() == 2
-    assert "1 runs have no exported model and no score: wild" in done.stderr
+    assert "1 run without an exported model or a score: wild" in done.stderr

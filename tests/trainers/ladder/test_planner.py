@@ -369,7 +369,7 @@ def test_calibration_recovers_what_steps_cost(monkeypatch: pytest.MonkeyPatch) -
     price = calibrate(specs)
     assert price.rate.startswith("measured on 12 shapes here")
     assert price.coefficients == pytest.approx(truth, rel=1e-3)
-    assert "measured on 1 shapes" in calibrate(specs, seconds=0.0).rate
+    assert "measured on 1 shape here" in calibrate(specs, seconds=0.0).rate
 
 
 def test_a_step_is_timed_for_real() -> None:

@@ -1,0 +1,56 @@
+"""JSON documents: plain values, null for what is not a finite number, and a schema version."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import PurePath
+from typing import Any
+
+SCHEMA_VERSION = 1  # of every document that a command prints with --json
+
+
+def finite(value: float) -> float | None:
+    """Return a number, or None for NaN and the infinities, which JSON cannot hold."""
+    return value if math.isfinite(value) else None
+
+
+def json_ready(value: Any) -> Any:
+    """Convert a value to what :mod:`json` can write.
+
+    A dataclass becomes an object of what its method ``document()`` returns, or of its fields; a
+    data frame becomes a list of rows; NumPy arrays and numbers become lists and Python's numbers;
+    NaN and the infinities become None.
+
+    Examples
+    --------
+    >>> json_ready({"loss": float("nan"), "sizes": (1, 2)})
+    {'loss': None, 'sizes': [1, 2]}
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        own = getattr(value, "document", None)
+        value = own() if own else {one.name: getattr(value, one.name) for one in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): json_ready(item) for name, item in value.items()}
+    if hasattr(value, "to_dict") and hasattr(value, "columns"):
+        value = value.to_dict("records")
+    elif hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [json_ready(item) for item in value]
+    if isinstance(value, float):
+        return finite(value)
+    return str(value) if isinstance(value, PurePath) else value
+
+
+def printed_document(value: Any) -> dict[str, Any]:
+    """Return the object that a command prints for a result or a mapping.
+
+    Raises
+    ------
+    TypeError
+        The value is a list or a single number or text, to which no field could be added.
+    """
+    content = json_ready(value)
+    if not isinstance(content, dict):
+        raise TypeError(f"`--json` must print an object, but got a {type(content).__name__}")
+    return {"schema_version": SCHEMA_VERSION} | content
