@@ -25,7 +25,7 @@ from shapelaw.scaling.laws.law import reference_of
 from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.columns import D, N, columns_of
 from shapelaw.scaling.solver.multistart import HUBER, new_run_scale
-from shapelaw.scaling.solver.objectives import Objective
+from shapelaw.scaling.solver.objectives import FitObjective
 from shapelaw.scaling.solver.problem import Problem, Solution
 from shapelaw.scaling.uncertainty.intervals import bca, normal_interval, percentile
 from shapelaw.scaling.uncertainty.profiles import profile
@@ -126,7 +126,7 @@ def simulate(task: tuple[str, int, int, int]) -> dict[str, list[bool]]:
         observed = exact + noise(case, frame, generator)
         problem = Problem(
             law=law, columns=columns, log_loss=observed, reference=at, held={},
-            objective=Objective(kind=case.objective, delta=HUBER * case.noise),
+            objective=FitObjective(kind=case.objective, delta=HUBER * case.noise),
         )  # fmt: skip
         best = solved(problem, theta)
         free = len(theta)

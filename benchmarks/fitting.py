@@ -29,7 +29,7 @@ from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.solver.multistart import finish as finished
 from shapelaw.scaling.solver.multistart import multi_start
-from shapelaw.scaling.solver.objectives import Objective
+from shapelaw.scaling.solver.objectives import FitObjective
 from shapelaw.scaling.solver.problem import Problem
 from shapelaw.scaling.uncertainty.resampling import bootstrap
 
@@ -88,7 +88,7 @@ def certified(problem: Problem, draws: np.ndarray) -> dict[str, float]:
     resampled = problem.but(weights=counts.astype(float))
     own = resampled.data.cost(draws)
     lowest = own.copy()
-    smooth = resampled.but(objective=Objective(delta=0.05))
+    smooth = resampled.but(objective=FitObjective(delta=0.05))
     for start in problem.starts(16, 1):
         rough = smooth.minimise(np.repeat(start[None], len(draws), axis=0), steps=16, reweighted=16)
         lowest = np.minimum(lowest, resampled.minimise(rough.theta).cost)
@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="A small share of the peers' starts.")
     quick = parser.parse_args().quick
     runs = load_runs("chinchilla", where="not outlier", size="total")
-    problem = problem_of(law_named("chinchilla"), runs, Objective(), DELTA)
+    problem = problem_of(law_named("chinchilla"), runs, FitObjective(), DELTA)
     figures = {"ours": ours(problem), "gemstones": gemstones(), "peers": peers(runs.frame, quick)}
     finish("fitting", figures)
 

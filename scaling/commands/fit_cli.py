@@ -78,12 +78,12 @@ def fit(
     from shapelaw.scaling.laws.registry import law_named
     from shapelaw.scaling.runs.catalog import load_runs
     from shapelaw.scaling.runs.table import with_best_loss
-    from shapelaw.scaling.solver.objectives import Objective
+    from shapelaw.scaling.solver.objectives import FitObjective
 
     table = load_runs(runs, where=all_of(where), exclude=exclude or (), size=size)
     if "best_loss" in law_named(law).columns and "best_loss" not in table:
         table = with_best_loss(table)
-    minimised = Objective(kind=objective, on=on, weights=weights)
+    minimised = FitObjective(kind=objective, on=on, weights=weights)
     with progress_shown():
         fitted = fit(
             law, table, objective=minimised, delta=parse_delta(delta), starts=starts,

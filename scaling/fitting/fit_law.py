@@ -23,7 +23,7 @@ from shapelaw.scaling.runs.table import SOURCE, RunTable, as_run_table
 from shapelaw.scaling.runs.validation import require_columns, same_losses
 from shapelaw.scaling.solver.identifiability import NO_TERM, hold, optimum_status
 from shapelaw.scaling.solver.multistart import SMALLEST_DELTA, new_run_scale, residual_scale
-from shapelaw.scaling.solver.objectives import Objective
+from shapelaw.scaling.solver.objectives import FitObjective
 from shapelaw.scaling.solver.problem import Problem, Solution
 from shapelaw.scaling.uncertainty.resampling import bootstrap, method_for
 from shapelaw.scaling.uncertainty.robust_covariance import sandwich
@@ -37,7 +37,7 @@ def fit(
     law: str | Law | Base,
     runs: RunTable | pd.DataFrame,
     *,
-    objective: str | Objective = "huber",
+    objective: str | FitObjective = "huber",
     delta: float | str = "auto",
     size: str = "auto",
     starts: int | np.ndarray = 1024,
@@ -55,7 +55,7 @@ def fit(
         is, unchecked.
     objective
         One of :data:`shapelaw.scaling.solver.objectives.KINDS`, or an
-        :class:`~shapelaw.scaling.solver.objectives.Objective`.
+        :class:`~shapelaw.scaling.solver.objectives.FitObjective`.
     delta
         Its threshold or scale, or ``"auto"``: 1.345 times the robust scale of the residuals (for
         Student-t the maximum-likelihood scale).
@@ -75,7 +75,7 @@ def fit(
     """
     begun = time.perf_counter()
     law = law_named(law)
-    minimised = objective if isinstance(objective, Objective) else Objective(kind=objective)
+    minimised = objective if isinstance(objective, FitObjective) else FitObjective(kind=objective)
     runs = as_run_table(runs, size)
     problem = problem_of(law, runs, minimised, delta)
     problem, best, hidden = settle(problem, delta, starts, seed, runs.noise)
@@ -99,7 +99,7 @@ def fit(
     return replace(fitted, notes=notes, status=status, seconds=time.perf_counter() - begun)
 
 
-def _delta_rule(minimised: Objective, delta: float | str) -> str:
+def _delta_rule(minimised: FitObjective, delta: float | str) -> str:
     if not minimised.robust:
         return "without a threshold"
     return "scale from the residuals" if delta == "auto" else "as given"
@@ -122,7 +122,7 @@ def law_name(law: Law) -> str:
 def problem_of(
     law: Law,
     runs: RunTable,
-    objective: Objective | None = None,
+    objective: FitObjective | None = None,
     delta: float | str = "auto",
 ) -> Problem:
     """Set up the problem that a fit solves.
@@ -135,7 +135,7 @@ def problem_of(
     require_columns(runs.frame, ("loss",), SOURCE)
     columns = runs.law_columns(law.columns)
     same_losses(runs.frame, SOURCE)
-    minimised = objective or Objective()
+    minimised = objective or FitObjective()
     mean = float(runs["loss"].mean()) if minimised.on == "raw" else 1.0
     threshold = STARTING_DELTA * mean if delta == "auto" else float(delta)
     reference = reference_of(columns)

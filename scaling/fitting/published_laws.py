@@ -19,7 +19,7 @@ from shapelaw.scaling.laws.law import Law, reference_of
 from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.columns import D, N
-from shapelaw.scaling.solver.objectives import Objective
+from shapelaw.scaling.solver.objectives import FitObjective
 
 
 def printed_laws() -> dict[str, dict[str, Any]]:
@@ -56,7 +56,7 @@ def printed_fit(name: str) -> Fit:
         reference=at,
         held={},
         objective=0.0,
-        minimised=Objective(kind="squares", on="raw", delta=1.0),
+        minimised=FitObjective(kind="squares", on="raw", delta=1.0),
         delta_rule="as the paper says",
         status=f"printed in {entry['citation']}: {entry['about']}; not fitted here",
         notes=list(entry["notes"]),

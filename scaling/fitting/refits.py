@@ -9,7 +9,7 @@ from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.law import Law
 from shapelaw.scaling.runs.table import RunTable
-from shapelaw.scaling.solver.objectives import Objective
+from shapelaw.scaling.solver.objectives import FitObjective
 
 LawLike = str | Law
 
@@ -17,7 +17,7 @@ LawLike = str | Law
 class FitSettings(TypedDict, total=False):
     """How the fits inside a check are made: the keywords of :func:`fit`."""
 
-    objective: str | Objective
+    objective: str | FitObjective
     delta: float | str
     size: str
     starts: int

@@ -18,7 +18,7 @@ from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.columns import SIZES, D, N, columns_of
 from shapelaw.scaling.runs.table import RunTable, as_run_table
 from shapelaw.scaling.solver.identifiability import Held, optimum_status, outside
-from shapelaw.scaling.solver.objectives import Objective
+from shapelaw.scaling.solver.objectives import FitObjective
 
 SCHEMA = 2
 LEVEL = 95.0
@@ -48,7 +48,7 @@ class Fit(Result):
     reference: dict[str, float]
     held: dict[str, Held]
     objective: float
-    minimised: Objective
+    minimised: FitObjective
     delta_rule: str
     status: str
     notes: list[str]
@@ -298,7 +298,7 @@ class Fit(Result):
             state["theta"] = np.array(state["theta"], dtype=float)
             state["draws"] = np.array(state["draws"], dtype=float).reshape(-1, len(state["theta"]))
             state["covariance"] = np.array(state["covariance"], dtype=float)
-            state["minimised"] = Objective(**state["minimised"])
+            state["minimised"] = FitObjective(**state["minimised"])
             state["held"] = {name: Held(**held) for name, held in state["held"].items()}
             state["ranges"] = {name: tuple(ends) for name, ends in state["ranges"].items()}
             if list(law_named(state["law_name"]).names) != state["names"]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from shapelaw.scaling.laws.terms import Moments, Program
-from shapelaw.scaling.solver.objectives import Objective
+from shapelaw.scaling.solver.objectives import FitObjective
 
 BUDGET = 12_000  # numbers in one (S, n) array: all arrays of a block stay in a core's own cache
 FIRST_DAMPING = 1e-3
@@ -32,7 +32,7 @@ class Data:
 
     program: Program
     observed: np.ndarray
-    objective: Objective
+    objective: FitObjective
     weights: np.ndarray | None = None
 
     @property

@@ -12,7 +12,7 @@ NEARLY_ZERO = 1e-300
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective:
+class FitObjective:
     """Σ w ρ(r), r = ln L_predicted - ln L_observed, or L_predicted - L_observed with on="raw".
 
     Attributes
@@ -52,7 +52,7 @@ class Objective:
                 value = getattr(self, name)
                 raise InputError(f"`{name}` must be positive and finite, but got {value}")
 
-    def at(self, delta: float) -> "Objective":
+    def at(self, delta: float) -> "FitObjective":
         """The same with another threshold or scale."""
         return replace(self, delta=delta)
 

@@ -12,7 +12,7 @@ from shapelaw.scaling.laws.law import Columns, Law, Parameter
 from shapelaw.scaling.laws.terms import Program
 from shapelaw.scaling.solver.identifiability import Held
 from shapelaw.scaling.solver.levenberg_marquardt import Bounds, Data, Minima, minimise
-from shapelaw.scaling.solver.objectives import Objective
+from shapelaw.scaling.solver.objectives import FitObjective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Problem:
     log_loss: np.ndarray
     reference: Mapping[str, float]
     held: Mapping[str, Held]
-    objective: Objective
+    objective: FitObjective
     weights: np.ndarray | None = None
 
     @cached_property

@@ -16,7 +16,7 @@ from shapelaw.scaling.laws.factors import GroupedQuery, UShape
 from shapelaw.scaling.laws.registry import LAWS, law_named
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.table import as_run_table
-from shapelaw.scaling.solver.objectives import KINDS, Objective
+from shapelaw.scaling.solver.objectives import KINDS, FitObjective
 from support.synthetic import TRUTH, synthetic_chinchilla, synthetic_runs, true_loss
 
 COMPOSED = (
@@ -122,7 +122,7 @@ def test_two_factors_of_one_ratio_are_judged_one_after_the_other():
 @pytest.mark.parametrize("on", ["log", "raw"])
 def test_any_objective_finds_the_truth_within_the_noise(kind, on):
     runs = synthetic_chinchilla(0.002, shapes=8, tokens=(1e6, 3e7, 1e9), sizes=(1e5, 1e6, 1e7))
-    fitted = quick("chinchilla", runs, objective=Objective(kind=kind, on=on, tilt=0.9))
+    fitted = quick("chinchilla", runs, objective=FitObjective(kind=kind, on=on, tilt=0.9))
     assert fitted.status.startswith("converged")
     found = {name: one["value"] for name, one in fitted.parameters().items()}
     assert found["beta"] == pytest.approx(TRUTH["beta"], rel=0.03)
@@ -134,7 +134,7 @@ def test_any_objective_finds_the_truth_within_the_noise(kind, on):
 
 def test_the_raw_objective_is_the_sum_over_losses_in_nats():
     runs = synthetic_chinchilla(0.01, shapes=3)
-    fitted = quick("chinchilla", runs, objective=Objective(kind="squares", on="raw"))
+    fitted = quick("chinchilla", runs, objective=FitObjective(kind="squares", on="raw"))
     residuals = fitted.central(runs) - runs["loss"].to_numpy()
     assert fitted.objective == pytest.approx((residuals**2).sum() / 2, rel=1e-9)
     logs = quick("chinchilla", runs, objective="squares")
@@ -164,7 +164,7 @@ def test_the_scale_of_student_is_the_most_likely_jointly_with_the_law():
 @pytest.mark.parametrize(("tilt", "below"), [(0.2, True), (1.0, None), (3.0, False)])
 def test_a_tilt_moves_the_law_to_the_better_or_to_the_worse_runs(tilt, below):
     runs = synthetic_chinchilla(0.02, shapes=10)
-    objective = Objective(kind="asymmetric", tilt=tilt)
+    objective = FitObjective(kind="asymmetric", tilt=tilt)
     fitted = quick("chinchilla", runs, objective=objective, delta=0.005)
     under = (fitted.central(runs) < runs["loss"]).mean()  # runs worse than the law says
     assert under == pytest.approx(0.5, abs=0.1) if below is None else (under > 0.6) == below
@@ -178,7 +178,7 @@ def test_weights_count_only_where_they_are_asked_for():
     weighted = runs.assign(importance=weights, weight=weights, loss_se=0.01)
     plain = quick("chinchilla", runs, delta=0.01)
     np.testing.assert_array_equal(quick("chinchilla", weighted, delta=0.01).theta, plain.theta)
-    asked = quick("chinchilla", weighted, objective=Objective(weights="importance"), delta=0.01)
+    asked = quick("chinchilla", weighted, objective=FitObjective(weights="importance"), delta=0.01)
     half = quick("chinchilla", runs[weights > 0], delta=0.01)
     assert asked.objective == pytest.approx(half.objective, rel=1e-9)
     at = np.array([1e6, 1e7])
@@ -191,9 +191,9 @@ def test_weights_count_only_where_they_are_asked_for():
 def test_weights_that_are_none_are_refused(values):
     runs = synthetic_chinchilla(0.02, shapes=2).assign(importance=values)
     with pytest.raises(InputError, match="`importance` must be a finite number from 0 up"):
-        quick("chinchilla", runs, objective=Objective(weights="importance"))
+        quick("chinchilla", runs, objective=FitObjective(weights="importance"))
     with pytest.raises(InputError, match="the run table lacks the column `absent`"):
-        quick("chinchilla", runs, objective=Objective(weights="absent"))
+        quick("chinchilla", runs, objective=FitObjective(weights="absent"))
 
 
 def test_what_is_no_objective_is_refused_by_name():

@@ -16,11 +16,11 @@ from shapelaw.scaling.runs.catalog import MIRROR, load_runs
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.levels import level_of
 from shapelaw.scaling.runs.table import as_run_table, with_best_loss
-from shapelaw.scaling.solver.objectives import Objective
+from shapelaw.scaling.solver.objectives import FitObjective
 from shapelaw.scaling.uncertainty.resampling import bootstrap, minimise_resamples
 from support.paths import SHARED
 
-SQUARES = Objective(kind="squares", on="raw")
+SQUARES = FitObjective(kind="squares", on="raw")
 X, R = "hidden_over_sqrt_n", "mlp_to_attention"
 
 
@@ -322,7 +322,7 @@ def test_the_published_width_depth_law_has_its_objective_and_ours_a_lower_one(
     cost, floor, exponents, scales = PUBLISHED[delta]
     public = {"E": np.exp(floor), **dict(zip(EXPONENTS, exponents, strict=True))}
     public |= {name: np.exp(scale) for name, scale in zip(SCALES, scales, strict=True)}
-    law, objective = law_named("width-depth"), Objective(delta=delta)
+    law, objective = law_named("width-depth"), FitObjective(delta=delta)
     problem = problem_of(law, as_run_table(gemstones, "total"), objective, delta)
     theta = problem.law.internal(public, problem.reference)
     assert problem.data.cost(theta[None])[0] == pytest.approx(cost, abs=1e-10)

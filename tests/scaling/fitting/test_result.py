@@ -10,7 +10,7 @@ from shapelaw.scaling.fitting.result import SCHEMA, Fit, unit_of
 from shapelaw.scaling.laws.registry import LAWS, law_named
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.solver.identifiability import Held
-from shapelaw.scaling.solver.objectives import Objective
+from shapelaw.scaling.solver.objectives import FitObjective
 
 HIDDEN, MLP = (0.1, np.log(0.15), 0.0), (0.03, np.log(2.0), 0.0)
 THETA = np.array([0.6, -0.5, 0.34, -0.2, 0.37, *HIDDEN, *MLP, 0.01])
@@ -37,7 +37,7 @@ def some_fit(resamples: int = 60, seed: int = 0, **changes: object) -> Fit:
         "held": {},
         "objective": 1 / 3000,
         "covariance": np.diag(SPREAD**2),
-        "minimised": Objective(delta=0.004),
+        "minimised": FitObjective(delta=0.004),
         "delta_rule": "scale from the residuals",
         "status": "converged; 8 of 16 starts reached the best optimum roughly",
         "notes": ["gqa: a note"],
@@ -105,7 +105,7 @@ def test_a_loaded_fit_has_every_field_of_the_saved_one(saved):
         replicate_degrees=4,
         at_bounds=["E"],
         dead_terms=["A"],
-        minimised=Objective(kind="student", on="raw", delta=0.1, degrees=3.0, weights="loss_se"),
+        minimised=FitObjective(kind="student", on="raw", delta=0.1, degrees=3.0, weights="loss_se"),
     )
     first.save(saved)
     loaded = Fit.load(saved)

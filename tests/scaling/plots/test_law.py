@@ -10,7 +10,7 @@ from shapelaw.scaling.plots.law import POINTS, plot_law
 from shapelaw.scaling.plots.style import COLOURS, LABELS, save_figure
 from shapelaw.scaling.runs.columns import D, N, columns_of
 from shapelaw.scaling.solver.identifiability import Held
-from shapelaw.scaling.solver.objectives import Objective
+from shapelaw.scaling.solver.objectives import FitObjective
 
 INNER = {
     "E": 0.6,
@@ -70,7 +70,7 @@ def some_fit(law_name: str, runs: pd.DataFrame, draws: int = 12, **changes: obje
         "reference": reference_of(columns) | REFERENCE,
         "held": {},
         "objective": 1e-4,
-        "minimised": Objective(delta=0.004),
+        "minimised": FitObjective(delta=0.004),
         "delta_rule": "as given",
         "status": "converged",
         "notes": [],

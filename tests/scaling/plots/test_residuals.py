@@ -18,7 +18,7 @@ from shapelaw.scaling.plots.residuals import log_residuals, plot_profiles, plot_
 from shapelaw.scaling.plots.style import BLUE, COLOURS, log_ticks, save_figure
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.solver.identifiability import Held
-from shapelaw.scaling.solver.objectives import Objective
+from shapelaw.scaling.solver.objectives import FitObjective
 from shapelaw.scaling.uncertainty.profiles import profile, profile_curve
 from support.quick_fits import known_runs, labels, quick_fit
 
@@ -103,7 +103,7 @@ def test_normal_noise_lies_in_the_band_of_the_qq_plot_and_heavy_tails_do_not():
 
 def test_a_student_fit_is_held_against_students_t():
     heavy = known_runs(rows=100, heavy=True)
-    objective = Objective(kind="student", degrees=3.0)
+    objective = FitObjective(kind="student", degrees=3.0)
     fitted = quick_fit("chinchilla", heavy, objective=objective, delta="auto")
     figure = plot_qq(fitted, heavy)
     assert figure.axes[0].get_xlabel() == "quantile of Student's t with 3 degrees of freedom"

@@ -10,7 +10,7 @@ from shapelaw.scaling.laws.terms import LINEAR, Group, Program, Term
 from shapelaw.scaling.runs.columns import columns_of
 from shapelaw.scaling.solver import levenberg_marquardt as batched
 from shapelaw.scaling.solver.levenberg_marquardt import Bounds, Data, damped_step, minimise
-from shapelaw.scaling.solver.objectives import KINDS, Objective
+from shapelaw.scaling.solver.objectives import KINDS, FitObjective
 from support.synthetic import synthetic_chinchilla, synthetic_runs
 
 DELTA = 0.02
@@ -21,7 +21,7 @@ def data_of(law: Law, runs, **settings) -> tuple[Data, Bounds, np.ndarray]:
     columns = columns_of(runs, law.columns)
     loss = runs["loss"].to_numpy()
     parameters = law.parameters(columns, loss)
-    given = {"observed": np.log(loss), "objective": Objective(delta=DELTA)} | settings
+    given = {"observed": np.log(loss), "objective": FitObjective(delta=DELTA)} | settings
     data = Data(program=law.program(columns, reference_of(columns)), **given)
     lower, upper = np.array([p.bounds for p in parameters]).T
     low, high = np.array([p.starts for p in parameters]).T
@@ -110,7 +110,7 @@ def test_at_an_optimum_no_small_move_is_better(kind, on):
     data, bounds, starts = data_of(
         Law(Chinchilla()),
         synthetic_chinchilla(0.01, shapes=3),
-        objective=Objective(kind=kind, on=on, delta=DELTA),
+        objective=FitObjective(kind=kind, on=on, delta=DELTA),
     )
     found = minimise(data, starts, bounds)
     assert found.converged.any()
@@ -226,7 +226,7 @@ def test_a_start_without_a_loss_neither_warns_nor_disturbs_the_others():
     data = Data(
         program=Program(groups=(Group(offset=0.0, terms=(line,)),), parameters=1, rows=3),
         observed=np.log([2.0, 3.0, 4.0]),
-        objective=Objective(kind="squares"),
+        objective=FitObjective(kind="squares"),
     )
     bounds = Bounds(lower=np.array([-9.0]), upper=np.array([9.0]), free=np.array([True]))
     found = minimise(data, np.array([[-1.0], [1.0]]), bounds)
@@ -245,7 +245,7 @@ def test_a_straight_line_is_fitted_as_least_squares_does(seed):
         * (runs["n_non_embedding"] / 1e6) ** -0.1
         * np.exp(0.3 * generator.standard_normal(len(runs)))
     )
-    data, bounds, starts = data_of(Law(Kaplan()), runs, objective=Objective(kind="squares"))
+    data, bounds, starts = data_of(Law(Kaplan()), runs, objective=FitObjective(kind="squares"))
     found = minimise(data, starts, bounds)
     features = np.stack([term.features for term in data.program.groups[0].terms])[0]
     expected, *_ = np.linalg.lstsq(features.T, data.observed, rcond=None)

@@ -21,7 +21,7 @@ from shapelaw.scaling.solver.multistart import (
     solve_at,
     warm_start,
 )
-from shapelaw.scaling.solver.objectives import KINDS, Objective
+from shapelaw.scaling.solver.objectives import KINDS, FitObjective
 from shapelaw.scaling.solver.problem import Problem
 from support.synthetic import RATIOS, TRUTH, synthetic_chinchilla, synthetic_runs, true_loss
 
@@ -29,7 +29,7 @@ DELTA = 0.01
 
 
 def problem_on(law, runs, delta=DELTA, **objective) -> Problem:
-    return problem_of(law_named(law), as_run_table(runs), Objective(**objective), delta)
+    return problem_of(law_named(law), as_run_table(runs), FitObjective(**objective), delta)
 
 
 def chinchilla_problem(**objective) -> Problem:

@@ -5,14 +5,14 @@ from hypothesis import strategies as st
 from scipy.stats import t as student
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.solver.objectives import KINDS, Objective
+from shapelaw.scaling.solver.objectives import KINDS, FitObjective
 
-EVERY = [Objective(kind=kind, on=on, delta=0.02) for kind in KINDS for on in ("log", "raw")]
+EVERY = [FitObjective(kind=kind, on=on, delta=0.02) for kind in KINDS for on in ("log", "raw")]
 OBSERVED = np.log([2.0, 2.5, 3.0, 4.0])
 logs_apart = st.lists(st.floats(-0.3, 0.3), min_size=4, max_size=4).map(np.array)
 
 
-def plain(objective: Objective, residual: float) -> float:
+def plain(objective: FitObjective, residual: float) -> float:
     """The cost of one residual, written here a second time."""
     delta = objective.delta
     if objective.kind == "squares":
@@ -87,14 +87,17 @@ def test_weights_multiply_everything(objective):
 
 
 def test_student_is_the_likelihood_of_students_t():
-    objective, residual = Objective(kind="student", delta=0.05, degrees=3.0), np.linspace(-1, 1, 9)
+    objective, residual = (
+        FitObjective(kind="student", delta=0.05, degrees=3.0),
+        np.linspace(-1, 1, 9),
+    )
     likelihood = -student.logpdf(residual / 0.05, 3.0)
     cost = objective.rho(residual)[0] / 0.05**2
     np.testing.assert_allclose(cost - cost[4], likelihood - likelihood[4], rtol=1e-12)
 
 
 def test_asymmetric_counts_a_run_that_is_worse_than_predicted_less():
-    objective = Objective(kind="asymmetric", delta=10.0, tilt=0.5)
+    objective = FitObjective(kind="asymmetric", delta=10.0, tilt=0.5)
     worse, better = (
         objective.rows(np.array([1.0]), None, newton=True)(np.array([[1.0 + apart]]))[0][0, 0]
         for apart in (-0.1, 0.1)
@@ -104,13 +107,13 @@ def test_asymmetric_counts_a_run_that_is_worse_than_predicted_less():
 
 def test_a_wide_huber_is_least_squares_and_a_tilt_of_one_is_huber():
     residual = np.linspace(-1, 1, 21)
-    squares = Objective(kind="squares").rho(residual)
-    for one, other in zip(Objective(delta=10).rho(residual), squares, strict=True):
+    squares = FitObjective(kind="squares").rho(residual)
+    for one, other in zip(FitObjective(delta=10).rho(residual), squares, strict=True):
         np.testing.assert_allclose(one, other)
-    upright = Objective(kind="asymmetric", tilt=1.0, delta=0.1)
+    upright = FitObjective(kind="asymmetric", tilt=1.0, delta=0.1)
     np.testing.assert_allclose(
         upright.residuals(residual, np.zeros(21)),
-        Objective(delta=0.1).residuals(residual, np.zeros(21)),
+        FitObjective(delta=0.1).residuals(residual, np.zeros(21)),
     )
 
 
@@ -130,17 +133,17 @@ def test_a_wide_huber_is_least_squares_and_a_tilt_of_one_is_huber():
 )
 def test_what_is_no_objective_is_refused(settings, words):
     with pytest.raises(InputError, match=words):
-        Objective(**settings)
+        FitObjective(**settings)
 
 
 @pytest.mark.parametrize(
     ("objective", "words"),
     [
-        (Objective(), "sum of Huber on ln loss, delta 0.001"),
-        (Objective(kind="squares", on="raw"), "sum of squares / 2 on loss in nats"),
-        (Objective(kind="student"), "Student-t likelihood on ln loss, 4 degrees, scale 0.001"),
+        (FitObjective(), "sum of Huber on ln loss, delta 0.001"),
+        (FitObjective(kind="squares", on="raw"), "sum of squares / 2 on loss in nats"),
+        (FitObjective(kind="student"), "Student-t likelihood on ln loss, 4 degrees, scale 0.001"),
         (
-            Objective(kind="asymmetric", tilt=0.25),
+            FitObjective(kind="asymmetric", tilt=0.25),
             "sum of Huber on ln loss, delta 0.001, residuals below zero times 0.25",
         ),
     ],

@@ -12,7 +12,7 @@ from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.table import as_run_table
 from shapelaw.scaling.solver.multistart import solve_at
-from shapelaw.scaling.solver.objectives import Objective
+from shapelaw.scaling.solver.objectives import FitObjective
 from shapelaw.scaling.uncertainty.profiles import profile
 from shapelaw.scaling.uncertainty.robust_covariance import bread, numeric_gradient, sandwich
 from support.synthetic import synthetic_chinchilla, synthetic_runs
@@ -21,7 +21,7 @@ ROWS = 20
 
 
 def solved(law, runs, kind="huber", delta: float | str = "auto"):
-    problem = problem_of(law_named(law), as_run_table(runs), Objective(kind=kind), delta)
+    problem = problem_of(law_named(law), as_run_table(runs), FitObjective(kind=kind), delta)
     return solve_at(problem, delta, 64, 0)
 
 

@@ -15,7 +15,7 @@ from shapelaw.scaling.runs.catalog import MIRROR, load_runs
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.table import as_run_table
 from shapelaw.scaling.solver.multistart import multi_start, solve_at
-from shapelaw.scaling.solver.objectives import Objective
+from shapelaw.scaling.solver.objectives import FitObjective
 from shapelaw.scaling.uncertainty.intervals import bca, jackknife, normal_interval, percentile
 from shapelaw.scaling.uncertainty.resampling import (
     METHODS,
@@ -47,7 +47,7 @@ def line(seed: int = 0, between: float = 0.0) -> pd.DataFrame:
 
 def solved(law, runs, kind="squares", delta: float | str = 0.01, **objective):
     problem = problem_of(
-        law_named(law), as_run_table(runs), Objective(kind=kind, **objective), delta
+        law_named(law), as_run_table(runs), FitObjective(kind=kind, **objective), delta
     )
     return solve_at(problem, delta, 32, 0)
 
