@@ -1,24 +1,35 @@
-"""Promise: `shapelaw --help` answers in under 0.3 seconds."""
+"""Promise: `shapelaw --help` takes less than 0.15 seconds of CPU time."""
 
 import statistics
 import subprocess
-import time
+from resource import RUSAGE_CHILDREN, getrusage
 
 from record import finish
 
 RUNS = 20
 
 
+def cpu_seconds() -> float:
+    """Return the user and system seconds of all processes that have ended."""
+    usage = getrusage(RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def main() -> None:
     seconds = []
     for _ in range(RUNS + 1):
-        begun = time.perf_counter()
+        begun = cpu_seconds()
         subprocess.run(["shapelaw", "--help"], check=True, stdout=subprocess.DEVNULL)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(cpu_seconds() - begun)
     warm = seconds[1:]
     finish(
         "startup",
-        {"median_s": statistics.median(warm), "max_s": max(warm), "runs": RUNS, "promise_s": 0.3},
+        {
+            "median_cpu_s": statistics.median(warm),
+            "max_cpu_s": max(warm),
+            "runs": RUNS,
+            "promise_cpu_s": 0.15,
+        },
     )
 
 

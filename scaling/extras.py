@@ -1,7 +1,6 @@
 """Optional packages by the extra of shapelaw that installs them."""
 
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 
 from shapelaw.scaling.errors import InputError
 
@@ -51,6 +50,8 @@ def missing_extras() -> Iterator[str]:
 
 def installed_version(package: str) -> str | None:
     """Return the version of an installed package, None where it is missing."""
+    from importlib.metadata import PackageNotFoundError, version  # slow; `--help` needs none of it
+
     try:
         return version(package)
     except PackageNotFoundError:
