@@ -28,7 +28,7 @@ python_use_unqualified_type_names = True
 nitpicky = True
 smartquotes = False  # `--where` keeps its two hyphens
 INSIDE = r"shapelaw\.(scaling|trainers|search)\..*"
-OTHERS = r"(numpy|np|pandas|pd|pathlib|collections)\..*"
+OTHERS = r"(numpy|np|pandas|pd|pathlib|collections)\..*|\w+\[.*"  # and types with brackets
 nitpick_ignore_regex = [("py:.*", rf"{INSIDE}|{OTHERS}|[^.]*")]
 
 html_theme = "furo"
