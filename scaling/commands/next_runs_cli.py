@@ -36,8 +36,8 @@ def next_runs(
         str | None,
         typer.Option(
             "--budget-flops",
-            help="Training FLOPs of all chosen runs together, such as 1e20; needed without "
-            "--backtest.",
+            help="Training FLOPs of all chosen runs together, such as 1e20 (default: none; "
+            "needed without --backtest).",
             metavar="FLOPS",
         ),
     ] = None,
@@ -45,8 +45,8 @@ def next_runs(
         str | None,
         typer.Option(
             help="What to become certain about: predict:n=1e9,tokens=2e10, predict:FILE, "
-            "optimum:RATIO[@N], or choice:FILE (a table with two rows); needed without "
-            "--backtest.",
+            "optimum:RATIO[@N], or choice:FILE, a table with two rows (default: none; "
+            "needed without --backtest).",
             metavar="GOAL",
         ),
     ] = None,
