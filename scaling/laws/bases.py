@@ -1,4 +1,4 @@
-"""Bases of laws: the loss of the best shape at N parameters and D tokens, in nats per token."""
+"""Bases of scaling laws: the loss of the best shape at N parameters and D tokens, in nats."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from shapelaw.scaling.laws.notation import letter
 from shapelaw.scaling.laws.terms import EXPONENTIAL, Term
 from shapelaw.scaling.runs.columns import D, N
 
-SMALLEST = -20.0  # ln of a scale, under the lowest loss, that contributes nothing
-EXPONENT, EXPONENT_STARTS = (0.01, 3.0), (0.1, 1.0)
+LOWEST_LOG_SCALE = -20.0  # lower bound of ln(scale / lowest loss): such a term contributes nothing
+EXPONENT_BOUNDS, EXPONENT_STARTS = (0.01, 3.0), (0.1, 1.0)
 
 
 def _constant(name: str, index: Mapping[str, int], rows: int) -> Term:
@@ -25,7 +25,21 @@ def _constant(name: str, index: Mapping[str, int], rows: int) -> Term:
 
 
 def power_term(scale: str, exponent: str, logs: np.ndarray, index: Mapping[str, int]) -> Term:
-    """Scale · exp(-exponent · logs)."""
+    """Build the term scale · exp(-exponent · logs).
+
+    Parameters
+    ----------
+    scale, exponent
+        Names of the two parameters; ln(scale) and the exponent are fitted.
+    logs
+        ln of the centred variable for each row, (n,).
+    index
+        Position of each parameter in the parameter vector θ.
+
+    Returns
+    -------
+    An exponential term on the n rows.
+    """
     return Term(
         kind=EXPONENTIAL,
         index=(index[scale], index[exponent]),
@@ -44,16 +58,16 @@ def _floor_and_powers(
     columns: Columns,
     loss: np.ndarray,
 ) -> list[Parameter]:
-    """Scales are started between a hundredth and all of the lowest loss."""
+    """Bound and start the parameters; scales start no higher than the lowest loss."""
     lowest = float(np.log(loss.min()))
     parameters = []
     for name in base.names:
         if name == "E":
-            bounds, starts = (lowest + SMALLEST, lowest), (lowest - 2.5, lowest)
+            bounds, starts = (lowest + LOWEST_LOG_SCALE, lowest), (lowest - 2.5, lowest)
         elif name in base.scales:
-            bounds, starts = (lowest + SMALLEST, lowest + 3.0), (lowest - 4.0, lowest)
+            bounds, starts = (lowest + LOWEST_LOG_SCALE, lowest + 3.0), (lowest - 4.0, lowest)
         else:
-            bounds, starts = EXPONENT, EXPONENT_STARTS
+            bounds, starts = EXPONENT_BOUNDS, EXPONENT_STARTS
         parameters.append(Parameter(name=name, bounds=bounds, starts=starts))
     return parameters
 
@@ -62,9 +76,10 @@ def _floor_and_powers(
 class Chinchilla(Base):
     """L = E + A / N^alpha + B / D^beta.
 
-    N parameters and D training tokens; E, A and B in nats per token. Fitted in ln E,
-    ln(A/N0^alpha), alpha, ln(B/D0^beta), beta at the table's geometric means N0 and D0: so the
-    scales do not trade against the exponents. Source: arXiv 2203.15556, equation 2.
+    N is the number of parameters and D the number of training tokens; E, A and B are in nats per
+    token. The fit works with ln E, ln(A/N0^alpha), alpha, ln(B/D0^beta) and beta, where N0 and D0
+    are the geometric means of the run table. This centring keeps the scales from being correlated
+    with the exponents. Source: arXiv 2203.15556, equation 2.
     """
 
     columns = (N, D)
@@ -73,17 +88,17 @@ class Chinchilla(Base):
     scales = {"A": ("alpha", N), "B": ("beta", D)}  # noqa: RUF012
 
     def parameters(self, columns: Columns, loss: np.ndarray) -> list[Parameter]:
-        """Bounds and starts scaled to the lowest loss."""
+        """Set bounds and starts relative to the lowest loss."""
         return _floor_and_powers(self, columns, loss)
 
     def terms(self, columns: Columns, at: Reference, index: Mapping[str, int]) -> list[Term]:
-        """Floor, capacity, data."""
+        """Build the irreducible loss, the size term and the data term."""
         n, d = np.log(columns[N] / at[N]), np.log(columns[D] / at[D])
         floor = _constant("E", index, len(n))
         return [floor, power_term("A", "alpha", n, index), power_term("B", "beta", d, index)]
 
     def equation(self, shown: Mapping[str, str], *, latex: bool) -> str:
-        """E + A/N^alpha + B/D^beta."""
+        """Format E + A/N^alpha + B/D^beta."""
         size = _fraction(shown["A"], N, shown["alpha"], latex=latex)
         return f"{shown['E']} + {size} + " + _fraction(shown["B"], D, shown["beta"], latex=latex)
 
@@ -92,9 +107,9 @@ class Chinchilla(Base):
 class PowerLaw(Base):
     """L = E + A / x^alpha.
 
-    One variable x, any column (parameters unless said): for tables where tokens are proportional
-    to size, or a single budget. E and A in nats per token. Source: the form of arXiv 2010.14701,
-    equation 1.1.
+    The variable x is any column, by default the number of parameters. Use this law for run tables
+    where tokens are proportional to size, or where all runs have one budget. E and A are in nats
+    per token. Source: the form of arXiv 2010.14701, equation 1.1.
     """
 
     of: str = N
@@ -103,25 +118,25 @@ class PowerLaw(Base):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The variable."""
+        """Column of the variable x."""
         return (self.of,)
 
     @property
     def scales(self) -> Mapping[str, tuple[str, str]]:
-        """A goes with alpha."""
+        """Scale A with its exponent alpha and its column."""
         return {"A": ("alpha", self.of)}
 
     def parameters(self, columns: Columns, loss: np.ndarray) -> list[Parameter]:
-        """Bounds and starts scaled to the lowest loss."""
+        """Set bounds and starts relative to the lowest loss."""
         return _floor_and_powers(self, columns, loss)
 
     def terms(self, columns: Columns, at: Reference, index: Mapping[str, int]) -> list[Term]:
-        """Floor and power."""
+        """Build the irreducible loss and the power of x."""
         logs = np.log(columns[self.of] / at[self.of])
         return [_constant("E", index, len(logs)), power_term("A", "alpha", logs, index)]
 
     def equation(self, shown: Mapping[str, str], *, latex: bool) -> str:
-        """E + A/x^alpha."""
+        """Format E + A/x^alpha."""
         return f"{shown['E']} + " + _fraction(shown["A"], self.of, shown["alpha"], latex=latex)
 
 
@@ -129,26 +144,27 @@ class PowerLaw(Base):
 class Kaplan(PowerLaw):
     """L = A / x^alpha.
 
-    A straight line in log-log, without a floor: (x_c/x)^alpha with A = x_c^alpha, A in nats per
-    token. Extrapolated far it falls to zero, which no text allows: compare it with ``PowerLaw``.
-    Source: arXiv 2001.08361, equation 1.1 (with x = N).
+    The law is a straight line in log-log coordinates, without an irreducible loss: (x_c/x)^alpha
+    with A = x_c^alpha, where A is in nats per token. A far extrapolation falls to zero, below the
+    entropy of any real text: compare this law with ``PowerLaw``. Source: arXiv 2001.08361,
+    equation 1.1 (with x = N).
     """
 
     names = ("A", "alpha")
     logarithmic = ("A",)
 
     def parameters(self, columns: Columns, loss: np.ndarray) -> list[Parameter]:
-        """At the reference the scale is the loss itself; small exponents."""
+        """Bound the scale, which is the loss at the reference, by the observed losses."""
         low, high = float(np.log(loss.min())), float(np.log(loss.max()))
         scale = Parameter(name="A", bounds=(low - 3.0, high + 3.0), starts=(low, high))
         return [scale, Parameter(name="alpha", bounds=(0.0, 3.0), starts=(0.01, 0.3))]
 
     def terms(self, columns: Columns, at: Reference, index: Mapping[str, int]) -> list[Term]:
-        """The power."""
+        """Build the power of x."""
         return [power_term("A", "alpha", np.log(columns[self.of] / at[self.of]), index)]
 
     def equation(self, shown: Mapping[str, str], *, latex: bool) -> str:
-        """A/x^alpha."""
+        """Format A/x^alpha."""
         return _fraction(shown["A"], self.of, shown["alpha"], latex=latex)
 
 
@@ -156,8 +172,9 @@ class Kaplan(PowerLaw):
 class WidthDepth(Base):
     """L = E + A / w^alpha + B / l^beta + C / N^gamma + G / D^zeta.
 
-    w is the hidden size, l the number of layers, N parameters, D tokens; E, A, B, C, G in nats per
-    token. Source: the width-depth law of the Gemstones, arXiv 2502.06857.
+    w is the hidden size, l the number of layers, N the number of parameters and D the number of
+    tokens; E, A, B, C and G are in nats per token. Source: the width-depth law of the Gemstones
+    models, arXiv 2502.06857.
     """
 
     columns = ("hidden_size", "num_hidden_layers", N, D)
@@ -171,11 +188,11 @@ class WidthDepth(Base):
     }
 
     def parameters(self, columns: Columns, loss: np.ndarray) -> list[Parameter]:
-        """Bounds and starts scaled to the lowest loss."""
+        """Set bounds and starts relative to the lowest loss."""
         return _floor_and_powers(self, columns, loss)
 
     def terms(self, columns: Columns, at: Reference, index: Mapping[str, int]) -> list[Term]:
-        """Floor, width, depth, size, data."""
+        """Build the irreducible loss and the powers of width, depth, size and tokens."""
         powers = [
             power_term(scale, exponent, np.log(columns[column] / at[column]), index)
             for scale, (exponent, column) in self.scales.items()
@@ -183,7 +200,7 @@ class WidthDepth(Base):
         return [_constant("E", index, len(columns[N])), *powers]
 
     def equation(self, shown: Mapping[str, str], *, latex: bool) -> str:
-        """E and four powers."""
+        """Format E and the four powers."""
         powers = [
             _fraction(shown[scale], column, shown[exponent], latex=latex)
             for scale, (exponent, column) in self.scales.items()
@@ -195,9 +212,10 @@ class WidthDepth(Base):
 class BestLoss(Base):
     """L = L_opt, the best loss over the shapes trained at the same N and D.
 
-    Given in a column, nats per token; :func:`shapelaw.scaling.runs.table.with_best_loss`
-    makes it from a table. No parameters: what arXiv 2510.18245 multiplies its brackets with below
-    1B parameters.
+    The best loss is given in a column, in nats per token;
+    :func:`shapelaw.scaling.runs.table.with_best_loss` computes that column from a run table. The
+    base has no parameters. arXiv 2510.18245 multiplies its brackets with this base below 1B
+    parameters.
     """
 
     of: str = "best_loss"
@@ -205,18 +223,18 @@ class BestLoss(Base):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The column that has it."""
+        """Column of the best loss."""
         return (self.of,)
 
     def parameters(self, columns: Columns, loss: np.ndarray) -> list[Parameter]:
-        """None."""
+        """Return an empty list: the base has no parameters."""
         return []
 
     def terms(self, columns: Columns, at: Reference, index: Mapping[str, int]) -> list[Term]:
-        """The column as it is."""
+        """Build a constant term from the column."""
         logs = np.log(columns[self.of])
         return [Term(kind=EXPONENTIAL, index=(), features=np.empty((0, len(logs))), constant=logs)]
 
     def equation(self, shown: Mapping[str, str], *, latex: bool) -> str:
-        """L_opt."""
+        """Format L_opt."""
         return letter(self.of, latex=latex)

@@ -1,4 +1,4 @@
-"""What shape does to the loss: factors that multiply a base, or terms added to it in nats."""
+"""Effects of shape on the loss: factors that multiply a base, or terms added to it in nats."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from shapelaw.scaling.runs.columns import D, N
 class UShape(Factor):
     """g(x) = k (ln(x/x*) + x*/x - 1), k >= 0.
 
-    g is lowest, 0, at the optimum x*. This is ``c0 + c1 ln x + c2/x`` of arXiv 2510.18245
-    (equation 3) without its redundant scale, written by optimum and curvature so that the optimum
-    has an interval. With ``drift`` the optimum moves with size, x* = x0 (N/N0)^gamma; with
-    ``bend`` the curvature depends on tokens per parameter, k (D/N)^eta relative to D0/N0; N0 and
-    D0 are the table's geometric means. Where a table cannot tell a drift, a fit holds it at 0 and
-    its intervals vary it.
+    The minimum of g is 0, at the optimum x*. The factor is ``c0 + c1 ln x + c2/x`` of arXiv
+    2510.18245 (equation 3) without its redundant scale, parametrised by optimum and curvature so
+    that the optimum has a confidence interval. With ``drift`` the optimum moves with size,
+    x* = x0 (N/N0)^gamma; with ``bend`` the curvature depends on tokens per parameter, k (D/N)^eta
+    relative to D0/N0; N0 and D0 are the geometric means of the run table. Where a run table cannot
+    identify a drift, the fit holds the drift at 0 and confidence intervals vary it.
     """
 
     of: str = "mlp_to_attention"
@@ -32,22 +32,22 @@ class UShape(Factor):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The ratio, N where the optimum drifts, N and D where the curvature bends."""
+        """Columns of the ratio, of N for a drift, and of N and D for a bend."""
         return (self.of, *((N,) if self.drift or self.bend else ()), *((D,) if self.bend else ()))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Curvature, optimum, drift, bend."""
+        """Names of the curvature, the optimum, the drift and the bend."""
         kinds = ["curvature", "optimum"] + ["drift"] * self.drift + ["bend"] * self.bend
         return tuple(f"{self.of}_{kind}" for kind in kinds)
 
     @property
     def logarithmic(self) -> tuple[str, ...]:
-        """The optimum."""
+        """Name of the optimum, which is fitted as its logarithm."""
         return (f"{self.of}_optimum",)
 
     def parameters(self, columns: Columns, loss: np.ndarray) -> list[Parameter]:
-        """The optimum is started inside the observed range of the ratio."""
+        """Bound and start the parameters; the optimum starts inside the observed range."""
         low, high = float(np.log(columns[self.of].min())), float(np.log(columns[self.of].max()))
         boxes = {
             "curvature": ((0.0, 10.0), (0.005, 0.3)),
@@ -62,7 +62,7 @@ class UShape(Factor):
         ]
 
     def terms(self, columns: Columns, at: Reference, index: Mapping[str, int]) -> list[Term]:
-        """The bowl."""
+        """Build the U-shaped term."""
         x = np.log(columns[self.of])
         size = np.log(columns[N] / at[N]) if self.drift or self.bend else np.zeros_like(x)
         tokens = np.log(columns[D] / at[D]) - size if self.bend else np.zeros_like(x)
@@ -72,13 +72,13 @@ class UShape(Factor):
         return [Term(kind=BOWL, index=places, features=features, constant=np.zeros(len(x)))]
 
     def neutral(self, columns: Columns) -> dict[str, float]:
-        """No curvature; the optimum in the middle."""
+        """Return zero curvature, with the optimum at the geometric mean of the ratio."""
         values = dict.fromkeys(self.names, 0.0)
         values[f"{self.of}_optimum"] = float(np.log(columns[self.of]).mean())
         return values
 
     def equation(self, shown: Mapping[str, str], *, latex: bool) -> str:
-        """The bowl with optimum and curvature."""
+        """Format the U-shape with its optimum and curvature."""
         x = letter(self.of, latex=latex)
         k, best = shown[f"{self.of}_curvature"], shown[f"{self.of}_optimum"]
         if self.drift:
@@ -98,32 +98,33 @@ class UShape(Factor):
 class GroupedQuery(Factor):
     """g(q) = c ln(q), or c (1 - 1/q), or c ln(q) + c2 ln(q)^2; q = query heads per key-value head.
 
-    Multi-head attention (q = 1) is the reference, and the sign of c says whether sharing keys and
-    values costs loss or, by the query heads that it pays for, gains some. ``form`` chooses
-    ``log``, ``share`` (proportional to the key-value parameters saved) or ``curved``; which one
-    holds is for the data to say. No published law has the term: arXiv 2510.18245 leaves GQA out.
+    Multi-head attention (q = 1) is the reference. A positive c means that shared keys and values
+    raise the loss; a negative c means that they lower it, because the saved parameters pay for
+    more query heads. ``form`` is ``log``, ``share`` (proportional to the key-value parameters
+    saved) or ``curved``, in the order of the equation; compare the forms on held-out runs. No
+    published law has the term: arXiv 2510.18245 leaves GQA out.
     """
 
     of: str = "gqa"
     form: str = "log"
 
     def __post_init__(self) -> None:
-        """Refuse a form that there is not."""
+        """Reject an unknown form."""
         if self.form not in ("log", "share", "curved"):
             raise InputError(f"`form` must be log, share or curved, but got {self.form!r}")
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The ratio."""
+        """Column of the ratio."""
         return (self.of,)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Slope and, if curved, the square's."""
+        """Names of the slope and, for the curved form, of the coefficient of the square."""
         return (f"{self.of}_slope", *((f"{self.of}_square",) if self.form == "curved" else ()))
 
     def parameters(self, columns: Columns, loss: np.ndarray) -> list[Parameter]:
-        """Where 1 + g is positive for any ratio that exists."""
+        """Set bounds within which 1 + g is positive for any ratio in use."""
         boxes = [((-0.15, 0.15), (-0.02, 0.02)), ((-0.05, 0.05), (-0.01, 0.01))]
         return [
             Parameter(name=name, bounds=bounds, starts=starts)
@@ -131,7 +132,7 @@ class GroupedQuery(Factor):
         ]
 
     def terms(self, columns: Columns, at: Reference, index: Mapping[str, int]) -> list[Term]:
-        """Linear in c."""
+        """Build a term that is linear in the slope and the square."""
         logs = np.log(columns[self.of])
         features = {
             "log": [logs],
@@ -143,11 +144,11 @@ class GroupedQuery(Factor):
         return [Term(kind=LINEAR, index=places, features=np.stack(features), constant=zero)]
 
     def neutral(self, columns: Columns) -> dict[str, float]:
-        """No slope."""
+        """Return zero for every coefficient."""
         return dict.fromkeys(self.names, 0.0)
 
     def equation(self, shown: Mapping[str, str], *, latex: bool) -> str:
-        """The slope times its form."""
+        """Format the slope times the function of q."""
         q, c = letter(self.of, latex=latex), shown[f"{self.of}_slope"]
         if self.form == "share":
             return rf"{c} \left(1 - \frac{{1}}{{{q}}}\right)" if latex else f"{c} (1 - 1/{q})"
@@ -162,29 +163,29 @@ class GroupedQuery(Factor):
 class AspectRatio(Factor):
     """g(R) = epsilon R^gamma, R = hidden size / layers.
 
-    Loss rises with the aspect ratio: wide and shallow costs. Source: arXiv 2501.18107, where its
-    exponent is tied to those of N and D.
+    With a positive exponent gamma the loss rises with the aspect ratio: wide, shallow models are
+    worse. Source: arXiv 2501.18107, where the exponent is tied to those of N and D.
     """
 
     of: str = "aspect_ratio"
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The ratio."""
+        """Column of the ratio."""
         return (self.of,)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Scale and exponent."""
+        """Names of the scale and the exponent."""
         return (f"{self.of}_epsilon", f"{self.of}_exponent")
 
     @property
     def logarithmic(self) -> tuple[str, ...]:
-        """The scale."""
+        """Name of the scale, which is fitted as its logarithm."""
         return (f"{self.of}_epsilon",)
 
     def parameters(self, columns: Columns, loss: np.ndarray) -> list[Parameter]:
-        """At most as much again as the loss itself."""
+        """Bound the scale and the exponent."""
         scale, exponent = self.names
         return [
             Parameter(name=scale, bounds=(-25.0, 2.0), starts=(-8.0, -1.0)),
@@ -192,16 +193,16 @@ class AspectRatio(Factor):
         ]
 
     def terms(self, columns: Columns, at: Reference, index: Mapping[str, int]) -> list[Term]:
-        """The power of the ratio."""
+        """Build the power of the ratio."""
         scale, exponent = self.names
         return [power_term(scale, exponent, -np.log(columns[self.of]), index)]
 
     def neutral(self, columns: Columns) -> dict[str, float]:
-        """No scale; its exponent may be tied and stays."""
+        """Return a negligible scale; the exponent may be tied and keeps its value."""
         return {f"{self.of}_epsilon": -50.0}
 
     def equation(self, shown: Mapping[str, str], *, latex: bool) -> str:
-        """Epsilon R^gamma."""
+        """Format epsilon R^gamma."""
         scale, exponent = (shown[name] for name in self.names)
         x = letter(self.of, latex=latex)
         return f"{scale} {x}^{{{exponent}}}" if latex else f"{scale} {x}^{exponent}"
@@ -211,9 +212,10 @@ class AspectRatio(Factor):
 class Bracket(Factor):
     """g(x) = c0 + c1 ln x + c2/x.
 
-    The bracket of arXiv 2510.18245 (equation 3) in its own coefficients, for reproduction; as a
-    factor it *is* the bracket, not a deviation from 1. Two brackets share one redundant scale: pin
-    the c0 of one. With ``times``, x is the product of two columns (the joint form). x* = c2/c1.
+    The factor is the bracket of arXiv 2510.18245 (equation 3) in the coefficients of the paper, for
+    reproduction. As a factor it equals the bracket, not a deviation from 1. Two brackets share one
+    redundant scale: pin the c0 of one of them. With ``times``, x is the product of two columns (the
+    joint form of the paper). The optimum is x* = c2/c1.
     """
 
     of: str = "hidden_over_sqrt_n"
@@ -225,16 +227,16 @@ class Bracket(Factor):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The ratio, or the two whose product it takes."""
+        """Column of the ratio, or the two columns whose product is x."""
         return (self.of, *((self.times,) if self.times else ()))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """a0, a1, a2."""
+        """Names of the coefficients: a0, a1 and a2, or a1 and a2 without an intercept."""
         return tuple(f"{self.letter}{i}" for i in range(0 if self.intercept else 1, 3))
 
     def parameters(self, columns: Columns, loss: np.ndarray) -> list[Parameter]:
-        """Linear: any start will do."""
+        """Set wide bounds; the factor is linear, so the fit does not depend on the starts."""
         starts = {"0": (0.5, 1.5), "1": (0.0, 0.2), "2": (0.0, 0.05)}
         return [
             Parameter(name=name, bounds=(-100.0, 100.0), starts=starts[name[-1]])
@@ -242,7 +244,7 @@ class Bracket(Factor):
         ]
 
     def terms(self, columns: Columns, at: Reference, index: Mapping[str, int]) -> list[Term]:
-        """Linear in its coefficients."""
+        """Build a term that is linear in the coefficients."""
         logs = np.sum([np.log(columns[name]) for name in self.columns], axis=0)
         features = [np.ones_like(logs), logs, np.exp(-logs)][0 if self.intercept else 1 :]
         places = tuple(index[name] for name in self.names)
@@ -250,14 +252,14 @@ class Bracket(Factor):
         return [Term(kind=LINEAR, index=places, features=np.stack(features), constant=zero)]
 
     def neutral(self, columns: Columns) -> dict[str, float]:
-        """1 as a factor; 0 as a term has no intercept."""
+        """Return coefficients that give 1 with an intercept and 0 without one."""
         return {name: 1.0 if name.endswith("0") else 0.0 for name in self.names}
 
     def equation(self, shown: Mapping[str, str], *, latex: bool) -> str:
-        """c0 + c1 ln x + c2/x."""
+        """Format c0 + c1 ln x + c2/x."""
         x = " ".join(letter(name, latex=latex) for name in self.columns)
         ln = rf"\ln({x})" if latex else f"ln({x})"
         c1, c2 = shown[f"{self.letter}1"], shown[f"{self.letter}2"]
         last = rf"\frac{{{c2}}}{{{x}}}" if latex else f"{c2}/({x})"
-        words = f"{c1} {ln} + {last}"
-        return f"{shown[self.letter + '0']} + {words}" if self.intercept else words
+        variable = f"{c1} {ln} + {last}"
+        return f"{shown[self.letter + '0']} + {variable}" if self.intercept else variable

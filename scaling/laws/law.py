@@ -1,11 +1,11 @@
-"""How laws compose: a base of N and D, plus terms, times factors, with tied and pinned parameters.
+"""Composition of scaling laws: a base of N and D, plus terms, times factors, with ties and pins.
 
     L = (base + Σ plus terms) · Π factors
 
-Every part has *public* parameters, in the units of its equation, and *internal* ones, in which the
-fit is smooth and well conditioned: logarithms of what is positive, and scales centred at the
-geometric means of the fitted table. A part turns a table into terms of
-:mod:`shapelaw.scaling.laws.terms`.
+Every part has *public* parameters, in the units of its equation, and *internal* parameters, in
+which the fit is smooth and well conditioned: logarithms of positive parameters, and scales centred
+at the geometric means of the fitted run table. A part builds terms of
+:mod:`shapelaw.scaling.laws.terms` from the columns of a run table.
 """
 
 from abc import ABC, abstractmethod
@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 
 Columns = Mapping[str, np.ndarray]
 Reference = Mapping[str, float]  # geometric means of the fitted table's columns
-BRACKET_REACH = 3.0  # ln of how small a bracket may be
+# Added to the upper bound of ln E where a bracket multiplies the base: the bracket need not be 1
+# at its optimum.
+EXTRA_LOG_FLOOR = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """One internal parameter: its bounds, and the box from which starts are drawn."""
+    """An internal parameter with its bounds and the range from which starts are drawn."""
 
     name: str
     bounds: tuple[float, float]
@@ -39,9 +41,9 @@ class Parameter:
 
 @dataclass(frozen=True, kw_only=True)
 class Pin:
-    """A parameter that is given, in the units of the equation, with its range and its source.
+    """A parameter with a given value, in the units of the equation, with its range and its source.
 
-    Intervals vary it evenly over ``low`` to ``high``.
+    Confidence intervals vary the parameter uniformly from ``low`` to ``high``.
     """
 
     name: str
@@ -52,39 +54,39 @@ class Pin:
 
 
 class LawPart(ABC):
-    """A base or a factor: named parameters, the columns that it needs, and its terms."""
+    """A base or a factor: its named parameters, the columns that it needs, and its terms."""
 
     @property
     @abstractmethod
     def columns(self) -> tuple[str, ...]:
-        """What it needs of a row."""
+        """Names of the columns that the part needs."""
 
     @property
     @abstractmethod
     def names(self) -> tuple[str, ...]:
-        """Its parameters."""
+        """Names of the parameters."""
 
     @property
     def logarithmic(self) -> tuple[str, ...]:
-        """Parameters whose internal form is the logarithm."""
+        """Names of the parameters that are fitted as their logarithms."""
         return ()
 
     @property
     def scales(self) -> Mapping[str, tuple[str, str]]:
-        """Scale of a power law -> its exponent (subtracted in the power) and its column."""
+        """Exponent (subtracted in the power) and column of each scale of a power law, by name."""
         return {}
 
     @abstractmethod
     def parameters(self, columns: Columns, loss: np.ndarray) -> list[Parameter]:
-        """Internal parameters with bounds and starts scaled to the data."""
+        """Return the internal parameters, with bounds and starts that suit the data."""
 
     @abstractmethod
     def terms(self, columns: Columns, at: Reference, index: Mapping[str, int]) -> list[Term]:
-        """Its terms on the rows of a table; ``index`` has each parameter's position."""
+        """Build the terms on the rows of a table; ``index`` maps parameters to positions in θ."""
 
     @abstractmethod
     def equation(self, shown: Mapping[str, str], *, latex: bool) -> str:
-        """The formula with parameters as ``shown``: symbols or numbers."""
+        """Format the formula with the parameters as ``shown``: symbols or numbers."""
 
     def __repr__(self) -> str:
         values = ((f.name, getattr(self, f.name), f.default) for f in fields(self))  # type: ignore[arg-type]
@@ -93,30 +95,30 @@ class LawPart(ABC):
 
 
 class Factor(LawPart):
-    """What shape does to the loss: times it (``*``) or in nats on top of it (``+``)."""
+    """An effect of shape on the loss: multiplied with it (``*``) or added to it in nats (``+``)."""
 
     @property
     @abstractmethod
     def of(self) -> str:
-        """The ratio that it acts on."""
+        """Column of the ratio that the factor depends on."""
 
     @abstractmethod
     def neutral(self, columns: Columns) -> dict[str, float]:
-        """Internal parameters with which it does nothing."""
+        """Return internal parameters with which the factor has no effect."""
 
     @property
     def offset(self) -> float:
-        """What its terms are added to when it multiplies: 1, so that they are a deviation."""
+        """Constant of a multiplied factor: 1, so that its terms are a deviation from 1."""
         return 1.0
 
     @property
     def optional(self) -> bool:
-        """Whether a fit may hold it at no effect where the data do not show one."""
+        """True if a fit may hold the factor at no effect where the data cannot identify it."""
         return True
 
 
 class Base(LawPart):
-    """The loss of the best shape at N and D; ``*`` and ``+`` make a law of it."""
+    """The loss of the best shape at N and D; ``*`` and ``+`` compose a law from a base."""
 
     def __mul__(self, factor: Factor) -> "Law":
         return Law(self) * factor
@@ -125,11 +127,11 @@ class Base(LawPart):
         return Law(self) + term
 
     def tie(self, *names: str) -> "Law":
-        """See :meth:`Law.tie`."""
+        """Make parameters equal; see :meth:`Law.tie`."""
         return Law(self).tie(*names)
 
     def pin(self, name: str, value: float, **about: Any) -> "Law":
-        """See :meth:`Law.pin`."""
+        """Give a parameter a value; see :meth:`Law.pin`."""
         return Law(self).pin(name, value, **about)
 
 
@@ -137,8 +139,8 @@ class Base(LawPart):
 class Law:
     """L = (base(N, D) + Σ g_i(x_i)) · Π (1 + g_j(x_j)).
 
-    The product form of arXiv 2510.18245 (equation 3): a shape multiplies the loss of the best
-    shape of its size; ``+`` gives its additive form.
+    A law has the product form of arXiv 2510.18245 (equation 3): the factors of a shape multiply the
+    loss of the best shape of the same size. ``+`` gives the additive form of that paper.
     """
 
     base: Base
@@ -148,18 +150,19 @@ class Law:
     pins: tuple[Pin, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what is not a base with factors, each parameter once."""
+        """Reject a law that is not a base with factors, or that repeats the name of a parameter."""
         wrong: list[LawPart] = [part for part in self.shapes if isinstance(part, Base)]
         if isinstance(self.base, Factor) or wrong:
             raise InputError(
-                "`base * factor + term` is a law, but got "
-                f"{([*wrong, self.base])[0]!r} in the place of a {'factor' if wrong else 'base'}"
+                "a law must have the form `base * factor + term`, but got "
+                f"{([*wrong, self.base])[0]!r} in place of a {'factor' if wrong else 'base'}; "
+                "write the base first, and one base only"
             )
         twice = [name for name in self.every_name if self.every_name.count(name) > 1]
         if twice:
             raise InputError(
-                f"a law's parameters must have different names, but {twice[0]} stands twice; "
-                "give each factor a column (or a Bracket a letter) of its own"
+                f"`every parameter of a law has its own name` must hold, but {twice[0]} occurs "
+                "twice; give each factor a different column (or each Bracket a different letter)"
             )
 
     def __mul__(self, factor: Factor) -> "Law":
@@ -174,18 +177,22 @@ class Law:
         Raises
         ------
         InputError
-            A name is not one of the law's parameters, there are fewer than two of them, or they
-            cannot be equal in a fit: scales of power laws, or one that is positive by construction
-            with one that is not.
+            A name is not a parameter of the law, there are fewer than two names, or the parameters
+            cannot be equal in a fit: scales of power laws, or a parameter that is positive by
+            construction together with one that is not.
         """
         for name in names:
-            self._known(name)
+            self._check_name(name)
         if len(set(names)) < 2:
-            raise InputError(f"`tie` needs at least two parameters, but got {', '.join(names)}")
+            raise InputError(
+                f"`tie` needs at least two different parameters, but got {', '.join(names)}; "
+                f"choose among {', '.join(self.every_name)}"
+            )
         scales = [name for name in names if name in self.scales]
         if scales or len({name in self.logarithmic for name in names}) > 1:
             raise InputError(
-                f"`tie` is for exponents, or for optima, or for slopes, but got {', '.join(names)}"
+                f"`tie` must join only exponents, only optima or only slopes, but got "
+                f"{', '.join(names)}; tie parameters of one kind"
             )
         joined, others = list(names), []
         for old in self.ties:
@@ -209,67 +216,70 @@ class Law:
         Raises
         ------
         InputError
-            There is no such parameter, it is the scale of a free exponent, or the range does not
-            hold the value or holds what the parameter cannot be.
+            The law has no such parameter, the parameter is the scale of a free exponent, the range
+            does not contain the value, or the range contains values that the parameter cannot
+            have.
         """
-        self._known(name)
+        self._check_name(name)
         value = float(value)
         ends = (value if low is None else float(low), value if high is None else float(high))
         if not ends[0] <= value <= ends[1]:
             raise InputError(
                 f"`low <= value <= high` must hold for the pinned {name}, but got "
-                f"{ends[0]:g}, {value:g}, {ends[1]:g}"
+                f"{ends[0]:g}, {value:g}, {ends[1]:g}; give a range that contains the value"
             )
         if name in self.logarithmic and not 0 < ends[0] <= ends[1] < np.inf:
             raise InputError(
                 f"`{name} > 0` and finite must hold for a pinned {name}, but got {ends[0]:g}; "
-                "a small number such as 1e-9 stands for none"
+                "give a small number such as 1e-9 for a parameter without effect"
             )
         if name in self.scales and name not in self.pinnable:
             raise InputError(
                 f"the scale `{name}` can be pinned only after its exponent "
-                f"`{self.scales[name][0]}`; pin that first"
+                f"`{self.scales[name][0]}`; pin the exponent first"
             )
         pin = Pin(name=name, value=value, low=ends[0], high=ends[1], source=source)
-        pins = {old.name: old for old in self.pins} | {name: pin}  # one that is known stays first
+        pins = {old.name: old for old in self.pins} | {
+            name: pin
+        }  # a name that is pinned again keeps its place
         return replace(self, pins=tuple(pins.values()))
 
     @property
     def pinnable(self) -> set[str]:
-        """Scales whose exponents are pinned."""
+        """Names of the scales whose exponents are pinned."""
         pinned = {pin.name for pin in self.pins}
         return {scale for scale, (exponent, _) in self.scales.items() if exponent in pinned}
 
-    def _known(self, name: str) -> None:
+    def _check_name(self, name: str) -> None:
         if name not in self.every_name:
             raise InputError(
-                f"a law's parameter must be one of {', '.join(self.every_name)}, but got {name!r}"
+                f"`parameter` must be one of {', '.join(self.every_name)}, but got {name!r}"
             )
 
     @cached_property
     def parts(self) -> tuple[LawPart, ...]:
-        """Base, extra terms, factors."""
+        """Base, added terms and factors, in this order."""
         return (self.base, *self.extras, *self.factors)
 
     @cached_property
     def shapes(self) -> tuple[Factor, ...]:
-        """Everything that acts on a shape: factors and extra terms."""
+        """Factors and added terms: every part that depends on the shape."""
         return (*self.factors, *self.extras)
 
     @cached_property
     def every_name(self) -> tuple[str, ...]:
-        """All parameters, tied ones each by its own name."""
+        """Names of all parameters, including each of the tied ones."""
         return tuple(name for part in self.parts for name in part.names)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Internal parameters: of those that are tied, the first."""
+        """Names of the internal parameters; a tie has the name of its first parameter."""
         away = {name for tie in self.ties for name in tie[1:]}
         return tuple(name for name in self.every_name if name not in away)
 
     @cached_property
     def index(self) -> dict[str, int]:
-        """Position of each parameter in θ; tied ones share one."""
+        """Position of each parameter in θ; tied parameters share one position."""
         index = {name: place for place, name in enumerate(self.names)}
         for first, *others in self.ties:
             index |= dict.fromkeys(others, index[first])
@@ -277,34 +287,56 @@ class Law:
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
-        """Every column that a prediction needs."""
+        """Names of the columns that a prediction needs."""
         return tuple(dict.fromkeys(name for part in self.parts for name in part.columns))
 
     @cached_property
     def scales(self) -> dict[str, tuple[str, str]]:
-        """Scales of power laws with their exponents and columns."""
+        """Exponent and column of each scale of a power law, by name."""
         return {name: about for part in self.parts for name, about in part.scales.items()}
 
     @cached_property
     def logarithmic(self) -> frozenset[str]:
-        """Parameters whose internal form is the logarithm."""
+        """Names of the parameters that are fitted as their logarithms."""
         return frozenset(name for part in self.parts for name in part.logarithmic)
 
     def parameters(self, columns: Columns, loss: np.ndarray) -> list[Parameter]:
-        """Internal parameters with bounds and starts, in the order of ``names``."""
-        every = [own for part in self.parts for own in part.parameters(columns, loss)]
+        """Return the internal parameters with bounds and starts, in the order of ``names``.
+
+        Parameters
+        ----------
+        columns
+            The columns that the law needs, (n,) each.
+        loss
+            Observed losses in nats per token, (n,).
+        """
+        parameters = [
+            parameter for part in self.parts for parameter in part.parameters(columns, loss)
+        ]
         if any(not factor.offset for factor in self.factors):
-            # A bracket need not be 1 at its best, so the floor may lie above the lowest loss.
-            every = [_raised(own) if own.name == "E" else own for own in every]
-        return [own for own in every if own.name in self.names]
+            # A bracket need not be 1 at its optimum, so E may lie above the lowest loss.
+            parameters = [_with_higher_bound(p) if p.name == "E" else p for p in parameters]
+        return [parameter for parameter in parameters if parameter.name in self.names]
 
     def program(self, columns: Columns, at: Reference) -> Program:
-        """The law on the rows of a table."""
+        """Build the law on the rows of a table.
+
+        Parameters
+        ----------
+        columns
+            The columns that the law needs, (n,) each.
+        at
+            Geometric means of the fitted table, at which scales are centred.
+
+        Returns
+        -------
+        A program that evaluates ln L and its derivatives at many parameter vectors.
+        """
         base = [t for part in (self.base, *self.extras) for t in self._terms(part, columns, at)]
         groups = [Group(offset=0.0, terms=tuple(base))]
         for factor in self.factors:
-            own = tuple(self._terms(factor, columns, at))
-            groups.append(Group(offset=factor.offset, terms=own))
+            terms = tuple(self._terms(factor, columns, at))
+            groups.append(Group(offset=factor.offset, terms=terms))
         rows = len(next(iter(columns.values())))
         return Program(groups=tuple(groups), parameters=len(self.names), rows=rows)
 
@@ -314,20 +346,34 @@ class Law:
     def log_loss(
         self, theta: np.ndarray, columns: Columns, at: Reference
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Ln of the predicted loss, (n,), and its gradient by internal parameters, (n, p)."""
+        """Predict ln loss, (n,), with its gradient by internal parameters, (n, p)."""
         program = self.program(columns, at)
         gradient = program.gradient(theta[None])[0].T
         return program.log_loss(theta[None])[0], gradient
 
     def predict(self, theta: np.ndarray, columns: Columns, at: Reference) -> np.ndarray:
-        """Predicted loss, (n,), or (S, n) for parameters (S, p), in nats per token."""
+        """Predict the loss in nats per token.
+
+        Parameters
+        ----------
+        theta
+            Internal parameters, (p,) or (S, p).
+        columns
+            The columns that the law needs, (n,) each.
+        at
+            Geometric means of the fitted table.
+
+        Returns
+        -------
+        Losses, (n,) for parameters (p,), or (S, n) for parameters (S, p).
+        """
         logs = self.program(columns, at).log_loss(np.atleast_2d(theta))
         return np.asarray(np.exp(logs[0] if theta.ndim == 1 else logs))
 
     def effect(
         self, factor: Factor, theta: np.ndarray, columns: Columns, at: Reference
     ) -> np.ndarray:
-        """What a factor or term adds to ln L, (S, n), at parameters (S, p)."""
+        """Return the contribution of a factor or term to ln L, (S, n), at parameters (S, p)."""
         without = np.array(theta, dtype=float)
         for name, value in factor.neutral(columns).items():
             without[:, self.index[name]] = value
@@ -335,7 +381,19 @@ class Law:
         return np.asarray(program.log_loss(theta) - program.log_loss(without))
 
     def public(self, theta: np.ndarray, at: Reference) -> dict[str, Any]:
-        """Parameters of the equation by name: numbers for θ (p,), arrays (S,) for (S, p)."""
+        """Convert internal parameters to those of the equation.
+
+        Parameters
+        ----------
+        theta
+            Internal parameters, (p,) or (S, p).
+        at
+            Geometric means of the fitted table.
+
+        Returns
+        -------
+        Every parameter by name: numbers for θ of shape (p,), arrays (S,) for (S, p).
+        """
         inner = {name: theta[..., place] for name, place in self.index.items()}
         values: dict[str, Any] = {}
         for name in self.every_name:
@@ -348,7 +406,7 @@ class Law:
         return values
 
     def internal(self, public: Mapping[str, float], at: Reference) -> np.ndarray:
-        """Internal parameters (p,) of the equation's."""
+        """Convert parameters of the equation, by name, to internal parameters, (p,)."""
         theta = np.empty(len(self.names))
         with np.errstate(divide="ignore"):
             for place, name in enumerate(self.names):
@@ -360,7 +418,14 @@ class Law:
         return theta
 
     def describe(self, public: Mapping[str, float] | None = None, *, latex: bool = False) -> str:
-        """The equation as text or LaTeX, with symbols or with fitted numbers.
+        """Format the equation as text or LaTeX, with symbols or with fitted numbers.
+
+        Parameters
+        ----------
+        public
+            Parameters of the equation by name; the equation has symbols without them.
+        latex
+            Return LaTeX in place of plain text.
 
         Examples
         --------
@@ -375,10 +440,10 @@ class Law:
         if public is None:
             for first, *others in self.ties:
                 shown |= dict.fromkeys(others, shown[first])
-        words = [part.equation(shown, latex=latex) for part in (self.base, *self.extras)]
-        base = " + ".join(words)
+        summands = [part.equation(shown, latex=latex) for part in (self.base, *self.extras)]
+        base = " + ".join(summands)
         dot = r" \cdot " if latex else " · "
-        if self.factors and (len(words) > 1 or " + " in base):
+        if self.factors and (len(summands) > 1 or " + " in base):
             base = f"({base})"
         factors = [f"({factor.equation(shown, latex=latex)})" for factor in self.factors]
         for factor, place in zip(self.factors, range(len(factors)), strict=True):
@@ -401,11 +466,11 @@ class Law:
         return text
 
 
-def _raised(own: Parameter) -> Parameter:
-    lower, upper = own.bounds
-    return replace(own, bounds=(lower, upper + BRACKET_REACH))
+def _with_higher_bound(parameter: Parameter) -> Parameter:
+    lower, upper = parameter.bounds
+    return replace(parameter, bounds=(lower, upper + EXTRA_LOG_FLOOR))
 
 
 def reference_of(columns: Columns) -> dict[str, float]:
-    """Geometric means of columns."""
+    """Return the geometric mean of each column."""
     return {name: float(np.exp(np.log(values).mean())) for name, values in columns.items()}

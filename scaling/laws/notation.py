@@ -1,4 +1,4 @@
-"""Symbols of equations, as text and in LaTeX: letters of columns, parameters, numbers."""
+"""Notation of equations, as text and in LaTeX: letters of columns, symbols, numbers."""
 
 # Column -> its letter in equations, as text and in LaTeX.
 LETTERS = {
@@ -12,13 +12,11 @@ LETTERS = {
     "hidden_size": ("w", "w"),
     "best_loss": ("L_opt", r"L_\mathrm{opt}"),
 }
-
-
 GREEK = ("alpha", "beta", "gamma", "delta", "eta", "epsilon", "zeta")
 
 
 def symbol(name: str, *, latex: bool) -> str:
-    """A parameter's symbol: alpha, k_r (curvature in r), r* (optimum), γ_r (drift)."""
+    """Return the symbol of a parameter: alpha, k_r (curvature in r), r* (optimum), γ_r (drift)."""
     if name in GREEK:
         return f"\\{name}" if latex else name
     for column, (text, tex) in LETTERS.items():
@@ -36,14 +34,14 @@ def symbol(name: str, *, latex: bool) -> str:
 
 
 def letter(column: str, *, latex: bool) -> str:
-    """A column's letter in equations, or its name."""
+    """Return the letter of a column in equations, or its name if it has no letter."""
     if column not in LETTERS:
         return rf"\mathrm{{{column}}}".replace("_", r"\_") if latex else column
     return LETTERS[column][1 if latex else 0]
 
 
 def number(value: float, *, latex: bool) -> str:
-    """A fitted number to five digits; powers of ten as LaTeX writes them."""
+    """Format a fitted number with five significant digits; LaTeX gets powers of ten."""
     text = f"{value:.5g}"
     if latex and "e" in text:
         digits, power = text.split("e")

@@ -1,8 +1,9 @@
-"""The laws by name, laws read from an expression, and all of them on one page.
+"""Scaling laws by name, a parser of law expressions, and a reference page of all laws.
 
 Bases (:mod:`shapelaw.scaling.laws.bases`) and factors (:mod:`shapelaw.scaling.laws.factors`)
-compose: ``Chinchilla() * UShape("mlp_to_attention") * GroupedQuery()``; ``+`` instead of ``*`` adds
-nats to the base; ``.tie("alpha", "beta")`` makes parameters equal, ``.pin("E", 1.69)`` gives one.
+compose: ``Chinchilla() * UShape("mlp_to_attention") * GroupedQuery()``. ``+`` in place of ``*``
+adds nats to the base, ``.tie("alpha", "beta")`` makes parameters equal, and ``.pin("E", 1.69)``
+gives a parameter a value.
 """
 
 import ast
@@ -34,60 +35,61 @@ __all__ = [
 
 
 def chinchilla() -> Law:
-    """Loss by size and tokens only."""
+    """Build a law of size and tokens only (arXiv 2203.15556)."""
     return Law(Chinchilla())
 
 
 def conditional() -> Law:
-    """Chinchilla times hidden size, MLP-to-attention ratio and GQA (arXiv 2510.18245 with GQA).
+    """Multiply Chinchilla with U-shapes in hidden size and MLP ratio, and a factor for GQA.
 
-    The optima may drift with N where a table can tell.
+    The law follows arXiv 2510.18245, with a factor for GQA added. Both optima may drift with N
+    where the run table can identify a drift.
     """
     hidden = UShape("hidden_over_sqrt_n", drift=True)
     return chinchilla() * hidden * UShape("mlp_to_attention", drift=True) * GroupedQuery()
 
 
 def conditional_depth() -> Law:
-    """``conditional`` times a U-shape in the number of layers whose optimum drifts with N."""
+    """Multiply ``conditional`` with a U-shape in layers, whose optimum may drift with N."""
     return conditional() * UShape("num_hidden_layers", drift=True)
 
 
 def steady() -> Law:
-    """``conditional`` with optima that do not move with N."""
+    """Build ``conditional`` with optima that do not drift with N."""
     return chinchilla() * UShape("hidden_over_sqrt_n") * UShape("mlp_to_attention") * GroupedQuery()
 
 
 def width() -> Law:
-    """Chinchilla times hidden size: for tables that vary nothing else of the shape."""
+    """Multiply Chinchilla with a U-shape in hidden size, for tables that vary only the width."""
     return chinchilla() * UShape("hidden_over_sqrt_n")
 
 
 def morph() -> Law:
-    """Chinchilla times aspect ratio with one exponent for all (arXiv 2501.18107)."""
+    """Multiply Chinchilla with the aspect ratio, with one exponent for all (arXiv 2501.18107)."""
     return (chinchilla() * AspectRatio()).tie("alpha", "beta", "aspect_ratio_exponent")
 
 
 def width_depth() -> Law:
-    """Width, depth, size and tokens, each a power law (arXiv 2502.06857)."""
+    """Build a sum of power laws of width, depth, size and tokens (arXiv 2502.06857)."""
     return Law(WidthDepth())
 
 
 def paper_multiplicative() -> Law:
-    """(a0 + a1 ln x + a2/x) (b0 + b1 ln r + b2/r) L_opt, b0 at the value printed in the paper."""
+    """Build (a0 + a1 ln x + a2/x) (b0 + b1 ln r + b2/r) L_opt, b0 pinned at the published value."""
     law = Law(BestLoss()) * Bracket("hidden_over_sqrt_n") * Bracket("mlp_to_attention", letter="b")
     return law.pin(
-        "b0", 0.387, source="one scale of two is redundant; arXiv 2510.18245 prints .387"
+        "b0", 0.387, source="one scale of two is redundant; arXiv 2510.18245 prints 0.387"
     )
 
 
 def paper_additive() -> Law:
-    """(a0 + a1 ln x + a2/x) + (b1 ln r + b2/r) + L_opt (arXiv 2510.18245)."""
+    """Build (a0 + a1 ln x + a2/x) + (b1 ln r + b2/r) + L_opt (arXiv 2510.18245)."""
     second = Bracket("mlp_to_attention", letter="b", intercept=False)
     return Law(BestLoss()) + Bracket("hidden_over_sqrt_n") + second
 
 
 def paper_joint() -> Law:
-    """(a0 + a1 ln(x r) + a2/(x r)) L_opt, which does not separate (arXiv 2510.18245)."""
+    """Build the non-separable form (a0 + a1 ln(x r) + a2/(x r)) L_opt (arXiv 2510.18245)."""
     return Law(BestLoss()) * Bracket("hidden_over_sqrt_n", times="mlp_to_attention")
 
 
@@ -115,7 +117,13 @@ PARTS: dict[str, Callable[..., Any]] = {
 
 
 def law_named(text: str | Law | Base) -> Law:
-    """Find a law by its name, or read it from an expression; a law or a base is taken as it is.
+    """Find a law by name, or parse an expression of law parts.
+
+    Parameters
+    ----------
+    text
+        A name in ``LAWS`` or an expression of ``PARTS``. A law is returned unchanged; a base
+        becomes a law of that base alone.
 
     Examples
     --------
@@ -125,7 +133,7 @@ def law_named(text: str | Law | Base) -> Law:
     Raises
     ------
     InputError
-        There is no law of that name, and it is no expression of parts.
+        The text is neither the name of a law nor an expression of parts.
     """
     if isinstance(text, Law):
         return text
@@ -134,19 +142,19 @@ def law_named(text: str | Law | Base) -> Law:
     if isinstance(text, str) and text in LAWS:
         return LAWS[text]()
     try:
-        found = _read(ast.parse(text.strip(), mode="eval").body)
-    except InputError:  # of a part: it says what is wrong
+        parsed = _read(ast.parse(text.strip(), mode="eval").body)
+    except InputError:  # raised by a part, with a more precise message
         raise
     except (SyntaxError, ValueError, TypeError, AttributeError, RecursionError, MemoryError):
         raise InputError(
             f"`--law` must be one of {', '.join(LAWS)}, or an expression such as "
             f"\"Chinchilla() * UShape('gqa')\" of {', '.join(PARTS)}; but got {text!r}"
         ) from None
-    return found if isinstance(found, Law) else Law(found)
+    return parsed if isinstance(parsed, Law) else Law(parsed)
 
 
 def _read(node: ast.expr) -> Any:
-    """Build a law from a syntax tree: parts with constant arguments, ``*``, ``+``, tie and pin."""
+    """Build a law from a syntax tree: parts with constants, ``*``, ``+``, tie and pin."""
     match node:
         case ast.BinOp(left=left, op=ast.Mult(), right=right):
             return _read(left) * _read(right)
@@ -167,22 +175,23 @@ def _constant_of(node: ast.expr) -> Any:
     return ast.literal_eval(node)
 
 
-INTRODUCTION = """`shapelaw fit RUNS --law NAME`, or an expression of parts:
-`--law "Chinchilla() * UShape('mlp_to_attention') * GroupedQuery()"`. Losses are in nats per token.
-`+` instead of `*` adds a part in nats; `.tie('alpha', 'beta')` makes parameters equal;
-`.pin('E', 1.69, low=1.6, high=1.8, source='...')` gives one, and intervals vary it over its range.
-N0 and D0 are the geometric means of the fitted table."""
+INTRODUCTION = """Choose a law by its name, `shapelaw fit RUNS --law NAME`, or write an expression
+of parts: `--law "Chinchilla() * UShape('mlp_to_attention') * GroupedQuery()"`. Losses are in nats
+per token. `+` in place of `*` adds a part in nats. `.tie('alpha', 'beta')` makes parameters equal.
+`.pin('E', 1.69, low=1.6, high=1.8, source='...')` gives a parameter a value, and confidence
+intervals vary the parameter over its range. N0 and D0 are the geometric means of the fitted run
+table."""
 
 
 def laws_page() -> str:
-    """Every law and every part with its equation, as Markdown: ``docs/laws.md``."""
+    """Write the page ``docs/laws.md``: every law and every part with its equation, as Markdown."""
     letters = "; ".join(f"{text} is `{column}`" for column, (text, _) in LETTERS.items())
     lines = ["# The laws", "", INTRODUCTION, "", f"Letters: {letters}.", "", "## By name"]
     for name, make in LAWS.items():
         law = make()
-        about = inspect.getdoc(make) if make.__name__ != "<lambda>" else inspect.getdoc(law.base)
+        description = inspect.getdoc(law.base if make.__name__ == "<lambda>" else make)
         lines += ["", f"### `{name}`", "", f"$$ {law.describe(latex=True)} $$", ""]
-        lines += [str(about), "", f"`{law!r}`"]
+        lines += [str(description), "", f"`{law!r}`"]
     lines += ["", "## Parts"]
     for name, part in PARTS.items():
         lines += ["", f"### `{name}`", "", str(inspect.getdoc(part))]

@@ -48,7 +48,7 @@ def differences(function, theta, step=1e-5):
     return np.stack([(function(theta + m) - function(theta - m)) / (2 * step) for m in moves], -1)
 
 
-def test_the_kinds_of_term_are_their_formulas():
+def test_every_kind_of_term_evaluates_its_formula():
     np.testing.assert_allclose(
         POWER.value(THETA[None])[0], np.exp(0.1 * Z[2] + Z[0] * 0.3 - 0.4 * Z[1])
     )
@@ -63,7 +63,7 @@ def test_the_kinds_of_term_are_their_formulas():
 
 
 @given(x=number, s=number, r=number, x0=number, gamma=number, eta=number)
-def test_a_bowl_is_lowest_at_its_optimum_with_the_derivatives_it_states(x, s, r, x0, gamma, eta):
+def test_a_bowl_has_its_minimum_at_its_optimum_and_correct_derivatives(x, s, r, x0, gamma, eta):
     depth, slope, curve = bowl(x, s, r, x0, gamma, eta)
     assert depth >= 0
     assert curve > 0
@@ -75,8 +75,8 @@ def test_a_bowl_is_lowest_at_its_optimum_with_the_derivatives_it_states(x, s, r,
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_moments_are_the_sums_over_rows_of_any_objective(name):
-    """With any cost c(ln L): Σ c' g, and Σ c'' g gᵀ + c' H, from the law's own derivatives."""
+def test_moments_equal_sums_over_rows_for_any_objective(name):
+    """Compare with Σ c' g and Σ c'' g gᵀ + c' H for a cost c(ln L)."""
     law = PROGRAMS[name]
     generator = np.random.default_rng(1)
     thetas = THETA + 0.1 * generator.standard_normal((3, len(THETA)))
@@ -102,7 +102,7 @@ def test_moments_are_the_sums_over_rows_of_any_objective(name):
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_program_on_some_rows_is_the_same_there(name):
+def test_a_program_restricted_to_rows_gives_the_same_values_on_those_rows(name):
     law, rows = PROGRAMS[name], np.array([3, 0, 3])
     part = law.take(rows)
     assert part.rows == 3
@@ -110,7 +110,7 @@ def test_a_program_on_some_rows_is_the_same_there(name):
     np.testing.assert_array_equal(part.gradient(THETA[None]), law.gradient(THETA[None])[..., rows])
 
 
-def test_many_parameter_vectors_are_evaluated_as_each_alone():
+def test_a_batch_of_parameter_vectors_gives_the_same_losses_as_each_vector_alone():
     law = PROGRAMS["three groups"]
     thetas = THETA + 0.1 * np.random.default_rng(2).standard_normal((4, len(THETA)))
     together = law.log_loss(thetas)
@@ -118,7 +118,7 @@ def test_many_parameter_vectors_are_evaluated_as_each_alone():
         np.testing.assert_allclose(together[place], law.log_loss(theta[None])[0], rtol=1e-14)
 
 
-def test_where_a_factor_is_not_positive_the_loss_is_no_number_and_nothing_warns():
+def test_a_factor_that_is_not_positive_gives_nan_loss_without_a_warning():
     negative = Term(kind=LINEAR, index=(2,), features=np.ones((1, ROWS)), constant=np.zeros(ROWS))
     law = program((0.0, (FIXED,)), (1.0, (negative,)))
     theta = THETA.copy()
