@@ -21,6 +21,11 @@ PUBLIC = {
     "Fits": ("fit", "Fit", "optimal", "difference", "intervals"),
     "Checks and designs": ("check", "compare", "next_runs"),
     "Shapes": ("Shape", "shape_named"),
+    "Serving speed": ("measure", "engine_named", "parse_workload", "Workload"),
+    "Proposals": (
+        *("propose", "loss_basis", "LossBasis", "ProposalRequest"),
+        *("Budget", "SpaceOptions", "Serving", "SearchEffort"),
+    ),
 }
 
 

@@ -11,20 +11,32 @@ from typing import Any
 
 # Public name -> module that defines it. ``__init__.pyi`` says the same to type checkers.
 _PUBLIC = {
+    "Budget": "search.proposals.request",
     "Chinchilla": "scaling.laws.bases",
     "Fit": "scaling.fitting.result",
     "GroupedQuery": "scaling.laws.factors",
+    "LossBasis": "search.proposals.basis",
+    "ProposalRequest": "search.proposals.request",
     "RunTable": "scaling.runs.table",
+    "SearchEffort": "search.proposals.request",
+    "Serving": "search.proposals.request",
     "Shape": "scaling.architectures.shape",
+    "SpaceOptions": "search.proposals.request",
     "UShape": "scaling.laws.factors",
+    "Workload": "search.workload",
     "check": "scaling.checks.report",
     "compare": "scaling.checks.comparison",
     "difference": "scaling.fitting.derived",
+    "engine_named": "search.engines.registry",
     "fit": "scaling.fitting.fit_law",
     "intervals": "scaling.fitting.derived",
     "load_runs": "scaling.runs.catalog",
+    "loss_basis": "search.proposals.basis",
+    "measure": "search.engines.cache",
     "next_runs": "scaling.design.next_batch",
     "optimal": "scaling.fitting.derived",
+    "parse_workload": "search.workload",
+    "propose": "search.proposals.pareto_search",
     "shape_named": "scaling.architectures.named_shapes",
 }
 

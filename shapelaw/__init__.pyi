@@ -13,5 +13,17 @@ from .scaling.laws.factors import GroupedQuery as GroupedQuery
 from .scaling.laws.factors import UShape as UShape
 from .scaling.runs.catalog import load_runs as load_runs
 from .scaling.runs.table import RunTable as RunTable
+from .search.engines.cache import measure as measure
+from .search.engines.registry import engine_named as engine_named
+from .search.proposals.basis import LossBasis as LossBasis
+from .search.proposals.basis import loss_basis as loss_basis
+from .search.proposals.pareto_search import propose as propose
+from .search.proposals.request import Budget as Budget
+from .search.proposals.request import ProposalRequest as ProposalRequest
+from .search.proposals.request import SearchEffort as SearchEffort
+from .search.proposals.request import Serving as Serving
+from .search.proposals.request import SpaceOptions as SpaceOptions
+from .search.workload import Workload as Workload
+from .search.workload import parse_workload as parse_workload
 
 __version__: str

@@ -15,7 +15,7 @@ from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import WorkError
 from shapelaw.search.engines._base import Engine, Measurement
 from shapelaw.search.engines.registry import engine_named
-from shapelaw.search.workload import Workload
+from shapelaw.search.workload import Workload, parse_workload
 
 FOLDER = "SHAPELAW_CACHE"  # environment variable: another place than the user's cache folder
 FILE = "measurements.jsonl"
@@ -197,3 +197,46 @@ def stored_engine(text: str, *, keep: bool = True, fresh: bool = False) -> Engin
     """
     engine = engine_named(text)
     return CachedEngine(engine, MeasurementStore.of_user(), fresh=fresh) if keep else engine
+
+
+def measure(
+    shape: Shape,
+    workload: Workload | str = "balanced",
+    *,
+    engine: str = "torch",
+    keep: bool = True,
+    fresh: bool = False,
+) -> Measurement:
+    """Measure or predict how fast an engine serves a shape.
+
+    Parameters
+    ----------
+    workload
+        A workload, or its text as :func:`shapelaw.search.workload.parse_workload` reads it.
+    engine
+        Name of the engine and, where it takes one, its hardware: ``torch``, ``roofline:h100``.
+    keep
+        Look the measurement up in the user's cache folder, and keep a new one there.
+    fresh
+        Measure again even if the cache holds the measurement.
+
+    Returns
+    -------
+    Output tokens/s with a 95 % interval, TTFT and TPOT in seconds, and where they come from.
+
+    Raises
+    ------
+    shapelaw.scaling.errors.InputError
+        The engine or the workload does not exist, a package that the engine needs is not
+        installed, or the engine cannot run the shape.
+
+    Examples
+    --------
+    >>> import shapelaw
+    >>> shape = shapelaw.shape_named("llama-3.2-1b")
+    >>> measurement = shapelaw.measure(shape, "chat@64:bf16", engine="roofline:h100")
+    >>> print(f"{measurement.kind}: TTFT {measurement.ttft:.3f} s")
+    predicted: TTFT 0.083 s
+    """
+    work = workload if isinstance(workload, Workload) else parse_workload(workload)
+    return stored_engine(engine, keep=keep, fresh=fresh).measure(shape, work)

@@ -49,7 +49,7 @@ class LossBasis:
 
 
 def loss_basis(
-    law: str | None, *, seed: int = 0, link: str | None = None, validation: str = ""
+    law: str | None = None, *, seed: int = 0, link: str | None = None, validation: str = ""
 ) -> LossBasis:
     """Load or fit the law for predicted losses.
 

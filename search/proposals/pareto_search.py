@@ -85,6 +85,11 @@ def propose(
 
     Parameters
     ----------
+    request
+        Budget, space, serving and effort of the search.
+    basis
+        The law that predicts losses: :func:`shapelaw.search.proposals.basis.loss_basis` loads or
+        fits one, and ``LossBasis(fit=..., runs=...)`` holds one that is fitted already.
     out
         Folder for ``proposals.json``, ``fit.json``, a config for every shape, and the study where
         the request names no other storage. A study that is there already is continued.
@@ -101,6 +106,29 @@ def propose(
     InputError
         No shape of the budget lies in the fitted ranges, the engine runs none, or none meets the
         service level.
+
+    Examples
+    --------
+    Shapes of a billion parameters for chat on one H100, by its roofline and a published law:
+
+    >>> import pandas, shapelaw
+    >>> request = shapelaw.ProposalRequest(
+    ...     budget=shapelaw.Budget(parameters=1_000_000_000, tokens=100_000_000_000),
+    ...     space=shapelaw.SpaceOptions(baseline="llama-3.2-1b", where=("gqa <= 8",)),
+    ...     serving=shapelaw.Serving(
+    ...         workload=shapelaw.parse_workload("chat@64:bf16"),
+    ...         engine=shapelaw.engine_named("roofline:h100"),
+    ...     ),
+    ...     effort=shapelaw.SearchEffort(measurements=8, estimated=0),
+    ... )
+    >>> proposals = shapelaw.propose(request, shapelaw.loss_basis("paper-2510.18245"))
+    >>> proposals[0].role, proposals[0].name
+    ('baseline', 'd2048-L16-h32-8x64-f8192')
+    >>> table = pandas.DataFrame([proposal.row() for proposal in proposals]).set_index("role")
+    >>> bool(table.loc["fast", "speedup"] > 1)
+    True
+    >>> bool(table.loc["fast", "predicted_loss"] <= table.loc["baseline", "predicted_loss"])
+    True
     """
     if out is not None and request.effort.storage is None:
         request = replace(request, effort=replace(request.effort, storage=out / STUDY))

@@ -138,7 +138,7 @@ class ProposalRequest:
     """
 
     budget: Budget
-    space: SpaceOptions
+    space: SpaceOptions = SpaceOptions()
     serving: Serving
     effort: SearchEffort = SearchEffort()
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import shapelaw
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_json
@@ -167,6 +168,28 @@ def test_the_command_keeps_what_it_measured(
     assert first["meets_service_level"] is False
     assert command(*asked, "--fresh")["kept"] is False
     assert "kept" not in command(*asked, "--no-cache")
+
+
+def test_public_measure_gives_the_row_of_the_command(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHAPELAW_CACHE", str(tmp_path / "kept"))
+    row = command(config, "--workload", "8/4@1:bf16", "--engine", "roofline:h100")
+    del row["kept"]
+    for workload in ("8/4@1:bf16", shapelaw.parse_workload("8/4@1:bf16")):
+        assert asdict(shapelaw.measure(SHAPE, workload, engine="roofline:h100")) == row
+    assert row["output_tokens_per_second"] != row["decode_tokens_per_second"]
+
+
+def test_public_measure_looks_up_what_it_kept_unless_fresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHAPELAW_CACHE", str(tmp_path))
+    monkeypatch.setattr("shapelaw.search.engines._timed.DISTURBED", 1e9)  # whatever else runs here
+    first = shapelaw.measure(SHAPE, "8/4@1")
+    assert shapelaw.measure(SHAPE, "8/4@1") == first
+    assert shapelaw.measure(SHAPE, "8/4@1", fresh=True) != first
+    assert shapelaw.measure(SHAPE, "8/4@1", keep=False) != first
 
 
 def test_the_command_calibrates_into_a_file(

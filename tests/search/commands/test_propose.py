@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.text import Text
+from typer.testing import CliRunner
 
+import shapelaw
 from shapelaw.scaling.accuracy.fit import load_link
 from shapelaw.scaling.architectures.named_shapes import shape_named
 from shapelaw.scaling.architectures.shape import Shape
@@ -22,6 +25,7 @@ from shapelaw.scaling.files import read_json, write_json
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.space.space import CONVENTIONS
+from shapelaw.search.cli import app
 from shapelaw.search.commands.table import ALIKE, NARROW, SHOWN, proposals_table
 from shapelaw.search.engines._base import TIME_MODEL
 from shapelaw.search.engines._vllm import CPU_ENVIRONMENT, ENVIRONMENT, SESSION, VllmEngine
@@ -372,3 +376,37 @@ def test_wide_table_has_every_column(usual: Proposals, monkeypatch: pytest.Monke
     wide = proposals_table(usual.ranked, wide=True)
     assert {"why", "predicted loss", "TTFT, TPOT", "weights", "beyond the runs"} < set(wide)
     assert max(map(len, printed(wide, 150, monkeypatch))) <= 150
+
+
+def test_public_functions_give_the_proposals_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHAPELAW_CACHE", str(tmp_path))
+    options = "--where 'gqa <= 8' --workload chat@64:bf16 --engine roofline:h100 --measurements 6"
+    command = f"propose --params 1B --tokens 100B --law paper-2510.18245 --json {options}"
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    request = shapelaw.ProposalRequest(
+        budget=shapelaw.Budget(parameters=10**9, tokens=10**11),
+        space=shapelaw.SpaceOptions(where=("gqa <= 8",)),
+        serving=shapelaw.Serving(
+            workload=shapelaw.parse_workload("chat@64:bf16"),
+            engine=shapelaw.engine_named("roofline:h100"),
+        ),
+        effort=shapelaw.SearchEffort(measurements=6),
+    )
+    proposals = shapelaw.propose(request, shapelaw.loss_basis("paper-2510.18245"))
+    assert json.loads(result.stdout)["proposals"] == [proposal.row() for proposal in proposals]
+    assert len(proposals) > 6
+
+
+def test_public_propose_accepts_a_law_that_the_user_fitted() -> None:
+    runs = shapelaw.RunTable(frame=synthetic_runs())
+    law = shapelaw.fit("chinchilla", runs, starts=4, resamples=2)
+    proposals = shapelaw.propose(
+        request_for(engine="roofline:h100"), shapelaw.LossBasis(fit=law, runs=runs)
+    )
+    assert proposals[0].predicted_loss == pytest.approx(
+        law.predict(proposals.estimated.measured.candidates.frame)["predicted_loss"][
+            proposals.rows[0]
+        ]
+    )
