@@ -180,7 +180,7 @@ def _fitting(fitted: Fit, hold_outs: Sequence[HoldOut]) -> dict[str, str]:
     judged = "; ".join(one.view().title for one in hold_outs)
     spread = f"{fitted.bootstrap}, 95 % percentile intervals; new runs: plus residual noise"
     return {
-        "objective": f"{fitted.minimised.words()} (predicted minus observed, never averaged)",
+        "objective": f"{fitted.minimised.describe()} (predicted minus observed, never averaged)",
         "value at the optimum": f"{fitted.objective:.12g}",
         "delta": f"{fitted.delta:.6g} ({fitted.delta_rule})",
         "weights": fitted.minimised.weights or "none",

@@ -202,7 +202,7 @@ class Fit(Result):
 
     def view(self) -> View:
         """Return how the fit ended, its parameters, the equation and what to know."""
-        minimised = f"{self.minimised.words()}, {self.delta_rule}"
+        minimised = f"{self.minimised.describe()}, {self.delta_rule}"
         sweep = "; ".join(_sweep_words(row) for row in self.delta_sweep)
         return View(
             title=f"{self.law_name} on {counted(len(self.run_ids), 'run')}: {self.status}",

@@ -1,4 +1,4 @@
-"""What a run table cannot tell: which parameters to hold fixed, each with a reason."""
+"""Identifiability of law parameters from a run table: parameters to hold fixed, with reasons."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,27 +10,28 @@ from shapelaw.scaling.laws.factors import UShape
 from shapelaw.scaling.laws.law import Columns, Factor, Law, Reference
 from shapelaw.scaling.runs.columns import D, N
 
-# Published exponents of the Chinchilla data and a generous range around them, for tables that
-# cannot fix their own: arXiv 2404.10102 refits .348 and .366; fits of other tables span the range.
+# Published exponents of the Chinchilla data with a wide range, for run tables that cannot identify
+# their exponents: arXiv 2404.10102 refits 0.348 and 0.366; fits of other tables span the range.
 EXPONENTS = {N: (0.35, 0.2, 0.6), D: (0.37, 0.2, 0.6)}
 OTHER_EXPONENT = (0.35, 0.1, 1.0)
-# Drift of an optimum per ln N. The optima of arXiv 2510.18245 between .2B and 1B parameters moved
-# by -.04 (hidden size) and +.09 (MLP ratio); our own tiny models gave -.22 (hidden size, LOG.md).
+# Drift of an optimum per ln N. The optima of arXiv 2510.18245 between 0.2B and 1B parameters drift
+# by -0.04 (hidden size) and +0.09 (MLP ratio); tiny models gave -0.22 (hidden size, LOG.md).
 DRIFT = (-0.25, 0.25)
 SAME_LEVEL = np.log(1.1)  # values closer than 10 % are one level
-CONSTANT = np.log(1.05)
-COLLINEAR = 0.98
+MAX_CONSTANT_SPREAD = np.log(1.05)  # a column with a smaller range in ln counts as constant
+COLLINEAR = 0.98  # absolute correlation above which two columns cannot be told apart
 NO_TERM = -50.0  # ln of a scale that contributes nothing
-NEAR_DECADES = np.log10(1.02)  # a row this little outside of the ranges is not worth a word
-ENOUGH = 3  # levels that fix an exponent, sizes that fix a drift, shapes of a size that help
-WORDS = {N: ("size", "sizes"), D: ("token count", "token counts")}
+MIN_DECADES_TO_REPORT = np.log10(1.02)  # smallest distance outside a fitted range that is reported
+MIN_LEVELS = 3  # levels that identify an exponent, sizes for a drift, and shapes at such a size
+NOUNS = {N: ("size", "sizes"), D: ("token count", "token counts")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """An internal parameter that was not fitted.
+    """A held internal parameter: its value, its range in confidence intervals, and the reason.
 
-    ``low`` to ``high`` is the range that intervals let it vary over; equal where it is not varied.
+    Confidence intervals vary the parameter from ``low`` to ``high``; both equal ``value`` where the
+    parameter does not vary.
     """
 
     value: float
@@ -40,18 +41,32 @@ class Held:
 
     @classmethod
     def at(cls, value: float, why: str) -> "Held":
-        """Held at one value, which intervals keep too."""
+        """Hold a parameter at one value, also in confidence intervals."""
         return cls(value=value, low=value, high=value, why=why)
 
 
-def levels(values: np.ndarray) -> int:
-    """How many distinct values a column has, neighbours within 10 % being one."""
+def count_levels(values: np.ndarray) -> int:
+    """Count the distinct values of a column; neighbours within 10 % count as one."""
     logs = np.sort(np.log(values))
     return 1 + int((np.diff(logs) > SAME_LEVEL).sum())
 
 
 def hold(law: Law, columns: Columns, at: Reference) -> dict[str, Held]:
-    """Everything that is not fitted: what the table cannot identify, and what is pinned."""
+    """Choose the parameters to hold: those that the table cannot identify, and the pinned ones.
+
+    Parameters
+    ----------
+    law
+        The law to fit.
+    columns
+        The columns that the law needs, (n,) each.
+    at
+        Geometric means of the columns.
+
+    Returns
+    -------
+    Held internal parameters by name, each with its reason.
+    """
     held = hold_base(law, columns) | hold_drifts(law, columns)
     unseen = hold_factors(law, columns)
     for factor in law.shapes:
@@ -61,19 +76,19 @@ def hold(law: Law, columns: Columns, at: Reference) -> dict[str, Held]:
 
 
 def hold_base(law: Law, columns: Columns) -> dict[str, Held]:
-    """What the values of its variables cannot identify in a base of power laws."""
+    """Hold the scales and exponents of a base that the values of its variables cannot identify."""
     held: dict[str, Held] = {}
     seen: list[str] = []
     scales = law.base.scales
-    counts = {column: levels(columns[column]) for _, column in scales.values()}
+    counts = {column: count_levels(columns[column]) for _, column in scales.values()}
     for scale, (exponent, column) in scales.items():
-        one, many = WORDS.get(column, (column, f"values of {column}"))
+        singular, plural = NOUNS.get(column, (column, f"values of {column}"))
         value, low, high = EXPONENTS.get(column, OTHER_EXPONENT)
         name = law.names[law.index[exponent]]
         tied = [
-            own for own, (power, _) in scales.items() if law.index[power] == law.index[exponent]
+            other for other, (power, _) in scales.items() if law.index[power] == law.index[exponent]
         ]
-        why = _no_term(columns, column, seen, one, alone=len(scales) == 1)
+        why = _reason_for_no_term(columns, column, seen, singular)
         if why is not None:
             if "E" in law.base.names or len(scales) > 1:
                 held[scale] = Held.at(NO_TERM, why)
@@ -81,20 +96,20 @@ def hold_base(law: Law, columns: Columns) -> dict[str, Held]:
                 held[name] = Held.at(value, why)
             continue
         seen.append(column)
-        if max(counts[scales[own][1]] for own in tied) < ENOUGH:
-            why = f"{counts[column]} {many} cannot fix it beside its scale; "
+        if max(counts[scales[other][1]] for other in tied) < MIN_LEVELS:
+            why = f"{counts[column]} {plural} cannot identify it separately from its scale; "
             why += f"intervals span {low} to {high}"
             held[name] = Held(value=value, low=low, high=high, why=why)
     return held
 
 
-def _no_term(
-    columns: Columns, column: str, seen: list[str], one: str, *, alone: bool
+def _reason_for_no_term(
+    columns: Columns, column: str, seen: list[str], singular: str
 ) -> str | None:
-    """Why a variable can have no term of its own."""
-    if levels(columns[column]) == 1:
+    """Return the reason why a variable cannot have its own term, or None if it can."""
+    if count_levels(columns[column]) == 1:
         term = {N: "the size term", D: "the data term"}.get(column, f"its term in {column}")
-        return f"all runs have one {one}: {term} is part of E, and predictions hold only there"
+        return f"all runs have one {singular}: {term} is part of E, and predictions hold only there"
     for other in seen:
         if np.ptp(np.log(columns[column] / columns[other])) < SAME_LEVEL:
             if (column, other) == (D, N):
@@ -106,12 +121,12 @@ def _no_term(
 
 
 def hold_pins(law: Law, at: Reference) -> dict[str, Held]:
-    """Parameters that the law itself gives, with their ranges."""
+    """Hold the pinned parameters of a law, with their ranges, as internal parameters."""
     held = {}
     values = {pin.name: pin.value for pin in law.pins}
     for pin in law.pins:
 
-        def inner(value: float, name: str = pin.name) -> float:
+        def internal(value: float, name: str = pin.name) -> float:
             value = float(np.log(value)) if name in law.logarithmic else value
             if name in law.scales:
                 exponent, column = law.scales[name]
@@ -119,29 +134,29 @@ def hold_pins(law: Law, at: Reference) -> dict[str, Held]:
             return value
 
         held[law.names[law.index[pin.name]]] = Held(
-            value=inner(pin.value),
-            low=inner(pin.low),
-            high=inner(pin.high),
+            value=internal(pin.value),
+            low=internal(pin.low),
+            high=internal(pin.high),
             why=f"pinned at {pin.value:g} ({pin.source})",
         )
     return held
 
 
 def hold_factors(law: Law, columns: Columns) -> dict[str, str]:
-    """Factors that the table cannot see: {column: reason}.
+    """Find the factors that a table cannot identify: {column: reason}.
 
-    A factor is unseen where its column is constant, or moves with N or with the column of an
-    earlier factor.
+    A factor cannot be identified where its column is constant, or is collinear with N or with the
+    column of an earlier factor.
     """
     unseen: dict[str, str] = {}
     judged: set[str] = set()
-    seen = [N] if N in columns and levels(columns[N]) > 1 else []
+    seen = [N] if N in columns and count_levels(columns[N]) > 1 else []
     for factor in law.shapes:
         if not factor.optional or factor.of in judged:
-            continue  # several factors of one ratio are the law's own choice
+            continue  # a law may have several factors of one ratio
         judged.add(factor.of)
         logs = np.log(columns[factor.of])
-        if np.ptp(logs) < CONSTANT:
+        if np.ptp(logs) < MAX_CONSTANT_SPREAD:
             unseen[factor.of] = f"all runs have nearly the same {factor.of}"
             continue
         for other in seen:
@@ -155,51 +170,67 @@ def hold_factors(law: Law, columns: Columns) -> dict[str, str]:
 
 
 def hold_drifts(law: Law, columns: Columns) -> dict[str, Held]:
-    """Drifts of optima with N, and bends of curvatures with D/N, that the table cannot fit.
+    """Hold drifts of optima with N and bends of curvatures with D/N that a table cannot identify.
 
-    A drift needs three sizes, each with three values of the ratio. Where there are at least two
-    sizes, intervals vary it: what an extrapolation over N does not know is not hidden.
+    A drift needs three sizes, each with three values of the ratio. Where the table has at least two
+    sizes, confidence intervals vary the drift, so that they include its effect on extrapolation
+    over N.
     """
     held: dict[str, Held] = {}
     for factor in law.shapes:
         if not isinstance(factor, UShape):
             continue
-        if factor.drift and (useful := _sizes_with_shapes(columns, factor.of)) < ENOUGH:
+        if factor.drift and (useful := _sizes_with_shapes(columns, factor.of)) < MIN_LEVELS:
             low, high = DRIFT
-            why = f"{useful} sizes cannot tell a drift with N; "
+            why = f"{useful} sizes cannot identify a drift with N; "
             why += f"intervals span {low} to {high} per ln N"
             name = f"{factor.of}_drift"
             held[name] = Held(value=0.0, low=low, high=high, why=why)
-            if levels(columns[N]) == 1:
-                held[name] = Held.at(0.0, "all runs have one size: no drift with N shows")
-        if factor.bend and levels(columns[D] / columns[N]) < ENOUGH:
-            why = "too few ratios of tokens to size show no bend of the curvature"
+            if count_levels(columns[N]) == 1:
+                held[name] = Held.at(
+                    0.0, "all runs have one size, which cannot identify a drift with N"
+                )
+        if factor.bend and count_levels(columns[D] / columns[N]) < MIN_LEVELS:
+            why = "too few ratios of tokens to size cannot identify a bend of the curvature"
             held[f"{factor.of}_bend"] = Held.at(0.0, why)
     return held
 
 
 def _sizes_with_shapes(columns: Columns, ratio: str) -> int:
-    """How many sizes have at least three values of a ratio."""
+    """Count the sizes that have at least three values of a ratio."""
     order = np.argsort(columns[N])
     logs = np.log(columns[N][order])
     cuts = np.flatnonzero(np.diff(logs) > SAME_LEVEL) + 1
-    return sum(levels(columns[ratio][part]) >= ENOUGH for part in np.split(order, cuts))
+    return sum(count_levels(columns[ratio][part]) >= MIN_LEVELS for part in np.split(order, cuts))
 
 
 def neutral(law: Law, factor: Factor, columns: Columns, why: str) -> dict[str, Held]:
-    """Hold every parameter of a factor so that it has no effect; tied ones stay free."""
+    """Hold every parameter of a factor at no effect; tied parameters stay free."""
     values = factor.neutral(columns)
     tied = {name for tie in law.ties for name in tie}
-    every = {name: values.get(name, 0.0) for name in factor.names if name not in tied}
-    return {name: Held.at(value, why) for name, value in every.items()}
+    untied = [name for name in factor.names if name not in tied]
+    return {name: Held.at(values.get(name, 0.0), why) for name in untied}
 
 
 def optimum_status(
     column: str, value: float, low: float, high: float, observed: tuple[float, float]
 ) -> tuple[dict[str, object], str | None]:
-    """An optimum with its interval, cut to what the observed range supports, and a note.
+    """Restrict an optimum and its interval to the observed range, and write a note.
 
-    Beyond the observed range an optimum is only known to lie outside: that end becomes ``None``.
+    Runs do not locate an optimum beyond the observed range, so a value there becomes ``None``.
+
+    Parameters
+    ----------
+    column
+        Column of the ratio, for the note.
+    value, low, high
+        Estimate of the optimum and its confidence interval.
+    observed
+        Smallest and largest value of the ratio in the run table.
+
+    Returns
+    -------
+    The value, the ends and the status by name; and a note, None where the interval is closed.
     """
     bottom, top = observed
     answer: dict[str, object] = {
@@ -226,9 +257,20 @@ def optimum_status(
 def decades_outside(
     row: Mapping[str, float], ranges: Mapping[str, tuple[float, float]]
 ) -> dict[str, float]:
-    """Measure how far each value of a row lies outside of a fitted range, in decades.
+    """Measure the distance of each value of a row outside its fitted range, in decades.
 
-    Positive above the largest fitted value, negative below the smallest, 0 inside.
+    A distance is positive above the largest fitted value, negative below the smallest, 0 inside.
+
+    Parameters
+    ----------
+    row
+        Values by column name.
+    ranges
+        Smallest and largest fitted value by column name.
+
+    Returns
+    -------
+    Distances in decades by column name.
 
     Raises
     ------
@@ -238,22 +280,24 @@ def decades_outside(
     decades = {}
     for name, (low, high) in ranges.items():
         if name not in row:
-            raise InputError(f"the row must give `{name}`, but gives {', '.join(map(str, row))}")
+            raise InputError(
+                f"the row must have `{name}`, but has {', '.join(map(str, row))}; add a value"
+            )
         value = float(row[name])
         if not 0 < value < np.inf:
-            raise InputError(f"`{name} > 0` and finite must hold, but got {value}")
+            raise InputError(f"`{name} > 0` and finite must hold, but got {value}; correct the row")
         decades[name] = float(max(np.log10(value / high), 0.0) + min(np.log10(value / low), 0.0))
     return decades
 
 
 def outside(row: Mapping[str, float], ranges: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Say which values of a row lie outside of the fitted ranges, and by how many decades."""
-    words = []
+    """List the values of a row outside the fitted ranges, with their distances in decades."""
+    notes = []
     for name, decades in decades_outside(row, ranges).items():
-        if abs(decades) > NEAR_DECADES:
+        if abs(decades) > MIN_DECADES_TO_REPORT:
             side, limit = ("above", ranges[name][1]) if decades > 0 else ("below", ranges[name][0])
-            words.append(
+            notes.append(
                 f"{name} {float(row[name]):.3g} is {abs(decades):.2f} decades {side} the runs' "
                 f"{limit:.3g}"
             )
-    return words
+    return notes

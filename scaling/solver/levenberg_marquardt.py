@@ -1,9 +1,9 @@
-"""Minimise one objective from many starts at once: Levenberg-Marquardt on whole batches.
+"""Batched Levenberg-Marquardt: minimisation of one objective from many starts at once.
 
 All starts (or all resamples) are rows of one array. The first steps are iteratively reweighted
-Gauss-Newton, which is safe far from an optimum; then the true Hessian, which ends quadratically.
-Finished rows leave the batch. Bounds hold by projection: a parameter at its bound whose gradient
-points outwards is frozen for a step.
+Gauss-Newton steps, which are safe far from an optimum. Later steps use the true Hessian, which
+converges quadratically. Converged rows leave the batch. Bounds hold by projection: a parameter at
+its bound is frozen for a step if the step would leave the box.
 """
 
 from collections.abc import Iterator
@@ -14,20 +14,20 @@ import numpy as np
 from shapelaw.scaling.laws.terms import Moments, Program
 from shapelaw.scaling.solver.objectives import FitObjective
 
-BUDGET = 12_000  # numbers in one (S, n) array: all arrays of a block stay in a core's own cache
+CHUNK_SIZE = 12_000  # numbers in one (S, n) array, so that all arrays of a chunk fit in the cache
 FIRST_DAMPING = 1e-3
 SMALLEST_PIVOT = 1e-12
-ROUNDING = 1e-15  # of ln loss
-STALLED = 1e-7  # share of the objective: who gains less in a whole cycle is left where it is
-CYCLE = 30  # steps after which what has not converged is reweighted again
+ROUNDING = 1e-15  # rounding error of ln loss
+MIN_GAIN_PER_CYCLE = 1e-7  # share of the objective; a start that gains less in a cycle stops
+CYCLE = 30  # steps after which starts that have not converged are reweighted again
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Data:
-    """What a batch is fitted to: one table for all rows of the batch, or one for each.
+    """Data of a batch: one table for all rows of the batch, or one table for each.
 
-    ``observed`` is ln loss and ``weights`` multiply the cost of a row of the table, each (n,) or
-    (S, n); ``weights`` None stands for ones.
+    ``observed`` is ln loss and ``weights`` multiply the cost of each row of the table, each (n,) or
+    (S, n). Weights are ones if ``weights`` is None.
     """
 
     program: Program
@@ -37,13 +37,13 @@ class Data:
 
     @property
     def rounding(self) -> float:
-        """An objective that is nothing but rounding: what a perfect table ends at."""
+        """Objective that consists of rounding errors only, as for a table without noise."""
         unit = ROUNDING * (float(np.exp(self.observed.max())) if self.objective.on == "raw" else 1)
         heaviest = 1.0 if self.weights is None else float(self.weights.max(initial=0.0))
         return unit**2 * self.program.rows * heaviest + 1e-300
 
     def take(self, batch: np.ndarray) -> "Data":
-        """The data of some rows of the batch."""
+        """Select the data of some rows of the batch."""
         observed = self.observed if self.observed.ndim == 1 else self.observed[batch]
         weights = self.weights
         if weights is not None and weights.ndim == 2:
@@ -51,7 +51,7 @@ class Data:
         return replace(self, observed=observed, weights=weights)
 
     def moments(self, theta: np.ndarray, *, newton: bool) -> Moments:
-        """Objective (S,), gradient (S, p), Hessian (S, p, p) at parameters (S, p)."""
+        """Evaluate objective (S,), gradient (S, p), Hessian (S, p, p) at parameters (S, p)."""
         parts = [
             part.program.moments(
                 chosen,
@@ -64,7 +64,7 @@ class Data:
         return cost, gradient, hessian
 
     def cost(self, theta: np.ndarray) -> np.ndarray:
-        """The objective at parameters (S, p): (S,)."""
+        """Evaluate the objective at parameters (S, p): (S,)."""
         costs = []
         for part, chosen in self._chunks(theta):
             rows = part.objective.rows(part.observed, part.weights, newton=False)
@@ -72,7 +72,7 @@ class Data:
         return np.concatenate(costs)
 
     def _chunks(self, theta: np.ndarray) -> Iterator[tuple["Data", np.ndarray]]:
-        step = max(1, BUDGET // max(self.program.rows, 1))
+        step = max(1, CHUNK_SIZE // max(self.program.rows, 1))
         for begin in range(0, len(theta), step):
             batch = np.arange(begin, min(begin + step, len(theta)))
             yield self.take(batch), theta[batch]
@@ -80,7 +80,19 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Minima:
-    """Where each start ended: (S, p), objective (S,), scale-free gradient norm (S,), converged."""
+    """End points of all starts.
+
+    Attributes
+    ----------
+    theta
+        Parameters, (S, p).
+    cost
+        Objectives, (S,).
+    gradient_norm
+        Norms of the gradients relative to curvature and objective, (S,).
+    converged
+        Mask of the starts that converged, (S,).
+    """
 
     theta: np.ndarray
     cost: np.ndarray
@@ -88,7 +100,7 @@ class Minima:
     converged: np.ndarray
 
     def joined(self, other: "Minima") -> "Minima":
-        """These, then others."""
+        """Append other end points."""
         return Minima(
             theta=np.concatenate([self.theta, other.theta]),
             cost=np.concatenate([self.cost, other.cost]),
@@ -99,20 +111,20 @@ class Minima:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bounds:
-    """Lower and upper bounds (p,) and which parameters are free (p,)."""
+    """Lower and upper bounds, (p,), and the mask of the free parameters, (p,)."""
 
     lower: np.ndarray
     upper: np.ndarray
     free: np.ndarray
 
     def frozen(self, theta: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        """Held parameters, and those at a bound that the gradient pushes against."""
+        """Return the mask of held parameters and of those that descent pushes out of a bound."""
         low = (theta <= self.lower) & (gradient > 0)
         high = (theta >= self.upper) & (gradient < 0)
         return ~self.free | low | high
 
     def clip(self, theta: np.ndarray) -> np.ndarray:
-        """Into the box; held parameters stay."""
+        """Clip free parameters to the box; held parameters stay."""
         return np.where(self.free, np.clip(theta, self.lower, self.upper), theta)
 
 
@@ -125,19 +137,27 @@ def minimise(
     reweighted: int = 6,
     tolerance: float = 1e-14,
 ) -> Minima:
-    """Minimise from every start.
+    """Minimise the objective of a batch from every start.
 
     Parameters
     ----------
+    data
+        Law, observed losses, objective and weights.
     starts
-        (S, p); held parameters keep the values they have here.
+        Parameters, (S, p); held parameters keep the values of their starts.
+    bounds
+        Bounds and the mask of the free parameters.
     steps
-        At most, each one evaluation of a start.
+        Largest number of steps; each step evaluates a start once.
     reweighted
-        How many of them are Gauss-Newton on reweighted least squares.
+        Number of steps per cycle that are Gauss-Newton steps on reweighted least squares.
     tolerance
-        A start has converged when a full step promises less than this share of its objective,
-        or less than rounding.
+        A start has converged when a full step promises to lower its objective by less than this
+        share, or by less than the rounding error.
+
+    Returns
+    -------
+    End points of all starts, in the order of the starts.
     """
     theta = bounds.clip(np.array(starts, dtype=float))
     newton = reweighted == 0
@@ -157,7 +177,7 @@ def minimise(
         state.converged = small & newton & np.isfinite(state.cost)
         done = state.converged
         if step and step % CYCLE == 0:
-            done = done | (state.cost > before * (1 - STALLED))
+            done = done | (state.cost > before * (1 - MIN_GAIN_PER_CYCLE))
             before = state.cost
         if done.any():
             ended.put(alive[done], state, done)
@@ -177,7 +197,7 @@ def minimise(
 
 
 class _State:
-    """Parameters of a batch with objective, derivatives and damping, (S, ...)."""
+    """State of a batch: parameters, objective, derivatives and damping, (S, ...)."""
 
     def __init__(
         self, theta: np.ndarray, cost: np.ndarray, gradient: np.ndarray, hessian: np.ndarray
@@ -189,7 +209,7 @@ class _State:
 
     @classmethod
     def empty(cls, count: int, parameters: int) -> "_State":
-        """Room for the results of a batch."""
+        """Allocate the results of a batch."""
         return cls(
             np.empty((count, parameters)),
             np.full(count, np.inf),
@@ -198,13 +218,13 @@ class _State:
         )
 
     def evaluate(self, data: Data, *, newton: bool) -> None:
-        """Derivatives of the other kind at the same parameters, with fresh damping."""
+        """Evaluate derivatives of the other kind at the same parameters; reset the damping."""
         self.damping[:] = FIRST_DAMPING
         cost, self.gradient, self.hessian = data.moments(self.theta, newton=newton)
         self.cost = np.where(np.isnan(cost), np.inf, cost)
 
     def accept(self, trial: np.ndarray, moments: Moments) -> None:
-        """Go to the trial points that are better; damp the others."""
+        """Accept the trial points that lower the objective; raise the damping of the others."""
         cost, gradient, hessian = moments
         better = cost <= self.cost
         self.theta = np.where(better[:, None], trial, self.theta)
@@ -214,19 +234,19 @@ class _State:
         self.damping = np.where(better, np.maximum(self.damping * 0.1, 1e-14), self.damping * 8)
 
     def take(self, keep: np.ndarray) -> "_State":
-        """Some rows of the batch."""
+        """Select some rows of the batch."""
         part = _State(self.theta[keep], self.cost[keep], self.gradient[keep], self.hessian[keep])
         part.damping, part.converged = self.damping[keep], self.converged[keep]
         return part
 
     def put(self, places: np.ndarray, other: "_State", chosen: np.ndarray) -> None:
-        """Keep the chosen rows of another state at places of this one."""
+        """Copy the chosen rows of another state to the given rows of the state."""
         for name in ("theta", "cost", "gradient", "hessian", "damping", "converged"):
             getattr(self, name)[places] = getattr(other, name)[chosen]
 
 
 def _scaled_norm(state: _State, bounds: Bounds) -> np.ndarray:
-    """Largest |gradient| over √(curvature · objective): 1e-8 means nothing is left to gain."""
+    """Return the largest |gradient| / √(curvature · objective), (S,); 0 at an optimum."""
     frozen = bounds.frozen(state.theta, state.gradient)
     curvature = np.abs(np.diagonal(state.hessian, axis1=1, axis2=2))
     scale = np.sqrt(np.maximum(curvature * np.abs(state.cost)[:, None], 1e-300))
@@ -234,18 +254,27 @@ def _scaled_norm(state: _State, bounds: Bounds) -> np.ndarray:
     return np.asarray(norms.max(axis=1, initial=0.0))
 
 
-@np.errstate(all="ignore")  # a hopeless row may overflow: its step is rejected
+@np.errstate(all="ignore")  # a diverging row may overflow: its step is rejected
 def damped_step(
     hessian: np.ndarray, gradient: np.ndarray, damping: np.ndarray, frozen: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Solve (H + λ diag|H|) step = -g for a batch, frozen parameters staying.
+    """Solve (H + λ diag|H|) step = -g for a batch, with frozen parameters unchanged.
 
-    A Cholesky factorisation over the whole batch, whose pivots are kept positive: so the step
-    goes downhill also where the Hessian is indefinite.
+    The Cholesky factorisation runs over the whole batch and keeps its pivots positive, so that the
+    step is a descent direction also where the Hessian is indefinite.
+
+    Parameters
+    ----------
+    hessian, gradient
+        Derivatives of the objective, (S, p, p) and (S, p).
+    damping
+        λ, (S,).
+    frozen
+        Mask of the parameters that do not move, (S, p).
 
     Returns
     -------
-    Steps (S, p) and the decrease that they promise (S,).
+    Steps, (S, p), and the decreases of the objective that they promise, (S,).
     """
     parameters = gradient.shape[1]
     matrix = hessian.transpose(1, 2, 0).copy()

@@ -1,4 +1,4 @@
-"""A least-squares problem of a law on a table, and its solution."""
+"""The fitting problem of a law on a run table, and its solution."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from shapelaw.scaling.solver.objectives import FitObjective
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A law, its data and what is held: everything that a solve needs."""
+    """A law, its data, its held parameters and its objective."""
 
     law: Law
     columns: Columns
@@ -29,17 +29,17 @@ class Problem:
 
     @cached_property
     def parameters(self) -> list[Parameter]:
-        """Internal parameters of the law on these data."""
+        """Internal parameters of the law on the data."""
         return self.law.parameters(self.columns, np.exp(self.log_loss))
 
     @cached_property
     def program(self) -> Program:
-        """The law on these rows."""
+        """The law on the rows of the table."""
         return self.law.program(self.columns, self.reference)
 
     @cached_property
     def data(self) -> Data:
-        """What the batched solver takes."""
+        """Data of the batched solver."""
         return Data(
             program=self.program,
             observed=self.log_loss,
@@ -54,38 +54,38 @@ class Problem:
 
     @cached_property
     def bounds(self) -> Bounds:
-        """Bounds of all parameters and which are free."""
+        """Bounds of all parameters, with the mask of the free ones."""
         ends = np.array([parameter.bounds for parameter in self.parameters]).reshape(-1, 2)
         return Bounds(lower=ends[:, 0], upper=ends[:, 1], free=self.free)
 
     def but(self, **changes: object) -> "Problem":
-        """The same with other data or held values; bounds stay those of the whole table."""
+        """Replace data or held parameters; the bounds stay those of the whole table."""
         changed = replace(self, **changes)  # type: ignore[arg-type]
         changed.__dict__["parameters"] = self.parameters
         return changed
 
     def complete(self, free: np.ndarray) -> np.ndarray:
-        """All internal parameters, (..., p), from the free ones, (..., f)."""
+        """Return all internal parameters, (..., p), from the free ones, (..., f)."""
         theta = np.empty((*np.shape(free)[:-1], len(self.free)))
         theta[...] = [self.held[n].value if n in self.held else 0.0 for n in self.law.names]
         theta[..., self.free] = free
         return theta
 
     def with_held(self, theta: np.ndarray) -> np.ndarray:
-        """Parameters (S, p) with the held values put in."""
+        """Set the held parameters of (S, p) to their values."""
         return self.complete(theta[:, self.free])
 
     def log_residuals(self, theta: np.ndarray) -> np.ndarray:
-        """Predicted minus observed ln loss, (n,), at internal parameters (p,)."""
+        """Return predicted minus observed ln loss, (n,), at internal parameters (p,)."""
         return np.asarray(self.program.log_loss(theta[None])[0] - self.log_loss)
 
     def residuals(self, free: np.ndarray) -> np.ndarray:
-        """Residuals of the objective, (n,)."""
+        """Return the residuals of the objective, (n,), at free parameters (f,)."""
         logs = self.program.log_loss(self.complete(free)[None])[0]
         return self.objective.residuals(logs, self.log_loss)
 
     def jacobian(self, free: np.ndarray) -> np.ndarray:
-        """Gradient of the residuals by the free parameters, (n, f)."""
+        """Return the Jacobian of the residuals by the free parameters, (n, f)."""
         theta = self.complete(free)[None]
         gradient = self.program.gradient(theta)[0][self.free].T
         logs = self.program.log_loss(theta)[0]
@@ -96,15 +96,15 @@ class Problem:
         return np.asarray(gradient * (raw * side)[:, None])
 
     def cost(self, free: np.ndarray) -> float:
-        """The objective."""
+        """Evaluate the objective at free parameters (f,)."""
         return float(self.data.cost(self.complete(free)[None])[0])
 
     def minimise(self, starts: np.ndarray, **settings: int) -> Minima:
-        """Minimise in batches from internal parameters (S, p)."""
+        """Minimise from internal parameters (S, p) with the batched solver."""
         return minimise(self.data, self.with_held(starts), self.bounds, **settings)
 
     def solve(self, start: np.ndarray, steps: int = 2000) -> OptimizeResult:
-        """Minimise with SciPy from one start (free parameters)."""
+        """Minimise with SciPy from one start (free parameters, (f,))."""
         lower, upper = self.bounds.lower[self.free], self.bounds.upper[self.free]
         margin = 1e-9 * (upper - lower)
         loss, scale = self._scipy_loss()
@@ -123,7 +123,7 @@ class Problem:
         )
 
     def _scipy_loss(self) -> tuple[str | Callable[[np.ndarray], np.ndarray], float]:
-        """The objective as ``least_squares`` takes it: half of Σ rho(r²)."""
+        """Return loss and scale with which ``least_squares`` minimises the objective."""
         plain = self.weights is None
         if plain and self.objective.kind in ("huber", "asymmetric"):
             return "huber", self.objective.delta
@@ -134,13 +134,14 @@ class Problem:
         def rho(squares: np.ndarray) -> np.ndarray:
             size = np.sqrt(np.maximum(squares, 1e-300))
             cost, slope, curve = self.objective.rho(size)
-            by = slope / size
-            return np.asarray(weights * np.stack([2 * cost, by, (curve - by) / (2 * size**2)]))
+            first = slope / size
+            second = (curve - first) / (2 * size**2)
+            return np.asarray(weights * np.stack([2 * cost, first, second]))
 
         return rho, 1.0
 
     def starts(self, count: int, seed: int) -> np.ndarray:
-        """A scrambled Sobol set of starts over the parameters' boxes, (count, p)."""
+        """Draw a scrambled Sobol sequence of starts over the ranges of starts, (count, p)."""
         boxes = np.array([parameter.starts for parameter in self.parameters]).reshape(-1, 2)
         boxes = boxes[self.free]
         if not len(boxes):
@@ -153,11 +154,21 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Solution:
-    """The best optimum over all starts, with the evidence.
+    """The best optimum over all starts, with diagnostics.
 
-    ``theta`` are all internal parameters, ``others`` those of the best distinct basins, (k, p);
-    ``basins`` lists {objective, starts}: the best five and how many starts belong to each;
-    ``disagreement`` is empty where SciPy and the batched stage end at the same optimum.
+    Attributes
+    ----------
+    theta
+        All internal parameters, (p,).
+    cost, gradient_norm, converged
+        Objective, relative norm of the gradient, and convergence of the best optimum.
+    basins
+        The best five basins as {objective, starts}, where starts is the number of starts that
+        ended in the basin.
+    others
+        Internal parameters of the best distinct basins, (k, p), the best first.
+    disagreement
+        A note, empty where SciPy and the batched solver end at the same optimum.
     """
 
     theta: np.ndarray

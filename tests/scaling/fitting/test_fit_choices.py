@@ -127,7 +127,7 @@ def test_any_objective_finds_the_truth_within_the_noise(kind, on):
     found = {name: one["value"] for name, one in fitted.parameters().items()}
     assert found["beta"] == pytest.approx(TRUTH["beta"], rel=0.03)
     assert found["E"] == pytest.approx(TRUTH["E"], rel=0.02)
-    assert fitted.minimised.words() in fitted.summary()
+    assert fitted.minimised.describe() in fitted.summary()
     assert fitted.minimised.on == on
     assert bool(fitted.delta_sweep) == (kind in ("huber", "asymmetric") and on == "log")
 

@@ -276,13 +276,14 @@ def test_two_sizes_and_two_token_counts_hold_the_exponents_and_say_so():
         drift = found.parameters()[name]
         assert drift["value"] == 0
         assert -0.25 <= drift["low"] < -0.1 < 0.1 < drift["high"] <= 0.25
-        words = (
-            f"2 sizes cannot tell a drift with N; intervals span {DRIFT[0]} to {DRIFT[1]} per ln N"
-        )
+        interval = f"intervals span {DRIFT[0]} to {DRIFT[1]} per ln N"
+        words = f"2 sizes cannot identify a drift with N; {interval}"
         assert f"{name} held at 0: {words}" in found.notes
     for name, column, what in (("alpha", N, "sizes"), ("beta", D, "token counts")):
         value, low, high = EXPONENTS[column]
-        words = f"2 {what} cannot fix it beside its scale; intervals span {low} to {high}"
+        words = (
+            f"2 {what} cannot identify it separately from its scale; intervals span {low} to {high}"
+        )
         assert f"{name} held at {value:g}: {words}" in found.notes
         one = found.parameters()[name]
         assert one["value"] == value

@@ -15,13 +15,13 @@ from shapelaw.scaling.solver.identifiability import (
     NO_TERM,
     OTHER_EXPONENT,
     Held,
+    count_levels,
     decades_outside,
     hold,
     hold_base,
     hold_drifts,
     hold_factors,
     hold_pins,
-    levels,
     neutral,
     optimum_status,
     outside,
@@ -32,7 +32,7 @@ CHINCHILLA = law_named("chinchilla")
 
 
 def grid(sizes, tokens) -> dict[str, np.ndarray]:
-    """Every size with every token count."""
+    """Pair every size with every token count."""
     return {N: np.repeat(sizes, len(tokens)).astype(float), D: np.tile(tokens, len(sizes))}
 
 
@@ -47,10 +47,10 @@ def grid(sizes, tokens) -> dict[str, np.ndarray]:
     ],
 )
 def test_values_within_ten_per_cent_are_one_level(values, count):
-    assert levels(np.array(values)) == count
+    assert count_levels(np.array(values)) == count
 
 
-def test_three_sizes_and_token_counts_fix_every_exponent():
+def test_three_sizes_and_token_counts_identify_every_exponent():
     assert hold_base(CHINCHILLA, grid(SIZES, TOKENS)) == {}
 
 
@@ -60,11 +60,14 @@ def test_two_sizes_and_two_token_counts_hold_both_exponents_in_a_range():
     for name, column in (("alpha", N), ("beta", D)):
         assert (held[name].value, held[name].low, held[name].high) == EXPONENTS[column]
         assert held[name].low < held[name].value < held[name].high
-    assert "2 sizes cannot fix it beside its scale; intervals span 0.2 to" in held["alpha"].why
-    assert "2 token counts cannot fix it beside its scale" in held["beta"].why
+    assert (
+        "2 sizes cannot identify it separately from its scale; intervals span 0.2 to"
+        in held["alpha"].why
+    )
+    assert "2 token counts cannot identify it separately from its scale" in held["beta"].why
 
 
-def test_one_size_leaves_the_size_term_in_the_floor():
+def test_one_size_merges_the_size_term_into_the_irreducible_loss():
     held = hold_base(CHINCHILLA, grid(SIZES[:1], TOKENS))
     assert set(held) == {"A", "alpha"}
     assert held["A"].value == NO_TERM
@@ -72,21 +75,21 @@ def test_one_size_leaves_the_size_term_in_the_floor():
     assert held["alpha"].low == held["alpha"].high  # without a term, intervals vary nothing
 
 
-def test_one_token_count_leaves_the_data_term_in_the_floor():
+def test_one_token_count_merges_the_data_term_into_the_irreducible_loss():
     held = hold_base(CHINCHILLA, grid(SIZES, TOKENS[:1]))
     assert set(held) == {"B", "beta"}
     assert held["B"].value == NO_TERM
     assert "all runs have one token count" in held["beta"].why
 
 
-def test_tokens_in_proportion_to_size_leave_one_term_for_both():
+def test_tokens_proportional_to_size_leave_one_term_for_both():
     sizes = np.array(SIZES)
     held = hold_base(CHINCHILLA, {N: sizes, D: 20 * sizes * [1.0, 1.03, 0.98]})
     assert set(held) == {"B", "beta"}
     assert "tokens are proportional to size" in held["B"].why
 
 
-def test_one_size_and_one_token_count_leave_only_the_floor():
+def test_one_size_and_one_token_count_leave_only_the_irreducible_loss():
     held = hold_base(CHINCHILLA, grid(SIZES[:1], TOKENS[:1]))
     assert set(held) == {"A", "alpha", "B", "beta"}
     assert "all runs have one size" in held["A"].why
@@ -104,7 +107,7 @@ def ratios(**columns) -> dict[str, np.ndarray]:
     return {name: np.array(values, dtype=float) for name, values in columns.items()}
 
 
-def test_a_factor_whose_column_is_constant_is_unseen():
+def test_a_factor_with_a_constant_column_is_not_identified():
     columns = ratios(
         hidden_over_sqrt_n=[0.1, 0.2, 0.3], mlp_to_attention=[2.0, 2.05, 2.01], gqa=[4, 1, 2]
     )
@@ -113,7 +116,7 @@ def test_a_factor_whose_column_is_constant_is_unseen():
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_the_later_of_two_factors_that_move_together_is_unseen(sign):
+def test_the_later_of_two_collinear_factors_is_not_identified(sign):
     hidden = np.array([0.1, 0.2, 0.3, 0.5])
     columns = ratios(
         hidden_over_sqrt_n=hidden, mlp_to_attention=3 * hidden ** (sign * 2), gqa=[4, 1, 2, 1]
@@ -123,7 +126,7 @@ def test_the_later_of_two_factors_that_move_together_is_unseen(sign):
     assert f"it moves with hidden_over_sqrt_n (correlation {sign}.000)" in unseen.values()
 
 
-def test_a_constant_column_hides_no_other():
+def test_a_constant_column_does_not_affect_other_factors():
     columns = ratios(
         hidden_over_sqrt_n=[0.1, 0.1, 0.1], mlp_to_attention=[1, 2, 3], gqa=[1, 2, 4.2]
     )
@@ -132,7 +135,7 @@ def test_a_constant_column_hides_no_other():
     assert "moves with mlp_to_attention" in unseen["gqa"]
 
 
-def test_independent_columns_are_all_seen():
+def test_factors_with_independent_columns_are_all_identified():
     columns = ratios(
         hidden_over_sqrt_n=[0.1, 0.2, 0.1, 0.2], mlp_to_attention=[1, 1, 3, 3], gqa=[4, 1, 1, 4]
     )
@@ -155,17 +158,17 @@ def test_a_neutral_factor_has_no_effect_and_stays_fixed(factor):
     sizes, tokens = [1e6, 2e6, 3e6], [1e7, 1e8, 1e9]
     columns = ratios(x=[1.0, 2.0, 5.0], best_loss=[2, 3, 4], **{N: sizes, D: tokens})
     law = BestLoss() * factor
-    held = neutral(law, factor, columns, "of noise")
+    held = neutral(law, factor, columns, "given reason")
     assert list(held) == list(law.names)
-    assert all(one.low == one.high == one.value and one.why == "of noise" for one in held.values())
-    theta = np.array([one.value for one in held.values()])
+    assert all(h.low == h.high == h.value and h.why == "given reason" for h in held.values())
+    theta = np.array([h.value for h in held.values()])
     predicted = law.predict(theta, columns, reference_of(columns))
     np.testing.assert_allclose(predicted, columns["best_loss"], rtol=1e-15)
 
 
 def test_a_tied_parameter_of_a_neutral_factor_stays_free():
     law, columns = law_named("morph"), ratios(aspect_ratio=[8.0, 64.0])
-    assert set(neutral(law, law.factors[0], columns, "of noise")) == {"aspect_ratio_epsilon"}
+    assert set(neutral(law, law.factors[0], columns, "given reason")) == {"aspect_ratio_epsilon"}
 
 
 # Other bases.
@@ -179,32 +182,32 @@ def test_a_power_law_needs_three_values_of_its_variable_and_a_term_needs_two():
     }
     one = hold_base(Law(PowerLaw()), grid(SIZES[:1], TOKENS))
     assert {name: held.value for name, held in one.items()} == {"A": NO_TERM, "alpha": 0.35}
-    # Without a floor the scale alone says the loss.
+    # Without an irreducible loss, the scale alone is the loss.
     assert set(hold_base(Law(Kaplan()), grid(SIZES[:1], TOKENS))) == {"alpha"}
 
 
-def test_any_column_of_a_base_is_judged_by_its_own_values():
+def test_terms_of_other_columns_are_held_by_the_levels_of_their_column():
     columns = grid(SIZES, TOKENS) | ratios(
         hidden_size=[64, 64, 64, 128, 128, 128, 64, 128, 64], num_hidden_layers=[4] * 9
     )
     held = hold_base(law_named("width-depth"), columns)
     assert set(held) == {"alpha", "B", "beta"}
     assert (held["alpha"].value, held["alpha"].low, held["alpha"].high) == OTHER_EXPONENT
-    assert held["alpha"].why.startswith("2 values of hidden_size cannot fix it")
+    assert held["alpha"].why.startswith("2 values of hidden_size cannot identify it")
     assert "its term in num_hidden_layers is part of E" in held["B"].why
     columns["num_hidden_layers"] = columns[N] / 1e5
     held = hold_base(law_named("width-depth"), columns)
     assert held["C"].why == f"{N} is proportional to num_hidden_layers, whose term stands for both"
 
 
-def test_a_tied_exponent_is_fixed_by_any_variable_that_has_three_values():
+def test_a_tied_exponent_is_identified_by_any_variable_with_three_values():
     tied = Chinchilla().tie("alpha", "beta")
     assert set(hold_base(tied, grid(SIZES[:2], TOKENS))) == set()
     assert set(hold_base(tied, grid(SIZES[:1], TOKENS))) == {"A"}  # the exponent serves B
     assert set(hold_base(tied, grid(SIZES[:2], TOKENS[:2]))) == {"alpha"}
 
 
-def test_a_base_of_one_part_holds_nothing():
+def test_a_base_without_parameters_holds_nothing():
     assert hold_base(Law(BestLoss()), ratios(best_loss=[2.0, 3.0])) == {}
 
 
@@ -212,7 +215,7 @@ def test_a_base_of_one_part_holds_nothing():
 
 
 def shapes_of(sizes, ratios_of_each) -> dict[str, np.ndarray]:
-    """Every size with as many values of a ratio as it is given, at one token count."""
+    """Pair every size with its values of a ratio, at one token count."""
     pairs = [(n, x) for n, row in zip(sizes, ratios_of_each, strict=True) for x in row]
     n, x = np.array(pairs, dtype=float).T
     return {N: n, D: np.full(len(n), 1e9), "gqa": x}
@@ -230,16 +233,18 @@ def test_a_drift_is_fitted_where_three_sizes_have_three_values_each():
     ("sizes", "values", "useful"),
     [(SIZES[:2], [[1, 2, 4]] * 2, 2), (SIZES, [[1, 2, 4], [1, 2, 4], [1, 4]], 2)],
 )
-def test_a_drift_that_the_table_cannot_tell_is_varied_by_intervals(sizes, values, useful):
+def test_a_drift_that_the_table_cannot_identify_varies_in_intervals(sizes, values, useful):
     held = hold_drifts(DRIFTING, shapes_of(sizes, values))
     assert set(held) == {"gqa_drift"}
     assert (held["gqa_drift"].value, held["gqa_drift"].low, held["gqa_drift"].high) == (0, *DRIFT)
-    assert held["gqa_drift"].why.startswith(f"{useful} sizes cannot tell a drift with N")
+    assert held["gqa_drift"].why.startswith(f"{useful} sizes cannot identify a drift with N")
 
 
-def test_at_one_size_no_drift_is_varied():
+def test_a_drift_at_one_size_is_held_at_zero():
     held = hold_drifts(DRIFTING, shapes_of(SIZES[:1], [[1, 2, 4]]))
-    assert held == {"gqa_drift": Held.at(0.0, "all runs have one size: no drift with N shows")}
+    assert held == {
+        "gqa_drift": Held.at(0.0, "all runs have one size, which cannot identify a drift with N")
+    }
 
 
 def test_a_bend_needs_three_ratios_of_tokens_to_size():
@@ -263,14 +268,14 @@ def test_a_pin_is_held_at_its_internal_value_over_its_range():
     assert hold_pins(tied, at)["alpha"].value == 0.3
 
 
-def test_what_is_pinned_is_not_held_for_another_reason():
+def test_a_pin_replaces_any_other_reason_to_hold_a_parameter():
     columns = grid(SIZES[:2], TOKENS)
     assert hold(CHINCHILLA, columns, reference_of(columns))["alpha"].low == 0.2
     pinned = hold(Chinchilla().pin("alpha", 0.3), columns, reference_of(columns))
     assert pinned["alpha"] == Held.at(0.3, "pinned at 0.3 (given)")
 
 
-def test_two_factors_of_one_ratio_do_not_hide_each_other():
+def test_two_factors_of_one_ratio_are_both_identified():
     law = Chinchilla() * UShape("gqa") * GroupedQuery()
     columns = grid(SIZES, TOKENS) | ratios(gqa=[1, 2, 4, 8, 1, 2, 4, 8, 1])
     assert hold_factors(law, columns) == {}
@@ -282,7 +287,7 @@ def test_two_factors_of_one_ratio_do_not_hide_each_other():
     }
 
 
-def test_an_optimum_inside_with_its_interval_inside_needs_no_note():
+def test_an_optimum_with_its_interval_inside_the_observed_range_has_no_note():
     answer, note = optimum_status("x", 2.0, 1.5, 3.0, (1.0, 4.0))
     assert answer == {
         "value": 2.0,
@@ -294,7 +299,7 @@ def test_an_optimum_inside_with_its_interval_inside_needs_no_note():
 
 
 @pytest.mark.parametrize(
-    ("value", "low", "high", "expected", "words"),
+    ("value", "low", "high", "expected", "message"),
     [
         (2.0, 0.5, 3.0, (2.0, None, 3.0), "its interval is open on one side"),
         (2.0, 1.5, 9.0, (2.0, 1.5, None), "its interval is open on one side"),
@@ -307,10 +312,12 @@ def test_an_optimum_inside_with_its_interval_inside_needs_no_note():
         (0.5, 0.2, 9.0, (None, None, 4.0), "optimum below 1"),
     ],
 )
-def test_an_optimum_that_the_data_do_not_enclose_is_open(value, low, high, expected, words):
+def test_an_optimum_outside_the_observed_range_has_an_open_interval(
+    value, low, high, expected, message
+):
     answer, note = optimum_status("x", value, low, high, (1.0, 4.0))
     assert (answer["value"], answer["low"], answer["high"]) == expected
-    assert words in answer["status"]
+    assert message in answer["status"]
     assert note == f"x: {answer['status']}"
 
 
@@ -323,13 +330,13 @@ def test_a_stated_interval_encloses_its_value_and_stays_in_the_observed_range(en
     assert all(1.0 <= end <= 4.0 for end in stated)
 
 
-def test_a_row_inside_the_ranges_gives_no_words():
+def test_a_row_inside_the_ranges_gives_no_notes():
     ranges = {N: (1e6, 1e8), "gqa": (1.0, 4.0)}
     assert outside({N: 1e7, "gqa": 4, "other": 99}, ranges) == []
-    assert outside({N: 1.01e8, "gqa": 1}, ranges) == []  # one per cent is not worth a word
+    assert outside({N: 1.01e8, "gqa": 1}, ranges) == []  # one per cent is not reported
 
 
-def test_a_row_outside_is_told_how_far_in_decades():
+def test_a_row_outside_the_ranges_gives_notes_with_distances_in_decades():
     ranges = {N: (1e6, 1e8), "gqa": (1.0, 4.0)}
     assert outside({N: 1e10, "gqa": 0.5}, ranges) == [
         f"{N} 1e+10 is 2.00 decades above the runs' 1e+08",
@@ -345,15 +352,15 @@ def test_distance_from_fitted_ranges_is_in_decades_with_a_sign():
 
 
 @pytest.mark.parametrize(
-    ("row", "words"),
+    ("row", "message"),
     [
-        ({N: 1e6}, "the row must give `tokens`, but gives n_non"),
+        ({N: 1e6}, "the row must have `tokens`, but has n_non_embedding; add a value"),
         ({N: -1, D: 1e9}, "> 0` and finite"),
-        ({N: 1e6, D: np.nan}, "`tokens > 0` and finite must hold, but got nan"),
+        ({N: 1e6, D: np.nan}, "`tokens > 0` and finite must hold, but got nan; correct the row"),
     ],
 )
-def test_row_without_a_usable_value_is_refused(row, words):
-    with pytest.raises(InputError, match=words):
+def test_a_row_without_a_usable_value_raises(row, message):
+    with pytest.raises(InputError, match=message):
         decades_outside(row, {N: (1e6, 1e8), D: (1e9, 1e10)})
 
 

@@ -17,7 +17,7 @@ DELTA = 0.02
 
 
 def data_of(law: Law, runs, **settings) -> tuple[Data, Bounds, np.ndarray]:
-    """A law on a synthetic table, its bounds, and starts."""
+    """Return the data of a law on a synthetic table, its bounds, and starts."""
     columns = columns_of(runs, law.columns)
     loss = runs["loss"].to_numpy()
     parameters = law.parameters(columns, loss)
@@ -39,7 +39,7 @@ def chinchilla():
 
 
 def matrices(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric matrices with normal entries, mostly indefinite, and right sides."""
+    """Draw symmetric matrices with normal entries, mostly indefinite, and right sides."""
     generator = np.random.default_rng(seed)
     square = generator.standard_normal((count, size, size))
     return (square + square.transpose(0, 2, 1)) / 2, generator.standard_normal((count, size))
@@ -60,10 +60,10 @@ def test_a_step_at_a_positive_hessian_is_that_of_a_linear_solver(seed, size, sca
 
 
 @given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 9), damping=st.floats(1e-14, 1e6))
-def test_a_step_goes_downhill_whatever_the_hessian(seed, size, damping):
+def test_a_step_is_a_descent_direction_for_any_hessian(seed, size, damping):
     hessian, gradient = matrices(8, size, seed)
     none = np.zeros((8, size), dtype=bool)
-    with np.errstate(all="ignore"):  # pivots that nearly vanish; such a step is not taken
+    with np.errstate(all="ignore"):  # pivots near zero; the solver rejects such a step
         step, promised = damped_step(hessian, gradient, np.full(8, damping), none)
     usable = np.isfinite(step).all(axis=1) & np.isfinite(promised)
     assert (promised[usable] > 0).all()
@@ -71,19 +71,19 @@ def test_a_step_goes_downhill_whatever_the_hessian(seed, size, damping):
 
 
 @given(seed=st.integers(0, 2**32 - 1), size=st.integers(2, 9))
-def test_frozen_parameters_stay_and_the_others_step_as_if_alone(seed, size):
+def test_frozen_parameters_stay_and_the_others_step_as_without_them(seed, size):
     root, gradient = matrices(4, size, seed)
     hessian = np.matmul(root, root) + np.eye(size)
     frozen = np.random.default_rng(seed).random((4, size)) < 0.5
     step, _ = damped_step(hessian, gradient, np.full(4, 1e-14), frozen)
     assert (step[frozen] == 0).all()
     for place in range(4):
-        own = ~frozen[place]
-        expected = np.linalg.solve(hessian[place][np.ix_(own, own)], -gradient[place][own])
-        np.testing.assert_allclose(step[place][own], expected, rtol=1e-6, atol=1e-8)
+        free = ~frozen[place]
+        expected = np.linalg.solve(hessian[place][np.ix_(free, free)], -gradient[place][free])
+        np.testing.assert_allclose(step[place][free], expected, rtol=1e-6, atol=1e-8)
 
 
-def test_much_damping_gives_a_short_step_down_each_slope():
+def test_large_damping_gives_a_short_step_against_each_slope():
     hessian, gradient = matrices(4, 3, 1)
     hessian = np.matmul(hessian, hessian) + np.eye(3)
     step, _ = damped_step(hessian, gradient, np.full(4, 1e8), np.zeros((4, 3), dtype=bool))
@@ -96,79 +96,79 @@ def test_much_damping_gives_a_short_step_down_each_slope():
 
 def test_every_start_ends_at_the_one_optimum(chinchilla):
     data, bounds, starts = chinchilla
-    found = minimise(data, starts, bounds)
-    assert found.converged.all()
-    assert found.cost == pytest.approx(np.full(len(starts), found.cost.min()), rel=1e-10)
-    assert (found.gradient_norm < 1e-7).all()
-    np.testing.assert_allclose(found.theta, np.tile(found.theta[0], (len(starts), 1)), atol=1e-4)
-    np.testing.assert_allclose(data.cost(found.theta), found.cost, rtol=1e-12)
+    minima = minimise(data, starts, bounds)
+    assert minima.converged.all()
+    assert minima.cost == pytest.approx(np.full(len(starts), minima.cost.min()), rel=1e-10)
+    assert (minima.gradient_norm < 1e-7).all()
+    np.testing.assert_allclose(minima.theta, np.tile(minima.theta[0], (len(starts), 1)), atol=1e-4)
+    np.testing.assert_allclose(data.cost(minima.theta), minima.cost, rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("on", ["log", "raw"])
-def test_at_an_optimum_no_small_move_is_better(kind, on):
+def test_no_small_move_from_an_optimum_lowers_the_objective(kind, on):
     data, bounds, starts = data_of(
         Law(Chinchilla()),
         synthetic_chinchilla(0.01, shapes=3),
         objective=FitObjective(kind=kind, on=on, delta=DELTA),
     )
-    found = minimise(data, starts, bounds)
-    assert found.converged.any()
-    best = found.theta[np.argmin(found.cost)]
+    minima = minimise(data, starts, bounds)
+    assert minima.converged.any()
+    best = minima.theta[np.argmin(minima.cost)]
     moves = 1e-3 * np.random.default_rng(1).standard_normal((200, len(best)))
-    assert (data.cost(bounds.clip(best + moves)) >= found.cost.min()).all()
+    assert (data.cost(bounds.clip(best + moves)) >= minima.cost.min()).all()
 
 
-def test_bounds_hold_and_a_parameter_at_its_bound_is_where_it_should_be(chinchilla):
+def test_a_parameter_whose_optimum_is_out_of_bounds_ends_at_its_bound(chinchilla):
     data, bounds, starts = chinchilla
     best = minimise(data, starts, bounds).theta[0]
     upper = bounds.upper.copy()
     upper[2] = best[2] - 0.05  # alpha may not reach its optimum
     tight = Bounds(lower=bounds.lower, upper=upper, free=bounds.free)
-    found = minimise(data, starts, tight)
-    assert (found.theta >= tight.lower).all()
-    assert (found.theta <= tight.upper).all()
-    assert found.converged.all()
-    np.testing.assert_allclose(found.theta[:, 2], upper[2])
+    minima = minimise(data, starts, tight)
+    assert (minima.theta >= tight.lower).all()
+    assert (minima.theta <= tight.upper).all()
+    assert minima.converged.all()
+    np.testing.assert_allclose(minima.theta[:, 2], upper[2])
     held = Bounds(lower=bounds.lower, upper=bounds.upper, free=np.arange(5) != 2)
     fixed = starts.copy()
     fixed[:, 2] = upper[2]
-    np.testing.assert_allclose(minimise(data, fixed, held).cost, found.cost, rtol=1e-9)
+    np.testing.assert_allclose(minimise(data, fixed, held).cost, minima.cost, rtol=1e-9)
 
 
-def test_held_parameters_keep_the_value_that_each_start_gave_them(chinchilla):
+def test_held_parameters_keep_the_values_of_their_starts(chinchilla):
     data, bounds, starts = chinchilla
     free = np.array([True, True, False, True, False])
     starts[:, 4] = 9.0  # held also outside its bounds
-    found = minimise(data, starts, Bounds(lower=bounds.lower, upper=bounds.upper, free=free))
-    np.testing.assert_array_equal(found.theta[:, ~free], starts[:, ~free])
-    assert found.converged.all()
+    minima = minimise(data, starts, Bounds(lower=bounds.lower, upper=bounds.upper, free=free))
+    np.testing.assert_array_equal(minima.theta[:, ~free], starts[:, ~free])
+    assert minima.converged.all()
 
 
-def test_with_nothing_free_the_start_is_the_answer(chinchilla):
+def test_minimum_without_free_parameters_is_the_start(chinchilla):
     data, bounds, starts = chinchilla
     held = Bounds(lower=bounds.lower, upper=bounds.upper, free=np.zeros(5, dtype=bool))
-    found = minimise(data, starts, held)
-    np.testing.assert_array_equal(found.theta, starts)
-    np.testing.assert_allclose(found.cost, data.cost(starts))
+    minima = minimise(data, starts, held)
+    np.testing.assert_array_equal(minima.theta, starts)
+    np.testing.assert_allclose(minima.cost, data.cost(starts))
 
 
-def test_what_has_not_converged_is_given_back_improved_and_said(chinchilla):
+def test_a_start_that_did_not_converge_is_improved_and_marked(chinchilla):
     data, bounds, starts = chinchilla
-    found = minimise(data, starts, bounds, steps=4, reweighted=3)
-    assert not found.converged.any()
-    assert np.isfinite(found.theta).all()
-    assert (found.cost < data.cost(starts)).all()
-    np.testing.assert_allclose(data.cost(found.theta), found.cost, rtol=1e-12)
+    minima = minimise(data, starts, bounds, steps=4, reweighted=3)
+    assert not minima.converged.any()
+    assert np.isfinite(minima.theta).all()
+    assert (minima.cost < data.cost(starts)).all()
+    np.testing.assert_allclose(data.cost(minima.theta), minima.cost, rtol=1e-12)
 
 
-def test_no_start_ends_above_where_it_began(chinchilla):
+def test_no_start_ends_with_a_higher_objective(chinchilla):
     data, bounds, starts = chinchilla
     for steps in (1, 2, 5, 20):
         assert (minimise(data, starts, bounds, steps=steps).cost <= data.cost(starts)).all()
 
 
-def test_a_batch_of_different_tables_ends_as_each_alone(chinchilla):
+def test_a_batch_of_different_tables_ends_as_each_table_alone(chinchilla):
     data, bounds, starts = chinchilla
     generator = np.random.default_rng(2)
     rows = data.program.rows
@@ -183,12 +183,12 @@ def test_a_batch_of_different_tables_ends_as_each_alone(chinchilla):
             objective=data.objective,
             weights=weights[place],
         )
-        found = minimise(alone, starts[place : place + 1], bounds)
-        assert together.cost[place] == pytest.approx(found.cost[0], rel=1e-11)
-        np.testing.assert_allclose(together.theta[place], found.theta[0], atol=1e-5)
+        minima = minimise(alone, starts[place : place + 1], bounds)
+        assert together.cost[place] == pytest.approx(minima.cost[0], rel=1e-11)
+        np.testing.assert_allclose(together.theta[place], minima.theta[0], atol=1e-5)
 
 
-def test_whole_weights_are_repeated_rows():
+def test_integer_weights_equal_repeated_rows():
     runs = synthetic_chinchilla(0.01, shapes=2)
     counts = np.random.default_rng(3).integers(0, 3, len(runs)).astype(float)
     data, _bounds, starts = data_of(Law(Chinchilla()), runs, weights=counts)
@@ -205,23 +205,23 @@ def test_whole_weights_are_repeated_rows():
             np.testing.assert_allclose(part, same, rtol=1e-9, atol=1e-12)
 
 
-def test_how_a_batch_is_cut_into_pieces_does_not_matter(chinchilla, monkeypatch):
+def test_the_chunk_size_does_not_change_the_minima(chinchilla, monkeypatch):
     data, bounds, starts = chinchilla
     whole = minimise(data, starts, bounds)
-    monkeypatch.setattr(batched, "BUDGET", 2 * data.program.rows)
+    monkeypatch.setattr(batched, "CHUNK_SIZE", 2 * data.program.rows)
     pieces = minimise(data, starts, bounds)
     np.testing.assert_allclose(pieces.cost, whole.cost, rtol=1e-12)
     np.testing.assert_allclose(pieces.theta, whole.theta, rtol=1e-7)
 
 
-def test_a_perfect_table_converges_to_nothing():
+def test_a_table_without_noise_converges_to_zero_objective():
     data, bounds, starts = data_of(law_named("conditional"), synthetic_runs(noise=0.0, shapes=4))
-    found = minimise(data, starts, bounds)
-    assert found.converged[np.argmin(found.cost)]
-    assert found.cost.min() < 1e-25
+    minima = minimise(data, starts, bounds)
+    assert minima.converged[np.argmin(minima.cost)]
+    assert minima.cost.min() < 1e-25
 
 
-def test_a_start_without_a_loss_neither_warns_nor_disturbs_the_others():
+def test_a_start_with_nan_loss_neither_warns_nor_affects_the_others():
     line = Term(kind=LINEAR, index=(0,), features=np.ones((1, 3)), constant=np.zeros(3))
     data = Data(
         program=Program(groups=(Group(offset=0.0, terms=(line,)),), parameters=1, rows=3),
@@ -229,15 +229,15 @@ def test_a_start_without_a_loss_neither_warns_nor_disturbs_the_others():
         objective=FitObjective(kind="squares"),
     )
     bounds = Bounds(lower=np.array([-9.0]), upper=np.array([9.0]), free=np.array([True]))
-    found = minimise(data, np.array([[-1.0], [1.0]]), bounds)
-    assert found.converged.tolist() == [False, True]
-    assert found.cost[0] == np.inf
-    assert found.theta[1, 0] == pytest.approx(24 ** (1 / 3))  # the mean of the logarithms
+    minima = minimise(data, np.array([[-1.0], [1.0]]), bounds)
+    assert minima.converged.tolist() == [False, True]
+    assert minima.cost[0] == np.inf
+    assert minima.theta[1, 0] == pytest.approx(24 ** (1 / 3))  # the mean of the logarithms
 
 
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_a_straight_line_is_fitted_as_least_squares_does(seed):
+def test_a_straight_line_fit_equals_least_squares(seed):
     generator = np.random.default_rng(seed)
     runs = synthetic_chinchilla(0.3, shapes=2, seed=seed)
     runs["loss"] = (
@@ -246,8 +246,8 @@ def test_a_straight_line_is_fitted_as_least_squares_does(seed):
         * np.exp(0.3 * generator.standard_normal(len(runs)))
     )
     data, bounds, starts = data_of(Law(Kaplan()), runs, objective=FitObjective(kind="squares"))
-    found = minimise(data, starts, bounds)
+    minima = minimise(data, starts, bounds)
     features = np.stack([term.features for term in data.program.groups[0].terms])[0]
     expected, *_ = np.linalg.lstsq(features.T, data.observed, rcond=None)
     if 0 < expected[1] < 3:
-        np.testing.assert_allclose(found.theta, np.tile(expected, (12, 1)), atol=1e-6)
+        np.testing.assert_allclose(minima.theta, np.tile(expected, (12, 1)), atol=1e-6)

@@ -13,10 +13,10 @@ from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.table import as_run_table
 from shapelaw.scaling.solver.multistart import (
+    estimate_scale,
     finish,
     multi_start,
     new_run_scale,
-    own_scale,
     residual_scale,
     solve_at,
     warm_start,
@@ -55,7 +55,7 @@ def test_the_objective_is_the_sum_of_huber_losses_and_scipys_cost():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("on", ["log", "raw"])
 @pytest.mark.parametrize("weights", [None, "importance"])
-def test_scipys_cost_and_optimum_are_ours_for_every_objective(kind, on, weights):
+def test_scipy_and_batched_solver_agree_on_cost_and_optimum_for_every_objective(kind, on, weights):
     problem = chinchilla_problem(kind=kind, on=on, weights=weights)
     start = problem.starts(8, 0)[3]
     result = problem.solve(start, steps=5)
@@ -76,7 +76,7 @@ def test_the_jacobian_is_that_of_the_residuals(kind, on):
     np.testing.assert_allclose(problem.jacobian(at), np.stack(numeric, 1), rtol=1e-5, atol=1e-8)
 
 
-def test_a_second_solver_finds_nothing_better():
+def test_a_second_solver_finds_no_lower_optimum():
     problem = chinchilla_problem()
     best = multi_start(problem, problem.starts(8, 0))
     other = minimize(
@@ -90,7 +90,7 @@ def test_a_second_solver_finds_nothing_better():
 
 
 @pytest.mark.parametrize("count", [1, 5, 16])
-def test_starts_fill_their_boxes_and_follow_the_seed(count):
+def test_starts_fill_their_ranges_and_depend_on_the_seed(count):
     problem = chinchilla_problem()
     starts = problem.starts(count, 3)
     assert starts.shape == (count, 5)
@@ -101,14 +101,14 @@ def test_starts_fill_their_boxes_and_follow_the_seed(count):
     assert not np.array_equal(starts, problem.starts(count, 4))
 
 
-def test_no_start_is_better_than_what_is_reported():
+def test_no_start_ends_below_the_reported_optimum():
     problem = chinchilla_problem()
     best = multi_start(problem, problem.starts(8, 0))
     lowest = min(problem.solve(start).cost for start in problem.starts(8, 0))
     assert best.cost <= lowest * (1 + 1e-9)
 
 
-def test_held_parameters_are_put_into_every_start_and_stay():
+def test_held_parameters_are_set_in_every_start_and_stay():
     problem = problem_on("chinchilla", synthetic_chinchilla(0.01, sizes=(1e5, 4e5)))
     assert set(problem.held) == {"alpha"}
     assert (problem.starts(4, 0)[:, 2] == 0.35).all()
@@ -117,7 +117,7 @@ def test_held_parameters_are_put_into_every_start_and_stay():
     assert problem.solve(best.theta[problem.free]).x.shape == (4,)
 
 
-def test_a_law_of_which_everything_is_given_is_evaluated():
+def test_a_law_with_every_parameter_pinned_is_evaluated():
     law = Kaplan().pin("alpha", 0.1).pin("A", 10.0)
     problem = problem_on(law, synthetic_chinchilla(0.01), kind="squares")
     _, best = solve_at(problem, "auto", 8, 0)
@@ -133,7 +133,7 @@ def test_a_law_of_which_everything_is_given_is_evaluated():
 @pytest.mark.parametrize(
     ("law", "kind"), [("chinchilla", "huber"), ("conditional", "huber"), ("width", "student")]
 )
-def test_the_stages_end_where_every_start_polished_ends(law, kind):
+def test_staged_multi_start_ends_at_the_optimum_of_the_full_one(law, kind):
     problem = problem_on(law, synthetic_runs(shapes=3, noise=0.01), kind=kind)
     points = problem.starts(64, 0)
     staged, full = multi_start(problem, points), multi_start(problem, points, full=True)
@@ -143,7 +143,7 @@ def test_the_stages_end_where_every_start_polished_ends(law, kind):
     assert staged.basins[0]["starts"] >= 0.5 * full.basins[0]["starts"]
 
 
-def test_basins_are_listed_from_the_best_with_their_starts():
+def test_basins_are_listed_from_the_lowest_objective():
     problem = chinchilla_problem()
     best = multi_start(problem, problem.starts(32, 0), full=True)
     costs = [basin["objective"] for basin in best.basins]
@@ -165,7 +165,7 @@ def test_a_warm_start_at_another_delta_ends_where_a_cold_one_does():
     )
 
 
-def test_a_solver_that_ends_elsewhere_is_a_status_and_the_lower_optimum_is_reported():
+def test_a_disagreement_of_solvers_is_noted_and_the_lower_optimum_is_reported():
     problem = chinchilla_problem()
     best = multi_start(problem, problem.starts(8, 0))
     away = best.theta + 0.1 * np.eye(5)[0]
@@ -173,7 +173,7 @@ def test_a_solver_that_ends_elsewhere_is_a_status_and_the_lower_optimum_is_repor
     found = finish(problem, stuck)
     assert found.cost == pytest.approx(best.cost, rel=1e-9)
     assert found.disagreement.startswith("SciPy's least_squares ends ")
-    assert "lower than the batched optimum: the lower of both is reported" in found.disagreement
+    assert "below the batched optimum; the lower optimum is reported" in found.disagreement
     assert found.basins[0]["objective"] == found.cost
     np.testing.assert_allclose(found.theta, best.theta, atol=1e-5)
 
@@ -182,7 +182,7 @@ def test_a_solver_that_ends_elsewhere_is_a_status_and_the_lower_optimum_is_repor
 
 
 @pytest.mark.parametrize("fitted", [0, 5])
-def test_the_residual_scale_is_robust_and_corrected_for_the_fitted(fitted):
+def test_the_residual_scale_is_robust_and_corrected_for_fitted_parameters(fitted):
     residuals = 0.02 * np.random.default_rng(0).standard_normal(4000)
     residuals[:200] *= 50
     expected = 0.02 * np.sqrt(4000 / (4000 - fitted))
@@ -192,34 +192,41 @@ def test_the_residual_scale_is_robust_and_corrected_for_the_fitted(fitted):
     )
 
 
-def test_the_scale_of_student_is_that_of_maximum_likelihood():
+def test_the_scale_of_student_is_the_maximum_likelihood_estimate():
     problem = chinchilla_problem(kind="student")
     theta = multi_start(problem, problem.starts(16, 0)).theta
     residuals = problem.log_residuals(theta)
 
-    def unlikely(log_scale: float) -> float:
+    def negative_log_likelihood(log_scale: float) -> float:
         return -student.logpdf(residuals, 4.0, scale=np.exp(log_scale)).sum()
 
-    best = minimize_scalar(unlikely, bounds=(-12, 0), method="bounded", options={"xatol": 1e-10})
-    assert own_scale(problem, theta) == pytest.approx(np.exp(best.x), rel=1e-5)
+    best = minimize_scalar(
+        negative_log_likelihood, bounds=(-12, 0), method="bounded", options={"xatol": 1e-10}
+    )
+    assert estimate_scale(problem, theta) == pytest.approx(np.exp(best.x), rel=1e-5)
 
 
-def test_parameters_and_scale_of_student_are_jointly_most_likely():
+def test_parameters_and_scale_of_student_maximise_the_joint_likelihood():
     problem, best = solve_at(chinchilla_problem(kind="student"), "auto", 32, 0)
 
-    def unlikely(point: np.ndarray) -> float:
+    def negative_log_likelihood(point: np.ndarray) -> float:
         residuals = problem.log_residuals(point[:-1])
         return -student.logpdf(residuals, 4.0, scale=np.exp(point[-1])).sum()
 
     ours = np.append(best.theta, np.log(problem.objective.delta))
-    found = minimize(unlikely, ours + 1e-3, method="L-BFGS-B", options={"ftol": 1e-15})
-    assert unlikely(ours) <= found.fun + 1e-7
+    found = minimize(
+        negative_log_likelihood, ours + 1e-3, method="L-BFGS-B", options={"ftol": 1e-15}
+    )
+    assert negative_log_likelihood(ours) <= found.fun + 1e-7
     moves = 1e-4 * np.eye(len(ours))
-    slopes = [(unlikely(ours + m) - unlikely(ours - m)) / 2e-4 for m in moves]
+    slopes = [
+        (negative_log_likelihood(ours + m) - negative_log_likelihood(ours - m)) / 2e-4
+        for m in moves
+    ]
     np.testing.assert_allclose(slopes, 0, atol=2e-2)
 
 
-# Nasty simulated tables, each against a SciPy multi-start that shares no code with ours.
+# Difficult simulated tables, compared with an independent multi-start of SciPy.
 
 
 def chinchilla_model(theta, table, at):
@@ -230,7 +237,7 @@ def chinchilla_model(theta, table, at):
 
 
 def conditional_model(theta, table, at):
-    """Ten parameters: Chinchilla, two bowls, GQA."""
+    """Evaluate a law of ten parameters: Chinchilla, two U-shapes and GQA."""
     logs = chinchilla_model(theta[:5], table, at)
     for place, name in ((5, "hidden_over_sqrt_n"), (7, "mlp_to_attention")):
         u = np.log(table[name]) - theta[place + 1]
@@ -239,14 +246,14 @@ def conditional_model(theta, table, at):
 
 
 def bowl_model(theta, table, at):
-    """One power of N times one bowl."""
+    """Evaluate a power of N times a U-shape."""
     u = np.log(table["gqa"]) - theta[3]
     logs = theta[0] - theta[1] * np.log(table[N] / at[N])
     return logs + np.log(1 + theta[2] * (u + np.exp(-u) - 1))
 
 
 def scipy_multi_start(model, table, problem, starts, seed=0) -> np.ndarray:
-    """Costs where SciPy ends from random starts, with its own derivatives and robust losses."""
+    """Minimise from random starts with SciPy derivatives and losses, and return the costs."""
     table = {str(name): table[name].to_numpy(dtype=float) for name in table if name != "run_id"}
     at = {name: np.exp(np.log(table[name]).mean()) for name in (N, D)}
     observed, objective = np.log(table["loss"]), problem.objective
@@ -277,15 +284,15 @@ def scipy_multi_start(model, table, problem, starts, seed=0) -> np.ndarray:
     return np.array(costs)
 
 
-def never_worse(problem, best, costs) -> None:
-    """Ours is no worse than the best of the others, which comes near: they solve one problem."""
+def check_no_worse(problem, best, costs) -> None:
+    """Check that the solution is no worse than the best of the costs, which comes near it."""
     assert best.cost <= costs.min() * (1 + 1e-9) + 1e-15
     assert best.cost == pytest.approx(float(problem.data.cost(best.theta[None])[0]), rel=1e-12)
     assert costs.min() <= best.cost * 1.05
 
 
 def two_wells(share: float, seed: int = 0) -> pd.DataFrame:
-    """Synthetic: most of the runs have their best ratio at 2, the others at 20."""
+    """Simulate runs of which a share has the optimal ratio 2 and the rest 20."""
     generator = np.random.default_rng(seed)
     rows = 80
     frame = pd.DataFrame({N: np.exp(generator.uniform(np.log(1e5), np.log(1e7), rows)), D: 1e9})
@@ -296,15 +303,15 @@ def two_wells(share: float, seed: int = 0) -> pd.DataFrame:
     return frame.assign(loss=loss * np.exp(0.003 * generator.standard_normal(rows)))
 
 
-# Where a smooth bowl leads past the lower basin (all but the first), and where it does not.
+# The smooth objective misses the lower basin in all cases but the first.
 @pytest.mark.parametrize(("share", "seed"), [(0.45, 0), (0.45, 1), (0.5, 1), (0.55, 0), (0.6, 0)])
-def test_of_two_near_basins_the_lower_is_found(share, seed):
+def test_the_lower_of_two_similar_basins_is_found(share, seed):
     table = two_wells(share, seed)
     law = Kaplan() * UShape("gqa")
     problem, best = solve_at(problem_on(law, table, 5e-3, kind="student"), 5e-3, 256, 0)
     costs = scipy_multi_start(bowl_model, table, problem, 12)
-    never_worse(problem, best, costs)
-    # The second basin is real: the solver that starts in it stays, and it is listed.
+    check_no_worse(problem, best, costs)
+    # The second basin is real: a solver that starts in the basin stays there.
     apart = [abs(other[3] - best.theta[3]) for other in best.others]
     other = int(np.argmax(np.array(apart) > 1.0))
     assert apart[other] > 1.0
@@ -314,17 +321,17 @@ def test_of_two_near_basins_the_lower_is_found(share, seed):
 
 
 @pytest.mark.parametrize(("kind", "delta"), [("huber", 1e-3), ("huber", 0.02), ("student", 0.01)])
-def test_heavy_tails_are_solved_exactly(kind, delta):
+def test_a_table_with_heavy_tails_is_solved_to_the_optimum(kind, delta):
     table = synthetic_chinchilla(0.0, shapes=5)
     noise = np.random.default_rng(2).standard_t(2, len(table))
     table = table.assign(loss=table["loss"] * np.exp(0.02 * noise))
     problem, best = solve_at(problem_on("chinchilla", table, delta, kind=kind), delta, 256, 0)
     assert np.abs(problem.log_residuals(best.theta)).max() > 10 * delta / (1 + 4 * (delta > 0.005))
-    never_worse(problem, best, scipy_multi_start(chinchilla_model, table, problem, 8))
+    check_no_worse(problem, best, scipy_multi_start(chinchilla_model, table, problem, 8))
 
 
 def sixteen_rows(seed: int, noise: float) -> pd.DataFrame:
-    """Synthetic: everything random, as many rows as a small search has."""
+    """Simulate random runs, as few as in a small search."""
     generator = np.random.default_rng(seed)
     ranges = {N: (1e5, 1.6e6), D: (1e6, 6.4e7)} | RATIOS
     frame = pd.DataFrame(
@@ -340,16 +347,16 @@ def sixteen_rows(seed: int, noise: float) -> pd.DataFrame:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("seed", "noise"), [(4, 0.003), (22, 0.05), (33, 0.05)])
-def test_ten_parameters_on_sixteen_rows_are_solved_exactly(seed, noise):
+def test_ten_parameters_on_sixteen_rows_are_solved_to_the_optimum(seed, noise):
     table = sixteen_rows(seed, noise)
     problem, best = solve_at(problem_on("conditional-steady", table, 1e-3), 1e-3, 1024, 0)
     assert problem.held == {}
-    never_worse(problem, best, scipy_multi_start(conditional_model, table, problem, 6))
+    check_no_worse(problem, best, scipy_multi_start(conditional_model, table, problem, 6))
 
 
 @pytest.mark.parametrize("degrees", [3.0, 200.0])
-def test_the_scale_of_a_new_run_sees_heavy_tails(degrees):
-    """95 % of synthetic residuals lie within 1.96 of it, whatever their tails."""
+def test_the_scale_of_a_new_run_covers_heavy_tails(degrees):
+    """Check that 95 % of residuals lie within 1.96 scales for any tails."""
     residuals = student.rvs(degrees, size=4000, random_state=0)
     scale = new_run_scale(residuals, 5)
     assert (np.abs(residuals) < 1.96 * scale).mean() == pytest.approx(0.95, abs=0.012)

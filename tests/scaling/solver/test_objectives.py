@@ -7,13 +7,13 @@ from scipy.stats import t as student
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.solver.objectives import KINDS, FitObjective
 
-EVERY = [FitObjective(kind=kind, on=on, delta=0.02) for kind in KINDS for on in ("log", "raw")]
+OBJECTIVES = [FitObjective(kind=kind, on=on, delta=0.02) for kind in KINDS for on in ("log", "raw")]
 OBSERVED = np.log([2.0, 2.5, 3.0, 4.0])
 logs_apart = st.lists(st.floats(-0.3, 0.3), min_size=4, max_size=4).map(np.array)
 
 
 def plain(objective: FitObjective, residual: float) -> float:
-    """The cost of one residual, written here a second time."""
+    """Evaluate the cost of one residual with an independent implementation."""
     delta = objective.delta
     if objective.kind == "squares":
         return residual**2 / 2
@@ -27,9 +27,9 @@ def plain(objective: FitObjective, residual: float) -> float:
     return delta * (abs(residual) - delta / 2)
 
 
-@pytest.mark.parametrize("objective", EVERY, ids=lambda one: f"{one.kind} {one.on}")
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{o.kind} {o.on}")
 @given(apart=logs_apart)
-def test_the_cost_of_a_row_is_the_plain_formula(objective, apart):
+def test_the_cost_of_a_row_equals_the_plain_formula(objective, apart):
     cost, _, _ = objective.rows(OBSERVED, None, newton=True)((OBSERVED + apart)[None])
     predicted, observed = OBSERVED + apart, OBSERVED
     if objective.on == "raw":
@@ -40,7 +40,7 @@ def test_the_cost_of_a_row_is_the_plain_formula(objective, apart):
     np.testing.assert_allclose(objective.rho(residuals)[0], expected, rtol=1e-10, atol=1e-18)
 
 
-@pytest.mark.parametrize("objective", EVERY, ids=lambda one: f"{one.kind} {one.on}")
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{o.kind} {o.on}")
 @given(apart=logs_apart)
 def test_slope_and_curvature_are_the_derivatives_by_the_predicted_ln_loss(objective, apart):
     rows = objective.rows(OBSERVED, None, newton=True)
@@ -59,10 +59,10 @@ def test_slope_and_curvature_are_the_derivatives_by_the_predicted_ln_loss(object
     np.testing.assert_allclose(curve[0][smooth], numeric(1)[smooth], rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("objective", EVERY, ids=lambda one: f"{one.kind} {one.on}")
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{o.kind} {o.on}")
 @given(apart=logs_apart)
 def test_the_reweighted_curvature_is_never_negative_and_gives_the_slope(objective, apart):
-    """ψ/r: least squares with these weights has the same gradient, also at r = 0."""
+    """Least squares with weights ψ/r has the same gradient, also at r = 0."""
     logs = OBSERVED + apart
     cost, slope, curve = (
         part[0] for part in objective.rows(OBSERVED, None, newton=False)(logs[None])
@@ -76,17 +76,17 @@ def test_the_reweighted_curvature_is_never_negative_and_gives_the_slope(objectiv
     np.testing.assert_array_equal(slope, exact[1][0])
 
 
-@pytest.mark.parametrize("objective", EVERY, ids=lambda one: f"{one.kind} {one.on}")
-def test_weights_multiply_everything(objective):
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{o.kind} {o.on}")
+def test_weights_multiply_cost_slope_and_curvature(objective):
     logs, weights = OBSERVED[None] + 0.01, np.array([1.0, 2.0, 0.5, 0.0])
     for newton in (False, True):
         without = objective.rows(OBSERVED, None, newton=newton)(logs)
         weighted = objective.rows(OBSERVED, weights, newton=newton)(logs)
-        for one, other in zip(without, weighted, strict=True):
-            np.testing.assert_allclose(other, one * weights)
+        for value, other in zip(without, weighted, strict=True):
+            np.testing.assert_allclose(other, value * weights)
 
 
-def test_student_is_the_likelihood_of_students_t():
+def test_student_cost_equals_the_negative_log_likelihood_of_students_t():
     objective, residual = (
         FitObjective(kind="student", delta=0.05, degrees=3.0),
         np.linspace(-1, 1, 9),
@@ -96,7 +96,7 @@ def test_student_is_the_likelihood_of_students_t():
     np.testing.assert_allclose(cost - cost[4], likelihood - likelihood[4], rtol=1e-12)
 
 
-def test_asymmetric_counts_a_run_that_is_worse_than_predicted_less():
+def test_asymmetric_weights_a_run_worse_than_predicted_less():
     objective = FitObjective(kind="asymmetric", delta=10.0, tilt=0.5)
     worse, better = (
         objective.rows(np.array([1.0]), None, newton=True)(np.array([[1.0 + apart]]))[0][0, 0]
@@ -105,11 +105,11 @@ def test_asymmetric_counts_a_run_that_is_worse_than_predicted_less():
     assert worse == pytest.approx(better * 0.25)  # half the residual
 
 
-def test_a_wide_huber_is_least_squares_and_a_tilt_of_one_is_huber():
+def test_a_wide_huber_equals_least_squares_and_a_tilt_of_one_equals_huber():
     residual = np.linspace(-1, 1, 21)
     squares = FitObjective(kind="squares").rho(residual)
-    for one, other in zip(FitObjective(delta=10).rho(residual), squares, strict=True):
-        np.testing.assert_allclose(one, other)
+    for value, other in zip(FitObjective(delta=10).rho(residual), squares, strict=True):
+        np.testing.assert_allclose(value, other)
     upright = FitObjective(kind="asymmetric", tilt=1.0, delta=0.1)
     np.testing.assert_allclose(
         upright.residuals(residual, np.zeros(21)),
@@ -118,26 +118,29 @@ def test_a_wide_huber_is_least_squares_and_a_tilt_of_one_is_huber():
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "text"),
     [
         (
             {"kind": "absolute"},
             "`objective` must be one of huber, squares, student, asymmetric, bu",
         ),
         ({"on": "bits"}, "`on` must be log or raw, but got 'bits'"),
-        ({"delta": 0.0}, "`delta` must be positive and finite, but got 0.0"),
+        (
+            {"delta": 0.0},
+            "`delta` must be positive and finite, but got 0.0; give a positive number",
+        ),
         ({"delta": float("nan")}, "`delta` must be positive and finite"),
         ({"degrees": -1.0}, "`degrees` must be positive"),
         ({"tilt": float("inf")}, "`tilt` must be positive"),
     ],
 )
-def test_what_is_no_objective_is_refused(settings, words):
-    with pytest.raises(InputError, match=words):
+def test_an_objective_with_an_invalid_setting_raises(settings, text):
+    with pytest.raises(InputError, match=text):
         FitObjective(**settings)
 
 
 @pytest.mark.parametrize(
-    ("objective", "words"),
+    ("objective", "text"),
     [
         (FitObjective(), "sum of Huber on ln loss, delta 0.001"),
         (FitObjective(kind="squares", on="raw"), "sum of squares / 2 on loss in nats"),
@@ -148,7 +151,7 @@ def test_what_is_no_objective_is_refused(settings, words):
         ),
     ],
 )
-def test_an_objective_is_put_into_words_exactly(objective, words):
-    assert objective.words() == words
+def test_an_objective_describes_itself_exactly(objective, text):
+    assert objective.describe() == text
     assert objective.robust == (objective.kind != "squares")
     assert objective.at(0.5).delta == 0.5
