@@ -1,8 +1,7 @@
-"""What is served: prompt and output length, how many sequences at once, number formats, limits."""
+"""Serving workloads: prompt and output length, concurrency, number formats and service level."""
 
 import re
 import tomllib
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,13 @@ from typing import Any
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.units import number_format
 
-DTYPES = {"float32": 4, "bfloat16": 2}  # of weights and arithmetic: bytes per value
-KV_DTYPES = {**DTYPES, "fp8": 1, "int8": 1}  # a cache may be narrower; its few scales count nothing
+DTYPES = {"float32": 4, "bfloat16": 2}  # number formats of weights: bytes per value
+KV_DTYPES = {**DTYPES, "fp8": 1, "int8": 1}  # of a KV cache; its few scales are neglected
 DEFAULT_CONCURRENCY = 8
 LIMITS = ("max_ttft", "max_tpot")
-MOST = 10**9  # tokens or sequences: the sums that costs are made of stay within 64 bits
-# What a TOML file may hold, by name: kind and words.
-KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+MAX_COUNT = 10**9  # tokens or sequences: sums of costs stay within 64 bits
+# Fields of a TOML file by name: Python type, and its description for errors.
+FIELD_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     **dict.fromkeys(("preset", "name"), (str, "a text")),
     **dict.fromkeys(("input_tokens", "output_tokens", "concurrency"), (int, "a whole number")),
     **dict.fromkeys(("dtype", "kv_dtype"), (str, "a text")),
@@ -26,22 +25,26 @@ KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """``concurrency`` sequences of ``input_tokens`` each, ``output_tokens`` generated for each.
+    """A static batch of sequences with one prompt length and one output length.
 
     Attributes
     ----------
+    input_tokens, output_tokens
+        Prompt tokens of each sequence, and tokens generated for each.
+    concurrency
+        Sequences served at once.
     dtype
         Number format of weights and arithmetic; ``bf16`` and ``fp32`` are short forms.
     kv_dtype
         Number format of the KV cache; None: as ``dtype``.
     max_ttft, max_tpot
-        The service level: most seconds to the first token, and per output token after it; None:
-        no limit. They judge a measurement and change none.
+        Service level: upper limits in seconds of the time to the first token and of the time per
+        output token after it; None: no limit. A limit judges a measurement and never changes one.
 
     Raises
     ------
     InputError
-        A length or limit is out of range, or a number format is unknown.
+        A length or a limit is out of range, or a number format is unknown.
     """
 
     name: str
@@ -62,8 +65,10 @@ class Workload:
                 "`input_tokens >= 1`, `output_tokens >= 2` and `concurrency >= 1` must hold, but "
                 f"got {self.input_tokens}, {self.output_tokens} and {self.concurrency}"
             )
-        if max(self.input_tokens, self.output_tokens, self.concurrency) > MOST:
-            raise InputError(f"lengths and `concurrency` must be at most {MOST}, but got {self}")
+        if max(self.input_tokens, self.output_tokens, self.concurrency) > MAX_COUNT:
+            raise InputError(
+                f"lengths and `concurrency` must be at most {MAX_COUNT}, but got {self}"
+            )
         if self.dtype not in DTYPES:
             raise InputError(f"`dtype` must be one of {', '.join(DTYPES)}, but got {self.dtype!r}")
         if self.kv_dtype is not None and self.kv_dtype not in KV_DTYPES:
@@ -77,31 +82,37 @@ class Workload:
 
     @property
     def bytes_per_value(self) -> int:
-        """Bytes of one weight."""
+        """Return the bytes of one weight."""
         return DTYPES[self.dtype]
 
     @property
     def kv_bytes_per_value(self) -> int:
-        """Bytes of one value in the KV cache."""
+        """Return the bytes of one value in the KV cache."""
         return KV_DTYPES[self.kv_dtype or self.dtype]
 
     @property
     def served(self) -> str:
-        """What decides a speed, without name and limits: ``4096/1024@8:bfloat16,kv=fp8``.
+        """Return the fields that decide the speed as text: ``4096/1024@8:bfloat16,kv=fp8``.
 
-        Two workloads of the same text are served the same way, so measurements are kept under it;
-        :func:`parse_workload` reads it.
+        Name and limits are left out. Two workloads with the same text are served alike, so the
+        text is part of the key of a stored measurement. :func:`parse_workload` reads it.
         """
         cache = "" if self.kv_dtype in (None, self.dtype) else f",kv={self.kv_dtype}"
         lengths = f"{self.input_tokens}/{self.output_tokens}"
         return f"{lengths}@{self.concurrency}:{self.dtype}{cache}"
 
     def output_rate(self, ttft: Any, tpot: Any) -> Any:
-        """Output tokens/s of one static batch, prefill included, from seconds (arrays, too)."""
+        """Compute output tokens/s of one static batch, prefill included.
+
+        Parameters
+        ----------
+        ttft, tpot
+            Seconds to the first token and per output token after it; numbers or arrays.
+        """
         return self.concurrency * self.output_tokens / (ttft + tpot * (self.output_tokens - 1))
 
     def shortened(self, outputs: int) -> "Workload":
-        """The cheap mode: the same with at most ``outputs`` tokens generated.
+        """Return the workload with at most ``outputs`` generated tokens, which costs less.
 
         Cutting the output from 1024 to 128 tokens kept 96.6 % of the ranking's accuracy at 2.7
         times less cost (arXiv 2508.10251); the leaders are measured again at full length.
@@ -111,7 +122,7 @@ class Workload:
         return replace(self, name=f"{self.name} (short)", output_tokens=outputs)
 
     def changed(self, **values: Any) -> "Workload":
-        """The same with other values; None leaves a field as it is (a flag that was not given)."""
+        """Return the workload with other values; a None leaves its field unchanged."""
         return replace(self, **{name: value for name, value in values.items() if value is not None})
 
     def __str__(self) -> str:
@@ -133,10 +144,12 @@ PRESETS = {
     "rag": Workload(name="rag", input_tokens=4096, output_tokens=1024),  # arXiv 2510.18245
     "reasoning": Workload(name="reasoning", input_tokens=1024, output_tokens=4096),
     "edge": Workload(name="edge", input_tokens=256, output_tokens=64, concurrency=1),
-    # Enough sequences that arithmetic and memory, not calls, decide the speed of tiny models.
+    # With 64 sequences, arithmetic and memory decide the speed of tiny models, not call overhead.
     "proxy": Workload(name="proxy", input_tokens=128, output_tokens=64, concurrency=64),
 }
-FORM = re.compile(r"(?:(\d{1,12})/(\d{1,12})|(\w+))(?:@(\d{1,12}))?(?::(\w+))?((?:,\w+=[\w.]+)*)")
+PATTERN = re.compile(
+    r"(?:(\d{1,12})/(\d{1,12})|(\w+))(?:@(\d{1,12}))?(?::(\w+))?((?:,\w+=[\w.]+)*)"
+)
 SHORT_NAMES = {"kv": "kv_dtype", "ttft": "max_ttft", "tpot": "max_tpot"}
 UNITS = {"s": 1.0, "ms": 1e-3, "": 1.0}
 
@@ -144,117 +157,95 @@ UNITS = {"s": 1.0, "ms": 1e-3, "": 1.0}
 def parse_workload(text: str | Path) -> Workload:
     """Read a preset (``chat``), lengths (``512/256``) or a TOML file (``mine.toml``).
 
-    After a preset or lengths may stand ``@CONCURRENCY``, ``:DTYPE`` and any of ``,kv=DTYPE``,
+    A preset or lengths may be followed by ``@CONCURRENCY``, ``:DTYPE`` and any of ``,kv=DTYPE``,
     ``,ttft=SECONDS`` and ``,tpot=SECONDS`` (or ``50ms``). A file holds the fields of
     :class:`Workload` by name, and may name a ``preset`` whose fields it changes.
 
     Raises
     ------
     InputError
-        The text is neither a preset nor of that form, or the file cannot be read, names an
-        unknown field or holds a value of another kind.
+        The text is neither a preset nor of the form above, or the file cannot be read, names an
+        unknown field or holds a value of the wrong type.
 
     Examples
     --------
     >>> print(parse_workload("512/256@16:bf16"))
     512/256: 512 tokens in, 256 out, 16 at once, bfloat16
-    >>> print(parse_workload("rag@32:bfloat16,kv=fp8,ttft=.45,tpot=40ms"))
+    >>> print(parse_workload("rag@32:bfloat16,kv=fp8,ttft=0.45,tpot=40ms"))
     rag: 4096 tokens in, 1024 out, 32 at once, bfloat16, KV cache fp8, TTFT at most 0.45 s, \
 TPOT at most 0.04 s
     """
     if isinstance(text, Path) or text.strip().endswith(".toml"):
-        return _from_file(Path(str(text).strip()))
-    match = FORM.fullmatch(text.strip())
+        return _read_file(Path(str(text).strip()))
+    match = PATTERN.fullmatch(text.strip())
     if match is None or (match[3] and match[3] not in PRESETS):
         raise InputError(
             f"`--workload` must be one of {', '.join(PRESETS)}, or INPUT/OUTPUT[@CONCURRENCY]"
             f"[:DTYPE][,kv=DTYPE][,ttft=SECONDS][,tpot=SECONDS], or a .toml file, but got "
             f"{text!r}; write for example 1024/256@16"
         )
-    inputs, outputs, preset, concurrency, dtype, further = match.groups()
+    inputs, outputs, preset, concurrency, dtype, options = match.groups()
     values = {
         "concurrency": None if concurrency is None else int(concurrency),
         "dtype": dtype,
-        **_further(further, text),
+        **_parse_options(options, text),
     }
     if preset:
         return PRESETS[preset].changed(**values)
     lengths = f"{inputs}/{outputs}"
-    plain = Workload(name=lengths, input_tokens=int(inputs), output_tokens=int(outputs))
-    return plain.changed(**values)
+    workload = Workload(name=lengths, input_tokens=int(inputs), output_tokens=int(outputs))
+    return workload.changed(**values)
 
 
-def refuse_other_formats(
-    workload: Workload, engine: str, dtypes: Collection[str], kv_dtypes: Collection[str] = ()
-) -> None:
-    """For an engine that knows some number formats only; without ``kv_dtypes``, the cache follows.
-
-    Raises
-    ------
-    InputError
-        The workload asks for another one.
-    """
-    if workload.dtype not in dtypes:
-        raise InputError(
-            f"`--engine {engine}` computes in {', '.join(dtypes)}, but the workload asks for "
-            f"{workload.dtype}"
-        )
-    cache = workload.kv_dtype or workload.dtype
-    if cache != workload.dtype and cache not in kv_dtypes:
-        known = ", ".join(dict.fromkeys([workload.dtype, *kv_dtypes]))
-        raise InputError(
-            f"`--engine {engine}` keeps its KV cache in {known}, but the workload asks for {cache};"
-            " leave out kv=, or choose another engine"
-        )
-
-
-def _further(text: str, whole: str) -> dict[str, Any]:
-    """The fields of ``,kv=fp8,ttft=.5``."""
+def _parse_options(text: str, whole: str) -> dict[str, Any]:
+    """Parse the fields of ``,kv=fp8,ttft=0.5``."""
     values: dict[str, Any] = {}
     for part in text.split(",")[1:]:
         key, _, value = part.partition("=")
         name = SHORT_NAMES.get(key)
         if name is None or name in values:
             raise InputError(
-                f"after `--workload` may stand {', '.join(SHORT_NAMES)}, each once, "
+                f"options of `--workload` must be {', '.join(SHORT_NAMES)}, each at most once, "
                 f"but got {key!r} in {whole!r}"
             )
-        values[name] = _seconds(key, value) if name in LIMITS else value
+        values[name] = _parse_seconds(key, value) if name in LIMITS else value
     return values
 
 
-def _seconds(name: str, text: str) -> float:
+def _parse_seconds(name: str, text: str) -> float:
     match = re.fullmatch(r"(\d+\.?\d*|\.\d+)(s|ms|)", text)
     if match is None:
         raise InputError(f"`{name}` must be seconds such as 0.05 or 50ms, but got {text!r}")
     return float(match[1]) * UNITS[match[2]]
 
 
-def _from_file(path: Path) -> Workload:
+def _read_file(path: Path) -> Workload:
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:  # not TOML, not UTF-8, or no possible path
+    except ValueError as error:  # not TOML, not UTF-8, or an impossible path
         raise InputError(f"{str(path)!r} is not a TOML file ({error})") from None
-    for name, value in found.items():
+    for name, value in fields.items():
         _check_kind(path, name, value)
-    preset = found.pop("preset", None)
+    preset = fields.pop("preset", None)
     if preset is not None and preset not in PRESETS:
-        raise InputError(f"`preset` in {path} must be one of {', '.join(PRESETS)}, got {preset!r}")
+        raise InputError(
+            f"`preset` in {path} must be one of {', '.join(PRESETS)}, but got {preset!r}"
+        )
     if preset is not None:
-        return PRESETS[preset].changed(name=path.stem).changed(**found)
-    missing = [name for name in ("input_tokens", "output_tokens") if name not in found]
+        return PRESETS[preset].changed(name=path.stem).changed(**fields)
+    missing = [name for name in ("input_tokens", "output_tokens") if name not in fields]
     if missing:
         raise InputError(f"{path} lacks `{'` and `'.join(missing)}`; add them or a `preset`")
-    return Workload(**{"name": path.stem, **found})
+    return Workload(**{"name": path.stem, **fields})
 
 
 def _check_kind(path: Path, name: str, value: object) -> None:
-    if name not in KINDS:
+    if name not in FIELD_KINDS:
         raise InputError(
-            f"{path} has the unknown field {name!r}; a workload has {', '.join(KINDS)}"
+            f"{path} has the unknown field {name!r}; a workload has {', '.join(FIELD_KINDS)}"
         )
-    wanted, words = KINDS[name]
-    if isinstance(value, bool) or not isinstance(value, wanted):
-        raise InputError(f"`{name}` in {path} must be {words}, but got {value!r}")
+    kind, description = FIELD_KINDS[name]
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise InputError(f"`{name}` in {path} must be {description}, but got {value!r}")

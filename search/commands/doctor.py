@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from shapelaw.scaling.extras import installed_version, missing_extras
-from shapelaw.search.engines.registry import engines_here
+from shapelaw.search.engines.registry import engine_states
 from shapelaw.trainers.sweep.launchers._local import cores
 
 PACKAGES = ("shapelaw", "numpy", "scipy", "pandas", "torch", "optuna", "matplotlib", "tokenizers")
@@ -24,7 +24,7 @@ def examine() -> dict[str, object]:
         "memory_gib": _memory(),
         "disk_free_gib": round(shutil.disk_usage(Path.cwd()).free / GIBIBYTE, 1),
         "gpu": _gpu(),
-        "engines": engines_here(),
+        "engines": engine_states(),
         "missing": list(missing_extras()) or "nothing",
     }
 

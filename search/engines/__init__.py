@@ -1,1 +1,1 @@
-"""Tokens per second of a shape under a serving workload, one module per engine."""
+"""Engines that measure or predict the speed of a shape under a workload, one module each."""

@@ -1,4 +1,4 @@
-"""A predicted engine: NVIDIA's aiconfigurator, from kernel times measured on GPUs."""
+"""An engine that predicts with NVIDIA's aiconfigurator, from kernel times measured on GPUs."""
 
 import os
 import sys
@@ -15,8 +15,8 @@ from shapelaw.search.engines.accelerators import hardware
 from shapelaw.search.engines.sessions.client import (
     MissingError,
     SessionProcess,
-    numbers,
     refuse_above,
+    session_workload,
     version_of,
     write_config,
 )
@@ -24,22 +24,23 @@ from shapelaw.search.workload import Workload
 
 SETTING = "SHAPELAW_AICONFIGURATOR_PYTHON"
 SESSION = "aiconfigurator_session.py"
-# Our names of GPUs -> the tables' names.
+# Names of GPUs in shapelaw -> names of systems in the tables.
 SYSTEMS = {"a100": "a100_sxm", "b200": "b200_sxm", "h100": "h100_sxm", "h200": "h200_sxm"}
 BACKENDS = ("vllm", "sglang", "trtllm")
-FORM = f"GPU[-BACKEND] with {', '.join(SYSTEMS)} and {', '.join(BACKENDS)}"
-NARROW = ("fp8", "int8")  # number formats of a KV cache that the tables may hold
-ANSWER = 600  # seconds until a prediction counts as stuck
+HARDWARE_SYNTAX = f"GPU[-BACKEND] with {', '.join(SYSTEMS)} and {', '.join(BACKENDS)}"
+NARROW_CACHES = ("fp8", "int8")  # number formats of a KV cache that the tables may hold
+PREDICTION_SECONDS = 600  # time limit of one prediction
 
 
 class AiconfiguratorEngine(Engine):
-    """Speed of a serving engine on one GPU, predicted without it: ``aiconfigurator:h200-sglang``.
+    """An engine that predicts a serving engine on one GPU: ``aiconfigurator:h200-sglang``.
 
-    One static batch of the workload's concurrency, from tables of measured kernels. The tables
-    hold bfloat16, so weights and arithmetic are predicted in it whatever the workload says (which
-    ``device`` repeats), and the KV cache in it or in fp8. A shape outside the tables is refused.
-    The process that reads the tables stays for the next shape; the python is that of
-    ``SHAPELAW_AICONFIGURATOR_PYTHON`` or, without that setting, ours.
+    The prediction is for one static batch of the workload's concurrency and rests on tables of
+    measured kernels. The tables hold bfloat16: weights and arithmetic are predicted in bfloat16
+    whatever the workload's number format (``device`` says so), and the KV cache in bfloat16 or
+    fp8. A shape outside the tables is refused. The process that reads the tables is kept for the
+    next shape. Its Python interpreter is that of ``SHAPELAW_AICONFIGURATOR_PYTHON``, by default
+    the one that runs shapelaw.
 
     Raises
     ------
@@ -55,8 +56,8 @@ class AiconfiguratorEngine(Engine):
         self.backend = backend or BACKENDS[0]
         if self.gpu not in SYSTEMS or self.backend not in BACKENDS:
             raise InputError(
-                f"`--engine aiconfigurator:HARDWARE` must be {FORM}, but got {hardware_name!r}; "
-                "write for example aiconfigurator:h200-sglang"
+                f"`--engine aiconfigurator:HARDWARE` must be {HARDWARE_SYNTAX}, "
+                f"but got {hardware_name!r}; write for example aiconfigurator:h200-sglang"
             )
         self.limit = hardware(self.gpu).memory
         self.device = hardware(self.gpu).name
@@ -65,37 +66,37 @@ class AiconfiguratorEngine(Engine):
         if self.python == sys.executable:
             self.version = version_of(self.name, engine=self.name)
         else:
-            self.version = self._version_elsewhere()
+            self.version = self._installed_version()
 
     @property
     def label(self) -> str:
-        """``aiconfigurator:GPU-BACKEND``."""
+        """Return ``aiconfigurator:GPU-BACKEND``."""
         return f"{self.name}:{self.gpu}-{self.backend}"
 
     def measure(self, shape: Shape, workload: Workload) -> Measurement:
         """Predict the speed on one GPU."""
-        kv_type = workload.kv_dtype if workload.kv_dtype in NARROW else None
+        kv_type = workload.kv_dtype if workload.kv_dtype in NARROW_CACHES else None
         tabled = replace(workload, dtype="bfloat16", kv_dtype=kv_type)
         refuse_above(
             self.limit, bytes_served(shape, tabled), f"{shape} under {workload}", self.device
         )
         with tempfile.TemporaryDirectory(prefix="shapelaw-") as parent:
-            # The tables' reader remembers a config by its path: a new path for every shape.
+            # aiconfigurator caches a config by its path, so every shape needs a new path.
             folder = Path(parent) / f"model-{time.monotonic_ns()}"
             folder.mkdir()
-            write_config(shape, workload, folder, **_family(shape))
+            write_config(shape, workload, folder, **_architecture(shape))
             try:
-                found = self._running().ask(
+                answer = self._running_process().ask(
                     "predict",
-                    seconds=ANSWER,
+                    seconds=PREDICTION_SECONDS,
                     folder=str(folder),
                     system=SYSTEMS[self.gpu],
                     backend=self.backend,
-                    workload=numbers(shape, workload),
+                    workload=session_workload(shape, workload),
                     kv_type=kv_type or "bfloat16",
                 )
             except InputError as error:
-                if not self._running().alive:
+                if not self._running_process().alive:
                     self.close()
                 raise InputError(
                     f"{shape} under {workload} is not in the tables of {self.label}: "
@@ -104,14 +105,14 @@ class AiconfiguratorEngine(Engine):
         return Measurement.predicted(
             workload,
             engine=self.label,
-            device=f"{self.device}, {self.backend} {found['tables']}, bfloat16",
+            device=f"{self.device}, {self.backend} {answer['tables']}, bfloat16",
             version=self.version,
-            ttft=found["prefill"],
-            tpot=found["step"],
+            ttft=answer["prefill"],
+            tpot=answer["step"],
         )
 
     def close(self) -> None:
-        """End the process, if one runs; the next shape starts another."""
+        """End the process if one runs. The next shape starts another one."""
         if self.process is not None:
             self.process.close()
             self.process = None
@@ -120,14 +121,14 @@ class AiconfiguratorEngine(Engine):
         if getattr(self, "process", None) is not None:
             self.close()
 
-    def _running(self) -> SessionProcess:
+    def _running_process(self) -> SessionProcess:
         if self.process is None:
             self.process = SessionProcess(SESSION, python=self.python)
         return self.process
 
-    def _version_elsewhere(self) -> str:
+    def _installed_version(self) -> str:
         try:
-            return str(self._running().ask("describe")["version"])
+            return str(self._running_process().ask("describe")["version"])
         except InputError as error:
             self.close()
             raise MissingError(
@@ -135,7 +136,7 @@ class AiconfiguratorEngine(Engine):
             ) from None
 
 
-def _family(shape: Shape) -> dict[str, Any]:
-    """The tables know Llama and Qwen3; both take a head dimension of its own."""
+def _architecture(shape: Shape) -> dict[str, Any]:
+    """Return Llama or Qwen3 as the config's family: the tables have both, with any head_dim."""
     family = ("Qwen3ForCausalLM", "qwen3") if shape.qk_norm else ("LlamaForCausalLM", "llama")
     return {"architectures": [family[0]], "model_type": family[1]}

@@ -1,4 +1,4 @@
-"""What every throughput engine is and returns."""
+"""The interface of throughput engines, and the measurement that they return."""
 
 import platform
 from abc import ABC, abstractmethod
@@ -14,9 +14,8 @@ from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.search.workload import LIMITS, Workload
 
-TIME_MODEL = "time model"  # the kind of a speed that no engine was asked for
-
-DISTURBED = 1.2  # wall over CPU seconds above which something else used the core
+TIME_MODEL = "time model"  # kind of a speed that the time model estimated
+MAX_WALL_TO_CPU = 1.2  # ratio of wall to CPU seconds above which another process used the core
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +25,7 @@ class Measurement:
     Attributes
     ----------
     kind
-        ``measured``, or ``predicted`` by a model of some hardware.
+        ``measured``, ``predicted`` by a model of some hardware, or ``time model``.
     output_tokens_per_second
         Generated tokens over the whole time, prefill included, at the workload's concurrency;
         ``low`` and ``high`` bound it at 95 % (the spread over repeats).
@@ -35,9 +34,10 @@ class Measurement:
     prefill_tokens_per_second, decode_tokens_per_second
         Prompt tokens over the prefill's time; generated tokens over the decode's.
     wall_seconds, cpu_seconds, load
-        Of all repeats, and the machine's load average before them (None where unknown).
+        Wall and CPU seconds of all repeats, and the machine's load average before them (None where
+        unknown).
     disturbed
-        Wall over CPU time says that something else used the core.
+        Whether another process used the core, by the ratio of wall to CPU time.
     """
 
     engine: str
@@ -72,10 +72,16 @@ class Measurement:
         rate: float | None = None,
         spread: float = 1.0,
     ) -> "Measurement":
-        """What a model of some hardware says of one static batch.
+        """Make the measurement of one static batch that a model predicts.
 
-        ``rate`` is in output tokens/s, by default what TTFT and TPOT make; its interval reaches
-        to ``spread`` times it and to one ``spread``-th.
+        Parameters
+        ----------
+        ttft, tpot
+            Seconds to the first token and per output token after it.
+        rate
+            Output tokens/s; None: computed from ``ttft`` and ``tpot``.
+        spread
+            Factor by which the ends of the 95 % interval lie above and below ``rate``.
         """
         if rate is None:
             rate = workload.output_rate(ttft, tpot)
@@ -100,16 +106,16 @@ class Measurement:
         )
 
     def meets(self, workload: Workload) -> bool:
-        """Whether the service level of a workload holds: TTFT and TPOT within its limits."""
+        """Return whether TTFT and TPOT are within the limits of a workload."""
         within = ((self.ttft, workload.max_ttft), (self.tpot, workload.max_tpot))
         return all(limit is None or seconds <= limit for seconds, limit in within)
 
 
 class Engine(ABC):
-    """Something that tells how fast a shape serves a workload.
+    """A program, or a model of one, that serves a shape under a workload and reports its speed.
 
-    An engine with a ``version`` and a ``device`` (texts) lets its measurements be kept
-    (:mod:`shapelaw.search.engines.cache`).
+    Measurements of an engine with a ``version`` and a ``device`` (texts) can be stored, see
+    :mod:`shapelaw.search.engines.cache`.
     """
 
     name: str
@@ -117,21 +123,26 @@ class Engine(ABC):
 
     @property
     def label(self) -> str:
-        """Name and hardware: what tells two engines apart."""
+        """Return the name and the hardware, which identify an engine."""
         return self.name
 
     @abstractmethod
     def measure(self, shape: Shape, workload: Workload) -> Measurement:
-        """Speed of a shape.
+        """Measure or predict the speed of a shape.
 
         Raises
         ------
         shapelaw.scaling.errors.InputError
-            This engine cannot run this shape; others may be asked on.
+            The engine cannot run this shape. It can still run others.
         """
 
     def measure_all(self, shapes: Sequence[Shape], workload: Workload) -> list[Measurement | str]:
-        """Speed of several shapes, or for a shape the reason why the engine cannot run it."""
+        """Measure or predict the speed of several shapes.
+
+        Returns
+        -------
+        For each shape its measurement, or the reason why the engine cannot run it.
+        """
         results: list[Measurement | str] = []
         for shape in shapes:
             try:
@@ -142,15 +153,17 @@ class Engine(ABC):
 
 
 def bytes_served(shape: Costs, workload: Workload) -> Any:
-    """Bytes of the weights and of the whole KV cache; (n,) of a table of n shapes."""
+    """Compute the bytes of the weights and of the whole KV cache; (n,) for a table of n shapes."""
     length = workload.input_tokens + workload.output_tokens
     cache = workload.concurrency * length * shape.kv_bytes(workload.kv_bytes_per_value)
     return cache + shape.weight_bytes(workload.bytes_per_value)
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """A 95 % interval of the mean of repeats (Student's t); a point for a single one."""
-    from scipy.stats import t as student  # here: the embedded engine needs torch and NumPy only
+    """Compute a 95 % interval of the mean of repeats (Student's t); a single repeat is a point."""
+    from scipy.stats import (
+        t as student,
+    )  # imported here: the embedded engine needs torch and NumPy only
 
     if len(values) < 2:
         return float(values[0]), float(values[0])
@@ -158,8 +171,8 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return max(float(values.mean() - half), 0.0), float(values.mean() + half)
 
 
-def this_device() -> str:
-    """The machine's processor, in words."""
+def describe_processor() -> str:
+    """Describe one core of the machine's processor by its model name."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -170,10 +183,12 @@ def this_device() -> str:
 
 
 def broken_limits(measurement: Measurement, workload: Workload) -> list[str]:
-    """In words: what of the service level a measurement breaks."""
-    words = []
+    """Return a sentence for each limit of the service level that a measurement exceeds."""
+    sentences = []
     for limit in LIMITS:
         most, took = getattr(workload, limit), getattr(measurement, limit.removeprefix("max_"))
         if most is not None and took > most:
-            words.append(f"{limit.removeprefix('max_').upper()} {took:.3g} s exceeds {most:g} s")
-    return words
+            sentences.append(
+                f"{limit.removeprefix('max_').upper()} {took:.3g} s exceeds {most:g} s"
+            )
+    return sentences

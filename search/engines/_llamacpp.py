@@ -1,4 +1,4 @@
-"""llama.cpp on one core: random weights in a GGUF file, one slot per sequence."""
+"""llama.cpp on one core, with random weights in a GGUF file and one slot per sequence."""
 
 import tempfile
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_whole
-from shapelaw.search.engines._base import bytes_served, this_device
+from shapelaw.search.engines._base import bytes_served, describe_processor
 from shapelaw.search.engines._timed import Server, TimedEngine
 from shapelaw.search.engines.sessions.client import (
     CPU_LIMIT,
@@ -21,20 +21,20 @@ from shapelaw.search.engines.sessions.client import (
 from shapelaw.search.workload import Workload
 
 KV_TYPES = {"float32": "GGML_TYPE_F32", "bfloat16": "GGML_TYPE_BF16", "int8": "GGML_TYPE_Q8_0"}
-POOL = 2**20 + 7  # random numbers that fill the weights again and again: only the shape decides
+POOL_SIZE = 2**20 + 7  # random numbers that are repeated to fill the weights
 
 
 class LlamaCppEngine(TimedEngine):
-    """llama.cpp through the package xllamacpp, on one thread.
+    """An engine that runs llama.cpp through the package xllamacpp, on one thread.
 
-    All prompts fit one logical batch, so that prefill and decode are apart as in the other
-    engines; decoding is llama.cpp's own continuous batching. Matrices are in the number format of
+    All prompts fit into one logical batch, so that prefill and decode are separate as in the other
+    engines. Decoding uses llama.cpp's continuous batching. Matrices are in the number format of
     the workload, norms in float32.
 
     Raises
     ------
     shapelaw.scaling.errors.InputError
-        A hardware other than cpu is asked for, or a package is missing.
+        The hardware is not ``cpu``, or a package is missing.
     """
 
     name = "llamacpp"
@@ -45,10 +45,10 @@ class LlamaCppEngine(TimedEngine):
         self.version = version_of("xllamacpp", engine=self.name)
         version_of("gguf", engine=self.name)
         self.repeats = repeats
-        self.device = this_device()
+        self.device = describe_processor()
 
     def start(self, shape: Shape, workload: Workload) -> Server:
-        """Write the shape's file and load it in a process."""
+        """Write the GGUF file of the shape and load it in a process."""
         kv_type = KV_TYPES.get(workload.kv_dtype or workload.dtype)
         if kv_type is None:
             raise InputError(
@@ -72,18 +72,26 @@ class LlamaCppEngine(TimedEngine):
 
 
 def write_random_gguf(path: Path, shape: Shape, *, dtype: str, length: int) -> None:
-    """Write a file with random weights and a vocabulary of numbers (``<0>``, ``<1>``, …)."""
+    """Write a GGUF file with random weights and a vocabulary of numbers (``<0>``, ``<1>``, …).
+
+    Parameters
+    ----------
+    dtype
+        Number format of the matrices: ``float32`` or ``bfloat16``.
+    length
+        Tokens of the longest sequence.
+    """
     import gguf
 
     family = "qwen3" if shape.qk_norm else "llama"
-    pool = np.random.default_rng(0).standard_normal(POOL, dtype=np.float32) * np.float32(0.02)
+    pool = np.random.default_rng(0).standard_normal(POOL_SIZE, dtype=np.float32) * np.float32(0.02)
     narrow = gguf.GGMLQuantizationType.BF16 if dtype == "bfloat16" else None
     matrices = pool if narrow is None else gguf.quants.quantize(pool, narrow).view(np.uint16)
 
     def write(target: Path) -> None:
         writer = gguf.GGUFWriter(str(target), family, use_temp_file=False)
-        _add_shape(writer, shape, length)
-        sizes = _tensors(shape)
+        _add_metadata(writer, shape, length)
+        sizes = _tensor_sizes(shape)
         for name, size in sizes.items():
             if len(size) == 1:
                 writer.add_tensor_info(name, size, pool.dtype, size[0] * pool.itemsize)
@@ -101,8 +109,8 @@ def write_random_gguf(path: Path, shape: Shape, *, dtype: str, length: int) -> N
     write_whole(path, write)
 
 
-def _tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
-    """Sizes (rows, features) of all weights by llama.cpp's names."""
+def _tensor_sizes(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Return the sizes (rows, features) of all weights by llama.cpp's names."""
     d, f = shape.hidden_size, shape.intermediate_size
     queries = shape.num_attention_heads * shape.head_dim
     groups = shape.num_key_value_heads * shape.head_dim
@@ -121,7 +129,7 @@ def _tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": size for name, size in sizes.items()}
 
 
-def _add_shape(writer: Any, shape: Shape, length: int) -> None:
+def _add_metadata(writer: Any, shape: Shape, length: int) -> None:
     writer.add_context_length(length)
     writer.add_embedding_length(shape.hidden_size)
     writer.add_block_count(shape.num_hidden_layers)
@@ -134,7 +142,7 @@ def _add_shape(writer: Any, shape: Shape, length: int) -> None:
     writer.add_rope_freq_base(shape.rope_theta)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(shape.vocab_size)
-    # llama.cpp serves no model without a vocabulary; the merge is of two letters that never meet.
+    # llama.cpp serves no model without a vocabulary; the one merge never applies to any token.
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([f"<{token}>" for token in range(shape.vocab_size)])

@@ -1,4 +1,4 @@
-"""What the engines that run a shape in torch share: its size, its prompts, its number format."""
+"""Memory needs, prompts and number formats of the engines that run a shape in torch."""
 
 import torch
 
@@ -10,15 +10,23 @@ CPU_LIMIT = 8 * 2**30  # bytes of weights, cache and activations
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def refuse_what_does_not_fit(
+def refuse_oversized(
     shape: Shape, workload: Workload, *, engine: str, limit: float = CPU_LIMIT, copies: int = 1
 ) -> None:
-    """Refuse a workload that needs more than ``limit`` bytes, or a cache of another number format.
+    """Refuse a workload that needs too much memory or a cache of another number format.
+
+    Parameters
+    ----------
+    limit
+        Available bytes.
+    copies
+        Copies of the weights that the engine holds.
 
     Raises
     ------
     shapelaw.scaling.errors.InputError
-        It does.
+        The workload needs more than ``limit`` bytes, or its cache has another number format than
+        its weights.
     """
     if workload.kv_dtype not in (None, workload.dtype):
         raise InputError(
@@ -35,7 +43,7 @@ def refuse_what_does_not_fit(
 
 
 def bytes_needed(shape: Shape, workload: Workload, copies: int) -> int:
-    """Bytes of so many copies of the weights, of the cache and of the activations."""
+    """Compute the bytes of all copies of the weights, of the cache and of the activations."""
     size = torch.finfo(TORCH_DTYPES[workload.dtype]).bits // 8
     length = workload.input_tokens + workload.output_tokens
     cache = workload.concurrency * length * shape.kv_bytes(size)
@@ -46,7 +54,7 @@ def bytes_needed(shape: Shape, workload: Workload, copies: int) -> int:
 
 
 def random_prompt(shape: Shape, workload: Workload) -> torch.Tensor:
-    """Tokens (concurrency, input_tokens), the same for every engine."""
+    """Draw prompt tokens, (concurrency, input_tokens), the same ones for every engine."""
     generator = torch.Generator().manual_seed(0)
     size = (workload.concurrency, workload.input_tokens)
     return torch.randint(shape.vocab_size, size, generator=generator)

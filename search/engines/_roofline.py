@@ -1,4 +1,4 @@
-"""A predicted engine: the roofline of a device, from its published bandwidth and peak."""
+"""An engine that predicts by the roofline of a device: its bandwidth and peak arithmetic."""
 
 import tomllib
 from pathlib import Path
@@ -16,19 +16,19 @@ from shapelaw.search.workload import Workload
 
 
 class RooflineEngine(Engine):
-    """The time that arithmetic or memory needs at the least, whichever is longer.
+    """An engine that predicts the least time that arithmetic or memory needs.
 
-    Prefill: FLOPs of all prompts at their mean context over the peak, or the weights over the
-    bandwidth. Decode, per step: FLOPs over the peak, or weights once and the KV cache of every
-    sequence at its mean length over the bandwidth. No overheads: an upper bound that ranks shapes,
-    not a forecast (arXiv 2402.16363 discusses the model). ``roofline:KEY`` is a device of
-    ``data/hardware.toml``, ``roofline:this`` and ``roofline:FILE.toml`` what
-    ``shapelaw measure --calibrate`` wrote.
+    seconds = max(FLOPs / peak, bytes / bandwidth). Prefill: FLOPs of all prompts at their mean
+    context, and the bytes of the weights. Decode, per step: FLOPs of one token per sequence, and
+    the bytes of the weights and of every sequence's KV cache at its mean length. Overheads are
+    neglected, so the speed is an upper bound that ranks shapes and no forecast (arXiv 2402.16363
+    discusses the model). ``roofline:KEY`` is a device of ``data/hardware.toml``; ``roofline:this``
+    and ``roofline:FILE.toml`` are entries that ``shapelaw measure --calibrate`` wrote.
 
     Raises
     ------
     shapelaw.scaling.errors.InputError
-        There is no such device, or its entry is not complete.
+        The device does not exist, or its entry is incomplete.
     """
 
     name = "roofline"
@@ -40,7 +40,7 @@ class RooflineEngine(Engine):
 
     @property
     def label(self) -> str:
-        """``roofline:HARDWARE``."""
+        """Return ``roofline:HARDWARE``."""
         return f"{self.name}:{self.hardware.key}"
 
     def measure(self, shape: Shape, workload: Workload) -> Measurement:
@@ -64,14 +64,23 @@ class RooflineEngine(Engine):
 
 
 def roofline(shape: Costs, workload: Workload, device: Hardware) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds to the first token and per token after it: arithmetic or memory at its peak.
+    """Compute the roofline of prefill and decode (arXiv 2402.16363).
 
-    Of one shape, or (n,) of a table of n; whether the device can hold them is not asked.
+    Memory capacity is not checked.
+
+    Parameters
+    ----------
+    shape
+        One shape, or a table of n.
+
+    Returns
+    -------
+    Seconds to the first token and seconds per output token after it; (n,) each for a table.
 
     Raises
     ------
     shapelaw.scaling.errors.InputError
-        The device has no such arithmetic.
+        The device has no peak for the workload's number format.
     """
     peak = device.peak_flops.get(workload.dtype)
     if peak is None:
@@ -93,24 +102,24 @@ def roofline(shape: Costs, workload: Workload, device: Hardware) -> tuple[np.nda
     return ttft, tpot
 
 
-def own_hardware() -> Path:
-    """Where the measured entry of this machine is kept."""
+def calibrated_hardware_path() -> Path:
+    """Return the path of the entry that a calibration of this machine writes."""
     return cache_folder() / "hardware.toml"
 
 
 def hardware_named(text: str) -> Hardware:
-    """A device by its key, ``this`` (measured here), or the only entry of a TOML file.
+    """Load a device by its key, ``this`` (the calibrated machine) or the path of a TOML file.
 
     Raises
     ------
     shapelaw.scaling.errors.InputError
-        There is none, or the file does not hold one complete entry.
+        The device does not exist, or the file does not hold exactly one complete entry.
     """
     if text == "this":
-        path = own_hardware()
+        path = calibrated_hardware_path()
         if not path.exists():
             raise InputError(
-                "`roofline:this` needs measured figures of this machine, and there are none; "
+                "`roofline:this` needs a calibration of this machine, which does not exist yet; "
                 "run shapelaw measure --calibrate"
             )
         return _read_hardware(path)
@@ -124,12 +133,12 @@ def _read_hardware(path: Path) -> Hardware:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:  # not TOML, or not UTF-8
         raise InputError(f"{path} is not TOML ({error})") from None
-    wrong = InputError(
+    incomplete = InputError(
         f"{path} must hold one table with `name`, `memory`, `bandwidth`, `peak_flops` and "
-        "`source`, numbers above 0; shapelaw measure --calibrate --out FILE.toml writes one"
+        "`source`, all numbers above 0; shapelaw measure --calibrate --out FILE.toml writes one"
     )
     if len(entries) != 1:
-        raise wrong
+        raise incomplete
     ((key, entry),) = entries.items()
     try:
         entry["peak_flops"] = {number_format(n): v for n, v in entry["peak_flops"].items()}
@@ -137,7 +146,7 @@ def _read_hardware(path: Path) -> Hardware:
         numbers = [device.memory, device.bandwidth, *device.peak_flops.values()]
         complete = bool(device.peak_flops) and all(float(number) > 0 for number in numbers)
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise wrong from None
+        raise incomplete from None
     if not complete:
-        raise wrong
+        raise incomplete
     return device

@@ -1,4 +1,4 @@
-"""Engines that really run a shape: the repeats of several candidates take turns."""
+"""Engines that run a shape and time it, with the repeats of several shapes interleaved."""
 
 import os
 import time
@@ -12,18 +12,19 @@ import numpy as np
 
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError, WorkError
-from shapelaw.search.engines._base import DISTURBED, Engine, Measurement, interval
+from shapelaw.search.engines._base import MAX_WALL_TO_CPU, Engine, Measurement, interval
 from shapelaw.search.workload import Workload
 
 WARM_UP_TOKENS = 4
-PATIENCE = 3  # rounds, as a multiple of the repeats, until disturbed repeats are accepted
+MAX_ROUNDS = 3  # rounds, as a multiple of the repeats, until disturbed repeats are accepted
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One run of the whole workload: seconds of prefill and decode (wall), and CPU seconds.
+    """Seconds of one run of the whole workload.
 
-    ``decode_cpu`` is the decode's part of the CPU seconds, where the engine can tell.
+    ``prefill`` and ``decode`` are wall seconds and ``cpu`` CPU seconds; ``decode_cpu`` is the
+    decode's part of the CPU seconds, where the engine reports it.
     """
 
     prefill: float
@@ -33,12 +34,12 @@ class Timing:
 
     @property
     def disturbed(self) -> bool:
-        """Something else used the core: wall time is well above CPU time."""
-        return self.prefill + self.decode > DISTURBED * self.cpu
+        """Return whether wall time is well above CPU time: another process used the core."""
+        return self.prefill + self.decode > MAX_WALL_TO_CPU * self.cpu
 
 
 class Server:
-    """A shape that an engine has loaded for one workload; a context that frees it."""
+    """A shape that an engine has loaded for one workload; a context manager that frees it."""
 
     @abstractmethod
     def serve(self, outputs: int) -> Timing:
@@ -47,11 +48,11 @@ class Server:
         Raises
         ------
         shapelaw.scaling.errors.WorkError
-            The engine produced another number of tokens.
+            The engine produced a wrong number of tokens.
         """
 
     def close(self) -> None:
-        """Free what the shape holds."""
+        """Free the memory and files of the shape."""
 
     def __enter__(self) -> Self:
         return self
@@ -63,9 +64,9 @@ class Server:
 class TimedEngine(Engine):
     """An engine that loads a shape and runs the workload ``repeats`` times.
 
-    Up to ``together`` shapes are loaded at once and take turns, so that what else the machine does
-    meets all of them. A repeat that something disturbed is run again, up to ``PATIENCE`` times as
-    many rounds; what stays disturbed is flagged.
+    Up to ``together`` shapes are loaded at once and their repeats take turns, so that other load
+    on the machine affects all of them alike. A disturbed repeat is run again, in up to
+    ``MAX_ROUNDS`` times as many rounds; if repeats stay disturbed, the measurement is flagged.
     """
 
     kind = "measured"
@@ -81,25 +82,25 @@ class TimedEngine(Engine):
         Raises
         ------
         shapelaw.scaling.errors.InputError
-            This engine cannot run this shape or workload.
+            The engine cannot run this shape or workload.
         """
 
     def measure(self, shape: Shape, workload: Workload) -> Measurement:
         """Measure one shape."""
         with self.start(shape, workload) as server:
-            (found,) = self._measured([server], workload)
-        if isinstance(found, str):
-            raise InputError(found)
-        return found
+            (result,) = self._measure_loaded([server], workload)
+        if isinstance(result, str):
+            raise InputError(result)
+        return result
 
     def measure_all(self, shapes: Sequence[Shape], workload: Workload) -> list[Measurement | str]:
-        """Measure several shapes in turns."""
+        """Measure several shapes, with their repeats interleaved."""
         results: list[Measurement | str] = []
         for begin in range(0, len(shapes), self.together):
-            results += self._together(shapes[begin : begin + self.together], workload)
+            results += self._measure_part(shapes[begin : begin + self.together], workload)
         return results
 
-    def _together(self, shapes: Sequence[Shape], workload: Workload) -> list[Measurement | str]:
+    def _measure_part(self, shapes: Sequence[Shape], workload: Workload) -> list[Measurement | str]:
         results: list[Measurement | str] = []
         with ExitStack() as stack:
             servers = []
@@ -109,11 +110,13 @@ class TimedEngine(Engine):
                     results.append("")
                 except InputError as error:
                     results.append(str(error))
-            measured = iter(self._measured(servers, workload))
+            measured = iter(self._measure_loaded(servers, workload))
             return [result or next(measured) for result in results]
 
-    def _measured(self, servers: Sequence[Server], workload: Workload) -> list[Measurement | str]:
-        """Repeats in turns; for a server that fails on the way, its reason."""
+    def _measure_loaded(
+        self, servers: Sequence[Server], workload: Workload
+    ) -> list[Measurement | str]:
+        """Run interleaved repeats; return a reason for a server that fails meanwhile."""
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         timings: list[list[Timing]] = [[] for _ in servers]
         failed: dict[int, str] = {}
@@ -128,24 +131,24 @@ class TimedEngine(Engine):
             serve(row, min(WARM_UP_TOKENS, workload.output_tokens))
             timings[row].clear()
         begun = time.perf_counter()
-        for _ in range(PATIENCE * self.repeats):
+        for _ in range(MAX_ROUNDS * self.repeats):
             for row in range(len(servers)):
                 if row not in failed and not self._enough(timings[row]):
                     serve(row, workload.output_tokens)
         wall = (time.perf_counter() - begun) / max(len(servers), 1)
         return [
-            failed.get(row) or self._summary(every, workload, load, wall)
-            for row, every in enumerate(timings)
+            failed.get(row) or self._summary(repeats, workload, load, wall)
+            for row, repeats in enumerate(timings)
         ]
 
     def _enough(self, timings: Sequence[Timing]) -> bool:
-        return len(_calm(timings)) >= self.repeats
+        return len(_undisturbed(timings)) >= self.repeats
 
     def _summary(
         self, timings: Sequence[Timing], workload: Workload, load: float | None, wall: float
     ) -> Measurement:
-        calm = _calm(timings)
-        kept = calm if len(calm) >= self.repeats else timings
+        undisturbed = _undisturbed(timings)
+        kept = undisturbed if len(undisturbed) >= self.repeats else timings
         prefill = np.array([timing.prefill for timing in kept])
         decode = np.array([timing.decode for timing in kept])
         rates = workload.concurrency * workload.output_tokens / (prefill + decode)
@@ -169,22 +172,22 @@ class TimedEngine(Engine):
             wall_seconds=wall,
             cpu_seconds=sum(timing.cpu for timing in timings),
             load=load,
-            disturbed=len(calm) < self.repeats,
+            disturbed=len(undisturbed) < self.repeats,
         )
 
 
-def assert_count(produced: Sized, expected: tuple[int, int]) -> None:
-    """Refuse a run that produced another number of tokens than (sequences, outputs).
+def require_token_count(produced: Sized, expected: tuple[int, int]) -> None:
+    """Check that a run produced (sequences, outputs) tokens.
 
     Raises
     ------
     shapelaw.scaling.errors.WorkError
-        It did.
+        The run produced another number of tokens.
     """
-    found = tuple(getattr(produced, "shape", (len(produced),)))
-    if found != expected:
-        raise WorkError(f"the engine produced {found} tokens, not {expected}")
+    shape = tuple(getattr(produced, "shape", (len(produced),)))
+    if shape != expected:
+        raise WorkError(f"the engine produced {shape} tokens, not {expected}")
 
 
-def _calm(timings: Sequence[Timing]) -> list[Timing]:
+def _undisturbed(timings: Sequence[Timing]) -> list[Timing]:
     return [timing for timing in timings if not timing.disturbed]

@@ -1,4 +1,4 @@
-"""The embedded engine: the trainer's own model with a static KV cache, greedy decoding."""
+"""The embedded engine: the trainer's model with a static KV cache and greedy decoding."""
 
 import time
 from typing import Any
@@ -8,31 +8,32 @@ from torch.overrides import TorchFunctionMode
 
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
-from shapelaw.search.engines._base import this_device
+from shapelaw.search.engines._base import describe_processor
 from shapelaw.search.engines._memory import (
     CPU_LIMIT,
     TORCH_DTYPES,
     random_prompt,
-    refuse_what_does_not_fit,
+    refuse_oversized,
 )
-from shapelaw.search.engines._timed import Server, TimedEngine, Timing, assert_count
+from shapelaw.search.engines._timed import Server, TimedEngine, Timing, require_token_count
 from shapelaw.search.workload import Workload
 from shapelaw.trainers.generation.cpu_decoder import Decoder, greedy
 from shapelaw.trainers.generation.graph_decoder import GraphDecoder
 from shapelaw.trainers.models.rotary import rotary_table
 from shapelaw.trainers.models.transformer import Transformer
 
-POOL = 2**20 + 7  # random numbers that fill the weights again and again
-REVISION = "decoder 1"  # counts up when its speed changes: kept measurements are of one revision
-GPU_SHARE = 0.9  # of its memory
+POOL_SIZE = 2**20 + 7  # random numbers that are repeated to fill the weights
+REVISION = "decoder 1"  # raised when the decoder's speed changes: stored speeds are of one revision
+GPU_SHARE = 0.9  # part of the GPU's free memory that a shape may use
 
 
 class TorchEngine(TimedEngine):
-    """Random weights, random prompts: only the shape decides.
+    """An engine that decodes random prompts with random weights in torch.
 
-    Each repeat runs the whole workload: one prefill of all prompts, then one token at a time for
-    all sequences. The weights are in the number format of the workload. ``torch`` runs on one
-    thread of the CPU, ``torch:cuda`` on the GPU, where a decode step is a CUDA graph.
+    The values do not matter for the speed: only the shape decides. Each repeat runs the whole
+    workload: one prefill of all prompts, then one token at a time for all sequences. The weights
+    are in the number format of the workload. ``torch`` runs on one thread of the CPU,
+    ``torch:cuda`` on the GPU, where a decode step is a CUDA graph.
 
     Raises
     ------
@@ -52,26 +53,28 @@ class TorchEngine(TimedEngine):
         self.on = torch.device(hardware or "cpu")
         self.repeats = repeats
         self.version = f"{REVISION}, torch {torch.__version__}"
-        self.device = this_device() if self.on.type == "cpu" else torch.cuda.get_device_name()
+        self.device = (
+            describe_processor() if self.on.type == "cpu" else torch.cuda.get_device_name()
+        )
         if self.on.type == "cuda":
-            self.together = 1  # a shape has the GPU's memory to itself
+            self.together = 1  # each shape may need all of the GPU's memory
 
     @property
     def label(self) -> str:
-        """``torch``, or ``torch:cuda``."""
+        """Return ``torch`` or ``torch:cuda``."""
         return self.name if self.on.type == "cpu" else f"{self.name}:cuda"
 
     def start(self, shape: Shape, workload: Workload) -> Server:
-        """Random weights of a shape, with room in the cache for the whole workload."""
-        limit, copies = float(CPU_LIMIT), 2  # the weights, and laid out for decoding
+        """Make random weights of a shape, and a cache for the whole workload."""
+        limit, copies = float(CPU_LIMIT), 2  # the weights, and a copy laid out for decoding
         if self.on.type == "cuda":
             limit, copies = GPU_SHARE * torch.cuda.mem_get_info()[0], 1
-        refuse_what_does_not_fit(shape, workload, engine=self.name, limit=limit, copies=copies)
+        refuse_oversized(shape, workload, engine=self.name, limit=limit, copies=copies)
         return TorchServer(shape, workload, self.on)
 
 
 class TorchServer(Server):
-    """One shape in memory: its weights, a cache, the prompts."""
+    """A shape in memory: its weights, a cache and the prompts."""
 
     def __init__(self, shape: Shape, workload: Workload, device: torch.device) -> None:
         torch.set_num_threads(1)
@@ -89,7 +92,7 @@ class TorchServer(Server):
 
     @torch.inference_mode()
     def serve(self, outputs: int) -> Timing:
-        """One prefill, then one token at a time for all sequences, greedily."""
+        """Run one prefill, then decode one token at a time for all sequences, greedily."""
         decoder, prompt = self.decoder, self.prompt
         self._wait()
         cpu, wall = time.process_time(), time.perf_counter()
@@ -102,7 +105,7 @@ class TorchServer(Server):
             produced.append(token)
         self._wait()
         end, end_cpu = time.perf_counter(), time.process_time()
-        assert_count(torch.stack(produced, dim=1), (prompt.shape[0], outputs))
+        require_token_count(torch.stack(produced, dim=1), (prompt.shape[0], outputs))
         return Timing(first - wall, end - first, end_cpu - cpu, end_cpu - first_cpu)
 
     def _wait(self) -> None:
@@ -110,8 +113,8 @@ class TorchServer(Server):
             torch.cuda.synchronize()
 
 
-class _Undrawn(TorchFunctionMode):
-    """Modules made in this context keep their matrices uninitialised."""
+class _SkipInitialisation(TorchFunctionMode):
+    """A context in which new modules keep their matrices uninitialised."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -125,15 +128,15 @@ class _Undrawn(TorchFunctionMode):
 def random_model(
     shape: Shape, length: int, dtype: torch.dtype, device: torch.device
 ) -> Transformer:
-    """A model with random weights, in a number format and on a device.
+    """Build a model with random weights, in a number format and on a device.
 
     The weights repeat one pool of random numbers: their values do not matter for the speed, and
-    drawing a billion of them takes longer than measuring it.
+    drawing a billion of them takes longer than the measurement.
     """
-    with _Undrawn():
+    with _SkipInitialisation():
         model = Transformer(shape, context_length=length).to(device, dtype).eval()
     model.rotary = rotary_table(length, shape.head_dim, shape.rope_theta).to(device)
-    pool = torch.randn(POOL, generator=torch.Generator().manual_seed(0)).to(device)
+    pool = torch.randn(POOL_SIZE, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim == 1:

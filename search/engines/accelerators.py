@@ -1,4 +1,4 @@
-"""Accelerators by name: memory, bandwidth and peak, from data/hardware.toml."""
+"""Published memory, bandwidth and peak arithmetic of accelerators, from data/hardware.toml."""
 
 import tomllib
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from shapelaw.search.engines._base import Engine
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """A device: bytes of memory, bytes per second, dense FLOP/s by number format."""
+    """A device: memory in bytes, bandwidth in bytes/s, dense FLOP/s by number format."""
 
     key: str
     name: str
@@ -21,24 +21,24 @@ class Hardware:
 
 
 def hardware(key: str) -> Hardware:
-    """A device by its short name.
+    """Load a device by its short name.
 
     Raises
     ------
     InputError
-        There is none of that name.
+        No device has that name.
     """
     table = tomllib.loads((data_folder() / "hardware.toml").read_text(encoding="utf-8"))
     if key not in table:
-        raise InputError(f"hardware must be one of {', '.join(table)}, but got {key!r}")
+        raise InputError(f"`hardware` must be one of {', '.join(table)}, but got {key!r}")
     return Hardware(key=key, **table[key])
 
 
 def device_of(engine: Engine) -> Hardware | None:
-    """Published figures of an engine's hardware, by what its label names behind the colon."""
-    known = getattr(getattr(engine, "engine", engine), "hardware", None)
-    if isinstance(known, Hardware):
-        return known
+    """Return published figures of the hardware that an engine's label names; None if unknown."""
+    device = getattr(getattr(engine, "engine", engine), "hardware", None)
+    if isinstance(device, Hardware):
+        return device
     text = engine.label.partition(":")[2]
     for key in (text, text.rpartition("-")[0]):  # HARDWARE or HARDWARE-BACKEND
         try:

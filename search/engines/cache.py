@@ -1,4 +1,4 @@
-"""Measurements that are kept: nothing is measured twice unless asked."""
+"""A store of measurements, and an engine that measures only shapes that the store lacks."""
 
 import contextlib
 import hashlib
@@ -17,42 +17,47 @@ from shapelaw.search.engines._base import Engine, Measurement
 from shapelaw.search.engines.registry import engine_named
 from shapelaw.search.workload import Workload, parse_workload
 
-FOLDER = "SHAPELAW_CACHE"  # environment variable: another place than the user's cache folder
+FOLDER_VARIABLE = "SHAPELAW_CACHE"  # environment variable that names another cache folder
 FILE = "measurements.jsonl"
 
 
 def cache_folder() -> Path:
-    """Where a user's caches of shapelaw are, by the rules of the operating system."""
+    """Return the user's cache folder of shapelaw, by the rules of the operating system."""
     import pooch
 
-    return Path(os.environ.get(FOLDER) or pooch.os_cache("shapelaw"))
+    return Path(os.environ.get(FOLDER_VARIABLE) or pooch.os_cache("shapelaw"))
 
 
 @dataclass
 class MeasurementStore:
-    """A file of measurements, one JSON document per line; many processes may write at once.
+    """A file of measurements, one JSON document per line, that many processes may write at once.
 
-    A line is appended whole under a lock, and begins on a line of its own even where a killed
-    writer left half of one; lines that are not whole are passed over. Of several lines of one key
-    the last counts.
+    A line is appended whole under a lock, and begins on a new line even after a writer that was
+    killed in the middle of one. Incomplete lines are skipped. Of several lines with the same key
+    the last one counts.
     """
 
     path: Path
-    _known: dict[str, Measurement] = field(default_factory=dict)
-    _read: int = 0  # bytes
+    _measurements: dict[str, Measurement] = field(default_factory=dict)
+    _bytes_read: int = 0  # bytes
 
     @classmethod
     def of_user(cls) -> "MeasurementStore":
-        """The store in the user's cache folder."""
+        """Open the store in the user's cache folder."""
         return cls(cache_folder() / FILE)
 
     def get(self, key: str) -> Measurement | None:
-        """What was kept under a key, by any process."""
-        self._catch_up()
-        return self._known.get(key)
+        """Return the measurement that any process stored under a key."""
+        self._read_appended()
+        return self._measurements.get(key)
 
     def put(self, key: str, about: dict[str, Any], measurement: Measurement) -> None:
-        """Keep a measurement; ``about`` says in words what the key stands for.
+        """Store a measurement.
+
+        Parameters
+        ----------
+        about
+            The fields that the key is a hash of, for a reader of the file.
 
         Raises
         ------
@@ -71,60 +76,61 @@ class MeasurementStore:
         except OSError as error:
             raise WorkError(
                 f"{self.path} could not be written ({error.strerror}); free space, or name "
-                f"another folder in {FOLDER}"
+                f"another folder in {FOLDER_VARIABLE}"
             ) from error
 
-    def _catch_up(self) -> None:
-        """Read what was appended since the last look, up to the last whole line."""
+    def _read_appended(self) -> None:
+        """Read the lines appended since the last call, up to the last complete one."""
         try:
             with self.path.open("rb") as file:
-                if file.seek(0, os.SEEK_END) < self._read:  # somebody emptied it
-                    self._known, self._read = {}, 0
-                file.seek(self._read)
+                if file.seek(0, os.SEEK_END) < self._bytes_read:  # the file was emptied
+                    self._measurements, self._bytes_read = {}, 0
+                file.seek(self._bytes_read)
                 appended = file.read()
         except FileNotFoundError:
-            self._known, self._read = {}, 0
+            self._measurements, self._bytes_read = {}, 0
             return
         except OSError as error:
             raise WorkError(f"{self.path} cannot be read: {error.strerror}") from error
         whole = appended[: appended.rfind(b"\n") + 1]
-        self._read += len(whole)
+        self._bytes_read += len(whole)
         for line in whole.splitlines():
-            # Half a line of a killed writer, or fields of another version: measured again.
+            # A line cut off by a kill, or with fields of another version, is skipped.
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 document = json.loads(line)
-                self._known[document["key"]] = Measurement(**document["measurement"])
+                self._measurements[document["key"]] = Measurement(**document["measurement"])
 
 
 class CachedEngine(Engine):
-    """An engine that looks up before it measures.
+    """An engine that looks a measurement up in a store before it measures.
 
-    The key is made of the shape, the engine's label, version and device, and what the workload
-    serves (its name and limits change no speed). Disturbed measurements are returned but not kept.
+    The key is a hash of the shape, the engine's label, version and device, and the workload
+    without its name and limits, which change no speed. Disturbed measurements are returned but not
+    stored.
 
     Parameters
     ----------
     engine
-        What measures; one without version or device is asked every time.
+        The engine that measures; the results of one without version or device are not stored.
     store
-        Where measurements are kept.
+        Where measurements are stored.
     fresh
-        Measure again whatever this object has not measured itself.
+        Measure again every shape that this object has not measured itself.
     """
 
     def __init__(self, engine: Engine, store: MeasurementStore, *, fresh: bool = False) -> None:
         self.engine, self.store, self.fresh = engine, store, fresh
         self.name, self.kind = engine.name, engine.kind
-        self._own: set[str] = set()
-        self.measured = 0  # shapes for which the engine was asked
+        self._measured_keys: set[str] = set()
+        self.measured = 0  # shapes that the engine itself measured or refused
 
     @property
     def label(self) -> str:
-        """The label of the engine inside."""
+        """Return the label of the wrapped engine."""
         return self.engine.label
 
     def key(self, shape: Shape, workload: Workload) -> tuple[str, dict[str, Any]] | None:
-        """The key of a measurement and what it is made of; None: this engine keeps none."""
+        """Return the key of a measurement and its fields; None if it is not stored."""
         version = getattr(self.engine, "version", None)
         device = getattr(self.engine, "device", None)
         if not isinstance(version, str) or not isinstance(device, str):
@@ -140,44 +146,44 @@ class CachedEngine(Engine):
         return digest[:32], about
 
     def measure(self, shape: Shape, workload: Workload) -> Measurement:
-        """Look up, or measure and keep."""
-        kept = self._kept(shape, workload)
-        if kept is not None:
-            return kept
-        found = self.engine.measure(shape, workload)
-        self._keep(shape, workload, found)
-        return found
+        """Look a measurement up, or measure and store it."""
+        stored = self._look_up(shape, workload)
+        if stored is not None:
+            return stored
+        measurement = self.engine.measure(shape, workload)
+        self._store(shape, workload, measurement)
+        return measurement
 
     def measure_all(self, shapes: Sequence[Shape], workload: Workload) -> list[Measurement | str]:
-        """Look up every shape; measure the rest together, each distinct shape once."""
-        known: dict[Shape, Measurement | str] = {}
+        """Look every shape up; measure the missing ones together, each distinct shape once."""
+        results: dict[Shape, Measurement | str] = {}
         for shape in shapes:
-            kept = self._kept(shape, workload)
-            if kept is not None:
-                known[shape] = kept
-        rest = [shape for shape in dict.fromkeys(shapes) if shape not in known]
+            stored = self._look_up(shape, workload)
+            if stored is not None:
+                results[shape] = stored
+        missing = [shape for shape in dict.fromkeys(shapes) if shape not in results]
         together = getattr(self.engine, "together", 1)
-        for begin in range(0, len(rest), together):  # what is done is kept if the next is killed
-            part = rest[begin : begin + together]
-            for shape, found in zip(part, self.engine.measure_all(part, workload), strict=True):
-                known[shape] = found
-                self._keep(shape, workload, found)
-        return [known[shape] for shape in shapes]
+        for begin in range(0, len(missing), together):  # a kill loses one part at most
+            part = missing[begin : begin + together]
+            for shape, result in zip(part, self.engine.measure_all(part, workload), strict=True):
+                results[shape] = result
+                self._store(shape, workload, result)
+        return [results[shape] for shape in shapes]
 
-    def _kept(self, shape: Shape, workload: Workload) -> Measurement | None:
+    def _look_up(self, shape: Shape, workload: Workload) -> Measurement | None:
         key = self.key(shape, workload)
-        if key is None or (self.fresh and key[0] not in self._own):
+        if key is None or (self.fresh and key[0] not in self._measured_keys):
             return None
-        kept = self.store.get(key[0])
-        return None if kept is None else replace(kept, workload=str(workload))
+        stored = self.store.get(key[0])
+        return None if stored is None else replace(stored, workload=str(workload))
 
-    def _keep(self, shape: Shape, workload: Workload, found: Measurement | str) -> None:
+    def _store(self, shape: Shape, workload: Workload, result: Measurement | str) -> None:
         self.measured += 1
         key = self.key(shape, workload)
-        if key is None or isinstance(found, str) or found.disturbed:
+        if key is None or isinstance(result, str) or result.disturbed:
             return
-        self.store.put(*key, found)
-        self._own.add(key[0])
+        self.store.put(*key, result)
+        self._measured_keys.add(key[0])
 
 
 def stored_engine(text: str, *, keep: bool = True, fresh: bool = False) -> Engine:
@@ -186,14 +192,14 @@ def stored_engine(text: str, *, keep: bool = True, fresh: bool = False) -> Engin
     Parameters
     ----------
     keep
-        Look up and keep measurements.
+        Look measurements up in the store, and add new ones to it.
     fresh
-        Measure again what is kept.
+        Measure again even if the store holds a measurement.
 
     Raises
     ------
     shapelaw.scaling.errors.InputError
-        There is no such engine, or a package that it needs is not installed.
+        The engine does not exist, or a package that it needs is not installed.
     """
     engine = engine_named(text)
     return CachedEngine(engine, MeasurementStore.of_user(), fresh=fresh) if keep else engine

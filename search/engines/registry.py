@@ -1,4 +1,4 @@
-"""Engines by name."""
+"""The registry of engines by name."""
 
 from collections.abc import Callable
 
@@ -43,7 +43,7 @@ def _aiconfigurator(hardware: str | None) -> Engine:
     return AiconfiguratorEngine(hardware)
 
 
-# Constructors that import what they need: an engine that is not asked for costs nothing.
+# Each constructor imports its engine when it is called, so that unused engines cost nothing.
 ENGINES: dict[str, Callable[[str | None], Engine]] = {
     "torch": _torch,
     "transformers": _transformers,
@@ -60,7 +60,8 @@ def engine_named(text: str) -> Engine:
     Raises
     ------
     InputError
-        There is no such engine or hardware, or a package that the engine needs is not installed.
+        The engine or the hardware does not exist, or a package that the engine needs is not
+        installed.
     """
     name, _, hardware = text.partition(":")
     if name not in ENGINES:
@@ -77,8 +78,8 @@ def engine_named(text: str) -> Engine:
         raise InputError(f"`--engine {name}` needs {package}; `{installing(package)}`") from None
 
 
-def engines_here() -> dict[str, str]:
-    """Every engine by name: ``ready``, or what it needs."""
+def engine_states() -> dict[str, str]:
+    """Return for every engine ``ready``, or what it needs."""
     return {name: _state(name) for name in ENGINES}
 
 

@@ -364,7 +364,7 @@ def test_measure_prints_a_measurement(tmp_path: Path, engine: str) -> None:
 
 BAD_MEASURE = {
     "engine": (["--engine", "abacus"], {}, "`--engine` must be one of torch, transformers"),
-    "hardware": (["--engine", "roofline:abacus"], {}, "hardware must be one of a100, h100"),
+    "hardware": (["--engine", "roofline:abacus"], {}, "`hardware` must be one of a100, h100"),
     "workload": (["--workload", "poetry"], {}, "`--workload` must be one of chat"),
     "heads": ([], {"num_key_value_heads": 3}, "`num_attention_heads % num_key_value_heads == 0`"),
     "family": ([], {"model_type": "mixtral"}, "`model_type` must be one of llama"),
@@ -436,7 +436,7 @@ BAD_ASK = {
     "impossible": (["--max-ttft", "1e-12"], "no shape of the budget meets `max_ttft <= 1e-12`"),
     "where": (["--where", "hidden_size >"], "hidden_size >"),
     "where nothing": (["--where", "hidden_size < 1"], "hidden_size < 1"),
-    "hardware": (["--engine", "roofline:abacus"], "hardware must be one of a100, h100"),
+    "hardware": (["--engine", "roofline:abacus"], "`hardware` must be one of a100, h100"),
     "workload": (["--workload", "poetry"], "`--workload` must be one of chat"),
     "baseline": (["--baseline", "gpt-5"], "`--baseline` must be one of llama-3.2-1b"),
     "convention": (["--params-convention", "all"], "`--params-convention` must be one of"),

@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 from shapelaw.scaling.errors import InputError
 from shapelaw.search.workload import (
     DTYPES,
-    KINDS,
+    FIELD_KINDS,
     KV_DTYPES,
     PRESETS,
     Workload,
     parse_workload,
-    refuse_other_formats,
 )
 
 lengths = st.integers(1, 10**6)
@@ -39,7 +38,7 @@ def test_lengths_concurrency_and_dtype_are_read(
     st.none() | st.integers(1, 4096),
     st.none() | st.sampled_from([*DTYPES]),
 )
-def test_a_preset_may_be_served_to_more_and_in_another_dtype(
+def test_preset_takes_another_concurrency_and_dtype(
     name: str, concurrency: int | None, dtype: str | None
 ) -> None:
     text = name + ("" if concurrency is None else f"@{concurrency}")
@@ -52,34 +51,34 @@ def test_a_preset_may_be_served_to_more_and_in_another_dtype(
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_bears_its_own_name(name: str) -> None:
+def test_preset_has_the_name_of_its_key(name: str) -> None:
     assert parse_workload(name) == PRESETS[name]
     assert PRESETS[name].name == name
 
 
-def test_a_workload_says_what_it_is() -> None:
+def test_text_of_a_workload_names_lengths_concurrency_and_format() -> None:
     assert str(parse_workload("4096/1024@3:bfloat16")) == (
         "4096/1024: 4096 tokens in, 1024 out, 3 at once, bfloat16"
     )
 
 
-FORM = "`--workload` must be one of chat, .*, or INPUT/OUTPUT"
+SYNTAX = "`--workload` must be one of chat, .*, or INPUT/OUTPUT"
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", FORM),
-        ("poetry", FORM + r".* got 'poetry'; write for example 1024/256@16"),
-        ("512", FORM),
-        ("512/", FORM),
-        ("512/256/128", FORM),
-        ("512/256@", FORM),
-        ("512/256@many", FORM),
-        ("-1/256", FORM),
-        ("1e3/256", FORM),
-        ("1.5/256", FORM),
-        ("chat@-1", FORM),
+        ("", SYNTAX),
+        ("poetry", SYNTAX + r".* got 'poetry'; write for example 1024/256@16"),
+        ("512", SYNTAX),
+        ("512/", SYNTAX),
+        ("512/256/128", SYNTAX),
+        ("512/256@", SYNTAX),
+        ("512/256@many", SYNTAX),
+        ("-1/256", SYNTAX),
+        ("1e3/256", SYNTAX),
+        ("1.5/256", SYNTAX),
+        ("chat@-1", SYNTAX),
         ("0/256", "`input_tokens >= 1`.* got 0, 256 and 8"),
         ("512/0", "`output_tokens >= 2`.* got 512, 0 and 8"),
         ("512/1", "`output_tokens >= 2`.* got 512, 1 and 8"),
@@ -88,15 +87,15 @@ FORM = "`--workload` must be one of chat, .*, or INPUT/OUTPUT"
         ("512/256:float16", "`dtype` must be one of float32, bfloat16, but got 'float16'"),
         ("chat:int8", "`dtype` must be one of float32, bfloat16, but got 'int8'"),
         ("chat,kv=fp4", "`kv_dtype` must be one of float32, bfloat16, fp8, int8, but got 'fp4'"),
-        ("chat,kv=fp8,kv=int8", "may stand kv, ttft, tpot, each once, but got 'kv' in"),
-        ("chat,batch=3", "may stand kv, ttft, tpot, each once, but got 'batch'"),
+        ("chat,kv=fp8,kv=int8", "must be kv, ttft, tpot, each at most once, but got 'kv' in"),
+        ("chat,batch=3", "must be kv, ttft, tpot, each at most once, but got 'batch'"),
         ("chat,ttft=0", r"`max_ttft > 0` \(seconds\) must hold, but got 0.0"),
         ("chat,tpot=soon", "`tpot` must be seconds such as 0.05 or 50ms, but got 'soon'"),
-        ("9" * 5000 + "/256", FORM),
+        ("9" * 5000 + "/256", SYNTAX),
         ("9" * 12 + "/256", "must be at most 1000000000, but got 9999"),
     ],
 )
-def test_what_cannot_be_served_is_refused(text: str, words: str) -> None:
+def test_invalid_workload_text_is_refused(text: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         parse_workload(text)
 
@@ -111,10 +110,10 @@ def test_any_text_is_a_workload_or_an_input_error(text: str) -> None:
     assert found.output_tokens >= 2
 
 
-# The KV cache, the service level, the cheap mode
+# The KV cache, the service level and shortened outputs
 
 
-def test_a_cache_has_the_width_of_its_own_format_or_of_the_weights() -> None:
+def test_cache_without_a_format_has_the_width_of_the_weights() -> None:
     chat = PRESETS["chat"]
     assert (chat.bytes_per_value, chat.kv_bytes_per_value) == (4, 4)
     narrow = parse_workload("chat:bfloat16,kv=fp8")
@@ -137,7 +136,7 @@ def test_limits_are_read_in_seconds_or_milliseconds_and_shown() -> None:
     st.none() | st.sampled_from([*KV_DTYPES]),
     st.none() | st.floats(0.001, 10),
 )
-def test_what_is_served_is_read_back_and_does_not_depend_on_name_or_limits(
+def test_served_text_is_read_back_and_leaves_out_name_and_limits(
     inputs: int, produced: int, concurrency: int, dtype: str, cache: str | None, limit: float | None
 ) -> None:
     workload = Workload(
@@ -162,7 +161,7 @@ def test_caches_of_one_width_and_two_formats_are_served_differently() -> None:
 
 
 @given(outputs)
-def test_the_cheap_mode_shortens_the_output_and_nothing_else(most: int) -> None:
+def test_shortened_workload_differs_only_in_output_tokens(most: int) -> None:
     rag = parse_workload("rag@3:bfloat16,kv=fp8,ttft=1")
     short = rag.shortened(most)
     assert short.output_tokens == min(most, rag.output_tokens)
@@ -170,7 +169,7 @@ def test_the_cheap_mode_shortens_the_output_and_nothing_else(most: int) -> None:
     assert replace(short, name=rag.name, output_tokens=rag.output_tokens) == rag
 
 
-def test_a_flag_that_is_not_given_changes_nothing() -> None:
+def test_changed_with_none_keeps_a_field() -> None:
     rag = PRESETS["rag"]
     assert rag.changed(concurrency=None, kv_dtype=None) == rag
     assert rag.changed(concurrency=3).concurrency == 3
@@ -178,21 +177,11 @@ def test_a_flag_that_is_not_given_changes_nothing() -> None:
         rag.changed(concurrency=0)
 
 
-def test_an_engine_refuses_the_formats_that_it_does_not_know() -> None:
-    narrow = parse_workload("chat:bfloat16,kv=fp8")
-    refuse_other_formats(narrow, "vllm", ("bfloat16",), ("fp8",))
-    refuse_other_formats(parse_workload("chat:bfloat16,kv=bfloat16"), "torch", ("bfloat16",))
-    with pytest.raises(InputError, match="`--engine torch` keeps its KV cache in bfloat16, but"):
-        refuse_other_formats(narrow, "torch", ("bfloat16",))
-    with pytest.raises(InputError, match=r"`--engine x` computes in float32, but .* bfloat16"):
-        refuse_other_formats(narrow, "x", ("float32",))
-
-
 # Files
 
 
 def test_a_file_may_hold_every_field() -> None:
-    assert set(KINDS) == {"preset", *(field.name for field in fields(Workload))}
+    assert set(FIELD_KINDS) == {"preset", *(field.name for field in fields(Workload))}
 
 
 def written(folder: Path, text: str) -> Path:
@@ -231,7 +220,7 @@ def test_short_number_formats_mean_the_long_ones(tmp_path: Path) -> None:
         parse_workload("512/256:fp16")
 
 
-def test_a_file_may_change_a_preset_and_is_named_after_itself(tmp_path: Path) -> None:
+def test_file_changes_a_preset_and_names_the_workload(tmp_path: Path) -> None:
     found = parse_workload(written(tmp_path, 'preset = "rag"\nconcurrency = 3'))
     assert found == replace(PRESETS["rag"], name="desk", concurrency=3)
     plain = parse_workload(written(tmp_path, "input_tokens = 3\noutput_tokens = 4"))
@@ -244,7 +233,7 @@ def test_a_file_may_change_a_preset_and_is_named_after_itself(tmp_path: Path) ->
         ("input = 3", "has the unknown field 'input'; a workload has preset, name, input_tokens"),
         ("input_tokens = 3", "lacks `output_tokens`; add them or a `preset`"),
         ("", "lacks `input_tokens` and `output_tokens`"),
-        ('preset = "poetry"', "must be one of chat, .*, got 'poetry'"),
+        ('preset = "poetry"', "must be one of chat, .*, but got 'poetry'"),
         ("preset = 3", "`preset` in .*desk.toml must be a text, but got 3"),
         ('preset = "rag"\nconcurrency = 2.5', "must be a whole number, but got 2.5"),
         ('preset = "rag"\nconcurrency = true', "must be a whole number, but got True"),
@@ -255,12 +244,12 @@ def test_a_file_may_change_a_preset_and_is_named_after_itself(tmp_path: Path) ->
         ("input_tokens = ", "is not a TOML file"),
     ],
 )
-def test_a_file_that_holds_no_workload_is_refused(tmp_path: Path, text: str, words: str) -> None:
+def test_invalid_workload_file_is_refused(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         parse_workload(written(tmp_path, text))
 
 
 @pytest.mark.parametrize("text", ["nowhere.toml", "\0.toml", ".toml"])
-def test_a_file_that_cannot_be_read_is_named(text: str) -> None:
+def test_unreadable_file_is_named_in_the_error(text: str) -> None:
     with pytest.raises(InputError, match=r"cannot be read|is not a TOML file"):
         parse_workload(text)

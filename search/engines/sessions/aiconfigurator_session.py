@@ -1,4 +1,4 @@
-"""aiconfigurator's predictions from its kernel tables: imports aiconfigurator and no more."""
+"""A session that predicts with aiconfigurator; the module imports no other package."""
 
 import logging
 from importlib.metadata import version
@@ -6,23 +6,23 @@ from typing import Any
 
 
 class AiconfiguratorSession:
-    """Keeps the tables of a system loaded between shapes."""
+    """aiconfigurator, with the tables of a system kept loaded between shapes."""
 
     def __init__(self) -> None:
         self.versions: dict[tuple[str, str], str] = {}
 
     def describe(self) -> dict[str, Any]:
-        """Version of the package."""
+        """Return the version of the package."""
         return {"version": version("aiconfigurator")}
 
     def predict(
         self, *, folder: str, system: str, backend: str, workload: dict[str, int], kv_type: str
     ) -> dict[str, Any]:
-        """Seconds of prefill and per decode step of one static batch; bytes; tables' version."""
+        """Predict the seconds of prefill and per decode step of one static batch."""
         from aiconfigurator.cli.api import cli_estimate
 
-        logging.disable(logging.WARNING)  # it tells of every table that it reads
-        found = cli_estimate(
+        logging.disable(logging.WARNING)  # it logs every table that it reads
+        estimate = cli_estimate(
             folder,
             system,
             mode="static",
@@ -34,13 +34,13 @@ class AiconfiguratorSession:
             batch_size=workload["concurrency"],
             kvcache_quant_mode=kv_type,
         )
-        self.versions[system, backend] = found.backend_version
+        self.versions[system, backend] = estimate.backend_version
         return {
-            "prefill": found.ttft / 1000,
-            "step": found.tpot / 1000,
-            "gibibytes": float(found.memory),
-            "tables": found.backend_version,
+            "prefill": estimate.ttft / 1000,
+            "step": estimate.tpot / 1000,
+            "gibibytes": float(estimate.memory),
+            "tables": estimate.backend_version,
         }
 
 
-Session = AiconfiguratorSession  # the name by which worker.py finds it
+Session = AiconfiguratorSession  # worker.py looks this name up

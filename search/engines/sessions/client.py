@@ -1,7 +1,7 @@
-"""An engine's code in a process of its own.
+"""The client of an engine that runs in a process of its own.
 
-A crash or an abort there is one shape that cannot be served, memory is free again when it ends,
-and the process may run in another environment than ours.
+A crash or an abort in that process is one shape that cannot be served, the memory is free again
+when the process ends, and it may run in another Python environment than shapelaw.
 """
 
 import json
@@ -23,21 +23,21 @@ from shapelaw.search.workload import Workload
 
 SESSIONS = Path(__file__).parent
 CPU_LIMIT = 8 * 2**30  # bytes of weights and cache
-PATIENCE = 1800  # seconds until a process that does not answer is ended
-COMPLAINT = 3  # lines of what a process said last
+ANSWER_SECONDS = 1800  # time limit of one request
+MAX_STDERR = 400  # last characters of stderr that an error shows
 
 
 class MissingError(InputError):
-    """The engine is not installed; the text says how to get it."""
+    """An engine is not installed; the text says how to install it."""
 
 
 class SessionProcess:
-    """A session (a file of ``sessions``) in a process; methods are asked for by name.
+    """A process that runs one session (a file of ``sessions``) and calls its methods by name.
 
     Raises
     ------
     MissingError
-        The python does not start.
+        The Python interpreter does not start.
     """
 
     def __init__(
@@ -47,44 +47,44 @@ class SessionProcess:
         python: str = sys.executable,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.complaints = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         command = [python, str(SESSIONS / "worker.py"), str(SESSIONS / session)]
         try:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self.complaints,
+                stderr=self.stderr,
                 encoding="utf-8",
                 env={**_outer_environment(), **(environment or {})},
             )
         except OSError as error:
-            self.complaints.close()
+            self.stderr.close()
             raise MissingError(f"{python} does not start ({error})") from None
 
-    def ask(self, method: str, *, seconds: float = PATIENCE, **fields: Any) -> Any:
+    def ask(self, method: str, *, seconds: float = ANSWER_SECONDS, **fields: Any) -> Any:
         """Call a method of the session.
 
         Raises
         ------
         InputError
-            The method raised, the process died or it did not answer in time.
+            The method raised an error, the process died or it did not answer in time.
         """
         stdin, stdout = self.process.stdin, self.process.stdout
-        assert stdin is not None and stdout is not None  # noqa: PT018 - both are pipes
-        late = threading.Timer(seconds, self.process.kill)
-        late.start()
+        assert stdin is not None and stdout is not None  # noqa: PT018 - both were opened as pipes
+        timer = threading.Timer(seconds, self.process.kill)
+        timer.start()
         try:
             stdin.write(json.dumps({"method": method, **fields}) + "\n")
             stdin.flush()
             line = stdout.readline()
-        except OSError:  # it died before it read
+        except OSError:  # the process died before it read the request
             line = ""
         finally:
-            alive = late.is_alive()
-            late.cancel()
+            alive = timer.is_alive()
+            timer.cancel()
         if not line:
-            raise InputError(self._end() if alive else f"no answer within {seconds:.0f} s")
+            raise InputError(self._describe_end() if alive else f"no answer within {seconds:.0f} s")
         answer = json.loads(line)
         if "error" in answer:
             raise InputError(answer["error"])
@@ -92,64 +92,64 @@ class SessionProcess:
 
     @property
     def alive(self) -> bool:
-        """The process can be asked again."""
+        """Return whether the process still runs."""
         return self.process.poll() is None
 
-    def _end(self) -> str:
-        """How the process ended and what it said last."""
+    def _describe_end(self) -> str:
+        """Describe how the process ended and the last lines of its stderr."""
         code = self.process.wait()
-        self.complaints.seek(0)
-        said = self.complaints.read().decode(errors="replace").split("\n")
-        last = " | ".join(line.strip() for line in said if line.strip()[:1])[-400:]
-        return f"its process ended with code {code}: {last or 'it said nothing'}"
+        self.stderr.seek(0)
+        lines = self.stderr.read().decode(errors="replace").split("\n")
+        last = " | ".join(line.strip() for line in lines if line.strip())[-MAX_STDERR:]
+        return f"its process ended with code {code}: {last or 'stderr is empty'}"
 
     def close(self) -> None:
         """End the process."""
         self.process.kill()
         self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout, self.complaints):
+        for stream in (self.process.stdin, self.process.stdout, self.stderr):
             try:
                 if stream is not None:
                     stream.close()
-            except OSError:  # what could not be written to a dead process
+            except OSError:  # unsent bytes for a dead process
                 continue
 
 
 class ProcessServer(Server):
-    """A shape that a process has loaded; ``folder`` holds its files until the end."""
+    """A shape that a session process has loaded; ``folder`` holds its files until it is closed."""
 
     def __init__(self, process: SessionProcess, folder: "tempfile.TemporaryDirectory[str]") -> None:
         self.process, self.folder = process, folder
         self.sequences = 0
 
     def load(self, shape: Shape, workload: Workload, **fields: Any) -> None:
-        """Load the shape and let it serve once: what cannot run is known before it is timed.
+        """Load the shape and serve once, so that a failure shows before the timed repeats.
 
         Raises
         ------
         InputError
-            The engine does not load or serve the shape.
+            The engine cannot load or serve the shape.
         """
         self.sequences = workload.concurrency
         try:
-            self.process.ask("load", workload=numbers(shape, workload), **fields)
+            self.process.ask("load", workload=session_workload(shape, workload), **fields)
             self.serve(2)
         except InputError as error:
             self.close()
             raise InputError(f"{shape} under {workload} cannot be served: {error}") from None
-        except BaseException:  # nobody else knows of the process
+        except BaseException:  # no other object would end the process
             self.close()
             raise
 
     def serve(self, outputs: int) -> Timing:
         """Run all prompts in the process."""
-        found = self.process.ask("serve", outputs=outputs)
-        if found["produced"] != [outputs] * self.sequences:
+        answer = self.process.ask("serve", outputs=outputs)
+        if answer["produced"] != [outputs] * self.sequences:
             raise WorkError(
-                f"the engine produced {found['produced']} tokens, not {outputs} for each of "
+                f"the engine produced {answer['produced']} tokens, not {outputs} for each of "
                 f"{self.sequences} sequences"
             )
-        return Timing(found["prefill"], found["decode"], found["cpu"])
+        return Timing(answer["prefill"], answer["decode"], answer["cpu"])
 
     def close(self) -> None:
         """End the process and remove its files."""
@@ -157,8 +157,8 @@ class ProcessServer(Server):
         self.folder.cleanup()
 
 
-def numbers(shape: Shape, workload: Workload) -> dict[str, int]:
-    """The numbers that a session needs of a workload."""
+def session_workload(shape: Shape, workload: Workload) -> dict[str, int]:
+    """Return the counts of a workload and a vocabulary that a session needs."""
     return {
         "input_tokens": workload.input_tokens,
         "output_tokens": workload.output_tokens,
@@ -168,7 +168,7 @@ def numbers(shape: Shape, workload: Workload) -> dict[str, int]:
 
 
 def write_config(shape: Shape, workload: Workload, folder: Path, **changes: Any) -> None:
-    """Write a config.json that has room for the workload."""
+    """Write a Hugging Face config.json whose positions suffice for the workload."""
     length = workload.input_tokens + workload.output_tokens
     write_json(
         folder / "config.json",
@@ -179,7 +179,14 @@ def write_config(shape: Shape, workload: Workload, folder: Path, **changes: Any)
 
 
 def refuse_above(limit: float, needed: int, what: str, place: str) -> None:
-    """Refuse what needs more bytes than there are.
+    """Check that a shape and its cache fit into memory.
+
+    Parameters
+    ----------
+    limit, needed
+        Available and needed bytes.
+    what, place
+        Names of the shape and of the memory, for the error.
 
     Raises
     ------
@@ -194,19 +201,19 @@ def refuse_above(limit: float, needed: int, what: str, place: str) -> None:
 
 
 def version_of(package: str, *, engine: str) -> str:
-    """Version of an optional package.
+    """Return the version of an optional package.
 
     Raises
     ------
     MissingError
-        It is not installed.
+        The package is not installed.
     """
-    found = installed_version(package)
-    if found is None:
+    version = installed_version(package)
+    if version is None:
         raise MissingError(f"`--engine {engine}` needs {package}; `{installing(package)}`")
-    return found
+    return version
 
 
 def _outer_environment() -> dict[str, str]:
-    """Ours, without what would lead another python to our packages."""
+    """Return the environment without PYTHONPATH, which another Python must not inherit."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

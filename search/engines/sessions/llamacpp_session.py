@@ -1,17 +1,17 @@
-"""llama.cpp on one GGUF file, on one thread: imports xllamacpp and no more."""
+"""A session that runs llama.cpp on one thread; the module imports only xllamacpp."""
 
 import random
 import time
 from typing import Any
 
-SMALLEST_BATCH = 32  # llama.cpp aborts on narrower ones
+MIN_BATCH = 32  # llama.cpp aborts on smaller batches
 
 
 class LlamaCppSession:
-    """One shape, loaded once; :meth:`serve` sends all prompts at once, a slot for each."""
+    """llama.cpp with one GGUF file loaded; :meth:`serve` sends all prompts at once."""
 
     def load(self, *, path: str, workload: dict[str, int], kv_type: str) -> None:
-        """Load the file with a cache for the whole workload."""
+        """Load a GGUF file with a cache for the whole workload."""
         import xllamacpp
 
         sequences, length = workload["concurrency"], workload["input_tokens"]
@@ -22,7 +22,7 @@ class LlamaCppSession:
         settings.n_parallel = sequences
         settings.n_ctx = sequences * (length + workload["output_tokens"] + 1)
         # One logical batch holds all prompts, so that all sequences decode from the same step on.
-        settings.n_batch = max(sequences * length, SMALLEST_BATCH)
+        settings.n_batch = max(sequences * length, MIN_BATCH)
         settings.n_ubatch = min(settings.n_ubatch, settings.n_batch)
         settings.cache_type_k = settings.cache_type_v = getattr(xllamacpp.ggml_type, kv_type)
         settings.warmup, settings.cache_prompt, settings.verbosity = False, False, 0
@@ -34,7 +34,7 @@ class LlamaCppSession:
         ]
 
     def serve(self, *, outputs: int) -> dict[str, Any]:
-        """Seconds until the first tokens and of the rest; tokens of each sequence."""
+        """Generate tokens for all prompts; return the seconds and the tokens of each sequence."""
         request = {
             "prompt": self.prompts, "max_tokens": outputs, "ignore_eos": True,
             "temperature": 0, "cache_prompt": False,
@@ -57,4 +57,4 @@ class LlamaCppSession:
         }
 
 
-Session = LlamaCppSession  # the name by which worker.py finds it
+Session = LlamaCppSession  # worker.py looks this name up

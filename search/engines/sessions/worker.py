@@ -1,7 +1,8 @@
-"""Answers requests on stdin with lines on stdout, both JSON, by the methods of one ``Session``.
+"""The program of a session process: JSON requests on stdin, JSON answers on stdout.
 
-Run by path in an engine's own environment (``python worker.py vllm_session.py``), so that nothing
-but Python's own library is imported here. Whatever else is printed goes to stderr.
+Each request calls a method of one ``Session``. The file is run by its path in an engine's own
+environment (``python worker.py vllm_session.py``), so it imports only the standard library. All
+other output of the process goes to stderr.
 """
 
 import json
@@ -12,24 +13,24 @@ from typing import Any
 
 
 def answer(session: Any, line: str) -> dict[str, Any]:
-    """What a request's method returns, or the text of what it raised."""
+    """Call the method that a request names; return its result or the text of its error."""
     request = json.loads(line)
     method = getattr(session, request.pop("method"))
     try:
         return {"result": method(**request)}
-    except Exception as error:  # an engine may raise anything; the one who asked decides
+    except Exception as error:  # an engine may raise anything; the client handles it
         return {"error": f"{type(error).__name__}: {error}"}
 
 
 def main(path: str) -> None:
-    """Serve until stdin ends, as it does when the parent is gone."""
+    """Answer requests until stdin ends, also because the parent process died."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # an engine's own output must not come between the answers
+    os.dup2(2, 1)  # output of the engine must not mix with the answers
     session = runpy.run_path(path)["Session"]()
     for line in sys.stdin:
         answers.write(json.dumps(answer(session, line)) + "\n")
         answers.flush()
-    os._exit(0)  # an engine's threads may wait for ever on the way out
+    os._exit(0)  # threads of an engine may never end
 
 
 if __name__ == "__main__":

@@ -302,5 +302,5 @@ def test_a_core_has_the_figures_of_one_core(key):
 
 
 def test_unknown_hardware_is_refused_with_the_known_keys():
-    with pytest.raises(InputError, match=r"hardware must be one of a100, h100, h200.*got 'tpu'"):
+    with pytest.raises(InputError, match=r"`hardware` must be one of a100, h100, h200.*got 'tpu'"):
         hardware("tpu")

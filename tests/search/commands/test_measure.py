@@ -14,7 +14,11 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_json
 from shapelaw.search.cli import app
 from shapelaw.search.commands import measure as measuring
-from shapelaw.search.engines._roofline import RooflineEngine, hardware_named, own_hardware
+from shapelaw.search.engines._roofline import (
+    RooflineEngine,
+    calibrated_hardware_path,
+    hardware_named,
+)
 from shapelaw.search.engines._transformers import TransformersEngine
 from shapelaw.search.engines.accelerators import hardware
 from shapelaw.search.engines.machine import calibrate, write_hardware
@@ -97,7 +101,7 @@ class TestRooflineHardware:
         with pytest.raises(InputError, match="run shapelaw measure --calibrate"):
             RooflineEngine("this")
         write_hardware(replace(hardware("a100"), key="this"))
-        assert own_hardware().parent == tmp_path
+        assert calibrated_hardware_path().parent == tmp_path
         assert RooflineEngine("this").label == "roofline:this"
 
     @pytest.mark.parametrize(
@@ -160,7 +164,9 @@ def test_the_command_keeps_what_it_measured(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHAPELAW_CACHE", str(tmp_path / "kept"))
-    monkeypatch.setattr("shapelaw.search.engines._timed.DISTURBED", 1e9)  # whatever else runs here
+    monkeypatch.setattr(
+        "shapelaw.search.engines._timed.MAX_WALL_TO_CPU", 1e9
+    )  # whatever else runs here
     asked = (config, "--workload", "8/4@1,ttft=100,tpot=0.000001")
     first, second = command(*asked), command(*asked)
     assert (first.pop("kept"), second.pop("kept")) == (False, True)
@@ -185,7 +191,9 @@ def test_public_measure_looks_up_what_it_kept_unless_fresh(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHAPELAW_CACHE", str(tmp_path))
-    monkeypatch.setattr("shapelaw.search.engines._timed.DISTURBED", 1e9)  # whatever else runs here
+    monkeypatch.setattr(
+        "shapelaw.search.engines._timed.MAX_WALL_TO_CPU", 1e9
+    )  # whatever else runs here
     first = shapelaw.measure(SHAPE, "8/4@1")
     assert shapelaw.measure(SHAPE, "8/4@1") == first
     assert shapelaw.measure(SHAPE, "8/4@1", fresh=True) != first

@@ -30,7 +30,7 @@ from shapelaw.search.commands.table import ALIKE, NARROW, SHOWN, proposals_table
 from shapelaw.search.engines._base import TIME_MODEL
 from shapelaw.search.engines._vllm import CPU_ENVIRONMENT, ENVIRONMENT, SESSION, VllmEngine
 from shapelaw.search.engines.sessions import client
-from shapelaw.search.engines.sessions.client import MissingError, SessionProcess, numbers
+from shapelaw.search.engines.sessions.client import MissingError, SessionProcess, session_workload
 from shapelaw.search.proposals import basis
 from shapelaw.search.proposals.basis import loss_basis
 from shapelaw.search.proposals.ranking import Proposals
@@ -211,7 +211,7 @@ def test_a_config_is_loaded_and_served_by_vllm(tmp_path: Path) -> None:
         shape = Shape.from_config(read_json(folder / "config.json"))
         environment = ENVIRONMENT | CPU_ENVIRONMENT
         options = engine._options(shape, served)
-        work = numbers(shape, served)
+        work = session_workload(shape, served)
         with closing(
             SessionProcess(SESSION, python=engine.python, environment=environment)
         ) as process:

@@ -28,7 +28,7 @@ FOUND = Measurement(
 
 
 class Counting(Engine):
-    """An engine that counts how often it is asked; ``disturbed`` so many times."""
+    """An engine that records its calls, whose first ``disturbed`` measurements are disturbed."""
 
     name, kind, together = "counting", "measured", 2
 
@@ -48,7 +48,7 @@ def store(tmp_path: Path) -> MeasurementStore:
     return MeasurementStore(tmp_path / "deep" / "measurements.jsonl")
 
 
-def test_nothing_is_measured_twice(store: MeasurementStore) -> None:
+def test_second_engine_reads_the_stored_measurement(store: MeasurementStore) -> None:
     first, second = Counting(), Counting()
     found = CachedEngine(first, store).measure(SHAPE, WORKLOAD)
     again = MeasurementStore(store.path)
@@ -56,7 +56,7 @@ def test_nothing_is_measured_twice(store: MeasurementStore) -> None:
     assert (len(first.asked), len(second.asked)) == (1, 0)
 
 
-def test_of_many_shapes_each_is_measured_once_and_those_known_not_at_all(
+def test_each_missing_shape_of_a_batch_is_measured_once(
     store: MeasurementStore,
 ) -> None:
     engine = Counting()
@@ -91,16 +91,16 @@ def test_anything_that_changes_the_speed_is_measured_anew(
     assert engine.asked == [shape]
 
 
-def test_a_name_and_a_limit_change_no_speed(store: MeasurementStore) -> None:
+def test_workload_with_another_name_and_limit_is_looked_up(store: MeasurementStore) -> None:
     engine = Counting()
     CachedEngine(engine, store).measure(SHAPE, WORKLOAD)
     named = replace(WORKLOAD, name="mine", max_tpot=0.5)
     found = CachedEngine(engine, store).measure(SHAPE, named)
     assert len(engine.asked) == 1
-    assert found.workload == str(named), "but the answer is of what was asked"
+    assert found.workload == str(named), "the measurement names the requested workload"
 
 
-def test_a_disturbed_measurement_is_given_but_not_kept(store: MeasurementStore) -> None:
+def test_disturbed_measurement_is_returned_but_not_stored(store: MeasurementStore) -> None:
     engine = Counting(disturbed=1)
     cached = CachedEngine(engine, store)
     assert cached.measure(SHAPE, WORKLOAD).disturbed
@@ -109,7 +109,7 @@ def test_a_disturbed_measurement_is_given_but_not_kept(store: MeasurementStore) 
     assert len(engine.asked) == 2
 
 
-def test_fresh_measures_again_but_once(store: MeasurementStore) -> None:
+def test_fresh_engine_measures_a_stored_shape_again_once(store: MeasurementStore) -> None:
     CachedEngine(Counting(), store).measure(SHAPE, WORKLOAD)
     engine = Counting()
     cached = CachedEngine(engine, store, fresh=True)
@@ -128,7 +128,7 @@ def test_the_last_measurement_of_a_key_counts(store: MeasurementStore) -> None:
     assert cached.measure(SHAPE, WORKLOAD).ttft == 0.2
 
 
-def test_an_engine_without_a_version_is_asked_every_time(store: MeasurementStore) -> None:
+def test_engine_without_a_version_measures_every_time(store: MeasurementStore) -> None:
     engine = Counting(version=None)
     for _ in range(2):
         CachedEngine(engine, store).measure(SHAPE, WORKLOAD)
@@ -136,7 +136,7 @@ def test_an_engine_without_a_version_is_asked_every_time(store: MeasurementStore
     assert not store.path.exists()
 
 
-def test_a_line_torn_by_a_kill_loses_nothing_else(store: MeasurementStore) -> None:
+def test_incomplete_line_of_a_killed_writer_loses_no_other_line(store: MeasurementStore) -> None:
     engine = Counting()
     CachedEngine(engine, store).measure(SHAPE, WORKLOAD)
     whole = store.path.read_bytes()
@@ -151,7 +151,7 @@ def test_a_line_torn_by_a_kill_loses_nothing_else(store: MeasurementStore) -> No
 
 
 @pytest.mark.parametrize("line", ["{}", "[1]", "nonsense", '{"key": "k", "measurement": {"a": 1}}'])
-def test_lines_of_another_make_are_passed_over(store: MeasurementStore, line: str) -> None:
+def test_invalid_lines_of_the_store_are_skipped(store: MeasurementStore, line: str) -> None:
     CachedEngine(Counting(), store).measure(SHAPE, WORKLOAD)
     store.path.write_text(line + "\n" + store.path.read_text() + line + "\n")
     engine = Counting()
@@ -159,7 +159,7 @@ def test_lines_of_another_make_are_passed_over(store: MeasurementStore, line: st
     assert engine.asked == []
 
 
-def test_a_store_that_somebody_emptied_is_measured_again(store: MeasurementStore) -> None:
+def test_shape_is_measured_again_after_the_store_was_emptied(store: MeasurementStore) -> None:
     engine = Counting()
     cached = CachedEngine(engine, store)
     for empty in (lambda: store.path.write_text(""), store.path.unlink, lambda: None):
@@ -194,14 +194,16 @@ def test_several_writers_lose_no_line(tmp_path: Path) -> None:
     assert len([json.loads(line) for line in lines[1:]]) == 120
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_unreadable_store_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cached = CachedEngine(Counting(), MeasurementStore(tmp_path / "file" / "measurements.jsonl"))
     with pytest.raises(WorkError, match=r"file/measurements.jsonl cannot be read"):
         cached.measure(SHAPE, WORKLOAD)
 
 
-def test_the_users_folder_may_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variable_names_the_cache_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SHAPELAW_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
     assert MeasurementStore.of_user().path.parent == tmp_path
@@ -209,7 +211,7 @@ def test_the_users_folder_may_be_named(tmp_path: Path, monkeypatch: pytest.Monke
     assert "shapelaw" in cache_folder().name
 
 
-def test_a_roofline_costs_nothing_and_is_not_kept(store: MeasurementStore) -> None:
+def test_roofline_prediction_is_not_stored(store: MeasurementStore) -> None:
     cached = CachedEngine(RooflineEngine("h100"), store)
     assert cached.label == "roofline:h100"
     assert cached.measure(SHAPE, WORKLOAD) == RooflineEngine("h100").measure(SHAPE, WORKLOAD)

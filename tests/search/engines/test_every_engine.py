@@ -28,14 +28,14 @@ SHAPE = Shape(
 WORKLOADS = ["20/6@3", "1/2@1", "20/6@3:bfloat16"]
 
 
-# What the serving engines have kernels for.
+# A shape for which the serving engines have kernels.
 SERVED = replace(SHAPE, hidden_size=64, num_attention_heads=2, num_key_value_heads=1, head_dim=32)
 SHAPES = {
     "vllm": SERVED,
     "llamacpp": SERVED,
     "aiconfigurator": shape_named("llama-3.2-1b"),
 }
-# One process of pytest for each engine: a measurement is made once, and starting is dear.
+# One pytest process per engine: each measurement is made once, because starting is slow.
 FAST = ("torch", "transformers", "roofline")
 EACH = [
     pytest.param(
@@ -64,7 +64,7 @@ def measured(name: str, text: str) -> Measurement:
 
 @pytest.mark.parametrize("name", EACH)
 class TestEveryEngine:
-    """The contract of an entry of ENGINES."""
+    """The contract of every entry of ENGINES."""
 
     @pytest.mark.parametrize("text", WORKLOADS)
     def test_a_measurement_is_complete_and_consistent(self, name: str, text: str) -> None:
@@ -129,7 +129,7 @@ def test_an_unknown_engine_is_refused(text: str) -> None:
 
 
 class Scripted(Server):
-    """A server whose timings are written down."""
+    """A server with given timings."""
 
     def __init__(self, name: str, timings: list[Timing], log: list[str]) -> None:
         self.name, self.timings, self.log = name, timings, log
@@ -154,7 +154,7 @@ class ScriptedEngine(TimedEngine):
 CALM, SHARED = Timing(1.0, 5.0, 6.0), Timing(1.0, 5.0, 3.0)
 
 
-def test_candidates_take_turns_and_one_that_cannot_run_stops_nobody() -> None:
+def test_repeats_of_shapes_alternate_and_a_refused_shape_stops_no_other() -> None:
     engine = ScriptedEngine(**{"16": [CALM] * 3, "32": [CALM] * 3})
     shapes = [SHAPE, replace(SHAPE, hidden_size=24), replace(SHAPE, hidden_size=32)]
     first, refused, last = engine.measure_all(shapes, parse_workload("20/6@3"))
@@ -163,7 +163,7 @@ def test_candidates_take_turns_and_one_that_cannot_run_stops_nobody() -> None:
     assert first == replace(last, wall_seconds=first.wall_seconds)  # type: ignore[type-var, union-attr]
 
 
-def test_one_that_fails_on_the_way_stops_nobody() -> None:
+def test_shape_that_fails_between_repeats_stops_no_other() -> None:
     class Failing(Scripted):
         def serve(self, outputs: int) -> Timing:
             if outputs > 4 and len(self.timings) == 1:
@@ -197,13 +197,13 @@ def test_a_disturbed_repeat_is_run_again() -> None:
     assert found.cpu_seconds == 24
 
 
-def test_what_stays_disturbed_says_so() -> None:
+def test_measurement_whose_repeats_stay_disturbed_is_flagged() -> None:
     engine = ScriptedEngine(**{"16": [SHARED] * 9})
     found = engine.measure(SHAPE, parse_workload("20/6@3"))
     assert (found.disturbed, found.repeats) == (True, 9)
 
 
-def test_the_interval_of_repeats_is_students() -> None:
+def test_interval_of_repeats_is_that_of_students_t() -> None:
     low, high = interval(np.array([9.0, 10.0, 11.0]))
     assert (low, high) == pytest.approx((10 - 4.30265 / 3**0.5, 10 + 4.30265 / 3**0.5), rel=1e-5)
     assert interval(np.array([7.0])) == (7.0, 7.0)

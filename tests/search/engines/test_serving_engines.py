@@ -1,4 +1,4 @@
-"""Engines that run in a process of their own: the process, and what each engine makes of it."""
+"""Engines that run in a process of their own: the session process, and each engine on it."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ from shapelaw.search.engines._base import Measurement, bytes_served
 from shapelaw.search.engines._llamacpp import LlamaCppEngine, write_random_gguf
 from shapelaw.search.engines._vllm import VllmEngine
 from shapelaw.search.engines.accelerators import device_of, hardware
-from shapelaw.search.engines.registry import ENGINES, engine_named, engines_here
+from shapelaw.search.engines.registry import ENGINES, engine_named, engine_states
 from shapelaw.search.engines.sessions import client
 from shapelaw.search.engines.sessions.client import MissingError, SessionProcess
 from shapelaw.search.workload import parse_workload
@@ -69,14 +69,14 @@ def stand_in(folder: Path, *, device: str | None = None, more: int = 0) -> str:
     return str(path)
 
 
-def test_a_session_keeps_its_state_and_what_it_prints_is_not_an_answer(tmp_path: Path) -> None:
+def test_session_keeps_its_state_and_its_prints_are_no_answers(tmp_path: Path) -> None:
     process = SessionProcess(stand_in(tmp_path))
     assert [process.ask("count") for _ in range(3)] == [1, 2, 3]
     process.close()
     assert not process.alive
 
 
-def test_what_a_session_raises_is_said_and_the_next_request_is_answered(tmp_path: Path) -> None:
+def test_error_of_a_session_is_reported_and_the_next_request_answered(tmp_path: Path) -> None:
     process = SessionProcess(stand_in(tmp_path))
     with pytest.raises(InputError, match=r"^ValueError: head size 7$"):
         process.ask("fail")
@@ -84,7 +84,7 @@ def test_what_a_session_raises_is_said_and_the_next_request_is_answered(tmp_path
     process.close()
 
 
-def test_an_abort_is_one_error_with_the_last_words(tmp_path: Path) -> None:
+def test_aborted_session_is_an_error_with_the_end_of_stderr(tmp_path: Path) -> None:
     process = SessionProcess(stand_in(tmp_path))
     with pytest.raises(InputError, match=r"ended with code -6: .*ASSERT: no kernel"):
         process.ask("abort")
@@ -101,7 +101,7 @@ def test_a_session_that_hangs_is_ended(tmp_path: Path) -> None:
     process.close()
 
 
-def test_a_python_that_is_not_there_is_said() -> None:
+def test_missing_python_is_named_in_the_error() -> None:
     with pytest.raises(MissingError, match="/no/python does not start"):
         SessionProcess("vllm_session.py", python="/no/python")
 
@@ -112,13 +112,13 @@ def vllm(monkeypatch: pytest.MonkeyPatch, folder: Path, **stand: Any) -> VllmEng
     return VllmEngine(repeats=3)
 
 
-def test_vllm_without_its_setting_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_without_its_variable_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(_vllm.SETTING, raising=False)
     with pytest.raises(MissingError, match="set SHAPELAW_VLLM_PYTHON to its python"):
         VllmEngine()
 
 
-def test_a_python_without_vllm_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_without_vllm_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(_vllm.SETTING, sys.executable)
     with pytest.raises(MissingError, match="which has no vLLM: PackageNotFoundError"):
         VllmEngine()
@@ -135,7 +135,7 @@ def test_vllm_on_a_cpu_is_one_eager_thread(monkeypatch: pytest.MonkeyPatch, tmp_
         VllmEngine("cuda")
 
 
-def test_vllm_on_a_gpu_has_its_graphs_and_a_shape_at_a_time(
+def test_vllm_on_a_gpu_uses_graphs_and_one_shape_at_a_time(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     engine = vllm(monkeypatch, tmp_path, device="NVIDIA X")
@@ -159,7 +159,7 @@ def test_a_shape_that_does_not_load_stops_no_other(
     assert found.disturbed, "the stand-in says that it had a sixth of the core"
 
 
-def test_another_number_of_tokens_is_an_error(
+def test_wrong_number_of_produced_tokens_is_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     engine = vllm(monkeypatch, tmp_path, more=-1)
@@ -214,7 +214,7 @@ def test_hardware_without_tables_is_refused(text: str) -> None:
         AiconfiguratorEngine(text)
 
 
-def test_the_time_model_knows_the_hardware_behind_a_backend(
+def test_device_of_an_engine_with_a_backend_is_its_hardware(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     found = device_of(predictor(monkeypatch, tmp_path, "h200-sglang"))
@@ -234,14 +234,14 @@ def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 
 def test_every_engine_is_ready_or_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(_vllm.SETTING, raising=False)
-    found = engines_here()
+    found = engine_states()
     assert found.keys() == ENGINES.keys()
     assert found["roofline"] == found["torch"] == "ready"
     assert "SHAPELAW_VLLM_PYTHON" in found["vllm"]
 
 
 @pytest.mark.slow
-def test_the_real_tables_hold_the_order_of_the_papers_shapes() -> None:
+def test_installed_tables_rank_the_shapes_as_the_paper_does() -> None:
     try:
         engine = AiconfiguratorEngine("h200-sglang")
     except MissingError as error:
@@ -282,7 +282,7 @@ def test_the_file_holds_every_parameter_once(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", FORMS.values(), ids=FORMS)
-def test_llama_cpp_serves_every_form(changes: dict[str, Any]) -> None:
+def test_llama_cpp_serves_every_variant_of_a_shape(changes: dict[str, Any]) -> None:
     pytest.importorskip("xllamacpp", reason="needs xllamacpp")
     with LlamaCppEngine().start(replace(SHAPE, **changes), WORKLOAD) as server:
         timing = server.serve(6)
@@ -315,6 +315,6 @@ def test_a_file_that_llama_cpp_refuses_is_one_refused_shape(
     assert "cannot be served" in str(refused)
 
 
-def test_the_bytes_served_are_weights_and_cache() -> None:
+def test_served_bytes_are_weights_and_cache() -> None:
     workload = parse_workload("20/6@3:bfloat16,kv=int8")
     assert bytes_served(SHAPE, workload) == 2 * SHAPE.n_total + 3 * 26 * SHAPE.kv_bytes(1)

@@ -12,7 +12,7 @@ from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.search.engines import _torch
 from shapelaw.search.engines._memory import TORCH_DTYPES
-from shapelaw.search.engines._timed import assert_count
+from shapelaw.search.engines._timed import require_token_count
 from shapelaw.search.engines._torch import TorchEngine, random_model
 from shapelaw.search.workload import parse_workload
 from shapelaw.trainers.generation import graph_decoder, matvec
@@ -191,9 +191,9 @@ def test_the_server_prefills_once_and_decodes_one_token_at_a_time(
 
 
 def test_another_number_of_tokens_is_refused() -> None:
-    assert_count(torch.zeros(2, 3), (2, 3))
+    require_token_count(torch.zeros(2, 3), (2, 3))
     with pytest.raises(WorkError, match=r"produced \(2, 3\) tokens, not \(2, 4\)"):
-        assert_count(torch.zeros(2, 3), (2, 4))
+        require_token_count(torch.zeros(2, 3), (2, 4))
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
