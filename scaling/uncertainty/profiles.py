@@ -1,8 +1,9 @@
-"""Profile intervals of parameters and of any quantity that depends on them."""
+"""Profile likelihood intervals of parameters and of functions of parameters."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 
 import numpy as np
 from scipy.optimize import brentq
@@ -17,25 +18,34 @@ from shapelaw.scaling.uncertainty.robust_covariance import (
     sandwich,
 )
 
-BEYOND = 1e9  # a rise where no parameters inside their bounds give the value
-STRIDE = 0.3  # standard errors
-SLACK, OTHERS = 0.1, 8  # share of the limit that needs no second look; solves of a second look
-WALK = 8  # short steps in place of a long one
-OPEN = 4.0  # standard errors that a curve goes on where its interval is open
-STEPS, REWEIGHTED = 120, 8  # of a solve; the first ones reweight least squares
+UNREACHABLE = 1e9  # rise at values that no parameters within their bounds give
+STRIDE = 0.3  # first step of the search for an end, in standard errors
+SLACK = 0.1  # share of the limit by which the objective may exceed a parabola without a new solve
+MAX_RESTARTS = 8  # other solutions from which a suspicious value is solved again
+WALK_STEPS = 8  # short steps that replace a long one
+OPEN_REACH = 4.0  # standard errors that a curve extends where its interval is open
+STEPS, REWEIGHTED = 120, 8  # steps of a solve, of which the first ones are reweighted
 FIRST_DAMPING, LARGEST_DAMPING = 1e-4, 1e12
-SETTLED = 1e-9  # share of the objective that a last step promises
-LONGEST = 0.3  # step of an internal parameter: a curve is followed, another valley not looked for
-METRIC = 1e-4  # damping of the way back to the constraint: it must not run along a flat valley
+TOLERANCE = 1e-9  # share of the objective; a solve stops when a step promises less
+MAX_STEP = 0.3  # of an internal parameter, so that a solve stays in its valley
+METRIC_DAMPING = 1e-4  # of the return to the constraint, against steps along a flat valley
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileCurve:
-    """How far the objective rises as a quantity is moved off its best value.
+    """The profile of the objective along a quantity.
 
-    ``rise`` (m,) is the rise at each of ``places`` (m,) as a share of what chance allows: the
-    interval ends where it is 1. ``parabola`` (m,) is what it would be if the objective were
-    quadratic, with the sandwich standard error.
+    Attributes
+    ----------
+    interval
+        The profile interval.
+    places
+        Values of the quantity, (m,).
+    rise
+        Rise of the objective at each value over the threshold of the interval, (m,); the interval
+        ends where the rise is 1.
+    parabola
+        The rise of a quadratic objective with the sandwich standard error, (m,).
     """
 
     interval: Interval
@@ -53,14 +63,31 @@ def profile(
     clusters: np.ndarray | None = None,
     reach: float = 12.0,
 ) -> Interval:
-    """Profile interval of a quantity.
+    """Compute the profile interval of a quantity.
 
-    Its ends are where the objective, minimised at a fixed value of the quantity, has risen by what
-    chance allows. The rise is measured in units of the quantity's sandwich variance over its
-    curvature variance, so that a robust loss, uneven noise and clusters count (the adjustment of
-    Chandler & Bate, 2007). An end that the data do not fix within ``reach`` standard errors is
-    infinite, one that only a parameter's bound stops is where the bound is. Held parameters stay:
-    a quantity of those alone has an interval without width.
+    The interval ends where the objective, minimised at a fixed value of the quantity, has risen to
+    the threshold of the confidence level. The rise is measured in units of the sandwich variance of
+    the quantity over its curvature variance, which accounts for a robust loss, heteroscedastic
+    noise and clusters (the adjustment of Chandler & Bate, 2007).
+
+    Parameters
+    ----------
+    problem, best
+        The fitted problem and its optimum.
+    quantity
+        Function of internal parameters, (S, p) -> (S,).
+    level
+        Confidence level in per cent.
+    clusters
+        Cluster of each row, (n,), or None.
+    reach
+        Distance in standard errors to which the ends are searched.
+
+    Returns
+    -------
+    The interval. An end is infinite if the data do not bound the quantity within ``reach``, and
+    lies at the bound of a parameter if only that bound limits the quantity. Held parameters stay
+    fixed: a quantity of held parameters alone has an interval without width.
     """
     rise = _Rise(problem, best, quantity, level, clusters)
     return rise.interval(reach)
@@ -75,14 +102,21 @@ def profile_curve(
     clusters: np.ndarray | None = None,
     points: int = 25,
 ) -> ProfileCurve:
-    """The curve behind a profile interval, from beyond its one end to beyond the other.
+    """Compute the profile of a quantity from below its interval to above it.
 
-    Where an end is open the curve goes on for four standard errors.
+    Where an end of the interval is open, the curve extends for four standard errors.
+
+    Parameters
+    ----------
+    problem, best, quantity, level, clusters
+        As for :func:`profile`.
+    points
+        Number of points of the curve.
     """
     rise = _Rise(problem, best, quantity, level, clusters)
     interval = rise.interval(12.0)
     ends = [
-        1.3 * (end - rise.value) / rise.step if np.isfinite(end) else sign * OPEN
+        1.3 * (end - rise.value) / rise.step if np.isfinite(end) else sign * OPEN_REACH
         for sign, end in ((-1.0, interval.low), (1.0, interval.high))
     ]
     distances = np.linspace(ends[0], ends[1], points)
@@ -99,9 +133,10 @@ def profile_curve(
 
 
 class _Rise:
-    """How far the objective lies above its limit, by distance from the best value.
+    """The rise of the objective above the threshold, by distance from the optimum.
 
-    Distances are in sandwich standard errors (``step``), the rise in units of the limit's F.
+    Distances are in sandwich standard errors (``step``); the rise is in units of the F statistic of
+    the threshold (``limit``).
     """
 
     def __init__(
@@ -120,22 +155,22 @@ class _Rise:
         gradient = numeric_gradient(quantity, best.theta)
         variance = float(gradient @ sandwich(problem, best.theta, clusters) @ gradient)
         self.step = float(np.sqrt(max(variance, 1e-300)))
-        own = gradient[problem.free]
-        self.free = bool(own.any())
-        curvature = float(own @ bread(problem, best.theta) @ own)
+        free_gradient = gradient[problem.free]
+        self.free = bool(free_gradient.any())
+        curvature = float(free_gradient @ bread(problem, best.theta) @ free_gradient)
         self.unit = max(variance / max(curvature, 1e-300), 1e-300) / 2
         self.lowest = best.cost
         self.path = _Path(problem, best, quantity, SLACK * self.limit * self.unit)
 
     def __call__(self, distance: float) -> float:
         cost = self.path.cost(self.value + distance * self.step)
-        return min((cost - self.lowest) / self.unit, BEYOND) - self.limit
+        return min((cost - self.lowest) / self.unit, UNREACHABLE) - self.limit
 
     def interval(self, reach: float) -> Interval:
-        """Where the rise crosses its limit."""
+        """Find the ends of the interval, where the rise crosses the threshold."""
         if not self.free:
-            one = self.value
-            return Interval(value=one, low=one, high=one, method="profile", level=self.level)
+            value = self.value
+            return Interval(value=value, low=value, high=value, method="profile", level=self.level)
         ends = [
             self.value + sign * self.step * _crossing(self, sign, reach) for sign in (-1.0, 1.0)
         ]
@@ -144,10 +179,10 @@ class _Rise:
 
 
 def _crossing(rise: Callable[[float], float], sign: float, reach: float) -> float:
-    """The distance at which the rise crosses zero, or infinity."""
+    """Find the distance at which the rise crosses zero; infinity if there is none."""
     inside, outside = 0.0, STRIDE
     while outside <= reach and rise(sign * outside) < 0:
-        # Short strides: a solve that starts far off may end in another valley.
+        # Strides are short, because a solve with a distant start may end in another valley.
         inside, outside = outside, outside + max(STRIDE, outside / 6)
     if outside > reach:
         return float("inf")
@@ -162,46 +197,46 @@ def _signed(rise: Callable[[float], float], sign: float, distance: float) -> flo
 
 
 class _Path:
-    """The objective minimised along fixed values of a quantity, each from its neighbour."""
+    """Minima of the objective at fixed values of a quantity, each started from a neighbour."""
 
     def __init__(self, problem: Problem, best: Solution, quantity: Quantity, slack: float) -> None:
         self.problem, self.quantity = problem, quantity
         self.lowest, self.slack = best.cost, slack
         value = float(quantity(best.theta[None])[0])
-        self.known: dict[float, tuple[float, np.ndarray]] = {value: (best.cost, best.theta)}
+        self.solutions: dict[float, tuple[float, np.ndarray]] = {value: (best.cost, best.theta)}
         self.origin = value
 
     def cost(self, value: float) -> float:
-        """The lowest objective at a value of the quantity."""
-        if value not in self.known:
-            near = min(self.known, key=lambda other: abs(other - value))
-            found = self._solve(value, self.known[near][1])
-            if self._sudden(value, near, found[0]):
-                # The step was too long, or the neighbour sits in another valley or at a bound.
-                found = min(found, self._walk(near, value), key=lambda one: one[0])
-                places = sorted(self.known)[:: 1 + len(self.known) // OTHERS]
-                for place in dict.fromkeys((self.origin, *places)):
-                    found = min(
-                        found, self._solve(value, self.known[place][1]), key=lambda one: one[0]
-                    )
-            self.known[value] = found
-        return self.known[value][0]
+        """Return the lowest objective at a value of the quantity."""
+        if value not in self.solutions:
+            near = min(self.solutions, key=lambda other: abs(other - value))
+            candidates = [self._solve(value, self.solutions[near][1])]
+            if self._rises_suddenly(value, near, candidates[0][0]):
+                # The step was too long, or the neighbour is in another valley or at a bound.
+                candidates.append(self._walk(near, value))
+                places = sorted(self.solutions)[:: 1 + len(self.solutions) // MAX_RESTARTS]
+                candidates += [
+                    self._solve(value, self.solutions[place][1])
+                    for place in dict.fromkeys((self.origin, *places))
+                ]
+            self.solutions[value] = min(candidates, key=itemgetter(0))
+        return self.solutions[value][0]
 
     def _walk(self, near: float, value: float) -> tuple[float, np.ndarray]:
-        """The same in short steps from the neighbour."""
-        found = self.known[near]
-        for place in np.linspace(near, value, WALK + 1)[1:]:
-            found = self._solve(float(place), found[1])
-        return found
+        """Solve at a value in short steps from a neighbour."""
+        solution = self.solutions[near]
+        for place in np.linspace(near, value, WALK_STEPS + 1)[1:]:
+            solution = self._solve(float(place), solution[1])
+        return solution
 
-    def _sudden(self, value: float, near: float, cost: float) -> bool:
-        """Whether the objective rises faster than a parabola through the neighbour would."""
-        apart = abs(value - self.origin) / max(abs(near - self.origin), 1e-300)
-        expected = (self.known[near][0] - self.lowest) * min(apart, 10.0) ** 2
+    def _rises_suddenly(self, value: float, near: float, cost: float) -> bool:
+        """Return True if the objective rises faster than a parabola through the neighbour."""
+        ratio = abs(value - self.origin) / max(abs(near - self.origin), 1e-300)
+        expected = (self.solutions[near][0] - self.lowest) * min(ratio, 10.0) ** 2
         return cost - self.lowest > 1.5 * expected + self.slack
 
     def _solve(self, value: float, theta: np.ndarray) -> tuple[float, np.ndarray]:
-        """Damped Newton steps along the constraint; one that does not help is shortened."""
+        """Minimise at a value by damped Newton steps; a rejected step raises the damping."""
         start, damping = theta, FIRST_DAMPING
         theta = self._onto(value, start)
         if not self._holds(value, theta):
@@ -213,14 +248,14 @@ class _Path:
                 damping = FIRST_DAMPING
                 cost, slope, hessian = self._moments(theta, newton=True)
             move = self._move(theta, slope, hessian, damping)
-            move *= min(1.0, LONGEST / max(float(np.abs(move).max()), 1e-300))
+            move *= min(1.0, MAX_STEP / max(float(np.abs(move).max()), 1e-300))
             promised = -float(slope @ move)
-            if newton and promised <= SETTLED * abs(cost):
+            if newton and promised <= TOLERANCE * abs(cost):
                 break
             trial = self._onto(value, self.problem.bounds.clip(theta + move))
-            found = self._moments(trial, newton=newton)
-            if found[0] <= cost and self._holds(value, trial):
-                theta, (cost, slope, hessian) = trial, found
+            moments = self._moments(trial, newton=newton)
+            if moments[0] <= cost and self._holds(value, trial):
+                theta, (cost, slope, hessian) = trial, moments
                 damping = max(damping * 0.1, 1e-14)
             else:
                 damping *= 8
@@ -239,7 +274,7 @@ class _Path:
     def _move(
         self, theta: np.ndarray, slope: np.ndarray, hessian: np.ndarray, damping: float
     ) -> np.ndarray:
-        """The step that lowers the objective and leaves the quantity, to first order.
+        """Compute the step that lowers the objective and, to first order, keeps the quantity.
 
         A parameter at its bound that would leave the box stays, and the others are solved again.
         """
@@ -250,8 +285,8 @@ class _Path:
         working = self.problem.free
         while working.any():
             move = np.zeros_like(theta)
-            own, along = matrix[np.ix_(working, working)], normal[working]
-            solved = _solved(own, np.stack([slope[working], along], axis=1))
+            part, along = matrix[np.ix_(working, working)], normal[working]
+            solved = _solve_linear(part, np.stack([slope[working], along], axis=1))
             across = along @ solved[:, 1]
             share = (along @ solved[:, 0]) / across if across else 0.0
             move[working] = share * solved[:, 1] - solved[:, 0]
@@ -262,10 +297,10 @@ class _Path:
         return np.zeros_like(theta)
 
     def _onto(self, value: float, theta: np.ndarray) -> np.ndarray:
-        """Move in the metric of the curvature to where the quantity has its value."""
+        """Move in the metric of the curvature to parameters with the value of the quantity."""
         bounds = self.problem.bounds
         hessian = self._moments(theta, newton=False)[2]
-        hessian = hessian + METRIC * np.diag(np.diag(hessian) + 1e-280)
+        hessian = hessian + METRIC_DAMPING * np.diag(np.diag(hessian) + 1e-280)
         for _ in range(30):
             missing = value - float(self.quantity(theta[None])[0])
             if abs(missing) <= 1e-10 * max(abs(value), 1e-6):
@@ -277,11 +312,11 @@ class _Path:
     def _towards(
         self, theta: np.ndarray, missing: float, normal: np.ndarray, hessian: np.ndarray
     ) -> np.ndarray:
-        """The shortest step that changes the quantity by what is missing, inside the box."""
+        """Compute the shortest step inside the box that changes the quantity by ``missing``."""
         working = self.problem.free
         while working.any():
             move = np.zeros_like(theta)
-            along = _solved(hessian[np.ix_(working, working)], normal[working])
+            along = _solve_linear(hessian[np.ix_(working, working)], normal[working])
             across = normal[working] @ along
             move[working] = missing * along / across if across else 0.0
             leaving = self._leaving(theta, move)
@@ -291,14 +326,14 @@ class _Path:
         return np.zeros_like(theta)
 
     def _leaving(self, theta: np.ndarray, move: np.ndarray) -> np.ndarray:
-        """Parameters at a bound that a step would cross, (p,)."""
+        """Return the mask of the parameters at a bound that a step would cross, (p,)."""
         bounds = self.problem.bounds
         low = (theta <= bounds.lower) & (move < 0)
         return np.asarray(low | ((theta >= bounds.upper) & (move > 0)))
 
 
-def _solved(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """The solution of a linear system, of least squares where the matrix is singular."""
+def _solve_linear(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Solve a linear system, by least squares where the matrix is singular."""
     try:
         return np.linalg.solve(matrix, right)
     except np.linalg.LinAlgError:

@@ -1,9 +1,9 @@
-"""Intervals: which resamples to draw and how to read them, and sandwich errors.
+"""Bootstrap resamples of a fit: rows, clusters, residuals, wild and wild cluster bootstrap.
 
-Every resample of a bootstrap is one row of a batch that starts at the optimum, so thousands are
-solved at once. Sources: Efron & Tibshirani (1993) for pairs and BCa; Cameron, Gelbach & Miller
-(2008) for the wild cluster bootstrap with Webb's six points; Huber & Ronchetti (2009), chapter 13,
-for tests with a robust loss.
+Every resample of a bootstrap is one row of a batch that starts at the optimum, so the solver fits
+thousands of resamples in one batch. Sources: Efron & Tibshirani (1993) for pairs and BCa; Cameron,
+Gelbach & Miller (2008) for the wild cluster bootstrap with Webb's six points; Huber & Ronchetti
+(2009), chapter 13, for tests with a robust loss.
 """
 
 import numpy as np
@@ -18,17 +18,28 @@ from shapelaw.scaling.uncertainty.robust_covariance import cluster_numbers, leve
 
 METHODS = ("rows", "cluster", "residuals", "wild", "wild-cluster")
 ROWS_PER_PARAMETER = 8
-WEBB = np.sqrt([1.5, 1.0, 0.5])
-RIVALS, RIVAL_COST = 3, 1.2  # other basins that a resample may prefer
+WEBB = np.sqrt([1.5, 1.0, 0.5])  # positive points of Webb's six-point distribution
+MAX_RIVALS, MAX_RIVAL_COST = 3, 1.2  # other basins to try, and their objective over the lowest one
 
 
 def method_for(rows: int, free: int, clusters: np.ndarray | None) -> str:
-    """How to resample a table.
+    """Choose the bootstrap method of a table.
 
-    Checkpoints of one run are one cluster. Tables with at least eight rows per free parameter are
-    resampled by rows (iid pairs); small designed tables would lose whole cells of the design that
-    way: there residuals are resampled around the fitted values at the same design. With few
-    clusters all methods are too narrow, the wild ones most (LOG.md).
+    Checkpoints of one run form one cluster. Tables with at least eight rows per free parameter are
+    resampled by rows (iid pairs). Resamples of rows would lose whole cells of a small designed
+    table, so residuals are resampled around the fitted values at the same design. With few clusters
+    the intervals of all methods are too narrow, those of the wild bootstraps most (LOG.md).
+
+    Parameters
+    ----------
+    rows, free
+        Numbers of rows and of free parameters.
+    clusters
+        Cluster of each row, (n,), or None.
+
+    Returns
+    -------
+    ``cluster``, ``rows`` or ``residuals``.
     """
     if clusters is not None and len(np.unique(clusters)) < len(clusters):
         return "cluster"
@@ -44,16 +55,22 @@ def bootstrap(
     seed: int,
     clusters: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Refit resamples of a table; held parameters are drawn anew from their ranges each time.
+    """Refit a law on resamples of a run table; each resample draws the held parameters anew.
 
     Parameters
     ----------
+    problem, best
+        The fitted problem and its optimum.
     method
         ``rows`` (iid pairs), ``cluster`` (whole clusters of rows), ``residuals`` (at the same
         design, inflated by √(n/(n - p)) and to the width of Student's t), ``wild`` (each residual
-        with a random sign), ``wild-cluster`` (a random factor for each cluster's residuals).
+        with a random sign), ``wild-cluster`` (a random factor for the residuals of each cluster).
+    resamples
+        Number of resamples.
+    seed
+        Seed of the resamples.
     clusters
-        The cluster of each row, (n,), for the two methods that have them.
+        The cluster of each row, (n,), for ``cluster`` and ``wild-cluster``.
 
     Returns
     -------
@@ -62,19 +79,21 @@ def bootstrap(
     Raises
     ------
     InputError
-        There is no such method, or it lacks clusters.
+        The method is unknown, or needs clusters that are not given.
     """
     if method not in METHODS:
         raise InputError(f"`method` must be one of {', '.join(METHODS)}, but got {method!r}")
     if "cluster" in method and clusters is None:
-        raise InputError(f"the {method} bootstrap needs `clusters`: name the column that has them")
+        raise InputError(
+            f"the {method} bootstrap needs `clusters`; name the column of the clusters"
+        )
     if resamples == 0:
         return np.empty((0, len(problem.law.names)))
     generator = np.random.default_rng(seed)
     theta = np.repeat(best.theta[None], resamples, axis=0)
     for place, name in enumerate(problem.law.names):
         if name in problem.held:
-            theta[:, place] = _varied(problem.held[name], generator, resamples)
+            theta[:, place] = _draw_held(problem.held[name], generator, resamples)
     if method in ("rows", "cluster"):
         counts = _counts(generator, len(problem.log_loss), resamples, clusters, method)
         counts = counts if problem.weights is None else counts * problem.weights
@@ -87,29 +106,43 @@ def bootstrap(
 
 
 def minimise_resamples(problem: Problem, theta: np.ndarray, best: Solution) -> np.ndarray:
-    """Minimise a batch of problems from the optimum, and from its rivals where there are some."""
-    found = minimise(problem.data, theta, problem.bounds, reweighted=0)
-    answers, costs = found.theta, found.cost
-    rivals = [other for place, other in enumerate(best.others[:RIVALS]) if _near(best, place)]
+    """Minimise a batch of resampled problems from the optimum and from similar basins.
+
+    Parameters
+    ----------
+    problem
+        The problem with weights or log losses of the resamples, (S, n).
+    theta
+        Starts: the optimum with the held parameters of each resample, (S, p).
+    best
+        The solution on the whole table, with its basins.
+
+    Returns
+    -------
+    Internal parameters of each resample, (S, p).
+    """
+    minima = minimise(problem.data, theta, problem.bounds, reweighted=0)
+    lowest, costs = minima.theta, minima.cost
+    rivals = [
+        other for place, other in enumerate(best.others[:MAX_RIVALS]) if _is_rival(best, place)
+    ]
     for rival in rivals:
         starts = theta.copy()
         starts[:, problem.free] = rival[problem.free]
         again = minimise(problem.data, starts, problem.bounds, reweighted=0)
         better = again.cost < costs
-        answers, costs = (
-            np.where(better[:, None], again.theta, answers),
-            np.minimum(costs, again.cost),
-        )
-    return answers
+        lowest = np.where(better[:, None], again.theta, lowest)
+        costs = np.minimum(costs, again.cost)
+    return lowest
 
 
-def _near(best: Solution, place: int) -> bool:
-    """Whether another basin is so close in objective that a resample may prefer it."""
+def _is_rival(best: Solution, place: int) -> bool:
+    """Return True if the objective of another basin is so similar that a resample may prefer it."""
     costs = [basin["objective"] for basin in best.basins]
-    return 0 < place < len(costs) and costs[place] <= RIVAL_COST * costs[0]
+    return 0 < place < len(costs) and costs[place] <= MAX_RIVAL_COST * costs[0]
 
 
-def _varied(held: Held, generator: np.random.Generator, count: int) -> np.ndarray:
+def _draw_held(held: Held, generator: np.random.Generator, count: int) -> np.ndarray:
     if held.low == held.high:
         return np.full(count, held.value)
     return generator.uniform(held.low, held.high, count)
@@ -122,7 +155,7 @@ def _counts(
     clusters: np.ndarray | None,
     method: str,
 ) -> np.ndarray:
-    """How often each row stands in each resample, (resamples, n)."""
+    """Draw the number of times that each row occurs in each resample, (resamples, n)."""
     number = cluster_numbers(clusters if method == "cluster" else None, rows)
     groups = int(number.max()) + 1
     drawn = generator.multinomial(groups, np.full(groups, 1 / groups), size=resamples)
@@ -137,7 +170,7 @@ def _responses(
     resamples: int,
     clusters: np.ndarray | None,
 ) -> np.ndarray:
-    """Ln losses at the same design with other noise, (resamples, n)."""
+    """Draw ln losses at the same design with resampled residuals, (resamples, n)."""
     residuals = -problem.log_residuals(best.theta)
     fitted = problem.log_loss - residuals
     rows, free = len(residuals), int(problem.free.sum())
@@ -158,6 +191,6 @@ def _responses(
 
 
 def _inflation(rows: int, free: int) -> float:
-    """√(n/(n - p)), times what Student's t is wider than the normal that percentiles give."""
+    """Return √(n/(n - p)) times the ratio of the 97.5 % quantiles of Student's t and the normal."""
     wider = student.ppf(0.975, max(rows - free, 1)) / norm.ppf(0.975)
     return float(wider * np.sqrt(rows / max(rows - free, 1)))

@@ -7,31 +7,28 @@ import numpy as np
 from shapelaw.scaling.solver.multistart import residual_scale
 from shapelaw.scaling.solver.problem import Problem
 
-FLAT = 1e-10  # curvature, of a scaled Hessian, below which a direction is flat
-
-
-WINDOW = 1.84  # residual scales, of a rectangular window on one row
-
+MIN_CURVATURE = 1e-10  # eigenvalue of a scaled Hessian below which a direction is flat
+WINDOW = 1.84  # half-width of the rectangular kernel in residual scales, for one row
 
 Quantity = Callable[[np.ndarray], np.ndarray]  # internal parameters (S, p) -> (S,)
 
 
 def cluster_numbers(clusters: np.ndarray | None, rows: int) -> np.ndarray:
-    """The number of each row's cluster, (n,); every row is its own where there are none."""
+    """Assign a cluster number to each row, (n,); without clusters, every row is a cluster."""
     if clusters is None:
         return np.arange(rows)
     return np.asarray(np.unique(clusters, return_inverse=True)[1])
 
 
 def leverage(problem: Problem, theta: np.ndarray) -> np.ndarray:
-    """Diagonal of the hat matrix, (n,): the share of each row in its own fitted value."""
+    """Compute the diagonal of the hat matrix, (n,): the weight of a row in its fitted value."""
     jacobian = problem.jacobian(theta[problem.free]) * np.sqrt(_weights(problem))[:, None]
     basis, _ = np.linalg.qr(jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300))
     return np.asarray((basis**2).sum(axis=1))
 
 
 def pseudo_variance(problem: Problem, theta: np.ndarray) -> float:
-    """E ψ² / E ψ' with n - p degrees: what the objective's differences are measured in."""
+    """Compute E ψ² / E ψ' with n - p degrees of freedom, the unit of objective differences."""
     weights = _weights(problem)
     residuals = problem.residuals(theta[problem.free])
     _, slope, curve = problem.objective.rho(residuals)
@@ -41,16 +38,29 @@ def pseudo_variance(problem: Problem, theta: np.ndarray) -> float:
 
 
 def _weights(problem: Problem) -> np.ndarray:
-    """The weights of the rows, ones where none were asked for, (n,)."""
+    """Return the weights of the rows, (n,), which are ones for a problem without weights."""
     return np.ones(len(problem.log_loss)) if problem.weights is None else problem.weights
 
 
 def sandwich(problem: Problem, theta: np.ndarray, clusters: np.ndarray | None = None) -> np.ndarray:
-    """Covariance of the internal parameters, (p, p): bread of curvatures, meat of scores.
+    """Compute the sandwich covariance of the internal parameters.
 
-    The bread is the Hessian of the objective, so that noise that differs from row to row counts;
-    scores are divided by 1 - leverage (HC3), and summed within clusters where there are some (CR1).
-    Held parameters have zeros.
+    The bread is the inverse Hessian of the objective and the meat the sum of outer products of
+    scores, so that the covariance holds under heteroscedastic noise. Scores are divided by
+    1 - leverage (HC3), or summed within clusters (CR1).
+
+    Parameters
+    ----------
+    problem
+        The fitted problem.
+    theta
+        Internal parameters at the optimum, (p,).
+    clusters
+        Cluster of each row, (n,), or None.
+
+    Returns
+    -------
+    Covariance, (p, p), with zeros for held parameters.
     """
     free = problem.free
     covariance = np.zeros((len(free), len(free)))
@@ -60,22 +70,22 @@ def sandwich(problem: Problem, theta: np.ndarray, clusters: np.ndarray | None = 
 
 
 def bread(problem: Problem, theta: np.ndarray) -> np.ndarray:
-    """Inverse Hessian of the objective by the free parameters, (f, f)."""
+    """Compute the inverse Hessian of the objective by the free parameters, (f, f)."""
     for hessian in _hessians(problem, theta):
         scale = np.sqrt(np.maximum(np.abs(np.diag(hessian)), 1e-300))
         values, vectors = np.linalg.eigh(hessian / np.outer(scale, scale))
-        if values.size and values[0] > FLAT:
+        if values.size and values[0] > MIN_CURVATURE:
             break
-    values = np.maximum(values, FLAT)
+    values = np.maximum(values, MIN_CURVATURE)
     return np.asarray((vectors / values) @ vectors.T / np.outer(scale, scale))
 
 
 def _hessians(problem: Problem, theta: np.ndarray) -> Iterator[np.ndarray]:
-    """Hessians of the objective by the free parameters, better ones first.
+    """Yield Hessians of the objective by the free parameters, the preferred ones first.
 
-    Only residuals inside the threshold of a Huber loss have curvature. Where it is narrow these are
-    few, and the density of residuals around zero is estimated in a wider window, as for quantile
-    regression (Powell's kernel, its width by the normal reference rule).
+    Only residuals inside the threshold of a Huber loss have curvature. With a narrow threshold
+    these are few, and the density of residuals around zero is estimated in a wider window, as for
+    quantile regression (Powell's kernel, with a width by the normal reference rule).
     """
     objective, free = problem.objective, problem.free
     if objective.kind in ("huber", "asymmetric"):
@@ -107,6 +117,6 @@ def _meat(problem: Problem, theta: np.ndarray, clusters: np.ndarray | None) -> n
 
 
 def numeric_gradient(quantity: Quantity, theta: np.ndarray, step: float = 1e-5) -> np.ndarray:
-    """Gradient of a quantity at θ (p,) by central differences."""
+    """Differentiate a quantity at θ (p,) by central differences: gradient, (p,)."""
     moves = step * np.eye(len(theta))
     return (quantity(theta + moves) - quantity(theta - moves)) / (2 * step)

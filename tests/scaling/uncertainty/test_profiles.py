@@ -26,14 +26,14 @@ def solved(law, runs, kind="huber", delta: float | str = "auto"):
 
 
 def parameter(problem, name):
-    """A quantity: one internal parameter."""
+    """Return the quantity that is one internal parameter."""
     place = problem.law.index[name]
     return lambda theta: theta[:, place]
 
 
 @pytest.fixture(scope="module")
 def straight():
-    """Synthetic: normal noise around a straight line in ln N, with least squares."""
+    """Fit simulated runs with normal noise around a straight line in ln N by least squares."""
     generator = np.random.default_rng(0)
     size = np.exp(generator.uniform(np.log(1e5), np.log(1e8), ROWS))
     loss = 3 * (size / 1e6) ** -0.1 * np.exp(0.05 * generator.standard_normal(ROWS))
@@ -48,7 +48,7 @@ def shaped():
 
 @pytest.mark.parametrize("level", [68.0, 95.0])
 @pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (1.0, -2.0)])
-def test_of_a_straight_line_the_interval_is_students(straight, level, weights):
+def test_the_profile_interval_of_a_straight_line_equals_students_interval(straight, level, weights):
     problem, best = straight
     logs = np.log(problem.columns[N])
     x = np.stack([np.ones(ROWS), logs.mean() - logs], axis=1)
@@ -58,15 +58,15 @@ def test_of_a_straight_line_the_interval_is_students(straight, level, weights):
     variance = inverse @ (x.T * left_out**2) @ x @ inverse  # HC3
     error = np.sqrt(np.array(weights) @ variance @ weights)
     half = student.ppf(0.5 + level / 200, ROWS - 2) * error
-    found = profile(problem, best, lambda theta: theta @ np.array(weights), level=level)
-    assert found.value == pytest.approx(estimate @ weights, rel=1e-6)
-    assert found.high - found.value == pytest.approx(half, rel=2e-3)
-    assert found.value - found.low == pytest.approx(half, rel=2e-3)
-    assert (found.method, found.level) == ("profile", level)
+    interval = profile(problem, best, lambda theta: theta @ np.array(weights), level=level)
+    assert interval.value == pytest.approx(estimate @ weights, rel=1e-6)
+    assert interval.high - interval.value == pytest.approx(half, rel=2e-3)
+    assert interval.value - interval.low == pytest.approx(half, rel=2e-3)
+    assert (interval.method, interval.level) == ("profile", level)
 
 
-def test_the_interval_of_a_function_is_the_function_of_the_interval(straight):
-    """Profiles do not depend on how a quantity is written, other than delta-method errors."""
+def test_the_interval_of_a_monotone_function_equals_the_function_of_the_interval(straight):
+    """Profiles are invariant under a change of parameters, unlike delta-method intervals."""
     problem, best = straight
     plain = profile(problem, best, lambda theta: theta[:, 1])
     inverse = profile(problem, best, lambda theta: 1 / theta[:, 1])
@@ -75,7 +75,7 @@ def test_the_interval_of_a_function_is_the_function_of_the_interval(straight):
 
 
 def lowest_at(problem, best, name, value) -> float:
-    """The objective with one parameter given, minimised by SciPy alone."""
+    """Minimise the objective with one parameter fixed, by SciPy alone."""
     place = problem.law.index[name]
     others = np.arange(len(best.theta)) != place
 
@@ -84,36 +84,36 @@ def lowest_at(problem, best, name, value) -> float:
         theta[place], theta[others] = value, point
         return np.nan_to_num(problem.cost(theta) / best.cost, nan=1e9)
 
-    found = best.theta[others]
-    for _ in range(3):  # simplices that collapse are started anew
-        found = minimize(
-            cost, found, method="Powell", options={"xtol": 1e-6, "ftol": 1e-12, "maxfev": 4000}
+    interval = best.theta[others]
+    for _ in range(3):  # repeated, since a Powell search may end early
+        interval = minimize(
+            cost, interval, method="Powell", options={"xtol": 1e-6, "ftol": 1e-12, "maxfev": 4000}
         ).x
-    return float(cost(found) * best.cost)
+    return float(cost(interval) * best.cost)
 
 
 @pytest.mark.parametrize("name", ["E", "beta", "hidden_over_sqrt_n_optimum"])
-def test_at_its_ends_the_minimised_objective_has_risen_to_the_threshold(shaped, name):
+def test_the_minimised_objective_at_the_ends_equals_the_threshold(shaped, name):
     problem, best = shaped
     quantity = parameter(problem, name)
-    found = profile(problem, best, quantity)
-    assert found.low < found.value < found.high < np.inf
+    interval = profile(problem, best, quantity)
+    assert interval.low < interval.value < interval.high < np.inf
     free = int(problem.free.sum())
     limit = fisher.ppf(0.95, 1, len(problem.log_loss) - free)
     gradient = numeric_gradient(quantity, best.theta)
     variance = gradient @ sandwich(problem, best.theta) @ gradient
     rise = limit * variance / (gradient @ bread(problem, best.theta) @ gradient) / 2
-    if name == "E":  # without a floor the objective has not risen so far
+    if name == "E":  # without E the objective stays below the threshold
         assert lowest_at(problem, best, name, -20.0) < best.cost + rise
-        assert found.low == -np.inf
-    for end in (found.low, found.high)[name == "E" :]:
+        assert interval.low == -np.inf
+    for end in (interval.low, interval.high)[name == "E" :]:
         lowest = lowest_at(problem, best, name, end)
         assert lowest - best.cost == pytest.approx(rise, rel=0.02)
-        nearer = found.value + 0.9 * (end - found.value)
+        nearer = interval.value + 0.9 * (end - interval.value)
         assert lowest_at(problem, best, name, nearer) < best.cost + rise
 
 
-def test_the_interval_of_a_predicted_loss_holds_the_truth_and_shrinks_near_the_data(shaped):
+def test_the_interval_of_a_predicted_loss_contains_the_truth_and_is_narrower_near_the_data(shaped):
     problem, best = shaped
 
     def predicted(size, tokens):
@@ -126,11 +126,11 @@ def test_the_interval_of_a_predicted_loss_holds_the_truth_and_shrinks_near_the_d
     far = profile(problem, best, predicted(4e7, 3e10))
     assert near.high - near.low < 0.2 * (far.high - far.low)
     base = 1.8 + 40 / 4e7**0.34 + 300 / 3e10**0.37
-    # All ratios but one are random here: what they cost on average is in every loss.
+    # All ratios but one are random: their mean effect is part of every loss.
     assert far.low - 0.05 < np.log(base) < far.high + 0.05
 
 
-def test_the_difference_of_two_shapes_is_a_quantity_too(shaped):
+def test_the_interval_of_a_difference_of_two_shapes_contains_the_truth(shaped):
     problem, best = shaped
     size = {N: np.full(2, 4e5), D: np.full(2, 3e7)}
     columns = size | {"hidden_over_sqrt_n": np.array([0.1, 0.3])}
@@ -139,17 +139,17 @@ def test_the_difference_of_two_shapes_is_a_quantity_too(shaped):
     def difference(theta):
         return np.diff(program.log_loss(theta), axis=1)[:, 0]
 
-    found = profile(problem, best, difference)
+    interval = profile(problem, best, difference)
     u = np.log(np.array([0.1, 0.3]) / 0.15)
     truth = np.diff(np.log(1 + 0.1 * (u + np.exp(-u) - 1)))[0]
-    assert found.low < truth < found.high
+    assert interval.low < truth < interval.high
     alone = profile(problem, best, lambda theta: program.log_loss(theta)[:, 0])
-    assert found.high - found.low < 3 * (alone.high - alone.low)
+    assert interval.high - interval.low < 3 * (alone.high - alone.low)
 
 
 @pytest.mark.parametrize("reach", [1.5, 20.0])
-def test_an_end_that_only_a_bound_stops_is_where_the_bound_is(reach):
-    """Synthetic: loss only falls with the ratio, so that its optimum has no upper end."""
+def test_an_end_limited_only_by_a_bound_lies_at_the_bound(reach):
+    """Simulate a loss that only falls with the ratio, so that its optimum has no upper end."""
     generator = np.random.default_rng(0)
     ratio = np.exp(generator.uniform(0, np.log(2), 60))
     size = np.exp(generator.uniform(np.log(1e5), np.log(1e7), 60))
@@ -158,15 +158,15 @@ def test_an_end_that_only_a_bound_stops_is_where_the_bound_is(reach):
     runs = pd.DataFrame({N: size, "gqa": ratio, "loss": loss})
     runs["loss"] *= np.exp(0.01 * generator.standard_normal(60))
     problem, best = solved(Kaplan() * UShape("gqa", reach=reach), runs)
-    found = profile(problem, best, parameter(problem, "gqa_optimum"))
-    assert found.high == pytest.approx(problem.bounds.upper[3], rel=1e-3)
-    assert 0 < found.low < found.value
+    interval = profile(problem, best, parameter(problem, "gqa_optimum"))
+    assert interval.high == pytest.approx(problem.bounds.upper[3], rel=1e-3)
+    assert 0 < interval.low < interval.value
 
 
-def test_a_quantity_of_held_parameters_alone_has_no_width():
+def test_a_quantity_of_held_parameters_has_an_interval_without_width():
     runs = synthetic_chinchilla(0.01, sizes=(1e5, 4e5))
     problem, best = solved("chinchilla", runs)
-    found = profile(problem, best, parameter(problem, "alpha"))
-    assert found.low == found.value == found.high == 0.35
+    interval = profile(problem, best, parameter(problem, "alpha"))
+    assert interval.low == interval.value == interval.high == 0.35
     scale = profile(problem, best, parameter(problem, "A"))
     assert scale.low < scale.value < scale.high

@@ -37,7 +37,7 @@ GROUPS = np.repeat(np.arange(ROWS // 4), 4)
 
 
 def line(seed: int = 0, between: float = 0.0) -> pd.DataFrame:
-    """Synthetic: ln loss is a straight line in ln N, so that every textbook knows the answers."""
+    """Simulate ln losses on a straight line in ln N, for which textbooks give all answers."""
     generator = np.random.default_rng(seed)
     size = np.exp(generator.uniform(np.log(1e5), np.log(1e8), ROWS))
     noise = NOISE * generator.standard_normal(ROWS)
@@ -63,7 +63,7 @@ def grouped():
 
 
 def design(problem) -> np.ndarray:
-    """Columns of the straight line, (n, 2)."""
+    """Return the design matrix of the straight line, (n, 2)."""
     logs = np.log(problem.columns[N])
     return np.stack([np.ones(len(logs)), -(logs - logs.mean())], axis=1)
 
@@ -75,7 +75,7 @@ def spread(problem, best, method, resamples=1500, clusters=None, seed=0) -> np.n
     return draws.std(axis=0)
 
 
-# Which method.
+# Choice of the method.
 
 
 @pytest.mark.parametrize(
@@ -83,22 +83,22 @@ def spread(problem, best, method, resamples=1500, clusters=None, seed=0) -> np.n
     [
         (ROWS_PER_PARAMETER * 5, None, "rows"),
         (ROWS_PER_PARAMETER * 5 - 1, None, "residuals"),
-        (400, np.arange(400), "rows"),  # every row its own cluster
+        (400, np.arange(400), "rows"),  # every row is a cluster
         (400, np.arange(400) // 4, "cluster"),
         (400, np.arange(400) // 20, "cluster"),
     ],
 )
-def test_the_method_follows_rows_and_clusters(rows, clusters, method):
+def test_the_bootstrap_method_depends_on_rows_and_clusters(rows, clusters, method):
     assert method_for(rows, 5, clusters) == method
 
 
-def test_what_cannot_be_resampled_is_refused(straight):
+def test_an_unknown_method_or_missing_clusters_raise(straight):
     with pytest.raises(
         InputError, match=r"`method` must be one of rows, cluster, .*, but got 'bag'"
     ):
         bootstrap(*straight, method="bag", resamples=3, seed=0)
     for method in ("cluster", "wild-cluster"):
-        with pytest.raises(InputError, match=f"the {method} bootstrap needs `clusters`: name the"):
+        with pytest.raises(InputError, match=f"the {method} bootstrap needs `clusters`; name the"):
             bootstrap(*straight, method=method, resamples=3, seed=0)
 
 
@@ -128,11 +128,11 @@ def test_a_held_parameter_is_drawn_from_its_range_and_a_fixed_one_is_not():
     assert 0.2 <= exponent.min() < 0.22
     assert 0.58 < exponent.max() <= 0.6
     scale = np.corrcoef(draws[:, 1], exponent)[0, 1]
-    assert abs(scale) > 0.05  # the others are fitted anew beside it
+    assert abs(scale) > 0.05  # the scale is refitted with every exponent
 
 
 @pytest.mark.parametrize("method", ["rows", "residuals", "wild"])
-def test_the_spread_of_a_straight_line_is_that_of_the_textbook(straight, method):
+def test_bootstrap_errors_of_a_straight_line_equal_textbook_errors(straight, method):
     problem, best = straight
     x = design(problem)
     residuals = problem.log_residuals(best.theta)
@@ -147,20 +147,20 @@ def test_the_spread_of_a_straight_line_is_that_of_the_textbook(straight, method)
 
 
 @pytest.mark.parametrize("method", ["cluster", "wild-cluster"])
-def test_clustered_rows_have_the_spread_of_their_clusters(grouped, method):
+def test_cluster_bootstraps_have_clustered_sandwich_errors(grouped, method):
     problem, best = grouped
     found = spread(problem, best, method, clusters=GROUPS)
     expected = np.sqrt(np.diag(sandwich(problem, best.theta, GROUPS)))
     np.testing.assert_allclose(found, expected, rtol=0.2)
     plain = spread(problem, best, "rows")
-    assert found[0] > 1.3 * plain[0]  # the intercept hears only twelve clusters
+    assert found[0] > 1.3 * plain[0]  # the intercept has only twelve independent clusters
     alone = spread(problem, best, method, clusters=np.arange(ROWS))
     np.testing.assert_allclose(alone, plain, rtol=0.15)
     assert not np.allclose(alone, found, rtol=0.15)
 
 
-def test_each_resample_is_at_its_own_optimum_as_scipy_finds_it():
-    """The plain formula and SciPy from several starts, for resamples of rows."""
+def test_each_resample_ends_at_the_optimum_of_scipy():
+    """Compare with the plain formula and SciPy from several starts, for resamples of rows."""
     runs = synthetic_chinchilla(0.02, shapes=4)
     problem, best = solved("chinchilla", runs, kind="huber", delta=5e-3)
     draws = bootstrap(problem, best, method="rows", resamples=12, seed=3)
@@ -208,7 +208,7 @@ def test_the_residuals_of_a_perfectly_fitted_table_are_resampled_without_a_warni
 # Sandwich errors.
 
 
-def test_the_sandwich_of_a_straight_line_is_the_textbooks(straight):
+def test_the_sandwich_of_a_straight_line_equals_the_textbook_formula(straight):
     problem, best = straight
     x, r = design(problem), problem.log_residuals(best.theta)
     inverse = np.linalg.inv(x.T @ x)
@@ -235,8 +235,8 @@ def test_sandwich_errors_agree_with_the_bootstrap(kind):
 
 
 @pytest.mark.parametrize("delta", [0.001, 0.02])
-def test_where_noise_differs_between_runs_errors_follow_it(delta):
-    """Synthetic: large models are noisier, and few residuals lie inside a narrow threshold."""
+def test_sandwich_errors_follow_heteroscedastic_noise(delta):
+    """Simulate noisier large models, with few residuals inside a narrow threshold."""
     generator = np.random.default_rng(1)
     size = np.exp(generator.uniform(np.log(1e5), np.log(1e8), 300))
     noise = 0.01 * (size / 1e6) ** 0.5 * generator.standard_normal(300)
@@ -246,7 +246,7 @@ def test_where_noise_differs_between_runs_errors_follow_it(delta):
     np.testing.assert_allclose(spread(problem, best, "rows"), errors, rtol=0.25)
 
 
-def test_held_parameters_have_no_error():
+def test_held_parameters_have_zero_sandwich_error():
     runs = synthetic_chinchilla(0.01, sizes=(1e5, 4e5))
     problem, best = solved("chinchilla", runs, kind="huber")
     covariance = sandwich(problem, best.theta)
@@ -256,7 +256,7 @@ def test_held_parameters_have_no_error():
 
 
 @pytest.mark.parametrize("kind", ["squares", "huber", "student"])
-def test_a_weight_that_is_the_same_for_all_rows_changes_no_error(kind):
+def test_equal_weights_change_no_error(kind):
     runs = line().assign(importance=7.0)
     plain, best = solved("kaplan", runs, kind=kind)
     weighted, same = solved("kaplan", runs, kind=kind, weights="importance")
@@ -265,7 +265,7 @@ def test_a_weight_that_is_the_same_for_all_rows_changes_no_error(kind):
         sandwich(weighted, best.theta), sandwich(plain, best.theta), rtol=1e-9
     )
     assert pseudo_variance(weighted, best.theta) == pytest.approx(
-        7 * pseudo_variance(plain, best.theta)  # as the objective's differences are
+        7 * pseudo_variance(plain, best.theta)  # like differences of the objective
     )
     np.testing.assert_allclose(leverage(weighted, best.theta), leverage(plain, best.theta))
     counts = bootstrap(weighted, same, method="rows", resamples=4, seed=0)
@@ -274,7 +274,7 @@ def test_a_weight_that_is_the_same_for_all_rows_changes_no_error(kind):
     )
 
 
-def test_weights_give_the_weighted_sandwich_of_the_textbook():
+def test_weights_give_the_weighted_sandwich_of_textbooks():
     weights = np.random.default_rng(1).uniform(0.2, 3.0, ROWS)
     problem, best = solved("kaplan", line().assign(importance=weights), weights="importance")
     x, y = design(problem), problem.log_loss
@@ -285,7 +285,7 @@ def test_weights_give_the_weighted_sandwich_of_the_textbook():
     np.testing.assert_allclose(sandwich(problem, best.theta), expected, rtol=1e-6)
 
 
-def test_the_leverage_of_a_straight_line_is_the_textbooks(straight):
+def test_the_leverage_of_a_straight_line_equals_the_textbook_formula(straight):
     problem, best = straight
     x = design(problem)
     hat = x @ np.linalg.inv(x.T @ x) @ x.T
@@ -299,7 +299,7 @@ def slope(theta: np.ndarray) -> np.ndarray:
     return theta[:, 1]
 
 
-def test_the_normal_interval_is_the_estimate_and_students_quantile_of_its_error(straight):
+def test_the_normal_interval_is_the_estimate_plus_minus_students_quantile_times_its_error(straight):
     problem, best = straight
     error = np.sqrt(sandwich(problem, best.theta)[1, 1])
     found = normal_interval(problem, best, slope, level=90.0)
@@ -314,7 +314,7 @@ def test_the_normal_interval_is_the_estimate_and_students_quantile_of_its_error(
     assert clustered.high - clustered.value == pytest.approx(half)
 
 
-def test_the_error_of_a_derived_quantity_is_that_of_the_delta_method(straight):
+def test_the_error_of_a_derived_quantity_follows_the_delta_method(straight):
     problem, best = straight
 
     def halving(theta):  # of the loss: how much larger N must be, in logarithms
@@ -328,7 +328,7 @@ def test_the_error_of_a_derived_quantity_is_that_of_the_delta_method(straight):
     assert found.high - found.low == pytest.approx(ratio * (plain.high - plain.low), rel=1e-6)
 
 
-def test_percentiles_are_those_of_the_draws(straight):
+def test_the_percentile_interval_equals_the_quantiles_of_the_draws(straight):
     _, best = straight
     draws = np.stack([np.zeros(1001), np.arange(1001.0)], axis=1)
     found = percentile(slope, best, draws, 80.0)
@@ -336,8 +336,8 @@ def test_percentiles_are_those_of_the_draws(straight):
 
 
 @pytest.mark.parametrize("level", [80.0, 95.0])
-def test_bca_is_that_of_scipy_for_a_mean(level):
-    """With the exponent given, the scale of the law is a mean; its exponential is skewed."""
+def test_bca_of_a_mean_equals_scipys_interval(level):
+    """Fix the exponent: the scale of the law is then a mean, and its exponential is skewed."""
     generator = np.random.default_rng(4)
     values = generator.exponential(0.4, 30)
     size = np.geomspace(1e5, 1e8, 30)
@@ -362,7 +362,7 @@ def test_bca_is_that_of_scipy_for_a_mean(level):
     assert found.high > plain.high
 
 
-def test_bca_of_a_symmetric_quantity_is_the_percentile_interval(straight):
+def test_bca_of_a_symmetric_quantity_equals_the_percentile_interval(straight):
     problem, best = straight
     draws = bootstrap(problem, best, method="residuals", resamples=4000, seed=0)
     found, plain = bca(problem, best, slope, draws), percentile(slope, best, draws, 95.0)
@@ -380,7 +380,7 @@ def test_bca_of_draws_that_all_lie_on_one_side_is_finite(straight):
 
 
 @pytest.mark.parametrize("clusters", [None, GROUPS])
-def test_the_jackknife_leaves_each_row_or_cluster_out(straight, clusters):
+def test_the_jackknife_refits_without_each_row_or_cluster(straight, clusters):
     problem, best = straight
     x, y = design(problem), problem.log_loss
     found = jackknife(problem, best, clusters)
@@ -396,7 +396,7 @@ def test_the_jackknife_leaves_each_row_or_cluster_out(straight, clusters):
 
 
 def test_a_resample_may_prefer_the_other_basin():
-    """Synthetic: half the runs say one thing, half another; resamples go with the majority."""
+    """Simulate two halves of runs with different scales; a resample follows its majority."""
     generator = np.random.default_rng(0)
     size = np.geomspace(1e5, 1e8, 60)
     offset = np.where(np.arange(60) % 2 == 0, 0.0, 0.4)
@@ -417,10 +417,10 @@ def test_a_resample_may_prefer_the_other_basin():
     )
 
 
-# What the literature found.
+# Published results.
 
 
-def test_intervals_of_the_chinchilla_data_are_those_published(monkeypatch):
+def test_intervals_of_the_chinchilla_data_equal_the_published_ones(monkeypatch):
     folder = Path(os.environ.get(MIRROR, SHARED / "datasets"))
     if not folder.is_dir():
         pytest.skip(f"the public tables are not here: set {MIRROR} to a folder that holds them")
@@ -442,8 +442,8 @@ def test_intervals_of_the_chinchilla_data_are_those_published(monkeypatch):
     low, high = np.percentile(public["beta"] / (public["alpha"] + public["beta"]), [2.5, 97.5])
     assert (low, high) == pytest.approx((0.480, 0.556), abs=0.008)
     ratio = fitted.draws.std(axis=0) / np.sqrt(np.diag(fitted.covariance))
-    np.testing.assert_allclose(ratio, 1, atol=0.35)  # the sandwich says the same
-    # By model size (read off a figure, so within one per cent): E .0276, alpha .0180, beta .0184.
+    np.testing.assert_allclose(ratio, 1, atol=0.35)  # the sandwich errors agree
+    # By model size (read from a figure, within one per cent): E 0.0276, alpha 0.0180, beta 0.0184.
     runs = table[~table["outlier"]]
     logs = np.log(runs["n_total"].to_numpy())
     order = np.argsort(logs)
