@@ -1,4 +1,4 @@
-"""Hard limits on shapes, written as conditions on their fields and on what follows from them."""
+"""Hard constraints on shapes: conditions on their fields and on derived columns."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -9,7 +9,7 @@ from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.filters import names_in, select
 
 FIELDS = tuple(field.name for field in fields(ShapeTable))
-# What follows from the fields, given the bytes of a weight and of a value in the KV cache.
+# Columns derived from the fields, given the bytes of a weight and of a value in the KV cache.
 DERIVED: dict[str, Callable[[ShapeTable, int, int], np.ndarray]] = {
     "n_total": lambda table, *_: table.n_total,
     "n_active": lambda table, *_: table.n_active,
@@ -20,13 +20,13 @@ DERIVED: dict[str, Callable[[ShapeTable, int, int], np.ndarray]] = {
     "kv_bytes": lambda table, _, cached: table.kv_bytes(cached),
     "weight_bytes": lambda table, stored, _: table.weight_bytes(stored),
 }
-# These do not depend on the MLP width: such a limit is applied before the widths are spread out.
+# Columns that do not depend on the MLP width; their constraints apply before widths are listed.
 WITHOUT_WIDTH = {*FIELDS, "gqa", "kv_bytes"} - {"intermediate_size"}
 
 
 @dataclass(frozen=True)
 class Columns(Mapping[str, np.ndarray]):
-    """What a constraint may name; a derived column is computed when it is asked for."""
+    """Columns that a constraint may name; a derived column is computed on access."""
 
     table: ShapeTable
     bytes_per_value: int
@@ -50,16 +50,16 @@ class Columns(Mapping[str, np.ndarray]):
         return len(FIELDS) + len(DERIVED)
 
     def where(self, constraint: str) -> np.ndarray:
-        """Mask of the shapes that satisfy a constraint.
+        """Return the mask of the shapes that satisfy a constraint, (n,).
 
         Raises
         ------
         shapelaw.scaling.errors.InputError
-            It is no condition in the grammar of :func:`shapelaw.scaling.filters.select`.
+            The text is not a condition in the grammar of :func:`shapelaw.scaling.filters.select`.
         """
         return select(constraint, self, len(self.table))
 
 
 def without_width(constraint: str) -> bool:
-    """Whether a constraint asks for nothing that depends on the MLP width."""
+    """Return True if no column of a constraint depends on the MLP width."""
     return names_in(constraint) <= WITHOUT_WIDTH

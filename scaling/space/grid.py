@@ -1,4 +1,4 @@
-"""The grid under a space: layers, hidden sizes and heads, and the MLP widths that each allows."""
+"""Grid of a space: layers, hidden sizes and heads, and the MLP widths that fit the budget."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ import numpy as np
 
 from shapelaw.scaling.architectures.shape_table import ShapeTable
 
-# What varies in a space, in the order of Space's tables.
+# Fields that vary in a space, in the order of the tables of a Space.
 FREE_FIELDS = (
     "num_hidden_layers",
     "hidden_size",
@@ -16,7 +16,7 @@ FREE_FIELDS = (
     "num_key_value_heads",
     "intermediate_size",
 )
-# Words for what is left after each limit, in the order in which the limits are applied.
+# Labels of the counts left after each limit, in the order in which the limits apply.
 PAIRS = "pairs of layers and hidden size"
 SMALL = "pairs that fit the budget with one head and the narrowest MLP"
 HEADS = "combinations of these with a head dimension and head counts"
@@ -29,21 +29,21 @@ WAYS_OUT = {
     FITTING: "take fewer layers or a smaller head dimension, `hidden_step` or `mlp_step`",
     SHAPES: "widen the tolerance or take a smaller `mlp_step`",
 }
-BATCH = 2**18  # combinations that are worked on at once: some tens of megabytes
+BATCH = 2**18  # combinations evaluated at once: some tens of megabytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeGrid:
-    """Pairs of layers and hidden size, each with every head dimension and pair of head counts.
+    """The grid of layer and hidden-size pairs, each with every head dimension and head counts.
 
     Attributes
     ----------
     layers
-        Numbers of layers, rising, (l,).
+        Numbers of layers in ascending order, (l,).
     hidden_sizes
-        For each of them the hidden sizes, (l,).
+        Hidden sizes for each number of layers, (l,).
     head_dim, heads, groups
-        Head dimension, query heads and key-value heads of each combination, (c,), in order.
+        Head dimension, query heads and key-value heads of each combination, (c,).
     """
 
     layers: tuple[int, ...]
@@ -54,16 +54,16 @@ class ShapeGrid:
 
     @property
     def pairs(self) -> int:
-        """How many pairs of layers and hidden size."""
+        """Number of pairs of layers and hidden size."""
         return sum(len(sizes) for sizes in self.hidden_sizes)
 
     @property
     def combinations(self) -> int:
-        """How many combinations of layers, hidden size and heads."""
+        """Number of combinations of layers, hidden size and heads."""
         return self.pairs * len(self.heads)
 
     def pair(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Layers and hidden size at positions among the pairs; none of them is stored."""
+        """Compute layers and hidden sizes of the pairs at the given positions."""
         ends = np.cumsum([len(sizes) for sizes in self.hidden_sizes])
         which = np.searchsorted(ends, at, side="right")
         starts = np.array([sizes.start for sizes in self.hidden_sizes], dtype=np.int64)
@@ -73,27 +73,27 @@ class ShapeGrid:
         return np.array(self.layers, dtype=np.int64)[which], hidden
 
     def batches(self) -> Iterator[np.ndarray]:
-        """Positions of all pairs, as many at a time as make a batch of combinations."""
+        """Yield the positions of all pairs in parts that each give a batch of combinations."""
         size = max(BATCH // max(len(self.heads), 1), 1)
         for begin in range(0, self.pairs, size):
             yield np.arange(begin, min(begin + size, self.pairs))
 
     def sample(self, most: int) -> np.ndarray:
-        """Positions of pairs, evenly spread, with about ``most`` combinations in all."""
+        """Return evenly spaced positions of pairs with about ``most`` combinations in total."""
         wanted = min(self.pairs, max(most // max(len(self.heads), 1), 16))
         return ((np.arange(wanted) + 0.5) * (self.pairs / max(wanted, 1))).astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Widths:
-    """Combinations of everything but the MLP width, and the widths that bring each to its budget.
+    """Combinations of all fields but the MLP width, with the widths that fit the budget.
 
     Attributes
     ----------
     table
-        The combinations at the least width on the grid, (n,).
+        The combinations with the smallest width on the grid, (n,).
     first, repeats
-        The first width, in steps of the grid, and how many follow each other, (n,).
+        The smallest fitting width, in steps of the grid, and the number of fitting widths, (n,).
     """
 
     table: ShapeTable
@@ -101,12 +101,12 @@ class Widths:
     repeats: np.ndarray
 
     def take(self, mask: np.ndarray) -> "Widths":
-        """The combinations where a mask is true."""
+        """Select the combinations where a mask is true."""
         table = self.table.take(mask)
         return Widths(table=table, first=self.first[mask], repeats=self.repeats[mask])
 
     def spread(self, rows: int) -> Iterator[ShapeTable]:
-        """A shape for each width, in order, at most ``rows`` at a time."""
+        """Yield one shape per combination and width, in order, at most ``rows`` at a time."""
         ends = np.cumsum(self.repeats)
         starts = ends - self.repeats
         total = int(ends[-1]) if len(ends) else 0
@@ -122,9 +122,18 @@ class Widths:
 
 
 def head_pairs(most: int, ratios: tuple[int, ...] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """All (query heads, key-value heads) where the second divides the first, in order.
+    """List the pairs (query heads, key-value heads) where the second divides the first, in order.
 
-    ``ratios`` leaves the pairs with these numbers of query heads per key-value head.
+    Parameters
+    ----------
+    most
+        Largest number of query heads.
+    ratios
+        Numbers of query heads per key-value head to keep; None keeps all.
+
+    Returns
+    -------
+    Query heads and key-value heads, (c,) each.
     """
     groups = np.concatenate([np.full(most // k, k) for k in range(1, most + 1)])
     ratio = np.concatenate([np.arange(1, most // k + 1) for k in range(1, most + 1)])
@@ -134,9 +143,11 @@ def head_pairs(most: int, ratios: tuple[int, ...] | None = None) -> tuple[np.nda
     return heads[order], groups[order]
 
 
-def what_emptied(left: dict[str, int]) -> tuple[str, str]:
-    """The limit that left nothing, and in words what each limit left until then."""
+def find_emptying_limit(left: dict[str, int]) -> tuple[str, str]:
+    """Find the first limit that left nothing, and describe the counts up to that limit."""
     names = [*left]
     last = next(name for name in names if not left[name])
-    words = [f"{left[name]:,} {name}" for name in names[: names.index(last)]]
-    return last, ", ".join([*words, f"0 {last}" if last in WAYS_OUT else f"0 shapes with `{last}`"])
+    counts = [f"{left[name]:,} {name}" for name in names[: names.index(last)]]
+    return last, ", ".join(
+        [*counts, f"0 {last}" if last in WAYS_OUT else f"0 shapes with `{last}`"]
+    )

@@ -1,4 +1,4 @@
-"""The shapes that no other shape beats, kept exact while a space goes by chunk by chunk."""
+"""Exact Pareto fronts of shapes, updated chunk by chunk, and their hypervolume."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -9,24 +9,24 @@ from shapelaw.scaling.architectures.shape_table import ShapeTable
 
 Floats = Sequence[float] | np.ndarray
 
-# Losses and costs of the shapes of a table, both the lower the better.
+# Losses and costs of the shapes of a table; lower is better for both.
 Score = Callable[[ShapeTable], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Front:
-    """The front of a space, by rising loss and falling cost.
+    """The Pareto front of a space, by ascending loss and descending cost.
 
     Attributes
     ----------
     table
-        Its shapes, (k,).
+        Shapes on the front, (k,).
     losses, costs
-        What they were judged by, (k,).
+        Losses and costs of the shapes, (k,).
     rows
-        Where they stand in the enumeration, (k,).
+        Positions of the shapes in the enumeration, (k,).
     seen
-        How many shapes went by.
+        Number of shapes compared.
     """
 
     table: ShapeTable
@@ -40,9 +40,18 @@ class Front:
 
 
 def front_mask(losses: np.ndarray, costs: np.ndarray) -> np.ndarray:
-    """Mask of the points that no other point equals or beats in both.
+    """Return the mask of the points that no other point dominates or equals; lower is better.
 
-    Of equal points the first stands; a point that is not finite never does.
+    Of equal points the first is on the front; a point that is not finite is never on the front.
+
+    Parameters
+    ----------
+    losses, costs
+        Coordinates of the points, (n,).
+
+    Returns
+    -------
+    Mask, (n,).
     """
     mask = np.zeros(len(losses), dtype=bool)
     order = np.lexsort((losses, costs))
@@ -54,10 +63,17 @@ def front_mask(losses: np.ndarray, costs: np.ndarray) -> np.ndarray:
 
 
 def running_front(chunks: Iterable[ShapeTable], score: Score) -> Front | None:
-    """The exact front of all chunks together; None if they hold no finite score.
+    """Compute the exact front of all chunks together; None if no score is finite.
 
-    A chunk is first compared with the front so far, by bisection; only what that leaves is sorted,
-    so memory stays that of a chunk, and the answer is the one of the whole table at once.
+    Each chunk is first compared with the front so far, by bisection; only its undominated rows are
+    sorted. The memory is thus that of one chunk, and the result equals that of the whole table.
+
+    Parameters
+    ----------
+    chunks
+        Tables of shapes.
+    score
+        Function from a table to losses and costs, (n,) each.
     """
     kept: Front | None = None
     seen = 0
@@ -80,7 +96,7 @@ def running_front(chunks: Iterable[ShapeTable], score: Score) -> Front | None:
 
 
 def _unbeaten(kept: Front, losses: np.ndarray, costs: np.ndarray) -> np.ndarray:
-    """Rows with a lower loss than everything on the front that costs no more."""
+    """Return rows with a lower loss than all points of the front with no higher cost."""
     order = np.argsort(kept.costs)
     best = np.concatenate(([np.inf], kept.losses[order]))  # falls as the cost rises
     return np.flatnonzero(losses < best[np.searchsorted(kept.costs[order], costs, side="right")])
@@ -110,14 +126,23 @@ def _merged(kept: Front, fresh: Front) -> Front:
 
 
 def front(losses: Floats, throughputs: Floats) -> np.ndarray:
-    """Mask of the points that no other point beats: lower loss, higher throughput."""
+    """Return the mask of the Pareto front of low loss and high throughput, (n,)."""
     return front_mask(np.asarray(losses, dtype=float), -np.asarray(throughputs, dtype=float))
 
 
 def hypervolume(losses: Floats, throughputs: Floats, reference: tuple[float, float]) -> float:
-    """Area that the points dominate below a reference loss and above a reference throughput.
+    """Compute the hypervolume of points relative to a reference loss and throughput.
 
-    Throughput counts by its logarithm: the unit is nats per token times ln(tokens/s).
+    Throughput counts by its logarithm, so the unit is nats per token times ln(tokens/s).
+
+    Parameters
+    ----------
+    losses
+        Losses in nats per token, (n,).
+    throughputs
+        Throughputs in tokens per second, (n,).
+    reference
+        Largest loss and smallest throughput that count.
     """
     loss, speed = np.asarray(losses, dtype=float), np.asarray(throughputs, dtype=float)
     inside = (loss < reference[0]) & (speed > reference[1])
@@ -125,6 +150,6 @@ def hypervolume(losses: Floats, throughputs: Floats, reference: tuple[float, flo
     keep = front(loss, speed)
     order = np.argsort(-speed[keep])
     loss, speed = loss[keep][order], speed[keep][order]
-    # From fast to slow: each point adds the strip between its loss and the best loss so far.
+    # In descending throughput, each point adds the strip between its loss and the best loss so far.
     ceiling = np.concatenate(([reference[0]], loss[:-1])) if len(loss) else loss
     return float(((ceiling - loss) * speed).sum())

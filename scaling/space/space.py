@@ -1,4 +1,4 @@
-"""Which shapes are allowed: every valid shape of a parameter budget, in a reproducible order."""
+"""Space of shapes: every valid shape of a parameter budget, in a reproducible order."""
 
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -21,13 +21,13 @@ from shapelaw.scaling.space.grid import (
     WAYS_OUT,
     ShapeGrid,
     Widths,
+    find_emptying_limit,
     head_pairs,
-    what_emptied,
 )
 
 CONVENTIONS = {"non-embedding": "n_non_embedding", "total": "n_total", "active": "n_active"}
-# Non-embedding size up to which a step of the hidden size, the MLP width and a head dimension is
-# usual: small models need fine steps to have any choice, large ones need aligned matrices.
+# Usual steps of hidden size and MLP width and usual head dimension, up to a non-embedding size:
+# small models need fine steps to have any choice, large models need aligned matrices.
 STEPS = (
     (10**6, 8, 4, 16),
     (10**8, 32, 32, 64),
@@ -35,44 +35,44 @@ STEPS = (
     (np.inf, 256, 256, 128),
 )
 LLAMA_1B = (973_146_112, 16)  # non-embedding parameters and layers of Llama 3.2 1B
-CHUNK = 2**18  # shapes at a time: some tens of megabytes
-SAMPLE = 2**19  # combinations that an estimate of the size looks at
-MOST_SHAPES = 10**8  # that a pass goes through, before constraints on the MLP width
-MOST_COMBINATIONS = 10**9  # of layers, hidden size and heads
-MOST_AT_ONCE = 2 * 10**7  # that one table holds
-WIDEST_ATTENTION = 4  # query heads times head dimension over hidden size, at the most
-# Above these, counts could leave 64 bits.
+CHUNK = 2**18  # shapes per chunk: some tens of megabytes
+SAMPLE = 2**19  # combinations in the sample that estimates the size of a space
+MOST_SHAPES = 10**8  # shapes that a pass enumerates, before constraints on the MLP width
+MOST_COMBINATIONS = 10**9  # combinations of layers, hidden size and heads in a pass
+MOST_AT_ONCE = 2 * 10**7  # shapes in one table
+WIDEST_ATTENTION = 4  # largest query heads · head dimension / hidden size
+# Counts above these limits could overflow 64-bit integers.
 LIMITS = {"parameters": 10**13, "vocab_size": 10**9, "max_heads": 4096}
 MOST_LAYERS, MOST_HIDDEN = 10**4, 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """A budget and the grid of shapes around it.
+    """A parameter budget with a grid of shapes around it.
 
     Attributes
     ----------
     parameters, convention, tolerance
-        The budget: what is counted, and the fraction by which a count may differ.
+        The budget, the parameters that count, and the largest relative deviation.
     layers, head_dims
-        The values tried.
+        Numbers of layers and head dimensions on the grid.
     hidden_step, mlp_step
-        Grids of hidden and intermediate size.
+        Grid steps of hidden size and intermediate size.
     max_heads, gqa
-        The most query heads; query heads per key-value head, None for every divisor.
+        Largest number of query heads; query heads per key-value head, None for every divisor.
     aspect
-        Least and most hidden size per layer.
+        Smallest and largest ratio of hidden size to layers.
     constraints
         Conditions such as ``"num_hidden_layers % 4 == 0"`` on the fields of a shape, its counts
         (``n_total``, ...), its ratios (``gqa``, ``mlp_to_attention``, ``hidden_over_sqrt_n``) and
         ``kv_bytes`` (per token) and ``weight_bytes``; see :mod:`shapelaw.scaling.filters`.
     bytes_per_value, kv_bytes_per_value
-        Of a weight and of a value in the KV cache.
+        Bytes of a weight and of a value in the KV cache.
 
     Raises
     ------
     InputError
-        A value is out of range, or a constraint is no condition on these columns.
+        A value is out of range, or a constraint is not a condition on these columns.
     """
 
     parameters: int
@@ -100,9 +100,14 @@ class Space:
                 f"but got {self.convention!r}"
             )
         if not 0 < self.tolerance < 0.5:
-            raise InputError(f"`0 < tolerance < 0.5` must hold, but got {self.tolerance}")
+            raise InputError(
+                f"`0 < tolerance < 0.5` must hold, but got {self.tolerance}; 0.03 is usual"
+            )
         if not self.layers or not self.head_dims:
-            raise InputError("a space needs at least one number of layers and one head dimension")
+            raise InputError(
+                "a space needs at least one number of layers and one head dimension, but got "
+                f"layers {list(self.layers)}, head dimensions {list(self.head_dims)}; add a value"
+            )
         self._check_whole_numbers()
         odd = [h for h in self.head_dims if h % 2]
         if odd:
@@ -112,9 +117,9 @@ class Space:
             )
         if not 0 < self.aspect[0] <= self.aspect[1] < np.inf:
             raise InputError(f"`0 < aspect[0] <= aspect[1]` must hold, but got {self.aspect}")
-        nothing = self.columns(self._table(*[np.zeros(0, dtype=np.int64)] * 6))
+        empty = self.columns(self._table(*[np.zeros(0, dtype=np.int64)] * 6))
         for constraint in self.constraints:
-            nothing.where(constraint)
+            empty.where(constraint)
 
     def _check_whole_numbers(self) -> None:
         for name in ("parameters", "vocab_size", "hidden_step", "mlp_step", "max_heads"):
@@ -127,18 +132,18 @@ class Space:
                     raise InputError(f"`1 <= {name} <= {MOST_LAYERS}` must hold, but got {value}")
 
     def limited(self, **most: float) -> "Space":
-        """The same space with upper limits on columns: ``limited(kv_bytes=32768)``."""
+        """Add upper limits on columns as constraints: ``limited(kv_bytes=32768)``."""
         limits = [f"{name} <= {value}" for name, value in most.items()]
         return replace(self, constraints=(*self.constraints, *limits))
 
     def enumerate(self) -> ShapeTable:
-        """Every valid shape of the budget, by layers, hidden size, head dimension, heads, width.
+        """List every valid shape, by layers, hidden size, head dimension, heads and MLP width.
 
         Raises
         ------
         InputError
-            There is none, and the text says which limit leaves nothing; or there are more than
-            one table holds.
+            The space is empty, and the error names the limit that leaves no shape; or the space
+            has more shapes than one table holds.
         """
         parts: dict[str, list[np.ndarray]] = {name: [] for name in FREE_FIELDS}
         held = 0
@@ -149,35 +154,40 @@ class Space:
             if held > MOST_AT_ONCE:
                 raise InputError(
                     f"one table holds at most {MOST_AT_ONCE:.0e} shapes and the space has more; "
-                    f"{self._coarser(self.size() / MOST_AT_ONCE)}, or go through `Space.chunks`"
+                    f"{self._coarser(self.size() / MOST_AT_ONCE)}, or iterate over `Space.chunks`"
                 )
-        # One column after the other, so that the parts of the others are not held twice.
+        # Columns are joined one by one, so that at most one column is in memory twice.
         return self._table(*[np.concatenate(parts.pop(name)) for name in FREE_FIELDS])
 
     def chunks(
         self, rows: int = CHUNK, *, left: dict[str, int] | None = None
     ) -> Iterator[ShapeTable]:
-        """The shapes of :meth:`enumerate` in the same order, at most ``rows`` at a time.
+        """Yield the shapes of :meth:`enumerate` in the same order, in chunks.
 
-        What each limit leaves is added up in ``left``, as :meth:`counts` has it.
+        Parameters
+        ----------
+        rows
+            Largest number of shapes in a chunk.
+        left
+            Dictionary to fill with the count that each limit leaves, as in :meth:`counts`.
 
         Raises
         ------
         InputError
-            The space is too large to go through, which is said at once with an estimate of its
-            size; or it is empty.
+            The space is too large to enumerate (raised at once, with an estimate of its size), or
+            the space is empty.
         """
         return self._checked(rows, {} if left is None else left)
 
     def counts(self) -> dict[str, int]:
-        """How many combinations and shapes each limit leaves, in the order of application.
+        """Count the combinations and shapes that each limit leaves, in the order of application.
 
         Constraints that do not depend on the MLP width are applied before the others.
 
         Raises
         ------
         InputError
-            The space is too large to go through.
+            The space is too large to enumerate.
         """
         self._refuse_too_large()
         left: dict[str, int] = {}
@@ -186,33 +196,34 @@ class Space:
         return left
 
     def size(self) -> float:
-        """About how many shapes there are before constraints on the MLP width: a quick look.
+        """Estimate the number of shapes before constraints on the MLP width.
 
-        Exact where the space has few combinations, else from an even sample of them.
+        The number is exact for a space with few combinations, and otherwise estimated from evenly
+        spaced combinations.
         """
         return self._estimate()[0]
 
     def _estimate(self) -> tuple[float, int]:
-        """About how many shapes, and how many combinations of everything but the MLP width."""
+        """Estimate the number of shapes; count the combinations of all fields but the MLP width."""
         grid, _ = self._grid()
         at = grid.sample(SAMPLE)
         if not len(at):
             return 0.0, 0
-        found = self._widths(grid, at, {}).repeats.sum()
-        return float(found) * (grid.pairs / len(at)), grid.combinations
+        shapes = self._widths(grid, at, {}).repeats.sum()
+        return float(shapes) * (grid.pairs / len(at)), grid.combinations
 
     def _refuse_too_large(self) -> None:
         shapes, combinations = self._estimate()
         if shapes > MOST_SHAPES:
             raise InputError(
                 f"the space holds about {shapes:.1e} shapes, more than the {MOST_SHAPES:.0e} that "
-                f"a pass goes through; {self._coarser(shapes / MOST_SHAPES)}"
+                f"a pass enumerates; {self._coarser(shapes / MOST_SHAPES)}"
             )
         if combinations > MOST_COMBINATIONS:
             raise InputError(
                 f"the space has {combinations:.1e} combinations of layers, hidden size and heads "
                 f"(about {shapes:.1e} shapes), more than the {MOST_COMBINATIONS:.0e} that a pass "
-                "goes through; take fewer layers, a larger `hidden_step` or smaller `max_heads`"
+                "enumerates; take fewer layers, a larger `hidden_step` or smaller `max_heads`"
             )
 
     def _coarser(self, factor: float) -> str:
@@ -224,29 +235,29 @@ class Space:
         )
 
     def _checked(self, rows: int, left: dict[str, int]) -> Iterator[ShapeTable]:
-        """The chunks; what each limit leaves is written into ``left``."""
+        """Yield the chunks; add the count that each limit leaves to ``left``."""
         self._refuse_too_large()
-        filled = False
+        empty = True
         for chunk in self._filtered(rows, left):
-            filled = True
+            empty = False
             yield chunk
-        if not filled:
-            raise InputError(self._emptied(left))
+        if empty:
+            raise InputError(self._describe_empty(left))
 
-    def _emptied(self, left: dict[str, int]) -> str:
-        """Which limit left nothing, and what was there before it."""
-        last, words = what_emptied(left)
+    def _describe_empty(self, left: dict[str, int]) -> str:
+        """Describe the limit that left no shape, and the counts before that limit."""
+        last, counts = find_emptying_limit(left)
         nearest = f" (the nearest count is {self._nearest():,})" if last == SHAPES else ""
         way_out = WAYS_OUT.get(last, "relax or drop this constraint")
         return (
             f"no valid shape has {self.parameters} parameters ± {100 * self.tolerance:g} % "
             f"({self.convention}) with layers {list(self.layers)}, head dimensions "
             f"{list(self.head_dims)}, hidden size a multiple of {self.hidden_step} and MLP width "
-            f"of {self.mlp_step}: there are {words}{nearest}; {way_out}"
+            f"of {self.mlp_step}: there are {counts}{nearest}; {way_out}"
         )
 
     def _nearest(self) -> int:
-        """The count nearest to the budget that a width on the grid reaches."""
+        """Find the parameter count on the grid that is nearest to the budget."""
         grid, _ = self._grid()
         best = 0
         for at in grid.batches():
@@ -258,43 +269,43 @@ class Space:
         return int(best)
 
     def _filtered(self, rows: int, left: dict[str, int]) -> Iterator[ShapeTable]:
-        """The chunks that are not empty; what each limit leaves is added up in ``left``."""
+        """Yield the chunks that are not empty; add the count that each limit leaves to ``left``."""
         grid, pairs = self._grid()
         left |= {PAIRS: pairs, SMALL: grid.pairs}
-        late = [text for text in dict.fromkeys(self.constraints) if not without_width(text)]
+        on_width = [text for text in dict.fromkeys(self.constraints) if not without_width(text)]
         for at in grid.batches():
             for table in self._widths(grid, at, left).spread(rows):
                 columns, mask = self.columns(table), np.ones(len(table), dtype=bool)
-                for text in late:
+                for text in on_width:
                     mask &= columns.where(text)
                     left[text] = left.get(text, 0) + int(mask.sum())
                 if mask.any():
-                    yield table.take(mask) if late else table
+                    yield table.take(mask) if on_width else table
 
     def _widths(self, grid: ShapeGrid, at: np.ndarray, left: dict[str, int]) -> Widths:
-        """The MLP widths within the tolerance, for the combinations of some pairs."""
+        """Find the MLP widths within the tolerance, for the combinations of some pairs."""
         low = int(np.ceil(self.parameters * (1 - self.tolerance)))
         high = int(np.floor(self.parameters * (1 + self.tolerance)))
         table, bare, step = self._combinations(grid, at)
         first = np.maximum(-((bare - low) // step), 1)
         repeats = np.maximum((high - bare) // step - first + 1, 0)
-        found = Widths(table=table, first=first, repeats=repeats).take(repeats > 0)
+        widths = Widths(table=table, first=first, repeats=repeats).take(repeats > 0)
         passed = {
             HEADS: len(table),
             FITTING: int((bare + step <= high).sum()),
-            SHAPES: int(found.repeats.sum()),
+            SHAPES: int(widths.repeats.sum()),
         }
         for text in dict.fromkeys(self.constraints):
             if without_width(text):
-                found = found.take(self.columns(found.table).where(text))
-                passed[text] = int(found.repeats.sum())
+                widths = widths.take(self.columns(widths.table).where(text))
+                passed[text] = int(widths.repeats.sum())
         left |= {name: left.get(name, 0) + number for name, number in passed.items()}
-        return found
+        return widths
 
     def _combinations(
         self, grid: ShapeGrid, at: np.ndarray
     ) -> tuple[ShapeTable, np.ndarray, np.ndarray]:
-        """Shapes of the least width, their counts without an MLP, and what a step of width adds."""
+        """Return shapes of the smallest width, counts without MLP, parameters per width step."""
         layers, hidden = grid.pair(at)
         widest = WIDEST_ATTENTION * hidden[:, None]
         row, head = np.nonzero(grid.heads * grid.head_dim <= widest)
@@ -305,16 +316,16 @@ class Space:
         return table, self._count(table) - step, step
 
     def _grid(self) -> tuple[ShapeGrid, int]:
-        """The pairs whose narrowest shape is within the budget, and how many there are in all."""
+        """Return the pairs whose smallest shape fits the budget, and the number of all pairs."""
         high = self.parameters * (1 + self.tolerance)
         layers, pairs, sizes = sorted(set(self.layers)), 0, []
         for depth in layers:
             low, most = (depth * ratio for ratio in self.aspect)
             start = max(int(np.ceil(low / self.hidden_step)), 1) * self.hidden_step
-            every = range(start, int(min(most, MOST_HIDDEN)) + 1, self.hidden_step)
+            steps = range(start, int(min(most, MOST_HIDDEN)) + 1, self.hidden_step)
             narrowest = partial(self._narrowest_count, depth)
-            sizes.append(every[: bisect_right(every, high, key=narrowest)])
-            pairs += len(every)
+            sizes.append(steps[: bisect_right(steps, high, key=narrowest)])
+            pairs += len(steps)
         dims = np.array(sorted(set(self.head_dims)), dtype=np.int64)
         heads, groups = head_pairs(self.max_heads, self.gqa)
         grid = ShapeGrid(
@@ -327,7 +338,7 @@ class Space:
         return grid, pairs
 
     def _narrowest_count(self, layers: int, hidden: int) -> int:
-        """Parameters with one head and the least MLP width."""
+        """Count the parameters with one head and the smallest MLP width."""
         columns = [np.array([value]) for value in (layers, hidden, min(self.head_dims), 1, 1)]
         return int(self._count(self._table(*columns, np.array([self.mlp_step])))[0])
 
@@ -336,13 +347,13 @@ class Space:
         return counted
 
     def columns(self, table: ShapeTable) -> Columns:
-        """What a constraint may name, of some shapes of this space."""
+        """Return the columns that a constraint may name, for some shapes of the space."""
         return Columns(table, self.bytes_per_value, self.kv_bytes_per_value)
 
     def _table(self, layers: np.ndarray, hidden: np.ndarray, *others: np.ndarray) -> ShapeTable:
-        """Shapes from their columns, with what is the same all over the space."""
+        """Build a table from varying columns and the constant fields of the space."""
         head_dim, heads, groups, width = others
-        same = partial(np.broadcast_to, shape=(len(layers),))
+        constant = partial(np.broadcast_to, shape=(len(layers),))
         return ShapeTable(
             hidden_size=hidden,
             intermediate_size=width,
@@ -350,20 +361,20 @@ class Space:
             num_attention_heads=heads,
             num_key_value_heads=groups,
             head_dim=head_dim,
-            vocab_size=same(np.int64(self.vocab_size)),
-            tie_word_embeddings=same(np.bool_(self.tie_word_embeddings)),
-            qk_norm=same(np.bool_(self.qk_norm)),
-            rope_theta=same(np.float64(self.rope_theta)),
+            vocab_size=constant(np.int64(self.vocab_size)),
+            tie_word_embeddings=constant(np.bool_(self.tie_word_embeddings)),
+            qk_norm=constant(np.bool_(self.qk_norm)),
+            rope_theta=constant(np.float64(self.rope_theta)),
         )
 
 
 def usual_steps(parameters: float) -> tuple[int, int, int]:
-    """Hidden step, MLP step and head dimension that models of a size use."""
+    """Return the hidden step, MLP step and head dimension that are usual for a model size."""
     return next(steps for limit, *steps in STEPS if parameters <= limit)  # type: ignore[return-value]
 
 
 def usual_layers(parameters: float) -> tuple[int, ...]:
-    """Half to twice the depth of Llama 3.2 1B, scaled with the cube root of the size."""
+    """Return half to twice the depth of Llama 3.2 1B, scaled with the cube root of the size."""
     size, layers = LLAMA_1B
     scaled = layers * (parameters / size) ** (1 / 3)
     return tuple(range(max(round(scaled / 2), 1), max(round(2 * scaled), 2) + 1))
@@ -372,7 +383,17 @@ def usual_layers(parameters: float) -> tuple[int, ...]:
 def within(
     table: ShapeTable, ranges: dict[str, tuple[float, float]], slack: float = 1.0
 ) -> np.ndarray:
-    """Mask of the shapes whose ratios lie inside given ranges, widened by a factor."""
+    """Return the mask of the shapes whose ratios lie inside ranges that are widened by a factor.
+
+    Parameters
+    ----------
+    table
+        Shapes, (n,).
+    ranges
+        Smallest and largest value by column; other columns than those of the table are ignored.
+    slack
+        Factor by which each end of a range is moved outwards.
+    """
     frame = table.frame()
     keep = np.ones(len(table), dtype=bool)
     for name, (low, high) in ranges.items():
@@ -383,19 +404,32 @@ def within(
 
 
 def nearest_proportions(table: ShapeTable, like: Shape, parameters: int) -> int:
-    """The row whose proportions are nearest to a known model's, at the table's size.
+    """Find the row whose proportions are nearest to those of a given shape.
 
-    Proportions are those of one layer, which do not change when a team shrinks a model by its
-    width: f/d, H·h/d and H/K. Ties go to the size nearest to ``parameters``, then to the head
-    dimension.
+    The proportions are those of one layer, which do not change when a model is scaled by its width:
+    f/d, H·h/d and H/K. Ties are resolved by the size nearest to ``parameters``, then by the nearest
+    head dimension.
+
+    Parameters
+    ----------
+    table
+        Shapes, (n,).
+    like
+        The shape to compare with.
+    parameters
+        Non-embedding parameters that resolve ties.
+
+    Returns
+    -------
+    Position of the row.
     """
 
-    def proportions(of: Shape | ShapeTable) -> np.ndarray:
-        width = of.num_attention_heads * of.head_dim / of.hidden_size
-        ratios = np.array([of.intermediate_size / of.hidden_size, width, of.gqa])
+    def proportions(shapes: Shape | ShapeTable) -> np.ndarray:
+        width = shapes.num_attention_heads * shapes.head_dim / shapes.hidden_size
+        ratios = np.array([shapes.intermediate_size / shapes.hidden_size, width, shapes.gqa])
         return np.asarray(np.log(ratios))
 
-    apart = proportions(table) - proportions(like)[:, None]
+    difference = proportions(table) - proportions(like)[:, None]
     size = np.abs(np.log(table.n_non_embedding / parameters))
     other_head = np.abs(np.log(table.head_dim / like.head_dim))
-    return int(np.argmin((apart**2).sum(axis=0) + 1e-3 * size + 1e-4 * other_head))
+    return int(np.argmin((difference**2).sum(axis=0) + 1e-3 * size + 1e-4 * other_head))

@@ -1,4 +1,4 @@
-"""A space in figures and in a file, in one pass that holds a chunk at a time."""
+"""Summary of a space and its table of shapes, computed in one pass over chunks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,23 +17,23 @@ from shapelaw.scaling.space.space import Space
 if TYPE_CHECKING:
     import pandas as pd
 
-SAME_EVERYWHERE = ("vocab_size", "tie_word_embeddings", "qk_norm", "rope_theta")
+CONSTANT_FIELDS = ("vocab_size", "tie_word_embeddings", "qk_norm", "rope_theta")
 ENDINGS = (".csv", ".parquet")
-Keep = Callable[["pd.DataFrame"], None]
+Write = Callable[["pd.DataFrame"], None]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Survey(Result):
-    """What a space holds.
+    """A summary of a space.
 
     Attributes
     ----------
     shapes
-        How many.
+        Number of shapes.
     left
-        What each limit leaves, in the order of application.
+        Combinations or shapes that each limit leaves, in the order of application.
     ranges
-        Least and greatest value of each field and of what follows from it.
+        Smallest and largest value of each field and derived column.
     """
 
     shapes: int
@@ -41,7 +41,7 @@ class Survey(Result):
     ranges: dict[str, tuple[float, float]]
 
     def view(self) -> View:
-        """Return what each limit leaves, and the range of each column."""
+        """Return the counts that the limits leave, and the ranges of the columns."""
         import pandas as pd
 
         ranges = [
@@ -57,7 +57,7 @@ class Survey(Result):
         )
 
     def document(self) -> dict[str, Any]:
-        """Return what ``space --json`` prints."""
+        """Return the document that ``space --json`` prints."""
         return {"shapes": self.shapes, "left": self._limits(), "ranges": self.ranges}
 
     def _limits(self) -> list[dict[str, Any]]:
@@ -65,33 +65,40 @@ class Survey(Result):
 
 
 def survey(space: Space, out: Path | None = None) -> Survey:
-    """Go through a space; with ``out``, write its shapes to a table (.csv or .parquet).
+    """Summarise a space, and optionally write its shapes to a table.
 
-    The table has the fields of a shape, its counts, ratios and bytes, a row for each shape in the
-    order of :meth:`shapelaw.scaling.space.space.Space.enumerate`.
+    The table has the fields of a shape, its counts, ratios and bytes, and one row for each shape in
+    the order of :meth:`shapelaw.scaling.space.space.Space.enumerate`.
+
+    Parameters
+    ----------
+    space
+        The space.
+    out
+        File of the table (.csv or .parquet); None writes no table.
 
     Raises
     ------
     shapelaw.scaling.errors.InputError
-        The space is empty or too large, or the file's ending is none of these.
+        The space is empty or too large, or the file has another ending.
     shapelaw.scaling.errors.WorkError
-        The file cannot be written; nothing is then left of it.
+        The file cannot be written; an incomplete file is removed.
     """
     if out is None:
-        return _pass(space, None)
+        return _enumerate(space, None)
     if out.suffix not in ENDINGS:
-        raise InputError(f"`--out` must end in {' or '.join(ENDINGS)}, but got {out}")
-    found: list[Survey] = []
+        raise InputError(f"`--out` must end in {' or '.join(ENDINGS)}, but got {out}; rename it")
+    surveys: list[Survey] = []
 
     def write(target: Path) -> None:
-        with _table_file(target) as keep:
-            found.append(_pass(space, keep))
+        with _table_file(target) as write_chunk:
+            surveys.append(_enumerate(space, write_chunk))
 
     write_whole(out, write)
-    return found[0]
+    return surveys[0]
 
 
-def _pass(space: Space, keep: Keep | None) -> Survey:
+def _enumerate(space: Space, write_chunk: Write | None) -> Survey:
     import pandas as pd
 
     left: dict[str, int] = {}
@@ -100,24 +107,24 @@ def _pass(space: Space, keep: Keep | None) -> Survey:
     for chunk in space.chunks(left=left):
         columns = space.columns(chunk)
         shapes += len(chunk)
-        ranges = {name: _wider(ranges.get(name), columns[name]) for name in _varying(columns)}
-        if keep is not None:
-            keep(pd.DataFrame({name: columns[name] for name in columns}))
+        ranges = {name: _widen(ranges.get(name), columns[name]) for name in _varying(columns)}
+        if write_chunk is not None:
+            write_chunk(pd.DataFrame({name: columns[name] for name in columns}))
     return Survey(shapes=shapes, left=left, ranges=ranges)
 
 
 def _varying(columns: Columns) -> list[str]:
-    return [name for name in columns if name not in SAME_EVERYWHERE]
+    return [name for name in columns if name not in CONSTANT_FIELDS]
 
 
-def _wider(ends: tuple[float, float] | None, values: np.ndarray) -> tuple[float, float]:
+def _widen(ends: tuple[float, float] | None, values: np.ndarray) -> tuple[float, float]:
     low, high = values.min().item(), values.max().item()
     return (low, high) if ends is None else (min(low, ends[0]), max(high, ends[1]))
 
 
 @contextmanager
-def _table_file(target: Path) -> Iterator[Keep]:
-    """A table that grows by data frames of the same columns."""
+def _table_file(target: Path) -> Iterator[Write]:
+    """Open a table file; yield a function that appends a data frame of the same columns."""
     if target.suffix == ".csv":
         with target.open("w", encoding="utf-8", newline="") as file:
             yield lambda frame: frame.to_csv(file, index=False, header=file.tell() == 0)
@@ -127,14 +134,14 @@ def _table_file(target: Path) -> Iterator[Keep]:
 
     writer: list[Any] = []
 
-    def keep(frame: "pd.DataFrame") -> None:
+    def write_chunk(frame: "pd.DataFrame") -> None:
         table = pa.Table.from_pandas(frame, preserve_index=False)
         if not writer:
             writer.append(pq.ParquetWriter(target, table.schema))
         writer[0].write_table(table)
 
     try:
-        yield keep
+        yield write_chunk
     finally:
         for opened in writer:
             opened.close()

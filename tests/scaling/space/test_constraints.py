@@ -25,7 +25,7 @@ def test_a_constraint_may_name_fields_counts_ratios_and_bytes():
     assert len(columns) == len([*columns])
     values = {name: columns[name] for name in columns}
     assert {len(value) for value in values.values()} == {2}
-    assert values["kv_bytes"][0] == 2 * 2 * 16 * 3  # keys and values, one byte each
+    assert values["kv_bytes"][0] == 2 * 2 * 16 * 3  # keys and values of one byte each
     assert values["weight_bytes"][0] == 4 * SHAPE.n_total
     for name in ("n_total", "n_active", "n_non_embedding", "gqa", "mlp_to_attention"):
         assert values[name][1] == getattr(SHAPE, name)
@@ -34,7 +34,7 @@ def test_a_constraint_may_name_fields_counts_ratios_and_bytes():
         columns["loss"]
 
 
-def test_only_what_a_constraint_names_is_computed(monkeypatch):
+def test_only_the_columns_in_a_constraint_are_computed(monkeypatch):
     monkeypatch.setitem(DERIVED, "n_total", lambda *_: 1 / 0)
     columns = Columns(TABLE, 2, 2)
     assert columns.where("gqa == 2 and kv_bytes > 1").tolist() == [True, True]
@@ -43,7 +43,7 @@ def test_only_what_a_constraint_names_is_computed(monkeypatch):
 
 
 @pytest.mark.parametrize("name", [*FIELDS, *DERIVED])
-def test_what_does_not_depend_on_the_mlp_width_is_known(name):
+def test_a_constraint_is_without_width_exactly_if_its_column_ignores_the_width(name):
     wide = ShapeTable.of([SHAPE, Shape(**{**vars(SHAPE), "intermediate_size": 320})])
     values = Columns(wide, 2, 2)[name]
     assert without_width(f"{name} > 0") == bool(np.all(values == values[0]))

@@ -16,7 +16,7 @@ def columns(points: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(points=POINTS)
-def test_a_point_stands_if_none_equals_or_beats_it_in_both(points):
+def test_a_point_is_on_the_front_if_no_point_dominates_or_equals_it(points):
     expected = []
     for row, (loss, cost) in enumerate(points):
         better = (
@@ -43,13 +43,13 @@ def space() -> Space:
 
 
 def score(table):
-    """A loss with an optimum inside the space, and a cost: FLOPs and cache."""
+    """Score shapes by a loss with an optimum inside the space and a cost of FLOPs and cache."""
     loss = np.log(table.mlp_to_attention / 2) ** 2 + np.log(table.hidden_over_sqrt_n / 0.3) ** 2
     return loss, table.forward_flops(128) + table.kv_bytes(4) * 128
 
 
 @pytest.mark.parametrize("rows", [1, 13, 100, 10**6])
-def test_the_running_front_is_the_front_of_the_whole(rows):
+def test_the_running_front_equals_the_front_of_the_whole_table(rows):
     whole = space().enumerate()
     losses, costs = score(whole)
     expected = np.flatnonzero(front_mask(losses, costs))
@@ -86,5 +86,5 @@ def test_the_front_runs_from_the_lowest_loss_to_the_lowest_cost():
     assert (np.diff(front.costs) < 0).all()
 
 
-def test_no_chunk_has_no_front():
+def test_no_chunks_give_no_front():
     assert running_front([], score) is None
