@@ -1,1 +1,1 @@
-"""From architectures and training runs to a conditional scaling law."""
+"""Conditional scaling laws, fitted to the architectures and losses of training runs."""

@@ -1,19 +1,19 @@
-"""The two ways in which a command fails, and the exit codes they stand for."""
+"""Errors of commands and their exit codes."""
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used; the text names the rule, the value and the way out.
+    """Unusable input from the user; the text names the rule, the value and the way out.
 
     The command line prints the text and exits with 2.
     """
 
 
 class WorkError(RuntimeError):
-    """The input was sound and the work failed: a full disk, a run that diverged.
+    """Failure of the work on valid input, such as a full disk or a diverged run.
 
     The command line prints the text and exits with 1.
     """
 
 
 class FailedCheckError(WorkError):
-    """A check that a command prints as its result, and that did not pass."""
+    """Failure of a check whose outcome the command prints as its result."""

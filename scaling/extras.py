@@ -1,10 +1,10 @@
-"""Optional packages by the extra of shapelaw that installs them."""
+"""Optional packages, with the extra of shapelaw that installs each package."""
 
 from collections.abc import Iterator
 
 from shapelaw.scaling.errors import InputError
 
-# Extra -> purpose, and the packages that it brings under the names by which they are imported.
+# Extra -> its purpose and the import names of its packages.
 EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "train": ("training, and measuring on this machine", ("torch", "tokenizers", "safetensors")),
     "hf": ("the engine transformers, streamed text", ("transformers", "datasets")),
@@ -33,15 +33,15 @@ def installing(package: str) -> str:
 
 
 def missing_package(error: ImportError) -> InputError | None:
-    """Turn a failed import into an error that names the extra; None if no extra has the package."""
+    """Convert a failed import to an error that names the extra; None without such an extra."""
     package = (error.name or "").partition(".")[0]
     if package not in EXTRA_OF:
         return None
-    return InputError(f"this needs the package {package}; `{installing(package)}`")
+    return InputError(f"the command needs the package {package}; `{installing(package)}`")
 
 
 def missing_extras() -> Iterator[str]:
-    """Yield one line per extra that is not installed whole: purpose, packages, command."""
+    """Yield one line per incompletely installed extra: purpose, missing packages, command."""
     for purpose, packages in EXTRAS.values():
         absent = [package for package in packages if installed_version(package) is None]
         if absent:
@@ -49,7 +49,7 @@ def missing_extras() -> Iterator[str]:
 
 
 def installed_version(package: str) -> str | None:
-    """Return the version of an installed package, None where it is missing."""
+    """Return the version of an installed package, None if the package is missing."""
     from importlib.metadata import PackageNotFoundError, version  # slow; `--help` needs none of it
 
     try:

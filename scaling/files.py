@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and read with an error that a person can act on."""
+"""Atomic writing of files, and reading of JSON with errors that name the way out."""
 
 import contextlib
 import hashlib
@@ -15,12 +15,19 @@ from shapelaw.scaling.errors import InputError, WorkError
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then move it there in one step.
+    """Write a file atomically: fill a temporary file in the same folder, then rename it.
+
+    Parameters
+    ----------
+    path
+        The file; its folder is created.
+    write
+        Function that writes the content to the path that it gets.
 
     Raises
     ------
     WorkError
-        The disk is full or the folder cannot be written to; ``path`` is then as it was.
+        The disk is full or the folder cannot be written to; ``path`` is then unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,12 +50,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text whole."""
+    """Write UTF-8 text atomically."""
     write_whole(path, lambda target: target.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, document: object) -> None:
-    """Write a JSON document whole; floats keep all their digits, NaN is refused."""
+    """Write a JSON document atomically; floats keep all digits and NaN raises ValueError."""
     write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
@@ -58,7 +65,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        There is no such file, or it is not a JSON object.
+        The file does not exist, or does not hold a JSON object.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -69,13 +76,16 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); give a file that shapelaw wrote") from None
     if not isinstance(document, dict):
-        raise InputError(f"{path} must hold a JSON object, but holds a {type(document).__name__}")
+        raise InputError(
+            f"{path} must hold a JSON object, but holds a {type(document).__name__}; "
+            "give a file that shapelaw wrote"
+        )
     return document
 
 
 @contextlib.contextmanager
 def nothing_left(folder: Path) -> Iterator[None]:
-    """On bad input, remove a folder that was not there before: nothing is left half-made."""
+    """Remove a folder that did not exist before if the block raises an InputError."""
     new = not folder.exists()
     try:
         yield
@@ -86,7 +96,7 @@ def nothing_left(folder: Path) -> Iterator[None]:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Compute the SHA-256 of the bytes of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,4 +1,4 @@
-"""Filters on tables in a small language of conditions; nothing is executed."""
+"""Filters on tables: a small language of conditions, evaluated without running code."""
 
 import ast
 import operator
@@ -32,29 +32,46 @@ COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
 
 
 def select(expression: str, columns: Mapping[str, Any], rows: int) -> np.ndarray:
-    """Return a mask of the rows for which a filter holds.
+    """Evaluate a filter on a table and return the mask of the rows that satisfy it.
 
     A filter is a condition such as ``"tokens >= 1e6 and role == 'proxy'"`` or ``"gqa in (1, 2)"``.
+
+    Parameters
+    ----------
+    expression
+        The filter.
+    columns
+        Columns by name, (n,) each.
+    rows
+        Number of rows n.
+
+    Returns
+    -------
+    Mask of the rows, (n,).
 
     Raises
     ------
     InputError
-        The expression does not parse, uses something else than columns, numbers, strings,
-        comparisons, in, arithmetic and and/or/not, or is not a condition.
+        The expression does not parse, is not a condition, or uses other elements than columns,
+        numbers, strings, comparisons, in, arithmetic and and/or/not.
     """
     tree = _parsed(expression)
     try:
         with np.errstate(all="ignore"):  # a row that divides by zero is compared as inf or NaN
             mask = np.asarray(_value(tree, columns, expression))
     except (TypeError, ArithmeticError, RecursionError, MemoryError) as error:
-        raise InputError(f"the filter {expression!r} cannot be applied: {error}") from None
+        raise InputError(
+            f"the filter {expression!r} cannot be applied: {error}; correct that operation"
+        ) from None
     if mask.dtype != np.bool_:
-        raise InputError(f"a filter must be true or false for each row, but got {expression!r}")
+        raise InputError(
+            f"a filter must be true or false for each row, but got {expression!r}; add a comparison"
+        )
     return np.broadcast_to(mask, (rows,)).copy()
 
 
 def names_in(expression: str) -> set[str]:
-    """Return the columns that a filter names.
+    """Return the names of the columns in a filter.
 
     Raises
     ------

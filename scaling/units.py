@@ -1,17 +1,17 @@
-"""Counts, number formats, times and sizes as people write them: 350M, 8:32:4, bf16, 1.2 ms."""
+"""Notation of counts, ranges, number formats, times and sizes: 350M, 8:32:4, bf16, 1.2 ms."""
 
 import re
 from collections.abc import Sequence
 
 from shapelaw.scaling.errors import InputError
 
-LARGEST = 1e30
+COUNT_LIMIT = 1e30
 NUMBER_FORMATS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
 SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 
 
 def parse_count(text: str | float) -> int:
-    """Read a positive count such as ``"1B"``, ``".2M"``, ``"2e6"`` or ``12_000``.
+    """Read a positive count such as ``"1B"``, ``"0.2M"``, ``"2e6"`` or ``12_000``.
 
     Raises
     ------
@@ -35,15 +35,17 @@ def parse_count(text: str | float) -> int:
         )
     digits, exponent, suffix = match.groups()
     number = float(digits.replace("_", "") + (exponent or "")) * SUFFIXES[suffix.upper()]
-    if number >= LARGEST:
-        raise InputError(f"a count must be below {LARGEST:g}, but got {text!r}")
+    if number >= COUNT_LIMIT:
+        raise InputError(
+            f"a count must be below {COUNT_LIMIT:g}, but got {text!r}; give a smaller number"
+        )
     if round(number) < 1:
-        raise InputError(f"a count must be at least 1, but got {text!r}")
+        raise InputError(f"a count must be at least 1, but got {text!r}; give a larger number")
     return round(number)
 
 
 def format_count(count: float) -> str:
-    """Three digits and a suffix: the inverse of :func:`parse_count` to three digits.
+    """Format a count with three digits and a suffix, as :func:`parse_count` reads it.
 
     Examples
     --------
@@ -57,7 +59,7 @@ def format_count(count: float) -> str:
 
 
 def format_seconds(value: float) -> str:
-    """Format a time in the unit that keeps three digits readable.
+    """Format a time in seconds with three digits, in s, ms or µs.
 
     Examples
     --------
@@ -79,18 +81,25 @@ def format_bytes(count: float) -> str:
 
 
 def _with_unit(value: float, units: Sequence[tuple[float, str]]) -> str:
-    """Write three digits and the largest unit that the rounded value reaches."""
-    scale, unit = next((own for own in units if value >= 0.9995 * own[0]), units[-1])
+    """Format a value with three digits in the largest unit that the rounded value reaches."""
+    scale, unit = next((pair for pair in units if value >= 0.9995 * pair[0]), units[-1])
     return f"{value / scale:.3g} {unit}"
 
 
 def parse_numbers(option: str, text: str) -> tuple[int, ...]:
-    """Read whole numbers: ``12,16,24``, a range ``8:32`` with both ends, or ``8:32:4`` by steps.
+    """Read integers: ``12,16,24``, a range ``8:32`` with both ends, or ``8:32:4`` with a step.
+
+    Parameters
+    ----------
+    option
+        Name of the option, for the error.
+    text
+        The text to read.
 
     Raises
     ------
     InputError
-        The text is of neither form, or a number is below 1.
+        The text has none of the forms, or a number is below 1.
 
     Examples
     --------
@@ -112,7 +121,7 @@ def parse_numbers(option: str, text: str) -> tuple[int, ...]:
 
 
 def number_format(name: str) -> str:
-    """Return the long name of a number format; a name without a short form stays as it is.
+    """Return the long name of a number format; other names are returned unchanged.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Read a shape from a Hugging Face config, and write the config that builds a shape."""
+"""Conversion between shapes and Hugging Face configs."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,10 +11,11 @@ DENSE_FAMILIES = ("llama", "mistral", "smollm3", "qwen3")
 
 
 def config_family(shape: Shape) -> str:
-    """Name the Hugging Face model type that builds a shape.
+    """Return the Hugging Face model type that builds a shape.
 
-    Qwen3 has QK-norm. Llama's config refuses heads that do not divide the hidden size; Mistral's,
-    which is the same model without a sliding window, takes them.
+    Qwen3 has QK-norm. The config of Llama rejects numbers of heads that do not divide the hidden
+    size. The config of Mistral accepts them, and Mistral without a sliding window is the same model
+    as Llama.
     """
     if shape.qk_norm:
         return "qwen3"
@@ -30,6 +31,10 @@ def config_of(shape: Shape, *, max_position_embeddings: int = 2048) -> dict[str,
         The shape.
     max_position_embeddings
         Longest context of the model, in tokens.
+
+    Returns
+    -------
+    Fields of the config by name.
     """
     family = config_family(shape)
     fields = {name: value for name, value in asdict(shape).items() if name != "qk_norm"}
@@ -49,6 +54,11 @@ def config_of(shape: Shape, *, max_position_embeddings: int = 2048) -> dict[str,
 def shape_of(config: Mapping[str, Any]) -> Shape:
     """Read a shape from the fields of a Hugging Face config or of a run-table row.
 
+    Parameters
+    ----------
+    config
+        Fields by name.
+
     Raises
     ------
     InputError
@@ -57,7 +67,8 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     family = config.get("model_type", "llama")
     if family not in DENSE_FAMILIES:
         raise InputError(
-            f"`model_type` must be one of {', '.join(DENSE_FAMILIES)}, but got {family!r}"
+            f"`model_type` must be one of {', '.join(DENSE_FAMILIES)}, but got {family!r}; "
+            "give the config of a dense model"
         )
     values = dict(config)
     heads = values.get("num_attention_heads")
@@ -98,8 +109,8 @@ def _rope_theta(config: Mapping[str, Any]) -> float:
 
 
 def _boolean(name: str, value: object) -> bool:
-    known = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
-    answer = known.get(str(value).lower())
+    spellings = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+    answer = spellings.get(str(value).lower())
     if answer is None:
         raise InputError(f"`{name}` must be true or false, but got {value!r}")
     return answer

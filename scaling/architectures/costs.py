@@ -1,14 +1,15 @@
-"""Parameters, FLOPs and key-value bytes of a shape: each formula once, for integers and columns."""
+"""Parameters, FLOPs and key-value bytes of shapes, for integers and integer arrays alike."""
 
 from typing import Any
 
-FORWARD_AND_BACKWARD = 3  # a backward pass costs two forward passes
+FORWARD_AND_BACKWARD = 3  # forward passes; a backward pass costs two of them
 
 
 class Costs:
     """Parameters, FLOPs and bytes of the dense Llama family, from the fields of a shape.
 
-    The fields may be integers or integer arrays of one length: only arithmetic is used.
+    The fields are integers or integer arrays of one length. Letters in formulas: d hidden size,
+    H query heads, K key-value heads, h head dimension, f intermediate size, L layers, V vocabulary.
     """
 
     hidden_size: Any
@@ -23,37 +24,43 @@ class Costs:
 
     @property
     def attention_parameters(self) -> Any:
-        """Attention matrices of one layer: d·(H + 2K)·h + H·h·d."""
+        """Parameters of the attention matrices of one layer: d·(H + 2K)·h + H·h·d."""
         heads = 2 * (self.num_attention_heads + self.num_key_value_heads)
         return self.hidden_size * self.head_dim * heads
 
     @property
     def mlp_parameters(self) -> Any:
-        """MLP matrices of one layer (SwiGLU): 3·d·f."""
+        """Parameters of the MLP matrices of one layer (SwiGLU): 3·d·f."""
         return 3 * self.hidden_size * self.intermediate_size
 
     @property
     def n_non_embedding(self) -> Any:
-        """Parameters without embedding and head, norms included."""
+        """Parameters without embedding and output head, but with norms."""
         norms = 2 * self.hidden_size + 2 * self.head_dim * self.qk_norm
         layer = self.attention_parameters + self.mlp_parameters + norms
         return self.num_hidden_layers * layer + self.hidden_size
 
     @property
     def n_total(self) -> Any:
-        """All parameters; a tied head counts once."""
+        """All parameters; a tied output head counts once."""
         tables = 2 - 1 * self.tie_word_embeddings
         return self.n_non_embedding + tables * self.vocab_size * self.hidden_size
 
     @property
     def n_active(self) -> Any:
-        """Parameters that work on one token: all of them in a dense model."""
+        """Parameters used for one token: all parameters of a dense model."""
         return self.n_total
 
     def forward_flops(self, context: float) -> Any:
-        """FLOPs to process one token that attends to ``context`` tokens.
+        """Count the FLOPs of a forward pass for one token that attends to ``context`` tokens.
 
-        2·(non-embedding parameters + V·d) + 4·H·h·context·L; gathers cost nothing.
+        The count is 2·(non-embedding parameters + V·d) + 4·H·h·context·L, without embedding
+        look-ups.
+
+        Parameters
+        ----------
+        context
+            Number of tokens that the token attends to.
         """
         head = self.vocab_size * self.hidden_size
         width = self.num_attention_heads * self.head_dim
@@ -61,26 +68,32 @@ class Costs:
         return 2 * (self.n_non_embedding + head) + attention
 
     def training_flops(self, context_length: int) -> Any:
-        """FLOPs per training token: forward and backward at the mean causal context."""
+        """Count the FLOPs per training token, forward and backward, at the mean causal context.
+
+        Parameters
+        ----------
+        context_length
+            Length of the training sequences, in tokens; the mean causal context is half of it.
+        """
         return FORWARD_AND_BACKWARD * self.forward_flops(context_length / 2)
 
     def kv_bytes(self, bytes_per_element: int = 2) -> Any:
-        """Bytes that the KV cache keeps per token, all layers (bf16 by default)."""
+        """Count the bytes of the KV cache per token, over all layers (bf16 by default)."""
         width = self.num_key_value_heads * self.head_dim
         return 2 * bytes_per_element * width * self.num_hidden_layers
 
     def weight_bytes(self, bytes_per_element: int = 2) -> Any:
-        """Bytes of all weights (bf16 by default)."""
+        """Count the bytes of all weights (bf16 by default)."""
         return bytes_per_element * self.n_total
 
     @property
     def mlp_to_attention(self) -> Any:
-        """MLP parameters over attention parameters, norms left out (arXiv 2510.18245)."""
+        """Ratio of MLP to attention parameters, without norms (arXiv 2510.18245)."""
         return self.mlp_parameters / self.attention_parameters
 
     @property
     def hidden_over_sqrt_n(self) -> Any:
-        """Hidden size over √N with N non-embedding (arXiv 2510.18245)."""
+        """Hidden size over √N, with N non-embedding parameters (arXiv 2510.18245)."""
         return self.hidden_size / self.n_non_embedding**0.5
 
     @property

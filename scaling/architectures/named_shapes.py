@@ -15,12 +15,17 @@ def _shapes() -> pd.DataFrame:
 
 
 def shape_named(name: str) -> Shape:
-    """A published model's shape.
+    """Return the shape of a published model.
+
+    Parameters
+    ----------
+    name
+        Name in ``data/shapes.csv``, such as ``llama-3.2-1b``.
 
     Raises
     ------
     InputError
-        There is none of that name.
+        No published shape has the name.
     """
     table = _shapes()
     if name not in table.index:

@@ -1,4 +1,4 @@
-"""Shape of one dense transformer: its fields, and the rules that they must keep.
+"""Shape of a dense transformer: its fields and their validation.
 
 Parameter counts and FLOPs come from :class:`shapelaw.scaling.architectures.costs.Costs`.
 Letters in formulas: d hidden size, H query heads, K key-value heads, h head dimension,
@@ -26,10 +26,10 @@ RATIOS = ("hidden_over_sqrt_n", "mlp_to_attention", "gqa")
 
 @dataclass(frozen=True, kw_only=True)
 class Shape(Costs):
-    """One transformer of the dense Llama family; fields are named as in Hugging Face configs.
+    """Shape of a transformer of the dense Llama family, with the field names of Hugging Face.
 
-    ``num_attention_heads * head_dim`` need not equal ``hidden_size``; ``qk_norm`` is RMSNorm on
-    queries and keys, per head, as Qwen3 has it; ``rope_theta`` is the base of rotary positions.
+    ``num_attention_heads * head_dim`` may differ from ``hidden_size``. ``qk_norm`` is RMSNorm on
+    queries and keys, per head, as in Qwen3. ``rope_theta`` is the base of rotary positions.
 
     Raises
     ------
@@ -75,7 +75,7 @@ class Shape(Costs):
         )
 
     def to_config(self, *, max_position_embeddings: int = 2048) -> dict[str, Any]:
-        """Write the Hugging Face config that builds this shape.
+        """Write the Hugging Face config that builds the shape.
 
         See :func:`shapelaw.scaling.architectures.config.config_of`.
         """

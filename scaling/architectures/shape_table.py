@@ -1,4 +1,4 @@
-"""Many shapes as columns: one array per field."""
+"""Table of shapes as columns: one array per field."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -23,7 +23,7 @@ FIELD_TYPES: dict[str, type] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeTable(Costs):
-    """Many shapes at once: every field an array of one length (int64, booleans for switches)."""
+    """A table of shapes; each field is an array (n,) of int64, bool or float64 values."""
 
     hidden_size: np.ndarray
     intermediate_size: np.ndarray
@@ -40,12 +40,12 @@ class ShapeTable(Costs):
         return len(self.hidden_size)
 
     def __getitem__(self, index: int) -> Shape:
-        """The shape of one row."""
+        """Return the shape of one row."""
         values = {field.name: getattr(self, field.name)[index].item() for field in fields(self)}
         return Shape(**values)
 
     def take(self, rows: np.ndarray) -> "ShapeTable":
-        """The shapes at the given positions, or where a mask is true."""
+        """Select the shapes at the given positions, or where a mask is true."""
         columns = {field.name: _rows(getattr(self, field.name), rows) for field in fields(self)}
         return ShapeTable(**columns)
 
@@ -57,12 +57,12 @@ class ShapeTable(Costs):
 
     @classmethod
     def joined(cls, tables: "Sequence[ShapeTable]") -> "ShapeTable":
-        """The rows of several tables, one after the other."""
+        """Concatenate the rows of several tables."""
         names = [field.name for field in fields(cls)]
         return cls(**{name: np.concatenate([getattr(t, name) for t in tables]) for name in names})
 
     def frame(self) -> "pd.DataFrame":
-        """A data frame of the fields and of what a run table and a law need."""
+        """Return a data frame of the fields, the parameter counts and the ratios of laws."""
         import pandas as pd  # here, so that the trainer needs no more than torch and NumPy
 
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -75,7 +75,7 @@ def _column(shapes: list[Shape], name: str) -> np.ndarray:
 
 
 def _rows(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Rows of a column; one that holds a single value for all rows keeps on doing so."""
+    """Select rows of a column; a broadcast single value stays broadcast."""
     if column.strides != (0,) or not len(column):
         return np.asarray(column[rows])
     number = int(np.count_nonzero(rows)) if np.asarray(rows).dtype == bool else len(rows)

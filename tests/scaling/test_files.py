@@ -22,7 +22,7 @@ def test_a_file_is_replaced_whole(tmp_path):
     assert path.read_text() == "second"
 
 
-def test_who_still_reads_the_old_file_keeps_it(tmp_path):
+def test_an_open_reader_of_a_replaced_file_keeps_the_old_content(tmp_path):
     path = tmp_path / "fit.json"
     path.write_text("old")
     with path.open() as reader:
@@ -31,7 +31,7 @@ def test_who_still_reads_the_old_file_keeps_it(tmp_path):
     assert path.read_text() == "new"
 
 
-def test_the_writer_sees_the_ending_of_the_file(tmp_path):
+def test_the_temporary_file_has_the_ending_of_the_file(tmp_path):
     endings = []
     write_whole(tmp_path / "runs.parquet", lambda target: endings.append(target.suffix))
     assert endings == [".parquet"]
@@ -69,13 +69,13 @@ def test_a_writer_that_fails_leaves_the_folder_as_it_was(tmp_path, before, raise
     assert before is None or path.read_text() == before
 
 
-def test_a_folder_that_cannot_be_made_is_a_failure_of_the_work(tmp_path):
+def test_a_folder_that_cannot_be_created_raises_work_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(WorkError, match=r"could not be written \(.*\); free space or choose"):
         write_text(tmp_path / "file" / "below.txt", "text")
 
 
-def test_a_folder_in_the_place_of_the_file_is_a_failure_of_the_work(tmp_path):
+def test_a_folder_in_place_of_the_file_raises_work_error(tmp_path):
     (tmp_path / "runs.csv").mkdir()
     with pytest.raises(WorkError, match=r"runs.csv could not be written \(Is a directory\)"):
         write_text(tmp_path / "runs.csv", "text")
@@ -89,7 +89,7 @@ def test_json_keeps_every_digit(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_json_refuses_what_is_no_number_and_keeps_the_old_file(tmp_path, value):
+def test_json_rejects_nan_and_infinity_and_keeps_the_old_file(tmp_path, value):
     path = tmp_path / "fit.json"
     write_json(path, {"old": 1})
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -97,13 +97,13 @@ def test_json_refuses_what_is_no_number_and_keeps_the_old_file(tmp_path, value):
     assert read_json(path) == {"old": 1}
 
 
-def test_a_missing_json_file_is_named(tmp_path):
+def test_a_missing_json_file_raises_with_its_name(tmp_path):
     with pytest.raises(InputError, match=r"fit.json cannot be read: No such file or directory; gi"):
         read_json(tmp_path / "fit.json")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"not json", b"\xff\xfe\x00", b'{"a": 1} {}'])
-def test_what_is_no_json_is_refused(tmp_path, content):
+def test_content_that_is_not_json_raises(tmp_path, content):
     path = tmp_path / "fit.json"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"fit.json is not JSON \(.+\); give a file that shapelaw"):
@@ -111,14 +111,14 @@ def test_what_is_no_json_is_refused(tmp_path, content):
 
 
 @pytest.mark.parametrize(("document", "kind"), [([1], "list"), (1.5, "float"), ("a", "str")])
-def test_json_that_is_no_object_is_refused(tmp_path, document, kind):
+def test_json_that_is_not_an_object_raises(tmp_path, document, kind):
     path = tmp_path / "fit.json"
     path.write_text(json.dumps(document))
     with pytest.raises(InputError, match=f"must hold a JSON object, but holds a {kind}"):
         read_json(path)
 
 
-def test_the_checksum_is_that_of_the_bytes(tmp_path):
+def test_sha256_equals_the_hash_of_the_bytes(tmp_path):
     path = tmp_path / "bytes"
     path.write_bytes(b"\x00\r\n\xff")
     assert sha256(path) == hashlib.sha256(b"\x00\r\n\xff").hexdigest()

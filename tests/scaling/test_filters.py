@@ -81,7 +81,7 @@ def test_random_filters_agree_with_python_row_by_row(values, bound, comparison, 
     assert mask.tolist() == [eval(text, {"x": x}) for x in values]
 
 
-def test_the_mask_is_the_callers_own():
+def test_the_mask_shares_no_memory_with_the_columns():
     mask = select("good", COLUMNS, len(N))
     mask[:] = False
     assert GOOD.any()
@@ -147,7 +147,7 @@ def test_in_agrees_with_python_row_by_row(values, members, word):
 
 
 @pytest.mark.parametrize("name", ["loss", "__builtins__", "__name__", "select", "np", "print"])
-def test_a_name_that_is_no_column_is_refused_with_the_columns(name):
+def test_an_unknown_column_raises_with_the_list_of_columns(name):
     text = f"names the column '{name}', which the table lacks; it has n, seed, role, good"
     with pytest.raises(InputError, match=text):
         select(f"{name} == 1", COLUMNS, len(N))
@@ -156,13 +156,13 @@ def test_a_name_that_is_no_column_is_refused_with_the_columns(name):
 @pytest.mark.parametrize(
     "text", ["", "n >", "n > 1; n < 2", "import os", "n = 1", "del n", "(" * 500 + "n", "n > 1\0"]
 )
-def test_what_does_not_parse_is_refused_with_an_example(text):
+def test_a_filter_that_does_not_parse_raises_with_an_example(text):
     with pytest.raises(InputError, match=r"must be a condition on columns, but got .* write for"):
         select(text, COLUMNS, len(N))
 
 
 @pytest.mark.parametrize("text", ["n", "n + 1", "role", "1", "'proxy'", "-n"])
-def test_what_is_no_condition_is_refused(text):
+def test_a_filter_that_is_not_a_condition_raises(text):
     with pytest.raises(InputError, match="a filter must be true or false for each row, but got"):
         select(text, COLUMNS, len(N))
 
@@ -181,7 +181,7 @@ def test_a_repetition_without_bound_is_refused():
 
 
 class Trap:
-    """Whatever would run it raises."""
+    """An object that raises on every use."""
 
     def __getattr__(self, name):
         raise AssertionError(f"{name} was looked up")
@@ -191,7 +191,7 @@ class Trap:
 
 
 @pytest.mark.parametrize("text", ["trap()", "trap.go", "trap[0]", "trap().go == 1", "not trap(n)"])
-def test_nothing_of_a_refused_filter_is_run(text):
+def test_a_refused_filter_runs_no_code(text):
     with pytest.raises(InputError, match="none of these"):
         select(text, {"trap": Trap(), "n": N}, len(N))
 

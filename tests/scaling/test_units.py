@@ -31,7 +31,7 @@ from shapelaw.scaling.units import (
         (7, 7),
     ],
 )
-def test_counts_are_read_as_people_write_them(text, count):
+def test_a_count_with_suffix_or_exponent_is_read(text, count):
     parsed = parse_count(text)
     assert parsed == count
     assert isinstance(parsed, int)
@@ -40,7 +40,7 @@ def test_counts_are_read_as_people_write_them(text, count):
 @pytest.mark.parametrize(
     "text", ["", "B", "-1", "1Q", "1 2", "one", "nan", "inf", "1.2.3", "1e", "0x10", "1MM", "_1"]
 )
-def test_what_is_no_count_is_refused_with_examples(text):
+def test_a_text_that_is_not_a_count_raises_with_examples(text):
     with pytest.raises(InputError, match=r"a count must be a number with .* write 350M, 1B or 2e6"):
         parse_count(text)
 

@@ -67,9 +67,11 @@ def test_a_config_without_head_dim_and_with_a_broken_head_count_is_refused_by_na
         Shape.from_config(config)
 
 
-def test_an_unknown_model_type_is_refused_with_the_known_ones():
-    known = ", ".join(DENSE_FAMILIES)
-    with pytest.raises(InputError, match=f"`model_type` must be one of {known}, but got 'gpt2'"):
+def test_an_unknown_model_type_is_refused_with_the_list_of_types():
+    families = ", ".join(DENSE_FAMILIES)
+    with pytest.raises(
+        InputError, match=f"`model_type` must be one of {families}, but got 'gpt2'; give"
+    ):
         Shape.from_config(SMALL.to_config() | {"model_type": "gpt2"})
 
 
@@ -91,7 +93,7 @@ def test_missing_head_fields_take_hugging_faces_defaults():
 @pytest.mark.parametrize(
     ("family", "norm"), [("llama", False), ("mistral", False), ("smollm3", False), ("qwen3", True)]
 )
-def test_the_model_type_decides_about_qk_norm_and_tying(family, norm):
+def test_qk_norm_and_tying_depend_on_the_model_type(family, norm):
     config = SMALL.to_config() | {"model_type": family}
     del config["tie_word_embeddings"]
     shape = Shape.from_config(config)

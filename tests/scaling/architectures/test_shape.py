@@ -10,7 +10,7 @@ from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 from support.shapes import SMALL, golden_shape, read_golden, shapes
 
-# Every number that follows from a shape: those without and those with an argument.
+# Every number derived from a shape: properties, and methods with an argument.
 PROPERTIES = (
     *("attention_parameters", "mlp_parameters", "n_non_embedding", "n_total", "n_active"),
     *RATIOS,
@@ -37,7 +37,7 @@ def test_counts_of_published_models_are_exact(row):
 @pytest.mark.parametrize(
     "row", read_golden("conditional_law_models.csv"), ids=lambda row: row["name"]
 )
-def test_ratios_of_the_conditional_laws_models_are_those_printed(row):
+def test_ratios_of_published_models_equal_the_printed_ones(row):
     shape = golden_shape(row)
     assert shape.mlp_to_attention == pytest.approx(float(row["mlp_to_attention"]), abs=5e-4)
     assert shape.hidden_over_sqrt_n == pytest.approx(float(row["hidden_over_sqrt_n"]), abs=1e-4)
@@ -83,7 +83,7 @@ def test_tying_saves_one_table_and_qk_norm_costs_two_vectors_a_layer(shape):
 
 @settings(deadline=None, max_examples=50)
 @given(rows=st.lists(shapes(), min_size=1, max_size=8))
-def test_a_table_of_shapes_answers_what_each_shape_answers(rows):
+def test_a_table_of_shapes_has_the_counts_and_ratios_of_each_shape(rows):
     table = ShapeTable.of(rows)
     assert len(table) == len(rows)
     assert [table[i] for i in range(len(rows))] == rows
@@ -125,7 +125,7 @@ def test_counts_do_not_overflow_in_a_table_of_large_models():
 
 @settings(deadline=None, max_examples=25)
 @given(shape=shapes(most=3, widest=64), context=st.integers(1, 16))
-def test_counted_parameters_are_those_of_the_torch_model(shape, context):
+def test_counted_parameters_equal_those_of_the_torch_model(shape, context):
     torch = pytest.importorskip("torch")
     from shapelaw.trainers.models.transformer import Transformer
 
@@ -168,18 +168,18 @@ def test_a_shape_is_frozen():
 
 
 @given(rows=st.lists(st.integers(0, 3), max_size=6), masked=st.booleans())
-def test_rows_are_taken_alike_from_full_columns_and_from_ones_of_a_single_value(rows, masked):
+def test_rows_of_broadcast_columns_equal_rows_of_full_columns(rows, masked):
     table = ShapeTable.of([replace(SMALL, num_hidden_layers=layers) for layers in (1, 2, 3, 4)])
     same = {
         name: np.broadcast_to(getattr(table, name)[0], (4,))
         for name in ("vocab_size", "tie_word_embeddings", "qk_norm", "rope_theta")
     }
     chosen = np.isin(np.arange(4), rows) if masked else np.array(rows, dtype=np.int64)
-    expected, found = table.take(chosen), replace(table, **same).take(chosen)
-    assert len(found) == len(expected)
-    assert found.vocab_size.strides == (0,) or not len(found)
+    expected, selected = table.take(chosen), replace(table, **same).take(chosen)
+    assert len(selected) == len(expected)
+    assert selected.vocab_size.strides == (0,) or not len(selected)
     for field in fields(ShapeTable):
-        np.testing.assert_array_equal(getattr(found, field.name), getattr(expected, field.name))
+        np.testing.assert_array_equal(getattr(selected, field.name), getattr(expected, field.name))
 
 
 def test_tables_are_joined_in_order():
