@@ -49,6 +49,7 @@ COMPARED = {  # what a candidate is compared with the baseline by: field, and ho
     "MLP/attention parameters": ("mlp_to_attention", "ratio"),
     "query heads per KV head": ("gqa", "ratio"),
     "predicted loss (nats/token)": ("predicted_loss", "loss"),
+    "spread over law forms (nats/token)": ("loss_form_spread", "loss"),
     "throughput (output tokens/s)": ("throughput", "whole"),
     "time to first token": ("ttft", "seconds"),
     "time per output token": ("tpot", "seconds"),
@@ -194,7 +195,9 @@ def _compared(
     """Compare a row with the baseline: label, the baseline's value, its own, and their ratio."""
     lines = [("shape", base["name"], row["name"], "")]
     for label, (field, form) in COMPARED.items():
-        own, other = row[field], base[field]
+        own, other = row.get(field), base.get(field)
+        if own is None and other is None:
+            continue
         if field == "predicted_loss":
             ratio = difference
         else:
@@ -249,9 +252,9 @@ def _charts(
         checked += f" Number of proposals that were trained: {len(trained)}."
         checks["check-loss"] = "Loss: law against training"
         figures["check-loss"] = agreement_chart(
-            *(trained[name].tolist() for name in ("name", "predicted", "loss")),
+            trained["name"].tolist(), trained["predicted"].tolist(), trained["loss"].tolist(),
             ("predicted (nats/token)", "measured (nats/token)"),
-        )
+        )  # fmt: skip
     else:
         checked += " No proposal has been trained yet: the predicted losses are untested."
     return {

@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -69,6 +70,20 @@ def test_verdict_on_shipped_data_compares_every_named_shape(shipped: Path) -> No
     assert "of 3 confirmatory losses lie inside their 95 % intervals" in sentences[0]
     for role in ("loss-optimal", "fast"):
         assert any(f"Against the baseline the {role} shape" in line for line in sentences)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "media"), [(1280, "screen"), (400, "screen"), (720, "print")])
+def test_quickstart_page_on_desktop_phone_and_paper_is_not_wider_than_them(
+    shipped: Path, browser: Any, width: int, media: str
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.emulate_media(media=media)
+    page.goto(write_report(shipped).as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("tbody tr").count() > 20
+    assert page.evaluate("window.broken") is None
+    page.close()
 
 
 def test_fit_of_other_runs_is_refused_with_the_command_that_fits_again(

@@ -23,18 +23,15 @@ from shapelaw.search.proposals.proposal import SHAPE_KEY
 from shapelaw.search.reports import proposal_charts
 from shapelaw.search.reports.proposal_charts import loss_along_ratios, plotly_script
 from shapelaw.search.reports.proposal_page import (
+    COMPARED,
     question,
+    shown_row,
     source_of_speed,
     trained_proposals,
     write_pages,
 )
 from support.asked import asked
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 HOSTILE = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 1'>"
 
 
@@ -162,6 +159,16 @@ def test_law_without_shape_has_no_curve(made: Path) -> None:
     assert loss_along_ratios(plain, proposals_in(made)) == []
 
 
+def test_spread_over_law_forms_is_compared_where_it_is_known(made: Path) -> None:
+    base, row = proposals_in(made)[:2]
+    assert "spread over law forms (nats/token)" in COMPARED
+    without = {name: value for name, value in base.items() if name != "loss_form_spread"}
+    labels = [label for label, *_ in shown_row(without, without)["compared"]]
+    assert not any("spread" in label for label in labels)
+    spread = shown_row(row | {"loss_form_spread": 0.02}, base | {"loss_form_spread": 0.01})
+    assert ("spread over law forms (nats/token)", "0.0100", "0.0200", "2 ×") in spread["compared"]
+
+
 @pytest.mark.parametrize("missing", ["proposals.json", "fit.json"])
 def test_missing_file_is_named(made: Path, tmp_path: Path, missing: str) -> None:
     shutil.copytree(made, tmp_path / "copy")
@@ -171,18 +178,6 @@ def test_missing_file_is_named(made: Path, tmp_path: Path, missing: str) -> None
 
 
 # ---- in a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
-    with playwright.sync_playwright() as started:
-        found = started.chromium.launch(executable_path=path, headless=True, args=list(FLAGS))
-        yield found
-        found.close()
 
 
 @pytest.fixture
