@@ -194,7 +194,8 @@ def _clusters(errors: pd.DataFrame, levels: pd.Series) -> tuple[np.ndarray, str]
     sizes = count_levels(level)
     if sizes >= CLUSTERS:
         return np.unique(level, return_inverse=True)[1], f"size ({counted(sizes, 'size')})"
-    few = f"run: {sizes} sizes are too few to resample, so the interval is too narrow"
+    few = f"run: {counted(sizes, 'size is', 'sizes are')} too few to resample, so the interval is "
+    few += "too narrow"
     return np.unique(errors["run_id"], return_inverse=True)[1], few
 
 

@@ -88,8 +88,12 @@ def cell_text(value: object, column: str = "") -> str:
 
 def text_cells(frame: "pd.DataFrame") -> "pd.DataFrame":
     """Format every cell of a data frame."""
-    texts = frame.astype(object)
-    return texts.apply(lambda column: column.map(lambda value: cell_text(value, str(column.name))))
+    import pandas as pd
+
+    columns = {
+        name: [cell_text(value, str(name)) for value in column] for name, column in frame.items()
+    }
+    return pd.DataFrame(columns, dtype=object)
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:

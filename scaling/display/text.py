@@ -77,6 +77,7 @@ def _tables(frame: "pd.DataFrame", width: int) -> "Iterator[Table]":
 
     texts = text_cells(frame)
     texts.columns = texts.columns.map(str)
+    texts = texts.loc[:, (texts != "").any()]  # a column of empty texts says nothing
     numeric = set(frame.select_dtypes("number").columns.map(str))
     blocks = list(_blocks(texts, width))
     header = len(blocks) == 1 or len(texts) > 1

@@ -51,7 +51,9 @@ class Survey(Result):
         return View(
             title=f"{self.shapes:,} {'shape' if self.shapes == 1 else 'shapes'}",
             tables={
-                "what each limit leaves": pd.DataFrame(self._limits()),
+                "what each limit leaves": pd.DataFrame(self._limits()).assign(
+                    left=[f"{number:,}" for number in self.left.values()]
+                ),
                 "ranges": pd.DataFrame(ranges),
             },
         )

@@ -149,6 +149,11 @@ def test_text_width_is_that_of_columns_else_80(
     assert width - 20 < widest <= width
 
 
+def test_column_without_a_text_is_left_out() -> None:
+    text = table_text(pd.DataFrame({"name": ["a", "b"], "why": ["", ""], "why not": ["", "c"]}))
+    assert text.splitlines()[0].split() == ["name", "why", "not"]
+
+
 def test_fields_are_aligned_and_rounded(capsys: pytest.CaptureFixture[str]) -> None:
     print_fields({"loss": 3.14159265358979, "packages": {"numpy": "2.4"}, "missing": ["a", "b"]})
     assert capsys.readouterr().out.splitlines() == [
