@@ -32,8 +32,8 @@ from shapelaw.scaling.files import write_json
 from shapelaw.scaling.space.pareto import front, hypervolume
 from shapelaw.search.engines._base import Engine, Measurement
 from shapelaw.search.study.acquisition import reference_point
-from shapelaw.search.study.problem import Question
-from shapelaw.search.study.sampler import opening
+from shapelaw.search.study.problem import SearchProblem
+from shapelaw.search.study.sampler import opening_rows
 from shapelaw.search.study.study import Effort, explore
 from shapelaw.search.workload import Workload
 
@@ -66,7 +66,7 @@ class TableEngine(Engine):
 
     name, kind = "table", "measured"
 
-    def __init__(self, asked: Question, truth: Truth, together: int) -> None:
+    def __init__(self, asked: SearchProblem, truth: Truth, together: int) -> None:
         self.together = together
         rows = range(len(asked.table))
         self._found = {asked.table[row]: truth.driving[row] for row in rows}
@@ -100,14 +100,14 @@ class Score:
 
 
 def replayed(
-    method: Method, asked: Question, truth: Truth, *, seed: int, together: int
+    method: Method, asked: SearchProblem, truth: Truth, *, seed: int, together: int
 ) -> list[float]:
     """Regret after each of COUNTS measurements.
 
     A sampler that draws nothing by itself starts from another sixth of the roofline's front: with
     each seed one shape of it is replaced by a random one.
     """
-    first = opening(asked, ENQUEUED) if method.enqueued else []
+    first = opening_rows(asked, ENQUEUED) if method.enqueued else []
     draw = np.random.default_rng(seed)
     if first:
         first[int(draw.integers(len(first)))] = int(draw.integers(len(asked.table)))
@@ -119,7 +119,7 @@ def replayed(
     engine = TableEngine(asked, truth, together)
     storage = optuna.storages.InMemoryStorage()
     found = explore(asked, engine, effort, storage=storage)
-    rows, score = list(found.known), Score(asked.losses, truth)
+    rows, score = list(found.results), Score(asked.losses, truth)
     return [score.regret(rows[:count]) for count in COUNTS]
 
 

@@ -21,7 +21,7 @@ from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.space.space import Space, within
 from shapelaw.search.engines._base import Measurement, interval
 from shapelaw.search.engines._timed import WARM_UP_TOKENS, TimedEngine, Timing
-from shapelaw.search.study.problem import Question
+from shapelaw.search.study.problem import SearchProblem
 from shapelaw.search.workload import Workload, parse_workload
 
 SPACE = Space(
@@ -52,7 +52,7 @@ class Truth:
         return np.array([measurement.output_tokens_per_second for measurement in self.driving])
 
 
-def question() -> Question:
+def question() -> SearchProblem:
     """The shapes of the benchmark and what the shipped law predicts for them."""
     runs = load_runs("quickstart", where="role == 'proxy'")
     law = fit("conditional", runs, seed=0)
@@ -60,7 +60,7 @@ def question() -> Question:
     ranges = {name: ends for name, ends in law.ranges.items() if name in RATIOS}
     table = everything.take(within(everything, ranges, 1.1))
     losses = np.asarray(law.central(table.frame().assign(tokens=TOKENS)))
-    return Question(table=table, losses=losses, workload=parse_workload(WORKLOAD))
+    return SearchProblem(table=table, losses=losses, workload=parse_workload(WORKLOAD))
 
 
 def measure(engine: TimedEngine, table: ShapeTable, path: Path, *, repeats: int, seed: int) -> int:

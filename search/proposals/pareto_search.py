@@ -25,10 +25,14 @@ from shapelaw.search.proposals.ranking import Proposals, rank
 from shapelaw.search.proposals.reasons import explain
 from shapelaw.search.proposals.request import ProposalRequest
 from shapelaw.search.study.confirmation import measure_again
-from shapelaw.search.study.problem import Goal, Question
+from shapelaw.search.study.problem import Goal, SearchProblem
 from shapelaw.search.study.storage import Address
-from shapelaw.search.study.study import Found, Report, explore
-from shapelaw.search.time_model.cross_validation import FEWEST, CrossValidation, cross_validate
+from shapelaw.search.study.study import Report, SearchResult, explore
+from shapelaw.search.time_model.cross_validation import (
+    MIN_MEASUREMENTS,
+    CrossValidation,
+    cross_validate,
+)
 from shapelaw.search.time_model.estimates import Estimates, estimate
 from shapelaw.search.workload import LIMITS, Workload
 
@@ -152,7 +156,7 @@ def measure_candidates(candidates: CandidateSet, report: Report | None = None) -
     """
     request = candidates.request
     max_loss = float(candidates.losses[candidates.baseline])
-    question = Question(
+    problem = SearchProblem(
         table=candidates.table,
         losses=candidates.losses,
         workload=_search_workload(request),
@@ -160,9 +164,9 @@ def measure_candidates(candidates: CandidateSet, report: Report | None = None) -
         device=device_of(request.serving.engine),
     )
     with working("measuring shapes", total=request.effort.measurements) as show:
-        found = _search(question, candidates, report or show)
+        found = _search(problem, candidates, report or show)
     if request.serving.engine.kind != "measured" or request.effort.leaders < 1:
-        return Measured(candidates=candidates, results=found.known)
+        return Measured(candidates=candidates, results=found.results)
     with working("measuring the leaders again"):
         again = measure_again(
             found,
@@ -171,10 +175,10 @@ def measure_candidates(candidates: CandidateSet, report: Report | None = None) -
             most=request.effort.leaders,
             always=[candidates.baseline],
         )
-    same_workload = question.workload == request.serving.workload
+    same_workload = problem.workload == request.serving.workload
     return Measured(
         candidates=candidates,
-        results={**found.known, **again.again} if same_workload else again.again,
+        results={**found.results, **again.again} if same_workload else again.again,
         front_probability=again.probability,
     )
 
@@ -184,31 +188,31 @@ def _search_workload(request: ProposalRequest) -> Workload:
     return workload if short is None else workload.shortened(short)
 
 
-def _search(question: Question, candidates: CandidateSet, report: Report) -> Found:
+def _search(problem: SearchProblem, candidates: CandidateSet, report: Report) -> SearchResult:
     """Run the study; then ask about the leaders of the time model, and for what was refused."""
     engine, effort = candidates.request.serving.engine, candidates.request.effort
     storage = _in_memory() if effort.storage is None else effort.storage
 
-    def ask(rows: list[int], wanted: int) -> Found:
+    def ask(rows: list[int], wanted: int) -> SearchResult:
         asked = replace(effort, first=list(dict.fromkeys(rows)), measurements=wanted)
-        return explore(question, engine, asked, storage=storage, report=report)
+        return explore(problem, engine, asked, storage=storage, report=report)
 
     wanted = effort.measurements
     if effort.estimated:
         wanted -= effort.measurements // LEADER_SHARE
     found = ask(_opening(candidates)[: max(2, wanted)], wanted)
     if not found.measured:
-        raise InputError(f"the engine ran none of the shapes: {next(iter(found.known.values()))}")
-    for _ in range(ROUNDS if effort.estimated and len(found.known) < len(question.table) else 0):
+        raise InputError(f"the engine ran none of the shapes: {next(iter(found.results.values()))}")
+    for _ in range(ROUNDS if effort.estimated and len(found.results) < len(problem.table) else 0):
         missing = effort.measurements - len(found.measured)
-        model = estimate(question.table, found.known, engine, question.workload)
+        model = estimate(problem.table, found.results, engine, problem.workload)
         ahead = rows_ahead(
-            model, found.known, candidates, among=runnable(question.table, found.known)
+            model, found.results, candidates, among=runnable(problem.table, found.results)
         )
         rows = thinned(ahead, missing)
         if not rows:
             break
-        found = ask([*found.known, *rows], len(found.known) + len(rows))
+        found = ask([*found.results, *rows], len(found.results) + len(rows))
     return found
 
 
@@ -257,7 +261,7 @@ def estimate_others(measured: Measured) -> Estimated:
         measured=measured,
         answers={**results, **{row: model.measurement(row) for row in rows}},
         cross_validation=None
-        if len(answered) < FEWEST
+        if len(answered) < MIN_MEASUREMENTS
         else cross_validate(
             table.take(np.array(answered)),
             [result for result in results.values() if isinstance(result, Measurement)],

@@ -1,8 +1,8 @@
-"""The leaders of a search are measured again, and "on the front" gets a probability.
+"""Confirmation of a search: its leaders are measured again, and get a probability of leading.
 
-The fastest of many noisy measurements is fast partly by luck, and a cheap mode measures short
-outputs. So the shapes that may stand on the front are measured once more, all in turns and at full
-length, and these new measurements replace the old ones.
+The fastest of many noisy measurements is fast partly by chance, and a search may measure shortened
+outputs. So the shapes that are likely to be on the front are measured again, with their repeats
+interleaved and at full length, and the new measurements replace the old ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,27 +14,28 @@ from scipy.stats import t as student
 
 from shapelaw.search.engines._base import Engine, Measurement
 from shapelaw.search.engines.cache import CachedEngine
-from shapelaw.search.study.problem import Question
+from shapelaw.search.study.problem import SearchProblem
 
 if TYPE_CHECKING:
-    from shapelaw.search.study.study import Found
+    from shapelaw.search.study.study import SearchResult
     from shapelaw.search.workload import Workload
 
-DRAWS = 2000
-CHANCE = 0.05  # of being on the front: who has less is no leader
+DRAWS = 2000  # bootstrap draws
+MIN_PROBABILITY = 0.05  # of being on the front, for a leader
 
 
 @dataclass(frozen=True, kw_only=True)
-class Confirmed:
-    """What measuring the leaders again says.
+class Confirmation:
+    """Second measurements of the leaders of a search.
 
     Attributes
     ----------
     before, again
-        By row, the leaders' measurements of the search, and the new ones (or why there is none).
+        By row, the leaders' measurements during the search, and the new ones (or the reason why
+        the engine refuses a shape now).
     probability
-        By row, of being on the front (or the fastest, where that is the goal). It is among the
-        leaders, by the new measurements.
+        By row, the probability of being on the front of the leaders (or the fastest of them, where
+        that is the goal), by the new measurements.
     """
 
     before: dict[int, Measurement]
@@ -49,13 +50,23 @@ def front_probability(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> np.ndarray:
-    """Share of bootstrap draws in which no other shape is as good, (n,).
+    """Estimate the probability that each shape is on the front of loss against speed.
 
-    Each draw takes every shape's mean speed anew from the spread of its repeats (Student's t, as in
-    its interval); a shape with one repeat stays where it is. Losses are taken as they are.
+    The estimate is the share of bootstrap draws in which no other shape is as good. Each draw
+    replaces every shape's mean speed by a draw from the spread of its repeats (Student's t, as in
+    its interval); the speed of a shape with one repeat stays the same. Losses count as exact.
+
+    Parameters
+    ----------
+    losses
+        Predicted losses, (n,).
+
+    Returns
+    -------
+    Probabilities, (n,).
     """
     loss = np.asarray(losses, dtype=float)
-    speeds = drawn_speeds(measurements, draws=draws, seed=seed)
+    speeds = draw_speeds(measurements, draws=draws, seed=seed)
     same_or_less = loss[None, :] <= loss[:, None]  # [i, j]: j has at most the loss of i
     less = loss[None, :] < loss[:, None]
     wins = np.zeros(len(loss))
@@ -68,89 +79,98 @@ def front_probability(
 def fastest_probability(
     measurements: Sequence[Measurement], *, draws: int = DRAWS, seed: int = 0
 ) -> np.ndarray:
-    """Share of bootstrap draws in which each shape is the fastest, (n,)."""
-    speeds = drawn_speeds(measurements, draws=draws, seed=seed)
+    """Estimate the probability that each shape is the fastest, (n,), by bootstrap draws."""
+    speeds = draw_speeds(measurements, draws=draws, seed=seed)
     first = np.bincount(speeds.argmax(axis=1), minlength=len(measurements))
     return np.asarray(first / len(speeds))
 
 
-def drawn_speeds(
+def draw_speeds(
     measurements: Sequence[Measurement], *, draws: int = DRAWS, seed: int = 0
 ) -> np.ndarray:
-    """Output tokens/s as they might have been measured, (draws, n)."""
-    rates = np.array([found.output_tokens_per_second for found in measurements])
-    half = np.array([(found.high - found.low) / 2 for found in measurements])
-    freedom = np.array([max(found.repeats - 1, 1) for found in measurements])
+    """Draw output tokens/s from the spread of the repeats, (draws, n)."""
+    rates = np.array([each.output_tokens_per_second for each in measurements])
+    half = np.array([(each.high - each.low) / 2 for each in measurements])
+    freedom = np.array([max(each.repeats - 1, 1) for each in measurements])
     errors = half / student.ppf(0.975, freedom)
     draw = np.random.default_rng(seed).standard_t(freedom, size=(draws, len(rates)))
     return np.asarray(rates + errors * draw)
 
 
-def leaders(question: Question, measured: Mapping[int, Measurement], *, most: int = 8) -> list[int]:
-    """The rows most likely to be on the front (or the fastest) within all limits, likeliest first.
+def leaders(
+    problem: SearchProblem, measured: Mapping[int, Measurement], *, most: int = 8
+) -> list[int]:
+    """Select the rows most likely to be on the front (or the fastest) within all limits.
 
-    Those with less than 5 % are left out, unless nothing has more.
+    Parameters
+    ----------
+    most
+        Largest number of leaders.
+
+    Returns
+    -------
+    Rows by decreasing probability, without those below 5 %; the first row is always returned.
     """
-    rows = [row for row, found in measured.items() if question.counts(row, found)]
+    rows = [row for row, result in measured.items() if problem.within_limits(row, result)]
     if not rows:
         return []
-    chances = _chances(question, {row: measured[row] for row in rows})
-    ranked = sorted(rows, key=lambda row: -chances[row])
-    likely = [row for row in ranked if chances[row] >= CHANCE]
+    probabilities = _probabilities(problem, {row: measured[row] for row in rows})
+    ranked = sorted(rows, key=lambda row: -probabilities[row])
+    likely = [row for row in ranked if probabilities[row] >= MIN_PROBABILITY]
     return (likely or ranked[:1])[:most]
 
 
 def measure_again(
-    found: "Found",
+    searched: "SearchResult",
     engine: Engine,
     *,
     workload: "Workload | None" = None,
     most: int = 8,
     always: Sequence[int] = (),
-) -> Confirmed:
-    """Measure the leaders of a search again, in turns.
+) -> Confirmation:
+    """Measure the leaders of a search again, with their repeats interleaved.
 
     Parameters
     ----------
     engine
-        What measures; one that keeps its measurements is made to measure afresh.
+        The engine that measures; stored measurements are not used.
     workload
-        The full one, where the search used a shortened one.
+        Full workload, if the search used a shortened one; None: that of the search.
     most
-        Leaders at most.
+        Largest number of leaders.
     always
-        Rows to measure as well (the baseline), so that all ratios are of one session.
+        Rows to measure as well (the baseline), so that ratios are of one session.
     """
-    question = found.question
-    chosen = leaders(question, found.measured, most=most)
-    rows = list(dict.fromkeys([*(row for row in always if row in found.measured), *chosen]))
-    work = workload or question.workload
+    problem = searched.problem
+    chosen = leaders(problem, searched.measured, most=most)
+    rows = list(dict.fromkeys([*(row for row in always if row in searched.measured), *chosen]))
+    work = workload or problem.workload
     if isinstance(engine, CachedEngine):
         engine = CachedEngine(engine.engine, engine.store, fresh=True)
-    results = engine.measure_all([question.table[row] for row in rows], work)
+    results = engine.measure_all([problem.table[row] for row in rows], work)
     again = dict(zip(rows, results, strict=True))
-    asked = Question(
-        table=question.table, losses=question.losses, workload=work, goal=question.goal,
-        device=question.device,
+    full_length = SearchProblem(
+        table=problem.table, losses=problem.losses, workload=work, goal=problem.goal,
+        device=problem.device,
     )  # fmt: skip
     measured = {
         row: result
         for row, result in again.items()
-        if isinstance(result, Measurement) and asked.counts(row, result)
+        if isinstance(result, Measurement) and full_length.within_limits(row, result)
     }
-    return Confirmed(
-        before={row: found.measured[row] for row in rows},
+    return Confirmation(
+        before={row: searched.measured[row] for row in rows},
         again=again,
-        probability=dict.fromkeys(rows, 0.0) | _chances(asked, measured),
+        probability=dict.fromkeys(rows, 0.0) | _probabilities(full_length, measured),
     )
 
 
-def _chances(question: Question, measured: Mapping[int, Measurement]) -> dict[int, float]:
-    rows, found = list(measured), list(measured.values())
+def _probabilities(problem: SearchProblem, measured: Mapping[int, Measurement]) -> dict[int, float]:
+    rows, measurements = list(measured), list(measured.values())
     if not rows:
         return {}
-    if question.goal.fastest:
-        chances = fastest_probability(found)
+    if problem.goal.fastest:
+        probabilities = fastest_probability(measurements)
     else:
-        chances = front_probability(question.losses[rows], found)
-    return dict(zip(rows, chances.tolist(), strict=True))
+        probabilities = front_probability(problem.losses[rows], measurements)
+    return dict(zip(rows, probabilities.tolist(), strict=True))

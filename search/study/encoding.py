@@ -1,4 +1,4 @@
-"""An enumerated space as the parameters of an Optuna study: whatever is suggested is valid."""
+"""The encoding of an enumerated space as Optuna parameters that are always valid."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,27 +11,27 @@ from shapelaw.scaling.space.grid import FREE_FIELDS
 
 @dataclass(frozen=True)
 class SpaceEncoding:
-    """An enumerated space as the parameters of a study.
+    """An enumerated space of shapes as the parameters of a study.
 
-    Every field of a shape becomes a number in [0, 1] that picks from the values left by the fields
-    before it; a field with one value everywhere is no parameter.
+    Every field of a shape becomes a number in [0, 1], a pick, that selects one of the values that
+    the fields before it leave. A field with only one value is no parameter.
     """
 
     fields: np.ndarray  # (n, 6), in the order of FREE_FIELDS
 
     @classmethod
     def of(cls, table: ShapeTable) -> "SpaceEncoding":
-        """The grid of a table."""
+        """Make the encoding of a table of shapes."""
         return cls(np.stack([getattr(table, name) for name in FREE_FIELDS], axis=1))
 
     @property
     def parameters(self) -> list[str]:
-        """The fields that have more than one value."""
+        """Return the names of the fields that have more than one value."""
         ends = zip(FREE_FIELDS, self.fields.min(axis=0), self.fields.max(axis=0), strict=True)
         return [name for name, low, high in ends if low < high]
 
     def row(self, pick: Callable[[str], float]) -> int:
-        """The row that a set of picks leads to."""
+        """Return the row that a set of picks selects."""
         rows, free = np.arange(len(self.fields)), self.parameters
         for column, name in enumerate(FREE_FIELDS):
             values = np.unique(self.fields[rows, column])
@@ -42,7 +42,7 @@ class SpaceEncoding:
         return int(rows[0])
 
     def picks(self, row: int) -> dict[str, float]:
-        """The picks that lead to a row: the inverse of :meth:`row`."""
+        """Return the picks that select a row: the inverse of :meth:`row`."""
         rows, picks, free = np.arange(len(self.fields)), {}, self.parameters
         for column, name in enumerate(FREE_FIELDS):
             values = np.unique(self.fields[rows, column])
@@ -53,6 +53,6 @@ class SpaceEncoding:
         return picks
 
     def nearest(self, row: int, allowed: np.ndarray) -> int:
-        """The allowed row whose fields are nearest in ratio."""
+        """Return the allowed row whose fields are nearest to those of a row in ratio."""
         apart = np.log(self.fields[allowed] / self.fields[row])
         return int(allowed[np.argmin((apart**2).sum(axis=1))])

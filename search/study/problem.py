@@ -1,4 +1,4 @@
-"""What a search is asked: a space with known losses, a workload, and what counts as good."""
+"""The problem of a search: a space with predicted losses, a workload, and a goal."""
 
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -18,19 +18,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """The front of loss against throughput, or one shape.
+    """The goal of a search: the front of loss against throughput, or the fastest shape.
 
     Attributes
     ----------
     max_loss
-        Shapes of more predicted loss do not count (the loss of a baseline); None: all do.
+        Upper limit of the predicted loss (usually the baseline's); None: no limit.
     fastest
         One objective only, as in arXiv 2510.18245: the most output tokens/s within ``max_loss``.
 
     Raises
     ------
     InputError
-        ``fastest`` without a ``max_loss``: the answer would be the shape that learns least.
+        ``fastest`` is set without a ``max_loss``, so that the shape with the highest loss would
+        win.
     """
 
     max_loss: float | None = None
@@ -44,10 +45,15 @@ class Goal:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
-    """A space, the predicted loss of each shape, a workload and a goal.
+class SearchProblem:
+    """A space of shapes with their predicted losses, a workload and a goal.
 
-    ``device`` is the hardware whose roofline the time model starts from, where it is known.
+    Attributes
+    ----------
+    table, losses
+        The enumerated shapes, and their predicted losses in nats per token, (n,).
+    device
+        Hardware whose roofline is the time model's prior; None where it is unknown.
 
     Raises
     ------
@@ -70,54 +76,54 @@ class Question:
             )
 
     @cached_property
-    def grid(self) -> SpaceEncoding:
-        """The space as parameters of a study."""
+    def encoding(self) -> SpaceEncoding:
+        """Return the space as parameters of a study."""
         return SpaceEncoding.of(self.table)
 
     @cached_property
     def allowed(self) -> np.ndarray:
-        """Mask of the shapes whose loss is within the limit: known before any measurement."""
+        """Return the mask of the shapes whose predicted loss is within the limit, (n,)."""
         if self.goal.max_loss is None:
             return np.ones(len(self.losses), dtype=bool)
         return np.asarray(self.losses <= self.goal.max_loss)
 
     @property
     def directions(self) -> "list[Literal['minimize', 'maximize']]":
-        """Of Optuna's objectives."""
+        """Return the directions of Optuna's objectives."""
         return ["maximize"] if self.goal.fastest else ["minimize", "maximize"]
 
     @property
     def metric_names(self) -> list[str]:
-        """Of Optuna's objectives."""
+        """Return the names of Optuna's objectives."""
         names = ["predicted loss", "ln output tokens/s"]
         return names[1:] if self.goal.fastest else names
 
     def values(self, row: int, measurement: "Measurement") -> list[float]:
-        """Optuna's objectives for a measured row."""
+        """Compute the values of Optuna's objectives for a measured row."""
         speed = float(np.log(measurement.output_tokens_per_second))
         return [speed] if self.goal.fastest else [float(self.losses[row]), speed]
 
     @property
     def constrained(self) -> bool:
-        """Whether anything but the space limits the answer."""
+        """Return whether the loss, TTFT or TPOT is limited."""
         limits = self.goal.max_loss, self.workload.max_ttft, self.workload.max_tpot
         return any(limit is not None for limit in limits)
 
     def constraints(self, row: int, measurement: "Measurement") -> list[float]:
-        """Optuna's constraints for a measured row: above 0 is broken; none where none is set."""
-        work, found = self.workload, []
+        """Compute the values of Optuna's constraints for a measured row: above 0 is violated."""
+        work, values = self.workload, list[float]()
         if self.goal.max_loss is not None:
-            found.append(float(self.losses[row]) - self.goal.max_loss)
+            values.append(float(self.losses[row]) - self.goal.max_loss)
         if work.max_ttft is not None:
-            found.append(float(np.log(measurement.ttft / work.max_ttft)))
+            values.append(float(np.log(measurement.ttft / work.max_ttft)))
         if work.max_tpot is not None:
-            found.append(float(np.log(measurement.tpot / work.max_tpot)))
-        return found
+            values.append(float(np.log(measurement.tpot / work.max_tpot)))
+        return values
 
-    def counts(self, row: int, measurement: "Measurement") -> bool:
-        """Whether a measured row is within all limits."""
+    def within_limits(self, row: int, measurement: "Measurement") -> bool:
+        """Return whether a measured row is within all limits."""
         return all(value <= 0 for value in self.constraints(row, measurement))
 
     def identity(self, engine: str) -> list[object]:
-        """What tells this question from others, beside the space and its losses."""
+        """Return the fields that distinguish problems with the same space and losses."""
         return [engine, asdict(self.workload), asdict(self.goal)]

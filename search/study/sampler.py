@@ -1,9 +1,10 @@
-"""The Optuna sampler of shapelaw, and Optuna's own ones behind the same study.
+"""Samplers of a study: shapelaw's own, and those of Optuna.
 
-Ours (``calibrated``) proposes the shape whose measurement is expected to add most hypervolume to
-the front: the loss of every enumerated shape is known, its speed is predicted by a time model that
-is fitted anew to all measurements before each proposal. Shapes that other workers are measuring
-count as measured at their predicted speed, so that several workers do not ask for the same.
+shapelaw's sampler (``calibrated``) proposes the shape with the largest expected hypervolume
+improvement of the front. The loss of every enumerated shape is known; its speed is predicted by a
+time model that is fitted to all measurements before each proposal. Shapes that other workers are
+measuring count as measured at their predicted speed (the kriging believer), so that several
+workers propose different shapes.
 """
 
 import warnings
@@ -21,27 +22,27 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.space.pareto import front
 from shapelaw.search.engines._base import Measurement
 from shapelaw.search.study.acquisition import expected_gain, expected_improvement, reference_point
-from shapelaw.search.study.problem import Question
+from shapelaw.search.study.problem import SearchProblem
 from shapelaw.search.time_model.model import Forecast, TimeModel
 
 CALIBRATED = "calibrated"
-LIVE = (TrialState.RUNNING, TrialState.WAITING)
-PICK = FloatDistribution(0.0, 1.0)
-NEGLIGIBLE = 1e-12  # an expected gain that is no gain
+UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
+UNIT_INTERVAL = FloatDistribution(0.0, 1.0)
+NEGLIGIBLE = 1e-12  # expected gains up to this count as none
 
 
-def row_of(question: Question, trial: FrozenTrial) -> int | None:
-    """The row of a trial: as announced, or as enqueued; None before either."""
+def row_of(problem: SearchProblem, trial: FrozenTrial) -> int | None:
+    """Return the row that a trial has recorded or was enqueued with; None before either."""
     if "row" in trial.user_attrs:
         return int(trial.user_attrs["row"])
     picks = trial.system_attrs.get("fixed_params")
-    if picks is None or not set(question.grid.parameters) <= set(picks):
+    if picks is None or not set(problem.encoding.parameters) <= set(picks):
         return None
-    return question.grid.row(picks.__getitem__)
+    return problem.encoding.row(picks.__getitem__)
 
 
 def result_of(trial: FrozenTrial) -> Measurement | str | None:
-    """What a finished trial found: a measurement, or the engine's reason; None otherwise."""
+    """Return a finished trial's measurement, or the engine's reason; None if it has neither."""
     if trial.state == TrialState.COMPLETE and "measurement" in trial.user_attrs:
         return Measurement(**trial.user_attrs["measurement"])
     if trial.state == TrialState.FAIL and "reason" in trial.user_attrs:
@@ -50,41 +51,41 @@ def result_of(trial: FrozenTrial) -> Measurement | str | None:
 
 
 class CalibratedSampler(BaseSampler):
-    """Proposes the shape of the largest expected gain, see the module.
+    """A sampler that proposes the shape with the largest expected improvement.
 
     Parameters
     ----------
-    question
-        The enumerated space, its losses, and what counts.
+    problem
+        The search problem.
     """
 
-    def __init__(self, question: Question) -> None:
-        self._question = question
+    def __init__(self, problem: SearchProblem) -> None:
+        self._problem = problem
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """All parameters; none for an enqueued trial, whose values are given."""
+        """Return all parameters; none for an enqueued trial, whose values are fixed."""
         if "fixed_params" in trial.system_attrs:
             return {}
-        return dict.fromkeys(self._question.grid.parameters, PICK)
+        return dict.fromkeys(self._problem.encoding.parameters, UNIT_INTERVAL)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The picks of the shape to measure next."""
+        """Return the picks of the shape to measure next."""
         if not search_space:
             return {}
-        known: dict[int, Measurement | str] = {}
+        results: dict[int, Measurement | str] = {}
         pending = []
         for other in study.get_trials(deepcopy=False):
-            row, result = row_of(self._question, other), result_of(other)
+            row, result = row_of(self._problem, other), result_of(other)
             if row is not None and result is not None:
-                known[row] = result
-            elif row is not None and other.state in LIVE:
+                results[row] = result
+            elif row is not None and other.state in UNFINISHED:
                 pending.append(row)
-        left = [row for row in dict.fromkeys(pending) if row not in known]
-        picks = self._question.grid.picks(next_row(self._question, known, left))
+        pending = [row for row in dict.fromkeys(pending) if row not in results]
+        picks = self._problem.encoding.picks(next_row(self._problem, results, pending))
         return {name: picks[name] for name in search_space}
 
     def sample_independent(
@@ -94,132 +95,139 @@ class CalibratedSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """The middle: only reached by a study whose parameters are not those of the space."""
+        """Return the middle, which only a study with other parameters than the space's needs."""
         return 0.5
 
 
 def next_row(
-    question: Question, known: Mapping[int, Measurement | str], pending: Sequence[int] = ()
+    problem: SearchProblem, results: Mapping[int, Measurement | str], pending: Sequence[int] = ()
 ) -> int:
-    """The row that is worth most to measure, of those neither known nor pending.
+    """Choose the row with the largest acquisition value that is neither measured nor pending.
 
     Parameters
     ----------
-    known
-        What was measured, or why the engine cannot run it, by row.
+    results
+        By row, the measurement, or the reason why the engine cannot run the shape.
     pending
-        Rows that others measure now.
+        Rows that other workers measure now.
 
     Returns
     -------
-    A row; where nothing is free, any allowed one: the claim of it then gives way.
+    A row. If no row is free, it is an allowed one, which the caller cannot claim.
     """
-    free = question.allowed.copy()
-    free[[*known, *pending]] = False
+    free = problem.allowed.copy()
+    free[[*results, *pending]] = False
     if not free.any():
-        return int(np.argmax(question.allowed))
-    measured = {row: found for row, found in known.items() if isinstance(found, Measurement)}
-    rows, table = np.array(list(measured), dtype=int), question.table
+        return int(np.argmax(problem.allowed))
+    measured = {row: each for row, each in results.items() if isinstance(each, Measurement)}
+    rows, table = np.array(list(measured), dtype=int), problem.table
     model = TimeModel.fit(
-        table.take(rows), list(measured.values()), question.workload, device=question.device
+        table.take(rows), list(measured.values()), problem.workload, device=problem.device
     )
     if len(pending):
-        model = model.believing(table.take(np.array(pending, dtype=int)))
+        model = model.with_predictions_as_data(table.take(np.array(pending, dtype=int)))
     forecast = model.forecast(table)
-    within = [row for row, result in measured.items() if question.counts(row, result)]
+    within = [row for row, result in measured.items() if problem.within_limits(row, result)]
     speeds = np.log(forecast.rate)
     for row in within:
         speeds[row] = np.log(measured[row].output_tokens_per_second)
-    believed = [row for row in pending if question.allowed[row]]
-    points = np.array([*within, *believed], dtype=int)
-    worth = _worth(question, forecast, points, speeds)
-    worth[~free] = -np.inf
-    return int(np.argmax(worth))
+    assumed = [row for row in pending if problem.allowed[row]]
+    points = np.array([*within, *assumed], dtype=int)
+    values = _acquisition(problem, forecast, points, speeds)
+    values[~free] = -np.inf
+    return int(np.argmax(values))
 
 
-def _worth(
-    question: Question, forecast: Forecast, points: np.ndarray, speeds: np.ndarray
+def _acquisition(
+    problem: SearchProblem, forecast: Forecast, points: np.ndarray, speeds: np.ndarray
 ) -> np.ndarray:
-    """What measuring each row is expected to add, (n,); where it is nothing, how near it comes."""
-    losses, mean, deviation = question.losses, np.log(forecast.rate), forecast.deviation
-    if question.goal.fastest:
-        best = np.array(speeds[points].max() if len(points) else mean[question.allowed].min())
+    """Compute the expected improvement by each row, (n,), with ties at none broken by nearness."""
+    losses, mean, deviation = problem.losses, np.log(forecast.rate), forecast.deviation
+    if problem.goal.fastest:
+        best = np.array(speeds[points].max() if len(points) else mean[problem.allowed].min())
         gain = expected_improvement(mean, deviation, best)
         near = (mean - best) / deviation
     else:
-        allowed = np.flatnonzero(question.allowed)
+        allowed = np.flatnonzero(problem.allowed)
         ends = np.union1d(allowed[front(losses[allowed], speeds[allowed])], points)
         ends = ends[front(losses[ends], speeds[ends])]
         reference = reference_point(losses[ends], speeds[ends])
-        known = losses[points], speeds[points]
-        gain = expected_gain(losses, mean, deviation, known=known, reference=reference)
-        near = (mean - _best_within(known, losses, reference[1])) / deviation
-    gain = gain * _within_limits(question, forecast)
-    # Ranks only among shapes of no expected gain: the surest misses come last.
+        measured = losses[points], speeds[points]
+        gain = expected_gain(losses, mean, deviation, measured=measured, reference=reference)
+        near = (mean - _best_speed(measured, losses, reference[1])) / deviation
+    gain = gain * _limits_probability(problem, forecast)
+    # Among shapes without expected gain, those nearest to a gain come first.
     return np.asarray(np.where(gain > NEGLIGIBLE, gain, NEGLIGIBLE * ndtr(near)))
 
 
-def _best_within(
-    known: tuple[np.ndarray, np.ndarray], losses: np.ndarray, least: float
+def _best_speed(
+    measured: tuple[np.ndarray, np.ndarray], losses: np.ndarray, least: float
 ) -> np.ndarray:
-    """The best known ln speed at no more than each loss."""
-    order = np.argsort(known[0])
-    best = np.maximum.accumulate(np.append(least, known[1][order]))
-    return np.asarray(best[np.searchsorted(known[0][order], losses, side="right")])
+    """Return the best measured ln speed at no more than each loss."""
+    order = np.argsort(measured[0])
+    best = np.maximum.accumulate(np.append(least, measured[1][order]))
+    return np.asarray(best[np.searchsorted(measured[0][order], losses, side="right")])
 
 
-def _within_limits(question: Question, forecast: Forecast) -> np.ndarray:
-    """Probability that each shape keeps the service level."""
-    work, sure = question.workload, np.ones(len(question.losses))
+def _limits_probability(problem: SearchProblem, forecast: Forecast) -> np.ndarray:
+    """Compute the probability that each shape meets the service level, (n,)."""
+    work, probability = problem.workload, np.ones(len(problem.losses))
     if work.max_ttft is not None:
-        sure *= ndtr(np.log(work.max_ttft / forecast.ttft) / forecast.ttft_deviation)
+        probability *= ndtr(np.log(work.max_ttft / forecast.ttft) / forecast.ttft_deviation)
     if work.max_tpot is not None:
-        sure *= ndtr(np.log(work.max_tpot / forecast.tpot) / forecast.tpot_deviation)
-    return sure
+        probability *= ndtr(np.log(work.max_tpot / forecast.tpot) / forecast.tpot_deviation)
+    return probability
 
 
-def opening(question: Question, count: int) -> list[int]:
-    """Rows along the front of loss against what the roofline says: where a search may begin.
+def opening_rows(problem: SearchProblem, count: int) -> list[int]:
+    """Choose rows along the front of loss against the speed that the time model's prior predicts.
 
-    Nothing is measured for it: the time model speaks from its prior alone.
+    A search may begin with them: they need no measurement.
+
+    Parameters
+    ----------
+    count
+        Largest number of rows.
     """
-    table = question.table
+    table = problem.table
     model = TimeModel.fit(
-        table.take(np.array([], dtype=int)), [], question.workload, device=question.device
+        table.take(np.array([], dtype=int)), [], problem.workload, device=problem.device
     )
-    allowed = np.flatnonzero(question.allowed)
+    allowed = np.flatnonzero(problem.allowed)
     speeds = model.forecast(table.take(allowed)).rate
-    rows = allowed[front(question.losses[allowed], speeds)]
-    rows = rows[np.argsort(question.losses[rows])]
+    rows = allowed[front(problem.losses[allowed], speeds)]
+    rows = rows[np.argsort(problem.losses[rows])]
     picked = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
     return [int(row) for row in rows[np.unique(picked)]]
 
 
 def broken_constraints(trial: FrozenTrial) -> Sequence[float]:
-    """Optuna's view of the limits: as recorded with the measurement."""
+    """Return the constraint values that were recorded with a trial's measurement, for Optuna."""
     return list(trial.user_attrs.get("constraints", []))
 
 
-def _tpe(question: Question, seed: int, **options: Any) -> BaseSampler:
+def _tpe(problem: SearchProblem, seed: int, **options: Any) -> BaseSampler:
     return optuna.samplers.TPESampler(multivariate=True, seed=seed, **options)
 
 
-def _nsga2(question: Question, seed: int, **options: Any) -> BaseSampler:
+def _nsga2(problem: SearchProblem, seed: int, **options: Any) -> BaseSampler:
     return optuna.samplers.NSGAIISampler(population_size=20, seed=seed, **options)
 
 
-def _gp(question: Question, seed: int, **options: Any) -> BaseSampler:
+def _gp(problem: SearchProblem, seed: int, **options: Any) -> BaseSampler:
     if tuple(map(int, optuna.__version__.split(".")[:2])) < (4, 5):
-        raise InputError(f"sampler gp needs `optuna >= 4.5`, but got {optuna.__version__}")
+        raise InputError(
+            f"sampler gp needs `optuna >= 4.5`, but got {optuna.__version__}; upgrade optuna"
+        )
     return optuna.samplers.GPSampler(seed=seed, deterministic_objective=False, **options)
 
 
-def _random(question: Question, seed: int, **options: Any) -> BaseSampler:
+def _random(problem: SearchProblem, seed: int, **options: Any) -> BaseSampler:
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-def _calibrated(question: Question, seed: int, **options: Any) -> BaseSampler:
-    return CalibratedSampler(question)
+def _calibrated(problem: SearchProblem, seed: int, **options: Any) -> BaseSampler:
+    return CalibratedSampler(problem)
 
 
 SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
@@ -231,17 +239,17 @@ SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
 }
 
 
-def sampler_named(name: str, question: Question, seed: int) -> BaseSampler:
+def sampler_named(name: str, problem: SearchProblem, seed: int) -> BaseSampler:
     """Make a sampler by name.
 
     Raises
     ------
     InputError
-        There is none of that name, or the installed Optuna is too old for it.
+        No sampler has that name, or the installed Optuna is too old for it.
     """
     if name not in SAMPLERS:
         raise InputError(f"`sampler` must be one of {', '.join(SAMPLERS)}, but got {name!r}")
-    options = {"constraints_func": broken_constraints} if question.constrained else {}
+    options = {"constraints_func": broken_constraints} if problem.constrained else {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # experimental, and deprecated in Optuna 5 without loss
-        return SAMPLERS[name](question, seed, **options)
+        warnings.simplefilter("ignore")  # experimental in Optuna 4, deprecated in Optuna 5
+        return SAMPLERS[name](problem, seed, **options)

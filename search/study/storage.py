@@ -1,4 +1,4 @@
-"""Where a study is kept: Optuna's journal in a file, or a database by URL."""
+"""The storage of a study: Optuna's journal in a file, or a database by URL."""
 
 import re
 import time
@@ -15,38 +15,38 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 Result = TypeVar("Result")
-# A path, a URL, or a storage of Optuna's that is open already.
+# A path, a URL, or an Optuna storage that is open already.
 Address: TypeAlias = "Path | str | BaseStorage"
 CONNECT_SECONDS = 10
-PATIENCE = 60.0  # seconds for which a lost database is waited out once a study is open
-PAUSE = 1.0
-TABLES_TRIES = 5  # several workers may make the tables at the same moment
-# SQLAlchemy's own names for PostgreSQL take another driver than the one of our extra.
+RETRY_SECONDS = 60.0  # time for which a call to a lost database is repeated
+PAUSE = 1.0  # seconds between two tries
+MAX_TABLE_TRIES = 5  # several workers may create the tables at the same moment
+# SQLAlchemy's plain names for PostgreSQL select another driver than psycopg, shapelaw's extra.
 POSTGRES = re.compile(r"^(postgres|postgresql)://")
 
 
 def is_url(address: Address) -> bool:
-    """Whether an address is that of a database."""
+    """Return whether an address is the URL of a database."""
     return "://" in str(address)
 
 
-def shown(address: Address) -> str:
-    """An address without its password."""
+def without_password(address: Address) -> str:
+    """Return an address as text without its password."""
     return re.sub(r"(//[^:/@]*):[^@]*@", r"\1:***@", str(address))
 
 
-def storage_at(address: Address) -> "BaseStorage":
+def open_storage(address: Address) -> "BaseStorage":
     """Open a study's storage: the path of a journal, or ``postgresql://user:password@host/name``.
 
     Raises
     ------
     InputError
-        The URL is not one, or its driver is not installed.
+        The URL is invalid, or its driver is not installed.
     WorkError
         The file cannot be written, or the database cannot be reached.
     """
     if is_url(address):
-        return _database(str(address))
+        return _open_database(str(address))
     from optuna.storages import BaseStorage, JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
@@ -61,11 +61,11 @@ def storage_at(address: Address) -> "BaseStorage":
 
 
 @contextmanager
-def closing(address: Address) -> "Iterator[BaseStorage]":
-    """A storage that is closed in the end, unless it was open already; see :func:`storage_at`."""
+def opened_storage(address: Address) -> "Iterator[BaseStorage]":
+    """Open a storage for a context (:func:`open_storage`); one that is open stays open."""
     from optuna.storages import RDBStorage
 
-    storage = storage_at(address)
+    storage = open_storage(address)
     try:
         yield storage
     finally:
@@ -74,30 +74,30 @@ def closing(address: Address) -> "Iterator[BaseStorage]":
             storage.engine.dispose()
 
 
-def _database(url: str) -> "BaseStorage":
+def _open_database(url: str) -> "BaseStorage":
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-    for left in reversed(range(TABLES_TRIES)):
+    for tries_left in reversed(range(MAX_TABLE_TRIES)):
         try:
-            return _opened(POSTGRES.sub("postgresql+psycopg://", url))
+            return _rdb_storage(POSTGRES.sub("postgresql+psycopg://", url))
         except ImportError:
             raise InputError(
-                f"{shown(url)} needs a database driver; for PostgreSQL install it with "
+                f"{without_password(url)} needs a database driver; for PostgreSQL install it with "
                 f"`{installing('psycopg')}`"
             ) from None
         except (ArgumentError, NoSuchModuleError, ValueError) as error:
             raise InputError(
                 "`--storage` must be a path or postgresql://user:password@host/database, but got "
-                f"{shown(url)} ({_first_line(error)})"
+                f"{without_password(url)} ({_first_line(error)})"
             ) from None
         except SQLAlchemyError as error:
-            if not left or not _is_race(error):
-                raise unreachable(url, error) from error
+            if not tries_left or not _is_race(error):
+                raise unreachable_error(url, error) from error
             time.sleep(PAUSE / 4)
-    raise AssertionError("the last try returns or raises")
+    raise AssertionError("the last try returns or raises")  # for the type checker
 
 
-def _opened(url: str) -> "BaseStorage":
+def _rdb_storage(url: str) -> "BaseStorage":
     from optuna.storages import RDBStorage
 
     options: dict[str, object] = {"pool_pre_ping": True}
@@ -109,46 +109,53 @@ def _opened(url: str) -> "BaseStorage":
 
 
 def _is_race(error: Exception) -> bool:
-    """Another worker made the same table a moment ago."""
+    """Return whether another worker has just created the same table."""
     from sqlalchemy.exc import IntegrityError, ProgrammingError
 
     return isinstance(error, IntegrityError | ProgrammingError)
 
 
-def unreachable(address: Address, error: BaseException) -> WorkError:
-    """One line for a storage that does not answer."""
+def unreachable_error(address: Address, error: BaseException) -> WorkError:
+    """Make the error of a storage that does not answer."""
     way_out = (
         "start the database, or check host, port, user and password"
         if is_url(address)
         else ("free space, or choose another file")
     )
     reason = _first_line(getattr(error, "__cause__", None) or error)
-    return WorkError(f"the study at {shown(address)} cannot be reached ({reason}); {way_out}")
+    return WorkError(
+        f"the study at {without_password(address)} cannot be reached ({reason}); {way_out}"
+    )
 
 
-def patiently(
+def retry_while_unreachable(
     address: Address, call: Callable[[], Result], *, patience: float | None = None
 ) -> Result:
-    """Call what uses the storage; a database that is away for a moment is waited for.
+    """Call a function that uses the storage, and retry while the database cannot be reached.
+
+    Parameters
+    ----------
+    patience
+        Seconds until an unreachable_error database is an error; None: :data:`RETRY_SECONDS`.
 
     Raises
     ------
     WorkError
-        It stayed out of reach.
+        The storage stayed unreachable_error.
     """
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
-    ends = time.monotonic() + (PATIENCE if patience is None else patience)
+    ends = time.monotonic() + (RETRY_SECONDS if patience is None else patience)
     while True:
         try:
             return call()
         except (SQLAlchemyError, StorageInternalError) as error:
             if time.monotonic() >= ends:
-                raise unreachable(address, error) from error
+                raise unreachable_error(address, error) from error
             time.sleep(PAUSE)
         except OSError as error:
-            raise unreachable(address, error) from error
+            raise unreachable_error(address, error) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,7 +1,7 @@
-"""Search a space in Optuna: the loss of every shape is known from the law, throughput is measured.
+"""The study of a search problem in Optuna: losses come from the law, throughput is measured.
 
-The space is enumerated, so feasibility is built into the parameters of the study, and no trial is
-ever infeasible. Any number of workers may ask the same question of the same storage at once.
+The space is enumerated and encoded in the parameters of the study, so that every trial is a valid
+shape. Any number of workers may run the same study in the same storage at once.
 """
 
 import hashlib
@@ -16,15 +16,14 @@ import numpy as np
 import optuna
 
 from shapelaw.search.engines._base import Engine, Measurement
-from shapelaw.search.study.claims import Claims, heartbeat_of, known_rows
-from shapelaw.search.study.problem import Question
+from shapelaw.search.study.claims import Claims, heartbeat_of, results_by_row
+from shapelaw.search.study.problem import SearchProblem
 from shapelaw.search.study.sampler import CALIBRATED, sampler_named
-from shapelaw.search.study.storage import Address, closing, patiently
+from shapelaw.search.study.storage import Address, opened_storage, retry_while_unreachable
 from shapelaw.search.time_model.model import Forecast, TimeModel
 
-# Called with the number of measured shapes so far.
-Report = Callable[[int], None]
-WAIT = 0.2  # seconds between looks while other workers measure the last shapes
+Report = Callable[[int], None]  # called with the number of shapes measured so far
+POLL_SECONDS = 0.2  # between two reads while other workers measure the last shapes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +39,8 @@ class Effort:
     sampler
         One of :data:`shapelaw.search.study.sampler.SAMPLERS`.
     together
-        Shapes that a worker claims at once, so that their repeats take turns; None: as many as
-        the engine loads at once.
+        Shapes that a worker claims at once, so that their repeats are interleaved; None: as many
+        as the engine loads at once.
     """
 
     measurements: int
@@ -52,94 +51,100 @@ class Effort:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """Results of a search: measured rows, and a time model for all the others.
+class SearchResult:
+    """Results of a search: measured rows, and a time model for all other rows.
 
-    ``known`` holds for each row that was asked for its measurement, or the engine's reason why it
-    cannot run the shape.
+    Attributes
+    ----------
+    problem
+        The search problem.
+    results
+        For each row given to the engine its measurement, or the reason why it cannot run the shape.
     """
 
-    question: Question
-    known: dict[int, Measurement | str]
+    problem: SearchProblem
+    results: dict[int, Measurement | str]
 
     @property
     def measured(self) -> dict[int, Measurement]:
-        """The rows that the engine ran."""
-        return {row: found for row, found in self.known.items() if isinstance(found, Measurement)}
+        """Return the measurements by row, without the shapes that the engine refused."""
+        return {row: each for row, each in self.results.items() if isinstance(each, Measurement)}
 
     @cached_property
     def model(self) -> TimeModel:
-        """The time model fitted to everything measured."""
+        """Return the time model fitted to all measurements."""
         rows = np.array(list(self.measured), dtype=int)
         return TimeModel.fit(
-            self.question.table.take(rows),
+            self.problem.table.take(rows),
             list(self.measured.values()),
-            self.question.workload,
-            device=self.question.device,
+            self.problem.workload,
+            device=self.problem.device,
         )
 
     @cached_property
     def forecast(self) -> Forecast:
-        """What the time model says of every row, the measured ones too."""
-        return self.model.forecast(self.question.table)
+        """Return the time model's prediction for every row, the measured ones included."""
+        return self.model.forecast(self.problem.table)
 
     @property
     def is_measured(self) -> np.ndarray:
-        """Mask of the rows that were measured, (n,); of all others only the forecast speaks."""
-        mask = np.zeros(len(self.question.table), dtype=bool)
+        """Return the mask of the measured rows, (n,)."""
+        mask = np.zeros(len(self.problem.table), dtype=bool)
         mask[list(self.measured)] = True
         return mask
 
     @property
     def rates(self) -> np.ndarray:
-        """Output tokens/s of every row, (n,): as measured, else as predicted."""
+        """Return output tokens/s of every row, (n,): as measured, or else as predicted."""
         rates = self.forecast.rate.copy()
-        for row, found in self.measured.items():
-            rates[row] = found.output_tokens_per_second
+        for row, measurement in self.measured.items():
+            rates[row] = measurement.output_tokens_per_second
         return rates
 
 
 def explore(
-    question: Question,
+    problem: SearchProblem,
     engine: Engine,
     effort: Effort,
     *,
     storage: Address,
     report: Report = lambda done: None,
-) -> Found:
-    """Measure the shapes that a study proposes, beside any other workers on the same study.
+) -> SearchResult:
+    """Measure the shapes that a study proposes, together with other workers on the same study.
 
     Raises
     ------
     InputError
-        There is no such sampler, or the storage's URL cannot be understood.
+        The sampler does not exist, or the URL of the storage is invalid.
     WorkError
         The storage cannot be reached.
     """
-    with closing(storage) as opened:
-        opening = partial(open_study, question, engine, effort, opened)
-        study = patiently(storage, opening, patience=0)
-        possible = set(np.flatnonzero(question.allowed).tolist()) | set(effort.first)
+    with opened_storage(storage) as opened:
+        opening = partial(open_study, problem, engine, effort, opened)
+        study = retry_while_unreachable(storage, opening, patience=0)
+        possible = set(np.flatnonzero(problem.allowed).tolist()) | set(effort.first)
         wanted = min(effort.measurements, len(possible))
-        claims = Claims(study, question, storage, wanted)
-        return Found(question=question, known=_searched(claims, engine, effort, report))
+        claims = Claims(study, problem, storage, wanted)
+        return SearchResult(
+            problem=problem, results=_claim_and_measure(claims, engine, effort, report)
+        )
 
 
-def _searched(
+def _claim_and_measure(
     claims: Claims, engine: Engine, effort: Effort, report: Report
 ) -> dict[int, Measurement | str]:
-    """Claim and measure until the wanted rows are known."""
-    inside = getattr(engine, "engine", engine)  # of one that keeps what it measured
-    together = effort.together or int(getattr(inside, "together", 1))
+    """Claim and measure rows until all workers together have measured the wanted number."""
+    measuring = getattr(engine, "engine", engine)  # inside a cached engine
+    together = effort.together or int(getattr(measuring, "together", 1))
     while True:
         claims.recover()
-        known = known_rows(claims.question, claims.trials())
-        report(len(known))
-        if len(known) >= claims.wanted:
-            return known
-        left = claims.wanted - len(claims.running() | set(known))
-        if left <= 0:  # others measure the last ones; if they die, their rows are free again
-            time.sleep(WAIT)
+        results = results_by_row(claims.problem, claims.trials())
+        report(len(results))
+        if len(results) >= claims.wanted:
+            return results
+        left = claims.wanted - len(claims.running() | set(results))
+        if left <= 0:  # others measure the last rows; if they die, the rows are free again
+            time.sleep(POLL_SECONDS)
             continue
         busy = claims.busy()
         for row in dict.fromkeys(effort.first):
@@ -151,48 +156,48 @@ def _searched(
                 taken += claims.take()
             if taken:
                 _measure(claims, taken, engine)
-        except BaseException:  # whatever interrupts, no row stays claimed
+        except BaseException:  # no row stays claimed after an interrupt
             claims.withdraw([trial for trial, _ in taken], again=True)
             raise
 
 
 def open_study(
-    question: Question, engine: Engine, effort: Effort, storage: optuna.storages.BaseStorage
+    problem: SearchProblem, engine: Engine, effort: Effort, storage: optuna.storages.BaseStorage
 ) -> optuna.Study:
-    """The study of a question: made, or continued where it exists.
+    """Create the study of a search problem, or continue it where it exists.
 
     Raises
     ------
     InputError
-        There is no such sampler.
+        The sampler does not exist.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = sampler_named(effort.sampler, question, effort.seed)
+    sampler = sampler_named(effort.sampler, problem, effort.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study = optuna.create_study(
-            study_name=study_name(question, engine),
+            study_name=study_name(problem, engine),
             storage=storage,
             sampler=sampler,
-            directions=question.directions,
+            directions=problem.directions,
             load_if_exists=True,
         )
-        study.set_metric_names(question.metric_names)
+        study.set_metric_names(problem.metric_names)
     return study
 
 
-def study_name(question: Question, engine: Engine) -> str:
-    """The name under which all workers find the study of a question."""
-    key = hashlib.sha256(question.grid.fields.tobytes() + question.losses.tobytes())
-    key.update(json.dumps(question.identity(engine.label)).encode())
+def study_name(problem: SearchProblem, engine: Engine) -> str:
+    """Return the name under which all workers find the study of a search problem."""
+    key = hashlib.sha256(problem.encoding.fields.tobytes() + problem.losses.tobytes())
+    key.update(json.dumps(problem.identity(engine.label)).encode())
     return f"shapelaw-{key.hexdigest()[:12]}"
 
 
 def _measure(claims: Claims, taken: Sequence[tuple[optuna.Trial, int]], engine: Engine) -> None:
-    """Measure claimed rows in turns and record them."""
-    question = claims.question
+    """Measure claimed rows together and record their results."""
+    problem = claims.problem
     with heartbeat_of(trial for trial, _ in taken):
-        shapes = [question.table[row] for _, row in taken]
-        results = engine.measure_all(shapes, question.workload)
+        shapes = [problem.table[row] for _, row in taken]
+        results = engine.measure_all(shapes, problem.workload)
     for (trial, row), result in zip(taken, results, strict=True):
         claims.record(trial, row, result)

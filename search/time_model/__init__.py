@@ -1,4 +1,4 @@
-"""A model of serving time, fitted to an engine's measurements.
+"""The model of serving time that is fitted to an engine's measurements.
 
 Imports engines.
 """

@@ -1,4 +1,4 @@
-"""Cross-validation of a time model: its error on shapes that it has not seen."""
+"""Cross-validation of a time model: its errors on held-out shapes."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,21 +16,23 @@ if TYPE_CHECKING:
     from shapelaw.search.engines.accelerators import Hardware
     from shapelaw.search.workload import Workload
 
-FEWEST = 3
+MIN_MEASUREMENTS = 3
+MAX_DEFAULT_FOLDS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossValidation:
-    """Measured and predicted output tokens/s, each shape predicted by a model that did not see it.
+    """Measured output tokens/s, and predictions by models fitted without the predicted shape.
 
     Attributes
     ----------
     measured, predicted, deviation
-        Tokens/s, and the predicted standard deviation of ln tokens/s, in the order of the table.
+        Output tokens/s, measured and predicted, and the predicted standard deviation of ln
+        tokens/s, in the order of the table, (n,) each.
     mape
-        Mean absolute error as a fraction of what was measured.
+        Mean absolute error as a fraction of the measured speed.
     spearman
-        Rank correlation; NaN where all shapes are equally fast.
+        Spearman's rank correlation; NaN where all shapes are equally fast.
     coverage
         Fraction of the shapes inside their 95 % interval.
     """
@@ -43,7 +45,7 @@ class CrossValidation:
     coverage: float
 
     def figures(self) -> dict[str, float]:
-        """Return the three figures by name."""
+        """Return MAPE, rank correlation and coverage by name."""
         names = ("mape", "spearman", "coverage")
         return {name: value for name, value in asdict(self).items() if name in names}
 
@@ -57,15 +59,17 @@ def cross_validate(
     device: "Hardware | None" = None,
     seed: int = 0,
 ) -> CrossValidation:
-    """Predict each fold of the measured shapes by a time model fitted without it.
+    """Predict the speed of each fold of the measured shapes by a time model fitted without it.
 
     Parameters
     ----------
     table, measurements
         The measured shapes, in order.
     folds
-        Parts of equal size, drawn by ``seed``; by default every shape is a fold of its own, up to
-        20 folds.
+        Number of folds of equal size, drawn by ``seed``; None: leave-one-out, but at most
+        :data:`MAX_DEFAULT_FOLDS` folds.
+    device
+        Hardware whose roofline is the prior.
 
     Raises
     ------
@@ -73,11 +77,12 @@ def cross_validate(
         There are too few measurements.
     """
     count = len(measurements)
-    if count < FEWEST:
+    if count < MIN_MEASUREMENTS:
         raise InputError(
-            f"held-out errors need `measurements >= {FEWEST}`, but got {count}; measure more shapes"
+            f"held-out errors need `measurements >= {MIN_MEASUREMENTS}`, but got {count}; "
+            "measure more shapes"
         )
-    parts = np.arange(count) % min(folds or 20, count)
+    parts = np.arange(count) % min(folds or MAX_DEFAULT_FOLDS, count)
     np.random.default_rng(seed).shuffle(parts)
     mean, deviation = np.zeros(count), np.zeros(count)
     for part in np.unique(parts):
@@ -98,8 +103,8 @@ def cross_validate(
     )
 
 
-def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    ranks = rankdata(one), rankdata(other)
+def _rank_correlation(measured: np.ndarray, predicted: np.ndarray) -> float:
+    ranks = rankdata(measured), rankdata(predicted)
     if min(np.ptp(values) for values in ranks) == 0:
         return float("nan")
     return float(np.corrcoef(*ranks)[0, 1])

@@ -1,7 +1,7 @@
-"""Speeds of shapes that no engine was asked about, estimated from those that it answered.
+"""Estimated speeds of shapes that were not measured, from the measurements of others.
 
-:func:`estimate` fits the time model (:mod:`shapelaw.search.time_model.model`) to the answers. What
-it predicts is marked ``time model`` wherever it is shown.
+:func:`estimate` fits the time model (:mod:`shapelaw.search.time_model.model`) to an engine's
+measurements. Its predictions are marked ``time model`` wherever they are shown.
 """
 
 from collections.abc import Mapping
@@ -18,9 +18,14 @@ from shapelaw.search.workload import Workload
 
 @dataclass(frozen=True, kw_only=True)
 class Estimates:
-    """Output tokens/s, TTFT and TPOT of every shape of a table, (n,); NaN where it does not fit.
+    """Estimated speeds of every shape of a table, (n,) each; NaN where it exceeds the memory.
 
-    ``deviation`` is the standard deviation of ln tokens/s, (n,).
+    Attributes
+    ----------
+    rate, deviation
+        Output tokens/s, and the standard deviation of their natural logarithm.
+    ttft, tpot
+        Seconds to the first token and per output token after it.
     """
 
     engine: Engine
@@ -31,7 +36,7 @@ class Estimates:
     tpot: np.ndarray
 
     def measurement(self, row: int) -> Measurement:
-        """Return one row as an engine would have answered it, marked as the time model's."""
+        """Return the estimate of one row as a measurement of kind ``time model``."""
         return Measurement.predicted(
             self.workload,
             engine=f"{TIME_MODEL} of {self.engine.label}",
@@ -47,12 +52,18 @@ class Estimates:
 
 def estimate(
     table: ShapeTable,
-    found: Mapping[int, Measurement | str],
+    results: Mapping[int, Measurement | str],
     engine: Engine,
     workload: Workload,
 ) -> Estimates:
-    """Predict the speed of every shape of a table from the rows that an engine answered."""
-    measured = {row: result for row, result in found.items() if isinstance(result, Measurement)}
+    """Predict the speed of every shape of a table from the measurements of some rows.
+
+    Parameters
+    ----------
+    results
+        By row, the measurement, or the engine's reason why it cannot run the shape.
+    """
+    measured = {row: result for row, result in results.items() if isinstance(result, Measurement)}
     rows, device = np.array(list(measured), dtype=int), device_of(engine)
     model = TimeModel.fit(table.take(rows), list(measured.values()), workload, device=device)
     forecast = model.forecast(table)

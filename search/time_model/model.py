@@ -1,11 +1,11 @@
-"""A time model fitted to measurements: it predicts the speed of shapes that were not measured.
+"""The time model, which predicts the speed of shapes from the measurements of others.
 
 ln(seconds of a stage) = ln(terms · θ) + features · w + noise, with θ ≥ 0 (bytes over bandwidth,
 FLOPs over peak, per layer, per step; see :mod:`shapelaw.search.time_model.terms`). θ is the robust
-least-squares solution on log seconds, kept near a prior; around it the model is linear, so that the
-spread of θ and of the ridge weights w gives every prediction a standard deviation. The sizes of w
-and of the noise are those that make the measurements most likely (empirical Bayes). With no
-measurement, the prior speaks: the roofline of a device.
+least-squares solution on ln seconds, penalised for leaving its prior, the roofline of a device. The
+model is linearised around θ, so that the posterior of θ and of the ridge weights w gives every
+prediction a standard deviation. The standard deviations of w and of the noise maximise the
+marginal likelihood of the measurements (empirical Bayes).
 """
 
 from collections.abc import Sequence
@@ -31,19 +31,24 @@ if TYPE_CHECKING:
     from shapelaw.search.engines.accelerators import Hardware
     from shapelaw.search.workload import Workload
 
-EXPECTED_MISFIT = 0.1  # of the terms alone, in ln seconds; what is far beyond counts less
-FEATURE_SD, NOISE_SD = 0.1, 0.03  # where there is too little to learn them from
-LEARNABLE = 6  # measurements from which both are learned
+EXPECTED_MISFIT = 0.1  # of the terms alone, in ln seconds; larger residuals are downweighted
+FEATURE_SD, NOISE_SD = 0.1, 0.03  # used with fewer than MIN_TO_LEARN measurements
+MIN_TO_LEARN = 6  # measurements from which both standard deviations are estimated
 CHUNK = 1 << 16  # rows predicted at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What the time model says of each shape of a table, (n,) each.
+    """Predictions of the time model for each shape of a table, (n,) each.
 
-    ``rate`` is output tokens/s (the median), ``deviation`` the standard deviation of its natural
-    logarithm; ``ttft`` and ``tpot`` are seconds, with ``ttft_deviation`` and ``tpot_deviation`` of
-    their logarithms.
+    Attributes
+    ----------
+    rate, deviation
+        Median output tokens/s, and the standard deviation of their natural logarithm.
+    ttft, tpot
+        Seconds to the first token and per output token after it.
+    ttft_deviation, tpot_deviation
+        Standard deviations of the natural logarithms of both.
     """
 
     rate: np.ndarray
@@ -55,31 +60,31 @@ class Forecast:
 
     @property
     def low(self) -> np.ndarray:
-        """Lower end of the 95 % interval of output tokens/s."""
+        """Return the lower end of the 95 % interval of output tokens/s."""
         return np.asarray(self.rate * np.exp(-1.96 * self.deviation))
 
     @property
     def high(self) -> np.ndarray:
-        """Upper end of the 95 % interval of output tokens/s."""
+        """Return the upper end of the 95 % interval of output tokens/s."""
         return np.asarray(self.rate * np.exp(1.96 * self.deviation))
 
 
 @dataclass(frozen=True)
 class TimeStage:
-    """One stage of serving: its terms and features at the measured shapes, and what was learned.
+    """The fitted model of one stage of serving, prefill or decode.
 
     Attributes
     ----------
     terms, features
-        Of the shapes that were measured, (n, 5) and (n, p).
+        Terms and features of the measured shapes, (n, 5) and (n, p).
     residual
         ln(measured seconds) minus ln(terms · θ), (n,).
     variances
-        Of the measurements themselves, in ln seconds, (n,).
+        Variances of the measurements, in ln seconds, (n,).
     seconds
-        θ: seconds per unit of each term.
+        θ: seconds per unit of each term, (5,).
     feature_sd, noise_sd
-        Prior standard deviation of the ridge weights, and of what nothing explains.
+        Prior standard deviations of the ridge weights and of the noise, in ln seconds.
     """
 
     prior: Prior
@@ -96,49 +101,49 @@ class TimeStage:
         cls, prior: Prior, terms: np.ndarray, features: np.ndarray, measured: np.ndarray,
         variances: np.ndarray,
     ) -> "TimeStage":  # fmt: skip
-        """Fit to seconds, (n,), with the variances of their logarithms; n may be 0."""
-        seconds = _coefficients(prior, terms, np.log(measured))
+        """Fit to measured seconds, (n,), with the variances of their logarithms; n may be 0."""
+        seconds = _fit_coefficients(prior, terms, np.log(measured))
         residual = np.log(measured) - np.log(terms @ seconds)
         start = cls(prior, terms, features, residual, variances, seconds, FEATURE_SD, NOISE_SD)
-        return start.learned() if len(measured) >= LEARNABLE else start
+        return start.with_estimated_deviations() if len(measured) >= MIN_TO_LEARN else start
 
-    def learned(self) -> "TimeStage":
-        """The same with the spreads that make the measurements most likely."""
+    def with_estimated_deviations(self) -> "TimeStage":
+        """Return the model with the standard deviations of the largest marginal likelihood."""
         sizes = np.log([FEATURE_SD, NOISE_SD])
 
         def cost(logs: np.ndarray) -> float:
-            stage = self._with(*np.exp(logs))
+            stage = self._with_deviations(*np.exp(logs))
             factor, _ = stage._factor
             half = np.log(np.diag(factor)).sum()
-            # A weak pull towards the usual sizes keeps six measurements from saying "no noise".
-            pull = ((logs - sizes) ** 2).sum() / (2 * 1.5**2)
-            return float(stage._offset @ stage._weights / 2 + half + pull)
+            # A weak prior at the usual sizes: six measurements alone may fit without noise.
+            penalty = ((logs - sizes) ** 2).sum() / (2 * 1.5**2)
+            return float(stage._centred_residual @ stage._weights / 2 + half + penalty)
 
         best = minimize(cost, sizes, method="L-BFGS-B", bounds=[(-7.0, 0.0), (-7.0, 0.0)])
-        return self._with(*np.exp(best.x))
+        return self._with_deviations(*np.exp(best.x))
 
-    def _with(self, feature_sd: float, noise_sd: float) -> "TimeStage":
+    def _with_deviations(self, feature_sd: float, noise_sd: float) -> "TimeStage":
         return TimeStage(
             self.prior, self.terms, self.features, self.residual, self.variances, self.seconds,
             float(feature_sd), float(noise_sd),
         )  # fmt: skip
 
     def predict(self, terms: np.ndarray, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of ln seconds, (n,) each, noise of one shape included."""
+        """Predict the mean and standard deviation of ln seconds, (n,) each, noise included."""
         sensitivity = self._design(terms, features)
-        mean = np.log(terms @ self.seconds) + sensitivity @ self._shift
+        mean = np.log(terms @ self.seconds) + sensitivity @ self._posterior_mean
         variance = (sensitivity**2).sum(axis=1) + self.noise_sd**2
         if len(self.residual):
-            shared = sensitivity @ self._own.T
+            shared = sensitivity @ self._design_matrix.T
             factor, _ = self._factor
             explained = solve_triangular(factor, shared.T, lower=True)
             variance -= (explained**2).sum(axis=0)
         return mean, np.sqrt(np.maximum(variance, 1e-12))
 
-    def believing(self, terms: np.ndarray, features: np.ndarray) -> "TimeStage":
-        """The same model as if shapes had been measured exactly as predicted.
+    def with_predictions_as_data(self, terms: np.ndarray, features: np.ndarray) -> "TimeStage":
+        """Return the model with the predictions for some shapes added as measurements.
 
-        Its predictions stay where they are; near those shapes they are surer.
+        Its mean predictions stay the same, and their standard deviations near those shapes shrink.
         """
         mean, _ = self.predict(terms, features)
         return TimeStage(
@@ -153,54 +158,61 @@ class TimeStage:
         )
 
     def _design(self, terms: np.ndarray, features: np.ndarray) -> np.ndarray:
-        """Rows of the linear model, scaled so that every weight has a standard normal prior."""
+        """Make the design matrix, scaled so that every weight has a standard normal prior."""
         parts = terms * self.seconds
         shares = parts / parts.sum(axis=1, keepdims=True)
         return np.concatenate([shares * self.prior.deviations, features * self.feature_sd], axis=1)
 
     @cached_property
-    def _own(self) -> np.ndarray:
+    def _design_matrix(self) -> np.ndarray:
         return self._design(self.terms, self.features)
 
     @cached_property
     def _factor(self) -> tuple[np.ndarray, bool]:
         noise = self.noise_sd**2 + self.variances
-        factor, lower = cho_factor(self._own @ self._own.T + np.diag(noise), lower=True)
+        factor, lower = cho_factor(
+            self._design_matrix @ self._design_matrix.T + np.diag(noise), lower=True
+        )
         return factor, lower
 
     @cached_property
-    def _start(self) -> np.ndarray:
-        """The prior mean of the weights: θ is not where the prior put it."""
+    def _prior_mean(self) -> np.ndarray:
+        """Return the prior mean of the weights, which is not 0 because θ differs from its prior."""
         moved = np.log(self.prior.seconds / self.seconds) / self.prior.deviations
         return np.concatenate([moved, np.zeros(self.features.shape[1])])
 
     @cached_property
-    def _offset(self) -> np.ndarray:
-        return np.asarray(self.residual - self._own @ self._start)
+    def _centred_residual(self) -> np.ndarray:
+        return np.asarray(self.residual - self._design_matrix @ self._prior_mean)
 
     @cached_property
     def _weights(self) -> np.ndarray:
-        return np.asarray(cho_solve(self._factor, self._offset))
+        return np.asarray(cho_solve(self._factor, self._centred_residual))
 
     @cached_property
-    def _shift(self) -> np.ndarray:
-        """The posterior mean of the weights."""
+    def _posterior_mean(self) -> np.ndarray:
+        """Return the posterior mean of the weights."""
         if not len(self.residual):
-            return self._start
-        return np.asarray(self._start + self._own.T @ self._weights)
+            return self._prior_mean
+        return np.asarray(self._prior_mean + self._design_matrix.T @ self._weights)
 
 
 @dataclass(frozen=True)
 class TimeModel:
-    """Speed of every shape under a workload, from the measurements of a few.
+    """The time model of one engine and workload, made by :meth:`fit`.
 
-    Make it with :meth:`fit`.
+    Attributes
+    ----------
+    prefill, decode
+        Models of both stages.
+    first_token
+        Ratio of TTFT to the seconds of the prefill, as the parts of the total time give them.
     """
 
     workload: "Workload"
     prefill: TimeStage
     decode: TimeStage
-    first_token: float = 1.0  # TTFT over the seconds that prefill takes of the whole
+    first_token: float = 1.0
 
     @classmethod
     def fit(
@@ -211,14 +223,14 @@ class TimeModel:
         *,
         device: "Hardware | None" = None,
     ) -> "TimeModel":
-        """Fit to the measurements of the shapes of a table, in order; both may be empty.
+        """Fit the model to the measurements of the shapes of a table, in order; both may be empty.
 
         Parameters
         ----------
         device
-            Whose roofline is the prior; by default a vague guess at a processor's core.
+            Hardware whose roofline is the prior; None: a wide prior for a processor's core.
         """
-        parts = np.array([_parts(measurement, workload) for measurement in measurements])
+        parts = np.array([_stage_seconds(measurement, workload) for measurement in measurements])
         parts = parts.reshape(-1, 3)
         features = alignment_features(table)
         before, during = priors(workload, device)
@@ -235,12 +247,12 @@ class TimeModel:
         )
 
     def predict(self, table: "ShapeTable") -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of ln output tokens/s, (n,) each."""
+        """Predict the mean and standard deviation of ln output tokens/s, (n,) each."""
         forecast = self.forecast(table)
         return np.log(forecast.rate), forecast.deviation
 
     def forecast(self, table: "ShapeTable") -> Forecast:
-        """Predict every shape of a table."""
+        """Predict the speed of every shape of a table."""
         pieces = [
             self._stages(table.take(np.arange(begin, min(begin + CHUNK, len(table)))))
             for begin in range(0, max(len(table), 1), CHUNK)
@@ -250,7 +262,7 @@ class TimeModel:
         work = self.workload
         return Forecast(
             rate=work.concurrency * work.output_tokens / total,
-            # Both stages run the same matrices: they err together, so their deviations add.
+            # Both stages run the same matrices: their errors correlate, so their deviations add.
             deviation=(before * before_sd + during * during_sd) / total,
             ttft=before * self.first_token,
             tpot=during / (work.output_tokens - 1),
@@ -258,29 +270,33 @@ class TimeModel:
             tpot_deviation=during_sd,
         )
 
-    def believing(self, table: "ShapeTable") -> "TimeModel":
-        """The same model as if the shapes of a table had been measured as predicted."""
+    def with_predictions_as_data(self, table: "ShapeTable") -> "TimeModel":
+        """Return the model with the predictions for the shapes of a table added as measurements.
+
+        With it, parallel workers propose different shapes (the kriging believer of Ginsbourger, Le
+        Riche and Carraro, 2010).
+        """
         features = alignment_features(table)
         return TimeModel(
             self.workload,
-            self.prefill.believing(prefill_terms(table, self.workload), features),
-            self.decode.believing(decode_terms(table, self.workload), features),
+            self.prefill.with_predictions_as_data(prefill_terms(table, self.workload), features),
+            self.decode.with_predictions_as_data(decode_terms(table, self.workload), features),
             self.first_token,
         )
 
     def _stages(self, table: "ShapeTable") -> np.ndarray:
-        """Seconds of prefill, their deviation, seconds of decode, their deviation, (4, n)."""
+        """Predict the seconds of prefill and decode, each with its deviation in ln, (4, n)."""
         features = alignment_features(table)
         before, before_sd = self.prefill.predict(prefill_terms(table, self.workload), features)
         during, during_sd = self.decode.predict(decode_terms(table, self.workload), features)
         return np.stack([np.exp(before), before_sd, np.exp(during), during_sd])
 
 
-def _parts(measurement: "Measurement", workload: "Workload") -> tuple[float, float, float]:
-    """Seconds of prefill and of decode, which add up to the whole, and the variance of their logs.
+def _stage_seconds(measurement: "Measurement", workload: "Workload") -> tuple[float, float, float]:
+    """Split the total seconds into prefill and decode; also return the variance of their logs.
 
-    An engine's TTFT and TPOT may overlap (continuous batching): they share out the seconds that
-    the output tokens/s say.
+    TTFT and TPOT of an engine may overlap (continuous batching), so only their ratio is used; the
+    total follows from the output tokens/s.
     """
     rate = measurement.output_tokens_per_second
     total = workload.concurrency * workload.output_tokens / rate
@@ -290,23 +306,23 @@ def _parts(measurement: "Measurement", workload: "Workload") -> tuple[float, flo
     return total * share, total * (1 - share), error**2
 
 
-def _coefficients(prior: Prior, terms: np.ndarray, logs: np.ndarray) -> np.ndarray:
-    """Seconds per unit of each term, non-negative: robust on log seconds, kept near the prior."""
+def _fit_coefficients(prior: Prior, terms: np.ndarray, logs: np.ndarray) -> np.ndarray:
+    """Fit the non-negative seconds per unit of each term by penalised robust regression."""
     if not len(logs):
         return prior.seconds
 
-    def apart(moved: np.ndarray) -> np.ndarray:
+    def residuals(moved: np.ndarray) -> np.ndarray:
         seconds = prior.seconds * np.exp(moved * prior.deviations)
         return np.concatenate([(np.log(terms @ seconds) - logs) / EXPECTED_MISFIT, moved])
 
-    def slope(moved: np.ndarray) -> np.ndarray:
+    def jacobian(moved: np.ndarray) -> np.ndarray:
         parts = terms * prior.seconds * np.exp(moved * prior.deviations)
         shares = parts / parts.sum(axis=1, keepdims=True) * prior.deviations / EXPECTED_MISFIT
         return np.concatenate([shares, np.eye(len(moved))])
 
     start = np.zeros(len(prior.seconds))
-    # Everything is off by one factor at first: begin where the whole is right.
-    whole = np.median(logs - np.log(terms @ prior.seconds))
-    start += whole / prior.deviations
-    best = least_squares(apart, start, jac=slope, loss="soft_l1", max_nfev=200)
+    # Start at the common factor that fits the total, because the prior may be off by one.
+    common = np.median(logs - np.log(terms @ prior.seconds))
+    start += common / prior.deviations
+    best = least_squares(residuals, start, jac=jacobian, loss="soft_l1", max_nfev=200)
     return np.asarray(prior.seconds * np.exp(best.x * prior.deviations))

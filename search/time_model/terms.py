@@ -1,8 +1,8 @@
-"""What the seconds of a shape are made of: the columns that the time model weighs.
+"""Terms and features of the time model.
 
-Each stage of serving (prefill, decode) takes a sum of bytes over a bandwidth, FLOPs over a peak, a
-constant per layer and a constant per step. What such a sum cannot say (matrices off the grid of the
-hardware's tiles, small heads) is left to the alignment features.
+The seconds of each stage of serving (prefill, decode) are a sum of bytes over a bandwidth, FLOPs
+over a peak, a constant per layer and a constant per step. Effects outside of this sum (matrix sizes
+that do not fill the hardware's tiles, small heads) are left to the alignment features.
 """
 
 from dataclasses import dataclass
@@ -18,19 +18,24 @@ if TYPE_CHECKING:
 
 DECODE_TERMS = ("weight bytes", "cache bytes", "FLOPs", "layers", "steps")
 PREFILL_TERMS = ("weight bytes", "matrix FLOPs", "attention FLOPs", "layers", "steps")
-# A first guess in seconds per unit, and the standard deviation of its logarithm. Without published
-# figures: a core of a present processor, within two powers of e either way.
+# Prior medians, and standard deviations of the natural logarithm. Without published figures the
+# prior is a core of a current processor, uncertain by a factor of e² either way.
 UNKNOWN_BANDWIDTH, UNKNOWN_PEAK = 2e10, 5e10
 UNKNOWN_SD = 2.0
-ROOF_SD = 0.7  # kernels reach a third to all of published figures
+ROOF_SD = 0.7  # kernels reach between a third and all of the published figures
 LAYER_SECONDS, STEP_SECONDS, CALL_SD = 2e-5, 2e-5, 1.5
 
 
 @dataclass(frozen=True)
 class Prior:
-    """What the coefficients of a stage are thought to be before anything is measured.
+    """Prior of the coefficients of a stage.
 
-    ``seconds`` per unit of each term, ``deviations`` of their natural logarithms.
+    Attributes
+    ----------
+    seconds
+        Prior medians in seconds per unit of each term, (5,).
+    deviations
+        Standard deviations of their natural logarithms, (5,).
     """
 
     seconds: np.ndarray
@@ -38,7 +43,7 @@ class Prior:
 
 
 def priors(workload: Workload, device: "Hardware | None") -> tuple[Prior, Prior]:
-    """For prefill and decode: the roofline of a device, or a vague guess where there is none."""
+    """Return the priors of prefill and decode: a device's roofline; None: a wide prior."""
     bandwidth, peak, spread = UNKNOWN_BANDWIDTH, UNKNOWN_PEAK, UNKNOWN_SD
     if device is not None:
         bandwidth, spread = device.bandwidth, ROOF_SD
@@ -52,7 +57,7 @@ def priors(workload: Workload, device: "Hardware | None") -> tuple[Prior, Prior]
 
 
 def prefill_terms(table: ShapeTable, workload: Workload) -> np.ndarray:
-    """Units of each prefill term, (n, 5): all prompts at their mean causal context."""
+    """Count the units of each prefill term, (n, 5), for all prompts at their mean context."""
     prompt = workload.concurrency * workload.input_tokens
     matrices = table.forward_flops(0) * prompt
     attention = (table.forward_flops(workload.input_tokens / 2) - table.forward_flops(0)) * prompt
@@ -62,7 +67,7 @@ def prefill_terms(table: ShapeTable, workload: Workload) -> np.ndarray:
 
 
 def decode_terms(table: ShapeTable, workload: Workload) -> np.ndarray:
-    """Units of each decode term, (n, 5): all steps after the first token, at the mean context."""
+    """Count the units of each decode term, (n, 5), for all steps after the first token."""
     steps = workload.output_tokens - 1
     context = workload.input_tokens + workload.output_tokens / 2
     weights = table.weight_bytes(workload.bytes_per_value)
@@ -73,14 +78,14 @@ def decode_terms(table: ShapeTable, workload: Workload) -> np.ndarray:
 
 
 def alignment_features(table: ShapeTable) -> np.ndarray:
-    """Features of the residual, (n, 15), each of the order of one.
+    """Compute the features of the residual, (n, 15), each of order one.
 
-    Where d and f stand within the tiles of matrix kernels, and logarithms (in octaves) of the
-    head dimension, depth, widths and ratios, with squares of those that bend.
+    They are remainders of d and f within the tiles of matrix kernels, and base-2 logarithms of
+    head dimension, depth, widths and ratios, with squares of depth and hidden size.
     """
     width = table.num_attention_heads * table.head_dim
     kv_width = table.num_key_value_heads * table.head_dim
-    hidden, wide = table.hidden_size, table.intermediate_size
+    hidden, mlp_width = table.hidden_size, table.intermediate_size
     logs = np.log2(
         np.stack(
             [
@@ -90,7 +95,7 @@ def alignment_features(table: ShapeTable) -> np.ndarray:
                 table.num_attention_heads / 16,
                 table.gqa,
                 hidden / 1024,
-                wide / hidden,
+                mlp_width / hidden,
                 width / hidden,
             ],
             axis=1,
@@ -99,12 +104,12 @@ def alignment_features(table: ShapeTable) -> np.ndarray:
     steps = np.stack(
         [
             hidden % 128 / 128,
-            wide % 256 / 256,
+            mlp_width % 256 / 256,
             hidden % 16 > 0,
-            wide % 16 > 0,
+            mlp_width % 16 > 0,
             width % 64 > 0,
         ],
         axis=1,
     )
-    bent = logs[:, [1, 5]] ** 2 / 10
-    return np.concatenate([logs / 2, steps, bent], axis=1)
+    squares = logs[:, [1, 5]] ** 2 / 10
+    return np.concatenate([logs / 2, steps, squares], axis=1)

@@ -16,13 +16,13 @@ import regret_table
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.search.engines._timed import Server, TimedEngine, Timing
-from shapelaw.search.study.problem import Question
+from shapelaw.search.study.problem import SearchProblem
 from shapelaw.search.workload import Workload, parse_workload
 
 SHAPES = regret_table.SPACE.enumerate()
 TABLE = SHAPES.take(np.arange(0, len(SHAPES), len(SHAPES) // 150))
 LOSSES = 1.3 - np.log(TABLE.n_non_embedding / 450_000) / 10 + (TABLE.hidden_size / 150 - 1) ** 2 / 9
-ASKED = Question(table=TABLE, losses=LOSSES, workload=parse_workload(regret_table.WORKLOAD))
+ASKED = SearchProblem(table=TABLE, losses=LOSSES, workload=parse_workload(regret_table.WORKLOAD))
 
 
 class Instant(TimedEngine):

@@ -1,4 +1,4 @@
-"""An engine that answers from a formula."""
+"""An engine whose speeds follow a formula."""
 
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
@@ -7,9 +7,9 @@ from shapelaw.search.workload import Workload
 
 
 class FakeEngine(Engine):
-    """An engine of this test: speed is a formula, and every call is counted.
+    """An engine whose speed follows a formula and that records its calls.
 
-    ``refuse`` and ``stop_at`` make it fail as real ones do.
+    It refuses shapes with ``refuse`` key-value heads, and is interrupted at call ``stop_at``.
     """
 
     name, kind = "fake", "predicted"

@@ -10,7 +10,7 @@ from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.space.space import Space
 from shapelaw.search.engines._base import Engine, Measurement
-from shapelaw.search.study.problem import Question
+from shapelaw.search.study.problem import SearchProblem
 from shapelaw.search.time_model.terms import decode_terms, prefill_terms
 from shapelaw.search.workload import Workload, parse_workload
 
@@ -26,16 +26,16 @@ PREFILL = np.array([5e-11, 2e-11, 9e-11, 2e-5, 3e-5])
 DECODE = np.array([4e-11, 1e-10, 5e-11, 4e-5, 2e-5])
 
 
-def question(**options: object) -> Question:
-    """The made-up question, with other fields where given."""
+def made_up_problem(**options: object) -> SearchProblem:
+    """Make the made-up search problem, with other fields where given."""
     usual: dict[str, object] = {"table": TABLE, "losses": LOSSES, "workload": WORKLOAD}
-    return Question(**(usual | options))  # type: ignore[arg-type]
+    return SearchProblem(**(usual | options))  # type: ignore[arg-type]
 
 
 def true_seconds(
     table: ShapeTable, workload: Workload, *, misfit: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds of prefill and decode: a time model, slower off a grid of 48 by ``misfit``."""
+    """Compute the true seconds of prefill and decode, slower off a grid of 48 by ``misfit``."""
     slower = 1 + misfit * (table.hidden_size % 48 > 0) + misfit * (table.head_dim < 16)
     return (
         prefill_terms(table, workload) @ PREFILL * slower,
@@ -47,7 +47,7 @@ def measured(
     table: ShapeTable, workload: Workload = WORKLOAD, *, noise: float = 0.0, misfit: float = 0.0,
     seed: int = 0,
 ) -> list[Measurement]:  # fmt: skip
-    """What an engine of that truth measures."""
+    """Make the measurements of an engine with the true seconds."""
     draw = np.random.default_rng(seed)
     found = []
     for prefill, decode in zip(*true_seconds(table, workload, misfit=misfit), strict=True):
@@ -60,7 +60,7 @@ def measured(
 def measurement(
     workload: Workload, prefill: float, decode: float, *, spread: float = 0.0, repeats: int = 5
 ) -> Measurement:
-    """A measurement of given seconds; ``spread`` is half its interval, as a fraction."""
+    """Make a measurement of given seconds; ``spread`` is half its interval, as a fraction."""
     rate = workload.concurrency * workload.output_tokens / (prefill + decode)
     return Measurement(
         engine="made-up", kind="measured", workload=str(workload), device="none", version="1",
@@ -73,9 +73,9 @@ def measurement(
 
 
 class MadeUpEngine(Engine):
-    """Answers with the truth and counts what it was asked.
+    """An engine with the true speeds that records its calls.
 
-    ``refuse`` is a number of key-value heads that it cannot run; ``seconds`` is how long it takes.
+    It refuses shapes with ``refuse`` key-value heads, and a call takes ``seconds``.
     """
 
     name, kind = "made-up", "measured"

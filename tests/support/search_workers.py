@@ -1,4 +1,4 @@
-"""One worker of a search, in a process of its own that a test can kill.
+"""The program of one worker of a study, which a test can kill.
 
     python search_workers.py STORAGE LOG SECONDS WANTED [SAMPLER]
 
@@ -13,33 +13,33 @@ from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.search.engines._base import Measurement
 from shapelaw.search.study.study import Effort, explore
 from shapelaw.search.workload import Workload
-from support.made_up import MadeUpEngine, question
+from support.made_up import MadeUpEngine, made_up_problem
 
 
 class LoggingEngine(MadeUpEngine):
-    """Tells a file what it does."""
+    """A made-up engine that writes its calls to a file."""
 
     def __init__(self, log: Path, seconds: float) -> None:
         super().__init__(seconds=seconds)
         self.log = log
 
     def measure(self, shape: Shape, workload: Workload) -> Measurement:
-        self._tell("begin", shape)
+        self._log("begin", shape)
         found = super().measure(shape, workload)
-        self._tell("end", shape)
+        self._log("end", shape)
         return found
 
-    def _tell(self, what: str, shape: Shape) -> None:
+    def _log(self, what: str, shape: Shape) -> None:
         with self.log.open("a", encoding="utf-8") as file:
             file.write(f"{os.getpid()} {what} {shape}\n")
 
 
 def main() -> None:
-    """Search until the wanted rows are known."""
+    """Run the study until the wanted rows are measured."""
     storage, log, seconds, wanted, *sampler = sys.argv[1:]
     engine = LoggingEngine(Path(log), float(seconds))
     effort = Effort(measurements=int(wanted), first=[5, 0], sampler=(*sampler, "calibrated")[0])
-    explore(question(), engine, effort, storage=storage)
+    explore(made_up_problem(), engine, effort, storage=storage)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from shapelaw.search.proposals.request import (
     Serving,
     SpaceOptions,
 )
-from shapelaw.search.time_model.cross_validation import FEWEST
+from shapelaw.search.time_model.cross_validation import MIN_MEASUREMENTS
 from shapelaw.search.workload import Workload, parse_workload
 from support.fake_engine import FakeEngine
 from support.search_runs import synthetic_runs
@@ -249,7 +249,9 @@ def test_time_model_of_two_measurements_is_not_cross_validated(fitted: Fit) -> N
     found = propose(request_to(FakeEngine(), measurements=2, estimated=3), LossBasis(fit=fitted))
     kinds = [p.throughput.kind for p in found if p.throughput]
     assert kinds.count("time model") == 3
-    assert (kinds.count("predicted") < FEWEST) == (found.estimated.cross_validation is None)
+    assert (kinds.count("predicted") < MIN_MEASUREMENTS) == (
+        found.estimated.cross_validation is None
+    )
 
 
 def test_folder_of_a_search_continues_its_study(fitted: Fit, tmp_path: Path) -> None:

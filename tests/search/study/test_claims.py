@@ -1,4 +1,4 @@
-"""Several workers on one study, and workers that die."""
+"""Several workers on first study, and workers that die."""
 
 import os
 import signal
@@ -15,24 +15,24 @@ from optuna.trial import TrialState
 
 import shapelaw.search.study.claims
 from shapelaw.search.engines._base import Measurement
-from shapelaw.search.study.claims import BEATS, WORKER, Claims, heartbeat_of, known_rows
+from shapelaw.search.study.claims import BEATS, WORKER, Claims, heartbeat_of, results_by_row
 from shapelaw.search.study.sampler import result_of
-from shapelaw.search.study.storage import closing, storage_at
+from shapelaw.search.study.storage import open_storage, opened_storage
 from shapelaw.search.study.study import Effort, explore, open_study
-from support.made_up import MadeUpEngine, question
+from support.made_up import MadeUpEngine, made_up_problem
 from support.paths import ROOT, SUPPORT
 from support.postgres import Server
 from support.waiting import PATIENCE, wait_until
 
-ASKED = question()
+PROBLEM = made_up_problem()
 WANTED = 10
-ELSEWHERE = "other:boot:1/99/7"  # a process of another machine: nobody here knows if it lives
+ELSEWHERE = "second:boot:1/99/7"  # a process of another machine, whose life cannot be checked here
 
 
 def opened(storage: object, wanted: int = WANTED) -> Claims:
     effort = Effort(measurements=wanted)
-    study = open_study(ASKED, MadeUpEngine(), effort, storage)  # type: ignore[arg-type]
-    return Claims(study, ASKED, storage, wanted)  # type: ignore[arg-type]
+    study = open_study(PROBLEM, MadeUpEngine(), effort, storage)  # type: ignore[arg-type]
+    return Claims(study, PROBLEM, storage, wanted)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def storage() -> optuna.storages.InMemoryStorage:
 
 
 class Workers:
-    """Processes that search one study; whatever is left is killed at the end."""
+    """Processes that run first study; those still running are killed at the end."""
 
     def __init__(self, storage: str, log: Path) -> None:
         self.storage, self.log, self.all = storage, log, []
@@ -77,10 +77,10 @@ class Workers:
             process.communicate()
 
 
-def check_two_workers_of_which_one_is_killed(storage: str, log: Path) -> None:
+def check_kill_of_one_of_two_workers(storage: str, log: Path) -> None:
     workers = Workers(storage, log)
     try:
-        victim = workers.start(seconds=3600)  # it never ends its first measurement
+        victim = workers.start(seconds=3600)  # the victim never ends its first measurement
         workers.wait_for("begin", victim)
         survivor = workers.start(seconds=0.05)
         workers.wait_for("end", survivor, count=2)
@@ -91,35 +91,35 @@ def check_two_workers_of_which_one_is_killed(storage: str, log: Path) -> None:
         lost = {shape for process, shape in workers.lines("begin") if process == victim.pid}
     finally:
         workers.stop()
-    with closing(storage) as kept:
+    with opened_storage(storage) as kept:
         trials = opened(kept).trials()
     rows = [
         trial.user_attrs["row"] for trial in trials if isinstance(result_of(trial), Measurement)
     ]
-    assert len(rows) == len(set(rows)) == WANTED, "each is recorded once"
-    assert ended == Counter(str(ASKED.table[row]) for row in rows), "and was measured once"
-    assert lost <= set(ended), "what the killed worker had begun was measured by the other"
+    assert len(rows) == len(set(rows)) == WANTED, "each row is recorded once"
+    assert ended == Counter(str(PROBLEM.table[row]) for row in rows), "each row was measured once"
+    assert lost <= set(ended), "the survivor measured the row that the victim had begun"
     assert not [trial for trial in trials if trial.state == TrialState.RUNNING]
     assert {5, 0} <= set(rows)
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("postgres")
-def test_of_two_workers_on_postgresql_one_is_killed_and_nothing_is_lost_or_doubled(
+def test_result_on_postgresql_is_complete_after_one_of_two_workers_is_killed(
     postgres: Server, tmp_path: Path
 ) -> None:
     with postgres.connection() as connection:
         connection.execute("DROP DATABASE IF EXISTS search_killed")
         connection.execute("CREATE DATABASE search_killed")
     url = f"postgresql://ladder@127.0.0.1:{postgres.port}/search_killed"
-    check_two_workers_of_which_one_is_killed(url, tmp_path / "log")
+    check_kill_of_one_of_two_workers(url, tmp_path / "log")
 
 
 @pytest.mark.slow
-def test_of_two_workers_on_a_journal_one_is_killed_and_nothing_is_lost_or_doubled(
+def test_result_in_a_journal_is_complete_after_one_of_two_workers_is_killed(
     tmp_path: Path,
 ) -> None:
-    check_two_workers_of_which_one_is_killed(str(tmp_path / "study.log"), tmp_path / "log")
+    check_kill_of_one_of_two_workers(str(tmp_path / "study.log"), tmp_path / "log")
 
 
 @pytest.mark.slow
@@ -138,16 +138,16 @@ def test_two_workers_share_the_work_and_measure_nothing_twice(tmp_path: Path) ->
 def test_a_worker_gives_way_to_an_older_trial_of_the_same_row(
     storage: optuna.storages.InMemoryStorage,
 ) -> None:
-    one, other = opened(storage), opened(storage)
-    one.enqueue(7)
-    other.enqueue(7)
-    assert [row for _, row in one.take()] == [7]
-    assert other.take() == []
-    states = Counter(trial.state.name for trial in one.trials())
-    assert states == {"RUNNING": 1, "FAIL": 1}, "and nothing is enqueued in its place"
+    first, second = opened(storage), opened(storage)
+    first.enqueue(7)
+    second.enqueue(7)
+    assert [row for _, row in first.take()] == [7]
+    assert second.take() == []
+    states = Counter(trial.state.name for trial in first.trials())
+    assert states == {"RUNNING": 1, "FAIL": 1}, "no row is enqueued in place of the withdrawn first"
 
 
-def test_what_another_worker_measures_counts_as_taken(
+def test_row_that_another_worker_measures_is_not_claimed(
     storage: optuna.storages.InMemoryStorage,
 ) -> None:
     claims = [opened(storage) for _ in range(4)]
@@ -155,13 +155,13 @@ def test_what_another_worker_measures_counts_as_taken(
     assert len(set(rows)) == 4
 
 
-def test_no_more_is_claimed_than_is_wanted(storage: optuna.storages.InMemoryStorage) -> None:
+def test_workers_claim_no_more_rows_than_wanted(storage: optuna.storages.InMemoryStorage) -> None:
     claims = [opened(storage, wanted=2) for _ in range(3)]
     assert [len(each.take()) for each in claims] == [1, 1, 0]
 
 
 def left_behind(storage: object, **attributes: object) -> int:
-    """A trial that its worker left in the middle; its row."""
+    """Start a trial of a worker on another machine that never ends it; return its row."""
     claims = opened(storage)
     claims.enqueue(9)
     ((trial, row),) = claims.take()
@@ -170,7 +170,7 @@ def left_behind(storage: object, **attributes: object) -> int:
     return row
 
 
-def test_a_worker_elsewhere_is_left_alone_while_its_heart_beats(
+def test_trial_of_another_machine_is_kept_until_its_heartbeat_stops(
     storage: optuna.storages.InMemoryStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = left_behind(storage)
@@ -180,38 +180,40 @@ def test_a_worker_elsewhere_is_left_alone_while_its_heart_beats(
     monkeypatch.setattr(shapelaw.search.study.claims, "STALE_SECONDS", -1.0)
     claims.recover()
     assert claims.running() == set()
-    assert claims.busy() == {row}, "it waits for the next worker"
+    assert claims.busy() == {row}, "the row is enqueued for the next worker"
     assert [taken for _, taken in claims.take()] == [row]
 
 
-def test_two_that_take_back_the_same_trial_enqueue_it_once(
+def test_trial_taken_back_by_two_workers_is_enqueued_once(
     storage: optuna.storages.InMemoryStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left_behind(storage)
-    one, other = opened(storage), opened(storage)
-    stale = [trial for trial in other.trials() if trial.state == TrialState.RUNNING]
+    first, second = opened(storage), opened(storage)
+    stale = [trial for trial in second.trials() if trial.state == TrialState.RUNNING]
     monkeypatch.setattr(shapelaw.search.study.claims, "STALE_SECONDS", -1.0)
-    one.recover()
-    other._take_back(stale[0])
-    waiting = [trial for trial in one.trials() if trial.state == TrialState.WAITING]
+    first.recover()
+    second._take_back(stale[0])
+    waiting = [trial for trial in first.trials() if trial.state == TrialState.WAITING]
     assert len(waiting) == 1
 
 
-@pytest.mark.parametrize("words", ["measurement", "reason"])
-def test_a_worker_that_dies_before_the_last_word_has_its_result_kept(
-    storage: optuna.storages.InMemoryStorage, monkeypatch: pytest.MonkeyPatch, words: str
+@pytest.mark.parametrize("attribute", ["measurement", "reason"])
+def test_result_of_a_worker_that_died_before_ending_its_trial_is_kept(
+    storage: optuna.storages.InMemoryStorage, monkeypatch: pytest.MonkeyPatch, attribute: str
 ) -> None:
-    found = MadeUpEngine().measure(ASKED.table[9], ASKED.workload)
-    row = left_behind(storage, **{words: vars(found) if words == "measurement" else "too wide"})
+    found = MadeUpEngine().measure(PROBLEM.table[9], PROBLEM.workload)
+    row = left_behind(
+        storage, **{attribute: vars(found) if attribute == "measurement" else "too wide"}
+    )
     monkeypatch.setattr(shapelaw.search.study.claims, "STALE_SECONDS", -1.0)
     claims = opened(storage)
     claims.recover()
-    known = known_rows(ASKED, claims.trials())
-    assert known == {row: found if words == "measurement" else "too wide"}
+    known = results_by_row(PROBLEM, claims.trials())
+    assert known == {row: found if attribute == "measurement" else "too wide"}
     assert claims.busy() == {row}
 
 
-def test_a_dead_process_of_this_machine_is_noticed_at_once(
+def test_trial_of_a_dead_process_on_this_machine_is_taken_back_at_once(
     storage: optuna.storages.InMemoryStorage,
 ) -> None:
     from shapelaw.trainers.ledger.liveness import this_process
@@ -259,7 +261,7 @@ def test_heartbeat_of_trials_goes_on_after_an_error_of_the_storage(
     assert beats[:3] == [1, 2, 3]
 
 
-def test_what_stops_a_batch_leaves_no_row_claimed(tmp_path: Path) -> None:
+def test_interrupted_batch_leaves_no_row_claimed(tmp_path: Path) -> None:
     class Stopping(MadeUpEngine):
         def measure_all(self, shapes: object, workload: object) -> list[Measurement | str]:
             raise KeyboardInterrupt
@@ -267,10 +269,10 @@ def test_what_stops_a_batch_leaves_no_row_claimed(tmp_path: Path) -> None:
     path = tmp_path / "study.log"
     effort = Effort(measurements=6, first=[5, 0, 7], together=3)
     with pytest.raises(KeyboardInterrupt):
-        explore(ASKED, Stopping(), effort, storage=path)
-    claims = opened(storage_at(path))
+        explore(PROBLEM, Stopping(), effort, storage=path)
+    claims = opened(open_storage(path))
     assert claims.running() == set()
     assert claims.busy() == {5, 0, 7}
-    found = explore(ASKED, MadeUpEngine(), effort, storage=path)
-    assert {5, 0, 7} <= set(found.known)
-    assert len(found.known) == 6
+    found = explore(PROBLEM, MadeUpEngine(), effort, storage=path)
+    assert {5, 0, 7} <= set(found.results)
+    assert len(found.results) == 6

@@ -8,12 +8,18 @@ import pytest
 
 import shapelaw.search.study.storage
 from shapelaw.scaling.errors import InputError, WorkError
-from shapelaw.search.study.storage import closing, patiently, shown, storage_at, unreachable
+from shapelaw.search.study.storage import (
+    open_storage,
+    opened_storage,
+    retry_while_unreachable,
+    unreachable_error,
+    without_password,
+)
 from shapelaw.search.study.study import Effort, explore, study_name
-from support.made_up import MadeUpEngine, question
+from support.made_up import MadeUpEngine, made_up_problem
 from support.postgres import Server
 
-ASKED = question()
+PROBLEM = made_up_problem()
 EFFORT = Effort(measurements=3, first=[5])
 NOBODY = "postgresql://me:secret@127.0.0.1:9/search"  # the discard port: nothing listens
 
@@ -21,7 +27,7 @@ NOBODY = "postgresql://me:secret@127.0.0.1:9/search"  # the discard port: nothin
 def test_an_unreachable_database_is_one_clear_error(tmp_path: Path) -> None:
     pytest.importorskip("psycopg")
     with pytest.raises(WorkError) as caught:
-        explore(ASKED, MadeUpEngine(), EFFORT, storage=NOBODY)
+        explore(PROBLEM, MadeUpEngine(), EFFORT, storage=NOBODY)
     text = str(caught.value)
     assert text.startswith("the study at postgresql://me:***@127.0.0.1:9/search cannot be reached")
     assert text.endswith("start the database, or check host, port, user and password")
@@ -30,9 +36,9 @@ def test_an_unreachable_database_is_one_clear_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["nosuchthing://host/name", "postgresql://host:port/name"])
-def test_a_url_that_is_none_is_bad_input(url: str) -> None:
+def test_invalid_url_is_an_input_error(url: str) -> None:
     with pytest.raises(InputError, match="`--storage` must be a path or postgresql://"):
-        storage_at(url)
+        open_storage(url)
 
 
 def test_a_missing_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,32 +47,32 @@ def test_a_missing_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(optuna.storages, "RDBStorage", without)
     with pytest.raises(InputError, match=r'pip install "shapelaw\[postgres\]"'):
-        storage_at("postgresql://localhost/search")
+        open_storage("postgresql://localhost/search")
 
 
 def test_a_path_below_a_file_is_a_work_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkError, match="could not be written"):
-        storage_at(tmp_path / "file" / "study.log")
+        open_storage(tmp_path / "file" / "study.log")
 
 
-def test_passwords_are_not_shown() -> None:
-    assert shown("postgresql://me:secret@host/name") == "postgresql://me:***@host/name"
-    assert shown("postgresql://me@host/name") == "postgresql://me@host/name"
-    assert shown(Path("a/b.log")) == "a/b.log"
+def test_password_is_removed_from_a_url() -> None:
+    assert without_password("postgresql://me:secret@host/name") == "postgresql://me:***@host/name"
+    assert without_password("postgresql://me@host/name") == "postgresql://me@host/name"
+    assert without_password(Path("a/b.log")) == "a/b.log"
 
 
 def test_a_storage_that_is_open_stays_open() -> None:
     storage = optuna.storages.InMemoryStorage()
-    with closing(storage) as opened:
+    with opened_storage(storage) as opened:
         assert opened is storage
 
 
 def test_a_study_in_sqlite_is_continued(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
-    first = explore(ASKED, MadeUpEngine(), EFFORT, storage=url)
+    first = explore(PROBLEM, MadeUpEngine(), EFFORT, storage=url)
     engine = MadeUpEngine()
-    assert explore(ASKED, engine, EFFORT, storage=url).known == first.known
+    assert explore(PROBLEM, engine, EFFORT, storage=url).results == first.results
     assert engine.calls == []
 
 
@@ -81,25 +87,25 @@ def failing(times: int, error: Exception) -> Any:
     return call
 
 
-def test_a_database_that_is_away_for_a_moment_is_waited_for(
+def test_call_is_repeated_while_the_database_is_unreachable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(shapelaw.search.study.storage, "PAUSE", 0.001)
     lost = optuna.exceptions.StorageInternalError("server closed the connection")
-    assert patiently(NOBODY, failing(3, lost)) == "answered"
+    assert retry_while_unreachable(NOBODY, failing(3, lost)) == "answered"
     with pytest.raises(WorkError, match="server closed the connection"):
-        patiently(NOBODY, failing(3, lost), patience=0)
+        retry_while_unreachable(NOBODY, failing(3, lost), patience=0)
 
 
-def test_other_errors_are_not_waited_for() -> None:
+def test_call_with_another_error_is_not_repeated() -> None:
     with pytest.raises(KeyError):
-        patiently(NOBODY, failing(1, KeyError("a defect")))
+        retry_while_unreachable(NOBODY, failing(1, KeyError("a defect")))
     with pytest.raises(WorkError, match="free space, or choose another file"):
-        patiently("study.log", failing(1, OSError(28, "No space left on device")))
+        retry_while_unreachable("study.log", failing(1, OSError(28, "No space left on device")))
 
 
-def test_an_error_without_words_is_named() -> None:
-    assert "(TimeoutError)" in str(unreachable("study.log", TimeoutError()))
+def test_error_without_text_is_shown_by_its_type() -> None:
+    assert "(TimeoutError)" in str(unreachable_error("study.log", TimeoutError()))
 
 
 @pytest.mark.xdist_group("postgres")
@@ -116,7 +122,7 @@ def test_a_study_on_postgresql_survives_a_restart_of_the_server(postgres: Server
                 postgres.start()
             return super().measure_all(shapes, workload)
 
-    found = explore(ASKED, Restarting(), Effort(measurements=5, first=[5]), storage=url)
+    found = explore(PROBLEM, Restarting(), Effort(measurements=5, first=[5]), storage=url)
     assert len(found.measured) == 5
 
 
@@ -124,8 +130,8 @@ def test_a_study_on_postgresql_survives_a_restart_of_the_server(postgres: Server
 def test_the_dashboard_opens_the_study(tmp_path: Path) -> None:
     dashboard = pytest.importorskip("optuna_dashboard", reason='pip install "shapelaw[dashboard]"')
     path, engine = tmp_path / "study.log", MadeUpEngine()
-    explore(ASKED, engine, EFFORT, storage=path)
-    with closing(path) as storage:
+    explore(PROBLEM, engine, EFFORT, storage=path)
+    with opened_storage(path) as storage:
         app = dashboard.wsgi(storage)
         answers: list[str] = []
         request = {
@@ -136,5 +142,5 @@ def test_the_dashboard_opens_the_study(tmp_path: Path) -> None:
         body = b"".join(app(request, lambda *words: answers.append(words[0])))
     assert answers == ["200 OK"]
     (summary,) = json.loads(body)["study_summaries"]
-    assert summary["study_name"] == study_name(ASKED, engine)
+    assert summary["study_name"] == study_name(PROBLEM, engine)
     assert summary["directions"] == ["minimize", "maximize"]

@@ -13,12 +13,12 @@ from shapelaw.scaling.space.grid import FREE_FIELDS
 from shapelaw.search.engines._base import Engine, Measurement
 from shapelaw.search.engines._roofline import RooflineEngine
 from shapelaw.search.study.encoding import SpaceEncoding
-from shapelaw.search.study.problem import Question
+from shapelaw.search.study.problem import SearchProblem
 from shapelaw.search.study.study import Effort, Report, explore
 from support.fake_engine import FakeEngine
 from support.made_up import TABLE, WORKLOAD
 
-# Any function of the shape will do for the loss: the study does not know where it comes from.
+# Any function of the shape serves as loss.
 LOSSES = 2 + np.abs(np.log(TABLE.hidden_size / 48)) / 10 + TABLE.num_key_value_heads / 100
 
 
@@ -26,17 +26,17 @@ def found_by(
     engine: Engine,
     path: Path,
     *,
-    asked: Question | None = None,
+    problem: SearchProblem | None = None,
     report: Report = lambda done: None,
     **options: object,
 ) -> dict[int, Measurement | str]:
     usual: dict[str, object] = {"measurements": 9, "first": [5, 0]}
-    question = asked or Question(table=TABLE, losses=LOSSES, workload=WORKLOAD)
+    problem = problem or SearchProblem(table=TABLE, losses=LOSSES, workload=WORKLOAD)
     effort = Effort(**(usual | options))  # type: ignore[arg-type]
-    return explore(question, engine, effort, storage=path / "study.log", report=report).known
+    return explore(problem, engine, effort, storage=path / "study.log", report=report).results
 
 
-def test_the_space_of_these_tests_has_choices_of_every_kind() -> None:
+def test_made_up_space_has_several_values_of_every_field() -> None:
     fields = SpaceEncoding.of(TABLE).fields
     assert 100 < len(TABLE) < 3000
     assert all(len(np.unique(column)) > 1 for column in fields.T)
@@ -65,7 +65,7 @@ def test_any_picks_lead_to_a_valid_row(numbers: list[float]) -> None:
     assert 0 <= SpaceEncoding.of(TABLE).row(picks.__getitem__) < len(TABLE)
 
 
-def test_a_field_with_one_value_is_no_parameter() -> None:
+def test_field_with_one_value_is_no_parameter() -> None:
     some = TABLE.take((TABLE.num_hidden_layers == 2) & (TABLE.head_dim == 8))
     picks = SpaceEncoding.of(some).picks(0)
     assert not {"num_hidden_layers", "head_dim"} & set(picks)
@@ -79,37 +79,37 @@ def test_the_nearest_allowed_row_is_nearest_in_ratio() -> None:
     assert grid.nearest(7, allowed) == allowed[np.argmin(np.square(apart).sum(axis=1))]
 
 
-def test_exactly_the_wanted_number_of_distinct_shapes_is_measured(tmp_path: Path) -> None:
-    engine, told = FakeEngine(), []
-    found = found_by(engine, tmp_path, report=told.append)
+def test_study_measures_the_wanted_number_of_distinct_shapes(tmp_path: Path) -> None:
+    engine, reported = FakeEngine(), []
+    found = found_by(engine, tmp_path, report=reported.append)
     assert len(found) == len(engine.calls) == 9
     assert all(0 <= row < len(TABLE) for row in found)
-    assert engine.calls[:2] == [TABLE[5], TABLE[0]], "what is asked for first comes first"
+    assert engine.calls[:2] == [TABLE[5], TABLE[0]], "the rows of `first` are measured first"
     assert set(engine.calls) == {TABLE[row] for row in found}
     for row, result in found.items():
         assert result == FakeEngine().measure(TABLE[row], WORKLOAD)
-    assert told[0] == 0
-    assert told[-1] == 9
-    assert told == sorted(told)
+    assert reported[0] == 0
+    assert reported[-1] == 9
+    assert reported == sorted(reported)
 
 
 @pytest.mark.parametrize("wanted", [6, 50])
 def test_a_small_space_is_measured_whole(tmp_path: Path, wanted: int) -> None:
     small, engine = TABLE.take(np.arange(6)), FakeEngine()
-    asked = Question(table=small, losses=LOSSES[:6], workload=WORKLOAD)
-    found = found_by(engine, tmp_path, asked=asked, measurements=wanted, first=[0])
+    problem = SearchProblem(table=small, losses=LOSSES[:6], workload=WORKLOAD)
+    found = found_by(engine, tmp_path, problem=problem, measurements=wanted, first=[0])
     assert sorted(found) == list(range(6))
     assert len(engine.calls) == 6
 
 
-def test_a_search_that_was_done_is_not_done_again(tmp_path: Path) -> None:
+def test_finished_study_is_not_measured_again(tmp_path: Path) -> None:
     first = found_by(FakeEngine(), tmp_path)
     engine = FakeEngine()
     assert found_by(engine, tmp_path) == first
     assert engine.calls == []
 
 
-def test_a_longer_search_measures_only_what_is_new(tmp_path: Path) -> None:
+def test_study_with_more_measurements_adds_only_new_shapes(tmp_path: Path) -> None:
     first = found_by(FakeEngine(), tmp_path)
     engine = FakeEngine()
     both = found_by(engine, tmp_path, measurements=12)
@@ -119,7 +119,7 @@ def test_a_longer_search_measures_only_what_is_new(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 5, 9])
-def test_a_stopped_search_goes_on_from_its_journal(tmp_path: Path, stop_at: int) -> None:
+def test_interrupted_study_continues_from_its_journal(tmp_path: Path, stop_at: int) -> None:
     stopped = FakeEngine(stop_at=stop_at)
     with pytest.raises(KeyboardInterrupt):
         found_by(stopped, tmp_path)
@@ -161,11 +161,11 @@ def test_shapes_that_an_engine_refuses_are_reported_and_the_search_goes_on(
     assert [isinstance(found[row], Measurement) for row in first] == [False, True, True]
     again = FakeEngine(refuse=1)
     assert found_by(again, tmp_path, first=first) == found
-    assert again.calls == [], "a refusal is remembered too"
+    assert again.calls == [], "a refusal is stored too"
 
 
 @pytest.mark.parametrize("change", ["losses", "workload", "table"])
-def test_another_question_in_the_same_journal_is_another_study(tmp_path: Path, change: str) -> None:
+def test_another_problem_in_the_same_journal_is_another_study(tmp_path: Path, change: str) -> None:
     found_by(FakeEngine(), tmp_path)
     engine = FakeEngine()
     table, losses, workload = TABLE, LOSSES, WORKLOAD
@@ -175,8 +175,8 @@ def test_another_question_in_the_same_journal_is_another_study(tmp_path: Path, c
         workload = replace(WORKLOAD, concurrency=3)
     else:
         table, losses = TABLE.take(np.arange(50)), LOSSES[:50]
-    asked = Question(table=table, losses=losses, workload=workload)
-    found_by(engine, tmp_path, asked=asked, measurements=3, first=[0])
+    problem = SearchProblem(table=table, losses=losses, workload=workload)
+    found_by(engine, tmp_path, problem=problem, measurements=3, first=[0])
     assert len(engine.calls) == 3
 
 
@@ -187,7 +187,7 @@ def test_other_hardware_in_the_same_journal_is_another_study(tmp_path: Path) -> 
         assert engines == {f"roofline:{device}"}
 
 
-def test_the_study_is_optunas_with_both_objectives(tmp_path: Path) -> None:
+def test_study_is_readable_by_optuna_with_both_objectives(tmp_path: Path) -> None:
     found = found_by(FakeEngine(refuse=2), tmp_path)
     journal = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.log"))
     storage = optuna.storages.JournalStorage(journal)
@@ -210,6 +210,6 @@ def test_a_journal_that_cannot_be_written_is_a_work_error(tmp_path: Path) -> Non
 
 def test_a_table_of_one_shape_is_measured(tmp_path: Path) -> None:
     one = ShapeTable.of([TABLE[3]])
-    asked = Question(table=one, losses=LOSSES[:1], workload=WORKLOAD)
-    found = found_by(FakeEngine(), tmp_path, asked=asked, measurements=4, first=[0])
+    problem = SearchProblem(table=one, losses=LOSSES[:1], workload=WORKLOAD)
+    found = found_by(FakeEngine(), tmp_path, problem=problem, measurements=4, first=[0])
     assert list(found) == [0]

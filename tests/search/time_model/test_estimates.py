@@ -18,34 +18,34 @@ TABLE = SPACE.enumerate()
 WORK = parse_workload("512/128@16:bfloat16")
 
 
-def answers(engine: Engine, rows: list[int]) -> dict[int, Measurement | str]:
+def measurements_of(engine: Engine, rows: list[int]) -> dict[int, Measurement | str]:
     return {row: engine.measure(TABLE[row], WORK) for row in rows}
 
 
 @pytest.mark.parametrize("workload", ["512/128@16:bfloat16", "64/512@1:float32", "rag@64:bfloat16"])
-def test_the_table_s_roofline_is_the_engine_s(workload: str) -> None:
+def test_roofline_of_a_table_equals_that_of_the_engine(workload: str) -> None:
     engine, work = RooflineEngine("h200"), parse_workload(workload)
     device = device_of(engine)
     assert device is not None
     ttft, tpot = roofline(TABLE, work, device)
     for row in range(0, len(TABLE), max(1, len(TABLE) // 7)):
-        told = engine.measure(TABLE[row], work)
-        assert (ttft[row], tpot[row]) == pytest.approx((told.ttft, told.tpot))
+        answer = engine.measure(TABLE[row], work)
+        assert (ttft[row], tpot[row]) == pytest.approx((answer.ttft, answer.tpot))
 
 
-def test_what_a_device_cannot_hold_has_no_speed() -> None:
+def test_estimate_of_a_shape_larger_than_the_memory_is_nan() -> None:
     engine = RooflineEngine("h200")
     crowded = parse_workload("4096/1024@200000:bfloat16")
     assert np.isnan(estimate(TABLE, {}, engine, crowded).rate).all()
 
 
-def test_the_roofline_s_answers_are_learned() -> None:
-    """Both stages of this workload are bound by one thing each, so that sums and maxima agree."""
+def test_time_model_learns_the_predictions_of_a_roofline() -> None:
+    """One term dominates each stage of this workload, so that sums and maxima agree."""
     engine, rows = RooflineEngine("h200"), list(range(0, len(TABLE), len(TABLE) // 12))
-    model = estimate(TABLE, answers(engine, rows), engine, WORK)
+    model = estimate(TABLE, measurements_of(engine, rows), engine, WORK)
     for row in (1, len(TABLE) // 2):
-        told = engine.measure(TABLE[row], WORK)
-        assert model.rate[row] == pytest.approx(told.output_tokens_per_second, rel=0.05)
+        answer = engine.measure(TABLE[row], WORK)
+        assert model.rate[row] == pytest.approx(answer.output_tokens_per_second, rel=0.05)
     answered = [engine.measure(TABLE[row], WORK) for row in rows]
     checked = cross_validate(
         TABLE.take(np.array(rows)), answered, WORK, folds=len(rows), device=device_of(engine)
@@ -54,32 +54,34 @@ def test_the_roofline_s_answers_are_learned() -> None:
     assert checked.spearman > 0.9
 
 
-def test_an_answer_of_the_time_model_is_marked_and_adds_up() -> None:
+def test_estimated_measurement_is_marked_and_consistent() -> None:
     engine = FakeEngine()
-    model = estimate(TABLE, answers(engine, [0, 3, 9]), engine, WORK)
-    told = model.measurement(4)
-    assert told.kind == "time model"
-    assert told.engine == "time model of fake"
-    assert 0 < told.low < told.output_tokens_per_second < told.high
-    seconds = told.ttft + told.tpot * (WORK.output_tokens - 1)
+    model = estimate(TABLE, measurements_of(engine, [0, 3, 9]), engine, WORK)
+    answer = model.measurement(4)
+    assert answer.kind == "time model"
+    assert answer.engine == "time model of fake"
+    assert 0 < answer.low < answer.output_tokens_per_second < answer.high
+    seconds = answer.ttft + answer.tpot * (WORK.output_tokens - 1)
     generated = WORK.concurrency * WORK.output_tokens
-    assert generated / seconds == pytest.approx(told.output_tokens_per_second, rel=0.02)
+    assert generated / seconds == pytest.approx(answer.output_tokens_per_second, rel=0.02)
 
 
-def test_answers_move_the_time_model_to_them() -> None:
+def test_estimates_move_to_the_measurements() -> None:
     engine = FakeEngine()
     rows = list(range(0, len(TABLE), len(TABLE) // 20))
-    found = answers(engine, rows)
-    told = np.array([found[row].output_tokens_per_second for row in rows])  # type: ignore[union-attr]
+    found = measurements_of(engine, rows)
+    answer = np.array([found[row].output_tokens_per_second for row in rows])  # type: ignore[union-attr]
     before = estimate(TABLE, {}, engine, WORK).rate[rows]
     after = estimate(TABLE, found, engine, WORK).rate[rows]
-    assert np.abs(np.log(after / told)).mean() < 0.1 * np.abs(np.log(before / told)).mean()
+    assert np.abs(np.log(after / answer)).mean() < 0.1 * np.abs(np.log(before / answer)).mean()
 
 
-def test_refused_shapes_teach_nothing() -> None:
+def test_refused_shapes_do_not_change_the_estimates() -> None:
     engine = RooflineEngine("h200")
-    found = answers(engine, [0, 5, 9]) | {7: "no room"}
-    both = [estimate(TABLE, f, engine, WORK).rate for f in (found, answers(engine, [0, 5, 9]))]
+    found = measurements_of(engine, [0, 5, 9]) | {7: "no room"}
+    both = [
+        estimate(TABLE, f, engine, WORK).rate for f in (found, measurements_of(engine, [0, 5, 9]))
+    ]
     assert np.array_equal(*both)
 
 

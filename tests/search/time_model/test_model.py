@@ -25,7 +25,7 @@ def truth(table: ShapeTable = TABLE, misfit: float = 0.0) -> np.ndarray:
     return np.asarray(np.log(WORKLOAD.concurrency * WORKLOAD.output_tokens / seconds))
 
 
-def test_a_truth_made_of_the_terms_is_found_from_twenty_shapes() -> None:
+def test_seconds_made_of_the_terms_are_recovered_from_twenty_shapes() -> None:
     mean, deviation = model(20).predict(TABLE)
     assert np.abs(mean - truth()).max() < 0.02
     assert deviation.max() < 0.05
@@ -38,13 +38,13 @@ def test_any_number_of_measurements_gives_finite_predictions(count: int) -> None
     assert (deviation > 0).all()
 
 
-def test_one_measurement_sets_the_level() -> None:
+def test_one_measurement_corrects_the_common_factor() -> None:
     before = np.abs(model(0).predict(TABLE)[0] - truth()).mean()
     after = np.abs(model(1).predict(TABLE)[0] - truth()).mean()
     assert after < before / 3
 
 
-def test_more_measurements_make_it_surer_and_better() -> None:
+def test_errors_and_deviations_shrink_with_more_measurements() -> None:
     fitted = [model(count, noise=0.02, misfit=0.2).predict(TABLE) for count in (0, 2, 10, 60)]
     spreads = [deviation.mean() for _, deviation in fitted]
     errors = [np.abs(mean - truth(misfit=0.2)).mean() for mean, _ in fitted]
@@ -52,7 +52,7 @@ def test_more_measurements_make_it_surer_and_better() -> None:
     assert errors == sorted(errors, reverse=True)
 
 
-def test_without_measurements_the_roofline_of_the_device_speaks() -> None:
+def test_prediction_without_measurements_follows_the_roofline_of_the_device() -> None:
     nothing = TABLE.take(np.array([], dtype=int))
     large = ShapeTable(
         **{name: getattr(TABLE, name)[:5] for name in TABLE.__dataclass_fields__}
@@ -67,10 +67,10 @@ def test_without_measurements_the_roofline_of_the_device_speaks() -> None:
     peak = hardware("h200").peak_flops["bfloat16"] / hardware("a100").peak_flops["bfloat16"]
     assert (ratio > 0.9 * min(bandwidth, peak)).all()
     assert (ratio < 1.1 * max(bandwidth, peak)).all()
-    assert (fast[1] > 0.3).all(), "a roof is no forecast"
+    assert (fast[1] > 0.3).all(), "a roofline alone leaves a wide interval"
 
 
-def test_intervals_hold_what_they_promise() -> None:
+def test_coverage_of_the_intervals_is_near_their_level() -> None:
     inside = []
     for seed in range(8):
         order = np.random.default_rng(seed).permutation(len(TABLE))
@@ -83,20 +83,20 @@ def test_intervals_hold_what_they_promise() -> None:
     assert 0.88 < np.mean(inside) <= 1.0
 
 
-def test_one_wild_measurement_moves_little() -> None:
+def test_one_outlier_changes_the_coefficients_little() -> None:
     some = TABLE.take(ROWS[:30])
     found = measured(some, noise=0.01)
-    wild = [
+    with_outlier = [
         *found[:-1],
         measurement(WORKLOAD, *(10 * np.array(true_seconds(some, WORKLOAD))[:, -1])),
     ]
     calm = TimeModel.fit(some, found, WORKLOAD).decode.seconds
-    moved = TimeModel.fit(some, wild, WORKLOAD).decode.seconds
+    moved = TimeModel.fit(some, with_outlier, WORKLOAD).decode.seconds
     before, after = (decode_terms(TABLE, WORKLOAD) @ seconds for seconds in (calm, moved))
     assert np.abs(np.log(after / before)).max() < 0.1
 
 
-def test_a_wide_interval_counts_less_than_a_narrow_one() -> None:
+def test_measurement_with_a_wide_interval_has_less_weight() -> None:
     some = TABLE.take(ROWS[:12])
     seconds = np.array(true_seconds(some, WORKLOAD)).T
     twice = [measurement(WORKLOAD, *pair) for pair in seconds]
@@ -109,10 +109,10 @@ def test_a_wide_interval_counts_less_than_a_narrow_one() -> None:
     assert abs(after(0.5) - usual) < abs(after(0.0) - usual)
 
 
-def test_believing_keeps_predictions_and_sharpens_them() -> None:
+def test_predictions_as_data_keep_the_mean_and_reduce_the_deviation() -> None:
     fitted = model(12, noise=0.02, misfit=0.2)
     pending = TABLE.take(ROWS[40:44])
-    believing = fitted.believing(pending)
+    believing = fitted.with_predictions_as_data(pending)
     assert believing.predict(TABLE)[0] == pytest.approx(fitted.predict(TABLE)[0], abs=1e-9)
     assert (believing.predict(TABLE)[1] <= fitted.predict(TABLE)[1] + 1e-9).all()
     assert (believing.predict(pending)[1] < fitted.predict(pending)[1]).all()
@@ -128,7 +128,7 @@ def test_the_forecast_gives_ttft_and_tpot_and_an_interval_around_the_rate() -> N
 
 
 def test_ttft_follows_an_engine_whose_stages_overlap() -> None:
-    """TTFT may be more than the share of prefill, where sequences wait for each other."""
+    """TTFT exceeds the share of prefill where sequences wait for each other."""
     some = TABLE.take(ROWS[:20])
     found = [
         Measurement(**(vars(each) | {"ttft": 3 * each.ttft, "tpot": 3 * each.tpot}))
@@ -139,7 +139,7 @@ def test_ttft_follows_an_engine_whose_stages_overlap() -> None:
     assert fitted.predict(some)[0] == pytest.approx(truth(some), abs=0.05)
 
 
-def test_the_terms_are_bytes_flops_layers_and_steps() -> None:
+def test_terms_are_bytes_flops_layers_and_steps() -> None:
     one = TABLE.take(np.array([3]))
     shape, steps = TABLE[3], LARGE.output_tokens - 1
     context = LARGE.input_tokens + LARGE.output_tokens / 2
@@ -158,14 +158,14 @@ def test_the_terms_are_bytes_flops_layers_and_steps() -> None:
     assert terms[[0, 3, 4]] == pytest.approx([shape.weight_bytes(2), shape.num_hidden_layers, 1])
 
 
-def test_features_are_of_the_order_of_one() -> None:
+def test_features_are_of_order_one() -> None:
     features = alignment_features(TABLE)
     assert features.shape == (len(TABLE), 15)
     assert np.isfinite(features).all()
     assert np.abs(features).max() < 6
 
 
-def test_held_out_figures_are_those_of_predictions_that_did_not_see_the_shape() -> None:
+def test_held_out_error_exceeds_the_error_on_fitted_shapes() -> None:
     some = TABLE.take(ROWS[:40])
     found = measured(some, noise=0.02, misfit=0.2)
     checked = cross_validate(some, found, WORKLOAD)
@@ -177,13 +177,13 @@ def test_held_out_figures_are_those_of_predictions_that_did_not_see_the_shape() 
     assert np.mean(np.abs(seen / checked.measured - 1)) < checked.mape
 
 
-def test_held_out_figures_show_a_model_that_knows_nothing() -> None:
+def test_held_out_rank_correlation_is_low_for_shuffled_measurements() -> None:
     some = TABLE.take(ROWS[:40])
     shuffled = [measured(some)[row] for row in np.random.default_rng(0).permutation(40)]
     assert cross_validate(some, shuffled, WORKLOAD, folds=5).spearman < 0.6
 
 
-def test_held_out_figures_need_three_shapes() -> None:
+def test_cross_validation_of_two_shapes_is_refused() -> None:
     some = TABLE.take(ROWS[:2])
     with pytest.raises(InputError, match=r"`measurements >= 3`, but got 2"):
         cross_validate(some, measured(some), WORKLOAD)
