@@ -19,7 +19,7 @@ import torch._dynamo  # noqa: F401 -- the optimisers import it late: once is eno
 from shapelaw.trainers.gpu import packed_loop
 from shapelaw.trainers.gpu.packed_loop import train_pack
 from shapelaw.trainers.sweep import worker
-from shapelaw.trainers.training.loop import train
+from shapelaw.trainers.training.loop import train_run
 
 DAY = 86_400.0
 CHECKPOINT_SECONDS = 0.03
@@ -28,8 +28,8 @@ BEAT_SECONDS = 0.1
 
 def main() -> None:
     """Start workers as they are asked for."""
-    assert train.__kwdefaults__ is not None
-    train.__kwdefaults__["checkpoint_seconds"] = CHECKPOINT_SECONDS
+    assert train_run.__kwdefaults__ is not None
+    train_run.__kwdefaults__["checkpoint_seconds"] = CHECKPOINT_SECONDS
     assert train_pack.__kwdefaults__ is not None
     train_pack.__kwdefaults__["checkpoint_seconds"] = CHECKPOINT_SECONDS
     packed_loop.BLOCK_SECONDS = CHECKPOINT_SECONDS
@@ -57,7 +57,9 @@ def work(options: dict[str, Any], parent: int) -> None:
     if options.get("clock_jumps"):
         jump()
     alive = lambda: os.getppid() == parent  # noqa: E731
-    worker.work(options["ledger"], Path(options["folder"]), pack=options.get("pack"), alive=alive)
+    worker.run_worker(
+        options["ledger"], Path(options["folder"]), pack=options.get("pack"), alive=alive
+    )
 
 
 def jump() -> None:

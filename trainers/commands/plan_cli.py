@@ -278,7 +278,7 @@ def finish(
     from shapelaw.scaling.commands.next_runs_cli import read_flops
     from shapelaw.scaling.extras import installed_version, installing
     from shapelaw.scaling.runs.table import write_runs
-    from shapelaw.trainers.training.cost_model import calibrate as measure
+    from shapelaw.trainers.training.cost_model import measure_price
 
     if budget is not None:
         ladder.require_affordable(read_flops(budget))
@@ -288,7 +288,7 @@ def finish(
         note(f"seconds are for an assumed core: timing needs torch; `{installing('torch')}`")
     elif calibrate:
         note("timing a few steps of a few shapes; --no-calibrate leaves this out")
-        ladder = ladder.priced(measure([run.spec for run in ladder.runs]))
+        ladder = ladder.priced(measure_price([run.spec for run in ladder.runs]))
     write_runs(out, ladder.frame())
     note(f"{counted(len(ladder.runs), 'run')} written to {out}")
     return ladder

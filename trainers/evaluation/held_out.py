@@ -50,7 +50,7 @@ class Evaluation:
     windows: np.ndarray
 
 
-def evaluate(
+def evaluate_tokens(
     model: Transformer,
     tokens: np.ndarray,
     recipe: Recipe,
@@ -118,9 +118,9 @@ def _standard_error(windows: np.ndarray, begins: np.ndarray, starts: np.ndarray 
 def evaluate_sets(
     model: Transformer, sets: Mapping[str, HeldOutTokens], recipe: Recipe
 ) -> dict[str, Evaluation]:
-    """Evaluate on several named validation sets, each on few tokens; see :func:`evaluate`."""
+    """Evaluate on named validation sets, each on few tokens; see :func:`evaluate_tokens`."""
     return {
-        name: evaluate(
+        name: evaluate_tokens(
             model,
             held_out.tokens,
             recipe,

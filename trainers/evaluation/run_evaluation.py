@@ -14,7 +14,7 @@ from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.corpus.encoding import TOKENIZER_FILE, load_encoding
 from shapelaw.trainers.evaluation.downstream import read_tasks, score_tasks
 from shapelaw.trainers.evaluation.eval_sets import read_evals
-from shapelaw.trainers.evaluation.held_out import Evaluation, evaluate, evaluate_sets
+from shapelaw.trainers.evaluation.held_out import Evaluation, evaluate_sets, evaluate_tokens
 from shapelaw.trainers.evaluation.loglikelihood import Score
 from shapelaw.trainers.models.hugging_face import WEIGHTS, load_export
 from shapelaw.trainers.models.transformer import Transformer
@@ -128,7 +128,7 @@ def _losses(model: Transformer, corpus: Corpus) -> dict[str, Evaluation]:
         )
     recipe = Recipe(context_length=model.rotary.shape[1])
     whole = corpus.validation_shard()
-    together = evaluate(
+    together = evaluate_tokens(
         model,
         whole.tokens,
         recipe,

@@ -43,13 +43,13 @@ from shapelaw.trainers.optimizers.updates import muon_update
 from shapelaw.trainers.training import checkpoint
 from shapelaw.trainers.training.device import attention_kernels, device_label
 from shapelaw.trainers.training.execution import Execution, attention_path
-from shapelaw.trainers.training.loop import CHECKPOINT, CHECKPOINT_SECONDS, Watch, build
+from shapelaw.trainers.training.loop import CHECKPOINT, CHECKPOINT_SECONDS, Watch, build_model
 from shapelaw.trainers.training.results import (
     Row,
-    diverged,
+    diverged_row,
+    evaluate_branch,
     export_run,
     keep_rows,
-    measured,
     settings_row,
 )
 from shapelaw.trainers.training.spec import Diverged, RunSpec
@@ -150,7 +150,7 @@ class Trainer:
 
     def __init__(self, spec: RunSpec, world: World, path: Path, identity: str) -> None:
         self.spec, self.world, self.path = spec, world, path
-        model = build(spec)
+        model = build_model(spec)
         plain = Optimizer(model, spec.recipe, spec.steps)
         self.begun = checkpoint.resume(path, model, plain, identity)
         self.model = model.to(world.device)
@@ -222,7 +222,7 @@ class Trainer:
 
     def gather(self) -> tuple[Transformer, Optimizer]:
         """The whole model and optimiser on the CPU; all processes must call it."""
-        model = build(self.spec)
+        model = build_model(self.spec)
         plain = Optimizer(model, self.spec.recipe, self.spec.steps)
         with torch.no_grad():
             for own, weight in zip(model.parameters(), self.model.parameters(), strict=True):
@@ -267,7 +267,7 @@ def train_distributed(
     Parameters
     ----------
     folder
-        As for :func:`shapelaw.trainers.training.loop.train`, and seen by every process.
+        As for :func:`shapelaw.trainers.training.loop.train_run`, and seen by every process.
     watch
         Called after every step in the first process.
 
@@ -349,7 +349,7 @@ def _finish(
 ) -> Row | None:
     if world.rank:
         return None
-    row = measured(spec, model, corpus, folder, end=spec.steps, seconds=seconds)
+    row = evaluate_branch(spec, model, corpus, folder, end=spec.steps, seconds=seconds)
     row |= {"device": f"{world.size} x {device_label(world.device)}, {world.mode}"}
     export_run(spec, model, corpus, folder)
     keep_rows(spec, corpus, folder, [row])
@@ -387,7 +387,7 @@ def _run(run: Path, corpus_folder: Path, out: Path, mode: str) -> Row | None:
         try:
             row = train_distributed(spec, corpus, out, world=world)
         except Diverged:
-            row = None if world.rank else diverged(spec, corpus, world.device)
+            row = None if world.rank else diverged_row(spec, corpus, world.device)
     if row is not None:
         write_json(out / "row.json", row)
     return row

@@ -24,11 +24,11 @@ from shapelaw.trainers.training.execution import Execution, attention_path
 from shapelaw.trainers.training.loop import CHECKPOINT, CHECKPOINT_SECONDS, TRUNK, Watch
 from shapelaw.trainers.training.results import (
     Row,
-    diverged,
+    diverged_row,
+    evaluate_branch,
     export_run,
     finished_rows,
     keep_rows,
-    measured,
     rows_so_far,
     settings_row,
 )
@@ -71,9 +71,9 @@ def train_pack(
     specs
         One pack, from :func:`shapelaw.trainers.gpu.packed_step.packs`.
     folders
-        The folder of a run by its id: each gets the files that
-        :func:`shapelaw.trainers.training.loop.train` leaves, checkpoints too, so that a run may go
-        on alone or in another pack.
+        The folder of a run by its id: each gets the files of a run trained alone, see
+        :func:`shapelaw.trainers.training.loop.train_run`, its checkpoint too, so that it may go on
+        alone or in another pack.
     checkpoint_seconds
         Between two checkpoints; infinite writes none.
 
@@ -282,7 +282,7 @@ class _PackRun:
         """Report the runs whose loss stopped being a finite number."""
         for index in set(range(len(self.members))).difference(self._living(), self.told):
             member = self.members[index]
-            row = diverged(member.spec, self.corpus, self.device)
+            row = diverged_row(member.spec, self.corpus, self.device)
             member.rows = [row | {"replicas": len(self.members)}]
             self.told.add(index)
             self.events.ended(member.spec, member.rows)
@@ -303,7 +303,7 @@ class _PackRun:
         spec, folder, last = member.spec, member.folder, end == self.ends[-1]
         model, _ = self.stack.restore(index, steps=end)
         try:
-            row = measured(spec, model.to(self.device), self.corpus, folder, end=end,
+            row = evaluate_branch(spec, model.to(self.device), self.corpus, folder, end=end,
                            seconds=self._seconds(member))  # fmt: skip
         except Diverged:
             self.step.ended[index] = float(end)

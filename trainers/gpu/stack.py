@@ -17,7 +17,7 @@ from shapelaw.trainers.objectives.registry import objective_of
 from shapelaw.trainers.optimizers.optimizer import Optimizer
 from shapelaw.trainers.optimizers.rules import Rule
 from shapelaw.trainers.training.execution import Execution, attention_path
-from shapelaw.trainers.training.loop import build
+from shapelaw.trainers.training.loop import build_model
 from shapelaw.trainers.training.spec import RunSpec
 
 
@@ -217,7 +217,7 @@ def stackable(spec: RunSpec) -> tuple[object, ...]:
 
 def begin(spec: RunSpec, device: torch.device) -> tuple[Transformer, Optimizer]:
     """Build the model of a spec, with the attention path of a stack, and its optimiser."""
-    model = build(replace(spec, engine=Execution(attention=attention_path(device))))
+    model = build_model(replace(spec, engine=Execution(attention=attention_path(device))))
     return model, Optimizer(model, spec.recipe, spec.steps)
 
 

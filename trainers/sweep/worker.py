@@ -21,7 +21,7 @@ from shapelaw.trainers.ledger.ledger import DIVERGED, RUNNING, Ledger, open_ledg
 from shapelaw.trainers.ledger.liveness import Heartbeat
 from shapelaw.trainers.sweep.folder import Folder
 from shapelaw.trainers.training.device import device_named
-from shapelaw.trainers.training.loop import train
+from shapelaw.trainers.training.loop import train_run
 from shapelaw.trainers.training.results import Row, settings_row
 from shapelaw.trainers.training.spec import Diverged, RunSpec
 
@@ -34,7 +34,7 @@ class Stopped(RuntimeError):
     """A run belongs to another worker now, or whoever started this worker is gone."""
 
 
-def work(
+def run_worker(
     ledger: str,
     folder: Path,
     *,
@@ -169,7 +169,7 @@ class _Worker:
         if self.device.type == "cpu" and len(specs) == 1:
             folder = self.folder.run(specs[0].run_id)
             try:
-                rows = train(specs[0], self.corpus, folder, watch=claim.watch, tell=claim.note,
+                rows = train_run(specs[0], self.corpus, folder, watch=claim.watch, tell=claim.note,
                              trackers=trackers)  # fmt: skip
             except Diverged as error:
                 row = settings_row(specs[0], self.corpus, status=DIVERGED)

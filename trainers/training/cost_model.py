@@ -56,7 +56,7 @@ def step_work(spec: RunSpec, engine: Execution) -> np.ndarray:
     return np.array([1, shape.num_hidden_layers, shape.n_total, passes], dtype=float)
 
 
-def calibrate(specs: Sequence[RunSpec], *, seconds: float = CALIBRATION_SECONDS) -> Price:
+def measure_price(specs: Sequence[RunSpec], *, seconds: float = CALIBRATION_SECONDS) -> Price:
     """Time a few steps of shapes that differ most in their work, and fit the price of a step.
 
     Parameters
@@ -68,7 +68,7 @@ def calibrate(specs: Sequence[RunSpec], *, seconds: float = CALIBRATION_SECONDS)
     """
     from scipy.optimize import nnls
 
-    different = {(spec.shape, spec.recipe): uncompiled(spec) for spec in specs}
+    different = {(spec.shape, spec.recipe): with_eager_execution(spec) for spec in specs}
     chosen = _spread(list(different.values()), most=12)
     begun, timed, taken = time.perf_counter(), [], []
     for spec in chosen:
@@ -88,7 +88,7 @@ def calibrate(specs: Sequence[RunSpec], *, seconds: float = CALIBRATION_SECONDS)
     )
 
 
-def uncompiled(spec: RunSpec) -> RunSpec:
+def with_eager_execution(spec: RunSpec) -> RunSpec:
     """The spec with the best engine that does not compile: what can be timed at once."""
     engines = [Execution(attention=path, compilation="none") for path in ATTENTION_PATHS]
     best = min(engines, key=lambda engine: step_seconds(spec.shape, spec.recipe, engine))
@@ -96,7 +96,7 @@ def uncompiled(spec: RunSpec) -> RunSpec:
 
 
 def _eager_work(spec: RunSpec) -> np.ndarray:
-    return step_work(spec, uncompiled(spec).engine or Execution())
+    return step_work(spec, with_eager_execution(spec).engine or Execution())
 
 
 def _spread(specs: Sequence[RunSpec], most: int) -> list[RunSpec]:
@@ -120,11 +120,11 @@ def time_step(spec: RunSpec) -> float:
     from shapelaw.trainers.objectives.objective import Batch
     from shapelaw.trainers.objectives.registry import objective_of
     from shapelaw.trainers.optimizers.optimizer import Optimizer
-    from shapelaw.trainers.training.loop import build
+    from shapelaw.trainers.training.loop import build_model
 
     torch.set_num_threads(1)
     recipe = spec.recipe
-    model = build(uncompiled(spec))
+    model = build_model(with_eager_execution(spec))
     optimizer = Optimizer(model, recipe, 1000)
     size = (recipe.sequences, recipe.context_length + 1)
     tokens = np.random.default_rng(0).integers(spec.shape.vocab_size, size=size, dtype=np.int64)

@@ -108,7 +108,7 @@ def _prepare_compiler(cache: Path | None) -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
 
 
-def uncompiled() -> "torch._dynamo.decorators.set_stance":
+def without_compiled_code() -> "torch._dynamo.decorators.set_stance":
     """A context in which compiled models compute without their compiled code."""
     import torch
 

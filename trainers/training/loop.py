@@ -22,13 +22,13 @@ from shapelaw.trainers.objectives.registry import objective_of
 from shapelaw.trainers.optimizers.optimizer import Optimizer
 from shapelaw.trainers.training import checkpoint
 from shapelaw.trainers.training.checkpoint import Tell as Tell
-from shapelaw.trainers.training.execution import Execution, keep_freed_memory, uncompiled
+from shapelaw.trainers.training.execution import Execution, keep_freed_memory, without_compiled_code
 from shapelaw.trainers.training.results import (
     Row,
+    evaluate_branch,
     export_run,
     finished_rows,
     keep_rows,
-    measured,
     rows_so_far,
     settings_row,
 )
@@ -42,15 +42,15 @@ CHECKPOINT, TRUNK = "checkpoint.safetensors", "trunk.safetensors"
 Watch = Callable[[int], None]
 
 
-def build(spec: RunSpec) -> Transformer:
-    """The model of a spec at its initial weights."""
+def build_model(spec: RunSpec) -> Transformer:
+    """Build the model of a spec at its initial weights."""
     attention = (spec.engine or Execution()).attention
     model = Transformer(spec.shape, context_length=spec.recipe.context_length, attention=attention)
     model.initialise(spec.seed, spec.recipe.residual_init)
     return model
 
 
-def train(
+def train_run(
     spec: RunSpec,
     corpus: Corpus,
     folder: Path,
@@ -130,7 +130,7 @@ class _Run:
         self._begin()
 
     def _begin(self) -> None:
-        self.model = build(self.spec)
+        self.model = build_model(self.spec)
         self.optimizer = Optimizer(self.model, self.spec.recipe, self.ends[0])
         self.branch = self.step = 0
         self.spent = 0.0
@@ -220,7 +220,7 @@ class _Run:
             self.loss = self.engine.compile_loss(self.objective, self.model)
             for weight in self.model.parameters():
                 weight.grad = None
-            with uncompiled():
+            with without_compiled_code():
                 loss = self._backward(batch)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.recipe.clip)
         self.optimizer.step(self.step)
@@ -245,8 +245,8 @@ class _Run:
     def row(self) -> Row:
         """Evaluate the branch that was trained to its end, and keep the loss of every window."""
         used = self.spec.computed_by(self.engine)  # should the planned one have failed
-        with uncompiled():
-            return measured(
+        with without_compiled_code():
+            return evaluate_branch(
                 used,
                 self.model,
                 self.corpus,

@@ -14,7 +14,12 @@ import torch
 from shapelaw.scaling.files import read_json, write_json, write_whole
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.corpus.encoding import load_encoding
-from shapelaw.trainers.evaluation.held_out import Evaluation, evaluate, evaluate_sets, loss_columns
+from shapelaw.trainers.evaluation.held_out import (
+    Evaluation,
+    evaluate_sets,
+    evaluate_tokens,
+    loss_columns,
+)
 from shapelaw.trainers.models.hugging_face import WEIGHTS, export
 from shapelaw.trainers.models.transformer import Transformer
 from shapelaw.trainers.training.device import device_label
@@ -26,7 +31,7 @@ Row = dict[str, object]
 ROWS = "rows.json"
 
 
-def measured(
+def evaluate_branch(
     spec: RunSpec, model: Transformer, corpus: Corpus, folder: Path, *, end: int, seconds: float
 ) -> Row:
     """Evaluate a trained model where it lies, keep the loss of every window, return the row.
@@ -45,7 +50,7 @@ def measured(
     """
     device = model.embed_tokens.weight.device
     per_byte = corpus.bytes_per_token
-    result = evaluate(model, corpus.validation(), spec.recipe, bytes_per_token=per_byte)
+    result = evaluate_tokens(model, corpus.validation(), spec.recipe, bytes_per_token=per_byte)
     if not np.isfinite(result.loss):
         raise Diverged(f"held-out loss is {result.loss} after {end} steps")
     sets = evaluate_sets(model, corpus.validation_sets(), spec.recipe)
@@ -84,7 +89,7 @@ def finished_rows(spec: RunSpec, folder: Path, identity: str) -> list[Row] | Non
     return rows if len(rows) == len(spec.ends) and (folder / WEIGHTS).exists() else None
 
 
-def diverged(spec: RunSpec, corpus: Corpus, device: torch.device) -> Row:
+def diverged_row(spec: RunSpec, corpus: Corpus, device: torch.device) -> Row:
     """The row of a run whose loss stopped being a finite number."""
     return settings_row(spec, corpus, status="diverged", device=device_label(device))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shapelaw.scaling.architectures.shape import Shape
-from shapelaw.trainers.evaluation.held_out import evaluate, evaluate_sets, loss_columns
+from shapelaw.trainers.evaluation.held_out import evaluate_sets, evaluate_tokens, loss_columns
 from shapelaw.trainers.models.transformer import Transformer
 from shapelaw.trainers.objectives.next_token import token_losses
 from shapelaw.trainers.optimizers.recipe import Recipe
@@ -39,7 +39,7 @@ class Recorder(Transformer):
 
 
 def test_a_model_that_knows_nothing_loses_the_logarithm_of_the_vocabulary() -> None:
-    found = evaluate(model(scale=0.0), TEXT, RECIPE, bytes_per_token=2.5)
+    found = evaluate_tokens(model(scale=0.0), TEXT, RECIPE, bytes_per_token=2.5)
     assert found.loss == pytest.approx(math.log(50), abs=1e-6)
     assert found.loss_se == pytest.approx(0, abs=1e-6)
     assert found.bits_per_byte == pytest.approx(math.log2(50) / 2.5, abs=1e-6)
@@ -70,7 +70,7 @@ class HeldDocuments(Held):
 
 
 def test_bits_per_byte_have_the_error_of_the_loss_in_their_own_unit() -> None:
-    found = evaluate(model(scale=3.0), TEXT, RECIPE, bytes_per_token=2.5)
+    found = evaluate_tokens(model(scale=3.0), TEXT, RECIPE, bytes_per_token=2.5)
     assert found.bits_per_byte_se == pytest.approx(found.loss_se / math.log(2) / 2.5)
     assert found.bits_per_byte_se / found.bits_per_byte == pytest.approx(found.loss_se / found.loss)
 
@@ -80,8 +80,8 @@ def test_windows_of_one_document_count_as_one() -> None:
     pair = np.concatenate([np.tile(TEXT[40 * i : 40 * i + 8], 4) for i in range(20)])
     text = np.append(pair, 0).astype(np.uint16)
     starts = np.arange(20) * 32
-    alone = evaluate(trained, text, RECIPE, bytes_per_token=1.0)
-    within = evaluate(trained, text, RECIPE, bytes_per_token=1.0, starts=starts)
+    alone = evaluate_tokens(trained, text, RECIPE, bytes_per_token=1.0)
+    within = evaluate_tokens(trained, text, RECIPE, bytes_per_token=1.0, starts=starts)
     assert within.loss == alone.loss
     means = within.windows.reshape(20, 4).mean(axis=1)
     assert within.loss_se == pytest.approx(means.std(ddof=1) / math.sqrt(20))
@@ -90,15 +90,15 @@ def test_windows_of_one_document_count_as_one() -> None:
 
 def test_documents_of_one_window_each_give_the_error_over_windows() -> None:
     trained = model(scale=3.0)
-    alone = evaluate(trained, TEXT, RECIPE, bytes_per_token=1.0)
-    each = evaluate(trained, TEXT, RECIPE, bytes_per_token=1.0, starts=np.arange(100) * 8)
+    alone = evaluate_tokens(trained, TEXT, RECIPE, bytes_per_token=1.0)
+    each = evaluate_tokens(trained, TEXT, RECIPE, bytes_per_token=1.0, starts=np.arange(100) * 8)
     assert each.loss_se == pytest.approx(alone.loss_se)
 
 
 def test_a_few_documents_are_too_few_for_an_error_of_their_own() -> None:
     trained = model(scale=3.0)
-    alone = evaluate(trained, TEXT, RECIPE, bytes_per_token=1.0)
-    few = evaluate(trained, TEXT, RECIPE, bytes_per_token=1.0, starts=np.array([0, 400]))
+    alone = evaluate_tokens(trained, TEXT, RECIPE, bytes_per_token=1.0)
+    few = evaluate_tokens(trained, TEXT, RECIPE, bytes_per_token=1.0, starts=np.array([0, 400]))
     assert few.loss_se == pytest.approx(alone.loss_se)
 
 
@@ -108,8 +108,8 @@ def test_named_sets_are_evaluated_each_on_its_own() -> None:
     sets = {"news": Held(TEXT[:401], 2.0), "books": HeldDocuments(TEXT, 1.0, starts)}
     found = evaluate_sets(trained, sets, RECIPE)
     assert list(found) == ["news", "books"]
-    news = evaluate(trained, TEXT[:401], RECIPE, bytes_per_token=2.0)
-    books = evaluate(trained, TEXT, RECIPE, bytes_per_token=1.0, starts=starts)
+    news = evaluate_tokens(trained, TEXT[:401], RECIPE, bytes_per_token=2.0)
+    books = evaluate_tokens(trained, TEXT, RECIPE, bytes_per_token=1.0, starts=starts)
     assert (found["news"].loss, found["news"].bits_per_byte) == (news.loss, news.bits_per_byte)
     assert (found["books"].loss, found["books"].loss_se) == (books.loss, books.loss_se)
 
@@ -126,7 +126,7 @@ def test_columns_of_named_sets_carry_their_names_and_errors() -> None:
 
 def test_loss_and_error_are_those_of_the_windows() -> None:
     trained = model(scale=3.0)
-    found = evaluate(trained, TEXT, RECIPE, bytes_per_token=1.0)
+    found = evaluate_tokens(trained, TEXT, RECIPE, bytes_per_token=1.0)
     assert found.windows.shape == (100,)
     with torch.inference_mode():
         for index in (0, 37, 99):
@@ -144,7 +144,7 @@ def test_a_long_text_is_sampled_evenly_from_its_start_to_its_end() -> None:
     recorder.initialise(0)
     recorder.seen = []
     tokens = np.arange(801).astype(np.uint16)
-    evaluate(recorder, tokens, RECIPE, bytes_per_token=1.0, most=80)
+    evaluate_tokens(recorder, tokens, RECIPE, bytes_per_token=1.0, most=80)
     assert len(recorder.seen) == 10
     assert recorder.seen[0] == 0
     assert recorder.seen[-1] == 792
@@ -153,13 +153,13 @@ def test_a_long_text_is_sampled_evenly_from_its_start_to_its_end() -> None:
 
 def test_every_model_sees_the_same_windows() -> None:
     first, second = (
-        evaluate(model(scale), TEXT, RECIPE, bytes_per_token=1.0) for scale in (1.0, 1.0)
+        evaluate_tokens(model(scale), TEXT, RECIPE, bytes_per_token=1.0) for scale in (1.0, 1.0)
     )
     assert np.array_equal(first.windows, second.windows)
 
 
 def test_a_text_shorter_than_one_window_is_one_window() -> None:
-    found = evaluate(model(), TEXT[:5], RECIPE, bytes_per_token=1.0)
+    found = evaluate_tokens(model(), TEXT[:5], RECIPE, bytes_per_token=1.0)
     assert found.windows.shape == (1,)
     assert found.loss_se == 0
     assert np.isfinite(found.loss)
@@ -168,7 +168,7 @@ def test_a_text_shorter_than_one_window_is_one_window() -> None:
 def test_evaluation_leaves_weights_and_gradients_alone() -> None:
     trained = model()
     before = [weight.detach().clone() for weight in trained.parameters()]
-    evaluate(trained, TEXT, RECIPE, bytes_per_token=1.0)
+    evaluate_tokens(trained, TEXT, RECIPE, bytes_per_token=1.0)
     for old, weight in zip(before, trained.parameters(), strict=True):
         assert torch.equal(old, weight)
         assert weight.grad is None
@@ -177,7 +177,7 @@ def test_evaluation_leaves_weights_and_gradients_alone() -> None:
 def test_bfloat16_is_near_float32() -> None:
     trained = model(scale=3.0)
     lower = Recipe(context_length=8, sequences=2, dtype="bfloat16")
-    full = evaluate(trained, TEXT, RECIPE, bytes_per_token=1.0)
-    half = evaluate(trained, TEXT, lower, bytes_per_token=1.0)
+    full = evaluate_tokens(trained, TEXT, RECIPE, bytes_per_token=1.0)
+    half = evaluate_tokens(trained, TEXT, lower, bytes_per_token=1.0)
     assert half.loss == pytest.approx(full.loss, rel=0.01)
     assert not np.array_equal(half.windows, full.windows)

@@ -13,7 +13,7 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.gpu.distributed import GatheredMuon, World, joined, main
 from shapelaw.trainers.optimizers.rules import Muon
-from shapelaw.trainers.training.loop import train
+from shapelaw.trainers.training.loop import train_run
 from shapelaw.trainers.training.spec import RunSpec
 from support.small_runs import RECIPE, SHAPE, STEPS, Killed, killed_at, small_corpus, spec
 
@@ -70,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in RUNS:
         (folder / f"{name}.json").write_text(run_of(name).as_json())
     with pytest.raises(Killed):
-        train(run_of("fsdp-resumed"), corpus, folder / "fsdp-resumed",
+        train_run(run_of("fsdp-resumed"), corpus, folder / "fsdp-resumed",
               watch=killed_at(8), checkpoint_seconds=0.0)  # fmt: skip
     (folder / "driver.py").write_text(DRIVER)
     done = subprocess.run(
@@ -84,7 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_train_like_one(folder: Path, tmp_path: Path, name: str) -> None:
     row = json.loads((folder / "rows.out").read_text())[name]
-    [alone] = train(run_of(name), Corpus.load(folder / "corpus"), tmp_path)
+    [alone] = train_run(run_of(name), Corpus.load(folder / "corpus"), tmp_path)
     assert row["loss"] == pytest.approx(alone["loss"], rel=1e-4)
     assert row["device"].startswith("2 x cpu (")
     assert row["device"].endswith(name.split("-")[0])
@@ -107,7 +107,7 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(folder: Path, tmp_path: 
     (tmp_path / "checkpoint.safetensors").write_bytes((folder / "kept.safetensors").read_bytes())
     steps: list[int] = []
     corpus = Corpus.load(folder / "corpus")
-    [row] = train(run_of("fsdp-resumed"), corpus, tmp_path, watch=steps.append)
+    [row] = train_run(run_of("fsdp-resumed"), corpus, tmp_path, watch=steps.append)
     assert steps == list(range(10, STEPS + 1))
     two = json.loads((folder / "rows.out").read_text())["fsdp-resumed"]
     assert row["loss"] == pytest.approx(two["loss"], rel=1e-4)

@@ -22,7 +22,7 @@ from shapelaw.trainers.objectives.chunked_loss import chunked_cross_entropy
 from shapelaw.trainers.objectives.next_token import token_losses
 from shapelaw.trainers.optimizers.optimizer import Optimizer
 from shapelaw.trainers.optimizers.recipe import OPTIMIZERS
-from shapelaw.trainers.training.loop import train
+from shapelaw.trainers.training.loop import train_run
 from shapelaw.trainers.training.results import Row
 from shapelaw.trainers.training.spec import RunSpec
 from support.small_runs import RECIPE, SHAPE, STEPS, Killed, killed_at, small_corpus, spec
@@ -189,7 +189,7 @@ def test_rows_and_files_are_those_of_single_runs(corpus: Corpus, tmp_path: Path)
     runs = replicas("adamw")
     rows = only(train_pack(runs, corpus, lambda name: tmp_path / "pack" / name, device=CPU))
     for run, row in zip(runs, rows, strict=True):
-        [alone] = train(run, corpus, tmp_path / "alone" / run.run_id)
+        [alone] = train_run(run, corpus, tmp_path / "alone" / run.run_id)
         measured = ("loss", "bits", "seconds", "tokens_", "attention", "compilation")
         same = [name for name in alone if not name.startswith(measured)]
         assert {name: row[name] for name in same} == {name: alone[name] for name in same}
@@ -272,9 +272,9 @@ def test_run_of_a_killed_pack_goes_on_alone_from_its_checkpoint(
         train_pack(runs, corpus, lambda name: tmp_path / name, device=CPU,
                    events=PackEvents(watch=killed_at(7)), checkpoint_seconds=0.0)  # fmt: skip
     steps: list[int] = []
-    [row] = train(runs[1], corpus, tmp_path / runs[1].run_id, watch=steps.append)
+    [row] = train_run(runs[1], corpus, tmp_path / runs[1].run_id, watch=steps.append)
     assert steps[0] == 7
-    [alone] = train(runs[1], corpus, tmp_path / "alone")
+    [alone] = train_run(runs[1], corpus, tmp_path / "alone")
     assert row["loss"] == pytest.approx(alone["loss"], rel=1e-4)
 
 
@@ -282,13 +282,15 @@ def test_runs_that_were_begun_alone_go_on_in_a_pack(corpus: Corpus, tmp_path: Pa
     runs = replicas("adamw")
     for run in runs:
         with pytest.raises(Killed):
-            train(run, corpus, tmp_path / run.run_id, watch=killed_at(6), checkpoint_seconds=0.0)
+            train_run(
+                run, corpus, tmp_path / run.run_id, watch=killed_at(6), checkpoint_seconds=0.0
+            )
     steps: list[int] = []
     rows = train_pack(runs, corpus, lambda name: tmp_path / name, device=CPU,
                       events=PackEvents(watch=steps.append))  # fmt: skip
     assert steps[0] == 6
     for run, row in zip(runs, only(rows), strict=True):
-        [alone] = train(run, corpus, tmp_path / "alone" / run.run_id)
+        [alone] = train_run(run, corpus, tmp_path / "alone" / run.run_id)
         assert row["loss"] == pytest.approx(alone["loss"], rel=1e-4)
 
 
@@ -336,7 +338,7 @@ def test_branches_of_a_pack_are_those_of_single_runs(corpus: Corpus, tmp_path: P
     runs = branched()
     packed_rows = train_pack(runs, corpus, lambda name: tmp_path / "pack" / name, device=CPU)
     for run, rows in zip(runs, packed_rows, strict=True):
-        alone = train(run, corpus, tmp_path / "alone" / run.run_id)
+        alone = train_run(run, corpus, tmp_path / "alone" / run.run_id)
         assert [row["run_id"] for row in rows] == [row["run_id"] for row in alone]
         assert [row["tokens"] for row in rows] == [6 * 64, STEPS * 64]
         for name in (run.run_id, f"{run.run_id}-b384"):

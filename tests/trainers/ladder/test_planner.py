@@ -27,7 +27,13 @@ from shapelaw.trainers.ladder.planner import plan_ladder
 from shapelaw.trainers.ladder.selection import factorial
 from shapelaw.trainers.ladder.space_filling import Cube, choose_filling, choose_heavy
 from shapelaw.trainers.optimizers.recipe import Recipe, parse_settings, read_pairs
-from shapelaw.trainers.training.cost_model import ASSUMED, Price, calibrate, step_work, time_step
+from shapelaw.trainers.training.cost_model import (
+    ASSUMED,
+    Price,
+    measure_price,
+    step_work,
+    time_step,
+)
 from shapelaw.trainers.training.execution import Execution, predicted_seconds
 from shapelaw.trainers.training.spec import RunSpec
 
@@ -366,10 +372,10 @@ def test_calibration_recovers_what_steps_cost(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr("shapelaw.trainers.training.cost_model.time_step", timed)
     specs = [run.spec for run in two_sizes().runs]
-    price = calibrate(specs)
+    price = measure_price(specs)
     assert price.rate.startswith("measured on 12 shapes here")
     assert price.coefficients == pytest.approx(truth, rel=1e-3)
-    assert "measured on 1 shape here" in calibrate(specs, seconds=0.0).rate
+    assert "measured on 1 shape here" in measure_price(specs, seconds=0.0).rate
 
 
 def test_a_step_is_timed_for_real() -> None:

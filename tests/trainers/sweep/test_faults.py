@@ -25,7 +25,7 @@ from shapelaw.trainers.ledger.entry import Entry
 from shapelaw.trainers.ledger.ledger import DIVERGED, DONE, FAILED, RUNNING, Ledger
 from shapelaw.trainers.ledger.liveness import process_exists
 from shapelaw.trainers.training.execution import Execution
-from shapelaw.trainers.training.loop import train
+from shapelaw.trainers.training.loop import train_run
 from shapelaw.trainers.training.spec import RunSpec
 from support.paths import SUPPORT
 from support.postgres import Server
@@ -63,7 +63,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 def undisturbed(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     """Losses of the twelve runs, by row, when nothing goes wrong."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    rows = [row for run in twelve_runs() for row in train(run, corpus, folder / run.run_id)]
+    rows = [row for run in twelve_runs() for row in train_run(run, corpus, folder / run.run_id)]
     losses = {str(row["run_id"]): float(row["loss"]) for row in rows}  # type: ignore[arg-type]
     assert len(set(losses.values())) == ROWS + ROWS // 3, "every row has a loss of its own"
     return losses
@@ -300,7 +300,7 @@ def big_run() -> RunSpec:
 
 @pytest.fixture(scope="module")
 def big_loss(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> object:
-    return train(big_run(), corpus, tmp_path_factory.mktemp("big"))[0]["loss"]
+    return train_run(big_run(), corpus, tmp_path_factory.mktemp("big"))[0]["loss"]
 
 
 def begun(crew: Crew, folder: Path) -> Path:
@@ -377,13 +377,13 @@ def test_a_checkpoint_with_a_flipped_byte_is_found_out(
 ) -> None:  # fmt: skip
     (run,) = twelve_runs()[:1]
     with pytest.raises(Killed):
-        train(run, corpus, tmp_path, watch=killed_at(STEPS // 2), checkpoint_seconds=0.0)
+        train_run(run, corpus, tmp_path, watch=killed_at(STEPS // 2), checkpoint_seconds=0.0)
     path = tmp_path / "checkpoint.safetensors"
     content = bytearray(path.read_bytes())
     content[int(where * len(content))] ^= 0x10
     path.write_bytes(bytes(content))
     steps: list[int] = []
-    (row,) = train(run, corpus, tmp_path, watch=steps.append)
+    (row,) = train_run(run, corpus, tmp_path, watch=steps.append)
     assert "checkpoint.safetensors is damaged" in caplog.text
     assert "begins again at step 0" in caplog.text
     assert steps[0] == 1
@@ -398,7 +398,7 @@ def test_a_shard_that_lost_its_end_is_one_clear_error(
     shard = tmp_path / "corpus" / "train.npy"
     os.truncate(shard, shard.stat().st_size - lost)
     with pytest.raises((InputError, WorkError), match=r"train\.npy"):
-        train(spec(), Corpus.load(tmp_path / "corpus"), tmp_path / "run")
+        train_run(spec(), Corpus.load(tmp_path / "corpus"), tmp_path / "run")
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 

@@ -25,8 +25,8 @@ from shapelaw.trainers.sweep import sweep, worker
 from shapelaw.trainers.sweep.folder import Folder, existing_ledger
 from shapelaw.trainers.sweep.launchers._base import End, Launcher, WorkerJob
 from shapelaw.trainers.sweep.sweep import join, retry_runs, run_plan, run_table
-from shapelaw.trainers.sweep.worker import work
-from shapelaw.trainers.training.loop import train
+from shapelaw.trainers.sweep.worker import run_worker
+from shapelaw.trainers.training.loop import train_run
 from shapelaw.trainers.training.spec import RunSpec, run_name
 from support.small_runs import RECIPE, SHAPE, STEPS, small_corpus, spec
 from support.waiting import PATIENCE, wait_until
@@ -73,7 +73,7 @@ class InProcess(Launcher):
 
     def start(self, job: WorkerJob, numbers: Sequence[int]) -> None:
         self.started += numbers
-        work(job.ledger, job.folder, pack=job.pack, share=job.share)
+        run_worker(job.ledger, job.folder, pack=job.pack, share=job.share)
 
     def look(self, number: int) -> End | None:
         return End()
@@ -85,7 +85,7 @@ class InThread(InProcess):
     """One worker beside this thread, which can look on."""
 
     def start(self, job: WorkerJob, numbers: Sequence[int]) -> None:
-        self.thread = threading.Thread(target=work, args=(job.ledger, job.folder))
+        self.thread = threading.Thread(target=run_worker, args=(job.ledger, job.folder))
         self.thread.start()
 
     def look(self, number: int) -> End | None:
@@ -109,7 +109,7 @@ def test_a_sweep_gives_the_losses_of_training_one_by_one(
     found = table.set_index("run_id")
     for run in three_runs():
         if run.run_id != "wild":
-            alone = train(run, corpus, tmp_path / run.run_id)[-1]
+            alone = train_run(run, corpus, tmp_path / run.run_id)[-1]
             assert found.loc[run.run_id, "loss"] == alone["loss"]
             assert found.loc[run.run_id, "bits_per_byte"] == alone["bits_per_byte"]
     assert pd.isna(found.loc["wild", "loss"])
@@ -135,9 +135,9 @@ def test_a_longer_plan_trains_only_what_is_new(
 
     def counted(run: RunSpec, *arguments: object, **options: object) -> dict[str, object]:
         trained.append(run.run_id)
-        return train(run, *arguments, **options)  # type: ignore[arg-type]
+        return train_run(run, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(worker, "train", counted)
+    monkeypatch.setattr(worker, "train_run", counted)
     both = run_plan([spec(run_id="a"), spec(run_id="b", seed=1)], corpus, folder)
     assert trained == ["b"]
     assert both.loc[0, "seconds"] == first.loc[0, "seconds"]
@@ -170,13 +170,13 @@ def test_a_failed_run_is_named_and_the_same_call_goes_on_from_there(
     def fails_once(run: RunSpec, *arguments: object, **options: object) -> dict[str, object]:
         if run.run_id == "bad":
             raise OSError(28, "No space left on device")
-        return train(run, *arguments, **options)  # type: ignore[arg-type]
+        return train_run(run, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(worker, "train", fails_once)
+    monkeypatch.setattr(worker, "train_run", fails_once)
     words = "1 of 2 runs did not finish; bad failed: OSError.*No space left.* start again to go on"
     with pytest.raises(WorkError, match=words):
         run_plan(plan, corpus, folder)
-    monkeypatch.setattr(worker, "train", train)
+    monkeypatch.setattr(worker, "train_run", train_run)
     assert run_plan(plan, corpus, folder)["status"].tolist() == ["done", "done"]
 
 
@@ -189,9 +189,9 @@ def test_any_error_of_a_run_is_kept_in_the_ledger_and_ends_no_other_run(
     def breaks(run: RunSpec, *arguments: object, **options: object) -> dict[str, object]:
         if run.run_id == "bad":
             raise error("a defect")
-        return train(run, *arguments, **options)  # type: ignore[arg-type]
+        return train_run(run, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(worker, "train", breaks)
+    monkeypatch.setattr(worker, "train_run", breaks)
     with pytest.raises(WorkError, match=r"1 of 2 runs did not finish; bad failed: .*a defect"):
         run_plan([spec(run_id="bad"), spec(run_id="good", seed=1)], corpus, folder)
     found = {entry.run_id: entry.state for entry in existing_ledger(folder.path).entries()}
@@ -213,7 +213,7 @@ def test_a_worker_that_is_no_longer_wanted_stops_and_leaves_its_run_to_others(
 ) -> None:
     ledger = planned(folder, corpus, spec(run_id="a"))
     asked = iter([True, True, True])
-    work(str(folder.ledger), folder.path, alive=lambda: next(asked, False))
+    run_worker(str(folder.ledger), folder.path, alive=lambda: next(asked, False))
     assert states(ledger) == {"a": PLANNED}
     assert ledger.entries()[0].attempts == 1
     assert next(asked, None) is None, "it was training when it was told to stop"
@@ -221,7 +221,7 @@ def test_a_worker_that_is_no_longer_wanted_stops_and_leaves_its_run_to_others(
 
 def test_a_worker_that_is_not_wanted_takes_nothing(corpus: Corpus, folder: Folder) -> None:
     ledger = planned(folder, corpus, spec(run_id="a"))
-    work(str(folder.ledger), folder.path, alive=lambda: False)
+    run_worker(str(folder.ledger), folder.path, alive=lambda: False)
     assert [entry.attempts for entry in ledger.entries()] == [0]
 
 
@@ -242,9 +242,9 @@ def test_a_worker_that_lost_its_run_stops_training_it_and_records_nothing(
         return {"run_id": run.run_id}
 
     monkeypatch.setattr(worker, "BEAT_SECONDS", 0.02)
-    monkeypatch.setattr(worker, "train", stolen)
+    monkeypatch.setattr(worker, "train_run", stolen)
     monkeypatch.setattr(worker, "FIRST_PAUSE", 0.01)
-    work(str(folder.ledger), folder.path, idle_seconds=0.05)
+    run_worker(str(folder.ledger), folder.path, idle_seconds=0.05)
     assert len(steps) < 500
     (entry,) = ledger.entries()
     assert (entry.state, entry.row, entry.owner) == (RUNNING, None, ledger.owner)
@@ -260,8 +260,8 @@ def test_a_run_that_was_lost_at_its_end_is_recorded_once(
         assert ledger.finish("a", {"run_id": "a", "by": "another"})
         return {"run_id": "a", "by": "this one"}
 
-    monkeypatch.setattr(worker, "train", overtaken)
-    work(str(folder.ledger), folder.path)
+    monkeypatch.setattr(worker, "train_run", overtaken)
+    run_worker(str(folder.ledger), folder.path)
     assert ledger.entries()[0].rows == [{"run_id": "a", "by": "another"}]
 
 
@@ -289,14 +289,14 @@ def test_run_goes_on_and_is_recorded_while_the_ledger_is_out_of_reach(
         finish=lambda run_id, rows: finished.append((run_id, rows)),
     )
     monkeypatch.setattr(worker, "BEAT_SECONDS", 0.005)
-    monkeypatch.setattr(worker, "train", slow)
+    monkeypatch.setattr(worker, "train_run", slow)
     monkeypatch.setattr(worker, "open_ledger", lambda address: ledger)
-    work("", folder.path)
+    run_worker("", folder.path)
     assert finished == [("a", [{"run_id": "a"}])]
     assert 7 in beats
 
 
-@pytest.mark.parametrize("where", ["train", "_Claim", "Heartbeat"])
+@pytest.mark.parametrize("where", ["train_run", "_Claim", "Heartbeat"])
 def test_a_worker_told_to_end_gives_its_run_back(
     corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -308,7 +308,7 @@ def test_a_worker_told_to_end_gives_its_run_back(
 
     monkeypatch.setattr(worker, where, interrupted)
     with pytest.raises(SystemExit):
-        work(str(folder.ledger), folder.path)
+        run_worker(str(folder.ledger), folder.path)
     assert states(ledger) == {"a": PLANNED}
 
 
@@ -318,10 +318,10 @@ def test_an_idle_worker_waits_for_the_runs_of_others_but_not_for_ever(
     monkeypatch.setattr(worker, "FIRST_PAUSE", 0.01)
     ledger = planned(folder, corpus, spec(run_id="a"))
     assert ledger.claim() is not None
-    work(str(folder.ledger), folder.path, idle_seconds=0.1)
+    run_worker(str(folder.ledger), folder.path, idle_seconds=0.1)
     assert states(ledger) == {"a": RUNNING}
     ledger.release("a")
-    work(str(folder.ledger), folder.path, idle_seconds=0.1)
+    run_worker(str(folder.ledger), folder.path, idle_seconds=0.1)
     assert states(ledger) == {"a": DONE}
 
 
@@ -331,14 +331,14 @@ def test_an_idle_worker_that_is_no_longer_wanted_leaves_at_once(
     ledger = planned(folder, corpus, spec(run_id="a"))
     assert ledger.claim() is not None
     asked = iter([True, True, True])
-    work(str(folder.ledger), folder.path, alive=lambda: next(asked, False))
+    run_worker(str(folder.ledger), folder.path, alive=lambda: next(asked, False))
     assert states(ledger) == {"a": RUNNING}
 
 
 def test_a_worker_without_the_shared_folder_says_so(tmp_path: Path) -> None:
     words = "holds no prepared corpus on this machine; the --out folder must be on a file system"
     with pytest.raises(WorkError, match=words):
-        work(str(tmp_path / "ledger.sqlite"), tmp_path / "sweep")
+        run_worker(str(tmp_path / "ledger.sqlite"), tmp_path / "sweep")
 
 
 @pytest.mark.slow
@@ -370,7 +370,7 @@ def test_a_run_with_branches_has_several_rows(
     def branches(run: RunSpec, *_: object, **__: object) -> list[dict[str, object]]:
         return [{"run_id": f"{run.run_id}-{count}", "loss": 1.0 / count} for count in (1, 2)]
 
-    monkeypatch.setattr(worker, "train", branches)
+    monkeypatch.setattr(worker, "train_run", branches)
     table = run_plan([spec(run_id="a"), spec(run_id="b", seed=1)], corpus, folder)
     assert table["run_id"].tolist() == ["a-1", "a-2", "b-1", "b-2"]
     ledger = existing_ledger(folder.path)
@@ -635,7 +635,7 @@ def test_a_killed_sweep_ends_with_the_losses_of_an_undisturbed_one(
     printed = {row["run_id"]: row["loss"] for row in json.loads(output)}
     prepared = Corpus.load(out / "corpus")
     for run in read_plan(plan, prepared, Recipe()):
-        wanted = train(run, prepared, tmp_path / "alone" / run.run_id)[-1]["loss"]
+        wanted = train_run(run, prepared, tmp_path / "alone" / run.run_id)[-1]["loss"]
         assert after.loc[run.run_id, "loss"] == wanted, wait
         assert printed[run.run_id] == wanted
 
@@ -654,7 +654,7 @@ def test_runs_that_are_done_elsewhere_are_not_trained_again(
         trained.append(run.run_id)
         return [{"run_id": run.run_id, "status": DONE}]
 
-    monkeypatch.setattr(worker, "train", counted)
+    monkeypatch.setattr(worker, "train_run", counted)
     changed = replace(first[1], seed=9)  # by name it is there, but trained with other settings
     again = [first[0], changed, spec(run_id="c", seed=3)]
     found = run_plan(again, corpus, here, done=table)

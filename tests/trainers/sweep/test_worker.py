@@ -16,8 +16,8 @@ from shapelaw.trainers.gpu.packed_step import PackedStep
 from shapelaw.trainers.ledger.ledger import DIVERGED, DONE, FAILED, PLANNED, Ledger
 from shapelaw.trainers.sweep import worker
 from shapelaw.trainers.sweep.folder import Folder
-from shapelaw.trainers.sweep.worker import work
-from shapelaw.trainers.training.loop import train
+from shapelaw.trainers.sweep.worker import run_worker
+from shapelaw.trainers.training.loop import train_run
 from shapelaw.trainers.training.spec import RunSpec
 from support.small_runs import RECIPE, SHAPE, STEPS, small_corpus, spec
 
@@ -75,12 +75,12 @@ def test_packed_runs_have_rows_and_files_of_runs_trained_alone(
     other = spec(run_id="other", recipe=ADAMW, shape=replace(SHAPE, hidden_size=24))
     runs = [*alike(2), other, *alike(5)[2:]]
     ledger = planned(folder, corpus, runs)
-    work(str(folder.ledger), folder.path, pack=4)
+    run_worker(str(folder.ledger), folder.path, pack=4)
     assert packs == [["run-0", "run-1", "run-2", "run-3"]]
     table = ledger.table().set_index("run_id")
     assert list(table.index) == [run.run_id for run in runs], "the order of the plan"
     for run in runs:
-        [alone] = train(run, corpus, tmp_path / "alone" / run.run_id)
+        [alone] = train_run(run, corpus, tmp_path / "alone" / run.run_id)
         row = table.loc[run.run_id]
         together = run.run_id in packs[0]
         assert row["loss"] == pytest.approx(alone["loss"], rel=1e-4 if together else 1e-15)
@@ -102,7 +102,7 @@ def test_diverging_run_of_a_pack_is_recorded_and_the_others_finish(
     wild = replace(ADAMW, learning_rate=1e9, warmup=0.0)
     runs = [*alike(2), spec(run_id="wild", recipe=wild), *alike(3)[2:]]
     ledger = planned(folder, corpus, runs)
-    work(str(folder.ledger), folder.path, pack=4)
+    run_worker(str(folder.ledger), folder.path, pack=4)
     assert packs == [[run.run_id for run in runs]]
     entries = {entry.run_id: entry for entry in ledger.entries()}
     assert entries.pop("wild").state == DIVERGED
@@ -129,9 +129,9 @@ def test_stopped_packed_worker_gives_its_runs_back_and_the_next_goes_on(
 
     monkeypatch.setattr(PackedStep, "block", told)
     ledger = planned(folder, corpus, alike(3))
-    work(str(folder.ledger), folder.path, pack=3, alive=lambda: len(began) < 7)
+    run_worker(str(folder.ledger), folder.path, pack=3, alive=lambda: len(began) < 7)
     assert states(ledger) == dict.fromkeys(states(ledger), PLANNED)
-    work(str(folder.ledger), folder.path, pack=3)
+    run_worker(str(folder.ledger), folder.path, pack=3)
     assert began == [*range(7), *range(6, STEPS)], "stopped in step 7: the checkpoint is that of 6"
     undisturbed = train_pack(
         alike(3), corpus, lambda name: tmp_path / name, device=torch.device("cpu")
@@ -151,9 +151,9 @@ def test_runs_of_a_pack_that_fails_are_trained_alone(
         return [{"run_id": run.run_id, "status": DONE}]
 
     monkeypatch.setattr(packed_loop, "train_pack", fails)
-    monkeypatch.setattr(worker, "train", trained)
+    monkeypatch.setattr(worker, "train_run", trained)
     ledger = planned(folder, corpus, alike(3))
-    work(str(folder.ledger), folder.path, pack=3)
+    run_worker(str(folder.ledger), folder.path, pack=3)
     assert states(ledger) == {"run-0": DONE, "run-1": FAILED, "run-2": DONE}
     for entry in ledger.entries():
         assert entry.note == "trained alone because its pack failed: RuntimeError: out of memory"
@@ -165,7 +165,7 @@ def test_pack_takes_no_more_than_asked_for_nor_than_its_share(
     corpus: Corpus, folder: Folder, packs: list[list[str]], pack: int, share: int | None
 ) -> None:
     ledger = planned(folder, corpus, alike(5))
-    work(str(folder.ledger), folder.path, pack=pack, share=share)
+    run_worker(str(folder.ledger), folder.path, pack=pack, share=share)
     assert packs == [["run-0", "run-1"], ["run-2", "run-3"]], "the last one is trained alone"
     assert set(states(ledger).values()) == {DONE}
 
@@ -175,7 +175,7 @@ def test_worker_on_a_cpu_packs_nothing_unless_asked_to(
     corpus: Corpus, folder: Folder, packs: list[list[str]], pack: int | None
 ) -> None:
     ledger = planned(folder, corpus, alike(2))
-    work(str(folder.ledger), folder.path, pack=pack)
+    run_worker(str(folder.ledger), folder.path, pack=pack)
     assert packs == []
     assert set(states(ledger).values()) == {DONE}
 
@@ -219,7 +219,7 @@ def test_worker_on_a_gpu_packs_as_many_runs_as_it_was_measured_to_gain_from(
 ) -> None:
     gpu = OnGpu(monkeypatch)
     ledger = planned(folder, corpus, alike(5))
-    work(str(folder.ledger), folder.path)
+    run_worker(str(folder.ledger), folder.path)
     assert gpu.packs == [["run-0", "run-1"], ["run-2", "run-3"], ["run-4"]]
     assert gpu.measured == ["run-0"], "once for a shape"
     assert folder.packings.exists()
@@ -231,7 +231,7 @@ def test_worker_on_a_gpu_measures_nothing_where_the_size_is_given(
 ) -> None:
     gpu = OnGpu(monkeypatch)
     planned(folder, corpus, alike(4))
-    work(str(folder.ledger), folder.path, pack=3)
+    run_worker(str(folder.ledger), folder.path, pack=3)
     assert gpu.packs == [["run-0", "run-1", "run-2"], ["run-3"]]
     assert gpu.measured == []
 
@@ -241,7 +241,7 @@ def test_run_that_diverges_on_a_gpu_is_recorded_with_its_row(
 ) -> None:
     OnGpu(monkeypatch, DIVERGED)
     ledger = planned(folder, corpus, alike(1))
-    work(str(folder.ledger), folder.path)
+    run_worker(str(folder.ledger), folder.path)
     (entry,) = ledger.entries()
     assert (entry.state, entry.message) == (DIVERGED, "the loss is no longer a finite number")
     assert entry.rows == [{"run_id": "run-0", "status": DIVERGED}]

@@ -20,7 +20,7 @@ from shapelaw.trainers.training.execution import (
     fastest_execution,
     predicted_seconds,
 )
-from shapelaw.trainers.training.loop import train
+from shapelaw.trainers.training.loop import train_run
 from shapelaw.trainers.training.spec import RunSpec
 
 torch.set_num_threads(1)
@@ -144,10 +144,10 @@ def test_a_failed_compilation_falls_back_with_a_note(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compilation: str
 ) -> None:
     told: list[str] = []
-    (wanted,) = train(run(engine=Execution(attention="matmul")), corpus, tmp_path / "eager")
+    (wanted,) = train_run(run(engine=Execution(attention="matmul")), corpus, tmp_path / "eager")
     monkeypatch.setattr(torch, "compile", broken_compiler)
     planned = run(engine=Execution(attention="matmul", compilation=compilation))
-    (row,) = train(planned, corpus, tmp_path / "failed", tell=told.append)
+    (row,) = train_run(planned, corpus, tmp_path / "failed", tell=told.append)
     assert row["loss"] == wanted["loss"]
     assert row["compilation"] == "none"
     assert told == ["compilation failed (RuntimeError: no C++ compiler); the run goes on without"]
@@ -169,7 +169,7 @@ def test_a_run_that_fell_back_stays_without_compilation(
     with monkeypatch.context() as broken:
         broken.setattr(torch, "compile", broken_compiler)
         with pytest.raises(Killed):
-            train(
+            train_run(
                 planned, corpus, tmp_path, watch=stop, tell=lambda text: None, checkpoint_seconds=0
             )
 
@@ -177,7 +177,7 @@ def test_a_run_that_fell_back_stays_without_compilation(
         raise AssertionError("compiled again")
 
     monkeypatch.setattr(torch, "compile", unexpected)
-    (row,) = train(planned, corpus, tmp_path)
+    (row,) = train_run(planned, corpus, tmp_path)
     assert row["compilation"] == "none"
 
 
@@ -191,11 +191,11 @@ def test_a_compiled_run_that_is_killed_ends_like_an_undisturbed_one(
         if step == 5:
             raise Killed
 
-    (wanted,) = train(planned, corpus, tmp_path / "straight")
+    (wanted,) = train_run(planned, corpus, tmp_path / "straight")
     with pytest.raises(Killed):
-        train(planned, corpus, tmp_path / "killed", watch=stop, checkpoint_seconds=0)
+        train_run(planned, corpus, tmp_path / "killed", watch=stop, checkpoint_seconds=0)
     torch._dynamo.reset()
-    (row,) = train(planned, corpus, tmp_path / "killed")
+    (row,) = train_run(planned, corpus, tmp_path / "killed")
     assert row["compilation"] == "whole"
     assert row["loss"] == wanted["loss"]
     assert replace(planned, engine=None).identity(corpus) == planned.identity(corpus)

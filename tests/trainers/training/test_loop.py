@@ -18,7 +18,7 @@ from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.optimizers.recipe import OPTIMIZERS, Recipe
 from shapelaw.trainers.training import checkpoint, loop
 from shapelaw.trainers.training import results as finishing
-from shapelaw.trainers.training.loop import train
+from shapelaw.trainers.training.loop import train_run
 from shapelaw.trainers.training.spec import Diverged, RunSpec
 from support.small_runs import RECIPE, SHAPE, STEPS, Killed, killed_at, small_corpus, spec
 
@@ -47,7 +47,7 @@ def undisturbed(
 ) -> tuple[RunSpec, Row, Path]:
     run = spec(recipe=replace(RECIPE, optimizer=request.param))
     folder = tmp_path_factory.mktemp(request.param)
-    return run, train(run, corpus, folder)[-1], folder
+    return run, train_run(run, corpus, folder)[-1], folder
 
 
 @settings(
@@ -68,26 +68,26 @@ def test_a_run_killed_at_any_steps_ends_bit_for_bit_like_an_undisturbed_one(
     folder = tmp_path_factory.mktemp("killed")
     for last in kills:
         try:
-            train(run, corpus, folder, watch=killed_at(last), checkpoint_seconds=interval)
+            train_run(run, corpus, folder, watch=killed_at(last), checkpoint_seconds=interval)
             break  # the checkpoint was already past this step, and the run ended
         except Killed:
             assert not (folder / "model.safetensors").exists()
-    row = train(run, corpus, folder, checkpoint_seconds=interval)[-1]
+    row = train_run(run, corpus, folder, checkpoint_seconds=interval)[-1]
     assert row["loss"] == wanted["loss"]
     assert_same_results(folder, reference)
 
 
 def test_a_resumed_run_goes_on_from_its_checkpoint(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        train(spec(), corpus, tmp_path, watch=killed_at(8), checkpoint_seconds=0)
+        train_run(spec(), corpus, tmp_path, watch=killed_at(8), checkpoint_seconds=0)
     steps: list[int] = []
-    train(spec(), corpus, tmp_path, watch=steps.append)
+    train_run(spec(), corpus, tmp_path, watch=steps.append)
     assert steps == list(range(8, STEPS + 1))  # killed in step 8: the checkpoint is that of 7
 
 
 def test_no_checkpoint_is_written_before_its_time(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        train(spec(), corpus, tmp_path, watch=killed_at(8), checkpoint_seconds=3600)
+        train_run(spec(), corpus, tmp_path, watch=killed_at(8), checkpoint_seconds=3600)
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
@@ -103,26 +103,26 @@ def damage_by_garbage(path: Path) -> None:
 def test_a_damaged_checkpoint_costs_time_but_not_the_result(
     corpus: Corpus, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
-    train(spec(), corpus, tmp_path / "straight")
+    train_run(spec(), corpus, tmp_path / "straight")
     with pytest.raises(Killed):
-        train(spec(), corpus, tmp_path / "hurt", watch=killed_at(8), checkpoint_seconds=0)
+        train_run(spec(), corpus, tmp_path / "hurt", watch=killed_at(8), checkpoint_seconds=0)
     damage(tmp_path / "hurt" / "checkpoint.safetensors")
     steps: list[int] = []
-    train(spec(), corpus, tmp_path / "hurt", watch=steps.append)
+    train_run(spec(), corpus, tmp_path / "hurt", watch=steps.append)
     assert steps == list(range(1, STEPS + 1))
     assert_same_results(tmp_path / "hurt", tmp_path / "straight")
 
 
 def test_a_checkpoint_of_another_spec_is_not_resumed(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        train(spec(seed=1), corpus, tmp_path / "used", watch=killed_at(8), checkpoint_seconds=0)
-    train(spec(seed=2), corpus, tmp_path / "used")
-    train(spec(seed=2), corpus, tmp_path / "clean")
+        train_run(spec(seed=1), corpus, tmp_path / "used", watch=killed_at(8), checkpoint_seconds=0)
+    train_run(spec(seed=2), corpus, tmp_path / "used")
+    train_run(spec(seed=2), corpus, tmp_path / "clean")
     assert_same_results(tmp_path / "used", tmp_path / "clean")
 
 
 def test_two_runs_of_one_spec_are_identical(corpus: Corpus, tmp_path: Path) -> None:
-    rows = [train(spec(), corpus, tmp_path / name)[-1] for name in "ab"]
+    rows = [train_run(spec(), corpus, tmp_path / name)[-1] for name in "ab"]
     clock = {"seconds", "tokens_per_second"}
     first, second = ({key: row[key] for key in row if key not in clock} for row in rows)
     assert first == second
@@ -132,7 +132,7 @@ def test_two_runs_of_one_spec_are_identical(corpus: Corpus, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["seed", "data_seed"])
 def test_another_seed_is_another_run(corpus: Corpus, tmp_path: Path, name: str) -> None:
     losses = [
-        train(spec(**{name: seed}), corpus, tmp_path / str(seed))[-1]["loss"] for seed in (0, 1)
+        train_run(spec(**{name: seed}), corpus, tmp_path / str(seed))[-1]["loss"] for seed in (0, 1)
     ]
     assert losses[0] != losses[1]
 
@@ -140,14 +140,14 @@ def test_another_seed_is_another_run(corpus: Corpus, tmp_path: Path, name: str) 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_model_learns_real_text(corpus: Corpus, tmp_path: Path, dtype: str) -> None:
     recipe = Recipe(context_length=32, sequences=8, dtype=dtype)
-    row = train(spec(tokens=30_000, recipe=recipe), corpus, tmp_path)[-1]
+    row = train_run(spec(tokens=30_000, recipe=recipe), corpus, tmp_path)[-1]
     assert row["loss"] < 3.3 < math.log(256) - 2  # type: ignore[operator]
     assert row["dtype"] == dtype
 
 
 def test_the_row_has_every_column_of_the_run_table(corpus: Corpus, tmp_path: Path) -> None:
     run = spec(tokens=700, seed=5, data_seed=6, role="confirmation")
-    row = train(run, corpus, tmp_path)[-1]
+    row = train_run(run, corpus, tmp_path)[-1]
     assert set(COLUMNS) <= set(row)
     assert {name: row[name] for name in asdict(SHAPE)} == asdict(SHAPE)
     assert row["tokens"] == run.steps * RECIPE.batch_tokens == 11 * 64
@@ -169,11 +169,11 @@ def test_the_learning_rate_of_the_row_is_the_one_that_the_matrices_had(
     corpus: Corpus, tmp_path: Path
 ) -> None:
     recipe = replace(RECIPE, optimizer="adamw", learning_rate=0.002, matrix_learning_rate=0.5)
-    assert train(spec(tokens=64, recipe=recipe), corpus, tmp_path)[-1]["learning_rate"] == 0.002
+    assert train_run(spec(tokens=64, recipe=recipe), corpus, tmp_path)[-1]["learning_rate"] == 0.002
 
 
 def test_held_out_losses_are_kept_by_window(corpus: Corpus, tmp_path: Path) -> None:
-    row = train(spec(), corpus, tmp_path)[-1]
+    row = train_run(spec(), corpus, tmp_path)[-1]
     windows = np.load(tmp_path / "windows.npy")
     assert windows.mean() == row["loss"]
     assert len(windows) == (corpus.tokens_validation - 1) // 16
@@ -183,7 +183,7 @@ def test_held_out_losses_are_kept_by_window(corpus: Corpus, tmp_path: Path) -> N
 def test_a_finished_run_leaves_weights_config_and_windows_only(
     corpus: Corpus, tmp_path: Path
 ) -> None:
-    train(spec(), corpus, tmp_path, checkpoint_seconds=0)
+    train_run(spec(), corpus, tmp_path, checkpoint_seconds=0)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == [
         "config.json", "generation_config.json", "metrics.csv", "model.safetensors",
@@ -199,10 +199,10 @@ def test_seconds_add_up_over_interruptions(corpus: Corpus, tmp_path: Path) -> No
 
     begun = time.perf_counter()
     with pytest.raises(Killed):
-        train(spec(), corpus, tmp_path, watch=slow, checkpoint_seconds=0)
+        train_run(spec(), corpus, tmp_path, watch=slow, checkpoint_seconds=0)
     interrupted = time.perf_counter() - begun
     begun = time.perf_counter()
-    row = train(spec(), corpus, tmp_path)[-1]
+    row = train_run(spec(), corpus, tmp_path)[-1]
     rest = time.perf_counter() - begun
     assert 6 * 0.05 < row["seconds"] < interrupted + rest  # type: ignore[operator]
 
@@ -213,7 +213,7 @@ def test_a_huge_learning_rate_diverges(corpus: Corpus, tmp_path: Path, optimizer
         RECIPE, optimizer=optimizer, learning_rate=1e6, matrix_learning_rate=1e6, warmup=0.0
     )
     with pytest.raises(Diverged, match=r"training loss is (nan|inf) at step \d+"):
-        train(spec(recipe=recipe), corpus, tmp_path)
+        train_run(spec(recipe=recipe), corpus, tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
 
 
@@ -221,10 +221,10 @@ def test_a_held_out_loss_that_is_no_number_is_a_divergence(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        finishing, "evaluate", lambda *_, **__: SimpleNamespace(loss=math.nan, windows=None)
+        finishing, "evaluate_tokens", lambda *_, **__: SimpleNamespace(loss=math.nan, windows=None)
     )
     with pytest.raises(Diverged, match=f"held-out loss is nan after {STEPS} steps"):
-        train(spec(), corpus, tmp_path)
+        train_run(spec(), corpus, tmp_path)
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
@@ -277,8 +277,8 @@ def test_a_spec_survives_its_own_text(run: RunSpec) -> None:
 
 def test_the_checkpoint_of_a_run_names_its_identity(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        train(spec(), corpus, tmp_path, watch=killed_at(4), checkpoint_seconds=0)
-    model = loop.build(spec())
+        train_run(spec(), corpus, tmp_path, watch=killed_at(4), checkpoint_seconds=0)
+    model = loop.build_model(spec())
     optimizer = checkpoint.Optimizer(model, RECIPE, STEPS)
     path = tmp_path / "checkpoint.safetensors"
     found = checkpoint.resume(path, model, optimizer, spec().identity(corpus))
@@ -297,7 +297,7 @@ BRANCHED = spec(
 @pytest.fixture(scope="module")
 def branched(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Row], Path]:
     folder = tmp_path_factory.mktemp("branched")
-    return train(BRANCHED, corpus, folder), folder
+    return train_run(BRANCHED, corpus, folder), folder
 
 
 def test_each_branch_is_the_run_of_its_token_count_bit_for_bit(
@@ -307,7 +307,7 @@ def test_each_branch_is_the_run_of_its_token_count_bit_for_bit(
     assert [row["tokens"] for row in rows] == [384, 768, 1536]
     for row in rows:
         alone = replace(BRANCHED, branches=(), tokens=row["tokens"])  # type: ignore[arg-type]
-        (wanted,) = train(alone, corpus, tmp_path / str(row["tokens"]))
+        (wanted,) = train_run(alone, corpus, tmp_path / str(row["tokens"]))
         assert row["loss"] == wanted["loss"]
         assert row["flops_counted"] == wanted["flops_counted"]
     assert_same_results(folder, tmp_path / "1536")
@@ -341,11 +341,11 @@ def test_a_run_with_branches_that_is_killed_anywhere_gives_the_same_rows(
     rows = None
     for last in kills:
         try:
-            rows = train(BRANCHED, corpus, folder, watch=killed_at(last), checkpoint_seconds=0)
+            rows = train_run(BRANCHED, corpus, folder, watch=killed_at(last), checkpoint_seconds=0)
             break
         except Killed:
             assert not (folder / "model.safetensors").exists()
-    rows = rows or train(BRANCHED, corpus, folder, checkpoint_seconds=0)
+    rows = rows or train_run(BRANCHED, corpus, folder, checkpoint_seconds=0)
     assert [row["loss"] for row in rows] == [row["loss"] for row in wanted]
     assert_same_results(folder, reference)
 
@@ -357,16 +357,16 @@ def test_a_run_whose_way_back_is_lost_begins_again_and_says_so(
     told: list[str] = []
     inside = 11 + 2  # in the decay of the second branch: two more steps for that of the first
     with pytest.raises(Killed):
-        train(BRANCHED, corpus, tmp_path, watch=killed_at(inside), checkpoint_seconds=0)
+        train_run(BRANCHED, corpus, tmp_path, watch=killed_at(inside), checkpoint_seconds=0)
     (tmp_path / lost).unlink()
-    rows = train(BRANCHED, corpus, tmp_path, tell=told.append)
+    rows = train_run(BRANCHED, corpus, tmp_path, tell=told.append)
     assert [row["loss"] for row in rows] == [row["loss"] for row in branched[0]]
     assert any("begins again" in text for text in told)
 
 
 def test_progress_counts_the_decays_of_branches(corpus: Corpus, tmp_path: Path) -> None:
     steps: list[int] = []
-    train(BRANCHED, corpus, tmp_path, watch=steps.append)
+    train_run(BRANCHED, corpus, tmp_path, watch=steps.append)
     assert steps == list(range(1, BRANCHED.all_steps + 1))
     assert BRANCHED.flops == BRANCHED.all_steps * BRANCHED.step_flops
 
@@ -392,9 +392,9 @@ def test_a_run_that_was_finished_but_not_recorded_is_not_trained_again(
     branched: tuple[list[Row], Path], corpus: Corpus
 ) -> None:
     rows, folder = branched
-    assert train(BRANCHED, corpus, folder, watch=killed_at(1)) == rows
+    assert train_run(BRANCHED, corpus, folder, watch=killed_at(1)) == rows
     with pytest.raises(Killed):
-        train(replace(BRANCHED, seed=1), corpus, folder, watch=killed_at(1))
+        train_run(replace(BRANCHED, seed=1), corpus, folder, watch=killed_at(1))
 
 
 def test_identity_of_a_run_with_branches_is_hashed_once(
@@ -404,7 +404,7 @@ def test_identity_of_a_run_with_branches_is_hashed_once(
     digest = RunSpec._digest
     monkeypatch.setattr(RunSpec, "_digest", lambda *run: digests.append("") or digest(*run))
     run = spec(recipe=replace(RECIPE, warmup_steps=1), branches=(6 * RECIPE.batch_tokens,))
-    rows = train(run, corpus, tmp_path / "run")
+    rows = train_run(run, corpus, tmp_path / "run")
     assert [row["config_hash"] for row in rows] == [run.identity(corpus)[:16]] * 2
     assert len(digests) == 1
     run.identity(replace(corpus, sha256="0" * 64))

@@ -22,7 +22,7 @@ IDLE_SECONDS = 120.0
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerJob:
-    """What every worker is told; see :func:`shapelaw.trainers.sweep.worker.work`."""
+    """What every worker is told; see :func:`shapelaw.trainers.sweep.worker.run_worker`."""
 
     ledger: str
     folder: Path
@@ -43,7 +43,7 @@ class End:
 
 
 class Launcher(ABC):
-    """Starts workers, each of which calls :func:`work`, and watches over them.
+    """Start workers, each of which calls ``run_worker``, and watch over them.
 
     Parameters
     ----------

@@ -94,10 +94,10 @@ def _process(job: WorkerJob, parent: int, device: str) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"
     from shapelaw.scaling.display.console import note
     from shapelaw.scaling.errors import InputError, WorkError
-    from shapelaw.trainers.sweep.worker import work
+    from shapelaw.trainers.sweep.worker import run_worker
 
     try:
-        work(job.ledger, job.folder, pack=job.pack, share=job.share,
+        run_worker(job.ledger, job.folder, pack=job.pack, share=job.share,
              alive=lambda: os.getppid() == parent)  # fmt: skip
     except (InputError, WorkError) as error:
         note(f"worker: {error}")

@@ -112,9 +112,9 @@ class RayLauncher(Launcher):
 
 def _task(job: WorkerJob) -> None:
     """Be a worker; runs on a machine of the cluster, where shapelaw must be installed."""
-    from shapelaw.trainers.sweep.worker import work
+    from shapelaw.trainers.sweep.worker import run_worker
 
-    work(job.ledger, job.folder, pack=job.pack, share=job.share, idle_seconds=IDLE_SECONDS)
+    run_worker(job.ledger, job.folder, pack=job.pack, share=job.share, idle_seconds=IDLE_SECONDS)
 
 
 def _ray() -> Any:

@@ -126,10 +126,12 @@ class Worker:
 
     def __call__(self) -> None:
         """Be a worker; runs on a node of the cluster."""
-        from shapelaw.trainers.sweep.worker import work
+        from shapelaw.trainers.sweep.worker import run_worker
 
         job = self.job
-        work(job.ledger, job.folder, pack=job.pack, share=job.share, idle_seconds=IDLE_SECONDS)
+        run_worker(
+            job.ledger, job.folder, pack=job.pack, share=job.share, idle_seconds=IDLE_SECONDS
+        )
 
     def checkpoint(self) -> Any:
         """What submitit puts into the queue when the time is up: the same again."""

@@ -22,7 +22,7 @@ from shapelaw.trainers.sweep.launchers._ray import RayLauncher
 from shapelaw.trainers.sweep.launchers._slurm import SlurmLauncher
 from shapelaw.trainers.sweep.launchers.registry import LAUNCHERS, launcher_named, parse_options
 from shapelaw.trainers.sweep.sweep import run_plan
-from shapelaw.trainers.training.loop import train
+from shapelaw.trainers.training.loop import train_run
 from shapelaw.trainers.training.spec import RunSpec
 from support.small_runs import small_corpus, spec
 from support.waiting import wait_until
@@ -64,7 +64,7 @@ def alone(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         for run in plan(runs):
             if run.run_id not in known:
                 folder = tmp_path_factory.mktemp(run.run_id)
-                (row,) = train(run, corpus, folder)
+                (row,) = train_run(run, corpus, folder)
                 known[run.run_id] = row["loss"]
         return [known[run.run_id] for run in plan(runs)]
 
@@ -241,7 +241,7 @@ def test_a_process_sets_its_device_and_threads_before_it_works(
     def work(*_: object, alive: Any, **__: object) -> None:
         seen.append((*(os.environ.get(name) for name in names), alive()))
 
-    monkeypatch.setattr("shapelaw.trainers.sweep.worker.work", work)
+    monkeypatch.setattr("shapelaw.trainers.sweep.worker.run_worker", work)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         _local._process(JOB, os.getppid(), device)
