@@ -2,10 +2,12 @@
 
 ``python benchmarks/walks.py check`` follows ``shapelaw check`` from a run table's file to its
 printed report; ``python benchmarks/walks.py propose`` follows ``shapelaw propose`` with a printed
-law and the roofline engine. A reader reads each function once, where it is first called: the walk
-is the files of all project functions in the order of their first calls. *entered* counts changes of
-file, *returns* those to a file that the walk left before. The second line leaves out the
-mathematics of a fit (laws, solver, uncertainty), which knows no run table.
+law and the roofline engine. A reader follows every call from one function to another once: the walk
+is the files of the called functions, in the order of these first calls. *entered* counts changes of
+file, *returns* those to a file that the walk left before. A reader does not walk into what a class
+gives as a value: computed attributes and special methods (``len(runs)``, ``runs["loss"]``). The
+second line leaves out the mathematics of a fit (laws, solver, uncertainty), which knows no run
+table; the third keeps only calls into the folder of run tables.
 """
 
 import argparse
@@ -14,9 +16,10 @@ import io
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, FunctionType
 
 import shapelaw
 from shapelaw.scaling.files import data_folder
@@ -24,6 +27,7 @@ from shapelaw.scaling.files import data_folder
 ROOT = Path(shapelaw.__file__).resolve().parent.parent
 PACKAGES = ("scaling", "search", "trainers")
 MATHEMATICS = ("scaling/laws", "scaling/solver", "scaling/uncertainty")
+TABLES = "scaling/runs"
 ARGUMENTS = {
     "check": [str(data_folder() / "quickstart" / "runs.csv"), "--starts", "8", "--resamples", "8"],
     "propose": [
@@ -34,30 +38,61 @@ ARGUMENTS = {
 
 
 class Tracer:
-    """Notes the file of every project function when it is first called."""
+    """Notes the file of every project function, for each function that calls it."""
 
-    def __init__(self) -> None:
+    def __init__(self, values: set[CodeType]) -> None:
         self.walk: list[str] = []
-        self._known: set[CodeType] = set()
+        self._values = values
+        self._inside: list[FrameType] = []  # of a value that is being computed
+        self._known: set[tuple[CodeType, CodeType | None]] = set()
+        self._names: dict[CodeType, str | None] = {}
 
     def __call__(self, frame: FrameType, event: str, _: object) -> None:
-        code = frame.f_code
-        if event != "call" or code in self._known:
+        if self._inside:
+            if event == "return" and frame is self._inside[-1]:
+                self._inside.pop()
             return
-        self._known.add(code)
-        path = Path(code.co_filename).resolve()
-        # Lambdas, comprehensions and bodies of modules belong to what stands around them.
-        if code.co_name.startswith("<") or not path.is_relative_to(ROOT):
+        if event != "call":
             return
-        name = path.relative_to(ROOT)
-        if name.parts[0] in PACKAGES:
-            self.walk.append(str(name))
+        if frame.f_code in self._values:
+            self._inside.append(frame)
+            return
+        name, caller = self._name(frame.f_code), frame.f_back
+        while caller is not None and self._name(caller.f_code) is None:
+            caller = caller.f_back
+        step = frame.f_code, None if caller is None else caller.f_code
+        if name is not None and step not in self._known:
+            self._known.add(step)
+            self.walk.append(name)
+
+    def _name(self, code: CodeType) -> str | None:
+        """File of a function; None outside the project, and for lambdas and comprehensions."""
+        if code not in self._names:
+            path = Path(code.co_filename).resolve()
+            name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path("elsewhere")
+            own = name.parts[0] in PACKAGES and not code.co_name.startswith("<")
+            self._names[code] = str(name) if own else None
+        return self._names[code]
+
+
+def values_of_classes() -> set[CodeType]:
+    """Collect the code of the computed attributes and special methods of the project's classes."""
+    codes = set()
+    modules = [module for name, module in sys.modules.items() if name.startswith("shapelaw.")]
+    classes = {one for module in modules for one in vars(module).values() if isinstance(one, type)}
+    for name, member in (item for one in classes for item in vars(one).items()):
+        function = member if name.startswith("__") and callable(member) else None
+        function = member.fget if isinstance(member, property) else function
+        function = member.func if isinstance(member, cached_property) else function
+        if isinstance(function, FunctionType):
+            codes.add(function.__code__)
+    return codes
 
 
 def follow(work: Callable[[], object]) -> list[str]:
     """Note the walk of a call; it runs once before, so that no module is imported on the way."""
     work()
-    tracer = Tracer()
+    tracer = Tracer(values_of_classes())
     sys.setprofile(tracer)
     try:
         work()
@@ -67,11 +102,11 @@ def follow(work: Callable[[], object]) -> list[str]:
 
 
 def figures(walk: list[str]) -> dict[str, int]:
-    """Count functions, files, changes of file and returns to an earlier file."""
+    """Count calls, files, changes of file and returns to an earlier file."""
     entered = [name for name, _ in groupby(walk)]
     files = len(set(entered))
     return {
-        "functions": len(walk),
+        "calls": len(walk),
         "files": files,
         "entered": len(entered),
         "returns": len(entered) - files,
@@ -102,6 +137,7 @@ def main() -> None:
     print(f"{options.choice}: {figures(walk)}")
     shorter = [name for name in walk if not name.startswith(MATHEMATICS)]
     print(f"{options.choice}, without the mathematics of a fit: {figures(shorter)}")
+    print(f"{options.choice}, calls into {TABLES}: {sum(name.startswith(TABLES) for name in walk)}")
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def identifiability_report(
     """
     fitted = subject if isinstance(subject, Fit) else fit_quickly(subject, runs, **settings)
     runs = fitted.count_as_fitted(runs)
-    columns = runs.law_columns(fitted.law.columns)
+    columns = fitted.columns(runs)
     free, jacobian = free_jacobian(fitted, columns)
     condition, correlation, directions = _geometry(free, jacobian)
     levels = _levels(runs, columns)

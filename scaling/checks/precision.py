@@ -143,7 +143,7 @@ def _own(fitted: Fit) -> dict[str, tuple[float, float]]:
 
 def _bounds(fitted: Fit, runs: RunTable) -> dict[str, float]:
     """Bound the least standard error of every public parameter, by the delta method."""
-    free, jacobian = free_jacobian(fitted, runs.law_columns(fitted.law.columns))
+    free, jacobian = free_jacobian(fitted, fitted.columns(runs))
     covariance = fitted.noise**2 * np.linalg.pinv(jacobian.T @ jacobian)
     values = public_parameters(fitted)
     slopes = np.zeros((len(values), len(free)))

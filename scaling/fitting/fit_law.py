@@ -20,7 +20,7 @@ from shapelaw.scaling.laws.law import Base, Columns, Law, reference_of
 from shapelaw.scaling.laws.registry import LAWS, law_named
 from shapelaw.scaling.runs.columns import N
 from shapelaw.scaling.runs.table import SOURCE, RunTable, as_run_table
-from shapelaw.scaling.runs.validation import require_columns, same_losses
+from shapelaw.scaling.runs.validation import same_losses
 from shapelaw.scaling.solver.identifiability import NO_TERM, hold, optimum_status
 from shapelaw.scaling.solver.multistart import SMALLEST_DELTA, new_run_scale, residual_scale
 from shapelaw.scaling.solver.objectives import FitObjective
@@ -132,18 +132,18 @@ def problem_of(
     InputError
         As :func:`fit`.
     """
-    require_columns(runs.frame, ("loss",), SOURCE)
-    columns = runs.law_columns(law.columns)
+    columns = runs.law_columns(("loss", *law.columns))
+    losses = columns.pop("loss")
     same_losses(runs.frame, SOURCE)
     minimised = objective or FitObjective()
-    mean = float(runs["loss"].mean()) if minimised.on == "raw" else 1.0
+    mean = float(losses.mean()) if minimised.on == "raw" else 1.0
     threshold = STARTING_DELTA * mean if delta == "auto" else float(delta)
     reference = reference_of(columns)
     weights = _weights_of(runs, minimised.weights) if minimised.weights else None
     problem = Problem(
         law=law,
         columns=columns,
-        log_loss=np.log(runs.losses),
+        log_loss=np.log(losses),
         reference=reference,
         held=hold(law, columns, reference),
         objective=minimised.at(threshold),
