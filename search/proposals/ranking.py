@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from shapelaw.scaling.display.documents import finite
 from shapelaw.scaling.fitting.result import LEVEL, Fit
 from shapelaw.scaling.space.pareto import front
 from shapelaw.search.engines._base import Measurement, broken_limits
@@ -99,7 +100,7 @@ class Proposals:
             "answered": checked.measured.tolist(),
             "predicted": checked.predicted.tolist(),
             "error": checked.mape,
-            "rank_correlation": None if np.isnan(checked.spearman) else checked.spearman,
+            "rank_correlation": finite(checked.spearman),
         }
 
     def write(self, folder: Path) -> None:
