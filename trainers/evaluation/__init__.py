@@ -1,4 +1,4 @@
 """Evaluation of trained models: held-out loss and downstream tasks.
 
-Imports objectives, corpus and models.
+May import objectives, corpus and models.
 """

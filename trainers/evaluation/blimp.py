@@ -1,8 +1,9 @@
-"""BLiMP: of a grammatical and an ungrammatical sentence, which is more probable (arXiv 1912.00582).
+"""BLiMP, the benchmark of linguistic minimal pairs (arXiv 1912.00582), without lm-eval.
 
-67 paradigms of 1,000 pairs. The score is the mean over paradigms; guessing scores one half. This is
-the path without lm-eval, fast enough for every row of a ladder; its answers are those of lm-eval's
-(tests compare the accuracies of every paradigm).
+A model answers a pair correctly if the grammatical sentence is more probable than the ungrammatical
+one. There are 67 paradigms of 1,000 pairs. The score is the mean accuracy over paradigms; guessing
+scores one half. This implementation is fast enough for every row of a ladder, and its answers equal
+those of lm-eval (tests compare the accuracies of every paradigm).
 """
 
 import math
@@ -21,17 +22,24 @@ CHANCE = 0.5
 def blimp_accuracy(
     model: Transformer, encoding: Encoding, evals: EvalFiles, *, limit: int | None = None
 ) -> Score:
-    """Score a model on BLiMP, a sentence alone after the separator of documents.
+    """Score a model on BLiMP, each sentence as a document of its own.
 
     Parameters
     ----------
+    model
+        Model to score.
+    encoding
+        Tokenizer of the model.
+    evals
+        Evaluation sets with BLiMP.
     limit
-        Pairs of each paradigm, the first ones; all by default.
+        Number of pairs of each paradigm, the first ones; all by default.
 
     Returns
     -------
-    The score; its standard error is over the pairs of the 67 fixed paradigms, and its details give
-    the accuracy of each paradigm.
+    Score
+        Score with a standard error over the pairs of the 67 fixed paradigms. The details contain
+        the accuracy of each paradigm.
 
     Raises
     ------
@@ -40,8 +48,8 @@ def blimp_accuracy(
     """
     pairs = {name: blimp_pairs(evals, name)[:limit] for name in evals.names(BLIMP)}
     if not pairs:
-        evals.items(f"{BLIMP}/*.jsonl")  # says what is missing
-    correct, found = blimp_answers(model, encoding, pairs)
+        evals.items(f"{BLIMP}/*.jsonl")  # raises an error that names the missing files
+    correct, results = blimp_answers(model, encoding, pairs)
     means = {name: float(answers.mean()) for name, answers in correct.items()}
     errors = [
         float(answers.std(ddof=1)) / math.sqrt(len(answers)) if len(answers) > 1 else 0.0
@@ -53,7 +61,7 @@ def blimp_accuracy(
         standard_error=math.hypot(*errors) / len(errors),
         chance=CHANCE,
         items=sum(map(len, pairs.values())),
-        truncated=found.truncated,
+        truncated=results.truncated,
         details={
             "harness": "shapelaw",
             "files": {f"{BLIMP}/{name}.jsonl": evals.sha256(f"{BLIMP}/{name}.jsonl")
@@ -65,7 +73,7 @@ def blimp_accuracy(
 
 
 def blimp_pairs(evals: EvalFiles, paradigm: str) -> list[tuple[str, str]]:
-    """Grammatical and ungrammatical sentence of each pair."""
+    """Return the grammatical and the ungrammatical sentence of each pair of a paradigm."""
     rows = evals.items(f"{BLIMP}/{paradigm}.jsonl")
     return [(str(row["sentence_good"]), str(row["sentence_bad"])) for row in rows]
 
@@ -73,15 +81,31 @@ def blimp_pairs(evals: EvalFiles, paradigm: str) -> list[tuple[str, str]]:
 def blimp_answers(
     model: Transformer, encoding: Encoding, pairs: Mapping[str, list[tuple[str, str]]]
 ) -> tuple[dict[str, np.ndarray], Likelihoods]:
-    """Whether each pair of each paradigm was told right, and the likelihoods of all sentences.
+    """Compare the log-probabilities of the two sentences of each pair.
 
-    Two equal log-probabilities count as right, as in lm-eval.
+    Equal log-probabilities count as correct, as in lm-eval.
+
+    Parameters
+    ----------
+    model
+        Model to score.
+    encoding
+        Tokenizer of the model.
+    pairs
+        Grammatical and ungrammatical sentences by paradigm.
+
+    Returns
+    -------
+    correct : dict of str to numpy.ndarray
+        Correctness of each pair, (pairs,), by paradigm.
+    results : Likelihoods
+        Log-probabilities of all different sentences.
     """
-    texts = [text for own in pairs.values() for pair in own for text in pair]
-    different = {text: index for index, text in enumerate(dict.fromkeys(texts))}
-    requests = [request_of(encoding, "", text) for text in different]
-    found = likelihoods(model, requests)
-    values = found.log_probability[[different[text] for text in texts]].reshape(-1, 2)
-    right = values[:, 0] >= values[:, 1]
-    ends = np.cumsum([len(own) for own in pairs.values()])[:-1]
-    return dict(zip(pairs, np.split(right, ends), strict=True)), found
+    texts = [text for of_paradigm in pairs.values() for pair in of_paradigm for text in pair]
+    positions = {text: index for index, text in enumerate(dict.fromkeys(texts))}
+    requests = [request_of(encoding, "", text) for text in positions]
+    results = likelihoods(model, requests)
+    values = results.log_probability[[positions[text] for text in texts]].reshape(-1, 2)
+    correct = values[:, 0] >= values[:, 1]
+    ends = np.cumsum([len(of_paradigm) for of_paradigm in pairs.values()])[:-1]
+    return dict(zip(pairs, np.split(correct, ends), strict=True)), results

@@ -1,4 +1,4 @@
-"""Downstream tasks of a trained model: BLiMP by a path of our own, the rest through lm-eval."""
+"""Scores of a trained model on downstream tasks: BLiMP without lm-eval, other tasks through it."""
 
 from collections.abc import Sequence
 
@@ -13,25 +13,38 @@ from shapelaw.trainers.models.transformer import Transformer
 
 
 def read_tasks(text: str, evals: EvalFiles) -> tuple[str, ...]:
-    """Task names from ``blimp,lambada``, each once and with its file at hand.
+    """Parse a list of task names such as ``blimp,lambada`` and check that their files exist.
+
+    Parameters
+    ----------
+    text
+        Names or aliases of tasks, separated by commas.
+    evals
+        Evaluation sets.
+
+    Returns
+    -------
+    tuple of str
+        Full names of the tasks without duplicates.
 
     Raises
     ------
     InputError
-        A task is not known, or its file is missing.
+        A task is unknown, its file is missing, or there is no task.
     """
     names = dict.fromkeys(part.strip() for part in text.split(",") if part.strip())
     tasks = tuple(dict.fromkeys(ALIASES.get(name, name) for name in names))
     paradigms = [f"{BLIMP}_{name}" for name in evals.names(BLIMP)]
     for task in tasks:
         if task == BLIMP and not paradigms:
-            evals.items(f"{BLIMP}/*.jsonl")  # says what is missing
+            evals.items(f"{BLIMP}/*.jsonl")  # raises an error that names the missing files
         if task in TASKS:
             evals.items(file_of(task))
         elif task != BLIMP and task not in paradigms:
-            known = ", ".join((BLIMP, *TASKS))
+            choices = ", ".join((BLIMP, *TASKS))
             raise InputError(
-                f"a task must be one of {known} (or {BLIMP}_PARADIGM), but got {task!r}"
+                f"`--tasks` must be one or more of {choices} (or {BLIMP}_PARADIGM), "
+                f"but got {task!r}"
             )
     if not tasks:
         raise InputError(f"`--tasks` must name at least one of {', '.join((BLIMP, *TASKS))}")
@@ -50,19 +63,26 @@ def score_tasks(
 
     Parameters
     ----------
+    model
+        Model to score.
+    encoding
+        Tokenizer of the model.
+    evals
+        Evaluation sets.
     tasks
-        As :func:`read_tasks` gives them.
+        Names of tasks from :func:`read_tasks`.
     limit
-        Items of each task, the first ones (of BLiMP: pairs of each paradigm); all by default.
+        Number of items of each task, the first ones (pairs of each paradigm in BLiMP); all by
+        default.
 
     Raises
     ------
     InputError
-        The tokenizer is not that of the model, or lm-eval is needed and not installed.
+        The tokenizer has more tokens than the model, or lm-eval is needed and not installed.
     """
     if encoding.vocab_size > model.shape.vocab_size:
         raise InputError(
-            f"`tokenizer's tokens <= vocab_size` must hold, but got {encoding.vocab_size} and "
+            f"`tokens of the tokenizer <= vocab_size` must hold, but got {encoding.vocab_size} and "
             f"{model.shape.vocab_size}; give the folder of the corpus that the model was trained on"
         )
     scores = []
@@ -82,6 +102,6 @@ def _through_harness(
     except ImportError as error:
         raise InputError(
             f"the task {task} needs lm-eval ({error}); install it by "
-            f"`{installing('lm_eval')}`, or choose --tasks {BLIMP}, which does without"
+            f"`{installing('lm_eval')}`, or choose --tasks {BLIMP}, which does not need it"
         ) from None
     return harness.run_task(model, encoding, evals, task, limit=limit)

@@ -13,29 +13,29 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.corpus.zstd import open_unpacked
 
 BLIMP, TASKS = "blimp", "tasks"
-WANTED = "give a folder or a .tar.zst with blimp/*.jsonl and tasks/*.jsonl"
+EXPECTED_LAYOUT = "give a folder or a .tar.zst with blimp/*.jsonl and tasks/*.jsonl"
 
 
 @dataclass(frozen=True)
 class EvalFiles:
-    """Files of items by their path, such as ``tasks/piqa.jsonl``, unpacked in memory."""
+    """Contents of evaluation files by path, such as ``tasks/piqa.jsonl``, unpacked in memory."""
 
     contents: dict[str, bytes]
 
     def names(self, folder: str) -> list[str]:
-        """Files of a folder, sorted, without folder and suffix."""
+        """Return the sorted names of the files of a folder, without folder and suffix."""
         return sorted(Path(name).stem for name in self.contents if Path(name).parts[0] == folder)
 
     def items(self, name: str) -> list[dict[str, Any]]:
-        """The items of a file, one per line.
+        """Parse the items of a file, one per line.
 
         Raises
         ------
         InputError
-            There is no such file, or a line of it is not a JSON object.
+            The file does not exist or is empty, or a line of it is not a JSON object.
         """
         if name not in self.contents:
-            raise InputError(f"the evaluation sets lack {name}; {WANTED}")
+            raise InputError(f"the evaluation sets lack {name}; {EXPECTED_LAYOUT}")
         rows = []
         for number, line in enumerate(self.contents[name].splitlines(), start=1):
             try:
@@ -44,32 +44,40 @@ class EvalFiles:
                 row = None
             if not isinstance(row, dict):
                 raise InputError(
-                    f"{name} line {number}: an item must be a JSON object, but got {line[:60]!r}"
+                    f"{name} line {number}: an item must be a JSON object, but got {line[:60]!r}; "
+                    "correct or remove the line"
                 )
             rows.append(row)
         if not rows:
-            raise InputError(f"{name} holds no item; {WANTED}")
+            raise InputError(f"{name} holds no item; {EXPECTED_LAYOUT}")
         return rows
 
     def sha256(self, name: str) -> str:
-        """Hexadecimal digest of a file."""
+        """Return the hexadecimal SHA-256 digest of a file."""
         return hashlib.sha256(self.contents[name]).hexdigest()
 
 
 def read_evals(path: Path) -> EvalFiles:
-    """Read evaluation sets from a folder, or from a tar archive (plain, .gz, .zst).
+    """Read evaluation sets.
+
+    Parameters
+    ----------
+    path
+        Folder or tar archive (plain, .gz, .zst) with ``blimp/*.jsonl`` and ``tasks/*.jsonl``.
 
     Raises
     ------
     InputError
-        There is nothing there, or it holds neither of the two folders.
+        The path cannot be read, or contains neither of the two folders.
     """
     try:
         contents = dict(_folder(path) if path.is_dir() else _archive(path))
     except (OSError, tarfile.TarError, EOFError) as error:
-        raise InputError(f"the evaluation sets {path} cannot be read ({error}); {WANTED}") from None
+        raise InputError(
+            f"the evaluation sets {path} cannot be read ({error}); {EXPECTED_LAYOUT}"
+        ) from None
     if not contents:
-        raise InputError(f"{path} has no evaluation sets; {WANTED}")
+        raise InputError(f"{path} has no evaluation sets; {EXPECTED_LAYOUT}")
     return EvalFiles(contents)
 
 

@@ -1,4 +1,4 @@
-"""Loss of a model on held-out tokens, by window, so that two runs can be compared in pairs."""
+"""Loss of a model on held-out tokens, also by window, for paired comparisons of two runs."""
 
 import math
 from collections.abc import Mapping
@@ -13,34 +13,44 @@ from shapelaw.trainers.objectives.objective import Batch
 from shapelaw.trainers.objectives.registry import objective_of
 from shapelaw.trainers.optimizers.recipe import Recipe
 
-TOKENS = 262_144  # of the held-out text, evenly spread over it
-SET_TOKENS = 32_768  # of each named validation set: all of them must cost little beside a run
-ROWS = 32  # windows per forward pass
-DRAWS_SEED = 0  # of what an objective draws: every model is evaluated with the same masks
-FEWEST_DOCUMENTS = 10  # with fewer, their scatter says little: windows are taken as independent
+MAX_TOKENS = 262_144  # evaluated, evenly spread over the held-out text
+# Evaluated tokens of each named validation set. All sets together must cost little beside a run.
+MAX_SET_TOKENS = 32_768
+WINDOWS_PER_PASS = 32
+OBJECTIVE_SEED = 0  # of the objective's random draws: every model is evaluated with the same masks
+MIN_CLUSTERS = 10  # documents; with fewer, windows count as independent in the standard error
 
 
 class HeldOutTokens(Protocol):
-    """A validation set: tokens of a held-out text and how many bytes one of them stands for.
+    """Validation set: tokens of a held-out text and the mean number of bytes per token.
 
-    It may also have ``starts``, where its documents begin, (documents,) in tokens.
+    A set may also have ``starts``, the positions of its documents' first tokens, (documents,).
     """
 
     @property
     def tokens(self) -> np.ndarray:
-        """Tokens, one after the other."""
+        """Token ids of the text, (count,)."""
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of text per token."""
+        """Mean number of bytes of text per token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Held-out loss in nats per token and in bits per byte, each with its standard error.
 
-    ``windows`` holds the mean loss of each window, in the order of the text. The standard errors
-    say how far another text of the kind would be: they are no noise between runs on this one.
+    The standard errors measure the variation between texts of this kind. They do not measure the
+    variation between runs on one text.
+
+    Attributes
+    ----------
+    loss, loss_se
+        Mean loss and its standard error, nats per token.
+    bits_per_byte, bits_per_byte_se
+        The same in bits per byte.
+    windows
+        Mean loss of each window in the order of the text, (windows,), nats per token.
     """
 
     loss: float
@@ -57,56 +67,67 @@ def evaluate_tokens(
     *,
     bytes_per_token: float,
     starts: np.ndarray | None = None,
-    most: int = TOKENS,
+    most: int = MAX_TOKENS,
 ) -> Evaluation:
-    """Mean next-token loss over windows spread evenly over the held-out tokens.
+    """Evaluate the mean loss over windows spread evenly over the held-out tokens.
 
-    The windows depend on the tokens and the context length only: all runs of a table see the same.
+    The windows depend only on the tokens and the context length, so that all runs of a table are
+    evaluated on the same windows.
 
     Parameters
     ----------
+    model
+        Model to evaluate.
     tokens
         Held-out tokens, (count,).
+    recipe
+        Recipe of the run; gives the context length and the objective.
     bytes_per_token
-        Of this text, taken as exact: bits per byte = nats per token / ln 2 / bytes per token.
+        Mean number of bytes per token of this text, treated as exact: bits per byte = nats per
+        token / ln 2 / bytes per token.
     starts
-        Where documents begin, ascending. Windows that begin in one document are then one cluster
-        of the standard error; without, or with fewer than ten clusters, each is its own.
+        Positions of the first tokens of the documents, ascending, (documents,). Windows that begin
+        in the same document form one cluster of the standard error. Without ``starts``, or with
+        fewer than ten clusters, every window is a cluster of its own.
     most
-        Tokens that are looked at.
+        Largest number of tokens to evaluate.
     """
     length = recipe.context_length
     available = (len(tokens) - 1) // length
     count = max(1, min(available, most // length))
     begins = np.linspace(0, max(available - 1, 0), count).round().astype(int) * length
     device = model.embed_tokens.weight.device
-    objective, draws = objective_of(recipe), torch.Generator(device).manual_seed(DRAWS_SEED)
+    objective = objective_of(recipe)
+    generator = torch.Generator(device).manual_seed(OBJECTIVE_SEED)
     losses = []
     with torch.inference_mode():
-        for rows in np.array_split(begins, math.ceil(count / ROWS)):
+        for rows in np.array_split(begins, math.ceil(count / WINDOWS_PER_PASS)):
             batch = np.stack([tokens[start : start + length + 1] for start in rows])
             on_device = Batch(torch.from_numpy(batch.astype(np.int64)).to(device))
-            of_windows = objective.sequence_losses(model, on_device, draws)
-            losses.append(of_windows.double().cpu().numpy())
+            batch_losses = objective.sequence_losses(model, on_device, generator)
+            losses.append(batch_losses.double().cpu().numpy())
     windows = np.concatenate(losses)
     loss = float(windows.mean())
     error = _standard_error(windows, begins, starts)
-    in_bits = 1 / math.log(2) / bytes_per_token
+    bits_per_nat = 1 / math.log(2) / bytes_per_token
     return Evaluation(
         loss=loss,
         loss_se=error,
-        bits_per_byte=loss * in_bits,
-        bits_per_byte_se=error * in_bits,
+        bits_per_byte=loss * bits_per_nat,
+        bits_per_byte_se=error * bits_per_nat,
         windows=windows,
     )
 
 
 def _standard_error(windows: np.ndarray, begins: np.ndarray, starts: np.ndarray | None) -> float:
-    """Of the mean over windows; those of one document vary together (Liang and Zeger 1986)."""
+    """Estimate the cluster-robust standard error of the mean over windows (Liang and Zeger 1986).
+
+    The windows of one document are correlated and therefore form one cluster.
+    """
     clusters = np.arange(len(windows))
     if starts is not None:
         documents = np.searchsorted(starts, begins, side="right")
-        if len(np.unique(documents)) >= FEWEST_DOCUMENTS:
+        if len(np.unique(documents)) >= MIN_CLUSTERS:
             clusters = documents
     _, members = np.unique(clusters, return_inverse=True)
     sums = np.bincount(members, weights=windows - windows.mean())
@@ -118,7 +139,17 @@ def _standard_error(windows: np.ndarray, begins: np.ndarray, starts: np.ndarray 
 def evaluate_sets(
     model: Transformer, sets: Mapping[str, HeldOutTokens], recipe: Recipe
 ) -> dict[str, Evaluation]:
-    """Evaluate on named validation sets, each on few tokens; see :func:`evaluate_tokens`."""
+    """Evaluate a model on several named validation sets, each on few tokens.
+
+    Parameters
+    ----------
+    model
+        Model to evaluate.
+    sets
+        Validation sets by name.
+    recipe
+        Recipe of the run, as in :func:`evaluate_tokens`.
+    """
     return {
         name: evaluate_tokens(
             model,
@@ -126,21 +157,22 @@ def evaluate_sets(
             recipe,
             bytes_per_token=held_out.bytes_per_token,
             starts=getattr(held_out, "starts", None),
-            most=SET_TOKENS,
+            most=MAX_SET_TOKENS,
         )
         for name, held_out in sets.items()
     }
 
 
 def loss_columns(evaluations: Mapping[str, Evaluation]) -> dict[str, float]:
-    """Columns of the run table for named validation sets, as a link from loss reads them.
+    """Return the columns of the run table for named validation sets.
 
-    ``loss_NAME`` in nats per token and ``bits_per_byte_NAME``, each with its ``_se``.
+    The columns are ``loss_NAME`` in nats per token and ``bits_per_byte_NAME``, each with its
+    standard error ``_se``. A link from loss to accuracy is fitted to them.
     """
     columns = {}
-    for name, found in evaluations.items():
-        columns[f"loss_{name}"] = found.loss
-        columns[f"loss_{name}_se"] = found.loss_se
-        columns[f"bits_per_byte_{name}"] = found.bits_per_byte
-        columns[f"bits_per_byte_{name}_se"] = found.bits_per_byte_se
+    for name, evaluation in evaluations.items():
+        columns[f"loss_{name}"] = evaluation.loss
+        columns[f"loss_{name}_se"] = evaluation.loss_se
+        columns[f"bits_per_byte_{name}"] = evaluation.bits_per_byte
+        columns[f"bits_per_byte_{name}_se"] = evaluation.bits_per_byte_se
     return columns

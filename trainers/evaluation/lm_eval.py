@@ -1,6 +1,6 @@
-"""A language model of ours that lm-eval can ask, and its tasks over local items.
+"""Adapter of a trained model to lm-eval, and lm-eval's tasks over local items.
 
-Importing this module needs lm-eval (``pip install "shapelaw[eval]"``). Nothing is downloaded: the
+This module needs lm-eval (``pip install "shapelaw[eval]"``). Nothing is downloaded, because the
 items come from :mod:`shapelaw.trainers.evaluation.eval_sets`.
 """
 
@@ -30,9 +30,9 @@ from shapelaw.trainers.models.transformer import Transformer
 
 
 class LanguageModel(LM):  # type: ignore[misc]  # lm-eval has no types
-    """A :class:`Transformer` with its tokenizer, as lm-eval asks models.
+    """lm-eval's model interface over a :class:`Transformer` and its tokenizer.
 
-    ``truncated`` counts the requests since the start that were longer than the model's context.
+    ``truncated`` counts the requests so far that were longer than the model's context.
     """
 
     def __init__(self, model: Transformer, encoding: Encoding) -> None:
@@ -41,28 +41,43 @@ class LanguageModel(LM):  # type: ignore[misc]  # lm-eval has no types
         self.truncated = 0
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Log-probability of each continuation after its context, and whether it is greedy's."""
-        return self._ask([request_of(self.encoding, *request.args) for request in requests])
+        """Return each continuation's log-probability and whether greedy decoding gives it."""
+        return self._score([request_of(self.encoding, *request.args) for request in requests])
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Log-probability of each text as a document of its own."""
+        """Return the log-probability of each text as a document of its own."""
         texts = [request_of(self.encoding, "", request.args[0]) for request in requests]
-        return [value for value, _ in self._ask(texts)]
+        return [value for value, _ in self._score(texts)]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """No task here asks for generated text."""
-        raise InputError("a task that generates text is not supported; choose tasks of choices")
+        """Refuse to generate text, because no supported task needs generation."""
+        raise InputError(
+            "a task that generates text is not supported; choose a multiple-choice task"
+        )
 
-    def _ask(self, requests: list[LogLikelihoodRequest]) -> list[tuple[float, bool]]:
-        found = likelihoods(self.model, requests)
-        self.truncated += found.truncated
-        return list(zip(found.log_probability.tolist(), found.greedy.tolist(), strict=True))
+    def _score(self, requests: list[LogLikelihoodRequest]) -> list[tuple[float, bool]]:
+        results = likelihoods(self.model, requests)
+        self.truncated += results.truncated
+        return list(zip(results.log_probability.tolist(), results.greedy.tolist(), strict=True))
 
 
 def run_task(
     model: Transformer, encoding: Encoding, evals: EvalFiles, task: str, *, limit: int | None = None
 ) -> Score:
-    """Score a model on a task of :data:`TASKS`, or on ``blimp_PARADIGM``.
+    """Score a model on a task through lm-eval.
+
+    Parameters
+    ----------
+    model
+        Model to score.
+    encoding
+        Tokenizer of the model.
+    evals
+        Evaluation sets.
+    task
+        Key of :data:`~shapelaw.trainers.evaluation.tasks.TASKS`, or ``blimp_PARADIGM``.
+    limit
+        Number of items, the first ones; all by default.
 
     Raises
     ------
@@ -71,18 +86,18 @@ def run_task(
     """
     items = evals.items(file_of(task))[:limit]
     lm = LanguageModel(model, encoding)
-    found = _measure(lm, task, items)
-    has_normalised = f"{NORMALISED},none" in found
+    metrics = _metrics(lm, task, items)
+    has_normalised = f"{NORMALISED},none" in metrics
     settings = settings_of(task)
     return Score(
         task=task,
-        accuracy=float(found[f"{ACCURACY},none"]),
-        standard_error=_error(found, ACCURACY),
+        accuracy=float(metrics[f"{ACCURACY},none"]),
+        standard_error=_error(metrics, ACCURACY),
         chance=chance_of(task, items),
         items=len(items),
         truncated=lm.truncated,
-        normalised=float(found[f"{NORMALISED},none"]) if has_normalised else None,
-        normalised_standard_error=_error(found, NORMALISED) if has_normalised else None,
+        normalised=float(metrics[f"{NORMALISED},none"]) if has_normalised else None,
+        normalised_standard_error=_error(metrics, NORMALISED) if has_normalised else None,
         details={
             "harness": harness_name(),
             "files": {file_of(task): evals.sha256(file_of(task))},
@@ -93,12 +108,12 @@ def run_task(
 
 
 def harness_name() -> str:
-    """What the scores of this module were made with."""
+    """Return name and version of the harness, for the records of the scores."""
     return f"lm-eval {version('lm-eval')}"
 
 
-def _measure(lm: LanguageModel, task: str, items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Metrics of lm-eval over the items, by its names."""
+def _metrics(lm: LanguageModel, task: str, items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Run lm-eval on items and return the metrics by the names that lm-eval gives them."""
     settings = dict(settings_of(task))
     metrics = settings.pop("metrics")
     config = settings | {
@@ -110,15 +125,15 @@ def _measure(lm: LanguageModel, task: str, items: list[dict[str, Any]]) -> dict[
             {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in metrics
         ],
     }
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every local dataset
-    errors = 1 if len(items) > 1 else 0  # an accuracy's error has a closed form: nothing is drawn
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # lm-eval warns of every local dataset
+    errors = 1 if len(items) > 1 else 0  # positive: closed-form error of a mean, no bootstrap
+    with contextlib.redirect_stderr(io.StringIO()):  # hides progress bars
         built = ConfigurableTask(config=config)
         results = evaluator.evaluate(lm, {task: built}, bootstrap_iters=errors, log_samples=False)
-    found: dict[str, Any] = results["results"][task]
-    return found
+    of_task: dict[str, Any] = results["results"][task]
+    return of_task
 
 
-def _error(found: dict[str, Any], metric: str) -> float:
-    value = found.get(f"{metric}_stderr,none", "N/A")
+def _error(metrics: dict[str, Any], metric: str) -> float:
+    value = metrics.get(f"{metric}_stderr,none", "N/A")
     return 0.0 if value == "N/A" else float(value)

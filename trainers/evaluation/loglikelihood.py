@@ -1,4 +1,4 @@
-"""Log-probabilities of texts under a model: what every downstream task is made of.
+"""Log-probabilities of texts under a model, from which every downstream task is scored.
 
 Shape letters of tensors: B sequences, T positions, V vocabulary.
 """
@@ -14,12 +14,12 @@ from shapelaw.scaling.errors import WorkError
 from shapelaw.trainers.corpus.encoding import Encoding
 from shapelaw.trainers.models.transformer import Transformer
 
-BATCH_TOKENS = 1024  # positions per forward pass: more fall out of a core's cache
+BATCH_TOKENS = 1024  # positions per forward pass; more would not fit into the cache of a core
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogLikelihoodRequest:
-    """Tokens to be scored after tokens that are given; ``context`` holds at least one."""
+    """Tokens to score after given tokens; ``context`` has at least one token."""
 
     context: np.ndarray
     continuation: np.ndarray
@@ -27,11 +27,17 @@ class LogLikelihoodRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Likelihoods:
-    """What a model says of requests, in their order.
+    """Log-probabilities of n requests, in their order.
 
-    ``log_probability`` (n,), nats, is the sum over the continuation; ``greedy`` (n,) says whether
-    every token of it was the most probable one; ``truncated`` counts the requests of which some
-    token did not see all that stands before it, because the model's context is too short.
+    Attributes
+    ----------
+    log_probability
+        Sum over the tokens of the continuation, (n,), nats.
+    greedy
+        True where every token of the continuation is the most probable one, (n,).
+    truncated
+        Number of requests with a token whose preceding text was cut, because the model's context is
+        too short.
     """
 
     log_probability: np.ndarray
@@ -41,11 +47,25 @@ class Likelihoods:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Accuracy on one task, as fractions.
+    """Accuracy on one task, as a fraction.
 
-    ``chance`` is what guessing scores; ``standard_error`` is over the items. ``normalised`` is the
-    accuracy when choices compete by log-probability per character, where that is usual.
-    ``details`` says how the task was put, and of what files it is made.
+    Attributes
+    ----------
+    task
+        Name of the task.
+    accuracy, standard_error
+        Accuracy and its standard error over the items.
+    chance
+        Expected accuracy of guessing.
+    items
+        Number of items.
+    truncated
+        Number of requests whose text was cut; see :class:`Likelihoods`.
+    normalised, normalised_standard_error
+        Accuracy when choices are compared by log-probability per character, for tasks where this is
+        usual, and its standard error.
+    details
+        Harness, prompt settings, and the digests of the files of items.
     """
 
     task: str
@@ -59,18 +79,18 @@ class Score:
     details: dict[str, Any] = field(default_factory=dict)
 
     def columns(self) -> dict[str, float]:
-        """Columns of the run table, as :func:`fit_links` reads them."""
+        """Return the columns of the run table to which links from loss to accuracy are fitted."""
         name = f"accuracy_{self.task}"
-        found = {name: self.accuracy, f"{name}_se": self.standard_error}
+        columns = {name: self.accuracy, f"{name}_se": self.standard_error}
         if self.normalised is not None and self.normalised_standard_error is not None:
-            found[f"{name}_norm"] = self.normalised
-            found[f"{name}_norm_se"] = self.normalised_standard_error
-        return found
+            columns[f"{name}_norm"] = self.normalised
+            columns[f"{name}_norm_se"] = self.normalised_standard_error
+        return columns
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Piece:
-    """Part of a request that fits into the model: score ``tokens[first:]`` after what is before."""
+    """Part of a request that fits into the model's context; ``tokens[first:]`` are scored."""
 
     request: int
     tokens: np.ndarray
@@ -78,13 +98,22 @@ class _Piece:
 
 
 def request_of(encoding: Encoding, context: str, continuation: str) -> LogLikelihoodRequest:
-    """A continuation after a context, after the separator of documents.
+    """Encode a context and its continuation, preceded by the separator of documents.
 
-    Both are encoded as one text, as in a document; spaces that end the context belong to what
-    follows, where a tokenizer may join them to it.
+    Both are encoded as one text, as in a document. Spaces at the end of the context count to the
+    continuation, because a tokenizer may merge them with its first word.
+
+    Parameters
+    ----------
+    encoding
+        Tokenizer of the model.
+    context
+        Given text, possibly empty.
+    continuation
+        Text to score.
     """
-    kept = context.rstrip()
-    begin = encoding.encode(kept) if kept else np.zeros(0, dtype=np.int64)
+    stripped = context.rstrip()
+    begin = encoding.encode(stripped) if stripped else np.zeros(0, dtype=np.int64)
     whole = encoding.encode(context + continuation)
     separator = np.array([encoding.separator], dtype=np.int64)
     return LogLikelihoodRequest(
@@ -93,24 +122,30 @@ def request_of(encoding: Encoding, context: str, continuation: str) -> LogLikeli
 
 
 def likelihoods(model: Transformer, requests: Sequence[LogLikelihoodRequest]) -> Likelihoods:
-    """Score requests in float32, in batches of about one length.
+    """Score requests in float32, in batches of similar length.
 
-    A request longer than the model's context keeps its end: its context is cut on the left. A
-    continuation that is itself longer is scored in steps of half a context, each after as much as
-    fits.
+    The context of a request that is longer than the model's context is cut on the left. A
+    continuation that is itself longer is scored in steps of half the model's context, each after as
+    many preceding tokens as fit.
+
+    Parameters
+    ----------
+    model
+        Model to score with.
+    requests
+        Contexts and continuations.
 
     Raises
     ------
     WorkError
-        The model gives a probability that is no number.
+        A log-probability is not finite.
     """
     longest = model.rotary.shape[1]
     pieces, truncated = [], 0
     for index, request in enumerate(requests):
-        own = list(_pieces(index, request, longest))
+        pieces.extend(_pieces(index, request, longest))
         whole = len(request.context) + len(request.continuation)
         truncated += whole - 1 > longest
-        pieces.extend(own)
     sums, greedy = np.zeros(len(requests)), np.ones(len(requests), dtype=bool)
     for batch in _batches(pieces):
         values, best = _score(model, batch)
@@ -119,8 +154,8 @@ def likelihoods(model: Transformer, requests: Sequence[LogLikelihoodRequest]) ->
         np.logical_and.at(greedy, owners, best)
     if not np.isfinite(sums).all():
         raise WorkError(
-            "the model gives a log-probability that is not finite; its weights are no result of a "
-            "sound run: leave it out"
+            "`log-probabilities` must be finite, but the model gives one that is not; the run has "
+            "diverged or its weights are damaged: train it again or leave it out"
         )
     return Likelihoods(log_probability=sums, greedy=greedy, truncated=truncated)
 
@@ -138,7 +173,7 @@ def _pieces(index: int, request: LogLikelihoodRequest, longest: int) -> Iterator
 
 
 def _batches(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
-    """Pieces of about one length together; the longest first, so that memory is seen at once."""
+    """Group pieces of similar length, the longest first, so that the peak of memory comes first."""
     ordered = sorted(pieces, key=lambda piece: len(piece.tokens), reverse=True)
     begin = 0
     while begin < len(ordered):
@@ -148,9 +183,9 @@ def _batches(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
 
 
 def _score(model: Transformer, batch: Sequence[_Piece]) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of log-probabilities (B,) and whether all scored tokens were the likeliest (B,).
+    """Return sums of log-probabilities (B,) and whether all scored tokens are the greedy ones (B,).
 
-    Sequences are padded on the right, which a causal model does not see.
+    Sequences are padded on the right, which does not affect a causal model.
     """
     width = max(len(piece.tokens) for piece in batch)
     tokens = np.zeros((len(batch), width), dtype=np.int64)
@@ -161,7 +196,7 @@ def _score(model: Transformer, batch: Sequence[_Piece]) -> tuple[np.ndarray, np.
     device = model.embed_tokens.weight.device
     inputs, mask = torch.from_numpy(tokens).to(device), torch.from_numpy(scored).to(device)
     with torch.inference_mode():
-        hidden = model(inputs[:, :-1])[mask]  # the head works on scored positions only
+        hidden = model(inputs[:, :-1])[mask]  # the head is applied to scored positions only
         logits = model.logits(hidden).float()
         targets = inputs[:, 1:][mask]
         chosen = logits.gather(1, targets[:, None]).squeeze(1)

@@ -1,4 +1,4 @@
-"""One exported model evaluated: held-out losses by validation set and downstream tasks."""
+"""Evaluation of one exported model: held-out losses by validation set and downstream tasks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ from shapelaw.trainers.models.hugging_face import WEIGHTS, load_export
 from shapelaw.trainers.models.transformer import Transformer
 from shapelaw.trainers.optimizers.recipe import Recipe
 
-WHOLE = "validation"
+ALL_SETS = "validation"  # name of the loss on all validation sets together
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluated(Result):
-    """What was measured of one exported model, and of what model."""
+    """Evaluated losses and scores of one exported model."""
 
     run: str
     shape: Shape
@@ -34,10 +34,10 @@ class Evaluated(Result):
     scores: tuple[Score, ...]
 
     def document(self) -> dict[str, Any]:
-        """Return the stable document; the losses of windows are left out."""
+        """Return the stable document, without the losses of windows."""
         losses = {
-            name: {key: value for key, value in vars(found).items() if key != "windows"}
-            for name, found in self.held_out.items()
+            name: {key: value for key, value in vars(evaluation).items() if key != "windows"}
+            for name, evaluation in self.held_out.items()
         }
         return {
             "run": self.run,
@@ -54,10 +54,10 @@ class Evaluated(Result):
         losses = [
             {
                 "validation set": name,
-                "nats per token": f"{found.loss:.4f} ± {found.loss_se:.4f}",
-                "bits per byte": f"{found.bits_per_byte:.4f} ± {found.bits_per_byte_se:.4f}",
+                "nats per token": f"{held.loss:.4f} ± {held.loss_se:.4f}",
+                "bits per byte": f"{held.bits_per_byte:.4f} ± {held.bits_per_byte_se:.4f}",
             }
-            for name, found in self.held_out.items()
+            for name, held in self.held_out.items()
         ]
         scores = [
             {
@@ -84,20 +84,22 @@ def evaluate_run(
 
     Parameters
     ----------
+    run
+        Folder of a finished run.
     evals
-        Evaluation sets for the tasks; none are run without.
+        Path of the evaluation sets for the tasks. Without it no task is scored.
     tasks
-        Names, separated by commas.
+        Names of tasks, separated by commas.
     corpus
-        Folder of a prepared corpus: its validation sets are evaluated, and its tokenizer is used
-        where the run has none.
+        Folder of a prepared corpus. Its validation sets are evaluated, and its tokenizer is used if
+        the run has none.
     limit
-        Items of each task; all by default.
+        Number of items of each task; all by default.
 
     Raises
     ------
     InputError
-        Nothing is asked for, or a folder lacks what is needed.
+        Neither ``evals`` nor ``corpus`` is given, or a file is missing or damaged.
     """
     if evals is None and corpus is None:
         raise InputError("give --evals for downstream tasks, --corpus-folder for losses, or both")
@@ -107,8 +109,8 @@ def evaluate_run(
     if evals is not None:
         items = read_evals(evals)
         names = read_tasks(tasks, items)
-        own = corpus is None or (run / TOKENIZER_FILE).exists()
-        encoding = load_encoding(run if own or corpus is None else corpus)
+        in_run = corpus is None or (run / TOKENIZER_FILE).exists()
+        encoding = load_encoding(run if in_run or corpus is None else corpus)
         scores = score_tasks(model, encoding, items, names, limit=limit)
     return Evaluated(
         run=run.name,
@@ -120,7 +122,7 @@ def evaluate_run(
 
 
 def _losses(model: Transformer, corpus: Corpus) -> dict[str, Evaluation]:
-    """Losses in float32: on each named validation set, and together as the run table has it."""
+    """Evaluate the loss in float32 on each named validation set and, as in a run table, on all."""
     if corpus.vocab_size != model.shape.vocab_size:
         raise InputError(
             f"`vocab_size` of the model and the corpus must be equal, but are "
@@ -135,4 +137,4 @@ def _losses(model: Transformer, corpus: Corpus) -> dict[str, Evaluation]:
         bytes_per_token=corpus.bytes_per_token,
         starts=whole.starts,
     )
-    return evaluate_sets(model, corpus.validation_sets(), recipe) | {WHOLE: together}
+    return evaluate_sets(model, corpus.validation_sets(), recipe) | {ALL_SETS: together}

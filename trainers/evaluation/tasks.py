@@ -1,8 +1,8 @@
-"""Downstream tasks as lm-eval's configurations, without lm-eval: prompts, fields and metrics.
+"""Configurations of downstream tasks in the format of lm-eval: prompts, fields and metrics.
 
-The prompts are those of lm-eval's own tasks over the fields of the local files. A name differs
-where the items do: ``hellaswag_val_subset`` is a part of HellaSwag's validation set, and its score
-stands beside no published one.
+The prompts are those of lm-eval's own tasks, over the fields of the local files. A task whose items
+differ has another name: ``hellaswag_val_subset`` is a part of HellaSwag's validation set, and its
+scores are not comparable with published ones. This module does not import lm-eval.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "arc_easy": QUESTION,
     "arc_challenge": QUESTION,
     "piqa": QUESTION,
-    "winogrande": {  # the options stand before, and what follows them is scored
+    "winogrande": {  # the options are contexts, and the continuation after them is scored
         "output_type": "multiple_choice",
         "doc_to_text": "gold",
         "doc_to_choice": "context_options",
@@ -39,7 +39,7 @@ TASKS: dict[str, dict[str, Any]] = {
     },
     "hellaswag_val_subset": CHOICES | {"doc_to_text": "{{query}}"},
 }
-# A sentence begins a document: no space before it, unlike in lm-eval's own task.
+# A sentence begins a document, without a space before it, unlike in lm-eval's own task.
 PARADIGM: dict[str, Any] = {
     "output_type": "multiple_choice",
     "doc_to_text": "",
@@ -52,19 +52,22 @@ ALIASES = {"lambada": "lambada_openai", "hellaswag": "hellaswag_val_subset"}
 
 
 def settings_of(task: str) -> dict[str, Any]:
-    """Fields of the configuration of a task, or of a paradigm of BLiMP (``blimp_PARADIGM``)."""
+    """Return the configuration of a task or of a paradigm of BLiMP (``blimp_PARADIGM``)."""
     return TASKS.get(task, PARADIGM)
 
 
 def file_of(task: str) -> str:
-    """The file that holds a task's items."""
+    """Return the path of the file with the items of a task."""
     if task in TASKS:
         return f"tasks/{task}.jsonl"
     return f"{BLIMP}/{task.removeprefix(f'{BLIMP}_')}.jsonl"
 
 
 def chance_of(task: str, items: list[dict[str, Any]]) -> float:
-    """What guessing scores: the mean over the items of 1 / choices; 0 for free answers."""
+    """Return the expected accuracy of guessing.
+
+    This is the mean of 1 / number of choices over the items, and 0 for free answers.
+    """
     if task not in TASKS:
         return 0.5
     field = TASKS[task].get("doc_to_choice")

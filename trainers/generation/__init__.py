@@ -1,4 +1,4 @@
-"""Decoding: caches, products and loops that generate tokens.
+"""Decoding: key-value caches, matrix-vector products and loops that generate tokens.
 
-Imports models.
+May import models.
 """

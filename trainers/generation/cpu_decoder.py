@@ -1,6 +1,7 @@
-"""Decoding on a CPU: one token for every sequence, with few operations and every weight read once.
+"""Decoding on a CPU: a step of one token per sequence that reads every weight once.
 
-The trainer's model computes the same, and prefills the cache; this is its step for one position.
+The step computes the same as :class:`~shapelaw.trainers.models.transformer.Transformer`, in fewer
+operations. The transformer itself prefills the cache.
 
 Shape letters of tensors: B sequences, S filled positions, d hidden size, H query heads, K key-value
 heads, h head dimension, f intermediate size, V vocabulary, L layers.
@@ -19,12 +20,12 @@ from shapelaw.trainers.generation.matvec import Product, fastest_product
 from shapelaw.trainers.models.norms import NORM_EPS
 from shapelaw.trainers.models.transformer import Layer, Transformer
 
-WIDEST_BLOCK = 512  # logits
+MAX_BLOCK_LOGITS = 512  # in one block of the search for the greedy token
 
 
 @dataclass(frozen=True)
 class DecodingLayer:
-    """One layer: its products in their fastest form, its norms' weights twice over."""
+    """One layer: its products in their fastest form, its norms' weights concatenated twice."""
 
     input_norm: Tensor
     qkv: Product
@@ -36,14 +37,16 @@ class DecodingLayer:
 
 
 class Decoder:
-    """A model with a static key-value cache.
+    """Decoder for a CPU: a model with a static key-value cache.
 
     Parameters
     ----------
     model
-        Its weights decide device and number format.
-    batch, length
-        Sequences, and the most positions of each.
+        Model to decode with. The weights determine the device and the number format.
+    batch
+        Number of sequences B.
+    length
+        Largest number of positions of each sequence.
     """
 
     def __init__(self, model: Transformer, *, batch: int, length: int) -> None:
@@ -52,11 +55,11 @@ class Decoder:
         self.heads, self.kv_heads = shape.num_attention_heads, shape.num_key_value_heads
         self.head_dim = shape.head_dim
         self.size = sum(parameter.nbytes for parameter in model.parameters())
-        # Keys, then values, of a layer in one tensor: one copy writes both.
+        # One tensor holds the keys and then the values of a layer, so that one copy writes both.
         size = (shape.num_hidden_layers, batch, 2 * self.kv_heads, length, self.head_dim)
         self.cache = torch.zeros(size, dtype=weight.dtype, device=weight.device)
         self.layers = [self._layer(layer) for layer in cast(Sequence[Layer], model.layers)]
-        self.norm = _twice(model.norm.weight)
+        self.norm = _repeated(model.norm.weight)
         self.head = self._product(model.lm_head.weight)
         self.table = model.rotary.to(weight.dtype)
         # Values are not rotated: their rows stay at cosine 1, sine 0.
@@ -78,64 +81,77 @@ class Decoder:
                 )
             )
         return DecodingLayer(
-            input_norm=_twice(layer.input_layernorm.weight),
+            input_norm=_repeated(layer.input_layernorm.weight),
             qkv=self._product(attention.qkv_proj.weight),
             qk_norm=qk_norm,
             o=self._product(attention.o_proj.weight),
-            mlp_norm=_twice(layer.post_attention_layernorm.weight),
+            mlp_norm=_repeated(layer.post_attention_layernorm.weight),
             gate_up=self._product(mlp.gate_up_proj.weight),
             down=self._product(mlp.down_proj.weight),
         )
 
     def prefill(self, prompt: Tensor) -> Tensor:
-        """Fill the cache with (B, T) tokens; logits (B, V) after the last."""
+        """Fill the cache with (B, T) tokens and return the logits (B, V) after the last one."""
         cache = [(layer[:, : self.kv_heads], layer[:, self.kv_heads :]) for layer in self.cache]
         hidden = self.model(prompt, cache=cache, start=0)
         return self.model.logits(hidden[:, -1])
 
     def step(self, tokens: Tensor, position: int) -> Tensor:
-        """Logits (B, V) after (B,) tokens at a position; the cache holds what comes before."""
-        turned = self.heads + self.kv_heads
-        self.cosines[:turned] = self.table[0, position]
-        self.sines[:turned] = self.table[1, position]
+        """Decode one token per sequence.
+
+        Parameters
+        ----------
+        tokens
+            Current tokens, (B,).
+        position
+            Position of these tokens. The cache holds the positions before it.
+
+        Returns
+        -------
+        torch.Tensor
+            Next-token logits, (B, V).
+        """
+        rotated = self.heads + self.kv_heads
+        self.cosines[:rotated] = self.table[0, position]
+        self.sines[:rotated] = self.table[1, position]
         filled = self.cache[:, :, :, : position + 1]
         keys = filled[:, :, : self.kv_heads].unbind()
         values = filled[:, :, self.kv_heads :].unbind()
         slots = self.cache.select(3, position).unbind()
         x = F.embedding(tokens, self.model.embed_tokens.weight)
         for layer, k, v, slot in zip(self.layers, keys, values, slots, strict=True):
-            heads = self._rotated(layer, layer.qkv(_rms_norm(x, layer.input_norm)))
+            heads = self._rotate(layer, layer.qkv(_rms_norm(x, layer.input_norm)))
             slot.copy_(heads[:, self.heads :])
-            x = x + layer.o(self._attended(heads[:, : self.heads], k, v))
+            x = x + layer.o(self._attend(heads[:, : self.heads], k, v))
             gate, up = layer.gate_up(_rms_norm(x, layer.mlp_norm)).chunk(2, dim=-1)
             x = x + layer.down(F.silu(gate).mul_(up))
         return self.head(_rms_norm(x, self.norm))
 
-    def _rotated(self, layer: DecodingLayer, qkv: Tensor) -> Tensor:
-        """Heads (B, H + 2K, h), queries and keys normed and rotated."""
+    def _rotate(self, layer: DecodingLayer, qkv: Tensor) -> Tensor:
+        """Return the heads (B, H + 2K, h) with queries and keys normalised and rotated."""
         heads = qkv.view(self.batch, -1, self.head_dim)
         if layer.qk_norm is not None:
-            turned = heads[:, : self.heads + self.kv_heads]
-            turned.copy_(F.rms_norm(turned, (self.head_dim,), eps=NORM_EPS) * layer.qk_norm)
+            qk = heads[:, : self.heads + self.kv_heads]
+            qk.copy_(F.rms_norm(qk, (self.head_dim,), eps=NORM_EPS) * layer.qk_norm)
         swapped = heads.roll(self.head_dim // 2, -1)
         return torch.addcmul(heads * self.cosines, swapped, self.sines)
 
-    def _attended(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of (B, H, h) over (B, K, S, h) -> (B, H * h).
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend with (B, H, h) queries to (B, K, S, h) keys and values -> (B, H * h).
 
-        The query heads of a group are the rows of one product: its keys and values are read once.
-        Grouped queries in torch's kernel read them once per head, and take ten times as long in
-        bfloat16.
+        The query heads of a group are the rows of one product, so that the keys and values of the
+        group are read once. PyTorch's kernel for grouped queries reads them once per head and takes
+        ten times as long in bfloat16.
         """
         rows = q.view(self.batch, self.kv_heads, -1, self.head_dim)
         return F.scaled_dot_product_attention(rows, k, v).reshape(self.batch, -1)
 
 
 def greedy(logits: Tensor) -> Tensor:
-    """The first of the likeliest tokens, (B,), of logits (B, V).
+    """Return the most probable token of each row, the first one in a tie: logits (B, V) -> (B,).
 
-    torch finds a largest value with vector instructions, but its place without: look for the block
-    first, then inside it.
+    PyTorch uses vector instructions for the maximum but not for its position. The block with the
+    maximum is therefore found first, then the position inside that block.
     """
     batch, size = logits.shape
     width = _block_width(size)
@@ -149,19 +165,19 @@ def greedy(logits: Tensor) -> Tensor:
 
 @functools.lru_cache
 def _block_width(size: int) -> int:
-    """The largest block of logits that divides their number."""
-    return max(width for width in range(1, WIDEST_BLOCK + 1) if size % width == 0)
+    """Return the largest block width that divides the number of logits."""
+    return max(width for width in range(1, MAX_BLOCK_LOGITS + 1) if size % width == 0)
 
 
-def _twice(weight: Tensor) -> Tensor:
+def _repeated(weight: Tensor) -> Tensor:
     return torch.cat((weight, weight)).detach()
 
 
 def _rms_norm(x: Tensor, weight: Tensor) -> Tensor:
-    """RMSNorm of (B, d) with the norm's weight twice over, (2d,).
+    """Apply RMSNorm to (B, d), given the norm's weight concatenated twice, (2d,).
 
-    The layer norm of (x, -x) has mean zero: its first half is the RMSNorm. Unlike that, it is one
-    kernel on a CPU.
+    The mean of (x, -x) is zero, so the first half of its layer norm is the RMSNorm of x. PyTorch
+    has one CPU kernel for the layer norm but several for the RMSNorm.
     """
     both = torch.cat((x, -x), dim=-1)
     return torch.layer_norm(both, (both.shape[-1],), weight, None, NORM_EPS)[:, : x.shape[-1]]

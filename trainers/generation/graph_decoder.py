@@ -1,9 +1,10 @@
-"""Decoding on a GPU: a step is one CUDA graph, launched whole.
+"""Decoding on a GPU, where one step is one CUDA graph.
 
-On a GPU a small model's step is bound by launching its kernels, not by reading its weights. A
-recorded graph is launched at once, but its tensors keep their places and sizes: the position is a
-tensor, and attention covers a fixed number of cached positions, those not yet filled masked out.
-There is one graph for every ``BUCKET`` positions, so that at most that many are read in vain.
+On a GPU the step of a small model is limited by kernel launches, not by reading the weights. A
+captured graph takes one launch, but the addresses and sizes of its tensors are fixed. The position
+is therefore a tensor, and attention covers a fixed number of cached positions, with a mask over
+those not yet filled. There is one graph for every ``BUCKET`` positions, so that a step reads at
+most that many unused positions.
 
 Shape letters of tensors: B sequences, S cached positions, d hidden size, H query heads, K key-value
 heads, h head dimension, f intermediate size, V vocabulary.
@@ -22,20 +23,22 @@ from shapelaw.trainers.models.norms import NORM_EPS
 from shapelaw.trainers.models.rotary import rotate
 from shapelaw.trainers.models.transformer import Layer, Transformer
 
-BUCKET = 512  # cached positions
+BUCKET = 512  # cached positions between two captured graphs
 
 
 class GraphDecoder:
-    """A model with a static key-value cache, its step recorded where the device is a GPU.
+    """Decoder for a GPU: a model with a static key-value cache and its step as a CUDA graph.
 
-    Elsewhere the same step runs as it is.
+    On other devices the same step runs without a graph.
 
     Parameters
     ----------
     model
-        Its weights decide device and number format.
-    batch, length
-        Sequences, and the most positions of each.
+        Model to decode with. The weights determine the device and the number format.
+    batch
+        Number of sequences B.
+    length
+        Largest number of positions of each sequence.
     """
 
     def __init__(self, model: Transformer, *, batch: int, length: int) -> None:
@@ -50,23 +53,33 @@ class GraphDecoder:
             covered: Captured(partial(self._logits, covered), weight.device)
             for covered in self.covers()
         }
-        with torch.inference_mode():  # now, so that no timed step has to record a graph
+        with torch.inference_mode():  # capture now, so that no timed step includes it
             for step in self.steps.values():
-                step.prepare()  # it writes where a prefill writes later
+                step.prepare()  # writes only to cache entries that a prefill overwrites
 
     def covers(self) -> list[int]:
-        """How many cached positions the steps attend to: multiples of ``BUCKET``, and all."""
+        """Return the numbers of cached positions with a graph: multiples of ``BUCKET``, and all."""
         return [*range(BUCKET, self.length, BUCKET), self.length]
 
     def prefill(self, prompt: Tensor) -> Tensor:
-        """Fill the cache with (B, T) tokens; logits (B, V) after the last."""
+        """Fill the cache with (B, T) tokens and return the logits (B, V) after the last one."""
         hidden = self.model(prompt, cache=self.cache, start=0)
         return self.model.logits(hidden[:, -1])
 
     def step(self, tokens: Tensor, position: int) -> Tensor:
-        """Logits (B, V) after (B,) tokens at a position; the cache holds what comes before.
+        """Decode one token per sequence.
 
-        On a GPU they stand until the next step.
+        Parameters
+        ----------
+        tokens
+            Current tokens, (B,).
+        position
+            Position of these tokens. The cache holds the positions before it.
+
+        Returns
+        -------
+        torch.Tensor
+            Next-token logits, (B, V). On a GPU the next step overwrites them.
         """
         self.tokens.copy_(tokens)
         self.position.fill_(position)
@@ -74,20 +87,20 @@ class GraphDecoder:
         return self.steps[covered]()
 
     def _logits(self, covered: int) -> Tensor:
-        """One step with nothing that depends on the position but the contents of tensors."""
+        """Compute one step in which only the contents of tensors depend on the position."""
         model = self.model
         table = model.rotary.index_select(1, self.position)
         mask = (self.places[:covered] <= self.position).view(1, 1, 1, -1)
         x = model.embed_tokens(self.tokens)[:, None]
         for layer, (keys, values) in zip(self.layers, self.cache, strict=True):
-            x = x + self._mixed(layer, x, table, (keys, values), mask)
+            x = x + self._attend(layer, x, table, (keys, values), mask)
             x = x + layer.mlp(layer.post_attention_layernorm(x))
         return model.logits(model.norm(x[:, 0]))
 
-    def _mixed(
+    def _attend(
         self, layer: Layer, x: Tensor, table: Tensor, cache: tuple[Tensor, Tensor], mask: Tensor
     ) -> Tensor:
-        """Attention of (B, 1, d) over the covered positions -> (B, 1, d)."""
+        """Attend with (B, 1, d) to the covered positions -> (B, 1, d)."""
         attention = layer.self_attn
         kv_heads, head_dim = attention.kv_heads, attention.head_dim
         heads = attention.qkv_proj(layer.input_layernorm(x)).view(self.batch, 1, -1, head_dim)
@@ -99,7 +112,7 @@ class GraphDecoder:
         keys.index_copy_(2, self.position, rotate(k, table).to(k.dtype).transpose(1, 2))
         values.index_copy_(2, self.position, v.transpose(1, 2))
         covered = mask.shape[-1]
-        # The query heads of a group are rows of one product, as in the decoder for a CPU.
+        # The query heads of a group are the rows of one product, as in the decoder for a CPU.
         rows = rotate(q, table).to(q.dtype).view(self.batch, kv_heads, -1, head_dim)
         mixed = F.scaled_dot_product_attention(
             rows, keys[:, :, :covered], values[:, :, :covered], attn_mask=mask

@@ -1,9 +1,9 @@
-"""A weight times a few rows, as fast as this machine reads the weight.
+"""Products of a weight matrix with a few rows, close to the memory bandwidth of the machine.
 
-Decoding multiplies every weight by as many rows as there are sequences: it is bound by reading the
-weights, and a library's product for large matrices reaches a third of that bound. No one form is
-the fastest for every size, number format and processor; so each geometry is timed once, with the
-weights out of the caches as they are while decoding (LOG.md has figures).
+Decoding multiplies every weight by one row per sequence, so its speed is limited by reading the
+weights. General matrix products reach a third of that limit. No single form of the product is the
+fastest for every size, number format and processor. Each geometry is therefore timed once, with the
+weights out of the processor's caches, as they are while decoding (LOG.md has figures).
 
 Letters: r rows, n outputs, k inputs.
 """
@@ -19,38 +19,40 @@ from torch.nn import functional as F
 Product = Callable[[Tensor], Tensor]
 Form = Callable[[Tensor, int], Product]
 BLOCK_BYTES = 128  # of one input's weights in a gathered block: two cache lines
-TURNS = 5  # of timing
-PUSH_OUT = 5 * 2**23  # bytes that push a weight out of the caches between two timings
-
-NEAR = 1.15  # forms this near to the fastest are taken by their order: timings are noisy
-COPIED, MOST_COPIES = 2**24, 8  # bytes of a weight's copies that a form is timed over
+TIMED_ROUNDS = 5
+EVICTION_BYTES = 5 * 2**23  # read between two timings, to evict a weight from the caches
+# Forms within this factor of the fastest time count as equal, because timings are noisy. The first
+# of them in the order of `forms` is used.
+MAX_TIME_RATIO = 1.15
+# A form is timed over copies of a weight with about so many bytes together, at most so many copies.
+COPIES_BYTES, MAX_COPIES = 2**24, 8
 
 
 def plain(weight: Tensor, rows: int) -> Product:
-    """The weight as it is, (n, k)."""
+    """Multiply by the weight in its own layout, (n, k)."""
     return lambda x: F.linear(x, weight)
 
 
 def transposed(weight: Tensor, rows: int) -> Product:
-    """Inputs first, (k, n): outputs are summed side by side."""
-    turned = weight.t().contiguous()
-    return lambda x: torch.mm(x, turned)
+    """Multiply by the weight transposed to (k, n), so that adjacent outputs are summed together."""
+    swapped = weight.t().contiguous()
+    return lambda x: torch.mm(x, swapped)
 
 
 def packed(weight: Tensor, rows: int) -> Product:
-    """In the blocked layout that oneDNN chooses for this many rows."""
+    """Multiply by the weight in the blocked layout that oneDNN chooses for this number of rows."""
     layout = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
     product = torch.ops.mkldnn._linear_pointwise.default
     return lambda x: product(x, layout, None, "none", [], "")
 
 
 def gathered(weight: Tensor, rows: int) -> Product:
-    """One row by a sum of weighted embeddings.
+    """Multiply one row by the weight as a weighted sum of embeddings.
 
-    A product with a vector is a sum of the weight's columns, each times an input. That is what an
-    embedding bag computes, and torch's kernel for it streams bfloat16 and float32 tables at the
-    memory's speed, with sums in float32. The outputs are cut in blocks of ``BLOCK_BYTES``, each a
-    bag, so that memory is read from one end to the other.
+    A matrix-vector product is a sum of the weight's columns, each times one input. An embedding bag
+    computes such a sum, and PyTorch's kernel for it reads bfloat16 and float32 tables at memory
+    bandwidth and sums in float32. The outputs are divided into blocks of ``BLOCK_BYTES``, one bag
+    each, so that memory is read sequentially.
     """
     outputs, inputs = weight.shape
     width = BLOCK_BYTES // weight.element_size()
@@ -70,67 +72,79 @@ def gathered(weight: Tensor, rows: int) -> Product:
 
 @functools.lru_cache(maxsize=32)
 def _bags(blocks: int, inputs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices, offsets and room for the factors: one for all layers, so that they stay cached."""
+    """Return indices, offsets and a buffer for the factors.
+
+    All layers of one geometry share them, so that they stay in the processor's caches.
+    """
     indices = torch.arange(blocks * inputs, dtype=torch.int32)
     offsets = torch.arange(0, blocks * inputs + 1, inputs, dtype=torch.int32)
-    with torch.inference_mode(False):  # whoever comes next may write to it
+    with torch.inference_mode(False):  # a normal tensor, which later calls may write to
         return indices, offsets, torch.empty(blocks, inputs, dtype=dtype)
 
 
 def forms(rows: int, dtype: torch.dtype) -> list[Form]:
-    """Return the forms that work here for a number of rows, the likeliest first.
+    """Return the forms that work on this processor for a number of rows, the usually fastest first.
 
     oneDNN packs weights in bfloat16 only on processors with AVX-512 or AVX-NE-CONVERT.
     """
-    found: list[Form] = [transposed, plain]
+    supported: list[Form] = [transposed, plain]
     if torch.backends.mkldnn.is_available() and (
         dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     ):
-        found.insert(0, packed)
-    return [gathered, *found] if rows == 1 else found
+        supported.insert(0, packed)
+    return [gathered, *supported] if rows == 1 else supported
 
 
-# (n, k, rows, number format) -> what was the fastest in this process
-_fastest: dict[tuple[int, int, int, torch.dtype], Form] = {}
+# (n, k, rows, number format) -> fastest form, as timed in this process
+_fastest_by_geometry: dict[tuple[int, int, int, torch.dtype], Form] = {}
 
 
 def fastest_product(weight: Tensor, rows: int, model_bytes: int) -> Product:
-    """The product of (r, k) inputs with a weight (n, k) in its fastest form -> (r, n).
+    """Return the fastest form of the product of (r, k) inputs with a weight (n, k) -> (r, n).
+
+    The first call for a geometry times every form.
 
     Parameters
     ----------
+    weight
+        Weight matrix, (n, k).
     rows
-        r, of every call to come.
+        Number of rows r in every call of the product.
     model_bytes
-        Of all weights: a model that fits in a cache stays there while it decodes.
+        Size of all weights of the model. A model that fits into the processor's caches stays there
+        while it decodes, so that the timing evicts no more than this.
     """
     if weight.device.type != "cpu":
         return plain(weight, rows)
     key = (weight.shape[0], weight.shape[1], rows, weight.dtype)
-    if key not in _fastest:
-        _fastest[key] = _timed(weight, rows, min(model_bytes, PUSH_OUT))
-    return _fastest[key](weight, rows)
+    if key not in _fastest_by_geometry:
+        _fastest_by_geometry[key] = _fastest_form(weight, rows, min(model_bytes, EVICTION_BYTES))
+    return _fastest_by_geometry[key](weight, rows)
 
 
-def _timed(weight: Tensor, rows: int, others: int) -> Form:
-    """Time every form in turns and return the one with the least time, or one as good.
+def _fastest_form(weight: Tensor, rows: int, evicted_bytes: int) -> Form:
+    """Time all forms alternately and return the fastest, or an earlier one of about its time.
 
-    A form is timed over several copies of the weight in a row, as in a step: the first call after
-    others ran finds its code out of the caches too.
+    A form is timed over several copies of the weight in a row, as in a decoding step, because the
+    code of the first call is out of the caches as well.
     """
     candidates = forms(rows, weight.dtype)
-    copies = min(max(COPIED // weight.nbytes, 1), MOST_COPIES)
+    copies = min(max(COPIES_BYTES // weight.nbytes, 1), MAX_COPIES)
     products = [[form(weight.clone(), rows) for _ in range(copies)] for form in candidates]
     x = torch.ones(rows, weight.shape[1], dtype=weight.dtype)
-    other = torch.ones(others // 4)  # zeros would be one page, again and again
+    eviction = torch.ones(evicted_bytes // 4)  # zeros would all map to one page of memory
     seconds = [float("inf")] * len(candidates)
-    for turn in range(TURNS + 1):
+    for timed_round in range(TIMED_ROUNDS + 1):
         for index, copied in enumerate(products):
-            other.sum()
+            eviction.sum()
             begun = time.thread_time()
             for product in copied:
                 product(x)
-            if turn:  # the first call sets things up
+            if timed_round:  # round 0 is a warm-up
                 seconds[index] = min(seconds[index], time.thread_time() - begun)
     best = min(seconds)
-    return next(form for form, took in zip(candidates, seconds, strict=True) if took <= NEAR * best)
+    return next(
+        form
+        for form, took in zip(candidates, seconds, strict=True)
+        if took <= MAX_TIME_RATIO * best
+    )

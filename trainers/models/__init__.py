@@ -1,4 +1,4 @@
-"""Torch models of a shape, and their files.
+"""PyTorch models of a shape, and their export to files.
 
-Imports scaling.architectures.
+May import scaling.architectures.
 """

@@ -11,15 +11,24 @@ from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.trainers.models.norms import NORM_EPS
 from shapelaw.trainers.models.rotary import rotate
 
-MOST_BLOCKS, SMALLEST_BLOCK = 4, 32  # of queries in attention by matmul
+# Blocks of queries in the matmul attention: at most so many, each of about so many queries or more.
+MAX_QUERY_BLOCKS, MIN_BLOCK_QUERIES = 4, 32
 
 
-# (keys, values), each (B, K, positions, h): one pair per layer.
+# (keys, values), each (B, K, positions, h). Every layer has one pair.
 LayerCache = tuple[Tensor, Tensor]
 
 
 class Attention(nn.Module):
-    """Grouped-query attention, d -> d, with ``H * h`` free of d."""
+    """Grouped-query attention, d -> d (arXiv 2305.13245). ``H * h`` need not equal d.
+
+    Parameters
+    ----------
+    shape
+        Shape of the model that the layer belongs to.
+    attention
+        ``"sdpa"`` (PyTorch's fused kernel) or ``"matmul"`` (attention scores computed explicitly).
+    """
 
     def __init__(self, shape: Shape, *, attention: str) -> None:
         super().__init__()
@@ -35,10 +44,10 @@ class Attention(nn.Module):
         self.qk_norm = shape.qk_norm
 
     def forward(self, x: Tensor, table: Tensor, cache: LayerCache | None, start: int) -> Tensor:
-        """Mix (B, T, d) over positions; with a cache, over what it holds too."""
+        """Apply attention to (B, T, d). With a cache, attend to its positions too."""
         batch, positions, _ = x.shape
         heads = self.qkv_proj(x).view(batch, positions, -1, self.head_dim)
-        turned, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
+        qk, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
         if self.qk_norm:
             scale = torch.cat(
                 (
@@ -46,9 +55,9 @@ class Attention(nn.Module):
                     self.k_norm.weight.expand(self.kv_heads, -1),
                 )
             )
-            turned = F.rms_norm(turned, (self.head_dim,), eps=NORM_EPS) * scale
-        turned = rotate(turned, table).to(v.dtype)
-        q, k = turned.split((self.heads, self.kv_heads), dim=2)
+            qk = F.rms_norm(qk, (self.head_dim,), eps=NORM_EPS) * scale
+        qk = rotate(qk, table).to(v.dtype)
+        q, k = qk.split((self.heads, self.kv_heads), dim=2)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k, v = _extend(cache, k, v, start)
@@ -57,7 +66,7 @@ class Attention(nn.Module):
 
 
 def _extend(cache: LayerCache, k: Tensor, v: Tensor, start: int) -> LayerCache:
-    """Write new keys and values at ``start`` and return all up to and with them."""
+    """Write new keys and values at ``start`` and return all keys and values up to their end."""
     keys, values = cache
     end = start + k.shape[2]
     keys[:, :, start:end] = k
@@ -66,9 +75,9 @@ def _extend(cache: LayerCache, k: Tensor, v: Tensor, start: int) -> LayerCache:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, path: str, *, causal: bool) -> Tensor:
-    """Attention of (B, H, T, h) queries over (B, K, S, h) keys and values -> (B, H, T, h).
+    """Attend with (B, H, T, h) queries to (B, K, S, h) keys and values -> (B, H, T, h).
 
-    With ``causal`` T and S are equal.
+    With ``causal``, T and S must be equal.
     """
     if path == "sdpa" or not causal:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
@@ -76,40 +85,43 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, path: str, *, causal: bool) -> Tens
 
 
 def _matmul_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention with the scores written out, as fast as small models allow on a CPU.
+    """Compute causal attention with explicit scores, fast for small models on a CPU.
 
-    The queries go in blocks, each over the keys that it may see: a quarter to three eighths of the
-    scores are never computed. The mask is what the product is added to. On the CPU's fused kernel
-    the short contexts of proxies take 1.1 to 2.5 times as long (LOG.md).
+    The queries are processed in blocks, each with only the keys that precede its end: a quarter to
+    three eighths of the scores are never computed. The product is added to the mask in one
+    operation. PyTorch's fused CPU kernel takes 1.1 to 2.5 times as long at the short contexts of
+    proxies (LOG.md).
     """
     batch, heads, positions, head_dim = q.shape
     groups = batch * k.shape[1]
     repeats = heads // k.shape[1]
-    size = math.ceil(positions / min(MOST_BLOCKS, math.ceil(positions / SMALLEST_BLOCK)))
+    size = math.ceil(positions / min(MAX_QUERY_BLOCKS, math.ceil(positions / MIN_BLOCK_QUERIES)))
     q = q.reshape(groups, repeats, positions, head_dim)
     k, v = k.reshape(groups, positions, head_dim), v.reshape(groups, positions, head_dim)
-    # A compiled model folds the mask into its kernels; without one, making it costs a tenth.
-    future = _future if torch.compiler.is_compiling() else _kept_future
+    # A compiled model fuses the mask into its kernels; without compilation, building the mask in
+    # every call would take a tenth of the time.
+    make_mask = _causal_mask if torch.compiler.is_compiling() else _cached_causal_mask
     mixed = []
     for start in range(0, positions, size):
         end = min(start + size, positions)
         rows = q[:, :, start:end].reshape(groups, -1, head_dim)
-        mask = future(end - start, end, repeats, q.dtype, q.device)
+        mask = make_mask(end - start, end, repeats, q.dtype, q.device)
         scores = torch.baddbmm(mask, rows, k[:, :end].transpose(1, 2), alpha=head_dim**-0.5)
         block = torch.bmm(scores.softmax(dim=-1).to(v.dtype), v[:, :end])
         mixed.append(block.view(groups, repeats, end - start, head_dim))
     return torch.cat(mixed, dim=2).view(batch, heads, positions, head_dim)
 
 
-def _future(
+def _causal_mask(
     rows: int, columns: int, repeats: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Minus infinity where a key comes after a query, (1, repeats * rows, columns).
+    """Return minus infinity where a key comes after a query, else 0: (1, repeats * rows, columns).
 
-    The queries are the last ``rows`` of ``columns`` positions, once for each query head of a group.
+    The queries are the last ``rows`` of ``columns`` positions, repeated for each query head of a
+    group.
     """
     mask = torch.full((rows, columns), -math.inf, dtype=dtype, device=device)
     return mask.triu(columns - rows + 1).repeat(repeats, 1)[None]
 
 
-_kept_future = functools.lru_cache(maxsize=64)(_future)
+_cached_causal_mask = functools.lru_cache(maxsize=64)(_causal_mask)

@@ -7,7 +7,7 @@ from shapelaw.scaling.architectures.shape import Shape
 
 
 class MLP(nn.Module):
-    """SwiGLU, d -> f -> d (arXiv 2002.05202)."""
+    """SwiGLU feed-forward block, d -> f -> d (arXiv 2002.05202)."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -15,6 +15,6 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mix the features of (B, T, d)."""
+        """Apply the block to (B, T, d)."""
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         return self.down_proj(F.silu(gate) * up)

@@ -1,7 +1,7 @@
-"""An exported model as a GGUF file, which llama.cpp loads.
+"""Conversion of an exported model to a GGUF file, the format of llama.cpp.
 
-llama.cpp's own converter refuses tokenizers that it does not know, which any tokenizer trained
-here is; this one writes what the exported folder says. Needs the package gguf.
+llama.cpp's own converter refuses tokenizers that are not in its list, and no tokenizer trained by
+shapelaw is. This module takes the tokenizer from the exported folder. It needs the package gguf.
 """
 
 from pathlib import Path
@@ -14,11 +14,19 @@ from shapelaw.scaling.extras import installing
 from shapelaw.scaling.files import read_json, write_whole
 from shapelaw.trainers.models.hugging_face import CONFIG, WEIGHTS
 
-ALPHABET_END = "Ā"  # the letter of byte 0, which no text holds: a merge of it never happens
+# The letter of byte 0. No text contains it, so a merge of two of them never applies.
+NULL_BYTE_LETTER = "Ā"
 
 
 def export_gguf(folder: Path, path: Path) -> None:
-    """Write a folder of :func:`export` as one GGUF file in float32.
+    """Convert an exported model to one GGUF file in float32.
+
+    Parameters
+    ----------
+    folder
+        Folder written by :func:`~shapelaw.trainers.models.hugging_face.export`, with a tokenizer.
+    path
+        GGUF file to write.
 
     Raises
     ------
@@ -28,7 +36,9 @@ def export_gguf(folder: Path, path: Path) -> None:
     try:
         import gguf
     except ImportError as error:
-        raise InputError(f"a GGUF file needs gguf ({error}); `{installing('gguf')}`") from None
+        raise InputError(
+            f"a GGUF file needs gguf ({error}); install it by `{installing('gguf')}`"
+        ) from None
     config, tokenizer = read_json(folder / CONFIG), read_json(folder / "tokenizer.json")
     weights = _weights(folder, config)
     names = gguf.get_tensor_name_map(
@@ -68,7 +78,10 @@ def _weights(folder: Path, config: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of (heads · h, d) for rotary positions over neighbours, as llama.cpp turns Llama's."""
+    """Reorder the rows of (heads · h, d) so that the two rows of each rotated pair are adjacent.
+
+    llama.cpp rotates adjacent rows for Llama, Hugging Face rotates the two halves of a head.
+    """
     rows, features = weight.shape
     halves = weight.reshape(heads, 2, rows // heads // 2, features)
     return halves.swapaxes(1, 2).reshape(rows, features)
@@ -92,7 +105,7 @@ def _add_shape(writer: Any, config: dict[str, Any]) -> None:
 def _add_tokenizer(
     writer: Any, tokenizer: dict[str, Any], config: dict[str, Any], kinds: Any
 ) -> None:
-    """A byte-level BPE; llama.cpp knows GPT-2's way to cut words, which is the trained one's."""
+    """Write a byte-level BPE tokenizer that splits text as GPT-2 does, which llama.cpp supports."""
     numbers = tokenizer["model"]["vocab"] | {
         added["content"]: added["id"] for added in tokenizer["added_tokens"]
     }
@@ -108,7 +121,7 @@ def _add_tokenizer(
     writer.add_token_types(
         [kinds.CONTROL if numbers[token] in special else kinds.NORMAL for token in tokens]
     )
-    writer.add_token_merges(merges or [f"{ALPHABET_END} {ALPHABET_END}"])
+    writer.add_token_merges(merges or [f"{NULL_BYTE_LETTER} {NULL_BYTE_LETTER}"])
     writer.add_bos_token_id(config["bos_token_id"])
     writer.add_eos_token_id(config["eos_token_id"])
     writer.add_add_bos_token(True)

@@ -1,4 +1,7 @@
-"""A trained model as transformers, vLLM and llama.cpp's converter load it, and back."""
+"""Export of a trained model in Hugging Face's format, and its import.
+
+Transformers, vLLM and llama.cpp's converter load the exported folder.
+"""
 
 from pathlib import Path
 from typing import Protocol
@@ -16,15 +19,15 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 class Tokenizer(Protocol):
-    """What is exported of a tokenizer; :class:`Encoding` is one."""
+    """Tokenizer for export; :class:`~shapelaw.trainers.corpus.encoding.Encoding` is an example."""
 
     @property
     def separator(self) -> int:
-        """Token between documents."""
+        """Id of the token between documents."""
 
     @property
     def separator_text(self) -> str:
-        """Its name."""
+        """Text of the token between documents."""
 
     @property
     def document(self) -> str:
@@ -32,9 +35,12 @@ class Tokenizer(Protocol):
 
 
 def hugging_face_weights(model: Transformer) -> dict[str, torch.Tensor]:
-    """Weights under the names and in the pieces of Hugging Face's Llama or Qwen3, copied."""
+    """Copy the weights of a model under the names that Hugging Face's Llama or Qwen3 gives them.
+
+    Fused projections are split into their parts.
+    """
     weights = {}
-    for name, weight in model.named_parameters():  # a tied head once
+    for name, weight in model.named_parameters():  # yields a tied head only once
         for part, piece in _pieces(name, weight.detach(), model.shape).items():
             full = part if part.startswith("lm_head") else f"model.{part}"
             weights[full] = piece.clone()
@@ -42,7 +48,7 @@ def hugging_face_weights(model: Transformer) -> dict[str, torch.Tensor]:
 
 
 def _pieces(name: str, weight: torch.Tensor, shape: Shape) -> dict[str, torch.Tensor]:
-    """Views of a weight by the names that Hugging Face gives its parts."""
+    """Return views of a weight by the names that Hugging Face gives its parts."""
     if "qkv_proj" in name:
         heads, groups = shape.num_attention_heads, shape.num_key_value_heads
         sizes = [count * shape.head_dim for count in (heads, groups, groups)]
@@ -61,11 +67,22 @@ def export(
     max_position_embeddings: int,
     tokenizer: Tokenizer | None = None,
 ) -> None:
-    """Write a folder that ``AutoModelForCausalLM`` and ``AutoTokenizer`` load as it is.
+    """Write a model to a folder that ``AutoModelForCausalLM`` and ``AutoTokenizer`` can load.
 
-    ``model.safetensors``, ``config.json`` and ``generation_config.json``; with a tokenizer also
-    ``tokenizer.json`` and ``tokenizer_config.json``. Its separator is the token that begins and
-    ends a text; without a tokenizer none does, where transformers would take Llama's 1 and 2.
+    The files are ``model.safetensors``, ``config.json`` and ``generation_config.json``, and with a
+    tokenizer also ``tokenizer.json`` and ``tokenizer_config.json``.
+
+    Parameters
+    ----------
+    folder
+        Folder to write to.
+    model
+        Trained model.
+    max_position_embeddings
+        Longest sequence in tokens.
+    tokenizer
+        Tokenizer to export. Its separator begins and ends a text. Without a tokenizer the config
+        sets these tokens to null, because transformers would otherwise use Llama's 1 and 2.
     """
     weights = {name: value.cpu() for name, value in hugging_face_weights(model).items()}
     write_whole(folder / WEIGHTS, lambda target: _write(weights, target))
@@ -87,7 +104,7 @@ def export(
 
 
 def _write(tensors: dict[str, torch.Tensor], target: Path) -> None:
-    """Safetensors' own error for a full disk is no OSError."""
+    """Save tensors; raise an OSError where safetensors raises its own error (a full disk)."""
     try:
         save_file(tensors, target, {"format": "pt"})
     except SafetensorError as error:
@@ -95,19 +112,26 @@ def _write(tensors: dict[str, torch.Tensor], target: Path) -> None:
 
 
 def load_export(folder: Path, *, attention: str = "sdpa") -> Transformer:
-    """The model that :func:`export` wrote, ready to evaluate; ``attention`` as in Transformer.
+    """Load a model that :func:`export` wrote, in evaluation mode.
+
+    Parameters
+    ----------
+    folder
+        Folder written by :func:`export`.
+    attention
+        Attention path, as in :class:`Transformer`.
 
     Raises
     ------
     InputError
-        A file is missing or damaged, or the weights are not those of the config.
+        A file is missing or damaged, or the weights do not match the config.
     """
     config = read_json(folder / CONFIG)
     shape = Shape.from_config(config)
     length = int(config["max_position_embeddings"])
     model = Transformer(shape, context_length=length, attention=attention)
     try:
-        written = load_file(folder / WEIGHTS)
+        tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"{folder / WEIGHTS} cannot be read ({error}); give the folder of a finished run"
@@ -116,12 +140,12 @@ def load_export(folder: Path, *, attention: str = "sdpa") -> Transformer:
         for name, weight in model.named_parameters():
             for part, piece in _pieces(name, weight, shape).items():
                 full = part if part.startswith("lm_head") else f"model.{part}"
-                found = written.get(full)
-                if found is None or found.shape != piece.shape:
+                tensor = tensors.get(full)
+                if tensor is None or tensor.shape != piece.shape:
                     raise InputError(
                         f"{folder / WEIGHTS} must hold `{full}` of shape {tuple(piece.shape)} as "
                         f"{CONFIG} says, but has "
-                        f"{'none' if found is None else tuple(found.shape)}; train the run again"
+                        f"{'none' if tensor is None else tuple(tensor.shape)}; train the run again"
                     )
-                piece.copy_(found)
+                piece.copy_(tensor)
     return model.eval()

@@ -5,10 +5,24 @@ from torch import Tensor
 
 
 def rotary_table(positions: int, head_dim: int, theta: float) -> Tensor:
-    """Cosines and signed sines of rotary positions, (2, positions, h).
+    """Compute the cosines and signed sines of rotary position embeddings (arXiv 2104.09864).
 
-    The sines carry the sign of ``rotate_half``, so that a rotation is ``x * cos + swap(x) * sin``
-    with ``swap`` exchanging the two halves. Source: arXiv 2104.09864, in Hugging Face's layout.
+    The layout is that of Hugging Face. The sines carry the sign of ``rotate_half``, so that a
+    rotation is ``x * cos + swap(x) * sin``, where ``swap`` exchanges the two halves of a head.
+
+    Parameters
+    ----------
+    positions
+        Number of positions.
+    head_dim
+        Head dimension h, an even number.
+    theta
+        Base of the rotation frequencies.
+
+    Returns
+    -------
+    torch.Tensor
+        Cosines and signed sines in float32, (2, positions, h).
     """
     frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     angle = torch.arange(positions, dtype=torch.float64)[:, None] * frequency
@@ -18,7 +32,20 @@ def rotary_table(positions: int, head_dim: int, theta: float) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate (B, T, heads, h) by the table's (2, T, h) rows."""
+    """Apply rotary position embeddings.
+
+    Parameters
+    ----------
+    x
+        Queries or keys, (B, T, heads, h).
+    table
+        Rows of :func:`rotary_table` for the T positions, (2, T, h).
+
+    Returns
+    -------
+    torch.Tensor
+        Rotated queries or keys, (B, T, heads, h).
+    """
     cosines, sines = table.to(x.dtype).unsqueeze(2)
     first, second = x.chunk(2, dim=-1)
     return x * cosines + torch.cat((second, first), dim=-1) * sines

@@ -1,7 +1,8 @@
 """The transformer that a :class:`shapelaw.scaling.architectures.shape.Shape` describes.
 
-Pre-norm decoder of the dense Llama family: RMSNorm, rotary positions, grouped-query attention,
-SwiGLU, optionally RMSNorm on queries and keys as Qwen3 has it. Nothing here knows about training.
+The model is a pre-norm decoder of the dense Llama family: RMSNorm, rotary position embeddings,
+grouped-query attention and SwiGLU, optionally with RMSNorm on queries and keys as in Qwen3. This
+module does not depend on training.
 
 Shape letters of tensors: B sequences, T positions, d hidden size, H query heads, K key-value
 heads, h head dimension, f intermediate size, V vocabulary.
@@ -19,7 +20,7 @@ from shapelaw.trainers.models.feed_forward import MLP
 from shapelaw.trainers.models.norms import NORM_EPS
 from shapelaw.trainers.models.rotary import rotary_table
 
-# Output projections of attention and MLP begin at this multiple of their usual scale.
+# Initial scale of the output projections of attention and MLP, as a multiple of the usual scale.
 RESIDUAL_INITS = {"scaled": 1.0, "zero": 0.0}
 
 
@@ -34,22 +35,22 @@ class Layer(nn.Module):
         self.mlp = MLP(shape)
 
     def forward(self, x: Tensor, table: Tensor, cache: LayerCache | None, start: int) -> Tensor:
-        """Attention, then MLP, each added to (B, T, d)."""
+        """Add attention and then the MLP to the residual stream (B, T, d)."""
         x = x + self.self_attn(self.input_layernorm(x), table, cache, start)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Transformer(nn.Module):
-    """A decoder-only language model; parameter names are those of Hugging Face's Llama and Qwen3.
+    """Decoder-only language model with the parameter names of Hugging Face's Llama and Qwen3.
 
     Parameters
     ----------
     shape
-        What to build; tied heads share the embedding's weight.
+        Shape of the model. A tied output head shares the weight of the embedding.
     context_length
-        Longest sequence, in tokens, including what a cache holds.
+        Longest sequence in tokens, cached tokens included.
     attention
-        ``"sdpa"`` (torch's fused kernel) or ``"matmul"`` (scores written out).
+        ``"sdpa"`` (PyTorch's fused kernel) or ``"matmul"`` (attention scores computed explicitly).
     """
 
     rotary: Tensor
@@ -71,9 +72,16 @@ class Transformer(nn.Module):
     def initialise(self, seed: int, residual_init: str = "scaled") -> None:
         """Draw every weight from one seed.
 
-        Matrices are normal with standard deviation 1/√fan_in, embeddings .02. Those matrices that
-        write to the residual stream are divided by √(2·layers) (GPT-2) where ``residual_init`` is
-        ``scaled``; where it is ``zero`` every layer begins as the identity (arXiv 1901.09321).
+        Matrices are normal with standard deviation 1/√fan_in; embeddings have 0.02. The matrices
+        that write to the residual stream are also divided by √(2·layers), as in GPT-2.
+
+        Parameters
+        ----------
+        seed
+            Seed of the random generator. The global generator is not used.
+        residual_init
+            ``"scaled"`` as above, or ``"zero"``: the matrices that write to the residual stream are
+            0, so that every layer is the identity at first (arXiv 1901.09321).
         """
         generator = torch.Generator().manual_seed(seed)
         residual = RESIDUAL_INITS[residual_init] / math.sqrt(2 * self.shape.num_hidden_layers)
@@ -90,10 +98,22 @@ class Transformer(nn.Module):
     def forward(
         self, tokens: Tensor, *, cache: list[LayerCache] | None = None, start: int = 0
     ) -> Tensor:
-        """Hidden states after the last norm, (B, T, d), of tokens (B, T).
+        """Compute the hidden states after the last norm.
 
-        With a cache, ``start`` is the position of the first token; more than one token at once
-        (prefill) is only allowed at position 0.
+        Parameters
+        ----------
+        tokens
+            Token ids, (B, T).
+        cache
+            Keys and values of each layer; the new ones are written into it.
+        start
+            Position of the first token in the cache. Several tokens at once (prefill) are only
+            allowed at position 0.
+
+        Returns
+        -------
+        torch.Tensor
+            Hidden states, (B, T, d).
         """
         x = self.embed_tokens(tokens)
         table = self.rotary[:, start : start + tokens.shape[1]]
@@ -102,11 +122,11 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Next-token logits, (..., V), of hidden states (..., d)."""
+        """Compute next-token logits, (..., V), from hidden states (..., d)."""
         return self.lm_head(hidden)
 
     def empty_cache(self, batch: int, length: int, *, dtype: torch.dtype) -> list[LayerCache]:
-        """A zeroed key-value cache for ``batch`` sequences of at most ``length`` tokens."""
+        """Create a zeroed key-value cache for ``batch`` sequences of at most ``length`` tokens."""
         shape, device = self.shape, self.embed_tokens.weight.device
         size = (batch, shape.num_key_value_heads, length, shape.head_dim)
         return [
@@ -118,11 +138,11 @@ class Transformer(nn.Module):
         ]
 
     def matrices(self) -> Iterator[nn.Parameter]:
-        """The weights that mix features inside a layer: what Muon is meant for."""
+        """Return the weight matrices of the layers, which Muon updates."""
         return (weight for weight in self.layers.parameters() if weight.ndim == 2)
 
     def pieces(self) -> list[tuple[int, ...]]:
-        """Rows of the projections that each of :meth:`matrices` holds one below the other."""
+        """Return the number of rows of each projection stacked in each of :meth:`matrices`."""
         shape, sizes = self.shape, list[tuple[int, ...]]()
         group = shape.num_key_value_heads * shape.head_dim
         for name, weight in self.layers.named_parameters():

@@ -58,7 +58,7 @@ NOUNS = ("cat", "dogs", "old teacher", "people", "river", "boys", "a very long n
 
 
 def model(*, length: int = 64, scale: float = 1.0, seed: int = 3) -> Transformer:
-    """A model whose every weight matters, so that its choices look random but are its own."""
+    """Return a model with random norms and larger weights, whose answers depend on every weight."""
     built = Transformer(TINY, context_length=length)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -68,7 +68,7 @@ def model(*, length: int = 64, scale: float = 1.0, seed: int = 3) -> Transformer
 
 
 def items() -> dict[str, list[dict[str, object]]]:
-    """A few items in the fields of the real files."""
+    """Return a few items with the fields of the real files."""
     pairs = [
         {"sentence_good": f"Here {noun} are now.", "sentence_bad": f"Now are {noun} here."}
         for noun in NOUNS
@@ -117,7 +117,7 @@ def evals(folder: Path) -> EvalFiles:
 
 
 def plainly(built: Transformer, context: str, continuation: str) -> float:
-    """Log-probability of a continuation, one token at a time."""
+    """Return the log-probability of a continuation, computed one token at a time."""
     tokens = [0, *context.encode(), *continuation.encode()]
     total = 0.0
     with torch.inference_mode():
@@ -130,7 +130,7 @@ def plainly(built: Transformer, context: str, continuation: str) -> float:
 # --- likelihoods
 
 
-def test_a_likelihood_is_the_sum_over_the_tokens_one_by_one() -> None:
+def test_log_probability_equals_the_sum_over_single_tokens() -> None:
     built = model()
     texts = [("", "The cat."), ("The", " cat sat down"), ("é ü", " — ö"), ("a", "b")]
     found = likelihoods(built, [request_of(BYTES, *pair) for pair in texts])
@@ -139,7 +139,7 @@ def test_a_likelihood_is_the_sum_over_the_tokens_one_by_one() -> None:
     assert found.truncated == 0
 
 
-def test_likelihoods_do_not_depend_on_what_is_scored_beside(
+def test_log_probability_of_a_request_does_not_depend_on_its_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     built = model()
@@ -151,13 +151,13 @@ def test_likelihoods_do_not_depend_on_what_is_scored_beside(
     assert likelihoods(built, requests).log_probability == pytest.approx(alone, rel=1e-5)
 
 
-def test_spaces_at_the_end_of_a_context_belong_to_what_follows() -> None:
+def test_spaces_at_the_end_of_a_context_belong_to_the_continuation() -> None:
     request = request_of(BYTES, "Answer: ", "yes")
     assert bytes(request.context.astype(np.uint8)) == b"\0Answer:"
     assert bytes(request.continuation.astype(np.uint8)) == b" yes"
 
 
-def test_a_context_too_long_is_cut_on_the_left_and_counted() -> None:
+def test_a_context_that_is_too_long_is_cut_on_the_left_and_counted() -> None:
     built = model(length=16)
     request = request_of(BYTES, "once upon a time there was", " a cat")
     found = likelihoods(built, [request, request_of(BYTES, "a", "b")])
@@ -183,7 +183,7 @@ def test_every_token_of_a_long_continuation_is_scored_once(size: int) -> None:
     assert found.truncated == (9 + size - 1 > 16)
 
 
-def test_greedy_says_whether_every_token_is_the_likeliest() -> None:
+def test_greedy_is_true_only_if_every_token_is_the_most_probable() -> None:
     built = model()
     tokens = torch.tensor([[0, *b"The"]])
     with torch.inference_mode():
@@ -199,11 +199,11 @@ def test_greedy_says_whether_every_token_is_the_likeliest() -> None:
     assert likelihoods(built, requests).greedy.tolist() == [True, False]
 
 
-def test_a_broken_model_has_no_score() -> None:
+def test_a_model_with_non_finite_weights_is_refused() -> None:
     built = model()
     with torch.no_grad():
         built.norm.weight.fill_(math.nan)
-    with pytest.raises(WorkError, match="log-probability that is not finite"):
+    with pytest.raises(WorkError, match=r"`log-probabilities` must be finite.* or leave it out"):
         likelihoods(built, [request_of(BYTES, "", "text")])
 
 
@@ -222,7 +222,7 @@ def archive(folder: Path, path: Path, *, prefix: str = "") -> Path:
 
 @pytest.mark.parametrize("name", ["evals.tar.zst", "evals.tar"])
 @pytest.mark.parametrize("prefix", ["", "./", "evals/"])
-def test_an_archive_holds_what_its_folder_holds(
+def test_an_archive_and_its_folder_have_the_same_contents(
     folder: Path, tmp_path: Path, name: str, prefix: str
 ) -> None:
     packed = archive(folder, tmp_path / name, prefix=prefix)
@@ -240,16 +240,18 @@ def test_evaluation_sets_that_cannot_be_read_are_refused(tmp_path: Path) -> None
             read_evals(tmp_path / name)
 
 
-def test_a_line_that_is_no_item_is_named() -> None:
+def test_a_line_that_is_not_an_item_is_refused_by_number() -> None:
     broken = EvalFiles({"tasks/piqa.jsonl": b'{"a": 1}\n[2]\n'})
     with pytest.raises(InputError, match=r"tasks/piqa\.jsonl line 2: an item must be a JSON obj"):
         broken.items("tasks/piqa.jsonl")
 
 
-def test_tasks_are_read_by_name_once_each(evals: EvalFiles) -> None:
+def test_task_names_are_parsed_without_duplicates(evals: EvalFiles) -> None:
     assert read_tasks("blimp, lambada,blimp", evals) == ("blimp", "lambada_openai")
     assert read_tasks("hellaswag,blimp_order", evals) == ("hellaswag_val_subset", "blimp_order")
-    with pytest.raises(InputError, match=r"a task must be one of blimp, lambada_openai, .* 'mmlu'"):
+    with pytest.raises(
+        InputError, match=r"must be one or more of blimp, lambada_openai, .* 'mmlu'"
+    ):
         read_tasks("mmlu", evals)
     with pytest.raises(InputError, match="must name at least one of blimp"):
         read_tasks(" ,", evals)
@@ -262,7 +264,7 @@ def test_tasks_are_read_by_name_once_each(evals: EvalFiles) -> None:
 # --- BLiMP
 
 
-def test_blimp_prefers_the_more_probable_sentence(evals: EvalFiles) -> None:
+def test_blimp_accuracy_counts_pairs_with_the_more_probable_good_sentence(evals: EvalFiles) -> None:
     built = model()
     score = blimp_accuracy(built, BYTES, evals)
     assert 0 < score.details["paradigms"]["agreement"] < 1
@@ -275,7 +277,7 @@ def test_blimp_prefers_the_more_probable_sentence(evals: EvalFiles) -> None:
     assert (score.items, score.chance, score.truncated) == (13, 0.5, 0)
 
 
-def test_a_model_that_knows_nothing_prefers_the_shorter_sentence(evals: EvalFiles) -> None:
+def test_blimp_of_a_uniform_model_prefers_the_shorter_sentence(evals: EvalFiles) -> None:
     built = model()
     with torch.no_grad():
         built.embed_tokens.weight.zero_()
@@ -285,7 +287,7 @@ def test_a_model_that_knows_nothing_prefers_the_shorter_sentence(evals: EvalFile
     assert not blimp_answers(built, BYTES, {"order": swapped})[0]["order"].any()
 
 
-def test_the_error_of_blimp_is_that_of_a_mean_over_fixed_paradigms(evals: EvalFiles) -> None:
+def test_standard_error_of_blimp_is_over_the_pairs_of_fixed_paradigms(evals: EvalFiles) -> None:
     score = blimp_accuracy(model(), BYTES, evals)
     variances = [
         accuracy * (1 - accuracy) / (count - 1)
@@ -296,7 +298,7 @@ def test_the_error_of_blimp_is_that_of_a_mean_over_fixed_paradigms(evals: EvalFi
 
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [64, 16])
-def test_blimp_alone_answers_as_through_lm_eval(evals: EvalFiles, length: int) -> None:
+def test_blimp_without_lm_eval_gives_the_answers_of_lm_eval(evals: EvalFiles, length: int) -> None:
     built = model(length=length)
     alone = blimp_accuracy(built, BYTES, evals)
     for name, accuracy in alone.details["paradigms"].items():
@@ -309,7 +311,7 @@ def test_blimp_alone_answers_as_through_lm_eval(evals: EvalFiles, length: int) -
 
 @pytest.mark.slow
 @real
-def test_blimp_of_the_real_files_answers_as_through_lm_eval() -> None:
+def test_blimp_of_the_real_files_gives_the_answers_of_lm_eval() -> None:
     evals = read_evals(ARCHIVE)
     built = model(length=256)
     assert len(evals.names("blimp")) == 67
@@ -324,7 +326,7 @@ def test_blimp_of_the_real_files_answers_as_through_lm_eval() -> None:
 
 
 def expected(built: Transformer, task: str, rows: list[dict[str, object]]) -> tuple[float, float]:
-    """Accuracy and normalised accuracy by the prompts written out."""
+    """Return accuracy and normalised accuracy with explicit prompts."""
     right, normalised = [], []
     for row in rows:
         if task == "winogrande":
@@ -342,7 +344,9 @@ def expected(built: Transformer, task: str, rows: list[dict[str, object]]) -> tu
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", [name for name in TASKS if name != "lambada_openai"])
-def test_a_task_of_choices_is_put_as_its_prompt_says(evals: EvalFiles, task: str) -> None:
+def test_accuracy_of_a_multiple_choice_task_equals_that_of_explicit_prompts(
+    evals: EvalFiles, task: str
+) -> None:
     built = model(length=128)
     (score,) = score_tasks(built, BYTES, evals, [task])
     rows = evals.items(f"tasks/{task}.jsonl")
@@ -370,7 +374,7 @@ def test_chance_is_the_mean_of_one_over_the_choices(evals: EvalFiles) -> None:
 
 
 class Bigrams(Transformer):
-    """After each letter of "a ok" it expects the next one."""
+    """Model that predicts the next letter of "a ok" after each letter of it."""
 
     def forward(self, tokens: torch.Tensor, **_: object) -> torch.Tensor:  # type: ignore[override]
         return torch.nn.functional.one_hot(tokens, 256).float()
@@ -383,7 +387,7 @@ class Bigrams(Transformer):
 
 
 @pytest.mark.slow
-def test_lambada_counts_words_that_greedy_decoding_finds() -> None:
+def test_lambada_accuracy_counts_words_that_greedy_decoding_gives() -> None:
     passages = [{"context": "It was a", "continuation": word} for word in ("ok", "no", "okay")]
     lines = "\n".join(map(json.dumps, passages)).encode()
     evals = EvalFiles({"tasks/lambada_openai.jsonl": lines})
@@ -393,7 +397,7 @@ def test_lambada_counts_words_that_greedy_decoding_finds() -> None:
 
 
 @pytest.mark.slow
-def test_a_limit_takes_the_first_items_and_stands_in_the_record(evals: EvalFiles) -> None:
+def test_a_limit_selects_the_first_items_and_is_recorded(evals: EvalFiles) -> None:
     blimp, piqa = score_tasks(model(), BYTES, evals, ["blimp", "piqa"], limit=3)
     assert (blimp.items, piqa.items) == (6, 3)
     assert blimp.details["limit"] == piqa.details["limit"] == 3
@@ -402,7 +406,7 @@ def test_a_limit_takes_the_first_items_and_stands_in_the_record(evals: EvalFiles
 
 
 @pytest.mark.slow
-def test_the_record_names_files_digests_and_harness(evals: EvalFiles) -> None:
+def test_details_of_a_score_name_files_digests_and_harness(evals: EvalFiles) -> None:
     blimp, piqa = score_tasks(model(), BYTES, evals, ["blimp", "piqa"])
     assert piqa.details["files"] == {"tasks/piqa.jsonl": evals.sha256("tasks/piqa.jsonl")}
     assert set(blimp.details["files"]) == {"blimp/agreement.jsonl", "blimp/order.jsonl"}
@@ -411,7 +415,7 @@ def test_the_record_names_files_digests_and_harness(evals: EvalFiles) -> None:
     json.dumps(json_ready([blimp, piqa]), allow_nan=False)
 
 
-def test_without_lm_eval_the_task_says_what_to_install(
+def test_missing_lm_eval_is_named_with_the_command_that_installs_it(
     evals: EvalFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "shapelaw.trainers.evaluation.lm_eval", raising=False)
@@ -424,7 +428,7 @@ def test_without_lm_eval_the_task_says_what_to_install(
     assert score_tasks(model(), BYTES, evals, ["blimp"])[0].items == 13
 
 
-def test_a_tokenizer_of_more_tokens_than_the_model_is_refused(evals: EvalFiles) -> None:
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(evals: EvalFiles) -> None:
     larger: Encoding = replace(BYTES, vocab_size=400)
     with pytest.raises(InputError, match="must hold, but got 400 and 256; give the folder of the"):
         score_tasks(model(), larger, evals, ["blimp"])
@@ -440,7 +444,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 @pytest.fixture
 def sweep(corpus: Corpus, tmp_path: Path) -> Path:
-    """Two exported runs and one that diverged, as a sweep leaves them."""
+    """Return the folder of a sweep with two exported runs and one that diverged."""
     place = Folder(tmp_path / "sweep")
     place.path.mkdir()
     specs = [spec(run_id=name) for name in ("first", "second", "wild")]
@@ -459,7 +463,9 @@ def sweep(corpus: Corpus, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_sweep_is_scored_into_its_run_table(sweep: Path, folder: Path, evals: EvalFiles) -> None:
+def test_scores_of_a_sweep_are_added_to_its_run_table(
+    sweep: Path, folder: Path, evals: EvalFiles
+) -> None:
     seen: list[tuple[int, int]] = []
     table = score_exports(sweep, folder, workers=1, report=lambda *counts: seen.append(counts))
     assert table["run_id"].tolist() == ["first", "second", "wild"]
@@ -474,7 +480,7 @@ def test_a_sweep_is_scored_into_its_run_table(sweep: Path, folder: Path, evals: 
 
 
 @pytest.mark.slow
-def test_scores_that_are_there_are_not_made_again(
+def test_stored_scores_are_not_computed_again(
     sweep: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
@@ -499,7 +505,7 @@ def test_scores_that_are_there_are_not_made_again(
     assert len(made) == 4
 
 
-def test_scores_of_other_weights_or_items_are_not_used(
+def test_stored_scores_of_other_weights_or_items_are_not_used(
     sweep: Path, folder: Path, tmp_path: Path
 ) -> None:
     run = Folder(sweep).run("first")
@@ -516,7 +522,7 @@ def test_scores_of_other_weights_or_items_are_not_used(
 
 
 @pytest.mark.slow
-def test_a_model_that_cannot_be_scored_is_named_and_the_others_are_kept(
+def test_a_model_that_cannot_be_scored_is_named_and_other_scores_are_kept(
     sweep: Path, folder: Path
 ) -> None:
     (Folder(sweep).run("first") / "model.safetensors").write_bytes(b"damaged")
@@ -541,7 +547,7 @@ def test_columns_of_earlier_scores_are_replaced() -> None:
 
 
 def test_an_accuracy_link_is_fitted_from_a_scored_run_table(tmp_path: Path) -> None:
-    """The truth is known here: a sigmoid in the loss with the sampling noise of BLiMP."""
+    """The true accuracies are a sigmoid in the loss plus the sampling noise of BLiMP."""
     generator = np.random.default_rng(0)
     losses = np.linspace(1.2, 2.2, 24)
     truth = 0.5 + 0.3 / (1 + np.exp(6 * (losses - 1.6)))
@@ -607,7 +613,7 @@ def test_the_command_evaluates_on_the_validation_sets_of_a_corpus(
     assert "windows" not in found
 
 
-def test_the_command_wants_something_to_do(sweep: Path) -> None:
+def test_the_command_is_refused_without_evaluation_sets_and_corpus(sweep: Path) -> None:
     done = CliRunner().invoke(app(), ["evaluate", str(Folder(sweep).run("first"))])
     assert isinstance(done.exception, InputError)
     assert "give --evals for downstream tasks, --corpus-folder" in str(done.exception)

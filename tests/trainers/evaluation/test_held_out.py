@@ -29,7 +29,7 @@ def model(scale: float = 1.0) -> Transformer:
 
 
 class Recorder(Transformer):
-    """Notes the first token of every window that it sees."""
+    """Model that records the first token of every window."""
 
     seen: list[int]
 
@@ -38,7 +38,7 @@ class Recorder(Transformer):
         return super().forward(tokens, **options)  # type: ignore[arg-type]
 
 
-def test_a_model_that_knows_nothing_loses_the_logarithm_of_the_vocabulary() -> None:
+def test_loss_of_a_uniform_model_is_the_logarithm_of_the_vocabulary() -> None:
     found = evaluate_tokens(model(scale=0.0), TEXT, RECIPE, bytes_per_token=2.5)
     assert found.loss == pytest.approx(math.log(50), abs=1e-6)
     assert found.loss_se == pytest.approx(0, abs=1e-6)
@@ -69,13 +69,13 @@ class HeldDocuments(Held):
     starts: np.ndarray
 
 
-def test_bits_per_byte_have_the_error_of_the_loss_in_their_own_unit() -> None:
+def test_error_of_bits_per_byte_is_the_converted_error_of_the_loss() -> None:
     found = evaluate_tokens(model(scale=3.0), TEXT, RECIPE, bytes_per_token=2.5)
     assert found.bits_per_byte_se == pytest.approx(found.loss_se / math.log(2) / 2.5)
     assert found.bits_per_byte_se / found.bits_per_byte == pytest.approx(found.loss_se / found.loss)
 
 
-def test_windows_of_one_document_count_as_one() -> None:
+def test_windows_of_one_document_form_one_cluster_of_the_error() -> None:
     trained = model(scale=3.0)
     pair = np.concatenate([np.tile(TEXT[40 * i : 40 * i + 8], 4) for i in range(20)])
     text = np.append(pair, 0).astype(np.uint16)
@@ -95,14 +95,14 @@ def test_documents_of_one_window_each_give_the_error_over_windows() -> None:
     assert each.loss_se == pytest.approx(alone.loss_se)
 
 
-def test_a_few_documents_are_too_few_for_an_error_of_their_own() -> None:
+def test_error_over_few_documents_falls_back_to_independent_windows() -> None:
     trained = model(scale=3.0)
     alone = evaluate_tokens(trained, TEXT, RECIPE, bytes_per_token=1.0)
     few = evaluate_tokens(trained, TEXT, RECIPE, bytes_per_token=1.0, starts=np.array([0, 400]))
     assert few.loss_se == pytest.approx(alone.loss_se)
 
 
-def test_named_sets_are_evaluated_each_on_its_own() -> None:
+def test_named_sets_are_evaluated_separately() -> None:
     trained = model(scale=3.0)
     starts = np.arange(50) * 16
     sets = {"news": Held(TEXT[:401], 2.0), "books": HeldDocuments(TEXT, 1.0, starts)}
@@ -114,7 +114,7 @@ def test_named_sets_are_evaluated_each_on_its_own() -> None:
     assert (found["books"].loss, found["books"].loss_se) == (books.loss, books.loss_se)
 
 
-def test_columns_of_named_sets_carry_their_names_and_errors() -> None:
+def test_columns_of_named_sets_have_names_and_errors() -> None:
     found = evaluate_sets(model(scale=3.0), {"news": Held(TEXT, 2.0)}, RECIPE)
     assert loss_columns(found) == {
         "loss_news": found["news"].loss,
@@ -124,7 +124,7 @@ def test_columns_of_named_sets_carry_their_names_and_errors() -> None:
     }
 
 
-def test_loss_and_error_are_those_of_the_windows() -> None:
+def test_loss_and_error_are_computed_from_the_windows() -> None:
     trained = model(scale=3.0)
     found = evaluate_tokens(trained, TEXT, RECIPE, bytes_per_token=1.0)
     assert found.windows.shape == (100,)
@@ -138,7 +138,7 @@ def test_loss_and_error_are_those_of_the_windows() -> None:
     assert found.bits_per_byte == pytest.approx(found.loss / math.log(2))
 
 
-def test_a_long_text_is_sampled_evenly_from_its_start_to_its_end() -> None:
+def test_windows_of_a_long_text_are_spread_evenly() -> None:
     shape = Shape(**(vars(SHAPE) | {"vocab_size": 1000}))
     recorder = Recorder(shape, context_length=8)
     recorder.initialise(0)
@@ -151,21 +151,21 @@ def test_a_long_text_is_sampled_evenly_from_its_start_to_its_end() -> None:
     assert np.ptp(np.diff(recorder.seen)) <= 8
 
 
-def test_every_model_sees_the_same_windows() -> None:
+def test_every_model_is_evaluated_on_the_same_windows() -> None:
     first, second = (
         evaluate_tokens(model(scale), TEXT, RECIPE, bytes_per_token=1.0) for scale in (1.0, 1.0)
     )
     assert np.array_equal(first.windows, second.windows)
 
 
-def test_a_text_shorter_than_one_window_is_one_window() -> None:
+def test_a_text_shorter_than_one_window_gives_one_window() -> None:
     found = evaluate_tokens(model(), TEXT[:5], RECIPE, bytes_per_token=1.0)
     assert found.windows.shape == (1,)
     assert found.loss_se == 0
     assert np.isfinite(found.loss)
 
 
-def test_evaluation_leaves_weights_and_gradients_alone() -> None:
+def test_evaluation_does_not_change_weights_and_gradients() -> None:
     trained = model()
     before = [weight.detach().clone() for weight in trained.parameters()]
     evaluate_tokens(trained, TEXT, RECIPE, bytes_per_token=1.0)
@@ -174,7 +174,7 @@ def test_evaluation_leaves_weights_and_gradients_alone() -> None:
         assert weight.grad is None
 
 
-def test_bfloat16_is_near_float32() -> None:
+def test_loss_in_bfloat16_is_near_that_in_float32() -> None:
     trained = model(scale=3.0)
     lower = Recipe(context_length=8, sequences=2, dtype="bfloat16")
     full = evaluate_tokens(trained, TEXT, RECIPE, bytes_per_token=1.0)

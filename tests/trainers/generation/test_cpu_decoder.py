@@ -32,7 +32,7 @@ DECODERS = [Decoder, GraphDecoder]
 
 
 def trained_like(shape: Shape, dtype: torch.dtype = torch.float32) -> Transformer:
-    """A model whose norms have weights other than one, as training makes them."""
+    """Return a model whose norms have weights other than one, as after training."""
     model = Transformer(shape, context_length=LENGTH)
     model.initialise(3)
     generator = torch.Generator().manual_seed(5)
@@ -49,19 +49,19 @@ def tokens(batch: int) -> torch.Tensor:
 
 
 def all_logits(model: Transformer, batch: int, kind: type[Decoder | GraphDecoder]) -> torch.Tensor:
-    """Logits after the prompt and after every given token, (B, positions, V)."""
+    """Return the logits after the prompt and after every given token, (B, positions, V)."""
     decoder, given_tokens = kind(model, batch=batch, length=LENGTH), tokens(batch)
-    found = [decoder.prefill(given_tokens[:, :PROMPT])]
+    logits = [decoder.prefill(given_tokens[:, :PROMPT])]
     steps = range(PROMPT, LENGTH)
-    found += [decoder.step(given_tokens[:, at], at).clone() for at in steps]
-    return torch.stack(found, dim=1)
+    logits += [decoder.step(given_tokens[:, at], at).clone() for at in steps]
+    return torch.stack(logits, dim=1)
 
 
 @pytest.mark.parametrize("kind", DECODERS)
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("shape", [SHAPE, PLAIN], ids=["qk-norm, tied", "plain"])
 class TestEveryDecoder:
-    def test_its_logits_are_those_of_the_trained_model(
+    def test_its_logits_equal_those_of_the_trained_model(
         self, kind: type[Decoder], batch: int, shape: Shape, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(graph_decoder, "BUCKET", 8)
@@ -70,20 +70,20 @@ class TestEveryDecoder:
             expected = model.logits(model(tokens(batch)))[:, PROMPT - 1 :]
             assert (all_logits(model, batch, kind) - expected).abs().max() < 1e-4
 
-    def test_in_bfloat16_they_are_as_near_as_those_of_the_model_itself(
+    def test_its_logits_in_bfloat16_are_as_near_to_float32_as_those_of_the_model(
         self, kind: type[Decoder], batch: int, shape: Shape
     ) -> None:
         exact, rounded = trained_like(shape), trained_like(shape, torch.bfloat16)
         with torch.inference_mode():
             expected = exact.logits(exact(tokens(batch)))[:, PROMPT - 1 :]
             whole = rounded.logits(rounded(tokens(batch)))[:, PROMPT - 1 :]
-            found = all_logits(rounded, batch, kind)
+            logits = all_logits(rounded, batch, kind)
         own = (whole.float() - expected).abs().mean()
-        assert (found.float() - expected).abs().mean() < 1.5 * own
+        assert (logits.float() - expected).abs().mean() < 1.5 * own
 
 
 @pytest.mark.parametrize("kind", DECODERS)
-def test_a_decoder_serves_again_what_it_served_before(kind: type[Decoder]) -> None:
+def test_a_reused_decoder_repeats_its_logits(kind: type[Decoder]) -> None:
     with torch.inference_mode():
         decoder, given_tokens = kind(trained_like(SHAPE), batch=2, length=LENGTH), tokens(2)
         runs = []
@@ -98,7 +98,7 @@ def test_a_decoder_serves_again_what_it_served_before(kind: type[Decoder]) -> No
 @pytest.mark.parametrize("dtype", TORCH_DTYPES.values())
 @settings(deadline=None, max_examples=15)
 @given(outputs=st.integers(1, 200), inputs=st.integers(1, 70))
-def test_every_form_of_a_product_is_the_product(
+def test_every_form_of_a_product_gives_the_values_of_the_plain_product(
     rows: int, dtype: torch.dtype, outputs: int, inputs: int
 ) -> None:
     generator = torch.Generator().manual_seed(outputs)
@@ -110,18 +110,18 @@ def test_every_form_of_a_product_is_the_product(
     for form in forms(rows, dtype):
         product = form(weight, rows)
         for _ in range(2):
-            found = product(x)
-            assert found.shape == (rows, outputs)
-            assert found.dtype == dtype
-            assert (found.double() - expected).abs().max() <= tolerance, form.__name__
+            logits = product(x)
+            assert logits.shape == (rows, outputs)
+            assert logits.dtype == dtype
+            assert (logits.double() - expected).abs().max() <= tolerance, form.__name__
 
 
-def test_a_form_is_timed_once_for_each_geometry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matvec, "_fastest", {})
+def test_forms_are_timed_once_for_each_geometry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matvec, "_fastest_by_geometry", {})
     timed = []
     monkeypatch.setattr(
         matvec,
-        "_timed",
+        "_fastest_form",
         lambda weight, rows, others: timed.append(weight.shape) or forms(1, torch.float32)[0],
     )
     for size in (8, 16, 8):
@@ -129,7 +129,7 @@ def test_a_form_is_timed_once_for_each_geometry(monkeypatch: pytest.MonkeyPatch)
     assert timed == [(8, 4), (16, 4)]
 
 
-def test_the_form_with_the_least_time_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fastest_form_is_chosen_from_measured_times(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
 
     def lasting(seconds: float) -> Callable[[torch.Tensor, int], Product]:
@@ -142,12 +142,12 @@ def test_the_form_with_the_least_time_is_taken(monkeypatch: pytest.MonkeyPatch) 
     slow, fast = lasting(3.0), lasting(1.0)
     monkeypatch.setattr(matvec, "forms", lambda rows, dtype: [slow, fast, slow])
     monkeypatch.setattr(matvec.time, "thread_time", lambda: now[0])
-    assert matvec._timed(torch.ones(4, 4), 1, 64) is fast
+    assert matvec._fastest_form(torch.ones(4, 4), 1, 64) is fast
 
 
 @settings(deadline=None)
 @given(st.integers(1, 3), st.integers(1, 300), st.integers(0, 5), st.sampled_from([1, 3]))
-def test_the_greedy_token_is_the_first_of_the_likeliest(
+def test_greedy_token_is_the_first_of_the_most_probable(
     batch: int, size: int, seed: int, values: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -156,7 +156,7 @@ def test_the_greedy_token_is_the_first_of_the_likeliest(
     assert greedy(logits).tolist() == expected
 
 
-def test_a_random_model_has_weights_of_a_usual_size_in_the_asked_format() -> None:
+def test_a_random_model_has_weights_of_usual_scale_in_the_requested_dtype() -> None:
     model = random_model(SHAPE, LENGTH, torch.bfloat16, torch.device("cpu"))
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
     assert model.lm_head.weight is model.embed_tokens.weight
@@ -190,20 +190,20 @@ def test_the_server_prefills_once_and_decodes_one_token_at_a_time(
     assert calls[4:10] == repeat
 
 
-def test_another_number_of_tokens_is_refused() -> None:
+def test_a_wrong_number_of_produced_tokens_is_refused() -> None:
     require_token_count(torch.zeros(2, 3), (2, 3))
     with pytest.raises(WorkError, match=r"produced \(2, 3\) tokens, not \(2, 4\)"):
         require_token_count(torch.zeros(2, 3), (2, 4))
 
 
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_for_a_gpu_is_refused_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=r"`--engine torch:cuda` needs a GPU.*write torch"):
         TorchEngine("cuda")
 
 
 @given(st.integers(1, 5000), st.data())
-def test_every_position_has_a_recording_that_covers_it(length: int, data: st.DataObject) -> None:
+def test_every_position_has_a_graph_that_covers_it(length: int, data: st.DataObject) -> None:
     decoder = GraphDecoder.__new__(GraphDecoder)
     decoder.length = length
     position = data.draw(st.integers(0, length - 1))
@@ -213,15 +213,15 @@ def test_every_position_has_a_recording_that_covers_it(length: int, data: st.Dat
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
-def test_on_a_gpu_the_recorded_step_gives_the_models_logits() -> None:
+def test_captured_step_on_a_gpu_gives_the_logits_of_the_model() -> None:
     model = trained_like(SHAPE).cuda()
     decoder, given_tokens = GraphDecoder(model, batch=2, length=LENGTH), tokens(2).cuda()
     with torch.inference_mode():
         expected = model.logits(model(given_tokens))
         decoder.prefill(given_tokens[:, :PROMPT])
         for position in range(PROMPT, LENGTH):
-            found = decoder.step(given_tokens[:, position], position)
-            assert (found - expected[:, position]).abs().max() < 1e-3
+            logits = decoder.step(given_tokens[:, position], position)
+            assert (logits - expected[:, position]).abs().max() < 1e-3
 
 
 def test_the_engine_imports_torch_and_numpy_only() -> None:

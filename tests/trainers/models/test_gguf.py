@@ -22,7 +22,7 @@ FORMS = {
 
 
 def next_token(path: Path, text: str) -> dict[int, float]:
-    """llama.cpp's log-probabilities of the token after a text, by token."""
+    """Return llama.cpp's log-probability of every token after a text."""
     llama = pytest.importorskip("xllamacpp", reason="needs xllamacpp, llama.cpp as a package")
     settings = llama.CommonParams()
     settings.model.path = str(path)
@@ -30,51 +30,58 @@ def next_token(path: Path, text: str) -> dict[int, float]:
     settings.cache_type_k = settings.cache_type_v = llama.ggml_type.GGML_TYPE_F32
     settings.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     settings.warmup, settings.verbosity = False, 0
-    request = {  # the bias chooses a printable token; the log-probabilities are those before it
+    request = {  # the bias selects a printable token; log-probabilities are without bias
         "prompt": text, "max_tokens": 1, "logprobs": 1000, "n_probs": 1000,
         "logit_bias": [["a", 1000.0]], "temperature": 0, "cache_prompt": False,
     }  # fmt: skip
     answer = llama.Server(settings).handle_completions(request)
     (token,) = answer["choices"][0]["logprobs"]["content"]
-    return {found["id"]: found["logprob"] for found in token["top_logprobs"]}
+    return {entry["id"]: entry["logprob"] for entry in token["top_logprobs"]}
 
 
-def ours(model: Transformer, encoding: Encoding) -> torch.Tensor:
+def model_log_probabilities(model: Transformer, encoding: Encoding) -> torch.Tensor:
     tokens = torch.tensor([[encoding.separator, *encoding.encode(TEXT)]])
     with torch.inference_mode():
         return model.logits(model(tokens))[0, -1].log_softmax(dim=-1)
 
 
-def agree(folder: Path, shape: Shape, encoding: Encoding) -> None:
+def assert_same_log_probabilities(folder: Path, shape: Shape, encoding: Encoding) -> None:
     model = exported(folder, shape, encoding)
     export_gguf(folder, folder / "model.gguf")
-    found, wanted = next_token(folder / "model.gguf", TEXT), ours(model, encoding)
-    assert len(found) == encoding.vocab_size
+    log_probabilities, wanted = (
+        next_token(folder / "model.gguf", TEXT),
+        model_log_probabilities(model, encoding),
+    )
+    assert len(log_probabilities) == encoding.vocab_size
     assert wanted.std() > 0.1
-    for token, value in found.items():
+    for token, value in log_probabilities.items():
         assert value == pytest.approx(float(wanted[token]), abs=1e-3), token
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", FORMS.values(), ids=FORMS)
-def test_llama_cpp_has_the_probabilities_of_the_model(
+def test_llama_cpp_gives_the_probabilities_of_the_exported_model(
     tmp_path: Path, changes: dict[str, object]
 ) -> None:
     pytest.importorskip("gguf", reason="needs gguf")
-    agree(tmp_path, replace(SHAPE, hidden_size=32, **changes), byte_encoding())  # type: ignore[arg-type]
+    assert_same_log_probabilities(
+        tmp_path, replace(SHAPE, hidden_size=32, **changes), byte_encoding()
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
-def test_llama_cpp_has_the_trained_tokenizer(tmp_path: Path, text_folder: Path) -> None:
+def test_llama_cpp_gives_the_tokens_of_the_trained_tokenizer(
+    tmp_path: Path, text_folder: Path
+) -> None:
     pytest.importorskip("gguf", reason="needs gguf")
     prepare(str(text_folder), tmp_path / "corpus", vocab_size=400)
     encoding = load_encoding(tmp_path / "corpus")
     shape = replace(SHAPE, hidden_size=32, head_dim=32, vocab_size=encoding.vocab_size)
-    agree(tmp_path / "run", shape, encoding)
+    assert_same_log_probabilities(tmp_path / "run", shape, encoding)
 
 
 @pytest.mark.slow
-def test_the_file_says_what_the_config_says(tmp_path: Path) -> None:
+def test_gguf_metadata_equals_the_config(tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf", reason="needs gguf")
     model = exported(tmp_path, SHAPE, byte_encoding())
     export_gguf(tmp_path, tmp_path / "model.gguf")
@@ -96,11 +103,12 @@ def test_an_export_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
         export_gguf(tmp_path, tmp_path / "model.gguf")
 
 
-def test_without_gguf_it_says_what_to_install(
+def test_missing_gguf_package_is_named_with_the_command_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(
-        InputError, match=r'a GGUF file needs gguf .*`pip install "shapelaw\[llamacpp\]"`'
+        InputError,
+        match=r'a GGUF file needs gguf .*install it by `pip install "shapelaw\[llamacpp\]"`',
     ):
         export_gguf(tmp_path, tmp_path / "model.gguf")

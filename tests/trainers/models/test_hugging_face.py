@@ -39,14 +39,14 @@ TEXTS = (
 
 @pytest.fixture(scope="session")
 def pairs(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus with a BPE of 400 tokens."""
+    """Return a corpus with a BPE of 400 tokens."""
     folder = tmp_path_factory.mktemp("bpe") / "corpus"
     prepare(str(text_folder), folder, vocab_size=400)
     return folder
 
 
 @pytest.mark.parametrize("changes", FORMS.values(), ids=FORMS)
-def test_transformers_loads_the_folder_and_has_the_same_logits(
+def test_exported_folder_gives_the_same_logits_in_transformers(
     tmp_path: Path, changes: dict[str, object]
 ) -> None:
     shape = replace(SHAPE, **changes)  # type: ignore[arg-type]
@@ -63,7 +63,9 @@ def test_transformers_loads_the_folder_and_has_the_same_logits(
 
 
 @pytest.mark.parametrize("changes", FORMS.values(), ids=FORMS)
-def test_a_loaded_export_is_the_model(tmp_path: Path, changes: dict[str, object]) -> None:
+def test_a_loaded_export_has_the_weights_and_logits_of_the_model(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
     model = exported(tmp_path, replace(SHAPE, **changes))  # type: ignore[arg-type]
     loaded = load_export(tmp_path)
     assert loaded.shape == model.shape
@@ -74,7 +76,7 @@ def test_a_loaded_export_is_the_model(tmp_path: Path, changes: dict[str, object]
         assert torch.equal(old, new), name
 
 
-def test_byte_tokens_are_the_bytes_in_transformers_too(tmp_path: Path) -> None:
+def test_byte_tokenizer_in_transformers_gives_the_bytes_of_the_text(tmp_path: Path) -> None:
     exported(tmp_path, tokenizer=byte_encoding())
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert len(tokenizer) == 256
@@ -85,7 +87,7 @@ def test_byte_tokens_are_the_bytes_in_transformers_too(tmp_path: Path) -> None:
         assert tokenizer.decode(ids) == text
 
 
-def test_a_zero_byte_is_the_special_token_and_can_be_left_out(tmp_path: Path) -> None:
+def test_a_zero_byte_is_the_special_token_and_is_skipped_on_request(tmp_path: Path) -> None:
     exported(tmp_path, tokenizer=byte_encoding())
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     ids = tokenizer("a\0b\0\0c")["input_ids"]
@@ -96,7 +98,7 @@ def test_a_zero_byte_is_the_special_token_and_can_be_left_out(tmp_path: Path) ->
 
 @given(text=st.text(max_size=60))
 @settings(max_examples=200, deadline=None)
-def test_any_text_survives_the_byte_tokenizer(text: str) -> None:
+def test_any_text_survives_a_round_trip_through_the_byte_tokenizer(text: str) -> None:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(byte_encoding().document)
@@ -105,7 +107,7 @@ def test_any_text_survives_the_byte_tokenizer(text: str) -> None:
     assert tokenizer.decode(ids, skip_special_tokens=False) == text
 
 
-def test_the_letters_are_those_of_the_tokenizers_library() -> None:
+def test_byte_letters_equal_those_of_the_tokenizers_library() -> None:
     from tokenizers.pre_tokenizers import ByteLevel
 
     assert sorted(byte_letters()) == sorted(ByteLevel.alphabet())
@@ -113,7 +115,7 @@ def test_the_letters_are_those_of_the_tokenizers_library() -> None:
     assert byte_letters()[ord(" ")] == "Ġ"
 
 
-def test_a_trained_tokenizer_is_exported_with_its_numbers(tmp_path: Path, pairs: Path) -> None:
+def test_a_trained_tokenizer_is_exported_with_its_token_ids(tmp_path: Path, pairs: Path) -> None:
     encoding = load_encoding(pairs)
     shape = replace(SHAPE, vocab_size=encoding.vocab_size)
     exported(tmp_path, shape, encoding)
@@ -129,7 +131,7 @@ def test_a_trained_tokenizer_is_exported_with_its_numbers(tmp_path: Path, pairs:
     assert kept.encode("import os").tolist() == encoding.encode("import os").tolist()
 
 
-def test_the_folder_names_the_separator_as_the_end_of_a_text(tmp_path: Path) -> None:
+def test_exported_configs_name_the_separator_as_end_of_text(tmp_path: Path) -> None:
     exported(tmp_path / "bytes", tokenizer=byte_encoding())
     exported(tmp_path / "none")
     for folder, end in (("bytes", 0), ("none", None)):

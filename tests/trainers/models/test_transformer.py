@@ -33,7 +33,10 @@ def tiny(**changes: object) -> Shape:
 
 
 def shaken(shape: Shape, *, length: int = 24, attention: str = "sdpa") -> Transformer:
-    """A model whose every weight matters: initial norms are 1 and initial logits nearly 0."""
+    """Return a model with random norms and larger weights, so that every weight affects the logits.
+
+    Initial norms are 1 and initial logits nearly 0.
+    """
     model = Transformer(shape, context_length=length, attention=attention)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -48,7 +51,7 @@ def text(batch: int, length: int, vocabulary: int = 50) -> torch.Tensor:
 
 @pytest.mark.parametrize("attention", ["sdpa", "matmul"])
 @shapes
-def test_decoding_with_a_cache_gives_the_logits_of_the_full_forward(
+def test_decoding_with_a_cache_gives_the_logits_of_a_full_forward_pass(
     changes: dict[str, object], attention: str
 ) -> None:
     model, tokens = shaken(tiny(**changes), attention=attention), text(3, 24)
@@ -64,20 +67,20 @@ def test_decoding_with_a_cache_gives_the_logits_of_the_full_forward(
 
 @shapes
 def test_both_attention_paths_agree_in_values_and_gradients(changes: dict[str, object]) -> None:
-    found = []
+    results = []
     for attention in ("sdpa", "matmul"):
         model = shaken(tiny(**changes), attention=attention)
         logits = model.logits(model(text(2, 24)))
         logits.square().mean().backward()
-        found.append([logits, *(weight.grad for weight in model.parameters())])
-    for fused, written_out in zip(*found, strict=True):
+        results.append([logits, *(weight.grad for weight in model.parameters())])
+    for fused, written_out in zip(*results, strict=True):
         scale = float(fused.detach().abs().max())
         assert scale > 0
         torch.testing.assert_close(fused, written_out, atol=1e-4 * scale, rtol=1e-4)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "matmul"])
-def test_later_tokens_leave_earlier_logits_as_they_are(attention: str) -> None:
+def test_earlier_logits_do_not_depend_on_later_tokens(attention: str) -> None:
     model, tokens = shaken(tiny(), attention=attention), text(1, 24)
     other = tokens.clone()
     other[:, 15:] = (other[:, 15:] + 1) % 50
@@ -87,7 +90,7 @@ def test_later_tokens_leave_earlier_logits_as_they_are(attention: str) -> None:
     assert (after[:, 15:] - before[:, 15:]).abs().amax(dim=-1).min() > 1e-3
 
 
-def test_earlier_tokens_reach_the_last_logits() -> None:
+def test_last_logits_depend_on_earlier_tokens() -> None:
     model, tokens = shaken(tiny()), text(1, 24)
     other = tokens.clone()
     other[:, 0] = (other[:, 0] + 1) % 50
@@ -96,7 +99,7 @@ def test_earlier_tokens_reach_the_last_logits() -> None:
     assert apart[:, -1].abs().max() > 1e-4
 
 
-def test_the_order_of_earlier_tokens_matters() -> None:
+def test_last_logits_depend_on_the_order_of_earlier_tokens() -> None:
     model, tokens = shaken(tiny(num_hidden_layers=1)), text(1, 24)
     with torch.inference_mode():
         apart = model(tokens)[:, -1] - model(tokens[:, [1, 0, *range(2, 24)]])[:, -1]
@@ -113,7 +116,7 @@ def test_initial_weights_are_a_function_of_the_seed() -> None:
         assert torch.equal(a, c) == (a.ndim == 1)
 
 
-def test_a_model_may_begin_as_the_identity_between_embedding_and_head() -> None:
+def test_zero_residual_init_makes_every_layer_the_identity() -> None:
     scaled, zero = (Transformer(tiny(), context_length=24) for _ in range(2))
     scaled.initialise(4)
     zero.initialise(4, "zero")
@@ -136,12 +139,12 @@ def test_initial_weights_have_the_documented_spread() -> None:
             continue
         wanted = 0.02 if "embed_tokens" in name else weight.shape[1] ** -0.5
         if "o_proj" in name or "down_proj" in name:  # they write to the residual stream
-            wanted /= 2  # the square root of twice the layers
+            wanted /= 2  # the square root of twice the number of layers
         assert float(weight.detach().std()) == pytest.approx(wanted, rel=0.05), name
         assert float(weight.detach().mean()) == pytest.approx(0, abs=0.05 * wanted), name
 
 
-def test_initial_weights_leave_the_global_generator_alone() -> None:
+def test_initialisation_does_not_change_the_global_generator() -> None:
     model = Transformer(tiny(), context_length=8)
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -149,7 +152,7 @@ def test_initial_weights_leave_the_global_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_fresh_model_guesses_evenly() -> None:
+def test_an_untrained_model_predicts_a_nearly_uniform_distribution() -> None:
     model = Transformer(tiny(tie_word_embeddings=True), context_length=24)
     model.initialise(0)
     with torch.inference_mode():
@@ -169,7 +172,7 @@ def test_a_fresh_model_guesses_evenly() -> None:
     tied=st.booleans(),
     qk_norm=st.booleans(),
 )
-def test_the_model_has_the_parameters_that_its_shape_counts(
+def test_number_of_parameters_equals_the_count_of_the_shape(
     hidden: int, width: int, layers: int, groups: int, per_group: int, half_head: int,
     tied: bool, qk_norm: bool,
 ) -> None:  # fmt: skip
@@ -186,7 +189,7 @@ def test_the_model_has_the_parameters_that_its_shape_counts(
 
 
 @shapes
-def test_the_flops_of_a_shape_are_those_of_the_model(changes: dict[str, object]) -> None:
+def test_flops_of_a_shape_equal_those_of_the_model(changes: dict[str, object]) -> None:
     shape, length = tiny(**changes), 24
     model = shaken(shape, attention="matmul")
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
@@ -198,9 +201,9 @@ def test_the_flops_of_a_shape_are_those_of_the_model(changes: dict[str, object])
 def test_matrices_are_the_two_dimensional_weights_of_the_layers() -> None:
     model = Transformer(tiny(tie_word_embeddings=False, qk_norm=True), context_length=8)
     names = {id(weight): name for name, weight in model.named_parameters()}
-    found = sorted(names[id(weight)] for weight in model.matrices())
+    results = sorted(names[id(weight)] for weight in model.matrices())
     parts = ("mlp.down_proj", "mlp.gate_up_proj", "self_attn.o_proj", "self_attn.qkv_proj")
-    assert found == [
+    assert results == [
         f"layers.{layer}.{part}.weight" for layer, part in itertools.product(range(2), parts)
     ]
 
