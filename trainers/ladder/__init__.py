@@ -1,4 +1,4 @@
-"""Ladders of proxy runs: space-filling plans, their price, the learning-rate check.
+"""Ladders of proxy runs: space-filling designs, their cost and the learning-rate check.
 
-Imports sweep, training and what lies below.
+May import sweep, training and the layers below them.
 """

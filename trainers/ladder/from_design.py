@@ -1,7 +1,7 @@
-"""Turn what :func:`next_runs` proposes into a plan: valid shapes, tokens, seeds.
+"""Plans from the proposals of :func:`shapelaw.next_runs`: valid shapes, tokens and seeds.
 
-A design over a grid names a size and ratios that no shape may have exactly; each is given the
-valid shape whose log axes are nearest. A design over shapes keeps them as they are.
+A design over a grid proposes a size and ratios that may not belong to any valid shape. Each such
+proposal gets the valid shape whose log axes are nearest. Proposed shapes are used unchanged.
 """
 
 from collections.abc import Mapping
@@ -21,9 +21,9 @@ from shapelaw.trainers.ladder.plan import CHOSEN_AXES, WHOLE_AXES, Ladder, Plann
 from shapelaw.trainers.optimizers.recipe import Recipe, parse_settings
 from shapelaw.trainers.training.spec import RunSpec, run_name
 
-FARTHEST = 1.5  # a ratio may differ by this factor from what was proposed
-NO_LIMIT: Range = (1e-9, 1e9)
-LAYERS: Range = (1, 64)
+MAX_RATIO_ERROR = 1.5  # largest factor between a proposed ratio and that of the shape
+ANY_RATIO: Range = (1e-9, 1e9)
+LAYERS: Range = (1, 64)  # searched where a proposal has no depth
 
 
 def plan_proposed(
@@ -40,22 +40,24 @@ def plan_proposed(
     Parameters
     ----------
     proposals
-        Rows as ``next-runs --out`` writes them: ``tokens``, and the fields of a shape, or
-        ``n_non_embedding`` with any of the ratios; those of ``kind`` replicate get seeds from 1 on.
+        Rows as ``next-runs --out`` writes them: ``tokens`` and the fields of a shape, or
+        ``n_non_embedding`` with any of the ratios. Rows whose ``kind`` is ``replicate`` get seeds
+        from 1 on.
     runs
-        The run table that they join: the correlations are those of both together.
+        Run table that the proposals extend. Correlations are computed over both together.
     grid
-        What the shapes share where the proposals leave it open.
-    layers, depths
-        Least and most layers where the proposals leave the depth open; and the allowed numbers of
-        layers between them, None for all.
+        Settings of the shapes that the proposals do not give.
+    layers
+        Least and most layers of shapes whose depth is not proposed.
+    depths
+        Allowed numbers of layers in this range; None for all.
     settings
-        Fields of the recipe that the plan fixes.
+        Fields of the recipe that the plan sets.
 
     Raises
     ------
     InputError
-        A column is missing, or no valid shape is near a proposal; its row is named.
+        A column is missing, or no valid shape is near a proposal. The error names its row.
     """
     grid, changes = grid or LadderGrid(), parse_settings(settings or {})
     require_columns(proposals, ("tokens",), "the proposals")
@@ -81,7 +83,7 @@ def plan_proposed(
 
 
 def _axes_of(runs: RunTable | pd.DataFrame) -> pd.DataFrame:
-    """Read the axes that a run table tells."""
+    """Compute the axes of a run table, as far as its columns allow."""
     table = with_ratios(as_run_table(runs).frame, "the runs")
     require_columns(table, ("n_non_embedding", "tokens"), "the runs")
     table = table.assign(tokens_per_parameter=table["tokens"] / table["n_non_embedding"])
@@ -95,16 +97,16 @@ def _shape(
     depths: tuple[int, ...] | None,
     number: int,
 ) -> Shape:
-    """Return the shape of a proposal, or the valid one nearest to its ratios."""
+    """Return the shape of a proposal, or the valid shape nearest to its ratios."""
     given = {name: value for name, value in row.items() if not pd.isna(value)}
     named = [name for name in INTEGER_FIELDS if name != "vocab_size"]
     if all(name in given for name in named):
-        same = ("vocab_size", "qk_norm", "rope_theta", "tie_word_embeddings")
-        shared = {name: getattr(grid, name) for name in same}
+        fields = ("vocab_size", "qk_norm", "rope_theta", "tie_word_embeddings")
+        shared = {name: getattr(grid, name) for name in fields}
         return Shape.from_config(shared | given)
     if "n_non_embedding" not in given:
         raise InputError(
-            f"proposal {number} needs the fields of a shape or `n_non_embedding`; it has "
+            f"proposal {number} must have the fields of a shape or `n_non_embedding`, but has "
             + ", ".join(map(str, given))
         )
     if "num_hidden_layers" in given:
@@ -115,23 +117,23 @@ def _shape(
         shapes=1,
         layers=layers,
         depths=depths,
-        mlp_to_attention=NO_LIMIT,
-        gqa=NO_LIMIT,
+        mlp_to_attention=ANY_RATIO,
+        gqa=ANY_RATIO,
     )
     return _nearest(given, grid, rung, number)
 
 
 def _nearest(given: Mapping[Any, Any], grid: LadderGrid, rung: Rung, number: int) -> Shape:
-    """Return the valid shape whose log axes are nearest to those given; the others are free."""
+    """Return the valid shape whose log axes are nearest to the given ones."""
     table = grid.shapes(rung, int(given.get("head_dim", grid.head_dim)))
-    asked = [name for name in CHOSEN_AXES if name in given]
-    wanted = np.log([float(given[name]) for name in asked])
-    apart = np.log(table.frame()[asked].to_numpy(dtype=float)) - wanted
-    row = int((apart**2).sum(axis=1).argmin())
+    axes = [name for name in CHOSEN_AXES if name in given]
+    target = np.log([float(given[name]) for name in axes])
+    errors = np.log(table.frame()[axes].to_numpy(dtype=float)) - target
+    row = int((errors**2).sum(axis=1).argmin())
     far = [
         f"{name} {given[name]:.3g} (nearest {float(getattr(table[row], name)):.3g})"
-        for name, distance in zip(asked, apart[row], strict=True)
-        if abs(distance) > np.log(FARTHEST)
+        for name, error in zip(axes, errors[row], strict=True)
+        if abs(error) > np.log(MAX_RATIO_ERROR)
     ]
     if far:
         raise InputError(

@@ -1,4 +1,4 @@
-"""What a ladder is asked for: its sizes, what all its shapes share, its tokens and seeds."""
+"""Specification of a ladder: its sizes, the grid of its shapes, its tokens and seeds."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,11 +19,20 @@ ASPECT: Range = (0.25, 512.0)  # hidden size per layer
 
 @dataclass(frozen=True, kw_only=True)
 class Rung:
-    """The shapes of one size.
+    """One size of a ladder and the ranges of its shapes.
 
-    ``parameters`` is N, non-embedding with norms; ``shapes`` how many of it; the ranges bound the
-    axes, ends included. Without a range, hidden size over √N takes every valid value. ``depths``
-    are the allowed numbers of layers inside the range ``layers``; None: all of them.
+    Parameters
+    ----------
+    parameters
+        Non-embedding parameters N, norms included.
+    shapes
+        Number of shapes to choose.
+    layers, mlp_to_attention, gqa
+        Ranges of the axes, ends included.
+    hidden_over_sqrt_n
+        Range of hidden size over √N; by default every valid value.
+    depths
+        Allowed numbers of layers in the range ``layers``; None for all.
     """
 
     parameters: int
@@ -43,7 +52,7 @@ class Rung:
                 raise InputError(f"`0 < low <= high` must hold for {name}, but got {low}:{high}")
 
     def ranges(self) -> dict[str, Range]:
-        """Range by axis."""
+        """Return the range of each bounded axis."""
         named = {
             "num_hidden_layers": self.layers,
             "mlp_to_attention": self.mlp_to_attention,
@@ -55,16 +64,33 @@ class Rung:
 
     @property
     def label(self) -> str:
-        """The size for people: 300K, 1.5M."""
+        """Rounded size, such as 300K or 1.5M."""
         return format_count(self.parameters)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LadderGrid:
-    """What all shapes of a ladder share.
+    """Grid of the valid shapes of a ladder, with the settings that all shapes share.
 
-    All have ``head_dim``; at each size ``other_shapes`` more for each of ``other_head_dims``, as
-    near as possible to one of these in every other axis, so that they make a pair.
+    Parameters
+    ----------
+    vocab_size
+        Vocabulary size.
+    head_dim
+        Head dimension of the shapes.
+    other_head_dims
+        Further head dimensions. Each size gets ``other_shapes`` additional shapes for each of them,
+        each a pair with a chosen shape that is as near as possible in all other axes.
+    other_shapes
+        Number of additional shapes for each further head dimension.
+    hidden_step, mlp_step
+        Steps of hidden and intermediate size.
+    tolerance
+        Largest relative deviation of a shape from its size.
+    max_heads
+        Largest number of query heads.
+    qk_norm, rope_theta, tie_word_embeddings
+        Fields of the shapes.
     """
 
     vocab_size: int = 256
@@ -80,23 +106,35 @@ class LadderGrid:
     tie_word_embeddings: bool = True
 
     def shapes(self, rung: Rung, head_dim: int) -> ShapeTable:
-        """Every valid shape of a size with one head dimension.
+        """Return every valid shape of a size with one head dimension.
 
         Raises
         ------
         InputError
-            There is none.
+            There is no valid shape in the ranges.
         """
         return _shapes(self, rung, head_dim)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LadderAllocation:
-    """Tokens and seeds.
+    """Tokens and seeds of the shapes of a ladder.
 
-    Every shape is trained with ``tokens_per_parameter`` · N tokens by ``seeds`` seeds. At each
-    size ``anchors`` shapes get ``anchor_seeds`` seeds, and the token counts times ``branches``
-    too; those above one are costly, so only the first ``long_seeds`` seeds go there.
+    Parameters
+    ----------
+    tokens_per_parameter
+        Training tokens of every shape as a multiple of N.
+    seeds
+        Seeds of every shape.
+    anchors
+        Number of anchor shapes of each size.
+    anchor_seeds
+        Seeds of an anchor shape.
+    long_seeds
+        Number of seeds of an anchor shape that are trained with the factors above one, which are
+        costly.
+    branches
+        Factors of the token count at which anchor shapes are measured too.
     """
 
     tokens_per_parameter: float = 20.0
@@ -118,24 +156,24 @@ class LadderAllocation:
             raise InputError(f"`branches` must be positive factors, but got {self.branches}")
 
     def tokens(self, size: int, role: str, seed: int) -> tuple[int, ...]:
-        """Token counts at which a run of a shape of ``size`` parameters is measured, ascending."""
+        """Return the token counts, ascending, at which a run of ``size`` parameters is measured."""
         factors = {1.0}
         if role == ANCHOR:
             factors |= {f for f in self.branches if f < 1 or seed < self.long_seeds}
         return tuple(sorted(round(self.tokens_per_parameter * size * f) for f in factors))
 
     def seeds_of(self, role: str) -> int:
-        """Seeds of a shape with that role."""
+        """Return the number of seeds of a shape with a role."""
         return max(self.seeds, self.anchor_seeds) if role == ANCHOR else self.seeds
 
 
 @lru_cache(maxsize=64)
 def _shapes(grid: LadderGrid, rung: Rung, head_dim: int) -> ShapeTable:
-    """Every valid shape of a size: kept, because a choice asks for it several times."""
+    """Return every valid shape of a size, cached because a choice needs the table several times."""
     low, high = rung.layers
     parts = []
     for layers in rung.depths or range(int(np.ceil(low)), int(high) + 1):
-        with suppress(InputError):  # a depth without a shape is none, where another depth has some
+        with suppress(InputError):  # a depth may have no valid shape
             parts.append(_shapes_of_depth(grid, rung.parameters, layers, head_dim))
     table = ShapeTable(
         **{
@@ -147,14 +185,14 @@ def _shapes(grid: LadderGrid, rung: Rung, head_dim: int) -> ShapeTable:
     if not len(kept):
         raise InputError(
             f"none of the {len(table)} valid shapes of {rung.label} with head dimension "
-            f"{head_dim} lies inside {in_words(rung.ranges())}; widen a range, "
+            f"{head_dim} lies inside {format_ranges(rung.ranges())}; widen a range, "
             "or take finer steps of hidden or intermediate size"
         )
     return table.take(kept)
 
 
 def _shapes_of_depth(grid: LadderGrid, parameters: int, layers: int, head_dim: int) -> ShapeTable:
-    # One head is the least that a layer can have: a wider shape would be above the size.
+    # A layer has at least one head. With it, a wider shape would exceed the size.
     widest = parameters * (1 + grid.tolerance) / (4 * head_dim * layers**2)
     space = Space(
         parameters=parameters,
@@ -173,6 +211,6 @@ def _shapes_of_depth(grid: LadderGrid, parameters: int, layers: int, head_dim: i
     return space.enumerate()
 
 
-def in_words(ranges: Mapping[str, Range]) -> str:
-    """Ranges as people read them."""
+def format_ranges(ranges: Mapping[str, Range]) -> str:
+    """Format ranges as a list, such as ``gqa 1 to 4``."""
     return ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in ranges.items())

@@ -1,7 +1,7 @@
-"""Check that the learning rate of a rule is the best at every shape: the runs, and the answer.
+"""Check of a learning-rate rule at several shapes: the runs and their training.
 
-A few shapes are trained at the rule's rate, at a lower and at a higher one, through the same
-ledger as a sweep; :mod:`shapelaw.trainers.ladder.lr_verdict` judges.
+A few shapes are trained at the learning rate of the rule, at a lower and at a higher one, through a
+ledger as in a sweep. :mod:`shapelaw.trainers.ladder.lr_verdict` evaluates the losses.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,16 +20,27 @@ from shapelaw.trainers.sweep.sweep import run_plan
 from shapelaw.trainers.training.spec import RunSpec, run_name
 
 RATES = ("matrix_learning_rate", "learning_rate")
-SAME_SIZE = 0.03
+SIZE_TOLERANCE = 0.03  # largest relative deviation of a shape from a given size
 
 
 @dataclass(frozen=True, kw_only=True)
 class LRSweepSettings:
-    """What a check tries.
+    """Settings of a learning-rate check.
 
-    ``factor`` is how far the other two rates are from the rule's, ``rates`` the fields of the
-    recipe that it multiplies; every run sees ``tokens``, or else ``tokens_per_parameter`` · N;
-    ``seed_sd`` is the standard deviation of ln loss between seeds where it is known.
+    Parameters
+    ----------
+    factor
+        Factor between the learning rate of the rule and each of the two others.
+    seeds
+        Seeds of every shape and rate.
+    rates
+        Fields of the recipe that are multiplied by the factor.
+    tokens
+        Training tokens of every run; by default ``tokens_per_parameter`` · N.
+    tokens_per_parameter
+        Training tokens per non-embedding parameter.
+    seed_sd
+        Known standard deviation of ln loss between seeds; measured by default.
     """
 
     factor: float = 2.0
@@ -54,58 +65,67 @@ class LRSweepSettings:
             )
         if self.seed_sd is not None and not 0 < self.seed_sd < 1:
             raise InputError(
-                f"`0 < seed_sd < 1` must hold, a share of the loss, but got {self.seed_sd}"
+                f"`0 < seed_sd < 1` must hold, a fraction of the loss, but got {self.seed_sd}"
             )
         if self.seed_sd is None and self.seeds < 2:
             raise InputError(
-                "`seeds >= 2` must hold to measure the noise between them, but got 1; "
-                "or give --seed-sd"
+                "`seeds >= 2` must hold to measure the noise between seeds, but got 1; "
+                "use more seeds or give --seed-sd"
             )
 
     def tokens_for(self, shape: Shape) -> int:
-        """Training tokens of a shape."""
+        """Return the training tokens of a shape."""
         return self.tokens or round(self.tokens_per_parameter * shape.n_non_embedding)
 
 
 def extremes(shapes: Sequence[Shape]) -> list[Shape]:
-    """The shapes nearest to narrow or wide, shallow or deep: four, or fewer where some coincide."""
+    """Select the shapes nearest to the four extremes of width and depth.
+
+    Width is hidden size over √N, depth the number of layers, both on a log scale. Fewer than four
+    shapes are returned if some of them coincide.
+    """
     distinct = list(dict.fromkeys(shapes))
-    place = np.log([[shape.hidden_over_sqrt_n, shape.num_hidden_layers] for shape in distinct])
-    unit = (place - place.min(axis=0)) / np.maximum(np.ptp(place, axis=0), 1e-12)
+    logs = np.log([[shape.hidden_over_sqrt_n, shape.num_hidden_layers] for shape in distinct])
+    unit = (logs - logs.min(axis=0)) / np.maximum(np.ptp(logs, axis=0), 1e-12)
     corners = np.array([(0, 0), (0, 1), (1, 0), (1, 1)], dtype=float)
-    apart = ((unit[:, None] - corners) ** 2).sum(axis=-1)
-    rows = dict.fromkeys(int(row) for row in apart.argmin(axis=0))
+    distances = ((unit[:, None] - corners) ** 2).sum(axis=-1)
+    rows = dict.fromkeys(int(row) for row in distances.argmin(axis=0))
     return [distinct[row] for row in rows]
 
 
 def pick(
     specs: Sequence[RunSpec], *, names: Sequence[str] = (), size: int | None = None
 ) -> list[RunSpec]:
-    """One run for each shape of a check: those named, or the extremes of a plan.
+    """Select one run of a plan for each shape of a check.
 
     Parameters
     ----------
+    specs
+        Runs of the plan.
     names
-        Their run_ids.
+        Ids of the runs to select; by default the runs of the extreme shapes.
     size
-        Only shapes of this many non-embedding parameters, within 3 %.
+        Number of non-embedding parameters to which the extreme shapes are restricted, within 3 %.
 
     Raises
     ------
     InputError
         A name or a size is not in the plan.
     """
-    known = {spec.run_id: spec for spec in specs}
-    missing = [name for name in names if name not in known]
+    by_name = {spec.run_id: spec for spec in specs}
+    missing = [name for name in names if name not in by_name]
     if missing:
-        raise InputError(f"`run_id` must be in the plan, but {missing[0]!r} is not")
+        raise InputError(
+            f"`run_id` must be in the plan, but {missing[0]!r} is not; take one of the "
+            "plan's run ids"
+        )
     if names:
-        return [known[name] for name in names]
+        return [by_name[name] for name in names]
     by_shape = {spec.shape: spec for spec in reversed(specs)}
     shapes = [
         shape
         for shape in dict.fromkeys(spec.shape for spec in specs)
-        if size is None or abs(shape.n_non_embedding / size - 1) <= SAME_SIZE
+        if size is None or abs(shape.n_non_embedding / size - 1) <= SIZE_TOLERANCE
     ]
     if not shapes:
         sizes = sorted({format_count(spec.shape.n_non_embedding) for spec in specs})
@@ -117,11 +137,11 @@ def pick(
 
 
 def trials(specs: Sequence[RunSpec], settings: LRSweepSettings) -> list[LRTrial]:
-    """The runs of a check: the shape of every spec at three rates, with some seeds."""
+    """Return the runs of a check: every shape at three learning rates, with several seeds."""
     return [
-        LRTrial(shape=spec.shape, factor=times, spec=_at_rate(spec, times, seed, settings))
+        LRTrial(shape=spec.shape, factor=factor, spec=_at_rate(spec, factor, seed, settings))
         for spec in specs
-        for times in (RULE, 1 / settings.factor, settings.factor)
+        for factor in (RULE, 1 / settings.factor, settings.factor)
         for seed in range(settings.seeds)
     ]
 
@@ -151,25 +171,31 @@ def lr_check(
     workers: int | None = None,
     report: Callable[[list[Entry]], None] = lambda entries: None,
 ) -> RateCheck:
-    """Train the runs of a check that the folder's ledger lacks, and judge.
+    """Train the runs of a check that are not finished yet, and evaluate the rule.
 
     Parameters
     ----------
     specs
-        One for each shape; their recipes have the rule's rates.
+        One run for each shape. The recipes contain the learning rates of the rule.
+    corpus
+        Corpus to train on.
     folder
-        Keeps ledger and states, as in a sweep: the same call goes on after a kill.
+        Folder of the ledger and the states, as in a sweep. The same call resumes an interrupted
+        check.
+    settings
+        Settings of the check.
     workers, report
         As in :func:`shapelaw.trainers.sweep.sweep.run_plan`.
 
     Raises
     ------
     InputError
-        The noise between seeds is not known.
+        The noise between seeds is neither given nor measurable.
     WorkError
         A run failed.
     """
     settings = settings or LRSweepSettings()
-    tried = trials(specs, settings)
-    runs = run_plan([trial.spec for trial in tried], corpus, folder, workers=workers, report=report)
-    return judge(runs, tried, seed_sd=settings.seed_sd)
+    checked = trials(specs, settings)
+    planned = [trial.spec for trial in checked]
+    runs = run_plan(planned, corpus, folder, workers=workers, report=report)
+    return judge(runs, checked, seed_sd=settings.seed_sd)

@@ -1,8 +1,8 @@
-"""What three learning rates gave at each shape: the verdict on a rule, the optima, their trend.
+"""Verdict on a learning-rate rule from the losses at three rates, with the optima and their trend.
 
-The rule passes where its loss is within one standard deviation between seeds of the best of the
-three. A parabola in ln rate through the three gives each shape's optimum, and a plane through the
-optima the powers of width and depth that the rule lacks.
+The rule passes at a shape if its loss is within one standard deviation between seeds of the best of
+the three losses. A parabola in ln rate through the three losses gives the optimum of each shape. A
+plane through the optima gives the powers of width and depth that the rule lacks.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from shapelaw.scaling.errors import FailedCheckError, InputError
 from shapelaw.scaling.units import format_count
 from shapelaw.trainers.training.spec import RunSpec
 
-RULE = 1.0
+RULE = 1.0  # factor of the rule's own learning rate
 
 
 @dataclass(frozen=True, kw_only=True)
 class LRTrial:
-    """One run of a check: ``factor`` multiplies the learning rates of ``spec``'s rule."""
+    """One run of a check. ``factor`` multiplies the learning rates of the rule."""
 
     shape: Shape
     factor: float
@@ -32,13 +32,22 @@ class LRTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeRates:
-    """What the rates gave at one shape.
+    """Result of a check at one shape.
 
-    ``losses`` is the mean over seeds by factor, nats per token, infinite where a run diverged;
-    ``excess`` how far the rule's loss is above the best, in ln units, and ``excess_in_sds`` in
-    standard deviations between seeds. ``optimum`` is the factor at the parabola's lowest point and
-    ``optimum_se`` the standard error of its logarithm, both NaN where the three do not enclose a
-    minimum.
+    Attributes
+    ----------
+    shape
+        The shape.
+    losses
+        Mean loss over seeds by factor, nats per token; infinite if a run diverged.
+    excess, excess_in_sds
+        Difference between the loss of the rule and the best loss, in ln units and in standard
+        deviations between seeds.
+    passed
+        True if the excess is at most one standard deviation between seeds.
+    optimum, optimum_se
+        Factor at the minimum of the parabola and the standard error of its logarithm. Both are NaN
+        if the three rates do not enclose a minimum.
     """
 
     shape: Shape
@@ -51,17 +60,27 @@ class ShapeRates:
 
     @property
     def best(self) -> float:
-        """The factor of the lowest loss."""
+        """Factor with the lowest loss."""
         return min(self.losses, key=lambda factor: self.losses[factor])
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class RateCheck(Result):
-    """The answer of a check.
+    """Result of a learning-rate check.
 
-    ``seed_sd`` is the standard deviation of ln loss between seeds and ``seed_sd_from`` where it
-    comes from; ``exponents`` are the powers of hidden size and depth that the rule lacks, each with
-    its standard error, empty where the shapes or the optima do not tell.
+    Attributes
+    ----------
+    shapes
+        Result at each shape.
+    tokens
+        Training tokens of the runs, ascending.
+    seeds
+        Number of seeds.
+    seed_sd, seed_sd_from
+        Standard deviation of ln loss between seeds, and its source.
+    exponents
+        Powers of hidden size and depth that the rule lacks, each with its standard error; empty if
+        the shapes or the optima do not determine them.
     """
 
     shapes: tuple[ShapeRates, ...]
@@ -73,16 +92,16 @@ class RateCheck(Result):
 
     @property
     def passed(self) -> bool:
-        """Whether the rule passes at every shape."""
+        """True if the rule passes at every shape."""
         return all(shape.passed for shape in self.shapes)
 
     def require(self) -> None:
-        """Fail where the rule does not pass.
+        """Raise an error if the rule does not pass.
 
         Raises
         ------
         FailedCheckError
-            At some shape another rate is better by more than one standard deviation.
+            Another rate is better by more than one standard deviation at some shape.
         """
         failed = [shape for shape in self.shapes if not shape.passed]
         if failed:
@@ -97,23 +116,23 @@ class RateCheck(Result):
             )
 
     def frame(self) -> pd.DataFrame:
-        """One row per shape: loss by rate, the best, the rule's excess, the fitted optimum."""
+        """Return losses by rate, best rate, excess of the rule and fitted optimum of each shape."""
         return pd.DataFrame(
             [
                 {
-                    "shape": str(found.shape),
-                    "hidden_size": found.shape.hidden_size,
-                    "num_hidden_layers": found.shape.num_hidden_layers,
-                    "n_non_embedding": found.shape.n_non_embedding,
-                    **{f"loss_x{factor:g}": loss for factor, loss in found.losses.items()},
-                    "best": found.best,
-                    "excess_percent": 100 * found.excess,
-                    "excess_in_sds": found.excess_in_sds,
-                    "optimum": found.optimum,
-                    "optimum_ln_se": found.optimum_se,
-                    "passed": found.passed,
+                    "shape": str(result.shape),
+                    "hidden_size": result.shape.hidden_size,
+                    "num_hidden_layers": result.shape.num_hidden_layers,
+                    "n_non_embedding": result.shape.n_non_embedding,
+                    **{f"loss_x{factor:g}": loss for factor, loss in result.losses.items()},
+                    "best": result.best,
+                    "excess_percent": 100 * result.excess,
+                    "excess_in_sds": result.excess_in_sds,
+                    "optimum": result.optimum,
+                    "optimum_ln_se": result.optimum_se,
+                    "passed": result.passed,
                 }
-                for found in self.shapes
+                for result in self.shapes
             ]
         )
 
@@ -121,14 +140,14 @@ class RateCheck(Result):
         """Return the verdict, the losses by rate, the noise between seeds and the trend."""
         good, rates = sum(shape.passed for shape in self.shapes), len(self.shapes[0].losses)
         shapes = counted(len(self.shapes), "shape")
-        asked = " and ".join(
+        trend = " and ".join(
             f"{name}^{value:.2f} (± {se:.2f})" for name, (value, se) in self.exponents.items()
         )
         notes = [
             f"seed SD {100 * self.seed_sd:.3g} % of the loss ({self.seed_sd_from})",
-            f"the optima ask for the rule's rate times {asked}"
-            if asked
-            else "the optima do not tell a trend with width and depth",
+            f"the optima are at the rule's rate times {trend}"
+            if trend
+            else "the optima do not determine a trend with width and depth",
         ]
         outside = [shape for shape in self.shapes if not np.isfinite(shape.optimum)]
         if outside:
@@ -167,35 +186,35 @@ def _span(counts: Sequence[int]) -> str:
 def judge(
     runs: pd.DataFrame, tried: Sequence[LRTrial], *, seed_sd: float | None = None
 ) -> RateCheck:
-    """Read the run table of a check.
+    """Evaluate the run table of a check.
 
     Parameters
     ----------
     runs
-        Rows with ``run_id`` and ``loss``; a loss that is missing is a run that diverged.
+        Rows with ``run_id`` and ``loss``. A missing loss means that the run diverged.
     tried
-        The trials that gave them.
+        Trials of these runs.
     seed_sd
-        Standard deviation of ln loss between seeds, where it is known; else it is pooled over the
-        seeds of the rule's rate at each shape.
+        Standard deviation of ln loss between seeds; by default pooled over the seeds at the rate of
+        the rule of all shapes.
 
     Raises
     ------
     InputError
-        No shape has two seeds that can be compared, and ``seed_sd`` is not given.
+        No shape has two seeds to compare, and ``seed_sd`` is not given.
     """
     losses = runs.set_index("run_id")["loss"].astype(float)
-    found: dict[Shape, dict[float, list[float]]] = {}
+    by_shape: dict[Shape, dict[float, list[float]]] = {}
     for trial in tried:
         value = float(losses.loc[trial.spec.run_id])
-        cell = found.setdefault(trial.shape, {}).setdefault(trial.factor, [])
+        cell = by_shape.setdefault(trial.shape, {}).setdefault(trial.factor, [])
         cell.append(value if np.isfinite(value) else np.inf)
-    spread, source = _seed_sd([cells[RULE] for cells in found.values()], seed_sd)
-    shapes = tuple(_judge_shape(shape, cells, spread) for shape, cells in found.items())
+    spread, source = _seed_sd([cells[RULE] for cells in by_shape.values()], seed_sd)
+    shapes = tuple(_judge_shape(shape, cells, spread) for shape, cells in by_shape.items())
     return RateCheck(
         shapes=shapes,
         tokens=tuple(sorted({trial.spec.tokens for trial in tried})),
-        seeds=len(next(iter(found.values()))[RULE]),
+        seeds=len(next(iter(by_shape.values()))[RULE]),
         seed_sd=spread,
         seed_sd_from=source,
         exponents=_exponents(shapes),
@@ -203,7 +222,7 @@ def judge(
 
 
 def _seed_sd(cells: Sequence[Sequence[float]], given: float | None) -> tuple[float, str]:
-    """Standard deviation of ln loss between seeds, and its source in words."""
+    """Return the standard deviation of ln loss between seeds and a description of its source."""
     if given is not None:
         return given, "given"
     logs = [np.log(cell) for cell in cells if len(cell) > 1 and np.all(np.isfinite(cell))]
@@ -220,7 +239,7 @@ def _seed_sd(cells: Sequence[Sequence[float]], given: float | None) -> tuple[flo
 
 
 def _judge_shape(shape: Shape, cells: dict[float, list[float]], spread: float) -> ShapeRates:
-    """The verdict on one shape from its losses by factor and the noise between seeds."""
+    """Evaluate one shape from its losses by factor and the noise between seeds."""
     factors = sorted(cells)
     means = {factor: float(np.mean(cells[factor])) for factor in factors}
     best = min(means.values())
@@ -243,39 +262,39 @@ def _judge_shape(shape: Shape, cells: dict[float, list[float]], spread: float) -
 
 
 def _vertex(logs: np.ndarray, step: float, noise: float) -> tuple[float, float]:
-    """Lowest point of the parabola through three equidistant values around 0, and its error.
+    """Return the minimum of the parabola through three equidistant values around 0, and its error.
 
-    NaN for both where the values do not bend upwards, or the lowest point lies outside them.
+    Both are NaN if the parabola is not convex or its minimum lies outside the three values.
     """
     low, middle, high = logs
-    bend = low - 2 * middle + high
-    if not np.isfinite(bend) or bend <= 0:
+    curvature = low - 2 * middle + high
+    if not np.isfinite(curvature) or curvature <= 0:
         return np.nan, np.nan
     tilt = low - high
-    place = step * tilt / (2 * bend)
-    if abs(place) > step:
+    vertex = step * tilt / (2 * curvature)
+    if abs(vertex) > step:
         return np.nan, np.nan
-    gradient = step / 2 * np.array([1 / bend - tilt / bend**2, 2 * tilt / bend**2,
-                                    -1 / bend - tilt / bend**2])  # fmt: skip
-    return float(place), float(noise * np.sqrt((gradient**2).sum()))
+    inverse, ratio = 1 / curvature, tilt / curvature**2
+    gradient = step / 2 * np.array([inverse - ratio, 2 * ratio, -inverse - ratio])
+    return float(vertex), float(noise * np.sqrt((gradient**2).sum()))
 
 
 def _exponents(shapes: Sequence[ShapeRates]) -> dict[str, tuple[float, float]]:
-    """Powers of hidden size and depth in the optima, with standard errors from the seeds' noise."""
-    known = [shape for shape in shapes if np.isfinite(shape.optimum)]
+    """Fit the powers of hidden size and depth in the optima, with errors from the seed noise."""
+    fitted = [shape for shape in shapes if np.isfinite(shape.optimum)]
     axes = {
-        name: np.log([getattr(found.shape, name) for found in known])
+        name: np.log([getattr(result.shape, name) for result in fitted])
         for name in ("hidden_size", "num_hidden_layers")
     }
-    moving = {name: values for name, values in axes.items() if len(known) and np.ptp(values) > 0}
-    if not moving or len(known) < len(moving) + 1:
+    varying = {name: values for name, values in axes.items() if len(fitted) and np.ptp(values) > 0}
+    if not varying or len(fitted) < len(varying) + 1:
         return {}
-    design = np.column_stack([np.ones(len(known)), *moving.values()])
+    design = np.column_stack([np.ones(len(fitted)), *varying.values()])
     if np.linalg.matrix_rank(design) < design.shape[1]:
         return {}
-    weights = 1 / np.array([max(found.optimum_se, 1e-9) for found in known])
+    weights = 1 / np.array([max(result.optimum_se, 1e-9) for result in fitted])
     covariance = np.linalg.inv((design * weights[:, None] ** 2).T @ design)
-    optima = np.log([found.optimum for found in known])
+    optima = np.log([result.optimum for result in fitted])
     slopes = covariance @ (design.T @ (weights**2 * optima))
     errors = np.sqrt(np.diag(covariance))
-    return {name: (float(slopes[i]), float(errors[i])) for i, name in enumerate(moving, start=1)}
+    return {name: (float(slopes[i]), float(errors[i])) for i, name in enumerate(varying, start=1)}

@@ -1,4 +1,4 @@
-"""A plan of runs as data: its rows, what they cost, and whether a law can tell its axes apart."""
+"""Plans of runs: their rows, their cost, and the confounding of their axes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -12,7 +12,7 @@ from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS, Shape
 from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
-from shapelaw.trainers.ladder.confounding_check import MOST_CORRELATION, Confounding, confounding
+from shapelaw.trainers.ladder.confounding_check import MAX_CORRELATION, Confounding, confounding
 from shapelaw.trainers.ladder.grid import ANCHOR
 from shapelaw.trainers.training.cost_model import ASSUMED, Price
 from shapelaw.trainers.training.spec import RunSpec
@@ -25,9 +25,9 @@ WHOLE_AXES = (*SHAPE_AXES, "n_non_embedding", "tokens_per_parameter")
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """One run of a plan, a row of ``plan.csv``: what is trained, and the size that it stands for.
+    """One run of a plan, a row of ``plan.csv``, with the label of its size.
 
-    The spec's ``branches`` are the smaller token counts at which the run gives a row too.
+    The ``branches`` of the spec are the smaller token counts at which the run is measured too.
     """
 
     spec: RunSpec
@@ -35,7 +35,7 @@ class Planned:
 
     @property
     def shape(self) -> Shape:
-        """The run's shape."""
+        """Shape of the run."""
         return self.spec.shape
 
     @property
@@ -45,22 +45,22 @@ class Planned:
 
 
 def points_of(runs: Sequence[Planned]) -> pd.DataFrame:
-    """Every different (shape, tokens) at which a loss will be measured; seeds count once."""
-    found: dict[tuple[Shape, int], str] = {}
+    """Return each different (shape, tokens) at which a loss is measured, whatever the seed."""
+    points: dict[tuple[Shape, int], str] = {}
     for run in runs:
         for tokens in run.counts:
-            found.setdefault((run.shape, tokens), run.size)
-    table = ShapeTable.of([shape for shape, _ in found]).frame()
-    trained = np.array([tokens for _, tokens in found], dtype=float)
+            points.setdefault((run.shape, tokens), run.size)
+    table = ShapeTable.of([shape for shape, _ in points]).frame()
+    trained = np.array([tokens for _, tokens in points], dtype=float)
     return table.assign(
-        size=list(found.values()),
+        size=list(points.values()),
         tokens=trained,
         tokens_per_parameter=trained / table["n_non_embedding"],
     )
 
 
 def confounding_of(runs: Sequence[Planned]) -> list[Confounding]:
-    """Correlations and variance inflation: the shapes of each size, then the whole plan."""
+    """Compute the confounding of the shapes of each size and of the whole plan."""
     points = points_of(runs)
     parts = []
     for size, part in points.groupby("size", sort=False):
@@ -70,19 +70,30 @@ def confounding_of(runs: Sequence[Planned]) -> list[Confounding]:
     return [*parts, whole]
 
 
-def worst_of(runs: Sequence[Planned]) -> float:
-    """The largest |correlation| between two axes of any part of a plan."""
+def largest_correlation(runs: Sequence[Planned]) -> float:
+    """Return the largest absolute correlation between two axes in any part of a plan."""
     return max(part.worst for part in confounding_of(runs))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Ladder(Result):
-    """A plan of runs.
+    """Plan of runs.
 
-    The fields of the recipe named in ``settings`` are columns of the plan; ``method`` says
-    how the shapes were chosen, ``candidates`` from how many of each size, ``price`` what a step
-    costs on this machine. A plan that ``joins`` runs trained before, given by their axes, is held
-    against the gates together with them.
+    Parameters
+    ----------
+    runs
+        Runs in their order of training.
+    settings
+        Fields of the recipe that are columns of the plan.
+    method
+        Method by which the shapes were chosen.
+    candidates
+        Number of candidate shapes by size.
+    price
+        Model of the seconds per step on this machine.
+    joins
+        Axes of runs trained before. If given, the confounding is checked over them and the plan
+        together.
     """
 
     runs: tuple[Planned, ...]
@@ -94,7 +105,7 @@ class Ladder(Result):
 
     @cached_property
     def flops(self) -> np.ndarray:
-        """Training FLOPs of every run, head and attention counted, branches too."""
+        """Training FLOPs of every run, with output head, attention and branches."""
         return np.array([run.spec.flops for run in self.runs])
 
     @cached_property
@@ -103,11 +114,11 @@ class Ladder(Result):
         return np.array([self.price.seconds(run.spec) for run in self.runs])
 
     def priced(self, price: Price) -> "Ladder":
-        """The same plan at another price."""
+        """Return the same plan with another price."""
         return replace(self, price=price)
 
     def frame(self) -> pd.DataFrame:
-        """One row per run, the columns of ``plan.csv``."""
+        """Return one row per run with the columns of ``plan.csv``."""
         rows = [
             {
                 "run_id": run.spec.run_id,
@@ -129,11 +140,14 @@ class Ladder(Result):
         )
 
     def points(self) -> pd.DataFrame:
-        """Every different (shape, tokens) at which a loss will be measured; seeds count once."""
+        """Return each different (shape, tokens) at which a loss is measured, whatever the seed."""
         return points_of(self.runs)
 
     def confounding(self) -> list[Confounding]:
-        """Correlations and variance inflation: the shapes of each size, then the whole plan."""
+        """Compute the confounding of the shapes of each size and of the whole plan.
+
+        With ``joins``, the only part is the whole plan together with the runs trained before.
+        """
         if self.joins is None:
             return confounding_of(self.runs)
         axes = list(self.joins.columns)
@@ -146,11 +160,11 @@ class Ladder(Result):
 
     @cached_property
     def worst(self) -> float:
-        """The largest |correlation| anywhere in the plan."""
+        """Largest absolute correlation in any part of the plan."""
         return max(part.worst for part in self.confounding())
 
-    def refusals(self, most: float = MOST_CORRELATION) -> list[str]:
-        """Why a law could not tell some effects apart; empty when it can."""
+    def refusals(self, most: float = MAX_CORRELATION) -> list[str]:
+        """Return the pairs of axes that are too correlated for a law to separate their effects."""
         return [
             f"{part.part}: ln {a} and ln {b} correlate by {r:.2f}"
             for part in self.confounding()
@@ -158,13 +172,13 @@ class Ladder(Result):
             if abs(r) > most
         ]
 
-    def require_unconfounded(self, most: float = MOST_CORRELATION) -> None:
-        """Refuse a plan with a larger correlation between two axes.
+    def require_unconfounded(self, most: float = MAX_CORRELATION) -> None:
+        """Refuse a plan with a larger absolute correlation between two axes than ``most``.
 
         Raises
         ------
         InputError
-            A pair of axes moves together; all such pairs are named.
+            A correlation is larger. The error names all such pairs.
         """
         reasons = self.refusals(most)
         if reasons:
@@ -180,7 +194,8 @@ class Ladder(Result):
         Raises
         ------
         InputError
-            It does; the text says what each part of the plan costs and what the budget buys.
+            The plan costs more. The error gives the cost of each part of the plan and the number of
+            shapes that the budget allows.
         """
         total = float(self.flops.sum())
         if total <= budget_flops:
@@ -192,19 +207,19 @@ class Ladder(Result):
             f"`total FLOPs <= --budget-flops` must hold, but the plan costs {total:.3g} and the "
             f"budget is {budget_flops:.3g}, {budget_flops / total:.0%} of it; by size: "
             + ", ".join(f"{size} {cost:.3g}" for size, cost in costs.items())
-            + f"; with one seed each it costs {once:.3g}, with the least token counts {short:.3g}; "
-            f"the budget buys about {self._affordable(budget_flops)}; take fewer shapes, anchors, "
-            "seeds or tokens, leave a size out, or raise the budget"
+            + f"; with one seed each it costs {once:.3g}, with the smallest token counts "
+            f"{short:.3g}; the budget buys about {self._affordable(budget_flops)}; take fewer "
+            "shapes, anchors, seeds or tokens, leave a size out, or raise the budget"
         )
 
     def flops_by(self, name: str) -> dict[str, float]:
-        """FLOPs summed by a column of the frame, in its order."""
+        """Sum the FLOPs by the values of a column of the frame, in their order."""
         frame = self.frame()
         sums = frame.groupby(name, sort=False)["flops_counted"].sum()
         return {str(key): float(value) for key, value in sums.items()}
 
     def _affordable(self, budget_flops: float) -> str:
-        """What a budget buys: how many shapes of each size at its share of the cost."""
+        """Describe how many shapes of each size a budget allows at the size's share of the cost."""
         shapes = {run.size: 0 for run in self.runs}
         for run in {(run.size, run.shape): run for run in self.runs}.values():
             shapes[run.size] += 1

@@ -1,4 +1,4 @@
-"""Read a plan of runs from a table: one run per row."""
+"""Plans of runs as files: tables with one run per row."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -17,15 +17,24 @@ from shapelaw.trainers.training.spec import RunSpec, run_name
 
 
 def read_plan(path: Path, corpus: Corpus, recipe: Recipe) -> list[RunSpec]:
-    """Read a plan: one run per row, the fields of a shape and ``tokens``.
+    """Read a plan of runs from a table.
 
-    ``seed``, ``data_seed``, ``role``, ``run_id``, ``branches`` (token counts with ``;`` between
-    them) and any field of the recipe may be columns too; the vocabulary is that of the corpus.
+    Parameters
+    ----------
+    path
+        Table with one run per row. The fields of a shape and ``tokens`` are required columns.
+        ``seed``, ``data_seed``, ``role``, ``run_id``, ``branches`` (token counts separated by
+        ``;``) and any field of the recipe are optional ones.
+    corpus
+        Corpus of the runs, which determines the vocabulary size.
+    recipe
+        Recipe for the fields that are not columns.
 
     Raises
     ------
     InputError
-        A column is missing or a value breaks a rule; the line is named.
+        A column is missing, a value breaks a rule, or two runs have the same name. The error names
+        the line of the value.
     """
     plan = read_table(path)
     require_columns(
@@ -41,7 +50,8 @@ def read_plan(path: Path, corpus: Corpus, recipe: Recipe) -> list[RunSpec]:
             raise InputError(f"{path} line {line}: {error}") from None
     if len({spec.run_id for spec in specs}) < len(specs):
         raise InputError(
-            f"{path}: every row must differ in shape, tokens or seed, or have a run_id"
+            f"{path}: `run_id` must be unique, but two rows have the same; change the "
+            "shape, tokens or seed of one row, or give it a run_id"
         )
     return specs
 
@@ -50,7 +60,8 @@ def _spec(row: dict[Any, Any], corpus: Corpus, recipe: Recipe) -> RunSpec:
     vocabulary = int(row.get("vocab_size", corpus.vocab_size))
     if vocabulary != corpus.vocab_size:
         raise InputError(
-            f"`vocab_size` must be the corpus's {corpus.vocab_size}, but got {vocabulary}"
+            f"`vocab_size` must be {corpus.vocab_size}, that of the corpus, but got {vocabulary}; "
+            "correct it or leave the column out"
         )
     shape = Shape.from_config(row | {"vocab_size": corpus.vocab_size})
     changes = {name: row[name] for name in asdict(recipe) if name in row}

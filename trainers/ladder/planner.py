@@ -1,8 +1,8 @@
-"""Plan a ladder over shapes: which runs to train so that every effect can be told apart.
+"""Plans of ladders over shapes: runs from which the effect of every axis can be estimated.
 
-The axes are hidden size over √N, MLP over attention, grouped heads and depth at each size N, then
-tokens per parameter and seeds. ``anchor`` shapes are trained with several token counts (decay
-branches of one run, arXiv 2410.05192) and several seeds; ``proxy`` shapes once.
+The axes at each size N are hidden size over √N, MLP over attention, grouped-query heads and depth;
+then come tokens per parameter and seeds. ``anchor`` shapes are trained with several token counts
+(decay branches of one run, arXiv 2410.05192) and several seeds, ``proxy`` shapes once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,14 @@ from typing import Any
 from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.ladder.grid import LadderAllocation, LadderGrid, Rung
-from shapelaw.trainers.ladder.plan import Ladder, Planned, worst_of
+from shapelaw.trainers.ladder.plan import Ladder, Planned, largest_correlation
 from shapelaw.trainers.ladder.selection import METHODS, ShapeSelection, candidates
 from shapelaw.trainers.optimizers.recipe import Recipe, parse_settings
 
-# Correlations that cost nothing, tried in this order at each size until the largest of the plan is
-# at most GOOD: what is freer spreads wider.
-FREE = (0.25, 0.2, 0.2, 0.15, 0.1)
-GOOD = 0.25
+# Correlations without a penalty, tried in this order at each size until the largest correlation of
+# the plan is at most TARGET_CORRELATION. With a larger allowance the shapes spread more evenly.
+ALLOWED_CORRELATIONS = (0.25, 0.2, 0.2, 0.15, 0.1)
+TARGET_CORRELATION = 0.25
 
 
 def plan_ladder(
@@ -36,30 +36,32 @@ def plan_ladder(
     Parameters
     ----------
     rungs
-        The sizes, smallest first as a rule: runs are planned in this order.
+        Sizes in the order in which their runs are planned, usually the smallest first.
     grid
-        What all shapes share; by default bytes as the vocabulary and head dimension 32.
+        Settings shared by all shapes; by default a vocabulary of bytes and head dimension 32.
     allocation
         Tokens and seeds.
     method
-        ``latin-hypercube``: the valid shapes nearest to an even, uncorrelated filling of the
-        ranges; ``factorial``: those nearest to the cells of a full factorial.
+        ``latin-hypercube`` takes the valid shapes nearest to an even, uncorrelated filling of the
+        ranges; ``factorial`` takes those nearest to the cells of a full factorial design.
     settings
-        Fields of the recipe that the plan fixes, such as ``context_length``.
+        Fields of the recipe that the plan sets, such as ``context_length``.
     seed
-        Of the choice. The same seed gives the same plan.
+        Seed of the choice. The same seed gives the same plan.
 
     Raises
     ------
     InputError
-        A size has too few valid shapes, or a setting makes no sense.
+        A size has too few valid shapes, or a setting is invalid.
     """
     grid, allocation = grid or LadderGrid(), allocation or LadderAllocation()
     if method not in METHODS:
         raise InputError(f"`method` must be one of {', '.join(METHODS)}, but got {method!r}")
     labels = [rung.label for rung in rungs]
     if not rungs or len(set(labels)) < len(labels):
-        raise InputError(f"`sizes` must be one or more different sizes, but got {labels}")
+        raise InputError(
+            f"`--sizes` must be one or more different sizes, but got {labels}; remove duplicates"
+        )
     changes = _with_warmup(parse_settings(settings or {}), rungs, allocation)
     recipe = Recipe(**changes)
     pools = {rung: candidates(rung, grid, seed) for rung in rungs}
@@ -80,22 +82,23 @@ def plan_ladder(
 def _with_runs_of(
     rung: Rung, table: ShapeTable, runs: list[Planned], selection: ShapeSelection
 ) -> list[Planned]:
-    """Add the runs of a size, chosen with the freedom that correlates the axes of all least."""
-    tries: list[list[Planned]] = []
-    for attempt, free in enumerate(FREE):
-        chosen = replace(selection, seed=(*selection.seed, attempt), free=free)
-        tries.append([*runs, *chosen.runs(rung, table, runs)])
-        if worst_of(tries[-1]) <= GOOD:
+    """Add the runs of a size, of several choices the one with the smallest largest correlation."""
+    plans: list[list[Planned]] = []
+    for attempt, allowed in enumerate(ALLOWED_CORRELATIONS):
+        choice = replace(selection, seed=(*selection.seed, attempt), allowed=allowed)
+        plans.append([*runs, *choice.runs(rung, table, runs)])
+        if largest_correlation(plans[-1]) <= TARGET_CORRELATION:
             break
-    return min(tries, key=worst_of)
+    return min(plans, key=largest_correlation)
 
 
 def _with_warmup(
     settings: dict[str, Any], rungs: Sequence[Rung], allocation: LadderAllocation
 ) -> dict[str, Any]:
-    """Settings with a warm-up in steps, where branches need one and none is given.
+    """Add a warm-up in steps to the settings if branches need one and none is given.
 
-    It is the recipe's share of the steps of the smallest size's ordinary run.
+    Its length is the warm-up share of the recipe times the steps of an ordinary run of the smallest
+    size.
     """
     recipe = Recipe(**settings)
     branched = allocation.anchors and set(allocation.branches) - {1.0}

@@ -1,1 +1,1 @@
-"""Where a ledger's rows are kept: an SQLite file, or a PostgreSQL database."""
+"""Ledger of the runs of a sweep, stored in an SQLite file or a PostgreSQL database."""

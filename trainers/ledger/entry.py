@@ -1,4 +1,4 @@
-"""The states of a run, and a run as the ledger knows it."""
+"""States and recorded entries of runs in a ledger."""
 
 import json
 from dataclasses import dataclass
@@ -11,12 +11,36 @@ STATES = (PLANNED, RUNNING, DONE, FAILED, DIVERGED)
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One run as the ledger knows it.
+    """Recorded state of one run in a ledger.
 
-    Times are Unix seconds: ``started`` when a worker first took it, ``ended`` when it was done,
-    failed or diverged. ``heartbeat_age`` is in seconds, ``speed`` in steps per second since its
-    worker took it; both only while it runs. ``attempts`` counts how often it was taken. ``note``
-    says what was unusual though the run went on; ``message`` says why it failed or diverged.
+    Attributes
+    ----------
+    run_id
+        Id of the run.
+    state
+        One of :data:`STATES`.
+    flops
+        Training FLOPs of the run.
+    steps, step
+        Number of steps, and the last reported step.
+    message
+        Reason why the run failed or diverged.
+    row
+        Row of the run table, or several rows for a run with branches.
+    note
+        Remarks on unusual events that did not end the run.
+    attempts
+        Number of times that a worker claimed the run.
+    owner, host, pid
+        Id of the ledger session that claimed the run, its machine and its process.
+    started, ended
+        Unix seconds when a worker first claimed the run, and when it was done, failed or diverged.
+    heartbeat_age
+        Seconds since the last heartbeat; only while the run is running.
+    speed
+        Steps per second since the worker claimed the run; only while the run is running.
+    tokens_per_step
+        Training tokens per step.
     """
 
     run_id: str
@@ -39,19 +63,19 @@ class Entry:
 
     @property
     def rows(self) -> list[dict[str, object]]:
-        """Its rows of the run table: none before it ended, several for a run with branches."""
+        """Rows of the run table: none before the run ended, several for a run with branches."""
         return self.row if isinstance(self.row, list) else [self.row] if self.row else []
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until its last step at its present speed; None where that is not known."""
+        """Estimated seconds until the last step at the present speed; None if unknown."""
         if self.state != RUNNING or not self.speed:
             return None
         return max(self.steps - self.step, 0) / self.speed
 
 
 def read_entry(row: Row) -> Entry:
-    """An entry from a row of the store."""
+    """Convert a row of the store to an entry."""
     running = row["state"] == RUNNING
     recipe = json.loads(row["spec"])["recipe"]
     names = ("run_id", "state", "flops", "steps", "step", "message", "note", "attempts", "owner",
@@ -60,6 +84,6 @@ def read_entry(row: Row) -> Entry:
         **{name: row[name] for name in names},
         tokens_per_step=recipe["context_length"] * recipe["sequences"],
         row=json.loads(row["result"]) if row["result"] else None,
-        # A clock that was set back would make it negative.
+        # A clock that was set back would make the age negative.
         heartbeat_age=max(row["age"], 0.0) if running and row["age"] is not None else None,
     )

@@ -1,11 +1,11 @@
-"""The durable record of planned, running, done, failed and diverged runs.
+"""Durable record of planned, running, done, failed and diverged runs.
 
-One SQLite file for the workers of one machine, or a PostgreSQL database for any number of machines.
-A worker takes a row, shows by heartbeats that it lives, and records how the run ended. A dead one's
-row is taken over: at once where its process is known to be gone, else after its heartbeat has been
-seen standing still for ``STALE_SECONDS``. No judgement rests on a wall clock, see
-:mod:`shapelaw.trainers.ledger.liveness`; times are kept for the display only. A worker that has
-lost its row cannot record anything any more.
+A ledger is an SQLite file for the workers of one machine, or a PostgreSQL database for any number
+of machines. A worker claims a row, sends heartbeats while it trains, and records the end of the
+run. The row of a dead worker is taken over: at once if its process is known to have ended, else
+after its heartbeat counter has not changed for ``STALE_SECONDS``. No decision depends on a wall
+clock (see :mod:`shapelaw.trainers.ledger.liveness`); times are stored for display only. A worker
+that has lost its row cannot record anything for it.
 """
 
 import json
@@ -40,55 +40,55 @@ __all__ = [
     "Ledger", "LedgerUnreachable", "is_database", "open_ledger",
 ]  # fmt: skip
 STALE_SECONDS = 30.0
-BEAT_PATIENCE = 1.0  # training does not stand still for a heartbeat
-BEAT_PAUSE = 5.0  # after one that did not get through
-THIS = "sweep = :sweep AND run_id = :run_id"
-MINE = f"{THIS} AND claim = :claim AND state = '{RUNNING}'"
+BEAT_PATIENCE = 1.0  # seconds that training waits at most for a heartbeat to be written
+BEAT_PAUSE = 5.0  # seconds without attempts after a heartbeat that could not be written
+THIS_RUN = "sweep = :sweep AND run_id = :run_id"
+CLAIMED_RUN = f"{THIS_RUN} AND claim = :claim AND state = '{RUNNING}'"
 
 
 @dataclass
 class _Held:
-    """A row that this worker has taken: the claim, and when which step was reached."""
+    """A claimed row of this worker: the claim, and the times of heartbeats and steps."""
 
     claim: str
-    reached: float  # clock of the last heartbeat that got through
+    reached: float  # clock of the last heartbeat that was written
     pause_until: float = float("-inf")
     first: tuple[float, int] | None = None
 
     def speed(self, now: float, step: int) -> float | None:
-        """Steps per second since the first one that was seen."""
-        if self.first is None and step > 0:  # a run that goes on does not begin at step 0
+        """Return the steps per second since the first reported step."""
+        if self.first is None and step > 0:  # a resumed run does not begin at step 0
             self.first = now, step
         begun, at = self.first or (now, step)
         return (step - at) / (now - begun) if now > begun and step > at else None
 
 
 class Ledger:
-    """The ledger at a path or URL; opening it creates it.
+    """Ledger of one sweep at a path or URL, created when it is first opened.
 
-    Every method is one transaction, safe against other workers, against a kill at any point and
-    against a server that is restarted. A lock or a lost connection is waited out.
+    Every method is one transaction. It is safe against other workers, against a kill at any point
+    and against a restart of the server. Locks and lost connections are retried.
 
     Parameters
     ----------
     address
         Path of an SQLite file on a local disk, or ``postgresql://user:password@host/database``.
     sweep
-        Which of the sweeps of a database; also as ``?sweep=NAME`` in the URL.
+        Name of the sweep in a database; also as ``?sweep=NAME`` in the URL.
     patience
-        Seconds for which a lock or a lost connection is waited out: 60 for a file, 300 for a
-        database.
+        Seconds for which locks and lost connections are retried; by default 60 for a file and 300
+        for a database.
     clock
-        Seconds that never go back; for tests.
+        Monotonic clock in seconds; tests replace it.
 
     Raises
     ------
     InputError
-        The address cannot be understood, or a database has no sweep named.
+        The address is invalid, or no sweep is named for a database.
     LedgerUnreachable
-        It stayed locked or out of reach.
+        The ledger stayed locked or out of reach.
     WorkError
-        It cannot be used: no right to write, no ledger, or one of another version.
+        The ledger cannot be used: no permission to write, not a ledger, or another version.
     """
 
     def __init__(
@@ -109,41 +109,48 @@ class Ledger:
 
     @property
     def name(self) -> str:
-        """The address without a password."""
+        """Address without its password."""
         return self._store.name
 
     def plan(self, specs: Iterable[RunSpec], identities: Iterable[str]) -> None:
-        """Add runs; one that is already there with the same identity keeps its state.
+        """Add runs to the plan. A run that is present with the same identity keeps its state.
+
+        Parameters
+        ----------
+        specs
+            Runs to add.
+        identities
+            Hash of the settings of each run.
 
         Raises
         ------
         InputError
-            A run of that name is there with other settings; nothing is planned then.
+            A run of the same name is present with other settings. Then nothing is planned.
         """
         pairs = list(zip(specs, identities, strict=True))
         self._store.transact(lambda session: self._plan(session, pairs))
 
     def _plan(self, session: StoreSession, pairs: list[tuple[RunSpec, str]]) -> None:
-        known = {
+        identity_of = {
             row["run_id"]: row["identity"]
             for row in session.rows(
                 "SELECT run_id, identity FROM shapelaw_runs WHERE sweep = :sweep", sweep=self.sweep
             )
         }
-        position = len(known)
+        position = len(identity_of)
         for spec, identity in pairs:
-            found = known.get(spec.run_id)
-            if found is None and self._insert(session, spec, identity, position):
-                known[spec.run_id] = identity
+            present = identity_of.get(spec.run_id)
+            if present is None and self._insert(session, spec, identity, position):
+                identity_of[spec.run_id] = identity
                 position += 1
                 continue
-            if found is None:  # another planner was faster by a moment
+            if present is None:  # another process added the run in the meantime
                 (row,) = session.rows(
-                    f"SELECT identity FROM shapelaw_runs WHERE {THIS}",
+                    f"SELECT identity FROM shapelaw_runs WHERE {THIS_RUN}",
                     sweep=self.sweep, run_id=spec.run_id,
                 )  # fmt: skip
-                found = row["identity"]
-            if found != identity:
+                present = row["identity"]
+            if present != identity:
                 raise InputError(
                     f"the ledger {self.name} has a run {spec.run_id!r} with other settings "
                     "(shape, tokens, recipe, corpus, seed or torch version); "
@@ -161,10 +168,20 @@ class Ledger:
         return inserted == 1
 
     def claim(self, alive_after: float = STALE_SECONDS) -> RunSpec | None:
-        """Take a run whose worker is dead, or the next planned one; None if there is none.
+        """Claim a run whose worker is dead, or else the next planned run.
 
-        Call it again and again where None comes back and runs are still running: a worker is dead
-        once this ledger has seen its heartbeat stand still for more than ``alive_after`` seconds.
+        While other runs are running, call this method repeatedly: a worker counts as dead once this
+        ledger has seen no change of its heartbeat counter for more than ``alive_after`` seconds.
+
+        Parameters
+        ----------
+        alive_after
+            Seconds without a heartbeat after which a worker counts as dead.
+
+        Returns
+        -------
+        RunSpec or None
+            The claimed run, or None if no run can be claimed now.
         """
         self._ticket = ticket = uuid.uuid4().hex
         row = self._store.transact(lambda session: self._claim(session, ticket, alive_after))
@@ -179,14 +196,19 @@ class Ledger:
         most: int,
         alive_after: float = STALE_SECONDS,
     ) -> list[RunSpec]:
-        """Take further runs that a worker can train together with one that it has claimed.
+        """Claim further runs that a worker can train together with a run that it has claimed.
 
         Parameters
         ----------
+        first
+            Claimed run.
         fits
-            Tells whether a run can be trained together with the first.
+            Predicate that is true for a run that can be trained together with ``first``.
         most
-            Runs to take at most; those of dead workers come first, then planned ones in order.
+            Largest number of runs to claim. Runs of dead workers come first, then planned runs in
+            their order.
+        alive_after
+            Seconds without a heartbeat after which a worker counts as dead.
         """
         claim = self._held[first.run_id].claim
         rows = self._store.transact(
@@ -207,7 +229,7 @@ class Ledger:
         alive_after: float,
     ) -> list[Row]:
         taken = self._claimed(session, claim)
-        if len(taken) > 1:  # committed before, and the answer was lost
+        if len(taken) > 1:  # an earlier attempt was committed, but its answer was lost
             return taken
         rows: list[Row] = []
         for row in (*self._dead(session, alive_after), *self._planned(session)):
@@ -216,48 +238,48 @@ class Ledger:
             if row.get("claim") == claim:
                 continue
             fitting = fits(RunSpec.from_json(row["spec"]))
-            if fitting and self._take_seen(session, row, claim):
+            if fitting and self._take_unchanged(session, row, claim):
                 rows.append(row)
         return rows
 
     def _claim(self, session: StoreSession, ticket: str, alive_after: float) -> Row | None:
         taken = self._claimed(session, ticket)
-        if taken:  # committed before, and the answer was lost
+        if taken:  # an earlier attempt was committed, but its answer was lost
             return taken[0]
         limit = f" LIMIT 1{self._store.skip_locked}"
         for row in (*self._dead(session, alive_after), *self._planned(session, limit)):
-            if self._take_seen(session, row, ticket):
+            if self._take_unchanged(session, row, ticket):
                 return row
         return None
 
     def _claimed(self, session: StoreSession, claim: str) -> list[Row]:
-        """Rows that are held under a claim."""
+        """Return the rows held under a claim."""
         return session.rows(
             "SELECT run_id, spec FROM shapelaw_runs WHERE sweep = :sweep AND claim = :claim",
             sweep=self.sweep, claim=claim,
         )  # fmt: skip
 
     def _planned(self, session: StoreSession, limit: str = "") -> list[Row]:
-        """Planned rows in the order of the plan."""
+        """Return the planned rows in the order of the plan."""
         return session.rows(
             f"SELECT run_id, spec FROM shapelaw_runs WHERE sweep = :sweep AND state = '{PLANNED}' "
             f"ORDER BY position, run_id{limit}",
             sweep=self.sweep,
         )
 
-    def _take_seen(self, session: StoreSession, row: Row, ticket: str) -> bool:
-        """Make a row of :meth:`_dead` or :meth:`_planned` ours if it is still as it was seen."""
+    def _take_unchanged(self, session: StoreSession, row: Row, ticket: str) -> bool:
+        """Claim a row of :meth:`_dead` or :meth:`_planned` if it is unchanged since it was read."""
         if "claim" not in row:
             return self._take(
-                session, f"{THIS} AND state = '{PLANNED}'", ticket, run_id=row["run_id"]
+                session, f"{THIS_RUN} AND state = '{PLANNED}'", ticket, run_id=row["run_id"]
             )
-        # A dead worker's: it may have given a sign of life since it was looked at.
-        same = f"{MINE} AND beats = :beats"
+        # The worker may have sent a heartbeat since the row was read.
+        same = f"{CLAIMED_RUN} AND beats = :beats"
         return self._take(session, same, ticket, claim=row["claim"], beats=row["beats"],
                           run_id=row["run_id"])  # fmt: skip
 
     def _dead(self, session: StoreSession, alive_after: float) -> list[Row]:
-        """Running rows whose worker is gone."""
+        """Return the running rows whose worker is dead."""
         running = session.rows(
             "SELECT run_id, spec, claim, beats, process FROM shapelaw_runs "
             f"WHERE sweep = :sweep AND state = '{RUNNING}' ORDER BY position, run_id",
@@ -271,7 +293,7 @@ class Ledger:
         ]
 
     def _take(self, session: StoreSession, condition: str, ticket: str, **values: object) -> bool:
-        """Make a row ours if it is still as we saw it and nobody else is about to change it."""
+        """Claim a row if it still meets a condition and no other transaction holds it."""
         free = f"SELECT run_id FROM shapelaw_runs WHERE {condition}{self._store.skip_locked}"
         if not session.rows(free, sweep=self.sweep, **values):
             return False
@@ -280,22 +302,27 @@ class Ledger:
             f"UPDATE shapelaw_runs SET state = '{RUNNING}', claim = :ticket, owner = :owner, "
             "host = :host, pid = :pid, process = :process, beats = beats + 1, "
             f"attempts = attempts + 1, heartbeat = {now}, started = COALESCE(started, {now}), "
-            f"ended = NULL, speed = NULL WHERE {THIS}",
+            f"ended = NULL, speed = NULL WHERE {THIS_RUN}",
             sweep=self.sweep, run_id=values["run_id"], ticket=ticket, owner=self.owner,
             host=process.host, pid=process.pid, process=process.mark,
         )  # fmt: skip
         return True
 
     def beat(self, run_id: str, step: int) -> bool:
-        """Say that the run goes on; False if it is no longer this worker's.
+        """Record a heartbeat of a run and its step.
 
-        A ledger that cannot be reached does not stop the training: the beat is left out, and only
-        after the ledger's patience does it become an error.
+        A ledger out of reach does not stop the training: the heartbeat is skipped. Only after the
+        patience of the ledger has passed is an error raised.
+
+        Returns
+        -------
+        bool
+            False if the run no longer belongs to this worker.
 
         Raises
         ------
         LedgerUnreachable
-            No heartbeat got through for as long as the ledger is patient.
+            No heartbeat could be written for the patience of the ledger.
         """
         held, now = self._held.get(run_id), self._clock()
         if held is None:
@@ -304,10 +331,10 @@ class Ledger:
             return True
         speed = held.speed(now, step)
         try:
-            found = self._store.transact(
+            changed = self._store.transact(
                 lambda session: session.change(
                     "UPDATE shapelaw_runs SET beats = beats + 1, step = :step, speed = :speed, "
-                    f"heartbeat = {self._store.now} WHERE {MINE}",
+                    f"heartbeat = {self._store.now} WHERE {CLAIMED_RUN}",
                     sweep=self.sweep, run_id=run_id, claim=held.claim, step=step, speed=speed,
                 ),
                 patience=BEAT_PATIENCE,
@@ -318,12 +345,15 @@ class Ledger:
             held.pause_until = self._clock() + BEAT_PAUSE
             return True
         held.reached = now
-        return found == 1
+        return changed == 1
 
     def note(self, run_id: str, text: str) -> bool:
-        """Add a remark to a run of this worker, once: it went on, but not as planned.
+        """Add a remark to a run of this worker; repeated remarks are stored once.
 
-        False if the run is no longer this worker's.
+        Returns
+        -------
+        bool
+            False if the run no longer belongs to this worker.
         """
         held = self._held.get(run_id)
         if held is None:
@@ -331,27 +361,42 @@ class Ledger:
         keys = {"sweep": self.sweep, "run_id": run_id, "claim": held.claim}
 
         def work(session: StoreSession) -> bool:
-            found = session.rows(f"SELECT note FROM shapelaw_runs WHERE {MINE}", **keys)
-            lines = (found[0]["note"] or "").splitlines() if found else []
+            rows = session.rows(f"SELECT note FROM shapelaw_runs WHERE {CLAIMED_RUN}", **keys)
+            lines = (rows[0]["note"] or "").splitlines() if rows else []
             added = "\n".join(dict.fromkeys([*lines, _plain(text)]))
-            change = f"UPDATE shapelaw_runs SET note = :note WHERE {MINE}"
+            change = f"UPDATE shapelaw_runs SET note = :note WHERE {CLAIMED_RUN}"
             return session.change(change, note=added, **keys) == 1
 
         return self._store.transact(work)
 
     def finish(self, run_id: str, row: dict[str, object] | list[dict[str, object]]) -> bool:
-        """Record a finished run with its row, or rows, of the run table.
+        """Record a finished run with its row or rows of the run table.
 
-        False if another has the run.
+        Returns
+        -------
+        bool
+            False if the run belongs to another worker; then nothing is recorded.
         """
         return self._end(run_id, DONE, None, row)
 
     def fail(self, run_id: str, message: str) -> bool:
-        """Record that a run failed, and why; it may be retried. False if another has the run."""
+        """Record that a run failed and why; it can be retried.
+
+        Returns
+        -------
+        bool
+            False if the run belongs to another worker; then nothing is recorded.
+        """
         return self._end(run_id, FAILED, message, None)
 
     def diverge(self, run_id: str, message: str, row: dict[str, object]) -> bool:
-        """Record that a run diverged; its row has no loss. False if another has the run."""
+        """Record that a run diverged, with a row without a loss.
+
+        Returns
+        -------
+        bool
+            False if the run belongs to another worker; then nothing is recorded.
+        """
         return self._end(run_id, DIVERGED, message, row)
 
     def _end(
@@ -375,15 +420,15 @@ class Ledger:
             changed = session.change(
                 "UPDATE shapelaw_runs SET state = :ended, message = :message, result = :result, "
                 f"ended = {self._store.now}, speed = NULL, "
-                f"step = CASE WHEN :ended = '{DONE}' THEN steps ELSE step END WHERE {MINE}",
+                f"step = CASE WHEN :ended = '{DONE}' THEN steps ELSE step END WHERE {CLAIMED_RUN}",
                 **keys,
                 **values,
             )
             if changed:
                 return True
-            # Committed before, and the answer was lost?
-            found = f"SELECT state FROM shapelaw_runs WHERE {THIS} AND claim = :claim"
-            return [known["state"] for known in session.rows(found, **keys)] == [state]
+            # An earlier attempt may have been committed and only its answer lost.
+            recorded = f"SELECT state FROM shapelaw_runs WHERE {THIS_RUN} AND claim = :claim"
+            return [row["state"] for row in session.rows(recorded, **keys)] == [state]
 
         recorded = self._store.transact(work)
         self._held.pop(run_id, None)
@@ -392,33 +437,40 @@ class Ledger:
     def adopt(self, run_id: str, rows: list[dict[str, object]]) -> bool:
         """Record a planned run as done that was trained under another ledger.
 
-        False if it is not planned any more.
+        Returns
+        -------
+        bool
+            False if the run is not planned any more.
         """
         change = (
             f"UPDATE shapelaw_runs SET state = '{DONE}', result = :result, step = steps "
-            f"WHERE {THIS} AND state = '{PLANNED}'"
+            f"WHERE {THIS_RUN} AND state = '{PLANNED}'"
         )
         keys = {"sweep": self.sweep, "run_id": run_id, "result": json.dumps(rows)}
         return self._store.transact(lambda session: session.change(change, **keys)) == 1
 
     def release(self, run_id: str) -> bool:
-        """Give a run back, for a worker that has to end: the next one goes on with it.
+        """Return a run of this worker to the plan, so that another worker can resume it.
 
-        False if the run is no longer this worker's.
+        Returns
+        -------
+        bool
+            False if the run no longer belongs to this worker.
         """
         held = self._held.pop(run_id, None)
         if held is None:
             return False
         change = (
-            f"UPDATE shapelaw_runs SET state = '{PLANNED}', claim = NULL, speed = NULL WHERE {MINE}"
+            f"UPDATE shapelaw_runs SET state = '{PLANNED}', claim = NULL, speed = NULL "
+            f"WHERE {CLAIMED_RUN}"
         )
         keys = {"sweep": self.sweep, "run_id": run_id, "claim": held.claim}
         return self._store.transact(lambda session: session.change(change, **keys)) == 1
 
     def give_back(self) -> None:
-        """Give back what the last claim took, even where its answer did not arrive.
+        """Return the runs of the last claim to the plan, even if the answer to the claim was lost.
 
-        For a worker that is told to end at any moment, between a claim and its training too.
+        A worker that is stopped between a claim and its training calls this method.
         """
         change = (
             f"UPDATE shapelaw_runs SET state = '{PLANNED}', claim = NULL, speed = NULL "
@@ -430,20 +482,25 @@ class Ledger:
     def retry(
         self, *, states: Iterable[str] = (FAILED,), run_ids: Iterable[str] | None = None
     ) -> int:
-        """Plan runs again that failed, or diverged; return how many.
+        """Plan failed or diverged runs again.
 
         Parameters
         ----------
         states
-            ``failed``, ``diverged`` or both. A run that diverged will do so again under the same
-            settings, unless a fault of the machine was behind it.
+            ``failed``, ``diverged`` or both. A run that diverged diverges again under the same
+            settings, unless a fault of the machine was the cause.
         run_ids
-            Only these; by default all.
+            Ids of the runs to plan again; by default all.
+
+        Returns
+        -------
+        int
+            Number of runs planned again.
 
         Raises
         ------
         InputError
-            Another state is named.
+            Another state is given.
         """
         states = list(states)
         for state in states:
@@ -452,7 +509,7 @@ class Ledger:
                     f"`states` must be {FAILED} or {DIVERGED}, but got {state!r}; "
                     "runs that are planned, running or done need no retry"
                 )
-        wanted = None if run_ids is None else set(run_ids)
+        selected = None if run_ids is None else set(run_ids)
 
         def work(session: StoreSession) -> int:
             rows = session.rows(
@@ -462,17 +519,17 @@ class Ledger:
                 session.change(
                     f"UPDATE shapelaw_runs SET state = '{PLANNED}', message = NULL, note = NULL, "
                     "result = NULL, claim = NULL, started = NULL, ended = NULL "
-                    f"WHERE {THIS} AND state = :state",
+                    f"WHERE {THIS_RUN} AND state = :state",
                     sweep=self.sweep, run_id=row["run_id"], state=row["state"],
                 )
                 for row in rows
-                if row["state"] in states and (wanted is None or row["run_id"] in wanted)
+                if row["state"] in states and (selected is None or row["run_id"] in selected)
             )  # fmt: skip
 
         return self._store.transact(work)
 
     def entries(self) -> list[Entry]:
-        """All runs in the order in which they were planned."""
+        """Return all runs in the order in which they were planned."""
         now = self._store.now
         rows = self._store.transact(
             lambda session: session.rows(
@@ -485,7 +542,7 @@ class Ledger:
         return [read_entry(row) for row in rows]
 
     def table(self) -> "pd.DataFrame":
-        """The run table: rows of all runs that are done or diverged, in the order of the plan."""
+        """Return the run table: rows of all done or diverged runs in the order of the plan."""
         import pandas as pd
 
         return pd.DataFrame([row for entry in self.entries() for row in entry.rows])
@@ -494,10 +551,10 @@ class Ledger:
 def open_ledger(
     address: str | Path, *, sweep: str | None = None, patience: float | None = None
 ) -> Ledger:
-    """The ledger at a path or a ``postgresql://`` URL, see :class:`Ledger`."""
+    """Open the ledger at a path or a ``postgresql://`` URL; see :class:`Ledger`."""
     return Ledger(address, sweep=sweep, patience=patience)
 
 
 def _plain(text: str) -> str:
-    """Text that every database takes: no NUL, no half of a surrogate pair."""
+    """Remove NUL characters and unpaired surrogates, which databases do not accept."""
     return text.replace("\0", "").encode("utf-8", "replace").decode()

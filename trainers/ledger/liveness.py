@@ -1,8 +1,8 @@
-"""Heartbeats of workers, and how others tell that a worker is dead without comparing clocks.
+"""Heartbeats of workers, and detection of dead workers without comparing clocks.
 
-A worker counts its heartbeats. Who looks at it measures with its own monotonic clock for how long
-the count stood still, so neither a clock that is set back or forward nor two machines that disagree
-about the time can make a living worker look dead, or a dead one alive.
+A worker counts its heartbeats. An observer measures with its own monotonic clock for how long the
+count has not changed. Neither a clock that is set back or forward nor two machines with different
+times can therefore make a living worker look dead, or a dead one alive.
 """
 
 import os
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-# Between two looks at most this much counts as seen: whoever slept, or was frozen with the rest of
-# its machine, has not watched.
-LONGEST_GAP = 5.0
+# Seconds between two observations that count as observed at most. An observer that slept, or was
+# frozen together with its machine, has not observed the time in between.
+MAX_OBSERVED_GAP = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessId:
-    """A process of some machine; ``mark`` tells it from all others, before and after a reboot."""
+    """Identity of a process; ``mark`` is unique across machines, reboots and reused ids."""
 
     host: str
     pid: int
@@ -30,20 +30,30 @@ class ProcessId:
 def this_process() -> ProcessId:
     """Identify the calling process."""
     host, pid = socket.gethostname(), os.getpid()
-    return ProcessId(host=host, pid=pid, mark="/".join((_machine(host), str(pid), _begun(pid))))
+    return ProcessId(
+        host=host, pid=pid, mark="/".join((_machine(host), str(pid), _start_ticks(pid)))
+    )
 
 
 def is_gone(mark: str) -> bool:
-    """Tell whether a process of this very machine has ended; False where that cannot be known."""
-    machine, _, rest = mark.rpartition("/")[0].rpartition("/")
-    begun = mark.rpartition("/")[2]
-    if not rest.isdigit() or machine != _machine(socket.gethostname()):
+    """Return True if a process of this machine has ended.
+
+    The result is False for a process of another machine, because its state is unknown.
+
+    Parameters
+    ----------
+    mark
+        Mark of a :class:`ProcessId`.
+    """
+    rest, _, start = mark.rpartition("/")
+    machine, _, pid = rest.rpartition("/")
+    if not pid.isdigit() or machine != _machine(socket.gethostname()):
         return False
-    return not process_exists(int(rest)) or _begun(int(rest)) != begun
+    return not process_exists(int(pid)) or _start_ticks(int(pid)) != start
 
 
 def process_exists(pid: int) -> bool:
-    """Tell whether a process of this machine lives (zombies are dead)."""
+    """Return True if a process of this machine is alive; zombies count as dead."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -57,17 +67,17 @@ def process_exists(pid: int) -> bool:
 
 
 class Heartbeat:
-    """Beat from a thread while a ``with`` lasts, so that a long compilation looks alive.
+    """Context manager that sends heartbeats from a thread, also during a long compilation.
 
-    ``lost`` says that the work belongs to somebody else now.
+    ``lost`` is true if the work now belongs to another worker.
 
     Parameters
     ----------
     beat
-        Called again and again; it returns False where the work was lost, which ends the beating.
-        A beat that is missed is no failure: the next one counts.
+        Function that sends one heartbeat. It returns False if the work was lost, which ends the
+        heartbeats. A missed heartbeat should not raise an error, because the next one follows.
     seconds
-        Between two beats.
+        Seconds between two heartbeats.
     """
 
     def __init__(self, beat: Callable[[], bool], seconds: float) -> None:
@@ -90,12 +100,12 @@ class Heartbeat:
 
 
 class Watch:
-    """Remember for how long counters were seen standing still.
+    """Observer that measures for how long counters have not changed.
 
     Parameters
     ----------
     clock
-        Seconds that never go back.
+        Monotonic clock in seconds.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -104,9 +114,9 @@ class Watch:
         self._seen: dict[str, tuple[Hashable, float]] = {}
 
     def look(self, counters: Mapping[str, Hashable]) -> dict[str, float]:
-        """Seconds for which each counter stood still, as far as it was watched."""
+        """Return the observed seconds for which each counter has not changed."""
         now = self._clock()
-        gap, self._looked = min(max(now - self._looked, 0.0), LONGEST_GAP), now
+        gap, self._looked = min(max(now - self._looked, 0.0), MAX_OBSERVED_GAP), now
         seen = {}
         for name, counter in counters.items():
             before, still = self._seen.get(name, (None, 0.0))
@@ -116,7 +126,7 @@ class Watch:
 
 
 def _machine(host: str) -> str:
-    """Identify the machine, its boot, and the container in which its process ids hold."""
+    """Identify the machine, its boot and the container in which process ids are valid."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{host}:{boot}:{Path('/proc/self/ns/pid').stat().st_ino}"
@@ -124,8 +134,8 @@ def _machine(host: str) -> str:
         return host
 
 
-def _begun(pid: int) -> str:
-    """When a process began, in ticks since the boot: a reused id has another."""
+def _start_ticks(pid: int) -> str:
+    """Return the start of a process in clock ticks since boot, which differs for a reused id."""
     try:
         return _stat(pid)[19]
     except (OSError, IndexError):
@@ -133,5 +143,5 @@ def _begun(pid: int) -> str:
 
 
 def _stat(pid: int) -> list[str]:
-    """Fields of ``/proc/PID/stat`` from the state on."""
+    """Read the fields of ``/proc/PID/stat`` from the state on."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""Ledgers in a PostgreSQL database: for any number of workers on any number of machines."""
+"""Ledgers in a PostgreSQL database, for any number of workers on any number of machines."""
 
 import os
 import re
@@ -21,18 +21,23 @@ from shapelaw.trainers.ledger.store import (
     check_version,
 )
 
-PATIENCE = 300.0  # a server that is restarted, or moves to another machine
+PATIENCE = 300.0  # seconds: enough for a restart of the server, or its move to another machine
 CONNECT_SECONDS = 5
-# A statement that waits longer is tried again, so that a caller's own patience holds.
-SETTINGS = {
+# A statement that waits longer is repeated, so that the patience of the caller is respected.
+SESSION_SETTINGS = {
     "lock_timeout": "1s",
     "statement_timeout": "15s",
-    "idle_in_transaction_session_timeout": "60s",  # a frozen worker's locks are let go
+    "idle_in_transaction_session_timeout": "60s",  # releases the locks of a frozen worker
 }
-# A server says FATAL to whom it will never let in, and to whom it cannot let in just now.
-FOR_NOW = ("the database system is", "too many", "connection slots", "terminating connection")
+# The server reports FATAL both for permanent refusals and for these temporary ones.
+TEMPORARY_REFUSALS = (
+    "the database system is",
+    "too many",
+    "connection slots",
+    "terminating connection",
+)
 PLACEHOLDER = re.compile(r"(?<!:):([a-z_]+)")
-# One word that all who make the tables wait for; any number does.
+# Advisory lock held while the tables are created; the number is arbitrary.
 TABLES_LOCK = 4_155_311
 KEEPALIVE: dict[str, Any] = {
     "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
@@ -55,12 +60,12 @@ class _Session:
 
 
 class PostgresStore(Store):
-    """Rows in a database; one connection is kept open, and made anew when it is lost.
+    """Store in a PostgreSQL database over one connection, which is opened again when it is lost.
 
     Parameters
     ----------
     url
-        ``postgresql://user:password@host:port/database``, or any other address that libpq knows.
+        ``postgresql://user:password@host:port/database``, or another address that libpq accepts.
     """
 
     now = "EXTRACT(EPOCH FROM clock_timestamp())::float8"
@@ -71,7 +76,7 @@ class PostgresStore(Store):
             import psycopg
         except ImportError:
             raise InputError(
-                f"a ledger in PostgreSQL needs psycopg; `{installing('psycopg')}`"
+                f"a ledger in PostgreSQL needs psycopg; install it by `{installing('psycopg')}`"
             ) from None
         self._psycopg = psycopg
         self._url = url
@@ -81,10 +86,10 @@ class PostgresStore(Store):
         self._connection: Any = None
         self._parents: Any = None
         self._process = os.getpid()
-        self._turn = threading.Lock()  # a transaction has the connection to itself
+        self._turn = threading.Lock()  # held by the thread whose transaction uses the connection
 
     def prepare(self) -> None:
-        """Make the tables where they are missing."""
+        """Create the tables if they are missing."""
         self.transact(self._prepare)
 
     def _prepare(self, session: StoreSession) -> None:
@@ -110,32 +115,35 @@ class PostgresStore(Store):
                 return work(_Session(connection))
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             self._drop()
-            if "FATAL" in str(error) and not any(words in str(error) for words in FOR_NOW):
-                raise WorkError(f"the ledger {self.name} refuses: {_line(error)}") from error
-            raise Interrupted(_line(error)) from error
+            if "FATAL" in str(error) and not any(text in str(error) for text in TEMPORARY_REFUSALS):
+                raise WorkError(
+                    f"the ledger {self.name} refuses the connection ({_one_line(error)}); check "
+                    "user, password and database in its URL"
+                ) from error
+            raise Interrupted(_one_line(error)) from error
         except psycopg.Error as error:
             raise WorkError(
-                f"the ledger {self.name} cannot be used ({_line(error)}); the user needs the right "
-                "to make and to change tables in that database"
+                f"the ledger {self.name} cannot be used ({_one_line(error)}); the user needs the "
+                "permission to create and change tables in that database"
             ) from error
         finally:
             self._turn.release()
 
     def _connected(self, end: float) -> Any:
-        if self._process != os.getpid():  # after a fork the connection is the parent's
+        if self._process != os.getpid():  # after a fork the connection belongs to the parent
             self._parents, self._connection = self._connection, None
             self._process = os.getpid()
         if self._connection is None or self._connection.closed:
             left = max(end - time.monotonic(), 2.0)
             connection = self._psycopg.connect(
                 self._url,
-                autocommit=True,  # transactions are begun by name
+                autocommit=True,  # transactions are opened explicitly
                 row_factory=self._psycopg.rows.dict_row,
                 prepare_threshold=None,  # prepared statements break behind a pooler
                 connect_timeout=int(min(CONNECT_SECONDS, left)),
                 **KEEPALIVE,
             )
-            for name, value in SETTINGS.items():
+            for name, value in SESSION_SETTINGS.items():
                 connection.execute(f"SET {name} = '{value}'")
             self._connection = connection
         return self._connection
@@ -152,10 +160,10 @@ class PostgresStore(Store):
     def _out_of_patience(self, seconds: float, reason: str) -> str:
         return (
             f"the ledger {self.name} was out of reach for {seconds:g} s ({reason}); "
-            "see that the server runs and can be reached from here, then start again"
+            "check that the server runs and can be reached from here, then start again"
         )
 
 
-def _line(error: Exception) -> str:
-    """An error of libpq without its line breaks."""
+def _one_line(error: Exception) -> str:
+    """Return the text of an error of libpq without line breaks."""
     return " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""Stores by address: a path is an SQLite file, a URL a PostgreSQL database."""
+"""Stores by address: a path means an SQLite file, a URL a PostgreSQL database."""
 
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
@@ -7,9 +7,9 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.ledger.store import ONLY_SWEEP, Store
 
 MOUNTS = Path("/proc/self/mounts")
-# File systems that several machines see at once. https://www.sqlite.org/wal.html: "WAL does not
-# work over a network filesystem".
-NETWORKS = frozenset({
+# File systems that several machines can mount at once. https://www.sqlite.org/wal.html: "WAL does
+# not work over a network filesystem".
+NETWORK_FILE_SYSTEMS = frozenset({
     "9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "fuse.juicefs",
     "fuse.mfs", "fuse.s3fs", "fuse.sshfs", "fuse.weka", "glusterfs", "gpfs", "lustre", "nfs",
     "nfs4", "ocfs2", "orangefs", "panfs", "smb3", "smbfs", "virtiofs", "vboxsf", "wekafs",
@@ -18,35 +18,44 @@ ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
 
 
 def is_database(address: str | Path) -> bool:
-    """Whether an address is a URL rather than a path."""
+    """Return True if an address is a URL and not a path."""
     return "://" in str(address)
 
 
 def store_at(address: str | Path, sweep: str | None, patience: float | None) -> tuple[Store, str]:
-    """The store at an address, and the name of the sweep in it.
+    """Return the store at an address and the name of the sweep in it.
+
+    Parameters
+    ----------
+    address
+        Path of an SQLite file, or ``postgresql://`` URL, optionally with ``?sweep=NAME``.
+    sweep
+        Name of the sweep, if the URL does not give it.
+    patience
+        Seconds for which locks and lost connections are retried; None for the default of the store.
 
     Raises
     ------
     InputError
-        The URL is not PostgreSQL's, or it names no sweep.
+        The URL is not one of PostgreSQL, or it does not name one sweep.
     """
     if not is_database(address):
         from shapelaw.trainers.ledger.sqlite import SQLiteStore
 
         return SQLiteStore(Path(address), patience=patience), sweep or ONLY_SWEEP
     parts = urlsplit(str(address))
-    # What Optuna and SQLAlchemy call postgresql+psycopg is the same database.
+    # Optuna and SQLAlchemy call the same database postgresql+psycopg.
     scheme = parts.scheme.partition("+")[0]
     if scheme not in ("postgresql", "postgres"):
         raise InputError(
-            f"a ledger must be a path or postgresql://user:password@host/database, but got "
+            f"`--ledger` must be a path or postgresql://user:password@host/database, but got "
             f"{parts.scheme}://..."
         )
     options = parse_qsl(parts.query)
     named = [value for name, value in options if name == "sweep"] + ([sweep] if sweep else [])
     if len(set(named)) != 1 or not named[0]:
         raise InputError(
-            "a database may hold many sweeps, so `?sweep=NAME` must name one of them, "
+            "`?sweep=NAME` must name one of the sweeps of a database, "
             f"but got {' and '.join(map(repr, named)) or 'none'}; "
             "end the URL with ?sweep=NAME"
         )
@@ -58,20 +67,20 @@ def store_at(address: str | Path, sweep: str | None, patience: float | None) -> 
 
 
 def network_disk(path: Path) -> str | None:
-    """The kind of network file system that a path lies on (it need not exist yet).
+    """Return the type of the network file system of a path.
 
-    None on a local disk, and where the system does not tell (no ``/proc``).
+    The result is None for a local disk, and on systems without ``/proc``. The path need not exist.
     """
     try:
         lines = MOUNTS.read_text().splitlines()
     except OSError:
         return None
-    wanted = path.absolute().resolve()
+    resolved = path.absolute().resolve()
     best, kind = 0, None
     for line in lines:
-        _, point, found, *_ = line.split(" ")
+        _, point, kind_of_mount, *_ = line.split(" ")
         for escape, character in ESCAPES:
             point = point.replace(escape, character)
-        if wanted.is_relative_to(point) and len(point) >= best:
-            best, kind = len(point), found
-    return kind if kind in NETWORKS else None
+        if resolved.is_relative_to(point) and len(point) >= best:
+            best, kind = len(point), kind_of_mount
+    return kind if kind in NETWORK_FILE_SYSTEMS else None

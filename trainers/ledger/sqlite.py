@@ -1,6 +1,7 @@
-"""Ledgers in an SQLite file in WAL mode: for any number of processes of one machine.
+"""Ledgers in an SQLite file in WAL mode, for any number of processes of one machine.
 
-WAL needs memory that all processes share, so the file must lie on a local disk, not on a network's.
+WAL needs memory shared by all processes, so the file must be on a local disk and not on a network
+file system.
 """
 
 import sqlite3
@@ -23,7 +24,7 @@ from shapelaw.trainers.ledger.store import (
 )
 
 PATIENCE = 60.0
-UNVERSIONED_TABLE = "runs"  # of ledgers of version 1, which had no table with the version
+UNVERSIONED_TABLE = "runs"  # table of ledgers of version 1, which did not store their version
 TRANSIENT = {
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL,
 }  # fmt: skip
@@ -45,10 +46,13 @@ class _Session:
 
 
 class SQLiteStore(Store):
-    """Rows in a file; every transaction opens it anew, so a fork or a kill leaves nothing open."""
+    """Store in an SQLite file.
+
+    Every transaction opens the file again, so that a fork or a kill leaves no open connection.
+    """
 
     now = ":now"
-    skip_locked = ""  # a writer has the whole file to itself
+    skip_locked = ""  # not needed: a writer locks the whole file
 
     def __init__(self, path: Path, *, patience: float | None = None) -> None:
         self.path = path
@@ -56,7 +60,7 @@ class SQLiteStore(Store):
         self.patience = PATIENCE if patience is None else patience
 
     def prepare(self) -> None:
-        """Make the file and its tables where they are missing."""
+        """Create the file and its tables if they are missing."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -68,8 +72,8 @@ class SQLiteStore(Store):
     def _prepare(self, session: StoreSession) -> None:
         tables = {row["name"] for row in session.rows("SELECT name FROM sqlite_master")}
         if "shapelaw_ledger" in tables:
-            found = session.rows("SELECT version FROM shapelaw_ledger")[0]["version"]
-            check_version(found, self.name)
+            version = session.rows("SELECT version FROM shapelaw_ledger")[0]["version"]
+            check_version(version, self.name)
             return
         if UNVERSIONED_TABLE in tables:
             check_version(1, self.name)
@@ -91,11 +95,12 @@ class SQLiteStore(Store):
             if (getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF in TRANSIENT:
                 raise Interrupted(str(error)) from error
             raise WorkError(
-                f"the ledger {self.name} cannot be used ({error}); free space, or move it away"
+                f"the ledger {self.name} cannot be used ({error}); free space on the disk, or move "
+                "the file away"
             ) from error
         finally:
             if connection is not None:
-                connection.close()  # rolls back what was not committed
+                connection.close()  # rolls back uncommitted changes
         return result
 
     def _out_of_patience(self, seconds: float, reason: str) -> str:

@@ -1,4 +1,4 @@
-"""What a store is: SQL in transactions that are repeated until one is known to have been kept."""
+"""Interface of a store: SQL transactions, repeated until one is known to be committed."""
 
 import random
 import time
@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 from shapelaw.scaling.errors import WorkError
 
 VERSION = 2
-ONLY_SWEEP = "sweep"  # the name of the sweep in a file that holds one
+ONLY_SWEEP = "sweep"  # name of the sweep in a file, which holds only one
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0  # seconds between attempts
 Result = TypeVar("Result")
 Row = dict[str, Any]
@@ -46,35 +46,43 @@ CREATE TABLE IF NOT EXISTS shapelaw_runs (
 
 
 class LedgerUnreachable(WorkError):
-    """The ledger could not be read or written for as long as its store is patient.
+    """Error for a ledger that could not be read or written within the patience of its store.
 
-    The work itself is sound: a worker that hears this should end, and its row is taken over.
+    The training itself has not failed. A worker should end on this error; another one takes its row
+    over.
     """
 
 
 class Interrupted(Exception):
-    """A transaction was not made, or nobody knows whether it was; it may be tried again."""
+    """Error for a transaction that failed or has an unknown result; it can be repeated."""
 
 
 class StoreSession(Protocol):
-    """One open transaction. Values stand in the SQL as ``:name``."""
+    """One open transaction. The SQL refers to values as ``:name``."""
 
     def rows(self, sql: str, **values: object) -> list[Row]:
-        """Rows of a query."""
+        """Return the rows of a query."""
 
     def change(self, sql: str, **values: object) -> int:
-        """How many rows a statement changed."""
+        """Execute a statement and return the number of changed rows."""
 
 
 Work = Callable[[StoreSession], Result]
 
 
 class Store(ABC):
-    """A database that holds ledgers.
+    """Database that holds ledgers.
 
-    ``name`` stands for it in errors (no password in it), ``now`` is the SQL for its time in Unix
-    seconds, ``skip_locked`` what is put behind a query for rows that are about to be changed,
-    and ``patience`` the seconds for which a lock or a lost connection is waited out.
+    Attributes
+    ----------
+    name
+        Name of the database in errors, without a password.
+    now
+        SQL expression for the time of the database in Unix seconds.
+    skip_locked
+        SQL to append to a query for rows that are then changed.
+    patience
+        Seconds for which locks and lost connections are retried.
     """
 
     name: str
@@ -84,32 +92,40 @@ class Store(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Make the tables where they are missing.
+        """Create the tables that are missing.
 
         Raises
         ------
         WorkError
-            The store cannot be used, or what is there was written by another version.
+            The store cannot be used, or its tables were written by another version.
         """
 
     @abstractmethod
     def _attempt(self, work: Work[Result], seconds: float, write: bool) -> Result:
-        """Do the work in one transaction, waiting for locks for at most so many seconds.
+        """Run work in one transaction, waiting for locks for at most ``seconds``.
 
         Raises
         ------
         Interrupted
-            It may be tried again.
+            The transaction can be repeated.
         """
 
     def transact(
         self, work: Work[Result], *, patience: float | None = None, write: bool = True
     ) -> Result:
-        """Do the work in one transaction, again and again until one is known to be kept.
+        """Run work in one transaction, repeated until it is known to be committed.
 
-        The answer to a commit can get lost, so ``work`` may find its own changes made already: it
-        must be such that doing it twice is as doing it once. Work that only reads says so by
-        ``write=False`` and waits for no writer.
+        The answer to a commit can be lost, so that ``work`` may find its own changes. ``work`` must
+        therefore be idempotent.
+
+        Parameters
+        ----------
+        work
+            Function of the open transaction.
+        patience
+            Seconds for which locks and lost connections are retried; by default those of the store.
+        write
+            False for work that only reads and need not wait for writers.
 
         Raises
         ------
@@ -124,13 +140,13 @@ class Store(ABC):
             except Interrupted as error:
                 if time.monotonic() + pause >= end:
                     raise LedgerUnreachable(self._out_of_patience(allowed, str(error))) from error
-            # Not all workers at the same moment after a server came back.
+            # A random pause, so that not all workers return at once after a restart of the server.
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, LONGEST_PAUSE)
 
     @abstractmethod
     def _out_of_patience(self, seconds: float, reason: str) -> str:
-        """The error's text: what happened, and what to do."""
+        """Return the text of the error that is raised after the patience: cause and way out."""
 
 
 def check_version(found: int, name: str) -> None:
@@ -139,10 +155,10 @@ def check_version(found: int, name: str) -> None:
     Raises
     ------
     WorkError
-        ``found`` is not the version that this code knows.
+        ``found`` is not the version of this code.
     """
     if found != VERSION:
         raise WorkError(
             f"`version == {VERSION}` must hold for the ledger {name}, but it has {found}: it was "
-            "written by another version of shapelaw; use that one, or choose another ledger"
+            "written by another version of shapelaw; use that version, or choose another ledger"
         )

@@ -39,7 +39,7 @@ def tried_at(shapes: list[Shape], **changes: object) -> list[LRTrial]:
 def known_runs(
     tried: list[LRTrial], *, width: float = 0.0, depth: float = 0.0, best: float = 1.0, bend=0.05
 ) -> pd.DataFrame:
-    """Losses of a known truth: a parabola in ln rate whose optimum moves with the shape."""
+    """Return losses on a known parabola in ln rate whose optimum depends on the shape."""
     rows = []
     for trial in tried:
         optimum = (
@@ -53,10 +53,10 @@ def known_runs(
     return pd.DataFrame(rows)
 
 
-# The runs of a check
+# Runs of a check
 
 
-def test_every_shape_is_tried_at_three_rates_with_every_seed() -> None:
+def test_every_shape_is_trained_at_three_rates_with_every_seed() -> None:
     tried = tried_at(CORNERS, factor=3.0, seeds=2, tokens=512)
     assert len(tried) == 4 * 3 * 2
     assert len({trial.spec.run_id for trial in tried}) == len(tried)
@@ -87,8 +87,8 @@ def test_branches_are_left_out_and_tokens_follow_the_size() -> None:
     assert first.spec.tokens == 2 * SHAPE.n_non_embedding
 
 
-def test_settings_that_make_no_sense_are_refused() -> None:
-    for changes, words in (
+def test_invalid_settings_of_a_check_are_refused() -> None:
+    for changes, message in (
         ({"factor": 1.0}, "`factor > 1` must hold, but got 1.0"),
         ({"seeds": 0}, "`seeds >= 1` must hold"),
         ({"seeds": 1}, "`seeds >= 2` must hold to measure the noise .* or give --seed-sd"),
@@ -96,22 +96,22 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         ({"seed_sd": 2.0}, "`0 < seed_sd < 1` must hold"),
         ({"tokens_per_parameter": 0.0}, "`tokens_per_parameter > 0` must hold"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             LRSweepSettings(**changes)  # type: ignore[arg-type]
     assert LRSweepSettings(seeds=1, seed_sd=0.002).seeds == 1
 
 
 def test_the_four_corners_of_a_plan_are_its_extremes() -> None:
     inside = [shape(32, 4), shape(40, 4), shape(24, 3)]
-    found = extremes([*inside, *CORNERS])
-    narrow = min(found, key=lambda one: (one.hidden_over_sqrt_n, one.num_hidden_layers))
-    assert len(found) == 4
+    results = extremes([*inside, *CORNERS])
+    narrow = min(results, key=lambda one: (one.hidden_over_sqrt_n, one.num_hidden_layers))
+    assert len(results) == 4
     assert narrow.hidden_size == 16
-    assert {one.num_hidden_layers for one in found} == {2, 8}
+    assert {one.num_hidden_layers for one in results} == {2, 8}
     assert extremes(CORNERS[:1]) == CORNERS[:1]
 
 
-def test_runs_are_picked_by_name_or_by_size() -> None:
+def test_runs_are_selected_by_name_or_by_size() -> None:
     specs = [spec(run_id=f"r{i}", shape=one) for i, one in enumerate(CORNERS)]
     assert [run.run_id for run in pick(specs, names=["r2", "r0"])] == ["r2", "r0"]
     size = CORNERS[0].n_non_embedding
@@ -137,7 +137,7 @@ def test_a_rule_at_the_optimum_passes_everywhere() -> None:
     assert check.frame()["optimum"].to_numpy() == pytest.approx(1.0)
 
 
-def test_a_rate_that_is_off_fails_and_the_better_one_is_named() -> None:
+def test_a_rule_away_from_the_optimum_fails_and_the_better_rate_is_named() -> None:
     tried = tried_at(CORNERS)
     check = judge(known_runs(tried, best=1.8), tried)
     assert not check.passed
@@ -147,7 +147,7 @@ def test_a_rate_that_is_off_fails_and_the_better_one_is_named() -> None:
     assert check.frame()["optimum"].to_numpy() == pytest.approx(1.8)
 
 
-def test_a_small_excess_passes_under_a_large_noise_only() -> None:
+def test_a_small_excess_passes_only_if_the_noise_is_larger() -> None:
     tried = tried_at(CORNERS)
     runs = known_runs(tried, best=math.sqrt(2.2))  # x2 is a little better than x1
     excess = judge(runs, tried).shapes[0].excess
@@ -175,20 +175,20 @@ def test_the_powers_that_a_rule_lacks_are_recovered(
     assert all(error > 0 for _, error in check.exponents.values())
 
 
-def test_the_error_of_an_optimum_is_that_of_noisy_losses() -> None:
+def test_error_of_an_optimum_equals_its_spread_over_noisy_losses() -> None:
     tried = tried_at(CORNERS[:1])
     runs, generator = known_runs(tried), np.random.default_rng(0)
     error = judge(runs, tried, seed_sd=NOISE).shapes[0].optimum_se
-    found = []
+    results = []
     for _ in range(400):
         noisy = runs.assign(
             loss=runs["loss"] * np.exp(NOISE * generator.standard_normal(len(runs)))
         )
-        found.append(math.log(judge(noisy, tried, seed_sd=NOISE).shapes[0].optimum))
-    assert np.std(found) == pytest.approx(error, rel=0.15)
+        results.append(math.log(judge(noisy, tried, seed_sd=NOISE).shapes[0].optimum))
+    assert np.std(results) == pytest.approx(error, rel=0.15)
 
 
-def test_an_optimum_outside_the_three_is_not_made_up() -> None:
+def test_an_optimum_outside_the_three_rates_is_missing() -> None:
     tried = tried_at(CORNERS)
     check = judge(known_runs(tried, best=5.0), tried)
     assert check.frame()["optimum"].isna().all()
@@ -196,7 +196,7 @@ def test_an_optimum_outside_the_three_is_not_made_up() -> None:
     assert "no optimum between the three rates at 4 of 4 shapes, best at x2" in check.summary()
 
 
-def test_a_diverged_rate_loses_and_a_diverged_rule_fails() -> None:
+def test_a_diverged_rate_is_never_best_and_a_diverged_rule_fails() -> None:
     tried = tried_at(CORNERS[:1])
     runs = known_runs(tried)
 
@@ -216,7 +216,7 @@ def test_a_diverged_rate_loses_and_a_diverged_rule_fails() -> None:
         judge(runs.assign(loss=np.nan), tried)
 
 
-def test_a_trend_needs_shapes_that_differ_in_it() -> None:
+def test_a_trend_is_empty_if_the_shapes_do_not_vary() -> None:
     tried = tried_at([shape(16, 2), shape(64, 2)])
     check = judge(known_runs(tried, width=0.2), tried)
     assert list(check.exponents) == ["hidden_size"]
@@ -227,9 +227,7 @@ def test_a_trend_needs_shapes_that_differ_in_it() -> None:
 
 
 @pytest.mark.slow
-def test_a_check_trains_through_the_ledger_and_goes_on_from_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_check_resumes_from_its_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Folder(tmp_path / "check")
     corpus = small_corpus(folder.path)
     asked = LRSweepSettings(tokens=128, seeds=2, factor=4.0)
@@ -251,7 +249,7 @@ def test_a_check_trains_through_the_ledger_and_goes_on_from_it(
     assert again.as_json() == check.as_json()
 
 
-def test_the_command_prints_a_table_and_fails_with_the_check(tmp_path: Path) -> None:
+def test_command_prints_the_table_and_fails_if_the_check_fails(tmp_path: Path) -> None:
     named = {name: getattr(SHAPE, name) for name in INTEGER_FIELDS}
     row = named | {"qk_norm": True, "tokens": 256, "context_length": 16, "sequences": 4}
     pd.DataFrame([row]).to_csv(tmp_path / "plan.csv", index=False)
@@ -273,14 +271,14 @@ def test_the_command_prints_a_table_and_fails_with_the_check(tmp_path: Path) -> 
     assert isinstance(done.exception, WorkError)  # exit code 1
 
 
-def test_options_of_a_check_are_read() -> None:
-    found = settings_of(2.0, 2, "both", "20x", None)
-    assert (found.tokens, found.tokens_per_parameter, len(found.rates)) == (None, 20.0, 2)
+def test_options_of_a_check_are_parsed() -> None:
+    results = settings_of(2.0, 2, "both", "20x", None)
+    assert (results.tokens, results.tokens_per_parameter, len(results.rates)) == (None, 20.0, 2)
     assert settings_of(2.0, 1, "learning_rate", "2M", 0.002).tokens == 2_000_000
     with pytest.raises(InputError, match="`--tokens` must be 2M, or 20x"):
         settings_of(2.0, 2, "both", "manyx", None)
 
 
-def test_specs_of_a_check_survive_the_ledger() -> None:
+def test_specs_of_a_check_survive_a_round_trip_through_the_ledger() -> None:
     for trial in tried_at(CORNERS[:1]):
         assert RunSpec.from_json(trial.spec.as_json()) == trial.spec

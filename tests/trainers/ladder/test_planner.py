@@ -17,7 +17,7 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.runs.ratios import with_ratios
 from shapelaw.scaling.runs.reader import read_table
 from shapelaw.trainers.commands.plan_cli import Texts, allocation_of, grid_of, mount, read_numbers
-from shapelaw.trainers.ladder import confounding_check as gates
+from shapelaw.trainers.ladder import confounding_check
 from shapelaw.trainers.ladder.confounding_check import confounding
 from shapelaw.trainers.ladder.from_design import plan_proposed
 from shapelaw.trainers.ladder.grid import ANCHOR, PROXY, LadderAllocation, LadderGrid, Rung
@@ -42,7 +42,7 @@ SETTINGS = {"context_length": 64, "sequences": 4}
 
 @cache
 def two_sizes() -> Ladder:
-    """A ladder of two sizes with anchors and further head dimensions, planned once."""
+    """Plan a ladder of two sizes with anchors and further head dimensions, once."""
     rungs = [
         Rung(parameters=100_000, shapes=10),
         Rung(parameters=300_000, shapes=12, layers=(2, 10), gqa=(1, 8)),
@@ -51,7 +51,7 @@ def two_sizes() -> Ladder:
 
 
 def one_size(**changes: object) -> Ladder:
-    """A small ladder without anchors."""
+    """Plan a small ladder without anchors."""
     usual: dict[str, object] = {"parameters": 100_000, "shapes": 6}
     return plan_ladder(
         [Rung(**(usual | changes))],  # type: ignore[arg-type]
@@ -60,7 +60,7 @@ def one_size(**changes: object) -> Ladder:
     )
 
 
-# The choice of shapes
+# Choice of shapes
 
 
 def test_every_shape_is_within_two_percent_of_its_size_and_inside_its_ranges() -> None:
@@ -84,7 +84,7 @@ def test_every_shape_is_within_two_percent_of_its_size_and_inside_its_ranges() -
     qk_norm=st.booleans(),
     seed=st.integers(0, 3),
 )
-def test_any_ladder_keeps_to_size_ranges_and_number(
+def test_any_ladder_respects_size_ranges_and_number_of_shapes(
     size: int, shapes: int, most_layers: int, head_dim: int, qk_norm: bool, seed: int
 ) -> None:
     ladder = plan_ladder(
@@ -102,7 +102,7 @@ def test_any_ladder_keeps_to_size_ranges_and_number(
         assert (shape.head_dim, shape.qk_norm) == (head_dim, qk_norm)
 
 
-def test_a_ladder_of_real_sizes_passes_the_gate_and_spreads_over_its_ranges() -> None:
+def test_a_ladder_of_real_sizes_is_unconfounded_and_spreads_over_its_ranges() -> None:
     ladder = two_sizes()
     ladder.require_unconfounded()
     assert ladder.worst <= 0.3
@@ -158,7 +158,7 @@ def test_a_factorial_has_shapes_at_every_combination_of_levels() -> None:
         factorial(Cube.alone(np.random.default_rng(0).random((50, 4)), 0.2), 12, (0,))
 
 
-def test_too_few_shapes_and_empty_ranges_say_what_to_change() -> None:
+def test_too_few_shapes_and_empty_ranges_are_refused_with_a_way_out() -> None:
     with pytest.raises(InputError, match=r"`shapes` of 50K must be at most the .* is 5000; widen"):
         one_size(parameters=50_000, shapes=5000)
     with pytest.raises(InputError, match=r"lies inside .*gqa 31 to 31.*widen a range"):
@@ -173,7 +173,7 @@ def test_too_few_shapes_and_empty_ranges_say_what_to_change() -> None:
         plan_ladder([Rung(parameters=100_000, shapes=n) for n in (4, 5)])
 
 
-def test_filling_beats_the_mean_of_random_subsets_and_repeats_itself() -> None:
+def test_chosen_filling_is_better_than_random_subsets_and_reproducible() -> None:
     points = np.random.default_rng(1).random((300, 3))
     cube = Cube.alone(points, 0.2)
     rows = choose_filling(cube, 12, seed=(0,))
@@ -192,7 +192,7 @@ def test_filling_beats_the_mean_of_random_subsets_and_repeats_itself() -> None:
     assert np.mean(random) == pytest.approx(1.0, abs=0.25)  # relative to random points
 
 
-def test_the_discrepancy_is_scipys() -> None:
+def test_discrepancy_equals_that_of_scipy() -> None:
     qmc = pytest.importorskip("scipy.stats").qmc
     points = np.random.default_rng(3).random((9, 3))
     cube = Cube.alone(points, 0.2)
@@ -201,21 +201,21 @@ def test_the_discrepancy_is_scipys() -> None:
     assert found * expected == pytest.approx(qmc.discrepancy(points, method="CD"))
 
 
-def test_heavy_rows_are_spread_and_leave_the_rest_unconfounded() -> None:
+def test_heavy_points_are_spread_and_leave_all_points_unconfounded() -> None:
     points = np.random.default_rng(4).random((16, 3))
-    rows = choose_heavy(points, 4, extra=2.0, free=0.2)
+    rows = choose_heavy(points, 4, extra=2.0, allowed=0.2)
     assert len(set(rows)) == 4
     assert np.ptp(points[rows], axis=0).min() > 0.4
-    assert choose_heavy(points, 16, extra=2.0, free=0.2).tolist() == list(range(16))
-    assert choose_heavy(points, 0, extra=2.0, free=0.2).tolist() == []
+    assert choose_heavy(points, 16, extra=2.0, allowed=0.2).tolist() == list(range(16))
+    assert choose_heavy(points, 0, extra=2.0, allowed=0.2).tolist() == []
     many = np.random.default_rng(5).random((40, 3))  # more subsets than are compared
-    assert len(choose_heavy(many, 8, extra=2.0, free=0.2)) == 8
+    assert len(choose_heavy(many, 8, extra=2.0, allowed=0.2)) == 8
 
 
 # Roles, tokens and seeds
 
 
-def test_anchors_have_seeds_and_branches_and_only_some_seeds_go_long() -> None:
+def test_anchors_have_seeds_and_branches_and_only_some_seeds_have_long_ones() -> None:
     frame = two_sizes().frame()
     for label, size in (("100K", 100_000), ("300K", 300_000)):
         part = frame[frame["size"] == label]
@@ -243,24 +243,24 @@ def test_a_plan_with_branches_gets_a_warm_up_in_steps() -> None:
     assert one_size().runs[0].spec.recipe.warmup_steps == 0
 
 
-def test_points_count_a_token_count_once_whatever_the_seeds() -> None:
+def test_points_count_each_token_count_once_for_all_seeds() -> None:
     ladder = two_sizes()
     counted = {(run.shape, tokens) for run in ladder.runs for tokens in run.counts}
     assert len(ladder.points()) == len(counted) == 2 * 4 * 2 + 10 + 12 + 4
 
 
-def test_an_allocation_refuses_nonsense() -> None:
-    for changes, words in (
+def test_invalid_allocations_are_refused() -> None:
+    for changes, message in (
         ({"tokens_per_parameter": 0.0}, "`tokens_per_parameter > 0` must hold"),
         ({"seeds": 0}, "`seeds >= 1` must hold, but got 0"),
         ({"anchors": -1}, "`anchors >= 0` must hold"),
         ({"branches": (0.0,)}, "`branches` must be positive factors"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             LadderAllocation(**changes)  # type: ignore[arg-type]
 
 
-def test_settings_of_the_recipe_are_read_by_kind() -> None:
+def test_settings_of_the_recipe_are_parsed_by_type() -> None:
     assert parse_settings({"sequences": "2", "dtype": "bfloat16"}) == {
         "sequences": 2, "dtype": "bfloat16",
     }  # fmt: skip
@@ -276,7 +276,7 @@ def test_settings_of_the_recipe_are_read_by_kind() -> None:
 
 
 def hand_made(ratios: list[tuple[int, int]]) -> Ladder:
-    """A ladder of given (hidden size, layers), all at one token count."""
+    """Return a ladder of given (hidden size, layers), all at one token count."""
     runs = []
     for hidden, layers in ratios:
         shape = Shape(
@@ -290,18 +290,18 @@ def hand_made(ratios: list[tuple[int, int]]) -> Ladder:
 
 def test_a_confounded_plan_is_refused_and_every_pair_named() -> None:
     ladder = hand_made([(16, 6), (32, 4), (64, 3), (128, 2)])
-    words = (
+    message = (
         r"`\|correlation\| <= 0.3` must hold .* shapes of one: ln hidden_over_sqrt_n and "
         r"ln num_hidden_layers correlate by -.*the whole plan.*or give --force"
     )
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         ladder.require_unconfounded()
     ladder.require_unconfounded(most=1.0)
 
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 1000), count=st.integers(5, 30), axes=st.integers(2, 5))
-def test_variance_inflation_is_that_of_the_regression_on_the_others(
+def test_variance_inflation_equals_that_of_a_regression_on_the_other_axes(
     seed: int, count: int, axes: int
 ) -> None:
     logs = np.random.default_rng(seed).normal(size=(count + axes, axes))
@@ -317,7 +317,7 @@ def test_variance_inflation_is_that_of_the_regression_on_the_others(
     )
 
 
-def test_axes_that_are_combinations_of_others_have_no_finite_inflation() -> None:
+def test_variance_inflation_of_a_combination_of_other_axes_is_infinite() -> None:
     x = np.exp(np.random.default_rng(0).normal(size=10))
     table = pd.DataFrame({"a": x, "b": x**2, "c": 7.0})
     found = confounding(table, ["a", "b", "c"], part="p")
@@ -325,21 +325,21 @@ def test_axes_that_are_combinations_of_others_have_no_finite_inflation() -> None
     assert found.inflation["a"] == np.inf
     assert found.as_json()["variance_inflation"] == {"a": None, "b": None}
     assert "no two axes vary" in confounding(table, ["c"], part="p").summary()
-    assert gates.correlation_matrix(np.zeros((3, 0))).shape == (0, 0)
+    assert confounding_check.correlation_matrix(np.zeros((3, 0))).shape == (0, 0)
 
 
 # Costs
 
 
-def test_a_plan_above_its_budget_is_refused_with_what_the_budget_buys() -> None:
+def test_a_plan_above_its_budget_is_refused_with_the_affordable_shapes() -> None:
     ladder = two_sizes()
     total = ladder.flops.sum()
     ladder.require_affordable(total)
-    words = (
+    message = (
         "the plan costs .* and the budget is .*, 50% of it; by size: 100K .*, 300K .*; with one "
         "seed each it costs .*; the budget buys about 6 shapes of 100K, 7 shapes of 300K"
     )
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         ladder.require_affordable(total / 2)
 
 
@@ -364,7 +364,7 @@ def test_seconds_are_predicted_from_known_coefficients() -> None:
     assert ASSUMED.seconds(eager) == pytest.approx(1.1 * passes)
 
 
-def test_calibration_recovers_what_steps_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibration_recovers_the_cost_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     truth = np.array([2e-3, 1e-4, 1e-9, 1.7])
 
     def timed(spec: RunSpec) -> float:
@@ -378,14 +378,14 @@ def test_calibration_recovers_what_steps_cost(monkeypatch: pytest.MonkeyPatch) -
     assert "measured on 1 shape here" in measure_price(specs, seconds=0.0).rate
 
 
-def test_a_step_is_timed_for_real() -> None:
+def test_a_step_of_a_real_model_is_timed() -> None:
     assert 0 < time_step(one_size().runs[0].spec) < 5
 
 
 # Files and commands
 
 
-def test_a_written_plan_is_what_the_trainer_reads(tmp_path: Path) -> None:
+def test_a_written_plan_is_read_back_by_the_trainer(tmp_path: Path) -> None:
     ladder = two_sizes()
     ladder.frame().to_csv(tmp_path / "plan.csv", index=False)
     corpus = SimpleNamespace(vocab_size=256, tokens_train=10**8)
@@ -393,7 +393,7 @@ def test_a_written_plan_is_what_the_trainer_reads(tmp_path: Path) -> None:
     assert [asdict(spec) for spec in specs] == [asdict(run.spec) for run in ladder.runs]
 
 
-def test_the_summary_and_the_document_say_the_same() -> None:
+def test_summary_and_document_of_a_plan_agree() -> None:
     ladder = two_sizes()
     text, document = ladder.summary(), json.loads(json.dumps(ladder.as_json(), allow_nan=False))
     assert f"{len(document['runs'])} runs of 2 sizes" in text
@@ -444,7 +444,7 @@ def test_the_command_refuses_a_confounded_or_costly_plan_and_writes_nothing(
     assert len(read_table(out)) == every
 
 
-def test_options_are_read_per_size() -> None:
+def test_options_are_parsed_by_size() -> None:
     texts = Texts(
         sizes="50K,.3M", shapes="8,16", layers="2:6,2:10", mlp_ratio="0.5:6", gqa="1:4,1:8",
         hidden="0.1:0.4",
@@ -492,13 +492,13 @@ def test_plan_has_no_other_depths_than_the_listed_ones(tmp_path: Path) -> None:
         assert len(found) > 1
 
 
-def test_options_that_make_no_sense_are_named() -> None:
+def test_invalid_options_are_refused_by_name() -> None:
     usual = {"sizes": "50K,100K", "shapes": "8", "layers": "2", "mlp_ratio": "1:2", "gqa": "1"}
-    for changes, words in (
+    for changes, message in (
         ({"shapes": "1,2,3"}, "`--shapes` must have one value, or one for each of 2 sizes"),
         ({"gqa": "a:b"}, "a range must be LOW:HIGH such as 0.5:6, but got 'a:b'"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             Texts(**usual | changes).rungs()
     with pytest.raises(InputError, match="`--anchors` must be COUNT"):
         allocation_of(20, 1, "four", "")
@@ -529,7 +529,7 @@ def proposals() -> pd.DataFrame:
     )
 
 
-def test_proposals_become_valid_shapes_near_what_was_asked() -> None:
+def test_proposals_become_valid_shapes_near_their_ratios() -> None:
     ladder = plan_proposed(proposals(), two_sizes().points(), layers=(2, 8), settings=SETTINGS)
     for run, asked in zip(ladder.runs, proposals().to_dict("records"), strict=True):
         assert abs(run.shape.n_non_embedding / asked["n_non_embedding"] - 1) <= 0.02
@@ -540,7 +540,7 @@ def test_proposals_become_valid_shapes_near_what_was_asked() -> None:
     assert len({run.spec.run_id for run in ladder.runs}) == 3
 
 
-def test_proposals_are_held_against_the_gate_with_the_runs_that_they_join() -> None:
+def test_confounding_of_proposals_includes_the_runs_that_they_extend() -> None:
     points = two_sizes().points()
     ladder = plan_proposed(proposals(), points, settings=SETTINGS)
     (part,) = ladder.confounding()
@@ -565,9 +565,11 @@ def test_proposals_of_shapes_are_kept(tmp_path: Path) -> None:
     assert len(read_table(tmp_path / "plan.csv")) == 3
 
 
-def test_proposals_that_no_shape_is_near_are_named() -> None:
+def test_proposals_without_a_near_shape_are_refused_by_row() -> None:
     far = proposals().assign(hidden_over_sqrt_n=3.0)
     with pytest.raises(InputError, match=r"proposal 1: no valid shape of 100K is near .*nearest"):
         plan_proposed(far, two_sizes().points(), layers=(2, 8))
-    with pytest.raises(InputError, match="proposal 1 needs the fields of a shape or `n_non_emb"):
+    with pytest.raises(
+        InputError, match="proposal 1 must have the fields of a shape or `n_non_emb"
+    ):
         plan_proposed(pd.DataFrame({"tokens": [1e6]}), two_sizes().points())

@@ -36,7 +36,7 @@ Opened = Callable[..., Ledger]
 
 
 class Clock:
-    """A monotonic clock that goes on when told to."""
+    """Monotonic clock that a test advances."""
 
     def __init__(self) -> None:
         self.seconds = 1000.0
@@ -54,7 +54,7 @@ def claimed_names(ledger: Ledger) -> list[str]:
 
 @pytest.fixture
 def dead_pid() -> int:
-    """The id of a process that has ended and was waited for."""
+    """Return the id of a process that has ended and was waited for."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     return ended.pid
@@ -62,12 +62,12 @@ def dead_pid() -> int:
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every worker's process is one of another machine: nothing is known of it here."""
+    """Make every worker a process of another machine, whose state is unknown."""
     monkeypatch.setattr(ledger_module, "this_process", lambda: ELSEWHERE)
 
 
 def watch_until(ledger: Ledger, clock: Clock, seconds: float) -> RunSpec | None:
-    """Look once a second until a run can be taken, for at most so long."""
+    """Try to claim a run once a second, for at most the given seconds."""
     end = clock.seconds + seconds
     while clock.seconds < end:
         clock.seconds += 1.0
@@ -77,7 +77,7 @@ def watch_until(ledger: Ledger, clock: Clock, seconds: float) -> RunSpec | None:
 
 
 def lose_answers(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Every transaction is made, and its first answer gets lost."""
+    """Commit every transaction and lose its first answer."""
     attempt = ledger._store._attempt
     lost: list[int] = []
 
@@ -98,7 +98,7 @@ def unreachable(*_: object) -> None:
 
 
 class LedgerContract:
-    """What holds for a ledger wherever it is kept."""
+    """Contract of a ledger, for every store."""
 
     @pytest.fixture
     def address(self) -> str:
@@ -106,11 +106,11 @@ class LedgerContract:
 
     @pytest.fixture
     def opened(self, address: str) -> Opened:
-        """Open the one ledger of a test, as another worker would."""
+        """Open the ledger of a test as a further worker."""
         name = f"sweep {uuid.uuid4()}"
         return lambda **options: Ledger(address, **({"sweep": name} | options))
 
-    def test_a_plan_is_planned_in_its_order(self, opened: Opened) -> None:
+    def test_planned_runs_keep_the_order_of_the_plan(self, opened: Opened) -> None:
         ledger = plan(opened(), "cab")
         entries = ledger.entries()
         assert [entry.run_id for entry in entries] == ["c", "a", "b"]
@@ -150,7 +150,7 @@ class LedgerContract:
         ledger.give_back()
         assert states(ledger) == {"a": PLANNED, "b": DONE, "c": PLANNED, "d": PLANNED}
 
-    def test_runs_claimed_together_are_claimed_once_where_answers_get_lost(
+    def test_runs_claimed_together_are_claimed_once_if_answers_are_lost(
         self, opened: Opened, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         ledger = plan(opened(), "abcd")
@@ -183,7 +183,7 @@ class LedgerContract:
         assert [first.run_id, *(run.run_id for run in more)] == ["a", "b", "c", "d"]
         assert not any(dead.beat(name, 1) for name in "abc")
 
-    def test_a_claim_gives_the_spec_that_was_planned(self, opened: Opened) -> None:
+    def test_a_claim_returns_the_planned_spec(self, opened: Opened) -> None:
         assert plan(opened(), "a").claim() == spec("a")
 
     def test_a_run_goes_from_planned_to_done(self, opened: Opened) -> None:
@@ -197,7 +197,7 @@ class LedgerContract:
         assert (entry.state, entry.step, entry.message) == (DONE, 10, None)
         assert ledger.table().to_dict("records") == [row]
 
-    def test_an_entry_tells_who_when_and_how_fast(self, opened: Opened) -> None:
+    def test_an_entry_has_owner_times_and_speed(self, opened: Opened) -> None:
         clock, before = Clock(), time.time()
         ledger = plan(opened(clock=clock), "ab")
         ledger.claim()
@@ -249,7 +249,7 @@ class LedgerContract:
         entry = ledger.entries()[0]
         assert (entry.state, entry.message, entry.attempts) == (DONE, None, 2)
 
-    def test_a_retry_may_name_states_and_runs(self, opened: Opened) -> None:
+    def test_a_retry_is_restricted_to_the_named_states_and_runs(self, opened: Opened) -> None:
         ledger = plan(opened(), "abcd")
         claimed_names(ledger)
         ledger.fail("a", "x")
@@ -263,11 +263,13 @@ class LedgerContract:
         assert ledger.table()["run_id"].tolist() == ["d"]
 
     @pytest.mark.parametrize("state", [DONE, RUNNING, "broken"])
-    def test_what_has_not_failed_is_not_retried(self, opened: Opened, state: str) -> None:
+    def test_retry_of_a_state_other_than_failed_or_diverged_is_refused(
+        self, opened: Opened, state: str
+    ) -> None:
         with pytest.raises(InputError, match=f"must be failed or diverged, but got '{state}'"):
             opened().retry(states=[state])
 
-    def test_planning_again_keeps_states_and_adds_what_is_new(self, opened: Opened) -> None:
+    def test_planning_again_keeps_states_and_adds_new_runs(self, opened: Opened) -> None:
         ledger = plan(opened(), "ab")
         ledger.claim()
         ledger.finish("a", {"run_id": "a"})
@@ -285,7 +287,7 @@ class LedgerContract:
         assert ledger.claim() == spec("a")
 
     @pytest.mark.parametrize(("runs", "owners"), [(1, 5), (7, 2), (12, 4)])
-    def test_many_owners_at_once_never_double_a_run(
+    def test_concurrent_owners_never_claim_a_run_twice(
         self, address: str, runs: int, owners: int
     ) -> None:
         names = [f"run-{number}" for number in range(runs)]
@@ -304,11 +306,11 @@ class LedgerContract:
         assert [entry.run_id for entry in entries] == names
         assert {entry.attempts for entry in entries} == {1}
 
-    def test_two_processes_never_double_a_run(self, address: str) -> None:
+    def test_two_processes_never_claim_a_run_twice(self, address: str) -> None:
         names = [f"{number:02d}" for number in range(30)]
         sweep = str(uuid.uuid4())
         Ledger(address, sweep=sweep).plan([spec(name) for name in names], names)
-        # Both live until both are done: the rows of a process that ended would be taken over.
+        # Both processes live until both are done, because rows of an ended process are taken over.
         script = (
             "import sys, json; from shapelaw.trainers.ledger.ledger import Ledger\n"
             "ledger = Ledger(sys.argv[1], sweep=sys.argv[2]); print('ready', flush=True); input()\n"
@@ -349,7 +351,7 @@ class LedgerContract:
         assert first.beat("a", 1)
         assert not second.beat("a", 1)
 
-    def test_a_run_whose_heartbeat_stands_still_is_taken_over(self, opened: Opened) -> None:
+    def test_a_run_whose_heartbeat_has_stopped_is_taken_over(self, opened: Opened) -> None:
         clock = Clock()
         first, second = plan(opened(), "a"), opened(clock=clock)
         first.claim()
@@ -361,7 +363,7 @@ class LedgerContract:
 
     @pytest.mark.usefixtures("elsewhere")
     @pytest.mark.parametrize("jump", [-DAY, DAY, -20 * 365 * DAY])
-    def test_no_jump_of_the_clock_takes_a_run_from_a_living_worker(
+    def test_a_jump_of_the_clock_takes_no_run_from_a_living_worker(
         self, opened: Opened, monkeypatch: pytest.MonkeyPatch, jump: float
     ) -> None:
         clock, wall = Clock(), time.time()
@@ -378,19 +380,19 @@ class LedgerContract:
 
     @pytest.mark.usefixtures("elsewhere")
     @pytest.mark.parametrize("jump", [-DAY, DAY])
-    def test_no_jump_of_the_clock_keeps_a_dead_worker_alive(
+    def test_a_dead_worker_is_detected_after_a_jump_of_the_clock(
         self, opened: Opened, monkeypatch: pytest.MonkeyPatch, jump: float
     ) -> None:
         clock, wall = Clock(), time.time()
         first, second = plan(opened(), "a"), opened(clock=clock)
         monkeypatch.setattr(time, "time", lambda: wall + jump)
-        first.claim()  # its last sign of life bears a time of tomorrow, or of yesterday
+        first.claim()  # its last heartbeat has a time of tomorrow or of yesterday
         monkeypatch.setattr(time, "time", lambda: wall)
         assert watch_until(second, clock, STALE_SECONDS) is None
         assert watch_until(second, clock, 5) == spec("a")
 
     @pytest.mark.usefixtures("elsewhere")
-    def test_who_slept_has_not_watched(self, opened: Opened) -> None:
+    def test_time_in_which_the_observer_slept_does_not_count(self, opened: Opened) -> None:
         clock = Clock()
         first, second = plan(opened(), "a"), opened(clock=clock)
         first.claim()
@@ -420,7 +422,7 @@ class LedgerContract:
         assert not second.fail("a", "twice"), "a run ends once"
         assert states(second) == {"a": DONE}
 
-    def test_a_note_is_kept_once_beside_the_state(self, opened: Opened) -> None:
+    def test_a_repeated_note_is_stored_once(self, opened: Opened) -> None:
         ledger = plan(opened(), "a")
         ledger.claim()
         for text in ("compile failed; eager", "began again at step 0", "compile failed; eager"):
@@ -439,14 +441,14 @@ class LedgerContract:
         assert [len(entry.rows) for entry in ledger.entries()] == [2, 1, 0]
         assert ledger.table()["run_id"].tolist() == ["a-1", "a", "b"]
 
-    def test_a_run_that_is_given_back_is_the_next_to_be_taken(self, opened: Opened) -> None:
+    def test_a_released_run_is_claimed_next(self, opened: Opened) -> None:
         first, second = plan(opened(), "ab"), opened()
         first.claim()
         assert first.release("a")
         assert not first.beat("a", 1)
         assert claimed_names(second) == ["a", "b"]
 
-    def test_the_last_claim_is_given_back_and_nothing_else(self, opened: Opened) -> None:
+    def test_give_back_returns_only_the_last_claim(self, opened: Opened) -> None:
         first, second = plan(opened(), "abc"), opened()
         first.give_back()  # nothing was claimed
         for name in "abc":
@@ -458,7 +460,7 @@ class LedgerContract:
         states = {entry.run_id: entry.state for entry in second.entries()}
         assert states == {"a": DONE, "b": RUNNING, "c": PLANNED}
 
-    def test_what_is_written_is_there_after_opening_again(self, opened: Opened) -> None:
+    def test_records_are_present_after_opening_again(self, opened: Opened) -> None:
         ledger = plan(opened(), "ab")
         ledger.claim()
         row: dict[str, object] = {"run_id": "a", "loss": 2.0 / 3, "qk_norm": True, "tokens": 10**13}
@@ -467,13 +469,13 @@ class LedgerContract:
         assert again.entries()[0].row == row
         assert again.owner != ledger.owner
 
-    def test_any_text_can_be_a_message(self, opened: Opened) -> None:
+    def test_any_text_is_accepted_as_a_message(self, opened: Opened) -> None:
         ledger = plan(opened(), "a")
         ledger.claim()
         ledger.fail("a", "Ü: 'quoted' \"x\" %s :name \0 \ud800 \n;--")
         assert ledger.entries()[0].message == "Ü: 'quoted' \"x\" %s :name  ? \n;--"
 
-    def test_the_sweeps_of_one_place_know_nothing_of_each_other(self, opened: Opened) -> None:
+    def test_sweeps_in_one_store_are_independent(self, opened: Opened) -> None:
         first, second = plan(opened(), "ab"), opened(sweep=f"another {uuid.uuid4()}")
         assert second.claim() is None
         second.plan([spec("a", tokens=99_999)], ["another identity of the same name"])
@@ -482,7 +484,7 @@ class LedgerContract:
         assert states(second) == {"a": PLANNED}
         assert states(first) == {"a": DONE, "b": RUNNING}
 
-    def test_nothing_is_doubled_or_lost_with_the_answer_to_a_commit(
+    def test_nothing_is_doubled_or_lost_if_the_answer_to_a_commit_is_lost(
         self, opened: Opened, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         ledger = plan(opened(), "a")
@@ -502,7 +504,7 @@ class LedgerContract:
         assert states(ledger) == {"a": DONE, "b": PLANNED, "c": DIVERGED}
         assert sum(lost) == 11, "one answer of every change"
 
-    def test_training_goes_on_while_the_ledger_is_out_of_reach(
+    def test_heartbeats_are_skipped_while_the_ledger_is_out_of_reach(
         self, opened: Opened, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         clock = Clock()
@@ -521,7 +523,9 @@ class LedgerContract:
         with pytest.raises(LedgerUnreachable, match="the server is away"):
             ledger.beat("a", 3)
 
-    def test_patience_has_an_end(self, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_ledger_out_of_reach_is_an_error_after_its_patience(
+        self, opened: Opened, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         ledger = opened(patience=0.2)
         monkeypatch.setattr(ledger._store, "_attempt", unreachable)
         with pytest.raises(LedgerUnreachable, match=r"for 0.2 s \(the server is away\)"):
@@ -533,7 +537,7 @@ class TestSQLite(LedgerContract):
     def address(self, tmp_path: Path) -> str:
         return str(tmp_path / "deep" / "ledger.sqlite")
 
-    def test_a_path_is_an_address(self, tmp_path: Path) -> None:
+    def test_a_path_is_accepted_as_address(self, tmp_path: Path) -> None:
         plan(open_ledger(tmp_path / "ledger.sqlite"))
         assert len(open_ledger(str(tmp_path / "ledger.sqlite")).entries()) == 3
 
@@ -544,12 +548,12 @@ class TestPostgres(LedgerContract):
     def address(self, postgres: Server) -> str:
         return postgres.url().partition("?")[0]
 
-    def test_the_url_may_name_the_sweep(self, postgres: Server, address: str) -> None:
+    def test_the_sweep_is_read_from_the_url(self, postgres: Server, address: str) -> None:
         plan(open_ledger(postgres.url("named in the URL").replace(" ", "%20")))
         assert len(open_ledger(address, sweep="named in the URL").entries()) == 3
 
     @pytest.mark.usefixtures("elsewhere")
-    def test_a_sign_of_life_in_the_last_moment_is_heard(
+    def test_a_heartbeat_at_the_last_moment_prevents_a_takeover(
         self, address: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         clock = Clock()
@@ -570,7 +574,7 @@ class TestPostgres(LedgerContract):
         assert second.claim() is None
         assert first.finish("a", {"run_id": "a"})
 
-    def test_a_row_that_another_session_holds_is_passed_over(
+    def test_a_row_locked_by_another_session_is_skipped(
         self, postgres: Server, address: str
     ) -> None:
         ledger = plan(Ledger(address, sweep="held"), "ab")
@@ -582,7 +586,7 @@ class TestPostgres(LedgerContract):
             assert ledger.claim() is None
         assert ledger.claim() == spec("a")
 
-    def test_a_heartbeat_does_not_wait_long_for_a_locked_row(
+    def test_a_heartbeat_waits_only_briefly_for_a_locked_row(
         self, postgres: Server, address: str
     ) -> None:
         ledger = plan(Ledger(address, sweep="locked"), "a")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shapelaw.trainers.ledger import liveness
 from shapelaw.trainers.ledger.liveness import (
-    LONGEST_GAP,
+    MAX_OBSERVED_GAP,
     Heartbeat,
     Watch,
     is_gone,
@@ -24,7 +24,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="tells t
 
 @pytest.fixture
 def dead_pid() -> int:
-    """The id of a process that has ended and was waited for."""
+    """Return the id of a process that has ended and was waited for."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     return ended.pid
@@ -45,7 +45,7 @@ def test_a_process_that_ended_but_was_not_waited_for_is_dead() -> None:
         ended.wait()
 
 
-def test_this_process_and_the_first_one_live(dead_pid: int) -> None:
+def test_this_process_and_process_1_are_alive(dead_pid: int) -> None:
     assert process_exists(os.getpid())
     assert process_exists(1)
     assert not process_exists(dead_pid)
@@ -56,34 +56,34 @@ def test_a_living_process_is_not_gone() -> None:
 
 
 def test_an_ended_process_of_this_machine_is_gone(dead_pid: int) -> None:
-    machine, _, begun = this_process().mark.split("/")
-    assert is_gone(f"{machine}/{dead_pid}/{begun}")
+    machine, _, start = this_process().mark.split("/")
+    assert is_gone(f"{machine}/{dead_pid}/{start}")
 
 
 @linux
-def test_another_process_under_a_used_id_is_not_taken_for_the_old_one() -> None:
-    machine, pid, begun = this_process().mark.split("/")
-    assert is_gone(f"{machine}/{pid}/{int(begun) - 1}")
+def test_a_process_whose_id_was_reused_is_gone() -> None:
+    machine, pid, start = this_process().mark.split("/")
+    assert is_gone(f"{machine}/{pid}/{int(start) - 1}")
 
 
 @pytest.mark.parametrize("mark", ["elsewhere/1/5", "elsewhere:a:b/99999999/5", "", "/", "//", "a"])
-def test_of_another_machines_processes_nothing_is_known(mark: str) -> None:
+def test_a_process_of_another_machine_is_never_gone(mark: str) -> None:
     assert not is_gone(mark)
 
 
 @linux
-def test_a_machine_of_the_same_name_after_a_reboot_is_another(
+def test_a_process_from_before_a_reboot_of_a_machine_is_never_gone(
     monkeypatch: pytest.MonkeyPatch, dead_pid: int
 ) -> None:
-    machine, _, begun = this_process().mark.split("/")
+    machine, _, start = this_process().mark.split("/")
     host, boot, space = machine.rsplit(":", 2)
-    assert not is_gone(f"{host}:{boot}x:{space}/{dead_pid}/{begun}")
-    assert not is_gone(f"{host}:{boot}:{space}1/{dead_pid}/{begun}"), "another container"
+    assert not is_gone(f"{host}:{boot}x:{space}/{dead_pid}/{start}")
+    assert not is_gone(f"{host}:{boot}:{space}1/{dead_pid}/{start}"), "another container"
     monkeypatch.setattr(liveness.socket, "gethostname", lambda: "renamed")
-    assert not is_gone(f"{machine}/{dead_pid}/{begun}")
+    assert not is_gone(f"{machine}/{dead_pid}/{start}")
 
 
-def test_a_counter_that_moves_has_not_stood_still() -> None:
+def test_watched_time_of_a_changing_counter_is_zero() -> None:
     clock = Clock()
     watch = Watch(clock)
     for beat in range(100):
@@ -91,7 +91,7 @@ def test_a_counter_that_moves_has_not_stood_still() -> None:
         assert watch.look({"a": beat, "b": 7}) == {"a": 0.0, "b": float(beat)}
 
 
-def test_what_was_not_looked_at_begins_anew() -> None:
+def test_watched_time_of_a_counter_restarts_after_it_was_absent() -> None:
     clock = Clock()
     watch = Watch(clock)
     for _ in range(4):
@@ -103,7 +103,7 @@ def test_what_was_not_looked_at_begins_anew() -> None:
 
 
 @given(st.lists(st.floats(0.0, 1e6), min_size=1, max_size=30))
-def test_no_more_time_is_counted_than_was_watched(gaps: list[float]) -> None:
+def test_watched_time_excludes_gaps_between_observations(gaps: list[float]) -> None:
     clock = Clock()
     watch = Watch(clock)
     watch.look({"a": 1})
@@ -111,7 +111,7 @@ def test_no_more_time_is_counted_than_was_watched(gaps: list[float]) -> None:
         clock.seconds += gap
         still = watch.look({"a": 1})["a"]
     assert still <= clock.seconds + 1e-6
-    assert still <= LONGEST_GAP * len(gaps)
+    assert still <= MAX_OBSERVED_GAP * len(gaps)
 
 
 def test_heartbeat_ends_when_the_work_is_lost() -> None:

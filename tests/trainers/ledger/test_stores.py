@@ -14,7 +14,7 @@ from support.ledgers import plan, spec, states
 from support.postgres import Server
 
 
-def test_ledger_of_first_version_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_ledger_of_first_version_is_refused_and_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     with closing(sqlite3.connect(path)) as database, database:
         database.execute("CREATE TABLE runs (run_id TEXT PRIMARY KEY, state TEXT NOT NULL)")
@@ -59,20 +59,22 @@ def test_a_folder_in_place_of_the_file_is_a_work_error(tmp_path: Path) -> None:
         Ledger(tmp_path)
 
 
-def test_a_file_that_is_no_ledger_is_a_work_error(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_ledger_is_a_work_error(tmp_path: Path) -> None:
     (tmp_path / "ledger.sqlite").write_text("this is not a database " * 100)
-    with pytest.raises(WorkError, match=r"cannot be used .* free space, or move it away"):
+    with pytest.raises(
+        WorkError, match=r"cannot be used .* free space on the disk, or move the file away"
+    ):
         Ledger(tmp_path / "ledger.sqlite")
 
 
 def locked(path: Path) -> sqlite3.Connection:
-    """A connection, usable in any thread, that keeps every writer out."""
+    """Return a connection, usable in any thread, whose transaction locks out every writer."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     connection.execute("BEGIN IMMEDIATE")
     return connection
 
 
-def test_a_locked_file_is_waited_for_and_can_be_read(tmp_path: Path) -> None:
+def test_a_locked_file_can_be_read_and_is_written_after_the_lock(tmp_path: Path) -> None:
     ledger = plan(Ledger(tmp_path / "ledger.sqlite"))
     with closing(locked(tmp_path / "ledger.sqlite")) as other:
         assert len(ledger.entries()) == 3, "who only reads does not wait"
@@ -89,19 +91,19 @@ def test_a_locked_file_is_waited_for_and_can_be_read(tmp_path: Path) -> None:
         timer.join()
 
 
-def test_a_file_that_stays_locked_is_one_clear_error(tmp_path: Path) -> None:
+def test_a_file_that_stays_locked_is_refused_with_its_name(tmp_path: Path) -> None:
     ledger = plan(Ledger(tmp_path / "ledger.sqlite", patience=0.3))
-    words = r"was locked by another process for 0.3 s .*; end that process \(`fuser "
+    message = r"was locked by another process for 0.3 s .*; end that process \(`fuser "
     with (
         closing(locked(tmp_path / "ledger.sqlite")),
-        pytest.raises(LedgerUnreachable, match=words),
+        pytest.raises(LedgerUnreachable, match=message),
     ):
         ledger.claim()
     assert ledger.claim() == spec("a")
 
 
 @pytest.mark.parametrize(
-    ("address", "sweep", "words"),
+    ("address", "sweep", "message"),
     [
         ("mysql://u:secret@h/d", None, r"path or postgresql://.*, but got mysql://"),
         ("postgresql://u:secret@h/d", None, r"`\?sweep=NAME` must name .* got none; end the URL"),
@@ -109,10 +111,8 @@ def test_a_file_that_stays_locked_is_one_clear_error(tmp_path: Path) -> None:
         ("postgresql://u:secret@h/d?sweep=a", "b", r"got 'a' and 'b'"),
     ],
 )
-def test_an_address_that_says_too_little_is_refused(
-    address: str, sweep: str | None, words: str
-) -> None:
-    with pytest.raises(InputError, match=words) as refused:
+def test_an_incomplete_address_is_refused(address: str, sweep: str | None, message: str) -> None:
+    with pytest.raises(InputError, match=message) as refused:
         Ledger(address, sweep=sweep)
     assert "secret" not in str(refused.value)
 
@@ -125,7 +125,7 @@ def test_an_address_that_says_too_little_is_refused(
         "postgresql+psycopg://127.0.0.1:1/d?user=me&password=secret&sweep=a",
     ],
 )
-def test_a_server_that_is_not_there_is_named_without_the_password(address: str) -> None:
+def test_an_unreachable_server_is_named_without_the_password(address: str) -> None:
     pytest.importorskip("psycopg")
     with pytest.raises(LedgerUnreachable, match=r"out of reach for 0.2 s .*127.0.0.1") as away:
         Ledger(address, patience=0.2)
@@ -133,7 +133,9 @@ def test_a_server_that_is_not_there_is_named_without_the_password(address: str) 
     assert "secret" not in str(away.value)
 
 
-def test_without_psycopg_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_psycopg_is_named_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(InputError, match=r'pip install "shapelaw\[postgres\]"'):
         Ledger("postgresql://h/d?sweep=a")
@@ -141,34 +143,39 @@ def test_without_psycopg_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.xdist_group("postgres")
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
-        (("ladder@", "stranger@"), r'refuses: .*role "stranger" does not exist'),
-        (("/postgres?", "/nowhere?"), r'refuses: .*database "nowhere" does not exist'),
+        (("ladder@", "stranger@"), r'refuses the connection .*role "stranger" does not exist'),
+        (
+            ("/postgres?", "/nowhere?"),
+            r'refuses the connection .*database "nowhere" does not exist',
+        ),
     ],
 )
-def test_a_server_that_refuses_is_not_asked_again(
-    postgres: Server, change: tuple[str, str], words: str
+def test_a_permanent_refusal_of_the_server_is_not_retried(
+    postgres: Server, change: tuple[str, str], message: str
 ) -> None:
-    with pytest.raises(WorkError, match=words):
+    with pytest.raises(WorkError, match=message):
         Ledger(postgres.url().replace(*change))
 
 
 @pytest.mark.xdist_group("postgres")
-def test_a_user_without_the_right_to_make_tables_is_told(postgres: Server) -> None:
+def test_a_user_without_permission_to_create_tables_is_refused(postgres: Server) -> None:
     with postgres.connection() as other:
         other.execute("CREATE DATABASE closed")
         other.execute("CREATE USER guest")
     url = postgres.url().replace("/postgres?", "/closed?").replace("ladder@", "guest@")
-    with pytest.raises(WorkError, match=r"cannot be used .*permission denied.* needs the right"):
+    with pytest.raises(
+        WorkError, match=r"cannot be used .*permission denied.* needs the permission"
+    ):
         Ledger(url)
 
 
 @pytest.mark.xdist_group("postgres")
-def test_a_restart_of_the_server_is_waited_out(postgres: Server) -> None:
+def test_transactions_survive_a_restart_of_the_server(postgres: Server) -> None:
     ledger = plan(Ledger(postgres.url("restarted"), patience=60.0))
     assert ledger.claim() == spec("a")
-    postgres.stop("immediate")  # as a crash: nothing is said to those who are connected
+    postgres.stop("immediate")  # like a crash: clients are not notified
     start = threading.Timer(1.0, postgres.start)
     start.start()
     assert ledger.finish("a", {"run_id": "a"})
