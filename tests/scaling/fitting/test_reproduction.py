@@ -232,7 +232,7 @@ def test_the_papers_score_of_a_form_that_holds_beats_one_that_does_not():
     table = simulated_shapes()
     noise = np.exp(0.002 * np.random.default_rng(2).standard_normal(len(table)))
     loss = table["floor"] * FORMS["paper-multiplicative"][1](table) * noise
-    table = with_best_loss(table.assign(loss=loss))
+    table = with_best_loss(table.assign(loss=loss)).frame
     large = table[N] > 1e8
     right = held_out_scores("paper-multiplicative", table[~large], table[large])
     wrong = held_out_scores("paper-joint", table[~large], table[large])
