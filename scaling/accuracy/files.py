@@ -1,4 +1,4 @@
-"""Links to and from JSON: coefficients with covariance, what was measured, hold-out errors."""
+"""JSON files of links: coefficients with covariance, source of the fit, hold-out errors."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +17,15 @@ KIND = "accuracy-links"
 
 
 def save_links(path: Path, links: Link | Links) -> None:
-    """Write links whole; predictions of the loaded ones are the same to 1e-12."""
+    """Write links to a JSON file; the loaded links predict the same to 1e-12."""
     write_json(path, document(links))
 
 
 def document(links: Link | Links) -> dict[str, Any]:
-    """The document that :func:`save_links` writes; matrices as the rows of their lower half."""
+    """Build the document that :func:`save_links` writes.
+
+    Symmetric matrices are stored as the rows of their lower triangle.
+    """
     links = links.alone() if isinstance(links, Link) else links
     measured = links.measured
     return {
@@ -70,57 +73,59 @@ def _link(link: Link) -> dict[str, Any]:
 
 
 def load_links(path: Path) -> Links:
-    """Read what :func:`save_links` wrote.
+    """Read links from a file that :func:`save_links` wrote.
 
     Raises
     ------
     InputError
-        The file is not one of links, of another schema version, or damaged.
+        The file holds no links, has another schema version, or is damaged.
     """
-    found = read_json(path)
-    if found.get("kind") != KIND or found.get("schema_version") != SCHEMA:
+    content = read_json(path)
+    if content.get("kind") != KIND or content.get("schema_version") != SCHEMA:
         raise InputError(
             f"{path} must be {KIND} of schema version {SCHEMA}, but is "
-            f"{found.get('kind')!r} of version {found.get('schema_version')!r}; "
+            f"{content.get('kind')!r} of version {content.get('schema_version')!r}; "
             "fit the links again and save them"
         )
     try:
-        return _links(found)
+        return _links(content)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path} is damaged ({error}); fit the links again and save them"
         ) from None
 
 
-def _links(found: dict[str, Any]) -> Links:
-    low, high = found["loss_range"]
+def _links(content: dict[str, Any]) -> Links:
+    low, high = content["loss_range"]
     measured = LinkSource(
-        validation=str(found["validation"]),
+        validation=str(content["validation"]),
         loss_range=(float(low), float(high)),
-        run_ids=tuple(map(str, found["run_ids"])),
-        data_sha256=str(found["data_sha256"]),
-        provenance={str(name): str(text) for name, text in found["provenance"].items()},
+        run_ids=tuple(map(str, content["run_ids"])),
+        data_sha256=str(content["data_sha256"]),
+        provenance={str(name): str(text) for name, text in content["provenance"].items()},
     )
-    one = found["ceiling_one"]
-    links = _read_part(found, measured)
-    hold_out = tuple(dict(row) for row in found["hold_out"])
-    return with_other(replace(links, hold_out=hold_out), one and _read_part(one, measured))
+    ceiling_one = content["ceiling_one"]
+    links = _read_part(content, measured)
+    hold_out = tuple(dict(row) for row in content["hold_out"])
+    other = ceiling_one and _read_part(ceiling_one, measured)
+    return with_other(replace(links, hold_out=hold_out), other)
 
 
-def _read_part(found: dict[str, Any], measured: LinkSource) -> Links:
-    covariance, noise = _symmetric(found["covariance"]), _symmetric(found["noise"])
+def _read_part(content: dict[str, Any], measured: LinkSource) -> Links:
+    covariance, noise = _symmetric(content["covariance"]), _symmetric(content["noise"])
     links: list[Link] = []
     parameter = step = 0
-    for written in found["links"]:
-        stages = tuple(_stage(one) for one in written["steps"])
-        own = slice(parameter, parameter := parameter + sum(len(one.theta) for one in stages))
+    for written in content["links"]:
+        stages = tuple(_stage(stage) for stage in written["steps"])
+        count = sum(len(stage.theta) for stage in stages)
+        parameters = slice(parameter, parameter := parameter + count)
         steps = slice(step, step := step + len(stages))
         links.append(
             Link(
                 task=Task(name=written["task"], chance=written["chance"], items=written["items"]),
                 form=str(written["form"]),
                 stages=stages,
-                covariance=covariance[own, own],
+                covariance=covariance[parameters, parameters],
                 noise=noise[steps, steps],
                 degrees=int(written["degrees"]),
                 measured=measured,
@@ -128,7 +133,7 @@ def _read_part(found: dict[str, Any], measured: LinkSource) -> Links:
             )
         )
     if not links or len(covariance) != parameter or len(noise) != step:
-        raise ValueError(f"{parameter} parameters and {step} steps do not fit its matrices")
+        raise ValueError(f"its matrices do not fit {parameter} parameters and {step} steps")
     return Links(links=tuple(links), covariance=covariance, noise=noise)
 
 
@@ -138,7 +143,9 @@ def _stage(written: dict[str, Any]) -> LinkStage:
     curve = CURVES[written["curve"]](**written["constants"])
     theta = np.array(written["parameters"], dtype=float)
     if not np.all(np.isfinite(theta)) or len(theta) != len(curve.bounds(np.array([1.0, 2.0]))):
-        raise ValueError(f"its parameters are not those of a {written['curve']}")
+        raise ValueError(
+            f"a {written['curve']} needs other parameters than {written['parameters']}"
+        )
     return LinkStage(curve=curve, theta=theta, at_bound=tuple(written["at_bound"]))
 
 
@@ -151,5 +158,5 @@ def _symmetric(rows: list[list[float]]) -> np.ndarray:
     for i, row in enumerate(rows):
         matrix[i, : i + 1] = row
     if not np.all(np.isfinite(matrix)):
-        raise ValueError("a matrix has a number that is not finite")
+        raise ValueError("a matrix holds a number that is not finite")
     return np.asarray(matrix + np.tril(matrix, -1).T)

@@ -1,9 +1,10 @@
-"""From loss to downstream accuracy: fit links per task and over a fixed set of tasks.
+"""Fits of links from loss to downstream accuracy, per task and over a fixed set of tasks.
 
 A table has one row per model: a loss column, ``accuracy_<task>`` as fractions and, for two steps,
 ``bpb_<task>``, the bits per byte of the correct answers. A link holds for losses on the validation
-set that it was fitted on and for no other. To go from N and D by a task's own loss (arXiv
-2412.04403), fit a law to ``bpb_<task>`` and link that column by a sigmoid: ``loss="bpb_<task>"``.
+set that it was fitted on and for no other. To predict accuracy from N and D by way of a task's own
+loss (arXiv 2412.04403), fit a law to ``bpb_<task>`` and link that column by a sigmoid:
+``loss="bpb_<task>"``.
 """
 
 import csv
@@ -33,8 +34,8 @@ from shapelaw.scaling.files import data_folder
 from shapelaw.scaling.runs.table import RunTable, as_run_table, fingerprint
 from shapelaw.scaling.runs.validation import check_numbers, require_columns, same_losses
 
-ABOVE_CHANCE = 3.0  # standard errors by which a row must exceed chance to count
-SPARE_ROWS = 2  # more than parameters: fewer leave the noise unknown
+MIN_ERRORS_ABOVE_CHANCE = 3.0  # standard errors by which a model must exceed chance to count
+MIN_SPARE_ROWS = 2  # rows beyond the parameters; with fewer the noise cannot be estimated
 SOURCE = "the table of models"
 
 
@@ -61,9 +62,15 @@ def fit_links(
     loss
         The column of losses, in nats per token.
     validation
-        What the losses were measured on; by default what follows ``loss_`` in the column's name.
+        The name of the validation set of the losses; by default the part of the column's name
+        after ``loss_``.
     provenance
-        In words: source, licence, tokenizer, metric, ...
+        Source, licence, tokenizer, metric and the like, as texts by name.
+
+    Returns
+    -------
+    One link per task with their joint covariance. Where the form has a fitted ceiling, intervals
+    beyond the fitted losses also span a second fit with the ceiling held at 1.
 
     Raises
     ------
@@ -72,14 +79,14 @@ def fit_links(
         accuracies of a task are within noise of chance.
     """
     if not tasks:
-        raise InputError("`tasks` must name at least one task, but is empty; name what to predict")
-    chosen = [task if isinstance(task, Task) else _known(task) for task in tasks]
+        raise InputError("`tasks` must name at least one task, but is empty; name a task")
+    chosen = [task if isinstance(task, Task) else _known_task(task) for task in tasks]
     form = _form(form)
     used = _checked(as_run_table(table).frame, chosen, form, loss)
     losses = used[loss].to_numpy(dtype=float)
     solved = [_solve(form, task, losses, used) for task in chosen]
     for task, steps in zip(chosen, solved, strict=True):
-        _above_chance(task, used[f"accuracy_{task.name}"].to_numpy(dtype=float), steps[-1])
+        _check_chance(task, used[f"accuracy_{task.name}"].to_numpy(dtype=float), steps[-1])
     measured = LinkSource(
         validation=validation or _validation(loss),
         loss_range=(float(losses.min()), float(losses.max())),
@@ -88,10 +95,10 @@ def fit_links(
         provenance=_tokenizer(used) | dict(provenance or {}),
     )
     links = _joined(chosen, solved, form.name, measured)
-    one = _ceiling_one(form)
-    if one is None:
+    held_form = _with_ceiling_one(form)
+    if held_form is None:
         return links
-    other = [_solve(one, task, losses, used) for task in chosen]
+    other = [_solve(held_form, task, losses, used) for task in chosen]
     return with_other(links, _joined(chosen, other, f"{form.name}, ceiling 1", measured))
 
 
@@ -103,16 +110,17 @@ def held_out(
     Parameters
     ----------
     links
-        Fitted on other models.
+        Links that were fitted on other models.
     table
-        As for :func:`fit_links`; every task of the set must be there.
+        A table as for :func:`fit_links`, with every task of the set.
     loss
-        The column of losses; by default that of the links' validation set.
+        The column of losses, in nats per token; by default that of the links' validation set.
 
     Returns
     -------
-    One row per model and task, and per model for the mean over the set: ``error`` is predicted
-    minus measured, a fraction; ``inside`` says whether the 95 % interval holds the measurement.
+    One row per model and task, and one per model for the mean over the set. ``error`` is predicted
+    minus measured accuracy, a fraction; ``inside`` is true where the 95 % interval contains the
+    measured accuracy.
 
     Raises
     ------
@@ -121,9 +129,9 @@ def held_out(
     """
     column = loss or f"loss_{links.measured.validation}"
     used = _checked(as_run_table(table).frame, [link.task for link in links.links], None, column)
-    if known := sorted(set(used["run_id"]) & set(links.measured.run_ids)):
+    if fitted := sorted(set(used["run_id"]) & set(links.measured.run_ids)):
         raise InputError(
-            f"`{known[0]}` was fitted, so it is no test of the links; give other models only"
+            f"`table` must not be fitted models, but `{fitted[0]}` is one; give other models only"
         )
     rows = []
     for row in used.to_dict("records"):
@@ -131,7 +139,7 @@ def held_out(
         measured["mean"] = float(np.mean(list(measured.values())))
         answers = links.predict(float(row[column]), validation=links.measured.validation)
         for answer in answers:
-            known_low, known_high = float(answer.low or 0), float(answer.high or 0)
+            low, high = float(answer.low or 0), float(answer.high or 0)
             truth = measured[answer.task]
             rows.append(
                 {
@@ -141,10 +149,10 @@ def held_out(
                     "loss": answer.loss,
                     "measured": truth,
                     "predicted": answer.value,
-                    "low": known_low,
-                    "high": known_high,
+                    "low": low,
+                    "high": high,
                     "error": float(answer.value or 0) - truth,
-                    "inside": known_low <= truth <= known_high,
+                    "inside": low <= truth <= high,
                 }
             )
     return pd.DataFrame(rows)
@@ -152,7 +160,7 @@ def held_out(
 
 @cache
 def known_tasks() -> dict[str, Task]:
-    """Tasks with chance levels and numbers of test items, from ``data/accuracy/tasks.csv``."""
+    """Read tasks with chance levels and numbers of test items, ``data/accuracy/tasks.csv``."""
     path = data_folder() / "accuracy" / "tasks.csv"
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -163,12 +171,17 @@ def known_tasks() -> dict[str, Task]:
 
 
 def load_link(name: str | Path) -> Links:
-    """The shipped links of a name (``olmo-ladder``), or those of a file.
+    """Load the shipped links of a name (``olmo-ladder``), or the links of a file.
+
+    Parameters
+    ----------
+    name
+        The name of shipped links, or the path of a JSON file.
 
     Raises
     ------
     InputError
-        There are none of that name, or the file is not one of links.
+        No links of that name are shipped, or the file holds no links.
     """
     path = Path(name)
     if path.suffix == ".json":
@@ -182,10 +195,10 @@ def load_link(name: str | Path) -> Links:
     return load_links(shipped[str(name)])
 
 
-def _known(name: str) -> Task:
+def _known_task(name: str) -> Task:
     if name not in known_tasks():
         raise InputError(
-            f"the chance level of `{name}` is not known; give it as "
+            f"`{name}` must be a known task; give its chance level as "
             f'Task(name="{name}", chance=...), or use one of {", ".join(known_tasks())}'
         )
     return known_tasks()[name]
@@ -199,8 +212,8 @@ def _form(form: str | Form) -> Form:
     return FORMS[form]
 
 
-def _ceiling_one(form: Form) -> Form | None:
-    """The form with its ceiling held at 1, where it would be fitted."""
+def _with_ceiling_one(form: Form) -> Form | None:
+    """Return the form with its ceiling held at 1, or None where no ceiling is fitted."""
     last = form.second if isinstance(form, TwoStep) else form
     if not isinstance(last, Sigmoid) or last.ceiling is not None:
         return None
@@ -211,7 +224,7 @@ def _ceiling_one(form: Form) -> Form | None:
 def _validation(loss: str) -> str:
     if loss == "loss":
         raise InputError(
-            "`loss` does not say which validation set it was measured on; name it with "
+            "the column `loss` must come with the validation set of the losses; name the set by "
             '`validation="..."`'
         )
     return loss.removeprefix("loss_")
@@ -224,11 +237,11 @@ def _tokenizer(used: pd.DataFrame) -> dict[str, str]:
 def _checked(
     table: pd.DataFrame, tasks: Sequence[Task], form: Form | None, loss: str
 ) -> pd.DataFrame:
-    """The columns that are used, every value within its rule."""
+    """Select the columns that a fit uses, and refuse values that break a rule."""
     accuracies = [f"accuracy_{task.name}" for task in tasks]
     task_losses = [f"bpb_{task.name}" for task in tasks] if isinstance(form, TwoStep) else []
     require_columns(table, (loss, *accuracies, *task_losses), SOURCE)
-    table = table.reset_index(drop=True)  # errors count its rows as the lines of a file
+    table = table.reset_index(drop=True)  # errors number rows as the lines of a file
     used = table[list(dict.fromkeys((loss, *accuracies, *task_losses)))].copy()
     names = table["run_id"] if "run_id" in table else [f"row-{i}" for i in range(len(table))]
     used.insert(0, "run_id", [str(name) for name in names])
@@ -237,10 +250,10 @@ def _checked(
     if loss == "loss" and "corpus" in table:
         same_losses(table, SOURCE)
     same_losses(used, SOURCE)
-    twice = used["run_id"].duplicated()
-    if twice.any():
+    repeated = used["run_id"].duplicated()
+    if repeated.any():
         raise InputError(
-            f"{SOURCE}: `run_id` must be unique, but {used['run_id'][twice].iloc[0]!r} stands "
+            f"{SOURCE}: `run_id` must be unique, but {used['run_id'][repeated].iloc[0]!r} occurs "
             "twice; keep the final checkpoint of each run"
         )
     check_numbers(used, (loss, *task_losses), SOURCE)
@@ -251,73 +264,74 @@ def _checked(
             raise InputError(
                 f"{SOURCE}: `0 <= {name} <= 1` must hold, but {used['run_id'][broken].iloc[0]} has "
                 f"{used[name][broken].iloc[0]}; give fractions, and leave out models that lack a "
-                "task: a mean is only taken over the same tasks"
+                "task: a mean needs all tasks of every model"
             )
     numbers = [name for name in used if name not in ("run_id", "tokenizer")]
     return used.astype(dict.fromkeys(numbers, float))
 
 
 def _solve(form: Form, task: Task, losses: np.ndarray, used: pd.DataFrame) -> list[Solved]:
-    """Fit the steps of a form, each to what was observed."""
+    """Fit the steps of a form, each to observed values."""
     accuracy = used[f"accuracy_{task.name}"].to_numpy(dtype=float)
     if isinstance(form, TwoStep):
-        between = used[f"bpb_{task.name}"].to_numpy(dtype=float)
+        task_losses = used[f"bpb_{task.name}"].to_numpy(dtype=float)
         steps: list[tuple[Curve, np.ndarray, np.ndarray]]
-        steps = [(form.first, losses, between), (form.second, between, accuracy)]
+        steps = [(form.first, losses, task_losses), (form.second, task_losses, accuracy)]
     else:
         steps = [(form, losses, accuracy)]
     solved = []
     for curve, x, y in steps:
-        free = len(curve.bounds(np.array([1.0, 2.0])))
+        needed = len(curve.bounds(np.array([1.0, 2.0]))) + MIN_SPARE_ROWS
         distinct = len(np.unique(x))
-        if distinct < free + SPARE_ROWS:
+        if distinct < needed:
             raise InputError(
-                f"a {curve.name} for `{task.name}` needs at least {free + SPARE_ROWS} models of "
+                f"a {curve.name} for `{task.name}` needs at least {needed} models of "
                 f"different loss, but got {distinct}; evaluate more models"
             )
         solved.append(solve(curve.settled(x, task.chance), x, y))
     return solved
 
 
-def _above_chance(task: Task, accuracy: np.ndarray, solved: Solved) -> None:
+def _check_chance(task: Task, accuracy: np.ndarray, solved: Solved) -> None:
     """Refuse a task whose accuracies are within noise of guessing."""
     error = task.sampling_error(task.chance)
-    what = f"the standard error of guessing {task.items} items"
+    error_name = f"the standard error of guessing {task.items} items"
     if error is None:
         error = float(np.sqrt((solved.residuals**2).sum() / solved.degrees))
-        what = "the noise of models around the curve"
+        error_name = "the noise of models around the curve"
     needed = len(solved.theta)
-    above = int((accuracy > task.chance + ABOVE_CHANCE * error).sum())
+    above = int((accuracy > task.chance + MIN_ERRORS_ABOVE_CHANCE * error).sum())
     if above < needed:
         raise InputError(
             f"`{task.name}`: at least {needed} models must exceed chance ({task.chance:.4g}) by "
-            f"{ABOVE_CHANCE:g} standard errors ({error:.4f}, {what}), but {above} of "
-            f"{len(accuracy)} do, the best with {accuracy.max():.4f}; there accuracy is noise: "
-            "add better models or leave the task out"
+            f"{MIN_ERRORS_ABOVE_CHANCE:g} standard errors ({error:.4f}, {error_name}), but {above} "
+            f"of {len(accuracy)} do, the best with {accuracy.max():.4f}; accuracy this close to "
+            "chance is only noise: add better models or leave the task out"
         )
 
 
 def _joined(
     tasks: Sequence[Task], solved: Sequence[Sequence[Solved]], form: str, measured: LinkSource
 ) -> Links:
-    """Links with their own blocks of the joint covariance."""
+    """Build links, each with its block of the joint covariance."""
     covariance, noise = joint_covariance([step for steps in solved for step in steps])
     links = []
     parameter = step = 0
     for task, steps in zip(tasks, solved, strict=True):
-        own = slice(parameter, parameter := parameter + sum(len(one.theta) for one in steps))
+        count = sum(len(curve.theta) for curve in steps)
+        parameters = slice(parameter, parameter := parameter + count)
         block = slice(step, step := step + len(steps))
         links.append(
             Link(
                 task=task,
                 form=form,
                 stages=tuple(
-                    LinkStage(curve=one.curve, theta=one.theta, at_bound=one.at_bound)
-                    for one in steps
+                    LinkStage(curve=curve.curve, theta=curve.theta, at_bound=curve.at_bound)
+                    for curve in steps
                 ),
-                covariance=covariance[own, own],
+                covariance=covariance[parameters, parameters],
                 noise=noise[block, block],
-                degrees=min(one.degrees for one in steps),
+                degrees=min(curve.degrees for curve in steps),
                 measured=measured,
                 status=_status(steps),
             )
@@ -326,19 +340,19 @@ def _joined(
 
 
 def _status(steps: Sequence[Solved]) -> str:
-    """How the least squares ended, in words."""
-    converged = all(one.converged for one in steps)
-    words = "converged" if converged else "stopped before it converged: do not trust it"
-    alone = [one for one in steps if one.agreeing == 1 and one.polished > 1]
-    if alone:
-        words += f"; 1 of {alone[-1].polished} finished starts reached the optimum"
-    for one in steps:
-        for name in one.at_bound:
-            words += f"; {name} is at its bound: the data do not fix it"
-    return words
+    """Describe how the least squares ended."""
+    converged = all(curve.converged for curve in steps)
+    status = "converged" if converged else "stopped before it converged: do not trust it"
+    single = [curve for curve in steps if curve.agreeing == 1 and curve.finished > 1]
+    if single:
+        status += f"; 1 of {single[-1].finished} finished starts reached the optimum"
+    for curve in steps:
+        for name in curve.at_bound:
+            status += f"; {name} is at its bound: the data do not fix it"
+    return status
 
 
 def with_hold_out(links: Links, errors: pd.DataFrame) -> Links:
-    """The links with the rows of :func:`held_out` kept beside them."""
+    """Attach the rows of :func:`held_out` to links."""
     rows = errors.to_dict("records")
     return replace(links, hold_out=tuple({str(k): v for k, v in row.items()} for row in rows))

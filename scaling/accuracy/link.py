@@ -1,9 +1,10 @@
-"""A link is data: loss on one validation set -> accuracy on one task, or on a fixed set of tasks.
+"""Fitted links from the loss on one validation set to accuracy on a task or a fixed task set.
 
-Every answer carries the chance level of its task, an interval, and a status in words. An interval
-covers one new model, evaluated on the same test items: the coefficients of all steps, the noise of
-models around each step, and the uncertainty of the loss, where given. Coefficients enter by the
-delta method and Student's t; a loss with an interval or draws is integrated over, not linearised.
+Every prediction carries the chance level of its task, an interval, and a status text. An interval
+covers one new model, evaluated on the same test items. The interval includes the uncertainty of
+the coefficients of all steps, the noise of models around each step, and the uncertainty of the
+loss, where given. Coefficients enter by the delta method and Student's t; a loss with an interval
+or draws is integrated over, not linearised.
 """
 
 from collections.abc import Sequence
@@ -29,13 +30,13 @@ from shapelaw.scaling.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-WITHIN_NOISE = 2.0  # standard errors above chance below which a prediction is "at chance"
+MAX_ERRORS_AT_CHANCE = 2.0  # standard errors above chance; closer predictions are "at chance"
 MEAN = "mean"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinkStage:
-    """One fitted step of a link: the curve with its constants, and its internal parameters."""
+    """A fitted step of a link: the curve with its constants, and its internal parameters."""
 
     curve: Curve
     theta: np.ndarray
@@ -44,12 +45,12 @@ class LinkStage:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Link(Result):
-    """Loss on one validation set -> accuracy on one task, by one step or by two.
+    """A link from the loss on one validation set to accuracy on one task, in one step or two.
 
-    ``covariance`` (p, p) is that of the internal parameters of all stages, in order; ``noise``
-    (stages, stages) the covariance of a new model around each stage, with ``degrees`` degrees of
-    freedom; ``status`` says how the fit ended. ``other`` is the same link with its ceiling held
-    at 1, where the ceiling was fitted: beyond the fitted losses intervals span both.
+    ``covariance`` (p, p) is that of the internal parameters of all stages, in order. ``noise``
+    (stages, stages) is the covariance of a new model around each stage, with ``degrees`` degrees
+    of freedom. ``status`` describes how the fit ended. ``other`` is the same link with its ceiling
+    held at 1, where the ceiling was fitted: beyond the fitted losses intervals span both links.
     """
 
     task: Task
@@ -64,12 +65,12 @@ class Link(Result):
 
     @property
     def chance(self) -> float:
-        """What guessing scores."""
+        """Accuracy of guessing, a fraction."""
         return self.task.chance
 
     @property
     def ceiling(self) -> float:
-        """The highest accuracy that the curve can reach; 1 where it has none of its own."""
+        """Highest accuracy that the curve can reach; 1 where the curve has no ceiling."""
         last = self.stages[-1]
         names, values, _ = last.curve.public(last.theta)
         given = getattr(last.curve, "ceiling", None)
@@ -82,23 +83,34 @@ class Link(Result):
         return float(np.sqrt(self.noise[-1, -1]))
 
     def curve(self, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Accuracy at losses (n,), its gradients by parameters (n, p) and by noise (n, stages)."""
+        """Evaluate the accuracy at losses and its gradients.
+
+        Parameters
+        ----------
+        loss
+            Losses in nats per token, (n,).
+
+        Returns
+        -------
+        Accuracies (n,), their gradient by the internal parameters of all stages (n, p), and their
+        gradient by the noise of each stage (n, stages).
+        """
         value = np.asarray(loss, dtype=float)
         by_parameters = np.empty((len(value), 0))
         by_noise = np.empty((len(value), 0))
         for stage in self.stages:
-            value, own, slope = stage.curve.value(stage.theta, value)
-            by_parameters = np.hstack((by_parameters * slope[:, None], own))
+            value, gradient, slope = stage.curve.value(stage.theta, value)
+            by_parameters = np.hstack((by_parameters * slope[:, None], gradient))
             by_noise = np.hstack((by_noise * slope[:, None], np.ones((len(value), 1))))
         return value, by_parameters, by_noise
 
     def coefficients(self) -> list[dict[str, Any]]:
-        """Per step: the equation, its fixed constants, coefficients with standard errors."""
+        """List the equation, constants and coefficients with standard errors of every step."""
         rows, begin = [], 0
         for stage in self.stages:
             names, values, gradient = stage.curve.public(stage.theta)
-            own = slice(begin, begin := begin + len(stage.theta))
-            errors = np.sqrt(np.diag(gradient @ self.covariance[own, own] @ gradient.T))
+            part = slice(begin, begin := begin + len(stage.theta))
+            errors = np.sqrt(np.diag(gradient @ self.covariance[part, part] @ gradient.T))
             rows.append(
                 {
                     "equation": stage.curve.equation,
@@ -124,7 +136,7 @@ class Link(Result):
         draws: Sequence[float] | np.ndarray | None = None,
         tokenizer: str | None = None,
     ) -> Accuracy:
-        """Accuracy at a loss, with an interval, or why it is not available.
+        """Predict the accuracy at a loss, with an interval.
 
         Parameters
         ----------
@@ -137,26 +149,31 @@ class Link(Result):
         draws
             Draws of the loss, instead of an interval.
         tokenizer
-            The tokenizer of the loss; checked where the link knows its own.
+            The tokenizer of the loss; checked where the link has the tokenizer of its fit.
+
+        Returns
+        -------
+        The accuracy; without a value, and with the reason as its status, where the loss is of
+        another validation set or tokenizer.
 
         Raises
         ------
         InputError
             The loss or its interval is not a positive number, or out of order.
         """
-        given = loss_nodes(loss, loss_low, loss_high, draws)
+        nodes = loss_nodes(loss, loss_low, loss_high, draws)
         reason = self.measured.refusal(validation, tokenizer)
         if reason is not None:
             return Accuracy(task=self.task.name, chance=self.chance, status=reason, loss=loss)
-        return _answer(self.task, self.alone(), loss, given)
+        return _predict(self.task, self.alone(), loss, nodes)
 
     def alone(self) -> "Links":
-        """A set of this task alone."""
+        """Make a set of this task alone."""
         other = None if self.other is None else self.other.alone()
         return Links(links=(self,), covariance=self.covariance, noise=self.noise, other=other)
 
     def view(self) -> View:
-        """Return how the link was fitted, its coefficients, and for what losses it holds."""
+        """Return the form and status of the link, its coefficients, and its range of losses."""
         low, high = self.measured.loss_range
         return View(
             title=f"{self.task.name}: {self.form} on "
@@ -170,7 +187,7 @@ class Link(Result):
         )
 
     def document(self) -> dict[str, Any]:
-        """Return the stable document for display; files carry more (:mod:`files`)."""
+        """Return the stable document for display; files hold more (:mod:`files`)."""
         return {
             "task": self.task.name,
             "chance": self.chance,
@@ -185,7 +202,7 @@ class Link(Result):
         }
 
     def frame(self) -> "pd.DataFrame":
-        """One row per coefficient; the chance level and the ceiling stand in every row."""
+        """Return one row per coefficient; every row has the chance level and the ceiling."""
         import pandas as pd
 
         rows = [
@@ -195,10 +212,10 @@ class Link(Result):
                 "ceiling": self.ceiling,
                 "equation": step["equation"],
                 "coefficient": name,
-                **found,
+                **estimate,
             }
             for step in self.coefficients()
-            for name, found in step["coefficients"].items()
+            for name, estimate in step["coefficients"].items()
         ]
         return pd.DataFrame(rows)
 
@@ -207,10 +224,10 @@ class Link(Result):
 class Links(Result):
     """Links of a fixed task set, fitted on the same models, and the mean over exactly that set.
 
-    ``covariance`` (p, p) and ``noise`` (k, k) are joint over all links, in order: tasks of one
-    model share its luck, so the mean is less certain than independent tasks would make it.
-    ``hold_out`` keeps measured against predicted accuracies of models that were not fitted,
-    ``other`` the set with ceilings held at 1 (:class:`Link`).
+    ``covariance`` (p, p) and ``noise`` (k, k) are joint over all links, in order: accuracies of
+    one model share random errors, so the mean is less certain than it would be for independent
+    tasks. ``hold_out`` has measured and predicted accuracies of models that were not fitted,
+    ``other`` is the set with ceilings held at 1 (:class:`Link`).
     """
 
     links: tuple[Link, ...]
@@ -231,11 +248,11 @@ class Links(Result):
 
     @property
     def measured(self) -> LinkSource:
-        """What the links were fitted on; the same for all of them."""
+        """Source of the fit, the same for all links."""
         return self.links[0].measured
 
     def __getitem__(self, task: str) -> Link:
-        """The link of one task."""
+        """Return the link of one task."""
         for link in self.links:
             if link.task.name == task:
                 return link
@@ -251,7 +268,7 @@ class Links(Result):
         draws: Sequence[float] | np.ndarray | None = None,
         tokenizer: str | None = None,
     ) -> Accuracies:
-        """Accuracy of every task and their mean; parameters as for :meth:`Link.predict`."""
+        """Predict the accuracy of every task and their mean, as :meth:`Link.predict` does."""
         ends: dict[str, Any] = {"loss_low": loss_low, "loss_high": loss_high, "draws": draws}
         tasks = tuple(
             link.predict(loss, validation=validation, tokenizer=tokenizer, **ends)
@@ -260,13 +277,13 @@ class Links(Result):
         mean = Task(name=MEAN, chance=self.chance)
         reason = self.measured.refusal(validation, tokenizer)
         if reason is not None:
-            answer = Accuracy(task=MEAN, chance=self.chance, status=reason, loss=loss)
+            predicted = Accuracy(task=MEAN, chance=self.chance, status=reason, loss=loss)
         else:
-            answer = _answer(mean, self, loss, loss_nodes(loss, **ends))
-        return Accuracies(tasks=tasks, mean=answer)
+            predicted = _predict(mean, self, loss, loss_nodes(loss, **ends))
+        return Accuracies(tasks=tasks, mean=predicted)
 
     def view(self) -> View:
-        """Return the fixed set of tasks, the coefficients, and every link in lines."""
+        """Return the fixed set of tasks, the coefficients, and notes on every link."""
         views = [link.view() for link in self.links]
         return View(
             title=f"mean over exactly {', '.join(self.tasks)}: chance {self.chance:.4g}",
@@ -286,32 +303,49 @@ class Links(Result):
 
 
 def with_other(links: Links, other: Links | None) -> Links:
-    """Links whose intervals span another set of the same tasks beyond the fitted losses."""
+    """Extend the intervals of links beyond the fitted losses by those of other links.
+
+    Parameters
+    ----------
+    links
+        Links whose ceilings were fitted.
+    other
+        Links of the same tasks with ceilings held at 1, or None.
+
+    Raises
+    ------
+    ValueError
+        The other links are of other tasks.
+    """
     if other is None:
         return links
     if other.tasks != links.tasks:
-        raise ValueError(f"{', '.join(other.tasks)} are not its tasks")
-    both = zip(links.links, other.links, strict=True)
-    return replace(links, other=other, links=tuple(replace(one, other=two) for one, two in both))
+        raise ValueError(
+            f"the tasks with ceiling 1 must be {', '.join(links.tasks)}, "
+            f"but are {', '.join(other.tasks)}"
+        )
+    pairs = zip(links.links, other.links, strict=True)
+    extended = tuple(replace(link, other=held) for link, held in pairs)
+    return replace(links, other=other, links=extended)
 
 
-def _answer(task: Task, links: Links, loss: float, nodes: np.ndarray) -> Accuracy:
-    """The unweighted mean of links at one loss; of one link, itself."""
-    here = np.array([loss])
-    value = float(_mean(links, here)[0][0])
+def _predict(task: Task, links: Links, loss: float, nodes: np.ndarray) -> Accuracy:
+    """Predict the unweighted mean of links at one loss, or the accuracy of a single link."""
+    at_loss = np.array([loss])
+    value = float(_mean(links, at_loss)[0][0])
     low, high, mean_low, mean_high, standard_error = _spread(links, nodes)
-    words = _status(links, loss)
+    status = _status(links, loss)
     if links.other is not None and not links.measured.holds(loss):
-        beside = _spread(links.other, nodes)
-        low, high = min(low, beside[0]), max(high, beside[1])
-        words += f"; {100 * float(_mean(links.other, here)[0][0]):.1f} % with ceiling 1"
-    sampling = [link.task.sampling_error(float(link.curve(here)[0][0])) for link in links.links]
-    known = [error for error in sampling if error is not None]
-    everywhere = len(known) == len(sampling)
+        other_low, other_high = _spread(links.other, nodes)[:2]
+        low, high = min(low, other_low), max(high, other_high)
+        status += f"; {100 * float(_mean(links.other, at_loss)[0][0]):.1f} % with ceiling 1"
+    sampling = [link.task.sampling_error(float(link.curve(at_loss)[0][0])) for link in links.links]
+    errors = [error for error in sampling if error is not None]
+    complete = len(errors) == len(sampling)
     return Accuracy(
         task=task.name,
         chance=task.chance,
-        status=words,
+        status=status,
         loss=float(loss),
         value=value,
         low=low,
@@ -319,12 +353,12 @@ def _answer(task: Task, links: Links, loss: float, nodes: np.ndarray) -> Accurac
         mean_low=mean_low,
         mean_high=mean_high,
         standard_error=standard_error,
-        sampling_error=float(np.linalg.norm(known) / len(known)) if everywhere else None,
+        sampling_error=float(np.linalg.norm(errors) / len(errors)) if complete else None,
     )
 
 
 def _mean(links: Links, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean accuracy at losses (n,), its standard error, and the standard error of a new model."""
+    """Compute the mean accuracy at losses (n,), its standard error, and that of a new model."""
     parts = [link.curve(losses) for link in links.links]
     value = np.mean([np.clip(part[0], 0, 1) for part in parts], axis=0)
     by_parameters = np.hstack([part[1] for part in parts]) / len(parts)
@@ -335,36 +369,47 @@ def _mean(links: Links, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def _spread(links: Links, nodes: np.ndarray) -> tuple[float, float, float, float, float]:
-    """Interval of a new model, interval of the link, standard error; a mixture over the losses."""
+    """Compute the intervals of a new model and of the link, and the standard error.
+
+    The distribution is a mixture over the losses in ``nodes``.
+    """
     value, curve, new = _mean(links, nodes)
     degrees = min(link.degrees for link in links.links)
-    alone = len(nodes) == 1  # then the two ends are all that is needed of Student's t
-    noise = student.ppf(np.array(ENDS) / 100 if alone else QUANTILES, degrees)
+    single = len(nodes) == 1  # the two ends of Student's t are the interval
+    noise = student.ppf(np.array(ENDS) / 100 if single else QUANTILES, degrees)
     low, high, mean_low, mean_high = (
         float(np.clip(end, 0, 1))
         for spread in (new, curve)
         for end in np.percentile(
-            value[:, None] + np.outer(spread, noise), (0, 100) if alone else ENDS
+            value[:, None] + np.outer(spread, noise), (0, 100) if single else ENDS
         )
     )
     return low, high, mean_low, mean_high, float(np.sqrt(np.mean(new**2) + np.var(value)))
 
 
 def _status(links: Links, loss: float) -> str:
-    """Where the prediction stands: inside the data, beyond them, at chance, beyond 1."""
-    words = links.measured.distance(loss)
+    """Describe a prediction: inside the fitted losses, extrapolated, at chance, or beyond 1."""
+    status = links.measured.distance(loss)
     if any(link.curve(np.array([loss]))[0][0] > 1 for link in links.links):
-        words += "; a curve passes 1 here, cut"
+        status += "; a curve exceeds 1 here and is clipped"
     at_chance = [link.task.name for link in links.links if is_at_chance(link, loss)]
     if at_chance and len(links.links) == 1:
-        return f"at chance: within noise of {links.chance:.4g}; {words}"
+        return f"at chance: within noise of {links.chance:.4g}; {status}"
     if at_chance:
-        words += f"; at chance: {', '.join(at_chance)}"
-    return words
+        status += f"; at chance: {', '.join(at_chance)}"
+    return status
 
 
 def is_at_chance(link: Link, loss: float) -> bool:
-    """Whether the predicted accuracy is within two standard errors of guessing."""
+    """Test if the predicted accuracy is within two standard errors of guessing.
+
+    Parameters
+    ----------
+    link
+        The link of one task.
+    loss
+        Nats per token on the link's validation set.
+    """
     noise = max(link.deviation, link.task.sampling_error(link.chance) or 0.0)
     value = float(link.curve(np.array([loss]))[0][0])
-    return value - link.chance < WITHIN_NOISE * noise
+    return value - link.chance < MAX_ERRORS_AT_CHANCE * noise

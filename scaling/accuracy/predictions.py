@@ -1,8 +1,7 @@
-"""Predicted accuracies as data: tasks with chance levels, answers with intervals and a status."""
+"""Tasks with chance levels, and predicted accuracies with intervals and a status."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import norm
@@ -10,10 +9,7 @@ from scipy.stats import norm
 from shapelaw.scaling.display.tables import Result, View
 from shapelaw.scaling.errors import InputError
 
-if TYPE_CHECKING:
-    pass
-
-LEVEL = 95.0
+LEVEL = 95.0  # per cent, of every interval
 ENDS = ((100 - LEVEL) / 2, (100 + LEVEL) / 2)
 QUANTILES = (np.arange(201) + 0.5) / 201
 NOT_AVAILABLE = "not available"
@@ -21,7 +17,7 @@ NOT_AVAILABLE = "not available"
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A benchmark: its name, what guessing scores, and its number of test items where known."""
+    """A benchmark: its name, the accuracy of guessing, and its number of test items if known."""
 
     name: str
     chance: float
@@ -36,26 +32,37 @@ class Task:
         if self.items is not None and self.items < 1:
             raise InputError(
                 f"`items >= 1` must hold for a task, but {self.name!r} has {self.items}; "
-                "leave it out where it is not known"
+                "leave `items` out where the number is not known"
             )
 
     def sampling_error(self, accuracy: float) -> float | None:
-        """Standard error of a score on this many items: √(p (1 - p) / items)."""
+        """Compute the standard error of a score on the test items: √(p (1 - p) / items).
+
+        Parameters
+        ----------
+        accuracy
+            The true accuracy p, a fraction; clipped to 0 and 1.
+
+        Returns
+        -------
+        The standard error, a fraction, or None where the number of items is not known.
+        """
         if self.items is None:
             return None
-        inside = min(max(accuracy, 0.0), 1.0)
-        return float(np.sqrt(inside * (1 - inside) / self.items))
+        clipped = min(max(accuracy, 0.0), 1.0)
+        return float(np.sqrt(clipped * (1 - clipped) / self.items))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Accuracy(Result):
-    """A predicted accuracy, or in words why there is none.
+    """A predicted accuracy, or the reason why it is not available.
 
-    All are fractions. ``low`` to ``high`` is the 95 % interval of one new model on these test
-    items and, beyond the fitted losses, spans ceilings fitted and 1; ``mean_low`` to ``mean_high``
-    is that of the link itself at this loss. ``standard_error`` is that of a new model.
-    ``sampling_error`` comes from the finite number of items: it says how far the score may be from
-    that on other items of the kind, and is not part of the intervals.
+    All accuracies are fractions. ``low`` to ``high`` is the 95 % interval of one new model on these
+    test items; beyond the fitted losses the interval spans the fitted ceiling and a ceiling of 1.
+    ``mean_low`` to ``mean_high`` is the interval of the link itself at this loss.
+    ``standard_error`` is that of a new model. ``sampling_error`` comes from the finite number of
+    items: the standard deviation between scores on different samples of items. The intervals do
+    not include it.
     """
 
     task: str
@@ -98,18 +105,18 @@ class Accuracies(Result):
 
         return View(
             title=self.mean.view().title,
-            tables={"fractions": pd.DataFrame([one.as_json() for one in self])},
+            tables={"fractions": pd.DataFrame([accuracy.as_json() for accuracy in self])},
             notes=[task.view().title for task in self.tasks],
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinkSource:
-    """What a link was fitted on.
+    """The data that a link was fitted on.
 
     ``validation`` names the text that the losses were measured on, ``loss_range`` is in nats per
-    token, ``data_sha256`` is the fingerprint of the fitted columns, ``provenance`` says in words
-    where the table came from (source, licence, tokenizer, metric, ...).
+    token, ``data_sha256`` is the fingerprint of the fitted columns, ``provenance`` describes the
+    table (source, licence, tokenizer, metric and the like).
     """
 
     validation: str
@@ -119,26 +126,34 @@ class LinkSource:
     provenance: dict[str, str] = field(default_factory=dict)
 
     def refusal(self, validation: str, tokenizer: str | None) -> str | None:
-        """Why a loss on this validation set has no accuracy here, if so."""
+        """Explain why the link does not hold for a loss; None where the link holds.
+
+        Parameters
+        ----------
+        validation
+            The validation set of the loss.
+        tokenizer
+            The tokenizer of the loss, where known.
+        """
         if validation != self.validation:
             return (
                 f"{NOT_AVAILABLE}: the link holds for losses on `{self.validation}`, "
                 f"not on `{validation}`"
             )
-        own = self.provenance.get("tokenizer")
-        if tokenizer is not None and own is not None and tokenizer != own:
+        fitted = self.provenance.get("tokenizer")
+        if tokenizer is not None and fitted is not None and tokenizer != fitted:
             return (
-                f"{NOT_AVAILABLE}: the link holds for losses per token of `{own}`, "
+                f"{NOT_AVAILABLE}: the link holds for losses per token of `{fitted}`, "
                 f"not of `{tokenizer}`"
             )
         return None
 
     def holds(self, loss: float) -> bool:
-        """Whether a loss lies inside the fitted range."""
+        """Test if a loss lies inside the fitted range."""
         return self.loss_range[0] <= loss <= self.loss_range[1]
 
     def distance(self, loss: float) -> str:
-        """Whether a loss lies inside the fitted range, in words."""
+        """Describe the distance of a loss from the fitted range."""
         low, high = self.loss_range
         if self.holds(loss):
             return "inside the fitted losses"
@@ -156,15 +171,29 @@ def loss_nodes(
     loss_high: float | None,
     draws: Sequence[float] | np.ndarray | None,
 ) -> np.ndarray:
-    """Losses that stand for the uncertainty of one: itself, quantiles of its interval, or draws.
+    """Represent the uncertainty of a loss by a set of equally likely losses.
+
+    Parameters
+    ----------
+    loss
+        Nats per token.
+    loss_low, loss_high
+        The 95 % interval of the loss, taken as normal in ln loss on either side; or None.
+    draws
+        Draws of the loss, (n,), instead of an interval; or None.
+
+    Returns
+    -------
+    Losses in nats per token: the loss itself, (1,), quantiles of its interval, (201,), or the
+    draws, (n,).
 
     Raises
     ------
     InputError
-        A loss is not a positive number, or the interval does not hold the loss.
+        A loss is not a positive number, or the interval does not contain the loss.
     """
-    both = (loss_low is None) == (loss_high is None)
-    if not both or (draws is not None and loss_low is not None):
+    complete = (loss_low is None) == (loss_high is None)
+    if not complete or (draws is not None and loss_low is not None):
         raise InputError(
             "an uncertain loss needs `loss_low` and `loss_high`, or `draws`, but got "
             f"{loss_low}, {loss_high} and {'draws' if draws is not None else 'no draws'}"
@@ -179,7 +208,8 @@ def loss_nodes(
             )
     if not low <= loss <= high:
         raise InputError(
-            f"`loss_low <= loss <= loss_high` must hold, but got {low}, {loss} and {high}"
+            f"`loss_low <= loss <= loss_high` must hold, but got {low}, {loss} and {high}; "
+            "give an interval that contains the loss"
         )
     if low == high:
         return nodes

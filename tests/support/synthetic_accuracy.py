@@ -11,12 +11,12 @@ from shapelaw.scaling.accuracy.predictions import Task
 
 
 def fit_link(table: pd.DataFrame, task: str | Task, **settings: Any) -> Link:
-    """The link of one task."""
+    """Fit the link of one task."""
     return fit_links(table, [task], **settings).links[0]
 
 
 def synthetic(seed: int, *, noise: float = 0.01, rows: int = 16, tasks: str = "a") -> pd.DataFrame:
-    """Models of random loss around the synthetic truth; tasks share half of the noise."""
+    """Draw models of random loss around the synthetic truth; tasks share half of the noise."""
     generator = np.random.default_rng(seed)
     loss = np.sort(generator.uniform(2.8, 3.6, rows))
     table = pd.DataFrame({"run_id": [f"run-{i}" for i in range(rows)], "loss_c4_en": loss})
@@ -33,10 +33,10 @@ def synthetic(seed: int, *, noise: float = 0.01, rows: int = 16, tasks: str = "a
 
 
 def task_loss(loss: np.ndarray | float) -> np.ndarray:
-    """The synthetic first step, bits per byte."""
+    """Evaluate the synthetic first step, bits per byte."""
     return 1.2 * (np.asarray(loss) / 3.2) ** 1.8
 
 
 def true_accuracy(loss: np.ndarray | float, height: float = 0.65) -> np.ndarray:
-    """The synthetic second step."""
+    """Evaluate the synthetic second step, a fraction."""
     return 0.25 + height / (1 + np.exp(-4 * (1.0 - task_loss(loss))))

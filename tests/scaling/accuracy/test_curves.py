@@ -27,9 +27,9 @@ EVERY_CURVE = pytest.mark.parametrize(("curve", "theta"), TRUTH.values(), ids=TR
 
 
 def differences(function, at: np.ndarray, step: float = 1e-6) -> np.ndarray:
-    """Central differences of a vector function, one column per argument."""
+    """Compute central differences of a vector function, one column per argument."""
     steps = step * np.eye(len(at))
-    columns = [(function(at + one) - function(at - one)) / (2 * step) for one in steps]
+    columns = [(function(at + move) - function(at - move)) / (2 * step) for move in steps]
     return np.stack(columns, axis=-1)
 
 
@@ -66,7 +66,7 @@ def test_a_synthetic_truth_without_noise_is_recovered(curve: Curve, theta: tuple
 
 
 @pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES)
-def test_every_curve_says_its_equation_and_source(curve: type) -> None:
+def test_every_curve_documents_its_equation_and_source(curve: type) -> None:
     documentation = curve.__doc__ or ""
     assert documentation.splitlines()[0].rstrip(".") == curve.equation.replace(
         "1 - accuracy", "error"
@@ -75,7 +75,7 @@ def test_every_curve_says_its_equation_and_source(curve: type) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_every_form_says_its_equation_and_source(form: object) -> None:
+def test_every_form_documents_its_equation_and_source(form: object) -> None:
     documentation = type(form).__doc__ or ""
     assert "=" in documentation.splitlines()[0]
     assert "arXiv" in documentation
@@ -149,7 +149,7 @@ def test_curves_on_the_same_models_share_their_noise() -> None:
     assert np.linalg.eigvalsh(covariance).min() > -1e-15
 
 
-def test_what_the_data_do_not_fix_is_very_uncertain_not_certain() -> None:
+def test_a_coefficient_that_the_data_do_not_determine_has_a_large_variance() -> None:
     flat = solve(Sigmoid(chance=0.25), LOSSES, np.full(len(LOSSES), 0.25) + 1e-3 * (LOSSES > 3.2))
     at_chance = solve(Sigmoid(chance=0.25), LOSSES, np.full(len(LOSSES), 0.24))
     for found in (flat, at_chance):

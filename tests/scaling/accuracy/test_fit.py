@@ -1,4 +1,4 @@
-"""Fits of links from loss to accuracy; every table here is synthetic, with a known truth."""
+"""Fits of links from loss to accuracy, on synthetic tables of known truth."""
 
 from pathlib import Path
 
@@ -141,7 +141,7 @@ def test_beyond_the_data_the_interval_spans_a_ceiling_of_one() -> None:
     assert below.high >= other.high
 
 
-def test_a_given_ceiling_has_no_other() -> None:
+def test_a_form_without_a_fitted_ceiling_has_no_second_link_with_ceiling_one() -> None:
     link = fit_link(synthetic(5), GUESS, form=Sigmoid(ceiling=0.9))
     assert link.other is None
     assert link.ceiling == 0.9
@@ -159,11 +159,11 @@ def test_accuracies_within_noise_of_chance_are_refused() -> None:
         fit_link(table, GUESS)
 
 
-def test_few_items_hide_what_many_items_show() -> None:
+def test_a_small_gain_over_chance_counts_only_with_many_test_items() -> None:
     table = synthetic(6, noise=0.001)
     table["accuracy_a"] = 0.25 + 0.2 * (table["accuracy_a"] - 0.25)
     assert fit_link(table, Task(name="a", chance=0.25, items=10_000)).chance == 0.25
-    with pytest.raises(InputError, match="there accuracy is noise"):
+    with pytest.raises(InputError, match="is only noise"):
         fit_link(table, Task(name="a", chance=0.25, items=50))
 
 
@@ -173,7 +173,7 @@ def test_a_missing_task_is_an_error_and_never_a_mean_over_fewer() -> None:
         fit_links(synthetic(0), tasks)
     table = synthetic(0, tasks="ab")
     table.loc[3, "accuracy_b"] = np.nan
-    with pytest.raises(InputError, match=r"run-3 has nan.*mean is only taken over the same tasks"):
+    with pytest.raises(InputError, match=r"run-3 has nan.*a mean needs all tasks of every model"):
         fit_links(table, tasks)
     with pytest.raises(InputError, match="lacks the column `accuracy_b`"):
         held_out(fit_links(synthetic(0, tasks="ab"), tasks), synthetic(1))
@@ -188,10 +188,10 @@ def test_a_missing_task_is_an_error_and_never_a_mean_over_fewer() -> None:
         ("bpb_a", np.inf, "`bpb_a > 0` and finite"),
         ("accuracy_a", 54.9, "`0 <= accuracy_a <= 1` must hold, but run-3 has 54.9"),
         ("accuracy_a", "high", "`0 <= accuracy_a <= 1` must hold, but run-3 has high"),
-        ("run_id", "run-4", "`run_id` must be unique, but 'run-4' stands twice"),
+        ("run_id", "run-4", "`run_id` must be unique, but 'run-4' occurs twice"),
     ],
 )
-def test_a_bad_value_is_named(column: str, value: object, text: str) -> None:
+def test_an_impossible_value_is_refused_by_name(column: str, value: object, text: str) -> None:
     table = synthetic(0).astype({column: object})
     table.loc[3, column] = value
     table.index = [f"label {i}" for i in range(len(table))]
@@ -217,27 +217,27 @@ def test_too_few_models_are_refused(form: str | Form, needed: int) -> None:
         fit_link(same, GUESS, form=form)
 
 
-def test_bad_choices_name_the_way_out() -> None:
+def test_an_unknown_form_task_or_column_is_refused_with_a_way_out() -> None:
     table = synthetic(0)
     with pytest.raises(InputError, match="`form` must be one of sigmoid, exponential-error"):
         fit_link(table, GUESS, form="probit")
-    with pytest.raises(InputError, match=r"chance level of `a` is not known.*Task\("):
+    with pytest.raises(InputError, match=r"`a` must be a known task.*Task\("):
         fit_link(table, "a")
     with pytest.raises(InputError, match="`tasks` must name at least one task"):
         fit_links(table, [])
-    with pytest.raises(InputError, match=r'name it with `validation="\.\.\."`'):
+    with pytest.raises(InputError, match=r'name the set by `validation="\.\.\."`'):
         fit_link(table.rename(columns={"loss_c4_en": "loss"}), GUESS, loss="loss")
     with pytest.raises(InputError, match="lacks the column `loss_pile`"):
         fit_link(table, GUESS, loss="loss_pile")
 
 
-def test_models_that_were_fitted_are_no_test() -> None:
+def test_fitted_models_are_refused_as_a_held_out_set() -> None:
     table = synthetic(0)
     links = fit_links(table[:12], [GUESS])
     errors = held_out(links, table[12:])
     assert list(errors["task"].unique()) == ["a", "mean"]
     assert errors["error"].abs().max() < 0.1
-    with pytest.raises(InputError, match="`run-11` was fitted, so it is no test"):
+    with pytest.raises(InputError, match="must not be fitted models, but `run-11` is one"):
         held_out(links, table[11:])
 
 

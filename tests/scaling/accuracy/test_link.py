@@ -1,4 +1,4 @@
-"""Links as data: answers, refusals, display and files."""
+"""Predictions of links, refusals, display and files."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_another_validation_set_is_not_available(links: Links, link: Link) -> No
     assert answer.chance == 0.25
     assert "chance 25.0 %" in answer.summary()
     everything = links.predict(3.0, validation="pile")
-    assert all(one.value is None for one in everything)
+    assert all(accuracy.value is None for accuracy in everything)
     assert everything.mean.status == answer.status
 
 
@@ -57,7 +57,7 @@ def test_a_prediction_within_noise_of_guessing_says_at_chance(links: Links, link
     assert "at chance" not in link.predict(2.9, **C4).status
 
 
-def test_an_extrapolation_says_how_far(link: Link) -> None:
+def test_an_extrapolation_states_its_distance_from_the_fitted_losses(link: Link) -> None:
     low, high = link.measured.loss_range
     assert f"{low - 2.0:.3f} below the fitted {low:.3f}" in link.predict(2.0, **C4).status
     assert f"{4.0 - high:.3f} above the fitted" in link.predict(4.0, **C4).status
@@ -65,11 +65,12 @@ def test_an_extrapolation_says_how_far(link: Link) -> None:
 
 def test_the_mean_is_that_of_the_tasks(links: Links) -> None:
     answers = links.predict(3.0, loss_low=2.9, loss_high=3.1, **C4)
-    values = [one.value for one in answers.tasks]
+    values = [accuracy.value for accuracy in answers.tasks]
     assert answers.mean.value == pytest.approx(np.mean(values))
     assert answers.mean.low < answers.mean.mean_low < answers.mean.value
     assert answers.mean.value < answers.mean.mean_high < answers.mean.high
-    assert answers.mean.standard_error < max(one.standard_error for one in answers.tasks)
+    largest = max(accuracy.standard_error for accuracy in answers.tasks)
+    assert answers.mean.standard_error < largest
 
 
 def test_the_sampling_error_needs_the_number_of_items(links: Links) -> None:
@@ -79,11 +80,11 @@ def test_the_sampling_error_needs_the_number_of_items(links: Links) -> None:
     assert links.predict(3.0, **C4).mean.sampling_error is None
 
 
-def test_an_answer_never_leaves_zero_to_one() -> None:
+def test_predicted_accuracy_beyond_one_is_clipped_and_says_so() -> None:
     link = fit_link(synthetic(0), Task(name="a", chance=0.25), form="exponential-error")
     far = link.predict(0.5, **C4)
     assert (far.value, far.high) == (1.0, 1.0)
-    assert "passes 1 here, cut" in far.status
+    assert "a curve exceeds 1 here and is clipped" in far.status
 
 
 def test_a_single_link_predicts_as_its_set_alone(links: Links, link: Link) -> None:
@@ -105,13 +106,15 @@ def test_a_single_link_predicts_as_its_set_alone(links: Links, link: Link) -> No
         ({"loss": 3.0, "draws": [3.0], "loss_low": 2.0, "loss_high": 4.0}, "or `draws`"),
     ],
 )
-def test_a_bad_loss_is_named(link: Link, arguments: dict, text: str) -> None:
+def test_an_impossible_loss_is_refused_by_name(link: Link, arguments: dict, text: str) -> None:
     with pytest.raises(InputError, match=text):
         link.predict(**arguments, **C4)
 
 
 @pytest.mark.parametrize(("chance", "items"), [(1.0, None), (-0.1, None), (0.25, 0)])
-def test_a_task_without_sense_is_refused(chance: float, items: int | None) -> None:
+def test_a_task_with_an_impossible_chance_or_item_count_is_refused(
+    chance: float, items: int | None
+) -> None:
     with pytest.raises(InputError, match="must hold for a task"):
         Task(name="a", chance=chance, items=items)
 
@@ -141,7 +144,7 @@ def test_an_unknown_task_of_a_set_is_an_error(links: Links) -> None:
         links["c"]
 
 
-def test_a_file_predicts_the_same(links: Links, tmp_path: Path) -> None:
+def test_loaded_links_predict_the_same_as_the_saved_ones(links: Links, tmp_path: Path) -> None:
     save_links(tmp_path / "links.json", links)
     again = load_link(tmp_path / "links.json")
     assert again.hold_out == links.hold_out
@@ -155,7 +158,7 @@ def test_a_file_predicts_the_same(links: Links, tmp_path: Path) -> None:
             _same(before, after)
 
 
-def test_a_file_of_one_link_predicts_the_same(link: Link, tmp_path: Path) -> None:
+def test_a_single_link_loaded_from_a_file_predicts_the_same(link: Link, tmp_path: Path) -> None:
     save_links(tmp_path / "link.json", link)
     again = load_links(tmp_path / "link.json")
     assert again.tasks == ("a",)
@@ -168,17 +171,17 @@ def _same(one: Accuracy, two: Accuracy) -> None:
         assert getattr(one, name) == pytest.approx(getattr(two, name), rel=1e-12, abs=1e-12)
 
 
-def _changed(found: dict, *path: str | int, value: object) -> dict:
-    """The document with one value replaced, or removed where it is ``...``."""
-    found = json.loads(json.dumps(found))
-    place = found
+def _changed(content: dict, *path: str | int, value: object) -> dict:
+    """Replace one value of a document, or remove it where the value is ``...``."""
+    content = json.loads(json.dumps(content))
+    place = content
     for step in path[:-1]:
         place = place[step]
     if value is ...:
         del place[path[-1]]
     else:
         place[path[-1]] = value
-    return found
+    return content
 
 
 @pytest.mark.parametrize(
@@ -190,14 +193,18 @@ def _changed(found: dict, *path: str | int, value: object) -> dict:
         (("covariance",), ..., "is damaged"),
         (("covariance", 0), [], "is damaged"),
         (("covariance", 0), [None], "is damaged"),
-        (("noise",), [], "is damaged .* do not fit its matrices"),
+        (("noise",), [], "is damaged .its matrices do not fit 10 parameters and 4 "),
         (("links",), [], "is damaged"),
         (("links", 0, "steps", 0, "curve"), "spline", "unknown curve 'spline'"),
-        (("links", 0, "steps", 0, "parameters"), [1.0], "are not those of a power-law"),
+        (
+            ("links", 0, "steps", 0, "parameters"),
+            [1.0],
+            r"a power-law needs other parameters than \[1.0\]",
+        ),
         (("links", 0, "steps", 0, "constants"), {"x": 1}, "is damaged"),
         (("links", 0, "chance"), 1.5, "is damaged"),
         (("loss_range",), [1.0], "is damaged"),
-        (("ceiling_one", "links", 0, "task"), "c", "c, b are not its tasks"),
+        (("ceiling_one", "links", 0, "task"), "c", "must be a, b, but are c, b"),
         (("hold_out",), 3, "is damaged"),
     ],
 )
