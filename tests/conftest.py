@@ -1,4 +1,4 @@
-"""What several tests share: the command, public tables, and one small run of the whole loop."""
+"""Fixtures of several test folders: the command, public tables, one small run of the loop."""
 
 import os
 
@@ -9,12 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from shapelaw.scaling.runs.catalog import MIRROR
 from shapelaw.trainers.corpus.documents import STDLIB, read_documents
 from support.command import SMALL, shapelaw
 from support.paths import SHARED
 from support.postgres import Server, started_server
+
+settings.register_profile("no_deadline", deadline=None)  # a busy machine fails no test
+settings.load_profile("no_deadline")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest picks tests by their marks

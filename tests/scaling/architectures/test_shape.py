@@ -81,7 +81,7 @@ def test_tying_saves_one_table_and_qk_norm_costs_two_vectors_a_layer(shape):
     assert normed.n_non_embedding - plain.n_non_embedding == extra
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(rows=st.lists(shapes(), min_size=1, max_size=8))
 def test_a_table_of_shapes_has_the_counts_and_ratios_of_each_shape(rows):
     table = ShapeTable.of(rows)
@@ -94,7 +94,7 @@ def test_a_table_of_shapes_has_the_counts_and_ratios_of_each_shape(rows):
         np.testing.assert_array_equal(cost(table), [cost(shape) for shape in rows])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(rows=st.lists(shapes(), min_size=2, max_size=6), data=st.data())
 def test_a_table_takes_rows_by_position_and_by_mask(rows, data):
     table = ShapeTable.of(rows)
@@ -123,7 +123,7 @@ def test_counts_do_not_overflow_in_a_table_of_large_models():
     assert row["n_total"] == replace(shape, num_hidden_layers=4000).n_total
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(shape=shapes(most=3, widest=64), context=st.integers(1, 16))
 def test_counted_parameters_equal_those_of_the_torch_model(shape, context):
     torch = pytest.importorskip("torch")

@@ -126,7 +126,7 @@ def direct_error(seed: int, added: list[int]) -> float:
 
 class TestCriterion:
     @given(st.integers(0, 200), st.lists(st.integers(0, 6), max_size=5))
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     def test_rank_one_updates_equal_direct_inversion(self, seed, added):
         selection = random_selection(seed)
         known = selection.begin
@@ -135,7 +135,7 @@ class TestCriterion:
         assert selection.error(known) == pytest.approx(direct_error(seed, added), rel=1e-8)
 
     @given(st.integers(0, 200))
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     def test_looking_ahead_equals_adding(self, seed):
         selection = random_selection(seed)
         known = selection.add(selection.begin, 2)
@@ -189,7 +189,7 @@ class TestCriterion:
 
 class TestGreedy:
     @given(st.integers(0, 500), st.floats(1.0, 12.0))
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     def test_it_is_never_worse_than_the_best_single_run(self, seed, budget):
         selection = random_selection(seed)
         chosen, _, _ = selection.best(budget, Limits(smallest_gain=0.0))

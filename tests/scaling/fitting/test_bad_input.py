@@ -64,7 +64,7 @@ def fitted(law, runs, **settings):
         "power",
     ],
 )
-@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow])
 @given(runs=tables())
 def test_any_table_gives_a_fit_with_a_status_or_one_clear_error(law, runs):
     found, refusal = fitted(law, runs, starts=16, resamples=3)

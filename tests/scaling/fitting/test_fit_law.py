@@ -178,7 +178,7 @@ def test_the_effects_are_how_far_the_ratios_move_the_loss(recovered):
         assert recovered.effects[column]["size"] == pytest.approx(np.ptp(moved), rel=0.1)
 
 
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 @given(
     floor=st.floats(1.0, 2.5),
     beta=st.floats(0.3, 0.5),

@@ -121,7 +121,7 @@ def test_a_laws_docstring_cites_its_source(kind):
 
 
 @pytest.mark.parametrize("name", ALL_LAWS)
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
 def test_the_gradient_of_a_law_is_that_of_its_values(name, data, seed):
     law, columns = ALL_LAWS[name], some_columns(seed)
@@ -135,7 +135,7 @@ def test_the_gradient_of_a_law_is_that_of_its_values(name, data, seed):
 
 
 @pytest.mark.parametrize("name", ALL_LAWS)
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
 def test_the_hessian_of_a_law_is_that_of_its_gradient(name, data, seed):
     law, columns = ALL_LAWS[name], some_columns(seed)
@@ -151,7 +151,7 @@ def test_the_hessian_of_a_law_is_that_of_its_gradient(name, data, seed):
 
 
 @pytest.mark.parametrize("name", ALL_LAWS)
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
 def test_public_and_internal_parameters_are_each_others_inverse(name, data, seed):
     law, columns = ALL_LAWS[name], some_columns(seed)
@@ -220,7 +220,7 @@ MULTIPLIED = [n for n, law in ALL_LAWS.items() if law.factors and not law.extras
 
 
 @pytest.mark.parametrize("name", MULTIPLIED)
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
 def test_a_factor_that_multiplies_stays_positive_within_its_bounds(name, data, seed):
     law, columns = ALL_LAWS[name], some_columns(seed)
@@ -294,7 +294,7 @@ def evaluated(text: str, columns, at, named=None) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ALL_LAWS)
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
 def test_the_equation_in_symbols_gives_the_predicted_loss(name, data, seed):
     law, columns = ALL_LAWS[name], some_columns(seed)
@@ -308,7 +308,7 @@ def test_the_equation_in_symbols_gives_the_predicted_loss(name, data, seed):
 
 
 @pytest.mark.parametrize("name", ALL_LAWS)
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
 def test_the_equation_in_numbers_gives_the_predicted_loss(name, data, seed):
     law, columns = ALL_LAWS[name], some_columns(seed)
@@ -374,7 +374,7 @@ def test_an_added_term_adds_nats_to_the_base():
     np.testing.assert_allclose(law.predict(theta, columns, at), plain, rtol=1e-13)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
 def test_public_parameters_put_into_the_plain_formula_give_the_loss(data, seed):
     law, columns = chinchilla(), some_columns(seed)
@@ -384,7 +384,7 @@ def test_public_parameters_put_into_the_plain_formula_give_the_loss(data, seed):
     np.testing.assert_allclose(law.predict(theta, columns, at), plain, rtol=1e-11)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(data=st.data(), size=st.floats(1e5, 1e9), factor=st.floats(1.01, 100.0))
 def test_loss_never_rises_with_more_parameters_or_more_tokens(data, size, factor):
     law = chinchilla()

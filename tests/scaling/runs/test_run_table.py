@@ -109,7 +109,7 @@ def test_selected_runs_say_why_the_others_are_left_out():
         runs.select("speed > 1")
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.floats(1e5, 1e7), min_size=2, max_size=30),
     seed=st.integers(0, 99),

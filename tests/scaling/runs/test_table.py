@@ -62,7 +62,7 @@ def test_without_a_vocabulary_there_is_no_total_count(save):
     assert set(loaded["n_non_embedding"]) == {table_of(run_table())[0].n_non_embedding}
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     losses=st.lists(st.floats(1e-3, 20, exclude_min=True), min_size=1, max_size=5),
     text=st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=8),
@@ -288,7 +288,7 @@ def test_without_shapes_the_noise_between_seeds_is_unknown():
     assert degrees == 0
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     hidden=st.lists(st.integers(8, 4096), min_size=1, max_size=4),
     layers=st.integers(1, 64),
@@ -490,7 +490,7 @@ def write_damaged(path, frame: pd.DataFrame, damages: list[tuple]) -> None:
         frame.assign(**{name: frame[name].astype("string") for name in objects}).to_parquet(path)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     damages=st.lists(DAMAGE, min_size=1, max_size=4),
     ending=st.sampled_from(["csv", "parquet"]),

@@ -235,7 +235,7 @@ def test_a_start_with_nan_loss_neither_warns_nor_affects_the_others():
     assert minima.theta[1, 0] == pytest.approx(24 ** (1 / 3))  # the mean of the logarithms
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_straight_line_fit_equals_least_squares(seed):
     generator = np.random.default_rng(seed)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shapelaw.scaling.space.pareto import front_mask, running_front
@@ -63,7 +63,6 @@ def test_the_running_front_equals_the_front_of_the_whole_table(rows):
     assert len(front) > 5
 
 
-@settings(deadline=None)
 @given(points=st.lists(st.tuples(VALUES, VALUES), min_size=1, max_size=40), size=st.integers(1, 9))
 def test_any_scores_in_chunks_of_any_size_give_the_same_front(points, size):
     losses, costs = columns(points)

@@ -53,7 +53,7 @@ def rows(table: ShapeTable) -> list[Shape]:
     return [table[i] for i in range(len(table))]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(space=spaces())
 def test_every_shape_is_valid_on_the_grid_and_within_the_tolerance(space):
     try:
@@ -152,7 +152,7 @@ LIMITS = {
 }
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(
     chosen=st.sets(st.sampled_from(sorted(LIMITS)), max_size=3),
     gqa=st.none() | st.sets(st.integers(1, 4), min_size=1, max_size=2),
@@ -221,7 +221,7 @@ def test_upper_limits_are_constraints_on_columns():
     assert table.n_total.max() <= 61_000
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(space=spaces())
 def test_the_size_of_a_small_space_is_exact_without_enumeration(space):
     try:
@@ -295,7 +295,7 @@ def test_a_constraint_outside_the_grammar_is_refused_before_anything_is_enumerat
         small_space(constraints=("gqa == 2", text))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(text=st.text(alphabet="gqan_total 12.<>=()[]*+-/%'\"\\:,@&|!{}", max_size=24))
 def test_any_text_is_a_constraint_or_an_input_error(text):
     try:
@@ -438,7 +438,7 @@ def test_an_exact_copy_is_nearer_than_the_same_proportions_with_another_head_dim
     assert table[nearest_proportions(table, LIKE, LIKE.n_non_embedding)] == LIKE
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(factor=st.integers(2, 5))
 def test_the_nearest_proportions_do_not_depend_on_the_size(factor):
     """Scale a model by a factor in width: f/d, H·h/d and H/K stay the same."""

@@ -70,7 +70,7 @@ requests = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(requests)
 def test_any_budget_gives_valid_candidates_or_one_clear_line(changes: dict[str, Any]) -> None:
     found, refusal = outcome(**changes)

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shapelaw.scaling.architectures.named_shapes import shape_named
@@ -226,21 +226,18 @@ def rates(shapes: list[Shape], workload: Workload, device: str = "h200") -> list
     return [engine.measure(shape, workload).output_tokens_per_second for shape in shapes]
 
 
-@settings(deadline=None)
 @given(workloads)
 def test_more_key_value_heads_are_never_faster_on_the_roofline(workload: Workload) -> None:
     shapes = [replace(SHAPE, num_attention_heads=16, num_key_value_heads=k) for k in GROUPS]
     assert all(few >= many for few, many in pairwise(rates(shapes, workload)))
 
 
-@settings(deadline=None)
 @given(workloads, st.sampled_from(["intermediate_size", "num_hidden_layers", "vocab_size"]))
 def test_larger_shapes_are_slower_on_the_roofline(workload: Workload, field: str) -> None:
     shapes = [replace(SHAPE, **{field: 8 * scale}) for scale in (1, 2, 4)]
     assert all(small > large for small, large in pairwise(rates(shapes, workload)))
 
 
-@settings(deadline=None)
 @given(workloads)
 def test_a_device_with_more_bandwidth_is_never_slower(workload: Workload) -> None:
     (slower,), (faster,) = (rates([SHAPE], workload, device) for device in ("h100", "h200"))

@@ -19,7 +19,7 @@ def area(losses: np.ndarray, speeds: np.ndarray) -> float:
     return hypervolume(losses, np.exp(speeds), (REFERENCE[0], float(np.exp(REFERENCE[1]))))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(POINTS, st.floats(1, 3.5), st.floats(-1, 4), st.floats(0.05, 1))
 def test_the_expected_gain_is_the_mean_gain_in_hypervolume(
     points: list[tuple[float, float]], loss: float, mean: float, deviation: float

@@ -42,7 +42,7 @@ def test_made_up_space_has_several_values_of_every_field() -> None:
     assert all(len(np.unique(column)) > 1 for column in fields.T)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, len(TABLE) - 1))
 def test_picks_lead_back_to_their_row(row: int) -> None:
     grid = SpaceEncoding.of(TABLE)
@@ -58,7 +58,7 @@ def test_picks_lead_back_to_every_row_of_a_small_space() -> None:
         assert grid.row(picks.__getitem__) == row
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.floats(0, 1), min_size=6, max_size=6))
 def test_any_picks_lead_to_a_valid_row(numbers: list[float]) -> None:
     picks = dict(zip(FREE_FIELDS, numbers, strict=True))

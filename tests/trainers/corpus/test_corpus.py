@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shapelaw.scaling.errors import InputError, WorkError
@@ -398,7 +398,6 @@ SIZES = {
 }
 
 
-@settings(deadline=None)
 @given(**SIZES, seed=st.integers(0, 2**31), steps=st.lists(st.integers(0, 60), max_size=12))
 def test_a_batch_is_a_function_of_seed_and_step_alone(
     tokens: int, length: int, sequences: int, seed: int, steps: list[int]
@@ -415,7 +414,6 @@ def test_a_batch_is_a_function_of_seed_and_step_alone(
         assert (np.diff(batch, axis=1) == 1).all(), "targets are the inputs shifted by one"
 
 
-@settings(deadline=None)
 @given(**SIZES, seed=st.integers(0, 2**31))
 def test_every_epoch_visits_each_window_once(
     tokens: int, length: int, sequences: int, seed: int
@@ -447,7 +445,6 @@ def test_a_corpus_shorter_than_two_contexts_is_refused() -> None:
         Batches(tokens, context_length=128, sequences=1, seed=0)
 
 
-@settings(deadline=None)
 @given(
     **SIZES,
     seed=st.integers(0, 2**31),
@@ -472,7 +469,6 @@ def test_a_resume_goes_on_where_it_stopped_and_never_loops_over_the_tail(
         assert len(set(whole)) == windows, "every window once, before any comes again"
 
 
-@settings(deadline=None)
 @given(**SIZES, steps=st.integers(1, 100))
 def test_repeated_data_is_counted(tokens: int, length: int, sequences: int, steps: int) -> None:
     batches = Batches(np.arange(tokens), context_length=length, sequences=sequences, seed=0)

@@ -29,7 +29,7 @@ def by_lines(text: str) -> list[str]:
     return found
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(pieces=PIECES, buffer=st.sampled_from([1, 2, 3, 13, 14, 15, 40, 1000]))
 @example(pieces=[END, "\r", "\r\n", END], buffer=14)
 @example(pieces=["a", "\r\n", END, "\r\n", "a"], buffer=1)

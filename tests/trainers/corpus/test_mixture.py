@@ -84,7 +84,7 @@ def test_the_main_validation_text_is_in_proportion(mixed: Corpus) -> None:
     assert sizes["scarlet"] / sizes["blue"] == pytest.approx(2, rel=0.02)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(shared=st.lists(st.integers(0, 79), min_size=1, max_size=30, unique=True))
 @example(shared=[79, 3])  # the last document of a file has no line end
 def test_what_is_held_out_anywhere_is_not_trained_on(

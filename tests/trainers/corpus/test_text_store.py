@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shapelaw.scaling.errors import InputError
@@ -35,7 +35,6 @@ def store(tmp_path: Path) -> Iterator[TextStore]:
         yield opened
 
 
-@settings(deadline=None)
 @given(sizes=st.lists(SIZES, min_size=1, max_size=4), data=st.data(), limit=st.integers(1, 20_000))
 def test_a_mixture_keeps_its_shares_its_order_and_its_limit(
     tmp_path_factory: pytest.TempPathFactory,
@@ -62,7 +61,6 @@ def test_a_mixture_keeps_its_shares_its_order_and_its_limit(
         assert (apart <= len(texts) * largest).all(), "every beginning has the proportions"
 
 
-@settings(deadline=None)
 @given(sizes=st.lists(SIZES, min_size=2, max_size=4))
 def test_without_weights_every_document_is_used_once(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[list[int]]
@@ -82,7 +80,6 @@ def test_a_document_is_cut_between_two_characters(store: TextStore, limit: int) 
     assert cut == ("né語🙂" * 5).encode()[:limit].decode("utf-8", "ignore").encode()
 
 
-@settings(deadline=None)
 @given(sizes=st.lists(st.integers(1, 400), min_size=5, max_size=120))
 def test_a_split_shares_out_all_of_the_text(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int]

@@ -96,7 +96,7 @@ def test_a_reused_decoder_repeats_its_logits(kind: type[Decoder]) -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
 @pytest.mark.parametrize("dtype", TORCH_DTYPES.values())
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(outputs=st.integers(1, 200), inputs=st.integers(1, 70))
 def test_every_form_of_a_product_gives_the_values_of_the_plain_product(
     rows: int, dtype: torch.dtype, outputs: int, inputs: int
@@ -145,7 +145,6 @@ def test_fastest_form_is_chosen_from_measured_times(monkeypatch: pytest.MonkeyPa
     assert matvec._fastest_form(torch.ones(4, 4), 1, 64) is fast
 
 
-@settings(deadline=None)
 @given(st.integers(1, 3), st.integers(1, 300), st.integers(0, 5), st.sampled_from([1, 3]))
 def test_greedy_token_is_the_first_of_the_most_probable(
     batch: int, size: int, seed: int, values: int

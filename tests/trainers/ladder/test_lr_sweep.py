@@ -157,7 +157,7 @@ def test_a_small_excess_passes_only_if_the_noise_is_larger() -> None:
     assert judge(runs, tried, seed_sd=0.005).seed_sd_from == "given"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     width=st.floats(-0.4, 0.4),
     depth=st.floats(-0.4, 0.4),

@@ -75,7 +75,7 @@ def test_every_shape_is_within_two_percent_of_its_size_and_inside_its_ranges() -
         assert (main["hidden_size"] % 8 == 0).all()
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     size=st.integers(80_000, 300_000),
     shapes=st.integers(5, 8),
@@ -299,7 +299,7 @@ def test_a_confounded_plan_is_refused_and_every_pair_named() -> None:
     ladder.require_unconfounded(most=1.0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1000), count=st.integers(5, 30), axes=st.integers(2, 5))
 def test_variance_inflation_equals_that_of_a_regression_on_the_other_axes(
     seed: int, count: int, axes: int

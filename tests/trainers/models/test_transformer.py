@@ -161,7 +161,7 @@ def test_an_untrained_model_predicts_a_nearly_uniform_distribution() -> None:
     assert spread.max() < 2
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     hidden=st.integers(1, 24),
     width=st.integers(1, 40),

@@ -129,7 +129,7 @@ def test_a_damaged_checkpoint_is_not_used(tmp_path: Path, damage: object) -> Non
     assert same(everything(model, optimizer), before)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(where=st.floats(0.0, 1.0, exclude_max=True), bit=st.integers(0, 7))
 def test_a_checkpoint_with_any_flipped_bit_is_not_used_and_it_is_said(
     tmp_path_factory: pytest.TempPathFactory, where: float, bit: int

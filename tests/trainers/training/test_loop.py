@@ -50,9 +50,7 @@ def undisturbed(
     return run, train_run(run, corpus, folder)[-1], folder
 
 
-@settings(
-    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kills=st.lists(st.integers(1, STEPS), max_size=4),
     interval=st.sampled_from([0.0, 0.0, 0.01, 0.03]),
@@ -326,9 +324,7 @@ def test_rows_of_one_run_have_names_of_their_own_and_one_group(
 
 
 @pytest.mark.slow
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kills=st.lists(st.integers(1, BRANCHED.all_steps), max_size=4))
 def test_a_run_with_branches_that_is_killed_anywhere_gives_the_same_rows(
     branched: tuple[list[Row], Path],
