@@ -1,4 +1,4 @@
-"""The whole loop as stages: train, fit, search, confirm.
+"""The loop of ``quickstart`` in stages: train, fit, search, confirm, report.
 
-Imports anything in search but commands.
+Imports all of search but commands.
 """

@@ -1,4 +1,4 @@
-"""A progress display: the stage, the run and the time left, as a bar or as plain lines."""
+"""The progress display of a quickstart, as a bar or as plain lines."""
 
 import sys
 import time
@@ -18,7 +18,7 @@ LINE_SECONDS = 20.0  # between plain lines where there is no terminal
 
 @dataclass
 class Display:
-    """Show how far a chain of stages is and how long the rest will take."""
+    """A display of the current stage, its runs and the time left."""
 
     quiet: bool = False
 
@@ -60,7 +60,7 @@ class Display:
             print(f"{stage}: {100 * share:.0f} %, {left}  {what}", file=sys.stderr, flush=True)
 
     def training(self, stage: str, entries: list[Entry]) -> None:
-        """Show how far the runs of a stage are, by their FLOPs."""
+        """Show the progress of the runs of a stage, by their FLOPs."""
         total = sum(entry.flops for entry in entries)
         done = sum(entry.flops * entry.step / entry.steps for entry in entries)
         running = [

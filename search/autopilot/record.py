@@ -1,4 +1,4 @@
-"""The record of a loop: its settings, kept in its folder, and the lock of the folder."""
+"""The record of a loop in its folder, and the lock of the folder."""
 
 import os
 import platform
@@ -19,9 +19,25 @@ from shapelaw.trainers.optimizers.recipe import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings:
-    """What a user can choose; everything but ``workers`` decides the numbers.
+    """The settings of a loop. All of them but ``workers`` decide its results.
 
-    ``effort`` multiplies every token budget.
+    Attributes
+    ----------
+    corpus
+        Name, file or folder of the training text.
+    vocab_size
+        Vocabulary of the tokenizer; None: bytes.
+    effort
+        Factor on every token budget, above 0 and up to 100.
+    measurements
+        Shapes that the search measures, at least 3.
+    workers
+        Parallel training runs; None: one per core.
+
+    Raises
+    ------
+    InputError
+        ``effort`` or ``measurements`` is out of range.
     """
 
     corpus: str = "stdlib"
@@ -39,23 +55,29 @@ class LoopSettings:
 
 
 def keep_record(folder: Path, settings: LoopSettings) -> None:
-    """Write what decides the numbers, or check that it is what the folder was made with."""
+    """Write the settings to a folder, or check that they equal the folder's.
+
+    Raises
+    ------
+    InputError
+        The folder has other settings, or holds other files than a quickstart's.
+    """
     path = folder / "quickstart.json"
-    chosen = {name: value for name, value in asdict(settings).items() if name != "workers"}
+    given = {name: value for name, value in asdict(settings).items() if name != "workers"}
     if path.exists():
-        kept = read_json(path).get("settings")
-        if kept != chosen:
-            changed = [name for name in chosen if (kept or {}).get(name) != chosen[name]]
+        stored = read_json(path).get("settings")
+        if stored != given:
+            changed = [name for name in given if (stored or {}).get(name) != given[name]]
             raise InputError(
                 f"{folder} holds a quickstart with another {', '.join(changed) or 'record'} "
-                f"({kept}); choose another --out folder, or delete it"
+                f"({stored}); choose another --out folder, or delete it"
             )
         return
     if folder.exists() and any(entry.name != "work" for entry in folder.iterdir()):
-        raise InputError(f"{folder} holds something else than a quickstart; choose another --out")
+        raise InputError(f"{folder} holds other files than a quickstart's; choose another --out")
     versions = {name: version(name) for name in ("torch", "numpy", "scipy", "optuna")}
     record: dict[str, Any] = {
-        "settings": chosen,
+        "settings": given,
         "recipe": asdict(Recipe()),
         "python": sys.version.split()[0],
         "versions": versions,
@@ -67,7 +89,7 @@ def keep_record(folder: Path, settings: LoopSettings) -> None:
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Let one quickstart at a time work in a folder; the lock ends with the process.
+    """Lock a folder for one quickstart; the lock ends with the process.
 
     Raises
     ------

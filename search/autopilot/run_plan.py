@@ -1,4 +1,4 @@
-"""The models that a quickstart trains: proxies around a target, and the shapes it proposes."""
+"""The training runs of a quickstart: proxies, and the shapes that it proposes."""
 
 from dataclasses import replace
 
@@ -10,9 +10,9 @@ from shapelaw.trainers.training.spec import RunSpec, run_name
 LAYERS = 4
 HEAD_DIM = 16
 ROPE_THETA = 500.0  # contexts are short: a small base keeps the slow frequencies useful
-CONFIRMED = 200_000  # non-embedding parameters of the confirmatory models
-CONFIRMED_RATIO = 10  # tokens per parameter
-# N, tokens per parameter, hidden size, query heads, key-value heads; the MLP fills N up.
+CONFIRMED = 200_000  # non-embedding parameters of the confirmation models
+CONFIRMED_RATIO = 10  # training tokens per parameter of a confirmation model
+# N, tokens per parameter, hidden size, query heads, key-value heads; the MLP width follows from N.
 # Two sizes and two token counts; the logarithms of the shape ratios are nearly uncorrelated.
 PROXIES = (
     (50_000, 20, 32, 4, 1),
@@ -36,9 +36,9 @@ REPLICATE = 3  # the proxy that is trained from a second seed
 
 
 def proxy_specs(settings: LoopSettings, vocab_size: int) -> list[RunSpec]:
-    """Plan the proxies: 16 shapes and one of them from a second seed.
+    """Plan the proxies: 16 shapes, and one of them with a second seed.
 
-    Long runs come first, so that the cores end together.
+    Long runs come first, so that all cores finish at about the same time.
     """
     specs = []
     for size, ratio, hidden, heads, groups in PROXIES:
@@ -51,7 +51,15 @@ def proxy_specs(settings: LoopSettings, vocab_size: int) -> list[RunSpec]:
 
 
 def fill(size: int, hidden: int, heads: int, groups: int, vocab_size: int) -> Shape:
-    """Choose the MLP width with which a shape comes closest to a non-embedding size."""
+    """Choose the MLP width that brings a shape nearest to a non-embedding size.
+
+    Parameters
+    ----------
+    size
+        Non-embedding parameters.
+    hidden, heads, groups
+        Hidden size, query heads and key-value heads.
+    """
 
     def at(width: int) -> Shape:
         return Shape(
@@ -71,11 +79,11 @@ def fill(size: int, hidden: int, heads: int, groups: int, vocab_size: int) -> Sh
 
 
 def run_spec(shape: Shape, tokens: int, seed: int, role: str = "proxy") -> RunSpec:
-    """Specify one training run by the usual recipe."""
+    """Specify one training run with the default recipe."""
     name = run_name(shape, tokens, seed)
     return RunSpec(run_id=name, shape=shape, tokens=tokens, recipe=Recipe(), seed=seed, role=role)
 
 
 def confirmation_tokens(settings: LoopSettings) -> int:
-    """Training tokens of a confirmatory model."""
+    """Return the training tokens of a confirmation model."""
     return round(CONFIRMED * CONFIRMED_RATIO * settings.effort)

@@ -1,7 +1,7 @@
-"""The whole loop in one command: text -> proxies -> law -> search -> confirmation -> report.
+"""The ``quickstart`` command: text -> proxies -> law -> search -> confirmation -> report.
 
-Every stage leaves files and is skipped when they are there: a killed quickstart goes on where it
-stopped, and ends with the same losses.
+Every stage writes files and is skipped if they exist, so that a killed quickstart continues where
+it stopped and ends with the same losses.
 """
 
 from pathlib import Path
@@ -23,20 +23,25 @@ from shapelaw.search.autopilot.stages import (
 from shapelaw.trainers.optimizers.recipe import Recipe
 from shapelaw.trainers.sweep.launchers._local import cores
 
-SECONDS_PER_MEASUREMENT = 2.0  # first guesses for the time left, replaced by what is measured
+# First estimates for the time left; measured times replace them.
+SECONDS_PER_MEASUREMENT = 2.0
 FLOPS_PER_SECOND = 2e10
-LARGER_IS_FASTER = 1.4  # FLOP/s of the confirmatory models over those of the proxies
+CONFIRMATION_SPEEDUP = 1.4  # FLOP/s of the larger confirmation models over those of the proxies
 
 
 def quickstart(folder: Path, settings: LoopSettings, display: Display) -> Path:
-    """Run the loop in a folder, or continue it; returns the path of the report.
+    """Run the loop in a folder, or continue it there.
+
+    Returns
+    -------
+    The path of the report.
 
     Raises
     ------
     InputError
         The folder holds a quickstart with other settings, or the corpus cannot be used.
     WorkError
-        Another quickstart runs there, the disk is full, or a run failed.
+        Another quickstart runs in the folder, the disk is full, or a run failed.
     """
     with nothing_left(folder), locked_folder(folder):
         keep_record(folder, settings)
@@ -52,7 +57,7 @@ def quickstart(folder: Path, settings: LoopSettings, display: Display) -> Path:
 
 
 def _forecast(settings: LoopSettings, workers: int) -> dict[str, float]:
-    """Guess each stage's seconds."""
+    """Estimate the seconds of each stage."""
     vocabulary = settings.vocab_size or 256
     proxies = sum(spec.flops for spec in proxy_specs(settings, vocabulary))
     confirmed = fill(CONFIRMED, 64, 4, 1, vocabulary).training_flops(Recipe().context_length)
@@ -63,13 +68,13 @@ def _forecast(settings: LoopSettings, workers: int) -> dict[str, float]:
         "proxies": proxies / FLOPS_PER_SECOND / workers,
         "law": 12.0,
         "search": SECONDS_PER_MEASUREMENT * settings.measurements,
-        "confirmation": rounds * confirmed * tokens / FLOPS_PER_SECOND / LARGER_IS_FASTER,
+        "confirmation": rounds * confirmed * tokens / FLOPS_PER_SECOND / CONFIRMATION_SPEEDUP,
         "report": 5.0,
     }
 
 
 def in_short(folder: Path) -> str:
-    """Say where to look next."""
+    """Return a hint at the report and at the commands that use the folder."""
     return (
         f"{folder}/report.html has the whole story; the law refits with\n"
         f"  shapelaw fit {folder}/runs.csv --where \"role == 'proxy'\" --out {folder}/fit.json\n"

@@ -1,6 +1,6 @@
 """The stages of the loop, one function each: corpus, proxies, law, search, confirmation, report.
 
-Every stage leaves files in the folder of the loop and is skipped where they are there.
+Every stage writes files in the folder of the loop and is skipped if they exist.
 """
 
 import time
@@ -49,7 +49,7 @@ from shapelaw.trainers.training.spec import RunSpec
 
 @dataclass(frozen=True)
 class Loop:
-    """A loop in a folder: its settings, and the display that shows its progress."""
+    """A loop in a folder, with its settings and its progress display."""
 
     folder: Path
     settings: LoopSettings
@@ -57,17 +57,17 @@ class Loop:
 
     @property
     def work(self) -> Folder:
-        """Corpus, ledger, checkpoints and weights."""
+        """Return the folder of corpus, ledger, checkpoints and weights."""
         return Folder(self.folder / "work")
 
     @property
     def record(self) -> Path:
-        """File of the settings and of what the stages took."""
+        """Return the path of the file with the settings and the seconds of the stages."""
         return self.folder / "quickstart.json"
 
     @property
     def runs(self) -> Path:
-        """The run table."""
+        """Return the path of the run table."""
         return self.folder / "runs.csv"
 
     @contextmanager
@@ -83,7 +83,7 @@ class Loop:
         self.display.finished(name)
 
     def train(self, stage: str, specs: list[RunSpec], corpus: Corpus) -> pd.DataFrame:
-        """Train what is not trained yet; the rows of all."""
+        """Train the runs that are not trained yet, and return the rows of all runs."""
         return run_plan(
             specs,
             corpus,
@@ -113,7 +113,7 @@ def train_proxies(loop: Loop, corpus: Corpus) -> pd.DataFrame:
 
 
 def fit_law(loop: Loop) -> LossBasis:
-    """Fit the law on the proxies only, so that the confirmation is a test."""
+    """Fit the law on the proxies only, so that the confirmation models are a held-out set."""
     with loop.stage("law"):
         runs = load_runs(loop.runs, where="role == 'proxy'")
         fitted = fit("conditional", runs, seed=loop.settings.seed)
@@ -123,11 +123,11 @@ def fit_law(loop: Loop) -> LossBasis:
 
 
 def search_shapes(loop: Loop, basis: LossBasis, corpus: Corpus) -> Proposals:
-    """Search for shapes at the confirmatory size.
+    """Search for shapes at the size of the confirmation models.
 
-    No leader is measured again: who starts the same study again gets the same proposals.
+    No leader is measured again, so that a continued study gives the same proposals.
     """
-    wanted = loop.settings.measurements
+    measurements = loop.settings.measurements
     request = ProposalRequest(
         budget=Budget(
             parameters=CONFIRMED, tokens=confirmation_tokens(loop.settings), tolerance=0.01
@@ -143,7 +143,9 @@ def search_shapes(loop: Loop, basis: LossBasis, corpus: Corpus) -> Proposals:
             worse_percent=None,
         ),
         serving=Serving(workload=PRESETS["proxy"], engine=engine_named("torch")),
-        effort=SearchEffort(measurements=wanted, estimated=0, leaders=0, seed=loop.settings.seed),
+        effort=SearchEffort(
+            measurements=measurements, estimated=0, leaders=0, seed=loop.settings.seed
+        ),
     )
     with loop.stage("search"):
         return propose(
@@ -151,13 +153,13 @@ def search_shapes(loop: Loop, basis: LossBasis, corpus: Corpus) -> Proposals:
             basis,
             out=loop.folder,
             report=lambda done: loop.display.update(
-                "search", done / wanted, f"{done} of {wanted} shapes measured"
+                "search", done / measurements, f"{done} of {measurements} shapes measured"
             ),
         )
 
 
 def train_confirmation(loop: Loop, proposals: Proposals, corpus: Corpus) -> None:
-    """Train the named proposals and add their rows to the run table."""
+    """Train the baseline, loss-optimal and fast proposals, and add their rows to the run table."""
     with loop.stage("confirmation"):
         named = [p for p in proposals if p.role in (LOSS_OPTIMAL, FAST, BASELINE)]
         seed, tokens = loop.settings.seed, confirmation_tokens(loop.settings)
@@ -171,6 +173,6 @@ def train_confirmation(loop: Loop, proposals: Proposals, corpus: Corpus) -> None
 
 
 def write_loop_report(loop: Loop) -> Path:
-    """Write the report of the loop; returns its path."""
+    """Write the report of the loop and return its path."""
     with loop.stage("report"):
         return write_report(loop.folder)

@@ -1,21 +1,21 @@
-"""Time left of a chain of stages, from a forecast and from the work measured so far."""
+"""The time left of a chain of stages, from a forecast and from the work measured so far."""
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 FORECAST_WEIGHT = 30.0  # seconds of measured work that weigh as much as the forecast
-MOST_RISE = 1.1  # factor by which the estimate may rise from one update to the next
-SAME_WORK = {"confirmation": "proxies"}  # a stage whose pace is measured in another one, too
+MAX_RISE = 1.1  # factor by which the estimate may rise from one update to the next
+SAME_WORK = {"confirmation": "proxies"}  # stages with the same kind of work as another stage
 
 
 @dataclass
 class TimeLeft:
-    """Estimate the seconds until the last stage ends.
+    """An estimate of the seconds until the last stage ends.
 
     The work of a stage is its forecast in seconds. The *pace* of a kind of work is the ratio of
-    measured to forecast seconds with :data:`FORECAST_WEIGHT` added to both: it begins at 1, and a
-    slow start moves it a little only.
+    measured to forecast seconds with :data:`FORECAST_WEIGHT` added to both, so that it begins at 1
+    and a slow start changes it only a little.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class TimeLeft:
     def update(self, stage: str, share: float) -> float:
         """Record that a share of a stage is done and return the estimate in seconds."""
         now = self.clock()
-        if share > 0:  # what an earlier process did has cost no seconds here
+        if share > 0:  # the share that an earlier process did took no seconds here
             self.first_share.setdefault(stage, share)
         self.seconds[stage] = now - self.begun.setdefault(stage, now)
         self.share[stage] = share
@@ -46,7 +46,7 @@ class TimeLeft:
             (1 - self.share.get(name, 0.0)) * work * self._pace(name)
             for name, work in self.forecast.items()
         )
-        self.shown = min(left, MOST_RISE * self.shown)
+        self.shown = min(left, MAX_RISE * self.shown)
         return self.shown
 
     def finish(self, stage: str) -> float:

@@ -1,4 +1,4 @@
-"""What the commands of search do: propose, measure, doctor.
+"""The commands of search: propose, measure, report and doctor.
 
-Imports reports, proposals and what lies below.
+Imports reports, proposals and all layers below them.
 """

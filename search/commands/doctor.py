@@ -1,4 +1,4 @@
-"""What is installed, what the machine has, and what is missing for what."""
+"""The ``doctor`` command: installed packages, resources of the machine, and missing extras."""
 
 import os
 import platform
@@ -15,21 +15,21 @@ GIBIBYTE = 2**30
 
 
 def examine() -> dict[str, object]:
-    """Versions, cores, memory, disk, GPU, engines, and what is missing for what."""
+    """Report versions, cores, memory, disk, GPU, engines and missing extras."""
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "packages": {name: installed_version(name) or "missing" for name in PACKAGES},
         "cores": cores(),
-        "memory_gib": _memory(),
+        "memory_gib": _memory_gib(),
         "disk_free_gib": round(shutil.disk_usage(Path.cwd()).free / GIBIBYTE, 1),
-        "gpu": _gpu(),
+        "gpu": _gpu_name(),
         "engines": engine_states(),
         "missing": list(missing_extras()) or "nothing",
     }
 
 
-def _memory() -> float | None:
+def _memory_gib() -> float | None:
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
@@ -37,7 +37,7 @@ def _memory() -> float | None:
     return round(total / GIBIBYTE, 1)
 
 
-def _gpu() -> str:
+def _gpu_name() -> str:
     if installed_version("torch") is None:
         return "unknown: torch is not installed"
     import torch

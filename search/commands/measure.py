@@ -16,42 +16,46 @@ from shapelaw.search.workload import parse_workload
 def measure_config(
     config: Path | None, engine: str, workload: str, *, keep: bool = True, fresh: bool = False
 ) -> dict[str, Any]:
-    """Measure one shape: a row that also says whether the workload's service level holds.
+    """Measure one shape and return its row, with the verdict on the service level.
 
     Parameters
     ----------
     config
-        Hugging Face ``config.json``.
-    keep, fresh
-        Look up and keep measurements in the user's cache folder; measure again what is there.
+        Path of a Hugging Face ``config.json``.
+    engine, workload
+        Texts of an engine and a workload.
+    keep
+        Use and extend the store of measurements in the user's cache folder.
+    fresh
+        Measure again even if the store holds the measurement.
 
     Raises
     ------
     shapelaw.scaling.errors.InputError
-        No config is given or it is not of a known family; there is no such engine or workload; the
-        engine cannot run the shape.
+        No config is given or its family is unknown; the engine or the workload does not exist; or
+        the engine cannot run the shape.
     """
     if config is None:
         raise InputError("a shape is missing; write shapelaw measure CONFIG.json, or --calibrate")
-    shape, asked = Shape.from_config(read_json(config)), parse_workload(workload)
-    chosen = stored_engine(engine, keep=keep, fresh=fresh)
+    shape, work = Shape.from_config(read_json(config)), parse_workload(workload)
+    measuring = stored_engine(engine, keep=keep, fresh=fresh)
     with working("measuring the shape"):
-        found = chosen.measure(shape, asked)
-    row = asdict(found)
-    if asked.max_ttft is not None or asked.max_tpot is not None:
-        row["meets_service_level"] = found.meets(asked)
-    if isinstance(chosen, CachedEngine):
-        row["kept"] = not chosen.measured
+        measurement = measuring.measure(shape, work)
+    row = asdict(measurement)
+    if work.max_ttft is not None or work.max_tpot is not None:
+        row["meets_service_level"] = measurement.meets(work)
+    if isinstance(measuring, CachedEngine):
+        row["kept"] = not measuring.measured
     return row
 
 
 def calibrate_machine(config: Path | None, out: Path | None) -> dict[str, Any]:
-    """Measure this machine and write the entry: its fields and where it was written.
+    """Measure this machine, write its hardware entry, and return the entry with its path.
 
     Raises
     ------
     shapelaw.scaling.errors.InputError
-        A shape was given too, or ``out`` is not a TOML file.
+        A config is given too, or ``out`` does not end in ``.toml``.
     """
     if config is not None:
         raise InputError(f"--calibrate measures this machine, not {config}; leave one of them out")

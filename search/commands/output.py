@@ -1,4 +1,4 @@
-"""What ``propose`` and ``report`` print."""
+"""The printed output of ``propose``, ``quickstart`` and ``report``."""
 
 from pathlib import Path
 
@@ -20,9 +20,9 @@ from shapelaw.search.reports.proposal_page import write_pages
 def print_proposals(
     proposals: Proposals, page: Path | None, *, json: bool, wide: bool = False
 ) -> None:
-    """Print proposals: one JSON document, or a table with what it rests on."""
+    """Print proposals as one JSON document, or as a table with its law and notes."""
     if json:
-        print_json({**proposals.about(), "proposals": [one.row() for one in proposals]})
+        print_json({**proposals.about(), "proposals": [proposal.row() for proposal in proposals]})
         return
     typer.echo(proposals.estimated.measured.candidates.basis.description)
     for line in (*map(plainly, proposals.extrapolation), *proposals.notes):
@@ -30,7 +30,7 @@ def print_proposals(
     table = proposals_table(proposals.ranked, wide=wide)
     print_table(table, "The baseline and the front, from accurate to fast")
     front = sum(p.on_front or p is proposals[0] for p in proposals)
-    beaten = len(proposals) - front
+    dominated = len(proposals) - front
     typer.echo(_legend(proposals))
     if not wide:
         typer.echo("--wide prints every column: predicted loss, latency, memory and reasons.")
@@ -40,19 +40,21 @@ def print_proposals(
             f"{counted(more, 'more shape')} on the front, between these: --json or --out has "
             "them all."
         )
-    if beaten:
-        typer.echo(f"{counted(beaten, 'further shape')} answered for, and beaten by those shown.")
+    if dominated:
+        typer.echo(
+            f"{counted(dominated, 'further shape')} answered for, and beaten by those shown."
+        )
     if page is not None:
         typer.echo(str(page))
 
 
 def print_report(folder: Path | None, *, json: bool) -> None:
-    """Write the report of a folder again and print its path, and the verdict of a quickstart.
+    """Write the report of a folder again, and print its path and the verdict of a quickstart.
 
     Raises
     ------
     InputError
-        No folder is given, or it lacks a file.
+        No folder is given, or a file is missing in it.
     """
     if folder is None:
         raise InputError(
@@ -68,13 +70,13 @@ def print_report(folder: Path | None, *, json: bool) -> None:
 
 
 def has_proposals_only(folder: Path) -> bool:
-    """Return whether ``propose --out`` wrote a folder, with no runs to compare it with."""
+    """Return whether a folder holds the output of ``propose --out`` and no runs."""
     path = folder / "proposals.json"
     return path.is_file() and not (folder / "runs.csv").exists() and "basis" in read_json(path)
 
 
 def print_verdict(folder: Path, *, json: bool) -> None:
-    """Print predicted beside measured losses of a folder with runs."""
+    """Print the predicted and measured losses of a folder with runs, and the verdict."""
     evidence = gather(folder)
     page, table = folder / "report.html", comparison(evidence)
     if json:
@@ -86,12 +88,12 @@ def print_verdict(folder: Path, *, json: bool) -> None:
 
 
 def print_check(*, write: bool, json: bool) -> None:
-    """Make the committed pictures and tables again: write them, or print what differs.
+    """Make the committed pictures and tables again, and write them or print the differences.
 
     Raises
     ------
     FailedCheckError
-        Something differs.
+        A picture or a table differs.
     """
     docs = docs_folder()
     if write:
@@ -113,12 +115,12 @@ def print_check(*, write: bool, json: bool) -> None:
 
 
 def _legend(proposals: Proposals) -> str:
-    """Say where the speeds of the table come from."""
+    """Describe the sources of the speeds in the table."""
     kinds = {p.throughput.kind for p in proposals if p.throughput}
     engine = proposals.estimated.measured.candidates.request.serving.engine
-    words = [f"{kind}: by {engine.label}" for kind in sorted(kinds - {TIME_MODEL})]
+    sources = [f"{kind}: by {engine.label}" for kind in sorted(kinds - {TIME_MODEL})]
     checked = proposals.estimated.cross_validation
     if TIME_MODEL in kinds and checked is not None:
         error = f"mean error {100 * checked.mape:.1f} % on {len(checked.measured)} left out"
-        words.append(f"time model: fitted to those answers ({error} in turn)")
-    return f"speed: output tokens/s over the baseline's; {'; '.join(words)}."
+        sources.append(f"time model: fitted to those answers ({error} in turn)")
+    return f"speed: output tokens/s over the baseline's; {'; '.join(sources)}."

@@ -1,4 +1,4 @@
-"""The ``propose`` command: from options to a request in four groups, and its answer printed."""
+"""The ``propose`` command: its options, the request that they make, and the printed proposals."""
 
 from pathlib import Path
 from typing import Annotated
@@ -151,27 +151,27 @@ def propose_shapes(
     from shapelaw.scaling.units import parse_count
     from shapelaw.search.commands.output import print_proposals
     from shapelaw.search.engines.cache import stored_engine
-    from shapelaw.search.proposals import request as wishes
+    from shapelaw.search.proposals import request as groups
     from shapelaw.search.proposals.basis import loss_basis
     from shapelaw.search.proposals.pareto_search import propose
     from shapelaw.search.reports.proposal_page import write_pages
     from shapelaw.search.workload import parse_workload
 
-    request = wishes.ProposalRequest(
-        budget=wishes.Budget(
+    request = groups.ProposalRequest(
+        budget=groups.Budget(
             parameters=parse_count(params), tokens=parse_count(tokens),
             convention=params_convention, tolerance=tolerance,
         ),
-        space=wishes.SpaceOptions(
-            baseline=baseline, layers=_numbers("--layers", layers),
-            head_dims=_numbers("--head-dim", head_dim), vocab_size=vocab,
+        space=groups.SpaceOptions(
+            baseline=baseline, layers=_parse_option("--layers", layers),
+            head_dims=_parse_option("--head-dim", head_dim), vocab_size=vocab,
             where=tuple(where or ()), worse_percent=worse, fastest=fastest,
         ),
-        serving=wishes.Serving(
+        serving=groups.Serving(
             workload=parse_workload(workload).changed(max_ttft=max_ttft, max_tpot=max_tpot),
             engine=stored_engine(engine, keep=not no_cache, fresh=fresh),
         ),
-        effort=wishes.SearchEffort(
+        effort=groups.SearchEffort(
             measurements=measurements, estimated=estimated, short=short, sampler=sampler,
             storage=storage, seed=seed,
         ),
@@ -183,7 +183,7 @@ def propose_shapes(
     print_proposals(proposals, page, json=json, wide=wide)
 
 
-def _numbers(option: str, text: str) -> tuple[int, ...] | None:
+def _parse_option(option: str, text: str) -> tuple[int, ...] | None:
     """Read a list of whole numbers; None for ``auto``."""
     from shapelaw.scaling.units import parse_numbers
 

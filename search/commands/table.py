@@ -9,18 +9,18 @@ from shapelaw.scaling.units import format_bytes, format_count, format_seconds
 from shapelaw.search.proposals.proposal import CANDIDATE, Proposal
 from shapelaw.search.proposals.reasons import of_the_budget, plainly
 
-SHOWN = 12  # rows of the front that are printed at most
+MAX_ROWS = 12  # of the front in the printed table
 NARROW = ("shape", "N", "loss − baseline", "speed", "KV/token")
-ALIKE = 0.05  # distance on the front, of its width, below which two shapes are shown as one
+MIN_DISTANCE = 0.05  # between two printed shapes, as a part of the front's width
 
 
 def proposals_table(proposals: Sequence[Proposal], *, wide: bool = False) -> pd.DataFrame:
-    """Lay out the baseline and the front, thinned, as people read them; the files have all.
+    """Format the baseline and the front as a table of at most :data:`MAX_ROWS` rows.
 
     Parameters
     ----------
     wide
-        Every column; by default those of :data:`NARROW`, which fit 80 characters.
+        Show every column; by default those of :data:`NARROW`, which fit 80 characters.
     """
     shown = _thinned([p for p in proposals if p is proposals[0] or p.on_front])
     cells: dict[str, Callable[[Proposal], str]] = {
@@ -50,31 +50,32 @@ def proposals_table(proposals: Sequence[Proposal], *, wide: bool = False) -> pd.
         ),
         "why": lambda p: p.why,
         "beyond the runs": lambda p: "; ".join(
-            plainly(words) for words in p.warnings if not of_the_budget(words)
+            plainly(warning) for warning in p.warnings if not of_the_budget(warning)
         ),
     }
-    unknown = {
+    empty = {
         "predicted accuracy": all(p.accuracy is None for p in shown),
         "in front": all(p.front_probability is None for p in shown),
         "spread over law forms": all(p.loss_form_spread is None for p in shown),
     }
-    names = [name for name in cells if (wide or name in NARROW) and not unknown.get(name)]
+    names = [name for name in cells if (wide or name in NARROW) and not empty.get(name)]
     return pd.DataFrame([{name: cells[name](p) for name in names} for p in shown])
 
 
 def _thinned(proposals: list[Proposal]) -> list[Proposal]:
-    """At most :data:`SHOWN`, those that differ most; whatever has a role, and the end, stay.
+    """Select at most :data:`MAX_ROWS` proposals that differ most from each other.
 
-    Two that lie closer than :data:`ALIKE`, as a part of the front's width, count as one.
+    Proposals with a role and the last one are always kept. Others are added while they lie at least
+    :data:`MIN_DISTANCE` of the front's width away from those kept.
     """
     last = len(proposals) - 1
     kept = [i for i, p in enumerate(proposals) if p.role != CANDIDATE or i == last]
     speeds = [p.throughput.output_tokens_per_second if p.throughput else np.nan for p in proposals]
     places = np.column_stack([[p.predicted_loss for p in proposals], np.log(speeds)])
     places = np.nan_to_num(places / np.maximum(np.nanmax(places, 0) - np.nanmin(places, 0), 1e-12))
-    while len(kept) < SHOWN:
+    while len(kept) < MAX_ROWS:
         nearest = np.linalg.norm(places[:, None] - places[kept], axis=2).min(axis=1)
-        if nearest.max() < ALIKE:
+        if nearest.max() < MIN_DISTANCE:
             break
         kept.append(int(nearest.argmax()))
     return [proposals[i] for i in sorted(kept)]
@@ -89,10 +90,12 @@ def _difference_text(p: Proposal) -> str:
 
 
 def _accuracy_text(p: Proposal) -> str:
-    found = p.accuracy
-    if found is None or found.value is None or found.low is None or found.high is None:
-        return "–" if found is None else found.status
-    return f"{100 * found.value:.1f} %\n[{100 * found.low:.1f}, {100 * found.high:.1f}]"
+    accuracy = p.accuracy
+    if accuracy is None:
+        return "–"
+    if accuracy.value is None or accuracy.low is None or accuracy.high is None:
+        return accuracy.status
+    return f"{100 * accuracy.value:.1f} %\n[{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
 
 
 def _speedup_text(p: Proposal) -> str:

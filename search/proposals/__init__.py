@@ -1,4 +1,4 @@
-"""From a request to ranked proposals.
+"""The search for proposals, from a request to ranked shapes.
 
 Imports study, time_model, engines.
 """

@@ -1,4 +1,4 @@
-"""The law that predicted losses rest on: a file, a published law, or the shipped runs."""
+"""The law that predicts losses: from a file, published, or fitted on the shipped runs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -22,23 +22,26 @@ from shapelaw.scaling.units import format_count
 
 SHIPPED = "proxies"  # the table that the shipped law is fitted on
 FITTED_ROLES = ("proxy", "anchor")
-MIN_COUNT = 1e3  # a law whose largest run has fewer parameters or tokens counts in other units
+MIN_COUNT = 1e3  # fewer parameters or tokens in the largest run: the law counts in other units
 MAX_NAME = 40  # characters of a law's expression that are shown
 SHAPE_COLUMNS = {field.name for field in fields(Shape)} | {"n_total", "n_active", N, D, *RATIOS}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossBasis:
-    """A fitted law with what is known about it.
+    """A fitted law with its runs and its links to accuracy.
 
     Attributes
     ----------
+    fit
+        The fitted law.
     description
-        The law and its runs in a line.
+        One line that names the law and its runs.
     runs
-        The runs that it was fitted on; None where they are not at hand.
+        Runs that the law was fitted on; None where they are not available. Without them, the spread
+        over law forms is not computed.
     links, validation
-        Accuracy links, and the text that the law's losses are on, as the links name it.
+        Accuracy links, and the validation set of the law's losses, as the links name it.
     """
 
     fit: Fit
@@ -51,14 +54,19 @@ class LossBasis:
 def loss_basis(
     law: str | None = None, *, seed: int = 0, link: str | None = None, validation: str = ""
 ) -> LossBasis:
-    """Load or fit the law for predicted losses.
+    """Load or fit the law that predicts losses.
 
     Parameters
     ----------
     law
-        Path of a fit, or name of a published law; None: a law is fitted on the shipped runs.
+        Path of a fit, or name of a published law such as ``paper-2510.18245``; None: a law is
+        fitted on the shipped runs.
+    seed
+        Seed of that fit.
     link
-        Name or file of an accuracy link.
+        Name or file of an accuracy link; None: no accuracies are predicted.
+    validation
+        Validation set of the law's losses, as the link names it.
 
     Raises
     ------
@@ -111,30 +119,34 @@ def _shipped_law(seed: int) -> tuple[Fit, RunTable, str]:
 
 
 def runs_of(fitted: Fit, path: Path) -> RunTable | None:
-    """Find the runs of a fit: in a table beside its file, or in a shipped one; None: not there.
+    """Find the runs of a fit in a table beside its file or in a shipped table.
 
-    Only a table of the same content counts: the fit keeps a hash of its runs.
+    A table is only used if its content has the hash that the fit stores.
+
+    Returns
+    -------
+    The runs, or None if no table holds them.
     """
-    wanted = set(fitted.run_ids)
-    for runs in _tables_near(path):
-        own = runs.take(np.isin(runs.run_ids, list(wanted)))
-        if len(own) == len(fitted.run_ids) > 0 and own.fingerprint == fitted.data_sha256:
-            return own
+    run_ids = list(set(fitted.run_ids))
+    for table in _tables_near(path):
+        runs = table.take(np.isin(table.run_ids, run_ids))
+        if len(runs) == len(fitted.run_ids) > 0 and runs.fingerprint == fitted.data_sha256:
+            return runs
     return None
 
 
 def _tables_near(path: Path) -> Iterator[RunTable]:
-    """Run tables in the folder of a fit, then the shipped ones."""
+    """Yield the run tables in the folder of a fit, then the shipped ones."""
     shipped = [name for name, table in named_tables().items() if not table.files]
     for source in [*sorted(path.parent.glob("*runs*.csv")), *shipped]:
         try:
             yield load_runs(str(source))
-        except InputError:  # another kind of table
+        except InputError:  # a CSV file of another kind
             continue
 
 
 def _check_columns(fitted: Fit, source: str) -> None:
-    """Refuse a law with a column that a shape and a token budget do not give."""
+    """Check that a shape and a token budget give all columns of a law."""
     missing = [name for name in fitted.law.columns if name not in SHAPE_COLUMNS]
     if missing:
         raise InputError(
@@ -144,7 +156,7 @@ def _check_columns(fitted: Fit, source: str) -> None:
 
 
 def _check_units(fitted: Fit, source: str) -> None:
-    """Refuse a law that was fitted to counts in millions or billions."""
+    """Check that a law was not fitted to counts in millions or billions."""
     for column in (N, D):
         high = fitted.ranges.get(column, (0.0, np.inf))[1]
         if high < MIN_COUNT:

@@ -18,7 +18,7 @@ from shapelaw.search.proposals.request import ProposalRequest
 
 RATIO_SLACK = 1.1  # factor outside the fitted range of a ratio within which a candidate may lie
 MAX_SHAPES = 2_000_000  # the time model predicts all of them after every measurement
-FLAT = 1e-3  # predicted losses this close, as a fraction, count as equal
+EQUAL_LOSS = 1e-3  # relative difference up to which predicted losses count as equal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +28,15 @@ class CandidateSet:
     Attributes
     ----------
     table, frame, losses
-        The shapes, (n,), their columns as a law reads them (the token budget included), and the
-        predicted loss of each in nats per token.
+        The shapes, their columns for a law (the token budget included), and their predicted losses
+        in nats per token, (n,) each.
     baseline, best
         Row of the baseline, and of the lowest predicted loss near the runs.
     enumerated
-        Number of shapes of the budget, those outside of the law's range too.
+        Number of shapes of the budget, including those outside of the law's range.
     gqa_held
-        Whether only shapes with the baseline's GQA are candidates, since the law has no term for
-        it and nobody asked for other values.
+        Whether only shapes with the baseline's GQA are candidates, because the law has no term for
+        GQA and the request has no condition on it.
     """
 
     request: ProposalRequest
@@ -53,13 +53,14 @@ class CandidateSet:
 def candidate_set(request: ProposalRequest, basis: LossBasis) -> CandidateSet:
     """Enumerate the shapes of a budget and keep those within the range of a law.
 
-    The baseline is a known model where it has the budget's size, else a shape of its proportions;
-    it is always a candidate. Every other candidate lies within 10 % of the fitted shape ratios.
+    The baseline is the named model if it has the budget's size, or else the shape nearest to its
+    proportions, and is always a candidate. Every other candidate lies within 10 % of the fitted
+    ranges of the shape ratios.
 
     Raises
     ------
     InputError
-        The space is too large, or no shape lies in the fitted ranges and within the loss limit.
+        The space is too large, or no shape lies within the fitted ranges and the loss limit.
     """
     if (size := request.shape_space.size()) > MAX_SHAPES:
         raise InputError(
@@ -89,15 +90,15 @@ def candidate_set(request: ProposalRequest, basis: LossBasis) -> CandidateSet:
 
 
 def _with_baseline(table: ShapeTable, request: ProposalRequest) -> tuple[ShapeTable, int]:
-    """Return the shapes and the baseline's row, which is added where it is missing."""
+    """Return the shapes, with the baseline added if it is missing, and the baseline's row."""
     space = request.shape_space
     model = replace(request.baseline, vocab_size=space.vocab_size)
     size = getattr(model, CONVENTIONS[space.convention])
     if abs(size / space.parameters - 1) > space.tolerance:
         return table, nearest_proportions(table, request.baseline, space.parameters)
-    same = np.all([getattr(table, name) == getattr(model, name) for name in SHAPE_KEY], axis=0)
-    if same.any():
-        return table, int(np.flatnonzero(same)[0])
+    equal = np.all([getattr(table, name) == getattr(model, name) for name in SHAPE_KEY], axis=0)
+    if equal.any():
+        return table, int(np.flatnonzero(equal)[0])
     return ShapeTable.joined([table, ShapeTable.of([model])]), len(table)
 
 
@@ -106,8 +107,9 @@ def _in_range(
 ) -> tuple[np.ndarray, bool]:
     """Return the mask of the shapes near the fitted ratios, (n,), and whether GQA is held.
 
-    Where a law has no term for GQA, a change of it costs no predicted loss, and every search would
-    end at one key-value head: then only the baseline's GQA counts.
+    If a law has no term for GQA, a change of GQA costs no predicted loss and every search would end
+    at one key-value head. Then only shapes with the baseline's GQA are candidates, unless the
+    request has a condition on it.
     """
     ranges = {name: ends for name, ends in fit.ranges.items() if name in RATIOS}
     mask = within(table, ranges, RATIO_SLACK)
@@ -117,17 +119,17 @@ def _in_range(
             f"none of the {len(table)} shapes of the budget lies in the fitted ranges "
             f"({shown}); change --layers or --head-dim, or fit on other runs"
         )
-    asked = set().union(*map(names_in, request.space.where))
-    if "gqa" in fit.law.columns or asked & {"gqa", "num_key_value_heads"}:
+    conditioned = set().union(*map(names_in, request.space.where))
+    if "gqa" in fit.law.columns or conditioned & {"gqa", "num_key_value_heads"}:
         return mask, False
-    same = mask & np.isclose(table.gqa, table.gqa[baseline])
-    return (same if same.any() else mask), True
+    with_baseline_gqa = mask & np.isclose(table.gqa, table.gqa[baseline])
+    return (with_baseline_gqa if with_baseline_gqa.any() else mask), True
 
 
 def _within_loss_limit(
     mask: np.ndarray, losses: np.ndarray, baseline: int, max_ratio: float | None
 ) -> np.ndarray:
-    """Drop the shapes whose predicted loss exceeds the baseline's by too much."""
+    """Remove the shapes whose predicted loss exceeds ``max_ratio`` times the baseline's."""
     if max_ratio is None:
         return mask
     near = mask & (losses <= losses[baseline] * max_ratio)
@@ -141,16 +143,16 @@ def _within_loss_limit(
 
 
 def _lowest_loss(fit: Fit, table: ShapeTable, losses: np.ndarray) -> int:
-    """Return the row of the lowest loss; in its flat valley, the one nearest to the runs.
+    """Return the row of the lowest loss; among equal losses, the one nearest to the runs.
 
-    Where the law has no slope (a factor that is not resolved is held at no effect), the lowest
-    value alone would pick an arbitrary extreme.
+    Where the law is flat (an unresolved factor has no effect), the lowest value alone would select
+    an arbitrary extreme.
     """
-    valley = np.flatnonzero(losses <= losses.min() * (1 + FLAT))
-    distance = np.zeros(len(valley))
+    lowest = np.flatnonzero(losses <= losses.min() * (1 + EQUAL_LOSS))
+    distance = np.zeros(len(lowest))
     for name in RATIOS:
         if name in fit.ranges:
             low, high = np.log(fit.ranges[name])
-            values = np.log(getattr(table, name)[valley])
+            values = np.log(getattr(table, name)[lowest])
             distance += ((values - (low + high) / 2) / max(high - low, 1e-9)) ** 2
-    return int(valley[np.argmin(distance)])
+    return int(lowest[np.argmin(distance)])

@@ -1,7 +1,8 @@
-"""Disagreement of alternative law forms at the proposals: an error that no interval shows.
+"""The spread of predicted losses over alternative forms of a law, which no interval includes.
 
-An interval takes its law for true. Whether an optimum drifts with size, and whether a shape adds to
-the loss or multiplies it, is rarely settled by the runs, and matters far away from them.
+A confidence interval assumes that its law is true. Runs rarely decide if an optimum drifts with
+size, and if a shape effect adds to the loss or multiplies it, but the choice matters far away from
+the runs.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,10 +19,8 @@ from shapelaw.scaling.laws.factors import GroupedQuery, UShape
 from shapelaw.scaling.laws.law import Factor, Law
 from shapelaw.search.proposals.basis import LossBasis
 
-STARTS = 8  # of each form: they only have to find the valley that the law itself has found
-MAX_SCATTER_RATIO = (
-    1.25  # a form whose residuals are wider than the law's by more is no alternative
-)
+STARTS = 8  # optimiser starts for each form
+MAX_SCATTER_RATIO = 1.25  # largest residual scatter of an alternative form over the law's
 NOT_INCLUDED = "the spread over law forms is not included: "
 
 
@@ -32,35 +31,39 @@ class FormSpread:
     Attributes
     ----------
     nats
-        One for every shape, (n,); None where no form could be fitted.
+        Spread for every shape, (n,); None if no form could be fitted.
     note
-        The forms in a sentence, or why there are none.
+        A sentence that names the forms, or says why there are none.
     """
 
     nats: np.ndarray | None
     note: str
 
     def at(self, place: int) -> float | None:
-        """Return the spread of one shape."""
+        """Return the spread for the shape at a place."""
         return None if self.nats is None else float(self.nats[place])
 
 
 def spread_over_forms(basis: LossBasis, frame: pd.DataFrame) -> FormSpread:
-    """Refit a law in other forms on its runs and compare what they predict for the same shapes.
+    """Refit a law in other forms on its runs and compute the spread of their predicted losses.
 
     Parameters
     ----------
     frame
         Rows to predict, (n,).
+
+    Returns
+    -------
+    The spread, without a value if the runs are not available or no other form fits as well.
     """
     if basis.runs is None:
-        beside = "the runs of the law are not beside its file"
-        why = beside if basis.fit.run_ids else "a published law comes without its runs"
+        missing = "the runs of the law are not beside its file"
+        why = missing if basis.fit.run_ids else "a published law comes without its runs"
         return FormSpread(nats=None, note=NOT_INCLUDED + why)
     runs = basis.fit.count_as_fitted(basis.runs)
     settings: FitSettings = {**settings_like(basis.fit), "starts": STARTS, "resamples": 0}
     if basis.fit.minimised.robust:
-        settings["delta"] = basis.fit.delta  # one objective for all forms
+        settings["delta"] = basis.fit.delta  # the same objective for all forms
     losses = [basis.fit.central(frame)]
     names = []
     with working("comparing law forms"):
@@ -86,7 +89,7 @@ def spread_over_forms(basis: LossBasis, frame: pd.DataFrame) -> FormSpread:
 
 
 def alternatives(law: Law) -> dict[str, Law]:
-    """Return the law with its shape effects in other forms, by what is other.
+    """Return the law with its shape effects in other forms, by the name of the change.
 
     Examples
     --------
@@ -99,16 +102,16 @@ def alternatives(law: Law) -> dict[str, Law]:
         return forms
     drifts = any(isinstance(factor, UShape) and factor.drift for factor in law.shapes)
     if any(isinstance(factor, UShape) for factor in law.shapes):
-        words = "optima that stay with size" if drifts else "optima that drift with size"
-        forms[words] = _changed(law, lambda factor: _drifting(factor, not drifts))
+        name = "optima that stay with size" if drifts else "optima that drift with size"
+        forms[name] = _with_factors(law, lambda factor: _drifting(factor, not drifts))
     if not law.extras and all(factor.offset for factor in law.factors):
         forms["shape effects in nats"] = replace(law, factors=(), extras=law.factors)
     if any(isinstance(factor, GroupedQuery) and factor.form == "log" for factor in law.shapes):
-        forms["GQA by its cache's share"] = _changed(law, _by_share)
+        forms["GQA by its cache's share"] = _with_factors(law, _by_share)
     return forms
 
 
-def _changed(law: Law, change: Callable[[Factor], Factor]) -> Law:
+def _with_factors(law: Law, change: Callable[[Factor], Factor]) -> Law:
     def changed(factors: Iterable[Factor]) -> tuple[Factor, ...]:
         return tuple(change(factor) for factor in factors)
 

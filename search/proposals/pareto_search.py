@@ -1,6 +1,6 @@
-"""From a request to proposals: enumerate, measure, estimate, rank, explain.
+"""The stages of a search for proposals: enumerate, measure, estimate, rank, explain.
 
-Each stage reads the value of the one before and returns its own:
+Each stage takes the value of the previous stage and returns its own:
 :class:`~shapelaw.search.proposals.candidate_set.CandidateSet` → :class:`Measured` →
 :class:`Estimated` → :class:`~shapelaw.search.proposals.ranking.Proposals`.
 """
@@ -37,22 +37,22 @@ from shapelaw.search.time_model.estimates import Estimates, estimate
 from shapelaw.search.workload import LIMITS, Workload
 
 STUDY = "study.log"  # Optuna's journal in a folder of proposals
-OPENING = 6  # shapes of the cheap front that are measured first
-ROUNDS = 3  # times that shapes are measured in place of refused ones
-LEADER_SHARE = 3  # one in so many measurements goes to the leaders of the time model
+OPENING = 6  # shapes of the front of computed cost that are measured first
+ROUNDS = 3  # rounds of measuring further shapes in place of refused ones
+LEADER_SHARE = 3  # one in LEADER_SHARE measurements goes to the leaders of the time model
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Candidates with what the engine says of some of them.
+    """Candidates with the engine's results for some of them.
 
     Attributes
     ----------
     results
         By row, the measurement, or the engine's reason why it cannot run the shape.
     front_probability
-        By row, how sure the measurements are that a shape stands on the front of those that were
-        measured again at the end.
+        By row, the probability that a shape is on the front of the shapes measured again at the
+        end.
     """
 
     candidates: CandidateSet
@@ -62,15 +62,15 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimated:
-    """Measured candidates with the time model's answers for some of the others.
+    """Measured candidates with the time model's estimates for some of the others.
 
     Attributes
     ----------
     answers
-        By row, the engine's answer or else the time model's.
+        By row, the engine's result, or else the time model's estimate.
     cross_validation
-        The time model's leave-one-out error on the measured shapes, in their order; None where the
-        time model was not asked or there are too few.
+        The time model's leave-one-out cross-validation on the measured shapes, in their order; None
+        if nothing was estimated or there are too few measurements.
     """
 
     measured: Measured
@@ -95,10 +95,10 @@ def propose(
         The law that predicts losses: :func:`shapelaw.search.proposals.basis.loss_basis` loads or
         fits one, and ``LossBasis(fit=..., runs=...)`` holds one that is fitted already.
     out
-        Folder for ``proposals.json``, ``fit.json``, a config for every shape, and the study where
-        the request names no other storage. A study that is there already is continued.
+        Folder for ``proposals.json``, ``fit.json``, a config for every shape, and the study if the
+        request names no other storage. A study that exists there is continued.
     report
-        Called with the number of shapes measured so far; None: a progress bar, where a command
+        Called with the number of shapes measured so far; None: a progress bar, if the command
         shows one.
 
     Returns
@@ -147,12 +147,12 @@ def propose(
 
 
 def measure_candidates(candidates: CandidateSet, report: Report | None = None) -> Measured:
-    """Measure the shapes that a study proposes, then the time model's and the study's leaders.
+    """Measure the shapes that a study proposes, then the leaders of the time model and the study.
 
     Raises
     ------
     InputError
-        The engine runs none of the shapes.
+        The engine can run none of the shapes.
     """
     request = candidates.request
     max_loss = float(candidates.losses[candidates.baseline])
@@ -164,12 +164,12 @@ def measure_candidates(candidates: CandidateSet, report: Report | None = None) -
         device=device_of(request.serving.engine),
     )
     with working("measuring shapes", total=request.effort.measurements) as show:
-        found = _search(problem, candidates, report or show)
+        searched = _search(problem, candidates, report or show)
     if request.serving.engine.kind != "measured" or request.effort.leaders < 1:
-        return Measured(candidates=candidates, results=found.results)
+        return Measured(candidates=candidates, results=searched.results)
     with working("measuring the leaders again"):
         again = measure_again(
-            found,
+            searched,
             request.serving.engine,
             workload=request.serving.workload,
             most=request.effort.leaders,
@@ -178,7 +178,7 @@ def measure_candidates(candidates: CandidateSet, report: Report | None = None) -
     same_workload = problem.workload == request.serving.workload
     return Measured(
         candidates=candidates,
-        results={**found.results, **again.again} if same_workload else again.again,
+        results={**searched.results, **again.again} if same_workload else again.again,
         front_probability=again.probability,
     )
 
@@ -189,18 +189,18 @@ def _search_workload(request: ProposalRequest) -> Workload:
 
 
 def _search(problem: SearchProblem, candidates: CandidateSet, report: Report) -> SearchResult:
-    """Run the study; then ask about the leaders of the time model, and for what was refused."""
+    """Run the study, then measure leaders of the time model, also in place of refused shapes."""
     engine, effort = candidates.request.serving.engine, candidates.request.effort
     storage = _in_memory() if effort.storage is None else effort.storage
 
-    def ask(rows: list[int], wanted: int) -> SearchResult:
-        asked = replace(effort, first=list(dict.fromkeys(rows)), measurements=wanted)
-        return explore(problem, engine, asked, storage=storage, report=report)
+    def measure(rows: list[int], wanted: int) -> SearchResult:
+        limited = replace(effort, first=list(dict.fromkeys(rows)), measurements=wanted)
+        return explore(problem, engine, limited, storage=storage, report=report)
 
     wanted = effort.measurements
     if effort.estimated:
         wanted -= effort.measurements // LEADER_SHARE
-    found = ask(_opening(candidates)[: max(2, wanted)], wanted)
+    found = measure(_opening(candidates)[: max(2, wanted)], wanted)
     if not found.measured:
         raise InputError(f"the engine ran none of the shapes: {next(iter(found.results.values()))}")
     for _ in range(ROUNDS if effort.estimated and len(found.results) < len(problem.table) else 0):
@@ -212,7 +212,7 @@ def _search(problem: SearchProblem, candidates: CandidateSet, report: Report) ->
         rows = thinned(ahead, missing)
         if not rows:
             break
-        found = ask([*found.results, *rows], len(found.results) + len(rows))
+        found = measure([*found.results, *rows], len(found.results) + len(rows))
     return found
 
 
@@ -223,9 +223,9 @@ def _in_memory() -> Address:
 
 
 def _opening(candidates: CandidateSet) -> list[int]:
-    """Rows to measure first: the baseline, the lowest loss, and some of a front of low cost.
+    """Choose the rows to measure first: baseline, lowest loss, and a front of computed cost.
 
-    The cost is FLOPs and cache per token. It needs no measurement and only decides where the
+    The cost is FLOPs and cache bytes per token. It needs no measurement and only decides where the
     search begins.
     """
     table, losses = candidates.table, candidates.losses
@@ -239,7 +239,7 @@ def _opening(candidates: CandidateSet) -> list[int]:
 
 
 def estimate_others(measured: Measured) -> Estimated:
-    """Let the time model, fitted to the measured shapes, add shapes that may stand on the front.
+    """Fit the time model to the measured shapes and estimate others that may be on the front.
 
     Raises
     ------
@@ -256,27 +256,27 @@ def estimate_others(measured: Measured) -> Estimated:
     model = estimate(table, results, engine, workload)
     _check_service(results, model, workload)
     rows = thinned(rows_ahead(model, results, candidates), request.effort.estimated)
-    answered = [row for row, result in results.items() if isinstance(result, Measurement)]
+    measured_rows = [row for row, result in results.items() if isinstance(result, Measurement)]
     return Estimated(
         measured=measured,
         answers={**results, **{row: model.measurement(row) for row in rows}},
         cross_validation=None
-        if len(answered) < MIN_MEASUREMENTS
+        if len(measured_rows) < MIN_MEASUREMENTS
         else cross_validate(
-            table.take(np.array(answered)),
+            table.take(np.array(measured_rows)),
             [result for result in results.values() if isinstance(result, Measurement)],
             workload,
-            folds=len(answered),
+            folds=len(measured_rows),
             device=device_of(engine),
         ),
     )
 
 
 def runnable(table: ShapeTable, results: Mapping[int, Measurement | str]) -> np.ndarray:
-    """Mask of the shapes whose number of key-value heads the engine has run, (n,).
+    """Return the mask of the shapes whose number of key-value heads the engine has run, (n,).
 
-    Engines lack kernels or tables for some numbers: asking for more of these would waste
-    measurements.
+    Engines lack kernels or tables for some numbers of key-value heads, and would refuse further
+    shapes with them.
     """
     rows = [row for row, result in results.items() if isinstance(result, Measurement)]
     groups = table.num_key_value_heads
@@ -292,7 +292,12 @@ def rows_ahead(
 ) -> list[int]:
     """Return unmeasured rows on the front of estimates and measurements, from accurate to fast.
 
-    The fastest with no more loss than the baseline comes first: it is what most people want.
+    The fastest row with no more loss than the baseline comes first, as the most useful one.
+
+    Parameters
+    ----------
+    among
+        Mask of the rows to consider, (n,); None: all.
     """
     losses, workload = candidates.losses, model.workload
     speeds = np.where(np.isfinite(model.rate), model.rate, 0.0)
@@ -302,17 +307,17 @@ def rows_ahead(
         if limit is not None:
             speeds = np.where(times <= limit, speeds, 0.0)
     for row, result in results.items():
-        fine = isinstance(result, Measurement) and not broken_limits(result, workload)
-        speeds[row] = result.output_tokens_per_second if fine else 0.0  # type: ignore[union-attr]
+        valid = isinstance(result, Measurement) and not broken_limits(result, workload)
+        speeds[row] = result.output_tokens_per_second if valid else 0.0  # type: ignore[union-attr]
     rows = np.flatnonzero(front(losses, speeds) & (speeds > 0))
     ahead = [int(row) for row in rows[np.argsort(losses[rows])] if int(row) not in results]
-    equal = [row for row in ahead if losses[row] <= losses[candidates.baseline]]
-    first = max(equal, key=lambda row: speeds[row], default=None)
+    no_worse = [row for row in ahead if losses[row] <= losses[candidates.baseline]]
+    first = max(no_worse, key=lambda row: speeds[row], default=None)
     return ahead if first is None else [first, *(row for row in ahead if row != first)]
 
 
 def thinned(rows: list[int], most: int) -> list[int]:
-    """Keep the first row, and the others thinned evenly."""
+    """Keep at most ``most`` rows: the first, and others at even distances."""
     if len(rows) <= most:
         return rows
     if most < 1:
@@ -324,22 +329,27 @@ def thinned(rows: list[int], most: int) -> list[int]:
 def _check_service(
     results: Mapping[int, Measurement | str], model: Estimates | None, workload: Workload
 ) -> None:
-    """Refuse a service level that no measured or estimated shape meets."""
-    answered = [result for result in results.values() if isinstance(result, Measurement)]
-    ttft = np.array([result.ttft for result in answered])
-    tpot = np.array([result.tpot for result in answered])
+    """Check that a measured or estimated shape meets the service level."""
+    measurements = [result for result in results.values() if isinstance(result, Measurement)]
+    ttft = np.array([measurement.ttft for measurement in measurements])
+    tpot = np.array([measurement.tpot for measurement in measurements])
     if model is not None:
         ttft, tpot = np.append(ttft, model.ttft), np.append(tpot, model.tpot)
     require_service(ttft, tpot, workload)
 
 
 def require_service(ttft: np.ndarray, tpot: np.ndarray, workload: Workload) -> None:
-    """Refuse a service level that no shape meets; times in seconds, NaN where there is none.
+    """Check that some shape meets the service level of a workload.
+
+    Parameters
+    ----------
+    ttft, tpot
+        Seconds of each shape, (n,); NaN where they are unknown.
 
     Raises
     ------
     InputError
-        The best of the shapes breaks a limit, or none meets both.
+        No shape meets all limits.
     """
     limits = [getattr(workload, name) for name in LIMITS]
     most = [np.inf if limit is None else limit for limit in limits]

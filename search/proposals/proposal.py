@@ -1,4 +1,4 @@
-"""A proposal: a shape, its predicted loss, its throughput, and where it stands on the front."""
+"""Proposals: shapes with predicted loss and throughput, and the files that hold them."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,7 +11,7 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json, write_json
 from shapelaw.search.engines._base import Measurement
 
-# What tells the shapes of one search apart.
+# Fields that identify a shape within one search.
 SHAPE_KEY = (
     *("hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "num_key_value_heads", "head_dim"),
@@ -21,17 +21,36 @@ BASELINE, LOSS_OPTIMAL, FAST, CANDIDATE = "baseline", "loss-optimal", "fast", "c
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """Everything needed to train a shape and to judge it later.
+    """A shape to train, with its predicted loss and its speed.
 
-    ``loss_low`` to ``loss_high`` is the 95 % interval of one new run, in nats per token;
-    ``throughput`` is None where the engine could not run the shape, and a warning says why.
-    ``difference`` is the predicted loss minus the baseline's, ``difference_low`` to
-    ``difference_high`` what the law knows of it at 95 %: what both have in common cancels, and the
-    noise of two new runs is not in it. ``speedup`` is throughput over the baseline's;
-    ``front_probability`` says how sure the measurements are that a shape of those measured again
-    at the end stands on their front; ``accuracy`` comes from a link, where one applies; ``why``
-    says in a few words what a shape of the front is good for; ``loss_form_spread`` is how far
-    other forms of the law disagree on the loss, in nats per token, which no interval holds.
+    Attributes
+    ----------
+    role
+        ``baseline``, ``loss-optimal``, ``fast`` or ``candidate``.
+    tokens
+        Training tokens.
+    predicted_loss, loss_low, loss_high
+        Predicted loss and its 95 % prediction interval for one new run, in nats per token.
+    throughput
+        Measured, predicted or estimated speed; None if the engine cannot run the shape (a warning
+        gives the reason).
+    on_front
+        Whether the shape is on the front of predicted loss against throughput.
+    front_probability
+        Probability that the shape is on the front of the shapes measured again at the end; None if
+        it was not measured again.
+    difference, difference_low, difference_high
+        Predicted loss minus the baseline's, and its 95 % confidence interval, in nats per token.
+        Uncertainty common to both losses cancels; the noise of two new runs is not included.
+    speedup
+        Throughput over the baseline's.
+    accuracy
+        Predicted accuracy, if a link from loss applies.
+    loss_form_spread
+        Highest minus lowest predicted loss over other forms of the law, in nats per token, which
+        no interval includes.
+    why
+        Reason why the shape is on the front.
     """
 
     shape: Shape
@@ -54,11 +73,11 @@ class Proposal:
 
     @property
     def name(self) -> str:
-        """A file name for the shape."""
+        """Return a file name for the shape."""
         return shape_name(self.shape)
 
     def row(self) -> dict[str, Any]:
-        """The stable fields that ``propose --json`` prints."""
+        """Return the stable fields that ``propose --json`` prints."""
         shape, measured = self.shape, self.throughput
         return {
             "role": self.role,
@@ -98,7 +117,7 @@ class Proposal:
 
 
 def shape_name(shape: Shape) -> str:
-    """A shape as a file name."""
+    """Format a shape as a file name."""
     heads = f"h{shape.num_attention_heads}-{shape.num_key_value_heads}x{shape.head_dim}"
     size = f"d{shape.hidden_size}-L{shape.num_hidden_layers}"
     return f"{size}-{heads}-f{shape.intermediate_size}"
@@ -109,8 +128,13 @@ def write_proposals(
 ) -> None:
     """Write ``proposals.json`` and one Hugging Face ``config.json`` per proposal.
 
-    ``context`` is the longest sequence that is served, in tokens: an engine refuses to serve more
-    than the ``max_position_embeddings`` of a config.
+    Parameters
+    ----------
+    about
+        Fields of the search beside the proposals.
+    context
+        Tokens of the longest sequence to serve; an engine refuses longer ones than the
+        ``max_position_embeddings`` of a config.
     """
     rows = [proposal.row() for proposal in proposals]
     positions = max(2048, 1 << (context - 1).bit_length())
@@ -121,12 +145,12 @@ def write_proposals(
 
 
 def read_proposals(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows of ``proposals.json`` and what it says about the search.
+    """Read the rows of ``proposals.json`` and its fields about the search.
 
     Raises
     ------
     InputError
-        The file is not one that shapelaw wrote.
+        The file holds no proposals.
     """
     document = read_json(path)
     rows = document.pop("proposals", None)

@@ -1,4 +1,4 @@
-"""Rank shapes by role, front and predicted loss: the proposals of a search."""
+"""The ranking of shapes by role, front and predicted loss."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,19 +31,19 @@ Answers = dict[int, Measurement | str]
 
 @dataclass(frozen=True, kw_only=True)
 class Proposals:
-    """Ranked proposals with everything that they come from.
+    """The ranked proposals of a search, with the stages that they come from.
 
     Attributes
     ----------
     ranked
         The baseline first, then the front from accurate to fast, then the rest by predicted loss.
     rows
-        Their rows in the table of candidates.
+        Rows of the proposals in the table of candidates.
     form_spread
-        Disagreement of the law's alternative forms at these shapes.
+        Spread of the predicted losses over alternative forms of the law.
     notes, extrapolation
-        Sentences that hold for every proposal: about the law, and how far the budget lies from the
-        runs.
+        Sentences that hold for every proposal: about the law, and about the distance of the budget
+        from the runs.
     """
 
     estimated: "Estimated"
@@ -63,7 +63,7 @@ class Proposals:
         return self.ranked[place]
 
     def about(self) -> dict[str, Any]:
-        """Return what ``proposals.json`` says of the search beside its rows."""
+        """Return the fields of ``proposals.json`` about the search, beside the rows."""
         candidates = self.estimated.measured.candidates
         request, basis, space = candidates.request, candidates.basis, candidates.request.shape_space
         worse = request.space.worse_percent
@@ -92,11 +92,11 @@ class Proposals:
         if checked is None:
             return None
         names = dict(zip(self.rows, (p.name for p in self.ranked), strict=True))
-        answered = [
-            row for row, found in measured.results.items() if isinstance(found, Measurement)
+        measured_rows = [
+            row for row, result in measured.results.items() if isinstance(result, Measurement)
         ]
         return {
-            "shapes": [names.get(row, "") for row in answered],
+            "shapes": [names.get(row, "") for row in measured_rows],
             "answered": checked.measured.tolist(),
             "predicted": checked.predicted.tolist(),
             "error": checked.mape,
@@ -113,7 +113,7 @@ class Proposals:
 
 
 def rank(estimated: "Estimated") -> Proposals:
-    """Give every measured or estimated shape a role and its predictions, and order them."""
+    """Rank every measured or estimated shape, with its role and predictions."""
     measured = estimated.measured
     candidates = measured.candidates
     fit, links = candidates.basis.fit, candidates.basis.links
@@ -172,10 +172,17 @@ def _order(proposal: Proposal) -> tuple[bool, bool, float]:
 def assign_roles(
     answers: Answers, losses: np.ndarray, baseline: int, best: int, workload: Workload
 ) -> dict[int, str]:
-    """Name the baseline, the lowest predicted loss, and the fastest of no more loss than it.
+    """Assign the roles ``baseline``, ``loss-optimal`` and ``fast``; all other rows are candidates.
 
-    ``fast`` is the fastest shape that meets the service level, whose predicted loss is at most the
-    baseline's, and that is not the loss-optimal one.
+    ``fast`` is the fastest shape that meets the service level, has at most the baseline's predicted
+    loss, and is not the loss-optimal one.
+
+    Parameters
+    ----------
+    losses
+        Predicted losses of all candidates, (n,).
+    baseline, best
+        Rows of the baseline and of the lowest predicted loss.
     """
     roles = dict.fromkeys(answers, CANDIDATE)
     speeds = {
@@ -183,11 +190,11 @@ def assign_roles(
         for row, result in answers.items()
         if isinstance(result, Measurement) and not broken_limits(result, workload)
     }
-    equal = [
+    no_worse = [
         row for row in speeds if losses[row] <= losses[baseline] and row not in (baseline, best)
     ]
-    if equal:
-        roles[max(equal, key=lambda row: speeds[row])] = FAST
+    if no_worse:
+        roles[max(no_worse, key=lambda row: speeds[row])] = FAST
     roles[best] = LOSS_OPTIMAL
     roles[baseline] = BASELINE
     return roles
@@ -198,7 +205,15 @@ def front_of(
     answers: Sequence[Measurement | str | None],
     workload: Workload | None = None,
 ) -> list[bool]:
-    """Tell which shapes stand on the front, of those that run and meet the service level."""
+    """Mark the front of loss against speed among shapes that run and meet the service level.
+
+    Parameters
+    ----------
+    losses, answers
+        Predicted loss of each shape, and its speed or the reason why it has none.
+    workload
+        Workload with the service level; None: no limits.
+    """
     speeds = [
         result.output_tokens_per_second
         if isinstance(result, Measurement) and not (workload and broken_limits(result, workload))
@@ -215,19 +230,25 @@ def _speedup(result: Measurement | str, reference: Measurement | str) -> float |
 
 
 def differences(fit: Fit, frame: pd.DataFrame, baseline: int) -> pd.DataFrame:
-    """Predict loss minus the baseline's for every row, in nats per token, with a 95 % interval.
+    """Predict the loss of every row minus the baseline's, with a 95 % confidence interval.
 
-    Resample by resample as a ratio, so that what both losses have in common cancels; the ends are
-    the ratio's, times the baseline's predicted loss.
+    The interval is that of the ratio of both losses in each bootstrap resample, times the
+    baseline's predicted loss, so that uncertainty common to both cancels.
+
+    Parameters
+    ----------
+    baseline
+        Row of the baseline.
 
     Returns
     -------
-    ``difference``, ``difference_low``, ``difference_high``; the interval holds the difference.
+    ``difference``, ``difference_low`` and ``difference_high`` in nats per token, (n,) each. The
+    interval always includes the difference.
     """
     program = fit.law.program(fit.columns(frame), fit.reference)
     central, spread = program.log_loss(fit.theta[None])[0], program.log_loss(fit.spread)
-    apart = spread - spread[:, [baseline]]
-    ends = np.percentile(apart, [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
+    log_ratio = spread - spread[:, [baseline]]
+    ends = np.percentile(log_ratio, [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
     reference = float(np.exp(central[baseline]))
     low, high = reference * np.expm1(ends)
     middle = reference * np.expm1(central - central[baseline])

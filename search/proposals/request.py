@@ -1,4 +1,4 @@
-"""A request for proposals in four groups: budget, space, serving and effort."""
+"""A request for proposals in four groups of options: budget, space, serving and effort."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,22 +14,24 @@ from shapelaw.search.study.study import Effort
 from shapelaw.search.workload import Workload
 
 Value = TypeVar("Value")
-MEASUREMENTS = 24
-ESTIMATED = 12
-LEADERS = 8
-WORSE_PERCENT = 2.0
+MEASUREMENTS = 24  # shapes that the engine measures or predicts
+ESTIMATED = 12  # shapes that only the time model estimates
+LEADERS = 8  # shapes measured again at the end
+WORSE_PERCENT = 2.0  # by which a predicted loss may exceed the baseline's
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Size of the model and the tokens to train it on.
+    """The size of the models and their training tokens.
 
     Attributes
     ----------
-    parameters, convention, tolerance
-        Parameters, which of them are counted, and the fraction by which a count may differ.
+    parameters, tolerance
+        Number of parameters, and the fraction by which a shape's count may differ from it.
     tokens
         Training tokens.
+    convention
+        Parameters that are counted: ``non-embedding``, ``total`` or ``active``.
     """
 
     parameters: int
@@ -40,23 +42,25 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceOptions:
-    """Shapes to consider, and the known model to compare them with.
+    """The shapes to consider, and the baseline to compare them with.
 
     Attributes
     ----------
     baseline
-        Name of the model to beat. It gives the vocabulary and the other fields left at None.
+        Name of the baseline model. It also gives the fields that are None.
     layers, head_dims
-        Values to try; None: the baseline's depth scaled with the cube root of the size, and the
-        head dimension that is usual at that size.
+        Numbers of layers and head dimensions; None: the baseline's depth scaled with the cube root
+        of the size, and the usual head dimension of that size.
+    vocab_size, qk_norm, rope_theta
+        Vocabulary, norms of queries and keys, and rotary base; None: the baseline's.
     hidden_step, mlp_step
-        Grids of hidden and intermediate size; None: what is usual at that size.
+        Steps of hidden and intermediate size; None: the usual ones of that size.
     where
         Conditions such as ``"gqa <= 8"``; see :class:`shapelaw.scaling.space.space.Space`.
     worse_percent
         Per cent by which a predicted loss may exceed the baseline's; None: no limit.
     fastest
-        Seek one shape: the fastest with no more predicted loss than the baseline
+        Search for one shape: the fastest with no more predicted loss than the baseline
         (arXiv 2510.18245).
 
     Raises
@@ -85,7 +89,7 @@ class SpaceOptions:
 
     @property
     def max_loss_ratio(self) -> float | None:
-        """Largest predicted loss over the baseline's; None: no limit."""
+        """Return the largest ratio of a predicted loss to the baseline's; None: no limit."""
         if self.fastest:
             return 1.0
         return None if self.worse_percent is None else 1 + self.worse_percent / 100
@@ -93,7 +97,7 @@ class SpaceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Serving:
-    """Workload to serve, with its service level, and the engine that measures or predicts it."""
+    """The workload to serve, with its service level, and the engine that measures or predicts."""
 
     workload: Workload
     engine: Engine
@@ -101,23 +105,24 @@ class Serving:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchEffort(Effort):
-    """Number of shapes that the engine and the time model answer for.
+    """The numbers of shapes to measure, to estimate and to measure again.
 
     Attributes
     ----------
     measurements
-        Shapes to ask the engine about.
+        Shapes that the engine measures or predicts.
     estimated
-        Most shapes to add that only the time model answers for. With any, a third of the
-        measurements, and one for each shape that the engine refuses, goes to the leaders that the
-        time model names.
+        Largest number of shapes to add with the time model's estimate only. If it is above 0, a
+        third of the measurements, and one for each shape that the engine refuses, goes to the
+        leaders of the time model.
     leaders
-        Shapes to ask a measuring engine about again at the end, in turns with the baseline.
+        Shapes that a measuring engine measures again at the end, interleaved with the baseline.
     short
-        Output tokens during the search, where fewer than the workload's. Then only the leaders are
-        measured at full length and proposed (arXiv 2510.18245 and 2508.10251 do so).
+        Output tokens during the search; None: the workload's. With fewer, only the leaders are
+        measured at full length and proposed, as in arXiv 2510.18245 and 2508.10251.
     storage
-        Study in a file or ``postgresql://...``; several searches may share it. None: in memory.
+        File or ``postgresql://...`` URL of the study, which several searches may share; None: in
+        memory.
     """
 
     measurements: int = MEASUREMENTS
@@ -129,12 +134,12 @@ class SearchEffort(Effort):
 
 @dataclass(frozen=True, kw_only=True)
 class ProposalRequest:
-    """Everything that a search for proposals is asked; each stage of it reads this one object.
+    """A request for proposals, which every stage of the search reads.
 
     Raises
     ------
     InputError
-        The baseline is unknown, or the space of shapes breaks a rule.
+        The baseline is unknown, or the space of shapes is invalid.
     """
 
     budget: Budget
@@ -143,16 +148,16 @@ class ProposalRequest:
     effort: SearchEffort = SearchEffort()
 
     def __post_init__(self) -> None:
-        _ = self.shape_space  # a space that breaks a rule is refused before anything is fitted
+        _ = self.shape_space  # an invalid space is refused before a law is fitted
 
     @cached_property
     def baseline(self) -> Shape:
-        """The model to beat, as published."""
+        """Return the shape of the baseline model, as published."""
         return shape_named(self.space.baseline)
 
     @cached_property
     def shape_space(self) -> Space:
-        """The space of shapes, with everything filled in that the request leaves open."""
+        """Return the space of shapes, with defaults for the fields that are None."""
         budget, space, baseline = self.budget, self.space, self.baseline
         hidden_step, mlp_step, head_dim = usual_steps(budget.parameters)
         growth = (budget.parameters / baseline.n_non_embedding) ** (1 / 3)
@@ -162,15 +167,15 @@ class ProposalRequest:
             tolerance=budget.tolerance,
             layers=space.layers or (max(2, round(baseline.num_hidden_layers * growth)),),
             head_dims=space.head_dims or (head_dim,),
-            vocab_size=_given(space.vocab_size, baseline.vocab_size),
-            hidden_step=_given(space.hidden_step, hidden_step),
-            mlp_step=_given(space.mlp_step, mlp_step),
+            vocab_size=_value_or(space.vocab_size, baseline.vocab_size),
+            hidden_step=_value_or(space.hidden_step, hidden_step),
+            mlp_step=_value_or(space.mlp_step, mlp_step),
             tie_word_embeddings=baseline.tie_word_embeddings,
-            qk_norm=_given(space.qk_norm, baseline.qk_norm),
-            rope_theta=_given(space.rope_theta, baseline.rope_theta),
+            qk_norm=_value_or(space.qk_norm, baseline.qk_norm),
+            rope_theta=_value_or(space.rope_theta, baseline.rope_theta),
             constraints=space.where,
         )
 
 
-def _given(value: Value | None, default: Value) -> Value:
+def _value_or(value: Value | None, default: Value) -> Value:
     return default if value is None else value

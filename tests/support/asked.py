@@ -1,4 +1,4 @@
-"""A usual request for proposals, with changes where a test wants them."""
+"""A usual request for proposals, and changes of it."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ EFFORT = ("measurements", "estimated", "leaders", "short", "sampler", "seed")
 
 
 def request_for(**changes: Any) -> ProposalRequest:
-    """The usual request, with other fields of any group; limits of the workload too."""
+    """Make the usual request with other fields of any group, or limits of the workload."""
     wish = USUAL | changes
     limits = {name: wish[name] for name in ("max_ttft", "max_tpot") if name in wish}
 
@@ -49,11 +49,11 @@ def request_for(**changes: Any) -> ProposalRequest:
 
 
 def basis_for(**changes: Any) -> LossBasis:
-    """The published law, or another, with a link where one is named."""
+    """Load the published law or another one, with a link if one is named."""
     about = {name: changes[name] for name in ("link", "validation") if name in changes}
     return loss_basis(changes.get("law", "paper-2510.18245"), **about)
 
 
 def asked(out: Path | None = None, **changes: Any) -> Proposals:
-    """The proposals of a request."""
+    """Search for the proposals of the usual request with changes."""
     return propose(request_for(**changes), basis_for(**changes), out=out)

@@ -23,7 +23,7 @@ from support.command import SMALL, shapelaw
 pytestmark = pytest.mark.xdist_group("loop")
 
 
-def test_the_plan_tells_sizes_token_counts_and_ratios_apart() -> None:
+def test_plan_of_proxies_separates_sizes_token_counts_and_ratios() -> None:
     specs = proxy_specs(LoopSettings(), 256)
     table = pd.DataFrame(
         {
@@ -43,7 +43,7 @@ def test_the_plan_tells_sizes_token_counts_and_ratios_apart() -> None:
     assert abs(between[np.triu_indices(3, 1)]).max() < 0.45
 
 
-def test_one_proxy_is_repeated_from_another_seed() -> None:
+def test_plan_repeats_one_proxy_with_another_seed() -> None:
     specs = proxy_specs(LoopSettings(), 256)
     shapes = [(spec.shape, spec.tokens) for spec in specs]
     twice = [spec for spec in specs if shapes.count((spec.shape, spec.tokens)) == 2]
@@ -74,7 +74,7 @@ def test_second_quickstart_in_a_locked_folder_is_refused(tmp_path: Path) -> None
         assert (tmp_path / "work").is_dir()
 
 
-def test_the_loop_leaves_every_file_and_a_full_run_table(loop_folder: Path) -> None:
+def test_loop_writes_every_file_and_a_complete_run_table(loop_folder: Path) -> None:
     for name in ("runs.csv", "fit.json", "study.log", "proposals.json", "pareto.png", "law.png"):
         assert (loop_folder / name).stat().st_size > 100, name
     runs = load_runs(loop_folder / "runs.csv").frame
@@ -96,7 +96,7 @@ def test_every_proposal_has_a_config_that_transformers_loads(loop_folder: Path) 
         assert config.rope_parameters["rope_theta"] == row["rope_theta"]
 
 
-def test_a_second_start_trains_nothing_again(
+def test_second_start_trains_no_run_again(
     loop_folder: Path, text_folder: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "again"
@@ -120,7 +120,7 @@ def test_another_setting_in_the_same_folder_is_refused(
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_ends_with_the_same_losses(
+def test_quickstart_killed_at_random_moments_ends_with_the_same_losses(
     loop_folder: Path, text_folder: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "killed"

@@ -1,14 +1,14 @@
-"""The time left on a simulated clock."""
+"""Estimates of the time left on a simulated clock."""
 
 from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
 
-from shapelaw.search.autopilot.time_left import MOST_RISE, TimeLeft
+from shapelaw.search.autopilot.time_left import MAX_RISE, TimeLeft
 
 FORECAST = {"corpus": 3.0, "proxies": 300.0, "law": 12.0, "search": 40.0, "confirmation": 150.0}
-JUMP = 1.2  # a rise above this between two updates reads as a jump
+JUMP = 1.2  # ratio of two successive estimates that a user sees as a jump
 
 
 class Clock:
@@ -24,7 +24,7 @@ class Clock:
 def simulated(
     pace: float, step: float, startup: float = 0.0, first: float = 0.0
 ) -> Iterator[tuple[float, float]]:
-    """Estimated and true seconds left at every update of a chain whose true pace is constant.
+    """Yield estimated and true seconds left at every update of a chain with a constant pace.
 
     ``startup`` seconds of each stage bring no progress; the proxies begin at the share ``first``.
     """
@@ -51,7 +51,7 @@ def test_estimate_at_a_constant_rate_never_jumps_up(
 ) -> None:
     shown = [estimate for estimate, _ in simulated(pace, step, startup)]
     rises = [after / before for before, after in pairwise(shown)]
-    assert max(rises) <= MOST_RISE + 1e-9 < JUMP
+    assert max(rises) <= MAX_RISE + 1e-9 < JUMP
     assert len(rises) > 5
 
 

@@ -63,13 +63,13 @@ def test_a_narrower_cache_is_never_slower_on_the_roofline() -> None:
     assert narrow.tpot < wide.tpot
 
 
-def test_the_dynamic_cache_of_transformers_is_another_engine() -> None:
+def test_dynamic_cache_of_transformers_has_its_own_label() -> None:
     static, dynamic = TransformersEngine(repeats=1), TransformersEngine("dynamic", repeats=1)
     assert (static.label, dynamic.label) == ("transformers", "transformers:dynamic")
     assert dynamic.measure(SHAPE, parse_workload("8/4@2")).output_tokens_per_second > 0
 
 
-def test_transformers_that_is_not_installed_says_what_to_install(
+def test_missing_transformers_is_an_error_with_the_install_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def missing(name: str) -> None:
@@ -81,20 +81,20 @@ def test_transformers_that_is_not_installed_says_what_to_install(
 
 
 class TestRooflineHardware:
-    def test_a_format_that_the_source_does_not_give_is_refused(self) -> None:
+    def test_number_format_without_a_peak_is_refused(self) -> None:
         with pytest.raises(InputError, match="gives no bfloat16 arithmetic, only float32"):
             RooflineEngine("graviton4-core").measure(SHAPE, parse_workload("8/4:bfloat16"))
         found = RooflineEngine("graviton4-core").measure(SHAPE, parse_workload("8/4"))
         assert found.tpot > RooflineEngine("zen4-core").measure(SHAPE, parse_workload("8/4")).tpot
 
-    def test_an_entry_that_was_written_is_read(self, tmp_path: Path) -> None:
+    def test_written_hardware_entry_is_read_back(self, tmp_path: Path) -> None:
         device = replace(hardware("a100"), key="mine", name='a "quoted" \\ name')
         path = write_hardware(device, tmp_path / "mine.toml")
         assert hardware_named(str(path)) == device
         found = RooflineEngine(str(path))
         assert (found.label, found.device) == ("roofline:mine", device.name)
 
-    def test_this_machine_must_be_measured_first(
+    def test_roofline_of_this_machine_without_a_calibration_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("SHAPELAW_CACHE", str(tmp_path))
@@ -133,14 +133,14 @@ class TestRooflineHardware:
 
 
 @pytest.mark.slow
-def test_a_calibration_measures_figures_that_hang_together() -> None:
+def test_calibration_gives_plausible_and_consistent_figures() -> None:
     device = calibrate(turns=2)
     assert device.bandwidth > 1e8
     assert min(device.peak_flops.values()) > 1e8
     assert set(device.peak_flops) == {"float32", "bfloat16"}
     assert "--calibrate" in device.source
     workload = parse_workload("8/4")
-    # No engine is faster than the machine's own roof, by a wide margin for the noise.
+    # No engine is faster than the machine's roofline; the margin allows for noise.
     roof = 2 * SHAPE.n_non_embedding / device.peak_flops["float32"]
     assert engine_named("torch").measure(SHAPE, workload).tpot > roof / 4
 
@@ -160,20 +160,20 @@ def command(*words: object) -> dict[str, object]:
     return found
 
 
-def test_the_command_keeps_what_it_measured(
+def test_measure_command_stores_its_measurement(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHAPELAW_CACHE", str(tmp_path / "kept"))
     monkeypatch.setattr(
         "shapelaw.search.engines._timed.MAX_WALL_TO_CPU", 1e9
     )  # whatever else runs here
-    asked = (config, "--workload", "8/4@1,ttft=100,tpot=0.000001")
-    first, second = command(*asked), command(*asked)
+    arguments = (config, "--workload", "8/4@1,ttft=100,tpot=0.000001")
+    first, second = command(*arguments), command(*arguments)
     assert (first.pop("kept"), second.pop("kept")) == (False, True)
     assert first == second
     assert first["meets_service_level"] is False
-    assert command(*asked, "--fresh")["kept"] is False
-    assert "kept" not in command(*asked, "--no-cache")
+    assert command(*arguments, "--fresh")["kept"] is False
+    assert "kept" not in command(*arguments, "--no-cache")
 
 
 def test_public_measure_gives_the_row_of_the_command(
@@ -187,7 +187,7 @@ def test_public_measure_gives_the_row_of_the_command(
     assert row["output_tokens_per_second"] != row["decode_tokens_per_second"]
 
 
-def test_public_measure_looks_up_what_it_kept_unless_fresh(
+def test_public_measure_reads_its_store_unless_fresh_or_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHAPELAW_CACHE", str(tmp_path))
@@ -200,7 +200,7 @@ def test_public_measure_looks_up_what_it_kept_unless_fresh(
     assert shapelaw.measure(SHAPE, "8/4@1", keep=False) != first
 
 
-def test_the_command_calibrates_into_a_file(
+def test_measure_command_writes_a_calibration_to_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = replace(hardware("a100"), key="this")
@@ -211,7 +211,9 @@ def test_the_command_calibrates_into_a_file(
     assert list(tomllib.loads(path.read_text())) == ["this"]
 
 
-def test_the_command_says_what_is_missing_or_too_much(config: Path, tmp_path: Path) -> None:
+def test_measure_command_refuses_missing_or_conflicting_arguments(
+    config: Path, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match="a shape is missing"):
         command()
     with pytest.raises(InputError, match=r"not .*config\.json; leave one of them out"):

@@ -1,4 +1,4 @@
-"""What a person asks of ``propose``: any budget gives valid candidates, or one clear line."""
+"""Requests for proposals: valid proposals for any budget, or an error of one line."""
 
 import contextlib
 import io
@@ -26,7 +26,7 @@ from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.space.space import CONVENTIONS
 from shapelaw.search.cli import app
-from shapelaw.search.commands.table import ALIKE, NARROW, SHOWN, proposals_table
+from shapelaw.search.commands.table import MAX_ROWS, MIN_DISTANCE, NARROW, proposals_table
 from shapelaw.search.engines._base import TIME_MODEL
 from shapelaw.search.engines._vllm import CPU_ENVIRONMENT, ENVIRONMENT, SESSION, VllmEngine
 from shapelaw.search.engines.sessions import client
@@ -45,7 +45,7 @@ def usual() -> Proposals:
 
 
 def outcome(**changes: Any) -> tuple[Proposals | None, str]:
-    """The answer and no text, or none and the text of the error."""
+    """Return proposals and an empty text, or None and the text of the error."""
     try:
         return asked(**changes), ""
     except InputError as error:
@@ -72,7 +72,7 @@ requests = st.fixed_dictionaries(
 
 @settings(max_examples=10)
 @given(requests)
-def test_any_budget_gives_valid_candidates_or_one_clear_line(changes: dict[str, Any]) -> None:
+def test_any_budget_gives_valid_proposals_or_a_one_line_error(changes: dict[str, Any]) -> None:
     found, refusal = outcome(**changes)
     if found is None:
         assert refusal.startswith(("no valid shape", "`predicted loss", "none of the"))
@@ -93,11 +93,11 @@ def test_any_budget_gives_valid_candidates_or_one_clear_line(changes: dict[str, 
         assert p.loss_low < p.predicted_loss < p.loss_high
         assert p.difference_low <= p.difference <= p.difference_high
         assert p.predicted_loss <= proposals[0].predicted_loss * ratio + 1e-9
-        _front_is_right(p, proposals)
-        _extrapolation_is_said(p, found)
+        _check_front(p, proposals)
+        _check_extrapolation_warnings(p, found)
 
 
-def _front_is_right(p: Any, proposals: list[Any]) -> None:
+def _check_front(p: Any, proposals: list[Any]) -> None:
     if p.throughput is None:
         assert not p.on_front
         return
@@ -113,8 +113,8 @@ def _front_is_right(p: Any, proposals: list[Any]) -> None:
     assert not (p.on_front and beaten)
 
 
-def _extrapolation_is_said(p: Any, found: Proposals) -> None:
-    """Every range of the printed law that a candidate leaves is in its warnings."""
+def _check_extrapolation_warnings(p: Any, found: Proposals) -> None:
+    """Check that a proposal has a warning for every range of the published law that it leaves."""
     names = {words.split()[0] for words in p.warnings}
     if p.shape.n_non_embedding > 1.03 * 973e6:
         assert "n_non_embedding" in names
@@ -123,13 +123,15 @@ def _extrapolation_is_said(p: Any, found: Proposals) -> None:
     assert any("no term for gqa" in words for words in found.notes)
 
 
-def test_a_baseline_of_the_budget_s_size_is_the_model_itself(usual: Proposals) -> None:
+def test_baseline_of_the_budgets_size_is_the_named_model(usual: Proposals) -> None:
     exact = asked(params="973M", baseline="surefire-1b", head_dims=(64,))
     assert exact[0].shape == shape_named("surefire-1b")
-    assert usual[0].shape != shape_named("llama-3.2-1b"), "1 % of 1B leaves it out"
+    assert usual[0].shape != shape_named("llama-3.2-1b"), (
+        "the tolerance of 1 % excludes the published model"
+    )
 
 
-def test_engine_and_time_model_are_both_asked_and_marked(usual: Proposals) -> None:
+def test_speeds_of_engine_and_time_model_are_marked_by_kind(usual: Proposals) -> None:
     kinds = [p.throughput.kind for p in usual if p.throughput]
     assert kinds.count("predicted") == 6
     assert 1 <= kinds.count(TIME_MODEL) <= 5
@@ -139,7 +141,7 @@ def test_engine_and_time_model_are_both_asked_and_marked(usual: Proposals) -> No
     assert TIME_MODEL in text
 
 
-def test_the_table_has_the_baseline_and_the_front(usual: Proposals) -> None:
+def test_table_has_the_baseline_and_the_front(usual: Proposals) -> None:
     shown = proposals_table(usual.ranked, wide=True)
     front = [p.name for p in usual if p.on_front or p.role == "baseline"]
     names = [text.split("\n")[0] for text in shown["shape"]]
@@ -175,7 +177,7 @@ def test_accuracy_is_given_where_the_link_holds_and_refused_elsewhere() -> None:
     assert "not available" in proposals_table(other.ranked, wide=True)["predicted accuracy"].iloc[0]
 
 
-def test_files_of_a_folder_hold_what_was_answered(tmp_path: Path) -> None:
+def test_files_of_a_folder_hold_the_proposals(tmp_path: Path) -> None:
     found = asked(tmp_path)
     written = read_json(tmp_path / "proposals.json")
     assert written["proposals"] == [p.row() for p in found]
@@ -183,7 +185,7 @@ def test_files_of_a_folder_hold_what_was_answered(tmp_path: Path) -> None:
     assert Fit.load(tmp_path / "fit.json").notes
     config = read_json(tmp_path / "proposals" / found[1].name / "config.json")
     assert Shape.from_config(config) == found[1].shape
-    assert config["max_position_embeddings"] >= 4096 + 1024, "an engine would refuse to serve rag"
+    assert config["max_position_embeddings"] >= 4096 + 1024, "the workload needs as many positions"
 
 
 def test_a_config_builds_the_shape_in_transformers(tmp_path: Path) -> None:
@@ -219,7 +221,7 @@ def test_a_config_is_loaded_and_served_by_vllm(tmp_path: Path) -> None:
             assert process.ask("serve", outputs=3)["produced"] == [3, 3]
 
 
-def test_the_shipped_law_names_what_it_rests_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_description_of_the_shipped_law_names_its_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[pd.DataFrame] = []
     fitted = fit("chinchilla", synthetic_runs(), starts=4, resamples=2)
 
@@ -256,15 +258,17 @@ def another_file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (other_units, r"`n_non_embedding >= 1000` must hold .* it counts in other units"),
         (other_columns, r"needs `best_loss`, which a shape and a token budget do not give"),
         (another_file, r"must be a fit of schema version 2, but has 99"),
     ],
 )
-def test_a_law_that_cannot_speak_of_shapes_is_refused(make: Any, said: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=said):
+def test_law_that_cannot_predict_for_shapes_is_refused(
+    make: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
         asked(law=str(make(tmp_path)))
 
 
@@ -286,32 +290,32 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("changes", "said"), BAD.values(), ids=BAD)
-def test_what_cannot_be_answered_is_one_clear_line(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said) as error:
+@pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD)
+def test_invalid_request_is_a_one_line_error(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
         asked(**changes)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("engine", "said"),
+    ("engine", "message"),
     [
         ("llamacpp", r'needs xllamacpp; `pip install "shapelaw\[llamacpp\]"`'),
         ("aiconfigurator:h200", r'needs aiconfigurator; `pip install "shapelaw\[predict\]"`'),
         ("vllm", r"needs vLLM in an environment of its own; make one .* SHAPELAW_VLLM_PYTHON"),
     ],
 )
-def test_an_engine_that_is_not_installed_says_how_to_get_it(
-    engine: str, said: str, monkeypatch: pytest.MonkeyPatch
+def test_missing_engine_is_an_error_with_the_install_command(
+    engine: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "installed_version", lambda package: None)
     monkeypatch.delenv("SHAPELAW_VLLM_PYTHON", raising=False)
     monkeypatch.delenv("SHAPELAW_AICONFIGURATOR_PYTHON", raising=False)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         asked(engine=engine)
 
 
-def test_a_law_that_knows_no_gqa_does_not_choose_it_unless_asked(usual: Proposals) -> None:
+def test_law_without_gqa_keeps_the_baselines_gqa_unless_conditioned(usual: Proposals) -> None:
     assert {p.shape.gqa for p in usual} == {4.0}
     assert any("only shapes of the baseline's are proposed" in words for words in usual.notes)
     free = asked(where=("gqa <= 8",))
@@ -319,10 +323,10 @@ def test_a_law_that_knows_no_gqa_does_not_choose_it_unless_asked(usual: Proposal
     assert any("no term for gqa: a change of it costs no" in words for words in free.notes)
 
 
-def test_the_printed_table_is_short_and_keeps_roles_and_ends() -> None:
+def test_printed_table_is_short_and_keeps_roles_and_ends() -> None:
     found = asked(measurements=24, estimated=12, tolerance=0.03, head_dims=(64,))
     front = [p for p in found if p is found[0] or p.on_front]
-    assert len(front) > SHOWN
+    assert len(front) > MAX_ROWS
     names = [text.split("\n")[0] for text in proposals_table(found.ranked)["shape"]]
     places = pd.DataFrame(
         [
@@ -334,16 +338,16 @@ def test_the_printed_table_is_short_and_keeps_roles_and_ends() -> None:
     )
     places /= places.max() - places.min()
     apart = np.linalg.norm(places.to_numpy()[:, None] - places.loc[names].to_numpy(), axis=2)
-    assert len(names) <= SHOWN
-    assert len(names) == SHOWN or apart.min(axis=1).max() < ALIKE
+    assert len(names) <= MAX_ROWS
+    assert len(names) == MAX_ROWS or apart.min(axis=1).max() < MIN_DISTANCE
     always = {p.name for p in front if p.role != "candidate"} | {front[-1].name}
     assert always <= set(names)
     own = places.loc[[name for name in names if name not in always]].to_numpy()
     between = np.linalg.norm(own[:, None] - own, axis=2) + np.eye(len(own))
-    assert between.min() >= ALIKE, "two that are shown are alike"
+    assert between.min() >= MIN_DISTANCE, "printed shapes keep a distance"
 
 
-def test_one_goal_is_the_fastest_of_no_more_loss_than_the_baseline() -> None:
+def test_fastest_goal_proposes_no_shape_of_more_loss_than_the_baseline() -> None:
     found = asked(fastest=True, where=("gqa <= 8",), measurements=12, estimated=0)
     base, *others = found
     assert others
@@ -352,9 +356,9 @@ def test_one_goal_is_the_fastest_of_no_more_loss_than_the_baseline() -> None:
 
 
 def printed(table: pd.DataFrame, columns: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Lines of a table as a terminal of so many columns shows it."""
+    """Return the lines of a table as a terminal of that width shows them."""
     monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes standard output for a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then treats standard output as a terminal
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         print_table(table)
@@ -369,7 +373,7 @@ def test_table_has_five_columns_that_fit_80_characters(
     lines = printed(table, 80, monkeypatch)
     assert max(map(len, lines)) <= 80
     for cell in table["shape"]:
-        assert any(cell.split("\n")[0] in line for line in lines), "no name is folded"
+        assert any(cell.split("\n")[0] in line for line in lines), "names stay on one line"
 
 
 def test_wide_table_has_every_column(usual: Proposals, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Spread over law forms, and the runs that it needs."""
+"""The spread over law forms, and the run tables that it needs."""
 
 from pathlib import Path
 
@@ -19,13 +19,13 @@ from support.search_runs import synthetic_runs as large_losses
 
 
 def synthetic_runs() -> pd.DataFrame:
-    """Synthetic runs with losses that a run table may hold: below those of a uniform guess."""
+    """Make synthetic runs whose losses are below that of a uniform guess."""
     return large_losses().assign(loss=lambda runs: runs["loss"] / 4)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run table with the fit of it."""
+    """Write a run table and a fit of it."""
     folder = tmp_path_factory.mktemp("fitted")
     write_runs(folder / "runs.csv", synthetic_runs())
     runs = load_runs(folder / "runs.csv")
@@ -53,7 +53,7 @@ def test_spread_is_that_of_the_law_and_its_forms(basis: LossBasis) -> None:
     spread = spread_over_forms(basis, frame)
     assert spread.nats is not None
     assert (spread.nats > 0).all()
-    assert (spread.nats < 0.05 * basis.fit.central(frame)).all(), "they all fit these runs"
+    assert (spread.nats < 0.05 * basis.fit.central(frame)).all(), "all forms fit these runs"
     assert spread.at(2) == spread.nats[2]
     assert "optima that drift with size" in spread.note
 
@@ -75,7 +75,7 @@ def test_form_that_fits_worse_is_left_out(
     assert spread.note == f"{NOT_INCLUDED}no other form fits the runs as well"
 
 
-def test_law_without_runs_says_that_the_spread_is_not_included() -> None:
+def test_law_without_runs_has_a_note_and_no_spread() -> None:
     basis = LossBasis(fit=printed_fit("paper-2510.18245"))
     spread = spread_over_forms(basis, pd.DataFrame())
     assert spread.at(0) is None
@@ -93,7 +93,7 @@ def test_runs_beside_a_fit_are_found_also_where_it_took_a_part(
     assert list(runs["run_id"]) == list(part["run_id"])
 
 
-def test_runs_that_changed_since_the_fit_do_not_count(folder: Path, tmp_path: Path) -> None:
+def test_runs_that_changed_since_the_fit_are_not_used(folder: Path, tmp_path: Path) -> None:
     fitted = Fit.load(folder / "fit.json")
     fitted.save(tmp_path / "fit.json")
     runs = synthetic_runs()

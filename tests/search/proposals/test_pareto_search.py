@@ -82,7 +82,7 @@ def test_the_baseline_comes_first_with_the_proportions_of_its_model(
     assert [proposal.role for proposal in proposals].count(BASELINE) == 1
 
 
-def test_as_many_distinct_shapes_as_asked_for_are_proposed(proposals: list[Proposal]) -> None:
+def test_search_proposes_the_requested_number_of_distinct_shapes(proposals: list[Proposal]) -> None:
     assert len(proposals) == len({proposal.shape for proposal in proposals}) == 14
     for proposal in proposals:
         assert proposal.shape.n_non_embedding == pytest.approx(200_000, rel=0.03)
@@ -146,11 +146,11 @@ def test_the_front_is_marked_and_comes_after_the_baseline(proposals: list[Propos
     assert rest == sorted(rest)
 
 
-def test_what_lies_outside_of_the_fit_is_said(proposals: list[Proposal]) -> None:
+def test_proposal_outside_of_the_fitted_range_has_a_warning(proposals: list[Proposal]) -> None:
     assert any("n_non_embedding" in words for words in proposals[0].warnings)
 
 
-def test_shapes_that_the_engine_refuses_stay_with_the_reason(fitted: Fit) -> None:
+def test_refused_shape_is_proposed_with_the_reason(fitted: Fit) -> None:
     found = proposed(fitted, FakeEngine(refuse=1), measurements=10)
     refused = [proposal for proposal in found if proposal.throughput is None]
     assert {proposal.shape.num_key_value_heads for proposal in refused} == {1}
@@ -161,13 +161,13 @@ def test_shapes_that_the_engine_refuses_stay_with_the_reason(fitted: Fit) -> Non
 
 
 class RefusingEngine(FakeEngine):
-    """An engine of this test that runs nothing."""
+    """An engine that refuses every shape."""
 
     def measure(self, shape: Shape, workload: object) -> object:  # type: ignore[override]
         raise InputError("no room")
 
 
-def test_an_engine_that_runs_nothing_is_an_input_error(fitted: Fit) -> None:
+def test_engine_that_refuses_every_shape_is_an_input_error(fitted: Fit) -> None:
     with pytest.raises(InputError, match="the engine ran none of the shapes: no room"):
         proposed(fitted, RefusingEngine(), measurements=3)
 
@@ -180,10 +180,10 @@ def test_a_budget_outside_of_the_fitted_ratios_is_refused(fitted: Fit) -> None:
     assert engine.calls == []
 
 
-def test_a_stopped_search_ends_with_the_same_named_shapes(
+def test_interrupted_search_ends_with_the_same_roles(
     fitted: Fit, proposals: list[Proposal], tmp_path: Path
 ) -> None:
-    for stop_at in (1, 2, 3):  # a baseline, a loss-optimal shape: each is stopped while measured
+    for stop_at in (1, 2, 3):  # an interrupt during each of the first three measurements
         storage = tmp_path / f"{stop_at}.log"
         with pytest.raises(KeyboardInterrupt):
             proposed(fitted, FakeEngine(stop_at=stop_at), storage=storage)
@@ -192,14 +192,14 @@ def test_a_stopped_search_ends_with_the_same_named_shapes(
             assert role(found, name).shape == role(proposals, name).shape
 
 
-def test_front_of_the_proposals_is_the_one_they_are_marked_with(proposals: list[Proposal]) -> None:
+def test_marked_proposals_are_the_front(proposals: list[Proposal]) -> None:
     losses = [proposal.predicted_loss for proposal in proposals]
     marks = front_of(losses, [proposal.throughput for proposal in proposals])
     assert marks == [proposal.on_front for proposal in proposals]
 
 
 class CountingEngine(FakeEngine):
-    """A measuring engine that counts how often it is asked for a shape under a workload."""
+    """A measuring engine that counts its calls by shape and workload."""
 
     kind = "measured"
 
@@ -223,7 +223,7 @@ def test_leaders_are_measured_again_beside_the_baseline(fitted: Fit) -> None:
     assert max(sure.values()) > 0.9
 
 
-def test_a_short_search_proposes_what_was_measured_at_full_length(
+def test_search_with_short_outputs_proposes_shapes_measured_at_full_length(
     fitted: Fit, tmp_path: Path
 ) -> None:
     engine = CountingEngine()

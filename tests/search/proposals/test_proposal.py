@@ -15,7 +15,7 @@ from shapelaw.scaling.space.pareto import front, hypervolume
 from shapelaw.search.proposals.proposal import read_proposals, write_proposals
 from support.one_proposal import SHAPE, SPEED, proposal
 
-# A coarse grid makes ties; a fine one makes general positions.
+# A coarse grid makes ties; a fine grid makes points without ties.
 coordinate = st.integers(1, 6).map(float) | st.floats(0.5, 8)
 points = st.lists(st.tuples(coordinate, coordinate), min_size=1, max_size=12)
 Points = list[tuple[float, float]]
@@ -26,7 +26,7 @@ def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
 
 
 @given(points)
-def test_the_front_is_what_no_other_point_beats(given_points: Points) -> None:
+def test_front_has_the_points_that_no_other_dominates(given_points: Points) -> None:
     mask = front(*zip(*given_points, strict=True))
     wanted = {p for p in given_points if not any(beats(other, p) for other in given_points)}
     assert {p for p, on in zip(given_points, mask, strict=True) if on} == wanted
@@ -44,7 +44,7 @@ def test_the_front_does_not_depend_on_the_order(given_points: Points, order: obj
 
 
 def area_by_cells(given_points: Points, reference: tuple[float, float]) -> float:
-    """Sum over the cells of the grid through all points, in loss and ln throughput."""
+    """Sum the dominated cells of the grid through all points, in loss and ln throughput."""
     losses = sorted({reference[0], *(p[0] for p in given_points if p[0] < reference[0])})
     speeds = sorted({reference[1], *(p[1] for p in given_points if p[1] > reference[1])})
     area = 0.0
@@ -73,16 +73,16 @@ def test_another_point_never_lowers_the_hypervolume(
     assert after >= before - 1e-12
 
 
-def test_points_beyond_the_reference_add_nothing() -> None:
+def test_point_beyond_the_reference_adds_no_hypervolume() -> None:
     assert hypervolume([3.0, 1.0], [9.0, 0.5], (2.0, 1.0)) == 0.0
     assert hypervolume([], [], (2.0, 1.0)) == 0.0
 
 
-def test_the_front_of_nothing_is_nothing() -> None:
+def test_front_of_no_points_is_empty() -> None:
     assert front([], []).tolist() == []
 
 
-def test_a_row_has_the_fields_that_are_promised() -> None:
+def test_row_of_a_proposal_has_the_documented_fields() -> None:
     row = proposal(role="fast", on_front=True, warnings=["far away"]).row()
     assert row.items() >= asdict(SHAPE).items()
     wanted = {

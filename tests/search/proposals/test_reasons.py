@@ -36,8 +36,8 @@ def test_differences_are_those_of_the_predictions_and_none_to_itself() -> None:
     assert (apart["difference"] <= apart["difference_high"]).all()
 
 
-def test_the_interval_of_a_difference_cancels_what_is_common() -> None:
-    """The level of the loss is unsure by far more than the difference of two shapes."""
+def test_interval_of_a_difference_leaves_out_common_uncertainty() -> None:
+    """The level of the loss is more uncertain than the difference of two shapes."""
     shifted = replace(FIT, draws=FIT.draws + np.eye(len(FIT.theta))[FIT.law.index["A"]] * 0.1)
     level = shifted.predict(FRAME)
     apart = differences(shifted, FRAME, 0)
@@ -52,19 +52,19 @@ def test_limits_that_a_measurement_breaks_are_named() -> None:
     assert broken_limits(slow, WORK) == ["TTFT 2 s exceeds 1 s", "TPOT 0.02 s exceeds 0.01 s"]
 
 
-def test_a_service_level_that_nothing_meets_is_refused_with_the_best() -> None:
+def test_service_level_that_no_shape_meets_is_refused_with_the_best_value() -> None:
     times = np.array([3.0, 2.0, np.nan])
     with pytest.raises(InputError, match=r"`max_ttft <= 1` s \(the best shape has 2 s\)"):
         require_service(times, times / 1000, WORK)
     require_service(np.array([3.0, 0.9]), np.array([0.001, 0.009]), WORK)
 
 
-def test_limits_must_be_met_by_one_shape_together() -> None:
+def test_service_level_met_only_by_different_shapes_is_refused() -> None:
     with pytest.raises(InputError, match="no shape of the budget meets"):
         require_service(np.array([0.5, 2.0]), np.array([0.02, 0.005]), WORK)
 
 
-def test_what_breaks_the_service_level_is_not_on_the_front() -> None:
+def test_shape_that_exceeds_a_limit_is_not_on_the_front() -> None:
     late = proposal(throughput=replace(SPEED, output_tokens_per_second=1e9, ttft=9.0))
     both = [late.predicted_loss, 2.6], [late.throughput, at(10, 2.6).throughput]
     assert front_of(*both, WORK) == [False, True]
@@ -92,12 +92,12 @@ def test_reasons_are_given_to_the_front_and_the_baseline_only() -> None:
     assert found[3] == ""
 
 
-def test_ratios_that_a_law_lacks_are_named() -> None:
+def test_note_names_the_ratios_without_a_term_in_the_law() -> None:
     (words,) = missing_terms(FIT)
     assert "no term for gqa" in words
 
 
-def test_warnings_read_as_counts_and_letters() -> None:
+def test_plain_warning_has_counts_with_suffixes_and_symbols() -> None:
     row = load_runs("paper-2510.18245").frame.iloc[0]
     words = [plainly(text) for text in FIT.warnings(row)]
     assert words[0] == "N 973M: 0.52 decades above the runs' 297M"
