@@ -632,7 +632,7 @@ def test_a_killed_sweep_ends_with_the_losses_of_an_undisturbed_one(
         assert restarted.returncode == 0, (wait, errors)
     after = existing_ledger(out).table().set_index("run_id")
     assert (after.loc[before.index, "seconds"] == before["seconds"]).all(), "trained twice"
-    printed = {row["run_id"]: row["loss"] for row in json.loads(output)}
+    printed = {row["run_id"]: row["loss"] for row in json.loads(output)["runs"]}
     prepared = Corpus.load(out / "corpus")
     for run in read_plan(plan, prepared, Recipe()):
         wanted = train_run(run, prepared, tmp_path / "alone" / run.run_id)[-1]["loss"]
