@@ -41,9 +41,7 @@ def print_proposals(
             "them all."
         )
     if dominated:
-        typer.echo(
-            f"{counted(dominated, 'further shape')} answered for, and beaten by those shown."
-        )
+        typer.echo(f"{counted(dominated, 'further shape')} that those shown dominate.")
     if page is not None:
         typer.echo(str(page))
 

@@ -200,20 +200,24 @@ def _search(problem: SearchProblem, candidates: CandidateSet, report: Report) ->
     wanted = effort.measurements
     if effort.estimated:
         wanted -= effort.measurements // LEADER_SHARE
-    found = measure(_opening(candidates)[: max(2, wanted)], wanted)
-    if not found.measured:
-        raise InputError(f"the engine ran none of the shapes: {next(iter(found.results.values()))}")
-    for _ in range(ROUNDS if effort.estimated and len(found.results) < len(problem.table) else 0):
-        missing = effort.measurements - len(found.measured)
-        model = estimate(problem.table, found.results, engine, problem.workload)
+    searched = measure(_opening(candidates)[: max(2, wanted)], wanted)
+    if not searched.measured:
+        raise InputError(
+            f"the engine ran none of the shapes: {next(iter(searched.results.values()))}"
+        )
+    for _ in range(
+        ROUNDS if effort.estimated and len(searched.results) < len(problem.table) else 0
+    ):
+        missing = effort.measurements - len(searched.measured)
+        model = estimate(problem.table, searched.results, engine, problem.workload)
         ahead = rows_ahead(
-            model, found.results, candidates, among=runnable(problem.table, found.results)
+            model, searched.results, candidates, among=runnable(problem.table, searched.results)
         )
         rows = thinned(ahead, missing)
         if not rows:
             break
-        found = measure([*found.results, *rows], len(found.results) + len(rows))
-    return found
+        searched = measure([*searched.results, *rows], len(searched.results) + len(rows))
+    return searched
 
 
 def _in_memory() -> Address:

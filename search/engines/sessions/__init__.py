@@ -1,1 +1,1 @@
-"""What runs in an engine's own process; each file by its path, not by import."""
+"""Session programs of engines, which run in their own processes by path and are not imported."""
