@@ -1,8 +1,8 @@
-"""Back-test of the choice of runs: replay it on a finished run table beside simpler strategies.
+"""Back-tests of the choice of runs against simpler strategies, on finished run tables.
 
-The runs of the largest compute are held out, no strategy may train them; the others are the pool.
-Starting from a third of the pool, each strategy adds runs of the pool up to growing budgets. After
-each budget the law is fitted again and its error on the held-out runs is noted.
+The runs of the largest compute are the held-out set, which no strategy may train; the others are
+the pool. Starting from a third of the pool, each strategy adds runs of the pool up to growing
+budgets. After each budget the law is fitted again and its error on the held-out runs is recorded.
 """
 
 from collections.abc import Callable
@@ -27,15 +27,15 @@ FitRuns = Callable[[RunTable], Fit]
 STARTS = ("smallest", "random")
 ENDS = (2.5, 97.5)  # per cent: a 95 % interval
 RESAMPLES = 4000
-TARGET = 1.25  # times the error of the fit to the whole pool: the error to be reached
-LEAST_RUNS = 24
+TARGET_ERROR_RATIO = 1.25  # error to be reached, over the error of the fit to the whole pool
+MIN_RUNS = 24
 DESIGN = "design"
 TITLES = {DESIGN: "next-runs", "random": "random choice", "cheapest": "cheapest first"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BacktestStage:
-    """What a strategy sees: runs trained so far, the pool left, the budget and the target."""
+    """The input of a strategy: runs trained so far, remaining pool, budget and held-out set."""
 
     fit: Fit
     trained: RunTable
@@ -46,10 +46,10 @@ class BacktestStage:
 
 
 def by_design(stage: BacktestStage) -> list[int]:
-    """Choose runs of the pool by design: I-optimal for the held-out places, each run once."""
+    """Choose runs of the pool by an I-optimal design for the held-out runs, each run once."""
     limits = Limits(
         stretch=1e6, most_runs=len(stage.pool), most_repeats=1, smallest_gain=0.0
-    )  # every run of the pool was trained: no box is needed
+    )  # every run of the pool was trained, so no box is needed
     goal = Prediction(at=stage.held_out.frame)
     pool, budget = stage.pool.frame.reset_index(drop=True), stage.budget_flops
     design = next_runs(stage.fit, pool, budget, goal=goal, runs=stage.trained, limits=limits)
@@ -57,16 +57,16 @@ def by_design(stage: BacktestStage) -> list[int]:
 
 
 def at_random(stage: BacktestStage) -> list[int]:
-    """Choose runs in random order, each if the budget left pays for it."""
-    return _payable(stage, stage.generator.permutation(len(stage.pool)))
+    """Choose runs in random order, each if the remaining budget pays for it."""
+    return _affordable(stage, stage.generator.permutation(len(stage.pool)))
 
 
 def cheapest_first(stage: BacktestStage) -> list[int]:
-    """Choose runs from the cheapest on."""
-    return _payable(stage, np.argsort(costs(stage.pool), kind="stable"))
+    """Choose runs in order of cost, the cheapest first."""
+    return _affordable(stage, np.argsort(costs(stage.pool), kind="stable"))
 
 
-# Each strategy gives positions in the pool.
+# Each strategy returns positions in the pool.
 STRATEGIES: dict[str, Callable[[BacktestStage], list[int]]] = {
     DESIGN: by_design,
     "random": at_random,
@@ -74,7 +74,7 @@ STRATEGIES: dict[str, Callable[[BacktestStage], list[int]]] = {
 }
 
 
-def _payable(stage: BacktestStage, order: np.ndarray) -> list[int]:
+def _affordable(stage: BacktestStage, order: np.ndarray) -> list[int]:
     price, left, chosen = costs(stage.pool), stage.budget_flops * (1 + 1e-12), []
     for position in order:
         if price[position] <= left:
@@ -88,9 +88,9 @@ class Backtest(Result):
     """The errors of every strategy for every seed.
 
     ``course`` has one row per seed, strategy and budget: ``seed, strategy, budget_flops,
-    spent_flops, runs, error``; FLOPs include those of the start set, the error is the root mean
-    square of ln loss on the held-out runs. ``full_error`` is the error of the fit to the whole
-    pool.
+    spent_flops, runs, error``. FLOPs include those of the start set; the error is the root mean
+    square error of ln loss on the held-out runs. ``full_error`` is the error of the fit to the
+    whole pool.
     """
 
     course: pd.DataFrame
@@ -100,14 +100,21 @@ class Backtest(Result):
     start: str
 
     def frame(self) -> pd.DataFrame:
-        """The course."""
+        """Return the course, one row per seed, strategy and budget."""
         return self.course
 
     def flops_to_reach(self, error: float) -> pd.DataFrame:
-        """FLOPs after which the error stays at or below ``error``: seeds × strategies.
+        """Find the budgets after which the error stays at or below a target.
 
-        A budget counts as what was allowed to be spent by then; infinite where the last fit of
-        a strategy is still above.
+        Parameters
+        ----------
+        error
+            Root mean square error of ln loss.
+
+        Returns
+        -------
+        FLOPs by seed (rows) and strategy (columns): the allowed budget, not the FLOPs spent;
+        infinite where the error after the last budget is above the target.
         """
         reached: dict[str, dict[int, float]] = {}
         for (seed, strategy), rows in self.course.groupby(["seed", "strategy"], sort=False):
@@ -119,33 +126,41 @@ class Backtest(Result):
         return pd.DataFrame(reached)
 
     def ratios(self, error: float, *, to: str = "random") -> dict[str, dict[str, float | None]]:
-        """FLOPs to reach an error as a ratio to another strategy's, seed by seed.
+        """Compare the FLOPs to reach an error with those of another strategy, seed by seed.
+
+        Parameters
+        ----------
+        error
+            Root mean square error of ln loss to be reached.
+        to
+            The strategy in the denominator of the ratios.
 
         Returns
         -------
-        By strategy, the geometric mean of the ratio and its 95 % interval (bootstrap over seeds),
-        its median, and the shares of seeds in which it needed fewer FLOPs, as many, and never
-        arrived. The geometric mean is None where one of the two never arrives in some seed.
+        By strategy, the geometric mean of the ratio of FLOPs and its 95 % interval (bootstrap over
+        seeds), its median, and the shares of seeds in which the strategy needed fewer FLOPs, as
+        many, and never reached the error. The geometric mean is None where one of the two
+        strategies does not reach the error for some seed.
         """
         table = self.flops_to_reach(error)
-        answers: dict[str, dict[str, float | None]] = {}
+        comparisons: dict[str, dict[str, float | None]] = {}
         for strategy in table.columns.drop(to):
-            own, other = table[strategy].to_numpy(), table[to].to_numpy()
-            both = np.isfinite(own) & np.isfinite(other)
-            found: dict[str, float | None] = dict.fromkeys(("ratio", "low", "high"))
+            flops, other = table[strategy].to_numpy(), table[to].to_numpy()
+            reached = np.isfinite(flops)
+            both = reached & np.isfinite(other)
+            comparison: dict[str, float | None] = dict.fromkeys(("ratio", "low", "high"))
             if both.all():
-                found = dict(zip(found, _geometric_mean(np.log(own / other)), strict=True))
-            arrived = np.isfinite(own)
-            each = np.divide(own, other, out=np.full_like(own, np.inf), where=arrived)
-            found["median"] = finite(float(np.median(each)))
-            shares = {"fewer": own < other, "equal": (own == other) & both}
-            shares["never"] = ~arrived
-            found |= {name: float(share.mean()) for name, share in shares.items()}
-            answers[str(strategy)] = found
-        return answers
+                mean = _geometric_mean(np.log(flops / other))
+                comparison = dict(zip(comparison, mean, strict=True))
+            each = np.divide(flops, other, out=np.full_like(flops, np.inf), where=reached)
+            comparison["median"] = finite(float(np.median(each)))
+            shares = {"fewer": flops < other, "equal": (flops == other) & both, "never": ~reached}
+            comparison |= {name: float(share.mean()) for name, share in shares.items()}
+            comparisons[str(strategy)] = comparison
+        return comparisons
 
     def bands(self) -> pd.DataFrame:
-        """Median and quartiles of the error by strategy and step of the budget."""
+        """Compute the median and quartiles of the error by strategy and step of the budget."""
         step = self.course.groupby(["seed", "strategy"]).cumcount()
         grouped = self.course.groupby(["strategy", step.rename("step")])
         bands = {
@@ -157,15 +172,20 @@ class Backtest(Result):
         return pd.DataFrame(bands).reset_index()
 
     def error_ratios(self, *, to: str = "random") -> dict[str, tuple[float, float, float]]:
-        """Errors at equal budgets as a ratio to another strategy's.
+        """Compare errors at equal budgets with those of another strategy.
+
+        Parameters
+        ----------
+        to
+            The strategy in the denominator of the ratios.
 
         Returns
         -------
-        By strategy, the geometric mean over budgets and seeds, and the low and high end of its
-        95 % interval (bootstrap over seeds).
+        By strategy, the geometric mean of the ratio over budgets and seeds, and the low and high
+        end of its 95 % interval (bootstrap over seeds).
         """
         step = self.course.groupby(["seed", "strategy"]).cumcount()
-        rows = self.course[step > 0]  # before the first budget all are alike
+        rows = self.course[step > 0]  # before the first budget all strategies are equal
         logs = rows.assign(log_error=np.log(rows["error"])).pivot_table(
             values="log_error", index="seed", columns="strategy"
         )
@@ -177,18 +197,20 @@ class Backtest(Result):
     def comparison(self) -> pd.DataFrame:
         """Compare the design with the other strategies, one row for each.
 
-        ``error_ratio`` is the error of the design over that of the other at equal budgets, and
-        ``flops_ratio`` the FLOPs after which it stays at 1.25 times the error of the whole pool
-        over those of the other, each with a 95 % interval. ``flops_ratio`` is missing where one of
-        the two does not get there in some seed; ``never_percent`` has the share of seeds in which
-        the design does not.
+        Returns
+        -------
+        ``error_ratio`` is the error of the design over that of the other strategy at equal
+        budgets. ``flops_ratio`` is the FLOPs after which the error of the design stays at or below
+        1.25 times the error of the fit to the whole pool, over those of the other strategy. Both
+        have a 95 % interval. ``flops_ratio`` is missing where one of the two does not reach that
+        error for some seed; ``never_percent`` is the share of seeds in which the design does not.
         """
         rows = []
         for other in self.course["strategy"].unique():
             if other == DESIGN:
                 continue
             error, low, high = self.error_ratios(to=other)[DESIGN]
-            flops = self.ratios(TARGET * self.full_error, to=other)[DESIGN]
+            flops = self.ratios(TARGET_ERROR_RATIO * self.full_error, to=other)[DESIGN]
             rows.append({
                 "compared with": TITLES[other],
                 "error_ratio": error, "error_low": low, "error_high": high,
@@ -198,7 +220,7 @@ class Backtest(Result):
         return pd.DataFrame(rows)
 
     def view(self) -> View:
-        """Return the errors beside those of other strategies, and how the table was divided."""
+        """Return the errors of all strategies, and how the table was divided."""
         table = self.comparison()
         ratios = "; ".join(
             f"{row['error_ratio']:.2f} [{row['error_low']:.2f}, {row['error_high']:.2f}] times "
@@ -210,6 +232,7 @@ class Backtest(Result):
         order = bands["strategy"].map(list(TITLES).index)
         bands = bands.iloc[order.argsort(kind="stable")].replace({"strategy": TITLES})
         larger = counted(self.held_out, "larger run")
+        target = f"{100 * TARGET_ERROR_RATIO * self.full_error:.3g} %"
         return View(
             title=f"error of next-runs on {larger} at equal FLOPs: {ratios}",
             tables={
@@ -220,8 +243,8 @@ class Backtest(Result):
                 f"{counted(self.course['seed'].nunique(), 'seed')}, each from another third of the "
                 f"pool of {counted(self.pool, 'run')} ({self.start}); the {self.held_out} runs of "
                 "the largest compute are only predicted",
-                f"FLOPs are those to reach an error of {100 * TARGET * self.full_error:.3g} %, "
-                f"{TARGET:g} times the error of the fit to the whole pool",
+                f"FLOPs are those to reach an error of {target}, {TARGET_ERROR_RATIO:g} times the "
+                "error of the fit to the whole pool",
             ],
         )
 
@@ -234,13 +257,13 @@ class Backtest(Result):
             "seeds": self.course["seed"].nunique(),
             "start": self.start,
             "comparison": self.comparison().rename(columns={"compared with": "compared_with"}),
-            "ratios": self.ratios(TARGET * self.full_error),
+            "ratios": self.ratios(TARGET_ERROR_RATIO * self.full_error),
             "bands": self.bands(),
         }
 
 
 def _geometric_mean(logs: np.ndarray) -> tuple[float, float, float]:
-    """The geometric mean of ratios, given their logarithms by seed, and its 95 % interval."""
+    """Compute the geometric mean and its 95 % interval from logarithms of ratios by seed."""
     generator = np.random.default_rng(0)
     drawn = generator.integers(len(logs), size=(RESAMPLES, len(logs)))
     low, high = np.percentile(logs[drawn].mean(axis=1), ENDS)
@@ -261,19 +284,23 @@ def backtest(
     Parameters
     ----------
     runs
-        A run table; cost by :func:`shapelaw.scaling.design.candidates.costs`.
+        A run table; its costs are those of :func:`shapelaw.scaling.design.candidates.costs`.
     fit_runs
-        Fits a law to some of its rows.
+        A function that fits a law to some rows of the table.
     seeds
-        How many start sets (and random orders).
+        The number of start sets and random orders.
     start
         ``"smallest"``: a random half of the cheapest two thirds of the pool; ``"random"``: a
         random third of the pool.
     held_out
         Share of the runs, those of the largest compute, that are only predicted.
     steps
-        Budgets beyond the start, evenly spaced in the logarithm from a thousandth of the cost
-        of the pool to all of it.
+        The number of budgets beyond the start set, evenly spaced in the logarithm from a
+        thousandth of the cost of the remaining pool to its whole cost.
+
+    Returns
+    -------
+    The errors of every strategy by seed and budget.
 
     Raises
     ------
@@ -282,10 +309,9 @@ def backtest(
     """
     if start not in STARTS:
         raise InputError(f"`start` must be one of {', '.join(STARTS)}, but got {start!r}")
-    if len(runs) < LEAST_RUNS:
+    if len(runs) < MIN_RUNS:
         raise InputError(
-            f"a back-test needs `len(runs) >= {LEAST_RUNS}`, but got {len(runs)}; use a larger "
-            "table"
+            f"a back-test needs `len(runs) >= {MIN_RUNS}`, but got {len(runs)}; use a larger table"
         )
     runs = as_run_table(runs)
     order = np.argsort(costs(runs), kind="stable")
@@ -309,7 +335,7 @@ def backtest(
 
 
 def _each_once(fit_runs: FitRuns) -> FitRuns:
-    """Fit every set of rows once: strategies begin alike, and two of them end with the pool."""
+    """Cache fits: all strategies begin with the same rows, and two of them end with the pool."""
     fits: dict[frozenset[str], Fit] = {}
 
     def fit_once(runs: RunTable) -> Fit:
@@ -322,7 +348,7 @@ def _each_once(fit_runs: FitRuns) -> FitRuns:
 
 
 def _start(pool: int, start: str, generator: np.random.Generator) -> np.ndarray:
-    """Positions of a third of a pool that is sorted by cost."""
+    """Draw the positions of a third of a pool that is sorted by cost."""
     among = pool if start == "random" else round(2 * pool / 3)
     return np.sort(generator.permutation(among)[: round(pool / 3)])
 
@@ -336,12 +362,12 @@ def _course(
     generator: np.random.Generator,
     steps: int,
 ) -> pd.DataFrame:
-    """Follow one strategy from one start: a row per budget, the first with nothing spent."""
+    """Replay one strategy from one start set: a row per budget, the first with nothing spent."""
     price = costs(pool)
     trained, left = begin, np.setdiff1d(np.arange(len(pool)), begin)
-    most, begun = price[left].sum() * (1 + 1e-9), float(price[trained].sum())
+    pool_cost, start_cost = price[left].sum() * (1 + 1e-9), float(price[trained].sum())
     fitted, spent, rows = fit_runs(pool.take(trained)), 0.0, []
-    for budget in [0.0, *np.geomspace(most / 1000, most, steps)]:
+    for budget in [0.0, *np.geomspace(pool_cost / 1000, pool_cost, steps)]:
         allowed = budget - spent
         if len(left) and price[left].min() <= allowed:
             stage = BacktestStage(
@@ -358,11 +384,19 @@ def _course(
             left = np.setdiff1d(left, chosen)
             fitted = fit_runs(pool.take(trained))
         error = held_out_error(fitted, target)
-        flops = {"budget_flops": begun + budget, "spent_flops": begun + spent}
+        flops = {"budget_flops": start_cost + budget, "spent_flops": start_cost + spent}
         rows.append(flops | {"runs": len(trained), "error": error})
     return pd.DataFrame(rows)
 
 
 def held_out_error(fit: Fit, target: RunTable) -> float:
-    """Compute the root mean square of ln loss minus ln prediction: about the relative error."""
+    """Compute the root mean square error of ln loss on runs, about the relative error.
+
+    Parameters
+    ----------
+    fit
+        The fitted law.
+    target
+        Runs with measured losses.
+    """
     return float(np.sqrt(np.mean(np.log(target.losses / fit.central(target)) ** 2)))

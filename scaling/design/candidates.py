@@ -1,4 +1,4 @@
-"""Runs that could be trained next: a grid over what was observed, box limits and costs."""
+"""Candidate runs to train next: a grid over the observed ranges, box limits and costs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,33 +16,34 @@ from shapelaw.scaling.runs.table import RunTable, as_run_table
 from shapelaw.scaling.runs.validation import check_numbers, require_columns
 
 TOKENS_PER_PARAMETER = "tokens_per_parameter"
-WHOLE = (*INTEGER_FIELDS, "gqa")
+WHOLE_NUMBERS = (*INTEGER_FIELDS, "gqa")
 Range = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What may be trained.
+    """Limits on the runs of a design.
 
     Parameters
     ----------
     within
-        Least and most by column: those of the law, and ``tokens_per_parameter``.
+        Lowest and highest value by column: columns of the law, and ``tokens_per_parameter``.
     stretch
-        Columns that ``within`` leaves out may pass the observed range by this factor. A law is
-        only known to hold near its runs: without a box, a design asks for D/N in the 100,000s.
+        The factor by which columns that ``within`` leaves out may exceed the observed range. A law
+        is only known to hold near its runs: without a box, a design chooses D/N above 100,000.
     most_runs
-        How many runs to choose at most.
+        The largest number of runs.
     most_repeats
-        How often one candidate may be trained. A fit weighs runs alike: beyond a few, repeats
-        would only serve to give a place more weight.
+        The largest number of runs at one candidate. A fit gives equal weight to all runs: beyond a
+        few, repeats would only increase the weight of one place.
     smallest_gain
-        Stop when no run would remove this share of the first squared error.
+        The smallest share of the initial squared error that a run must remove; the choice stops
+        where no run does.
 
     Raises
     ------
     InputError
-        A range is empty or not positive, or a number makes no sense.
+        A range is empty or not positive, or a number is below its least value.
     """
 
     within: Mapping[str, Range] = field(default_factory=dict)
@@ -62,7 +63,12 @@ class Limits:
                 raise InputError(f"`{name} >= 1` must hold, but got {getattr(self, name)}")
 
     def box(self, observed: Columns) -> dict[str, Range]:
-        """Least and most of every column, given the columns of the runs trained so far.
+        """Find the lowest and highest allowed value of every column.
+
+        Parameters
+        ----------
+        observed
+            Columns of the runs trained so far, (n,) each.
 
         Raises
         ------
@@ -83,17 +89,28 @@ class Limits:
 
 
 def with_tokens_per_parameter(columns: Columns) -> dict[str, np.ndarray]:
-    """The columns and D/N."""
+    """Add D/N to the columns of a law."""
     return {**columns, TOKENS_PER_PARAMETER: columns[D] / columns[N]}
 
 
 def inside(columns: Columns, box: Mapping[str, Range]) -> np.ndarray:
-    """Mask of the rows inside a box, ends included, (n,).
+    """Find the rows inside a box, ends included.
+
+    Parameters
+    ----------
+    columns
+        Columns of the law, (n,) each.
+    box
+        Lowest and highest value by column.
+
+    Returns
+    -------
+    A mask of the rows, (n,).
 
     Raises
     ------
     InputError
-        None is; the text names the limit that most rows break.
+        No row is inside; the text names the limit that most rows break.
     """
     columns = with_tokens_per_parameter(columns)
     slack = 1e-9
@@ -109,13 +126,22 @@ def inside(columns: Columns, box: Mapping[str, Range]) -> np.ndarray:
         raise InputError(
             f"`{low:.4g} <= {worst} <= {high:.4g}` must hold for a candidate, but the "
             f"{len(values)} candidates have {values.min():.4g} to {values.max():.4g}; "
-            f"give others, or widen the box with `within`"
+            "give other candidates, or widen the box with `within`"
         )
     return mask
 
 
 def costs(runs: RunTable | pd.DataFrame) -> np.ndarray:
-    """Count training FLOPs of every row: ``flops_counted`` where the table has it, else 6·N·D.
+    """Count the training FLOPs of every row: ``flops_counted`` where given, else 6·N·D.
+
+    Parameters
+    ----------
+    runs
+        A run table or candidates with N and D.
+
+    Returns
+    -------
+    FLOPs, (n,).
 
     Raises
     ------
@@ -127,7 +153,10 @@ def costs(runs: RunTable | pd.DataFrame) -> np.ndarray:
     if "flops_counted" in frame:
         check_numbers(frame, ("flops_counted",), "the candidates")
         if frame["flops_counted"].isna().any():
-            raise InputError("`flops_counted > 0` must hold for every candidate, but one is empty")
+            raise InputError(
+                "`flops_counted > 0` must hold for every candidate, but one is empty; fill the "
+                "column, or leave it out to count 6·N·D"
+            )
         return frame["flops_counted"].to_numpy(dtype=float)
     require_columns(frame, (runs.size_column, D), "the candidates")
     return np.asarray(6.0 * runs.sizes * runs.tokens)
@@ -141,20 +170,29 @@ def grid_candidates(
     token_counts: int = 10,
     per_ratio: int = 3,
 ) -> pd.DataFrame:
-    """A grid over N, D and the law's ratios, even in logarithms, inside the observed ranges.
+    """Build a grid over N, D and the law's ratios inside the observed ranges.
 
-    Whole numbers (layers, grouped heads) are rounded. The ratios are combined freely: where not
-    every combination is a shape, give candidates from :class:`shapelaw.scaling.space.space.Space`
-    instead.
+    The grid is even in logarithms. Whole numbers (layers, query heads per KV head) are rounded. The
+    grid contains every combination of ratios: where some combinations are no shape, use candidates
+    from :class:`shapelaw.scaling.space.space.Space` instead.
 
     Parameters
     ----------
+    fit
+        The fit whose law and observed ranges define the grid.
     within
         Ranges to use instead of the observed ones, by column.
+    sizes, token_counts, per_ratio
+        The number of values of N, of D and of every ratio.
 
     Returns
     -------
     One row per candidate with the columns of the law.
+
+    Raises
+    ------
+    InputError
+        No D/N of the grid lies in the range that ``within`` gives for it.
     """
     ranges = {**fit.ranges, **(within or {})}
     counts = {N: sizes, D: token_counts}
@@ -173,4 +211,4 @@ def grid_candidates(
 
 def _axis(name: str, ends: Range, count: int) -> np.ndarray:
     values = np.geomspace(*ends, count) if ends[1] > ends[0] else np.array([ends[0]])
-    return np.unique(np.maximum(np.round(values), 1.0)) if name in WHOLE else values
+    return np.unique(np.maximum(np.round(values), 1.0)) if name in WHOLE_NUMBERS else values

@@ -1,4 +1,4 @@
-"""What the next runs are for: a prediction, the optimum of a ratio, or the choice of a shape."""
+"""Goals of a design: a prediction, the optimum of a ratio, or the choice between two shapes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.reader import read_table
 from shapelaw.scaling.units import format_count, parse_count
 
-NAMES = {"n": N, "d": D, "tokens": D, "params": N}
+NAMES = {"n": N, "d": D, "tokens": D, "params": N}  # short names of columns in typed goals
 SYNTAX = (
     '"predict:n=1e9,tokens=2e10" (further rows after ";"), "predict:FILE", '
     '"optimum:mlp_to_attention" (at another size: "optimum:mlp_to_attention@1e9") '
@@ -30,42 +30,58 @@ class Targets:
 
     points: Points
     combination: np.ndarray
-    words: str
+    description: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Ln loss at the rows of a table: one row is c-optimal, several are I-optimal (their mean).
+    """The prediction of ln loss at the rows of a table.
 
+    One row gives a c-optimal design, several rows an I-optimal one (their mean squared error).
     ``at`` has the columns of the law, or the fields of shapes and ``tokens``. The target is the
-    loss of a run there without its noise: law and misfit.
+    loss of a run without its noise, the sum of law and misfit.
     """
 
     at: pd.DataFrame
 
     def targets(self, fit: Fit, deviations: np.ndarray) -> Targets:
-        """The rows as targets."""
+        """Convert the rows to targets.
+
+        Parameters
+        ----------
+        fit
+            The fitted law.
+        deviations
+            Prior standard deviations of its parameters, (p,).
+        """
         columns = law_columns(fit, self.at, "the goal's table")
         points = points_at(fit, columns, deviations)
-        shown = f"{len(points)} places"
+        place = f"{len(points)} places"
         if len(points) == 1:
-            shown = f"N = {format_count(columns[N][0])}, D = {format_count(columns[D][0])}"
-        words = f"ln loss at {shown}"
-        return Targets(points=points, combination=np.eye(len(points)), words=words)
+            place = f"N = {format_count(columns[N][0])}, D = {format_count(columns[D][0])}"
+        identity = np.eye(len(points))
+        return Targets(points=points, combination=identity, description=f"ln loss at {place}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimum:
-    """Ln of the best value of a U-shaped ratio; where it drifts with N, at ``size`` parameters.
+    """The ln of the optimum of a U-shaped ratio; where it drifts with N, at ``size`` parameters.
 
-    Without ``size`` it is the optimum at the geometric mean size of the fitted runs.
+    Without ``size`` the goal is the optimum at the geometric mean size of the fitted runs.
     """
 
     of: str
     size: float | None = None
 
     def targets(self, fit: Fit, deviations: np.ndarray) -> Targets:
-        """The parameter (and its drift) as target.
+        """Convert the optimum (and its drift) to a target.
+
+        Parameters
+        ----------
+        fit
+            The fitted law.
+        deviations
+            Prior standard deviations of its parameters, (p,).
 
         Raises
         ------
@@ -75,8 +91,8 @@ class Optimum:
         ratios = [factor.of for factor in fit.law.shapes if isinstance(factor, UShape)]
         name = f"{self.of}_optimum"
         if self.of not in ratios:
-            known = ", ".join(ratios) or "none in this law; fit a law with a U-shape"
-            raise InputError(f"an optimum must be of one of {known}, but got {self.of!r}")
+            choices = ", ".join(ratios) or "none in this law; fit a law with a U-shape"
+            raise InputError(f"an optimum must be of one of {choices}, but got {self.of!r}")
         if name in fit.held:
             raise InputError(
                 f"`{name}` must be fitted, but is held: {fit.held[name].why}; first train runs "
@@ -84,35 +100,42 @@ class Optimum:
             )
         gradient = np.zeros((1, len(fit.names)))
         gradient[0, fit.names.index(name)] = 1.0
-        words = f"ln of the best {self.of}"
+        description = f"ln of the best {self.of}"
         if self.size is not None:
-            words += f" at N = {format_count(self.size)}"
+            description += f" at N = {format_count(self.size)}"
             if f"{self.of}_drift" in fit.names:
-                moved = np.log(self.size / fit.reference[N])
-                gradient[0, fit.names.index(f"{self.of}_drift")] = moved
+                distance = np.log(self.size / fit.reference[N])
+                gradient[0, fit.names.index(f"{self.of}_drift")] = distance
         points = Points(
             gradient=gradient * deviations,
             place=np.zeros((1, len(fit.law.columns))),
             size=np.ones(1),
             shares=np.zeros(1),
         )
-        return Targets(points=points, combination=np.eye(1), words=words)
+        return Targets(points=points, combination=np.eye(1), description=description)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GoalRanking:
-    """Ln loss of the first shape minus that of the second, each with its N, D and ratios."""
+    """The ln loss of one shape minus that of another, each with its N, D and ratios."""
 
     first: pd.DataFrame | Mapping[str, float]
     second: pd.DataFrame | Mapping[str, float]
 
     def targets(self, fit: Fit, deviations: np.ndarray) -> Targets:
-        """The difference as target.
+        """Convert the difference to a target.
+
+        Parameters
+        ----------
+        fit
+            The fitted law.
+        deviations
+            Prior standard deviations of its parameters, (p,).
 
         Raises
         ------
         InputError
-            One of the two is not one row, or they are the same to the law.
+            A shape is not one row, or the two shapes have equal columns of the law.
         """
         pair = [_row(self.first, "first"), _row(self.second, "second")]
         columns = law_columns(fit, pd.concat(pair, ignore_index=True), "the choice")
@@ -122,8 +145,11 @@ class GoalRanking:
                 "the two shapes of a choice must differ in a column of the law "
                 f"({', '.join(fit.law.columns)}), but are the same; use another law"
             )
-        words = "ln loss of the first shape minus the second"
-        return Targets(points=points, combination=np.array([[1.0, -1.0]]), words=words)
+        return Targets(
+            points=points,
+            combination=np.array([[1.0, -1.0]]),
+            description="ln loss of the first shape minus the second",
+        )
 
 
 Goal = Prediction | Optimum | GoalRanking
@@ -137,10 +163,17 @@ def _row(value: pd.DataFrame | Mapping[str, float], which: str) -> pd.DataFrame:
 
 
 def parse_goal(text: str, fit: Fit) -> Goal:
-    """Read a goal as it is typed.
+    """Parse the text of ``--goal``.
 
-    ``predict:n=1e9,tokens=20B`` takes ratios that are not given at the law's optimum, or at the
-    middle of the observed range where there is none.
+    In ``predict:n=1e9,tokens=20B``, ratios that are not given are at the law's optimum, or at the
+    middle of the observed range where the law has none.
+
+    Parameters
+    ----------
+    text
+        A goal as typed by the user.
+    fit
+        The fit whose law has the columns and optima of the goal.
 
     Raises
     ------
@@ -166,17 +199,17 @@ def parse_goal(text: str, fit: Fit) -> Goal:
 def _values(row: str, fit: Fit) -> dict[str, float]:
     given: dict[str, float] = {}
     for part in row.split(","):
-        name, _, value = (word.strip() for word in part.partition("="))
+        name, _, value = (piece.strip() for piece in part.partition("="))
         column = NAMES.get(name, name)
         if column not in fit.law.columns:
-            known = ", ".join(["n", "tokens", *(c for c in fit.law.columns if c not in (N, D))])
-            raise InputError(f"`--goal predict` must name {known}, but got {part.strip()!r}")
+            names = ", ".join(["n", "tokens", *(c for c in fit.law.columns if c not in (N, D))])
+            raise InputError(f"`--goal predict` must name {names}, but got {part.strip()!r}")
         given[column] = float(parse_count(value)) if column in (N, D) else _number(name, value)
     for name in (N, D):
         if name not in given:
             raise InputError(f"`--goal predict` must give n and tokens, but got {row!r}")
     ratios = [column for column in fit.law.columns if column not in given]
-    return given | {column: _usual(fit, column, given[N]) for column in ratios}
+    return given | {column: _default_ratio(fit, column, given[N]) for column in ratios}
 
 
 def _number(name: str, text: str) -> float:
@@ -189,13 +222,16 @@ def _number(name: str, text: str) -> float:
     return value
 
 
-def _usual(fit: Fit, column: str, size: float) -> float:
-    """The law's optimum inside the observed range, else its middle; fields of a shape are whole."""
-    found = _best(fit, column, size)
-    return float(round(found)) if column in INTEGER_FIELDS else found
+def _default_ratio(fit: Fit, column: str, size: float) -> float:
+    """Return the law's optimum inside the observed range, else the middle of the range.
+
+    Fields of a shape are rounded to whole numbers.
+    """
+    best = _best_ratio(fit, column, size)
+    return float(round(best)) if column in INTEGER_FIELDS else best
 
 
-def _best(fit: Fit, column: str, size: float) -> float:
+def _best_ratio(fit: Fit, column: str, size: float) -> float:
     low, high = fit.ranges[column]
     position = {name: place for place, name in enumerate(fit.names)}
     optimum = position.get(f"{column}_optimum")

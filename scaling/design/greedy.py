@@ -1,12 +1,13 @@
-"""Greedy choice of runs by the expected squared error of a law as it is fitted.
+"""Greedy choice of runs by the expected squared error of an ordinary fit of the law.
 
-A fit weighs all runs alike, whatever misfit they share. With gradients G of the runs in prior
-deviations, w = 1 / (their residual variance) and P = (1 + w GᵀG)⁻¹, a target cᵀθ + misfit there is
-missed by cᵀP(w Gᵀ(misfit + noise) - θ) - misfit: its expected square needs GᵀAG, A being the
-covariance of misfit and noise, and Gᵀk, k being the misfit that runs share with the target. One
-more run updates all three by rank one. Unlike the variance of a generalised least-squares fit this
-can grow: a cheap run where the law fits badly does harm, and is then not chosen. Criterion: J of
-Box and Draper (1959), for misfit that is random.
+A fit gives equal weight to all runs, whatever misfit they share. With gradients G of the runs in
+prior standard deviations, w = 1 / (their residual variance) and P = (1 + w GᵀG)⁻¹, the prediction
+of a target cᵀθ + misfit has the error cᵀP(w Gᵀ(misfit + noise) - θ) - misfit. Its expected square
+needs P, GᵀAG, where A is the covariance of misfit and noise, and Gᵀk, where k is the covariance of
+the runs' misfit with that of the target. Each further run updates all three by rank one. Unlike the
+variance of a generalised least-squares fit, the expected squared error can grow: a cheap run where
+the law fits badly increases it and is not chosen. The criterion is J of Box and Draper (1959), for
+random misfit.
 """
 
 from dataclasses import dataclass
@@ -19,40 +20,43 @@ from shapelaw.scaling.design.linearised import Points, merged
 from shapelaw.scaling.design.noise import Scatter
 from shapelaw.scaling.errors import InputError
 
-# Per FLOP alone, a large budget goes to the cheapest runs until there are too many of them; by
-# error removed alone it goes to one run. The powers between are tried, the best end wins.
+# A choice by error removed per FLOP spends a large budget on too many of the cheapest runs; a
+# choice by error removed alone spends it on one run. Powers of the price between the two are tried
+# as well, and the choice with the smallest final error is kept.
 PRICE_POWERS = (1.0, 0.75, 0.5, 0.25, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Knowledge:
-    """What a set of runs tells about m targets and n candidates.
+class DesignState:
+    """The matrices of a set of runs for m targets and n candidates.
 
-    ``inverse`` (p, p) is P; ``meat`` (p, p) is GᵀAG; ``toward`` (m, p) and ``beside`` (n, p) are
-    Gᵀ times the misfit that the runs share with each target and each candidate.
+    ``inverse`` (p, p) is P; ``meat`` (p, p) is GᵀAG; ``with_targets`` (m, p) and
+    ``with_candidates`` (n, p) are the covariances of the runs' misfit with that of each target and
+    each candidate, times G.
     """
 
     inverse: np.ndarray
     meat: np.ndarray
-    toward: np.ndarray
-    beside: np.ndarray
+    with_targets: np.ndarray
+    with_candidates: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Targets, candidates and their prices, and what the runs trained so far say of them.
+    """A choice of runs: targets, candidates with prices in FLOP, and the runs trained so far.
 
-    ``gradient`` (m, p), ``own`` (m,) and ``shared`` (m, n): the targets' gradients, their
-    misfit's variance and its covariance with that of the candidates.
+    ``gradient`` (m, p) has the targets' gradients, ``variance`` (m,) the variance of their misfit,
+    and ``shared`` (m, n) its covariance with the misfit of the candidates. ``begin`` has the
+    matrices of the runs trained so far.
     """
 
     scatter: Scatter
     candidates: Points
     price: np.ndarray
     gradient: np.ndarray
-    own: np.ndarray
+    variance: np.ndarray
     shared: np.ndarray
-    begin: Knowledge
+    begin: DesignState
 
     @classmethod
     def of(
@@ -65,118 +69,164 @@ class Selection:
     ) -> "Selection":
         """Prepare a choice.
 
+        Parameters
+        ----------
+        runs
+            The runs trained so far.
+        targets
+            The targets of the goal.
+        candidates
+            The runs that could be trained, n points.
+        price
+            Their costs, FLOP, (n,).
+        scatter
+            Noise and misfit of ln loss.
+
         Raises
         ------
         InputError
-            The target is known exactly: nothing that is fitted moves it.
+            The target has no uncertainty: no fitted parameter changes it.
         """
-        mixed, at = targets.combination, targets.points
+        combination, at = targets.combination, targets.points
 
         def shared(points: Points) -> np.ndarray:
-            near = scatter.shared(at.place, points.place) * at.shares[:, None]
-            return np.asarray(mixed @ near)
+            covariance = scatter.shared(at.place, points.place) * at.shares[:, None]
+            return np.asarray(combination @ covariance)
 
         places, counts = merged(runs)
         gradient = places.gradient * counts[:, None]
         noise = scatter.noise_at(places.size)[:, None] ** 2
         covariance = scatter.shared(places.place, places.place) @ gradient
         information = gradient.T @ places.gradient / scatter.residual_variance
-        begin = Knowledge(
+        begin = DesignState(
             inverse=np.linalg.inv(np.eye(gradient.shape[1]) + information),
             meat=gradient.T @ covariance + gradient.T @ (noise * places.gradient),
-            toward=shared(places) @ gradient,
-            beside=scatter.shared(candidates.place, places.place) @ gradient,
+            with_targets=shared(places) @ gradient,
+            with_candidates=scatter.shared(candidates.place, places.place) @ gradient,
         )
         selection = cls(
             scatter=scatter,
             candidates=candidates,
             price=price,
-            gradient=mixed @ at.gradient,
-            own=((shared(at) * at.shares) * mixed).sum(axis=1),
+            gradient=combination @ at.gradient,
+            variance=((shared(at) * at.shares) * combination).sum(axis=1),
             shared=shared(candidates),
             begin=begin,
         )
         if selection.squared_error <= 1e-18:
-            raise InputError(f"`goal` must be uncertain, but nothing fitted moves {targets.words}")
+            raise InputError(
+                f"`goal` must be uncertain, but no fitted parameter changes {targets.description}; "
+                "use another goal"
+            )
         return selection
 
     @property
     def squared_error(self) -> float:
-        """Expected squared error of the targets before any choice, their mean."""
+        """Mean expected squared error of the targets before any choice."""
         return self.error(self.begin)
 
-    def error(self, known: Knowledge) -> float:
-        """Expected squared error of the targets, their mean."""
-        weight = 1 / self.scatter.residual_variance
-        by = self.gradient @ known.inverse
-        spread = weight**2 * known.meat + np.eye(len(known.meat))
-        each = ((by @ spread) * by).sum(axis=1) - 2 * weight * (by * known.toward).sum(axis=1)
-        return float(np.mean(each + self.own))
+    def error(self, state: DesignState) -> float:
+        """Compute the mean expected squared error of the targets.
 
-    def errors_with(self, known: Knowledge) -> np.ndarray:
-        """The same with each candidate added once, (n,)."""
+        Parameters
+        ----------
+        state
+            The matrices of the runs.
+
+        Returns
+        -------
+        The square of ln units.
+        """
+        weight = 1 / self.scatter.residual_variance
+        by = self.gradient @ state.inverse
+        spread = weight**2 * state.meat + np.eye(len(state.meat))
+        each = ((by @ spread) * by).sum(axis=1)
+        each -= 2 * weight * (by * state.with_targets).sum(axis=1)
+        return float(np.mean(each + self.variance))
+
+    def errors_with(self, state: DesignState) -> np.ndarray:
+        """Compute the error after adding each candidate once, (n,), as :meth:`error` does."""
         weight, gradient = 1 / self.scatter.residual_variance, self.candidates.gradient
-        spread = weight**2 * known.meat + np.eye(len(known.meat))
-        by, step = self.gradient @ known.inverse, gradient @ known.inverse
-        onto = by @ gradient.T
-        leverage = 1 + weight * (step * gradient).sum(axis=1)
-        moved = weight * onto / leverage  # how far each target's weights move along the step
-        reached = onto / leverage
-        old = ((by @ spread) * by).sum(axis=1)[:, None]
-        bent = old - 2 * moved * (by @ spread @ step.T)
-        bent += moved**2 * ((step @ spread) * step).sum(axis=1)
-        beside = by @ known.beside.T - moved * (step * known.beside).sum(axis=1)
+        spread = weight**2 * state.meat + np.eye(len(state.meat))
+        by, step = self.gradient @ state.inverse, gradient @ state.inverse
+        projected = by @ gradient.T
+        reached = projected / (1 + weight * (step * gradient).sum(axis=1))
+        moved = weight * reached  # change of each target's weights along the step
+        quadratic = ((by @ spread) * by).sum(axis=1)[:, None]
+        quadratic = quadratic - 2 * moved * (by @ spread @ step.T)
+        quadratic += moved**2 * ((step @ spread) * step).sum(axis=1)
+        cross = by @ state.with_candidates.T - moved * (step * state.with_candidates).sum(axis=1)
         noise = self.scatter.noise_at(self.candidates.size) ** 2 + self.scatter.misfit**2
-        added = weight**2 * reached * (2 * beside + noise * reached)
-        toward = (by * known.toward).sum(axis=1)[:, None] - moved * (known.toward @ step.T)
-        toward = toward + reached * self.shared
-        errors = bent + added - 2 * weight * toward + self.own[:, None]
+        added = weight**2 * reached * (2 * cross + noise * reached)
+        shared = (by * state.with_targets).sum(axis=1)[:, None]
+        shared = shared - moved * (state.with_targets @ step.T) + reached * self.shared
+        errors = quadratic + added - 2 * weight * shared + self.variance[:, None]
         return np.asarray(errors.mean(axis=0))
 
-    def add(self, known: Knowledge, position: int) -> Knowledge:
-        """Knowledge after one more run at a candidate."""
+    def add(self, state: DesignState, position: int) -> DesignState:
+        """Update the matrices of the runs for one more run at a candidate."""
         weight = 1 / self.scatter.residual_variance
-        one, place = self.candidates.gradient[position], self.candidates.place
+        gradient, place = self.candidates.gradient[position], self.candidates.place
         size = self.candidates.size[[position]]
         noise = float(self.scatter.noise_at(size)[0]) ** 2 + self.scatter.misfit**2
-        step, beside = known.inverse @ one, known.beside[position]
-        cross = np.outer(one, beside)
-        near = self.scatter.shared(place, place[[position]])
-        return Knowledge(
-            inverse=known.inverse - np.outer(step, step) * weight / (1 + weight * one @ step),
-            meat=known.meat + cross + cross.T + noise * np.outer(one, one),
-            toward=known.toward + np.outer(self.shared[:, position], one),
-            beside=known.beside + near * one,
+        step = state.inverse @ gradient
+        cross = np.outer(gradient, state.with_candidates[position])
+        covariance = self.scatter.shared(place, place[[position]])
+        leverage = 1 + weight * gradient @ step
+        return DesignState(
+            inverse=state.inverse - np.outer(step, step) * weight / leverage,
+            meat=state.meat + cross + cross.T + noise * np.outer(gradient, gradient),
+            with_targets=state.with_targets + np.outer(self.shared[:, position], gradient),
+            with_candidates=state.with_candidates + covariance * gradient,
         )
 
     def best(self, budget: float, limits: Limits) -> tuple[list[tuple[int, float]], str, str]:
-        """Choices as (candidate, squared error after), the rule that won, and why it stopped."""
-        found = []
+        """Choose runs greedily by every power of the price, and keep the smallest final error.
+
+        Parameters
+        ----------
+        budget
+            FLOPs for all runs together.
+        limits
+            The number of runs and repeats, and the smallest gain.
+
+        Returns
+        -------
+        The choices as (candidate, squared error after it), the rule of the choice, and the reason
+        why there are no more runs.
+        """
+        attempts = []
         for power in PRICE_POWERS:
             chosen, stopped = self.greedy(budget, limits, self.price**power)
-            found.append((chosen[-1][1] if chosen else self.squared_error, -power, chosen, stopped))
-        _, power, chosen, stopped = min(found, key=lambda one: one[:2])
+            error = chosen[-1][1] if chosen else self.squared_error
+            attempts.append((error, -power, chosen, stopped))
+        _, power, chosen, stopped = min(attempts, key=lambda attempt: attempt[:2])
         return chosen, f"by error removed per FLOP^{-power:g}", stopped
 
     def greedy(
         self, budget: float, limits: Limits, weight: np.ndarray
     ) -> tuple[list[tuple[int, float]], str]:
-        """Choose by error removed over weight while the budget lasts; why it stopped."""
-        known, error = self.begin, self.squared_error
-        enough = limits.smallest_gain * error
+        """Choose runs by error removed over weight, (n,), until the budget or the gain is spent.
+
+        Returns
+        -------
+        The choices as (candidate, squared error after it), and the reason why there are no more.
+        """
+        state, error = self.begin, self.squared_error
+        smallest_gain = limits.smallest_gain * error
         chosen: list[tuple[int, float]] = []
         left = np.full(len(self.price), limits.most_repeats)
         while len(chosen) < limits.most_runs:
-            payable = (left > 0) & (self.price <= budget * (1 + 1e-12))
-            if not payable.any():
+            affordable = (left > 0) & (self.price <= budget * (1 + 1e-12))
+            if not affordable.any():
                 return chosen, "the budget is spent" if left.any() else "no candidate is left"
-            errors = self.errors_with(known)
-            gain = np.where(payable, error - errors, -np.inf)
-            if gain.max() <= enough:
+            errors = self.errors_with(state)
+            gain = np.where(affordable, error - errors, -np.inf)
+            if gain.max() <= smallest_gain:
                 return chosen, "no run removes much more"
-            useful = np.where(gain > enough, gain / weight, -np.inf)
-            position = int(np.argmax(useful))
-            known, error = self.add(known, position), float(errors[position])
+            score = np.where(gain > smallest_gain, gain / weight, -np.inf)
+            position = int(np.argmax(score))
+            state, error = self.add(state, position), float(errors[position])
             chosen.append((position, error))
             budget -= float(self.price[position])
             left[position] -= 1

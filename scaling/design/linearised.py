@@ -1,9 +1,9 @@
-"""Tables seen by a law: gradients in units of the prior, places in logarithms, noise and misfit.
+"""Linearised laws: gradients in units of the prior, places in logarithms, noise and misfit.
 
-The law is taken as linear around the fit: ln loss = law(θ) + g·(θ - θ̂) + misfit + noise
-(:mod:`shapelaw.scaling.design.noise`). Gradients are kept in units of the prior's deviations, so
-that the information of any runs is 1 + ... and can be inverted; a held parameter has the variance
-of the range it was held in, none where it has no range.
+The law is linearised at the fit: ln loss = law(θ̂) + g·(θ - θ̂) + misfit + noise
+(:mod:`shapelaw.scaling.design.noise`). Gradients are in units of the prior standard deviations:
+the prior adds an identity matrix to the information of any runs, which can therefore be inverted.
+A held parameter has the variance of the range that it was held in, and zero variance without one.
 """
 
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ from shapelaw.scaling.runs.columns import N, columns_of
 from shapelaw.scaling.runs.ratios import with_ratios
 from shapelaw.scaling.runs.validation import check_numbers, require_columns
 
-MOST_PLACES = 1000  # runs closer than CLOSE count as one place where a table has more rows
-CLOSE = 0.02  # in ln of every column
-NEUTRAL = ("_curvature", "_slope")  # zero where a factor is held at no effect
+MAX_PLACES = 1000  # in tables of more rows, runs closer than SAME_PLACE count as one place
+SAME_PLACE = 0.02  # distance in ln of every column
+NO_EFFECT = ("_curvature", "_slope")  # parameters that are zero where a factor has no effect
 
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """Places at which the law is looked at.
+    """Points at which the law is evaluated.
 
-    ``gradient`` (n, p) of ln loss by the parameters, in prior deviations; ``place`` (n, k), ln of
-    the law's columns; ``size`` (n,), N in parameters; ``shares`` (n,), 1 where the misfit of the
-    place counts and 0 where the target is a parameter.
+    ``gradient`` (n, p) is that of ln loss by the parameters, in prior standard deviations;
+    ``place`` (n, k), ln of the law's columns; ``size`` (n,), N in parameters; ``shares`` (n,), 1
+    where the misfit of the place counts and 0 where the target is a parameter.
     """
 
     gradient: np.ndarray
@@ -46,38 +46,75 @@ def law_columns(fit: Fit, frame: pd.DataFrame, source: str) -> dict[str, np.ndar
 
     A row may give N by the convention of the fit, or under the law's own name, as typed goals do.
 
+    Parameters
+    ----------
+    fit
+        The fitted law.
+    frame
+        A table with the columns of the law, or with the fields of shapes and ``tokens``.
+    source
+        The name of the table in errors.
+
+    Returns
+    -------
+    Values by the law's column names, (n,) each.
+
     Raises
     ------
     InputError
-        One is missing, or a value is not positive and finite.
+        A column is missing, or a value is not positive and finite.
     """
     frame = with_ratios(frame.reset_index(drop=True), source)
     pairs = zip(fit.law.columns, fit.source_columns, strict=True)
-    names = {name: own if own in frame else name for name, own in pairs}
+    names = {name: column if column in frame else name for name, column in pairs}
     require_columns(frame, names.values(), source)
     check_numbers(frame, names.values(), source)
-    return {name: columns_of(frame, (own,))[own] for name, own in names.items()}
+    return {name: columns_of(frame, (column,))[column] for name, column in names.items()}
 
 
 def prior_deviations(fit: Fit, columns: Columns, loss: np.ndarray) -> np.ndarray:
-    """Standard deviation of every internal parameter before any run, (p,).
+    """Find the prior standard deviation of every internal parameter.
 
-    The width of the box that starts are drawn from; for a held parameter the deviation of a
-    uniform range. A factor held at no effect is not known to have none: its curvature or slope
-    counts as free.
+    The prior standard deviation of a free parameter is the width of the box that starts are drawn
+    from; that of a held parameter is the standard deviation of a uniform distribution over its
+    range. A factor that is held at no effect may still have one: its curvature or slope counts as
+    free.
+
+    Parameters
+    ----------
+    fit
+        The fitted law.
+    columns
+        Columns of the law, (n,) each.
+    loss
+        Measured losses, nats per token, (n,).
+
+    Returns
+    -------
+    Standard deviations, (p,).
     """
     deviations = []
     for parameter in fit.law.parameters(columns, loss):
         width = max(parameter.starts[1] - parameter.starts[0], 1e-3)
         held = fit.held.get(parameter.name)
-        if held is not None and not (parameter.name.endswith(NEUTRAL) and held.value == 0):
+        if held is not None and not (parameter.name.endswith(NO_EFFECT) and held.value == 0):
             width = (held.high - held.low) / np.sqrt(12)
         deviations.append(width)
     return np.array(deviations)
 
 
 def points_at(fit: Fit, columns: Columns, deviations: np.ndarray) -> Points:
-    """Rows of a table as points."""
+    """Linearise a law at rows of a table.
+
+    Parameters
+    ----------
+    fit
+        The fitted law.
+    columns
+        Columns of the law, (n,) each.
+    deviations
+        Prior standard deviations of its parameters, (p,).
+    """
     gradient = fit.law.log_loss(fit.theta, columns, fit.reference)[1]
     place = np.log(np.stack([columns[name] for name in fit.law.columns], axis=-1))
     return Points(
@@ -89,20 +126,34 @@ def points_at(fit: Fit, columns: Columns, deviations: np.ndarray) -> Points:
 
 
 def scatter_of(fit: Fit, columns: Columns, loss: np.ndarray) -> Scatter:
-    """Noise and misfit of a fit, from the residuals of its runs."""
+    """Estimate noise and misfit of a fit from the residuals of its runs.
+
+    Parameters
+    ----------
+    fit
+        The fitted law.
+    columns
+        Columns of the law of the fitted runs, (n,) each.
+    loss
+        Measured losses, nats per token, (n,).
+    """
     points = points_at(fit, columns, prior_deviations(fit, columns, loss))
     residuals = np.log(loss) - np.log(fit.law.predict(fit.theta, columns, fit.reference))
     return estimate_scatter(residuals, points.gradient, points.place, points.size)
 
 
 def merged(points: Points) -> tuple[Points, np.ndarray]:
-    """Runs at one place as one point with a count, where a table has more than 1,000 rows.
+    """Merge runs at one place into one point with a count, in tables of more than 1,000 rows.
 
-    Cells grow from 2 % on until at most 1,000 are left: the cost of what follows grows with the
-    square of their number.
+    Cells grow from 2 % until at most 1,000 remain, since the cost of a design grows with the square
+    of their number.
+
+    Returns
+    -------
+    At most 1,000 points and the number of runs at each, (m,).
     """
-    cell, places = CLOSE, np.arange(len(points))
-    while len(np.unique(places)) > MOST_PLACES:
+    cell, places = SAME_PLACE, np.arange(len(points))
+    while len(np.unique(places)) > MAX_PLACES:
         cells = np.round(points.place / cell)
         places = np.unique(cells, axis=0, return_inverse=True)[1].reshape(-1)
         cell *= 1.5

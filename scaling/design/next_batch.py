@@ -1,7 +1,7 @@
-"""Which runs to train next: a greedy, cost-aware choice for a stated target.
+"""Designs of the runs to train next: a greedy, cost-aware choice for a stated goal.
 
 Optimal design of experiments (c-optimal for one target, I-optimal for several) on the law
-linearised at the fit, with noise by scale and with misfit that neighbours share
+linearised at the fit, with noise that depends on N and with misfit that neighbouring runs share
 (:mod:`shapelaw.scaling.design.greedy` has the criterion).
 """
 
@@ -15,7 +15,7 @@ from shapelaw.scaling.design.candidates import Limits, costs, grid_candidates, i
 from shapelaw.scaling.design.goals import Goal, GoalRanking, Optimum, Prediction
 from shapelaw.scaling.design.greedy import Selection
 from shapelaw.scaling.design.linearised import (
-    CLOSE,
+    SAME_PLACE,
     law_columns,
     points_at,
     prior_deviations,
@@ -41,7 +41,11 @@ EXA = 1e18
 
 @dataclass(frozen=True, kw_only=True)
 class Pick:
-    """One run to train, in its order, and what it does for the target."""
+    """A run to train, with the expected error of the target before and after it, in ln units.
+
+    ``candidate`` is the position among the candidates, ``kind`` is new or replicate, and
+    ``repeats`` names the earlier run of the same place.
+    """
 
     candidate: int
     kind: str
@@ -52,14 +56,14 @@ class Pick:
 
     @property
     def share_removed(self) -> float:
-        """Of the target's expected squared error before this run."""
+        """Share of the target's expected squared error that the run removes."""
         return 1 - (self.deviation_after / self.deviation_before) ** 2
 
     @property
     def why(self) -> str:
-        """In words."""
-        words = f"removes {100 * self.share_removed:.2g} % of the squared error left"
-        return words + (f"; repeats {self.repeats}" if self.repeats else "")
+        """Effect of the run as a sentence."""
+        effect = f"removes {100 * self.share_removed:.2g} % of the squared error left"
+        return effect + (f"; repeats {self.repeats}" if self.repeats else "")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -67,8 +71,8 @@ class Design(Result):
     """The runs to train next, in order.
 
     ``rows`` are the chosen rows of the candidates, in order; ``deviation_before`` is the expected
-    error of the target, root mean square in ln units; ``rule`` says which greedy rule won,
-    ``stopped`` why there are no more runs.
+    error of the target, root mean square in ln units; ``rule`` is the greedy rule of the choice,
+    ``stopped`` the reason why there are no more runs.
     """
 
     goal: str
@@ -85,7 +89,7 @@ class Design(Result):
 
     @property
     def deviation_after(self) -> float:
-        """Expected error of the target once all are trained, root mean square in ln units."""
+        """Expected error of the target after all runs, root mean square in ln units."""
         return self.picks[-1].deviation_after if self.picks else self.deviation_before
 
     @property
@@ -94,7 +98,7 @@ class Design(Result):
         return sum(pick.cost_flops for pick in self.picks)
 
     def frame(self) -> pd.DataFrame:
-        """One row per run: its columns, cost, and the target's deviation before and after.
+        """Return one row per run: columns, cost, and the expected error before and after the run.
 
         Units are in ``frame.attrs["units"]``.
         """
@@ -118,7 +122,7 @@ class Design(Result):
         return frame
 
     def view(self) -> View:
-        """Return the cost and the runs, what they do for the goal, and how they were chosen."""
+        """Return the runs and their cost, the expected error of the goal, and the rule used."""
         new = sum(pick.kind == "new" for pick in self.picks)
         shown = ["kind", *(name for name in self.box if name in self.rows), "cost_flops"]
         table = self.frame()[shown].assign(
@@ -172,46 +176,58 @@ def next_runs(
 ) -> Design:
     """Choose the runs to train next under a budget.
 
-    Greedy choices by squared error removed per FLOP^s run for s from 1 to 0, and the one that ends
-    lowest is returned. s = 0 begins with the best single run: the design is never worse.
+    Runs are chosen greedily by squared error removed per FLOP^s, once for each s from 1 to 0, and
+    the choice with the smallest final error is returned. The choice with s = 0 begins with the best
+    single run, so the design is never worse than that run.
 
     Parameters
     ----------
+    fit
+        The fitted law.
     candidates
         Runs that could be trained: the columns of the law, or the fields of shapes and
         ``tokens``; cost 6·N·D unless there is a column ``flops_counted``. None: a grid over the
         observed ranges (:func:`shapelaw.scaling.design.candidates.grid_candidates`).
     budget_flops
-        For all of them together, FLOP.
+        The cost of all runs together, FLOP.
     goal
         A :class:`~shapelaw.scaling.design.goals.Prediction`, ``Optimum`` or ``GoalRanking``.
     runs
         The runs that were fitted.
     limits
-        The box, the number of runs and how often one may be repeated.
+        The box of allowed values, the number of runs, and the number of repeats of a run.
     scatter
         Noise and misfit; None: estimated from the residuals of the runs.
+
+    Returns
+    -------
+    The chosen runs, with the expected error of the goal before and after each of them.
 
     Raises
     ------
     InputError
-        No candidate lies inside the box, the budget pays for none, or the goal cannot be met.
+        No candidate lies inside the box, the budget pays for none, or the law does not have the
+        goal.
     """
     limits = limits or Limits()
     _check(goal, budget_flops)
     runs = _checked(fit, runs)
     observed, loss = fit.columns(runs), runs.losses
-    scatter = scatter or scatter_of(fit, observed, loss)
     box = limits.box(observed)
     everything = grid_candidates(fit, within=limits.within) if candidates is None else candidates
     allowed, columns = _allowed(fit, everything, box, budget_flops)
     deviations = prior_deviations(fit, observed, loss)
     targets, trained = goal.targets(fit, deviations), points_at(fit, observed, deviations)
-    points, price = points_at(fit, columns, deviations), costs(with_ratios(allowed))
-    selection = Selection.of(trained, targets, points, price, scatter)
+    selection = Selection.of(
+        trained,
+        targets,
+        points_at(fit, columns, deviations),
+        costs(with_ratios(allowed)),
+        scatter or scatter_of(fit, observed, loss),
+    )
     chosen, rule, stopped = selection.best(budget_flops, limits)
     return Design(
-        goal=targets.words,
+        goal=targets.description,
         picks=tuple(_picks(chosen, selection, (trained.place, runs.run_ids.tolist()))),
         rows=allowed.iloc[[position for position, _ in chosen]],
         deviation_before=float(np.sqrt(selection.squared_error)),
@@ -219,7 +235,7 @@ def next_runs(
         box=box,
         candidates=len(allowed),
         outside_box=len(everything) - len(allowed),
-        scatter=scatter,
+        scatter=selection.scatter,
         rule=rule,
         stopped=stopped,
     )
@@ -228,7 +244,7 @@ def next_runs(
 def _allowed(
     fit: Fit, candidates: pd.DataFrame, box: dict[str, tuple[float, float]], budget_flops: float
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """The candidates inside the box, and their columns of the law."""
+    """Select the candidates inside the box, and their columns of the law."""
     if candidates.empty:
         raise InputError("`len(candidates) >= 1` must hold, but got 0; give at least one run")
     columns = law_columns(fit, candidates, "the candidates")
@@ -244,13 +260,15 @@ def _allowed(
 
 def _check(goal: Goal, budget_flops: float) -> None:
     if not isinstance(goal, Prediction | Optimum | GoalRanking):
-        raise InputError(f"`goal` must be a Prediction, an Optimum or a Choice, but got {goal!r}")
+        raise InputError(
+            f"`goal` must be a Prediction, an Optimum or a GoalRanking, but got {goal!r}"
+        )
     if not 0 < budget_flops < np.inf:
         raise InputError(f"`budget_flops > 0` must hold, but got {budget_flops}")
 
 
 def _checked(fit: Fit, runs: RunTable | pd.DataFrame) -> RunTable:
-    """Refuse runs whose loss or columns of the law have no logarithm; ratios follow from shapes."""
+    """Add ratios of shapes, and refuse runs whose loss or columns of the law are not positive."""
     if not isinstance(runs, RunTable):
         runs = RunTable(frame=with_ratios(runs.reset_index(drop=True), "the runs"))
     names = ("loss", *fit.source_columns)
@@ -264,15 +282,15 @@ def _picks(
     selection: Selection,
     trained: tuple[np.ndarray, list[str]],
 ) -> list[Pick]:
-    """Describe the chosen positions: cost, deviations, and what each repeats."""
+    """Describe the chosen runs: cost, expected errors, and the earlier run that each repeats."""
     places, names = trained
-    before, made = selection.squared_error, []
+    before, picks = selection.squared_error, []
     names = list(names)
     for number, (position, after) in enumerate(chosen, start=1):
         place = selection.candidates.place[position]
-        near = np.flatnonzero(np.abs(places - place).max(axis=1) <= CLOSE)
+        near = np.flatnonzero(np.abs(places - place).max(axis=1) <= SAME_PLACE)
         repeats = names[near[0]] if len(near) else None
-        made.append(
+        picks.append(
             Pick(
                 candidate=position,
                 kind="new" if repeats is None else "replicate",
@@ -284,4 +302,4 @@ def _picks(
         )
         places, before = np.vstack((places, place)), after
         names.append(f"choice {number}")
-    return made
+    return picks

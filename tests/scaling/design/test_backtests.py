@@ -23,7 +23,7 @@ REFIT = partial(fit, "chinchilla", starts=2, resamples=0)
 
 
 def backtest_runs() -> pd.DataFrame:
-    """A grid of losses of a known Chinchilla law with .3 % noise."""
+    """Compute losses of a known Chinchilla law with 0.3 % noise on a grid."""
     places = product(np.geomspace(2e7, 2e9, 6), np.geomspace(5e8, 5e10, 5))
     frame = pd.DataFrame(places, columns=[N, D])
     loss = 1.7 + 400 / frame[N] ** 0.34 + 1000 / frame[D] ** 0.36
@@ -41,7 +41,7 @@ def result(runs: pd.DataFrame) -> Backtest:
 
 
 def course(errors: dict[str, list[list[float]]]) -> Backtest:
-    """Strategies' errors by seed at budgets of 1, 10, 100 FLOP."""
+    """Build a back-test from errors of strategies by seed at budgets of 1, 10, 100 FLOP."""
     rows = [
         {"strategy": strategy, "seed": seed, "budget_flops": 10.0**step, "error": error}
         for strategy, seeds in errors.items()
@@ -52,7 +52,7 @@ def course(errors: dict[str, list[list[float]]]) -> Backtest:
     return Backtest(course=frame, full_error=0.01, held_out=1, pool=1, start="smallest")
 
 
-def test_every_strategy_starts_alike_and_stays_in_its_budget(result):
+def test_strategies_begin_with_the_same_runs_and_stay_within_the_budget(result):
     table = result.frame()
     assert set(table["strategy"]) == set(STRATEGIES)
     assert (table["spent_flops"] <= table["budget_flops"] * (1 + 1e-9)).all()
@@ -86,7 +86,7 @@ def test_on_a_known_truth_every_strategy_ends_near_the_noise(result):
     assert (last < 0.02).all()
 
 
-def test_a_seed_repeats_itself(runs, result):
+def test_backtest_with_the_same_seeds_gives_the_same_errors(runs, result):
     again = backtest(runs, REFIT, seeds=2, steps=3, held_out=0.2)
     pd.testing.assert_frame_equal(again.frame(), result.frame())
 
@@ -105,14 +105,14 @@ def test_ratios_are_taken_seed_by_seed():
     assert (found["fewer"], found["equal"]) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
 
 
-def test_a_strategy_that_never_arrives_has_no_ratio_but_a_share():
+def test_a_strategy_that_never_reaches_the_error_has_a_share_instead_of_a_ratio():
     found = course({"random": [[3, 1, 1], [3, 1, 1]], "design": [[3, 3, 3], [1, 1, 1]]}).ratios(2)
     assert found["design"]["ratio"] is None
     assert found["design"]["fewer"] == 0.5
     assert found["design"]["never"] == 0.5
 
 
-def test_two_that_never_arrive_are_neither_ahead_nor_equal():
+def test_two_strategies_that_never_reach_the_error_count_neither_as_fewer_nor_as_equal():
     found = course({"random": [[3, 3, 3]], "design": [[3, 3, 3]]}).ratios(2)["design"]
     assert found == {
         **dict.fromkeys(("ratio", "low", "high", "median")),
@@ -148,7 +148,7 @@ def test_back_test_shows_its_comparison_as_text_html_and_json(result):
 
 
 @pytest.mark.parametrize("name", list(STRATEGIES))
-def test_a_strategy_pays_for_what_it_takes_once(runs, name):
+def test_a_strategy_chooses_each_run_once_and_stays_within_the_budget(runs, name):
     table = as_run_table(runs)
     begin, pool = table.take(np.arange(15)), table.take(np.arange(15, 25))
     stage = BacktestStage(

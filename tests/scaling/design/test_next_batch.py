@@ -14,7 +14,7 @@ from shapelaw.scaling.design.candidates import Limits, costs, grid_candidates, i
 from shapelaw.scaling.design.goals import GoalRanking, Optimum, Prediction, Targets, parse_goal
 from shapelaw.scaling.design.greedy import Selection
 from shapelaw.scaling.design.linearised import (
-    MOST_PLACES,
+    MAX_PLACES,
     Points,
     law_columns,
     merged,
@@ -38,7 +38,7 @@ QUIET = Scatter(noise=0.004, misfit=0.002, reference=1e8)
 
 
 def runs_of_the_law(noise: float = 0.004, seed: int = 0) -> pd.DataFrame:
-    """A grid of Chinchilla losses whose law is known, with noise."""
+    """Compute losses of a known Chinchilla law with noise on a grid."""
     sizes, tokens = np.geomspace(2e7, 1e9, 5), np.geomspace(5e8, 2e10, 4)
     frame = pd.DataFrame(list(product(sizes, tokens)), columns=[N, D])
     law = TRUTH["E"] + TRUTH["A"] / frame[N] ** TRUTH["alpha"]
@@ -48,7 +48,7 @@ def runs_of_the_law(noise: float = 0.004, seed: int = 0) -> pd.DataFrame:
 
 
 def synthetic_shapes() -> pd.DataFrame:
-    """Runs of a known conditional law at three sizes: the MLP ratio is best at 1.5."""
+    """Draw runs of a known conditional law at three sizes, whose best MLP ratio is 1.5."""
     generator = np.random.default_rng(1)
     places = list(product((2e7, 1e8, 5e8), (1e9, 4e9, 2e10), (0.05, 0.08, 0.13), (0.6, 1.6, 4.0)))
     frame = pd.DataFrame(places, columns=[N, D, "hidden_over_sqrt_n", "mlp_to_attention"])
@@ -81,7 +81,7 @@ def shaped(shapes: pd.DataFrame) -> Fit:
 
 
 def random_selection(seed: int) -> Selection:
-    """Points of no law at all, for the algebra holds for any gradients."""
+    """Draw random points and targets: the algebra holds for any gradients, not only a law's."""
     generator = np.random.default_rng(seed)
 
     def points(count: int) -> Points:
@@ -91,13 +91,13 @@ def random_selection(seed: int) -> Selection:
 
     at, mixed = points(2), generator.normal(size=(2, 2))
     price = generator.uniform(1, 5, 7)
-    wanted = Targets(points=at, combination=mixed, words="a target")
+    wanted = Targets(points=at, combination=mixed, description="a target")
     scatter = Scatter(noise=0.3, misfit=0.4, noise_slope=0.5, reach=1.0)
     return Selection.of(points(6), wanted, points(7), price, scatter)
 
 
 def direct_error(seed: int, added: list[int]) -> float:
-    """The criterion by dense matrices, from the same draws as :func:`random_selection`."""
+    """Compute the criterion by dense matrices, from the draws of :func:`random_selection`."""
     generator = np.random.default_rng(seed)
 
     def draw(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -129,21 +129,21 @@ class TestCriterion:
     @settings(max_examples=25)
     def test_rank_one_updates_equal_direct_inversion(self, seed, added):
         selection = random_selection(seed)
-        known = selection.begin
+        state = selection.begin
         for position in added:
-            known = selection.add(known, position)
-        assert selection.error(known) == pytest.approx(direct_error(seed, added), rel=1e-8)
+            state = selection.add(state, position)
+        assert selection.error(state) == pytest.approx(direct_error(seed, added), rel=1e-8)
 
     @given(st.integers(0, 200))
     @settings(max_examples=15)
-    def test_looking_ahead_equals_adding(self, seed):
+    def test_error_predicted_for_each_candidate_equals_the_error_after_adding_it(self, seed):
         selection = random_selection(seed)
-        known = selection.add(selection.begin, 2)
-        ahead = selection.errors_with(known)
-        added = [selection.error(selection.add(known, position)) for position in range(7)]
+        state = selection.add(selection.begin, 2)
+        ahead = selection.errors_with(state)
+        added = [selection.error(selection.add(state, position)) for position in range(7)]
         np.testing.assert_allclose(ahead, added, rtol=1e-9)
 
-    def test_it_is_the_squared_error_that_simulated_fits_make(self):
+    def test_criterion_equals_the_mean_squared_error_of_simulated_fits(self):
         generator = np.random.default_rng(3)
         gradient, place = generator.normal(size=(8, 2)), generator.normal(size=(9, 1))
         scatter = Scatter(noise=0.5, misfit=0.5, reach=1.0)
@@ -151,7 +151,7 @@ class TestCriterion:
             Points(gradient=g, place=p, size=np.ones(len(g)), shares=np.ones(len(g)))
             for g, p in ((gradient, place[:8]), (np.array([[1.0, -2.0]]), place[8:]))
         )
-        wanted = Targets(points=target, combination=np.eye(1), words="a target")
+        wanted = Targets(points=target, combination=np.eye(1), description="a target")
         expected = Selection.of(runs, wanted, runs, np.ones(8), scatter).squared_error
         draws = 20_000
         misfit = generator.multivariate_normal(np.zeros(9), scatter.shared(place, place), draws)
@@ -162,15 +162,17 @@ class TestCriterion:
         missed = seen @ solve.T @ [1.0, -2.0] - (theta @ [1.0, -2.0] + misfit[:, 8])
         assert expected == pytest.approx(float(np.mean(missed**2)), rel=0.05)
 
-    def test_without_misfit_it_is_the_inverse_information(self):
+    def test_criterion_without_misfit_is_the_inverse_information(self):
         selection = random_selection(0)
         plain = replace(selection, scatter=Scatter(noise=0.5, misfit=0.0))
         begin = plain.begin
         weight = 1 / 0.25
         information = np.linalg.inv(begin.inverse) - np.eye(3)  # weight GᵀG, whatever the scatter
-        scatterless = replace(begin, meat=information / weight**2, toward=0 * begin.toward)
+        scatterless = replace(
+            begin, meat=information / weight**2, with_targets=0 * begin.with_targets
+        )
         by = plain.gradient @ begin.inverse
-        expected = np.mean(np.sum(by * plain.gradient, axis=1) + plain.own)
+        expected = np.mean(np.sum(by * plain.gradient, axis=1) + plain.variance)
         assert plain.error(scatterless) == pytest.approx(float(expected), rel=1e-9)
 
     def test_a_run_where_the_law_misfits_is_not_chosen(self):
@@ -180,7 +182,7 @@ class TestCriterion:
         gradient = np.array([[1.0], [1.0], [30.0]])
         points = Points(gradient=gradient, place=place, size=ones, shares=ones)
         one = Points(gradient=gradient[:1], place=place[:1], size=np.ones(1), shares=np.ones(1))
-        wanted = Targets(points=one, combination=np.eye(1), words="a target")
+        wanted = Targets(points=one, combination=np.eye(1), description="a target")
         scatter = Scatter(noise=0.01, misfit=1.0, reach=0.5, residual=0.01)
         selection = Selection.of(one, wanted, points, ones, scatter)
         errors = selection.errors_with(selection.begin)
@@ -190,7 +192,7 @@ class TestCriterion:
 class TestGreedy:
     @given(st.integers(0, 500), st.floats(1.0, 12.0))
     @settings(max_examples=40)
-    def test_it_is_never_worse_than_the_best_single_run(self, seed, budget):
+    def test_greedy_choice_is_never_worse_than_the_best_single_run(self, seed, budget):
         selection = random_selection(seed)
         chosen, _, _ = selection.best(budget, Limits(smallest_gain=0.0))
         singles = selection.errors_with(selection.begin)[selection.price <= budget]
@@ -207,7 +209,7 @@ class TestGreedy:
         assert all(np.diff(errors) < 0)
 
     def test_a_known_design_reaches_its_error_with_fewer_flops_than_random(self, fitted, runs):
-        """On a known truth: median over random orders of the same candidates."""
+        """Compare with the median over random orders of the same candidates, on a known law."""
         deviations = prior_deviations(fitted, columns_of_runs(fitted, runs), runs["loss"])
         observed = points_at(fitted, columns_of_runs(fitted, runs), deviations)
         pool = grid_candidates(fitted, sizes=8, token_counts=8)
@@ -218,10 +220,10 @@ class TestGreedy:
         spent = sum(selection.price[position] for position, _ in chosen)
         needed = []
         for seed in range(40):
-            known, flops = selection.begin, 0.0
+            state, flops = selection.begin, 0.0
             for position in np.random.default_rng(seed).permutation(len(pool)):
-                known, flops = selection.add(known, position), flops + selection.price[position]
-                if selection.error(known) <= chosen[-1][1]:
+                state, flops = selection.add(state, position), flops + selection.price[position]
+                if selection.error(state) <= chosen[-1][1]:
                     break
             needed.append(flops)
         assert spent < np.median(needed)
@@ -232,7 +234,7 @@ def columns_of_runs(fitted: Fit, runs: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 class TestNextRuns:
-    def test_a_design_shows_itself(self, fitted, runs):
+    def test_a_design_has_its_runs_as_table_text_html_and_json(self, fitted, runs):
         goal = Prediction(at=FAR)
         limits = Limits(most_runs=3, smallest_gain=0.0)
         design = next_runs(fitted, None, 1e21, goal=goal, runs=runs, limits=limits)
@@ -314,7 +316,7 @@ class TestNextRuns:
         assert design.picks[1].repeats == "choice 1"
         assert design.stopped == "no candidate is left"
 
-    def test_several_rows_are_an_average(self, fitted, runs):
+    def test_equal_rows_of_a_prediction_give_the_design_of_one_row(self, fitted, runs):
         both = pd.concat((FAR, FAR), ignore_index=True)
         pool = grid_candidates(fitted)
         one, two = (
@@ -324,7 +326,7 @@ class TestNextRuns:
         assert one.deviation_after == pytest.approx(two.deviation_after, rel=1e-9)
         assert list(one.rows.index) == list(two.rows.index)
 
-    def test_an_optimum_asks_for_runs_on_its_flanks(self, shaped, shapes):
+    def test_design_for_an_optimum_has_runs_far_from_the_optimum(self, shaped, shapes):
         design = next_runs(
             shaped, None, 1e20, goal=Optimum(of="mlp_to_attention"), runs=shapes,
             limits=Limits(most_runs=4),
@@ -335,7 +337,7 @@ class TestNextRuns:
         assert apart.max() > 0.5
         assert design.deviation_after < design.deviation_before
 
-    def test_a_choice_is_easier_than_either_prediction(self, shaped, shapes):
+    def test_a_difference_of_two_shapes_is_less_uncertain_than_a_prediction(self, shaped, shapes):
         first = {N: 1e9, D: 4e10, "hidden_over_sqrt_n": 0.08, "mlp_to_attention": 1, "gqa": 2}
         second = first | {"mlp_to_attention": 4}
         both = GoalRanking(first=first, second=pd.DataFrame([second]))
@@ -373,7 +375,7 @@ class TestHeld:
         ranged = deviation(Held(value=0.36, low=0.3, high=0.45, why="a range"))
         assert fixed < ranged <= deviation(None) * (1 + 1e-9)
 
-    def test_a_factor_held_at_no_effect_is_not_known_to_have_none(self, shaped, shapes):
+    def test_a_factor_held_at_no_effect_keeps_its_prior_uncertainty(self, shaped, shapes):
         columns = law_columns(shaped, shapes, "the runs")
         held = {"gqa_slope": Held.at(0.0, "hidden by noise")}
         deviations = prior_deviations(replace(shaped, held=held), columns, shapes["loss"])
@@ -393,7 +395,7 @@ class TestHeld:
                 runs=shapes,
             )
 
-    def test_an_optimum_that_drifts_is_less_known_far_away(self, shapes):
+    def test_an_optimum_that_drifts_is_more_uncertain_far_from_the_runs(self, shapes):
         drifting = fit("conditional", shapes, starts=8, resamples=0)
         varied = Held(value=0.0, low=-0.25, high=0.25, why="two sizes")
         held = {**drifting.held, "mlp_to_attention_drift": varied}
@@ -417,7 +419,7 @@ class TestScatter:
         assert found.noise == pytest.approx(0.004, rel=0.25)
         assert found.misfit == pytest.approx(0.012, rel=0.6)
 
-    def test_noise_has_no_slope_unless_the_data_say_so(self):
+    def test_noise_slope_is_zero_unless_the_noise_depends_on_size(self):
         generator = np.random.default_rng(0)
         size = np.geomspace(1e6, 1e10, 120)
         place = np.stack((np.log(size), generator.normal(0, 3, 120)), axis=1)
@@ -434,7 +436,7 @@ class TestScatter:
         found = estimate_scatter(residuals, np.ones((3, 2)), np.zeros((3, 1)), np.full(3, 1e8))
         assert found.noise == found.misfit == pytest.approx(0.01 / np.sqrt(2))
 
-    def test_one_outlier_does_not_make_the_noise(self, fitted, runs):
+    def test_one_outlier_does_not_dominate_the_estimated_noise(self, fitted, runs):
         columns, loss = columns_of_runs(fitted, runs), runs["loss"].to_numpy().copy()
         before = scatter_of(fitted, columns, loss)
         loss[7] *= 2
@@ -452,8 +454,8 @@ class TestScatter:
         with pytest.raises(InputError, match=rule):
             Scatter(**{"noise": 0.01, "misfit": 0.0} | values)
 
-    def test_a_long_table_becomes_places_with_counts(self):
-        rows = 5 * MOST_PLACES
+    def test_runs_of_a_long_table_are_merged_into_places_with_counts(self):
+        rows = 5 * MAX_PLACES
         generator = np.random.default_rng(0)
         points = Points(
             gradient=generator.normal(size=(rows, 2)),
@@ -462,7 +464,7 @@ class TestScatter:
             shares=np.ones(rows),
         )
         means, counts = merged(points)
-        assert len(means) <= MOST_PLACES
+        assert len(means) <= MAX_PLACES
         assert counts.sum() == rows
         total = (means.gradient * counts[:, None]).sum(axis=0)
         np.testing.assert_allclose(total, points.gradient.sum(axis=0), atol=1e-9)
@@ -476,7 +478,7 @@ class TestCandidates:
             assert grid[name].between(low * (1 - 1e-9), high * (1 + 1e-9)).all()
         assert set(grid["gqa"]) == {1.0, 2.0, 4.0}
 
-    def test_limits_move_the_grid(self, fitted):
+    def test_grid_stays_inside_the_given_limits(self, fitted):
         grid = grid_candidates(fitted, within={D: (1e11, 2e11), "tokens_per_parameter": (100, 900)})
         assert grid[D].between(0.99e11, 2.01e11).all()
         assert (grid[D] / grid[N]).between(100, 900).all()
@@ -492,18 +494,18 @@ class TestCandidates:
             costs(frame)
 
 
-def asked(fitted: Fit, runs: pd.DataFrame, **changes: object) -> Design:
+def design_with(fitted: Fit, runs: pd.DataFrame, **changes: object) -> Design:
     given = {"candidates": None, "budget_flops": 1e20, "goal": Prediction(at=FAR), "runs": runs}
     return next_runs(fitted, **(given | changes))
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"budget_flops": 1e3}, r"`budget_flops >= .*` must hold, the cost of the cheapest of 100"),
         ({"budget_flops": -1.0}, "`budget_flops > 0` must hold, but got -1"),
         ({"budget_flops": np.nan}, "`budget_flops > 0` must hold, but got nan"),
-        ({"goal": "sharpen"}, "`goal` must be a Prediction, an Optimum or a Choice"),
+        ({"goal": "sharpen"}, "`goal` must be a Prediction, an Optimum or a GoalRanking"),
         ({"goal": Optimum(of="gqa")}, "must be of one of none in this law"),
         ({"candidates": FAR}, r"n_non_embedding <= .* must hold for a candidate, but the 1 "),
         ({"candidates": FAR.iloc[:0]}, r"`len\(candidates\) >= 1` must hold"),
@@ -519,13 +521,13 @@ def asked(fitted: Fit, runs: pd.DataFrame, **changes: object) -> Design:
         ({"limits": Limits(within={D: (1, 2)}), "candidates": FAR}, "widen the box with `within`"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_used_is_refused_with_a_way_out(fitted, runs, changes, words):
-    with pytest.raises(InputError, match=words):
-        asked(fitted, runs, **changes)
+def test_unusable_arguments_are_refused_with_a_way_out(fitted, runs, changes, message):
+    with pytest.raises(InputError, match=message):
+        design_with(fitted, runs, **changes)
 
 
 @pytest.mark.parametrize(
-    ("limits", "words"),
+    ("limits", "message"),
     [
         ({"within": {D: (2.0, 1.0)}}, "`0 < low <= high` must hold for tokens"),
         ({"stretch": 0.5}, "`stretch >= 1`"),
@@ -533,8 +535,8 @@ def test_what_cannot_be_used_is_refused_with_a_way_out(fitted, runs, changes, wo
         ({"most_repeats": 0}, "`most_repeats >= 1`"),
     ],
 )
-def test_limits_that_make_no_sense_are_refused(limits, words):
-    with pytest.raises(InputError, match=words):
+def test_limits_out_of_range_are_refused(limits, message):
+    with pytest.raises(InputError, match=message):
         Limits(**limits)
 
 
@@ -562,7 +564,7 @@ class TestTypedGoals:
         assert isinstance(parse_goal(f"choice:{path}", fitted), GoalRanking)
 
     @pytest.mark.parametrize(
-        ("text", "words"),
+        ("text", "message"),
         [
             ("sharpen", '`--goal` must be "predict:n=1e9,tokens=2e10"'),
             ("predict:", "but got 'predict:'"),
@@ -572,8 +574,8 @@ class TestTypedGoals:
             ("choice:nowhere.csv", "cannot be read"),
         ],
     )
-    def test_a_goal_that_is_none_shows_the_syntax(self, fitted, text, words):
-        with pytest.raises(InputError, match=words):
+    def test_text_that_is_no_goal_is_refused_with_the_syntax(self, fitted, text, message):
+        with pytest.raises(InputError, match=message):
             parse_goal(text, fitted)
 
     def test_a_choice_needs_two_rows(self, fitted, tmp_path):
@@ -607,19 +609,26 @@ class TestCommand:
         assert done.exit_code == 0
         return done.stdout
 
-    def test_it_prints_and_writes_the_runs(self, files, tmp_path):
+    def test_command_prints_and_writes_the_runs(self, files, tmp_path):
         out = str(tmp_path / "next.csv")
-        asked = ("--budget-flops", "1e21", "--goal", "predict:n=10B,tokens=200B")
-        text = self.run(*files, *asked, "--out", out, "--within", "tokens=1e9:10B")
+        options = ("--budget-flops", "1e21", "--goal", "predict:n=10B,tokens=200B")
+        text = self.run(*files, *options, "--out", out, "--within", "tokens=1e9:10B")
         written = pd.read_csv(out)
         assert "N = 10B, D = 200B" in text
         assert written[D].between(1e9, 1e10).all()
-        document = json.loads(self.run(*files, *asked, "--within", "tokens=1e9:10B", "--json"))
+        document = json.loads(self.run(*files, *options, "--within", "tokens=1e9:10B", "--json"))
         assert [run["cost_flops"] for run in document["runs"]] == list(written["cost_flops"])
 
     def test_back_test_compares_the_choice_with_simple_strategies(self, backtest_files, tmp_path):
-        asked = (*backtest_files, "--backtest", "--seeds", "2", "--out", str(tmp_path / "all.csv"))
-        document = json.loads(self.run(*asked, "--json"))
+        options = (
+            *backtest_files,
+            "--backtest",
+            "--seeds",
+            "2",
+            "--out",
+            str(tmp_path / "all.csv"),
+        )
+        document = json.loads(self.run(*options, "--json"))
         assert [row["compared_with"] for row in document["comparison"]] == [
             "random choice",
             "cheapest first",
@@ -627,13 +636,13 @@ class TestCommand:
         assert document["seeds"] == 2
         course = pd.read_csv(tmp_path / "all.csv")
         assert set(course["strategy"]) == {"design", "random", "cheapest"}
-        text = self.run(*asked)
+        text = self.run(*options)
         assert text.startswith("error of next-runs on 5 larger runs at equal FLOPs: ")
         assert "random choice" in text
         assert "2 seeds, each from another third of the pool" in text
 
     @pytest.mark.parametrize(
-        ("asked", "words"),
+        ("options", "message"),
         [
             (("--backtest", "--goal", "predict:n=1e9,tokens=1e9"), "`--goal` must be left out"),
             (("--backtest", "--within", "tokens=1e9:1e10"), "`--within` must be left out"),
@@ -641,33 +650,33 @@ class TestCommand:
             (("--budget-flops", "1e21"), "`--budget-flops` and `--goal` must be given, or"),
         ],
     )
-    def test_impossible_back_test_is_refused(self, backtest_files, asked, words):
-        with pytest.raises(InputError, match=words):
-            self.run(*backtest_files, *asked)
+    def test_impossible_back_test_is_refused(self, backtest_files, options, message):
+        with pytest.raises(InputError, match=message):
+            self.run(*backtest_files, *options)
 
-    def test_it_chooses_among_given_candidates(self, files, tmp_path):
+    def test_command_chooses_among_given_candidates(self, files, tmp_path):
         pool = tmp_path / "pool.csv"
         pd.DataFrame({N: [3e7, 1e9], D: [1e9, 2e10]}).to_csv(pool, index=False)
-        asked = ("--budget-flops", "1e21", "--goal", "predict:n=10B,tokens=200B", "--json")
-        document = json.loads(self.run(*files, *asked, "--candidates", str(pool)))
+        options = ("--budget-flops", "1e21", "--goal", "predict:n=10B,tokens=200B", "--json")
+        document = json.loads(self.run(*files, *options, "--candidates", str(pool)))
         assert document["candidates"] == 2
 
     @pytest.mark.parametrize(
-        ("asked", "words"),
+        ("options", "message"),
         [
             (("--budget-flops", "lots"), "`--budget-flops > 0` must hold, but got 'lots'"),
             (("--within", "tokens"), "COLUMN=LOW:HIGH"),
             (("--within", "tokens=1"), "COLUMN=LOW:HIGH"),
         ],
     )
-    def test_what_is_mistyped_is_named(self, files, asked, words):
+    def test_mistyped_option_is_refused_by_name(self, files, options, message):
         usual = ("--budget-flops", "1e21", "--goal", "predict:n=1e9,tokens=1e9")
-        with pytest.raises(InputError, match=words):
-            self.run(*files, *usual, *asked)
+        with pytest.raises(InputError, match=message):
+            self.run(*files, *usual, *options)
 
 
 @pytest.mark.skipif("SHAPELAW_MIRROR" not in os.environ, reason="needs SHAPELAW_MIRROR")
-def test_on_the_chinchilla_points_the_design_names_what_it_stands_on():
+def test_design_on_the_chinchilla_points_has_plausible_noise_error_and_cost():
     runs = load_runs("chinchilla", where="not outlier")
     fitted = fit("chinchilla", runs, delta=1e-3, starts=8, resamples=0)
     goal = Prediction(at=pd.DataFrame([{N: 7e10, D: 1.4e12}]))
