@@ -141,7 +141,8 @@ def likelihoods(model: Transformer, requests: Sequence[LogLikelihoodRequest]) ->
         A log-probability is not finite.
     """
     longest = model.rotary.shape[1]
-    pieces, truncated = [], 0
+    pieces: list[_Piece] = []
+    truncated = 0
     for index, request in enumerate(requests):
         pieces.extend(_pieces(index, request, longest))
         whole = len(request.context) + len(request.continuation)
