@@ -1,4 +1,4 @@
 """Sweeps: workers that train the runs of a plan, started by launchers.
 
-Imports ledger, gpu, training and what lies below.
+May import ledger, gpu, training and the layers below them.
 """

@@ -1,4 +1,4 @@
-"""Scores of every exported model of a sweep on downstream tasks, kept beside the models."""
+"""Downstream scores of every exported model of a sweep, stored beside the models."""
 
 import multiprocessing
 import os
@@ -28,14 +28,14 @@ from shapelaw.trainers.sweep.launchers._local import cores
 
 SCORES = "scores.json"
 SCHEMA = 1
-ORPHAN_SECONDS = 2.0
-# Called with the number of models that are scored and of all.
+ORPHAN_CHECK_SECONDS = 2.0
+# Receives the number of scored models and of all models.
 Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationJob:
-    """One exported model and what to score it on; ``corpus`` has its tokenizer if it lacks one."""
+    """One exported model and its tasks; ``corpus`` has the tokenizer if the model has none."""
 
     run: Path
     corpus: Path
@@ -56,8 +56,9 @@ def score_exports(
 ) -> pd.DataFrame:
     """Score every exported model of a sweep and return its run table with columns of accuracy.
 
-    Scores are kept in ``scores.json`` beside each model, with the digests of its weights and of
-    the items; what is there and fits is not computed again, so a killed call goes on.
+    Scores are stored in ``scores.json`` beside each model, with the digests of its weights and of
+    the items. Stored scores with the same digests are not computed again, so that an interrupted
+    call can be repeated.
 
     Parameters
     ----------
@@ -66,18 +67,21 @@ def score_exports(
     evals
         Evaluation sets; see :func:`shapelaw.trainers.evaluation.eval_sets.read_evals`.
     tasks
-        As :func:`shapelaw.trainers.evaluation.downstream.read_tasks` gives them.
+        Names of tasks, as from :func:`shapelaw.trainers.evaluation.downstream.read_tasks`.
     limit
-        Items of each task; all by default.
+        Number of items of each task; all by default.
     workers
-        Processes of one thread each; by default one per core.
+        Number of processes with one thread each; by default one per core.
+    report
+        Function that is called with the number of scored models and of all models.
     ledger
-        Address of a ledger that is not in the folder.
+        Address of a ledger outside the folder.
 
     Returns
     -------
-    The run table with ``accuracy_TASK`` and ``accuracy_TASK_se`` (and ``_norm``), missing where a
-    run has no exported model: those are named in ``frame.attrs["left_out"]``.
+    pandas.DataFrame
+        Run table with ``accuracy_TASK`` and ``accuracy_TASK_se`` (and ``_norm``). The values are
+        missing for runs without an exported model, which ``frame.attrs["left_out"]`` names.
 
     Raises
     ------
@@ -100,13 +104,13 @@ def score_exports(
         for name in ready
     ]  # fmt: skip
     scored = dict(zip(ready, score_jobs(jobs, workers=workers, report=report), strict=True))
-    found = with_scores(table, scored)
-    found.attrs["left_out"] = [name for name in names if name not in scored]
-    return found
+    table = with_scores(table, scored)
+    table.attrs["left_out"] = [name for name in names if name not in scored]
+    return table
 
 
 def with_scores(table: pd.DataFrame, scored: dict[str, list[Score]]) -> pd.DataFrame:
-    """A run table with the columns of scores by ``run_id``; columns of these names are replaced."""
+    """Add the columns of scores to a run table by ``run_id``, replacing columns of these names."""
     columns = {
         name: {column: value for score in scores for column, value in score.columns().items()}
         for name, scores in scored.items()
@@ -122,16 +126,30 @@ def score_jobs(
     workers: int | None = None,
     report: Report = lambda done, total: None,
 ) -> list[list[Score]]:
-    """Scores of each job, in processes of one thread each.
+    """Score every job in processes of one thread each.
+
+    Parameters
+    ----------
+    jobs
+        Models and tasks.
+    workers
+        Number of processes; by default one per core.
+    report
+        Function that is called with the number of finished jobs and of all jobs.
+
+    Returns
+    -------
+    list of list of Score
+        Scores of each job.
 
     Raises
     ------
     WorkError
-        A job failed; the others were done before this is raised.
+        A job failed. The other jobs are finished before the error is raised.
     """
-    read_evals(jobs[0].evals)  # a mistake is told before processes start
+    read_evals(jobs[0].evals)  # raises its errors before processes start
     results: dict[int, list[Score]] = {}
-    broken: list[tuple[EvaluationJob, BaseException]] = []
+    failures: list[tuple[EvaluationJob, BaseException]] = []
     processes = min(workers or cores(), len(jobs))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
@@ -144,47 +162,48 @@ def score_jobs(
             if error is None:
                 results[index] = future.result()
             else:
-                broken.append((jobs[index], error))
+                failures.append((jobs[index], error))
             report(done, len(jobs))
-    if broken:
-        job, error = broken[0]
+    if failures:
+        job, error = failures[0]
         kind = InputError if isinstance(error, InputError) else WorkError
         raise kind(
-            f"{len(broken)} of {counted(len(jobs), 'model')} have no score; {job.run.name}: {error}"
+            f"{len(failures)} of {counted(len(jobs), 'model')} have no score; "
+            f"{job.run.name}: {error}"
         )
     return [results[index] for index in range(len(jobs))]
 
 
 def _begin(parent: int) -> None:
-    """One thread per process, and none that outlives the process that started it."""
+    """Use one thread in a process, and end the process when its parent has ended."""
     import torch
 
     torch.set_num_threads(1)
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(ORPHAN_SECONDS)
+            time.sleep(ORPHAN_CHECK_SECONDS)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def score_run(job: EvaluationJob) -> list[Score]:
-    """Scores of one exported model: those that its folder keeps, and the missing ones made now."""
+    """Return the scores of one exported model; compute those that are not stored in its folder."""
     evals = _evals(job.evals)
     path = job.run / SCORES
     weights = sha256(job.run / WEIGHTS)
-    kept = _kept(path, weights)
-    missing = [task for task in job.tasks if not _fits(kept.get(task), task, job.limit, evals)]
+    scores = _stored(path, weights)
+    missing = [task for task in job.tasks if not _fits(scores.get(task), task, job.limit, evals)]
     if missing:
         model = load_export(job.run, attention="matmul")
         place = job.run if (job.run / TOKENIZER_FILE).exists() else job.corpus
         encoding = load_encoding(place)
         for task in missing:
-            (kept[task],) = score_tasks(model, encoding, evals, [task], limit=job.limit)
-            document = {"schema_version": SCHEMA, "weights": weights, "scores": json_ready(kept)}
+            (scores[task],) = score_tasks(model, encoding, evals, [task], limit=job.limit)
+            document = {"schema_version": SCHEMA, "weights": weights, "scores": json_ready(scores)}
             write_json(path, document)
-    return [kept[task] for task in job.tasks]
+    return [scores[task] for task in job.tasks]
 
 
 @cache
@@ -192,8 +211,8 @@ def _evals(path: Path) -> EvalFiles:
     return read_evals(path)
 
 
-def _kept(path: Path, weights: str) -> dict[str, Score]:
-    """Scores of these very weights; a file that is damaged or of other weights has none."""
+def _stored(path: Path, weights: str) -> dict[str, Score]:
+    """Read the stored scores of these weights; none from a damaged file or for other weights."""
     try:
         document = read_json(path)
         if document.get("schema_version") != SCHEMA or document["weights"] != weights:
@@ -204,8 +223,8 @@ def _kept(path: Path, weights: str) -> dict[str, Score]:
 
 
 def _fits(score: Score | None, task: str, limit: int | None, evals: EvalFiles) -> bool:
-    """Whether a score is of the same items."""
+    """Return True if a score was computed on the same items."""
     names = [f"{BLIMP}/{name}.jsonl" for name in evals.names(BLIMP)]
     files = {name: evals.sha256(name) for name in (names if task == BLIMP else [file_of(task)])}
-    wanted: dict[str, Any] = {"files": files, "limit": limit}
-    return score is not None and {key: score.details.get(key) for key in wanted} == wanted
+    expected: dict[str, Any] = {"files": files, "limit": limit}
+    return score is not None and {key: score.details.get(key) for key in expected} == expected

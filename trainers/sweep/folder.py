@@ -1,4 +1,4 @@
-"""The folder of a sweep: its files, its record, its ledger."""
+"""Folder of a sweep: its files, recorded options and ledger."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,58 +14,68 @@ from shapelaw.trainers.training.trackers import read_trackers
 
 @dataclass(frozen=True)
 class Folder:
-    """Where a sweep keeps its things."""
+    """Folder of a sweep, with the paths of its files."""
 
     path: Path
 
     @property
     def ledger(self) -> Path:
-        """The ledger's file, unless the sweep was given another ledger."""
+        """File of the ledger, unless the sweep uses another ledger."""
         return self.path / "ledger.sqlite"
 
     @property
     def corpus(self) -> Path:
-        """The prepared corpus."""
+        """Folder of the prepared corpus."""
         return self.path / "corpus"
 
     @property
     def table(self) -> Path:
-        """The run table of what has ended so far."""
+        """Run table of the runs that have ended so far."""
         return self.path / "runs.csv"
 
     @property
     def record(self) -> Path:
-        """What the sweep was started with, where that is not the default."""
+        """Record of the options of the sweep that differ from their defaults."""
         return self.path / "sweep.json"
 
     @property
     def packings(self) -> Path:
-        """How many runs of each shape a device trains at once, as it was measured."""
+        """Measured numbers of runs of each shape that a device trains at once."""
         return self.path / "packings.json"
 
     def trackers(self) -> tuple[str, ...]:
-        """Where metrics go: always to a CSV file."""
-        known = read_json(self.record) if self.record.exists() else {}
-        return read_trackers(",".join(known.get("trackers", ())))
+        """Return the names of the trackers of metrics; a CSV file is always one of them."""
+        recorded = read_json(self.record) if self.record.exists() else {}
+        return read_trackers(",".join(recorded.get("trackers", ())))
 
     def run(self, run_id: str) -> Path:
-        """Checkpoint, weights and held-out losses of one run."""
+        """Return the folder with checkpoint, weights and held-out losses of one run."""
         return self.path / "runs" / run_id
 
 
 def ledger_address(folder: Folder, given: str | None) -> str:
-    """Where the ledger of a sweep is: as given, as it was given when it began, or in its folder.
+    """Return the address of the ledger of a sweep.
+
+    This is the given address, else the one recorded when the sweep began, else a file in the
+    folder.
+
+    Parameters
+    ----------
+    folder
+        Folder of the sweep.
+    given
+        Path or URL of a ledger; None if not given.
 
     Raises
     ------
     InputError
         The sweep has another ledger already.
     """
-    kept = read_json(folder.record).get("ledger") if folder.record.exists() else None
+    recorded = read_json(folder.record).get("ledger") if folder.record.exists() else None
     if given is None:
-        return str(kept or folder.ledger.absolute())
+        return str(recorded or folder.ledger.absolute())
     if (
-        kept is None
+        recorded is None
         and folder.ledger.exists()
         and Path(given).absolute() != folder.ledger.absolute()
     ):
@@ -73,16 +83,18 @@ def ledger_address(folder: Folder, given: str | None) -> str:
             f"{folder.path} holds a sweep whose ledger is ledger.sqlite; leave --ledger out, or "
             "choose another --out folder"
         )
-    if kept is not None and kept != without_password(given):
+    if recorded is not None and recorded != without_password(given):
         raise InputError(
-            f"{folder.path} holds a sweep whose ledger is {kept}, but --ledger is "
+            f"{folder.path} holds a sweep whose ledger is {recorded}, but --ledger is "
             f"{without_password(given)}; choose another --out folder"
         )
     return given
 
 
 def without_password(address: str) -> str:
-    """A URL as it may be written down; libpq finds passwords in ``~/.pgpass`` or PGPASSWORD.
+    """Remove the password from an address before it is recorded.
+
+    libpq reads passwords from ``~/.pgpass`` or PGPASSWORD.
 
     Examples
     --------
@@ -97,23 +109,30 @@ def without_password(address: str) -> str:
 
 
 def record_options(folder: Folder, ledger: str | None, trackers: Sequence[str]) -> None:
-    """Record the trackers for workers, and a ledger that lies elsewhere for other commands."""
-    known = read_json(folder.record) if folder.record.exists() else {}
+    """Record the trackers for workers, and a ledger outside the folder for other commands."""
+    recorded = read_json(folder.record) if folder.record.exists() else {}
     if ledger is not None:
-        known = {"ledger": without_password(ledger)} | known
+        recorded = {"ledger": without_password(ledger)} | recorded
     if trackers:
-        known = known | {"trackers": list(trackers)}
-    if known:
-        write_json(folder.record, known)
+        recorded = recorded | {"trackers": list(trackers)}
+    if recorded:
+        write_json(folder.record, recorded)
 
 
 def existing_ledger(path: Path, ledger: str | None = None) -> Ledger:
-    """The ledger of a sweep's folder.
+    """Open the ledger of the folder of a sweep.
+
+    Parameters
+    ----------
+    path
+        Folder of the sweep.
+    ledger
+        Path or URL of a ledger outside the folder.
 
     Raises
     ------
     InputError
-        There is none.
+        The folder has no ledger.
     """
     folder = Folder(path)
     address = ledger_address(folder, ledger)

@@ -1,4 +1,4 @@
-"""How far a sweep is: every run, how fast it goes, and when it will all be done."""
+"""Status of a sweep: the state and speed of every run, and the estimated time left."""
 
 import heapq
 import math
@@ -25,15 +25,15 @@ from shapelaw.trainers.ledger.ledger import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-LINE_SECONDS = 30.0
-LOOK_SECONDS = 1.0
-SHOWN = 30  # runs that a table of a terminal has room for
+LINE_SECONDS = 30.0  # between two printed lines of progress
+REFRESH_SECONDS = 1.0  # between two updates of a table on a terminal
+MAX_ROWS = 30  # of a table on a terminal
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """One run; ``heartbeat_age`` and ``seconds_left`` in seconds, None where not known."""
+    """Status of one run; ``heartbeat_age`` and ``seconds_left`` are None if unknown."""
 
     run_id: str
     state: str
@@ -49,10 +49,21 @@ class RunStatus:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class SweepStatus(Result):
-    """All runs of a sweep.
+    """Status of all runs of a sweep.
 
-    ``counts`` are runs by state, ``workers`` those that train and were heard of lately, and
-    ``seconds_left`` is until the last run ends, None where no speed is known or nobody works.
+    Attributes
+    ----------
+    counts
+        Number of runs by state.
+    workers
+        Number of workers that train a run and sent a heartbeat lately.
+    share
+        Fraction of the FLOPs that is done.
+    seconds_left
+        Estimated seconds until the last run ends; None if no speed is known or no worker is
+        running.
+    runs
+        Status of each run in the order of the plan.
     """
 
     counts: dict[str, int]
@@ -63,24 +74,24 @@ class SweepStatus(Result):
 
     @property
     def ended(self) -> bool:
-        """Whether no run is planned or running."""
+        """True if no run is planned or running."""
         return self.counts[PLANNED] + self.counts[RUNNING] == 0
 
     def headline(self) -> str:
-        """Counts and time left, in one line."""
+        """Return counts and time left in one line."""
         counts = ", ".join(f"{count} {state}" for state, count in self.counts.items() if count)
         line = f"{counted(len(self.runs), 'run')}: {counts}; {100 * self.share:.0f} % of the FLOPs"
         if self.ended:
             return line
         if not self.workers:
-            return f"{line}; no worker at work now (`shapelaw sweep run` starts them)"
+            return f"{line}; no worker is running (`shapelaw sweep run` starts workers)"
         workers = counted(self.workers, "worker")
         if self.seconds_left is None:
             return f"{line}; {workers}, time left not known yet"
         return f"{line}; about {duration(self.seconds_left)} left with {workers}"
 
     def view(self) -> View:
-        """Return counts and time left, and a row per run."""
+        """Return counts and time left, and one row per run."""
         import pandas as pd
 
         rows = [{name: text(run) for name, text in COLUMNS.items()} for run in self.runs]
@@ -88,10 +99,16 @@ class SweepStatus(Result):
 
 
 def status_of(entries: Sequence[Entry]) -> SweepStatus:
-    """Where a sweep stands.
+    """Summarise the entries of a ledger and estimate the time left.
 
-    Running runs are judged by their own speed, planned ones by the FLOP/s of runs that cost about
-    as much per step; they are dealt out to the workers that live now, in the order of the plan.
+    The time of a running run follows from its own speed, that of a planned run from the FLOP/s of
+    runs with similar FLOPs per step. Planned runs are assigned to the present workers in the order
+    of the plan.
+
+    Parameters
+    ----------
+    entries
+        Entries of all runs of the sweep.
     """
     rates = Rates(entries)
     left = {entry.run_id: _seconds_left(entry, rates) for entry in entries}
@@ -107,39 +124,44 @@ def status_of(entries: Sequence[Entry]) -> SweepStatus:
 
 
 class Rates:
-    """What speed to expect of a run, from those that were measured.
+    """Expected speed of a run, interpolated from measured runs.
 
-    Small steps run at fewer FLOP/s than large ones, so measured runs count by their nearness in
-    ln FLOPs per step.
+    Small steps run at fewer FLOP/s than large ones. Measured runs are therefore weighted by their
+    distance in ln FLOPs per step.
+
+    Parameters
+    ----------
+    entries
+        Entries of the sweep, measured or not.
     """
 
     def __init__(self, entries: Sequence[Entry]) -> None:
-        found = ((entry.flops / entry.steps, _flops_per_second(entry)) for entry in entries)
-        self.measured = [(math.log(cost), rate) for cost, rate in found if rate]
-        self.known: dict[float, float | None] = {}
+        pairs = ((entry.flops / entry.steps, _flops_per_second(entry)) for entry in entries)
+        self.measured = [(math.log(cost), rate) for cost, rate in pairs if rate]
+        self.cached: dict[float, float | None] = {}
 
     def at(self, cost: float) -> float | None:
-        """FLOP/s of a run with so many FLOPs per step; None before anything was measured."""
-        if cost not in self.known:
+        """Return the expected FLOP/s of a run with ``cost`` FLOPs per step; None without data."""
+        if cost not in self.cached:
             weights = [
                 math.exp(-((math.log(cost) - other) ** 2)) + 1e-6 for other, _ in self.measured
             ]
             total = sum(w * rate for w, (_, rate) in zip(weights, self.measured, strict=True))
-            self.known[cost] = total / sum(weights) if weights else None
-        return self.known[cost]
+            self.cached[cost] = total / sum(weights) if weights else None
+        return self.cached[cost]
 
 
 def _flops_per_second(entry: Entry) -> float | None:
-    """Measured FLOP/s of a run that goes on or is done."""
+    """Return the measured FLOP/s of a running or done run."""
     if entry.state == RUNNING and entry.speed:
         return entry.speed * entry.flops / entry.steps
     if entry.state != DONE:
         return None
     if entry.attempts == 1 and entry.started and entry.ended:  # evaluation included
         seconds = entry.ended - entry.started
-    else:  # the time between two attempts says nothing
-        found = [row.get("seconds") for row in entry.rows]
-        seconds = max((float(value) for value in found if isinstance(value, float)), default=0.0)
+    else:  # the time between two attempts is not time of training
+        times = [row.get("seconds") for row in entry.rows]
+        seconds = max((float(value) for value in times if isinstance(value, float)), default=0.0)
     return entry.flops / seconds if seconds > 0 else None
 
 
@@ -164,7 +186,7 @@ def _alive(entry: Entry) -> bool:
 
 
 def _done(entry: Entry) -> float:
-    """FLOPs that need not be spent any more."""
+    """Return the FLOPs of a run that are done, or not needed because it has ended."""
     ended = entry.state not in (PLANNED, RUNNING)
     return entry.flops * (1.0 if ended else entry.step / entry.steps)
 
@@ -177,7 +199,7 @@ def _tokens_per_second(entry: Entry) -> float | None:
 
 
 def _seconds_left(entry: Entry, rates: Rates) -> float | None:
-    """Seconds of work that a run still needs."""
+    """Estimate the seconds of work that a run still needs."""
     if entry.state not in (PLANNED, RUNNING):
         return None
     if entry.seconds_left is not None:
@@ -189,7 +211,10 @@ def _seconds_left(entry: Entry, rates: Rates) -> float | None:
 def _until_all_ended(
     entries: Sequence[Entry], left: dict[str, float | None], alive: list[Entry]
 ) -> float | None:
-    """Seconds until the last run ends, when each live worker takes the next run as it gets free."""
+    """Estimate the seconds until the last run ends.
+
+    Every live worker takes the next run of the plan as soon as it is idle.
+    """
     if not alive:
         return None if any(entry.state in (PLANNED, RUNNING) for entry in entries) else 0.0
     living = {entry.run_id for entry in alive}
@@ -206,7 +231,7 @@ def _until_all_ended(
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words that fit their size.
+    """Format seconds in units that fit their size.
 
     Examples
     --------
@@ -229,31 +254,43 @@ COLUMNS: dict[str, Callable[[RunStatus], str]] = {
     "step": lambda run: f"{run.step}/{run.steps}",
     "tokens/s": lambda run: f"{run.tokens_per_second:,.0f}" if run.tokens_per_second else "",
     "worker": lambda run: run.worker or "",
-    "heard of": lambda run: (
+    "heartbeat": lambda run: (
         "" if run.heartbeat_age is None else f"{duration(run.heartbeat_age)} ago"
     ),
     "left": lambda run: "" if run.seconds_left is None else duration(run.seconds_left),
     "message": lambda run: run.message,
 }
 STYLES = {RUNNING: "green", FAILED: "red", DIVERGED: "yellow"}
-FIRST = (RUNNING, FAILED, DIVERGED, PLANNED)  # what a crowded terminal shows first
+STATE_PRIORITY = (RUNNING, FAILED, DIVERGED, PLANNED)  # order if not all rows fit
 
 
-def status_table(status: SweepStatus, *, room: int = SHOWN) -> "Table":
-    """A table for a terminal: running, failed and diverged runs first where not all have room."""
+def status_table(status: SweepStatus, *, room: int = MAX_ROWS) -> "Table":
+    """Build a table for a terminal.
+
+    If not all runs fit, running runs have priority, then failed and diverged ones.
+
+    Parameters
+    ----------
+    status
+        Status of the sweep.
+    room
+        Largest number of rows.
+    """
     from rich.table import Table
     from rich.text import Text
 
     runs = list(status.runs)
     if len(runs) > room:
-        rank = {state: place for place, state in enumerate(FIRST)}
-        chosen = sorted(runs, key=lambda run: rank.get(run.state, len(FIRST)))[:room]
+        rank = {state: place for place, state in enumerate(STATE_PRIORITY)}
+        chosen = sorted(runs, key=lambda run: rank.get(run.state, len(STATE_PRIORITY)))[:room]
         runs = [run for run in runs if run in chosen]
     table = Table(title=Text(status.headline()), title_justify="left", header_style="bold")
     for name in COLUMNS:
         table.add_column(name, overflow="fold")
     for run in runs:
-        cells = (Text(text(run)) for text in COLUMNS.values())  # a name in brackets is no markup
+        cells = (
+            Text(text(run)) for text in COLUMNS.values()
+        )  # Text, so that brackets in a name are not read as markup
         table.add_row(*cells, style=STYLES.get(run.state))
     if len(runs) < len(status.runs):
         table.caption = f"{counted(len(status.runs) - len(runs), 'more run')}: --json shows all"
@@ -261,7 +298,16 @@ def status_table(status: SweepStatus, *, room: int = SHOWN) -> "Table":
 
 
 def show_status(look: Callable[[], SweepStatus], *, watch: bool = False) -> None:
-    """Print a table on a terminal, with ``watch`` until every run has ended; else text, once."""
+    """Print the status of a sweep.
+
+    Parameters
+    ----------
+    look
+        Function that returns the present status.
+    watch
+        True to update the table on a terminal until every run has ended. Without a terminal the
+        status is printed once as text.
+    """
     from rich.console import Console
     from rich.live import Live
 
@@ -278,15 +324,16 @@ def show_status(look: Callable[[], SweepStatus], *, watch: bool = False) -> None
             live.update(status_table(status, room=_room(console.height)), refresh=True)
             if status.ended:
                 return
-            time.sleep(LOOK_SECONDS)
+            time.sleep(REFRESH_SECONDS)
             status = look()
 
 
 @contextmanager
 def shown_progress() -> Iterator[Callable[[Sequence[Entry]], None]]:
-    """A report for :func:`shapelaw.trainers.sweep.sweep.run_plan`, on standard error.
+    """Yield a progress report for :func:`shapelaw.trainers.sweep.sweep.run_plan`.
 
-    A live table on a terminal, else a line now and then.
+    The report is a live table on a terminal and else a line every half minute, both on standard
+    error.
     """
     from rich.console import Console
     from rich.live import Live
@@ -300,7 +347,7 @@ def shown_progress() -> Iterator[Callable[[Sequence[Entry]], None]]:
 
         def report(entries: Sequence[Entry]) -> None:
             nonlocal last
-            if time.monotonic() - last >= LOOK_SECONDS:
+            if time.monotonic() - last >= REFRESH_SECONDS:
                 last = time.monotonic()
                 table = status_table(status_of(entries), room=_room(console.height))
                 live.update(table, refresh=True)
@@ -309,7 +356,7 @@ def shown_progress() -> Iterator[Callable[[Sequence[Entry]], None]]:
 
 
 def progress_lines() -> Callable[[Sequence[Entry]], None]:
-    """A report that writes a line to standard error now and then."""
+    """Return a progress report that writes a line to standard error every half minute."""
     last = time.monotonic()
 
     def report(entries: Sequence[Entry]) -> None:
@@ -323,5 +370,5 @@ def progress_lines() -> Callable[[Sequence[Entry]], None]:
 
 
 def _room(height: int) -> int:
-    """Runs that fit below a title, a header and above a caption."""
+    """Return the number of rows that fit between title, header and caption."""
     return max(height - 8, 3)

@@ -1,4 +1,4 @@
-"""Train every planned run that the ledger lacks, on the workers of a launcher."""
+"""Training of the planned runs of a ledger on the workers of a launcher."""
 
 import math
 import shutil
@@ -49,37 +49,46 @@ def run_plan(
     done: pd.DataFrame | None = None,
     pack: int | None = None,
 ) -> pd.DataFrame:
-    """Train what the ledger lacks and return the run table of these specs.
+    """Train the runs of a plan that are not finished yet, and return their run table.
 
-    The table of all runs of the ledger is kept in the folder's ``runs.csv`` as they end.
+    The run table of all runs of the ledger is written to ``runs.csv`` in the folder whenever a run
+    ends.
 
     Parameters
     ----------
+    specs
+        Runs of the plan.
+    corpus
+        Corpus to train on.
+    folder
+        Folder of the sweep.
     workers
-        How many; by default as many as the launcher's place is made for, here one per core or GPU.
+        Number of workers; by default the number for which the launcher has room, which is one per
+        GPU or core on this machine.
     report
-        Called several times a second with the entries of these runs, for a progress display.
+        Function that is called several times a second with the entries of these runs, for a
+        progress display.
     launcher
-        Its name, or one with options.
+        Launcher of the workers, or its name.
     ledger
-        Another one than the folder's file: a ``postgresql://`` URL or a path.
+        Path or ``postgresql://`` URL of a ledger outside the folder.
     trackers
-        Where the metrics of runs go, besides ``metrics.csv``; see
+        Trackers of metrics besides ``metrics.csv``; see
         :mod:`shapelaw.trainers.training.trackers`.
     done
-        A run table of this plan from another ledger: runs whose rows are there, of the same
-        settings by their ``config_hash``, are not trained again.
+        Run table of this plan from another ledger. Runs with rows of the same ``config_hash`` in it
+        are not trained again.
     pack
-        Most runs of one shape that a worker trains at once; by default as many as a GPU gains
-        from, and one on a CPU.
+        Largest number of runs of one shape that a worker trains at once; by default as many as
+        increase the throughput of a GPU, and one on a CPU.
 
     Raises
     ------
     InputError
         The launcher cannot be used here, or workers on several machines would share an SQLite file.
     WorkError
-        A run failed; finished rows are kept, and the same call goes on from there. A run that
-        diverged is no failure of the work: it has a row, with its status and without a loss.
+        A run failed. Finished rows are kept, and the same call resumes the sweep. A run that
+        diverged does not raise an error: its row has its status and no loss.
     """
     place = launcher_named(launcher) if isinstance(launcher, str) else launcher
     _check_space(folder.path, specs)
@@ -92,24 +101,24 @@ def run_plan(
     book.retry()
     if done is not None:
         _adopt(book, specs, corpus, done)
-    watched = _Watched(book, folder, {spec.run_id for spec in specs}, report)
+    progress = _Progress(book, folder, {spec.run_id for spec in specs}, report)
     job = WorkerJob(ledger=address, folder=folder.path.absolute(), pack=pack)
-    return _train_all(watched, job, place, workers)
+    return _train_all(progress, job, place, workers)
 
 
 def _adopt(book: Ledger, specs: Sequence[RunSpec], corpus: Corpus, done: pd.DataFrame) -> None:
-    """Take over the rows of runs that ended under another ledger."""
+    """Record runs as done whose rows are in the run table of another ledger."""
     require_columns(
         done, ("run_group", "config_hash", "status", "tokens"), "the table of done runs"
     )
     ended = done[done["status"] == DONE]
-    taken = 0
+    adopted = 0
     for spec in specs:
         same = ended["config_hash"].astype(str) == spec.identity(corpus)[:16]
         rows = ended[same & (ended["run_group"] == spec.run_id)].sort_values("tokens")
         if len(rows) == len(spec.ends):
-            taken += book.adopt(spec.run_id, json_ready(rows))
-    note(f"{taken} of {counted(len(specs), 'run')} are done by the rows of an earlier sweep")
+            adopted += book.adopt(spec.run_id, json_ready(rows))
+    note(f"{adopted} of {counted(len(specs), 'run')} are done in the given run table")
 
 
 def join(
@@ -120,46 +129,51 @@ def join(
     ledger: str | None = None,
     pack: int | None = None,
 ) -> pd.DataFrame:
-    """Help with a sweep that was started elsewhere, with processes of this machine.
+    """Add workers on this machine to a sweep that was started elsewhere.
 
-    Returns the run table of all its runs; raises as :func:`run_plan` does.
+    Parameters and errors are those of :func:`run_plan`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Run table of all runs of the sweep.
     """
     address = ledger_address(folder, ledger)
     book = existing_ledger(folder.path, ledger)
     _check_disk(address, several_machines=True)
-    watched = _Watched(book, folder, {entry.run_id for entry in book.entries()}, report)
+    progress = _Progress(book, folder, {entry.run_id for entry in book.entries()}, report)
     job = WorkerJob(ledger=address, folder=folder.path.absolute(), pack=pack)
-    return _train_all(watched, job, launcher_named("local"), workers)
+    return _train_all(progress, job, launcher_named("local"), workers)
 
 
 def _train_all(
-    watched: "_Watched", job: WorkerJob, launcher: Launcher, workers: int | None
+    progress: "_Progress", job: WorkerJob, launcher: Launcher, workers: int | None
 ) -> pd.DataFrame:
     reasons: list[str] = []
-    if watched.progress() is not None:
+    if progress.update() is not None:
         launcher.open(job)
-        left = sum(entry.state in (PLANNED, RUNNING) for entry in watched.entries())
+        left = sum(entry.state in (PLANNED, RUNNING) for entry in progress.entries())
         number = min(workers or launcher.default_workers(), left)
         job = replace(job, share=math.ceil(left / number))
-        reasons = supervise(launcher, job, number, watched.progress)
-    watched.progress()
-    return _ended(watched.entries(), reasons)
+        reasons = supervise(launcher, job, number, progress.update)
+    progress.update()
+    return _finished_table(progress.entries(), reasons)
 
 
-class _Watched:
-    """The runs of a plan as their workers go on."""
+class _Progress:
+    """Progress of the runs of a plan while workers train them."""
 
-    def __init__(self, ledger: Ledger, folder: Folder, wanted: set[str], report: Report) -> None:
-        self.ledger, self.folder, self.wanted, self.report = ledger, folder, wanted, report
+    def __init__(self, ledger: Ledger, folder: Folder, run_ids: set[str], report: Report) -> None:
+        self.ledger, self.folder, self.run_ids, self.report = ledger, folder, run_ids, report
         self.ended = 0
 
     def entries(self) -> list[Entry]:
-        return [entry for entry in self.ledger.entries() if entry.run_id in self.wanted]
+        return [entry for entry in self.ledger.entries() if entry.run_id in self.run_ids]
 
-    def progress(self) -> float | None:
-        """Show where the runs stand; the FLOPs done, or None when every run has ended."""
+    def update(self) -> float | None:
+        """Report the entries and return the FLOPs done, or None if every run has ended."""
         every = self.ledger.entries()
-        entries = [entry for entry in every if entry.run_id in self.wanted]
+        entries = [entry for entry in every if entry.run_id in self.run_ids]
         self.report(entries)
         ended = sum(entry.row is not None for entry in every)
         if ended != self.ended or (ended and not self.folder.table.exists()):
@@ -170,21 +184,21 @@ class _Watched:
         return sum(entry.flops * entry.step / entry.steps for entry in entries)
 
 
-def _ended(entries: list[Entry], reasons: list[str]) -> pd.DataFrame:
-    """The run table of runs that have all ended in order."""
+def _finished_table(entries: list[Entry], reasons: list[str]) -> pd.DataFrame:
+    """Return the run table of runs; raise an error if one did not finish."""
     broken = [entry for entry in entries if entry.row is None]
     if broken:
         first = broken[0]
         why = first.message or (f"its worker {reasons[0]}" if reasons else "its worker ended early")
         raise WorkError(
             f"{len(broken)} of {counted(len(entries), 'run')} did not finish; {first.run_id} "
-            f"{first.state}: {why}; start again to go on"
+            f"{first.state}: {why}; run the same command again to continue"
         )
     return run_table(entries)
 
 
 def run_table(entries: Sequence[Entry]) -> pd.DataFrame:
-    """The rows of all runs that are done or diverged; a run with branches has several."""
+    """Return the rows of all done or diverged runs; a run with branches has several rows."""
     return pd.DataFrame([row for entry in entries for row in entry.rows])
 
 
@@ -196,13 +210,18 @@ def export_gguf_files(
     Parameters
     ----------
     table
-        Rows of a sweep, as :func:`run_table` gives them.
+        Run table of a sweep, as from :func:`run_table`.
     folder
-        The sweep's folder, which holds the exported models.
+        Folder of the sweep with the exported models.
     out
         Folder for the files.
     run_ids
-        Runs to write; by default all that have an exported model.
+        Ids of the runs to write; by default all runs with an exported model.
+
+    Returns
+    -------
+    list of pathlib.Path
+        Paths of the files.
 
     Raises
     ------
@@ -233,7 +252,10 @@ def export_gguf_files(
 
 
 def _check_disk(address: str, several_machines: bool) -> None:
-    """SQLite's locks and shared memory do not reach across a network."""
+    """Refuse or warn of an SQLite ledger on a network disk.
+
+    The locks and the shared memory of SQLite do not work across a network.
+    """
     if is_database(address):
         return
     kind = network_disk(Path(address))
@@ -241,17 +263,17 @@ def _check_disk(address: str, several_machines: bool) -> None:
     if kind and several_machines:
         raise InputError(
             f"`--ledger` must be a database where workers run on several machines: {address} is a "
-            f"file on a network disk ({kind}), whose locks do not hold between machines; {way_out}"
+            f"file on a network disk ({kind}), whose locks do not work between machines; {way_out}"
         )
     if kind:
         note(
-            f"note: {address} is on a network disk ({kind}); never start a second machine on it: "
-            f"{way_out}"
+            f"note: {address} is on a network disk ({kind}); only one machine may use it; "
+            f"for several, {way_out}"
         )
 
 
 def _check_space(path: Path, specs: Sequence[RunSpec]) -> None:
-    """Refuse to start where the checkpoints would not fit."""
+    """Refuse to start if the disk has too little space for the checkpoints."""
     existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     need = sum(8 * spec.shape.n_total for spec in specs) + 64 * MEBIBYTE
@@ -265,25 +287,42 @@ def _check_space(path: Path, specs: Sequence[RunSpec]) -> None:
 def retry_runs(
     ledger: Ledger, run_ids: Sequence[str] | None = None, *, diverged: bool = False
 ) -> list[str]:
-    """Plan failed runs again, and diverged ones if asked to; returns their names.
+    """Plan failed runs again.
+
+    Parameters
+    ----------
+    ledger
+        Ledger of the sweep.
+    run_ids
+        Ids of the runs to plan again; by default all.
+    diverged
+        True to plan diverged runs again too.
+
+    Returns
+    -------
+    list of str
+        Ids of the runs planned again.
 
     Raises
     ------
     InputError
-        A named run is not in the ledger, or is in no state to be planned again.
+        A given run is not in the ledger, or its state does not allow a retry.
     """
     states = (FAILED, DIVERGED) if diverged else (FAILED,)
-    known = {entry.run_id: entry.state for entry in ledger.entries()}
+    states_by_run = {entry.run_id: entry.state for entry in ledger.entries()}
     for run_id in run_ids or ():
-        state = known.get(run_id)
+        state = states_by_run.get(run_id)
         if state is None:
-            raise InputError(f"the sweep has no run {run_id!r}; `shapelaw sweep status` lists them")
+            raise InputError(
+                f"`RUN_ID` must be a run of the sweep, but got {run_id!r}; `shapelaw sweep status` "
+                "lists the runs"
+            )
         if state not in states:
             way_out = "; give --diverged too" if state == DIVERGED else ""
             raise InputError(
                 f"`state` of {run_id} must be {' or '.join(states)}, but is {state}{way_out}"
             )
-    again = [name for name, state in known.items() if state in states]
+    again = [name for name, state in states_by_run.items() if state in states]
     again = [name for name in again if not run_ids or name in run_ids]
     ledger.retry(states=states, run_ids=again)
     return again

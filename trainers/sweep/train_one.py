@@ -1,4 +1,4 @@
-"""Train the shape of one config file, through the same ledger as a sweep."""
+"""Training of the shape of one config file, through a ledger as in a sweep."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,14 +29,29 @@ def train_config(
     tracker: str = "",
     seed: int = 0,
 ) -> dict[str, object]:
-    """Train a config's shape and return its row; weights go to ``out/runs/<run_id>``.
+    """Train the shape of a config file and return its row of the run table.
 
-    ``settings`` are fields of the recipe, ``NAME=VALUE``.
+    Parameters
+    ----------
+    config
+        Config file of a model of the dense Llama family.
+    tokens
+        Training tokens, such as ``2M``.
+    corpus
+        Options of the corpus.
+    out
+        Folder to write to. The weights are in ``out/runs/<run_id>``.
+    settings
+        Fields of the recipe as ``NAME=VALUE``.
+    tracker
+        Names of trackers, separated by commas.
+    seed
+        Seed of the initial weights.
 
     Raises
     ------
     InputError
-        The config is none of the dense Llama family, or its vocabulary is not the corpus's.
+        The config is not of the dense Llama family, or its vocabulary differs from the corpus.
     WorkError
         The run failed or diverged.
     """
@@ -46,7 +61,7 @@ def train_config(
     count_windows(prepared.tokens_train, recipe.context_length)
     if shape.vocab_size != prepared.vocab_size:
         raise InputError(
-            f"`vocab_size` of {config} must be the corpus's {prepared.vocab_size}, but is "
+            f"`vocab_size` of {config} must be {prepared.vocab_size} as in the corpus, but is "
             f"{shape.vocab_size}; change the config, or give --vocab {shape.vocab_size}"
         )
     spec = RunSpec(
@@ -56,5 +71,7 @@ def train_config(
         runs = run_plan([spec], prepared, folder, workers=1, report=report, trackers=trackers)
     row = runs.iloc[0].to_dict()
     if row["status"] != "done":
-        raise WorkError(f"{spec.run_id} {row['status']}: its loss is not finite; lower the rate")
+        raise WorkError(
+            f"{spec.run_id} {row['status']}: its loss is not finite; lower the learning rate"
+        )
     return dict(json_ready(row))

@@ -1,7 +1,7 @@
-"""The work of one worker, wherever it was started: train runs of a ledger until none is left.
+"""Worker of a sweep: trains runs of a ledger until none is left.
 
-A worker needs two things only: where the ledger is, and the sweep's folder. On several machines the
-folder must lie on a file system that all of them share.
+A worker needs only the address of the ledger and the folder of the sweep. For workers on several
+machines, the folder must be on a file system that all machines share.
 """
 
 import random
@@ -25,13 +25,13 @@ from shapelaw.trainers.training.loop import train_run
 from shapelaw.trainers.training.results import Row, settings_row
 from shapelaw.trainers.training.spec import Diverged, RunSpec
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # between two looks of a worker that has nothing to do
-PIECE = 0.25  # of such a pause
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # seconds between two attempts of an idle worker to claim
+ALIVE_CHECK_SECONDS = 0.25  # between two checks in such a pause that the worker is still needed
 BEAT_SECONDS = 1.0  # between two heartbeats of a run
 
 
 class Stopped(RuntimeError):
-    """A run belongs to another worker now, or whoever started this worker is gone."""
+    """Error that stops training: another worker has the run, or this worker must end."""
 
 
 def run_worker(
@@ -43,24 +43,26 @@ def run_worker(
     alive: Callable[[], bool] = lambda: True,
     idle_seconds: float = float("inf"),
 ) -> None:
-    """Train runs of the ledger until every one has ended.
+    """Train runs of a ledger until every run has ended.
 
     Parameters
     ----------
     ledger
-        Where the ledger is: the path of its file or the URL of its database.
+        Path of the file of the ledger, or URL of its database.
     folder
-        The sweep's folder, with the prepared corpus; checkpoints and weights go there.
+        Folder of the sweep with the prepared corpus. Checkpoints and weights are written to it.
     pack
-        Most runs of one shape to train at once; by default as many as a GPU gains from, which is
-        measured, and one on a CPU.
+        Largest number of runs of one shape to train at once; by default as many as increase the
+        throughput of a GPU, which is measured, and one on a CPU.
     share
-        Runs that are left for each worker: a pack takes no more, so that all workers have some.
+        Largest number of runs in a pack, so that every worker gets some.
     alive
-        Asked after every step; when it is false the worker stops and leaves its runs to others.
+        Predicate that is checked after every step. If it is false, the worker stops and leaves its
+        runs to others.
     idle_seconds
-        Leave after so long without work, although others still train: they may die and leave
-        their run, so this must be longer than the time after which a worker counts as dead.
+        Seconds without work after which the worker ends although other workers still train. A run
+        of a worker that dies must be taken over, so this must be longer than the time after which a
+        worker counts as dead.
 
     Raises
     ------
@@ -71,21 +73,21 @@ def run_worker(
     if not (place.corpus / "corpus.json").exists():
         raise WorkError(
             f"{folder} holds no prepared corpus on this machine; the --out folder must be on a "
-            "file system that all machines of the sweep share, under one path"
+            "file system that all machines of the sweep share, with the same path on each"
         )
     book, corpus = open_ledger(ledger), Corpus.load(place.corpus)
     worker = _Worker(book, corpus, place, device_named(), alive)
     try:
         worker.work(pack, share, idle_seconds)
-    except BaseException:  # told to end: the next worker need not wait until this one is dead
-        with suppress(WorkError):  # where the ledger is out of reach, that is what is told
+    except BaseException:  # stopped: other workers can claim the runs at once
+        with suppress(WorkError):  # keeps the first error if the ledger is out of reach
             book.give_back()
         raise
 
 
 @dataclass(frozen=True)
 class _Worker:
-    """A worker with everything that it needs for a run."""
+    """Worker with its ledger, corpus, folder and device."""
 
     ledger: Ledger
     corpus: Corpus
@@ -94,7 +96,7 @@ class _Worker:
     alive: Callable[[], bool]
 
     def work(self, pack: int | None, share: int | None, idle_seconds: float) -> None:
-        """Take and train runs until every one has ended."""
+        """Claim and train runs until every run has ended."""
         pause, idle_since = FIRST_PAUSE, time.monotonic()
         while self.alive():
             spec = self.ledger.claim()
@@ -110,13 +112,13 @@ class _Worker:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def _sleep(self, seconds: float) -> None:
-        """Sleep in short pieces, so that a worker that is no longer wanted leaves soon."""
+        """Sleep in short intervals, so that a worker that must end does so soon."""
         end = time.monotonic() + seconds
         while self.alive() and (left := end - time.monotonic()) > 0:
-            time.sleep(min(left, PIECE))
+            time.sleep(min(left, ALIVE_CHECK_SECONDS))
 
     def _claim_more(self, first: RunSpec, pack: int | None, share: int | None) -> list[RunSpec]:
-        """Take the runs that may be trained together with one that was claimed."""
+        """Claim further runs that can be trained together with a claimed run."""
         if pack is None and self.device.type == "cpu":
             return []
         from shapelaw.trainers.gpu.autotune import REPLICAS
@@ -125,13 +127,13 @@ class _Worker:
         most = min(pack or REPLICAS[-1], share or REPLICAS[-1])
         if most < 2:
             return []
-        alike = stackable(first)
-        return self.ledger.claim_more(first, lambda spec: stackable(spec) == alike, most - 1)
+        group = stackable(first)
+        return self.ledger.claim_more(first, lambda spec: stackable(spec) == group, most - 1)
 
     def _train_claimed(self, specs: Sequence[RunSpec], *, measured: bool) -> None:
-        """Train claimed runs and record how each ended.
+        """Train claimed runs and record the end of each.
 
-        Should a pack fail, its runs are trained one by one: then an error is that of one run.
+        If a pack fails, its runs are trained one by one, so that an error belongs to one run.
         """
         with _Claim(self, specs) as claim:
             try:
@@ -140,30 +142,32 @@ class _Worker:
                 self._train(claim)
             except Stopped:
                 claim.keep(0)
-            except Exception as error:  # whatever it is, the other runs of the plan go on
+            except (
+                Exception
+            ) as error:  # of any kind, so that the other runs of the plan are trained
                 if not claim.specs:  # the end of a run could not be recorded
                     raise
                 claim.failed(f"{type(error).__name__}: {error}")
-            for spec in claim.specs:  # of a pack that failed
-                if claim.wanted:
+            for spec in claim.specs:  # runs of a pack that failed
+                if claim.valid:
                     claim.leave(spec)
                     self._train_claimed([spec], measured=False)
             claim.keep(0)
 
     def _measured_pack(self, spec: RunSpec) -> int:
-        """Return how many runs like this one the device gains from; measured once per sweep."""
+        """Return how many such runs the device trains fastest; measured once per sweep."""
         from shapelaw.trainers.gpu.autotune import REPLICAS, choose_packing, packing_key, packings
 
         choose = partial(choose_packing, most=(REPLICAS[-1], 1))
-        known = packings(
+        measured = packings(
             [spec], self.corpus.train(), self.folder.packings, device=self.device, choose=choose
         )
-        return known[packing_key(spec, self.device)].replicas
+        return measured[packing_key(spec, self.device)].replicas
 
     def _train(self, claim: "_Claim") -> None:
-        """Train runs on the GPU that this worker sees, else on a core; several in one stack.
+        """Train runs on the GPU of this worker, else on a CPU core; several runs in one stack.
 
-        On a GPU the whole step is compiled and captured.
+        On a GPU the whole step is compiled and captured as a CUDA graph.
         """
         specs, trackers = claim.specs, self.folder.trackers()
         if self.device.type == "cpu" and len(specs) == 1:
@@ -188,7 +192,7 @@ class _Worker:
 
 
 class _Claim:
-    """Runs that a worker holds: they have its heartbeats until their end is recorded."""
+    """Claimed runs of a worker, with heartbeats until the end of each is recorded."""
 
     def __init__(self, worker: _Worker, specs: Sequence[RunSpec]) -> None:
         self._worker, self._ledger = worker, worker.ledger
@@ -204,29 +208,31 @@ class _Claim:
         self._heartbeat.__exit__(*error)
 
     def _beat(self) -> bool:
-        """Beat for every run; false if one of them is lost, and not because it has just ended."""
+        """Send a heartbeat of every run; return False if a run was lost that has not just ended."""
         try:
             return all(
                 self._ledger.beat(run_id, self._step) or run_id not in self._waiting
                 for run_id in tuple(self._waiting)
             )
         except WorkError:
-            return True  # out of reach for a while; the training goes on, the end will tell
+            return (
+                True  # the ledger is out of reach for now; recording the end will raise the error
+            )
 
     @property
-    def wanted(self) -> bool:
-        """Whether all runs are still this worker's, and it is to go on."""
+    def valid(self) -> bool:
+        """True if all runs still belong to this worker and it should continue."""
         return not self._heartbeat.lost and self._worker.alive()
 
     @property
     def specs(self) -> list[RunSpec]:
-        """The runs that have not ended."""
+        """Runs that have not ended."""
         return list(self._waiting.values())
 
     def watch(self, step: int) -> None:
-        """Stop the training where it is not wanted any more."""
+        """Stop the training if the claim is not valid any more."""
         self._step = step
-        if not self.wanted:
+        if not self.valid:
             raise Stopped
 
     def note(self, text: str) -> None:
@@ -235,24 +241,24 @@ class _Claim:
             self._ledger.note(run_id, text)
 
     def leave(self, spec: RunSpec) -> None:
-        """Hold a run no longer: it has ended, or goes on under a claim of its own."""
+        """Drop a run that has ended or continues under a claim of its own."""
         del self._waiting[spec.run_id]
 
     def keep(self, most: int) -> None:
-        """Give runs back beyond the first ones; another worker goes on with them."""
+        """Release all but the first ``most`` runs, so that other workers can claim them."""
         for spec in self.specs[most:]:
             self.leave(spec)
             self._ledger.release(spec.run_id)
 
     def ended(self, spec: RunSpec, rows: list[Row]) -> None:
-        """Record how a run of a pack has ended."""
+        """Record the end of a run of a pack."""
         if rows[-1]["status"] == DIVERGED:
             self.diverged(spec, rows[-1], "the loss is no longer a finite number")
         else:
             self.finished(spec, rows)
 
     def finished(self, spec: RunSpec, rows: list[Row]) -> None:
-        """Record the rows of a run."""
+        """Record the rows of a finished run."""
         self.leave(spec)
         self._ledger.finish(spec.run_id, rows)
 
@@ -262,7 +268,7 @@ class _Claim:
         self._ledger.diverge(spec.run_id, message, row)
 
     def failed(self, reason: str) -> None:
-        """Record that the run failed; several are only told that they will be trained alone."""
+        """Record that the run failed; if there are several, note that each is trained alone."""
         if len(self._waiting) > 1:
             self.note(f"trained alone because its pack failed: {reason}")
             return

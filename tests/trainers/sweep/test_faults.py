@@ -1,4 +1,4 @@
-"""What can go wrong in a long sweep, done for real: killed, stopped, starved and restarted."""
+"""Real faults in a sweep: killed, stopped and suspended workers, full disks, restarts."""
 
 import json
 import os
@@ -42,7 +42,7 @@ STEPS = 40
 
 
 def twelve_runs() -> list[RunSpec]:
-    """A third of them with a branch, so that kills fall into decays and returns too."""
+    """Return the runs, a third with a branch, so that kills also fall into decay branches."""
     recipe = replace(RECIPE, warmup_steps=4)
     tokens = STEPS * RECIPE.batch_tokens
     return [
@@ -61,7 +61,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 @pytest.fixture(scope="module")
 def undisturbed(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    """Losses of the twelve runs, by row, when nothing goes wrong."""
+    """Return the losses of the twelve runs by row, without faults."""
     folder = tmp_path_factory.mktemp("undisturbed")
     rows = [row for run in twelve_runs() for row in train_run(run, corpus, folder / run.run_id)]
     losses = {str(row["run_id"]): float(row["loss"]) for row in rows}  # type: ignore[arg-type]
@@ -71,7 +71,7 @@ def undisturbed(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 @pytest.fixture(scope="module")
 def starter() -> Iterator[Popen[str]]:
-    """A process that starts workers."""
+    """Process that starts workers."""
     script = SUPPORT / "fault_workers.py"
     with Popen([sys.executable, str(script)], stdin=PIPE, stdout=PIPE, text=True) as process:
         yield process
@@ -79,7 +79,7 @@ def starter() -> Iterator[Popen[str]]:
 
 
 class Crew:
-    """Workers of one sweep, each a process of its own."""
+    """Workers of one sweep, each in its own process."""
 
     def __init__(self, starter: Popen[str], address: str, folder: Path) -> None:
         self._starter, self._address, self._folder = starter, address, folder
@@ -89,7 +89,7 @@ class Crew:
         self.ledger = Ledger(address)
 
     def start(self, **options: object) -> int:
-        """One more worker."""
+        """Start one more worker."""
         said = {"ledger": self._address, "folder": str(self._folder), "log": str(self.log)}
         assert self._starter.stdin is not None
         assert self._starter.stdout is not None
@@ -99,17 +99,17 @@ class Crew:
         return self._workers[-1]
 
     def kill(self, worker: int) -> None:
-        """End a worker as the kernel does it: nothing in it hears of it."""
+        """Kill a worker with SIGKILL, which it cannot handle."""
         os.kill(worker, signal.SIGKILL)
         self.until_gone(worker)
 
     def end(self) -> None:
-        """End all workers that are left."""
+        """Kill all remaining workers."""
         for worker in filter(process_exists, self._workers):
             os.kill(worker, signal.SIGKILL)
 
     def until(self, reached: Callable[[list[Entry]], bool]) -> list[Entry]:
-        """Wait until the entries of the ledger are as asked for."""
+        """Wait until the entries of the ledger meet a condition."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             entries = self.ledger.entries()
@@ -119,7 +119,7 @@ class Crew:
         raise AssertionError(f"{entries}\n{self.log.read_text()}")
 
     def until_gone(self, *workers: int) -> None:
-        """Wait until these workers have ended; all without any named."""
+        """Wait until the given workers, or else all, have ended."""
         wait_until(
             lambda: not any(map(process_exists, workers or self._workers)), "the end of workers"
         )
@@ -138,21 +138,21 @@ def pids_at_work(entries: list[Entry]) -> set[int | None]:
 
 
 def losses(ledger: Ledger) -> dict[str, float]:
-    """By the name of a row of the run table; a branch has a row of its own."""
+    """Return the losses by name of the row of the run table; a branch has its own row."""
     table = ledger.table()
     assert not table["run_id"].duplicated().any()
     return dict(zip(table["run_id"], table["loss"], strict=True))
 
 
 def prepared(corpus: Corpus, folder: Path) -> Path:
-    """The folder of a sweep with its corpus."""
+    """Return the folder of a sweep with its corpus."""
     shutil.copytree(corpus.folder, folder / "corpus")
     return folder
 
 
 @pytest.fixture
 def crew(starter: Popen[str], corpus: Corpus, tmp_path: Path) -> Iterator[Crew]:
-    """Of a sweep with an SQLite ledger."""
+    """Return the workers of a sweep with an SQLite ledger."""
     folder = prepared(corpus, tmp_path / "sweep")
     crew = Crew(starter, str(folder / "ledger.sqlite"), folder)
     yield crew
@@ -168,19 +168,19 @@ def share_left(entries: list[Entry]) -> float:
     return sum(1 - entry.step / entry.steps for entry in entries) / len(entries)
 
 
-def test_thirty_kills_lose_no_row_double_none_and_change_no_loss(
+def test_thirty_kills_lose_and_double_no_row_and_change_no_loss(
     crew: Crew, corpus: Corpus, undisturbed: dict[str, float]
 ) -> None:
     ledger, draw = plan(crew, corpus, twelve_runs()), random.Random(9)
     ended: dict[str, float | None] = {}
     workers, hits = [crew.start(), crew.start()], 0
     for kills_left in range(KILLS, 0, -1):
-        # So little work between two kills that all of them fall before the end, counted in steps:
-        # seconds would depend on what else the machine does.
+        # Little training between two kills, so that all kills fall before the end. It is counted
+        # in steps, because seconds would depend on the load of the machine.
         left = share_left(ledger.entries())
         enough = left - draw.uniform(0.0, left / (kills_left + 3))
         crew.until(lambda entries, enough=enough: share_left(entries) <= enough)  # type: ignore[misc]
-        if draw.random() < 0.7:  # the others fall at any moment, between two runs too
+        if draw.random() < 0.7:  # other kills fall at any moment, also between two runs
             crew.until(lambda entries: not pids_at_work(entries).isdisjoint(workers))
         at_work = pids_at_work(ledger.entries()).intersection(workers)
         killed = draw.choice(sorted(at_work) or workers)
@@ -220,7 +220,7 @@ def test_killed_packed_worker_resumes_and_gives_the_losses_of_single_runs(
     assert ledger.table()["replicas"].max() == 4
 
 
-def test_a_ledger_that_is_locked_for_seconds_stops_no_worker(
+def test_workers_survive_a_ledger_locked_for_seconds(
     crew: Crew, corpus: Corpus, undisturbed: dict[str, float]
 ) -> None:
     ledger = plan(crew, corpus, twelve_runs()[:4])
@@ -237,7 +237,7 @@ def test_a_ledger_that_is_locked_for_seconds_stops_no_worker(
     assert losses(ledger).items() <= undisturbed.items()
 
 
-def test_a_clock_that_jumps_by_days_takes_no_row_from_a_living_worker(
+def test_a_living_worker_keeps_its_row_if_the_clock_jumps_by_days(
     crew: Crew, corpus: Corpus, undisturbed: dict[str, float]
 ) -> None:
     ledger = plan(crew, corpus, twelve_runs()[:3])
@@ -249,7 +249,7 @@ def test_a_clock_that_jumps_by_days_takes_no_row_from_a_living_worker(
     assert losses(ledger).items() <= undisturbed.items()
 
 
-def test_of_two_workers_on_one_row_one_trains_it(
+def test_only_one_of_two_workers_trains_a_single_row(
     crew: Crew, corpus: Corpus, undisturbed: dict[str, float]
 ) -> None:
     ledger = plan(crew, corpus, twelve_runs()[:1])
@@ -260,7 +260,7 @@ def test_of_two_workers_on_one_row_one_trains_it(
     assert losses(ledger).items() <= undisturbed.items()
 
 
-def test_a_worker_that_wakes_up_too_late_records_nothing(crew: Crew, corpus: Corpus) -> None:
+def test_a_suspended_worker_that_lost_its_run_records_nothing(crew: Crew, corpus: Corpus) -> None:
     long = spec(run_id="long", tokens=100_000 * RECIPE.batch_tokens, engine=Execution())
     ledger = plan(crew, corpus, [long])
     sleeper = crew.start()
@@ -278,7 +278,7 @@ def test_a_worker_that_wakes_up_too_late_records_nothing(crew: Crew, corpus: Cor
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a disk of a few MiB."""
+    """Return a folder on a disk of a few MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
@@ -293,7 +293,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def big_run() -> RunSpec:
-    """One whose checkpoint is far larger than the ledger."""
+    """Return a run whose checkpoint is far larger than the ledger."""
     shape = replace(SHAPE, hidden_size=64, intermediate_size=96)
     return spec(run_id="big", shape=shape, tokens=STEPS * RECIPE.batch_tokens, engine=Execution())
 
@@ -314,7 +314,7 @@ def begun(crew: Crew, folder: Path) -> Path:
 
 
 def loss_with_room(crew: Crew) -> object:
-    """Try the big run again."""
+    """Retry the big run."""
     crew.ledger.retry()
     crew.start()
     crew.until(all_done)
@@ -323,7 +323,7 @@ def loss_with_room(crew: Crew) -> object:
     return losses(crew.ledger)["big"]
 
 
-def test_a_checkpoint_that_finds_no_room_leaves_the_one_before_it(
+def test_previous_checkpoint_survives_a_full_disk(
     crew: Crew, corpus: Corpus, tmp_path: Path, big_loss: object
 ) -> None:
     plan(crew, corpus, [big_run()])
@@ -338,7 +338,7 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before_it(
     assert loss_with_room(crew) == big_loss
 
 
-def test_a_full_disk_under_ledger_and_checkpoints_loses_nothing(
+def test_a_full_disk_of_ledger_and_checkpoints_loses_nothing(
     starter: Popen[str], corpus: Corpus, small_disk: Path, big_loss: object
 ) -> None:
     folder = prepared(corpus, small_disk / "sweep")
@@ -348,14 +348,14 @@ def test_a_full_disk_under_ledger_and_checkpoints_loses_nothing(
     content, filler = kept.read_bytes(), small_disk / "filler"
     filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - len(content) // 2))
     crew.start()
-    crew.until_gone()  # it may be that not even the failure could be recorded
+    crew.until_gone()  # possibly not even the failure could be recorded
     assert crew.ledger.entries()[0].state in (RUNNING, FAILED)
     assert kept.read_bytes() == content
     filler.unlink()
     assert loss_with_room(crew) == big_loss
 
 
-def test_a_worker_that_finds_a_damaged_checkpoint_notes_it_and_begins_again(
+def test_a_damaged_checkpoint_is_noted_and_the_run_starts_again(
     crew: Crew, corpus: Corpus, tmp_path: Path, big_loss: object
 ) -> None:
     plan(crew, corpus, [big_run()])
@@ -371,7 +371,7 @@ def test_a_worker_that_finds_a_damaged_checkpoint_notes_it_and_begins_again(
 
 
 @pytest.mark.parametrize("where", [0.0, 0.05, 0.5, 0.999])
-def test_a_checkpoint_with_a_flipped_byte_is_found_out(
+def test_a_checkpoint_with_a_flipped_byte_is_detected(
     corpus: Corpus, tmp_path: Path, undisturbed: dict[str, float], where: float,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -391,9 +391,7 @@ def test_a_checkpoint_with_a_flipped_byte_is_found_out(
 
 
 @pytest.mark.parametrize("lost", [1, 1000])
-def test_a_shard_that_lost_its_end_is_one_clear_error(
-    corpus: Corpus, tmp_path: Path, lost: int
-) -> None:
+def test_a_truncated_shard_is_refused_by_name(corpus: Corpus, tmp_path: Path, lost: int) -> None:
     shutil.copytree(corpus.folder, tmp_path / "corpus")
     shard = tmp_path / "corpus" / "train.npy"
     os.truncate(shard, shard.stat().st_size - lost)
@@ -402,7 +400,7 @@ def test_a_shard_that_lost_its_end_is_one_clear_error(
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_a_nan_loss_is_recorded_and_enters_no_fit_in_silence(
+def test_a_nan_loss_is_recorded_and_left_out_of_a_fit_with_a_warning(
     crew: Crew, corpus: Corpus, undisturbed: dict[str, float], tmp_path: Path
 ) -> None:
     wild = replace(RECIPE, learning_rate=1e6, matrix_learning_rate=1e6, warmup=0.0)
@@ -421,7 +419,7 @@ def test_a_nan_loss_is_recorded_and_enters_no_fit_in_silence(
 
 
 @pytest.mark.xdist_group("postgres")
-def test_restarts_of_the_database_in_the_middle_lose_and_double_nothing(
+def test_restarts_of_the_database_during_a_sweep_lose_and_double_nothing(
     starter: Popen[str],
     corpus: Corpus,
     undisturbed: dict[str, float],

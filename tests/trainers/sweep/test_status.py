@@ -45,22 +45,22 @@ def running(run_id: str, **changes: object) -> Entry:
     return entry(run_id, RUNNING, **(usual | changes))
 
 
-def test_a_running_run_is_judged_by_its_own_speed() -> None:
+def test_time_left_of_a_running_run_follows_from_its_own_speed() -> None:
     (run,) = status_of([running("a")]).runs
     assert (run.seconds_left, run.tokens_per_second, run.worker) == (30.0, 128.0, "node7:12")
     assert run.heartbeat_age == 1.0
 
 
-def test_a_planned_run_is_judged_by_the_runs_that_were_measured() -> None:
+def test_time_left_of_a_planned_run_follows_from_measured_runs() -> None:
     found = status_of([done("a", 50.0), running("b"), entry("c"), entry("d", flops=2 * FLOPS)])
     left = {run.run_id: run.seconds_left for run in found.runs}
-    # b does 2 of 100 steps in a second: 50 s for a run like it.
+    # Run b trains 2 of 100 steps in a second, so a similar run takes 50 s.
     assert left["c"] == pytest.approx(50.0)
     assert left["d"] == pytest.approx(100.0)
     assert left["a"] is None
 
 
-def test_time_left_deals_planned_runs_out_to_the_workers_in_turn() -> None:
+def test_time_left_assigns_planned_runs_to_idle_workers_in_order() -> None:
     plan = [running("a"), running("b", step=90), entry("c"), entry("d"), entry("e")]
     found = status_of(plan)
     # b ends at 5, a at 30; c 5-55, d 30-80, e 55-105
@@ -69,17 +69,17 @@ def test_time_left_deals_planned_runs_out_to_the_workers_in_turn() -> None:
     assert alone == pytest.approx(30 + 3 * 50)
 
 
-def test_a_worker_that_was_not_heard_of_counts_neither_as_one_nor_as_done() -> None:
+def test_a_worker_without_heartbeats_is_not_counted_and_its_run_not_done() -> None:
     silent = running("a", heartbeat_age=500.0)
     found = status_of([silent, running("b")])
     assert found.workers == 1
     assert found.seconds_left == pytest.approx(30 + 30), "someone has to take it over"
     found = status_of([silent])
     assert (found.workers, found.seconds_left) == (0, None)
-    assert "no worker at work now (`shapelaw sweep run` starts them)" in found.headline()
+    assert "no worker is running (`shapelaw sweep run` starts workers)" in found.headline()
 
 
-def test_nothing_is_promised_before_anything_was_measured() -> None:
+def test_time_left_is_unknown_before_any_measurement() -> None:
     found = status_of([running("a", speed=None), entry("b")])
     assert found.seconds_left is None
     assert {run.seconds_left for run in found.runs} == {None}
@@ -99,13 +99,13 @@ def test_an_empty_ledger_has_a_status() -> None:
     assert found.summary().startswith("0 runs")
 
 
-def test_the_share_counts_flops_and_not_runs() -> None:
+def test_share_done_is_a_share_of_flops() -> None:
     found = status_of([done("a", flops=3 * FLOPS), running("b", step=50)])
     assert found.share == pytest.approx(3.5 / 4)
     assert "88 % of the FLOPs; about 25 s left with 1 worker" in found.headline()
 
 
-def test_a_speed_is_taken_from_runs_of_similar_cost() -> None:
+def test_expected_speed_follows_runs_of_similar_cost() -> None:
     large = done("large", seconds=10.0, flops=1e12)  # 1e11 FLOP/s, 1e10 per step
     small = done("small", seconds=10.0, flops=1e9)  # 1e8 FLOP/s, 1e7 per step
     rates = Rates([large, small])
@@ -117,7 +117,7 @@ def test_a_speed_is_taken_from_runs_of_similar_cost() -> None:
     assert Rates([]).at(1e7) is None
 
 
-def test_a_run_that_was_taken_over_is_timed_by_its_row() -> None:
+def test_speed_of_a_run_taken_over_follows_from_its_row() -> None:
     again = done("a", 50.0, attempts=2, ended=9000.0)
     assert Rates([again]).at(FLOPS / STEPS) == pytest.approx(FLOPS / 50)
     branches = [{"seconds": 20.0}, {"seconds": 50.0}]
@@ -154,7 +154,7 @@ def test_more_runs_never_take_less_time_and_every_status_is_json(
 
 
 @given(st.floats(0, 1e7))
-def test_a_duration_is_a_number_and_a_unit(seconds: float) -> None:
+def test_a_duration_has_numbers_with_units(seconds: float) -> None:
     units = {"s": 1, "min": 60, "h": 3600, "d": 86_400}
     words = duration(seconds).split()
     value = sum(int(n) * units[unit] for n, unit in zip(words[::2], words[1::2], strict=True))
@@ -175,7 +175,7 @@ def test_a_table_has_every_run_with_its_speed_worker_and_message() -> None:
         assert words in text
 
 
-def test_a_crowded_table_keeps_what_needs_attention_and_says_what_it_leaves_out() -> None:
+def test_a_short_table_keeps_runs_that_need_attention_and_counts_the_others() -> None:
     many = [*(done(f"done{n}") for n in range(50)), running("now"), entry("bad", FAILED)]
     text = shown(many, 4)
     assert "now" in text
@@ -184,7 +184,9 @@ def test_a_crowded_table_keeps_what_needs_attention_and_says_what_it_leaves_out(
     assert text.index("now") < text.index("bad"), "the order of the plan"
 
 
-def test_without_a_terminal_the_status_is_text_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_without_a_terminal_is_printed_once_as_text(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     looks: list[int] = []
 
     def look() -> status.SweepStatus:
@@ -205,11 +207,11 @@ def test_without_a_terminal_the_status_is_text_once(capsys: pytest.CaptureFixtur
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Console, "is_terminal", True)
-    monkeypatch.setattr(status, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(status, "REFRESH_SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("terminal")
-def test_a_watched_status_goes_on_until_every_run_has_ended(
+def test_a_watched_status_is_updated_until_every_run_has_ended(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     later = iter([[running("a")], [running("a", step=80)], [done("a")]])
@@ -219,13 +221,15 @@ def test_a_watched_status_goes_on_until_every_run_has_ended(
 
 
 @pytest.mark.usefixtures("terminal")
-def test_a_terminal_gets_one_table_without_watch(capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_on_a_terminal_without_watch_is_one_table(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     show_status(lambda: status_of([running(f"a{n}") for n in range(100)]))
     assert "a99" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("terminal")
-def test_progress_on_a_terminal_is_a_table_that_is_taken_away(
+def test_progress_on_a_terminal_is_a_table_that_is_removed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with shown_progress() as report:
@@ -235,7 +239,7 @@ def test_progress_on_a_terminal_is_a_table_that_is_taken_away(
     assert printed.out == ""
 
 
-def test_progress_elsewhere_is_a_line_now_and_then(
+def test_progress_without_a_terminal_is_an_occasional_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]

@@ -42,7 +42,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 @pytest.fixture
 def folder(corpus: Corpus, tmp_path: Path) -> Folder:
-    """A sweep's folder whose corpus is prepared."""
+    """Return the folder of a sweep with a prepared corpus."""
     made = Folder(tmp_path / "sweep")
     shutil.copytree(corpus.folder, made.corpus)
     return made
@@ -59,7 +59,7 @@ def three_runs() -> list[RunSpec]:
 
 
 class InProcess(Launcher):
-    """This process is the only worker: the same code without the start of another Python."""
+    """Make this process the only worker, without the start of another Python."""
 
     several_machines = False
 
@@ -82,7 +82,7 @@ class InProcess(Launcher):
 
 
 class InThread(InProcess):
-    """One worker beside this thread, which can look on."""
+    """Run one worker in another thread."""
 
     def start(self, job: WorkerJob, numbers: Sequence[int]) -> None:
         self.thread = threading.Thread(target=run_worker, args=(job.ledger, job.folder))
@@ -126,7 +126,7 @@ def test_a_sweep_gives_the_losses_of_training_one_by_one(
     pd.testing.assert_frame_equal(again, table, check_exact=True)
 
 
-def test_a_longer_plan_trains_only_what_is_new(
+def test_a_longer_plan_trains_only_new_runs(
     corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_process(monkeypatch)
@@ -143,7 +143,7 @@ def test_a_longer_plan_trains_only_what_is_new(
     assert both.loc[0, "seconds"] == first.loc[0, "seconds"]
 
 
-def test_the_table_holds_the_runs_that_were_asked_for(
+def test_the_table_has_only_the_runs_of_the_plan(
     corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_process(monkeypatch)
@@ -161,7 +161,7 @@ def test_other_settings_under_one_name_are_refused(
         run_plan([spec(run_id="a", seed=1)], corpus, folder)
 
 
-def test_a_failed_run_is_named_and_the_same_call_goes_on_from_there(
+def test_a_failed_run_is_named_and_the_same_call_resumes(
     corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_process(monkeypatch)
@@ -173,15 +173,17 @@ def test_a_failed_run_is_named_and_the_same_call_goes_on_from_there(
         return train_run(run, *arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(worker, "train_run", fails_once)
-    words = "1 of 2 runs did not finish; bad failed: OSError.*No space left.* start again to go on"
-    with pytest.raises(WorkError, match=words):
+    message = (
+        "1 of 2 runs did not finish; bad failed: OSError.*No space left.* run the same command"
+    )
+    with pytest.raises(WorkError, match=message):
         run_plan(plan, corpus, folder)
     monkeypatch.setattr(worker, "train_run", train_run)
     assert run_plan(plan, corpus, folder)["status"].tolist() == ["done", "done"]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyError])
-def test_any_error_of_a_run_is_kept_in_the_ledger_and_ends_no_other_run(
+def test_any_error_of_a_run_is_recorded_and_ends_no_other_run(
     corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     in_process(monkeypatch)
@@ -208,9 +210,7 @@ def states(ledger: Ledger) -> dict[str, str]:
     return {entry.run_id: entry.state for entry in ledger.entries()}
 
 
-def test_a_worker_that_is_no_longer_wanted_stops_and_leaves_its_run_to_others(
-    corpus: Corpus, folder: Folder
-) -> None:
+def test_a_worker_that_must_end_stops_and_releases_its_run(corpus: Corpus, folder: Folder) -> None:
     ledger = planned(folder, corpus, spec(run_id="a"))
     asked = iter([True, True, True])
     run_worker(str(folder.ledger), folder.path, alive=lambda: next(asked, False))
@@ -219,7 +219,7 @@ def test_a_worker_that_is_no_longer_wanted_stops_and_leaves_its_run_to_others(
     assert next(asked, None) is None, "it was training when it was told to stop"
 
 
-def test_a_worker_that_is_not_wanted_takes_nothing(corpus: Corpus, folder: Folder) -> None:
+def test_a_worker_that_must_end_claims_nothing(corpus: Corpus, folder: Folder) -> None:
     ledger = planned(folder, corpus, spec(run_id="a"))
     run_worker(str(folder.ledger), folder.path, alive=lambda: False)
     assert [entry.attempts for entry in ledger.entries()] == [0]
@@ -265,7 +265,7 @@ def test_a_run_that_was_lost_at_its_end_is_recorded_once(
     assert ledger.entries()[0].rows == [{"run_id": "a", "by": "another"}]
 
 
-def test_run_goes_on_and_is_recorded_while_the_ledger_is_out_of_reach(
+def test_a_run_continues_and_is_recorded_while_the_ledger_is_out_of_reach(
     corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beats: list[int] = []
@@ -297,10 +297,10 @@ def test_run_goes_on_and_is_recorded_while_the_ledger_is_out_of_reach(
 
 
 @pytest.mark.parametrize("where", ["train_run", "_Claim", "Heartbeat"])
-def test_a_worker_told_to_end_gives_its_run_back(
+def test_a_stopped_worker_releases_its_run(
     corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """Whether it is training already or has just claimed the run."""
+    """The worker is training, or has only claimed the run."""
     ledger = planned(folder, corpus, spec(run_id="a"))
 
     def interrupted(*_: object, **__: object) -> dict[str, object]:
@@ -312,7 +312,7 @@ def test_a_worker_told_to_end_gives_its_run_back(
     assert states(ledger) == {"a": PLANNED}
 
 
-def test_an_idle_worker_waits_for_the_runs_of_others_but_not_for_ever(
+def test_an_idle_worker_waits_for_other_runs_only_for_its_idle_time(
     corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "FIRST_PAUSE", 0.01)
@@ -325,7 +325,7 @@ def test_an_idle_worker_waits_for_the_runs_of_others_but_not_for_ever(
     assert states(ledger) == {"a": DONE}
 
 
-def test_an_idle_worker_that_is_no_longer_wanted_leaves_at_once(
+def test_an_idle_worker_that_must_end_does_so_at_once(
     corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger = planned(folder, corpus, spec(run_id="a"))
@@ -335,9 +335,9 @@ def test_an_idle_worker_that_is_no_longer_wanted_leaves_at_once(
     assert states(ledger) == {"a": RUNNING}
 
 
-def test_a_worker_without_the_shared_folder_says_so(tmp_path: Path) -> None:
-    words = "holds no prepared corpus on this machine; the --out folder must be on a file system"
-    with pytest.raises(WorkError, match=words):
+def test_a_worker_without_the_shared_folder_is_refused(tmp_path: Path) -> None:
+    message = "holds no prepared corpus on this machine; the --out folder must be on a file system"
+    with pytest.raises(WorkError, match=message):
         run_worker(str(tmp_path / "ledger.sqlite"), tmp_path / "sweep")
 
 
@@ -387,7 +387,7 @@ def test_another_process_joins_a_sweep_by_its_folder(
     assert len(pd.read_csv(folder.table)) == 2
 
 
-def test_nobody_joins_a_folder_without_a_sweep(tmp_path: Path) -> None:
+def test_joining_a_folder_without_a_sweep_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no ledger\.sqlite"):
         join(Folder(tmp_path))
 
@@ -397,7 +397,7 @@ NETWORK = "/dev/sda1 / ext4 rw 0 0\nserver:/export {} nfs4 rw 0 0\n"
 
 @pytest.fixture
 def on_nfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The temporary folder looks like a network disk."""
+    """Make the temporary folder look like a network disk."""
     mounts = tmp_path / "mounts"
     mounts.write_text(NETWORK.format(str(tmp_path.resolve()).replace(" ", "\\040")))
     monkeypatch.setattr("shapelaw.trainers.ledger.registry.MOUNTS", mounts)
@@ -410,8 +410,8 @@ def test_an_sqlite_ledger_on_a_network_disk_is_refused_for_several_machines(
     class Several(InProcess):
         several_machines = True
 
-    words = r"`--ledger` must be a database .* \(nfs4\), .* give --ledger postgresql://"
-    with pytest.raises(InputError, match=words):
+    message = r"`--ledger` must be a database .* \(nfs4\), .* give --ledger postgresql://"
+    with pytest.raises(InputError, match=message):
         run_plan([spec()], corpus, folder, launcher=Several())
     assert not folder.ledger.exists()
     with pytest.raises(InputError, match=r"ledger\.sqlite|`--ledger` must be a database"):
@@ -419,7 +419,7 @@ def test_an_sqlite_ledger_on_a_network_disk_is_refused_for_several_machines(
 
 
 @pytest.mark.usefixtures("on_nfs")
-def test_an_sqlite_ledger_on_a_network_disk_is_told_to_one_machine(
+def test_an_sqlite_ledger_on_a_network_disk_is_noted_for_one_machine(
     corpus: Corpus, folder: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_plan([spec()], corpus, folder, launcher=InProcess())
@@ -438,7 +438,7 @@ def test_a_ledger_elsewhere_is_found_again_from_the_folder(
         run_plan([spec()], corpus, folder, ledger=str(tmp_path / "third.sqlite"))
 
 
-def test_a_sweep_in_its_folder_takes_no_other_ledger(
+def test_another_ledger_for_an_existing_sweep_is_refused(
     corpus: Corpus, folder: Folder, tmp_path: Path
 ) -> None:
     planned(folder, corpus, spec())
@@ -471,29 +471,29 @@ def test_retry_plans_failed_runs_again_and_diverged_ones_on_demand(
 
 
 @pytest.mark.parametrize(
-    ("run_id", "words"),
+    ("run_id", "message"),
     [
-        ("z", "the sweep has no run 'z'; `shapelaw sweep status` lists them"),
+        ("z", "`RUN_ID` must be a run of the sweep, but got 'z'; `shapelaw sweep status` lists"),
         ("c", "`state` of c must be failed, but is diverged; give --diverged too"),
         ("d", "`state` of d must be failed, but is planned"),
     ],
 )
-def test_retry_refuses_what_needs_no_retry(
-    corpus: Corpus, folder: Folder, run_id: str, words: str
+def test_retry_of_unknown_and_unended_runs_is_refused(
+    corpus: Corpus, folder: Folder, run_id: str, message: str
 ) -> None:
     ledger = failed_and_diverged(folder, corpus)
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         retry_runs(ledger, ["a", run_id])
     assert states(ledger)["a"] == FAILED, "nothing is planned when one name is wrong"
 
 
-def test_a_disk_without_room_is_told_before_anything_is_written(
+def test_a_disk_without_space_is_refused_before_anything_is_written(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5 * 2**20))
     out = tmp_path / "new" / "sweep"
-    words = r"sweep needs about 64 MiB, but 5 MiB are free; free space or choose another --out"
-    with pytest.raises(WorkError, match=words):
+    message = r"sweep needs about 64 MiB, but 5 MiB are free; free space or choose another --out"
+    with pytest.raises(WorkError, match=message):
         run_plan([spec()], corpus, Folder(out))
     assert not out.exists()
 
@@ -509,7 +509,7 @@ def written(path: Path, text: str) -> Path:
     return path / "plan.csv"
 
 
-def test_a_plan_needs_a_shape_and_tokens_only(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_plan_needs_only_a_shape_and_tokens(corpus: Corpus, tmp_path: Path) -> None:
     plan = written(tmp_path, f"{SHAPE_COLUMNS},tokens\n{ROW},1e5\n{ROW},200000\n")
     first, second = read_plan(plan, corpus, RECIPE)
     assert first.shape == replace(SHAPE, qk_norm=False)
@@ -518,7 +518,7 @@ def test_a_plan_needs_a_shape_and_tokens_only(corpus: Corpus, tmp_path: Path) ->
     assert first.run_id == run_name(first.shape, 100_000, 0) == "d16-L2-h2-1x8-f32-t100000-s0"
 
 
-def test_a_plan_may_choose_names_seeds_roles_and_the_recipe(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_plan_can_set_names_seeds_roles_and_the_recipe(corpus: Corpus, tmp_path: Path) -> None:
     header = f"{SHAPE_COLUMNS},tokens,run_id,seed,data_seed,role,optimizer,learning_rate,qk_norm"
     more = "context_length,sequences,rope_theta,vocab_size"
     text = f"{header},{more}\n{ROW},1e5,mine,3,4,confirmation,adamw,0.002,true,64,2,500,256\n"
@@ -541,14 +541,14 @@ HEADER = f"{SHAPE_COLUMNS},tokens"
 WRONG = {
     "no tokens": (f"{SHAPE_COLUMNS}\n{ROW}\n", "lacks the column `tokens`"),
     "no field": ("hidden_size,tokens\n16,1e5\n", "lacks the column `intermediate_size`"),
-    "tokens in words": (f"{HEADER}\n{ROW},1e5\n{ROW},many\n", "line 3: `tokens > 0`.*many"),
+    "tokens in message": (f"{HEADER}\n{ROW},1e5\n{ROW},many\n", "line 3: `tokens > 0`.*many"),
     "negative tokens": (f"{HEADER}\n{ROW},-5\n", "line 2: `tokens > 0` .* got -5"),
     "key-value heads": (
         f"{HEADER}\n{ROW},1e5\n16,32,2,4,3,8,1e5\n",
         "line 3: `num_attention_heads % num_key_value_heads == 0` must hold, but got 4 and 3",
     ),
     "half a layer": (f"{HEADER}\n16,32,2.5,2,1,8,1e5\n", "line 2: `num_hidden_layers` must be"),
-    "a field in words": (f"{HEADER}\nwide,32,2,2,1,8,1e5\n", "line 2: `hidden_size` must be"),
+    "a field in message": (f"{HEADER}\nwide,32,2,2,1,8,1e5\n", "line 2: `hidden_size` must be"),
     "an empty field": (f"{HEADER}\n{ROW},1e5\n,32,2,2,1,8,1e5\n", "line 3: .*`hidden_size`"),
     "odd head": (f"{HEADER}\n16,32,2,2,1,7,1e5\n", "line 2: `head_dim % 2 == 0` must hold"),
     "vocabulary": (
@@ -557,7 +557,7 @@ WRONG = {
     ),
     "optimizer": (f"{HEADER},optimizer\n{ROW},1e5,lion\n", "line 2: `optimizer` must be one of"),
     "switch": (f"{HEADER},qk_norm\n{ROW},1e5,maybe\n", "line 2: `qk_norm` must be true or false"),
-    "seed in words": (f"{HEADER},seed\n{ROW},1e5,first\n", "line 2: .*first"),
+    "seed in message": (f"{HEADER},seed\n{ROW},1e5,first\n", "line 2: .*first"),
     "half a seed": (f"{HEADER},seed\n{ROW},1e5,1.5\n", "line 2: .*seed.*1.5"),
     "negative data seed": (f"{HEADER},data_seed\n{ROW},1e5,-1\n", "line 2: .*data_seed.*-1"),
     "half a context": (
@@ -570,16 +570,16 @@ WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "words"), WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(("text", "message"), WRONG.values(), ids=WRONG)
 def test_a_wrong_plan_is_refused_with_its_line(
-    corpus: Corpus, tmp_path: Path, text: str, words: str
+    corpus: Corpus, tmp_path: Path, text: str, message: str
 ) -> None:
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         read_plan(written(tmp_path, text), corpus, RECIPE)
 
 
 def processes_of_session(session: int) -> list[int]:
-    """Living processes that a command, the leader of its own session, has left."""
+    """Return the living processes of a session whose leader has ended."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -600,7 +600,7 @@ def done_rows(folder: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc")
-def test_a_killed_sweep_ends_with_the_losses_of_an_undisturbed_one(
+def test_a_killed_and_resumed_sweep_gives_the_losses_of_an_undisturbed_one(
     corpus: Corpus, tmp_path: Path
 ) -> None:
     rows = [f"{16 * width},32,2,2,1,8,{30_000 + 5_000 * width},32,8" for width in (1, 2, 1, 2)]
@@ -655,7 +655,7 @@ def test_runs_that_are_done_elsewhere_are_not_trained_again(
         return [{"run_id": run.run_id, "status": DONE}]
 
     monkeypatch.setattr(worker, "train_run", counted)
-    changed = replace(first[1], seed=9)  # by name it is there, but trained with other settings
+    changed = replace(first[1], seed=9)  # present by name, but trained with other settings
     again = [first[0], changed, spec(run_id="c", seed=3)]
     found = run_plan(again, corpus, here, done=table)
     assert trained == ["b", "c"]

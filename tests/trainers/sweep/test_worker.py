@@ -1,4 +1,4 @@
-"""Several runs packed on one device by a worker: on a CPU, by the stacked path of a GPU."""
+"""Several runs packed on one device by a worker, on a CPU with the stacked path of a GPU."""
 
 import shutil
 from collections.abc import Sequence
@@ -31,14 +31,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 @pytest.fixture
 def folder(corpus: Corpus, tmp_path: Path) -> Folder:
-    """A sweep's folder whose corpus is prepared."""
+    """Return the folder of a sweep with a prepared corpus."""
     made = Folder(tmp_path / "sweep")
     shutil.copytree(corpus.folder, made.corpus)
     return made
 
 
 def alike(count: int) -> list[RunSpec]:
-    """Runs that can be stacked, of different seeds and rates."""
+    """Return runs that can be stacked, with different seeds and learning rates."""
     return [
         spec(run_id=f"run-{seed}", seed=seed,
              recipe=replace(ADAMW, learning_rate=1e-3 * (seed + 1)))
@@ -58,14 +58,14 @@ def states(ledger: Ledger) -> dict[str, str]:
 
 @pytest.fixture
 def packs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The runs of every pack that is trained from here on."""
+    """Record the runs of every pack that is trained."""
     seen: list[list[str]] = []
 
-    def told(specs: Sequence[RunSpec], *arguments: object, **options: object) -> object:
+    def recorded(specs: Sequence[RunSpec], *arguments: object, **options: object) -> object:
         seen.append([run.run_id for run in specs])
         return train_pack(specs, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(packed_loop, "train_pack", told)
+    monkeypatch.setattr(packed_loop, "train_pack", recorded)
     return seen
 
 
@@ -115,7 +115,7 @@ def test_diverging_run_of_a_pack_is_recorded_and_the_others_finish(
     ]
 
 
-def test_stopped_packed_worker_gives_its_runs_back_and_the_next_goes_on(
+def test_stopped_packed_worker_releases_its_runs_and_the_next_resumes(
     corpus: Corpus, folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packed_loop, "BLOCK_SECONDS", 0.0)  # one step at a time
@@ -123,11 +123,11 @@ def test_stopped_packed_worker_gives_its_runs_back_and_the_next_goes_on(
     began: list[int] = []
     block = PackedStep.block
 
-    def told(self: PackedStep, first: int, count: int, end: int) -> None:
+    def recorded(self: PackedStep, first: int, count: int, end: int) -> None:
         began.append(first)
         block(self, first, count, end)
 
-    monkeypatch.setattr(PackedStep, "block", told)
+    monkeypatch.setattr(PackedStep, "block", recorded)
     ledger = planned(folder, corpus, alike(3))
     run_worker(str(folder.ledger), folder.path, pack=3, alive=lambda: len(began) < 7)
     assert states(ledger) == dict.fromkeys(states(ledger), PLANNED)
@@ -161,7 +161,7 @@ def test_runs_of_a_pack_that_fails_are_trained_alone(
 
 
 @pytest.mark.parametrize(("pack", "share"), [(2, None), (8, 2)])
-def test_pack_takes_no_more_than_asked_for_nor_than_its_share(
+def test_pack_has_at_most_the_requested_runs_and_its_share(
     corpus: Corpus, folder: Folder, packs: list[list[str]], pack: int, share: int | None
 ) -> None:
     ledger = planned(folder, corpus, alike(5))
@@ -171,7 +171,7 @@ def test_pack_takes_no_more_than_asked_for_nor_than_its_share(
 
 
 @pytest.mark.parametrize("pack", [None, 1])
-def test_worker_on_a_cpu_packs_nothing_unless_asked_to(
+def test_worker_on_a_cpu_packs_only_on_request(
     corpus: Corpus, folder: Folder, packs: list[list[str]], pack: int | None
 ) -> None:
     ledger = planned(folder, corpus, alike(2))
@@ -181,7 +181,7 @@ def test_worker_on_a_cpu_packs_nothing_unless_asked_to(
 
 
 class OnGpu:
-    """A device and a pack that are only pretended, and a measured packing of two replicas."""
+    """Simulate a GPU, its pack and a measured packing of two replicas."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, status: str = DONE) -> None:
         self.status = status
@@ -214,7 +214,7 @@ class OnGpu:
                        shape=str(run.shape), trials=())  # fmt: skip
 
 
-def test_worker_on_a_gpu_packs_as_many_runs_as_it_was_measured_to_gain_from(
+def test_worker_on_a_gpu_packs_the_measured_number_of_runs(
     corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = OnGpu(monkeypatch)
@@ -226,7 +226,7 @@ def test_worker_on_a_gpu_packs_as_many_runs_as_it_was_measured_to_gain_from(
     assert set(states(ledger).values()) == {DONE}
 
 
-def test_worker_on_a_gpu_measures_nothing_where_the_size_is_given(
+def test_worker_on_a_gpu_measures_nothing_if_the_size_is_given(
     corpus: Corpus, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = OnGpu(monkeypatch)

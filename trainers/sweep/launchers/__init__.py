@@ -1,1 +1,1 @@
-"""Ways to start workers: processes of this machine, a Ray cluster, SLURM."""
+"""Launchers of workers: processes of this machine, a Ray cluster, SLURM."""

@@ -1,4 +1,4 @@
-"""What a launcher is, and how its workers are watched until every run has ended."""
+"""Interface of a launcher, and supervision of its workers until every run has ended."""
 
 import signal
 import threading
@@ -13,16 +13,17 @@ from shapelaw.scaling.display.console import note
 from shapelaw.scaling.errors import InputError
 
 POLL_SECONDS = 0.25
-# Workers that died in a row, without a single step of training between: then something kills them.
-DEATHS = 10
-# A worker of a cluster leaves after so long without work and gives its machine back; longer than
-# the ledger takes to see that another worker is dead.
+# Workers that may die in succession, without a step of training in between, before no worker is
+# started again.
+MAX_DEATHS = 10
+# A worker of a cluster ends after so many seconds without work and frees its machine. The time is
+# longer than that after which the ledger counts another worker as dead.
 IDLE_SECONDS = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerJob:
-    """What every worker is told; see :func:`shapelaw.trainers.sweep.worker.run_worker`."""
+    """Arguments of every worker; see :func:`shapelaw.trainers.sweep.worker.run_worker`."""
 
     ledger: str
     folder: Path
@@ -32,10 +33,15 @@ class WorkerJob:
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """How a worker ended.
+    """End of a worker.
 
-    ``reason`` is empty if it found nothing left to do; ``again`` says that another start may help
-    (a kill, a lost machine), as it would not after an error that the worker itself reported.
+    Attributes
+    ----------
+    reason
+        Why the worker ended; empty if no run was left.
+    again
+        True if a restart may help, as after a kill or the loss of a machine, but not after an error
+        that the worker itself reported.
     """
 
     reason: str = ""
@@ -43,7 +49,7 @@ class End:
 
 
 class Launcher(ABC):
-    """Start workers, each of which calls ``run_worker``, and watch over them.
+    """Launcher that starts workers, each of which calls ``run_worker``, and reports their ends.
 
     Parameters
     ----------
@@ -62,51 +68,56 @@ class Launcher(ABC):
     @property
     @abstractmethod
     def several_machines(self) -> bool:
-        """Whether workers may run on other machines than this one."""
+        """True if workers may run on other machines than this one."""
 
     @abstractmethod
     def open(self, job: WorkerJob) -> None:
-        """Connect to what starts the workers.
+        """Connect to the system that starts the workers.
 
         Raises
         ------
         InputError
-            It is not there, or not installed.
+            The system is not available or not installed.
         """
 
     @abstractmethod
     def default_workers(self) -> int:
-        """How many workers this place is made for; asked after :meth:`open`."""
+        """Return the number of workers for which there is room; call after :meth:`open`."""
 
     @abstractmethod
     def start(self, job: WorkerJob, numbers: Sequence[int]) -> None:
-        """Start the workers of these numbers; one that died may be started again."""
+        """Start the workers with these numbers; a worker that died can be started again."""
 
     @abstractmethod
     def look(self, number: int) -> End | None:
-        """How a worker ended; None while it works or waits for its turn."""
+        """Return the end of a worker, or None while it is running or queued."""
 
     @abstractmethod
     def stop(self) -> None:
-        """End every worker and disconnect; may be called twice."""
+        """Stop every worker and disconnect; a second call has no effect."""
 
 
 def supervise(
     launcher: Launcher, job: WorkerJob, workers: int, progress: Callable[[], float | None]
 ) -> list[str]:
-    """Run workers until every run has ended, and start those again that died.
+    """Run workers until every run has ended, and restart workers that died.
 
     Parameters
     ----------
     launcher
-        Open already; it is stopped at the end, however that comes.
+        Opened launcher. It is stopped at the end, also after an error.
+    job
+        Arguments of every worker.
+    workers
+        Number of workers.
     progress
-        Called several times a second: how much was trained so far, in any unit, or None when every
-        run has ended.
+        Function that is called several times a second. It returns the amount of training done, in
+        any unit, or None if every run has ended.
 
     Returns
     -------
-    Why workers died, the last first; empty if all ended in order.
+    list of str
+        Reasons why workers died, the latest first; empty if no worker died.
     """
     reasons: list[str] = []
     living = set(range(workers))
@@ -122,7 +133,7 @@ def supervise(
                 died = [number for number, end in ended.items() if end.reason]
                 deaths += len(died)
                 reasons = [ended[number].reason for number in died] + reasons
-                again = [number for number in died if ended[number].again and deaths <= DEATHS]
+                again = [number for number in died if ended[number].again and deaths <= MAX_DEATHS]
                 living = (living - set(ended)) | set(again)
                 if again:
                     launcher.start(job, again)
@@ -134,7 +145,7 @@ def supervise(
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the work as Ctrl-C does, with the workers stopped and exit code 143."""
+    """Handle SIGTERM like Ctrl-C: stop the workers and exit with code 143."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -156,21 +167,21 @@ def refuse_unknown(launcher: str, options: Mapping[str, str], known: Sequence[st
     Raises
     ------
     InputError
-        Names the option and those that there are.
+        An option is unknown. The error names it and the options of the launcher.
     """
     for name in options:
         if name not in known:
-            there = f"one of {', '.join(known)}" if known else "none: this launcher has no options"
-            raise InputError(f"`--option` of {launcher} must be {there}, but got {name!r}")
+            allowed = f"one of {', '.join(known)}" if known else "left out, as it has none"
+            raise InputError(f"`--option` of {launcher} must be {allowed}, but got {name!r}")
 
 
 def number_of(launcher: str, name: str, value: str) -> float:
-    """The value of an option that must be a number ≥ 0.
+    """Parse the value of an option that must be a number ≥ 0.
 
     Raises
     ------
     InputError
-        It is not one.
+        The value is not such a number.
     """
     try:
         number = float(value)

@@ -1,4 +1,4 @@
-"""Workers as processes of this machine: one per GPU, else one per core with one thread each."""
+"""Workers as processes of this machine: one per GPU, or else one per core with one thread."""
 
 import multiprocessing
 import os
@@ -11,11 +11,11 @@ from multiprocessing.context import SpawnProcess
 from shapelaw.trainers.sweep.launchers._base import End, Launcher, WorkerJob, refuse_unknown
 
 STOP_SECONDS = 5.0
-TOLD_TO_END = 128 + signal.SIGTERM  # the exit code of a worker that gave its run back
+TERMINATED = 128 + signal.SIGTERM  # exit code of a worker that released its run after SIGTERM
 
 
 class LocalLauncher(Launcher):
-    """Processes, which end when this one does."""
+    """Launcher of processes that end together with this one."""
 
     several_machines = False
 
@@ -25,15 +25,15 @@ class LocalLauncher(Launcher):
         self.devices: list[str] = []
 
     def open(self, job: WorkerJob) -> None:
-        """Find the GPUs."""
+        """Find the GPUs of this machine."""
         self.devices = visible_devices()
 
     def default_workers(self) -> int:
-        """One per GPU, else one per core."""
+        """Return the number of GPUs, or else of cores."""
         return len(self.devices) or cores()
 
     def start(self, job: WorkerJob, numbers: Sequence[int]) -> None:
-        """Start processes; GPUs are dealt out in turn."""
+        """Start processes; the GPUs are assigned in turn."""
         context = multiprocessing.get_context("spawn")
         for number in numbers:
             device = self.devices[number % len(self.devices)] if self.devices else ""
@@ -46,17 +46,20 @@ class LocalLauncher(Launcher):
             self.processes[number] = process
 
     def look(self, number: int) -> End | None:
-        """A process that was killed may be started again."""
+        """Return the end of a process, or None while it runs.
+
+        A killed process can be restarted.
+        """
         code = self.processes[number].exitcode
         if code is None:
             return None
-        if code < 0 or code == TOLD_TO_END:
+        if code < 0 or code == TERMINATED:
             number = -code if code < 0 else signal.SIGTERM
             return End(reason=f"was ended by {signal.Signals(number).name}", again=True)
         return End(reason=f"ended with code {code}" if code else "")
 
     def stop(self) -> None:
-        """Tell the processes to end, which lets them give their runs back; then end them."""
+        """Terminate the processes, so that they release their runs; kill them after a few seconds."""
         for process in self.processes.values():
             process.terminate()
         end = time.monotonic() + STOP_SECONDS
@@ -68,26 +71,29 @@ class LocalLauncher(Launcher):
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def visible_devices() -> list[str]:
-    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    """Return the names of the usable GPUs for ``CUDA_VISIBLE_DEVICES``."""
     import torch
 
     count = torch.cuda.device_count()
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return [name.strip() for name in named.split(",") if name.strip()][:count] or [
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return [name.strip() for name in names.split(",") if name.strip()][:count] or [
         str(index) for index in range(count)
     ]
 
 
 def _process(job: WorkerJob, parent: int, device: str) -> None:
-    """Be a worker. This module imports no torch, so the environment is set before torch looks."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends its workers
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TOLD_TO_END))
+    """Run a worker in this process.
+
+    This module does not import torch, so that the environment is set before torch reads it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles SIGINT and ends its workers
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     if device:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     else:

@@ -1,7 +1,7 @@
 """Workers as tasks of a Ray cluster (extra ``[ray]``).
 
-Ray places them, and starts those again whose node died; which run a worker trains is the ledger's
-business. https://docs.ray.io/en/latest/ray-core/tasks.html
+Ray places the workers and restarts those whose node died. The ledger determines the runs that a
+worker trains. https://docs.ray.io/en/latest/ray-core/tasks.html
 """
 
 import math
@@ -22,18 +22,18 @@ from shapelaw.trainers.sweep.launchers._base import (
     refuse_unknown,
 )
 
-ADDRESS = "auto"  # the cluster of RAY_ADDRESS, else one that runs on this machine
-CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # where `ray start` leaves its address
-KNOCK_SECONDS = 5.0
+ADDRESS = "auto"  # the cluster of RAY_ADDRESS, or else one that runs on this machine
+CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # written by `ray start`
+CONNECT_SECONDS = 5.0
 OPTIONS = ("address", "num_cpus", "num_gpus", "memory", "accelerator_type")
 
 
 class RayLauncher(Launcher):
-    """Tasks of a running Ray cluster, found by ``address``.
+    """Launcher of tasks on a running Ray cluster.
 
-    Options: ``address`` (``auto``, ``HOST:PORT``, or ``local`` for a cluster of this machine that
-    lives as long as the command), and what one worker needs: ``num_cpus`` (1), ``num_gpus`` (1
-    where the cluster has GPUs), ``memory`` (bytes), ``accelerator_type``.
+    The options are ``address`` (``auto``, ``HOST:PORT``, or ``local`` for a cluster of this machine
+    that ends with the command) and the resources of one worker: ``num_cpus`` (default 1),
+    ``num_gpus`` (default 1 if the cluster has GPUs), ``memory`` (bytes) and ``accelerator_type``.
     """
 
     several_machines = True
@@ -51,11 +51,11 @@ class RayLauncher(Launcher):
         self.connected = False
 
     def open(self, job: WorkerJob) -> None:
-        """Connect to the cluster, unless this process is connected to one."""
+        """Connect to the cluster, unless this process is already connected to one."""
         ray = _ray()
         if not ray.is_initialized():
             try:
-                _knock(self.address)
+                _check_connection(self.address)
                 ray.init(address=self.address, logging_level="warning", include_dashboard=False)
             except (OSError, ValueError, RuntimeError) as error:
                 raise InputError(
@@ -67,10 +67,10 @@ class RayLauncher(Launcher):
             self.needs["num_gpus"] = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
 
     def default_workers(self) -> int:
-        """As many as the cluster holds now."""
-        there = _ray().cluster_resources()
+        """Return the number of workers for which the cluster has resources now."""
+        resources = _ray().cluster_resources()
         counts = [
-            there.get(name, 0.0) / self.needs[need]
+            resources.get(name, 0.0) / self.needs[need]
             for name, need in (("CPU", "num_cpus"), ("GPU", "num_gpus"), ("memory", "memory"))
             if self.needs.get(need)
         ]
@@ -84,7 +84,10 @@ class RayLauncher(Launcher):
             self.tasks[number] = task.remote(job)
 
     def look(self, number: int) -> End | None:
-        """An error of the worker itself is final; a lost machine is not."""
+        """Return the end of a worker, or None while it runs.
+
+        A worker on a lost machine can be restarted, but not one that reported an error itself.
+        """
         ray = _ray()
         task = self.tasks[number]
         ready, _ = ray.wait([task], timeout=0)
@@ -111,7 +114,7 @@ class RayLauncher(Launcher):
 
 
 def _task(job: WorkerJob) -> None:
-    """Be a worker; runs on a machine of the cluster, where shapelaw must be installed."""
+    """Run a worker on a machine of the cluster, on which shapelaw must be installed."""
     from shapelaw.trainers.sweep.worker import run_worker
 
     run_worker(job.ledger, job.folder, pack=job.pack, share=job.share, idle_seconds=IDLE_SECONDS)
@@ -121,17 +124,17 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise InputError(f"Ray is not installed; `{installing('ray')}`") from None
+        raise InputError(f"Ray is not installed; install it by `{installing('ray')}`") from None
     return ray
 
 
-def _knock(address: str) -> None:
-    """See that somebody listens: ray.init alone tries for ten minutes.
+def _check_connection(address: str) -> None:
+    """Check that a cluster listens at an address, because ray.init would try for ten minutes.
 
     Raises
     ------
     OSError
-        Nobody does.
+        No process listens at the address.
     """
     if address == ADDRESS:
         address = os.environ.get("RAY_ADDRESS", "")
@@ -139,7 +142,7 @@ def _knock(address: str) -> None:
         address = CURRENT_CLUSTER.read_text().strip()
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def _first_line(error: Exception) -> str:

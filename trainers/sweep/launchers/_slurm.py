@@ -1,7 +1,7 @@
 """Workers as jobs of SLURM, through submitit (extra ``[slurm]``).
 
-A job that reaches its time limit or is preempted is put back into the queue by submitit, and goes
-on from the last checkpoint. https://github.com/facebookincubator/submitit
+submitit puts a job that reaches its time limit or is preempted back into the queue, and the job
+resumes from its last checkpoint. https://github.com/facebookincubator/submitit
 """
 
 import signal
@@ -15,19 +15,19 @@ from shapelaw.scaling.extras import installing
 from shapelaw.trainers.sweep.launchers._base import IDLE_SECONDS, End, Launcher, WorkerJob
 
 DEFAULTS = {"name": "shapelaw", "timeout_min": 240, "cpus_per_task": 1}
-REQUEUES = 1000  # a sweep may well outlive a hundred time limits
+MAX_REQUEUES = 1000  # a sweep may take more than a hundred time limits
 GRACE_SECONDS, STOP_SECONDS = 2.0, 10.0
 CLUSTERS = ("slurm", "local")
 LISTS = ("setup", "srun_args", "teardown")  # several commands, separated by ;
-SHELL_ONLY = ("additional_parameters",)  # a dictionary, which no option can hold
+UNSUPPORTED = ("additional_parameters",)  # a dictionary, which an option cannot express
 
 
 class SlurmLauncher(Launcher):
-    """One SLURM job per worker, all in one job array.
+    """Launcher of one SLURM job per worker, all in one job array.
 
-    Options: every setting of submitit by its name (``partition``, ``timeout_min``, ``mem_gb``,
+    The options are the settings of submitit by name (``partition``, ``timeout_min``, ``mem_gb``,
     ``gpus_per_node``, ``account``, ``qos``, ``constraint``, ``array_parallelism``, ...), and
-    ``cluster=local`` for a trial of the same path with processes of this machine.
+    ``cluster=local`` for a trial of the same code path with processes of this machine.
     """
 
     several_machines = True
@@ -44,9 +44,9 @@ class SlurmLauncher(Launcher):
         self.executor: Any = None
 
     def open(self, job: WorkerJob) -> None:
-        """Make the executor; logs of the jobs go to ``slurm/`` in the sweep's folder."""
+        """Create the executor; the jobs write logs to ``slurm/`` in the folder of the sweep."""
         submitit = _submitit()
-        settings = {"slurm_max_num_timeout": REQUEUES} if self.cluster == "slurm" else {}
+        settings = {"slurm_max_num_timeout": MAX_REQUEUES} if self.cluster == "slurm" else {}
         try:
             self.executor = submitit.AutoExecutor(
                 folder=job.folder / "slurm", cluster=self.cluster, **settings
@@ -59,19 +59,23 @@ class SlurmLauncher(Launcher):
             ) from error
 
     def default_workers(self) -> int:
-        """SLURM does not say what is free: it must be asked for."""
+        """Refuse to choose a number, because SLURM does not report its free resources."""
         raise InputError(
             "`--workers N` must be given with --launcher slurm: the number of jobs to submit"
         )
 
     def start(self, job: WorkerJob, numbers: Sequence[int]) -> None:
         """Submit the workers as one array."""
-        with _interrupts_heard(), self.executor.batch():
+        with _interrupts_enabled(), self.executor.batch():
             jobs = [self.executor.submit(Worker(job)) for _ in numbers]
         self.jobs.update(zip(numbers, jobs, strict=True))
 
     def look(self, number: int) -> End | None:
-        """An error of the worker itself is final; a lost node or a cancelled job is not."""
+        """Return the end of a worker, or None while it runs.
+
+        A worker on a lost node or of a cancelled job can be restarted, but not one that reported an
+        error itself.
+        """
         job = self.jobs[number]
         if not job.done():
             return None
@@ -81,10 +85,10 @@ class SlurmLauncher(Launcher):
         return End(reason=f"failed in job {job.job_id}: {_cause(error)}" if error else "")
 
     def stop(self) -> None:
-        """Cancel the jobs that have not ended; those of this machine are waited for."""
+        """Cancel the jobs that have not ended, and wait for processes of this machine."""
         left = self._left(list(self.jobs.values()), GRACE_SECONDS)
         end = time.monotonic() + STOP_SECONDS
-        while left:  # a process that is only starting may not hear the first time
+        while left:  # a process that is still starting may miss the first signal
             for job in left:
                 job.cancel(check=False)
             left = self._left(left, 1.0)
@@ -93,7 +97,7 @@ class SlurmLauncher(Launcher):
         self.jobs = {}
 
     def _left(self, jobs: list[Any], seconds: float) -> list[Any]:
-        """Those that have not ended, after a wait for processes of this machine."""
+        """Return the jobs that have not ended, after a wait for processes of this machine."""
         end = time.monotonic() + (seconds if self.cluster == "local" else 0.0)
         left = [job for job in jobs if not job.done()]
         while left and time.monotonic() < end:
@@ -103,10 +107,11 @@ class SlurmLauncher(Launcher):
 
 
 @contextmanager
-def _interrupts_heard() -> Iterator[None]:
-    """Let processes that are started here hear SIGINT, by which submitit cancels them.
+def _interrupts_enabled() -> Iterator[None]:
+    """Enable SIGINT, with which submitit cancels jobs, for processes started here.
 
-    A command that a shell started in the background ignores it, and would hand that on.
+    A command that a shell started in the background ignores SIGINT, and its child processes would
+    inherit this.
     """
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     if ignored:
@@ -119,13 +124,13 @@ def _interrupts_heard() -> Iterator[None]:
 
 
 class Worker:
-    """A worker that submitit may put back into the queue."""
+    """Worker that submitit can put back into the queue."""
 
     def __init__(self, job: WorkerJob) -> None:
         self.job = job
 
     def __call__(self) -> None:
-        """Be a worker; runs on a node of the cluster."""
+        """Run the worker on a node of the cluster."""
         from shapelaw.trainers.sweep.worker import run_worker
 
         job = self.job
@@ -134,36 +139,36 @@ class Worker:
         )
 
     def checkpoint(self) -> Any:
-        """What submitit puts into the queue when the time is up: the same again."""
+        """Return what submitit puts into the queue at the time limit: the same worker."""
         return _submitit().helpers.DelayedSubmission(self)
 
 
 def _parameters(options: Mapping[str, str]) -> dict[str, Any]:
-    """Options as submitit takes them: its own names as they are, SLURM's with their prefix."""
+    """Convert options to parameters of submitit; those specific to SLURM get their prefix."""
     submitit = _submitit()
     general = submitit.AutoExecutor._typed_parameters()
-    special = sorted(set(submitit.SlurmExecutor._valid_parameters()) - set(SHELL_ONLY))
-    found: dict[str, Any] = {}
+    special = sorted(set(submitit.SlurmExecutor._valid_parameters()) - set(UNSUPPORTED))
+    parameters: dict[str, Any] = {}
     for name, value in options.items():
         if name in general:
-            found[name] = _typed(name, value, general[name])
+            parameters[name] = _typed(name, value, general[name])
         elif name in special:
-            found[f"slurm_{name}"] = _value(name, value)
+            parameters[f"slurm_{name}"] = _value(name, value)
         else:
             known = ", ".join(sorted({*general, *special, "cluster"}))
             raise InputError(f"`--option` of slurm must be one of {known}, but got {name!r}")
-    return found
+    return parameters
 
 
-def _typed(name: str, value: str, wanted: type) -> Any:
-    if wanted is bool and value in ("true", "false"):
+def _typed(name: str, value: str, kind: type) -> Any:
+    if kind is bool and value in ("true", "false"):
         return value == "true"
     try:
-        if wanted is not bool:
-            return wanted(value)
+        if kind is not bool:
+            return kind(value)
     except ValueError:
         pass
-    raise InputError(f"`{name}` must be of type {wanted.__name__}, but got {value!r}")
+    raise InputError(f"`{name}` must be of type {kind.__name__}, but got {value!r}")
 
 
 def _value(name: str, value: str) -> Any:
@@ -178,12 +183,14 @@ def _submitit() -> Any:
     try:
         import submitit
     except ImportError:
-        raise InputError(f"submitit is not installed; `{installing('submitit')}`") from None
+        raise InputError(
+            f"submitit is not installed; install it by `{installing('submitit')}`"
+        ) from None
     return submitit
 
 
 def _cause(error: Exception) -> str:
-    """The last line of the trace that submitit quotes between rules."""
+    """Return the last line of the traceback that submitit quotes between two rules."""
     trace = str(error).split("-" * 22)
     lines = (trace[1] if len(trace) > 2 else str(error)).strip().splitlines()
     return lines[-1] if lines else type(error).__name__

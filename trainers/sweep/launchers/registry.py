@@ -16,12 +16,19 @@ LAUNCHERS: dict[str, type[Launcher]] = {
 
 
 def launcher_named(name: str, options: Mapping[str, str] | None = None) -> Launcher:
-    """A launcher by its name.
+    """Create a launcher by its name.
+
+    Parameters
+    ----------
+    name
+        Key of :data:`LAUNCHERS`.
+    options
+        Settings of the launcher by name.
 
     Raises
     ------
     InputError
-        There is none of that name, or an option cannot be used.
+        No launcher has this name, or an option cannot be used.
     """
     if name not in LAUNCHERS:
         raise InputError(f"`--launcher` must be one of {', '.join(LAUNCHERS)}, but got {name!r}")
@@ -29,12 +36,12 @@ def launcher_named(name: str, options: Mapping[str, str] | None = None) -> Launc
 
 
 def parse_options(texts: Iterable[str]) -> dict[str, str]:
-    """Options given as ``NAME=VALUE``.
+    """Parse options given as ``NAME=VALUE``.
 
     Raises
     ------
     InputError
-        One has no ``=``.
+        An option has no ``=`` or no name.
 
     Examples
     --------

@@ -16,7 +16,7 @@ from shapelaw.trainers.ledger.entry import Entry
 from shapelaw.trainers.ledger.ledger import PLANNED, RUNNING, open_ledger
 from shapelaw.trainers.sweep.folder import Folder
 from shapelaw.trainers.sweep.launchers import _base, _local, _ray
-from shapelaw.trainers.sweep.launchers._base import DEATHS, End, Launcher, WorkerJob, supervise
+from shapelaw.trainers.sweep.launchers._base import MAX_DEATHS, End, Launcher, WorkerJob, supervise
 from shapelaw.trainers.sweep.launchers._local import LocalLauncher, visible_devices
 from shapelaw.trainers.sweep.launchers._ray import RayLauncher
 from shapelaw.trainers.sweep.launchers._slurm import SlurmLauncher
@@ -32,7 +32,7 @@ RAY_NOISE = (
     "ignore:unclosed file:ResourceWarning",
     "ignore:unclosed .*socket:ResourceWarning",
     "ignore:subprocess \\d+ is still running:ResourceWarning",
-    # and warns that one day it will leave CUDA_VISIBLE_DEVICES alone where no GPU is asked for.
+    # Ray also warns of a future change of CUDA_VISIBLE_DEVICES for tasks without a GPU.
     "ignore:Tip. In future versions of Ray:FutureWarning",
 )
 
@@ -44,7 +44,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 @pytest.fixture
 def folder(corpus: Corpus, tmp_path: Path) -> Folder:
-    """A sweep's folder whose corpus is prepared."""
+    """Return the folder of a sweep with a prepared corpus."""
     made = Folder(tmp_path / "sweep")
     made.path.mkdir()
     made.corpus.symlink_to(corpus.folder)
@@ -57,7 +57,7 @@ def plan(runs: int, tokens: int = 12_000) -> list[RunSpec]:
 
 @pytest.fixture(scope="module")
 def alone(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[Any]]:
-    """Losses of training the first runs of the plan one by one in this process."""
+    """Return the losses of the first runs of the plan, trained one by one in this process."""
     known: dict[str, object] = {}
 
     def losses(runs: int) -> list[Any]:
@@ -74,11 +74,11 @@ def alone(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 Alone = Callable[[int], list[Any]]
 
 
-# supervise: what is common to all launchers
+# supervise: shared by all launchers
 
 
 class Acted(Launcher):
-    """A launcher whose workers end as a script says, one end per start."""
+    """Launcher whose workers end according to a script, one end per start."""
 
     several_machines = False
 
@@ -111,36 +111,36 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_worker_that_was_killed_is_started_again() -> None:
+def test_a_killed_worker_is_restarted() -> None:
     launcher = Acted({}, [KILLED, End()])
     assert supervise(launcher, JOB, 1, lambda: 0.0) == ["was ended by SIGKILL"]
     assert (launcher.started[0], launcher.stopped) == (2, 1)
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_worker_that_reports_an_error_itself_is_not_started_again() -> None:
+def test_a_worker_that_reports_an_error_is_not_restarted() -> None:
     launcher = Acted({}, [End(reason="failed: no corpus"), End()])
     assert supervise(launcher, JOB, 2, lambda: 0.0) == ["failed: no corpus"]
     assert launcher.started[:2] == [1, 1]
 
 
 @pytest.mark.usefixtures("quick")
-def test_workers_that_die_without_progress_are_given_up() -> None:
+def test_workers_that_die_without_progress_are_not_restarted_for_ever() -> None:
     launcher = Acted({}, [KILLED] * 1000)
-    assert len(supervise(launcher, JOB, 1, lambda: 0.0)) == DEATHS + 1
-    assert launcher.started[0] == DEATHS + 1
+    assert len(supervise(launcher, JOB, 1, lambda: 0.0)) == MAX_DEATHS + 1
+    assert launcher.started[0] == MAX_DEATHS + 1
 
 
 @pytest.mark.usefixtures("quick")
-def test_workers_that_die_while_the_work_goes_on_are_not_given_up() -> None:
-    launcher = Acted({}, [KILLED] * (3 * DEATHS))
+def test_workers_that_die_with_progress_are_always_restarted() -> None:
+    launcher = Acted({}, [KILLED] * (3 * MAX_DEATHS))
     done = iter(range(1000))
     supervise(launcher, JOB, 1, lambda: float(next(done)))
-    assert launcher.started[0] == 3 * DEATHS + 1
+    assert launcher.started[0] == 3 * MAX_DEATHS + 1
 
 
 @pytest.mark.usefixtures("quick")
-def test_workers_are_stopped_when_every_run_has_ended_or_something_breaks() -> None:
+def test_workers_are_stopped_after_the_last_run_and_after_an_error() -> None:
     launcher = Acted({})
     assert supervise(launcher, JOB, 1, lambda: None) == []
     assert launcher.stopped == 1
@@ -170,7 +170,7 @@ def test_sigterm_stops_the_workers_and_ends_with_143(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_sweep_runs_in_a_thread_too() -> None:
+def test_a_sweep_can_run_in_a_thread() -> None:
     launcher = Acted({})
     thread = threading.Thread(target=supervise, args=(launcher, JOB, 1, lambda: 0.0))
     thread.start()
@@ -191,7 +191,7 @@ def test_a_sweep_runs_in_a_thread_too() -> None:
         (0, "", []),
     ],
 )
-def test_gpus_are_found_as_their_variable_names_them(
+def test_visible_gpus_are_those_of_cuda_visible_devices(
     monkeypatch: pytest.MonkeyPatch, count: int, named: str | None, found: list[str]
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: count)
@@ -201,7 +201,7 @@ def test_gpus_are_found_as_their_variable_names_them(
     assert visible_devices() == found
 
 
-def test_gpus_are_dealt_out_in_turn_and_cores_without_them(
+def test_workers_get_gpus_in_turn_or_else_cores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given: list[str] = []
@@ -228,13 +228,13 @@ def test_gpus_are_dealt_out_in_turn_and_cores_without_them(
 @pytest.mark.parametrize(
     ("device", "expected"), [("2", ("2", None)), ("", (None, "1"))], ids=["gpu", "cpu"]
 )
-def test_a_process_sets_its_device_and_threads_before_it_works(
+def test_a_process_sets_its_device_and_threads_before_the_worker_runs(
     monkeypatch: pytest.MonkeyPatch, device: str, expected: tuple[str | None, str | None]
 ) -> None:
     names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
     for name in names:
         monkeypatch.delenv(name, raising=False)
-        monkeypatch.setitem(os.environ, name, "")  # so that it is put back
+        monkeypatch.setitem(os.environ, name, "")  # restored after the test
         del os.environ[name]
     seen: list[tuple[str | None, ...]] = []
 
@@ -252,7 +252,7 @@ def test_a_process_sets_its_device_and_threads_before_it_works(
     assert seen == [(*expected, True)]
 
 
-def test_a_process_that_cannot_work_says_why_and_ends_with_1(
+def test_a_process_whose_worker_fails_prints_the_error_and_exits_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(signal, "signal", lambda *_: None)
@@ -264,7 +264,7 @@ def test_a_process_that_cannot_work_says_why_and_ends_with_1(
     assert capsys.readouterr().err.startswith("worker: ")
 
 
-def test_the_module_of_a_process_imports_no_torch() -> None:
+def test_the_module_of_the_local_launcher_does_not_import_torch() -> None:
     code = "import sys, shapelaw.trainers.sweep.launchers._local; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
@@ -280,9 +280,7 @@ def test_the_module_of_a_process_imports_no_torch() -> None:
         (143, End(reason="was ended by SIGTERM", again=True)),
     ],
 )
-def test_a_process_that_was_ended_from_outside_may_be_started_again(
-    code: int | None, end: End | None
-) -> None:
+def test_a_process_ended_by_a_signal_can_be_restarted(code: int | None, end: End | None) -> None:
     launcher = LocalLauncher({})
     launcher.processes[0] = SimpleNamespace(exitcode=code)  # type: ignore[assignment]
     assert launcher.look(0) == end
@@ -292,9 +290,13 @@ def test_a_process_that_was_ended_from_outside_may_be_started_again(
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "words"),
+    ("name", "options", "message"),
     [
-        ("local", {"gpus": "1"}, "`--option` of local must be none: .* got 'gpus'"),
+        (
+            "local",
+            {"gpus": "1"},
+            "`--option` of local must be left out, as it has none, but got 'gpus'",
+        ),
         ("ray", {"cpus": "1"}, "`--option` of ray must be one of address, num_cpus.* got 'cpus'"),
         ("ray", {"num_gpus": "-1"}, "`num_gpus >= 0` must hold for --option of ray, but got '-1'"),
         ("ray", {"memory": "nan"}, "`memory >= 0` must hold"),
@@ -302,8 +304,8 @@ def test_a_process_that_was_ended_from_outside_may_be_started_again(
         ("pbs", {}, "`--launcher` must be one of local, ray, slurm, but got 'pbs'"),
     ],
 )
-def test_wrong_options_are_refused(name: str, options: dict[str, str], words: str) -> None:
-    with pytest.raises(InputError, match=words):
+def test_wrong_options_are_refused(name: str, options: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         launcher_named(name, options)
 
 
@@ -315,7 +317,7 @@ def test_an_option_needs_a_name_and_a_value() -> None:
 
 
 @pytest.mark.slow
-def test_submitits_options_go_by_its_own_names_and_types() -> None:
+def test_options_of_submitit_keep_its_names_and_types() -> None:
     pytest.importorskip("submitit", reason="submitit is not installed")
     options = {
         "partition": "gpu", "timeout_min": "90", "mem_gb": "3.5", "array_parallelism": "4",
@@ -327,16 +329,16 @@ def test_submitits_options_go_by_its_own_names_and_types() -> None:
         "slurm_partition": "gpu", "slurm_array_parallelism": 4, "slurm_exclusive": True,
         "slurm_setup": ["module load cuda", "source venv/bin/activate"],
     }  # fmt: skip
-    for wrong, words in (
+    for wrong, message in (
         ({"timeout_min": "1h"}, "`timeout_min` must be of type int, but got '1h'"),
         ({"queue": "gpu"}, "must be one of account, .* but got 'queue'"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             SlurmLauncher(wrong)
 
 
 @pytest.mark.slow
-def test_slurm_needs_slurm_and_a_number_of_jobs(tmp_path: Path) -> None:
+def test_slurm_launcher_is_refused_without_slurm_or_a_number_of_jobs(tmp_path: Path) -> None:
     pytest.importorskip("submitit", reason="submitit is not installed")
     launcher = SlurmLauncher({})
     with pytest.raises(InputError, match=r"there is no SLURM here .* cluster=local for a trial"):
@@ -354,11 +356,11 @@ def test_a_missing_package_is_named_with_its_extra(
         launcher_named(name).open(WorkerJob(ledger="", folder=tmp_path))
 
 
-# the contract: every launcher, for real
+# contract of every launcher, with real workers
 
 
 class Place(NamedTuple):
-    """A launcher by name and what it needs to run here."""
+    """Launcher by name, with the options to run it here."""
 
     name: str
     options: dict[str, str]
@@ -376,13 +378,13 @@ def place(request: pytest.FixtureRequest) -> Place:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A Ray cluster of a head without cores and two nodes of one core each, all on this machine."""
+    """Start a Ray cluster of a head without cores and two nodes of one core on this machine."""
     pytest.importorskip("ray", reason="ray is not installed")
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patched:
-        # Nodes are watched closely, so that a killed one is missed within seconds; nothing is
-        # reported to anybody.
+        # Short intervals of health checks, so that a killed node is detected within seconds; no
+        # usage reports.
         patched.setenv("RAY_health_check_period_ms", "500")
         patched.setenv("RAY_health_check_failure_threshold", "3")
         patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -398,7 +400,7 @@ def cluster() -> Iterator[Any]:
 
 
 def added(cluster: Any, num_cpus: int) -> Any:
-    """One more node; Ray gives up after 30 s, which a busy machine may need."""
+    """Add a node; repeat, because Ray gives up after 30 s, which a busy machine may need."""
     for attempt in range(3):
         try:
             return cluster.add_node(**node(num_cpus))
@@ -425,7 +427,7 @@ every_launcher = pytest.mark.parametrize(
 
 
 @every_launcher
-def test_a_plan_gets_the_losses_of_training_one_by_one_though_a_worker_is_killed(
+def test_a_plan_with_a_killed_worker_gives_the_losses_of_training_one_by_one(
     corpus: Corpus, folder: Folder, alone: Alone, place: Place
 ) -> None:
     killed: list[str] = []
@@ -446,7 +448,7 @@ def test_a_plan_gets_the_losses_of_training_one_by_one_though_a_worker_is_killed
 
 
 @every_launcher
-def test_a_worker_that_cannot_work_is_named_with_its_reason(
+def test_a_worker_that_fails_is_reported_with_its_reason(
     corpus: Corpus, folder: Folder, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launcher = launcher_named(*place)
@@ -456,7 +458,7 @@ def test_a_worker_that_cannot_work_is_named_with_its_reason(
 
 
 @every_launcher
-def test_stopping_ends_the_workers(corpus: Corpus, folder: Folder, place: Place) -> None:
+def test_stop_ends_the_workers(corpus: Corpus, folder: Folder, place: Place) -> None:
     pids: list[int] = []
 
     def stop(entries: list[Entry]) -> None:
@@ -470,19 +472,19 @@ def test_stopping_ends_the_workers(corpus: Corpus, folder: Folder, place: Place)
             launcher=launcher_named(*place), report=stop,
         )  # fmt: skip
     wait_until(lambda: not exists(pids[0]), "the end of the worker")
-    if place.name != "ray":  # which ends a task without a word
+    if place.name != "ray":  # Ray ends a task without a message
         (entry,) = open_ledger(folder.ledger).entries()
         assert (entry.state, entry.attempts) == (PLANNED, 1), "the run was given back"
 
 
 @pytest.mark.slow
-def test_jobs_of_a_command_in_the_background_hear_that_they_are_cancelled(
+def test_jobs_started_from_a_background_command_can_be_cancelled(
     corpus: Corpus, folder: Folder
 ) -> None:
     pytest.importorskip("submitit")
     usual = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell starts it with &
     try:
-        test_stopping_ends_the_workers(corpus, folder, Place("slurm", {"cluster": "local"}))
+        test_stop_ends_the_workers(corpus, folder, Place("slurm", {"cluster": "local"}))
     finally:
         assert signal.signal(signal.SIGINT, usual) is signal.SIG_IGN
 
@@ -493,13 +495,13 @@ def exists(pid: int) -> bool:
     return process_exists(pid)
 
 
-# Ray and SLURM in particular
+# tests specific to Ray and SLURM
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 @pytest.mark.filterwarnings(*RAY_NOISE)
-def test_a_ray_node_killed_in_the_middle_costs_no_run_and_doubles_none(
+def test_a_ray_node_killed_during_a_sweep_loses_and_doubles_no_run(
     corpus: Corpus, folder: Folder, alone: Alone, cluster: Any
 ) -> None:
     runs = plan(5)
@@ -525,7 +527,7 @@ def test_a_ray_node_killed_in_the_middle_costs_no_run_and_doubles_none(
 
 
 def parent_of(pid: int) -> int | None:
-    """The process that started another: for a worker of Ray its node's raylet."""
+    """Return the parent of a process: for a worker of Ray the raylet of its node."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
@@ -535,7 +537,7 @@ def parent_of(pid: int) -> int | None:
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 @pytest.mark.filterwarnings(*RAY_NOISE)
-def test_ray_fills_the_cluster_by_default(cluster: Any, tmp_path: Path) -> None:
+def test_ray_uses_the_whole_cluster_by_default(cluster: Any, tmp_path: Path) -> None:
     job = WorkerJob(ledger="", folder=tmp_path)
     for options, workers in (({}, 2), ({"num_cpus": "0.5"}, 4), ({"num_cpus": "2"}, 1)):
         launcher = RayLauncher({"address": cluster.address, **options})
@@ -548,7 +550,7 @@ def test_ray_fills_the_cluster_by_default(cluster: Any, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["option", "variable", "last cluster"])
-def test_a_ray_cluster_that_is_not_there_is_told_at_once(
+def test_an_unreachable_ray_cluster_is_refused_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     pytest.importorskip("ray", reason="ray is not installed")
@@ -566,7 +568,7 @@ def test_a_ray_cluster_that_is_not_there_is_told_at_once(
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("slurm")
-def test_a_job_whose_time_is_up_is_queued_again_and_goes_on(
+def test_a_job_at_its_time_limit_is_queued_again_and_resumes(
     corpus: Corpus, folder: Folder, alone: Alone
 ) -> None:
     pytest.importorskip("submitit", reason="submitit is not installed")
