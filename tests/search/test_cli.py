@@ -601,7 +601,7 @@ def test_a_config_of_another_vocabulary_is_refused(
     text: Path, tmp_path: Path, failing: Failing
 ) -> None:
     command = train_command(text, tmp_path, vocab_size=300)
-    assert "must be the corpus's 256, but is 300; change the config" in failing(2, *command)
+    assert "must be 256 as in the corpus, but is 300; change the config" in failing(2, *command)
 
 
 @pytest.mark.parametrize(
@@ -648,7 +648,7 @@ def test_a_run_that_diverges_is_failed_work(
     assert stopped.value.code == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ")
-    assert "diverged: its loss is not finite; lower the rate" in error
+    assert "diverged: its loss is not finite; lower the learning rate" in error
 
 
 def test_a_full_disk_is_failed_work(
@@ -715,10 +715,12 @@ def test_retry_plans_again_what_failed_and_what_diverged_on_demand(
     ended: Path, failing: Failing
 ) -> None:
     assert "give --diverged too" in failing(2, "sweep", "retry", ended, "b")
-    assert "no run 'z'" in failing(2, "sweep", "retry", ended, "z")
+    assert "`RUN_ID` must be a run of the sweep, but got 'z'" in failing(
+        2, "sweep", "retry", ended, "z"
+    )
     assert document("sweep", "retry", ended) == {"planned": ["c"]}
     again = words("sweep", "retry", ended, "--diverged", "b")
-    assert again == "planned again: 1; `sweep run` goes on\nb\n"
+    assert again == "planned again: 1; `shapelaw sweep run` trains them\nb\n"
     assert document("sweep", "status", ended)["counts"]["planned"] == 2
 
 
@@ -741,7 +743,7 @@ def test_a_diverged_run_is_exported_without_a_loss_and_left_out_of_fits(
     [
         (["--launcher", "kubernetes"], "`--launcher` must be one of local, ray, slurm, but got"),
         (["--option", "partition"], "`--option NAME=VALUE` must hold, but got 'partition'"),
-        (["--option", "partition=gpu"], "`--option` of local must be none"),
+        (["--option", "partition=gpu"], "`--option` of local must be left out, as it has none"),
         (["--launcher", "ray", "--option", "num_cpus=few"], "`num_cpus >= 0` must hold"),
         (["--ledger", "mysql://host/db"], "postgresql://"),
     ],

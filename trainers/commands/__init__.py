@@ -1,4 +1,4 @@
-"""The commands that train, plan, evaluate and keep sweeps: thin Typer functions.
+"""Commands that train models and plan, run and evaluate sweeps, as thin Typer functions.
 
-Imports anything in trainers.
+May import all of trainers.
 """

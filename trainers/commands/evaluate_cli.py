@@ -1,4 +1,4 @@
-"""Commands that evaluate trained models: one model, or every model of a sweep."""
+"""Commands that evaluate one trained model, or every model of a sweep."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -109,7 +109,7 @@ def evaluate_sweep(
 
 
 class _Progress:
-    """A line to standard error after every model."""
+    """Report of progress: one line on standard error after every model."""
 
     def __call__(self, done: int, total: int) -> None:
         note(f"{done} of {total} models are scored")
@@ -119,8 +119,8 @@ def _print_scores(runs: "pd.DataFrame", json: bool) -> None:
     if json:
         print_json({"runs": runs})
         return
-    shown = ["run_id", "loss", *(name for name in runs if str(name).startswith("accuracy_"))]
-    print_table(runs[[name for name in shown if name in runs]])
+    columns = ["run_id", "loss", *(name for name in runs if str(name).startswith("accuracy_"))]
+    print_table(runs[[name for name in columns if name in runs]])
 
 
 def mount(app: typer.Typer, sweep: typer.Typer) -> None:

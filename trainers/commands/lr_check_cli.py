@@ -1,4 +1,4 @@
-"""The command that checks the learning-rate rule at a few shapes."""
+"""Command that checks the learning-rate rule at a few shapes."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,12 +27,25 @@ if TYPE_CHECKING:
 def settings_of(
     factor: float, seeds: int, rates: str, tokens: str, seed_sd: float | None
 ) -> "LRSweepSettings":
-    """What a check tries, from options as typed: ``tokens`` is a count, or ``20x`` per parameter.
+    """Parse the options of a learning-rate check.
+
+    Parameters
+    ----------
+    factor
+        Factor between the rate of the rule and the two other rates.
+    seeds
+        Seeds at every rate.
+    rates
+        Names of rates, separated by commas, or ``both``.
+    tokens
+        Number of tokens such as ``2M``, or a multiple of the parameters such as ``20x``.
+    seed_sd
+        Standard deviation between seeds as a fraction of the loss; None to measure it.
 
     Raises
     ------
     InputError
-        A text is not of its form.
+        An option is invalid.
     """
     from shapelaw.scaling.errors import InputError
     from shapelaw.scaling.units import parse_count
@@ -43,7 +56,9 @@ def settings_of(
         try:
             per_parameter = float(tokens[:-1])
         except ValueError:
-            raise InputError(f"`--tokens` must be 2M, or 20x for 20 · N, got {tokens!r}") from None
+            raise InputError(
+                f"`--tokens` must be 2M, or 20x for 20 · N, but got {tokens!r}"
+            ) from None
     else:
         count = parse_count(tokens)
     return LRSweepSettings(
@@ -59,12 +74,34 @@ def settings_of(
 def open_plan(
     plan: Path, corpus: str, vocab: int | None, out: Path, settings: Sequence[str]
 ) -> "tuple[list[RunSpec], Corpus, Folder]":
-    """The runs of a plan with some settings of their recipe changed, the corpus and the folder.
+    """Read a plan, prepare its corpus and change settings of the recipes.
+
+    Parameters
+    ----------
+    plan
+        Path of the plan.
+    corpus
+        Source of the corpus.
+    vocab
+        Vocabulary size of a tokenizer to train; None for bytes.
+    out
+        Folder of the check.
+    settings
+        Fields of the recipes as ``NAME=VALUE``.
+
+    Returns
+    -------
+    specs : list of RunSpec
+        Runs of the plan.
+    corpus : Corpus
+        Prepared corpus.
+    folder : Folder
+        Folder of the check.
 
     Raises
     ------
     InputError
-        The plan, the corpus or a setting cannot be used; then nothing is left in a new folder.
+        The plan, the corpus or a setting cannot be used. A new folder is then removed.
     """
     from shapelaw.scaling.files import nothing_left
     from shapelaw.trainers.corpus.preparation import prepare
@@ -83,7 +120,7 @@ def open_plan(
 def specs_to_check(
     specs: "Sequence[RunSpec]", runs: Sequence[str], size: str | None
 ) -> "list[RunSpec]":
-    """The runs whose shapes are checked, from options as typed."""
+    """Select the runs whose shapes are checked by the options of the command."""
     from shapelaw.scaling.units import parse_count
     from shapelaw.trainers.ladder.lr_sweep import pick
 
@@ -147,15 +184,15 @@ def lr_check(
     from shapelaw.trainers.ladder.lr_sweep import lr_check as check
     from shapelaw.trainers.sweep.status import shown_progress
 
-    asked = settings_of(factor, seeds, rates, tokens, seed_sd)
+    options = settings_of(factor, seeds, rates, tokens, seed_sd)
     specs, prepared, folder = open_plan(plan, corpus, vocab, out, settings or [])
     chosen = specs_to_check(specs, runs or [], size)
     with shown_progress() as report:
-        found = check(chosen, prepared, folder, asked, workers=workers, report=report)
-    print_result(found, json=json)
-    found.require()
+        result = check(chosen, prepared, folder, options, workers=workers, report=report)
+    print_result(result, json=json)
+    result.require()
 
 
 def mount(sweep: typer.Typer) -> None:
-    """Add the command to the sweep's group."""
+    """Add the command to the group of sweep commands."""
     sweep.command("lr-check")(lr_check)

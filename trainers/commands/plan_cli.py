@@ -1,4 +1,4 @@
-"""The command that plans a ladder over shapes."""
+"""Command that plans a ladder over shapes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -117,9 +117,9 @@ PlanFile = Annotated[Path, typer.Option(help="Plan to write, a .csv file.", meta
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """The options of sizes and ranges as typed: one value for all sizes, or one per size.
+    """Options of sizes and ranges as text, each with one value for all sizes or one per size.
 
-    ``layers`` may also list depths, ``8,16,32`` or ``8:32:4``, that hold for all sizes.
+    ``layers`` can also list depths for all sizes, such as ``8,16,32`` or ``8:32:4``.
     """
 
     sizes: str
@@ -135,7 +135,7 @@ class Texts:
         Raises
         ------
         InputError
-            A text is not of its form, or there are not as many as sizes.
+            A text is invalid, or its number of values is not that of the sizes.
         """
         from shapelaw.scaling.units import parse_count
         from shapelaw.trainers.ladder.grid import Rung
@@ -166,13 +166,13 @@ class Texts:
         ]
 
     def depths(self) -> tuple[int, ...]:
-        """Return the numbers of layers that any size allows."""
+        """Return the numbers of layers that are allowed for any size."""
         count = len(self.layers.split(","))
         return tuple(sorted({depth for part in _depths(self.layers, count) for depth in part}))
 
 
 def _each(text: str, option: str, read: Callable[[str], Part], count: int) -> list[Part]:
-    """Read one value per size from a comma-separated text of one or of as many values."""
+    """Parse one value per size from a comma-separated text with one or ``count`` values."""
     from shapelaw.scaling.errors import InputError
 
     values = [read(part) for part in text.split(",")]
@@ -187,8 +187,8 @@ def _each(text: str, option: str, read: Callable[[str], Part], count: int) -> li
 def _depths(text: str, count: int) -> list[tuple[int, ...]]:
     """Return the allowed numbers of layers of each of ``count`` sizes, ascending.
 
-    ``2:6``, ``8:32:4`` and ``8,16,32`` hold for all sizes; with a range among several parts,
-    ``2:4,4:8``, each part is for one size.
+    ``2:6``, ``8:32:4`` and ``8,16,32`` apply to all sizes. If one of several parts is a range, as
+    in ``2:4,4:8``, each part applies to one size.
     """
     from shapelaw.scaling.units import parse_numbers
 
@@ -209,12 +209,12 @@ def _range(text: str) -> tuple[float, float]:
 
 
 def read_numbers(text: str, option: str) -> tuple[float, ...]:
-    """Comma-separated numbers; an empty text is none.
+    """Parse comma-separated numbers; an empty text gives no number.
 
     Raises
     ------
     InputError
-        One is not a number.
+        A part is not a number.
     """
     from shapelaw.scaling.errors import InputError
 
@@ -225,7 +225,7 @@ def read_numbers(text: str, option: str) -> tuple[float, ...]:
 
 
 def grid_of(head_dim: str, others: int, steps: str, **shared: Any) -> "LadderGrid":
-    """Make the grid of all shapes from options as typed; ``shared`` are further fields of it."""
+    """Parse the options of the grid of shapes; ``shared`` are its other fields."""
     from shapelaw.scaling.errors import InputError
     from shapelaw.scaling.units import parse_numbers
     from shapelaw.trainers.ladder.grid import LadderGrid
@@ -244,7 +244,7 @@ def grid_of(head_dim: str, others: int, steps: str, **shared: Any) -> "LadderGri
 
 
 def allocation_of(tokens: float, seeds: int, anchors: str, branches: str) -> "LadderAllocation":
-    """Tokens and seeds, from options as typed: ``anchors`` is COUNT[:SEEDS[:LONG SEEDS]]."""
+    """Parse the options of tokens and seeds; ``anchors`` is COUNT[:SEEDS[:LONG SEEDS]]."""
     from shapelaw.scaling.errors import InputError
     from shapelaw.trainers.ladder.grid import LadderAllocation
 
@@ -268,7 +268,7 @@ def allocation_of(tokens: float, seeds: int, anchors: str, branches: str) -> "La
 def finish(
     ladder: "Ladder", budget: str | None, out: Path, *, calibrate: bool, force: bool
 ) -> "Ladder":
-    """Price a plan, hold it against its gates and write it.
+    """Check the cost and the confounding of a plan, predict its seconds and write it.
 
     Raises
     ------
@@ -285,9 +285,12 @@ def finish(
     if not force:
         ladder.require_unconfounded()
     if calibrate and installed_version("torch") is None:
-        note(f"seconds are for an assumed core: timing needs torch; `{installing('torch')}`")
+        note(
+            "seconds are for an assumed core, because timing needs torch; install it by "
+            f"`{installing('torch')}`"
+        )
     elif calibrate:
-        note("timing a few steps of a few shapes; --no-calibrate leaves this out")
+        note("timing a few steps of a few shapes; --no-calibrate skips this")
         ladder = ladder.priced(measure_price([run.spec for run in ladder.runs]))
     write_runs(out, ladder.frame())
     note(f"{counted(len(ladder.runs), 'run')} written to {out}")
@@ -303,7 +306,9 @@ def planned(
     seed: int,
     sources: Sequence[Path],
 ) -> "Ladder":
-    """Make the plan that the options ask for; ``sources`` are proposals and the runs they join.
+    """Plan from the options of the command.
+
+    ``sources`` are the table of proposals and the run table that they extend, or empty.
 
     Raises
     ------
@@ -380,5 +385,5 @@ def plan(
 
 
 def mount(sweep: typer.Typer) -> None:
-    """Add the commands to the sweep's group."""
+    """Add the command to the group of sweep commands."""
     sweep.command("plan")(plan)

@@ -1,4 +1,4 @@
-"""Commands that train: train and sweep."""
+"""Commands that train one model, and the group of sweep commands."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -225,7 +225,9 @@ def retry(
     if json:
         print_json({"planned": again})
     else:
-        typer.echo("\n".join([f"planned again: {len(again)}; `sweep run` goes on", *again]))
+        typer.echo(
+            "\n".join([f"planned again: {len(again)}; `shapelaw sweep run` trains them", *again])
+        )
 
 
 @sweep.command("export")
@@ -270,7 +272,7 @@ def export(
 
 
 def _left_out(runs: "pd.DataFrame") -> str:
-    """What a fit of an exported table will not take."""
+    """Describe the runs of an exported table that a fit leaves out."""
     diverged = int((runs["status"] == "diverged").sum()) if "status" in runs else 0
     return f"; {diverged} of them diverged: `shapelaw fit` leaves them out" if diverged else ""
 
@@ -279,10 +281,10 @@ def _print_runs(runs: "pd.DataFrame", json: bool) -> None:
     if json:
         print_json({"runs": runs})
     else:
-        shown = [
+        columns = [
             name for name in ("run_id", "tokens", "loss", "bits_per_byte", "status") if name in runs
         ]
-        print_table(runs[shown])
+        print_table(runs[columns])
 
 
 def mount(app: typer.Typer) -> None:

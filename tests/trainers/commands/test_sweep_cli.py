@@ -1,4 +1,4 @@
-"""The commands of a sweep, on a folder as `sweep run` leaves it."""
+"""Commands of a sweep, on a folder as written by `sweep run`."""
 
 import sys
 from pathlib import Path
@@ -28,7 +28,7 @@ def run(*arguments: object) -> Result:
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    """A sweep of three runs: a and b are done, c is planned; a and b have exported models."""
+    """Return a sweep of done runs a and b with exported models and a planned run c."""
     folder = Folder(tmp_path / "sweep")
     ledger = plan(Ledger(folder.ledger), "abc")
     for _ in "ab":
@@ -69,16 +69,16 @@ def test_gguf_export_without_the_package_names_the_extra(
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         (["--gguf", "--run", "c"], "must name a finished run .* got 'c'; .* has a, b"),
         (["--run", "a"], "`--run` must come with --gguf"),
     ],
 )
 def test_gguf_export_of_an_impossible_run_is_refused(
-    sweep: Path, options: list[str], words: str
+    sweep: Path, options: list[str], message: str
 ) -> None:
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         run("export", sweep, *options)
 
 

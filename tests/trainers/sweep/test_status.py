@@ -198,7 +198,7 @@ def test_status_without_a_terminal_is_printed_once_as_text(
     assert len(looks) == 1
     assert lines[0].startswith("2 runs: 1 planned, 1 running; 20 % of the FLOPs; about")
     assert lines[3].split() == [
-        "run_id", "state", "step", "tokens/s", "worker", "heard", "of", "left", "message",
+        "run_id", "state", "step", "tokens/s", "worker", "heartbeat", "left", "message",
     ]  # fmt: skip
     assert lines[5].split()[:5] == ["a", "running", "40/100", "128", "node7:12"]
     assert lines[6].endswith("eager: no compiler")

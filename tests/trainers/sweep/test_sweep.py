@@ -423,7 +423,7 @@ def test_an_sqlite_ledger_on_a_network_disk_is_noted_for_one_machine(
     corpus: Corpus, folder: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_plan([spec()], corpus, folder, launcher=InProcess())
-    assert "network disk (nfs4); never start a second machine on it" in capsys.readouterr().err
+    assert "network disk (nfs4); only one machine may use it" in capsys.readouterr().err
 
 
 def test_a_ledger_elsewhere_is_found_again_from_the_folder(
@@ -553,7 +553,7 @@ WRONG = {
     "odd head": (f"{HEADER}\n16,32,2,2,1,7,1e5\n", "line 2: `head_dim % 2 == 0` must hold"),
     "vocabulary": (
         f"{HEADER},vocab_size\n{ROW},1e5,512\n",
-        "line 2: `vocab_size` must be the corpus's 256, but got 512",
+        "line 2: `vocab_size` must be 256, that of the corpus, but got 512",
     ),
     "optimizer": (f"{HEADER},optimizer\n{ROW},1e5,lion\n", "line 2: `optimizer` must be one of"),
     "switch": (f"{HEADER},qk_norm\n{ROW},1e5,maybe\n", "line 2: `qk_norm` must be true or false"),
@@ -564,7 +564,7 @@ WRONG = {
         f"{HEADER},context_length\n{ROW},1e5,32.5\n", "line 2: .*context_length.*32.5",
     ),
     "negative rate": (f"{HEADER},learning_rate\n{ROW},1e5,-1\n", "line 2: .*learning_rate.*-1"),
-    "twice": (f"{HEADER}\n{ROW},1e5\n{ROW},1e5\n", "every row must differ in shape"),
+    "twice": (f"{HEADER}\n{ROW},1e5\n{ROW},1e5\n", "`run_id` must be unique, but two rows have the same"),
     "no rows": (f"{HEADER}\n", "has no rows"),
     "no text": ("", "is not a CSV or Parquet table"),
 }  # fmt: skip

@@ -54,7 +54,7 @@ class Launcher(ABC):
     Parameters
     ----------
     options
-        Settings by name, as ``--option NAME=VALUE`` gives them.
+        Settings by name, from ``--option NAME=VALUE``.
 
     Raises
     ------

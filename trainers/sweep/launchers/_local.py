@@ -59,7 +59,7 @@ class LocalLauncher(Launcher):
         return End(reason=f"ended with code {code}" if code else "")
 
     def stop(self) -> None:
-        """Terminate the processes, so that they release their runs; kill them after a few seconds."""
+        """Terminate the processes, which then release their runs; kill those that do not end."""
         for process in self.processes.values():
             process.terminate()
         end = time.monotonic() + STOP_SECONDS
