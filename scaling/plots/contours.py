@@ -1,4 +1,4 @@
-"""Where the loss is the same: a map of N and D with the runs, budgets, and the best N of each."""
+"""Iso-loss contours over N and D, with the runs, budgets, and the compute-optimal line."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,25 +20,25 @@ from shapelaw.scaling.plots.style import (
     LABELS,
     SCALE,
     VERMILLION,
-    explain,
-    headed,
-    label_of,
+    add_legend,
+    axis_label,
+    fit_title,
+    format_number,
     log_axis,
     runs_for_fit,
-    short,
     styled,
 )
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.table import RunTable
 from shapelaw.scaling.units import format_count
 
-GRID = 121
-BUDGETS = 9  # along the line of the best N
-DRAWS = 100  # resamples behind its band where each is searched on a grid
-PAD = 0.35  # decades that the map goes beyond the runs
+GRID_POINTS = 121  # in each direction
+BUDGETS = 9  # points on the compute-optimal line
+MAX_GRID_DRAWS = 100  # resamples of its band, for laws whose optimum is searched on a grid
+MARGIN_DECADES = 0.35  # by which the map extends beyond the runs
 LEVELS = 12
-FAN = 0.45  # slope of the line along which contours are named
-CORNER = 0.08  # of the map: too small for a name
+LABEL_SLOPE = 0.45  # slope of the line along which contours are labelled
+CORNER = 0.08  # share of the map at each edge that is too small for a label
 HALO: list[AbstractPathEffect] = [patheffects.withStroke(linewidth=2.5, foreground="white")]
 
 
@@ -46,8 +46,8 @@ HALO: list[AbstractPathEffect] = [patheffects.withStroke(linewidth=2.5, foregrou
 class Map:
     """Predicted loss on a grid: ``sizes`` (m,), ``tokens`` (m,), ``loss`` (m, m), nats per token.
 
-    Rows of ``loss`` are tokens. ``shape`` are the ratios that are held, ``frontier`` the best N
-    and D at budgets that rise, ``why`` says why there are none.
+    Rows of ``loss`` are tokens. ``shape`` are the ratios that are held, ``frontier`` is the best N
+    and D at increasing budgets, ``why`` the reason why there is no frontier.
     """
 
     sizes: np.ndarray
@@ -63,16 +63,20 @@ def loss_map(
     runs: RunTable | pd.DataFrame,
     *,
     shape: Mapping[str, float] | None = None,
-    points: int = GRID,
+    points: int = GRID_POINTS,
 ) -> Map:
     """Compute the loss that a law predicts around the runs, and the compute-optimal line.
 
     Parameters
     ----------
+    fit
+        The fitted law.
+    runs
+        The runs that the map encloses.
     shape
         Ratios of the shape; by default each at its optimum, else in the middle of the runs.
     points
-        Of the grid in each direction.
+        The number of grid points in each direction.
 
     Raises
     ------
@@ -87,23 +91,23 @@ def loss_map(
         )
     runs = runs_for_fit(fit, runs)
     held = shape_held(fit, shape)
-    sizes, tokens = (_reach(values, points) for values in (runs.sizes, runs.tokens))
+    sizes, tokens = (_axis_values(values, points) for values in (runs.sizes, runs.tokens))
     columns = {name: np.full(points**2, value) for name, value in held.items()}
     columns |= {N: np.tile(sizes, points), D: np.repeat(tokens, points)}
     loss = fit.law.predict(fit.theta, columns, fit.reference).reshape(points, points)
     plain = set(fit.law.columns) == {N, D}
-    judged = fit if plain else replace(fit, draws=fit.draws[:DRAWS])
+    resampled = fit if plain else replace(fit, draws=fit.draws[:MAX_GRID_DRAWS])
     # A little beyond the corners, so that the line leaves the map instead of ending in it.
     budgets = np.geomspace(5 * sizes[0] * tokens[0], 7 * sizes[-1] * tokens[-1], BUDGETS)
-    found = [allocation(judged, float(budget), shape=held) for budget in budgets]
-    known = tuple(one for one in found if one.n["value"] is not None)
-    why = next((one.why for one in found if one.why), "") if len(known) < 2 else ""
-    return Map(sizes=sizes, tokens=tokens, loss=loss, shape=held, frontier=known, why=why)
+    optima = [allocation(resampled, float(budget), shape=held) for budget in budgets]
+    frontier = tuple(optimum for optimum in optima if optimum.n["value"] is not None)
+    why = next((optimum.why for optimum in optima if optimum.why), "") if len(frontier) < 2 else ""
+    return Map(sizes=sizes, tokens=tokens, loss=loss, shape=held, frontier=frontier, why=why)
 
 
-def _reach(values: np.ndarray, points: int) -> np.ndarray:
-    pad = 10**PAD
-    return np.geomspace(values.min() / pad, values.max() * pad, points)
+def _axis_values(values: np.ndarray, points: int) -> np.ndarray:
+    margin = 10**MARGIN_DECADES
+    return np.geomspace(values.min() / margin, values.max() * margin, points)
 
 
 @styled
@@ -114,14 +118,18 @@ def plot_contours(
     shape: Mapping[str, float] | None = None,
     levels: Sequence[float] | None = None,
 ) -> Figure:
-    """Iso-loss contours in N and D, the runs, budgets C = 6ND and the compute-optimal line.
+    """Draw iso-loss contours over N and D, the runs, budgets C = 6ND, the compute-optimal line.
 
-    A run has the colour of its measured loss on the scale of the contours: one that differs from
-    its surroundings is one that the law misses. The band is the 95 % interval of the best N at
-    each budget (of 100 resamples for laws that are searched on a grid).
+    A run has the colour of its measured loss on the scale of the contours: the law does not fit a
+    run whose colour differs from its surroundings. The band is the 95 % interval of the best N at
+    each budget (from 100 resamples for laws whose optimum is searched on a grid).
 
     Parameters
     ----------
+    fit
+        The fitted law.
+    runs
+        The runs to draw.
     shape
         Ratios of the shape, as in :func:`loss_map`.
     levels
@@ -130,40 +138,41 @@ def plot_contours(
     Raises
     ------
     InputError
-        As :func:`loss_map`, or the levels do not rise.
+        As for :func:`loss_map`, or the levels do not rise.
     """
-    found, runs = loss_map(fit, runs, shape=shape), runs_for_fit(fit, runs)
-    chosen = _levels(found.loss) if levels is None else np.asarray(levels, dtype=float)
+    losses, runs = loss_map(fit, runs, shape=shape), runs_for_fit(fit, runs)
+    chosen = _levels(losses.loss) if levels is None else np.asarray(levels, dtype=float)
     if len(chosen) < 1 or not (np.diff(chosen) > 0).all():
         raise InputError(f"`levels` must rise, but got {list(chosen)}; give losses in nats/token")
     figure = Figure(figsize=(7.6, 6.2), layout="constrained")
     axes = figure.subplots()
-    log_axis(axes, "x", found.sizes[0], found.sizes[-1], form=format_count)
-    log_axis(axes, "y", found.tokens[0], found.tokens[-1], form=format_count)
-    _budgets(axes, found)
+    log_axis(axes, "x", losses.sizes[0], losses.sizes[-1], form=format_count)
+    log_axis(axes, "y", losses.tokens[0], losses.tokens[-1], form=format_count)
+    _draw_budgets(axes, losses)
     ends = runs.losses.min(), runs.losses.max()
     scale = Normalize(min(ends[0], chosen[0]), max(ends[1], chosen[-1]))
     lines = axes.contour(
-        found.sizes, found.tokens, found.loss, levels=chosen, cmap=SCALE, norm=scale, linewidths=1.2
+        losses.sizes, losses.tokens, losses.loss, levels=chosen, cmap=SCALE, norm=scale,
+        linewidths=1.2,
     )  # fmt: skip
-    _frontier(axes, found)
-    shown = axes.scatter(
+    _draw_frontier(axes, losses)
+    points = axes.scatter(
         runs.sizes, runs.tokens, c=runs.losses, cmap=SCALE, norm=scale, s=22, edgecolors="white",
         linewidths=0.4, zorder=3, label="runs, by measured loss",
     )  # fmt: skip
-    _name_contours(axes, found, lines)
-    axes.set_xlabel(label_of(fit, N))
-    axes.set_ylabel(label_of(fit, D))
+    _label_contours(axes, losses, lines)
+    axes.set_xlabel(axis_label(fit, N))
+    axes.set_ylabel(axis_label(fit, D))
     axes.grid(visible=False)
-    figure.colorbar(shown, ax=axes, label="loss (nats/token)", pad=0.02)
-    explain(figure, [axes])
-    axes.set_title(_shape_words(found))
-    figure.suptitle(f"Iso-loss contours: {headed(fit)}")
+    figure.colorbar(points, ax=axes, label="loss (nats/token)", pad=0.02)
+    add_legend(figure, [axes])
+    axes.set_title(_title(losses))
+    figure.suptitle(f"Iso-loss contours: {fit_title(fit)}")
     return figure
 
 
 def _levels(loss: np.ndarray) -> np.ndarray:
-    """Round losses, evenly spaced in ln L."""
+    """Choose rounded losses, evenly spaced in ln L."""
     low, high = float(loss.min()), float(loss.max())
     for digits in (2, 3, 4, 6):
         even = np.geomspace(low, high, LEVELS + 2)[1:-1]
@@ -173,63 +182,67 @@ def _levels(loss: np.ndarray) -> np.ndarray:
     return np.linspace(low, high, LEVELS + 2)[1:-1]
 
 
-def _shape_words(found: Map) -> str:
-    held = ", ".join(f"{LABELS.get(name, name)} {value:.3g}" for name, value in found.shape.items())
-    words = [f"at {held}"] if held else []
-    return "; ".join([*words, *([f"no compute-optimal line: {found.why}"] if found.why else [])])
+def _title(losses: Map) -> str:
+    held = ", ".join(
+        f"{LABELS.get(name, name)} {ratio:.3g}" for name, ratio in losses.shape.items()
+    )
+    parts = [f"at {held}"] if held else []
+    return "; ".join([*parts, *([f"no compute-optimal line: {losses.why}"] if losses.why else [])])
 
 
-def _budgets(axes: Axes, found: Map) -> None:
-    """Lines of equal training FLOPs, one a decade, each named where it leaves the map."""
-    low, high = (6 * found.sizes[end] * found.tokens[end] for end in (0, -1))
+def _draw_budgets(axes: Axes, losses: Map) -> None:
+    """Draw lines of equal training FLOPs, one per decade, labelled where they leave the map."""
+    sizes, tokens = losses.sizes, losses.tokens
+    low, high = (6 * sizes[end] * tokens[end] for end in (0, -1))
     decades = range(int(np.ceil(np.log10(low))), int(np.floor(np.log10(high))) + 1)
-    for place, power in enumerate(decades):
-        along = 10.0**power / (6 * found.sizes)
-        label = "equal training FLOPs (6ND)" if place == 0 else None
-        axes.plot(found.sizes, along, color="#999999", lw=0.8, ls=":", label=label, zorder=1)
-        top, left = 10.0**power / (6 * found.tokens[-1]), 10.0**power / (6 * found.sizes[0])
-        above = top > found.sizes[0]
-        if above or left > found.tokens[0] * (found.tokens[-1] / found.tokens[0]) ** CORNER:
+    for number, power in enumerate(decades):
+        label = "equal training FLOPs (6ND)" if number == 0 else None
+        budget = 10.0**power / 6
+        axes.plot(sizes, budget / sizes, color="#999999", lw=0.8, ls=":", label=label, zorder=1)
+        top, left = budget / tokens[-1], budget / sizes[0]
+        above = top > sizes[0]
+        if above or left > tokens[0] * (tokens[-1] / tokens[0]) ** CORNER:
             axes.annotate(
-                f"1e{power}", (top, found.tokens[-1]) if above else (found.sizes[0], left),
+                f"1e{power}", (top, tokens[-1]) if above else (sizes[0], left),
                 xytext=(4, -4) if above else (4, 0), textcoords="offset points", fontsize=8,
                 color="#666666", ha="left", va="top", path_effects=HALO,
             )  # fmt: skip
 
 
-def _name_contours(axes: Axes, found: Map, lines: QuadContourSet) -> None:
-    """Each contour's loss, along a line that leaves the lower left corner below the runs."""
-    low = np.log([found.sizes[0], found.tokens[0]])
-    span = np.log([found.sizes[-1], found.tokens[-1]]) - low
+def _label_contours(axes: Axes, losses: Map, lines: QuadContourSet) -> None:
+    """Label contours with their loss, along a line from the lower left corner below the runs."""
+    low = np.log([losses.sizes[0], losses.tokens[0]])
+    span = np.log([losses.sizes[-1], losses.tokens[-1]]) - low
     places = []
     for segments in lines.allsegs:
         if len(segments):
-            corners = np.concatenate([np.asarray(one) for one in segments])
-            inside = (np.log(corners) - low) / span
-            off = np.abs(inside[:, 1] - FAN * inside[:, 0])
-            off[inside[:, 0] > 1 - CORNER / 2] = np.inf
-            nearest = int(np.argmin(off))
-            if np.isfinite(off[nearest]) and inside[nearest, 0] > CORNER:
+            corners = np.concatenate([np.asarray(segment) for segment in segments])
+            position = (np.log(corners) - low) / span
+            distance = np.abs(position[:, 1] - LABEL_SLOPE * position[:, 0])
+            distance[position[:, 0] > 1 - CORNER / 2] = np.inf
+            nearest = int(np.argmin(distance))
+            if np.isfinite(distance[nearest]) and position[nearest, 0] > CORNER:
                 places.append(tuple(corners[nearest]))
     texts = axes.clabel(
-        lines, fmt=short, fontsize=8, colors="black", inline=False, manual=places
+        lines, fmt=format_number, fontsize=8, colors="black", inline=False, manual=places
     )  # fmt: skip
     for text in texts:
         text.set_path_effects(HALO)
 
 
-def _frontier(axes: Axes, found: Map) -> None:
-    if len(found.frontier) < 2:
+def _draw_frontier(axes: Axes, losses: Map) -> None:
+    if len(losses.frontier) < 2:
         return
-    budgets = np.array([one.compute for one in found.frontier])
-    size = np.array([one.n["value"] for one in found.frontier], dtype=float)
-    low = np.array([one.n["low"] for one in found.frontier], dtype=float)
-    high = np.array([one.n["high"] for one in found.frontier], dtype=float)
-    known = np.isfinite(low) & np.isfinite(high)
-    if known.sum() > 1:
-        # Along a budget: the ends of the band lie on its line of equal FLOPs.
-        x = np.concatenate([low[known], high[known][::-1]])
-        y = np.concatenate([budgets[known] / 6 / low[known], (budgets / 6 / high)[known][::-1]])
+    budgets = np.array([optimum.compute for optimum in losses.frontier])
+    size, low, high = (
+        np.array([optimum.n[key] for optimum in losses.frontier], dtype=float)
+        for key in ("value", "low", "high")
+    )
+    closed = np.isfinite(low) & np.isfinite(high)
+    if closed.sum() > 1:
+        # The two ends of the band at a budget lie on its line of equal FLOPs.
+        x = np.concatenate([low[closed], high[closed][::-1]])
+        y = np.concatenate([budgets[closed] / 6 / low[closed], (budgets / 6 / high)[closed][::-1]])
         axes.fill(x, y, color=BAND, alpha=0.6, lw=0, label="95 % band", zorder=1.5)
     axes.plot(
         size, budgets / (6 * size), color=VERMILLION, lw=2, label="best N of a budget", zorder=2

@@ -1,4 +1,4 @@
-"""What leave-largest-out found, as pictures: drifting parameters, errors ahead, laws compared."""
+"""Figures of leave-largest-out checks: parameter drift, held-out errors, comparison of laws."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,27 +20,34 @@ from shapelaw.scaling.plots.style import (
     MARKERS,
     VERMILLION,
     Form,
-    explain,
-    headed,
+    add_legend,
+    fit_title,
+    format_number,
     log_axis,
     panels,
-    short,
     styled,
 )
 from shapelaw.scaling.units import format_count
 
 AXES = {"size": "N (parameters)", "compute": "training FLOPs", "tokens": "D (training tokens)"}
-STEADY = 1e-12  # a parameter that moves no more than this was held at every cut-off
+MAX_HELD_CHANGE = 1e-12  # range of a parameter that was held at every cut-off
 Ends = tuple[float, float]
 
 
-def hold_out_of(result: HoldOut | CheckReport, by: str = "size") -> HoldOut:
-    """Leave-largest-out itself, or that part of a check.
+def select_hold_out(result: HoldOut | CheckReport, by: str = "size") -> HoldOut:
+    """Return a leave-largest-out result, or that of a check.
+
+    Parameters
+    ----------
+    result
+        A leave-largest-out result, which is returned, or a check.
+    by
+        ``size``, ``compute`` or ``tokens``: the column by which the check cut off runs.
 
     Raises
     ------
     InputError
-        The check has none by this column.
+        The check has no leave-largest-out by this column.
     """
     if isinstance(result, HoldOut):
         return result
@@ -52,51 +59,56 @@ def hold_out_of(result: HoldOut | CheckReport, by: str = "size") -> HoldOut:
 
 @styled
 def plot_drift(result: HoldOut | CheckReport, *, by: str = "size") -> Figure:
-    """Every parameter against the largest run that was fitted, and the error on those left out.
+    """Draw every parameter, and the held-out error, against the largest fitted run.
 
-    The line across is the fit to all rows, with its 95 % interval where there are resamples, as
-    have the marks. Parameters that were held throughout are left out. A parameter that walks while
-    the error stays small is the reason why both are shown.
+    The horizontal line is the fit to all rows. The line and the marks have 95 % intervals where the
+    fits have resamples. Parameters that were held at every cut-off are omitted. The error is shown
+    as well because parameters can drift while the error stays small.
 
     Parameters
     ----------
+    result
+        A leave-largest-out result or a check.
     by
-        Which part of a check; a hold-out has its own.
+        The leave-largest-out of a check: by ``size``, ``compute`` or ``tokens``.
 
     Raises
     ------
     InputError
         The check has no leave-largest-out by this column.
     """
-    found = hold_out_of(result, by)
-    table = found.drift().drop(columns=["cutoff", "rows_in"])
-    names = [str(name) for name in table if np.ptp(table[name]) > STEADY]
-    places = np.array([*(one.largest_fitted for one in found.fitted), largest_of(found)])
-    fits = [*(one.fit for one in found.fitted if one.fit is not None), found.complete]
+    hold_out = select_hold_out(result, by)
+    table = hold_out.drift().drop(columns=["cutoff", "rows_in"])
+    names = [str(name) for name in table if np.ptp(table[name]) > MAX_HELD_CHANGE]
+    cutoffs = hold_out.fitted
+    places = np.array([*(cutoff.largest_fitted for cutoff in cutoffs), largest_value(hold_out)])
+    fits = [*(cutoff.fit for cutoff in cutoffs if cutoff.fit is not None), hold_out.complete]
     intervals = [_intervals(fit) for fit in fits]
     figure, drawn = panels(len(names) + 1, across=4 if len(names) > 5 else 3, size=(3.8, 2.9))
     for axes, name in zip(drawn, names, strict=False):
         values = table[name].to_numpy(dtype=float)
-        _parameter(axes, places, values, [one.get(name) for one in intervals])
+        _draw_parameter(axes, places, values, [ends.get(name) for ends in intervals])
         unit = unit_of(name)
         axes.set_title(f"{name} ({unit})" if unit and len(name + unit) < 32 else name)
-    _error(drawn[-1], found)
+    _draw_error(drawn[-1], hold_out)
     for axes in drawn:
-        _reach(axes, places, found.by)
-    explain(figure, drawn)
-    figure.suptitle(f"Drift under leave-largest-out by {found.by}: {headed(found.complete)}")
+        _set_cutoff_axis(axes, places, hold_out.by)
+    add_legend(figure, drawn)
+    figure.suptitle(
+        f"Drift under leave-largest-out by {hold_out.by}: {fit_title(hold_out.complete)}"
+    )
     return figure
 
 
-def largest_of(found: HoldOut) -> float:
-    """The largest value of the column that was cut by, over all rows."""
-    ends = [one.largest_fitted * 10 ** one.held_out["distance_decades"].max()
-            for one in found.cutoffs]  # fmt: skip
+def largest_value(hold_out: HoldOut) -> float:
+    """Return the largest value, over all rows, of the column by which runs were cut off."""
+    ends = [cutoff.largest_fitted * 10 ** cutoff.held_out["distance_decades"].max()
+            for cutoff in hold_out.cutoffs]  # fmt: skip
     return float(max(ends))
 
 
 def _intervals(fit: Fit) -> dict[str, Ends]:
-    """95 % interval of every public parameter and of a_opt; none without resamples."""
+    """Compute 95 % intervals of public parameters and a_opt; none without resamples."""
     if not len(fit.draws):
         return {}
     table = np.array([list(public_parameters(fit, theta).values()) for theta in fit.draws])
@@ -105,7 +117,7 @@ def _intervals(fit: Fit) -> dict[str, Ends]:
             for i, name in enumerate(public_parameters(fit))}  # fmt: skip
 
 
-def _parameter(
+def _draw_parameter(
     axes: Axes, places: np.ndarray, values: np.ndarray, intervals: list[Ends | None]
 ) -> None:
     last = intervals[-1]
@@ -123,71 +135,83 @@ def _parameter(
         log_axis(axes, "y", shown.min() / 1.2, shown.max() * 1.2, most=5)
 
 
-def _error(axes: Axes, found: HoldOut) -> None:
-    """Mean absolute error on the runs left out, and the share that is bias."""
-    places = [one.largest_fitted for one in found.fitted]
-    size = [one.scores.mape for one in found.fitted if one.scores is not None]
-    axes.plot(places, size, color=VERMILLION, marker="D", ms=6, lw=1, label="runs left out")
-    axes.set_ylim(0, 1.25 * max(size))
+def _draw_error(axes: Axes, hold_out: HoldOut) -> None:
+    """Draw the mean absolute percentage error on the held-out runs."""
+    places = [cutoff.largest_fitted for cutoff in hold_out.fitted]
+    errors = [cutoff.scores.mape for cutoff in hold_out.fitted if cutoff.scores is not None]
+    axes.plot(places, errors, color=VERMILLION, marker="D", ms=6, lw=1, label="runs left out")
+    axes.set_ylim(0, 1.25 * max(errors))
     axes.set_title("error on the runs left out (%, mean)")
 
 
-def _reach(axes: Axes, places: np.ndarray, by: str) -> None:
+def _set_cutoff_axis(axes: Axes, places: np.ndarray, by: str) -> None:
     pad = (places.max() / places.min()) ** 0.06
-    form: Form = short if by == "compute" else format_count
+    form: Form = format_number if by == "compute" else format_count
     log_axis(axes, "x", places.min() / pad, places.max() * pad, form=form, most=5)
     axes.set_xlabel(f"largest fitted {AXES[by]}")
 
 
 @styled
 def plot_held_out(result: HoldOut | CheckReport, *, by: str = "size") -> Figure:
-    """Error of every run left out against its distance from the largest run that was fitted.
+    """Draw the error of every held-out run against its distance from the largest fitted run.
 
-    Above zero the law promised a loss that the run did not reach.
+    The error is positive where the measured loss is above the predicted one.
+
+    Parameters
+    ----------
+    result
+        A leave-largest-out result or a check.
+    by
+        The leave-largest-out of a check: by ``size``, ``compute`` or ``tokens``.
 
     Raises
     ------
     InputError
-        As :func:`plot_drift`.
+        As for :func:`plot_drift`.
     """
-    found = hold_out_of(result, by)
+    hold_out = select_hold_out(result, by)
     figure = Figure(figsize=(6.6, 4.8), layout="constrained")
     axes = figure.subplots()
     axes.axhline(0, color=CURVE, lw=1)
-    shown = _spread(found.fitted, len(COLOURS))
-    for cutoff, colour, marker in zip(shown, COLOURS, MARKERS, strict=False):
+    cutoffs = _spaced(hold_out.fitted, len(COLOURS))
+    for cutoff, colour, marker in zip(cutoffs, COLOURS, MARKERS, strict=False):
         rows = cutoff.held_out
-        off = 100 * np.log(rows["loss"] / rows["predicted_loss"])
+        errors = 100 * np.log(rows["loss"] / rows["predicted_loss"])
         axes.scatter(
-            rows["distance_decades"], off, s=22, color=colour, marker=marker, alpha=0.8, lw=0,
-            label=f"below {_value(cutoff.value, found.by)}: {counted(cutoff.rows_in, 'run')}",
+            rows["distance_decades"], errors, s=22, color=colour, marker=marker, alpha=0.8, lw=0,
+            label=f"below {_value(cutoff.value, hold_out.by)}: {counted(cutoff.rows_in, 'run')}",
             zorder=3,
         )  # fmt: skip
-    axes.set_xlabel(f"decades of {UNITS[found.by]} beyond the largest fitted run")
+    axes.set_xlabel(f"decades of {UNITS[hold_out.by]} beyond the largest fitted run")
     axes.set_ylabel("measured over predicted loss (%)")
     axes.set_title("runs left out, by what was fitted")
-    explain(figure, [axes])
-    figure.suptitle(f"Leave-largest-out by {found.by}: {headed(found.complete)}")
+    add_legend(figure, [axes])
+    figure.suptitle(f"Leave-largest-out by {hold_out.by}: {fit_title(hold_out.complete)}")
     return figure
 
 
-def _spread(cutoffs: tuple[Cutoff, ...], most: int) -> list[Cutoff]:
-    """At most so many cut-offs, from the first to the last."""
+def _spaced(cutoffs: tuple[Cutoff, ...], most: int) -> list[Cutoff]:
+    """Select at most ``most`` evenly spaced cut-offs, from the first to the last."""
     places = np.unique(np.linspace(0, len(cutoffs) - 1, min(len(cutoffs), most)).round())
     return [cutoffs[int(place)] for place in places]
 
 
 def _value(value: float, by: str) -> str:
-    return f"{short(value)} FLOPs" if by == "compute" else format_count(value)
+    return f"{format_number(value)} FLOPs" if by == "compute" else format_count(value)
 
 
 @styled
 def plot_comparison(comparison: Comparison) -> Figure:
-    """Laws ranked by the error on runs left out, beside their fit and their distance to the best.
+    """Draw laws ranked by held-out error, with the noise of their fits and the gap to the best.
 
-    Laws that could not be fitted are named without a mark. The right panel has the paired
-    difference in absolute error to the best by error, with its 95 % interval: an interval that
-    holds 0 is a tie.
+    Laws that could not be fitted have a label and no mark. The right panel shows the paired
+    difference in absolute error to the law of the smallest error, with its 95 % interval: an
+    interval that contains 0 is a tie.
+
+    Parameters
+    ----------
+    comparison
+        The comparison of several laws on one run table.
     """
     table = comparison.frame()
     names = [str(name) if len(str(name)) < 30 else f"{str(name)[:27]}…" for name in table["law"]]
@@ -207,14 +231,14 @@ def plot_comparison(comparison: Comparison) -> Figure:
     left.set_xlim(left=0)
     left.set_xlabel("% of the loss")
     right.axvline(0, color=CURVE, lw=1)
-    known = table["worse_by_percent"].notna().to_numpy()
-    rows = table[known]
-    for place, (_, row) in zip(height[known], rows.iterrows(), strict=True):
+    fitted = table["worse_by_percent"].notna().to_numpy()
+    rows = table[fitted]
+    for place, (_, row) in zip(height[fitted], rows.iterrows(), strict=True):
         right.plot([row["low"], row["high"]], [place, place], color=BLUE, lw=1.4)
     right.plot(
-        rows["worse_by_percent"], height[known], color=BLUE, marker="o", ms=7, lw=0
+        rows["worse_by_percent"], height[fitted], color=BLUE, marker="o", ms=7, lw=0
     )  # fmt: skip
     right.set_xlabel("behind the best (% of the loss, 95 % interval)")
-    explain(figure, [left])
+    add_legend(figure, [left])
     figure.suptitle(f"Which law extrapolates, by {comparison.by}")
     return figure

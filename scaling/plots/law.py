@@ -1,4 +1,4 @@
-"""Figure of a fitted law: one panel per factor."""
+"""Figures of a fitted law, with one panel per shape factor."""
 
 from collections.abc import Mapping
 
@@ -16,9 +16,9 @@ from shapelaw.scaling.plots.style import (
     COLOURS,
     CURVE,
     LABELS,
-    colour_scale,
-    explain,
-    headed,
+    add_colour_scale,
+    add_legend,
+    fit_title,
     log_axis,
     panels,
     runs_for_fit,
@@ -35,11 +35,19 @@ POINTS = 200
 
 @styled
 def plot_law(fit: Fit, runs: RunTable | pd.DataFrame) -> Figure:
-    """One panel for each shape factor: its effect on the loss, in per cent.
+    """Draw the effect of each shape factor on the loss, in per cent, in a panel of its own.
 
-    Points are runs, divided by what the law says of everything but this ratio; the line is the
+    Points are runs, divided by the law's prediction of everything but this ratio; the line is the
     law, the band its 95 % interval over resamples. Where the optimum moves with N, each size has
-    a line in its colour. A law without shape gets measured against predicted loss.
+    a line in its colour. For a law without shape factors, the figure has measured against predicted
+    loss.
+
+    Parameters
+    ----------
+    fit
+        The fitted law.
+    runs
+        The runs to draw.
 
     Raises
     ------
@@ -49,60 +57,60 @@ def plot_law(fit: Fit, runs: RunTable | pd.DataFrame) -> Figure:
     runs = runs_for_fit(fit, runs)
     factors = fit.law.shapes
     if not factors:
-        return _plot_sizes(fit, runs)
+        return _draw_losses(fit, runs)
     figure, drawn = panels(len(factors), across=len(factors), size=(4.6, 3.8), share=True)
-    shown = [_panel(*pair, fit, runs) for pair in zip(drawn, factors, strict=True)]
+    points = [_draw_panel(*pair, fit, runs) for pair in zip(drawn, factors, strict=True)]
     drawn[0].set_ylabel("loss above that of the best shape (%)")
-    explain(figure, drawn)
-    colour_scale(figure, drawn, shown[0], runs)
-    figure.suptitle(f"What shape costs: {headed(fit)}")
+    add_legend(figure, drawn)
+    add_colour_scale(figure, drawn, points[0], runs)
+    figure.suptitle(f"What shape costs: {fit_title(fit)}")
     return figure
 
 
-def _panel(axes: Axes, factor: Factor, fit: Fit, runs: RunTable) -> ScalarMappable | None:
+def _draw_panel(axes: Axes, factor: Factor, fit: Fit, runs: RunTable) -> ScalarMappable | None:
     columns = fit.columns(runs)
     low, high = columns[factor.of].min() / 1.1, columns[factor.of].max() * 1.1
     grid = {name: np.full(POINTS, fit.reference[name]) for name in columns}
     grid[factor.of] = np.geomspace(low, high, POINTS)
-    # Another ratio inside the factor stays at its middle, as it does on the curve.
-    steady = {name: np.full(len(runs), fit.reference[name]) for name in columns}
-    steady |= {name: columns[name] for name in (N, D, factor.of) if name in columns}
-    own = _effect(fit, fit.theta[None], factor, steady, grid)[0]
+    # Another ratio inside the factor stays at its reference, as on the curve.
+    fixed = {name: np.full(len(runs), fit.reference[name]) for name in columns}
+    fixed |= {name: columns[name] for name in (N, D, factor.of) if name in columns}
+    effect = _effect(fit, fit.theta[None], factor, fixed, grid)[0]
     relative = runs.losses / fit.central(runs)
-    adjusted = 100 * (relative * (1 + own) - 1)
-    shown = scatter_runs(axes, columns[factor.of], adjusted, runs)
+    adjusted = 100 * (relative * (1 + effect) - 1)
+    points = scatter_runs(axes, columns[factor.of], adjusted, runs)
     levels = size_levels(columns[N]) if _moves(fit, factor) else None
     if levels is None:
-        _curve(axes, factor, fit, grid, CURVE)
+        _draw_curve(axes, factor, fit, grid, CURVE)
     else:
-        axes.plot([], [], color=CURVE, label="law")  # for the legend: sizes have its colours
+        axes.plot([], [], color=CURVE, label="law")  # legend entry of the curves of all sizes
         for level, colour in zip(np.unique(levels), COLOURS, strict=False):
             size = np.exp(np.log(columns[N][levels == level]).mean())
-            _curve(axes, factor, fit, {**grid, N: np.full(POINTS, size)}, colour)
+            _draw_curve(axes, factor, fit, {**grid, N: np.full(POINTS, size)}, colour)
     log_axis(axes, "x", low, high)
     axes.set_xlabel(LABELS.get(factor.of, factor.of))
     axes.set_title(_title(fit, factor))
-    return shown
+    return points
 
 
 def _moves(fit: Fit, factor: Factor) -> bool:
-    """Whether the optimum of a bowl moves with N."""
+    """Test if the optimum of a U-shaped factor moves with N."""
     drift = f"{factor.of}_drift"
     if drift not in factor.names or drift in fit.held:
         return False
     return fit.parameters()[drift]["value"] != 0
 
 
-def _curve(
+def _draw_curve(
     axes: Axes, factor: Factor, fit: Fit, grid: Mapping[str, np.ndarray], colour: str
 ) -> None:
-    """The law at one size, with its band."""
+    """Draw the law at one size, with its 95 % band."""
     ratio = grid[factor.of]
     if len(fit.draws):
         drawn = _effect(fit, fit.draws, factor, grid, grid)
         band = 100 * np.percentile(drawn, (2.5, 97.5), axis=0)
-        tint, deep = (BAND, 0.5) if colour == CURVE else (colour, 0.15)
-        axes.fill_between(ratio, *band, color=tint, alpha=deep, lw=0, label="95 % band")
+        tint, alpha = (BAND, 0.5) if colour == CURVE else (colour, 0.15)
+        axes.fill_between(ratio, *band, color=tint, alpha=alpha, lw=0, label="95 % band")
     curve = _effect(fit, fit.theta[None], factor, grid, grid)[0]
     axes.plot(ratio, 100 * curve, color=colour, label="law" if colour == CURVE else None)
 
@@ -114,10 +122,10 @@ def _effect(
     columns: Mapping[str, np.ndarray],
     grid: Mapping[str, np.ndarray],
 ) -> np.ndarray:
-    """What a factor adds to the loss, as a share of it, (S, n).
+    """Compute the relative effect of a factor on the loss, (S, n), for parameters (S, p).
 
-    Bowls and grouped queries have a zero of their own; any other factor is counted from its lowest
-    value on the grid, since its scale may be shared with the base.
+    U-shaped factors and grouped queries have a zero of their own. The effect of any other factor is
+    relative to its lowest value on the grid, since its scale may be shared with the base.
     """
     logs = fit.law.effect(factor, theta, columns, fit.reference)
     if not isinstance(factor, UShape | GroupedQuery):
@@ -128,11 +136,12 @@ def _effect(
 
 def _title(fit: Fit, factor: Factor) -> str:
     if isinstance(factor, UShape):
-        found = fit.optima()[factor.of]
-        if found["value"] is not None:
-            best = f"best at {found['value']:.3g} [{_end(found['low'])}, {_end(found['high'])}]"
+        optimum = fit.optima()[factor.of]
+        if optimum["value"] is not None:
+            ends = f"[{_end(optimum['low'])}, {_end(optimum['high'])}]"
+            best = f"best at {optimum['value']:.3g} {ends}"
             return best + (_drift_title(fit, factor) if _moves(fit, factor) else "")
-        return _brief(str(found["status"]))
+        return _brief(str(optimum["status"]))
     first = factor.names[0]
     if factor.optional and first in fit.held:
         why = fit.held[first].why
@@ -145,7 +154,7 @@ def _title(fit: Fit, factor: Factor) -> str:
 
 
 def _drift_title(fit: Fit, factor: Factor) -> str:
-    """Where the optimum goes as N grows, behind the optimum of the middle of the table."""
+    """Describe the drift of the optimum with N, to follow the optimum at the reference N."""
     drift = fit.parameters()[f"{factor.of}_drift"]
     return (
         f" at N = {format_count(fit.reference[N])},\nmoves as $N^{{{drift['value']:.2f}}}$ "
@@ -153,25 +162,24 @@ def _drift_title(fit: Fit, factor: Factor) -> str:
     )
 
 
-def _brief(words: str) -> str:
-    return words.split(":")[0] if len(words) > 60 else words
+def _brief(text: str) -> str:
+    return text.split(":")[0] if len(text) > 60 else text
 
 
 def _end(value: object) -> str:
     return "open" if value is None else f"{value:.3g}"
 
 
-def _plot_sizes(fit: Fit, runs: RunTable) -> Figure:
-    """Draw measured against predicted loss, for a law without shape."""
+def _draw_losses(fit: Fit, runs: RunTable) -> Figure:
+    """Draw measured against predicted loss, for a law without shape factors."""
     figure = Figure(figsize=(5.6, 4.8), layout="constrained")
     axes = figure.subplots()
     predicted, measured = fit.central(runs), runs.losses
-    shown = scatter_runs(axes, predicted, measured, runs)
+    points = scatter_runs(axes, predicted, measured, runs)
     ends = [min(predicted.min(), measured.min()), max(predicted.max(), measured.max())]
     axes.plot(ends, ends, color=CURVE, lw=1, label="predicted = measured")
     axes.set(xlabel="predicted loss (nats/token)", ylabel="measured loss (nats/token)")
-    axes.set_title(headed(fit)[0].upper() + headed(fit)[1:])
+    axes.set_title(fit_title(fit)[0].upper() + fit_title(fit)[1:])
     axes.legend()
-    if shown is not None:
-        colour_scale(figure, [axes], shown, runs)
+    add_colour_scale(figure, [axes], points, runs)
     return figure

@@ -1,4 +1,4 @@
-"""How well a law describes its runs, as pictures: residuals, their distribution, profile curves."""
+"""Figures of the quality of a fit: residuals, their distribution, and profile curves."""
 
 from collections.abc import Sequence
 
@@ -19,16 +19,16 @@ from shapelaw.scaling.plots.style import (
     BLUE,
     CURVE,
     VERMILLION,
-    colour_scale,
-    explain,
-    form_of,
-    headed,
-    label_of,
+    add_colour_scale,
+    add_legend,
+    axis_label,
+    fit_title,
+    format_number,
     log_axis,
+    number_format,
     panels,
     runs_for_fit,
     scatter_runs,
-    short,
     styled,
 )
 from shapelaw.scaling.runs.columns import D, N
@@ -37,14 +37,25 @@ from shapelaw.scaling.runs.table import RunTable
 from shapelaw.scaling.solver.problem import Problem, Solution
 from shapelaw.scaling.uncertainty.profiles import ProfileCurve, profile_curve
 
-BINS, SMALLEST_GROUP = 8, 3
+MAX_GROUPS, MIN_GROUP_RUNS = 8, 3  # of the means in a residual plot
 SHAPE = ("hidden_over_sqrt_n", "mlp_to_attention", "gqa", "num_hidden_layers", "aspect_ratio")
 PREDICTED = "predicted loss (nats/token)"
-WHOLE_SCALE = 3.0  # from this factor between its ends an axis is logarithmic
+MIN_LOG_RATIO = 3.0  # ratio of an axis's ends above which it is logarithmic
 
 
 def log_residuals(fit: Fit, runs: RunTable | pd.DataFrame) -> np.ndarray:
-    """Compare measured with predicted loss, ln of their ratio, (n,): positive where a run is worse.
+    """Compute ln(measured loss / predicted loss) of every run, positive for worse runs.
+
+    Parameters
+    ----------
+    fit
+        The fitted law.
+    runs
+        n runs with the columns of the law.
+
+    Returns
+    -------
+    Residuals in ln units, (n,).
 
     Raises
     ------
@@ -57,11 +68,19 @@ def log_residuals(fit: Fit, runs: RunTable | pd.DataFrame) -> np.ndarray:
 
 @styled
 def plot_residuals(fit: Fit, runs: RunTable | pd.DataFrame) -> Figure:
-    """Residuals against predicted loss, N, D and every shape ratio that varies in the table.
+    """Draw residuals against predicted loss, N, D and every shape ratio that varies in the table.
 
-    Also columns that the law lacks: a trend there is a term that is missing. The grey band holds
-    95 % of new runs, if the noise is as the fit says; dark marks are means of groups of runs with
-    95 % intervals, iid. Residuals are in per cent of the loss, ln(measured / predicted).
+    The panels include columns that the law lacks: a trend there indicates a missing term. The grey
+    band contains 95 % of new runs if the noise equals the fitted one. Dark marks are means of
+    groups of runs with 95 % intervals, for independent runs. Residuals are ln(measured / predicted)
+    in per cent of the loss.
+
+    Parameters
+    ----------
+    fit
+        The fitted law.
+    runs
+        The runs to draw.
 
     Raises
     ------
@@ -73,26 +92,26 @@ def plot_residuals(fit: Fit, runs: RunTable | pd.DataFrame) -> Figure:
     chosen = {PREDICTED: fit.central(runs), **_varied(fit, runs)}
     figure, drawn = panels(len(chosen), share=True)
     half = 100 * fit.noise * float(student.ppf(0.5 + LEVEL / 200, max(fit.noise_degrees, 1)))
-    shown = None
+    points = None
     for axes, (name, values) in zip(drawn, chosen.items(), strict=True):
         axes.axhspan(-half, half, color=BAND, alpha=0.35, lw=0, label="95 % of new runs")
         axes.axhline(0, color=CURVE, lw=1)
-        shown = scatter_runs(axes, values, residuals, runs)
-        _means(axes, values, residuals)
-        log_axis(axes, "x", *_padded(values), form=form_of(name), most=5)
-        axes.set_xlabel(name if name == PREDICTED else label_of(fit, name))
+        points = scatter_runs(axes, values, residuals, runs)
+        _draw_means(axes, values, residuals)
+        log_axis(axes, "x", *_padded(values), form=number_format(name), most=5)
+        axes.set_xlabel(name if name == PREDICTED else axis_label(fit, name))
     span = np.array([min(residuals.min(), -half), max(residuals.max(), half)])
     drawn[0].set_ylim(*(span + np.array([-0.06, 0.06]) * max(np.ptp(span), 1e-6)))
     for axes in drawn[::3]:
         axes.set_ylabel("residual (% of the loss)")
-    explain(figure, drawn)
-    colour_scale(figure, drawn, shown, runs)
-    figure.suptitle(f"Residuals: {headed(fit)}")
+    add_legend(figure, drawn)
+    add_colour_scale(figure, drawn, points, runs)
+    figure.suptitle(f"Residuals: {fit_title(fit)}")
     return figure
 
 
 def _varied(fit: Fit, runs: RunTable) -> dict[str, np.ndarray]:
-    """Choose what to look at: N, D, columns of the law and of shape that vary."""
+    """Select N, D, the columns of the law and the shape ratios that vary in the table."""
     kept = {}
     for name in dict.fromkeys((N, D, *fit.law.columns, *SHAPE)):
         column = runs.size_column if name == N else name
@@ -104,27 +123,28 @@ def _varied(fit: Fit, runs: RunTable) -> dict[str, np.ndarray]:
 
 
 def _padded(values: np.ndarray) -> tuple[float, float]:
-    """The ends of an axis: a twentieth of the range beyond the values."""
+    """Compute the ends of an axis, a twentieth of the log range beyond the values."""
     low, high = float(np.log(values.min())), float(np.log(values.max()))
     pad = 0.05 * max(high - low, 0.1)
     return float(np.exp(low - pad)), float(np.exp(high + pad))
 
 
-def _means(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
-    """Mean of each level, or of neighbours where there are many levels, with its 95 % interval."""
-    group = level_of(x)
-    if group.max() >= BINS:
-        bins = max(min(BINS, len(x) // 5), 1)
+def _draw_means(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
+    """Draw the mean of each level with its 95 % interval, or of neighbours for many levels."""
+    groups = level_of(x)
+    if groups.max() >= MAX_GROUPS:
+        bins = max(min(MAX_GROUPS, len(x) // 5), 1)
         edges = np.quantile(np.log(x), np.linspace(0, 1, bins + 1)[1:-1])
-        group = np.searchsorted(edges, np.log(x), side="right")
-    found = []
-    for one in np.unique(group):
-        own = y[group == one]
-        if len(own) >= SMALLEST_GROUP:
-            error = student.ppf(0.5 + LEVEL / 200, len(own) - 1) * own.std(ddof=1) / len(own) ** 0.5
-            found.append((np.exp(np.log(x[group == one]).mean()), own.mean(), error))
-    if found:
-        place, mean, error = np.array(found).T
+        groups = np.searchsorted(edges, np.log(x), side="right")
+    means = []
+    for group in np.unique(groups):
+        members = y[groups == group]
+        count = len(members)
+        if count >= MIN_GROUP_RUNS:
+            error = student.ppf(0.5 + LEVEL / 200, count - 1) * members.std(ddof=1) / count**0.5
+            means.append((np.exp(np.log(x[groups == group]).mean()), members.mean(), error))
+    if means:
+        place, mean, error = np.array(means).T
         axes.errorbar(
             place, mean, error, fmt="o-", color="black", ms=4, lw=1.2, capsize=2, zorder=4,
             label="mean of a group, 95 %",
@@ -133,10 +153,18 @@ def _means(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
 
 @styled
 def plot_qq(fit: Fit, runs: RunTable | pd.DataFrame) -> Figure:
-    """Residuals over the noise against the normal distribution, or the Student's t that was fitted.
+    """Draw a quantile-quantile plot of the residuals over the noise.
 
-    The band holds each point with 95 % probability if residuals are independent and so
-    distributed: a few runs outside are expected, a bent end is a heavy tail.
+    The reference is the normal distribution, or Student's t where the fit used it. The band
+    contains each point with 95 % probability if the residuals are independent and follow the
+    reference. A few runs outside are expected; bent ends indicate heavy tails.
+
+    Parameters
+    ----------
+    fit
+        The fitted law.
+    runs
+        The runs to draw.
 
     Raises
     ------
@@ -151,27 +179,27 @@ def plot_qq(fit: Fit, runs: RunTable | pd.DataFrame) -> Figure:
             f"`noise > 0` must hold for a Q-Q plot, but got {scale:g}; fit a law with fewer "
             "parameters than runs"
         )
-    ideal = student(fit.minimised.degrees) if heavy else norm()
+    reference = student(fit.minimised.degrees) if heavy else norm()
     residuals = log_residuals(fit, runs) / scale
     order = np.argsort(residuals, kind="stable")
     rank, count = np.arange(1, len(order) + 1), len(order)
-    expected = np.asarray(ideal.ppf(beta.ppf(0.5, rank, count + 1 - rank)))
+    expected = np.asarray(reference.ppf(beta.ppf(0.5, rank, count + 1 - rank)))
     ends = [0.5 - LEVEL / 200, 0.5 + LEVEL / 200]
-    low, high = (ideal.ppf(beta.ppf(end, rank, count + 1 - rank)) for end in ends)
+    low, high = (reference.ppf(beta.ppf(end, rank, count + 1 - rank)) for end in ends)
     sorted_runs, observed = runs.take(order), residuals[order]
     outside = int(((observed < low) | (observed > high)).sum())
     figure = Figure(figsize=(6.0, 5.0), layout="constrained")
     axes = figure.subplots()
     axes.fill_between(expected, low, high, color=BAND, alpha=0.5, lw=0, label="95 %, pointwise")
     axes.plot(expected, expected, color=CURVE, lw=1, label="as expected")
-    shown = scatter_runs(axes, expected, observed, sorted_runs)
+    points = scatter_runs(axes, expected, observed, sorted_runs)
     name = f"Student's t with {fit.minimised.degrees:g} degrees of freedom" if heavy else "normal"
     axes.set_xlabel(f"quantile of the {name} distribution" if not heavy else f"quantile of {name}")
     axes.set_ylabel(f"residual / {'scale' if heavy else 'noise'} ({100 * scale:.2g} % of the loss)")
     axes.set_title(f"{outside} of {counted(count, 'run')} outside the band")
     axes.legend(loc="upper left")
-    colour_scale(figure, [axes], shown, sorted_runs)
-    figure.suptitle(f"Q-Q: {headed(fit)}")
+    add_colour_scale(figure, [axes], points, sorted_runs)
+    figure.suptitle(f"Q-Q: {fit_title(fit)}")
     return figure
 
 
@@ -183,19 +211,23 @@ def plot_profiles(
     *,
     level: float = LEVEL,
 ) -> Figure:
-    """How the objective rises as each free parameter, or a given quantity, leaves its best value.
+    """Draw profile curves: the rise of the objective as a quantity leaves its best value.
 
-    The interval ends where the curve crosses 1. A curve beside its dashed parabola says that
-    standard errors mislead there; a curve that stays below 1 that the data do not fix this end.
+    The interval ends where the curve crosses 1. Where the curve differs from its dashed parabola,
+    standard errors are misleading. Where the curve stays below 1, the data do not bound that end.
     Rows of one run are one cluster where the table has ``run_group``.
 
     Parameters
     ----------
+    fit
+        The fitted law.
     runs
         The table of the fit.
     quantities
-        Such as :func:`shapelaw.scaling.fitting.derived.optimal` gives; by default all free
-        parameters.
+        Quantities such as those of :func:`shapelaw.scaling.fitting.derived.optimal`; by default all
+        free parameters.
+    level
+        The confidence level of the intervals, per cent.
 
     Raises
     ------
@@ -208,20 +240,22 @@ def plot_profiles(
         names = [name for name in fit.law.names if name not in fit.held]
         quantities = [parameter(fit, name) for name in names]
     if not quantities:
-        raise InputError(f"a profile needs a free parameter, but `{fit.law_name}` has none")
+        raise InputError(
+            f"a profile needs a free parameter, but `{fit.law_name}` has none; give quantities"
+        )
     figure, drawn = panels(len(quantities), across=4 if len(quantities) > 6 else 3, share=True)
     for axes, quantity in zip(drawn, quantities, strict=True):
-        _profile(axes, problem, best, quantity, runs.run_groups, level)
+        _draw_profile(axes, problem, best, quantity, runs.run_groups, level)
         first = axes.get_subplotspec()
         if first is not None and first.is_first_col():
             axes.set_ylabel("rise of the objective\n(1: what chance allows)")
     drawn[0].set_ylim(0, 2)
-    explain(figure, drawn)
-    figure.suptitle(f"Profiles, {level:g} % intervals: {headed(fit)}")
+    add_legend(figure, drawn)
+    figure.suptitle(f"Profiles, {level:g} % intervals: {fit_title(fit)}")
     return figure
 
 
-def _profile(
+def _draw_profile(
     axes: Axes,
     problem: Problem,
     best: Solution,
@@ -239,21 +273,21 @@ def _profile(
     axes.plot(values, curve.parabola, color=VERMILLION, ls="--", lw=1.2, label="parabola")
     axes.plot(values, curve.rise, color=BLUE, lw=1.8, label="profile")
     axes.plot([value], [0], marker="o", color="black", ms=5, lw=0, clip_on=False, label="best")
-    shown = ", ".join(
+    ends = ", ".join(
         f"{_outer(quantity, np.array(end)):.4g}" if np.isfinite(end) else "open"
         for end in (curve.interval.low, curve.interval.high)
     )
-    axes.set_title(f"{value:.4g} [{shown}]")
+    axes.set_title(f"{value:.4g} [{ends}]")
     axes.set_xlabel(f"{quantity.name} ({quantity.unit})" if quantity.unit else quantity.name)
-    if quantity.logarithmic and values[-1] > WHOLE_SCALE * values[0]:
-        log_axis(axes, "x", values[0], values[-1], form=short, most=5)
+    if quantity.logarithmic and values[-1] > MIN_LOG_RATIO * values[0]:
+        log_axis(axes, "x", values[0], values[-1], form=format_number, most=5)
     else:
         axes.set_xlim(values[0], values[-1])
         axes.locator_params(axis="x", nbins=5)
 
 
 def _outer(quantity: Quantity, inner: np.ndarray) -> np.ndarray:
-    """Values of a quantity from the scale on which its interval is made."""
+    """Convert values of a quantity from the scale on which its interval is computed."""
     return np.asarray(np.exp(inner) if quantity.logarithmic else inner)
 
 

@@ -1,7 +1,7 @@
-"""One style for every picture, and the first: loss against each shape ratio, with curve and band.
+"""Style of all figures: colours, panels, axes, legends, and the writing of files.
 
-Colours are those of Okabe & Ito, which people with any colour vision tell apart; sizes also differ
-by marker. Figures are made without pyplot, so nothing stays open and no display is needed.
+Colours are those of Okabe and Ito, which people with any colour vision can distinguish; sizes also
+differ by marker. Figures are made without pyplot, so no figure stays open and no display is needed.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ PURPLE, ORANGE = "#CC79A7", "#E69F00"
 COLOURS, MARKERS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE), ("o", "s", "^", "D", "v")
 CURVE, BAND, SCALE = "#333333", "#bbbbbb", "viridis"
 STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters everywhere
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so all machines have the same font
     "font.size": 10,
     "axes.titlesize": 10,
     "axes.grid": True,
@@ -53,30 +53,43 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 9,
     "figure.titlesize": 12,
-    "svg.hashsalt": "shapelaw",  # identifiers in an SVG are otherwise new every time
+    "svg.hashsalt": "shapelaw",  # identifiers in an SVG are otherwise random
 }
 ENDINGS = (".png", ".svg")
-DIGITS = ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1, 3), (1,))
-APART, WIDE = 1.2, 1.5  # sizes this far apart are two; a group this wide is no single size
+DIGITS = ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1, 3), (1,))  # leading digits of ticks
+MIN_LEVEL_RATIO = 1.2  # between neighbouring sizes of different levels
+MAX_LEVEL_RATIO = 1.5  # between the largest and the smallest size of one level
 Arguments = ParamSpec("Arguments")
 Form = Callable[[float], str]
 
 
 def styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
-    """Draw in the style of the project, whatever a notebook has set."""
+    """Wrap a function so that its figures have the project's style, not a notebook's."""
 
     @wraps(draw)
-    def within(*arguments: Arguments.args, **named: Arguments.kwargs) -> Figure:
+    def draw_styled(*arguments: Arguments.args, **named: Arguments.kwargs) -> Figure:
         with style.context(STYLE, after_reset=True):
             return draw(*arguments, **named)
 
-    return within
+    return draw_styled
 
 
 def panels(
     count: int, *, across: int = 3, size: tuple[float, float] = (4.2, 3.4), share: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of equal panels, row by row; with ``share`` they have one y axis."""
+    """Make a figure of equal panels, row by row.
+
+    Parameters
+    ----------
+    count
+        The number of panels.
+    across
+        The largest number of panels in a row.
+    size
+        Width and height of a panel, inches.
+    share
+        Give all panels the same y axis.
+    """
     across = min(count, across)
     down = -(-count // across)
     figure = Figure(figsize=(size[0] * across, size[1] * down + 0.6), layout="constrained")
@@ -86,28 +99,35 @@ def panels(
     return figure, list(grid[:count])
 
 
-def explain(figure: Figure, drawn: Sequence[Axes]) -> None:
-    """One legend under all panels, each entry once."""
-    found: dict[str, Artist] = {}
+def add_legend(figure: Figure, drawn: Sequence[Axes]) -> None:
+    """Add one legend under all panels, with each entry once."""
+    entries: dict[str, Artist] = {}
     for axes in drawn:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    if found:
+            entries.setdefault(label, handle)
+    if entries:
         # A letter of the legend is about a twelfth of an inch wide, its handle half an inch.
-        width = 0.55 + max(len(label) for label in found) / 12
-        columns = min(len(found), max(1, int(figure.get_figwidth() / width)))
+        width = 0.55 + max(len(label) for label in entries) / 12
+        columns = min(len(entries), max(1, int(figure.get_figwidth() / width)))
         figure.legend(
-            list(found.values()), list(found), loc="outside lower center", ncols=columns
+            list(entries.values()), list(entries), loc="outside lower center", ncols=columns
         )  # fmt: skip
 
 
-def label_of(fit: Fit, column: str) -> str:
-    """A column in words with its unit; N says by which convention it counts."""
+def axis_label(fit: Fit, column: str) -> str:
+    """Write the axis label of a column with its unit, and the size convention of N."""
     return f"N ({fit.size_convention} parameters)" if column == N else LABELS.get(column, column)
 
 
 def runs_for_fit(fit: Fit, runs: RunTable | pd.DataFrame) -> RunTable:
-    """Count N of the runs as the fit does, and refuse a table that cannot be drawn.
+    """Count N of the runs by the fit's convention, and refuse a table that cannot be drawn.
+
+    Parameters
+    ----------
+    fit
+        The fitted law.
+    runs
+        The runs to draw.
 
     Raises
     ------
@@ -117,23 +137,25 @@ def runs_for_fit(fit: Fit, runs: RunTable | pd.DataFrame) -> RunTable:
     runs = fit.count_as_fitted(runs)
     runs.law_columns(("loss", *fit.law.columns))
     if not len(runs):
-        raise InputError("a picture needs at least one run, but the run table has no rows")
+        raise InputError(
+            "a figure needs at least one run, but the run table has no rows; keep some rows"
+        )
     return runs
 
 
-def short(value: float) -> str:
-    """A number on an axis: 0.15, 478, 1e21.
+def format_number(value: float) -> str:
+    """Format a number of an axis with at most four digits.
 
     Examples
     --------
-    >>> short(0.15), short(2143.4), short(1e21)
+    >>> format_number(0.15), format_number(2143.4), format_number(1e21)
     ('0.15', '2143', '1e21')
     """
     return f"{value:.4g}".replace("e+", "e").replace("e0", "e").replace("e-0", "e-")
 
 
 def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
-    """Round numbers between two ends, at most so many; even steps where the ends are close.
+    """Choose at most ``most`` round ticks of a logarithmic axis; even steps for close ends.
 
     Examples
     --------
@@ -158,9 +180,23 @@ def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
 
 
 def log_axis(
-    axes: Axes, which: str, low: float, high: float, *, form: Form = short, most: int = 7
+    axes: Axes, which: str, low: float, high: float, *, form: Form = format_number, most: int = 7
 ) -> None:
-    """A logarithmic axis with plain numbers that do not overlap; ``which`` is x or y."""
+    """Make an axis logarithmic, with plain numbers that do not overlap.
+
+    Parameters
+    ----------
+    axes
+        The axes of the panel.
+    which
+        ``x`` or ``y``.
+    low, high
+        The ends of the axis.
+    form
+        A function that formats a number.
+    most
+        The largest number of ticks.
+    """
     getattr(axes, f"set_{which}scale")("log")
     getattr(axes, f"set_{which}lim")(low, high)
     axis = axes.xaxis if which == "x" else axes.yaxis
@@ -169,15 +205,19 @@ def log_axis(
     axis.set_major_formatter(FuncFormatter(lambda value, _: form(value)))
 
 
-def form_of(column: str) -> Form:
-    """How the values of a column are written: counts with a suffix, other numbers plainly."""
-    return format_count if column in (N, D) else short
+def number_format(column: str) -> Form:
+    """Choose the number format of a column: counts have a suffix, other numbers are plain."""
+    return format_count if column in (N, D) else format_number
 
 
 def scatter_runs(axes: Axes, x: np.ndarray, y: np.ndarray, runs: RunTable) -> ScalarMappable | None:
-    """Draw runs, one colour and marker for each size; a scale for many sizes, which is returned.
+    """Draw runs, with one colour and marker for each size, or with a colour scale for many sizes.
 
-    Where the table has no N, tokens stand in for it; where it has neither, all runs look the same.
+    Where the table has no N, colours are by tokens; where it has neither, all runs have one colour.
+
+    Returns
+    -------
+    The points of a colour scale, for :func:`add_colour_scale`; None where there is no scale.
     """
     if not runs.has_sizes and D not in runs:
         axes.scatter(x, y, s=34, color=BLUE, label="runs", zorder=3, lw=0)
@@ -188,73 +228,92 @@ def scatter_runs(axes: Axes, x: np.ndarray, y: np.ndarray, runs: RunTable) -> Sc
         return axes.scatter(x, y, s=26, c=sizes, norm=LogNorm(), cmap=SCALE, zorder=3, lw=0)
     letter = "N" if runs.has_sizes else "D"
     for level, colour, marker in zip(np.unique(levels), COLOURS, MARKERS, strict=False):
-        own = levels == level
-        label = f"{letter} ≈ {format_count(float(np.exp(np.log(sizes[own]).mean())))}"
+        rows = levels == level
+        label = f"{letter} ≈ {format_count(float(np.exp(np.log(sizes[rows]).mean())))}"
         axes.scatter(
-            x[own], y[own], s=34, color=colour, marker=marker, label=label, zorder=3, lw=0
+            x[rows], y[rows], s=34, color=colour, marker=marker, label=label, zorder=3, lw=0
         )  # fmt: skip
     return None
 
 
 def size_levels(sizes: np.ndarray) -> np.ndarray | None:
-    """Number the sizes, (n,), parted by gaps of 20 %; None where they are too many to name."""
+    """Group sizes into levels that gaps of 20 % separate.
+
+    Parameters
+    ----------
+    sizes
+        N or D of every run, (n,).
+
+    Returns
+    -------
+    The level of every run, (n,), or None where there are too many levels for a legend.
+    """
     order = np.argsort(sizes, kind="stable")
     logs = np.log(sizes[order])
     levels = np.empty(len(sizes), dtype=int)
-    levels[order] = np.concatenate([[0], np.cumsum(np.diff(logs) > np.log(APART))])
+    levels[order] = np.concatenate([[0], np.cumsum(np.diff(logs) > np.log(MIN_LEVEL_RATIO))])
     widest = max(np.ptp(np.log(sizes[levels == level])) for level in np.unique(levels))
-    return levels if levels.max() < len(COLOURS) and widest <= np.log(WIDE) else None
+    few = levels.max() < len(COLOURS)
+    return levels if few and widest <= np.log(MAX_LEVEL_RATIO) else None
 
 
-def colour_scale(
-    figure: Figure, drawn: Sequence[Axes], shown: ScalarMappable | None, runs: RunTable
+def add_colour_scale(
+    figure: Figure, drawn: Sequence[Axes], points: ScalarMappable | None, runs: RunTable
 ) -> None:
-    """Draw the scale of sizes beside all panels, where the runs have one."""
-    if shown is None:
+    """Draw the colour scale of sizes beside all panels; nothing where ``points`` is None."""
+    if points is None:
         return
     label = "N (parameters)" if runs.has_sizes else "D (tokens)"
     form = FuncFormatter(lambda size, _: format_count(size))
-    bar = figure.colorbar(shown, ax=list(drawn), label=label, format=form, pad=0.01)
+    bar = figure.colorbar(points, ax=list(drawn), label=label, format=form, pad=0.01)
     sizes = runs.sizes if runs.has_sizes else runs.tokens
     bar.set_ticks(log_ticks(float(sizes.min()), float(sizes.max())))
     bar.ax.yaxis.set_minor_locator(NullLocator())
 
 
-def headed(fit: Fit) -> str:
-    """The law and its runs in a few words; an expression has no name to print."""
+def fit_title(fit: Fit) -> str:
+    """Describe a fit by the name of its law and its number of runs, for titles."""
     name = f"the {fit.law_name} law" if len(fit.law_name) < 30 else "a composed law"
     return f"{name} on {counted(len(fit.run_ids), 'run')}"
 
 
 def ending_of(path: Path) -> str:
-    """The format that a path's ending asks for: png or svg.
+    """Return the format of a figure's file by the ending of its path: png or svg.
 
     Raises
     ------
     InputError
-        It is neither.
+        The path has another ending.
     """
     ending = path.suffix.lower()
     if ending not in ENDINGS:
         raise InputError(
-            f"a picture's file must end in {' or '.join(ENDINGS)}, but got {path.name!r}; "
-            f"write {path.stem or 'picture'}.png"
+            f"a figure's file must end in {' or '.join(ENDINGS)}, but got {path.name!r}; "
+            f"write {path.stem or 'figure'}.png"
         )
     return ending[1:]
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write PNG or SVG, by the file's ending, whole: the same figure gives the same bytes.
+    """Write a figure as PNG or SVG; the same figure gives the same bytes.
+
+    Parameters
+    ----------
+    figure
+        The figure.
+    path
+        A file that ends in ``.png`` or ``.svg``; its folder is created. The file is replaced as a
+        whole.
 
     Raises
     ------
     InputError
-        The ending is another one.
+        The path has another ending.
     WorkError
         The file cannot be written.
     """
     ending = ending_of(path)
-    about = {"Software": None} if ending == "png" else {"Date": None, "Creator": None}
-    options: dict[str, Any] = {"format": ending, "dpi": 120, "metadata": about}
+    metadata = {"Software": None} if ending == "png" else {"Date": None, "Creator": None}
+    options: dict[str, Any] = {"format": ending, "dpi": 120, "metadata": metadata}
     with style.context(STYLE, after_reset=True):
         write_whole(path, lambda target: figure.savefig(target, **options))

@@ -8,7 +8,7 @@ from markupsafe import escape
 
 from shapelaw.scaling.architectures.shape import RATIOS
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.plots.style import BLUE, GREEN, LABELS, log_ticks, short
+from shapelaw.scaling.plots.style import BLUE, GREEN, LABELS, format_number, log_ticks
 from shapelaw.scaling.runs.columns import N
 from shapelaw.search.proposals.proposal import BASELINE
 from shapelaw.search.proposals.ranking import differences
@@ -98,7 +98,9 @@ def ratio_chart(curve: dict[str, Any], rows: list[dict[str, Any]]) -> Any:
     x, label = curve["x"], LABELS.get(curve["column"], curve["column"])
     figure = _empty(label, "loss against baseline (%)", showlegend=False)
     ticks = log_ticks(x[0], x[-1], most=6)
-    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[short(tick) for tick in ticks])
+    figure.update_xaxes(
+        type="log", tickvals=ticks, ticktext=[format_number(tick) for tick in ticks]
+    )
     figure.update_yaxes(tickformat="~g")
     figure.add_scatter(
         x=[*x, *reversed(x)], y=[*curve["high"], *reversed(curve["low"])], fill="toself",

@@ -1,4 +1,4 @@
-"""Quick fits to runs of a known law, and what their figures say."""
+"""Quick fits to runs of a known law, and labels of their figures."""
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ RATIOS = {"hidden_over_sqrt_n": (0.05, 0.4), "mlp_to_attention": (0.5, 8.0), "gq
 
 
 def known_runs(rows: int = 60, seed: int = 0, heavy: bool = False) -> pd.DataFrame:
-    """Synthetic runs with every column that a law may need: a known truth with normal noise."""
+    """Draw runs of a known law with normal noise and every column that a law may need."""
     generator = np.random.default_rng(seed)
     frame = pd.DataFrame(
         {

@@ -1,4 +1,4 @@
-"""Iso-loss maps, drift, errors ahead and comparisons as pictures."""
+"""Figures of iso-loss contours, drift, held-out errors and comparisons."""
 
 import os
 from dataclasses import replace
@@ -15,11 +15,11 @@ from shapelaw.scaling.fitting.compute_optimal import allocation
 from shapelaw.scaling.laws.registry import LAWS, law_named
 from shapelaw.scaling.plots.contours import loss_map, plot_contours
 from shapelaw.scaling.plots.holdout import (
-    hold_out_of,
-    largest_of,
+    largest_value,
     plot_comparison,
     plot_drift,
     plot_held_out,
+    select_hold_out,
 )
 from shapelaw.scaling.plots.style import save_figure
 from shapelaw.scaling.runs.catalog import MIRROR, load_runs
@@ -47,14 +47,14 @@ def hold_out(runs):
 
 @pytest.fixture(scope="module")
 def chinchilla():
-    """The 240 Chinchilla points, or a reason to skip."""
+    """Load the 240 Chinchilla points, or skip the test."""
     if not os.environ.get(MIRROR):
         pytest.skip(f"the public tables are not here: set {MIRROR} to a folder that holds them")
     table = load_runs("chinchilla").frame
     return table[~table["outlier"]].drop(columns="outlier").reset_index(drop=True)
 
 
-def test_the_map_is_the_laws_prediction_around_the_runs(fitted, runs):
+def test_loss_map_encloses_the_runs_and_equals_the_prediction_of_the_law(fitted, runs):
     found = loss_map(fitted, runs, points=7)
     assert found.loss.shape == (7, 7)
     assert found.sizes[0] < runs[N].min() < runs[N].max() < found.sizes[-1]
@@ -69,15 +69,15 @@ def test_the_compute_optimal_line_is_the_allocation_at_each_budget(fitted, runs)
     found = loss_map(fitted, runs, points=7)
     assert len(found.frontier) > 4
     assert not found.why
-    for one in found.frontier:
-        assert one.n == allocation(fitted, one.compute).n
+    for optimum in found.frontier:
+        assert optimum.n == allocation(fitted, optimum.compute).n
     axes = plot_contours(fitted, runs).axes[0]
     (line,) = (line for line in axes.get_lines() if line.get_label() == "best N of a budget")
     size, tokens = line.get_data()
-    np.testing.assert_allclose(6 * size * tokens, [one.compute for one in found.frontier])
+    np.testing.assert_allclose(6 * size * tokens, [optimum.compute for optimum in found.frontier])
 
 
-def test_lines_of_equal_compute_have_it_and_bear_their_decade(fitted, runs):
+def test_lines_of_equal_compute_are_one_per_decade_and_labelled(fitted, runs):
     axes = plot_contours(fitted, runs).axes[0]
     dotted = [line for line in axes.get_lines() if line.get_linestyle() == ":"]
     found = sorted(np.log10(6 * np.prod(line.get_data(), axis=0)).mean() for line in dotted)
@@ -89,9 +89,11 @@ def test_lines_of_equal_compute_have_it_and_bear_their_decade(fitted, runs):
 
 def test_runs_are_coloured_by_their_loss_on_the_scale_of_the_contours(fitted, runs):
     axes = plot_contours(fitted, runs).axes[0]
-    (dots,) = (one for one in axes.collections if one.get_label() == "runs, by measured loss")
+    (dots,) = (
+        artist for artist in axes.collections if artist.get_label() == "runs, by measured loss"
+    )
     np.testing.assert_allclose(np.asarray(dots.get_array()), runs["loss"])
-    (lines,) = (one for one in axes.collections if hasattr(one, "levels"))
+    (lines,) = (artist for artist in axes.collections if hasattr(artist, "levels"))
     assert lines.norm is dots.norm
     assert (np.diff(lines.levels) > 0).all()
 
@@ -107,7 +109,7 @@ def test_every_law_of_n_and_d_has_contours_and_any_other_is_refused(law_name):
         plot_contours(fitted, runs)
 
 
-def test_a_shape_can_be_given_and_is_named(runs):
+def test_contours_at_a_given_shape_name_the_shape_in_the_title(runs):
     fitted = quick_fit("conditional-steady", runs, resamples=0)
     figure = plot_contours(fitted, runs, shape={"gqa": 4.0})
     assert "query heads per KV head 4" in figure.axes[0].get_title()
@@ -115,7 +117,7 @@ def test_a_shape_can_be_given_and_is_named(runs):
         plot_contours(fitted, runs, shape={"depth": 4.0})
 
 
-def test_a_law_with_nothing_to_trade_says_so_and_has_no_line(runs):
+def test_contours_of_a_law_with_a_held_term_have_no_compute_optimal_line(runs):
     steady = runs[runs[D] == runs[D].min()].reset_index(drop=True)
     fitted = quick_fit("chinchilla", steady, resamples=0)
     axes = plot_contours(fitted, steady).axes[0]
@@ -123,15 +125,15 @@ def test_a_law_with_nothing_to_trade_says_so_and_has_no_line(runs):
     assert "best N of a budget" not in axes.get_legend_handles_labels()[1]
 
 
-def test_levels_can_be_given_and_must_rise(fitted, runs):
+def test_contours_have_the_given_levels_and_levels_that_fall_are_refused(fitted, runs):
     axes = plot_contours(fitted, runs, levels=[2.2, 2.6]).axes[0]
-    (lines,) = (one for one in axes.collections if hasattr(one, "levels"))
+    (lines,) = (artist for artist in axes.collections if hasattr(artist, "levels"))
     assert list(lines.levels) == [2.2, 2.6]
     with pytest.raises(InputError, match="`levels` must rise"):
         plot_contours(fitted, runs, levels=[2.6, 2.2])
 
 
-def test_without_resamples_there_is_no_band(fitted, runs):
+def test_contours_of_a_fit_without_resamples_have_no_band(fitted, runs):
     without = replace(fitted, draws=fitted.draws[:0])
     for fit, expected in ((fitted, True), (without, False)):
         names = plot_contours(fit, runs).axes[0].get_legend_handles_labels()[1]
@@ -149,8 +151,8 @@ def test_drift_has_a_panel_for_every_parameter_that_moves_and_one_for_the_error(
     np.testing.assert_allclose(values, drift["beta"])
 
 
-def test_the_last_mark_of_a_drift_stands_at_the_largest_run(hold_out, runs):
-    assert largest_of(hold_out) == pytest.approx(runs[D].max())
+def test_last_mark_of_a_drift_is_at_the_largest_run(hold_out, runs):
+    assert largest_value(hold_out) == pytest.approx(runs[D].max())
     shares = [line.get_xdata()[-1] for line in plot_drift(hold_out).axes[0].get_lines()]
     assert max(shares) == pytest.approx(runs[D].max())
 
@@ -162,10 +164,10 @@ def test_drift_has_intervals_only_with_resamples(runs, hold_out):
     assert "its 95 % interval" in plot_drift(hold_out).axes[0].get_legend_handles_labels()[1]
 
 
-def test_a_check_has_the_same_drift_and_says_what_is_missing(runs):
+def test_drift_of_a_check_is_drawn_and_a_missing_column_is_refused_with_the_reason(runs):
     found = check("chinchilla", runs, resamples=0, **SETTINGS)
     assert "by compute" in plot_drift(found, by="compute").get_suptitle()
-    assert hold_out_of(found, "size") is found.hold_outs["size"]
+    assert select_hold_out(found, "size") is found.hold_outs["size"]
     with pytest.raises(InputError, match="no leave-largest-out by 'tokens'"):
         plot_drift(found, by="tokens")
     lacking = replace(found, hold_outs={}, unavailable={"size": "one size only"})
@@ -173,7 +175,7 @@ def test_a_check_has_the_same_drift_and_says_what_is_missing(runs):
         plot_held_out(lacking)
 
 
-def test_every_run_left_out_is_shown_with_its_error(hold_out):
+def test_every_held_out_run_is_drawn_with_its_error(hold_out):
     figure = plot_held_out(hold_out)
     shown = sum(len(dots.get_offsets()) for dots in figure.axes[0].collections)
     assert shown == sum(len(cutoff.held_out) for cutoff in hold_out.fitted)
@@ -182,7 +184,7 @@ def test_every_run_left_out_is_shown_with_its_error(hold_out):
     np.testing.assert_allclose(figure.axes[0].collections[0].get_offsets()[:, 1], expected)
 
 
-def test_a_comparison_ranks_laws_from_above_and_names_those_that_failed(runs):
+def test_comparison_lists_laws_from_the_best_down_and_names_those_that_failed(runs):
     found = compare(["chinchilla", "kaplan", "UShape('nothing') * 3"][:2], runs, **SETTINGS)
     lost = pd.DataFrame([{"law": "width", "verdict": "not available: no column"}])
     table = pd.concat([found.table, lost], ignore_index=True)
@@ -195,7 +197,7 @@ def test_a_comparison_ranks_laws_from_above_and_names_those_that_failed(runs):
     assert len(figure.axes[1].get_lines()[-1].get_xdata()) == 2
 
 
-def test_pictures_of_maps_and_drifts_are_the_same_to_the_byte(fitted, runs, hold_out, tmp_path):
+def test_figures_of_maps_and_drifts_are_the_same_to_the_byte(fitted, runs, hold_out, tmp_path):
     for draw, given in ((plot_contours, (fitted, runs)), (plot_drift, (hold_out,))):
         paths = [tmp_path / f"{draw.__name__}{turn}.svg" for turn in (1, 2)]
         for path in paths:
@@ -203,12 +205,12 @@ def test_pictures_of_maps_and_drifts_are_the_same_to_the_byte(fitted, runs, hold
         assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
-def test_chinchillas_line_goes_through_its_published_optimum(chinchilla):
+def test_compute_optimal_line_of_chinchilla_has_the_published_slope(chinchilla):
     fitted = quick_fit("chinchilla", chinchilla, delta=1e-3, resamples=0)
     found = loss_map(fitted, chinchilla, points=5)
     slope = np.polyfit(
-        np.log([one.compute for one in found.frontier]),
-        np.log([one.n["value"] for one in found.frontier]),
+        np.log([optimum.compute for optimum in found.frontier]),
+        np.log([optimum.n["value"] for optimum in found.frontier]),
         1,
     )[0]
     assert slope == pytest.approx(0.5139, abs=1e-4)  # a_opt of arXiv 2404.10102's data

@@ -43,7 +43,7 @@ REFERENCE = {N: 4e5, D: 8e6}
 
 
 def drifting_runs(sizes=(1e5, 4e5, 1.6e6), rows: int = 10) -> pd.DataFrame:
-    """Runs on the law, but for its noise."""
+    """Draw shapes at several sizes, with losses of the law without noise."""
     generator = np.random.default_rng(4)
     frame = pd.DataFrame({N: np.repeat(sizes, rows), D: 8e6})
     for name, (low, high) in RATIOS.items():
@@ -123,7 +123,7 @@ def test_a_law_without_factors_shows_measured_against_predicted(law_name):
 
 
 @pytest.mark.parametrize("law_name", ["chinchilla", "conditional"])
-def test_a_fit_on_total_parameters_is_drawn_from_a_table_that_has_only_those(law_name):
+def test_fit_on_total_parameters_is_drawn_from_a_table_without_non_embedding_ones(law_name):
     runs = drifting_runs()
     fitted = some_fit(law_name, runs, size_convention="total")
     total = runs.rename(columns={N: "n_total"})
@@ -198,7 +198,7 @@ def test_the_band_encloses_the_curve_and_is_absent_without_resamples():
     assert set(with_band) - set(without) == {"95 % band"}
 
 
-def test_titles_say_the_optimum_with_its_interval_and_the_cost_of_a_doubling():
+def test_titles_have_the_optimum_with_its_interval_and_the_cost_of_a_doubling():
     runs = drifting_runs()
     fitted = some_fit("conditional", runs)
     titles = [axes.get_title() for axes in plot_law(fitted, runs).axes]
@@ -208,20 +208,20 @@ def test_titles_say_the_optimum_with_its_interval_and_the_cost_of_a_doubling():
 
 
 @pytest.mark.parametrize("law", ["morph", "Chinchilla() * GroupedQuery(form='share')"])
-def test_titles_say_how_far_any_other_factor_moves_the_loss(law):
+def test_titles_of_other_factors_have_their_effect_on_the_loss(law):
     runs = drifting_runs()
     figure = plot_law(some_fit(law, runs), runs)
     assert figure.axes[0].get_title() == "moves the loss by 1.20 % over the runs"
 
 
-def test_titles_say_what_is_pinned():
+def test_title_of_a_pinned_factor_has_the_pinned_value():
     runs = drifting_runs()
     pinned = {"aspect_ratio_epsilon": Held.at(-4.0, "pinned at 0.018 (a paper)")}
     figure = plot_law(some_fit("morph", runs, held=pinned), runs)
     assert figure.axes[0].get_title() == "pinned at 0.018 (a paper)"
 
 
-def test_titles_say_what_is_not_resolved():
+def test_title_of_a_held_factor_says_that_it_is_not_resolved():
     runs = drifting_runs()
     held = {
         "mlp_to_attention_curvature": Held.at(0.0, "short reason"),
@@ -235,7 +235,7 @@ def test_titles_say_what_is_not_resolved():
     assert titles[2] == "not resolved"
 
 
-def test_a_drawing_is_the_same_to_the_byte(tmp_path):
+def test_figure_of_a_law_is_the_same_to_the_byte(tmp_path):
     runs = drifting_runs()
     for name in ("first.png", "second.png"):
         save_figure(plot_law(some_fit("conditional", runs), runs), tmp_path / name)
@@ -245,7 +245,7 @@ def test_a_drawing_is_the_same_to_the_byte(tmp_path):
     assert b"matplotlib" not in first.lower()
 
 
-def test_a_drawing_goes_into_a_new_folder_or_fails_with_the_path(tmp_path):
+def test_figure_is_saved_into_a_new_folder_or_fails_with_the_path(tmp_path):
     runs = drifting_runs()
     figure = plot_law(some_fit("chinchilla", runs), runs)
     save_figure(figure, tmp_path / "new" / "law.png")
@@ -255,7 +255,7 @@ def test_a_drawing_goes_into_a_new_folder_or_fails_with_the_path(tmp_path):
         save_figure(figure, tmp_path / "file" / "law.png")
 
 
-def test_many_sizes_are_told_apart_by_a_scale_instead_of_a_long_legend():
+def test_many_sizes_have_a_colour_scale_instead_of_a_long_legend():
     runs = drifting_runs(sizes=tuple(np.geomspace(1e5, 1e8, 12)), rows=3)
     figure = plot_law(some_fit("conditional", runs), runs)
     labels = [text.get_text() for legend in figure.legends for text in legend.get_texts()]

@@ -1,4 +1,4 @@
-"""Residuals, Q-Q and profiles as pictures, and the style that all pictures share."""
+"""Figures of residuals, quantiles and profiles, and the style of all figures."""
 
 import re
 
@@ -34,7 +34,7 @@ def steady(runs):
 
 
 @pytest.mark.parametrize("law_name", LAWS)
-def test_every_law_has_its_pictures(law_name):
+def test_every_law_has_its_figures(law_name):
     runs = known_runs(rows=120)
     fitted = quick_fit(law_name, runs, starts=8, resamples=4)
     assert len(plot_law(fitted, runs).axes) == max(len(fitted.law.shapes), 1)
@@ -60,11 +60,11 @@ def test_residuals_are_shown_against_prediction_size_tokens_and_every_ratio(stea
         [dots.get_offsets() for dots in figure.axes[1].collections if dots.get_offsets().size]
     )
     expected = 100 * np.log(runs["loss"] / steady.central(runs))
-    own = shown[np.isin(shown[:, 0], runs[N])][: len(runs), 1]
-    np.testing.assert_allclose(np.sort(own), np.sort(expected))
+    residuals = shown[np.isin(shown[:, 0], runs[N])][: len(runs), 1]
+    np.testing.assert_allclose(np.sort(residuals), np.sort(expected))
 
 
-def test_a_column_that_the_law_lacks_is_looked_at_and_a_constant_one_is_not(runs):
+def test_residuals_are_shown_against_columns_that_the_law_lacks_unless_constant(runs):
     table = runs.assign(gqa=2.0)
     figure = plot_residuals(quick_fit("chinchilla", table), table)
     assert "hidden size / √N" in labels(figure)
@@ -101,7 +101,7 @@ def test_normal_noise_lies_in_the_band_of_the_qq_plot_and_heavy_tails_do_not():
     assert beyond > 2 * max(inside, 5)
 
 
-def test_a_student_fit_is_held_against_students_t():
+def test_qq_plot_of_a_student_fit_has_quantiles_of_students_t():
     heavy = known_runs(rows=100, heavy=True)
     objective = FitObjective(kind="student", degrees=3.0)
     fitted = quick_fit("chinchilla", heavy, objective=objective, delta="auto")
@@ -110,7 +110,7 @@ def test_a_student_fit_is_held_against_students_t():
     assert f"{100 * fitted.delta:.2g} % of the loss" in figure.axes[0].get_ylabel()
 
 
-def test_a_qq_plot_needs_noise():
+def test_qq_plot_of_a_fit_without_noise_is_refused():
     table = known_runs(rows=5).assign(loss=[4.0, 3.0, 2.5, 2.4, 2.3])
     exact = quick_fit("chinchilla", table, resamples=0)
     object.__setattr__(exact, "noise", 0.0)
@@ -157,7 +157,7 @@ def test_a_profile_ends_at_a_bound_that_stops_it(runs):
     assert (curve.rise[curve.places < -1e-6] > 1e6).all()
 
 
-def test_a_quantity_of_held_parameters_has_no_width(runs):
+def test_profile_interval_of_a_held_parameter_has_no_width(runs):
     fitted = quick_fit("Chinchilla().pin('alpha', 0.34)", runs)
     problem, best = problem_again(fitted, runs)
     found = profile(problem, best, parameter(fitted, "alpha").inner)
@@ -181,13 +181,13 @@ def test_given_quantities_are_profiled_in_their_units(runs):
     assert labels(figure) == ["N* (parameters)", "a_opt (exponent of C in N*)"]
 
 
-def test_profiles_need_the_runs_of_the_fit(steady, runs):
+def test_profiles_of_other_runs_than_the_fitted_ones_are_refused(steady, runs):
     with pytest.raises(InputError, match="`fit` and `runs` must belong together"):
         plot_profiles(steady, runs.iloc[:-1])
 
 
 @pytest.mark.parametrize("draw", [plot_law, plot_residuals, plot_qq])
-def test_a_missing_column_or_an_empty_table_is_named(draw, steady, runs):
+def test_figure_of_a_table_without_a_column_or_rows_is_refused(draw, steady, runs):
     with pytest.raises(InputError, match="lacks the column `gqa`"):
         draw(steady, runs.drop(columns="gqa"))
     with pytest.raises(InputError, match="needs at least one run"):
@@ -201,13 +201,13 @@ def test_a_table_without_sizes_is_drawn_in_one_colour(runs):
     assert names == ["runs", "95 % band", "law"]
 
 
-def test_the_total_convention_is_said_and_used(runs):
+def test_axis_of_a_fit_on_total_parameters_names_the_convention(runs):
     table = runs.drop(columns=N).assign(n_total=runs[N])
     figure = plot_residuals(quick_fit("chinchilla", table), table)
     assert labels(figure)[1] == "N (total parameters)"
 
 
-def test_the_style_does_not_follow_a_notebooks_and_leaves_it_alone(steady, runs):
+def test_style_ignores_a_notebooks_settings_and_leaves_them_unchanged(steady, runs):
     with context({"axes.facecolor": "black", "font.size": 30}):
         figure = plot_qq(steady, runs)
         assert rcParams["font.size"] == 30
@@ -230,7 +230,7 @@ def test_the_first_two_colours_differ_in_lightness_too():
 
 
 @pytest.mark.parametrize("ending", ["png", "svg"])
-def test_a_picture_is_the_same_to_the_byte_without_dates(ending, steady, runs, tmp_path):
+def test_figure_is_the_same_to_the_byte_without_dates(ending, steady, runs, tmp_path):
     paths = [tmp_path / f"{name}.{ending}" for name in ("first", "second")]
     for path in paths:
         save_figure(plot_residuals(steady, runs), path)
@@ -242,7 +242,7 @@ def test_a_picture_is_the_same_to_the_byte_without_dates(ending, steady, runs, t
 
 
 @pytest.mark.parametrize("name", ["law.pdf", "law", "law.png.txt"])
-def test_another_ending_is_refused_and_nothing_is_written(name, tmp_path):
+def test_unknown_file_ending_is_refused_and_nothing_is_written(name, tmp_path):
     with pytest.raises(InputError, match=r"must end in \.png or \.svg"):
         save_figure(Figure(), tmp_path / name)
     assert not list(tmp_path.iterdir())
