@@ -1,21 +1,30 @@
-"""A function as one CUDA graph, and compiled functions that may fail without harm."""
+"""Functions as CUDA graphs, and compiled functions that fall back to eager code."""
 
 from collections.abc import Callable, Sequence
 from typing import Generic, ParamSpec, TypeVar, cast
 
 import torch
 
-WARMUP = 3  # steps before a capture: they allocate, compile and choose kernels
+WARMUP = 3  # calls before a capture, which allocate, compile and choose kernels
 P = ParamSpec("P")
 R = TypeVar("R")
 Note = Callable[[str], None]
 
 
 def compiled(function: Callable[P, R], *, note: Note, backend: str = "inductor") -> Callable[P, R]:
-    """The function compiled by torch, or as it is from the first failure on.
+    """Compile a function with PyTorch; after a failure, call the function without compilation.
 
-    The compiler's own CUDA graphs stay off: :class:`Captured` captures the whole step, and one
-    graph inside another is not possible. Compilation happens in its warm-up, never in a capture.
+    The compiler's own CUDA graphs are not used, because :class:`Captured` captures the whole step
+    and graphs cannot be nested. Compilation happens in the warm-up, never in a capture.
+
+    Parameters
+    ----------
+    function
+        Function to compile.
+    note
+        Function that is called with the reason of a failure.
+    backend
+        Backend of :func:`torch.compile`.
     """
     fast = torch.compile(function, dynamic=False, backend=backend)
     current: Callable[P, R] = fast
@@ -27,7 +36,7 @@ def compiled(function: Callable[P, R], *, note: Note, backend: str = "inductor")
             return current(*arguments, **options)
         try:
             result = current(*arguments, **options)
-        except Exception as error:  # a compiler fails in any way it likes; eager code is the same
+        except Exception as error:  # of any kind: eager code gives the same numbers
             note(f"runs uncompiled: {type(error).__name__}: {_brief(error)}")
             current = function
             result = current(*arguments, **options)
@@ -38,23 +47,26 @@ def compiled(function: Callable[P, R], *, note: Note, backend: str = "inductor")
 
 
 class Captured(Generic[R]):
-    """A function without arguments that becomes one CUDA graph; each call computes it once.
+    """Function without arguments as one CUDA graph; each call computes the function once.
 
-    On a GPU the first calls run the function as it is, on a side stream; then it is captured once
-    and replayed: one launch instead of hundreds, after which its result stands where it stood
-    before. Elsewhere, or where the capture fails, every call runs the function as it is.
+    On a GPU the first calls run the function directly on a side stream. Then it is captured once
+    and replayed with one launch instead of hundreds; the result is always in the same tensors. On
+    other devices, or after a failed capture, every call runs the function directly.
 
     Parameters
     ----------
     function
-        Reads and writes the same tensors at every call and does not wait for the device. What it
-        does to them (the step of an optimiser, a step counter) it does once per call.
+        Function that uses the same tensors at every call and does not wait for the device. It
+        changes its state (weights of an optimiser, a step counter) once per call.
+    device
+        Device of the tensors.
     capture
-        False never captures.
+        False to never capture.
     generators
-        Sources of random draws in the function: a replay draws on from where they stand.
+        Random generators of the function; a replay continues from their present states.
     note
-        Told why a capture failed; without it, the error is raised.
+        Function that is called with the reason of a failed capture; without it, the error is
+        raised.
     """
 
     def __init__(
@@ -72,14 +84,14 @@ class Captured(Generic[R]):
         self.result: R | None = None
         self.remaining = WARMUP
         self.capture = capture and device.type == "cuda"
-        # one stream for warm-up and capture: what libraries set up per stream is there in time
+        # The same stream for warm-up and capture, so that libraries have set up their state for it.
         self.stream = torch.cuda.Stream(device) if self.capture else None
 
     def __call__(self) -> R:
-        """Compute the function once."""
+        """Compute the function once and return its result."""
         if self.capture and self.remaining:
             self.remaining -= 1
-            return self._aside()
+            return self._run_on_side_stream()
         if self.capture and self.graph is None:
             self._record()
         if self.graph is None:
@@ -88,12 +100,12 @@ class Captured(Generic[R]):
         return cast(R, self.result)
 
     def prepare(self) -> None:
-        """Warm up and capture now, for a function that may be computed more often than asked."""
+        """Warm up and capture now, for a function that may be computed additional times."""
         while self.capture and self.graph is None:
             self()
 
-    def _aside(self) -> R:
-        """Run the function on a side stream: what capture needs to have happened there before."""
+    def _run_on_side_stream(self) -> R:
+        """Run the function on a side stream, as required before a capture."""
         assert self.stream is not None
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
@@ -108,7 +120,7 @@ class Captured(Generic[R]):
         try:
             with torch.cuda.graph(graph, stream=self.stream):
                 self.result = self.function()
-        except RuntimeError as error:  # nothing of the function has run yet
+        except RuntimeError as error:  # the capture has executed no kernel of the function
             if self.note is None:
                 raise
             torch.cuda.synchronize(self.device)
@@ -119,5 +131,5 @@ class Captured(Generic[R]):
 
 
 def _brief(error: Exception) -> str:
-    """The beginning of an error's text on one line."""
+    """Return the beginning of the text of an error in one line."""
     return " ".join(str(error).split())[:200]

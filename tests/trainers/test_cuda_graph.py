@@ -64,7 +64,7 @@ class Counter:
         self.draws = torch.Generator()
         self.captured = Captured(self.compute, CPU, generators=[self.draws], note=note)
         self.captured.capture = True
-        monkeypatch.setattr(self.captured, "_aside", self.compute)
+        monkeypatch.setattr(self.captured, "_run_on_side_stream", self.compute)
         monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
         monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: self)

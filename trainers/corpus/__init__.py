@@ -1,5 +1,5 @@
-"""Text to tokens, in the order of the stages: documents, mixing, tokenizers, shards.
+"""Corpora: the stages from text to tokens are documents, mixing, tokenizers and shards.
 
-``preparation`` runs them; ``corpus`` and ``batches`` read what they wrote. Imports nothing else of
-trainers.
+``preparation`` runs the stages; ``corpus`` and ``batches`` read their files. May import nothing
+else of trainers.
 """

@@ -11,7 +11,7 @@ def count_windows(tokens: int, context_length: int) -> int:
     Raises
     ------
     InputError
-        It gives none.
+        The corpus is shorter than one sequence.
     """
     windows = (tokens - context_length) // context_length
     if windows < 1:
@@ -26,8 +26,8 @@ class Batches:
     """Training sequences in an order that is a function of (seed, step) alone.
 
     The corpus is cut into windows of ``context_length`` tokens (each predicts the token after it);
-    every epoch visits all windows once, in its own order and from its own offset. Nothing is kept
-    between steps, so a resumed run sees exactly what an uninterrupted one sees.
+    every epoch visits all windows once, in its own order and from its own offset. No state is kept
+    between steps, so that a resumed run sees the same batches as an uninterrupted one.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Batches:
         return steps * self.sequences / self.windows
 
     def __call__(self, step: int) -> np.ndarray:
-        """Sequences of a step with their next token, (sequences, context_length + 1), int64."""
+        """Return the sequences of a step with their next token, (sequences, context_length + 1)."""
         rows = [self._window(step * self.sequences + i) for i in range(self.sequences)]
         return np.stack(rows).astype(np.int64)
 

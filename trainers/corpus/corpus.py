@@ -1,4 +1,4 @@
-"""A prepared corpus on disk: its record ``corpus.json`` and its memory-mapped token shards."""
+"""Prepared corpus on disk: its record ``corpus.json`` and its memory-mapped token shards."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +10,15 @@ from shapelaw.scaling.files import read_json
 from shapelaw.trainers.corpus.shards import Shard, read_shard, verify
 
 RECORD = "corpus.json"
-MAIN = "validation"  # the shard of the held-out text of the whole corpus
+MAIN = "validation"  # name of the shard with the held-out text of the whole corpus
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixturePart:
-    """The share of one source in the training text, as ``corpus.json`` records it.
+    """Share of one source in the training text, as recorded in ``corpus.json``.
 
-    ``weight`` is the one that was asked for; ``documents`` and ``bytes`` were used of
-    ``bytes_available``; ``dropped`` documents also stand in a validation set.
+    ``weight`` is the requested weight. ``documents`` and ``bytes`` are the used ones of
+    ``bytes_available``. ``dropped`` counts documents that are also in a validation set.
     """
 
     name: str
@@ -34,7 +34,7 @@ class MixturePart:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutText:
-    """One validation set, as ``corpus.json`` records it; ``shard`` names its files."""
+    """One validation set, as recorded in ``corpus.json``; ``shard`` names its files."""
 
     name: str
     shard: str
@@ -48,7 +48,7 @@ class HeldOutText:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationSet:
-    """Held-out tokens, memory-mapped, where their documents start, and their bytes per token."""
+    """Memory-mapped held-out tokens, the starts of their documents, and their bytes per token."""
 
     name: str
     tokens: np.ndarray
@@ -58,11 +58,11 @@ class ValidationSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Token shards on disk and where they come from.
+    """Token shards on disk and their origin.
 
-    ``tokens_train`` and ``tokens_validation`` count tokens; ``bytes_per_token`` is that of the
-    validation text, so that bits per byte = nats per token / ln 2 / bytes_per_token. ``parts``
-    says what each source of a mixture gave, ``held_out`` which validation sets there are.
+    ``tokens_train`` and ``tokens_validation`` count tokens. ``bytes_per_token`` belongs to the
+    validation text: bits per byte = nats per token / ln 2 / bytes_per_token. ``parts`` are the
+    shares of the sources of a mixture, ``held_out`` the validation sets.
     """
 
     folder: str
@@ -97,40 +97,41 @@ class Corpus:
         return read_shard(Path(self.folder), MAIN)
 
     def validation_sets(self) -> dict[str, ValidationSet]:
-        """Map the further validation sets by name: of a mixture every source's held-out text, too.
+        """Map the further validation sets by name.
 
-        The text of :meth:`validation` is none of them: that of a single source stands there only.
+        For a mixture, these include the held-out text of every source. The held-out
+        text of a single source is only in :meth:`validation`.
         """
         sets = {}
-        for about in self.held_out:
-            if about.shard == MAIN:
+        for held_out in self.held_out:
+            if held_out.shard == MAIN:
                 continue
-            shard = read_shard(Path(self.folder), about.shard)
-            sets[about.name] = ValidationSet(
-                name=about.name,
+            shard = read_shard(Path(self.folder), held_out.shard)
+            sets[held_out.name] = ValidationSet(
+                name=held_out.name,
                 tokens=shard.tokens,
                 starts=shard.starts,
-                bytes_per_token=about.bytes_per_token,
+                bytes_per_token=held_out.bytes_per_token,
             )
         return sets
 
     def seen(self, tokens: int) -> dict[str, float]:
-        """Return the columns of a run over so many tokens that say whether it saw any twice.
+        """Return the columns of the run table for the repetition of tokens in a run.
 
-        ``unique_tokens`` counts those that were trained on at least once, ``epochs`` how often the
-        text was gone through.
+        ``unique_tokens`` counts the tokens trained on at least once; ``epochs`` is the number of
+        passes over the training text.
         """
         unique = min(tokens, self.tokens_train)
         return {"unique_tokens": unique, "epochs": tokens / self.tokens_train}
 
     @property
     def label(self) -> str:
-        """Name and hash, as the run table records it."""
+        """Name and hash of the corpus, as recorded in the run table."""
         return f"{self.name}:{self.sha256[:12]}"
 
     @classmethod
     def load(cls, folder: Path) -> "Corpus":
-        """Read a prepared corpus, wherever its folder was moved to.
+        """Read a prepared corpus; its folder may have been moved.
 
         Raises
         ------
@@ -145,7 +146,7 @@ class Corpus:
 
     @classmethod
     def from_record(cls, folder: Path, record: dict[str, Any]) -> "Corpus":
-        """Make the corpus in a folder of its record."""
+        """Create a corpus from its record and folder."""
         nested = {
             "folder": str(folder),
             "parts": tuple(MixturePart(**part) for part in record.get("parts", ())),

@@ -1,4 +1,4 @@
-"""Read sources of text as documents in a fixed order: the standard library, files, folders."""
+"""Sources of text as documents in a fixed order: the standard library, files and folders."""
 
 import io
 import json
@@ -24,14 +24,14 @@ BUFFER = 1_048_576  # bytes of a text file that are read at once
 def read_documents(source: str) -> Iterator[Document]:
     """Read the documents of a source, in a fixed order.
 
-    A text file is cut at lines ``<|endoftext|>``; a JSON line or Parquet row is one document
-    (column ``text``); in a folder every text file is read, by name. ``hf:NAME`` is a stream; see
-    :mod:`shapelaw.trainers.corpus.hf_streams`.
+    A text file is split at lines ``<|endoftext|>``. A JSON line or Parquet row is one document
+    (column ``text``). In a folder every text file is read in the order of names. ``hf:NAME`` is a
+    stream; see :mod:`shapelaw.trainers.corpus.hf_streams`.
 
     Raises
     ------
     InputError
-        There is no such source, or a file has a record that is no document.
+        The source does not exist, or a file has a record that is not a document.
     """
     if is_stream(source):
         yield from stream_documents(source)
@@ -54,7 +54,7 @@ def read_documents(source: str) -> Iterator[Document]:
 
 
 def is_text(path: Path) -> bool:
-    """Tell whether a file has the name of a text that can be read."""
+    """Return True if the suffix of a file is that of a readable text format."""
     return _format(path) in READERS
 
 
@@ -74,7 +74,7 @@ def _library_documents(library: Path) -> Iterator[Document]:
 
 
 def _file_documents(path: Path) -> Iterator[Document]:
-    """Read one file; whatever is wrong with it is one error that names the file and the line."""
+    """Read one file; every error names the file and, if known, the line."""
     try:
         yield from READERS.get(_format(path), _text_documents)(path)
     except InputError:
@@ -108,7 +108,7 @@ def _text_documents(path: Path) -> Iterator[Document]:
 
 
 def _pieces(stream: IO[bytes]) -> Iterator[bytes]:
-    """Cut a text at its separator lines."""
+    """Split a text at its separator lines."""
     held, searched = bytearray(), 0  # the text since the last separator, how much was looked at
     while chunk := stream.read(BUFFER):
         held += chunk
@@ -126,9 +126,9 @@ def _pieces(stream: IO[bytes]) -> Iterator[bytes]:
 
 
 def _separators(held: bytearray, begin: int, *, final: bool) -> Iterator[tuple[int, int]]:
-    """Find where lines with nothing but the separator begin and end; the text begins with a line.
+    """Find the ranges of lines that contain only the separator; the text begins at a line.
 
-    Unless the text is ``final``, a line whose end is not there yet is left for later.
+    Unless the text is ``final``, an incomplete last line is left for the next call.
     """
     place = held.find(SEPARATOR, begin)
     while place >= 0:

@@ -1,8 +1,8 @@
-"""Text to tokens and back, outside a corpus: bytes, or a tokenizer.json of the tokenizers library.
+"""Encodings of single texts: bytes, or a tokenizer.json of the tokenizers library.
 
-Byte b is token b. Byte 0 stands between documents and is a special token: text never holds it.
-What is trained on is ``text separator text``, so a text of its own is scored, and
-generated, after one separator.
+In the byte encoding, byte b is token b. Byte 0 separates documents and is a special token, which
+text never contains. Training text is ``text separator text``, so that a single text is scored and
+generated after one separator.
 """
 
 import json
@@ -28,11 +28,11 @@ ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", NUL)  # names of se
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """A tokenizer that encodes single texts.
+    """Tokenizer for single texts.
 
-    ``encode`` gives the tokens of a text, (count,) int64, without any separator; ``separator`` is
-    the token between documents and ``separator_text`` its name; ``document`` is what the
-    tokenizers library writes to ``tokenizer.json``.
+    ``encode`` returns the tokens of a text, (count,) int64, without a separator. ``separator`` is
+    the token between documents and ``separator_text`` its text. ``document`` is the content of
+    ``tokenizer.json`` as the tokenizers library writes it.
     """
 
     name: str
@@ -72,8 +72,8 @@ def byte_letters() -> list[str]:
 def _byte_document() -> dict[str, Any]:
     """Write a byte-level BPE without merges, in the numbering of the bytes.
 
-    Zero bytes are cut out as the special token before the alphabet sees the text, so that the
-    letter of byte 0 is free to be ordinary text.
+    Zero bytes become the special token before the alphabet is applied, so that the letter of byte 0
+    can occur in ordinary text.
     """
     level = {"add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -108,7 +108,7 @@ def load_encoding(folder: Path) -> Encoding:
     Raises
     ------
     InputError
-        The folder has no tokenizer, or one without a token between documents.
+        The folder has no tokenizer, or its tokenizer has no token between documents.
     """
     path = folder / TOKENIZER_FILE
     if not path.exists():
@@ -143,7 +143,7 @@ def _library_encoding(path: Path, document: str) -> Encoding:
 
 
 def open_tokenizer(path: Path) -> "tuple[Tokenizer, str, int]":
-    """Open a ``tokenizer.json`` and find the name and the number of its separator.
+    """Open a ``tokenizer.json`` and find the text and the id of its separator.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Hugging Face ``datasets`` as sources of text: read as streams, never downloaded whole."""
+"""Hugging Face ``datasets`` as sources of text, read as streams without a full download."""
 
 import re
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ OTHER_COLUMN = "write hf:NAME#COLUMN"
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """A dataset on the Hub (``org/name``), or a file or folder on disk in the same formats."""
+    """Dataset on the Hub (``org/name``), or a file or folder on disk in the same formats."""
 
     name: str
     config: str | None = None
@@ -32,29 +32,29 @@ class Stream:
 
     @property
     def short(self) -> str:
-        """The last part of the name, up to its first dot."""
+        """Last part of the name, up to its first dot."""
         return Path(self.name).name.split(".")[0]
 
     @property
     def described(self) -> str:
-        """The stream as it is written, without the folders of one on disk."""
+        """Text form of the stream, without the folders of a path on disk."""
         name = Path(self.name).name if Path(self.name).exists() else self.name
         config = f":{self.config}" if self.config else ""
         return f"{PREFIX}{name}{config}@{self.split}#{self.column}"
 
 
 def is_stream(source: str) -> bool:
-    """Tell whether a source is read by ``datasets``."""
+    """Return True if a source is read by ``datasets``."""
     return source.startswith(PREFIX)
 
 
 def parse_stream(source: str) -> Stream:
-    """Read ``hf:NAME[:CONFIG][@SPLIT][#COLUMN]``.
+    """Parse ``hf:NAME[:CONFIG][@SPLIT][#COLUMN]``.
 
     Raises
     ------
     InputError
-        It has another form.
+        The text has another form.
 
     Examples
     --------
@@ -68,14 +68,14 @@ def parse_stream(source: str) -> Stream:
 
 
 def stream_documents(source: str) -> Iterator[Document]:
-    """Read the documents of a stream in its own order; empty rows are left out.
+    """Read the documents of a stream in their order; empty rows are left out.
 
     Raises
     ------
     InputError
-        ``datasets`` is missing, or there is no such configuration, split or column.
+        ``datasets`` is not installed, or the configuration, split or column does not exist.
     WorkError
-        The data cannot be reached, or the connection broke.
+        The data cannot be reached, or the connection was lost.
     """
     stream = parse_stream(source)
     with _understood(stream):
@@ -114,7 +114,7 @@ def _opened(stream: Stream) -> Any:
 
 @contextmanager
 def _understood(stream: Stream) -> Iterator[None]:
-    """Turn whatever ``datasets`` raises into one line: bad data, or a lost connection."""
+    """Convert any error of ``datasets`` to one line, for bad data or a lost connection."""
     try:
         yield
     except (InputError, WorkError, ImportError):

@@ -1,4 +1,4 @@
-"""Mix sources to one training text and its held-out texts, none of them shared."""
+"""Mixing of sources into a training text and held-out texts without shared documents."""
 
 import hashlib
 import json
@@ -14,19 +14,20 @@ from shapelaw.trainers.corpus.documents import read_documents
 from shapelaw.trainers.corpus.mixture import Mixture, Source, source_description
 from shapelaw.trainers.corpus.text_store import StoredDocuments, TextStore, concatenated
 
-MINIMUM = 20_000  # bytes; less text than that trains nothing
-MINIMUM_HELD_OUT = 2_000  # bytes of a validation set
-LARGEST_HELD_OUT = 64_000_000  # bytes that are read of a validation text
+MIN_BYTES = 20_000  # of the whole corpus
+MIN_HELD_OUT_BYTES = 2_000  # of a validation set
+MAX_HELD_OUT_BYTES = 64_000_000  # read from a validation text
 VALIDATION_SHARE = 10  # one document in ten, or the last tenth
 SPLIT_BY_DOCUMENT = 5 * VALIDATION_SHARE  # with fewer documents the last tenth is held out
-OWN = "a text of its own"  # how the held-out text of a source was chosen: it was given
+OWN = "a text of its own"  # recorded as the split of a source with a given held-out text
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """A source that was read: its documents, their two sides, and how these were told apart.
+    """Documents of a source with their split into training and held-out documents.
 
-    ``free`` is the training side without what stands in any validation set.
+    ``split`` describes the split. ``free`` are the training documents that are in no validation
+    set.
     """
 
     source: Source
@@ -39,10 +40,10 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class Blend:
-    """Documents to tokenize: training, main held-out, and the held-out sets by name.
+    """Documents to tokenize: training text, main held-out text, and held-out sets by name.
 
-    ``sets`` holds where a set comes from and its documents; ``sha256`` tells apart what decides
-    the numbers of a run.
+    ``sets`` contains the description and the documents of each set. ``sha256`` is a digest of
+    everything that affects the numbers of a run.
     """
 
     readings: tuple[Reading, ...]
@@ -52,7 +53,7 @@ class Blend:
     sha256: str
 
     def parts(self, documents: int) -> tuple[MixturePart, ...]:
-        """Say what each source gave to the first so many documents of the training text."""
+        """Return the share of each source in the first ``documents`` of the training text."""
         used = self.train.take(slice(documents))
         return tuple(
             MixturePart(
@@ -71,15 +72,19 @@ class Blend:
 
 
 def blend(mixture: Mixture, store: TextStore, *, limit: int, tokens: int | None = None) -> Blend:
-    """Read the sources, keep what is held out away from the training text, and mix the rest.
+    """Read the sources, remove held-out documents from the training text, and mix the rest.
 
     Parameters
     ----------
+    mixture
+        Sources and further validation sets.
+    store
+        Store for the documents.
     limit
-        Bytes of text that are read at the most: of the whole mixture where the sources have
-        weights, else of each source, of which a mixture of no more than that is made.
+        Largest number of bytes to read: of the whole mixture if the sources have weights, else of
+        each source, from which a mixture of at most this size is made.
     tokens
-        Where the training shard will end; it decides the digest only.
+        Number of tokens in the training shard; affects only the digest.
 
     Raises
     ------
@@ -93,9 +98,9 @@ def blend(mixture: Mixture, store: TextStore, *, limit: int, tokens: int | None 
         for number, source in enumerate(mixture.sources)
     ]
     size = sum(reading.whole.size for reading in readings)
-    if size < MINIMUM:
+    if size < MIN_BYTES:
         raise _too_little(" and ".join(source.path for source in mixture.sources), size)
-    own = {
+    of_sources = {
         reading.source.name: (
             source_description(reading.source.held_out or reading.source.path),
             reading.held_out,
@@ -106,7 +111,7 @@ def blend(mixture: Mixture, store: TextStore, *, limit: int, tokens: int | None 
         source.name: (source.described, _held_out(source.path, store)) for source in mixture.further
     }
     kept_away = np.concatenate(
-        [documents.content_digests for _, documents in (*own.values(), *further.values())]
+        [documents.content_digests for _, documents in (*of_sources.values(), *further.values())]
     )
     readings = [_kept_apart(reading, kept_away) for reading in readings]
     texts = [reading.free for reading in readings]
@@ -117,7 +122,7 @@ def blend(mixture: Mixture, store: TextStore, *, limit: int, tokens: int | None 
         readings=tuple(readings),
         train=train,
         validation=held_out[0] if len(held_out) == 1 else interleaved(held_out, shares),
-        sets=own | further,
+        sets=of_sources | further,
         sha256=_digest(readings, train, tokens),
     )
 
@@ -136,10 +141,10 @@ def _read(source: Source, number: int, store: TextStore, limit: int) -> Reading:
 
 
 def _held_out(path: str, store: TextStore, number: int = 0) -> StoredDocuments:
-    documents = store.keep(read_documents(path), LARGEST_HELD_OUT, source=number)
-    if documents.size < MINIMUM_HELD_OUT:
+    documents = store.keep(read_documents(path), MAX_HELD_OUT_BYTES, source=number)
+    if documents.size < MIN_HELD_OUT_BYTES:
         raise InputError(
-            f"a validation set needs at least {MINIMUM_HELD_OUT} bytes of text, but {path} has "
+            f"a validation set needs at least {MIN_HELD_OUT_BYTES} bytes of text, but {path} has "
             f"{documents.size}; give more text"
         )
     return documents.shuffled()
@@ -155,12 +160,14 @@ def _kept_apart(reading: Reading, kept_away: np.ndarray) -> Reading:
     return replace(reading, free=free)
 
 
-def _too_little(what: str, size: int) -> InputError:
-    return InputError(f"a corpus needs at least {MINIMUM} bytes of text, but {what} has {size}")
+def _too_little(path: str, size: int) -> InputError:
+    return InputError(
+        f"a corpus needs at least {MIN_BYTES} bytes of text, but {path} has {size}; give more text"
+    )
 
 
 def _digest(readings: list[Reading], train: StoredDocuments, tokens: int | None) -> str:
-    """Digest the documents of one source that is split; else what was made of the sources."""
+    """Digest the documents of a single split source, or else the resulting texts."""
     first = readings[0]
     whole = len(first.free) == len(first.train) and tokens is None
     if len(readings) == 1 and first.source.held_out is None and whole:
@@ -171,23 +178,26 @@ def _digest(readings: list[Reading], train: StoredDocuments, tokens: int | None)
 
 
 def split(documents: StoredDocuments) -> tuple[StoredDocuments, StoredDocuments, str]:
-    """Hold out one document in ten by its digest; of a few documents, the last tenth of the text.
+    """Hold out one document in ten by its digest, or of few documents the last tenth of the text.
 
     Returns
     -------
-    The training part, the held-out part, and how they were told apart.
+    train, held_out : StoredDocuments
+        Training and held-out documents.
+    description : str
+        Description of the split.
     """
     if len(documents) < SPLIT_BY_DOCUMENT:
         return *_last_tenth(documents), "the last tenth of the text"
     hashed = documents.shuffled()
     end = len(hashed) // VALIDATION_SHARE
     while end < len(hashed) - 1 and hashed.digests[end] == hashed.digests[end - 1]:
-        end += 1  # equal documents stay on one side
+        end += 1  # equal documents stay in the same part
     return hashed.take(slice(end, None)), hashed.take(slice(end)), "by document"
 
 
 def _last_tenth(documents: StoredDocuments) -> tuple[StoredDocuments, StoredDocuments]:
-    """Cut the text as it stands in a shard, one separator between two documents."""
+    """Split the text of a shard, which has one separator between two documents."""
     ends = np.cumsum(documents.sizes + 1) - 1
     whole = int(ends[-1])
     place = whole - whole // VALIDATION_SHARE
@@ -201,7 +211,7 @@ def _last_tenth(documents: StoredDocuments) -> tuple[StoredDocuments, StoredDocu
 
 
 def _continuation(encoded: bytes, place: int) -> int:
-    """Count the bytes after a place that belong to the UTF-8 character before it."""
+    """Count the bytes from a position on that belong to the UTF-8 character before it."""
     more = 0
     while place + more < len(encoded) and encoded[place + more] & 0xC0 == 0x80:
         more += 1
@@ -211,21 +221,21 @@ def _continuation(encoded: bytes, place: int) -> int:
 def interleaved(
     texts: Sequence[StoredDocuments], weights: list[float] | None, *, limit: int | None = None
 ) -> StoredDocuments:
-    """Interleave texts so that every beginning of the result has about their proportions.
+    """Interleave texts so that every prefix of the result has about their proportions.
 
-    Document i of a text with weight w goes to place (bytes before its middle) / w, so that a
-    beginning is at most half a document of each text off. No document is repeated: the mixture
-    ends where the first text does, and the document of every other text that lies across that end
-    is cut there.
+    Document i of a text with weight w is sorted by (bytes before its middle) / w, so that a prefix
+    deviates by at most half a document of each text. No document is repeated. The mixture ends at
+    the end of the first text that ends, and the document of every other text at this position is
+    cut there.
 
     Parameters
     ----------
     texts
-        In their own fixed order each.
+        Documents of each text in a fixed order.
     weights
         Shares of the bytes, in any scale; None takes every text whole.
     limit
-        Bytes of the mixture at the most; None for no limit.
+        Largest number of bytes of the mixture; None for no limit.
     """
     totals = np.array([text.size for text in texts], dtype=float)
     shares = totals / totals.sum() if weights is None else np.array(weights) / sum(weights)
@@ -242,7 +252,7 @@ def interleaved(
 
 
 def _shortened(text: StoredDocuments, sizes: np.ndarray) -> StoredDocuments:
-    """Shorten documents to at most these sizes, each cut between two characters."""
+    """Shorten documents to at most the given sizes, cutting between two characters."""
     part = replace(text, sizes=sizes)
     for number in np.flatnonzero((sizes > 0) & (sizes < text.sizes)).tolist():
         encoded, size = text.text(number), int(sizes[number])

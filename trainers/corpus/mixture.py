@@ -1,4 +1,4 @@
-"""Parse ``--corpus`` and ``--validation`` to named sources with weights."""
+"""Named sources with weights, parsed from ``--corpus`` and ``--validation``."""
 
 import math
 import re
@@ -19,9 +19,9 @@ LONGEST_NAME = 60  # characters of a mixture's name that lists its sources
 class Source:
     """One source of text: ``path`` is a file, a folder, ``hf:NAME`` or ``stdlib``.
 
-    ``weight`` is its share of the training text beside the others' (any scale), None where the
-    shares follow the sizes. ``held_out`` is the path of its own validation text; None splits it
-    off the source.
+    ``weight`` is the share of the source in the training text in any scale; None if the shares
+    follow the sizes. ``held_out`` is the path of a separate validation text; None splits one off
+    the source.
     """
 
     name: str
@@ -31,13 +31,13 @@ class Source:
 
     @property
     def described(self) -> str:
-        """Where its text comes from, without the folders that it lies in."""
+        """Description of the source of the text, without its folders."""
         return source_description(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """Sources that are trained on together, and further texts that are only evaluated on."""
+    """Sources of the training text, and further texts only for evaluation."""
 
     name: str
     sources: tuple[Source, ...]
@@ -45,30 +45,30 @@ class Mixture:
 
     @property
     def has_streams(self) -> bool:
-        """Whether some of the text has to be fetched."""
+        """True if a part of the text is streamed from a dataset."""
         paths = [source.path for source in (*self.sources, *self.further)]
         return any(map(is_stream, [*paths, *(s.held_out for s in self.sources if s.held_out)]))
 
 
 def parse_mixture(corpus: str, validation: str | None = None) -> Mixture:
-    """Parse what a user writes for the two options.
+    """Parse the values of the two options.
 
     Parameters
     ----------
     corpus
         ``stdlib``; a file; a folder; a stream ``hf:NAME``; or ``NAME=PATH:WEIGHT,...`` with the
-        names and weights left out or not. A folder that holds ``X.train.txt`` (or .jsonl,
+        names and weights optional. A folder that holds ``X.train.txt`` (or .jsonl,
         .parquet, .zst of these) is a mixture of every such X, with ``X.val.txt`` as its held-out
-        text where that is there.
+        text if that exists.
     validation
-        ``NAME=PATH,...``. The name of a source makes it that source's held-out text, so that
-        nothing is split off the source; any other name is one more validation set. A single path
+        ``NAME=PATH,...``. With the name of a source, the text is the held-out text of that source,
+        and nothing is split off the source. Any other name adds a validation set. A single path
         without a name belongs to the only source of a corpus.
 
     Raises
     ------
     InputError
-        A part cannot be read as such, a name stands twice, or only some sources have a weight.
+        A part is invalid, a name occurs twice, or only some sources have a weight.
 
     Examples
     --------
@@ -98,7 +98,7 @@ def parse_mixture(corpus: str, validation: str | None = None) -> Mixture:
 
 
 def source_name(path: str) -> str:
-    """Name a text by its path: by what stands before the first dot of the file's name."""
+    """Return the name of a text: the file name up to its first dot."""
     if is_stream(path):
         return parse_stream(path).short
     if path == STDLIB:
@@ -107,7 +107,7 @@ def source_name(path: str) -> str:
 
 
 def source_description(path: str) -> str:
-    """Describe a source as a record does: without the folders that it lies in."""
+    """Return the description of a source in a record, without its folders."""
     if is_stream(path):
         return parse_stream(path).described
     if path == STDLIB:
@@ -120,7 +120,7 @@ def _is_one_path(text: str) -> bool:
 
 
 def _sources(text: str, option: str) -> tuple[Source, ...]:
-    """Parse the sources of one option and check them against each other."""
+    """Parse the sources of one option and check that they are consistent."""
     if _is_one_path(text):
         path, weight = _weighted(text, option)
         sources = _pairs(Path(path)) if weight is None and path != STDLIB else ()
@@ -167,7 +167,7 @@ def _source(part: str, option: str) -> Source:
 
 
 def _weighted(text: str, option: str) -> tuple[str, float | None]:
-    """Take the weight off the end of a path."""
+    """Split a weight off the end of a path."""
     path, _, last = text.rpartition(":")
     try:
         weight = float(last)

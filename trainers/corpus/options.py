@@ -1,4 +1,4 @@
-"""The request for a corpus: one value that goes from the command down to the preparation."""
+"""Options of a corpus, passed from the command to the preparation."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.units import parse_count
 from shapelaw.trainers.corpus.encoding import BYTES
-from shapelaw.trainers.corpus.mixing import MINIMUM
+from shapelaw.trainers.corpus.mixing import MIN_BYTES
 from shapelaw.trainers.corpus.mixture import Mixture, parse_mixture
 from shapelaw.trainers.corpus.tokenizers import check_vocabulary, named_with_hash
 
@@ -17,12 +17,12 @@ WITH_HELD_OUT = 1.25  # text that is read for a number of tokens: a tenth of it 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusOptions:
-    """The options of a corpus, as the commands take them.
+    """Options of a corpus.
 
-    ``corpus`` and ``validation`` are what :func:`shapelaw.trainers.corpus.mixture.parse_mixture`
-    reads; ``vocab_size`` (a BPE to train) and ``tokenizer`` (the path of one) exclude each other,
-    and without them every byte is a token; ``tokens`` ends the training text. ``limit_bytes`` ends
-    what is read; by default the number of tokens decides that.
+    :func:`shapelaw.trainers.corpus.mixture.parse_mixture` parses ``corpus`` and ``validation``.
+    ``vocab_size`` (of a BPE to train) and ``tokenizer`` (path of a tokenizer) exclude each other;
+    without them every byte is a token. ``tokens`` limits the training text, ``limit_bytes`` the
+    text to read; by default the latter follows from the number of tokens.
     """
 
     corpus: str = "stdlib"
@@ -42,7 +42,7 @@ class CorpusOptions:
         tokenizer: str | None = None,
         corpus_tokens: str | None = None,
     ) -> "CorpusOptions":
-        """Make it of options as they are typed, with a number of tokens such as 100M."""
+        """Parse the options of a command, with a number of tokens such as 100M."""
         return cls(
             corpus=corpus,
             validation=validation,
@@ -58,12 +58,12 @@ class CorpusOptions:
                 f"either --vocab {self.vocab_size} (a tokenizer to train) or --tokenizer "
                 f"{self.tokenizer} (one to load) can be given, but not both; leave one out"
             )
-        if self.tokens is not None and self.tokens < MINIMUM:
-            raise InputError(f"`--corpus-tokens >= {MINIMUM}` must hold, but got {self.tokens}")
+        if self.tokens is not None and self.tokens < MIN_BYTES:
+            raise InputError(f"`--corpus-tokens >= {MIN_BYTES}` must hold, but got {self.tokens}")
 
     @property
     def wanted_tokenizer(self) -> str:
-        """The tokenizer's name as the record gives it; of one that is yet to train without hash."""
+        """Name of the tokenizer in the record; without hash if it is still to be trained."""
         if self.tokenizer is not None:
             return named_with_hash(Path(self.tokenizer))
         return BYTES if self.vocab_size is None else f"bpe-{self.vocab_size}"
@@ -74,7 +74,7 @@ class CorpusOptions:
         Raises
         ------
         InputError
-            They cannot be told, or a stream has no end.
+            The sources are invalid, or a stream has no limit.
         """
         mixture = parse_mixture(self.corpus, self.validation)
         if self.tokens is None and self.limit_bytes is None and mixture.has_streams:
@@ -86,7 +86,7 @@ class CorpusOptions:
 
     @property
     def limit(self) -> int:
-        """Bytes of text that are read at the most."""
+        """Largest number of bytes of text to read."""
         if self.limit_bytes is not None:
             return self.limit_bytes
         if self.tokens is None:

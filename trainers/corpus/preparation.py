@@ -1,11 +1,11 @@
-"""Prepare a corpus: documents -> mixture -> tokens -> shards, all a function of the content.
+"""Preparation of a corpus: documents -> mixture -> tokens -> shards, a function of the content.
 
-Every stage takes the documents or blocks of the one before, one by one:
+Every stage processes the documents or blocks of the previous stage one by one:
 
 1. :func:`~shapelaw.trainers.corpus.documents.read_documents` reads each source;
-2. :meth:`~shapelaw.trainers.corpus.text_store.TextStore.keep` puts its documents on disk, because
-   what is held out and how much of each source is used depend on all of them;
-3. :func:`~shapelaw.trainers.corpus.mixing.blend` holds out, keeps apart and mixes them;
+2. :meth:`~shapelaw.trainers.corpus.text_store.TextStore.keep` stores its documents on disk, because
+   the held-out part and the used part of each source depend on all documents;
+3. :func:`~shapelaw.trainers.corpus.mixing.blend` splits and mixes them;
 4. :meth:`~shapelaw.trainers.corpus.tokenizers.Encoder.blocks` encodes them;
 5. :func:`~shapelaw.trainers.corpus.shards.write_shard` writes the tokens.
 """
@@ -46,28 +46,29 @@ def prepare(
     vocab_size: int | None = None,
     limit: int = LIMIT,
 ) -> Corpus:
-    """Read, split and tokenize a corpus into ``folder``; what is there and fits is reused.
+    """Read, split and tokenize a corpus into ``folder``, or reuse the same corpus in it.
 
     Parameters
     ----------
     corpus
         ``"stdlib"``, the path of a file or folder (.txt, .jsonl, .parquet, .zst of these), or a
-        mixture as :func:`shapelaw.trainers.corpus.mixture.parse_mixture` reads it.
+        mixture as for :func:`shapelaw.trainers.corpus.mixture.parse_mixture`.
     folder
-        Where ``train.npy``, ``validation.npy``, ``corpus.json`` (and ``tokenizer.json``) go.
+        Folder for ``train.npy``, ``validation.npy``, ``corpus.json`` (and ``tokenizer.json``).
     validation
-        Held-out texts, as :func:`shapelaw.trainers.corpus.mixture.parse_mixture` reads them.
+        Held-out texts as for :func:`shapelaw.trainers.corpus.mixture.parse_mixture`.
     vocab_size
-        None for the 256 bytes, else the size of a byte-level BPE trained on the training part.
+        Size of a byte-level BPE to train on the training part; None for the 256 bytes.
     limit
-        Bytes of text read at the most; the record says if there was more.
+        Largest number of bytes of text to read; the record notes whether there was more.
 
     Raises
     ------
     InputError
-        The source cannot be read, holds too little text, or does not fit what the folder holds.
+        The source cannot be read, holds too little text, or does not match the corpus in the
+        folder.
     WorkError
-        The folder cannot be written to, or a shard that it holds is damaged.
+        The folder cannot be written to, or a shard in it is damaged.
     """
     options = CorpusOptions(
         corpus=corpus, validation=validation, vocab_size=vocab_size, limit_bytes=limit
@@ -100,14 +101,14 @@ def prepare_from_options(options: CorpusOptions, folder: Path) -> Corpus:
 
 
 def _request(mixture: Mixture, options: CorpusOptions) -> str:
-    """Digest what was asked for: it tells a corpus of streams without fetching them."""
+    """Digest the request, which identifies a corpus of streams without fetching them."""
     sources = [asdict(source) for source in (*mixture.sources, *mixture.further)]
     text = json.dumps([sources, options.wanted_tokenizer, options.tokens, options.limit])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _kept_stream(folder: Path, mixture: Mixture, request: str) -> Corpus:
-    """Load the corpus that a folder holds, if the same request made it."""
+    """Load the corpus in a folder if the same request made it."""
     kept = Corpus.load(folder)
     if read_json(folder / RECORD).get("request") != request:
         raise InputError(
@@ -118,7 +119,7 @@ def _kept_stream(folder: Path, mixture: Mixture, request: str) -> Corpus:
 
 
 def _kept(folder: Path, mixture: Mixture, mixed: Blend, tokenizer: str) -> Corpus:
-    """Load the corpus that a folder holds, if it is the one that was asked for."""
+    """Load the corpus in a folder if it is the requested one."""
     kept = Corpus.load(folder)
     known = kept.tokenizer if ":" in tokenizer else kept.tokenizer.split(":")[0]
     if kept.sha256 != mixed.sha256 or known != tokenizer:
@@ -138,7 +139,7 @@ def _kept(folder: Path, mixture: Mixture, mixed: Blend, tokenizer: str) -> Corpu
 
 @contextmanager
 def _written_whole(folder: Path) -> Iterator[Path]:
-    """Lend a temporary folder beside ``folder``, and move it there in one step at the end."""
+    """Yield a temporary folder beside ``folder`` that is moved there in one step at the end."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
@@ -165,7 +166,7 @@ def _new_encoder(vocab_size: int | None, train: StoredDocuments, folder: Path) -
 def _write_shards(
     mixture: Mixture, mixed: Blend, encoder: Encoder, folder: Path, tokens: int | None
 ) -> dict[str, Any]:
-    """Write every shard and return the record of the corpus; ``tokens`` ends the training shard."""
+    """Write every shard and return the record of the corpus; ``tokens`` limits training."""
 
     def write(documents: StoredDocuments, shard: str, limit: int | None = None) -> tuple[int, int]:
         blocks = encoder.blocks(documents)

@@ -1,4 +1,4 @@
-"""Tokens on disk: memory-mapped, with the starts of the documents and checksums."""
+"""Shards of tokens on disk: memory-mapped, with the starts of documents and checksums."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ CHECKED = "checked.json"  # sizes and times of the files whose checksums were fo
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """Tokens in a file and where documents begin.
+    """Tokens in a file with the starts of their documents.
 
-    ``tokens`` (count,) uint16 or uint32 and ``starts`` (documents,) int64 are memory-mapped; the
-    documents stand one after the other with one separator token between two.
+    ``tokens`` (count,) uint16 or uint32 and ``starts`` (documents,) int64 are memory-mapped. One
+    separator token stands between two documents.
     """
 
     tokens: np.ndarray
@@ -31,7 +31,7 @@ class Shard:
 
 
 def token_type(vocab_size: int) -> np.dtype:
-    """Return the smallest type of a shard that tells the tokens apart."""
+    """Return the smallest integer type of a shard that can represent the tokens."""
     return np.dtype(np.uint16 if vocab_size <= LARGEST_UINT16 else np.uint32)
 
 
@@ -48,13 +48,14 @@ def write_shard(
     Parameters
     ----------
     blocks
-        Tokens of the documents; the last separator of all is left out of the file.
+        Tokens of the documents. The very last separator is left out of the file.
     limit
-        Tokens at the most; the document that passes it is cut.
+        Largest number of tokens; the document that exceeds it is cut.
 
     Returns
     -------
-    Tokens and documents written.
+    tokens, documents : int
+        Numbers of written tokens and documents.
     """
     kind, count, lengths = token_type(vocab_size), 0, []
     with (folder / f"{name}.npy").open("wb") as file:
@@ -83,7 +84,7 @@ def _write_header(file: Any, kind: np.dtype, count: int) -> None:
 
 
 def read_shard(folder: Path, name: str) -> Shard:
-    """Map a shard; one without starts, as earlier versions wrote, is one document."""
+    """Map a shard; a shard of an earlier version without starts is one document."""
     tokens = np.load(folder / f"{name}.npy", mmap_mode="r")
     path = folder / f"{name}.starts.npy"
     starts = np.load(path, mmap_mode="r") if path.exists() else np.zeros(1, dtype=np.int64)
@@ -91,7 +92,7 @@ def read_shard(folder: Path, name: str) -> Shard:
 
 
 def checksums(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size in bytes and SHA-256 of every shard file and tokenizer in a folder."""
+    """Compute size in bytes and SHA-256 of every shard file and tokenizer in a folder."""
     files = sorted([*folder.glob("*.npy"), *folder.glob(TOKENIZER_FILE)])
     return {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
 
@@ -99,8 +100,8 @@ def checksums(folder: Path) -> dict[str, dict[str, Any]]:
 def verify(folder: Path, files: dict[str, dict[str, Any]], *, again: bool = False) -> None:
     """Compare the files with their checksums.
 
-    Sizes are compared every time; contents when a file is seen for the first time, when its time
-    or size changed since, or when ``again`` is set.
+    Sizes are always compared. Contents are compared when a file is checked for the first time, when
+    its time or size has changed, or with ``again``.
 
     Raises
     ------
@@ -125,7 +126,7 @@ def verify(folder: Path, files: dict[str, dict[str, Any]], *, again: bool = Fals
 
 
 def _record_checked(folder: Path, stamps: dict[str, list[int]]) -> None:
-    """Note that these files were found right; a folder that is read-only is checked every time."""
+    """Record that the files were verified; files in a read-only folder are verified every time."""
     try:
         write_json(folder / CHECKED, stamps)
     except WorkError:

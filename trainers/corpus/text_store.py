@@ -1,6 +1,6 @@
-"""Documents on disk, handled by their numbers: sizes, digests, order, sources.
+"""Documents on disk, with sizes, digests, order and sources as arrays in memory.
 
-Text goes through a file, so that memory holds 82 bytes per document whatever their size.
+The text itself is in a file, so that memory holds 82 bytes per document of any size.
 """
 
 import hashlib
@@ -17,10 +17,10 @@ from shapelaw.trainers.corpus.document import Document
 
 
 class TextStore:
-    """A nameless file of text, for a ``with``; it goes with the process, however that ends."""
+    """Context manager of an unnamed temporary file of text, which disappears with the process."""
 
     def __init__(self, folder: Path) -> None:
-        """Open one on the disk of ``folder``, which need not exist yet."""
+        """Open a store on the disk of ``folder``, which need not exist yet."""
         place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
         try:
             self.file = tempfile.TemporaryFile(dir=place)  # noqa: SIM115  closed by __exit__
@@ -31,7 +31,7 @@ class TextStore:
         self.size = 0
 
     def append(self, text: bytes) -> int:
-        """Add a text and return where it stands."""
+        """Append a text and return its offset."""
         try:
             self.file.seek(self.size)
             self.file.write(text)
@@ -43,16 +43,16 @@ class TextStore:
         return begin
 
     def read(self, offset: int, size: int) -> bytes:
-        """Read text from a place on."""
+        """Read text from an offset on."""
         self.file.seek(offset)
         return self.file.read(size)
 
     def keep(
         self, documents: Iterable[Document], limit: int, *, source: int = 0
     ) -> "StoredDocuments":
-        """Store documents without zero bytes and blank ones, no more than ``limit`` bytes.
+        """Store documents without zero bytes up to ``limit`` bytes; blank documents are left out.
 
-        Whole documents are kept where possible: only a first one beyond the limit is cut.
+        Only whole documents are kept, except that a first document beyond the limit is cut.
         """
         offsets: list[int] = []
         sizes: list[int] = []
@@ -93,12 +93,12 @@ class TextStore:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredDocuments:
-    """Documents of a store in an order; iterating reads them.
+    """Documents of a store in an order; iteration reads them.
 
-    ``offsets`` and ``sizes`` are in bytes, (documents,) int64; ``digests`` are their SHA-256 and
-    ``content_digests`` that of what stands between white space at both ends, (documents,) ``S32``;
-    ``sources`` numbers the source of each, (documents,) int16. ``truncated`` says that the source
-    had more than the limit.
+    ``offsets`` and ``sizes`` are in bytes, (documents,) int64. ``digests`` are the SHA-256 digests
+    of the texts and ``content_digests`` those without white space at both ends, (documents,)
+    ``S32``. ``sources`` are the numbers of the sources, (documents,) int16. ``truncated`` is true
+    if the source had more text than the limit.
     """
 
     store: TextStore
@@ -119,7 +119,7 @@ class StoredDocuments:
 
     @property
     def size(self) -> int:
-        """Bytes of all the documents."""
+        """Number of bytes of all documents."""
         return int(self.sizes.sum())
 
     @property
@@ -136,19 +136,19 @@ class StoredDocuments:
         return replace(self, **{name: getattr(self, name)[index] for name in COLUMNS})
 
     def first(self, size: int) -> "StoredDocuments":
-        """Return the documents that begin before a number of bytes."""
+        """Return the documents that begin within the first bytes."""
         return self.take(np.cumsum(self.sizes) - self.sizes < size)
 
     def shuffled(self) -> "StoredDocuments":
-        """Return all of them in the order of their digests: a fixed shuffle."""
+        """Return all documents in the order of their digests, which is a fixed shuffle."""
         return self.take(np.argsort(self.digests, kind="stable"))
 
     def without(self, content_digests: np.ndarray) -> "StoredDocuments":
-        """Return the documents whose content is none of these."""
+        """Return the documents whose content has none of the given digests."""
         return self.take(~np.isin(self.content_digests, content_digests))
 
     def cut(self, number: int, begin: int, end: int) -> "StoredDocuments":
-        """Return the same documents with one that keeps only its bytes ``begin`` to ``end``."""
+        """Return the same documents, with one of them cut to its bytes ``begin`` to ``end``."""
         columns = {name: getattr(self, name).copy() for name in COLUMNS}
         columns["offsets"][number] += begin
         columns["sizes"][number] = end - begin
@@ -165,7 +165,7 @@ COLUMNS = [
 
 
 def concatenated(parts: Iterable[StoredDocuments]) -> StoredDocuments:
-    """Put documents of one store one after the other."""
+    """Concatenate documents of one store."""
     parts = list(parts)
     changed: dict[str, Any] = {
         name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS

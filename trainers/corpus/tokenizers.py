@@ -24,7 +24,7 @@ BATCH = 4_194_304  # bytes of text that are encoded at once
 
 
 class TokenBlock(NamedTuple):
-    """Tokens of some documents, each with a separator at its end, and their numbers of tokens."""
+    """Tokens of several documents, each ending with a separator, and their token counts."""
 
     tokens: np.ndarray
     lengths: np.ndarray
@@ -32,7 +32,7 @@ class TokenBlock(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tokenizer as the shards need it: ``encode`` makes one block of the texts of documents."""
+    """Tokenizer of a corpus; ``encode`` converts the texts of documents to one block."""
 
     name: str
     vocab_size: int
@@ -64,19 +64,19 @@ def _encode_bytes(texts: list[bytes]) -> TokenBlock:
 
 
 def check_vocabulary(vocab_size: int | None) -> None:
-    """Refuse a size that no BPE of 16 bits has.
+    """Refuse a vocabulary size that is out of range for a BPE with 16-bit tokens.
 
     Raises
     ------
     InputError
-        It is out of range.
+        The size is out of range.
     """
     if vocab_size is not None and not 257 <= vocab_size <= 65_536:
         raise InputError(f"`257 <= --vocab <= 65536` must hold, but got {vocab_size}")
 
 
 def train_bpe(documents: Iterable[Document], folder: Path, vocab_size: int) -> Encoder:
-    """Train a byte-level BPE and keep it as ``tokenizer.json``."""
+    """Train a byte-level BPE and write it to ``tokenizer.json``."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -98,12 +98,12 @@ def train_bpe(documents: Iterable[Document], folder: Path, vocab_size: int) -> E
 
 
 def load_tokenizer(path: Path) -> Encoder:
-    """Use a tokenizer.json as it is, whoever trained it; ``path`` may be the folder it is in.
+    """Load any tokenizer.json; ``path`` is the file or its folder.
 
     Raises
     ------
     InputError
-        There is none, it is broken, or it has no token that ends a text.
+        The file is missing or damaged, or has no token that ends a text.
     """
     path = tokenizer_file(path)
     tokenizer, _, end = open_tokenizer(path)
@@ -113,12 +113,12 @@ def load_tokenizer(path: Path) -> Encoder:
 
 
 def tokenizer_file(path: Path) -> Path:
-    """Find the file that ``--tokenizer`` means.
+    """Find the file of the option ``--tokenizer``.
 
     Raises
     ------
     InputError
-        It does not exist.
+        The file does not exist.
     """
     file = path / TOKENIZER_FILE if path.is_dir() else path
     if not file.is_file():
@@ -130,7 +130,7 @@ def tokenizer_file(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _threads(parallel: str) -> Iterator[None]:
-    """Let the library use all cores or one, unless the environment decides that."""
+    """Let the library use all cores or one, unless the environment sets this."""
     before = os.environ.get(PARALLEL)
     os.environ[PARALLEL] = before or parallel
     try:
@@ -140,7 +140,7 @@ def _threads(parallel: str) -> Iterator[None]:
 
 
 def named_with_hash(path: Path) -> str:
-    """Name a tokenizer that is loaded, with the beginning of its file's SHA-256."""
+    """Return the name of a loaded tokenizer with the beginning of the SHA-256 of its file."""
     file = tokenizer_file(path)
     name = file.parent.absolute().name if file.name == TOKENIZER_FILE else file.stem
     return f"{name}:{sha256(file)[:12]}"

@@ -1,4 +1,4 @@
-"""Files packed with Zstandard, read as a stream of any number of frames."""
+"""Files compressed with Zstandard, read as a stream of any number of frames."""
 
 import io
 from collections.abc import Iterator
@@ -12,19 +12,19 @@ BUFFER = 1_048_576  # unpacked bytes that are held ready
 
 @contextmanager
 def open_unpacked(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file to read its bytes, unpacked if its name ends in ``.zst``.
+    """Open a file to read its bytes, decompressed if its name ends in ``.zst``.
 
     Raises
     ------
     OSError
-        The file cannot be read, is no Zstandard file, or ends early.
+        The file cannot be read, is not a Zstandard file, or is truncated.
     """
     with path.open("rb") as raw:
         yield io.BufferedReader(_ZstdReader(raw), BUFFER) if path.suffix == ".zst" else raw
 
 
 class _ZstdReader(io.RawIOBase):
-    """Unpack Zstandard frames; damage and an early end are OSErrors, as in other files."""
+    """Decompressor of Zstandard frames; damage and truncation raise OSError, as in other files."""
 
     def __init__(self, raw: IO[bytes]) -> None:
         self.raw, self.ready = raw, b""

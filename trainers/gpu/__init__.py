@@ -1,4 +1,4 @@
 """Training on accelerators: stacked proxies, CUDA graphs, distributed runs.
 
-Imports training and what lies below.
+May import training and the layers below it.
 """

@@ -1,8 +1,9 @@
-"""How many runs to train at once on a device: measured, decided, and remembered as data.
+"""Measured choice of the number of runs to train at once on a device, stored in a file.
 
-Two ways are tried: replicas of one shape in one stack (:mod:`shapelaw.trainers.gpu.packed_loop`),
-and several worker processes that share the device. Processes of one GPU run side by side only under
-NVIDIA's MPS (``nvidia-cuda-mps-control -d``); without it they take turns, and the trials show that.
+Two methods are tried: replicas of one shape in one stack
+(:mod:`shapelaw.trainers.gpu.packed_loop`), and several worker processes that share the device.
+Processes on one GPU run concurrently only under NVIDIA's MPS (``nvidia-cuda-mps-control -d``).
+Without it they alternate, which the trials take into account.
 """
 
 import hashlib
@@ -29,19 +30,19 @@ from shapelaw.trainers.training.spec import RunSpec
 
 REPLICAS = (1, 2, 4, 8, 16, 32, 64, 128)
 PROCESSES = (2, 4, 8)
-LEAST_GAIN = 1.05  # a larger stack must be this much faster to be tried further, or chosen
-MEMORY_SHARE = 0.8  # of what is free that a trial may be expected to take
-TRIAL_TOKENS = 2_000_000  # of the shard; enough that the order of a trial is like a run's
-ENDLESS = 10**9  # steps of a trial's schedule: it never comes to the decay
-START_SECONDS = 600.0  # that a process of a trial may take to get ready
+MIN_GAIN = 1.05  # speed ratio above which a larger packing is tried further, or chosen
+MAX_MEMORY_SHARE = 0.8  # of the free memory, for the expected memory of a trial
+TRIAL_TOKENS = 2_000_000  # of the shard; enough for a similar order of reads as in a run
+TRIAL_SCHEDULE_STEPS = 10**9  # so many that a trial never reaches the decay
+MAX_START_SECONDS = 600.0  # until a process of a trial is ready
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackTrial:
     """Measured speed of ``processes`` processes with ``replicas`` replicas each.
 
-    ``tokens_per_second`` is that of all together; 0 where the trial failed, and ``note`` says why.
-    ``bytes`` is the most memory that one process held on the GPU.
+    ``tokens_per_second`` is the total of all processes, 0 for a failed trial, for which ``note`` is
+    the reason. ``bytes`` is the largest GPU memory of one process.
     """
 
     replicas: int
@@ -53,7 +54,7 @@ class PackTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """The decision for one shape, recipe and device, with the trials that it rests on."""
+    """Chosen packing for one shape, recipe and device, with its trials."""
 
     replicas: int
     processes: int
@@ -64,13 +65,13 @@ class Packing:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Packing":
-        """Read what :func:`dataclasses.asdict` wrote."""
+        """Create a packing from the output of :func:`dataclasses.asdict`."""
         trials = tuple(PackTrial(**trial) for trial in values["trials"])
         return cls(**(values | {"trials": trials}))
 
 
 def packing_key(spec: RunSpec, device: torch.device) -> str:
-    """Digest of what a packing depends on: shape, batch, optimiser, dtype, device, torch."""
+    """Return a digest of shape, batch, optimiser, dtype, device and torch version."""
     _, _, *recipe = stackable(spec)
     text = json.dumps([asdict(spec.shape), recipe, device_label(device), torch.__version__])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -84,32 +85,38 @@ def packings(
     device: torch.device,
     choose: "Callable[..., Packing] | None" = None,
 ) -> dict[str, Packing]:
-    """The packing of every spec by :func:`packing_key`, measured where the file lacks it.
+    """Return the packing of every spec by :func:`packing_key`; measure those not in the file.
 
     Parameters
     ----------
+    specs
+        Runs to pack.
+    tokens
+        Training tokens.
     path
-        The JSON file of decisions, kept beside the ledger; written after every measurement.
+        JSON file of packings, written after every measurement.
+    device
+        Device of training.
     choose
-        Measures one spec; :func:`choose_packing` by default.
+        Function that measures one spec; :func:`choose_packing` by default.
     """
-    known = _known(path)
+    measured = _stored(path)
     for spec in specs:
         key = packing_key(spec, device)
-        if key not in known:
-            known[key] = (choose or choose_packing)(spec, tokens, device=device)
-            write_json(path, {name: asdict(packing) for name, packing in known.items()})
-    return known
+        if key not in measured:
+            measured[key] = (choose or choose_packing)(spec, tokens, device=device)
+            write_json(path, {name: asdict(packing) for name, packing in measured.items()})
+    return measured
 
 
-def _known(path: Path) -> dict[str, Packing]:
+def _stored(path: Path) -> dict[str, Packing]:
     if not path.exists():
         return {}
     try:
         return {key: Packing.from_json(values) for key, values in read_json(path).items()}
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"{path} is no file of packings ({error}); move it away and it is measured again"
+            f"{path} is not a file of packings ({error}); move it away to measure again"
         ) from None
 
 
@@ -122,22 +129,30 @@ def choose_packing(
     options: Options = EAGER,
     most: tuple[int, int] = (REPLICAS[-1], PROCESSES[-1]),
 ) -> Packing:
-    """Measure stacks and processes for one shape and take the fastest.
+    """Measure stacks and processes for one shape and choose the fastest packing.
 
-    Stacks grow while a doubling still gains 5 %, and while the memory lasts; then processes are
-    tried, with one replica each and with the best stack each, under the same rule.
+    The stack is enlarged while a doubling gains at least 5 % and the memory suffices. Then several
+    processes are tried by the same rule, with one replica each and with the best stack each.
 
     Parameters
     ----------
+    spec
+        Run to pack.
+    tokens
+        Training tokens.
+    device
+        Device of training.
     seconds
-        Of one timed trial, after its warm-up.
+        Seconds of one timed trial after its warm-up.
+    options
+        Options of the stack.
     most
-        Most replicas, most processes.
+        Largest numbers of replicas and of processes.
 
     Raises
     ------
     InputError
-        Not even one replica could be trained.
+        Not even one replica can be trained.
     """
     tokens = np.array(tokens[:TRIAL_TOKENS])
 
@@ -175,7 +190,7 @@ def _growing(
     device: torch.device,
     below: PackTrial | None = None,
 ) -> list[PackTrial]:
-    """Try larger and larger packings until one gains too little, fails or would not fit."""
+    """Try increasing packings until one gains too little, fails or would not fit into memory."""
     trials: list[PackTrial] = []
     last = below
     for replicas, processes in counts:
@@ -183,23 +198,23 @@ def _growing(
             break
         trials.append(measure(replicas, processes))
         before = trials[-2].tokens_per_second if len(trials) > 1 else 0.0
-        if trials[-1].tokens_per_second <= LEAST_GAIN * before:
+        if trials[-1].tokens_per_second <= MIN_GAIN * before:
             break
         last = trials[-1]
     return trials
 
 
 def _fits(last: PackTrial, replicas: int, device: torch.device) -> bool:
-    """Whether a packing should fit, if memory grows with the replicas as it did so far."""
+    """Return True if a packing should fit into memory, which is proportional to the replicas."""
     free = free_bytes(device)
     each = last.bytes / last.replicas
-    return free is None or each * replicas <= MEMORY_SHARE * free
+    return free is None or each * replicas <= MAX_MEMORY_SHARE * free
 
 
 def _fastest(trials: list[PackTrial]) -> PackTrial:
-    """The fastest; of those within 5 % of it, the one with the fewest runs at once."""
+    """Return the trial with the fewest runs at once among those within 5 % of the fastest."""
     top = max(trial.tokens_per_second for trial in trials)
-    close = [trial for trial in trials if LEAST_GAIN * trial.tokens_per_second >= top]
+    close = [trial for trial in trials if MIN_GAIN * trial.tokens_per_second >= top]
     return min(close, key=lambda trial: (trial.processes, trial.replicas))
 
 
@@ -212,7 +227,7 @@ def trial_stack(
     seconds: float = 2.0,
     options: Options = EAGER,
 ) -> PackTrial:
-    """Speed of one stack of replicas that differ in their seeds."""
+    """Measure the speed of one stack of replicas with different seeds."""
     return _time(spec, tokens, replicas, device, seconds, options, lambda: None)
 
 
@@ -231,11 +246,11 @@ def _time(
             torch.cuda.reset_peak_memory_stats(device)
         step = _prepare(spec, tokens, replicas, device, options, notes.append)
         done = 2 * WARMUP
-        step.block(0, done, ENDLESS)
+        step.block(0, done, TRIAL_SCHEDULE_STEPS)
         ready()
         begun, first, block = time.perf_counter(), done, 1
         while time.perf_counter() - begun < seconds:
-            step.block(done, block, ENDLESS)
+            step.block(done, block, TRIAL_SCHEDULE_STEPS)
             done += block
             block = min(2 * block, step.feed.capacity)
         synchronize(device)
@@ -277,12 +292,22 @@ def trial_processes(
     seconds: float = 2.0,
     options: Options = EAGER,
 ) -> PackTrial:
-    """Speed of several processes on one device that start their timed part together.
+    """Measure the speed of several processes on one device, timed simultaneously.
 
     Parameters
     ----------
+    spec
+        Run to pack.
+    tokens
+        Training tokens.
     counts
-        Replicas in each process, processes.
+        Number of replicas in each process, and number of processes.
+    device
+        Device of training.
+    seconds
+        Seconds of the timed part.
+    options
+        Options of the stacks.
     """
     replicas, processes = counts
     context = multiprocessing.get_context("spawn")
@@ -295,7 +320,7 @@ def trial_processes(
     for child in children:
         child.start()
     try:
-        trials = [results.get(timeout=START_SECONDS) for _ in children]
+        trials = [results.get(timeout=MAX_START_SECONDS) for _ in children]
     except Empty:
         return PackTrial(replicas=replicas, processes=processes, tokens_per_second=0.0,
                      note="a process did not get ready")  # fmt: skip
@@ -315,17 +340,17 @@ def trial_processes(
 
 
 def _child(arguments: tuple[Any, ...], barrier: Any, results: Any) -> None:
-    """One process of a trial; whatever goes wrong is its note."""
+    """Run one process of a trial; any error becomes its note."""
     text, tokens, replicas, device, seconds, options = arguments
     torch.set_num_threads(1)
 
     def ready() -> None:
-        barrier.wait(timeout=START_SECONDS)
+        barrier.wait(timeout=MAX_START_SECONDS)
 
     try:
         spec, place = RunSpec.from_json(text), torch.device(device)
         trial = _time(spec, tokens, replicas, place, seconds, Options(**options), ready)
-    except Exception as error:  # the parent must hear of it, whatever it is
+    except Exception as error:  # any error is reported to the parent
         note = f"{type(error).__name__}: {error}"
         trial = PackTrial(replicas=replicas, processes=1, tokens_per_second=0.0, note=note)
     if not trial.tokens_per_second:

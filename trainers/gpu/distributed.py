@@ -1,13 +1,13 @@
-"""One run over several processes by torchrun: DDP, or FSDP2 where a model is too large for one GPU.
+"""One run over several processes by torchrun: DDP, or FSDP2 for models larger than one GPU.
 
     torchrun --nproc-per-node 8 -m shapelaw.trainers.gpu.distributed run.json --corpus FOLDER --out
     FOLDER
 
-``run.json`` is what :meth:`shapelaw.trainers.training.spec.RunSpec.as_json` gives. Every process
-takes its rows of the same batch, which is a function of (seed, step), gradients are averaged and
-clipped by their global norm: the numbers are those of one process up to rounding. The checkpoint is
-the one of :mod:`shapelaw.trainers.training.checkpoint`: a single process, or another number of
-them, can go on from it.
+``run.json`` contains the output of :meth:`shapelaw.trainers.training.spec.RunSpec.as_json`. Every
+process takes its rows of the same batch, which is a function of (seed, step). Gradients are
+averaged and clipped by their global norm, so that the numbers equal those of one process up to
+rounding. The checkpoint is that of :mod:`shapelaw.trainers.training.checkpoint`, from which any
+number of processes can resume.
 """
 
 import argparse
@@ -60,7 +60,7 @@ MODES = ("ddp", "fsdp")
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """The processes that train together, as one of them sees it."""
+    """Group of processes that train together, and the rank of this process in it."""
 
     mode: str
     rank: int
@@ -69,12 +69,12 @@ class World:
     mesh: DeviceMesh
 
     def rows(self, sequences: int) -> slice:
-        """The sequences of a batch that are this process's."""
+        """Return the rows of a batch that belong to this process."""
         share = sequences // self.size
         return slice(self.rank * share, (self.rank + 1) * share)
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over the processes, the same on all of them."""
+        """Compute the mean over the processes, which is the same on all of them."""
         dist.all_reduce(values)
         return values / self.size
 
@@ -109,18 +109,18 @@ def joined(mode: str) -> Iterator[World]:
 
 
 class GatheredMuon(Muon):
-    """Muon on matrices of which every process holds some rows.
+    """Muon for matrices whose rows are distributed over the processes.
 
-    The momentum stays sharded. Newton-Schulz needs whole matrices: each update is gathered
-    (``full_tensor``), orthogonalised on every process alike, and only the own rows are kept. One
-    layer's worth of matrices is whole at a time; the work is done once per process, which is the
-    simple price of confirmatory models of up to a few billion parameters.
+    The momentum stays sharded. Newton-Schulz needs whole matrices, so each update is gathered
+    (``full_tensor``) and orthogonalised on every process, which keeps only its own rows. One matrix
+    is gathered at a time. The repeated work is acceptable for confirmation models of up to a few
+    billion parameters.
     """
 
     def apply(
         self, weights: Sequence[Tensor], directions: Sequence[Tensor], settings: Mapping[str, Any]
     ) -> None:
-        """Add the orthogonalised directions, each made of the gathered matrix, to the own rows."""
+        """Add the orthogonalised directions of gathered matrices to the rows of this process."""
         for weight, direction, rows in zip(weights, directions, self.pieces, strict=True):
             whole = _full(direction)
             change = torch.zeros_like(whole)
@@ -131,7 +131,7 @@ class GatheredMuon(Muon):
 
 
 def _sharded_like(full: Tensor, like: Tensor) -> Tensor:
-    """The own part of a tensor that every process has whole; nothing is sent."""
+    """Return the part of this process of a tensor that every process has, without communication."""
     if not isinstance(like, DTensor):
         return full
     whole = DTensor.from_local(
@@ -141,12 +141,12 @@ def _sharded_like(full: Tensor, like: Tensor) -> Tensor:
 
 
 def _full(value: Tensor) -> Tensor:
-    """A tensor of which every process may hold a part, whole on all of them."""
+    """Gather a tensor that may be distributed over the processes on all of them."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 class Trainer:
-    """A model and its optimiser, spread over a world."""
+    """Model and optimiser distributed over a group of processes."""
 
     def __init__(self, spec: RunSpec, world: World, path: Path, identity: str) -> None:
         self.spec, self.world, self.path = spec, world, path
@@ -180,7 +180,7 @@ class Trainer:
         return optimizer
 
     def _take_over(self, state: list[list[dict[str, Tensor]]]) -> None:
-        """Give each process its part of the optimiser's state in a checkpoint."""
+        """Load the part of this process of the optimiser state of a checkpoint."""
         for part, kept in zip(self.optimizer.parts, state, strict=True):
             for weight, values in zip(part.param_groups[0]["params"], kept, strict=True):
                 if values:
@@ -189,13 +189,27 @@ class Trainer:
                         for name, value in values.items()
                     }
 
-    def step(self, batch: Batch, index: int, *, wish: bool) -> bool:
-        """Take one step; returns whether the first process wishes a checkpoint.
+    def step(self, batch: Batch, index: int, *, checkpoint_due: bool) -> bool:
+        """Train one step.
+
+        Parameters
+        ----------
+        batch
+            Whole batch of the step.
+        index
+            Number of the step.
+        checkpoint_due
+            True if this process requests a checkpoint, which only the first process does.
+
+        Returns
+        -------
+        bool
+            True on all processes if the first process requests a checkpoint.
 
         Raises
         ------
         Diverged
-            The mean loss is not a finite number: on all processes at once.
+            The mean loss is not finite; raised on all processes at once.
         """
         world, recipe = self.world, self.spec.recipe
         own = batch.rows(world.rows(recipe.sequences)).to(world.device)
@@ -203,12 +217,12 @@ class Trainer:
         with attention_kernels(world.device):
             loss, count = self.loss(own, draws)
         exact = count.double()
-        said = [loss.detach() * exact, exact, torch.full_like(exact, float(wish))]
-        total, count_mean, wished = world.mean(torch.stack(said)).tolist()
+        shared = [loss.detach() * exact, exact, torch.full_like(exact, float(checkpoint_due))]
+        total, count_mean, requested = world.mean(torch.stack(shared)).tolist()
         mean = total / max(count_mean, 1.0)
         if not math.isfinite(mean):
             raise Diverged(f"training loss is {mean} at step {index}")
-        # Gradients are averaged over the processes: each counts with its share of the tokens.
+        # Gradients are averaged over the processes, weighted by their numbers of tokens.
         (loss * (count / max(count_mean, 1.0))).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
         self.optimizer.step(index)
@@ -218,10 +232,10 @@ class Trainer:
             "learning_rate": self.optimizer.parts[0].param_groups[0]["lr"],
             "gradient_norm": _full(norm),
         }
-        return wished > 0
+        return requested > 0
 
     def gather(self) -> tuple[Transformer, Optimizer]:
-        """The whole model and optimiser on the CPU; all processes must call it."""
+        """Gather model and optimiser on the CPU; all processes must call this method."""
         model = build_model(self.spec)
         plain = Optimizer(model, self.spec.recipe, self.spec.steps)
         with torch.no_grad():
@@ -239,7 +253,7 @@ class Trainer:
         return model, plain
 
     def save(self, progress: checkpoint.Progress) -> None:
-        """Gather everything and let the first process write it."""
+        """Gather model and optimiser and write the checkpoint in the first process."""
         model, optimizer = self.gather()
         if self.world.rank == 0:
             checkpoint.save(self.path, model, optimizer, progress)
@@ -262,25 +276,35 @@ def train_distributed(
     watch: Watch = lambda step: None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Row | None:
-    """Train one run over a world, from its checkpoint if there is one.
+    """Train one run over a group of processes, from its checkpoint if there is one.
 
     Parameters
     ----------
+    spec
+        Run to train.
+    corpus
+        Corpus to train on.
     folder
-        As for :func:`shapelaw.trainers.training.loop.train_run`, and seen by every process.
+        Folder of the run as in :func:`shapelaw.trainers.training.loop.train_run`, visible to every
+        process.
+    world
+        Group of processes.
     watch
-        Called after every step in the first process.
+        Function that is called after every step in the first process.
+    checkpoint_seconds
+        Seconds between two checkpoints.
 
     Returns
     -------
-    The row in the first process, None in the others.
+    Row or None
+        Row of the run table in the first process, None in the others.
 
     Raises
     ------
     InputError
-        The sequences of a step cannot be shared out evenly, or the run has branches.
+        The sequences of a step cannot be distributed evenly, or the run has branches.
     Diverged
-        The loss became infinite or NaN.
+        The loss is infinite or NaN.
     """
     _check(spec, world)
     torch.set_num_threads(1)
@@ -293,7 +317,7 @@ def train_distributed(
         sequences=recipe.sequences,
         seed=spec.data_seed,
     )
-    # only the first process writes
+    # Only the first process writes metrics.
     names = ("csv",) if world.rank == 0 else ()
     with recording(names, folder, batch_tokens=recipe.batch_tokens) as recorder:
         recorder.start(settings_row(spec, corpus, status="running"), trainer.begun.step)
@@ -314,12 +338,12 @@ def _run_steps(
     checkpoint_seconds: float,
     identity: str,
 ) -> float:
-    """Take the steps that are left and return the seconds of all of them."""
+    """Train the remaining steps and return the seconds of all steps."""
     begun, steps, first = trainer.begun, trainer.spec.steps, trainer.world.rank == 0
     clock = saved = time.perf_counter()
     for index in range(begun.step, steps):
         due = first and time.perf_counter() - saved >= checkpoint_seconds
-        due = trainer.step(Batch(torch.from_numpy(batches(index))), index, wish=due)
+        due = trainer.step(Batch(torch.from_numpy(batches(index))), index, checkpoint_due=due)
         spent = begun.seconds + time.perf_counter() - clock
         recorder.log(index + 1, trainer.metrics | {"seconds": spent})
         if due and index + 1 < steps:
@@ -335,12 +359,12 @@ def _check(spec: RunSpec, world: World) -> None:
     if sequences % world.size:
         raise InputError(
             f"`sequences % processes == 0` must hold, but got {sequences} sequences for "
-            f"{world.size} processes; use a multiple"
+            f"{world.size} processes; use a multiple of the number of processes"
         )
     if spec.branches:
         raise InputError(
-            f"`branches` of {spec.run_id} are {len(spec.branches)}, but a distributed run has "
-            "none; plan each token count as a run of its own"
+            f"`branches` of a distributed run must be empty, but {spec.run_id} has "
+            f"{len(spec.branches)}; plan each token count as a separate run"
         )
 
 
@@ -381,7 +405,7 @@ def _run(run: Path, corpus_folder: Path, out: Path, mode: str) -> Row | None:
     try:
         spec = RunSpec.from_json(run.read_text(encoding="utf-8"))
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{run} holds no run ({error}); write RunSpec.as_json() to it") from None
+        raise InputError(f"{run} is not a run ({error}); write RunSpec.as_json() to it") from None
     with joined(mode) as world:
         corpus = Corpus.load(corpus_folder)
         try:

@@ -1,4 +1,4 @@
-"""Train several runs of one shape at once on one device, each with the files of a run alone."""
+"""Training of several runs of one shape at once on one device, each with its usual files."""
 
 import math
 import time
@@ -35,16 +35,16 @@ from shapelaw.trainers.training.results import (
 from shapelaw.trainers.training.spec import Diverged, RunSpec
 from shapelaw.trainers.training.trackers import Recorder, recording
 
-BLOCK_SECONDS = 0.5  # between two looks at the clock
+BLOCK_SECONDS = 0.5  # of training between two calls of `PackEvents.watch`
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackEvents:
-    """What is called while a pack trains.
+    """Functions that are called during the training of a pack.
 
-    ``watch`` is called every half second or so with the steps computed, and may raise to stop the
-    pack; ``ended`` with a run and its rows as soon as it has ended; ``note`` is told what did not
-    go as planned.
+    ``watch`` receives the number of computed steps about every half second, and may raise an error
+    to stop the pack. ``ended`` receives a run and its rows as soon as the run has ended. ``note``
+    receives a sentence about an unexpected event.
     """
 
     watch: Watch = lambda step: None
@@ -64,24 +64,33 @@ def train_pack(
 ) -> list[list[Row]]:
     """Train runs of one shape together, each from its own checkpoint if there is one.
 
-    Runs whose checkpoints stand at different steps are trained in one stack after the other.
+    Runs with checkpoints at different steps are trained in several stacks, one after the other.
 
     Parameters
     ----------
     specs
-        One pack, from :func:`shapelaw.trainers.gpu.packed_step.packs`.
+        Runs of one pack, from :func:`shapelaw.trainers.gpu.packed_step.packs`.
+    corpus
+        Corpus to train on.
     folders
-        The folder of a run by its id: each gets the files of a run trained alone, see
-        :func:`shapelaw.trainers.training.loop.train_run`, its checkpoint too, so that it may go on
-        alone or in another pack.
+        Function from the id of a run to its folder. Each folder gets the files of a run trained
+        alone (see :func:`shapelaw.trainers.training.loop.train_run`) including its checkpoint, so
+        that the run can be resumed alone or in another pack.
+    device
+        Device of training.
+    options
+        Options of the stack.
+    events
+        Functions that are called during training.
     checkpoint_seconds
-        Between two checkpoints; infinite writes none.
+        Seconds between two checkpoints; infinite for none.
 
     Returns
     -------
-    For every spec its rows, one for each branch by ascending tokens. A run that diverged has one
-    row with that status and without a loss; the others are not harmed by it. ``seconds`` is a
-    run's share of the pack's time.
+    list of list of Row
+        Rows of every spec, one for each branch by ascending tokens. A run that diverged has one row
+        with this status and without a loss, and does not affect the others. ``seconds`` is the
+        share of a run in the time of the pack.
     """
     torch.set_num_threads(1)
     execution = Execution(
@@ -91,13 +100,13 @@ def train_pack(
     members: dict[tuple[int, int, int | None], list[_Member]] = {}
     for spec in (spec.computed_by(execution) for spec in specs):
         folder, identity = folders(spec.run_id), spec.identity(corpus)
-        known = finished_rows(spec, folder, identity)
-        if known is None:
+        finished = finished_rows(spec, folder, identity)
+        if finished is None:
             member = _Member.at_checkpoint(spec, folder, identity, device, events.note)
             members.setdefault(member.place, []).append(member)
-        else:  # all was done but for telling so
-            rows[spec.run_id] = known
-            events.ended(spec, known)
+        else:  # trained before, but the end was not recorded
+            rows[spec.run_id] = finished
+            events.ended(spec, finished)
     for group in members.values():
         run = _PackRun(group, corpus, device, options, events)
         rows |= run.train(checkpoint_seconds)
@@ -106,9 +115,9 @@ def train_pack(
 
 @dataclass(kw_only=True)
 class _Member:
-    """A run of a pack and what its folder keeps of it.
+    """Run of a pack with the state in its folder.
 
-    ``trunk`` is where the branch on the way left the trunk, if it has.
+    ``trunk`` is the state at which the present branch left the trunk, if it has.
     """
 
     spec: RunSpec
@@ -123,7 +132,7 @@ class _Member:
     def at_checkpoint(
         cls, spec: RunSpec, folder: Path, identity: str, device: torch.device, note: Note
     ) -> "_Member":
-        """Read where a run stands: at its checkpoint, else at its beginning."""
+        """Read the state of a run from its checkpoint, or create the initial state."""
 
         def read(name: str, tell: Note) -> tuple[Progress, tuple[Transformer, Optimizer]]:
             state = begin(spec, device)
@@ -139,7 +148,7 @@ class _Member:
         leaves = spec.recipe.stable_steps(spec.ends[begun.branch])
         last = begun.branch + 1 == len(spec.ends)
         if len(rows) < begun.branch or not (last or trunk or begun.step <= leaves):
-            note(f"{folder} lacks what its checkpoint builds on; the run begins again")
+            note(f"{folder} lacks files that its checkpoint needs; the run begins again")
             begun = Progress(step=0, seconds=0.0, identity=identity)
             state, rows, trunk = begin(spec, device), [], None
         return cls(spec=spec, folder=folder, identity=identity, begun=begun, state=state,
@@ -147,14 +156,14 @@ class _Member:
 
     @property
     def place(self) -> tuple[int, int, int | None]:
-        """Branch, step, and step of the trunk: equal for runs that can go on in one stack."""
+        """Branch, step, and step of the trunk, equal for runs that can be resumed in one stack."""
         return self.begun.branch, self.begun.step, self.trunk[0].step if self.trunk else None
 
 
 class _PackRun:
-    """A stack of runs on its way: branch, step in the branch's schedule, rows so far.
+    """Training of a stack of runs: branch, step in its schedule, rows so far.
 
-    The state where a branch left the trunk is kept in memory, and in every run's folder.
+    The state at which a branch left the trunk is kept in memory and in the folder of every run.
     """
 
     def __init__(
@@ -181,18 +190,18 @@ class _PackRun:
             self.ends[branch] - self._leaves(branch) for branch in range(self.branch)
         )
         self.recorders: list[Recorder] = []
-        self.seconds = 0.0  # of the whole stack, since it was put together
-        self.told: set[int] = set()  # runs whose divergence was reported
+        self.seconds = 0.0  # of training of the whole stack
+        self.reported: set[int] = set()  # runs whose divergence was reported
 
     def _stack(self, begun: Iterable[tuple[Transformer, Optimizer]]) -> Stack:
         return Stack(self.specs, self.device, begun=list(begun))
 
     def _leaves(self, branch: int) -> int:
-        """The step at which a branch leaves the trunk, for all runs of the stack."""
+        """Return the step at which a branch leaves the trunk, for all runs of the stack."""
         return min(spec.recipe.stable_steps(self.ends[branch]) for spec in self.specs)
 
     def _seconds(self, member: _Member) -> float:
-        """Seconds of training that a run took: its share of the stack's, and those before."""
+        """Return the seconds of a run: its share in the stack, and the seconds before."""
         return member.begun.seconds + self.seconds / len(self.members)
 
     def _living(self) -> list[int]:
@@ -208,7 +217,7 @@ class _PackRun:
         return {member.spec.run_id: member.rows for member in self.members}
 
     def _record(self, recorders: ExitStack) -> None:
-        """Send the metrics of every run to its own trackers from here on."""
+        """Open the trackers of every run."""
         for member in self.members:
             spec = member.spec
             recorder = recorders.enter_context(
@@ -222,7 +231,7 @@ class _PackRun:
             self.recorders.append(recorder)
 
     def _go(self, checkpoint_seconds: float) -> None:
-        """Train to the end of the branch on the way, block by block."""
+        """Train to the end of the present branch, block by block."""
         end, last = self.ends[self.branch], self.branch + 1 == len(self.ends)
         leaves = self._leaves(self.branch)
         saved, block = time.perf_counter(), 1
@@ -238,7 +247,7 @@ class _PackRun:
             taken = time.perf_counter() - begun
             self.seconds += taken
             self._log(end)
-            self._tell_diverged()
+            self._report_diverged()
             self.events.watch(self.computed)
             if time.perf_counter() - saved >= checkpoint_seconds and self.done < end:
                 self._save(CHECKPOINT, branch=self.branch)
@@ -246,7 +255,7 @@ class _PackRun:
             block = max(1, min(2 * block, round(block * BLOCK_SECONDS / max(taken, 1e-9))))
 
     def _log(self, end: int) -> None:
-        """Log the metrics of a block's last step, of the runs that live."""
+        """Log the metrics of the last step of a block for the runs that have not diverged."""
         losses = self.step.losses.tolist()
         for index in self._living():
             member = self.members[index]
@@ -266,7 +275,7 @@ class _PackRun:
             self._save(TRUNK, branch=self.branch + 1)
 
     def _save(self, name: str, *, branch: int) -> None:
-        """Write the checkpoint of every run that lives, as a run alone does it."""
+        """Write the checkpoint of every run that has not diverged, as for a run alone."""
         for index in self._living():
             member = self.members[index]
             progress = Progress(
@@ -278,20 +287,20 @@ class _PackRun:
             state = self.stack.restore(index, steps=self.done)
             checkpoint.save(member.folder / name, *state, progress)
 
-    def _tell_diverged(self) -> None:
-        """Report the runs whose loss stopped being a finite number."""
-        for index in set(range(len(self.members))).difference(self._living(), self.told):
+    def _report_diverged(self) -> None:
+        """Report the runs whose loss is not finite any more."""
+        for index in set(range(len(self.members))).difference(self._living(), self.reported):
             member = self.members[index]
             row = diverged_row(member.spec, self.corpus, self.device)
             member.rows = [row | {"replicas": len(self.members)}]
-            self.told.add(index)
+            self.reported.add(index)
             self.events.ended(member.spec, member.rows)
 
     def _end_branch(self) -> None:
-        """Evaluate every run that lives and keep its row; go back to the trunk, or end the runs."""
+        """Evaluate every run that has not diverged; return to the trunk, or end the runs."""
         for index in self._living():
             self._finish_branch(index)
-        self._tell_diverged()
+        self._report_diverged()
         self.branch += 1
         if self.trunk_step is not None and self.branch < len(self.ends):
             self.done, self.trunk_step = self.trunk_step, None
@@ -316,7 +325,7 @@ class _PackRun:
             export_run(spec, model, self.corpus, folder.parent / str(row["run_id"]))
         keep_rows(spec, self.corpus, folder, member.rows)
         if (folder / TRUNK).exists() and not last:
-            # The kept state is the checkpoint of the next branch: a resume starts there.
+            # The saved state is the checkpoint of the next branch, at which a resume starts.
             (folder / TRUNK).replace(folder / CHECKPOINT)
         if last:
             if self.options.export:

@@ -1,4 +1,4 @@
-"""One training step of a stack, with its inputs on the device; on a GPU it is one CUDA graph."""
+"""Training step of a stack with its inputs on the device, one CUDA graph on a GPU."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,17 +14,18 @@ from shapelaw.trainers.objectives.objective import Batch, reseed
 from shapelaw.trainers.training.device import attention_kernels, synchronize
 from shapelaw.trainers.training.spec import RunSpec
 
-BLOCK_STEPS = 256  # most steps between two looks at the clock; their inputs are on the device
-HOST_BLOCK_BYTES = 2**28  # of gathered sequences, where the tokens stay on the host
+MAX_BLOCK_STEPS = 256  # steps whose inputs are on the device at once
+HOST_BLOCK_BYTES = 2**28  # of the sequences of a block, if the tokens stay on the host
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a stack runs; the numbers are the same up to rounding.
+    """Options of the execution of a stack; they affect numbers only by rounding.
 
-    ``compiler`` is the backend of :func:`torch.compile` that forward pass and optimiser are given
-    to (``"inductor"``), or empty; ``capture`` makes the whole step one CUDA graph on a GPU;
-    ``export`` writes the weights of a finished run; ``trackers`` are where metrics go.
+    ``compiler`` is the backend of :func:`torch.compile` for forward pass and optimiser
+    (``"inductor"``), or empty for no compilation. ``capture`` makes the whole step one CUDA graph
+    on a GPU. ``export`` writes the weights of a finished run. ``trackers`` are the names of
+    trackers of metrics.
     """
 
     compiler: str = ""
@@ -33,11 +34,11 @@ class Options:
     trackers: tuple[str, ...] = ("csv",)
 
 
-EAGER = Options()  # not compiled; on a GPU the step is still one graph
+EAGER = Options()  # without compilation; on a GPU the step is still one graph
 
 
 def packs(specs: Iterable[RunSpec], size: int) -> list[list[RunSpec]]:
-    """Group runs that can be trained in one stack, at most ``size`` each, in the order given."""
+    """Group runs that can be trained in one stack, at most ``size`` per group, in their order."""
     groups: dict[tuple[object, ...], list[RunSpec]] = {}
     for spec in specs:
         groups.setdefault(stackable(spec), []).append(spec)
@@ -49,9 +50,9 @@ def packs(specs: Iterable[RunSpec], size: int) -> list[list[RunSpec]]:
 
 
 class Feed:
-    """Inputs of a block of steps on the device, so that a step needs nothing from the host.
+    """Inputs of a block of steps on the device, so that a step needs no data from the host.
 
-    With the tokens on the device a block holds where windows begin, else the sequences themselves.
+    If the tokens are on the device, a block contains the starts of windows, else the sequences.
     """
 
     def __init__(self, stack: Stack, tokens: np.ndarray, held: ResidentTokens | None) -> None:
@@ -71,8 +72,8 @@ class Feed:
         size = (len(stack.specs), recipe.sequences)
         item = size if held else (*size, self.length)
         bytes_per_step = 8 * int(np.prod(item))
-        self.capacity = BLOCK_STEPS if held else max(1, HOST_BLOCK_BYTES // bytes_per_step)
-        self.capacity = min(self.capacity, BLOCK_STEPS)
+        self.capacity = MAX_BLOCK_STEPS if held else max(1, HOST_BLOCK_BYTES // bytes_per_step)
+        self.capacity = min(self.capacity, MAX_BLOCK_STEPS)
         device = stack.device
         self.inputs = torch.zeros((self.capacity, *item), dtype=torch.int64, device=device)
         self.rates = torch.zeros(
@@ -81,14 +82,14 @@ class Feed:
         self.index = torch.zeros(1, dtype=torch.int64, device=device)
 
     def fill(self, first: int, count: int, end: int) -> None:
-        """Put the inputs of ``count`` steps from ``first``, of ``end`` in all, on the device."""
+        """Copy the inputs of ``count`` steps from ``first``, of ``end`` in total, to the device."""
         steps = range(first, first + count)
         distinct = {id(order): order for order in self.orders}
-        known = {
+        inputs = {
             key: [order.starts(step) if self.held else order.host(step) for step in steps]
             for key, order in distinct.items()
         }
-        block = np.stack([np.stack(known[id(order)]) for order in self.orders], axis=1)
+        block = np.stack([np.stack(inputs[id(order)]) for order in self.orders], axis=1)
         self._move(torch.from_numpy(block), self.inputs)
         self._move(self.stack.shares(first, count, end), self.rates)
         self.index.zero_()
@@ -98,7 +99,7 @@ class Feed:
         target[: len(block)].copy_(pinned, non_blocking=True)
 
     def take(self) -> tuple[Batch, Tensor]:
-        """Return sequences (R, S, T + 1) and shares (R,) of the next step of the block."""
+        """Return sequences (R, S, T + 1) and learning-rate shares (R,) of the next step."""
         inputs = self.inputs.index_select(0, self.index)[0]
         shares = self.rates.index_select(0, self.index)[0]
         self.index.add_(1)
@@ -106,10 +107,10 @@ class Feed:
 
 
 class PackedStep:
-    """One training step of a stack, from tensors on the device to tensors on the device.
+    """Training step of a stack that reads and writes only tensors on the device.
 
-    ``losses`` (R,) are those of the last step; ``ended`` (R,) is the step at which a replica's
-    loss stopped being a finite number, or -1.
+    ``losses`` (R,) are the losses of the last step. ``ended`` (R,) is the step at which the loss of
+    a replica was not finite any more, or -1.
     """
 
     def __init__(
@@ -136,14 +137,14 @@ class PackedStep:
         batch, share = self.feed.take()
         losses = self._loss(batch)
         gradients = self.stack.gradients(losses)
-        broken = (self.ended < 0) & ~torch.isfinite(losses.detach())
-        self.ended.copy_(torch.where(broken, self.count, self.ended))
+        diverged = (self.ended < 0) & ~torch.isfinite(losses.detach())
+        self.ended.copy_(torch.where(diverged, self.count, self.ended))
         self.count.add_(1)
         self._update(gradients, share, self.count)
         self.losses.copy_(losses.detach())
 
     def block(self, first: int, count: int, end: int) -> None:
-        """Take ``count`` steps from ``first``, under a schedule of ``end``, and wait for them."""
+        """Train ``count`` steps from ``first`` in a schedule of ``end`` steps and wait for them."""
         self.feed.fill(first, count, end)
         self.count.fill_(first)
         with attention_kernels(self.stack.device):

@@ -1,4 +1,4 @@
-"""Tokens that stay on the device, and batches gathered there."""
+"""Tokens in the memory of the device, and batches gathered there."""
 
 import numpy as np
 import torch
@@ -7,17 +7,15 @@ from torch import Tensor
 from shapelaw.trainers.corpus.batches import Batches
 from shapelaw.trainers.training.device import free_bytes
 
-RESIDENT_SHARE = 0.5  # of the device's free memory that tokens may take
-
-
+MAX_TOKENS_SHARE = 0.5  # of the free memory of the device
 SIGNED = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class ResidentTokens:
-    """A whole shard of tokens on a device, moved once.
+    """Whole shard of tokens on a device, copied once.
 
-    Unsigned tokens are kept as signed integers of the same width, because torch gathers those on
-    every device, and read back by a mask: a uint16 shard takes two bytes per token.
+    Unsigned tokens are stored as signed integers of the same width, because PyTorch can gather
+    these on every device, and converted back by a mask. A uint16 shard takes two bytes per token.
     """
 
     def __init__(self, tokens: np.ndarray, device: torch.device) -> None:
@@ -27,25 +25,25 @@ class ResidentTokens:
         self.mask = (1 << 8 * width) - 1 if tokens.dtype.kind == "u" and width < 8 else -1
 
     def windows(self, starts: Tensor, length: int) -> Tensor:
-        """Tokens of the windows that begin at ``starts`` (...), (..., length), int64."""
+        """Return the tokens of windows that begin at ``starts`` (...) -> (..., length), int64."""
         positions = starts.unsqueeze(-1) + torch.arange(length, device=starts.device)
         return self.values[positions].long() & self.mask
 
 
 def resident(tokens: np.ndarray, device: torch.device) -> ResidentTokens | None:
-    """The tokens on the device, or None where they stay better on the host.
+    """Copy the tokens to the device; return None if they should stay on the host.
 
-    They stay on the host for the CPU (a memory-mapped shard is as near as it can be) and where
-    they would take more than half of the GPU's free memory.
+    They stay on the host for a CPU, which reads the memory-mapped shard directly, and if they would
+    take more than half of the free memory of the GPU.
     """
     free = free_bytes(device)
-    if free is None or tokens.nbytes > RESIDENT_SHARE * free:
+    if free is None or tokens.nbytes > MAX_TOKENS_SHARE * free:
         return None
     return ResidentTokens(tokens, device)
 
 
 class _Positions:
-    """Stands for a shard in :class:`Batches` and answers where a window begins."""
+    """Substitute for a shard in :class:`Batches` that returns the start of a window."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -58,18 +56,22 @@ class _Positions:
 
 
 class ResidentBatches:
-    """The batches of :class:`shapelaw.trainers.corpus.batches.Batches`, as tensors on a device.
+    """Batches of :class:`shapelaw.trainers.corpus.batches.Batches` as tensors on a device.
 
-    The order comes from that class itself, so a batch is the same function of (seed, step); only
-    the gathering happens on the device, where the tokens lie.
+    That class determines the order, so that a batch is the same function of (seed, step). Only the
+    gathering happens on the device of the tokens.
 
     Parameters
     ----------
     tokens
-        The shard, one-dimensional integers.
+        Shard, one-dimensional integers.
+    context_length, sequences, seed
+        As in :class:`~shapelaw.trainers.corpus.batches.Batches`.
+    device
+        Device of the batches.
     held
-        The same tokens on the device, from :func:`resident`; several orders may share them. None
-        gathers on the host and moves the batch.
+        The same tokens on the device, from :func:`resident`, which several orders can share. With
+        None, batches are gathered on the host and copied.
     """
 
     def __init__(
@@ -88,11 +90,11 @@ class ResidentBatches:
         self.host = Batches(tokens, **order)
 
     def starts(self, step: int) -> np.ndarray:
-        """Where the windows of a step begin, (sequences,), int64."""
+        """Return the starts of the windows of a step, (sequences,), int64."""
         return self.positions(step)[:, 0]
 
     def __call__(self, step: int) -> Tensor:
-        """Sequences of a step with their next token, (sequences, context_length + 1), int64."""
+        """Return the sequences of a step with their next token, (sequences, context_length + 1)."""
         if self.held is None:
             return torch.from_numpy(self.host(step)).to(self.device)
         starts = torch.from_numpy(self.starts(step)).to(self.device)

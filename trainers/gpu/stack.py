@@ -1,4 +1,4 @@
-"""Replicas of one shape as one model: every weight has a leading axis over the replicas.
+"""Stack of replicas of one shape: every weight has a leading axis over the replicas.
 
 Letters: R replicas, S sequences, T positions; a weight of a model is (R, ...) in a stack.
 """
@@ -23,7 +23,7 @@ from shapelaw.trainers.training.spec import RunSpec
 
 @dataclass(frozen=True, kw_only=True)
 class _Group:
-    """Weights under one of the recipe's optimisers; its numbers are (R,) in float64."""
+    """Weights of one optimiser of the recipe, with its settings as (R,) in float64."""
 
     part: Rule
     index: int
@@ -33,20 +33,22 @@ class _Group:
 
 
 class Stack:
-    """Replicas of one shape, of different seeds and rates, trained in the same operations.
+    """Replicas of one shape with different seeds and rates, trained by the same operations.
 
-    The forward pass is mapped over the replicas with :func:`torch.func.vmap`; the backward pass is
-    plain autograd through it, so that fused attention needs no batching rule for its gradient. No
-    operation mixes replicas: one that diverges leaves the others as they are.
+    The forward pass is mapped over the replicas with :func:`torch.func.vmap`. The backward pass is
+    ordinary autograd through it, so that fused attention needs no batching rule for its gradient.
+    No operation mixes replicas, so that a diverging replica does not affect the others.
 
     Parameters
     ----------
     specs
-        Same shape, same steps, same optimiser, dtype, context and sequences (see
-        :func:`shapelaw.trainers.gpu.packed_loop.packs`); peaks, decays, clipping and seeds are
-        free.
+        Runs of the same shape, steps, optimiser, dtype, context and sequences (see
+        :func:`shapelaw.trainers.gpu.packed_step.packs`). Peak rates, decays, clipping and seeds may
+        differ.
+    device
+        Device of training.
     begun
-        Model and optimiser of each, on the CPU, to go on from; without, they begin.
+        Model and optimiser of each run on the CPU to continue from; by default at step 0.
 
     Raises
     ------
@@ -83,17 +85,17 @@ class Stack:
         self._clip = torch.tensor([spec.recipe.clip for spec in specs], device=device)
 
     def _read_groups(self) -> list[_Group]:
-        """The rules of the replicas' own optimisers, which stay the one source of them."""
+        """Read the rules and settings of the replicas' own optimisers."""
         names = {id(weight): name for name, weight in self.models[0].named_parameters()}
         groups = []
         for index, part in enumerate(self.optimizers[0].parts):
-            settings = [own.parts[index].param_groups[0] for own in self.optimizers]
+            settings = [each.parts[index].param_groups[0] for each in self.optimizers]
             groups.append(
                 _Group(
                     part=part,
                     index=index,
                     names=tuple(names[id(weight)] for weight in settings[0]["params"]),
-                    peak=self._numbers([own.peaks[index] for own in self.optimizers]),
+                    peak=self._numbers([each.peaks[index] for each in self.optimizers]),
                     settings={
                         name: self._numbers([each[name] for each in settings])
                         for name in ("weight_decay", "momentum")
@@ -107,7 +109,7 @@ class Stack:
         return torch.tensor(values, dtype=torch.float64, device=self.device)
 
     def _read_moments(self) -> dict[str, Tensor]:
-        """Stack what the replicas' own optimisers keep of each weight: zeros before a step."""
+        """Stack the optimiser states of the replicas, which are zero before the first step."""
         moments = {}
         for group in self._groups:
             parts = [optimizer.parts[group.index] for optimizer in self.optimizers]
@@ -119,9 +121,9 @@ class Stack:
         return moments
 
     def shares(self, first: int, count: int, end: int) -> Tensor:
-        """Learning rates of steps as shares of the peaks, (count, R), float64, on the host.
+        """Return learning rates as shares of the peaks, (count, R), float64, on the host.
 
-        ``end`` is the number of steps that the schedule is made for.
+        ``end`` is the number of steps of the schedule.
         """
         rows = [
             [spec.recipe.share(step, end) for spec in self.specs]
@@ -132,30 +134,33 @@ class Stack:
     def losses(self, batch: Batch) -> Tensor:
         """Compute the training loss of every replica, (R,), on its sequences (R, S, T + 1)."""
 
-        def one(parameters: dict[str, Tensor], sequences: Batch) -> Tensor:
+        def replica_loss(parameters: dict[str, Tensor], sequences: Batch) -> Tensor:
             named = {f"model.{name}": value for name, value in parameters.items()}
             loss, _ = functional_call(self._template, named, (sequences, self.generator))
             return loss
 
         axes = Batch(*(None if value is None else 0 for value in batch))  # type: ignore[arg-type]
-        return vmap(one, in_dims=(0, axes), randomness="different")(self.parameters, batch)
+        return vmap(replica_loss, in_dims=(0, axes), randomness="different")(self.parameters, batch)
 
     def gradients(self, losses: Tensor) -> dict[str, Tensor]:
-        """Gradient of every replica's own loss, by name."""
+        """Compute the gradients of the losses of the replicas, by name of the weight."""
         values = torch.autograd.grad(losses.sum(), list(self.parameters.values()))
         return dict(zip(self.parameters, values, strict=True))
 
     @torch.no_grad()
     def update(self, gradients: dict[str, Tensor], share: Tensor, count: Tensor) -> None:
-        """Clip each replica's gradient and take one optimiser step.
+        """Clip the gradient of each replica and apply one optimiser step.
+
+        ``share`` and ``count`` are tensors, so that the whole step can be captured in a CUDA graph.
 
         Parameters
         ----------
+        gradients
+            Gradients by name of the weight, (R, ...).
         share
-            (R,), float64: the learning rate as a share of each peak.
+            Learning rate as a share of each peak, (R,), float64.
         count
-            Steps taken with this one, a float64 scalar; both are tensors, so that the whole
-            step can be captured in a CUDA graph.
+            Number of steps including this one, a float64 scalar.
         """
         scale = self._clipping(gradients)
         gradients = {name: value * _along(scale, value) for name, value in gradients.items()}
@@ -172,44 +177,44 @@ class Stack:
             )
 
     def _clipping(self, gradients: dict[str, Tensor]) -> Tensor:
-        """What each replica's gradients are multiplied with, as ``clip_grad_norm_`` does it."""
+        """Return the factor of the gradients of each replica, as in ``clip_grad_norm_``."""
         norms = [value.flatten(1).norm(dim=1) for value in gradients.values()]
         total = torch.stack(norms).norm(dim=0)
         return (self._clip / (total + 1e-6)).clamp(max=1.0)
 
     def restore(self, index: int, *, steps: int) -> tuple[Transformer, Optimizer]:
-        """One replica as a plain model and optimiser on the CPU, as after ``steps`` steps."""
+        """Copy one replica to an ordinary model and optimiser on the CPU, after ``steps`` steps."""
         model, optimizer = self.models[index], self.optimizers[index]
-        own = dict(model.named_parameters())
+        weights = dict(model.named_parameters())
         with torch.no_grad():
-            for name, weight in own.items():
+            for name, weight in weights.items():
                 weight.copy_(self.parameters[name][index])
         for group in self._groups:
             part = optimizer.parts[group.index]
             for name in group.names:
-                part.state[own[name]] = {
+                part.state[weights[name]] = {
                     key.removeprefix(f"{name}."): value[index].to("cpu", copy=True)
                     for key, value in self.moments.items()
                     if key.startswith(f"{name}.")
                 }
                 if part.counts:
-                    part.state[own[name]]["step"] = torch.tensor(float(steps))
+                    part.state[weights[name]]["step"] = torch.tensor(float(steps))
         return model, optimizer
 
     def state(self) -> dict[str, Tensor]:
-        """Weights and moments of all replicas, by name."""
+        """Return weights and moments of all replicas by name."""
         weights = {f"weight.{name}": value.detach() for name, value in self.parameters.items()}
         return weights | {f"moment.{name}": value for name, value in self.moments.items()}
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what :meth:`state` gave."""
+        """Restore the tensors that :meth:`state` returned."""
         for name, value in self.state().items():
             value.copy_(tensors[name])
 
 
 def stackable(spec: RunSpec) -> tuple[object, ...]:
-    """What specs must have in common to be trained in one stack."""
+    """Return the settings that specs must have in common to be trained in one stack."""
     recipe = spec.recipe
     common = (recipe.optimizer, recipe.dtype, recipe.context_length, recipe.sequences)
     return (spec.shape, tuple(spec.ends), *common, recipe.muon_scale)
@@ -222,5 +227,5 @@ def begin(spec: RunSpec, device: torch.device) -> tuple[Transformer, Optimizer]:
 
 
 def _along(values: Tensor, like: Tensor) -> Tensor:
-    """(R,) numbers beside a stacked (R, ...) tensor, in its dtype."""
+    """Reshape (R,) numbers to multiply a stacked (R, ...) tensor, in its dtype."""
     return values.to(like.dtype).view(-1, *[1] * (like.ndim - 1))

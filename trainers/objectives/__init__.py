@@ -1,4 +1,4 @@
 """Training objectives: losses of a model on a batch.
 
-Imports models.
+May import models.
 """

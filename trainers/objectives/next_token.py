@@ -11,7 +11,7 @@ from shapelaw.trainers.objectives.chunked_loss import chunked_cross_entropy
 from shapelaw.trainers.objectives.objective import Batch
 from shapelaw.trainers.optimizers.recipe import Recipe
 
-LOGITS = 2**28  # of a step: in fp32 with their gradient these take 2 GiB
+MAX_LOGITS = 2**28  # of a step, computed at once; with their gradient they take 2 GiB in fp32
 
 
 def token_losses(model: Transformer, tokens: Tensor, recipe: Recipe) -> Tensor:
@@ -27,8 +27,8 @@ def token_losses(model: Transformer, tokens: Tensor, recipe: Recipe) -> Tensor:
 class NextToken:
     """Mean over tokens of -ln p(token | the tokens before it).
 
-    Where the logits would be large they are never whole in memory: see
-    :mod:`shapelaw.trainers.objectives.chunked_loss`. Draws nothing from its generator.
+    A large number of logits is computed in chunks; see
+    :mod:`shapelaw.trainers.objectives.chunked_loss`. The objective uses no random numbers.
     """
 
     recipe: Recipe
@@ -36,14 +36,14 @@ class NextToken:
     def loss(
         self, model: Transformer, batch: Batch, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Compute the mean loss and how many tokens were predicted."""
+        """Compute the mean loss and the number of predicted tokens."""
         targets = batch.tokens[:, 1:]
         if batch.mask is not None:
             losses = token_losses(model, batch.tokens, self.recipe)
             count = batch.mask.sum().float()
             return (losses * batch.mask).sum() / count.clamp(min=1), count
         count = torch.full((), targets.numel(), dtype=torch.float32, device=targets.device)
-        if targets.numel() * model.shape.vocab_size <= LOGITS:
+        if targets.numel() * model.shape.vocab_size <= MAX_LOGITS:
             return token_losses(model, batch.tokens, self.recipe).mean(), count
         with _precision(targets, self.recipe):
             hidden = model(batch.tokens[:, :-1])

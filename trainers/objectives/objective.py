@@ -1,4 +1,4 @@
-"""The interface of a training objective, and the batch that it is computed on."""
+"""Interface of a training objective, and the batch on which it is computed."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, Self
@@ -13,8 +13,8 @@ class Batch(NamedTuple):
     """Sequences of one step.
 
     ``tokens`` (S, T + 1) are sequences with their next token; ``mask`` (S, T) is true where the
-    next token is to be predicted, and None where all of them are: padding, or the first token of
-    a document, can be left out.
+    next token is to be predicted, for example not for padding or for the first token of a document.
+    With None, all of them are predicted.
     """
 
     tokens: Tensor
@@ -34,11 +34,11 @@ class Batch(NamedTuple):
 
 
 class Objective(Protocol):
-    """What training minimises; one implementation serves every training loop.
+    """Objective that training minimises, with one implementation for every training loop.
 
-    The single loop calls :meth:`loss` as it is, the stacked loop maps it over models with
+    The single loop calls :meth:`loss` directly, the stacked loop maps it over models with
     :func:`torch.func.vmap`, and the distributed loop combines the losses of its processes by their
-    token counts. An implementation therefore works on tensors alone and never waits for a device.
+    token counts. An implementation must therefore work only on tensors and never wait for a device.
     """
 
     def loss(
@@ -56,23 +56,23 @@ class Objective(Protocol):
         loss
             Mean in nats per token, a scalar that can be differentiated.
         token_count
-            Tokens that the mean is over, a scalar in float32. The loss of several parts of a batch
-            is the mean of their losses with these as weights.
+            Number of tokens of the mean, a scalar in float32. The loss of several parts of a batch
+            is the mean of their losses weighted by these numbers.
         """
 
     def sequence_losses(
         self, model: Transformer, batch: Batch, generator: torch.Generator
     ) -> Tensor:
-        """Compute the mean loss of each sequence, (S,): what held-out text is evaluated by."""
+        """Compute the mean loss of each sequence, (S,), for the evaluation of held-out text."""
 
 
-STEPS_APART = 0x9E3779B97F4A7C15  # between the states of two seeds: far more than any run takes
+SEED_STRIDE = 0x9E3779B97F4A7C15  # between the states of two seeds, larger than any number of steps
 # The signature of :meth:`Objective.loss`.
 LossFunction = Callable[[Transformer, Batch, torch.Generator], tuple[Tensor, Tensor]]
 
 
 class LossModule(nn.Module):
-    """A model with its objective as one module: what is mapped over models, or spread over GPUs."""
+    """Model with its objective as one module, to map over models or distribute over GPUs."""
 
     def __init__(self, model: Transformer, objective: Objective) -> None:
         super().__init__()
@@ -84,8 +84,8 @@ class LossModule(nn.Module):
 
 
 def reseed(generator: torch.Generator, seed: int, step: int) -> torch.Generator:
-    """Make the draws of a step a function of (seed, step), as its batch is; returns the generator.
+    """Seed a generator by (seed, step), as the batch of a step is, and return it.
 
-    One generator serves all steps, so that compiled code and CUDA graphs keep theirs.
+    The same generator is used in all steps, because compiled code and CUDA graphs refer to it.
     """
-    return generator.manual_seed((seed * STEPS_APART + step) % 2**63)
+    return generator.manual_seed((seed * SEED_STRIDE + step) % 2**63)

@@ -10,5 +10,5 @@ OBJECTIVES: dict[str, Callable[[Recipe], Objective]] = {"next_token": NextToken}
 
 
 def objective_of(recipe: Recipe) -> Objective:
-    """Return the objective that a recipe trains with: next-token prediction for all of them."""
+    """Return the objective of a recipe, which is next-token prediction for all recipes."""
     return OBJECTIVES["next_token"](recipe)

@@ -1,4 +1,4 @@
 """Recipes and optimisers: Muon, AdamW, schedules, learning-rate rules.
 
-Imports models; the recipe imports nothing of trainers.
+May import models; the recipe imports nothing else of trainers.
 """

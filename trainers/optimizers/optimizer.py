@@ -1,4 +1,4 @@
-"""The optimisers that a recipe names, driven by its learning-rate schedule."""
+"""Optimisers of a recipe with its learning-rate schedule."""
 
 from collections.abc import Callable
 
@@ -45,9 +45,9 @@ BUILDERS: dict[str, Callable[[Transformer, Recipe], list[Rule]]] = {
 
 
 class Optimizer:
-    """The optimisers of a recipe as one, with the schedule applied to each peak rate.
+    """Optimisers of a recipe as one, with the schedule applied to each peak learning rate.
 
-    ``steps`` is the length that the schedule is made for; it may be changed between steps.
+    ``steps`` is the length of the schedule. It may be changed between steps.
     """
 
     def __init__(self, model: Transformer, recipe: Recipe, steps: int) -> None:
@@ -74,11 +74,12 @@ class Optimizer:
         return tensors
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Restore what :meth:`state` returned."""
+        """Restore the state from the tensors of :meth:`state`."""
         for i, part in enumerate(self.parts):
             for j, weight in enumerate(part.param_groups[0]["params"]):
                 prefix = f"optimizer.{i}.{j}."
-                own = {name: value for name, value in tensors.items() if name.startswith(prefix)}
                 part.state[weight] = {
-                    name.removeprefix(prefix): value.clone() for name, value in own.items()
+                    name.removeprefix(prefix): value.clone()
+                    for name, value in tensors.items()
+                    if name.startswith(prefix)
                 }

@@ -1,4 +1,4 @@
-"""The recipe of a run as data: schedules, learning-rate rules, settings from text. No torch."""
+"""Recipe of a run: schedules, learning-rate rules, settings from text. Does not import torch."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ def _sqrt(left: float) -> float:
     return 1 - math.sqrt(1 - left)
 
 
-# What is left of the peak, as a function of the share of the decay that is still to come.
+# Fraction of the peak rate as a function of the remaining fraction of the decay.
 DECAY_FORMS: dict[str, Callable[[float], float]] = {
     "linear": _linear,
     "cosine": _cosine,
@@ -36,15 +36,15 @@ DECAY_FORMS: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a shape is trained: one recipe for all rows of a table.
+    """Recipe of training, usually the same for all rows of a table.
 
-    The defaults were chosen for low noise between seeds on bytes at .05M to .2M parameters
-    (LOG.md has the trials): small batches, Muon with momentum .9 on the matrices, a high learning
-    rate for embedding and norms. Learning rates are peaks of a warm-up, stable, decay schedule;
-    ``warmup`` and ``decay`` are shares of the steps. ``warmup_steps`` above 0 replaces ``warmup``
-    by a number of steps; then a run of D tokens begins like one of more tokens, and several token
-    counts come from one run (WSD-S, arXiv 2410.05192). ``rule`` scales the learning rates by shape,
-    see :data:`RULES`, from what they are at ``reference_hidden_size`` and ``reference_layers``.
+    The defaults were chosen for low noise between seeds on bytes at 0.05M to 0.2M parameters
+    (LOG.md has the trials): small batches, Muon with momentum 0.9 on the matrices, a high learning
+    rate for embedding and norms. Learning rates are peaks of a warm-up, stable, decay schedule.
+    ``warmup`` and ``decay`` are fractions of the steps. ``warmup_steps`` above 0 replaces
+    ``warmup`` by a number of steps; then a run of D tokens begins like a longer run, so that one
+    run gives several token counts (WSD-S, arXiv 2410.05192). ``rule`` scales the learning rates
+    from ``reference_hidden_size`` and ``reference_layers`` to a shape; see :data:`RULES`.
     """
 
     context_length: int = 128
@@ -106,7 +106,7 @@ class Recipe:
 
     @property
     def schedule(self) -> str:
-        """The schedule's name in the run table: kind, warm-up (share, or steps as 50s), decay."""
+        """Schedule in the run table: kind, warm-up (fraction, or steps as 50s), decay."""
         warmup = f"{self.warmup_steps}s" if self.warmup_steps else f"{self.warmup:g}"
         if self.decay == 1:
             return f"{self.decay_form}-{warmup}-{self.floor:g}"
@@ -115,24 +115,24 @@ class Recipe:
         return f"wsd-{warmup}-{self.decay:g}{form}{floor}"
 
     def steps(self, tokens: int) -> int:
-        """Whole steps that come closest to a token budget, at least one."""
+        """Return the number of steps nearest to a token budget, at least one."""
         return max(1, round(tokens / self.batch_tokens))
 
     def share(self, step: int, steps: int) -> float:
-        """Learning rate of a step as a share of the peak: linear up, flat, then down."""
+        """Return the learning rate of a step as a fraction of the peak: warm-up, stable, decay."""
         up = (step + 1) / max(self.warmup_steps or self.warmup * steps, 1.0)
         left = min(1.0, (steps - step) / max(self.decay * steps, 1.0))
         down = self.floor + (1 - self.floor) * DECAY_FORMS[self.decay_form](left)
         return min(1.0, up, down)
 
     def stable_steps(self, steps: int) -> int:
-        """Steps of a run of ``steps`` that come before its decay: a longer run begins with them."""
+        """Return the number of steps before the decay, which a longer run has in common."""
         return min(steps, steps - math.ceil(max(self.decay * steps, 1.0)) + 1)
 
     def for_shape(self, shape: Shape) -> "Recipe":
-        """The recipe with the learning rates that its rule gives a shape.
+        """Return the recipe with the learning rates of its rule for a shape.
 
-        Under AdamW ``learning_rate`` is that of the matrices inside layers too.
+        Under AdamW, ``learning_rate`` also applies to the matrices inside layers.
         """
         matrix, rest = RULES[self.rule](self, shape)
         peak = self.matrix_learning_rate if self.optimizer == "muon" else self.learning_rate
@@ -145,12 +145,12 @@ class Recipe:
 
 
 def parse_settings(settings: Mapping[str, object]) -> dict[str, Any]:
-    """Fields of a recipe, from texts or values, as values of their kinds.
+    """Convert settings, given as texts or values, to the types of the fields of a recipe.
 
     Raises
     ------
     InputError
-        There is no such field, or a value is none of its kind.
+        A field does not exist, or a value has the wrong type.
     """
     default = asdict(Recipe())
     values = {}
@@ -170,12 +170,12 @@ def parse_settings(settings: Mapping[str, object]) -> dict[str, Any]:
 
 
 def read_pairs(texts: Sequence[str]) -> dict[str, object]:
-    """Settings from ``NAME=VALUE`` texts.
+    """Parse settings given as ``NAME=VALUE``.
 
     Raises
     ------
     InputError
-        One has no ``=``.
+        A text has no ``=``.
     """
     for text in texts:
         if "=" not in text:
@@ -184,17 +184,17 @@ def read_pairs(texts: Sequence[str]) -> dict[str, object]:
 
 
 def recipe_with(texts: Sequence[str]) -> Recipe:
-    """The default recipe with the fields that ``NAME=VALUE`` texts change."""
+    """Return the default recipe with fields changed by ``NAME=VALUE`` texts."""
     return Recipe(**parse_settings(read_pairs(texts)))
 
 
 def constant(recipe: Recipe, shape: Shape) -> tuple[float, float]:
-    """One learning rate for all shapes."""
+    """Return factors of 1: the same learning rates for all shapes."""
     return 1.0, 1.0
 
 
 def power(recipe: Recipe, shape: Shape) -> tuple[float, float]:
-    """Every rate times (d/d₀)^``width_exponent`` · (layers/layers₀)^``depth_exponent``."""
+    """Scale all rates by (d/d₀)^``width_exponent`` · (layers/layers₀)^``depth_exponent``."""
     width = shape.hidden_size / recipe.reference_hidden_size
     depth = shape.num_hidden_layers / recipe.reference_layers
     factor = width**recipe.width_exponent * depth**recipe.depth_exponent
@@ -202,10 +202,10 @@ def power(recipe: Recipe, shape: Shape) -> tuple[float, float]:
 
 
 def mup(recipe: Recipe, shape: Shape) -> tuple[float, float]:
-    """Matrices times d₀/d under AdamW, unchanged under Muon; embedding and norms unchanged.
+    """Scale the rate of matrices by d₀/d under AdamW; leave all other rates unchanged.
 
-    Source: arXiv 2203.03466 for hidden matrices; a Muon update has the same spectral norm at every
-    width, so its rate needs no factor (arXiv 2409.20325).
+    Source: arXiv 2203.03466 for hidden matrices. A Muon update has the same spectral norm at every
+    width, so that its rate needs no factor (arXiv 2409.20325).
     """
     if recipe.optimizer == "muon":
         return 1.0, 1.0
@@ -213,13 +213,13 @@ def mup(recipe: Recipe, shape: Shape) -> tuple[float, float]:
 
 
 def size(recipe: Recipe, shape: Shape) -> tuple[float, float]:
-    """Every rate times (N/N₀)^(-1/3), N₀ = 12·layers₀·d₀² (the exponent of OLMo's ladder)."""
+    """Scale all rates by (N/N₀)^(-1/3), N₀ = 12·layers₀·d₀² (the exponent of OLMo's ladder)."""
     reference = 12 * recipe.reference_layers * recipe.reference_hidden_size**2
     factor = (shape.n_non_embedding / reference) ** (-1 / 3)
     return factor, factor
 
 
-# A rule gives the factors on the matrices' learning rate and on that of everything else.
+# A rule returns the factors of the learning rate of matrices and of that of all other weights.
 RULES: dict[str, Callable[[Recipe, Shape], tuple[float, float]]] = {
     "constant": constant,
     "power": power,

@@ -1,4 +1,4 @@
-"""Muon and AdamW as optimisers of torch, each with an update that also serves stacks of models."""
+"""Muon and AdamW as PyTorch optimisers with updates that also apply to stacks of models."""
 
 import math
 from abc import abstractmethod
@@ -12,12 +12,12 @@ from shapelaw.trainers.optimizers.updates import Number, adamw_update, muon_upda
 
 
 def original(rows: int, columns: int) -> float:
-    """√max(1, rows/columns): Keller Jordan's scale of an update."""
+    """Return √max(1, rows/columns), Keller Jordan's scale of an update."""
     return math.sqrt(max(1.0, rows / columns))
 
 
 def match_rms_adamw(rows: int, columns: int) -> float:
-    """0.2·√max(rows, columns): Kimi K2's scale, which gives AdamW's size of update (2502.16982)."""
+    """Return 0.2·√max(rows, columns), the scale of arXiv 2502.16982, with AdamW's update size."""
     return 0.2 * math.sqrt(max(rows, columns))
 
 
@@ -28,10 +28,10 @@ SCALES: dict[str, Callable[[int, int], float]] = {
 
 
 class Rule(torch.optim.Optimizer):
-    """An optimiser of one group of weights, each of which has a gradient in every step.
+    """Optimiser of one group of weights, each of which has a gradient in every step.
 
-    ``moments`` names the tensors that it keeps of each weight; ``counts`` says that it keeps the
-    number of its updates too.
+    ``moments`` are the names of the state tensors of each weight. ``counts`` is true if the state
+    also contains the number of updates.
     """
 
     moments: ClassVar[tuple[str, ...]]
@@ -46,17 +46,20 @@ class Rule(torch.optim.Optimizer):
         settings: Mapping[str, Any],
         count: Number,
     ) -> None:
-        """Update weights, and the moments of each, in place.
+        """Update weights and their moments in place.
 
         Parameters
         ----------
         weights
-            All that the optimiser was made for, in their order; those of a stack of models have a
-            leading axis.
+            All weights of the optimiser in their order, with a leading axis for a stack of models.
+        gradients
+            Gradient of each weight.
+        moments
+            State tensors of each weight, in the order of the names.
         settings
             As in ``param_groups``; in a stack ``lr``, ``weight_decay`` and ``momentum`` are (R,).
         count
-            Updates with this one.
+            Number of updates, including this one.
         """
 
     @torch.no_grad()
@@ -74,7 +77,7 @@ class Rule(torch.optim.Optimizer):
         self.update(weights, [weight.grad for weight in weights], moments, group, count)
 
     def state_of(self, weight: Tensor) -> dict[str, Tensor]:
-        """Return what is kept of a weight; zeros before its first update."""
+        """Return the state of a weight, which is zero before its first update."""
         state = self.state[weight]
         if not state:
             state.update({name: torch.zeros_like(weight) for name in self.moments})
@@ -84,7 +87,7 @@ class Rule(torch.optim.Optimizer):
 
 
 class AdamW(Rule):
-    """``torch.optim.AdamW`` with an update that stacks of models share."""
+    """``torch.optim.AdamW`` with an update that also applies to stacks of models."""
 
     moments = ("exp_avg", "exp_avg_sq")
     counts = True
@@ -109,17 +112,17 @@ class AdamW(Rule):
 
 
 class Muon(Rule):
-    """``torch.optim.Muon`` with same-shape matrices batched and fused projections taken apart.
+    """``torch.optim.Muon`` with batched matrices of one shape and separated fused projections.
 
     Parameters
     ----------
     parameters
         Matrices, (rows, columns).
     pieces
-        For each matrix the row counts of the projections that it holds, each orthogonalised on its
-        own: queries, keys and values of one fused matrix are three matrices to Muon.
+        Numbers of rows of the projections in each matrix. Each projection is orthogonalised
+        separately: queries, keys and values of one fused matrix are three matrices for Muon.
     scale
-        A name in :data:`SCALES`.
+        Key of :data:`SCALES`.
     """
 
     moments = ("momentum_buffer",)

@@ -1,7 +1,7 @@
-"""The optimisers' updates as functions, of one model or of a stack of models alike.
+"""Updates of the optimisers as functions, for one model or a stack of models.
 
-In a stack every tensor has a leading axis over its R models, and a learning rate, decay or
-momentum is a tensor (R,) in float64 instead of a float. Everything is updated in place.
+In a stack every tensor has a leading axis over its R models, and a learning rate, decay or momentum
+is a tensor (R,) in float64 instead of a float. All updates are in place.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-Number = float | Tensor  # of one model, or (R,) of a stack
+Number = float | Tensor  # for one model, or (R,) for a stack
 
-# Of the quintic iteration x -> a x + b x³ + c x⁵ on the singular values.
+# Coefficients of the quintic iteration x -> a x + b x³ + c x⁵ on the singular values.
 QUINTIC = (3.4445, -4.7750, 2.0315)
-STEPS = 5
-SMALLEST_NORM = 1e-7
+STEPS = 5  # of the iteration
+MIN_NORM = 1e-7
 
 
 def adamw_update(
@@ -28,17 +28,29 @@ def adamw_update(
     betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-8,
 ) -> None:
-    """Update a weight by AdamW (arXiv 1711.05101), operation by operation as torch does.
+    """Update a weight by AdamW (arXiv 1711.05101), with the same operations as PyTorch.
 
     m <- β₁ m + (1 - β₁) g; v <- β₂ v + (1 - β₂) g²;
     W <- (1 - lr·decay) W - lr / (1 - β₁ᵗ) · m / (√v / √(1 - β₂ᵗ) + ε).
 
     Parameters
     ----------
+    weight
+        Weight W.
+    gradient
+        Gradient g.
     moments
-        m and v.
+        First and second moments m and v.
+    rate
+        Learning rate lr.
+    weight_decay
+        Decay.
     count
-        t: updates that were made, with this one.
+        Number t of updates, including this one.
+    betas
+        β₁ and β₂.
+    eps
+        ε.
     """
     first, second = moments
     first_beta, second_beta = betas
@@ -55,7 +67,7 @@ def adamw_update(
 
 
 def nesterov(gradient: Tensor, momentum: Tensor, share: Number) -> Tensor:
-    """Move the momentum on, and return the direction that lies ahead of it."""
+    """Update the momentum and return the direction of Nesterov's method."""
     momentum.lerp_(gradient, _beside(1 - share, momentum))
     return gradient.lerp(momentum, _beside(share, momentum))
 
@@ -69,16 +81,24 @@ def muon_update(
     weight_decay: Number,
     scale: Callable[[int, int], float],
 ) -> None:
-    """Update matrices by their orthogonalised directions, all pieces of one size together.
+    """Update matrices by their orthogonalised directions, batching all pieces of one size.
 
     W <- (1 - lr·decay) W - lr·scale(rows, columns)·orthogonalise(direction), for each piece.
 
     Parameters
     ----------
+    weights
+        Matrices W, (rows, columns).
     directions
-        From :func:`nesterov`.
+        Directions from :func:`nesterov`.
     pieces
-        For each matrix the rows of the projections that it holds one below the other.
+        Numbers of rows of the stacked projections in each matrix.
+    rate
+        Learning rate lr.
+    weight_decay
+        Decay.
+    scale
+        Scale of an update as a function of rows and columns.
     """
     by_size: dict[torch.Size, tuple[list[Tensor], list[Tensor]]] = {}
     for weight, direction, rows in zip(weights, directions, pieces, strict=True):
@@ -90,36 +110,39 @@ def muon_update(
             targets.append(target)
             parts.append(part)
     for size, (targets, parts) in by_size.items():
-        turned = orthogonalise(torch.stack(parts)).to(targets[0].dtype)
+        updates = orthogonalise(torch.stack(parts)).to(targets[0].dtype)
         factor = -rate * scale(*size[-2:])
         if isinstance(factor, Tensor):
-            turned = turned * _beside(factor, targets[0])
+            updates = updates * _beside(factor, targets[0])
             factor = 1.0
-        torch._foreach_add_(targets, turned.unbind(), alpha=factor)
+        torch._foreach_add_(targets, updates.unbind(), alpha=factor)
 
 
 def orthogonalise(matrices: Tensor, steps: int = STEPS) -> Tensor:
     """Move the singular values of each matrix towards 1 by Newton-Schulz steps in bfloat16.
 
+    The iteration and its coefficients are those of ``torch.optim.Muon``
+    (https://kellerjordan.github.io/posts/muon, arXiv 2502.16982). Leading dimensions are batched,
+    which is faster because the matrices of small models are too small to use a core fully.
+
     Parameters
     ----------
     matrices
-        (..., rows, columns), any floating type.
+        Matrices of any floating type, (..., rows, columns).
+    steps
+        Number of Newton-Schulz steps.
 
     Returns
     -------
-    The same shape in bfloat16.
-
-    The iteration and its coefficients are those of ``torch.optim.Muon``
-    (https://kellerjordan.github.io/posts/muon, arXiv 2502.16982); leading dimensions are batched,
-    which pays because the matrices of small models are far too small to fill a core.
+    torch.Tensor
+        Matrices of the same shape in bfloat16.
     """
     a, b, c = QUINTIC
     rows, columns = matrices.shape[-2:]
     x = matrices.bfloat16().reshape(-1, rows, columns)
     if rows > columns:
         x = x.transpose(1, 2)
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=SMALLEST_NORM)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=MIN_NORM)
     for _ in range(steps):
         gram = x @ x.transpose(1, 2)
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
@@ -135,7 +158,7 @@ def _decay(weight: Tensor, rate: Number, weight_decay: Number) -> None:
 
 
 def _beside(number: Number, like: Tensor) -> Number:
-    """Shape the numbers of a stack (R,) to multiply a tensor (R, ...); a float stays as it is."""
+    """Reshape the numbers of a stack (R,) to multiply a tensor (R, ...); floats stay."""
     if not isinstance(number, Tensor):
         return number
     return number.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1)) if number.ndim else number

@@ -1,4 +1,4 @@
-"""One training run: spec, loop, checkpoints, results, trackers.
+"""One training run: spec, loop, checkpoints, results and trackers.
 
-Imports evaluation, objectives, optimizers, corpus and models.
+May import evaluation, objectives, optimizers, corpus and models.
 """

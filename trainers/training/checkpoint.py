@@ -1,4 +1,4 @@
-"""Checkpoints as safetensors, written whole or not at all."""
+"""Checkpoints in safetensors files, written atomically."""
 
 import hashlib
 import json
@@ -17,22 +17,22 @@ from shapelaw.trainers.models.transformer import Transformer
 from shapelaw.trainers.optimizers.optimizer import Optimizer
 
 LOG = logging.getLogger(__name__)
-# Called with a sentence about a run that goes on, but not as planned.
+# Receives a sentence about a run that continues after an unexpected event.
 Tell = Callable[[str], None]
 UNREADABLE = (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError)
 
 
 class _Damaged(ValueError):
-    """What was read is not what was written."""
+    """Error for a checkpoint whose content differs from what was written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run stands: steps done and seconds of training spent on them.
+    """Progress of a run: steps done and seconds of training spent on them.
 
-    ``identity`` is a digest of everything that decides the run's numbers; a checkpoint of another
-    identity is not resumed. ``branch`` counts the branches that were finished;
-    ``compilation`` is that of the engine at work.
+    ``identity`` is a digest of everything that affects the numbers of the run; a checkpoint of
+    another identity is not resumed. ``branch`` counts the finished branches. ``compilation`` is the
+    compilation mode in use.
     """
 
     step: int
@@ -43,13 +43,13 @@ class Progress:
 
 
 def save(path: Path, model: Transformer, optimizer: Optimizer, progress: Progress) -> None:
-    """Write weights, optimiser state and progress in one step, with a digest of it all."""
+    """Write weights, optimiser state and progress atomically, with a digest of their content."""
     weights = {f"model.{name}": weight.detach() for name, weight in _own(model).items()}
     write(path, weights | optimizer.state(), vars(progress))
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor], progress: dict[str, Any]) -> None:
-    """Write tensors and progress, which must be JSON, in one step, with a digest of it all."""
+    """Write tensors and progress, which must be valid JSON, atomically with a digest."""
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     text = json.dumps(progress)
     metadata = {"progress": text, "sha256": _digest(text, tensors)}
@@ -57,7 +57,7 @@ def write(path: Path, tensors: dict[str, torch.Tensor], progress: dict[str, Any]
 
 
 def _write(tensors: dict[str, torch.Tensor], target: Path, metadata: dict[str, str]) -> None:
-    """Safetensors' own error for a full disk is no OSError."""
+    """Save tensors; raise an OSError where safetensors raises its own error (a full disk)."""
     try:
         save_file(tensors, target, metadata)
     except SafetensorError as error:
@@ -65,7 +65,7 @@ def _write(tensors: dict[str, torch.Tensor], target: Path, metadata: dict[str, s
 
 
 def _digest(progress: str, tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of the progress and of every tensor with its name, type and shape."""
+    """Compute the SHA-256 of the progress and of every tensor with its name, type and shape."""
     digest = hashlib.sha256(progress.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -81,10 +81,10 @@ def resume(
     *,
     tell: Tell = LOG.warning,
 ) -> Progress:
-    """Restore a checkpoint of this very run, if there is one; else stand at step 0.
+    """Restore a checkpoint of a run, or start at step 0 without one.
 
-    A file that is damaged (any byte of it) or belongs to a run with other settings is not used;
-    ``tell`` is called with a sentence that says so.
+    A file with a damaged byte, or of a run with other settings, is not used; ``tell`` is called
+    with a sentence about it.
     """
     fresh = Progress(step=0, seconds=0.0, identity=identity)
     if not path.exists():
@@ -105,7 +105,7 @@ def resume(
 
 
 def intact(path: Path, identity: str) -> bool:
-    """Whether a file is an undamaged checkpoint of this very run."""
+    """Return True if a file is an undamaged checkpoint of a run."""
     try:
         return _read(path)[0].identity == identity
     except UNREADABLE:
@@ -118,9 +118,9 @@ def _read(path: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Progress and tensors of what :func:`write` wrote, if it is as it was written.
+    """Read progress and tensors that :func:`write` wrote.
 
-    Any error of :data:`UNREADABLE` says that it is not.
+    A damaged file raises one of the errors of :data:`UNREADABLE`.
     """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
@@ -131,5 +131,5 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 def _own(model: Transformer) -> dict[str, torch.Tensor]:
-    """Weights by name, a tied head once."""
+    """Return the weights by name; a tied head appears only once."""
     return dict(model.named_parameters())

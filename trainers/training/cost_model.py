@@ -1,9 +1,9 @@
-"""What a run will cost on this machine: seconds per step, measured on a few shapes.
+"""Cost model of training on this machine: seconds per step, calibrated on a few shapes.
 
-The engine knows what a forward and a backward pass cost on the core that it was measured on
-(:func:`shapelaw.trainers.training.execution.step_seconds`). Here and now a step takes a multiple of
-that, a constant, and what the optimiser needs for every layer and weight: four coefficients, fitted
-to timed steps, none below zero.
+:func:`shapelaw.trainers.training.execution.step_seconds` predicts the forward and backward pass on
+the core on which it was calibrated. On this machine a step takes a multiple of that, a constant,
+and the time of the optimiser per layer and per weight. These four non-negative coefficients are
+fitted to timed steps.
 """
 
 import time
@@ -21,23 +21,23 @@ from shapelaw.trainers.training.execution import (
 )
 from shapelaw.trainers.training.spec import RunSpec
 
-ASSUMED_OPTIMISER = 0.1  # of the passes, when nothing is measured
+ASSUMED_OPTIMISER = 0.1  # share of the passes, if nothing is measured
 CALIBRATION_SECONDS = 60.0
 WARM_STEPS, TIMED_STEPS = 2, 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Price:
-    """Seconds of training, fitted or assumed.
+    """Model of the seconds of training, fitted or assumed.
 
-    ``coefficients`` belong to :func:`step_work`; ``rate`` says in words what they stand on.
+    ``coefficients`` are the weights of :func:`step_work`; ``rate`` describes their source.
     """
 
     coefficients: tuple[float, ...]
     rate: str
 
     def seconds(self, spec: RunSpec) -> float:
-        """Predicted seconds of a run, its branches too, with the engine that it will have."""
+        """Predict the seconds of a run with its branches and its execution."""
         engine = spec.with_engine().engine or Execution()
         step = float(np.dot(self.coefficients, step_work(spec, engine)))
         return compile_seconds(spec.shape, engine) + step * spec.all_steps
@@ -50,21 +50,21 @@ ASSUMED = Price(
 
 
 def step_work(spec: RunSpec, engine: Execution) -> np.ndarray:
-    """Work of one step: 1, layers, weights, seconds of the passes by the engine's model, (4,)."""
+    """Return the work of one step: 1, layers, weights and predicted seconds of the passes, (4,)."""
     shape = spec.shape
     passes = step_seconds(shape, spec.recipe, engine)
     return np.array([1, shape.num_hidden_layers, shape.n_total, passes], dtype=float)
 
 
 def measure_price(specs: Sequence[RunSpec], *, seconds: float = CALIBRATION_SECONDS) -> Price:
-    """Time a few steps of shapes that differ most in their work, and fit the price of a step.
+    """Time a few steps of the shapes that differ most in their work, and fit the price of a step.
 
     Parameters
     ----------
     specs
-        The runs whose price is wanted.
+        Runs to price.
     seconds
-        Stop timing further shapes after this long.
+        Seconds after which no further shape is timed.
     """
     from scipy.optimize import nnls
 
@@ -78,7 +78,7 @@ def measure_price(specs: Sequence[RunSpec], *, seconds: float = CALIBRATION_SECO
             break
     work, measured = np.array([_eager_work(spec) for spec in timed]), np.array(taken)
     scale = work.max(axis=0)
-    relative = work / scale / measured[:, None]  # errors count as shares of the step
+    relative = work / scale / measured[:, None]  # least squares of relative errors
     coefficients, _ = nnls(relative, np.ones(len(measured)))
     error = float(np.sqrt(np.mean((relative @ coefficients - 1) ** 2)))
     return Price(
@@ -89,7 +89,7 @@ def measure_price(specs: Sequence[RunSpec], *, seconds: float = CALIBRATION_SECO
 
 
 def with_eager_execution(spec: RunSpec) -> RunSpec:
-    """The spec with the best engine that does not compile: what can be timed at once."""
+    """Return the spec with its fastest execution without compilation, to time it."""
     engines = [Execution(attention=path, compilation="none") for path in ATTENTION_PATHS]
     best = min(engines, key=lambda engine: step_seconds(spec.shape, spec.recipe, engine))
     return replace(spec, engine=best)
@@ -100,20 +100,20 @@ def _eager_work(spec: RunSpec) -> np.ndarray:
 
 
 def _spread(specs: Sequence[RunSpec], most: int) -> list[RunSpec]:
-    """Specs that lie far apart in their work, the farthest first."""
+    """Select specs that are far apart in their work, the farthest first."""
     work = np.log(np.array([_eager_work(spec)[1:] for spec in specs]))
     rows = [int(work.sum(axis=1).argmax())]
-    apart = np.full(len(specs), np.inf)
+    distances = np.full(len(specs), np.inf)
     while len(rows) < min(most, len(specs)):
-        apart = np.minimum(apart, ((work - work[rows[-1]]) ** 2).sum(axis=1))
-        rows.append(int(apart.argmax()))
+        distances = np.minimum(distances, ((work - work[rows[-1]]) ** 2).sum(axis=1))
+        rows.append(int(distances.argmax()))
     return [specs[row] for row in rows]
 
 
 def time_step(spec: RunSpec) -> float:
-    """Seconds of one training step of a run here: the quickest of a few, after a warm-up.
+    """Measure the seconds of one training step: the fastest of a few after a warm-up.
 
-    The seconds of the processor on one thread: those of the clock would count other programs too.
+    These are CPU seconds on one thread, because wall-clock time would include other programs.
     """
     import torch
 

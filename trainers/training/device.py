@@ -1,4 +1,4 @@
-"""The device that trains, its name in a row, and batches whose tokens live on it."""
+"""Device of training, its name in a row, its free memory and its attention kernels."""
 
 import platform
 from collections.abc import Iterator
@@ -15,12 +15,13 @@ AUTO = "auto"
 def device_named(name: str = AUTO) -> torch.device:
     """Return the device of a name: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
 
-    ``auto`` is the first GPU that torch sees, else the CPU; Apple's is taken only by name.
+    ``auto`` is the first CUDA GPU that torch finds, else the CPU. An Apple GPU is used only by
+    name.
 
     Raises
     ------
     InputError
-        There is no such device here.
+        This machine has no such device.
     """
     if name == AUTO:
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
@@ -31,7 +32,7 @@ def device_named(name: str = AUTO) -> torch.device:
     if device.type not in ("cpu", "cuda", "mps"):
         raise InputError(
             f"`device` must be auto, cpu, cuda, cuda:N or mps, but got {name!r}; "
-            "auto takes a GPU where there is one"
+            "auto takes a GPU if there is one"
         )
     if device.type == "cuda":
         return _cuda(name, device.index or 0)
@@ -56,19 +57,19 @@ def _build() -> str:
 
 
 def device_label(device: torch.device) -> str:
-    """Name the device as a row of the run table does."""
+    """Return the name of a device in a row of the run table."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({platform.machine()})"
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes of memory that a GPU has free; None where that is not the limit."""
+    """Return the bytes of free memory of a GPU; None for other devices."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for all work of a device, so that a clock read after it is honest."""
+    """Wait for all work of a device, so that a clock read afterwards includes it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -77,7 +78,7 @@ def synchronize(device: torch.device) -> None:
 
 @contextmanager
 def attention_kernels(device: torch.device) -> Iterator[None]:
-    """Prefer flash attention on a GPU; the others stay allowed for dtypes that it cannot take."""
+    """Prefer flash attention on a GPU; allow other kernels for data types it does not support."""
     if device.type != "cuda":
         yield
         return

@@ -1,7 +1,7 @@
-"""How the steps of a run are computed: attention, compilation, memory; chosen by predicted cost.
+"""Execution of the steps of a run: attention path, compilation and memory, by predicted cost.
 
-The choice changes rounding and time, nothing else. It is made once per planned run, kept in the
-ledger, and kept by a run that is resumed.
+The choice affects only rounding and time. It is made once per planned run and stored in the ledger,
+so that a resumed run keeps it.
 """
 
 import ctypes
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from shapelaw.trainers.models.transformer import Transformer
     from shapelaw.trainers.objectives.objective import LossFunction, Objective
 
-# Parameters of glibc's mallopt and what they are set to.
+# Parameters of glibc's mallopt and their values.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 MEBIBYTE = 2**20
 MALLOC_SETTINGS = {
-    M_MMAP_THRESHOLD: 32 * MEBIBYTE,  # the most that glibc takes
+    M_MMAP_THRESHOLD: 32 * MEBIBYTE,  # the maximum that glibc allows
     M_TOP_PAD: 64 * MEBIBYTE,
     M_TRIM_THRESHOLD: 1024 * MEBIBYTE,
 }
@@ -34,8 +34,8 @@ MALLOC_SETTINGS = {
 ATTENTION_PATHS = ("sdpa", "matmul")
 COMPILATIONS = ("none", "layers", "whole")
 # Milliseconds of a step in bfloat16: constant; per layer; per GFLOP of products with weights; per
-# million attention scores; per million features that the norms and the MLP touch. Fitted to
-# measured steps of ladder shapes on a Zen 4 core (LOG.md); they rank engines, no more.
+# million attention scores; per million features of norms and MLP. They are fitted to measured steps
+# of ladder shapes on a Zen 4 core (LOG.md) and only serve to rank executions.
 MILLISECONDS = {
     ("sdpa", "none"): (0.0, 3.0, 5.1, 13.3, 7.3),
     ("matmul", "none"): (0.0, 4.2, 7.2, 7.3, 6.6),
@@ -44,26 +44,26 @@ MILLISECONDS = {
     ("sdpa", "whole"): (8.3, 0.0, 4.0, 12.1, 3.0),
     ("matmul", "whole"): (8.3, 0.0, 4.0, 4.1, 3.0),
 }
-# The same in float32, as factors: products take longer, torch's fused attention less.
+# Factors for float32: products take longer, PyTorch's fused attention less time.
 FLOAT32 = {
     "sdpa": (1.0, 1.0, 1.7, 0.75, 1.2),
     "matmul": (1.0, 1.0, 1.7, 1.3, 1.2),
 }
-# Seconds of compiling: constant, per layer.
+# Seconds of compilation: constant, per layer.
 COMPILING = {"none": (0.0, 0.0), "layers": (7.0, 0.0), "whole": (10.0, 3.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How steps are computed.
+    """Attention path and compilation mode of the steps of a run.
 
     Parameters
     ----------
     attention
-        ``"sdpa"`` (torch's fused kernel) or ``"matmul"`` (scores written out).
+        ``"sdpa"`` (PyTorch's fused kernel) or ``"matmul"`` (attention scores computed explicitly).
     compilation
-        ``"none"``; ``"layers"``: one layer is compiled and used for all, quick to compile;
-        ``"whole"``: everything from tokens to loss, faster to run.
+        ``"none"``; ``"layers"`` compiles one layer and uses it for all, which compiles fast;
+        ``"whole"`` compiles everything from tokens to loss, which runs faster.
     """
 
     attention: str = "sdpa"
@@ -79,15 +79,15 @@ class Execution:
     def compile_loss(
         self, objective: "Objective", model: "Transformer", cache: Path | None = None
     ) -> "LossFunction":
-        """Return the objective's loss function as this execution computes it.
+        """Return the loss function of an objective, compiled as this execution specifies.
 
-        ``cache`` is a folder for compiled code, so that runs of one shape share it and no other
-        program's cache is touched. Compilation happens at the first call and its backward pass.
+        ``cache`` is a folder for compiled code that runs of one shape share, separate from the
+        caches of other programs. Compilation happens at the first call and its backward pass.
         """
         import torch
 
         if self.compilation == "none":
-            for layer in model.layers:  # of an execution that failed
+            for layer in model.layers:  # removes the compiled code of a failed execution
                 layer._compiled_call_impl = None
             return objective.loss
         _prepare_compiler(cache)
@@ -99,7 +99,7 @@ class Execution:
 
 
 def _prepare_compiler(cache: Path | None) -> None:
-    """One compiler process per run, and a cache folder of our own."""
+    """Use one compiler process per run and a separate folder for compiled code."""
     import torch._inductor.config as inductor
 
     inductor.compile_threads = 1
@@ -109,7 +109,7 @@ def _prepare_compiler(cache: Path | None) -> None:
 
 
 def without_compiled_code() -> "torch._dynamo.decorators.set_stance":
-    """A context in which compiled models compute without their compiled code."""
+    """Return a context in which compiled models run without their compiled code."""
     import torch
 
     return torch.compiler.set_stance("force_eager")
@@ -120,7 +120,7 @@ def fastest_execution(
 ) -> Execution:
     """Choose the execution with the least predicted time for a run.
 
-    On a GPU the fused kernel is always taken, and compilation is left to what drives the GPU.
+    On a GPU the fused kernel is always used, and the training loop of the GPU compiles the step.
     """
     if device != "cpu":
         return Execution(attention="sdpa", compilation="none")
@@ -129,18 +129,18 @@ def fastest_execution(
 
 
 def predicted_seconds(shape: Shape, recipe: Recipe, engine: Execution, *, steps: int) -> float:
-    """Predicted seconds of a run on one CPU core, compilation included."""
+    """Predict the seconds of a run on one CPU core, including compilation."""
     return compile_seconds(shape, engine) + steps * step_seconds(shape, recipe, engine)
 
 
 def compile_seconds(shape: Shape, engine: Execution) -> float:
-    """Predicted seconds that an engine compiles before the first step is done."""
+    """Predict the seconds of compilation of an execution."""
     constant, per_layer = COMPILING[engine.compilation]
     return constant + per_layer * shape.num_hidden_layers
 
 
 def step_seconds(shape: Shape, recipe: Recipe, engine: Execution) -> float:
-    """Predicted seconds of the forward and backward pass of one step."""
+    """Predict the seconds of the forward and backward pass of one step."""
     layers, tokens = shape.num_hidden_layers, recipe.batch_tokens
     weights = shape.n_non_embedding + shape.vocab_size * shape.hidden_size
     scores = tokens * recipe.context_length * layers * shape.num_attention_heads
@@ -152,16 +152,17 @@ def step_seconds(shape: Shape, recipe: Recipe, engine: Execution) -> float:
 
 
 def attention_path(device: "torch.device") -> str:
-    """The attention of a stack: vmap has a rule for GPUs' fused kernels, none for the CPU's."""
+    """Return the attention path of a stack; vmap supports the fused kernels of GPUs only."""
     return "sdpa" if device.type == "cuda" else "matmul"
 
 
 @cache
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep what is freed, once; False where there is no glibc.
+    """Configure glibc to keep freed memory, once per process; return False without glibc.
 
-    By default it gives large blocks back to the system at once and gets them again, page by page,
-    in the next step: a tenth to a quarter of the time of a small model's step on a CPU (LOG.md).
+    By default glibc returns large blocks to the system at once and requests them again, page by
+    page, in the next step. This takes a tenth to a quarter of the time of a small model's step on a
+    CPU (LOG.md).
     """
     if not sys.platform.startswith("linux"):
         return False

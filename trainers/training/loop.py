@@ -1,7 +1,7 @@
 """Train one run, resumable at any step, and return its rows of the run table.
 
-A run with branches (WSD-S) goes along its trunk, the part with the stable learning rate; before
-each decay but the last it keeps the state of the trunk, decays, is evaluated, and goes back.
+A run with branches (WSD-S) follows its trunk, the part with the stable learning rate. Before each
+decay but the last it saves the state of the trunk, decays, is evaluated, and returns to the trunk.
 """
 
 import logging
@@ -38,7 +38,7 @@ from shapelaw.trainers.training.trackers import Recorder, recording
 LOG = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 10.0
 CHECKPOINT, TRUNK = "checkpoint.safetensors", "trunk.safetensors"
-# Called after every step with the steps done; may raise to stop the run.
+# Receives the number of steps done after every step; may raise an error to stop the run.
 Watch = Callable[[int], None]
 
 
@@ -64,32 +64,39 @@ def train_run(
 
     Parameters
     ----------
+    spec
+        Run to train.
+    corpus
+        Corpus to train on.
     folder
-        Holds ``checkpoint.safetensors`` while the run goes on; at the end ``model.safetensors``,
-        ``config.json`` and a tokenizer (Hugging Face), and ``windows.npy``, the held-out loss of
-        every window (``windows-STEPS.npy`` for a branch), ``metrics.csv`` and the rows. Compiled
-        code is kept beside it.
+        Folder of the run. It contains ``checkpoint.safetensors`` during training, and at the end
+        ``model.safetensors``, ``config.json`` and a tokenizer (Hugging Face), ``windows.npy`` with
+        the held-out loss of every window (``windows-STEPS.npy`` for a branch), ``metrics.csv`` and
+        the rows. Compiled code is kept beside it.
     watch
-        Called after every step with the optimiser steps that were computed so far.
+        Function that is called after every step with the number of computed optimiser steps.
     tell
-        Called with a sentence where the run goes on, but not as planned.
+        Function that is called with a sentence if the run continues after an unexpected event.
     trackers
-        Where metrics go, as :func:`shapelaw.trainers.training.trackers.read_trackers` gives them.
+        Names of trackers, as from :func:`shapelaw.trainers.training.trackers.read_trackers`.
+    checkpoint_seconds
+        Seconds between two checkpoints.
 
     Returns
     -------
-    The rows of the run table, one for each branch, by ascending tokens.
+    list of Row
+        Rows of the run table, one for each branch, by ascending tokens.
 
     Raises
     ------
     Diverged
-        The loss became infinite or NaN.
+        The loss is infinite or NaN.
     """
     torch.set_num_threads(1)
     keep_freed_memory()
-    known = finished_rows(spec, folder, spec.identity(corpus))
-    if known is not None:
-        return known  # all was done but for telling so
+    finished = finished_rows(spec, folder, spec.identity(corpus))
+    if finished is not None:
+        return finished  # trained before, but the end was not recorded
     run = _Run(spec.with_engine(), corpus, folder, tell)
     rows = run.resume()
     with recording(trackers, folder, batch_tokens=spec.recipe.batch_tokens) as recorder:
@@ -98,7 +105,7 @@ def train_run(
             run.go(watch, recorder, checkpoint_seconds)
             rows.append(run.row())
             recorder.result(run.computed, rows[-1])
-            if len(rows) < len(run.ends):  # its model, where the model of a run of its own would be
+            if len(rows) < len(run.ends):  # its model, in the folder of a separate run
                 export_run(spec, run.model, corpus, folder.parent / str(rows[-1]["run_id"]))
             keep_rows(spec, corpus, folder, rows)
             run.back_to_trunk()
@@ -109,10 +116,10 @@ def train_run(
 
 
 class _Run:
-    """A run in memory: model, optimiser, and where it stands.
+    """Run in memory: model, optimiser and progress.
 
-    ``branch`` counts the ends that were reached; ``step`` is the place in the schedule of the
-    branch on the way.
+    ``branch`` counts the finished branches; ``step`` is the step in the schedule of the present
+    branch.
     """
 
     def __init__(self, spec: RunSpec, corpus: Corpus, folder: Path, tell: Tell) -> None:
@@ -137,12 +144,12 @@ class _Run:
         self.since = time.perf_counter()
 
     def resume(self) -> list[Row]:
-        """Stand where the checkpoint does, or at the beginning; return the rows so far."""
+        """Restore the checkpoint, or start at the beginning; return the rows so far."""
         path = self.folder / CHECKPOINT
         begun = checkpoint.resume(path, self.model, self.optimizer, self.identity, tell=self.tell)
         rows = rows_so_far(self.folder, self.identity)[: begun.branch]
         if len(rows) < begun.branch or not self._may_return(begun):
-            self.tell(f"{self.folder} lacks what its checkpoint builds on; the run begins again")
+            self.tell(f"{self.folder} lacks files that its checkpoint needs; the run begins again")
             self._begin()
             rows, begun = [], checkpoint.Progress(step=0, seconds=0.0, identity=self.identity)
         self.branch, self.step = begun.branch, begun.step
@@ -154,32 +161,32 @@ class _Run:
         return rows
 
     def _compiled(self) -> Path:
-        """The folder for compiled code, shared by all runs of a sweep."""
+        """Return the folder for compiled code, shared by all runs of a sweep."""
         return (self.folder.parent / ".compiled").absolute()
 
     def _may_return(self, begun: checkpoint.Progress) -> bool:
-        """Whether a checkpoint inside the decay of a branch has its way back to the trunk."""
+        """Return True if a checkpoint can return to the trunk, or needs no return."""
         if begun.branch + 1 >= len(self.ends) or begun.step <= self._leaves(begun.branch):
             return True
         return checkpoint.intact(self.folder / TRUNK, self.identity)
 
     def _leaves(self, branch: int) -> int:
-        """The step at which a branch leaves the trunk."""
+        """Return the step at which a branch leaves the trunk."""
         return self.spec.recipe.stable_steps(self.ends[branch])
 
     @property
     def computed(self) -> int:
-        """Steps that were computed, with the decays of finished branches."""
+        """Computed steps, with the decays of finished branches."""
         decays = (self.ends[b] - self._leaves(b) for b in range(self.branch))
         return self.step + sum(decays)
 
     @property
     def seconds(self) -> float:
-        """Seconds of training that the weights at hand took."""
+        """Seconds of training of the present weights."""
         return self.spent + time.perf_counter() - self.since
 
     def go(self, watch: Watch, recorder: Recorder, checkpoint_seconds: float) -> None:
-        """Train to the end of the branch on the way."""
+        """Train to the end of the present branch."""
         end, last = self.ends[self.branch], self.branch + 1 == len(self.ends)
         self.optimizer.steps = end
         saved = time.perf_counter()
@@ -205,17 +212,17 @@ class _Run:
         checkpoint.save(self.folder / name, self.model, self.optimizer, progress)
 
     def _train_one(self) -> dict[str, SupportsFloat]:
-        """Take a step and return its metrics."""
+        """Train one step and return its metrics."""
         batch = Batch(torch.from_numpy(self.batches(self.step)))
         try:
             loss = self._backward(batch)
         except Diverged:
             raise
-        except Exception as error:  # a compiler fails in many ways; without it, they are the run's
+        except Exception as error:  # of any kind; recurs without compilation if the run fails
             if self.engine.compilation == "none":
                 raise
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            self.tell(f"compilation failed ({reason}); the run goes on without")
+            self.tell(f"compilation failed ({reason}); the run continues without it")
             self.engine = Execution(attention=self.engine.attention, compilation="none")
             self.loss = self.engine.compile_loss(self.objective, self.model)
             for weight in self.model.parameters():
@@ -243,8 +250,8 @@ class _Run:
         return value
 
     def row(self) -> Row:
-        """Evaluate the branch that was trained to its end, and keep the loss of every window."""
-        used = self.spec.computed_by(self.engine)  # should the planned one have failed
+        """Evaluate the finished branch and write the loss of every window."""
+        used = self.spec.computed_by(self.engine)  # differs from the planned one if that failed
         with without_compiled_code():
             return evaluate_branch(
                 used,
@@ -256,15 +263,16 @@ class _Run:
             )
 
     def back_to_trunk(self) -> None:
-        """Go back to where the branch left the trunk, if another branch is to come."""
+        """Return to the state at which the branch left the trunk, if another branch follows."""
         self.branch += 1
         if self.branch == len(self.ends):
             return
-        # The kept state is the checkpoint of the next branch: from now on a resume starts there.
+        # The saved state is the checkpoint of the next branch, at which a resume starts from now
+        # on.
         (self.folder / TRUNK).replace(self.folder / CHECKPOINT)
         begun = checkpoint.resume(
             self.folder / CHECKPOINT, self.model, self.optimizer, self.identity, tell=self.tell
         )
         if begun.branch != self.branch:
-            raise WorkError(f"{self.folder / CHECKPOINT} was damaged; start the run again")
+            raise WorkError(f"{self.folder / CHECKPOINT} is damaged; start the run again")
         self.step, self.spent, self.since = begun.step, begun.seconds, time.perf_counter()

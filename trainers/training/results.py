@@ -1,4 +1,4 @@
-"""What a run leaves: files and rows of the run table."""
+"""Results of a run: its files and its rows of the run table."""
 
 import platform
 import subprocess
@@ -34,14 +34,22 @@ ROWS = "rows.json"
 def evaluate_branch(
     spec: RunSpec, model: Transformer, corpus: Corpus, folder: Path, *, end: int, seconds: float
 ) -> Row:
-    """Evaluate a trained model where it lies, keep the loss of every window, return the row.
+    """Evaluate a trained model on its device, write the loss of every window and return the row.
 
     Parameters
     ----------
+    spec
+        Run that was trained.
+    model
+        Trained model.
+    corpus
+        Corpus of the run.
+    folder
+        Folder of the run.
     end
-        Steps of the branch that the weights are of.
+        Number of steps of the branch of these weights.
     seconds
-        Of training.
+        Seconds of training.
 
     Raises
     ------
@@ -62,7 +70,7 @@ def evaluate_branch(
 
 
 def export_run(spec: RunSpec, model: Transformer, corpus: Corpus, folder: Path) -> None:
-    """Write the weights of a finished run as Hugging Face has them, with config and tokenizer."""
+    """Write the weights of a finished run in Hugging Face's format, with config and tokenizer."""
     export(
         folder,
         model.cpu(),
@@ -72,39 +80,47 @@ def export_run(spec: RunSpec, model: Transformer, corpus: Corpus, folder: Path) 
 
 
 def keep_rows(spec: RunSpec, corpus: Corpus, folder: Path, rows: Sequence[Row]) -> None:
-    """Write the rows that a run has given so far beside its model, with what they are rows of."""
+    """Write the rows of a run so far beside its model, with the identity of the run."""
     write_json(folder / ROWS, {"identity": spec.identity(corpus), "rows": list(rows)})
 
 
 def rows_so_far(folder: Path, identity: str) -> list[Row]:
-    """The rows that the run of this identity has given so far."""
+    """Return the rows so far of the run with this identity."""
     path = folder / ROWS
-    known = read_json(path) if path.exists() else {}
-    return known["rows"] if known.get("identity") == identity else []
+    stored = read_json(path) if path.exists() else {}
+    return stored["rows"] if stored.get("identity") == identity else []
 
 
 def finished_rows(spec: RunSpec, folder: Path, identity: str) -> list[Row] | None:
-    """Return all rows of a run that was trained to its end, or None where it was not."""
+    """Return all rows of a finished run, or None for an unfinished one."""
     rows = rows_so_far(folder, identity)
     return rows if len(rows) == len(spec.ends) and (folder / WEIGHTS).exists() else None
 
 
 def diverged_row(spec: RunSpec, corpus: Corpus, device: torch.device) -> Row:
-    """The row of a run whose loss stopped being a finite number."""
+    """Return the row of a run whose loss is not finite any more."""
     return settings_row(spec, corpus, status="diverged", device=device_label(device))
 
 
 def settings_row(
     spec: RunSpec, corpus: Corpus, *, status: str, end: int | None = None, device: str | None = None
 ) -> Row:
-    """What the run table says of a run before any result; see :mod:`shapelaw.scaling.runs.table`.
+    """Return the columns of the run table that are known before any result.
+
+    See :mod:`shapelaw.scaling.runs.table` for the columns.
 
     Parameters
     ----------
+    spec
+        Run of the row.
+    corpus
+        Corpus of the run.
+    status
+        Value of the column ``status``.
     end
-        Steps of the branch that the row is for; the whole run without.
+        Number of steps of the branch of the row; by default the whole run.
     device
-        What trained it, in words; this machine's CPU without.
+        Name of the device of training; by default the CPU of this machine.
     """
     shape, recipe = spec.shape, spec.recipe
     steps = spec.steps if end is None else end
@@ -150,7 +166,7 @@ def settings_row(
 def result_columns(
     result: Evaluation, sets: dict[str, Evaluation], *, seconds: float, tokens: int
 ) -> Row:
-    """What the run table says of how a run ended: loss, losses by validation set, speed."""
+    """Return the result columns of the run table: loss, losses by validation set, speed."""
     return {
         "loss": result.loss,
         "loss_se": result.loss_se,
@@ -163,13 +179,13 @@ def result_columns(
 
 @cache
 def versions() -> str:
-    """The versions that the numbers may depend on."""
+    """Return the versions on which the numbers may depend."""
     return f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
 
 
 @cache
 def code_version() -> str:
-    """Commit of the checkout that the code runs from, or the installed version."""
+    """Return the commit of the checkout that runs, or the installed version."""
     root = Path(__file__).resolve().parents[2]
     command = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]
     try:

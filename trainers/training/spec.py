@@ -1,4 +1,4 @@
-"""What one run is: shape, tokens, recipe, seeds, engine; and the corpus that it runs on."""
+"""Specification of one run: shape, tokens, recipe, seeds and execution."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from shapelaw.trainers.training.execution import Execution, fastest_execution
 
 
 class Diverged(RuntimeError):
-    """The loss of a run is no longer a finite number."""
+    """Error for a run whose loss is not finite any more."""
 
 
 def run_name(shape: Shape, tokens: int, seed: int) -> str:
@@ -27,12 +27,12 @@ def run_name(shape: Shape, tokens: int, seed: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """Everything that decides the numbers of one run.
+    """Settings that determine the numbers of one run.
 
-    ``branches`` are smaller token counts that the same run gives rows for: at each it leaves the
-    stable part of its schedule, decays, is evaluated, and goes back (WSD-S, arXiv 2410.05192). A
-    branch has the very weights of a run of that many tokens alone. ``engine`` is how the steps are
-    computed; None until it is chosen, once, see :meth:`with_engine`.
+    ``branches`` are smaller token counts for which the same run gives rows. At each of them the run
+    leaves the stable part of its schedule, decays, is evaluated, and returns (WSD-S, arXiv
+    2410.05192). A branch has exactly the weights of a separate run of that many tokens. ``engine``
+    is the execution of the steps, None until :meth:`with_engine` chooses it once.
     """
 
     run_id: str
@@ -47,7 +47,9 @@ class RunSpec:
     _identities: ClassVar[dict[tuple[str, str], str]]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_identities", {})  # by corpus; no field: it decides nothing
+        object.__setattr__(
+            self, "_identities", {}
+        )  # cache by corpus; not a field, as it affects no number
         if not self.branches:
             return
         recipe, ends = self.recipe, self.ends
@@ -82,23 +84,23 @@ class RunSpec:
 
     @property
     def all_steps(self) -> int:
-        """Optimiser steps that are computed: the run's and the decays of its branches."""
+        """Computed optimiser steps: those of the run and of the decays of its branches."""
         decays = (end - self.recipe.stable_steps(end) for end in self.ends[:-1])
         return self.steps + sum(decays)
 
     @property
     def flops(self) -> float:
-        """Training FLOPs of all steps, head and attention counted."""
+        """Training FLOPs of all steps, with output head and attention."""
         return self.all_steps * self.step_flops
 
     @property
     def step_flops(self) -> float:
-        """Training FLOPs of one step, head and attention counted."""
+        """Training FLOPs of one step, with output head and attention."""
         per_token = self.shape.training_flops(self.recipe.context_length)
         return float(per_token * self.recipe.batch_tokens)
 
     def with_engine(self, device: str = "cpu") -> "RunSpec":
-        """Return the spec with the engine of the least predicted time, if it has none."""
+        """Return the spec with the execution of the least predicted time, if it has none yet."""
         if self.engine is not None:
             return self
         steps = self.all_steps
@@ -107,15 +109,15 @@ class RunSpec:
         )
 
     def computed_by(self, engine: Execution) -> "RunSpec":
-        """Return the same run with another engine; its identity is not hashed again."""
+        """Return the same run with another execution; its identity is not computed again."""
         same = replace(self, engine=engine)
         object.__setattr__(same, "_identities", self._identities)
         return same
 
     def identity(self, corpus: Corpus) -> str:
-        """Digest what is trained on what; names, roles and the engine are no part of it.
+        """Return a digest of the run and its corpus, without names, roles and execution.
 
-        It is hashed once for a run and a corpus, and kept.
+        The digest is computed once for a run and a corpus.
         """
         text = (corpus.sha256, corpus.tokenizer)
         if text not in self._identities:
@@ -130,12 +132,12 @@ class RunSpec:
         return hashlib.sha256(document.encode()).hexdigest()
 
     def as_json(self) -> str:
-        """Text from which :meth:`from_json` makes the same spec."""
+        """Return JSON text from which :meth:`from_json` creates the same spec."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "RunSpec":
-        """Read a spec."""
+        """Create a spec from JSON text."""
         values: Mapping[str, Any] = json.loads(text)
         engine = values.get("engine")
         nested = {

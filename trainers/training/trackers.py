@@ -1,8 +1,8 @@
-"""Metrics of a run while it trains: to a CSV file always, to TensorBoard and W&B where asked for.
+"""Trackers of the metrics of a run: always a CSV file, on request TensorBoard and W&B.
 
-A resumed run goes on in the same places: what was logged after the step of its checkpoint is
-replaced, so every step stands once. Steps are those that were computed: they never go back, also
-where a run returns from the decay of a branch (``tokens`` then do).
+A resumed run continues in the same places: metrics after the step of its checkpoint are replaced,
+so that every step appears once. Steps are computed steps. They never decrease, also when a run
+returns from the decay of a branch (``tokens`` then decrease).
 """
 
 import csv
@@ -24,19 +24,20 @@ METRICS = "metrics.csv"
 # Metric -> unit or meaning; the columns of the CSV file, in this order.
 COLUMNS = {
     "step": "optimiser steps computed",
-    "tokens": "that the weights have seen",
-    "seconds": "of training",
-    "loss": "of the step's batch, nats per token",
-    "learning_rate": "of the step, matrices",
-    "gradient_norm": "before clipping",
-    "tokens_per_second": "since the row before",
-    "held_out_loss": "nats per token, where a run or a branch of it ends",
-    "held_out_bits_per_byte": "the same per byte of text",
+    "tokens": "training tokens of the present weights",
+    "seconds": "seconds of training",
+    "loss": "loss of the batch of the step, nats per token",
+    "learning_rate": "learning rate of the matrices in the step",
+    "gradient_norm": "norm of the gradient before clipping",
+    "tokens_per_second": "speed since the previous row",
+    "held_out_loss": "nats per token, at the end of a run or of one of its branches",
+    "held_out_bits_per_byte": "held-out loss in bits per byte of text",
 }
-# A row is due at every tenth step, unless one was a moment ago (W&B takes milliseconds for each),
-# and when a second has passed.
-EVERY_STEPS, LEAST_SECONDS, MOST_SECONDS = 10, 0.1, 1.0
-# The run table says what W&B would find out of machine and code, seconds before every run.
+# A row is written at every tenth step, unless the last one is very recent (W&B takes milliseconds
+# for each), and whenever a second has passed.
+EVERY_STEPS, MIN_SECONDS, MAX_SECONDS = 10, 0.1, 1.0
+# The run table contains what W&B would otherwise collect about machine and code, which takes
+# seconds before every run.
 QUIET = {
     "disable_git": True,
     "x_disable_machine_info": True,
@@ -47,20 +48,20 @@ Metrics = Mapping[str, SupportsFloat]
 
 
 class Tracker(Protocol):
-    """Somewhere that metrics go."""
+    """Destination of metrics."""
 
     def start(self, settings: Mapping[str, object], step: int) -> None:
-        """Begin, or go on after a step; what is known of later steps is forgotten."""
+        """Start, or resume after a step; metrics of later steps are removed."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take the metrics of a step; steps ascend."""
+        """Record the metrics of a step; steps must ascend."""
 
     def finish(self, row: Mapping[str, object] | None) -> None:
-        """End, with the row of the run table, or without one where the run was broken off."""
+        """Finish with the row of the run table, or None for an interrupted run."""
 
 
 class CSVTracker:
-    """Rows of ``metrics.csv`` in the folder of the run, each written as it comes."""
+    """Tracker that writes each row at once to ``metrics.csv`` in the folder of the run."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / METRICS
@@ -68,7 +69,7 @@ class CSVTracker:
         self._last: tuple[int, int, dict[str, str]] | None = None  # step, offset, fields
 
     def start(self, settings: Mapping[str, object], step: int) -> None:
-        """Keep the whole rows up to the step, and write on after them."""
+        """Keep the complete rows up to the step and append after them."""
         kept = [row for row in self._rows() if int(row["step"]) <= step]
         lines = [_line({name: name for name in COLUMNS}), *map(_line, kept)]
         write_text(self.path, b"".join(lines).decode())
@@ -78,7 +79,7 @@ class CSVTracker:
             raise self._failed(error) from error
 
     def _rows(self) -> Iterator[dict[str, str]]:
-        """Rows that were written to their end: all their numbers are there."""
+        """Yield the rows that were written completely."""
         try:
             text = self.path.read_text(encoding="utf-8", errors="replace")
         except OSError:
@@ -89,12 +90,12 @@ class CSVTracker:
                 yield row
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write one row; a metric that is missing leaves its field empty.
+        """Write one row; the field of a missing metric is empty.
 
-        More metrics of the step that was logged last go into its row.
+        Further metrics of the last logged step are added to its row.
         """
         if self._file is None:
-            raise ValueError("a tracker is started before it logs")
+            raise ValueError("a tracker must be started before it logs")
         fields = {name: f"{value:.9g}" for name, value in metrics.items()} | {"step": str(step)}
         try:
             offset = self._file.seek(0, io.SEEK_END)
@@ -102,7 +103,7 @@ class CSVTracker:
                 _, offset, known = self._last
                 fields = known | fields
                 self._file.truncate(offset)
-            self._file.write(_line(fields))  # at once: a kill leaves the line whole or not there
+            self._file.write(_line(fields))  # in one write, so that a kill leaves no partial line
         except OSError as error:
             raise self._failed(error) from error
         self._last = (step, offset, fields)
@@ -119,14 +120,14 @@ class CSVTracker:
 
 
 def _line(fields: Mapping[str, str]) -> bytes:
-    """One line of the file."""
+    """Format one line of the file."""
     line = io.StringIO()
     csv.DictWriter(line, COLUMNS, lineterminator="\n").writerow(fields)
     return line.getvalue().encode()
 
 
 class TensorBoardTracker:
-    """Events under ``tensorboard/`` in the folder of the run."""
+    """Tracker that writes events to ``tensorboard/`` in the folder of the run."""
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -138,7 +139,7 @@ class TensorBoardTracker:
         self._writer: Any = None
 
     def start(self, settings: Mapping[str, object], step: int) -> None:
-        """Open a file of events; TensorBoard drops the later ones of files before."""
+        """Open a file of events; TensorBoard drops later steps of earlier files."""
         later = {"purge_step": step + 1} if step else {}
         self._writer = self._open(str(self.folder), **later)
         self._writer.add_text("settings", _as_list(settings), global_step=step)
@@ -149,16 +150,16 @@ class TensorBoardTracker:
             self._writer.add_scalar(name, value, global_step=step)
 
     def finish(self, row: Mapping[str, object] | None) -> None:
-        """Write what is left."""
+        """Write the remaining events."""
         if self._writer is not None:
             self._writer.close()
 
 
 class WandbTracker:
-    """A Weights & Biases run, offline under ``wandb/`` unless WANDB_MODE says ``online``.
+    """Tracker of a Weights & Biases run, offline in ``wandb/`` unless WANDB_MODE is ``online``.
 
-    Nothing leaves the machine unasked: ``wandb sync`` sends an offline run later. The project is
-    WANDB_PROJECT, or ``shapelaw``.
+    No data leaves the machine by default; ``wandb sync`` sends an offline run later. The project is
+    WANDB_PROJECT, or else ``shapelaw``.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -171,7 +172,7 @@ class WandbTracker:
         self._run: Any = None
 
     def start(self, settings: Mapping[str, object], step: int) -> None:
-        """Open the run, or go on with the one of this folder."""
+        """Open the run, or resume the run of this folder."""
         identity = hashlib.sha256(str(self.folder.absolute()).encode()).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
         self._run = self._wandb.init(
@@ -186,11 +187,11 @@ class WandbTracker:
         )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log the metrics at the step."""
+        """Log the metrics of a step."""
         self._run.log(dict(metrics), step=step)
 
     def finish(self, row: Mapping[str, object] | None) -> None:
-        """Keep the row as the run's summary."""
+        """Store the row as the summary of the run."""
         if self._run is None:
             return
         if row is not None:
@@ -206,12 +207,12 @@ TRACKERS: dict[str, Callable[[Path], Tracker]] = {
 
 
 def read_trackers(text: str) -> tuple[str, ...]:
-    """Names of trackers from ``tensorboard,wandb``; the CSV file is always among them.
+    """Parse names of trackers such as ``tensorboard,wandb``; the CSV file is always included.
 
     Raises
     ------
     InputError
-        A name is not known.
+        A name is unknown.
     """
     names = dict.fromkeys(["csv", *(part.strip() for part in text.split(",") if part.strip())])
     for name in names:
@@ -224,10 +225,10 @@ def read_trackers(text: str) -> tuple[str, ...]:
 
 
 class Recorder:
-    """What a training loop talks to: every tracker at once, and only now and then.
+    """Interface of a training loop to all trackers, with a reduced number of rows.
 
-    Values may be tensors of a device: they are read when a row is due and not before, so other
-    steps do not wait for them.
+    Values may be tensors on a device. They are read only when a row is due, so that other steps do
+    not wait for them.
     """
 
     def __init__(self, trackers: Sequence[Tracker], *, batch_tokens: int) -> None:
@@ -237,16 +238,16 @@ class Recorder:
         self._latest: Metrics = {}
 
     def start(self, settings: Mapping[str, object], step: int) -> None:
-        """Begin, or go on after a step."""
+        """Start all trackers, or resume them after a step."""
         for tracker in self.trackers:
             tracker.start(settings, step)
         self._step, self._time = step, time.perf_counter()
 
     def log(self, step: int, metrics: Metrics) -> None:
-        """Take the metrics of a step, by the names of :data:`COLUMNS`; most are let go."""
+        """Take the metrics of a step by the names of :data:`COLUMNS`; most are not recorded."""
         since = time.perf_counter() - self._time
         self._latest = metrics
-        if since >= (MOST_SECONDS if step % EVERY_STEPS else LEAST_SECONDS):
+        if since >= (MAX_SECONDS if step % EVERY_STEPS else MIN_SECONDS):
             self._measure(step)
 
     def _measure(self, step: int) -> None:
@@ -258,7 +259,7 @@ class Recorder:
         self._send(step, values)
 
     def result(self, step: int, row: Mapping[str, object]) -> None:
-        """Take the row of the run table where a run, or a branch of it, ends after a step."""
+        """Record the row of the run table at the end of a run or of one of its branches."""
         self.row = row
         if self._latest and self._step < step:
             self._measure(step)
@@ -266,16 +267,16 @@ class Recorder:
             ("tokens", "tokens"), ("seconds", "seconds"), ("held_out_loss", "loss"),
             ("held_out_bits_per_byte", "bits_per_byte"),
         )  # fmt: skip
-        found = {name: _number(row.get(column)) for name, column in pairs}
-        self._send(step, {name: value for name, value in found.items() if value is not None})
-        self._time = time.perf_counter()  # the evaluation was no training
+        values = {name: _number(row.get(column)) for name, column in pairs}
+        self._send(step, {name: value for name, value in values.items() if value is not None})
+        self._time = time.perf_counter()  # excludes the evaluation from the speed of training
 
     def _send(self, step: int, values: dict[str, float]) -> None:
         for tracker in self.trackers:
             tracker.log(step, values)
 
     def finish(self, row: Mapping[str, object] | None) -> None:
-        """End every tracker, also when one of them fails."""
+        """Finish every tracker, also if one of them fails."""
         with ExitStack() as stack:
             for tracker in self.trackers:
                 stack.callback(tracker.finish, row)
@@ -283,14 +284,14 @@ class Recorder:
 
 @contextmanager
 def recording(names: Sequence[str], folder: Path, *, batch_tokens: int) -> Iterator[Recorder]:
-    """Trackers for the time of a run; however it ends, they do.
+    """Open trackers for a run and finish them when it ends, also by an error.
 
     Parameters
     ----------
     names
-        As :func:`read_trackers` gives them.
+        Names of trackers, as from :func:`read_trackers`.
     folder
-        Of the run.
+        Folder of the run.
     batch_tokens
         Tokens per step, for the tokens per second.
 
@@ -304,7 +305,7 @@ def recording(names: Sequence[str], folder: Path, *, batch_tokens: int) -> Itera
     recorder = Recorder([TRACKERS[name](folder) for name in names], batch_tokens=batch_tokens)
     try:
         yield recorder
-    except BaseException:  # however the run is broken off, the trackers end
+    except BaseException:  # any interruption of the run
         recorder.finish(None)
         raise
     recorder.finish(recorder.row)

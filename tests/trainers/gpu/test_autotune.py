@@ -109,7 +109,7 @@ def test_decisions_are_kept_beside_the_ledger_and_measured_once(tmp_path: Path) 
 def test_a_file_that_is_no_list_of_packings_is_named(tmp_path: Path) -> None:
     path = tmp_path / "packing.json"
     path.write_text('{"a": {"replicas": 1}}')
-    with pytest.raises(InputError, match=r"packing\.json is no file of packings"):
+    with pytest.raises(InputError, match=r"packing\.json is not a file of packings"):
         packings([spec()], TOKENS, path, device=CPU)
 
 

@@ -136,7 +136,7 @@ def test_a_world_shares_out_the_rows_of_a_batch() -> None:
         ({"recipe": replace(RECIPE, sequences=5)}, "got 5 sequences for 2 processes"),
         (
             {"recipe": replace(RECIPE, warmup_steps=2), "branches": (6 * 64,)},
-            "`branches` of tiny are 1",
+            "`branches` of a distributed run must be empty, but tiny has 1",
         ),
     ],
 )
@@ -157,7 +157,7 @@ def test_the_command_names_a_file_that_holds_no_run(
     with pytest.raises(SystemExit) as end:
         main([str(tmp_path / "run.json"), "--corpus", str(tmp_path), "--out", str(tmp_path)])
     assert end.value.code == 2
-    assert "run.json holds no run" in capsys.readouterr().err
+    assert "run.json is not a run" in capsys.readouterr().err
 
 
 def test_muon_of_gathered_matrices_is_muon() -> None:

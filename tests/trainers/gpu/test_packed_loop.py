@@ -142,7 +142,7 @@ def test_logits_that_would_be_large_are_never_whole_and_the_loss_is_the_same(
         return chunked_cross_entropy(*arguments, chunk=10)
 
     monkeypatch.setattr(next_token, "chunked_cross_entropy", chunked)
-    monkeypatch.setattr(next_token, "LOGITS", 4 * 16 * 256 - 1)
+    monkeypatch.setattr(next_token, "MAX_LOGITS", 4 * 16 * 256 - 1)
     for losses, wanted in zip(packed_losses(runs, tokens, Options(), None), whole, strict=True):
         assert losses == pytest.approx(wanted, rel=1e-5 if dtype == "float32" else 5e-3)
     assert len(calls) == STEPS

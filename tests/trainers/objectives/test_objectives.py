@@ -138,7 +138,7 @@ def test_batch_without_a_token_to_predict_has_loss_zero_and_no_gradient() -> Non
 @pytest.mark.parametrize("chunked", [False, True])
 def test_bf16_loss_is_near_that_of_float32(monkeypatch: pytest.MonkeyPatch, chunked: bool) -> None:
     if chunked:
-        monkeypatch.setattr(next_token, "LOGITS", 0)
+        monkeypatch.setattr(next_token, "MAX_LOGITS", 0)
     lower = NextToken(replace(RECIPE, dtype="bfloat16"))
     wanted, _ = NextToken(RECIPE).loss(model(), batch(), draws())
     found, count = lower.loss(model(), batch(), draws())

@@ -564,7 +564,7 @@ WRONG = {
         f"{HEADER},context_length\n{ROW},1e5,32.5\n", "line 2: .*context_length.*32.5",
     ),
     "negative rate": (f"{HEADER},learning_rate\n{ROW},1e5,-1\n", "line 2: .*learning_rate.*-1"),
-    "twice": (f"{HEADER}\n{ROW},1e5\n{ROW},1e5\n", "`run_id` must be unique, but two rows have the same"),
+    "twice": (f"{HEADER}\n{ROW},1e5\n{ROW},1e5\n", "`run_id` must be unique, but two rows"),
     "no rows": (f"{HEADER}\n", "has no rows"),
     "no text": ("", "is not a CSV or Parquet table"),
 }  # fmt: skip

@@ -150,7 +150,9 @@ def test_a_failed_compilation_falls_back_with_a_note(
     (row,) = train_run(planned, corpus, tmp_path / "failed", tell=told.append)
     assert row["loss"] == wanted["loss"]
     assert row["compilation"] == "none"
-    assert told == ["compilation failed (RuntimeError: no C++ compiler); the run goes on without"]
+    assert told == [
+        "compilation failed (RuntimeError: no C++ compiler); the run continues without it"
+    ]
 
 
 class Killed(Exception):

@@ -203,7 +203,7 @@ import sys, time
 from pathlib import Path
 from shapelaw.trainers.training import trackers
 
-trackers.LEAST_SECONDS = 0.0
+trackers.MIN_SECONDS = 0.0
 folder, begin = Path(sys.argv[1]), int(sys.argv[2])
 with trackers.recording(["csv"], folder, batch_tokens=10) as recorder:
     recorder.start({}, begin)
