@@ -111,7 +111,7 @@ def test_function_that_cannot_be_captured_is_computed_and_the_reason_noted(
     ]
 
 
-def test_failed_capture_is_raised_where_nobody_takes_notes(
+def test_failed_capture_is_raised_without_a_note_function(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     counter = Counter(monkeypatch, works=False, note=None)

@@ -212,7 +212,9 @@ def test_without_a_network_the_command_ends_with_one_line(tmp_path: Path) -> Non
     assert done.stdout.count("\n") == 1
 
 
-def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r'`pip install "shapelaw\[hf\]"`'):
         next(read_documents("hf:org/name"))

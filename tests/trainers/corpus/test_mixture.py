@@ -51,7 +51,7 @@ def test_every_beginning_of_a_mixture_has_its_proportions(mixed: Corpus) -> None
         assert read[name] == pytest.approx(share * total, abs=4)
 
 
-def test_no_document_is_repeated_and_the_record_says_what_was_used(mixed: Corpus) -> None:
+def test_no_document_is_repeated_and_the_used_documents_are_recorded(mixed: Corpus) -> None:
     documents = train_documents(mixed)
     assert len({document.split()[1] + document.split()[0] for document in documents}) == len(
         documents
@@ -87,7 +87,7 @@ def test_the_main_validation_text_is_in_proportion(mixed: Corpus) -> None:
 @settings(max_examples=8)
 @given(shared=st.lists(st.integers(0, 79), min_size=1, max_size=30, unique=True))
 @example(shared=[79, 3])  # the last document of a file has no line end
-def test_what_is_held_out_anywhere_is_not_trained_on(
+def test_documents_in_any_validation_set_are_not_trained_on(
     tmp_path_factory: pytest.TempPathFactory, shared: list[int]
 ) -> None:
     folder = tmp_path_factory.mktemp("leak")
@@ -188,7 +188,9 @@ def test_a_mixture_that_makes_no_sense_is_refused(
 
 
 @pytest.mark.slow
-def test_the_command_says_what_is_damaged_and_how_to_go_on(texts: Path, tmp_path: Path) -> None:
+def test_a_damaged_corpus_is_named_by_the_command_with_a_way_out(
+    texts: Path, tmp_path: Path
+) -> None:
     out, config = tmp_path / "out", tmp_path / "config.json"
     mixture = f"red={texts}/red.txt:1,blue={texts}/blue.txt:1"
     prepare(mixture, out / "corpus")

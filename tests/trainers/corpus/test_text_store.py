@@ -97,7 +97,7 @@ def test_a_split_shares_out_all_of_the_text(
                 document.text.decode()  # no character is cut through
 
 
-def test_what_differs_in_white_space_around_it_only_is_the_same_document(
+def test_documents_that_differ_only_in_outer_white_space_are_equal(
     tmp_path: Path, store: TextStore
 ) -> None:
     (tmp_path / "a.txt").write_text(f"one\n{END}\ntwo\n{END}\nthree")
@@ -118,7 +118,7 @@ def digest(folder: Path, corpus: str, validation: str | None = None, **more: int
         return blend(parse_mixture(corpus, validation), store, limit=10**7, **more).sha256
 
 
-def test_the_digest_tells_apart_what_decides_the_numbers(tmp_path: Path) -> None:
+def test_the_digest_depends_on_everything_that_affects_the_numbers(tmp_path: Path) -> None:
     a, b = numbered(tmp_path / "a.txt", 90), numbered(tmp_path / "b.txt", 90, "text ")
     exam = numbered(tmp_path / "exam.txt", 20, "exam ")
     digests = [

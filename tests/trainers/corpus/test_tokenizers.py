@@ -62,7 +62,7 @@ def test_another_tokenizer_is_another_corpus(tmp_path: Path, text: str) -> None:
             prepare_from_options(CorpusOptions(corpus=text, **options), tmp_path / "out")
 
 
-def test_words_that_end_a_text_do_not_end_it_inside_one(tmp_path: Path) -> None:
+def test_separator_text_inside_a_document_does_not_end_it(tmp_path: Path) -> None:
     rows = [{"text": f"{number} he wrote {END} and went on " * 20} for number in range(60)]
     (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, rows)))
     file = saved(tmp_path / "words.json")

@@ -113,7 +113,7 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(folder: Path, tmp_path: 
     assert row["loss"] == pytest.approx(two["loss"], rel=1e-4)
 
 
-def test_what_cannot_be_distributed_is_refused_before_anything_starts(
+def test_a_run_that_cannot_be_distributed_is_refused_before_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)

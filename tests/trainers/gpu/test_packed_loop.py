@@ -129,7 +129,7 @@ def test_tokens_on_the_host_and_on_the_device_train_alike(corpus: Corpus) -> Non
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_logits_that_would_be_large_are_never_whole_and_the_loss_is_the_same(
+def test_large_logits_are_computed_in_chunks_with_the_same_loss(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
     runs, tokens = replicas("adamw"), corpus.train()

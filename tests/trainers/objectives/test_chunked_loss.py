@@ -26,7 +26,7 @@ def plain(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> 
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 21, 1000])
-def test_loss_and_gradients_are_those_of_the_whole_logits(chunk: int) -> None:
+def test_chunked_loss_and_gradients_equal_those_of_whole_logits(chunk: int) -> None:
     hidden, weight, targets = inputs(3, 7)
     wanted = plain(hidden, weight, targets)
     loss = chunked_cross_entropy(hidden, weight, targets, chunk=chunk)

@@ -101,7 +101,7 @@ SCHEDULES = {
 }
 
 
-def test_the_schedule_has_a_name_that_tells_its_shares() -> None:
+def test_the_name_of_a_schedule_contains_its_shares() -> None:
     assert Recipe(warmup=0.05, decay=0.3).schedule == "wsd-0.05-0.3"
     assert Recipe(warmup_steps=50, decay=0.2, decay_form="sqrt").schedule == "wsd-50s-0.2-sqrt"
     assert Recipe(**SCHEDULES["cosine"]).schedule == "cosine-0.05-0.1"
@@ -245,7 +245,7 @@ class TestEveryOptimizer:
             assert torch.equal(a, b)
         assert set(whole.state()) == set(resumed.state())
 
-    def test_loaded_state_does_not_alias_what_it_came_from(self, name: str, tied: bool) -> None:
+    def test_loaded_state_does_not_alias_its_source(self, name: str, tied: bool) -> None:
         trained = model(tied=tied)
         optimizer = Optimizer(trained, replace(RECIPE, optimizer=name), STEPS)
         take_steps(trained, optimizer, range(2))

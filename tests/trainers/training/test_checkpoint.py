@@ -154,7 +154,7 @@ def test_nothing_is_said_of_a_checkpoint_that_is_not_there(tmp_path: Path) -> No
     assert said == []
 
 
-def test_what_is_wrong_with_a_checkpoint_is_said_on_the_terminal(
+def test_a_damaged_checkpoint_is_reported_on_the_terminal(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "c.safetensors").write_bytes(b"")

@@ -36,7 +36,9 @@ def test_a_name_that_is_no_device_is_refused(name: str) -> None:
         device_named(name)
 
 
-def test_the_row_says_what_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_label_of_a_device_names_the_gpu_or_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert device_label(CPU).startswith("cpu (")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     assert device_label(torch.device("cuda:0")) == "NVIDIA H200"

@@ -128,7 +128,7 @@ def test_the_engine_is_chosen_once_and_kept_in_the_spec() -> None:
     assert kept.engine == Execution(attention="sdpa")
 
 
-def test_the_engine_is_no_part_of_what_a_run_is(corpus: Corpus) -> None:
+def test_the_identity_of_a_run_does_not_depend_on_its_engine(corpus: Corpus) -> None:
     assert run().identity(corpus) == run(engine=Execution(attention="matmul")).identity(corpus)
 
 

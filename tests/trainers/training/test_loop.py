@@ -233,7 +233,9 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_decides_the_numbers_decides_the_identity(corpus: Corpus, name: str) -> None:
+def test_every_setting_that_affects_the_numbers_changes_the_identity(
+    corpus: Corpus, name: str
+) -> None:
     assert spec(**{name: CHANGES[name]}).identity(corpus) != spec().identity(corpus)
 
 
@@ -347,7 +349,7 @@ def test_a_run_with_branches_that_is_killed_anywhere_gives_the_same_rows(
 
 
 @pytest.mark.parametrize("lost", ["trunk.safetensors", "rows.json"])
-def test_a_run_whose_way_back_is_lost_begins_again_and_says_so(
+def test_a_run_without_its_trunk_begins_again_with_a_note(
     branched: tuple[list[Row], Path], corpus: Corpus, tmp_path: Path, lost: str
 ) -> None:
     told: list[str] = []

@@ -374,7 +374,7 @@ def test_csv_is_always_among_the_trackers() -> None:
 @pytest.mark.parametrize(
     ("name", "package"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")]
 )
-def test_a_tracker_that_is_not_installed_says_what_to_install(
+def test_a_missing_tracker_package_is_named_with_the_command_that_installs_it(
     name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
