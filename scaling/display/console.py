@@ -1,4 +1,4 @@
-"""What commands print: one JSON document, or tables and lines for people."""
+"""Output of commands: one JSON document, or tables and lines for people."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ def print_json(value: object) -> None:
 
 
 def print_result(result: "Result", *, json: bool = False) -> None:
-    """Print a result: its JSON document, or title, tables and notes."""
+    """Print the JSON document of a result, or its title, tables and notes."""
     if json:
         print_json(result)
         return
@@ -37,7 +37,7 @@ def print_table(frame: "pd.DataFrame", title: str = "") -> None:
 
 
 def print_fields(values: Mapping[str, Any], *, json: bool = False) -> None:
-    """Print named values: as a JSON object, or one a line."""
+    """Print named values, as a JSON object or one per line."""
     if json:
         print_json(values)
         return
@@ -49,7 +49,7 @@ def print_fields(values: Mapping[str, Any], *, json: bool = False) -> None:
 
 
 def note(text: str) -> None:
-    """Print a line to standard error, where it does not mix with a document."""
+    """Print a line to standard error, to keep it out of the document on standard output."""
     sys.stderr.write(text + "\n")
 
 

@@ -1,4 +1,4 @@
-"""JSON documents: plain values, null for what is not a finite number, and a schema version."""
+"""JSON documents: plain values, null for numbers that are not finite, and a schema version."""
 
 import math
 from collections.abc import Mapping
@@ -15,11 +15,20 @@ def finite(value: float) -> float | None:
 
 
 def json_ready(value: Any) -> Any:
-    """Convert a value to what :mod:`json` can write.
+    """Convert a value to plain values that :mod:`json` can write.
 
-    A dataclass becomes an object of what its method ``document()`` returns, or of its fields; a
-    data frame becomes a list of rows; NumPy arrays and numbers become lists and Python's numbers;
-    NaN and the infinities become None.
+    A dataclass becomes the object that its method ``document()`` returns, or an object of its
+    fields; a data frame becomes a list of rows; NumPy arrays and numbers become lists and Python
+    numbers; NaN and the infinities become None.
+
+    Parameters
+    ----------
+    value
+        A result, data frame, array, mapping, sequence, number, text or path.
+
+    Returns
+    -------
+    Dictionaries, lists, numbers, texts, booleans and None.
 
     Examples
     --------
@@ -27,8 +36,9 @@ def json_ready(value: Any) -> Any:
     {'loss': None, 'sizes': [1, 2]}
     """
     if is_dataclass(value) and not isinstance(value, type):
-        own = getattr(value, "document", None)
-        value = own() if own else {one.name: getattr(value, one.name) for one in fields(value)}
+        document = getattr(value, "document", None)
+        names = [each.name for each in fields(value)]
+        value = document() if document else {name: getattr(value, name) for name in names}
     if isinstance(value, Mapping):
         return {str(name): json_ready(item) for name, item in value.items()}
     if hasattr(value, "to_dict") and hasattr(value, "columns"):
@@ -45,12 +55,24 @@ def json_ready(value: Any) -> Any:
 def printed_document(value: Any) -> dict[str, Any]:
     """Return the object that a command prints for a result or a mapping.
 
+    Parameters
+    ----------
+    value
+        A result or a mapping.
+
+    Returns
+    -------
+    The content of the value, with the schema version first.
+
     Raises
     ------
     TypeError
-        The value is a list or a single number or text, to which no field could be added.
+        The value is a list, a number or a text, which cannot hold the schema version.
     """
     content = json_ready(value)
     if not isinstance(content, dict):
-        raise TypeError(f"`--json` must print an object, but got a {type(content).__name__}")
+        raise TypeError(
+            f"`--json` must print an object, but got a {type(content).__name__}; "
+            "print a result or a mapping"
+        )
     return {"schema_version": SCHEMA_VERSION} | content

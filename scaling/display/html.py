@@ -16,19 +16,21 @@ def table_html(frame: "pd.DataFrame") -> str:
 
 
 def list_html(lines: Sequence[str]) -> str:
-    """Return lines as an HTML list, escaped; nothing where there are none."""
+    """Return lines as an escaped HTML list; an empty text for no lines."""
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return f"<ul>{items}</ul>" if items else ""
 
 
 def view_html(view: View) -> str:
-    """Return title, tables and notes as HTML."""
+    """Return the title, tables and notes of a view as HTML; tables without rows are omitted."""
     tables = (
-        f"<p>{escape(name)}</p>{table_html(one)}" for name, one in view.tables.items() if len(one)
+        f"<p>{escape(title)}</p>{table_html(frame)}"
+        for title, frame in view.tables.items()
+        if len(frame)
     )
     return "\n".join([f"<p><b>{escape(view.title)}</b></p>", *tables, list_html(view.notes)])
 
 
 def details_html(title: str, text: str) -> str:
-    """Return text that is folded under its title."""
+    """Return a text as an HTML block that is collapsed under its title."""
     return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"

@@ -1,4 +1,4 @@
-"""Results that people read: each offers one :class:`View`, and text, HTML and JSON follow."""
+"""Base class of results: text, HTML and JSON made from one :class:`View` of each result."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,8 @@ MISSING = "–"
 class View:
     """The readable content of a result.
 
-    ``title`` is one line: what was done and what came out. ``tables`` maps titles to data frames
-    with units in the column names. ``notes`` say, a sentence each, what a reader must know to
-    judge the tables.
+    ``title`` is one line with the task and its outcome. ``tables`` maps titles to data frames
+    with units in the column names. ``notes`` are sentences that a reader needs to judge the tables.
     """
 
     title: str
@@ -28,10 +27,10 @@ class View:
 
 
 class Result:
-    """The base of the result dataclasses.
+    """The base class of result dataclasses.
 
-    A class defines :meth:`view`, and :meth:`document` only where its JSON document is not simply
-    its fields.
+    A subclass defines :meth:`view`, and defines :meth:`document` only where its JSON document
+    differs from its fields.
     """
 
     def view(self) -> View:
@@ -39,8 +38,9 @@ class Result:
         raise NotImplementedError
 
     def document(self) -> dict[str, Any]:
-        """Return the content of the JSON document; values need not be plain yet."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
+        """Return the content of the JSON document, before conversion to plain values."""
+        names = [each.name for each in fields(self)]  # type: ignore[arg-type]
+        return {name: getattr(self, name) for name in names}
 
     def frame(self) -> "pd.DataFrame":
         """Return the main table, by default the first of the view."""
@@ -53,7 +53,7 @@ class Result:
         return view_text(self.view())
 
     def as_json(self) -> dict[str, Any]:
-        """Return the stable JSON document; what is not known is None."""
+        """Return the stable JSON document, with None for missing values."""
         return dict(json_ready(self))
 
     def __repr__(self) -> str:
@@ -67,7 +67,14 @@ class Result:
 
 
 def cell_text(value: object, column: str = "") -> str:
-    """Format a table's cell: losses with 4 decimals, other numbers with 4 digits.
+    """Format a table's cell: losses with four decimals, other numbers with four digits.
+
+    Parameters
+    ----------
+    value
+        A number, text, list or mapping, or None.
+    column
+        The name of the column; a name with ``loss`` is that of a loss.
 
     Examples
     --------
@@ -82,7 +89,7 @@ def cell_text(value: object, column: str = "") -> str:
     if isinstance(value, float):
         return f"{value:.4f}" if "loss" in column and abs(value) >= 1 else f"{value:.4g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {cell_text(one, name)}" for name, one in value.items())
+        return ", ".join(f"{name} {cell_text(item, name)}" for name, item in value.items())
     return ", ".join(map(cell_text, value)) if isinstance(value, list) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""Text of results: tables that fit the terminal, or ``COLUMNS``, or 80 columns in a pipe."""
+"""Text of results, as wide as ``COLUMNS``, else as the terminal, else 80 columns."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-WIDTH = 80
-LINES = (30, 24, 18, 12)  # lengths at which the words of a cell are wrapped, the first that fits
+DEFAULT_WIDTH = 80
+WRAP_LENGTHS = (30, 24, 18, 12)  # line lengths of wrapped cells; the first that fits is used
 GAP = 2  # spaces between columns
 
 
 def console_width() -> int:
     """Return the width to print at: ``COLUMNS``, else the terminal's, else 80."""
-    return shutil.get_terminal_size((WIDTH, 0)).columns
+    return shutil.get_terminal_size((DEFAULT_WIDTH, 0)).columns
 
 
 def write_view(view: View, console: "Console") -> None:
@@ -37,8 +37,17 @@ def write_view(view: View, console: "Console") -> None:
 def write_table(frame: "pd.DataFrame", title: str, console: "Console") -> None:
     """Write a data frame to a console.
 
-    A table too wide for the console is cut into several below each other, each with the first
+    A table that is too wide for the console is split into several tables, each with the first
     column; a single row becomes a list of names and values.
+
+    Parameters
+    ----------
+    frame
+        The table.
+    title
+        A line above the table; empty for none.
+    console
+        The console, whose width limits the table.
     """
     if title:
         console.out(f"\n{title}", highlight=False)
@@ -48,7 +57,7 @@ def write_table(frame: "pd.DataFrame", title: str, console: "Console") -> None:
                 console.print()
             console.print(table)
     lines = captured.get().splitlines()
-    console.file.write("".join(line.rstrip() + "\n" for line in lines))  # rich pads them
+    console.file.write("".join(line.rstrip() + "\n" for line in lines))  # without rich's padding
 
 
 def view_text(view: View, width: int | None = None) -> str:
@@ -70,14 +79,14 @@ def _captured(width: int | None, write: "Callable[[Console], None]") -> str:
 
 
 def _tables(frame: "pd.DataFrame", width: int) -> "Iterator[Table]":
-    """Cut a data frame into tables of at most a width."""
+    """Split a data frame into tables of at most ``width`` characters."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     texts = text_cells(frame)
     texts.columns = texts.columns.map(str)
-    texts = texts.loc[:, (texts != "").any()]  # a column of empty texts says nothing
+    texts = texts.loc[:, (texts != "").any()]  # columns of empty texts are omitted
     numeric = set(frame.select_dtypes("number").columns.map(str))
     blocks = list(_blocks(texts, width))
     header = len(blocks) == 1 or len(texts) > 1
@@ -94,19 +103,19 @@ def _tables(frame: "pd.DataFrame", width: int) -> "Iterator[Table]":
                 Text(name), justify="right" if name in numeric else "left", overflow="fold"
             )
         for row in texts[block].itertuples(index=False):
-            table.add_row(*map(Text, row))  # a name in brackets is no markup
+            table.add_row(*map(Text, row))  # Text, so that rich does not read brackets as markup
         yield table
 
 
 def _blocks(texts: "pd.DataFrame", width: int) -> Iterator[list[str]]:
-    """Names of the columns that fit beside each other, the first column in every block."""
+    """Group the names of columns that fit beside each other, with the first in every group."""
     names = list(texts.columns)
-    for limit in LINES:
+    for limit in WRAP_LENGTHS:
         needs = {name: _needed(name, texts[name], limit) for name in names}
         if sum(needs.values()) + GAP * (len(names) - 1) <= width:
             yield names
             return
-    needs = {name: _needed(name, texts[name], LINES[0]) for name in names}
+    needs = {name: _needed(name, texts[name], WRAP_LENGTHS[0]) for name in names}
     block, used = names[:1], needs[names[0]]
     for name in names[1:]:
         if used + GAP + needs[name] > width and len(block) > 1:
@@ -118,7 +127,7 @@ def _blocks(texts: "pd.DataFrame", width: int) -> Iterator[list[str]]:
 
 
 def _needed(name: str, cells: "pd.Series[str]", limit: int) -> int:
-    """The width of a column in which words stay whole and lines up to a limit do too."""
+    """Compute the width of a column that wraps no word, and no line up to a limit."""
     lines = [line for cell in (name, *cells) for line in cell.splitlines()]
     words = [word for line in lines for word in line.split()]
     longest = max(map(len, lines), default=0)

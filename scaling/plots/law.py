@@ -138,8 +138,8 @@ def _title(fit: Fit, factor: Factor) -> str:
     if isinstance(factor, UShape):
         optimum = fit.optima()[factor.of]
         if optimum["value"] is not None:
-            ends = f"[{_end(optimum['low'])}, {_end(optimum['high'])}]"
-            best = f"best at {optimum['value']:.3g} {ends}"
+            interval = f"[{_end(optimum['low'])}, {_end(optimum['high'])}]"
+            best = f"best at {optimum['value']:.3g} {interval}"
             return best + (_drift_title(fit, factor) if _moves(fit, factor) else "")
         return _brief(str(optimum["status"]))
     first = factor.names[0]

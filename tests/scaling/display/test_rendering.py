@@ -38,7 +38,7 @@ def example(name: str = "first") -> Example:
     return Example(name=name, parts=(Part(size=np.int64(3), noise=math.inf),), rows=rows)
 
 
-def test_json_of_a_result_has_its_fields_and_null_for_what_is_not_finite() -> None:
+def test_json_of_a_result_has_its_fields_and_null_for_infinite_and_missing_numbers() -> None:
     assert example().as_json() == {
         "name": "first",
         "parts": [{"size": 3, "noise": None}],
@@ -93,7 +93,7 @@ def test_text_has_title_tables_and_notes_and_rounds_losses(
     assert repr(example()) == "\n".join(lines)
 
 
-def test_html_is_escaped_and_has_what_the_text_has() -> None:
+def test_html_is_escaped_and_has_title_tables_and_notes_of_the_text() -> None:
     html = example("<b>")._repr_html_()
     assert "&lt;b&gt; has 1 part" in html
     assert "<b>&lt;b&gt;" in html
