@@ -1,4 +1,4 @@
-"""Checks of a fit: hold-outs, comparison of laws, identifiability, checklists.
+"""Checks of a fit: held-out runs, comparison of laws, identifiability and checklists.
 
-Imports fitting and what lies below.
+May import :mod:`shapelaw.scaling.fitting` and the layers below it.
 """

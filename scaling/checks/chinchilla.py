@@ -1,10 +1,10 @@
 """The three approaches of Chinchilla to the compute-optimal size (arXiv 2203.15556, section 3).
 
-Approach 1 takes the size with the lowest loss at each compute, over training curves or, where a
-table has none, over the runs of equal compute. Approach 2 takes the vertex of a parabola of loss in
-ln N at each compute (IsoFLOP). Approach 3 takes the parametric law. Each gives N* ∝ C^a. Approach 2
-is biased where curves are wide or lopsided, approach 3 where the law is wrong: an optimum is
-believable where the approaches agree.
+Approach 1 takes the size with the lowest loss at each compute budget, over training curves or, for
+a table without curves, over the runs of equal compute. Approach 2 takes the vertex of a parabola of
+loss in ln N at each compute budget (IsoFLOP). Approach 3 takes the optimum of the parametric law.
+Each approach gives N* ∝ C^a. Approach 2 is biased if the curves are wide or asymmetric, approach 3
+if the law is wrong. An optimum is credible if the approaches agree.
 """
 
 from collections.abc import Callable
@@ -22,24 +22,30 @@ from shapelaw.scaling.fitting.result import LEVEL, Fit
 from shapelaw.scaling.runs.columns import N
 from shapelaw.scaling.runs.table import AUTO, RunTable, as_run_table
 
-RESAMPLES = 400
-ENVELOPE = 200  # compute values at which curves are compared
-POINTS = 3  # of N* at different compute: fewer give no line with an error
-SIZES = 3  # distinct sizes that a minimum needs
-PARABOLA = 5  # distinct sizes of a level of compute that is worth a parabola
+DEFAULT_RESAMPLES = 400
+ENVELOPE_POINTS = 200  # compute budgets at which training curves are compared
+MIN_MINIMA = 3  # minima at different compute budgets; a line through fewer has no error estimate
+MIN_SIZES = 3  # distinct sizes for a minimum
+MIN_PARABOLA_SIZES = 5  # distinct sizes at a level of compute for a parabola
 FITTED = "fitted"
 PARAMETRIC = "chinchilla"  # the law of approach 3
-# Compute and best size, both ln: what approaches 1 and 2 find.
+# Compute budgets and sizes of the lowest loss, both as natural logarithms, (m,) each.
 Minima = tuple[np.ndarray, np.ndarray]
 Finder = Callable[[pd.DataFrame], Minima]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Approaches(Result):
-    """The exponent a and the best N at one compute, by each approach.
+    """Exponent a and compute-optimal N at one compute budget, by approach.
 
-    ``table`` has a row per approach; N and D/N belong to ``compute`` (FLOPs); ``minima`` are the
-    points (FLOPs, parameters) behind approaches 1 and 2.
+    Parameters
+    ----------
+    compute
+        Compute budget of N* and D/N in ``table``, in FLOPs.
+    table
+        One row per approach.
+    minima
+        Points (FLOPs, parameters) to which approaches 1 and 2 fit their lines.
     """
 
     compute: float
@@ -69,7 +75,7 @@ class Approaches(Result):
         )
 
     def document(self) -> dict[str, Any]:
-        """Return the approaches and the points behind them."""
+        """Return the table of approaches and the minima of approaches 1 and 2."""
         return {"compute": self.compute, "approaches": self.table, "minima": self.minima}
 
 
@@ -85,20 +91,32 @@ def approaches(
 
     Parameters
     ----------
+    runs
+        Run table with N, tokens and loss.
     compute
-        FLOPs at which N* is stated; by default the largest of the table.
+        Compute budget of N* in FLOPs; by default the largest of the table.
     curve
-        A column that tells training curves apart: rows of a curve are checkpoints of one run.
+        Column that identifies training curves. The rows of a curve are checkpoints of one run.
     parametric
-        The fit of the Chinchilla law to these runs, if there is one; by default it is made here.
+        Fit of the Chinchilla law to these runs; by default the law is fitted here.
     settings
-        Of the fit of approach 3; ``resamples`` (400) and ``seed`` of all intervals. Approaches 1
-        and 2 resample runs within each level of compute, or whole curves.
+        Settings of the fit of approach 3. ``resamples`` (400) and ``seed`` apply to the intervals
+        of all approaches. Approaches 1 and 2 resample runs within each level of compute, or whole
+        curves.
+
+    Returns
+    -------
+    Approaches
+        Exponent and optimum of every approach, or the reason that it is not available.
 
     Raises
     ------
     InputError
-        The table lacks N, tokens or loss.
+        The table lacks N, tokens or loss, or ``compute`` is not a positive number.
+
+    Notes
+    -----
+    Source: arXiv 2203.15556, section 3.
     """
     given = as_run_table(runs, settings.pop("size", AUTO))
     table = pd.DataFrame({N: given.sizes, "loss": given.losses, "flops": given.compute})
@@ -107,8 +125,8 @@ def approaches(
         compute = float(given.compute.max())
     if not 0 < compute < np.inf:
         raise InputError(f"`compute > 0` and finite must hold, but got {compute}; write 1e21")
-    chosen: FitSettings = {"resamples": RESAMPLES, "seed": 0, **settings}
-    curves = curve in given and bool((given[curve].value_counts() >= POINTS).any())
+    chosen: FitSettings = {"resamples": DEFAULT_RESAMPLES, "seed": 0, **settings}
+    curves = curve in given and bool((given[curve].value_counts() >= MIN_MINIMA).any())
     table["group"] = given[curve].to_numpy() if curves else given.compute_level
     first = _envelope if curves else _lowest_of_levels
     lines, minima = [], {}
@@ -124,50 +142,50 @@ def approaches(
         {"approach": "3 (parametric law)", **_parametric(given, compute, parametric, chosen)}
     )
     names = ["approach", "a", "a_low", "a_high", "n", "n_low", "n_high", "tokens_per_n", "points"]
-    found = pd.DataFrame(lines).reindex(columns=[*names, "status"])
-    return Approaches(compute=compute, table=found, minima=minima)
+    by_approach = pd.DataFrame(lines).reindex(columns=[*names, "status"])
+    return Approaches(compute=compute, table=by_approach, minima=minima)
 
 
 def _levels(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs of every level of compute with enough sizes for a parabola."""
+    """Select the levels of compute with enough sizes for a parabola."""
     runs = runs.assign(group=runs["level"])
-    return runs[runs.groupby("group")[N].transform("nunique") >= PARABOLA]
+    return runs[runs.groupby("group")[N].transform("nunique") >= MIN_PARABOLA_SIZES]
 
 
 def _by_minima(
     runs: pd.DataFrame, find: Finder, compute: float, settings: FitSettings, *, whole: bool
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """A line through ln N* over ln C, with an interval from resamples."""
+    """Fit ln N* as a line in ln C, with a bootstrap interval."""
     flops, sizes = find(runs)
     points = pd.DataFrame({"flops": np.exp(flops), N: np.exp(sizes)})
-    if len(np.unique(flops)) < POINTS:
+    if len(np.unique(flops)) < MIN_MINIMA:
         why = f"not available: {len(points)} levels of compute have a minimum between the sizes "
-        why += f"tried, and a line needs {POINTS}; train more sizes at equal compute"
+        why += f"tried, and a line needs {MIN_MINIMA}; train more sizes at equal compute"
         return {"points": len(points), "status": why}, points
     slope, best = _line(flops, sizes, compute)
     generator = np.random.default_rng(settings["seed"])
     groups = [np.asarray(part) for part in runs.groupby("group").indices.values()]
     drawn = []
     for _ in range(settings["resamples"]):
-        again = _resample(runs, groups, generator, whole=whole)
-        f, s = find(again)
-        if len(np.unique(f)) >= POINTS:
-            drawn.append(_line(f, s, compute))
+        resample = _resample(runs, groups, generator, whole=whole)
+        resampled_flops, resampled_sizes = find(resample)
+        if len(np.unique(resampled_flops)) >= MIN_MINIMA:
+            drawn.append(_line(resampled_flops, resampled_sizes, compute))
     line: dict[str, Any] = {"a": slope, "n": best, "tokens_per_n": compute / 6 / best**2}
     status = FITTED
     if drawn:
         low, high = np.percentile(drawn, [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
         line |= {"a_low": low[0], "a_high": high[0], "n_low": low[1], "n_high": high[1]}
         if len(drawn) < settings["resamples"]:
-            lost = settings["resamples"] - len(drawn)
-            status = f"fitted; {lost} of {settings['resamples']} resamples have no line"
+            missing = settings["resamples"] - len(drawn)
+            status = f"fitted; {missing} of {settings['resamples']} resamples give no line"
     return line | {"points": len(points), "status": status}, points
 
 
 def _resample(
     runs: pd.DataFrame, groups: list[np.ndarray], generator: np.random.Generator, *, whole: bool
 ) -> pd.DataFrame:
-    """Whole groups (curves) drawn anew, or rows within each group."""
+    """Resample whole groups (curves), or rows within each group, with replacement."""
     if whole:
         chosen = generator.integers(len(groups), size=len(groups))
         label = np.repeat(np.arange(len(groups)), [len(groups[i]) for i in chosen])
@@ -178,25 +196,26 @@ def _resample(
 
 
 def _line(flops: np.ndarray, sizes: np.ndarray, compute: float) -> tuple[float, float]:
+    """Fit ln N* as a line in ln C; return its slope a and N* at ``compute``."""
     slope, _ = np.polyfit(flops, sizes, 1)
     middle = flops.mean()
     return float(slope), float(np.exp(sizes.mean() + slope * (np.log(compute) - middle)))
 
 
 def _lowest_of_levels(runs: pd.DataFrame) -> Minima:
-    """The lowest loss of each level of compute, where it is not at the end of the sizes tried."""
-    found = []
+    """Find the lowest loss of each level of compute that is not at an end of the sizes tried."""
+    minima = []
     for _, level in runs.groupby("group"):
         sizes = level[N].to_numpy(dtype=float)
         best = int(np.argmin(level["loss"].to_numpy()))
-        enough = len(np.unique(sizes)) >= SIZES
+        enough = len(np.unique(sizes)) >= MIN_SIZES
         if enough and sizes.min() < sizes[best] < sizes.max():
-            found.append((np.log(level["flops"].iloc[best]), np.log(sizes[best])))
-    return _arrays(found)
+            minima.append((np.log(level["flops"].iloc[best]), np.log(sizes[best])))
+    return _arrays(minima)
 
 
 def _envelope(runs: pd.DataFrame) -> Minima:
-    """The size of the lowest curve at each of many values of compute."""
+    """Find the size of the curve with the lowest loss at each of many compute budgets."""
     curves = [
         (
             np.log(curve["flops"].to_numpy()),
@@ -209,44 +228,44 @@ def _envelope(runs: pd.DataFrame) -> Minima:
     if not curves:
         return _arrays([])
     ends = [end for flops, _, _ in curves for end in (flops[0], flops[-1])]
-    grid = np.linspace(min(ends), max(ends), ENVELOPE)
+    grid = np.linspace(min(ends), max(ends), ENVELOPE_POINTS)
     losses = np.stack(
         [np.interp(grid, flops, loss, left=np.inf, right=np.inf) for flops, loss, _ in curves]
     )
     sizes = np.array([size for _, _, size in curves])
-    found = []
-    for column, at in zip(losses.T, grid, strict=True):
-        seen = sizes[np.isfinite(column)]
+    minima = []
+    for column, compute in zip(losses.T, grid, strict=True):
+        present = sizes[np.isfinite(column)]
         best = sizes[int(np.argmin(column))]
-        if len(np.unique(seen)) >= SIZES and seen.min() < best < seen.max():
-            found.append((at, best))
-    return _arrays(found)
+        if len(np.unique(present)) >= MIN_SIZES and present.min() < best < present.max():
+            minima.append((compute, best))
+    return _arrays(minima)
 
 
 def _vertices(runs: pd.DataFrame) -> Minima:
-    """The vertex of a parabola of loss in ln N at each level, where it lies among the sizes."""
-    found = []
+    """Find the vertex of a parabola of loss in ln N at each level, if inside the sizes tried."""
+    minima = []
     for _, level in runs.groupby("group"):
         sizes = np.log(level[N].to_numpy(dtype=float))
-        if len(np.unique(sizes)) < SIZES:
+        if len(np.unique(sizes)) < MIN_SIZES:
             continue
         middle = sizes.mean()
         bend, slope, _ = np.polyfit(sizes - middle, level["loss"].to_numpy(dtype=float), 2)
         vertex = middle - slope / (2 * bend) if bend > 0 else np.nan
         if sizes.min() < vertex < sizes.max():
-            found.append((np.log(level["flops"]).mean(), vertex))
-    return _arrays(found)
+            minima.append((np.log(level["flops"]).mean(), vertex))
+    return _arrays(minima)
 
 
-def _arrays(found: list[tuple[float, float]]) -> Minima:
-    pairs = np.array(found, dtype=float).reshape(-1, 2)
+def _arrays(minima: list[tuple[float, float]]) -> Minima:
+    pairs = np.array(minima, dtype=float).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
 
 
 def _parametric(
     runs: RunTable, compute: float, given: Fit | None, settings: FitSettings
 ) -> dict[str, Any]:
-    """The compute-optimal size of the Chinchilla law as a row of the table."""
+    """Return the compute-optimal size of the Chinchilla law as a row of the table."""
     try:
         fitted = given or fit_quickly(PARAMETRIC, runs, **settings)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Which law to trust: laws ranked by how well they extrapolate, and how far they disagree."""
+"""Ranking of laws by extrapolation error, and the disagreement between their predictions."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,17 +17,25 @@ from shapelaw.scaling.fitting.result import LEVEL
 from shapelaw.scaling.runs.levels import count_levels
 from shapelaw.scaling.runs.table import AUTO, RunTable, as_run_table
 
-RESAMPLES = 2000  # of the paired differences: they are means, nothing is fitted
-CLUSTERS = 5  # with fewer sizes held out, runs are resampled instead of sizes
-SAME_ERROR = 0.01  # per cent of the loss: a smaller difference is one of the optimisers
+DIFFERENCE_RESAMPLES = 2000  # of the mean of paired differences, which needs no refit
+MIN_CLUSTERS = 5  # held-out sizes; with fewer, runs are resampled instead of sizes
+NEGLIGIBLE_DIFFERENCE = 0.01  # per cent of the loss; optimisers alone cause smaller differences
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Comparison(Result):
-    """Laws ranked by extrapolation.
+    """Laws ranked by extrapolation error.
 
-    ``table`` has a row per law, the best first; ``hold_outs`` are the leave-largest-out results
-    by law; ``clusters`` says what the intervals of the paired differences resample.
+    Parameters
+    ----------
+    by
+        Quantity by which the largest runs were held out: size, compute or tokens.
+    table
+        One row per law, the best first.
+    hold_outs
+        Leave-largest-out results by law.
+    clusters
+        Unit that the intervals of the paired differences resample.
     """
 
     by: str
@@ -41,16 +49,16 @@ class Comparison(Result):
         return str(self.table["law"].iloc[0])
 
     def view(self) -> View:
-        """Return the winner and its ties, the ranking, and how ties are told."""
+        """Return the best law and its ties, the ranking, and the definition of a tie."""
         tied = self.table["law"][self.table["verdict"] == "tied with the best"]
         ties = f"; tied with it: {', '.join(tied)}" if len(tied) else ""
         notes = [
             "a law is tied with the best where the 95 % interval of its paired difference in "
-            f"absolute error holds 0, resampled by {self.clusters}; ties are ordered by regret"
+            f"absolute error contains 0, resampled by {self.clusters}; ties are ordered by regret"
         ]
         by_fit = self.table.dropna(subset="in_sample_percent").sort_values("in_sample_percent")
         if (closest := str(by_fit["law"].iloc[0])) != self.best:
-            notes.append(f"{closest} fits the runs best, and does not extrapolate best")
+            notes.append(f"{closest} fits the runs best, but does not extrapolate best")
         return View(
             title=f"{self.best} extrapolates best by {self.by}{ties}",
             tables={"laws, by error on the runs left out (not by fit)": self.table},
@@ -58,7 +66,7 @@ class Comparison(Result):
         )
 
     def document(self) -> dict[str, Any]:
-        """Return the ranking and what it rests on."""
+        """Return the ranking and the held-out predictions behind it."""
         return {
             "best": self.best,
             "by": self.by,
@@ -77,84 +85,99 @@ def compare(
     cutoffs: int | Iterable[float] = 4,
     **settings: Unpack[FitSettings],
 ) -> Comparison:
-    """Rank laws by leave-largest-out error, ties by decision regret; never by fit.
+    """Rank laws by leave-largest-out error.
+
+    Decision regret ranks tied laws. The goodness of fit never counts.
 
     Parameters
     ----------
     laws
-        At least two, by name or as laws.
+        At least two different laws, by name or as objects.
+    runs
+        Run table with N, tokens and loss, and the columns of the laws.
     by, cutoffs, settings
         As in :func:`shapelaw.scaling.checks.holdout.leave_largest_out`.
 
-    Notes
-    -----
-    All laws are judged on the same held-out rows: cut-offs that some law cannot be fitted below do
-    not count. A law that cannot be fitted at all stands last, with the reason.
+    Returns
+    -------
+    Comparison
+        Laws by rank, with the 95 % interval of each paired difference in absolute error.
 
     Raises
     ------
     InputError
-        Fewer than two laws, or none that can be fitted.
+        There are fewer than two different laws, none can be fitted, or they share no cut-off.
+
+    Notes
+    -----
+    All laws are evaluated on the same held-out rows: a cut-off counts only if every law can be
+    fitted below it. A law that cannot be fitted at any cut-off comes last, with the reason.
     """
     names = [law_label(law) for law in laws]
     runs = as_run_table(runs, settings.pop("size", AUTO))
     if len(set(names)) < 2 or len(set(names)) < len(names):
-        raise InputError(f"`compare` needs at least 2 different laws, but got {names}")
+        raise InputError(
+            f"`compare` needs at least 2 different laws, but got {names}; add another law"
+        )
     ends = cutoffs if isinstance(cutoffs, int) else list(cutoffs)
     hold_outs: dict[str, HoldOut] = {}
-    refused: dict[str, str] = {}
+    unavailable: dict[str, str] = {}
     pairs = list(zip(names, laws, strict=True))
     for name, law in track(pairs, "laws", total=len(pairs)):
         try:
             hold_outs[name] = leave_largest_out(law, runs, by=by, cutoffs=ends, **settings)
         except InputError as error:
-            refused[name] = str(error)
+            unavailable[name] = str(error)
     if not hold_outs:
         raise InputError(
-            f"none of the laws can be compared: {'; '.join(dict.fromkeys(refused.values()))}"
+            f"none of the laws can be compared: {'; '.join(dict.fromkeys(unavailable.values()))}"
         )
-    common = set.intersection(*({c.value for c in one.fitted} for one in hold_outs.values()))
+    common = set.intersection(
+        *({cutoff.value for cutoff in hold_out.fitted} for hold_out in hold_outs.values())
+    )
     if not common:
         raise InputError(
             "the laws share no cut-off at which all can be fitted; compare fewer laws, or give "
             "larger --cutoff values"
         )
     levels = pd.Series(runs.size_level, index=runs.run_ids)
-    return _ranked(hold_outs, refused, common, levels, seed=settings.get("seed", 0))
+    return _rank(hold_outs, unavailable, common, levels, seed=settings.get("seed", 0))
 
 
-def _ranked(
+def _rank(
     hold_outs: dict[str, HoldOut],
-    refused: dict[str, str],
+    unavailable: dict[str, str],
     common: set[float],
     levels: pd.Series,
     *,
     seed: int,
 ) -> Comparison:
-    errors = {name: _errors(one, common) for name, one in hold_outs.items()}
+    """Rank laws by their errors at the common cut-offs; ``levels`` are the levels of N by run."""
+    errors = {name: _errors(hold_out, common) for name, hold_out in hold_outs.items()}
     lines = {name: _line(name, hold_outs[name], errors[name], common) for name in hold_outs}
     best = min(lines, key=lambda name: float(lines[name]["extrapolation_percent"]))
     cluster, clusters = _clusters(errors[best], levels)
     for name, line in lines.items():
-        apart = (errors[name]["off_percent"] - errors[best]["off_percent"]).to_numpy()
-        low, high = _interval(apart, cluster, seed)
-        verdict = "worse" if low > SAME_ERROR else "tied with the best"
-        line |= {"worse_by_percent": float(apart.mean()), "low": low, "high": high}
+        difference = (errors[name]["off_percent"] - errors[best]["off_percent"]).to_numpy()
+        low, high = _interval(difference, cluster, seed)
+        verdict = "worse" if low > NEGLIGIBLE_DIFFERENCE else "tied with the best"
+        line |= {"worse_by_percent": float(difference.mean()), "low": low, "high": high}
         line["verdict"] = "best" if name == best else verdict
     ordered = sorted(lines.values(), key=_order)
     if ordered[0]["verdict"] != "best":
-        # Among ties the regret decides: then that law leads.
+        # Decision regret orders tied laws, so a tied law may come before the one of least error.
         lines[best]["verdict"], ordered[0]["verdict"] = "tied with the best", "best"
     empty = {"extrapolation_percent": np.nan, "in_sample_percent": np.nan}
     ordered += [
-        {"law": name, **empty, "verdict": f"not available: {why}"} for name, why in refused.items()
+        {"law": name, **empty, "verdict": f"not available: {why}"}
+        for name, why in unavailable.items()
     ]
     by = next(iter(hold_outs.values())).by
     return Comparison(by=by, table=pd.DataFrame(ordered), hold_outs=hold_outs, clusters=clusters)
 
 
 def _order(line: dict[str, Any]) -> tuple[bool, float, float]:
-    """Ties first, by regret; the others by error."""
+    """Return a sorting key: tied laws first, by regret, then the others by error."""
     worse, regret = line["verdict"] == "worse", line["regret_nats"]
     by_regret = 0.0 if worse or regret is None else regret
     return worse, by_regret, float(line["extrapolation_percent"])
@@ -167,7 +190,7 @@ def _errors(hold_out: HoldOut, common: set[float]) -> pd.DataFrame:
 
 
 def _line(name: str, hold_out: HoldOut, errors: pd.DataFrame, common: set[float]) -> dict[str, Any]:
-    found = scores(errors["loss"], errors["predicted_loss"])
+    errors_scored = scores(errors["loss"], errors["predicted_loss"])
     groups = [
         cutoff.regret.groups
         for cutoff in hold_out.fitted
@@ -176,9 +199,9 @@ def _line(name: str, hold_out: HoldOut, errors: pd.DataFrame, common: set[float]
     regret = pd.concat(groups, ignore_index=True) if groups else None
     return {
         "law": name,
-        "extrapolation_percent": found.mape,
-        "mean_error_nats": found.mean_error,
-        "spearman": found.spearman,
+        "extrapolation_percent": errors_scored.mape,
+        "mean_error_nats": errors_scored.mean_error,
+        "spearman": errors_scored.spearman,
         "regret_nats": None if regret is None else float(regret["regret_nats"].mean()),
         "random_nats": None if regret is None else float(regret["random_nats"].mean()),
         "in_sample_percent": 100 * hold_out.complete.scatter,
@@ -186,13 +209,13 @@ def _line(name: str, hold_out: HoldOut, errors: pd.DataFrame, common: set[float]
 
 
 def _clusters(errors: pd.DataFrame, levels: pd.Series) -> tuple[np.ndarray, str]:
-    """Cluster errors by size, for they move together, or by run where there are few sizes.
+    """Cluster errors by size, or by run if there are few sizes.
 
-    ``levels`` are the levels of N by run.
+    Errors of equal size are correlated. ``levels`` are the levels of N by run.
     """
     level = levels.groupby(level=0).first().loc[errors["run_id"]].to_numpy()
     sizes = count_levels(level)
-    if sizes >= CLUSTERS:
+    if sizes >= MIN_CLUSTERS:
         return np.unique(level, return_inverse=True)[1], f"size ({counted(sizes, 'size')})"
     few = f"run: {counted(sizes, 'size is', 'sizes are')} too few to resample, so the interval is "
     few += "too narrow"
@@ -200,10 +223,12 @@ def _clusters(errors: pd.DataFrame, levels: pd.Series) -> tuple[np.ndarray, str]
 
 
 def _interval(values: np.ndarray, cluster: np.ndarray, seed: int) -> tuple[float, float]:
-    """Percentile interval of the mean, whole clusters resampled."""
+    """Return the percentile interval of the mean from a cluster bootstrap."""
     total = np.bincount(cluster, weights=values)
     count = np.bincount(cluster)
-    drawn = np.random.default_rng(seed).integers(len(total), size=(RESAMPLES, len(total)))
+    drawn = np.random.default_rng(seed).integers(
+        len(total), size=(DIFFERENCE_RESAMPLES, len(total))
+    )
     means = total[drawn].sum(axis=1) / count[drawn].sum(axis=1)
     low, high = np.percentile(means, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
     return float(low), float(high)
@@ -211,19 +236,27 @@ def _interval(values: np.ndarray, cluster: np.ndarray, seed: int) -> tuple[float
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class LawSpread(Result):
-    """What several laws, each fitted to the same runs, predict for the same rows."""
+    """Predictions of several laws for the same rows, each fitted to the same runs.
+
+    Parameters
+    ----------
+    predictions
+        Predicted losses in nats per token, one column per law.
+    refused
+        Reason by law for each law that cannot be fitted.
+    """
 
     predictions: pd.DataFrame
     refused: dict[str, str]
 
     def frame(self) -> pd.DataFrame:
-        """A column per law, the lowest and highest (nats per token), their range in per cent."""
+        """Return the predictions by law with their lowest, highest and range in per cent."""
         low, high = self.predictions.min(axis=1), self.predictions.max(axis=1)
         range_percent = 100 * (high / low - 1)
         return self.predictions.assign(lowest=low, highest=high, range_percent=range_percent)
 
     def view(self) -> View:
-        """Return the widest disagreement, the predictions, and laws that could not be fitted."""
+        """Return the largest disagreement, the predictions and the laws that cannot be fitted."""
         table = self.frame()
         laws = counted(self.predictions.shape[1], "law")
         return View(
@@ -233,7 +266,7 @@ class LawSpread(Result):
         )
 
     def document(self) -> dict[str, Any]:
-        """Return the predictions and the laws that could not be fitted."""
+        """Return the predictions and the laws that cannot be fitted."""
         return {"predictions": self.frame(), "refused": self.refused}
 
 
@@ -243,7 +276,25 @@ def spread_over_laws(
     frame: RunTable | pd.DataFrame,
     **settings: Unpack[FitSettings],
 ) -> LawSpread:
-    """Fit several laws and predict the same rows: the part of the error that no interval shows.
+    """Fit several laws to the same runs and predict the same rows.
+
+    The range of the predictions shows the error of the choice of a law, which no interval contains.
+
+    Parameters
+    ----------
+    laws
+        Laws by name or as objects.
+    runs
+        Run table to which every law is fitted.
+    frame
+        Rows to predict.
+    settings
+        Settings of every fit.
+
+    Returns
+    -------
+    LawSpread
+        Predictions by law, in nats per token.
 
     Raises
     ------
@@ -251,13 +302,13 @@ def spread_over_laws(
         None of the laws can be fitted and predict these rows.
     """
     runs = as_run_table(runs, settings.pop("size", AUTO))
-    shown = frame.frame if isinstance(frame, RunTable) else frame
+    rows = frame.frame if isinstance(frame, RunTable) else frame
     predictions, refused = {}, {}
     for law in laws:
         try:
-            predictions[law_label(law)] = fit_quickly(law, runs, **settings).central(shown)
+            predictions[law_label(law)] = fit_quickly(law, runs, **settings).central(rows)
         except InputError as error:
             refused[law_label(law)] = str(error)
     if not predictions:
         raise InputError(f"none of the laws can be fitted: {'; '.join(refused.values())}")
-    return LawSpread(predictions=pd.DataFrame(predictions, index=shown.index), refused=refused)
+    return LawSpread(predictions=pd.DataFrame(predictions, index=rows.index), refused=refused)

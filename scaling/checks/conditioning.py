@@ -1,4 +1,4 @@
-"""What a table can tell about a law's parameters, in numbers, and what to train where it cannot."""
+"""Identifiability of the parameters of a law on a run table, with a remedy for every gap."""
 
 from dataclasses import dataclass
 from itertools import combinations
@@ -15,17 +15,17 @@ from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.levels import count_levels, level_of
 from shapelaw.scaling.runs.table import RunTable
 
-POOR, HOPELESS = 100.0, 1000.0  # condition numbers; the Chinchilla data have 33
-COLLINEAR = 0.98
-CONSTANT = np.log(1.05)
-LOADING = 0.3  # of a unit direction: parameters that take part in it
-ROWS_PER_PARAMETER = 3
-LEVELS = 3  # that an exponent beside its scale needs
+POOR_CONDITION, SINGULAR_CONDITION = 100.0, 1000.0  # condition numbers; the Chinchilla data have 33
+MIN_COLLINEAR_CORRELATION = 0.98  # absolute correlation of the logarithms of two columns
+MAX_CONSTANT_RANGE = np.log(1.05)  # range of ln of a column that counts as constant
+MIN_LOADING = 0.3  # absolute component of a unit direction for a parameter to be named
+MIN_ROWS_PER_PARAMETER = 3
+MIN_LEVELS = 3  # distinct values that identify an exponent beside its scale
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something that the table cannot tell, and what would help."""
+    """Gap in the information of a run table (``what``) and the runs that close it (``remedy``)."""
 
     what: str
     remedy: str
@@ -33,12 +33,25 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Identifiability(Result):
-    """How well the rows fix the free parameters of a law.
+    """Identifiability of the free parameters of a law from the rows of a run table.
 
-    ``condition`` is that of the Jacobian of ln loss at the optimum, columns scaled to length 1,
-    logarithms centred at the table; ``directions`` are the combinations of parameters that hardly
-    move any prediction; ``correlation`` is the one that the Jacobian implies, (p, p); ``levels``
-    count distinct values, 10 % apart.
+    Parameters
+    ----------
+    law_name
+        Name of the law.
+    rows
+        Number of runs.
+    condition
+        Condition number of the Jacobian of ln loss at the optimum, with columns scaled to length 1
+        and logarithms centred at the table.
+    correlation
+        Correlation of the parameters that the Jacobian implies, (p, p).
+    directions
+        Combinations of parameters that hardly change any prediction.
+    levels
+        Number of distinct values by column; values 10 % apart are distinct.
+    findings
+        Gaps in the information of the table, with their remedies.
     """
 
     law_name: str
@@ -51,18 +64,18 @@ class Identifiability(Result):
 
     @property
     def status(self) -> str:
-        """In words: identified, poorly conditioned or not identifiable."""
-        if self.condition > HOPELESS:
+        """Identified, poorly conditioned or not identifiable."""
+        if self.condition > SINGULAR_CONDITION:
             return "not identifiable"
-        return "poorly conditioned" if self.condition > POOR else "identified"
+        return "poorly conditioned" if self.condition > POOR_CONDITION else "identified"
 
     def frame(self) -> pd.DataFrame:
-        """Findings and remedies."""
+        """Return one row per finding, with its remedy."""
         lines = [vars(finding) for finding in self.findings]
         return pd.DataFrame(lines, columns=["what", "remedy"])
 
     def extremes(self, count: int = 3) -> pd.DataFrame:
-        """The most correlated pairs of parameters."""
+        """Return the most correlated pairs of parameters."""
         values, names = self.correlation.to_numpy(), list(self.correlation)
         pairs = [
             {"first": names[i], "second": names[j], "correlation": float(values[i, j])}
@@ -77,15 +90,15 @@ class Identifiability(Result):
             title=f"{self.law_name} on {counted(self.rows, 'row')}: {self.status}; condition "
             f"number {self.condition:.3g} of the scaled Jacobian",
             tables={
-                "what the table cannot tell": self.frame(),
+                "what the table does not identify": self.frame(),
                 "distinct values (10 % apart)": pd.DataFrame([self.levels]),
                 "most correlated parameters": self.extremes(),
-                "directions that hardly move a prediction": self.directions,
+                "directions that hardly change a prediction": self.directions,
             },
         )
 
     def document(self) -> dict[str, Any]:
-        """Return everything in the tables."""
+        """Return the status, the condition number and every table."""
         return {
             "law": self.law_name,
             "rows": self.rows,
@@ -101,12 +114,21 @@ class Identifiability(Result):
 def identifiability_report(
     subject: LawLike | Fit, runs: RunTable | pd.DataFrame, **settings: Unpack[FitSettings]
 ) -> Identifiability:
-    """Report what the runs can and cannot tell about a law, with a remedy for each gap.
+    """Report how well a run table identifies the parameters of a law.
 
     Parameters
     ----------
     subject
-        A fit to these runs, or a law to fit to them.
+        Fit to these runs, or a law to fit to them.
+    runs
+        Run table with the columns of the law and loss.
+    settings
+        Settings of the fit of a law.
+
+    Returns
+    -------
+    Identifiability
+        Condition number, correlations, poorly determined directions, and a remedy for each gap.
 
     Raises
     ------
@@ -122,7 +144,7 @@ def identifiability_report(
     findings = [
         *_counts(levels, len(runs), len(free)),
         *_collinear(columns),
-        *_trades(condition, directions),
+        *_confounded(condition, directions),
         *_held(fitted),
     ]
     return Identifiability(
@@ -137,14 +159,29 @@ def identifiability_report(
 
 
 def free_jacobian(fitted: Fit, columns: Columns) -> tuple[list[str], np.ndarray]:
-    """Names of the free internal parameters, and ln loss's gradient by them, (n, free)."""
+    """Compute the Jacobian of ln loss with respect to the free internal parameters.
+
+    Parameters
+    ----------
+    fitted
+        Fit at whose optimum the Jacobian is evaluated.
+    columns
+        Columns of the law, (n,) each.
+
+    Returns
+    -------
+    names
+        Names of the free internal parameters.
+    jacobian
+        Gradient of ln loss by these parameters, (n, free).
+    """
     jacobian = fitted.law.log_loss(fitted.theta, columns, fitted.reference)[1]
     free = np.array([name not in fitted.held for name in fitted.names], dtype=bool)
     return [name for name in fitted.names if name not in fitted.held], jacobian[:, free]
 
 
 def _geometry(free: list[str], jacobian: np.ndarray) -> tuple[float, pd.DataFrame, pd.DataFrame]:
-    """Condition number, correlation of the parameters, and near-null directions."""
+    """Return the condition number, the correlation of the parameters and near-null directions."""
     lengths = np.linalg.norm(jacobian, axis=0)
     scaled = jacobian / np.where(lengths > 0, lengths, 1.0)
     _, sizes, rotation = np.linalg.svd(scaled, full_matrices=False)
@@ -155,16 +192,19 @@ def _geometry(free: list[str], jacobian: np.ndarray) -> tuple[float, pd.DataFram
     weak = [
         {"condition": float(sizes[0] / max(size, 1e-300)), "combination": _combination(free, row)}
         for size, row in zip(sizes, rotation, strict=True)
-        if size < sizes[0] / POOR
+        if size < sizes[0] / POOR_CONDITION
     ]
     directions = pd.DataFrame(weak, columns=["condition", "combination"])
     return float(sizes[0]) / smallest, table, directions
 
 
 def _combination(free: list[str], direction: np.ndarray) -> str:
+    """Format a direction by its largest components, the largest one positive."""
     direction = direction * np.sign(direction[np.argmax(np.abs(direction))])
     order = np.argsort(-np.abs(direction))
-    return ", ".join(f"{free[i]} {direction[i]:+.2f}" for i in order if abs(direction[i]) > LOADING)
+    return ", ".join(
+        f"{free[i]} {direction[i]:+.2f}" for i in order if abs(direction[i]) > MIN_LOADING
+    )
 
 
 def _levels(runs: RunTable, columns: Columns) -> dict[str, int]:
@@ -178,68 +218,72 @@ def _levels(runs: RunTable, columns: Columns) -> dict[str, int]:
 
 
 def _counts(levels: dict[str, int], rows: int, free: int) -> list[Finding]:
-    found = []
-    for name, one, more in (
+    """Find columns with too few distinct values, and too few rows for the free parameters."""
+    findings = []
+    for name, singular, plural in (
         (N, "distinct size", "distinct sizes"),
         (D, "distinct token count", "distinct token counts"),
         ("tokens / N", "distinct ratio of D to N", "distinct ratios of D to N"),
     ):
-        count = levels.get(name, LEVELS)
-        if count < LEVELS:
-            what = f"{counted(count, one, more)}: {LEVELS} fix an exponent beside its scale"
-            how = "vary tokens at fixed size"
+        count = levels.get(name, MIN_LEVELS)
+        if count < MIN_LEVELS:
+            what = (
+                f"{counted(count, singular, plural)}: an exponent and its scale need {MIN_LEVELS}"
+            )
+            remedy = "vary tokens at fixed size"
             if name == N:
-                how = f"train {counted(LEVELS - count, 'more size')}"
-            found.append(Finding(what=what, remedy=how))
-    if rows < ROWS_PER_PARAMETER * free:
+                remedy = f"train {counted(MIN_LEVELS - count, 'more size')}"
+            findings.append(Finding(what=what, remedy=remedy))
+    if rows < MIN_ROWS_PER_PARAMETER * free:
         what = f"{counted(rows, 'row')} for {counted(free, 'free parameter')}, fewer than "
-        what += f"{ROWS_PER_PARAMETER} each"
-        missing = counted(ROWS_PER_PARAMETER * free - rows, "more run")
+        what += f"{MIN_ROWS_PER_PARAMETER} each"
+        missing = counted(MIN_ROWS_PER_PARAMETER * free - rows, "more run")
         remedy = f"train {missing}, choose a smaller law, or hold alpha = beta"
-        found.append(Finding(what=what, remedy=remedy))
-    return found
+        findings.append(Finding(what=what, remedy=remedy))
+    return findings
 
 
 def _collinear(columns: Columns) -> list[Finding]:
-    """Find D = kN, and columns that are constant or move together."""
-    found = []
+    """Find columns that are constant or collinear, D = kN among them."""
+    findings = []
     logs = {name: np.log(values) for name, values in columns.items()}
     for name, column in logs.items():
-        if np.ptp(column) < CONSTANT and name not in (N, D):
-            found.append(
+        if np.ptp(column) < MAX_CONSTANT_RANGE and name not in (N, D):
+            findings.append(
                 Finding(
-                    what=f"{name} is the same in all runs: its effect cannot be seen",
+                    what=f"{name} is the same in all runs: its effect is not identified",
                     remedy=f"train runs that differ in {name} at the same N and D",
                 )
             )
-    moving = [name for name, column in logs.items() if np.ptp(column) >= CONSTANT]
-    for one, two in combinations(moving, 2):
-        correlation = float(np.corrcoef(logs[one], logs[two])[0, 1])
-        if abs(correlation) <= COLLINEAR:
+    varying = [name for name, column in logs.items() if np.ptp(column) >= MAX_CONSTANT_RANGE]
+    for first, second in combinations(varying, 2):
+        correlation = float(np.corrcoef(logs[first], logs[second])[0, 1])
+        if abs(correlation) <= MIN_COLLINEAR_CORRELATION:
             continue
-        if {one, two} == {N, D}:
-            what = f"D moves with N (correlation {correlation:.3f}): alpha and beta trade places"
+        if {first, second} == {N, D}:
+            what = f"D varies with N (correlation {correlation:.3f}): alpha and beta are confounded"
             remedy = "vary tokens at fixed size, or hold alpha = beta"
         else:
-            what = f"{one} moves with {two} (correlation {correlation:.3f})"
-            remedy = f"train runs that differ in {two} at the same {one}"
-        found.append(Finding(what=what, remedy=remedy))
-    return found
+            what = f"{first} varies with {second} (correlation {correlation:.3f})"
+            remedy = f"train runs that differ in {second} at the same {first}"
+        findings.append(Finding(what=what, remedy=remedy))
+    return findings
 
 
-def _trades(condition: float, directions: pd.DataFrame) -> list[Finding]:
-    if condition <= POOR:
+def _confounded(condition: float, directions: pd.DataFrame) -> list[Finding]:
+    """Find the combinations of parameters that a large condition number belongs to."""
+    if condition <= POOR_CONDITION:
         return []
-    words = "; ".join(directions["combination"])
+    combinations_listed = "; ".join(directions["combination"])
     remedy = "train more extreme sizes and token counts, hold one of these, or use a smaller law"
-    return [Finding(what=f"these trade against each other: {words}", remedy=remedy)]
+    return [Finding(what=f"parameters are confounded: {combinations_listed}", remedy=remedy)]
 
 
 def _held(fitted: Fit) -> list[Finding]:
-    """What the fit did not fit: one finding per reason."""
+    """Find the parameters that the fit holds, one finding per reason."""
     reasons: dict[str, list[str]] = {}
     for name, held in fitted.held.items():
-        if held.why != "the optimum does not move with N":  # so by the definition of the law
+        if held.why != "the optimum does not move with N":  # held by the definition of the law
             reasons.setdefault(held.why, []).append(name)
     return [
         Finding(what=f"{', '.join(names)} held: {why}", remedy=_remedy(names, why))
@@ -248,6 +292,7 @@ def _held(fitted: Fit) -> list[Finding]:
 
 
 def _remedy(names: list[str], why: str) -> str:
+    """Return the runs that would let a fit estimate these held parameters."""
     if {"alpha", "A"} & set(names) and {"beta", "B"} & set(names):
         return "train more sizes, and vary tokens at fixed size"
     if {"beta", "B"} & set(names):

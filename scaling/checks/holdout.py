@@ -1,7 +1,8 @@
-"""Leave the largest runs out, and see whether a law fitted to small runs predicts the large ones.
+"""Leave-largest-out validation: the error of a law fitted to small runs on held-out large runs.
 
-A small error is not enough. On the Chinchilla data the held-out error is near 1 % at every cut-off
-while β falls from .47 to .37 (arXiv 2404.10102's data): so errors and drift are shown together.
+A small held-out error does not show that the parameters are stable. On the Chinchilla data
+(those of arXiv 2404.10102) the held-out error is near 1 % at every cut-off while β falls from 0.47
+to 0.37. Errors and the drift of the parameters are therefore reported together.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,18 +23,43 @@ from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.table import AUTO, RunTable, as_run_table
 
 UNITS = {"size": "parameters", "compute": "FLOPs", "tokens": "tokens"}
-SMALLEST_SHARE, LARGEST_SHARE = 0.5, 0.9  # of the rows that the default cut-offs fit
-DISTANCES = (0.0, 0.25, 0.5, 1.0, np.inf)  # decades beyond the largest fitted row
-ROWS = ["run_id", N, D, "distance_decades", "loss", "predicted_loss", "loss_low", "loss_high"]
+SMALLEST_FITTED_SHARE, LARGEST_FITTED_SHARE = 0.5, 0.9  # of the rows that the default cut-offs fit
+DISTANCE_EDGES = (0.0, 0.25, 0.5, 1.0, np.inf)  # bins, in decades beyond the largest fitted row
+HELD_OUT_COLUMNS = [
+    "run_id",
+    N,
+    D,
+    "distance_decades",
+    "loss",
+    "predicted_loss",
+    "loss_low",
+    "loss_high",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cutoff:
-    """A fit to the rows below a value, judged on the others.
+    """Fit to the rows below a cut-off, evaluated on the held-out rows.
 
-    ``held_out`` has a row per held-out run: how many decades it lies beyond the largest fitted
-    one, its loss, what was predicted (nats per token) and the 95 % interval of a new run. ``why``
-    says why there is no fit.
+    Parameters
+    ----------
+    value
+        Cut-off, in parameters, FLOPs or tokens.
+    rows_in
+        Number of fitted rows.
+    largest_fitted
+        Largest value among the fitted rows, in the unit of ``value``.
+    fit
+        Fit to the rows below the cut-off; None if they cannot be fitted.
+    held_out
+        One row per held-out run: its distance in decades from the largest fitted run, its loss, the
+        predicted loss (nats per token) and the 95 % interval of a new run.
+    scores
+        Errors of the predicted losses; None without a fit.
+    regret
+        Decision regret on the held-out rows; None without a fit.
+    why
+        Reason that there is no fit; empty if there is one.
     """
 
     value: float
@@ -54,7 +80,7 @@ class Cutoff:
         return float(rows["loss"].between(rows["loss_low"], rows["loss_high"]).mean())
 
     def row(self) -> dict[str, object]:
-        """A line of the error table."""
+        """Return the row of this cut-off in the table of errors."""
         line: dict[str, object] = {
             "cutoff": self.value,
             "rows_in": self.rows_in,
@@ -63,11 +89,11 @@ class Cutoff:
             "farthest_decades": float(self.held_out["distance_decades"].max()),
         }
         if self.scores is not None:
-            found = self.scores.frame().drop(columns="rows").iloc[0]
-            line |= {str(name): value for name, value in found.items()}
-        covered, regret = self.coverage, self.regret
+            errors = self.scores.frame().drop(columns="rows").iloc[0]
+            line |= {str(name): value for name, value in errors.items()}
+        coverage, regret = self.coverage, self.regret
         return line | {
-            "coverage_percent": None if covered is None else 100 * covered,
+            "coverage_percent": None if coverage is None else 100 * coverage,
             "regret_nats": None if regret is None else regret.mean,
             "status": self.why or "fitted",
         }
@@ -75,7 +101,7 @@ class Cutoff:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class HoldOut(Result):
-    """Leave-largest-out at several cut-offs, and the fit to all rows."""
+    """Leave-largest-out results at several cut-offs, and the fit to all rows."""
 
     law_name: str
     by: str
@@ -84,18 +110,18 @@ class HoldOut(Result):
 
     @property
     def fitted(self) -> tuple[Cutoff, ...]:
-        """The cut-offs that could be fitted."""
+        """Cut-offs that have a fit."""
         return tuple(cutoff for cutoff in self.cutoffs if cutoff.fit is not None)
 
     def frame(self) -> pd.DataFrame:
-        """Errors by cut-off; ``cutoff`` and ``largest_fitted`` in the unit of ``by``."""
+        """Return errors by cut-off; ``cutoff`` and ``largest_fitted`` have the unit of ``by``."""
         lines = [cutoff.row() for cutoff in self.cutoffs]
         widest = max(lines, key=len)
         return pd.DataFrame(lines, columns=list(widest))
 
     def drift(self) -> pd.DataFrame:
-        """Public parameters at each cut-off, and on all rows (``cutoff`` infinite)."""
-        fits = [(one.value, one.rows_in, one.fit) for one in self.cutoffs]
+        """Return the public parameters at each cut-off and on all rows (``cutoff`` infinite)."""
+        fits = [(cutoff.value, cutoff.rows_in, cutoff.fit) for cutoff in self.cutoffs]
         fits.append((np.inf, len(self.complete.run_ids), self.complete))
         return pd.DataFrame(
             {"cutoff": value, "rows_in": rows, **public_parameters(fit)}
@@ -104,26 +130,30 @@ class HoldOut(Result):
         )
 
     def errors(self) -> pd.DataFrame:
-        """Every held-out run at every cut-off, with its distance in decades."""
+        """Return every held-out run at every cut-off, with its distance in decades."""
         return pd.concat(
-            [one.held_out.assign(cutoff=one.value) for one in self.fitted], ignore_index=True
+            [cutoff.held_out.assign(cutoff=cutoff.value) for cutoff in self.fitted],
+            ignore_index=True,
         )
 
     def by_distance(self) -> pd.DataFrame:
-        """Error against distance: scores of held-out runs by decades beyond the largest fitted."""
+        """Return the error of held-out runs by distance in decades from the largest fitted run."""
         errors, lines = self.errors(), []
-        for low, high in pairwise(DISTANCES):
+        for low, high in pairwise(DISTANCE_EDGES):
             near = errors[errors["distance_decades"].between(low, high, inclusive="left")]
             if len(near):
-                found = scores(near["loss"], near["predicted_loss"])
-                line = {"from_decades": low, "to_decades": high, "rows": found.rows}
-                line |= {"mape_percent": found.mape, "mean_error_nats": found.mean_error}
+                errors_near = scores(near["loss"], near["predicted_loss"])
+                line = {"from_decades": low, "to_decades": high, "rows": errors_near.rows}
+                line |= {
+                    "mape_percent": errors_near.mape,
+                    "mean_error_nats": errors_near.mean_error,
+                }
                 lines.append(line)
         return pd.DataFrame(lines)
 
     def view(self) -> View:
-        """Return the worst error, the tables of errors, drift and distance, and the notes."""
-        worst = max(one.scores.mape for one in self.fitted if one.scores is not None)
+        """Return the largest error, the tables of errors, drift and distance, and the notes."""
+        worst = max(part.scores.mape for part in self.fitted if part.scores is not None)
         return View(
             title=f"{self.law_name}, leave-largest-out by {self.by} at "
             f"{counted(len(self.fitted), 'cut-off')}: held-out error at most {worst:.3g} %",
@@ -136,15 +166,15 @@ class HoldOut(Result):
         )
 
     def notes(self) -> list[str]:
-        """Return cut-offs without a fit, and the parameter that drifts most."""
-        lines = [f"cut-off {one.value:.4g}: {one.why}" for one in self.cutoffs if one.why]
+        """Return the cut-offs without a fit, and the parameter that drifts most."""
+        lines = [f"cut-off {part.value:.4g}: {part.why}" for part in self.cutoffs if part.why]
         drift = self.drift().drop(columns=["cutoff", "rows_in"])
-        # Scales trade against exponents: their drift is not a second finding.
+        # A scale is correlated with its exponent, so its drift is no separate finding.
         free = [name for name in drift if name not in ("A", "B", *self.complete.held)]
-        moved = {str(name): np.ptp(drift[name]) / max(abs(drift[name].iloc[-1]), 0.01)
+        drifts = {str(name): np.ptp(drift[name]) / max(abs(drift[name].iloc[-1]), 0.01)
                  for name in free}  # fmt: skip
-        if moved:
-            name = max(moved, key=lambda one: float(moved[one]))
+        if drifts:
+            name = max(drifts, key=lambda column: float(drifts[column]))
             start, end = drift[name].iloc[0], drift[name].iloc[-1]
             lines.append(
                 f"by {self.by}, {name} drifts most: {start:.3g} at the first cut-off, "
@@ -174,29 +204,41 @@ def leave_largest_out(
     cutoffs: int | Iterable[float] = 4,
     **settings: Unpack[FitSettings],
 ) -> HoldOut:
-    """Fit the rows below each cut-off and predict those at or above it.
+    """Fit the rows below each cut-off and predict the rows at or above it.
 
     Parameters
     ----------
+    law
+        Law by name or as an object.
+    runs
+        Run table with N, tokens and loss, and the columns of the law.
     by
-        ``"size"`` (N), ``"compute"`` (FLOPs: ``flops_6nd`` or 6ND) or ``"tokens"`` (D).
+        Quantity of the cut-offs: ``"size"`` (N), ``"compute"`` (FLOPs: ``flops_6nd`` or 6ND) or
+        ``"tokens"`` (D).
     cutoffs
-        How many, between levels of that column such that 50 to 90 % of the rows are fitted; or
-        the cut-offs themselves, in the unit of ``by``.
+        Number of cut-offs, placed between levels of that quantity such that 50 to 90 % of the rows
+        are fitted; or the cut-offs themselves, in the unit of ``by``.
     settings
         ``delta``, ``starts`` (16), ``resamples`` (0: no intervals) and ``seed`` of each fit.
+
+    Returns
+    -------
+    HoldOut
+        Held-out errors and parameters by cut-off, and the fit to all rows.
 
     Raises
     ------
     InputError
-        The table cannot be cut like this, or none of its parts can be fitted.
+        ``by`` or a cut-off does not suit the table, or no cut-off can be fitted.
     """
     runs = as_run_table(runs, settings.pop("size", AUTO))
     values, levels = _values(runs, by)
     ends = _cutoffs(values, levels, by, cutoffs)
     complete = fit_quickly(law, runs, **settings)
     parts = tuple(
-        _cut(complete, runs, values, end, lambda r: fit_quickly(law, r, **settings))
+        _evaluate_cutoff(
+            complete, runs, values, end, lambda rows: fit_quickly(law, rows, **settings)
+        )
         for end in track(ends, f"cut-offs by {by}", total=len(ends))
     )
     if all(part.fit is None for part in parts):
@@ -208,7 +250,7 @@ def leave_largest_out(
 
 
 def _values(runs: RunTable, by: str) -> tuple[np.ndarray, np.ndarray]:
-    """Look up what runs are left out by, and its levels, (n,) each."""
+    """Return the values of the quantity by which runs are held out, and its levels, (n,) each."""
     if by not in UNITS:
         raise InputError(f"`by` must be one of {', '.join(UNITS)}, but got {by!r}")
     if by == "compute":
@@ -221,6 +263,7 @@ def _values(runs: RunTable, by: str) -> tuple[np.ndarray, np.ndarray]:
 def _cutoffs(
     values: np.ndarray, levels: np.ndarray, by: str, cutoffs: int | Iterable[float]
 ) -> list[float]:
+    """Validate given cut-offs, or place as many as required between levels."""
     if not isinstance(cutoffs, int):
         ends = sorted(float(end) for end in cutoffs)
         for end in ends:
@@ -230,43 +273,50 @@ def _cutoffs(
                     f"{values.max():.4g} {UNITS[by]}, but got {end:.4g}"
                 )
         if not ends:
-            raise InputError("`cutoffs` must name at least one cut-off, but got none")
+            raise InputError(
+                "`cutoffs` must contain at least one cut-off, but got none; give a number of "
+                "cut-offs or their values"
+            )
         return ends
     if cutoffs < 1:
-        raise InputError(f"`cutoffs >= 1` must hold, but got {cutoffs}")
-    edges = np.array([values[levels == one].min() for one in np.unique(levels)[1:]])
+        raise InputError(f"`cutoffs >= 1` must hold, but got {cutoffs}; the default is 4")
+    edges = np.array([values[levels == level].min() for level in np.unique(levels)[1:]])
     if not len(edges):
         raise InputError(
-            f"leave-largest-out by {by} needs at least 2 levels of {UNITS[by]}, but all runs have "
-            "one; train a second one, or leave out by another column"
+            f"leave-largest-out by {by} needs at least 2 levels of {UNITS[by]}, but the runs have "
+            "1; train a second level, or hold out by another quantity"
         )
     if len(edges) <= cutoffs:
         return [float(edge) for edge in edges]
     below = np.array([(values < edge).mean() for edge in edges])
-    shares = np.linspace(SMALLEST_SHARE, LARGEST_SHARE, cutoffs)
-    return [float(edge) for edge in np.unique([edges[np.argmin(abs(below - s))] for s in shares])]
+    shares = np.linspace(SMALLEST_FITTED_SHARE, LARGEST_FITTED_SHARE, cutoffs)
+    nearest = [edges[np.argmin(abs(below - share))] for share in shares]
+    return [float(edge) for edge in np.unique(nearest)]
 
 
-def _all_terms(fitted: Fit, complete: Fit) -> None:
-    """A part that cannot see a term of the law, such as one size only, has nothing to extrapolate.
+def _require_all_terms(fitted: Fit, complete: Fit) -> None:
+    """Require that the fit below a cut-off estimates every term that the complete fit estimates.
+
+    A fit to rows of one size, for instance, holds the term of N and cannot extrapolate in it.
 
     Raises
     ------
     InputError
-        Caught by the caller: it becomes the reason that the cut-off has no fit.
+        A term is held. The caller records the text as the reason that the cut-off has no fit.
     """
     for name, held in fitted.held.items():
         if name not in complete.held and name in ("A", "B"):
             raise InputError(f"below it, {name} is held at no effect: {held.why}")
 
 
-def _cut(
+def _evaluate_cutoff(
     complete: Fit,
     runs: RunTable,
     values: np.ndarray,
     end: float,
-    again: Callable[[RunTable], Fit],
+    refit: Callable[[RunTable], Fit],
 ) -> Cutoff:
+    """Fit the rows below a cut-off and evaluate the predictions of the others."""
     inside = values < end
     small, large = runs.take(inside), runs.take(~inside)
     largest = float(values[inside].max())
@@ -280,13 +330,19 @@ def _cut(
         }
     )
     try:
-        fitted = again(small)
-        _all_terms(fitted, complete)
+        fitted = refit(small)
+        _require_all_terms(fitted, complete)
     except InputError as error:
         return Cutoff(
-            value=end, rows_in=len(small), largest_fitted=largest, fit=None,
-            held_out=held_out.reindex(columns=ROWS), scores=None, regret=None, why=str(error),
-        )  # fmt: skip
+            value=end,
+            rows_in=len(small),
+            largest_fitted=largest,
+            fit=None,
+            held_out=held_out.reindex(columns=HELD_OUT_COLUMNS),
+            scores=None,
+            regret=None,
+            why=str(error),
+        )
     predictions = fitted.predict(large).reset_index(drop=True)
     held_out = held_out.join(predictions[["predicted_loss", "loss_low", "loss_high"]])
     predicted = held_out["predicted_loss"].to_numpy()
@@ -295,7 +351,7 @@ def _cut(
         rows_in=len(small),
         largest_fitted=largest,
         fit=fitted,
-        held_out=held_out[ROWS],
+        held_out=held_out[HELD_OUT_COLUMNS],
         scores=scores(large.losses, predicted),
         regret=decision_regret(large, predicted),
     )

@@ -1,4 +1,4 @@
-"""How good predictions are: errors of the loss, and what a wrong choice of shape costs."""
+"""Metrics of predictions: errors of the loss, and the regret of a choice of shape."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,15 +14,29 @@ from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.levels import SAME, level_of
 from shapelaw.scaling.runs.table import RunTable, as_run_table
 
-SHAPES = 3  # a group of fewer is no choice
+MIN_SHAPES = 3  # in a group of equal N and D
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Scores(Result):
-    """Errors of predicted losses; None where the rows cannot tell.
+    """Errors of predicted losses.
 
-    ``mse`` in nats², ``mae`` and ``mean_error`` (predicted minus observed) in nats per token,
-    ``mape`` in per cent.
+    Parameters
+    ----------
+    rows
+        Number of losses.
+    mse
+        Mean squared error, nats².
+    mae
+        Mean absolute error, nats per token.
+    mape
+        Mean absolute error in per cent of the observed loss.
+    mean_error
+        Mean of predicted minus observed loss, nats per token.
+    r2
+        Coefficient of determination; None if the observed losses are equal.
+    spearman
+        Rank correlation; None for fewer than three rows or equal losses.
     """
 
     rows: int
@@ -34,7 +48,7 @@ class Scores(Result):
     spearman: float | None
 
     def frame(self) -> pd.DataFrame:
-        """One row, units in the column names."""
+        """Return one row of scores with units in the column names."""
         names = {
             "mse": "mse_nats2",
             "mae": "mae_nats",
@@ -57,43 +71,56 @@ def scores(observed: ArrayLike, predicted: ArrayLike) -> Scores:
     observed, predicted
         Losses in nats per token, (n,) each.
 
+    Returns
+    -------
+    Scores
+        Errors and rank correlation.
+
     Raises
     ------
     InputError
-        Lengths differ, there are no rows, or a loss is not a positive number.
+        The lengths differ, there are no rows, or a loss is not a positive number.
     """
-    seen, said = (np.asarray(one, dtype=float) for one in (observed, predicted))
-    if seen.shape != said.shape or seen.ndim != 1 or not len(seen):
+    actual, forecast = (np.asarray(losses, dtype=float) for losses in (observed, predicted))
+    if actual.shape != forecast.shape or actual.ndim != 1 or not len(actual):
         raise InputError(
-            "`observed` and `predicted` must be as many losses, at least one, but have shapes "
-            f"{seen.shape} and {said.shape}"
+            "`observed` and `predicted` must have the same length, at least one, but have shapes "
+            f"{actual.shape} and {forecast.shape}; give one predicted loss per observed loss"
         )
-    for name, losses in (("observed", seen), ("predicted", said)):
+    for name, losses in (("observed", actual), ("predicted", forecast)):
         broken = ~(np.isfinite(losses) & (losses > 0))
         if broken.any():
-            raise InputError(f"`{name} > 0` and finite must hold, but got {losses[broken][0]}")
-    error = said - seen
-    spread = float(((seen - seen.mean()) ** 2).sum())
-    # Equal losses differ in the last digits: their spread is no yardstick.
-    varied = min(np.ptp(seen), np.ptp(said)) > 1e-12
+            raise InputError(
+                f"`{name} > 0` and finite must hold, but got {losses[broken][0]}; omit that row"
+            )
+    error = forecast - actual
+    sum_of_squares = float(((actual - actual.mean()) ** 2).sum())
+    # Equal losses may differ in their last digits, which has no meaning for a correlation.
+    varied = min(np.ptp(actual), np.ptp(forecast)) > 1e-12
     return Scores(
-        rows=len(seen),
+        rows=len(actual),
         mse=float((error**2).mean()),
         mae=float(np.abs(error).mean()),
-        mape=float(100 * np.abs(error / seen).mean()),
+        mape=float(100 * np.abs(error / actual).mean()),
         mean_error=float(error.mean()),
-        r2=1 - float((error**2).sum()) / spread if np.ptp(seen) > 1e-12 else None,
-        spearman=float(spearmanr(seen, said).statistic) if varied and len(seen) > 2 else None,
+        r2=1 - float((error**2).sum()) / sum_of_squares if np.ptp(actual) > 1e-12 else None,
+        spearman=float(spearmanr(actual, forecast).statistic)
+        if varied and len(actual) > 2
+        else None,
     )
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Regret(Result):
-    """What it costs to train the shape that a law picks instead of the best one that was trained.
+    """Decision regret: the loss of the shape that a law picks minus the best loss trained.
 
-    ``groups`` has a row per group of equal N and D: ``regret_nats`` is the picked shape's loss
-    minus the best; ``random_nats`` is what a shape picked at random costs on average. ``why`` says
-    why there are no groups.
+    Parameters
+    ----------
+    groups
+        One row per group of equal N and D. ``regret_nats`` is the loss of the picked shape minus
+        the lowest loss; ``random_nats`` is the mean regret of a shape picked at random.
+    why
+        Reason that there are no groups; empty if there are some.
     """
 
     groups: pd.DataFrame
@@ -101,17 +128,17 @@ class Regret(Result):
 
     @property
     def mean(self) -> float | None:
-        """Mean over groups, nats per token."""
+        """Mean regret over groups, nats per token."""
         return float(self.groups["regret_nats"].mean()) if len(self.groups) else None
 
     @property
     def largest(self) -> float | None:
-        """The worst group, nats per token."""
+        """Largest regret of a group, nats per token."""
         return float(self.groups["regret_nats"].max()) if len(self.groups) else None
 
     @property
     def random(self) -> float | None:
-        """Mean over groups of picking at random, nats per token."""
+        """Mean regret over groups of a random choice, nats per token."""
         return float(self.groups["random_nats"].mean()) if len(self.groups) else None
 
     def view(self) -> View:
@@ -136,7 +163,7 @@ class Regret(Result):
         }
 
 
-COLUMNS = [N, D, "shapes", "picked_nats", "best_nats", "regret_nats", "random_nats"]
+REGRET_COLUMNS = [N, D, "shapes", "picked_nats", "best_nats", "regret_nats", "random_nats"]
 
 
 def decision_regret(
@@ -151,41 +178,52 @@ def decision_regret(
     predicted
         Predicted loss of every row, nats per token, (n,).
     tolerance
-        N and D within this fraction are equal; a group needs at least three shapes.
+        Relative difference up to which N and D are equal. A group needs at least three shapes.
 
-    Notes
-    -----
-    Replicates of a shape count once, by their mean. Shapes that a law cannot tell apart share
-    their mean loss: a law without a shape picks at random.
+    Returns
+    -------
+    Regret
+        Regret by group, or the reason that there is no group.
 
     Raises
     ------
     InputError
         A column is missing, or the lengths differ.
+
+    Notes
+    -----
+    Replicates of a shape count once, by their mean. Shapes with equal predicted loss share their
+    mean loss, so a law without a term of shape has the regret of a random choice.
     """
-    runs, nothing = as_run_table(runs), pd.DataFrame(columns=COLUMNS)
+    runs, no_groups = as_run_table(runs), pd.DataFrame(columns=REGRET_COLUMNS)
     table = pd.DataFrame({N: runs.sizes, D: runs.tokens, "loss": runs.losses})
-    said = np.asarray(predicted, dtype=float)
-    if said.shape != (len(runs),):
-        raise InputError(f"`predicted` must have {len(runs)} losses, but has shape {said.shape}")
+    forecast = np.asarray(predicted, dtype=float)
+    if forecast.shape != (len(runs),):
+        raise InputError(
+            f"`predicted` must have {len(runs)} losses, but has shape {forecast.shape}; give one "
+            "predicted loss per row"
+        )
     if runs.shapes is None:
-        return Regret(groups=nothing, why="no column of the table describes a shape")
+        return Regret(groups=no_groups, why="no column of the table describes a shape")
     if not len(runs):
-        return Regret(groups=nothing, why="there are no rows")
-    table = table.assign(predicted=said, shape=runs.shapes)
+        return Regret(groups=no_groups, why="there are no rows")
+    table = table.assign(predicted=forecast, shape=runs.shapes)
     keys = [runs.size_level, runs.token_level]
     if tolerance != SAME:
         keys = [level_of(values, tolerance) for values in (runs.sizes, runs.tokens)]
     rows = [
-        _choice(group) for _, group in table.groupby(keys) if group["shape"].nunique() >= SHAPES
+        _group_regret(group)
+        for _, group in table.groupby(keys)
+        if group["shape"].nunique() >= MIN_SHAPES
     ]
     if not rows:
-        why = f"no {SHAPES} shapes have the same N and D within {100 * tolerance:g} %"
-        return Regret(groups=nothing, why=why)
-    return Regret(groups=pd.DataFrame(rows, columns=COLUMNS))
+        why = f"no {MIN_SHAPES} shapes have the same N and D within {100 * tolerance:g} %"
+        return Regret(groups=no_groups, why=why)
+    return Regret(groups=pd.DataFrame(rows, columns=REGRET_COLUMNS))
 
 
-def _choice(group: pd.DataFrame) -> dict[str, float]:
+def _group_regret(group: pd.DataFrame) -> dict[str, float]:
+    """Return the regret of the shape with the lowest predicted loss in a group."""
     by_shape = group.groupby("shape")[["loss", "predicted"]].mean()
     lowest = by_shape["predicted"].min()
     picked = by_shape["loss"][by_shape["predicted"] <= lowest * (1 + 1e-9)].mean()

@@ -1,7 +1,7 @@
-"""The (Mis)Fitting checklist of a fit, filled from what the fit and the run table record.
+"""(Mis)Fitting checklist of a fit, filled from the fit and its run table.
 
-The questions are those that arXiv 2502.18969 asks authors of scaling laws to answer. What neither
-the fit nor the table records says so: an empty answer is an answer too.
+The questions are those of the checklist of arXiv 2502.18969 for authors of scaling laws. A question
+that neither the fit nor the table answers is marked as not recorded.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,13 @@ SOURCE = "arXiv 2502.18969"
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Checklist(Result):
-    """Answers by section and question."""
+    """Answers to the (Mis)Fitting checklist (arXiv 2502.18969).
+
+    Parameters
+    ----------
+    sections
+        Answers by section and question.
+    """
 
     sections: dict[str, dict[str, str]]
 
@@ -40,7 +46,7 @@ class Checklist(Result):
         ]
 
     def frame(self) -> pd.DataFrame:
-        """One row per question."""
+        """Return one row per question."""
         return pd.DataFrame(
             [
                 {"section": section, "question": question, "answer": answer}
@@ -50,15 +56,16 @@ class Checklist(Result):
         )
 
     def view(self) -> View:
-        """Return how many questions have an answer, and the answers."""
+        """Return the number of answered questions and the answers."""
         total = sum(len(answers) for answers in self.sections.values())
-        given = f"{total - len(self.missing)} of {total} questions answered"
+        answered = f"{total - len(self.missing)} of {total} questions answered"
         return View(
-            title=f"(Mis)Fitting checklist ({SOURCE}): {given}", tables={"checklist": self.frame()}
+            title=f"(Mis)Fitting checklist ({SOURCE}): {answered}",
+            tables={"checklist": self.frame()},
         )
 
     def markdown(self) -> str:
-        """A block to paste into a paper's appendix or a README."""
+        """Format the answers as Markdown for the appendix of a paper or a README."""
         lines = [f"### (Mis)Fitting checklist ({SOURCE})"]
         for section, answers in self.sections.items():
             lines += ["", f"**{section}**", ""]
@@ -66,7 +73,7 @@ class Checklist(Result):
         return "\n".join(lines) + "\n"
 
     def document(self) -> dict[str, Any]:
-        """Return the answers, the questions without one, and the block of text."""
+        """Return the answers, the questions without an answer, and the Markdown text."""
         return {
             "source": SOURCE,
             "sections": self.sections,
@@ -78,14 +85,21 @@ class Checklist(Result):
 def checklist(
     fitted: Fit, runs: RunTable | pd.DataFrame, *, hold_outs: Sequence[HoldOut] = ()
 ) -> Checklist:
-    """Fill the checklist.
+    """Fill the (Mis)Fitting checklist from a fit and its run table.
 
     Parameters
     ----------
+    fitted
+        Fit to describe.
     runs
-        Those of the fit, with whatever columns describe their training.
+        Runs of the fit, with any columns that describe their training.
     hold_outs
-        Leave-largest-out results that judged the law.
+        Leave-largest-out results of the law.
+
+    Returns
+    -------
+    Checklist
+        Answers by section and question.
 
     Raises
     ------
@@ -104,6 +118,7 @@ def checklist(
 
 
 def _law(fitted: Fit) -> dict[str, str]:
+    """Describe the equation, its variables, and its free and held parameters."""
     free = [name for name in fitted.names if name not in fitted.held]
     held = {name: held.why for name, held in fitted.held.items()}
     return {
@@ -116,6 +131,7 @@ def _law(fitted: Fit) -> dict[str, str]:
 
 
 def _variable(fitted: Fit, name: str) -> str:
+    """Describe a column of the law with its unit."""
     meanings = {N: f"N, {fitted.size_convention} parameters", D: "D, training tokens seen"}
     ratios = {
         "hidden_over_sqrt_n": "hidden size / √N",
@@ -127,6 +143,7 @@ def _variable(fitted: Fit, name: str) -> str:
 
 
 def _training(rows: RunTable) -> dict[str, str]:
+    """Describe the sizes, tokens, compute and training settings of the runs."""
     flops = _range(rows["flops_counted"]) if "flops_counted" in rows else MISSING
     sizes, tokens = count_levels(rows.size_level), count_levels(rows.token_level)
     return {
@@ -150,14 +167,15 @@ def _training(rows: RunTable) -> dict[str, str]:
 
 
 def _repeats(rows: RunTable) -> str:
-    """D is the tokens seen; unique ones are known where a table gives them."""
+    """Describe repeated data: D counts the tokens seen, ``unique_tokens`` the distinct ones."""
     if "unique_tokens" not in rows:
         return f"{MISSING}: D counts the tokens seen, the table has no unique_tokens"
     epochs = rows[D] / rows["unique_tokens"]
-    return f"{(epochs > 1.0).sum()} runs see data again, at most {epochs.max():.3g} times"
+    return f"{(epochs > 1.0).sum()} runs repeat data, at most {epochs.max():.3g} times"
 
 
 def _collection(fitted: Fit, rows: RunTable) -> dict[str, str]:
+    """Describe the rows, the metric, the noise between seeds and the hash of the data."""
     clusters = [name for name in ("curve", "checkpoint_of") if name in rows]
     per_run = f"several per run (column {clusters[0]})" if clusters else "one row per run"
     left_out = ", ".join(f"{name} ({why})" for name, why in fitted.left_out.items())
@@ -176,24 +194,25 @@ def _collection(fitted: Fit, rows: RunTable) -> dict[str, str]:
 
 
 def _fitting(fitted: Fit, hold_outs: Sequence[HoldOut]) -> dict[str, str]:
+    """Describe the objective, the optimiser, its starts and the quality of the fit."""
     reached = f"{fitted.basins[0]['starts']:.0f}" if fitted.basins else "an unknown number"
-    judged = "; ".join(one.view().title for one in hold_outs)
-    spread = f"{fitted.bootstrap}, 95 % percentile intervals; new runs: plus residual noise"
+    held_out = "; ".join(hold_out.view().title for hold_out in hold_outs)
+    uncertainty = f"{fitted.bootstrap}, 95 % percentile intervals; new runs: plus residual noise"
     return {
         "objective": f"{fitted.minimised.describe()} (predicted minus observed, never averaged)",
         "value at the optimum": f"{fitted.objective:.12g}",
         "delta": f"{fitted.delta:.6g} ({fitted.delta_rule})",
         "weights": fitted.minimised.weights or "none",
         "optimiser of the fit": "batched Levenberg-Marquardt with closed-form Hessians from every "
-        "start; SciPy least_squares finishes the best",
+        "start; SciPy least_squares refines the best",
         "starts": f"{fitted.starts} scrambled Sobol points, seed {fitted.seed}; "
-        f"{reached} lead to the best",
+        f"{reached} reach the best optimum",
         "tolerance": "to the limit of float64; largest gradient at the end, relative to "
         f"sqrt(curvature x objective): {fitted.gradient_norm:.3g}",
         "outcome": fitted.status,
-        "hold-out": judged or f"{MISSING}: run leave_largest_out",
+        "hold-out": held_out or f"{MISSING}: run leave_largest_out",
         "goodness of fit": f"noise around the law {100 * fitted.noise:.2f} % of the loss",
-        "uncertainty": spread if len(fitted.draws) else f"{MISSING}: the fit has no resamples",
+        "uncertainty": uncertainty if len(fitted.draws) else f"{MISSING}: the fit has no resamples",
         "code": _code(),
     }
 
@@ -211,7 +230,7 @@ def _range(values: "pd.Series | np.ndarray") -> str:
 
 
 def _values(rows: RunTable, column: str, unit: str = "") -> str:
-    """What a column holds: its values where they are few, else their range or number."""
+    """Describe a column by its distinct values if few, else by their range or number."""
     if column not in rows or rows[column].isna().all():
         return MISSING
     values = rows[column].dropna()
@@ -222,4 +241,4 @@ def _values(rows: RunTable, column: str, unit: str = "") -> str:
         return ", ".join(map(str, distinct)) + suffix
     if pd.api.types.is_numeric_dtype(values):
         return _range(values) + suffix
-    return f"{len(distinct)} different ones{suffix}"
+    return f"{len(distinct)} distinct values{suffix}"

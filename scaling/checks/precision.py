@@ -1,8 +1,9 @@
-"""Intervals that are too narrow for the number of points are flagged.
+"""Detection of confidence intervals that are too narrow for the number of runs.
 
-A published interval can be narrower than the runs allow: that of arXiv 2203.15556's exponents would
-have needed hundreds of thousands of runs (arXiv 2404.10102). The yardstick is the normal bound:
-σ² (JᵀJ)⁻¹, with σ the noise of a run around the law and J the gradient of ln loss.
+A published interval can be narrower than the runs allow: the intervals of the exponents in arXiv
+2203.15556 would have needed hundreds of thousands of runs (arXiv 2404.10102). The bound is the
+normal approximation of the covariance, σ² (JᵀJ)⁻¹, with σ the noise of a run around the law and J
+the gradient of ln loss.
 """
 
 from collections.abc import Mapping
@@ -19,18 +20,27 @@ from shapelaw.scaling.fitting.refits import public_parameters
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.table import RunTable
 
-NARROW = 0.5  # of the error that these runs can reach
-SIGMAS = 2 * 1.959963984540054  # standard errors in a 95 % interval
-FEWEST_RESAMPLES = 100
-STEP = 1e-5
+MIN_WIDTH_RATIO = 0.5  # implied standard error over the least one that the runs allow
+STANDARD_ERRORS_WIDE = 2 * 1.959963984540054  # standard errors in a 95 % interval
+MIN_RESAMPLES = 100
+DIFFERENCE_STEP = 1e-5  # of an internal parameter, for central differences
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class IntervalWidths(Result):
-    """Standard errors that intervals imply beside those that the runs can reach.
+    """Standard errors that intervals imply, compared with the least that the runs allow.
 
-    ``widths`` has a row per public parameter: ``points_needed`` is how many runs like these an
-    interval so narrow would need; ``too_narrow`` is the flag.
+    Parameters
+    ----------
+    rows
+        Number of runs.
+    widths
+        One row per public parameter: ``points_needed`` is the number of similar runs that an
+        interval of this width needs; ``too_narrow`` flags it.
+    resamples
+        Number of bootstrap resamples of the fit.
+    noise_degrees
+        Degrees of freedom of the noise estimate.
     """
 
     rows: int
@@ -44,7 +54,7 @@ class IntervalWidths(Result):
         return list(self.widths["parameter"][self.widths["too_narrow"].astype(bool)])
 
     def view(self) -> View:
-        """Return which intervals are too narrow, the widths, and what else narrows them."""
+        """Return the intervals that are too narrow, the widths, and other causes of narrowness."""
         return View(
             title=f"intervals: {self._verdict()}",
             tables={"standard error: claimed, and as these runs allow": self.widths},
@@ -52,6 +62,7 @@ class IntervalWidths(Result):
         )
 
     def _verdict(self) -> str:
+        """Summarize the widths in one clause."""
         if self.widths.empty:
             return "none (the fit has no resamples)"
         runs = counted(self.rows, "run")
@@ -59,14 +70,14 @@ class IntervalWidths(Result):
             return f"none is too narrow for {runs}"
         worst = self.widths.iloc[int(self.widths["points_needed"].to_numpy().argmax())]
         return (
-            f"too narrow for {runs}: {', '.join(self.too_narrow)}; that of "
-            f"{worst['parameter']} would need {worst['points_needed']:.3g} runs"
+            f"too narrow for {runs}: {', '.join(self.too_narrow)}; the interval of "
+            f"{worst['parameter']} needs {worst['points_needed']:.3g} runs"
         )
 
     def notes(self) -> list[str]:
-        """Return what else makes an interval too narrow."""
+        """Return other causes of too narrow intervals."""
         lines = []
-        if 0 < self.resamples < FEWEST_RESAMPLES:
+        if 0 < self.resamples < MIN_RESAMPLES:
             lines.append(f"{self.resamples} resamples are too few for the ends of an interval")
         if self.noise_degrees == 0:
             lines.append("as many runs as free parameters: the noise is unknown")
@@ -92,11 +103,18 @@ def interval_widths(
 
     Parameters
     ----------
+    fitted
+        Fit whose noise and gradient give the bound.
     runs
-        Those of the fit.
+        Runs of the fit.
     claimed
         Intervals (low, high) by public parameter or ``a_opt``, such as published ones; by default
-        the fit's own.
+        the intervals of the fit.
+
+    Returns
+    -------
+    IntervalWidths
+        Implied and least possible standard errors by parameter.
 
     Raises
     ------
@@ -106,7 +124,7 @@ def interval_widths(
     runs = fitted.count_as_fitted(runs)
     bounds = _bounds(fitted, runs)
     if claimed is None:
-        claimed = _own(fitted) if len(fitted.draws) else {}
+        claimed = _fitted_intervals(fitted) if len(fitted.draws) else {}
     lines = []
     for name, (low, high) in claimed.items():
         if name not in public_parameters(fitted) or not low < high:
@@ -116,10 +134,13 @@ def interval_widths(
                 f"({low}, {high})"
             )
         if bounds.get(name, 0.0) > 0:  # held parameters have no bound
-            ratio = (high - low) / SIGMAS / bounds[name]
+            ratio = (high - low) / STANDARD_ERRORS_WIDE / bounds[name]
             line = {"parameter": name, "claimed_se": ratio * bounds[name]}
             line |= {"possible_se": bounds[name], "ratio": ratio}
-            line |= {"points_needed": len(runs) / ratio**2, "too_narrow": bool(ratio < NARROW)}
+            line |= {
+                "points_needed": len(runs) / ratio**2,
+                "too_narrow": bool(ratio < MIN_WIDTH_RATIO),
+            }
             lines.append(line)
     titles = ["parameter", "claimed_se", "possible_se", "ratio", "points_needed", "too_narrow"]
     return IntervalWidths(
@@ -130,10 +151,11 @@ def interval_widths(
     )
 
 
-def _own(fitted: Fit) -> dict[str, tuple[float, float]]:
+def _fitted_intervals(fitted: Fit) -> dict[str, tuple[float, float]]:
+    """Return the 95 % percentile intervals of the public parameters that a fit estimates."""
     draws = pd.DataFrame([public_parameters(fitted, draw) for draw in fitted.draws])
     ends = {str(name): np.percentile(draws[name], [2.5, 97.5]) for name in draws}
-    # Scales run over decades: a normal error says nothing of them. Held parameters have no width.
+    # Scales vary over decades, where a normal approximation fails. Held parameters have no width.
     return {
         name: (float(low), float(high))
         for name, (low, high) in ends.items()
@@ -149,10 +171,10 @@ def _bounds(fitted: Fit, runs: RunTable) -> dict[str, float]:
     slopes = np.zeros((len(values), len(free)))
     for column, name in enumerate(free):
         ends = []
-        for side in (STEP, -STEP):
+        for side in (DIFFERENCE_STEP, -DIFFERENCE_STEP):
             moved = fitted.theta.copy()
             moved[fitted.names.index(name)] += side
             ends.append(np.array(list(public_parameters(fitted, moved).values())))
-        slopes[:, column] = (ends[0] - ends[1]) / (2 * STEP)
+        slopes[:, column] = (ends[0] - ends[1]) / (2 * DIFFERENCE_STEP)
     variance = np.einsum("ip,pq,iq->i", slopes, covariance, slopes)
     return dict(zip(values, np.sqrt(np.maximum(variance, 0.0)).tolist(), strict=True))

@@ -1,6 +1,6 @@
-"""Everything that a reviewer asks of a fitted law, in one call: ``check(law, runs)``.
+"""Check of a fitted law on a run table, with all its parts in one report: ``check(law, runs)``.
 
-The parts stand alone too: :mod:`shapelaw.scaling.checks.holdout`,
+Each part can be called by itself: see :mod:`shapelaw.scaling.checks.holdout`,
 :mod:`shapelaw.scaling.checks.metrics`, :mod:`shapelaw.scaling.checks.comparison`,
 :mod:`shapelaw.scaling.checks.conditioning`, :mod:`shapelaw.scaling.checks.chinchilla`,
 :mod:`shapelaw.scaling.fitting.compute_optimal`, :mod:`shapelaw.scaling.checks.precision` and
@@ -27,17 +27,37 @@ from shapelaw.scaling.fitting.refits import FitSettings, LawLike, fit_quickly, s
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.table import AUTO, RunTable, as_run_table
 
-RESAMPLES = 100
-UNDER_COVERED = 0.8  # of new runs inside their 95 % interval
-CONVENTIONS_APART = 1.05  # counted FLOPs over 6ND
+DEFAULT_RESAMPLES = 100
+MIN_COVERAGE = 0.8  # of held-out runs inside their 95 % interval
+MAX_FLOPS_RATIO = 1.05  # between counted FLOPs and 6ND
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class CheckReport(Result):
-    """A fit with everything that judges it.
+    """Report of a check: a fit with its diagnostics.
 
-    ``hold_outs`` are leave-largest-out by size and by compute, those that the table allows;
-    ``unavailable`` says why the others are missing; ``in_sample`` scores the fitted runs.
+    Parameters
+    ----------
+    fit
+        Fit that is checked.
+    in_sample
+        Errors on the fitted runs.
+    hold_outs
+        Leave-largest-out results by size and by compute, as far as the table allows.
+    unavailable
+        Reason by quantity for each missing hold-out.
+    identifiability
+        Condition number and gaps of the table.
+    intervals
+        Intervals that are too narrow for the number of runs.
+    valley
+        Range of N and of every ratio that costs little loss.
+    approaches
+        Compute-optimal size by the three approaches of Chinchilla.
+    checklist
+        (Mis)Fitting checklist.
+    warnings
+        Doubts about the table, the hold-outs and the fit, one sentence each.
     """
 
     fit: Fit
@@ -53,7 +73,7 @@ class CheckReport(Result):
 
     @property
     def regret(self) -> Regret | None:
-        """Decision regret on the groups that the last cut-off by size holds out."""
+        """Decision regret at the last cut-off whose held-out runs allow a choice, by size first."""
         for hold_out in self.hold_outs.values():
             for cutoff in reversed(hold_out.fitted):
                 if cutoff.regret is not None and len(cutoff.regret.groups):
@@ -61,26 +81,26 @@ class CheckReport(Result):
         return None
 
     def frame(self) -> pd.DataFrame:
-        """Scores on the fitted runs and at every cut-off."""
-        own = self.in_sample.frame().rename(columns={"rows": "rows_in"})
-        parts = [own.assign(by="fitted runs")]
-        parts += [one.frame().assign(by=by) for by, one in self.hold_outs.items()]
+        """Return the scores on the fitted runs and at every cut-off."""
+        in_sample = self.in_sample.frame().rename(columns={"rows": "rows_in"})
+        parts = [in_sample.assign(by="fitted runs")]
+        parts += [hold_out.frame().assign(by=by) for by, hold_out in self.hold_outs.items()]
         table = pd.concat([part.dropna(axis=1, how="all") for part in parts], ignore_index=True)
         return table[["by", *(name for name in table if name != "by")]]
 
     def view(self) -> View:
-        """Return the warnings, the titles and tables of every part, and what is not available."""
-        left_out = {f"leave-largest-out by {by}: ": one for by, one in self.hold_outs.items()}
-        parts: dict[str, Result] = {**left_out}
+        """Return the warnings, the titles and tables of all parts, and the parts not available."""
+        hold_outs = {f"leave-largest-out by {by}: ": part for by, part in self.hold_outs.items()}
+        parts: dict[str, Result] = {**hold_outs}
         parts |= {"identifiability": self.identifiability, "intervals": self.intervals}
         parts |= {"valley": self.valley, "approaches": self.approaches}
         parts |= {"checklist": self.checklist}
         views = {name: part.view() for name, part in parts.items()}
-        warned = counted(len(self.warnings), "warning") if self.warnings else "no warning"
+        warnings = counted(len(self.warnings), "warning") if self.warnings else "no warning"
         return View(
-            title=f"{self.fit.law_name} on {counted(len(self.fit.run_ids), 'run')}: {warned}",
+            title=f"{self.fit.law_name} on {counted(len(self.fit.run_ids), 'run')}: {warnings}",
             tables={
-                f"{name}{title}" if name in left_out else title: frame
+                f"{name}{title}" if name in hold_outs else title: frame
                 for name, view in views.items()
                 if name != "checklist"
                 for title, frame in view.tables.items()
@@ -90,20 +110,20 @@ class CheckReport(Result):
                 *(f"warning: {line}" for line in self.warnings),
                 f"error on the fitted runs {self.in_sample.mape:.3g} % of the loss",
                 *(view.title for view in views.values()),
-                *(line for name in (*left_out, "approaches") for line in views[name].notes),
+                *(line for name in (*hold_outs, "approaches") for line in views[name].notes),
                 *([self.regret.view().title] if self.regret else []),
                 *(f"by {by}: not available: {why}" for by, why in self.unavailable.items()),
             ],
         )
 
     def _repr_html_(self) -> str:
-        """Return the parts for a notebook, the checklist folded."""
+        """Return the report as HTML for a notebook, with the checklist folded."""
         return super()._repr_html_() + details_html(
             self.checklist.view().title, self.checklist.markdown()
         )
 
     def document(self) -> dict[str, Any]:
-        """Return every part."""
+        """Return all parts by name."""
         return {
             "fit": self.fit,
             "warnings": self.warnings,
@@ -131,23 +151,31 @@ def check(
     Parameters
     ----------
     subject
-        A fit to these runs, or a law to fit to them.
+        Fit to these runs, or a law to fit to them.
+    runs
+        Run table with N, tokens and loss, and the columns of the law.
     compute
-        FLOPs at which the optimum and its valley are stated; by default the largest of the runs.
+        Compute budget in FLOPs of the optimum and its valley; by default the largest of the runs.
     settings
-        Of every fit inside, by default 16 starts and 100 resamples; those of a given fit are
-        taken over.
+        Settings of every fit of the check, by default 16 starts and 100 resamples. The settings of
+        a given fit are the defaults if ``subject`` is a fit.
+
+    Returns
+    -------
+    CheckReport
+        Hold-outs, decision regret, identifiability, interval widths, valley, approaches of
+        Chinchilla, checklist and warnings.
 
     Raises
     ------
     InputError
-        The law cannot be fitted, or the fit is not one of these runs.
+        The law cannot be fitted, or the fit is of other runs.
     """
     runs = as_run_table(runs, settings.pop("size", AUTO))
-    chosen: FitSettings = {"resamples": RESAMPLES, **settings}
+    chosen: FitSettings = {"resamples": DEFAULT_RESAMPLES, **settings}
     if isinstance(subject, Fit):
         runs = subject.count_as_fitted(runs)
-        _same_runs(subject, runs)
+        _require_same_runs(subject, runs)
         chosen = {**settings_like(subject), **settings}
     law = subject.law if isinstance(subject, Fit) else subject
     fitted = subject if isinstance(subject, Fit) else fit_quickly(law, runs, **chosen)
@@ -188,7 +216,8 @@ def check(
     )
 
 
-def _same_runs(fitted: Fit, runs: RunTable) -> None:
+def _require_same_runs(fitted: Fit, runs: RunTable) -> None:
+    """Require that the runs are those of the fit, in the same order."""
     if runs.run_ids.tolist() != fitted.run_ids:
         raise InputError(
             f"`check` needs the runs of the fit ({counted(len(fitted.run_ids), 'row')}), but got "
@@ -199,31 +228,35 @@ def _same_runs(fitted: Fit, runs: RunTable) -> None:
 
 def _about_table(runs: RunTable) -> list[str]:
     """Warn of mid-schedule checkpoints, several rows of one run, and FLOPs that differ from 6ND."""
-    words = []
+    warnings = []
     if "schedule" in runs and runs["schedule"].astype(str).str.contains("const").any():
-        words.append("some schedules are constant: losses before a decay are not final losses")
-    words += [
-        f"several rows are one run ({name}): rows are not independent"
+        warnings.append("some schedules are constant: losses before a decay are not final losses")
+    warnings += [
+        f"several rows belong to one run (column {name}): rows are not independent"
         for name in ("curve", "checkpoint_of")
         if name in runs and runs[name].duplicated().any()
     ]
     if "flops_counted" in runs:
-        apart = runs["flops_counted"].to_numpy(dtype=float) / runs.compute
-        ratio = float(np.nanmedian(np.maximum(apart, 1 / apart)))
-        if ratio > CONVENTIONS_APART:
-            words.append(f"counted FLOPs and 6ND differ by a factor {ratio:.2f} (median)")
-    return words
+        ratios = runs["flops_counted"].to_numpy(dtype=float) / runs.compute
+        ratio = float(np.nanmedian(np.maximum(ratios, 1 / ratios)))
+        if ratio > MAX_FLOPS_RATIO:
+            warnings.append(f"counted FLOPs and 6ND differ by a factor {ratio:.2f} (median)")
+    return warnings
 
 
 def _about_hold_outs(hold_outs: dict[str, HoldOut]) -> list[str]:
-    words = []
+    """Warn of held-out runs that too often lie outside their 95 % intervals."""
+    warnings = []
     for by, hold_out in hold_outs.items():
-        inside = [one.coverage * len(one.held_out) for one in hold_out.fitted
-                  if one.coverage is not None]  # fmt: skip
-        rows = sum(len(one.held_out) for one in hold_out.fitted)
-        if inside and sum(inside) / rows < UNDER_COVERED:
+        inside = [
+            cutoff.coverage * len(cutoff.held_out)
+            for cutoff in hold_out.fitted
+            if cutoff.coverage is not None
+        ]
+        rows = sum(len(cutoff.held_out) for cutoff in hold_out.fitted)
+        if inside and sum(inside) / rows < MIN_COVERAGE:
             share = 100 * sum(inside) / rows
-            words.append(
+            warnings.append(
                 f"only {share:.0f} % of the runs left out by {by} lie inside their 95 % interval"
             )
-    return words
+    return warnings

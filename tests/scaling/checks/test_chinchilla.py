@@ -11,7 +11,7 @@ from support.synthetic import SHARE, isoflop_runs, synthetic_chinchilla, true_si
 QUICK = {"starts": 4, "delta": 1e-2}
 
 
-def test_all_three_approaches_find_the_true_exponent_where_there_is_no_noise():
+def test_all_three_approaches_find_the_true_exponent_without_noise():
     table = approaches(isoflop_runs(), resamples=20, starts=8, delta=0.1).frame()
     assert table["status"].tolist() == ["fitted"] * 3
     assert table["points"].tolist() == [7, 7, 63]
@@ -20,34 +20,34 @@ def test_all_three_approaches_find_the_true_exponent_where_there_is_no_noise():
     assert table["a"].iloc[2] == pytest.approx(SHARE, rel=1e-3)
 
 
-def test_noise_widens_the_intervals_and_they_hold_the_truth():
+def test_intervals_of_noisy_runs_contain_the_true_exponent():
     table = approaches(isoflop_runs(0.002), resamples=60, **QUICK).frame()
     assert ((table["a_low"] < SHARE) & (table["a_high"] > SHARE)).iloc[1:].all()
     assert (table["a_high"] - table["a_low"]).iloc[2] < (table["a_high"] - table["a_low"]).iloc[1]
 
 
-def test_the_lower_envelope_of_training_curves_is_the_first_approach():
-    found = approaches(isoflop_runs(curves=True), resamples=10, compute=1e14, **QUICK)
-    first = found.frame().iloc[0]
+def test_first_approach_uses_the_lower_envelope_when_table_has_curves():
+    result = approaches(isoflop_runs(curves=True), resamples=10, compute=1e14, **QUICK)
+    first = result.frame().iloc[0]
     assert first["approach"] == "1 (minimum over curves)"
     assert first["a"] == pytest.approx(SHARE, abs=0.02)
     assert first["n"] == pytest.approx(true_size(1e14), rel=0.1)
-    assert found.minima["1"]["flops"].between(1e10, 1e22).all()
+    assert result.minima["1"]["flops"].between(1e10, 1e22).all()
 
 
-def test_tables_that_cannot_do_it_say_why():
+def test_approaches_give_the_reason_when_table_does_not_allow_them():
     runs = synthetic_chinchilla(0.002, shapes=8, tokens=(1e6,))
-    found = approaches(runs, resamples=0, **QUICK)
-    table = found.frame()
+    result = approaches(runs, resamples=0, **QUICK)
+    table = result.frame()
     assert table["a"].isna().all()
     assert table["status"].str.startswith("not available: ").all()
     assert "a line needs 3; train more sizes at equal compute" in table["status"].iloc[1]
     assert "B held at no effect" in table["status"].iloc[2]
-    assert found.view().title.count("not available") == 3
-    assert json.dumps(found.as_json(), allow_nan=False)
+    assert result.view().title.count("not available") == 3
+    assert json.dumps(result.as_json(), allow_nan=False)
 
 
-def test_a_minimum_at_the_edge_of_the_sizes_tried_is_none():
+def test_minimum_at_the_edge_of_the_sizes_tried_is_ignored():
     runs = isoflop_runs()
     compute = 6 * runs[N] * runs[D]
     lopsided = runs[runs[N] > 1.2 * true_size(1) * compute**SHARE]
@@ -55,6 +55,6 @@ def test_a_minimum_at_the_edge_of_the_sizes_tried_is_none():
     assert table["points"].tolist()[:2] == [0, 0]
 
 
-def test_a_budget_that_is_no_number_is_refused():
+def test_approaches_raise_when_compute_is_not_positive():
     with pytest.raises(InputError, match="`compute > 0` and finite must hold"):
         approaches(isoflop_runs(), compute=-1.0)

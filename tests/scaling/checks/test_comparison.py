@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from shapelaw.scaling.checks.comparison import SAME_ERROR, compare, spread_over_laws
+from shapelaw.scaling.checks.comparison import NEGLIGIBLE_DIFFERENCE, compare, spread_over_laws
 from shapelaw.scaling.checks.conditioning import identifiability_report
 from shapelaw.scaling.checks.precision import interval_widths
 from shapelaw.scaling.errors import InputError
@@ -19,7 +19,7 @@ LAWS = ["chinchilla", "conditional-steady"]
 
 @pytest.fixture(scope="module")
 def conditional():
-    """Synthetic runs in which shape matters."""
+    """Return synthetic runs with an effect of shape."""
     return synthetic_runs(shapes=6, sizes=FIVE)
 
 
@@ -31,7 +31,7 @@ def compared(conditional):
 # Comparison.
 
 
-def test_the_true_law_of_two_is_preferred(compared):
+def test_compare_ranks_true_law_first(compared):
     assert compared.best == "conditional-steady"
     assert compared.table["verdict"].tolist() == ["best", "worse"]
     first, second = compared.table.to_dict("records")
@@ -41,7 +41,7 @@ def test_the_true_law_of_two_is_preferred(compared):
     assert second["low"] < second["worse_by_percent"] < second["high"]
 
 
-def test_errors_are_those_of_the_runs_left_out(compared, conditional):
+def test_extrapolation_error_is_computed_from_held_out_runs(compared, conditional):
     line = compared.table.set_index("law").loc["chinchilla"]
     errors = compared.hold_outs["chinchilla"].errors()
     off = 100 * (errors["predicted_loss"] / errors["loss"] - 1).abs().mean()
@@ -51,44 +51,49 @@ def test_errors_are_those_of_the_runs_left_out(compared, conditional):
 
 
 @pytest.mark.slow
-def test_a_law_that_only_fits_better_does_not_win():
-    # Without an effect of shape, the larger law fits noise: held out, it gains nothing.
+def test_larger_law_does_not_win_when_shape_has_no_effect():
+    # Without an effect of shape the larger law fits noise and gains nothing on held-out runs.
     runs = synthetic_chinchilla(0.01, shapes=5, sizes=FIVE)
-    found = compare(LAWS, runs, by="size", cutoffs=[4e5, 8e5], **QUICK)
-    lines = found.table.set_index("law")
+    comparison = compare(LAWS, runs, by="size", cutoffs=[4e5, 8e5], **QUICK)
+    lines = comparison.table.set_index("law")
     assert set(lines["verdict"]) <= {"best", "tied with the best"}
-    assert lines["low"].max() <= SAME_ERROR
-    assert "tied with it" in found.view().title
+    assert lines["low"].max() <= NEGLIGIBLE_DIFFERENCE
+    assert "tied with it" in comparison.view().title
 
 
 @pytest.mark.slow
-def test_a_law_that_fits_best_and_extrapolates_worse_is_named():
-    # A curvature that turns around above the cut-off: the flexible law follows it and is wrong.
+def test_law_that_fits_best_but_extrapolates_worse_is_named():
+    # A curvature that reverses above the cut-off: the flexible law extrapolates it wrongly.
     runs = synthetic_chinchilla(0.001, shapes=8, sizes=FIVE)
     bend = 0.05 * np.log(runs["mlp_to_attention"] / 2) ** 2
     runs["loss"] *= np.where(runs[N] < 7e5, 1 + bend, 1 / (1 + bend))
-    found = compare(LAWS, runs, by="size", cutoffs=[8e5], **QUICK)
-    assert found.best == "chinchilla"
+    comparison = compare(LAWS, runs, by="size", cutoffs=[8e5], **QUICK)
+    assert comparison.best == "chinchilla"
     assert (
-        "conditional-steady fits the runs best, and does not extrapolate best" in found.view().notes
+        "conditional-steady fits the runs best, but does not extrapolate best"
+        in comparison.view().notes
     )
 
 
-def test_few_sizes_are_not_resampled_and_it_says_so(compared):
+def test_runs_are_resampled_instead_of_sizes_when_sizes_are_few(compared):
     assert compared.clusters.startswith("run: 3 sizes are too few to resample")
     many = synthetic_chinchilla(0.01, shapes=1, sizes=tuple(np.geomspace(1e5, 1e7, 12)))
-    found = compare(LAWS, many, by="size", cutoffs=[1e6], **QUICK)
-    assert found.clusters == "size (6 sizes)"
+    comparison = compare(LAWS, many, by="size", cutoffs=[1e6], **QUICK)
+    assert comparison.clusters == "size (6 sizes)"
 
 
-def test_a_law_that_cannot_be_fitted_stands_last_with_the_reason(conditional):
+def test_law_that_cannot_be_fitted_comes_last_with_the_reason(conditional):
     table = conditional.drop(columns="gqa")
-    found = compare([*LAWS], table, by="size", cutoffs=[8e5], **QUICK)
-    assert found.best == "chinchilla"
-    assert found.table["verdict"].iloc[-1].startswith("not available: the run table lacks the col")
+    comparison = compare([*LAWS], table, by="size", cutoffs=[8e5], **QUICK)
+    assert comparison.best == "chinchilla"
+    assert (
+        comparison.table["verdict"]
+        .iloc[-1]
+        .startswith("not available: the run table lacks the col")
+    )
 
 
-def test_a_comparison_shows_itself(compared):
+def test_comparison_is_displayed_as_text_html_and_json(compared):
     document = json.loads(json.dumps(compared.as_json(), allow_nan=False))
     assert document["best"] == "conditional-steady"
     assert [line["law"] for line in document["laws"]] == ["conditional-steady", "chinchilla"]
@@ -97,36 +102,37 @@ def test_a_comparison_shows_itself(compared):
 
 
 @pytest.mark.parametrize(
-    ("laws", "words"),
+    ("laws", "message"),
     [
         (["chinchilla"], "`compare` needs at least 2 different laws, but got"),
         (["chinchilla", "chinchilla"], "`compare` needs at least 2 different laws"),
         (["nonsense", "other"], "none of the laws can be compared: `--law` must be one of"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(conditional, laws, words):
-    with pytest.raises(InputError, match=words):
+def test_compare_raises_when_laws_are_too_few_equal_or_unknown(conditional, laws, message):
+    with pytest.raises(InputError, match=message):
         compare(laws, conditional, **QUICK)
 
 
-def test_a_reason_that_all_laws_share_stands_once(conditional):
+def test_reason_shared_by_all_laws_is_printed_once(conditional):
     with pytest.raises(InputError, match="`by` must be one of") as error:
         compare(LAWS, conditional, by="depth", **QUICK)
     assert str(error.value).count("`by` must be one of") == 1
 
 
-def test_the_spread_over_laws_is_the_range_of_their_predictions(conditional):
-    found = spread_over_laws(LAWS, conditional, conditional.head(4), **QUICK)
-    table = found.frame()
-    one = fit("conditional-steady", conditional, resamples=0, **QUICK).central(conditional.head(4))
-    np.testing.assert_allclose(table["conditional-steady"], one, rtol=1e-6)
+def test_spread_over_laws_is_range_of_their_predictions(conditional):
+    spread = spread_over_laws(LAWS, conditional, conditional.head(4), **QUICK)
+    table = spread.frame()
+    fitted = fit("conditional-steady", conditional, resamples=0, **QUICK)
+    expected = fitted.central(conditional.head(4))
+    np.testing.assert_allclose(table["conditional-steady"], expected, rtol=1e-6)
     assert (table["lowest"] == table[LAWS].min(axis=1)).all()
     assert (table["range_percent"] > 0).all()
     missing = spread_over_laws([*LAWS, "nonsense"], conditional, conditional.head(4), **QUICK)
     assert missing.view().notes[0].startswith("nonsense: not available: `--law` must be one of")
 
 
-def test_a_spread_of_no_law_is_refused(conditional):
+def test_spread_over_laws_raises_when_no_law_can_be_fitted(conditional):
     with pytest.raises(InputError, match="none of the laws can be fitted"):
         spread_over_laws(["nonsense"], conditional, conditional.head(4))
 
@@ -135,11 +141,11 @@ def test_a_spread_of_no_law_is_refused(conditional):
 
 
 def designed(slope: float) -> pd.DataFrame:
-    """Synthetic runs whose ln D moves with ln N by a slope, beside a spread of its own."""
+    """Return synthetic runs with ln D linear in ln N by a slope, plus independent variation."""
     generator = np.random.default_rng(0)
     size = np.exp(generator.uniform(np.log(1e5), np.log(1e7), 60))
-    own = np.exp((1 - slope) * generator.uniform(np.log(0.05), np.log(20), 60))
-    runs = pd.DataFrame({N: size, D: 1e7 * (size / 1e6) ** slope * own})
+    variation = np.exp((1 - slope) * generator.uniform(np.log(0.05), np.log(20), 60))
+    runs = pd.DataFrame({N: size, D: 1e7 * (size / 1e6) ** slope * variation})
     for name in ("hidden_over_sqrt_n", "mlp_to_attention", "gqa"):
         runs[name] = 1.0
     none = {"hidden_over_sqrt_n_curvature": 0, "mlp_to_attention_curvature": 0, "gqa_slope": 0}
@@ -147,15 +153,15 @@ def designed(slope: float) -> pd.DataFrame:
     return runs
 
 
-def test_the_condition_number_grows_as_tokens_move_with_size():
-    found = [
+def test_condition_number_grows_when_tokens_correlate_with_size():
+    conditions = [
         identifiability_report("chinchilla", designed(slope), **QUICK).condition
         for slope in (0.0, 0.6, 0.95)
     ]
-    assert found[0] < found[1] < 100 < found[2]
+    assert conditions[0] < conditions[1] < 100 < conditions[2]
 
 
-def test_the_condition_number_is_that_of_the_jacobian_with_columns_of_length_one():
+def test_condition_number_equals_that_of_jacobian_with_unit_columns():
     runs = designed(0.3)
     fitted = fit("chinchilla", runs, resamples=0, **QUICK)
 
@@ -170,10 +176,10 @@ def test_the_condition_number_is_that_of_the_jacobian_with_columns_of_length_one
     assert report.condition == pytest.approx(np.linalg.cond(jacobian), rel=1e-3)
 
 
-def test_tokens_that_move_with_size_are_named_with_a_remedy():
+def test_tokens_that_correlate_with_size_are_a_finding_with_a_remedy():
     report = identifiability_report("chinchilla", designed(0.95), **QUICK)
-    finding = next(one for one in report.findings if one.what.startswith("D moves with N"))
-    assert "alpha and beta trade places" in finding.what
+    finding = next(part for part in report.findings if part.what.startswith("D varies with N"))
+    assert "alpha and beta are confounded" in finding.what
     assert finding.remedy == "vary tokens at fixed size, or hold alpha = beta"
     assert report.status in ("poorly conditioned", "not identifiable")
     assert len(report.directions) >= 1
@@ -181,7 +187,7 @@ def test_tokens_that_move_with_size_are_named_with_a_remedy():
     assert any(name in first for name in ("A ", "B ", "alpha", "beta"))
 
 
-def test_a_good_design_has_no_finding():
+def test_report_of_good_design_has_no_finding():
     report = identifiability_report("chinchilla", designed(0.0), **QUICK)
     assert report.findings == ()
     assert report.status == "identified"
@@ -189,7 +195,7 @@ def test_a_good_design_has_no_finding():
     assert report.levels[N] > 10
 
 
-def test_the_correlations_are_those_of_the_jacobian(conditional):
+def test_extreme_correlation_is_the_largest_of_the_matrix(conditional):
     report = identifiability_report("conditional-steady", conditional, **QUICK)
     table = report.correlation
     np.testing.assert_allclose(np.diag(table), 1)
@@ -210,7 +216,7 @@ def test_the_correlations_are_those_of_the_jacobian(conditional):
         ),
         (
             synthetic_runs().assign(gqa=lambda t: 40 * t["hidden_over_sqrt_n"]),
-            "hidden_over_sqrt_n moves with gqa (correlation 1.000)",
+            "hidden_over_sqrt_n varies with gqa (correlation 1.000)",
             "train runs that differ in gqa at the same hidden_over_sqrt_n",
         ),
         (
@@ -220,14 +226,14 @@ def test_the_correlations_are_those_of_the_jacobian(conditional):
         ),
     ],
 )
-def test_each_gap_of_a_table_has_a_remedy(runs, what, remedy):
+def test_each_gap_of_a_table_is_reported_with_its_remedy(runs, what, remedy):
     report = identifiability_report("conditional-steady", runs, **QUICK)
-    found = [finding.remedy for finding in report.findings if finding.what.startswith(what)]
-    assert found == [remedy]
+    remedies = [finding.remedy for finding in report.findings if finding.what.startswith(what)]
+    assert remedies == [remedy]
     assert what in report.summary()
 
 
-def test_what_a_fit_held_is_a_finding():
+def test_held_parameter_is_a_finding():
     report = identifiability_report("conditional-steady", synthetic_runs(tokens=(1e6,)), **QUICK)
     held = [finding for finding in report.findings if finding.what.startswith("B, beta held")]
     assert len(held) == 1
@@ -243,33 +249,35 @@ def fitted():
     return fit("chinchilla", runs, resamples=60, seed=1, **QUICK), runs
 
 
-def test_the_intervals_of_a_bootstrap_are_wide_enough(fitted):
-    found = interval_widths(*fitted)
-    assert found.too_narrow == []
-    assert found.widths["ratio"].between(0.6, 1.8).all()
-    assert "60 resamples are too few for the ends of an interval" in found.view().notes
+def test_bootstrap_intervals_are_not_flagged_as_too_narrow(fitted):
+    intervals = interval_widths(*fitted)
+    assert intervals.too_narrow == []
+    assert intervals.widths["ratio"].between(0.6, 1.8).all()
+    assert "60 resamples are too few for the ends of an interval" in intervals.view().notes
 
 
-def test_an_interval_k_times_too_narrow_needs_k_squared_times_the_runs(fitted):
-    one, runs = fitted
-    possible = interval_widths(one, runs).widths.set_index("parameter").loc["beta", "possible_se"]
-    middle, half = one.parameters()["beta"]["value"], 1.96 * possible / 10
-    found = interval_widths(one, runs, claimed={"beta": (middle - half, middle + half)})
-    assert found.too_narrow == ["beta"]
-    assert found.widths["points_needed"].iloc[0] == pytest.approx(100 * len(runs), rel=1e-3)
+def test_interval_k_times_too_narrow_needs_k_squared_times_the_runs(fitted):
+    law_fit, runs = fitted
+    possible = (
+        interval_widths(law_fit, runs).widths.set_index("parameter").loc["beta", "possible_se"]
+    )
+    middle, half = law_fit.parameters()["beta"]["value"], 1.96 * possible / 10
+    intervals = interval_widths(law_fit, runs, claimed={"beta": (middle - half, middle + half)})
+    assert intervals.too_narrow == ["beta"]
+    assert intervals.widths["points_needed"].iloc[0] == pytest.approx(100 * len(runs), rel=1e-3)
 
 
-def test_the_possible_error_falls_with_the_root_of_the_runs(fitted):
-    one, runs = fitted
-    twice = pd.concat([runs] * 4, ignore_index=True)
+def test_possible_error_falls_with_square_root_of_number_of_runs(fitted):
+    law_fit, runs = fitted
+    fourfold = pd.concat([runs] * 4, ignore_index=True)
     few, many = (
-        interval_widths(one, table, claimed={"beta": (0.3, 0.4)}).widths["possible_se"].iloc[0]
-        for table in (runs, twice)
+        interval_widths(law_fit, table, claimed={"beta": (0.3, 0.4)}).widths["possible_se"].iloc[0]
+        for table in (runs, fourfold)
     )
     assert many == pytest.approx(few / 2)
 
 
 @pytest.mark.parametrize("claimed", [{"gamma": (0.1, 0.2)}, {"beta": (0.4, 0.3)}])
-def test_claims_that_cannot_be_judged_are_refused(fitted, claimed):
+def test_interval_widths_raises_on_unknown_parameter_or_empty_interval(fitted, claimed):
     with pytest.raises(InputError, match="`claimed` must give intervals low < high of E, A, alpha"):
         interval_widths(*fitted, claimed=claimed)

@@ -1,4 +1,4 @@
-"""What the literature found on the Chinchilla data, found again by the checks."""
+"""Reproduction of published findings on the Chinchilla data by the checks."""
 
 import os
 
@@ -19,7 +19,7 @@ CUTOFFS = (1e20, 3e20, 6e20, 1e21)
 
 @pytest.fixture(scope="module")
 def runs():
-    """The 240 Chinchilla points, or a reason to skip."""
+    """Return the 240 Chinchilla points; skip the test if they are missing."""
     if not os.environ.get(MIRROR):
         pytest.skip(f"the public tables are not here: set {MIRROR} to a folder that holds them")
     table = load_runs("chinchilla").frame
@@ -45,7 +45,7 @@ def test_parameters_drift_with_the_largest_compute_that_is_fitted(by_compute):
     assert drift["a_opt"].iloc[-1] == pytest.approx(0.51390, abs=5e-6)
 
 
-def test_the_held_out_error_looks_fine_while_they_do(by_compute):
+def test_held_out_error_stays_near_one_percent_while_parameters_drift(by_compute):
     table = by_compute.frame()
     assert table["mape_percent"].round(2).tolist() == [0.89, 1.00, 1.04, 1.05]
     assert (table["rows_in"] + table["rows_out"] == 240).all()
@@ -54,13 +54,13 @@ def test_the_held_out_error_looks_fine_while_they_do(by_compute):
     )
 
 
-def test_the_error_grows_with_the_distance(by_compute):
+def test_held_out_error_grows_with_distance(by_compute):
     near_to_far = by_compute.by_distance()["mape_percent"].tolist()
     assert near_to_far == sorted(near_to_far)
     assert near_to_far[-1] > 2 * near_to_far[0]
 
 
-def test_the_condition_number_with_centred_logarithms_is_33(golden, runs):
+def test_condition_number_of_chinchilla_data_is_33_with_centred_logarithms(golden, runs):
     report = identifiability_report(golden, runs)
     assert report.condition == pytest.approx(33, abs=0.1)
     assert report.status == "identified"
@@ -72,7 +72,7 @@ def test_the_condition_number_with_centred_logarithms_is_33(golden, runs):
 
 
 def test_published_intervals_of_the_exponent_would_need_far_more_runs(golden, runs):
-    # arXiv 2203.15556, table A3: .454 to .455 for approach 3; arXiv 2404.10102 says so.
+    # arXiv 2203.15556, table A3: 0.454 to 0.455 for approach 3; arXiv 2404.10102 notes its width.
     flagged = interval_widths(golden, runs, claimed={"a_opt": (0.454, 0.455)})
     assert flagged.too_narrow == ["a_opt"]
     assert flagged.widths["points_needed"].iloc[0] > 100_000
@@ -80,10 +80,10 @@ def test_published_intervals_of_the_exponent_would_need_far_more_runs(golden, ru
     assert interval_widths(golden, runs).too_narrow == []
 
 
-def test_the_three_approaches_agree_on_one_half(runs):
-    found = approaches(runs, delta=1e-3, resamples=60)
-    table = found.frame().set_index("approach")
-    assert found.compute == runs["flops_6nd"].max()
+def test_three_approaches_agree_on_an_exponent_of_one_half(runs):
+    result = approaches(runs, delta=1e-3, resamples=60)
+    table = result.frame().set_index("approach")
+    assert result.compute == runs["flops_6nd"].max()
     assert set(table["status"]) == {"fitted"}
     assert table.loc["3 (parametric law)", "a"] == pytest.approx(0.51390, abs=5e-6)
     assert ((table["a_low"] < 0.5) & (table["a_high"] > 0.5)).all()
@@ -91,7 +91,7 @@ def test_the_three_approaches_agree_on_one_half(runs):
     assert table["n"].max() < 2 * table["n"].min()
 
 
-def test_the_optimum_at_the_budget_of_chinchilla_is_near_twenty_tokens_per_parameter(golden):
+def test_optimum_at_the_budget_of_chinchilla_is_near_twenty_tokens_per_parameter(golden):
     best = allocation(golden, 5.76e23)
     assert best.method == "closed form"
     assert best.n["value"] == pytest.approx(7.2e10, rel=0.1)
@@ -99,12 +99,14 @@ def test_the_optimum_at_the_budget_of_chinchilla_is_near_twenty_tokens_per_param
     assert best.exponent["low"] == pytest.approx(0.48, abs=0.02)
 
 
-def test_the_whole_check_warns_that_new_runs_leave_their_intervals(golden, runs):
-    found = check(golden, runs, starts=4, resamples=20)
-    assert set(found.hold_outs) == {"size", "compute"}
-    assert found.unavailable == {}
-    warned = " ".join(found.warnings)
+def test_check_warns_that_held_out_runs_lie_outside_their_intervals(golden, runs):
+    report = check(golden, runs, starts=4, resamples=20)
+    assert set(report.hold_outs) == {"size", "compute"}
+    assert report.unavailable == {}
+    warned = " ".join(report.warnings)
     assert "of the runs left out by compute lie inside their 95 % interval" in warned
-    assert found.regret is None
-    assert found.in_sample.rows == 240
-    assert found.checklist.sections["Fitting"]["value at the optimum"].startswith("0.0010182740178")
+    assert report.regret is None
+    assert report.in_sample.rows == 240
+    assert report.checklist.sections["Fitting"]["value at the optimum"].startswith(
+        "0.0010182740178"
+    )
