@@ -1,4 +1,5 @@
-"""Fit a law to a run table: the front function, fits as data, refits, optima.
+"""Fits of laws to run tables: the function ``fit``, its result, refits and optima.
 
-Imports uncertainty, solver, laws, runs and what lies below.
+May import :mod:`shapelaw.scaling.uncertainty`, :mod:`shapelaw.scaling.solver`,
+:mod:`shapelaw.scaling.laws`, :mod:`shapelaw.scaling.runs` and the layers below them.
 """

@@ -1,7 +1,8 @@
-"""The compute-optimal model size of a law, and the range of sizes that are nearly as good.
+"""Compute-optimal model size of a law, and the range of sizes of nearly the same loss.
 
-The optimum of a scaling law is flat: models of very different size reach nearly the same loss. So
-every optimum is reported with the range of sizes whose loss is within a tolerance of the best.
+The optimum of a scaling law is flat: models of very different size reach nearly the same loss.
+Every optimum is therefore reported with the range of sizes whose loss is within a tolerance of the
+lowest.
 """
 
 from collections.abc import Mapping
@@ -17,21 +18,36 @@ from shapelaw.scaling.fitting.result import LEVEL, Fit
 from shapelaw.scaling.laws.bases import Chinchilla
 from shapelaw.scaling.runs.columns import D, N
 
-TOLERANCE = 0.001  # of the loss: inside it lies the flat valley
-GRID = 801
-STEP = 1.01  # factor of compute over which the exponent of N* is measured on a grid
-SIZES_BEYOND = 1e3  # how far N is looked for outside the fitted sizes
-RATIO_BEYOND = 4.0  # and a ratio outside its range
+DEFAULT_TOLERANCE = 0.001  # of the loss; the flat valley lies within it
+GRID_POINTS = 801  # values of a ratio; four times as many sizes
+COMPUTE_STEP = 1.01  # factor of compute over which the exponent of N* is measured on a grid
+MAX_SIZE_EXTRAPOLATION = 1e3  # factor beyond the fitted sizes up to which N is searched
+MAX_RATIO_EXTRAPOLATION = 4.0  # factor beyond its range up to which a ratio is searched
 Range = dict[str, float | None]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ComputeOptimal(Result):
-    """The best N and D of a compute C = 6ND, each with its 95 % interval.
+    """Compute-optimal N and D at C = 6ND, each with its 95 % interval.
 
-    ``n`` in parameters (by the size convention of the fit), ``tokens``, ``tokens_per_n``, and
-    ``exponent``, a of N* ∝ C^a; each has value, low and high, None where unknown. ``why`` says why
-    there is no optimum.
+    Each quantity has the keys value, low and high, None where unknown.
+
+    Parameters
+    ----------
+    compute
+        Compute budget C, FLOPs.
+    method
+        Method of the minimisation.
+    n
+        Parameters, by the size convention of the fit.
+    tokens
+        Training tokens.
+    tokens_per_n
+        Tokens per parameter.
+    exponent
+        a of N* ∝ C^a.
+    why
+        Reason that there is no optimum; empty if there is one.
     """
 
     compute: float
@@ -43,17 +59,17 @@ class ComputeOptimal(Result):
     why: str = ""
 
     def frame(self) -> pd.DataFrame:
-        """One row per quantity."""
+        """Return one row per quantity."""
         quantities = {
             "N* (parameters)": self.n,
             "D* (tokens)": self.tokens,
             "D*/N*": self.tokens_per_n,
             "a (N* ∝ C^a)": self.exponent,
         }
-        return pd.DataFrame([{"quantity": name, **one} for name, one in quantities.items()])
+        return pd.DataFrame([{"quantity": name, **ends} for name, ends in quantities.items()])
 
     def view(self) -> View:
-        """Return the best N and D with intervals, or why there are none."""
+        """Return the best N and D with intervals, or the reason that there are none."""
         title = f"no best N at {self.compute:.3g} FLOPs: {self.why}"
         if not self.why:
             size, tokens = self.n["value"], self.tokens["value"]
@@ -64,7 +80,7 @@ class ComputeOptimal(Result):
 
 
 class BestSizes(NamedTuple):
-    """The compute-optimal N (k,), its exponent in the compute (k,), and how both were found."""
+    """Compute-optimal N (k,), its exponent in the compute (k,), and the method of both."""
 
     n: np.ndarray
     exponent: np.ndarray
@@ -74,25 +90,28 @@ class BestSizes(NamedTuple):
 def best_sizes(
     fitted: Fit, thetas: np.ndarray, compute: float, ratios: Mapping[str, float] | None = None
 ) -> BestSizes:
-    """Minimise the loss of a law along C = 6ND, for many rows of parameters.
+    """Minimise the loss of a law along C = 6ND for many vectors of parameters.
 
     Chinchilla's law has N* = G (C/6)^a with a = β/(α+β) and G = (αA/βB)^(1/(α+β)) (arXiv
-    2203.15556, equation 4). With shape factors this is the optimum of the best shape of every
+    2203.15556, equation 4). With shape factors this is the optimum for the best shape at every
     size. For ratios that are held, and for other laws, N is searched on a grid.
 
     Parameters
     ----------
+    fitted
+        Fit that gives the law, its reference and the range of sizes.
     thetas
         Internal parameters, (k, p).
     compute
-        Training FLOPs.
+        Compute budget, FLOPs.
     ratios
-        Shape ratios that are held while N moves. None: every ratio at its best at each size, for
-        laws on Chinchilla's base only.
+        Shape ratios that are held while N varies. None keeps every ratio at its optimum at each
+        size, for laws with the base of Chinchilla only.
 
     Returns
     -------
-    NaN where there is no optimum within a factor of 1000 of the fitted sizes.
+    BestSizes
+        N and its exponent, NaN if there is no optimum within a factor of 1000 of the fitted sizes.
     """
     if isinstance(fitted.law.base, Chinchilla) and (ratios is None or not fitted.law.shapes):
         public = fitted.law.public(thetas, fitted.reference)
@@ -101,14 +120,14 @@ def best_sizes(
         exponent = beta / (alpha + beta)
         size = np.exp(log_scale + exponent * np.log(compute / 6))
         return BestSizes(size, exponent, "closed form")
-    grid, found = _sizes(fitted), []
+    grid, minima = _sizes(fitted), []
     for theta in thetas:
         near, far = (
-            _lowest(np.log(grid), _along(fitted, theta, grid, c, ratios or {}))
-            for c in (compute, compute * STEP)
+            _minimum(np.log(grid), _log_loss_at_compute(fitted, theta, grid, budget, ratios or {}))
+            for budget in (compute, compute * COMPUTE_STEP)
         )
-        found.append((np.exp(near), (far - near) / np.log(STEP)))
-    sizes, exponents = np.array(found).T
+        minima.append((np.exp(near), (far - near) / np.log(COMPUTE_STEP)))
+    sizes, exponents = np.array(minima).T
     return BestSizes(sizes, exponents, "grid over N")
 
 
@@ -119,22 +138,29 @@ def allocation(
 
     Parameters
     ----------
+    fitted
+        Fit with or without resamples.
     compute
-        Training FLOPs.
+        Compute budget, FLOPs.
     shape
-        Ratios of the shape that is scaled; by default every ratio at its optimum.
+        Ratios of the shape that is scaled; by default every ratio is at its optimum.
+
+    Returns
+    -------
+    ComputeOptimal
+        Optimum with 95 % intervals, or the reason that there is none.
 
     Raises
     ------
     InputError
-        The compute is not a positive number, or a ratio is not one of the law's.
+        The compute is not a positive number, or the law has no such ratio.
     """
     if not 0 < compute < np.inf:
         raise InputError(f"`compute > 0` and finite must hold, but got {compute}; write 1e21")
     unfit = {"A", "B"} & {name for name in fitted.held if fitted.held[name].value < -10}
     if unfit or not {N, D} <= set(fitted.law.columns):
-        word = f"{' and '.join(sorted(unfit))} held at no effect" if unfit else "no N and D in it"
-        return _unknown(compute, f"the law has {word}: nothing to trade")
+        gap = f"{' and '.join(sorted(unfit))} held at no effect" if unfit else "no N and D"
+        return _unknown(compute, f"the law has {gap}: N and D have no trade-off")
     thetas = np.vstack([fitted.theta, *fitted.draws])
     best = best_sizes(fitted, thetas, compute, shape_held(fitted, shape))
     if not np.isfinite(best.n[0]):
@@ -151,6 +177,7 @@ def allocation(
 
 
 def _unknown(compute: float, why: str) -> ComputeOptimal:
+    """Return the result of a law without an optimum."""
     none: Range = {"value": None, "low": None, "high": None}
     return ComputeOptimal(
         compute=compute, method="none", n=none, tokens=none, tokens_per_n=none, exponent=none,
@@ -159,43 +186,68 @@ def _unknown(compute: float, why: str) -> ComputeOptimal:
 
 
 def _range(values: np.ndarray) -> Range:
-    """First the value, then the resamples, of which those without an optimum count as far out."""
+    """Return the first value with the percentile interval of the other values, the resamples.
+
+    A resample without an optimum may lie beyond either end. The interval is therefore unknown if
+    the share of such resamples exceeds the share that an interval leaves out at one end.
+    """
     draws = values[1:]
     if not len(draws):
         return {"value": float(values[0]), "low": None, "high": None}
-    lost = ~np.isfinite(draws)
-    if lost.mean() > (100 - LEVEL) / 200:
+    missing = ~np.isfinite(draws)
+    if missing.mean() > (100 - LEVEL) / 200:
         return {"value": float(values[0]), "low": None, "high": None}
-    low, high = np.percentile(draws[~lost], [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
+    low, high = np.percentile(draws[~missing], [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
     return {"value": float(values[0]), "low": float(low), "high": float(high)}
 
 
 def _sizes(fitted: Fit) -> np.ndarray:
+    """Return the grid of sizes on which N is searched."""
     low, high = fitted.ranges[N]
-    return np.geomspace(low / SIZES_BEYOND, high * SIZES_BEYOND, 4 * GRID)
+    return np.geomspace(
+        low / MAX_SIZE_EXTRAPOLATION, high * MAX_SIZE_EXTRAPOLATION, 4 * GRID_POINTS
+    )
 
 
-def _along(
+def _log_loss_at_compute(
     fitted: Fit, theta: np.ndarray, sizes: np.ndarray, compute: float, ratios: Mapping[str, float]
 ) -> np.ndarray:
-    """Ln loss at every size with the tokens that the compute leaves."""
+    """Return ln loss at every size, with D = C / 6N."""
     columns = {name: np.full(len(sizes), value) for name, value in ratios.items()}
     columns |= {N: sizes, D: compute / (6 * sizes)}
     return np.asarray(fitted.law.log_loss(theta, columns, fitted.reference)[0])
 
 
-def _lowest(x: np.ndarray, y: np.ndarray) -> float:
-    """Where y is lowest, by a parabola through the three lowest points; NaN at an end."""
+def _minimum(x: np.ndarray, y: np.ndarray) -> float:
+    """Locate the minimum of y by a parabola through three points; NaN if it is at an end."""
     i = int(np.argmin(y))
     if i in (0, len(x) - 1):
         return float("nan")
-    bend = y[i - 1] - 2 * y[i] + y[i + 1]
-    shift = 0.5 * (y[i - 1] - y[i + 1]) / bend if bend > 0 else 0.0
+    curvature = y[i - 1] - 2 * y[i] + y[i + 1]
+    shift = 0.5 * (y[i - 1] - y[i + 1]) / curvature if curvature > 0 else 0.0
     return float(x[i] + shift * (x[1] - x[0]))
 
 
 def shape_held(fitted: Fit, given: Mapping[str, float] | None) -> dict[str, float]:
-    """Ratios to hold: as given, else at the optimum, else in the middle of the runs."""
+    """Choose the ratios to hold: as given, else at the optimum, else the middle of their range.
+
+    Parameters
+    ----------
+    fitted
+        Fit that gives the optima and ranges of the ratios.
+    given
+        Ratios by column; None for none.
+
+    Returns
+    -------
+    dict
+        Value of every ratio of the law by column.
+
+    Raises
+    ------
+    InputError
+        The law has no such ratio, or the value is not a positive number.
+    """
     columns = [name for name in fitted.law.columns if name not in (N, D)]
     for name, value in (given or {}).items():
         if name not in columns or not 0 < value < np.inf:
@@ -214,10 +266,19 @@ def shape_held(fitted: Fit, given: Mapping[str, float] | None) -> dict[str, floa
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Valley(Result):
-    """How far N and each ratio can move before the loss is more than .1 % above the best.
+    """Flat valley: the ranges of N and of each ratio whose loss is within a tolerance of the best.
 
-    ``ranges`` has a row per quantity: the best value and both ends, None where the valley goes on
-    beyond what was looked at, and the width as a factor.
+    Parameters
+    ----------
+    law_name
+        Name of the law.
+    tolerance
+        Fraction of the loss.
+    allocation
+        Compute-optimal N and D.
+    ranges
+        One row per quantity: the best value, both ends (NaN if the valley extends beyond the range
+        that was searched) and the width as a factor.
     """
 
     law_name: str
@@ -226,7 +287,7 @@ class Valley(Result):
     ranges: pd.DataFrame
 
     def frame(self) -> pd.DataFrame:
-        """Return the ranges."""
+        """Return one row per quantity."""
         return self.ranges
 
     def view(self) -> View:
@@ -246,7 +307,7 @@ class Valley(Result):
         )
 
     def document(self) -> dict[str, Any]:
-        """Return optimum and valley."""
+        """Return the optimum and its valley."""
         return {
             "law": self.law_name,
             "compute": self.allocation.compute,
@@ -258,7 +319,8 @@ class Valley(Result):
 
 
 def _end(value: float) -> str:
-    return f"{value:.3g}" if np.isfinite(value) else "beyond the range looked at"
+    """Format an end of a valley."""
+    return f"{value:.3g}" if np.isfinite(value) else "beyond the range searched"
 
 
 def valley(
@@ -266,18 +328,25 @@ def valley(
     compute: float | None = None,
     *,
     shape: Mapping[str, float] | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float = DEFAULT_TOLERANCE,
 ) -> Valley:
-    """The flat valley around the best N of a compute, and around the best value of each ratio.
+    """Find the flat valley around the compute-optimal N and around the best value of each ratio.
 
     Parameters
     ----------
+    fitted
+        Fit with or without resamples.
     compute
-        Training FLOPs; by default 6ND in the middle of the fitted N and D.
+        Compute budget in FLOPs; by default 6ND at the geometric middle of the fitted N and D.
     shape
-        Ratios that are held while N moves; by default at their optima.
+        Ratios that are held while N varies; by default at their optima.
     tolerance
-        Fraction of the loss that counts as no difference.
+        Fraction of the loss up to which losses count as equal.
+
+    Returns
+    -------
+    Valley
+        Optimum and ranges.
 
     Raises
     ------
@@ -294,15 +363,19 @@ def valley(
     n, d = middle[N], compute / (6 * middle[N])
     if best.n["value"] is not None and best.tokens["value"] is not None:
         n, d = best.n["value"], best.tokens["value"]
-        # Finer than the search's grid: 1e3 either way of the optimum.
-        sizes = np.geomspace(n / SIZES_BEYOND, n * SIZES_BEYOND, 4 * GRID + 1)
-        curve = _along(fitted, fitted.theta, sizes, compute, ratios)
+        # This grid is finer than that of the search and reaches a factor 1000 either way.
+        sizes = np.geomspace(
+            n / MAX_SIZE_EXTRAPOLATION, n * MAX_SIZE_EXTRAPOLATION, 4 * GRID_POINTS + 1
+        )
+        curve = _log_loss_at_compute(fitted, fitted.theta, sizes, compute, ratios)
         lines.append({"quantity": N, **_flat(sizes, curve, tolerance), "best": n, "status": ""})
     for name in ratios:
         low, high = fitted.ranges[name]
-        values = np.geomspace(low / RATIO_BEYOND, high * RATIO_BEYOND, GRID)
-        columns = {other: np.full(GRID, value) for other, value in ratios.items()}
-        columns |= {name: values, N: np.full(GRID, n), D: np.full(GRID, d)}
+        values = np.geomspace(
+            low / MAX_RATIO_EXTRAPOLATION, high * MAX_RATIO_EXTRAPOLATION, GRID_POINTS
+        )
+        columns = {other: np.full(GRID_POINTS, value) for other, value in ratios.items()}
+        columns |= {name: values, N: np.full(GRID_POINTS, n), D: np.full(GRID_POINTS, d)}
         curve = fitted.law.log_loss(fitted.theta, columns, fitted.reference)[0]
         held = [p for p in fitted.held if p.startswith(f"{name}_") and not p.endswith("_drift")]
         status = f"not resolved: {fitted.held[held[0]].why}" if held else ""
@@ -313,7 +386,7 @@ def valley(
 
 
 def _flat(x: np.ndarray, log_loss: np.ndarray, tolerance: float) -> dict[str, float]:
-    """The stretch around the lowest point that stays within the tolerance; NaN ends are open."""
+    """Find the range around the minimum within the tolerance; an end that is open is NaN."""
     above = log_loss - log_loss.min() - np.log1p(tolerance)
     i = int(np.argmin(above))
     logs, inside = np.log(x), above <= 0
@@ -326,5 +399,5 @@ def _flat(x: np.ndarray, log_loss: np.ndarray, tolerance: float) -> dict[str, fl
     if len(right):
         j = i + right[0]
         high = np.exp(np.interp(0.0, [above[j - 1], above[j]], [logs[j - 1], logs[j]]))
-    best = np.exp(_lowest(logs, log_loss))
+    best = np.exp(_minimum(logs, log_loss))
     return {"best": float(best), "low": float(low), "high": float(high), "factor": high / low}

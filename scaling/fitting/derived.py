@@ -1,8 +1,8 @@
-"""Quantities that depend on a fit's parameters, each with an interval by any method.
+"""Quantities derived from the parameters of a fit, with confidence intervals by any method.
 
-A quantity is a function of internal parameters, so bootstrap, BCa, profile and sandwich intervals
-all apply to it: a parameter, the optimum of a ratio, the loss of a shape, the difference of two
-shapes, the compute-optimal size, tokens and tokens per parameter.
+A quantity is a function of the internal parameters, so bootstrap, BCa, profile and sandwich
+intervals all apply to it. Examples are a parameter, the optimum of a ratio, the loss of a shape,
+the difference of two losses, and the compute-optimal size, tokens and tokens per parameter.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import pandas as pd
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.compute_optimal import best_sizes
-from shapelaw.scaling.fitting.fit_law import problem_again
+from shapelaw.scaling.fitting.fit_law import reconstruct_problem
 from shapelaw.scaling.fitting.result import LEVEL, Fit, unit_of
 from shapelaw.scaling.laws.bases import Chinchilla
 from shapelaw.scaling.runs.table import RUN_GROUP, RunTable
@@ -29,9 +29,18 @@ WAYS = ("auto", "profile", "bca", "bootstrap", "sandwich", *METHODS)
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity:
-    """A named quantity: its unit and its function of internal parameters, (S, p) -> (S,).
+    """Named function of the internal parameters.
 
-    With ``logarithmic`` intervals are made for its logarithm, which is nearer to symmetric.
+    Parameters
+    ----------
+    name
+        Name of the quantity.
+    unit
+        Unit of its values.
+    function
+        Function of the internal parameters, (S, p) -> (S,).
+    logarithmic
+        Make intervals of the logarithm, whose distribution is closer to symmetric.
     """
 
     name: str
@@ -40,13 +49,25 @@ class Quantity:
     logarithmic: bool = False
 
     def inner(self, theta: np.ndarray) -> np.ndarray:
-        """The function, or its logarithm."""
+        """Evaluate the function, or its logarithm if ``logarithmic``."""
         value = self.function(theta)
         return np.asarray(np.log(value) if self.logarithmic else value)
 
 
 def parameter(fit: Fit, name: str) -> Quantity:
-    """A parameter of the equation.
+    """Return a public parameter of the law as a quantity.
+
+    Parameters
+    ----------
+    fit
+        Fit that gives the law.
+    name
+        Name of the parameter in the equation.
+
+    Returns
+    -------
+    Quantity
+        The parameter with its unit.
 
     Raises
     ------
@@ -68,8 +89,26 @@ def parameter(fit: Fit, name: str) -> Quantity:
 
 
 def predicted_loss(fit: Fit, row: pd.DataFrame) -> Quantity:
-    """The loss of a shape at N and D: one row with the law's columns."""
-    program = fit.law.program(fit.columns(_one(row)), fit.reference)
+    """Return the predicted loss of a shape at N and D as a quantity.
+
+    Parameters
+    ----------
+    fit
+        Fit that predicts.
+    row
+        One row with the columns of the law.
+
+    Returns
+    -------
+    Quantity
+        Loss in nats per token.
+
+    Raises
+    ------
+    InputError
+        There is not exactly one row, or a column is missing.
+    """
+    program = fit.law.program(fit.columns(_require_one_row(row)), fit.reference)
 
     def function(theta: np.ndarray) -> np.ndarray:
         return np.asarray(np.exp(program.log_loss(theta)[:, 0]))
@@ -78,31 +117,63 @@ def predicted_loss(fit: Fit, row: pd.DataFrame) -> Quantity:
 
 
 def difference(fit: Fit, first: pd.DataFrame, second: pd.DataFrame) -> Quantity:
-    """Loss of the first shape minus that of the second: what is common to both cancels."""
-    one, other = predicted_loss(fit, first), predicted_loss(fit, second)
+    """Return the loss of the first shape minus that of the second as a quantity.
+
+    Errors common to both losses cancel.
+
+    Parameters
+    ----------
+    fit
+        Fit that predicts.
+    first, second
+        One row each with the columns of the law.
+
+    Returns
+    -------
+    Quantity
+        Difference of the losses in nats per token.
+
+    Raises
+    ------
+    InputError
+        As :func:`predicted_loss`.
+    """
+    minuend, subtrahend = predicted_loss(fit, first), predicted_loss(fit, second)
 
     def function(theta: np.ndarray) -> np.ndarray:
-        return np.asarray(one.function(theta) - other.function(theta))
+        return np.asarray(minuend.function(theta) - subtrahend.function(theta))
 
     return Quantity(name="difference of losses", unit="nats/token", function=function)
 
 
 def optimal(fit: Fit, flops: float) -> list[Quantity]:
-    """Compute-optimal N, D and D/N at C = 6ND training FLOPs, and the exponent of N in C.
+    """Return the compute-optimal N, D and D/N of the best shape, and the exponent of N in C.
 
-    Those of the best shape: :func:`shapelaw.scaling.fitting.compute_optimal.best_sizes`.
+    Parameters
+    ----------
+    fit
+        Fit of a law with the base of Chinchilla.
+    flops
+        Compute budget C = 6ND in FLOPs.
+
+    Returns
+    -------
+    list of Quantity
+        N*, D*, D*/N* and the exponent, as in
+        :func:`shapelaw.scaling.fitting.compute_optimal.best_sizes`.
 
     Raises
     ------
     InputError
-        The base of the law is not Chinchilla's, or the budget is not positive.
+        The base of the law is not that of Chinchilla, or the budget is not positive.
     """
     if not isinstance(fit.law.base, Chinchilla):
         raise InputError(
-            f"`base` must be Chinchilla for a compute-optimal size, but the law is {fit.law_name}"
+            f"`base` must be Chinchilla for a compute-optimal size, but the law is "
+            f"{fit.law_name}; fit a law such as `chinchilla`"
         )
     if not 0 < flops < np.inf:
-        raise InputError(f"`flops > 0` and finite must hold, but got {flops}")
+        raise InputError(f"`flops > 0` and finite must hold, but got {flops}; write 1e21")
 
     def size(theta: np.ndarray) -> np.ndarray:
         return best_sizes(fit, theta, flops).n
@@ -134,53 +205,62 @@ def intervals(
     resamples: int = 2000,
     clusters: str | None = None,
 ) -> pd.DataFrame:
-    """Intervals of quantities as a table: quantity, value, low, high, unit, method, level.
+    """Compute confidence intervals of quantities.
 
     Parameters
     ----------
+    fit
+        Fit at whose optimum the quantities are evaluated.
     runs
-        The table of the fit.
+        Run table of the fit.
     quantities
-        One, or several.
+        One or several quantities.
     way
-        ``profile`` (needs no resamples), ``bca`` or ``bootstrap`` (percentiles), ``sandwich``
-        (± t standard errors), or a bootstrap by its method: ``rows``, ``cluster``,
-        ``residuals``, ``wild``, ``wild-cluster``; ``auto`` is ``profile``, and ``bca`` where rows
-        are clustered: with a dozen clusters only ``cluster`` and ``bca`` keep their level (LOG.md).
+        Method of the intervals: ``profile`` (without resamples), ``bca`` or ``bootstrap``
+        (percentiles), ``sandwich`` (± t standard errors), or a bootstrap by its method: ``rows``,
+        ``cluster``, ``residuals``, ``wild``, ``wild-cluster``. ``auto`` is ``profile``, or ``bca``
+        for clustered rows: with a dozen clusters only ``cluster`` and ``bca`` keep their level
+        (LOG.md).
     level
-        Per cent.
+        Confidence level in per cent.
+    resamples
+        Number of bootstrap resamples.
     clusters
-        Column whose equal values are one cluster; ``run_group`` where the table has it.
+        Column whose equal values form one cluster; by default ``run_group`` if the table has it.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per quantity: value, low, high, unit, method and level.
 
     Raises
     ------
     InputError
-        The runs are not those of the fit, the way or a column is unknown, the level or the number
-        of resamples is impossible, or all runs are one cluster.
+        The runs are not those of the fit, the method or a column is unknown, the level or the
+        number of resamples is out of range, or all runs are one cluster.
     """
     if way not in WAYS:
         raise InputError(f"`way` must be one of {', '.join(WAYS)}, but got {way!r}")
     runs = fit.count_as_fitted(runs)
-    problem, best = problem_again(fit, runs)
+    problem, best = reconstruct_problem(fit, runs)
     groups = _groups_of(runs, clusters)
     if way == "auto":
         way = "profile" if groups is None else "bca"
-    _possible(way, level, resamples)
+    _validate(way, level, resamples)
     wanted = [quantities] if isinstance(quantities, Quantity) else list(quantities)
-    # What depends on a parameter that is held in a range has the interval of its resamples.
-    spread = [way != "bca" and _varied(problem, best, quantity) for quantity in wanted]
+    # A quantity that depends on a parameter held in a range has the interval of its resamples.
+    in_range = [way != "bca" and _varied(problem, best, quantity) for quantity in wanted]
     draws = np.empty((0, len(problem.law.names)))
-    if way in ("bca", "bootstrap", *METHODS) or any(spread):
-        own = method_for(len(runs), int(problem.free.sum()), groups)
-        method = way if way in METHODS else own
+    if way in ("bca", "bootstrap", *METHODS) or any(in_range):
+        default = method_for(len(runs), int(problem.free.sum()), groups)
+        method = way if way in METHODS else default
         draws = bootstrap(
             problem, best, method=method, resamples=resamples, seed=fit.seed, clusters=groups
         )
     rows = []
-    for quantity, held in zip(wanted, spread, strict=True):
-        own = "bootstrap" if held or way in METHODS else way
-        found = _interval(problem, best, quantity, own, draws, level, groups)
-        ends = asdict(found)
+    for quantity, held in zip(wanted, in_range, strict=True):
+        chosen = "bootstrap" if held or way in METHODS else way
+        ends = asdict(_interval(problem, best, quantity, chosen, draws, level, groups))
         if quantity.logarithmic:
             ends |= {name: float(np.exp(ends[name])) for name in ("value", "low", "high")}
         rows.append({"quantity": quantity.name, **ends, "unit": quantity.unit})
@@ -188,19 +268,20 @@ def intervals(
 
 
 def _groups_of(runs: RunTable, clusters: str | None) -> np.ndarray | None:
-    """Find the cluster of each row, (n,); None where rows stand alone."""
+    """Return the cluster of each row, (n,); None if the rows are independent."""
     if clusters is not None and clusters not in runs:
         raise InputError(f"`clusters` must be a column of the runs, but got {clusters!r}")
     groups = runs.run_groups if clusters is None else runs[clusters].to_numpy()
     if groups is not None and len(set(groups)) < 2:
         raise InputError(
             f"`{clusters or RUN_GROUP}` must have at least 2 values to be clusters, but all runs "
-            f"have {groups[0]!r}: one cluster says nothing about the spread between clusters"
+            f"have {groups[0]!r}; choose another column, for the spread between clusters is unknown"
         )
     return groups
 
 
-def _possible(way: str, level: float, resamples: int) -> None:
+def _validate(way: str, level: float, resamples: int) -> None:
+    """Require a level and a number of resamples that allow an interval."""
     if not 1 <= level < 100:
         raise InputError(f"`1 <= level < 100` must hold, in per cent, but got {level}; write 95")
     if way in ("bca", "bootstrap", *METHODS) and resamples < 2:
@@ -208,7 +289,7 @@ def _possible(way: str, level: float, resamples: int) -> None:
 
 
 def _varied(problem: Problem, best: Solution, quantity: Quantity) -> bool:
-    """Whether a quantity depends on a parameter that is held in a range."""
+    """Return True if a quantity depends on a parameter that is held in a range."""
     names = problem.law.names
     places = [place for place, name in enumerate(names) if name in problem.held]
     wide = [p for p in places if problem.held[names[p]].low < problem.held[names[p]].high]
@@ -233,7 +314,10 @@ def _interval(
     return normal_interval(problem, best, quantity.inner, level=level, clusters=groups)
 
 
-def _one(row: pd.DataFrame) -> pd.DataFrame:
+def _require_one_row(row: pd.DataFrame) -> pd.DataFrame:
+    """Return the table if it has exactly one row."""
     if len(row) != 1:
-        raise InputError(f"`len(row) == 1` must hold for the loss of a shape, but got {len(row)}")
+        raise InputError(
+            f"`len(row) == 1` must hold for the loss of a shape, but got {len(row)}; give one row"
+        )
     return row

@@ -1,4 +1,4 @@
-"""Which factors of a law the data support: what noise hides is held at no effect."""
+"""Tests of the factors of a law: a factor that noise hides is held at no effect."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,24 @@ from shapelaw.scaling.solver.multistart import solve_at
 from shapelaw.scaling.solver.problem import Problem, Solution
 from shapelaw.scaling.uncertainty.robust_covariance import pseudo_variance
 
-SIGNIFICANCE = 0.05
+SIGNIFICANCE = 0.05  # level of the F test
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hidden:
-    """A factor whose effect noise hides: its size when fitted, the p-value, and both in words."""
+class UnresolvedFactor:
+    """Factor whose effect is not resolved above the noise.
+
+    Parameters
+    ----------
+    factor
+        Factor of the law.
+    effect
+        Change of ln loss over the runs that the factor has when fitted: size, low and high.
+    chance
+        p-value of the F test.
+    why
+        Effect and p-value as a sentence.
+    """
 
     factor: Factor
     effect: dict[str, float]
@@ -25,37 +37,54 @@ class Hidden:
 
     @property
     def column(self) -> str:
-        """The ratio that the factor acts on."""
+        """Ratio on which the factor depends."""
         return self.factor.of
 
 
-def settle(
+def solve_with_factor_tests(
     problem: Problem,
     delta: float | str,
     starts: int | np.ndarray,
     seed: int,
     between: tuple[float, int],
-) -> tuple[Problem, Solution, list[Hidden]]:
-    """Solve; hold the factors that noise hides, one by one, weakest first; solve again."""
-    hidden: list[Hidden] = []
+) -> tuple[Problem, Solution, list[UnresolvedFactor]]:
+    """Solve a problem, holding the factors that noise hides one by one, the weakest first.
+
+    Parameters
+    ----------
+    problem
+        Problem with every factor free.
+    delta, starts, seed
+        As in :func:`shapelaw.scaling.fitting.fit_law.fit`.
+    between
+        Standard deviation of ln loss between seeds, and its degrees of freedom.
+
+    Returns
+    -------
+    tuple
+        The problem with unresolved factors held, its optimum, and the unresolved factors.
+    """
+    unresolved: list[UnresolvedFactor] = []
     while True:
         problem, best = solve_at(problem, delta, starts, seed)
         weakest = _weakest(problem, best, between)
         if weakest is None:
-            return problem, best, hidden
-        hidden.append(weakest)
+            return problem, best, unresolved
+        unresolved.append(weakest)
         effectless = neutral(problem.law, weakest.factor, problem.columns, weakest.why)
         problem = problem.but(held={**problem.held, **effectless})
 
 
-def _weakest(problem: Problem, best: Solution, between: tuple[float, int]) -> Hidden | None:
-    """The factor that the data support least, if noise hides it.
+def _weakest(
+    problem: Problem, best: Solution, between: tuple[float, int]
+) -> UnresolvedFactor | None:
+    """Find the factor with the least support in the data, if noise hides it.
 
-    A factor is hidden where leaving it out costs no more than chance would (a robust F test, Huber
-    & Ronchetti 2009, chapter 13), or where its whole effect is below the noise between seeds.
+    Noise hides a factor if its removal costs no more than chance would (a robust F test, Huber
+    & Ronchetti 2009, chapter 13), or if its whole effect is below the noise between seeds.
     """
     rows, degrees = len(problem.log_loss), len(problem.log_loss) - int(problem.free.sum())
-    worst: Hidden | None = None
+    worst: UnresolvedFactor | None = None
     unit = pseudo_variance(problem, best.theta) / 2
     for factor in problem.law.shapes:
         fitted = [name for name in factor.names if name in problem.law.names]
@@ -73,24 +102,37 @@ def _weakest(problem: Problem, best: Solution, between: tuple[float, int]) -> Hi
         effect = _effect(problem, best.theta, factor)
         small = between[1] > 0 and effect["size"] < between[0]
         if (chance > SIGNIFICANCE or small) and (worst is None or chance > worst.chance):
-            words = f"effect of {100 * effect['size']:.2f} % over the {rows} runs is not resolved"
+            why = f"effect of {100 * effect['size']:.2f} % over the {rows} runs is not resolved"
             if between[1]:
-                words += f" (noise between seeds {100 * between[0]:.2f} %, p = {chance:.2f})"
+                why += f" (noise between seeds {100 * between[0]:.2f} %, p = {chance:.2f})"
             else:
-                words += f" (p = {chance:.2f})"
-            worst = Hidden(factor=factor, effect=effect, chance=chance, why=words)
+                why += f" (p = {chance:.2f})"
+            worst = UnresolvedFactor(factor=factor, effect=effect, chance=chance, why=why)
     return worst
 
 
 def effects_of(problem: Problem, theta: np.ndarray) -> dict[str, dict[str, float]]:
-    """How much each factor moves the loss over the observed runs: {column: {size, low, high}}."""
+    """Measure how much each factor changes the loss over the observed runs.
+
+    Parameters
+    ----------
+    problem
+        Problem with the columns of the runs.
+    theta
+        Internal parameters, (p,).
+
+    Returns
+    -------
+    dict
+        Range (``size``), lowest and highest change of ln loss by column.
+    """
     return {factor.of: _effect(problem, theta, factor) for factor in problem.law.shapes}
 
 
 def _effect(problem: Problem, theta: np.ndarray, factor: Factor) -> dict[str, float]:
-    moved = problem.law.effect(factor, theta[None], problem.columns, problem.reference)[0]
+    change = problem.law.effect(factor, theta[None], problem.columns, problem.reference)[0]
     return {
-        "size": float(np.ptp(moved)),
-        "low": float(moved.min()),
-        "high": float(moved.max()),
+        "size": float(np.ptp(change)),
+        "low": float(change.min()),
+        "high": float(change.max()),
     }

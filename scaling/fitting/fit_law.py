@@ -1,7 +1,7 @@
-"""Fit a law to a run table: many starts, a robust loss on ln loss, and what the optimum rests on.
+"""Fitting of a law to a run table: many starts, a robust loss on ln loss, and diagnostics.
 
-By default the objective is the sum over runs of Huber(ln L - ln L_predicted), unrounded and without
-weights (arXiv 2203.15556, appendix D.4, with the sum instead of the mean).
+By default the objective is the sum over runs of Huber(ln L - ln L_predicted), without rounding and
+without weights (arXiv 2203.15556, appendix D.4, with the sum instead of the mean).
 """
 
 import time
@@ -13,7 +13,11 @@ import pandas as pd
 
 from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.factor_tests import Hidden, effects_of, settle
+from shapelaw.scaling.fitting.factor_tests import (
+    UnresolvedFactor,
+    effects_of,
+    solve_with_factor_tests,
+)
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.factors import UShape
 from shapelaw.scaling.laws.law import Base, Columns, Law, reference_of
@@ -30,7 +34,7 @@ from shapelaw.scaling.uncertainty.robust_covariance import sandwich
 
 DELTA_SWEEP = (1e-4, 1e-3, 1e-2, 1e-1)
 STARTING_DELTA = 1e-2
-DEAD = 1e-6  # share of the loss below which a term is none
+MIN_TERM_SHARE = 1e-6  # of the loss; a term below it everywhere has no effect
 
 
 def fit(
@@ -49,36 +53,42 @@ def fit(
     Parameters
     ----------
     law
-        A law or a base, its name in :data:`shapelaw.scaling.laws.registry.LAWS`, or an expression.
+        Law or base, its name in :data:`shapelaw.scaling.laws.registry.LAWS`, or an expression.
     runs
-        As :func:`shapelaw.scaling.runs.catalog.load_runs` gives them; a bare frame is taken as it
-        is, unchecked.
+        Run table as returned by :func:`shapelaw.scaling.runs.catalog.load_runs`. A data frame is
+        used without validation.
     objective
         One of :data:`shapelaw.scaling.solver.objectives.KINDS`, or an
         :class:`~shapelaw.scaling.solver.objectives.FitObjective`.
     delta
-        Its threshold or scale, or ``"auto"``: 1.345 times the robust scale of the residuals (for
-        Student-t the maximum-likelihood scale).
+        Threshold or scale of the objective. ``"auto"`` takes 1.345 times the robust scale of the
+        residuals (for Student-t the maximum-likelihood scale).
     size
-        What N counts: ``non-embedding``, ``total`` or ``active``; ``"auto"``: as the table says.
+        Parameters that N counts: ``non-embedding``, ``total`` or ``active``. ``"auto"`` takes the
+        convention of the table.
     starts
-        How many starts, or the starts themselves: internal parameters, (S, p).
+        Number of starts, or the starts as internal parameters, (S, p).
     resamples
-        Of the bootstrap behind every interval.
+        Number of bootstrap resamples for the intervals.
     seed
-        Of starts and resamples.
+        Seed of the starts and of the bootstrap.
+
+    Returns
+    -------
+    Fit
+        Parameters with intervals, status and notes.
 
     Raises
     ------
     InputError
         A column is missing, losses are not comparable, or there are too few rows.
     """
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     law = law_named(law)
     minimised = objective if isinstance(objective, FitObjective) else FitObjective(kind=objective)
     runs = as_run_table(runs, size)
     problem = problem_of(law, runs, minimised, delta)
-    problem, best, hidden = settle(problem, delta, starts, seed, runs.noise)
+    problem, best, unresolved = solve_with_factor_tests(problem, delta, starts, seed, runs.noise)
     clusters = runs.run_groups
     fitted = Fit(
         law_name=law_name(law),
@@ -89,23 +99,24 @@ def fit(
         status="",
         notes=[],
         seconds=0.0,
-        **_about_runs(runs, problem.columns),
-        **_about_optimum(problem, best, hidden),
-        **_about_spread(problem, best, clusters, resamples, seed),
-        **_about_noise(problem, best, runs.noise),
+        **_run_fields(runs, problem.columns),
+        **_optimum_fields(problem, best, unresolved),
+        **_resample_fields(problem, best, clusters, resamples, seed),
+        **_noise_fields(problem, best, runs.noise),
         noise_by_size=runs.noise_by_size.to_dict("records"),
     )
-    notes, status = _notes(fitted, hidden, clusters), _status(fitted, best)
-    return replace(fitted, notes=notes, status=status, seconds=time.perf_counter() - begun)
+    notes, status = _notes(fitted, unresolved, clusters), _status(fitted, best)
+    return replace(fitted, notes=notes, status=status, seconds=time.perf_counter() - start_time)
 
 
 def _delta_rule(minimised: FitObjective, delta: float | str) -> str:
+    """Describe how the threshold of the objective was chosen."""
     if not minimised.robust:
         return "without a threshold"
     return "scale from the residuals" if delta == "auto" else "as given"
 
 
-WORDS = {
+RESAMPLING_NAMES = {
     "rows": "rows (iid)",
     "cluster": "clusters of rows of one run",
     "residuals": "residuals at the same design",
@@ -115,7 +126,18 @@ WORDS = {
 
 
 def law_name(law: Law) -> str:
-    """Name a law as ``law_named`` reads it: by its own name, else by its expression."""
+    """Return the name of a law, or its expression if it has none.
+
+    Parameters
+    ----------
+    law
+        Law to name.
+
+    Returns
+    -------
+    str
+        Text that :func:`shapelaw.scaling.laws.registry.law_named` reads.
+    """
     return next((name for name, make in LAWS.items() if make() == law), repr(law))
 
 
@@ -125,7 +147,23 @@ def problem_of(
     objective: FitObjective | None = None,
     delta: float | str = "auto",
 ) -> Problem:
-    """Set up the problem that a fit solves.
+    """Set up the minimisation problem of a fit.
+
+    Parameters
+    ----------
+    law
+        Law to fit.
+    runs
+        Run table with the columns of the law and loss.
+    objective
+        Objective; by default Huber.
+    delta
+        Threshold or scale, or ``"auto"`` for a first threshold that the solver refines.
+
+    Returns
+    -------
+    Problem
+        Columns, ln loss, weights and held parameters.
 
     Raises
     ------
@@ -149,22 +187,37 @@ def problem_of(
         objective=minimised.at(threshold),
         weights=weights,
     )
-    _enough_rows(problem, law_name(law))
+    _require_enough_rows(problem, law_name(law))
     return problem
 
 
 def _weights_of(runs: RunTable, name: str) -> np.ndarray:
+    """Read the weights of the runs from a column, (n,)."""
     weights = pd.to_numeric(runs[name], errors="coerce").to_numpy(dtype=float)
     if not (np.isfinite(weights) & (weights >= 0)).all() or not weights.any():
         raise InputError(
-            f"`{name}` must be a finite number from 0 up for every run, and not 0 for all, to "
-            "weight them; correct the column, or fit without weights"
+            f"`{name}` must be a finite weight >= 0 for every run, and not 0 for all of them; "
+            "correct the column, or fit without weights"
         )
     return weights
 
 
-def problem_again(fitted: Fit, runs: RunTable | pd.DataFrame) -> tuple[Problem, Solution]:
-    """Set up the problem that a fit solved, and its optimum, for more intervals on the same runs.
+def reconstruct_problem(fitted: Fit, runs: RunTable | pd.DataFrame) -> tuple[Problem, Solution]:
+    """Reconstruct the problem of a fit and its optimum, for further intervals on the same runs.
+
+    Parameters
+    ----------
+    fitted
+        Fit to reconstruct.
+    runs
+        Run table of the fit.
+
+    Returns
+    -------
+    problem
+        Problem with the parameters held that the fit holds.
+    solution
+        Optimum of the fit.
 
     Raises
     ------
@@ -175,10 +228,10 @@ def problem_again(fitted: Fit, runs: RunTable | pd.DataFrame) -> tuple[Problem, 
     if runs.fingerprint != fitted.data_sha256:
         raise InputError(
             f"`fit` and `runs` must belong together, but the fit has {len(fitted.run_ids)} runs "
-            f"of other content (SHA-256 {fitted.data_sha256[:12]}); give the table it was made from"
+            f"of other content (SHA-256 {fitted.data_sha256[:12]}); give the run table of the fit"
         )
-    found = fitted.minimised
-    problem = problem_of(fitted.law, runs, found, found.delta).but(held=fitted.held)
+    objective = fitted.minimised
+    problem = problem_of(fitted.law, runs, objective, objective.delta).but(held=fitted.held)
     best = Solution(
         theta=fitted.theta,
         cost=float(problem.data.cost(fitted.theta[None])[0]),
@@ -190,7 +243,7 @@ def problem_again(fitted: Fit, runs: RunTable | pd.DataFrame) -> tuple[Problem, 
     return problem, best
 
 
-def _about_runs(runs: RunTable, columns: Columns) -> dict[str, Any]:
+def _run_fields(runs: RunTable, columns: Columns) -> dict[str, Any]:
     return {
         "run_ids": runs.run_ids.tolist(),
         "left_out": dict(runs.left_out),
@@ -199,7 +252,9 @@ def _about_runs(runs: RunTable, columns: Columns) -> dict[str, Any]:
     }
 
 
-def _about_optimum(problem: Problem, best: Solution, hidden: list[Hidden]) -> dict[str, Any]:
+def _optimum_fields(
+    problem: Problem, best: Solution, unresolved: list[UnresolvedFactor]
+) -> dict[str, Any]:
     return {
         "names": list(problem.law.names),
         "theta": best.theta,
@@ -211,12 +266,12 @@ def _about_optimum(problem: Problem, best: Solution, hidden: list[Hidden]) -> di
         "gradient_norm": best.gradient_norm,
         "at_bounds": _at_bounds(problem, best.theta),
         "dead_terms": _dead_terms(problem, best.theta),
-        "effects": effects_of(problem, best.theta) | {h.column: h.effect for h in hidden},
+        "effects": effects_of(problem, best.theta) | {h.column: h.effect for h in unresolved},
         "delta_sweep": _sweep(problem, best),
     }
 
 
-def _about_spread(
+def _resample_fields(
     problem: Problem, best: Solution, clusters: np.ndarray | None, resamples: int, seed: int
 ) -> dict[str, Any]:
     method = method_for(len(problem.log_loss), int(problem.free.sum()), clusters)
@@ -225,12 +280,12 @@ def _about_spread(
             problem, best, method=method, resamples=resamples, seed=seed, clusters=clusters
         ),
         "covariance": sandwich(problem, best.theta, clusters),
-        "bootstrap": f"{counted(resamples, 'resample')} by {WORDS[method]}",
+        "bootstrap": f"{counted(resamples, 'resample')} by {RESAMPLING_NAMES[method]}",
     }
 
 
-def _about_noise(problem: Problem, best: Solution, between: tuple[float, int]) -> dict[str, Any]:
-    """The noise of a new run: around the law, or between seeds where that is larger and known."""
+def _noise_fields(problem: Problem, best: Solution, between: tuple[float, int]) -> dict[str, Any]:
+    """Estimate the noise of a new run: around the law, or between seeds if known and larger."""
     deviation, degrees = between
     free = int(problem.free.sum())
     residuals = problem.log_residuals(best.theta)
@@ -244,7 +299,7 @@ def _about_noise(problem: Problem, best: Solution, between: tuple[float, int]) -
     }
 
 
-def _enough_rows(problem: Problem, law_name: str) -> None:
+def _require_enough_rows(problem: Problem, law_name: str) -> None:
     free, rows = int(problem.free.sum()), len(problem.log_loss)
     if rows < free:
         raise InputError(
@@ -254,7 +309,7 @@ def _enough_rows(problem: Problem, law_name: str) -> None:
 
 
 def _at_bounds(problem: Problem, theta: np.ndarray) -> list[str]:
-    """Free parameters that ended at a bound."""
+    """List the free parameters that ended at a bound."""
     bounds = problem.bounds
     margin = 1e-6 * (bounds.upper - bounds.lower)
     at = (theta <= bounds.lower + margin) | (theta >= bounds.upper - margin)
@@ -262,52 +317,55 @@ def _at_bounds(problem: Problem, theta: np.ndarray) -> list[str]:
 
 
 def _dead_terms(problem: Problem, theta: np.ndarray) -> list[str]:
-    """Scales of the base whose term nowhere reaches a millionth of the loss."""
+    """List the scales of the base whose term is below 1e-6 of the loss at all runs."""
     logs = problem.program.log_loss(theta[None])[0]
     terms = problem.law.base.terms(problem.columns, problem.reference, problem.law.index)
     dead = []
     for term in terms:
         if term.index and problem.law.names[term.index[0]] not in problem.held:
             share = term.value(theta[None])[0] / np.exp(logs)
-            if share.max() < DEAD:
+            if share.max() < MIN_TERM_SHARE:
                 dead.append(problem.law.names[term.index[0]])
     return dead
 
 
 def _sweep(problem: Problem, best: Solution) -> list[dict[str, float]]:
-    """Public parameters at other thresholds, warm-started: how much the robust loss decides."""
+    """Refit at other thresholds from the optimum, for the sensitivity to the robust loss."""
     if problem.objective.kind not in ("huber", "asymmetric") or problem.objective.on == "raw":
         return []
     rows = []
     for delta in DELTA_SWEEP:
-        moved = problem.but(objective=problem.objective.at(delta))
-        found = moved.minimise(best.others)
-        theta = found.theta[int(np.argmin(found.cost))]
+        changed = problem.but(objective=problem.objective.at(delta))
+        minima = changed.minimise(best.others)
+        theta = minima.theta[int(np.argmin(minima.cost))]
         rows.append({"delta": delta, **problem.law.public(theta, problem.reference)})
     return rows
 
 
-def _notes(fitted: Fit, hidden: list[Hidden], clusters: np.ndarray | None) -> list[str]:
-    notes = [f"{factor.column}: {factor.why}; held at no effect" for factor in hidden]
+def _notes(
+    fitted: Fit, unresolved: list[UnresolvedFactor], clusters: np.ndarray | None
+) -> list[str]:
+    """List held parameters, unclear optima and doubts about the fit, one sentence each."""
+    notes = [f"{factor.column}: {factor.why}; held at no effect" for factor in unresolved]
     notes += [f"{name} ended at its bound" for name in fitted.at_bounds]
     notes += [
         f"the term of {name} has died out (below 1e-6 of the loss)" for name in fitted.dead_terms
     ]
-    explained = {name for factor in hidden for name in factor.factor.names}
+    explained = {name for factor in unresolved for name in factor.factor.names}
     pinned = {fitted.law.names[fitted.law.index[pin.name]] for pin in fitted.law.pins}
     parameters = fitted.parameters()
     for name, held in fitted.held.items():
-        where = name.endswith("_optimum")  # of a bowl that is held flat
+        flat = name.endswith("_optimum")  # of a U-shape that is held at no effect
         steady = name.endswith(("_drift", "_bend")) and held.low == held.high
-        if name in pinned or not (name in explained or where or steady):
-            none = held.low == held.high and held.value in (0.0, NO_TERM)
-            shown = "no effect" if none else f"{parameters[name]['value']:g}"
+        if name in pinned or not (name in explained or flat or steady):
+            no_effect = held.low == held.high and held.value in (0.0, NO_TERM)
+            shown = "no effect" if no_effect else f"{parameters[name]['value']:g}"
             notes.append(f"{name} held at {shown}: {held.why}")
     for factor in fitted.law.shapes:
         name = f"{factor.of}_optimum"
         if isinstance(factor, UShape) and name not in fitted.held:
-            found = parameters[name]
-            ends = (found["value"], found["low"], found["high"])
+            optimum = parameters[name]
+            ends = (optimum["value"], optimum["low"], optimum["high"])
             note = optimum_status(factor.of, *ends, fitted.ranges[factor.of])[1]
             notes += [note] if note else []
     if clusters is not None and 1 < (groups := len(np.unique(clusters))) < min(30, len(clusters)):
@@ -326,26 +384,37 @@ def _notes(fitted: Fit, hidden: list[Hidden], clusters: np.ndarray | None) -> li
 
 
 def _status(fitted: Fit, best: Solution) -> str:
+    """Summarize in one line how the fit ended."""
     solved = "converged" if best.converged else "stopped before it converged: do not trust it"
     reached = best.basins[0]["starts"] if best.basins else 0
-    words = f"{solved}; {reached:.0f} of {counted(fitted.starts, 'start')} reach the best optimum"
-    words += " in the first stages"
+    status = f"{solved}; {reached:.0f} of {counted(fitted.starts, 'start')} reach the best optimum"
+    status += " in the first stages"
     if best.disagreement:
-        words = f"{best.disagreement}; {words}"
-    for what, names in (("at a bound", fitted.at_bounds), ("died out", fitted.dead_terms)):
-        words += f"; {what}: {', '.join(names)}" if names else ""
+        status = f"{best.disagreement}; {status}"
+    for state, names in (("at a bound", fitted.at_bounds), ("died out", fitted.dead_terms)):
+        status += f"; {state}: {', '.join(names)}" if names else ""
     if fitted.held:
-        words += f"; held: {', '.join(fitted.held)}"
-    return words
+        status += f"; held: {', '.join(fitted.held)}"
+    return status
 
 
 def parse_delta(text: str) -> float | str:
-    """Read ``auto`` or a positive number.
+    """Parse the threshold of an objective.
+
+    Parameters
+    ----------
+    text
+        ``auto`` or a positive number.
+
+    Returns
+    -------
+    float or str
+        Number, or ``auto``.
 
     Raises
     ------
     InputError
-        It is neither.
+        The text is neither ``auto`` nor a number of at least 1e-12.
     """
     if text == "auto":
         return text

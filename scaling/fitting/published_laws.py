@@ -1,8 +1,8 @@
-"""Laws as papers print them, by name: a fit that nobody here made, with what the paper says of it.
+"""Published laws by name: fits with the coefficients, ranges and errors that a paper prints.
 
-``data/laws.toml`` has the coefficients with their sources. The outcome is a
-:class:`shapelaw.scaling.fitting.result.Fit`, so everything that takes a fit takes it; its resamples
-are the paper's other fits of the same law, its noise the paper's held-out error.
+``data/laws.toml`` holds the coefficients with their sources. A published law is a
+:class:`shapelaw.scaling.fitting.result.Fit`, so every function of fits accepts it. Its resamples
+are the other fits of the same law in the paper, and its noise is the held-out error of the paper.
 """
 
 import hashlib
@@ -23,25 +23,41 @@ from shapelaw.scaling.solver.objectives import FitObjective
 
 
 def printed_laws() -> dict[str, dict[str, Any]]:
-    """What is known of every printed law, by name."""
+    """Return the entries of ``data/laws.toml`` by name.
+
+    Returns
+    -------
+    dict
+        Law, coefficients, ranges, held-out error, citation and notes by name.
+    """
     return tomllib.loads((data_folder() / "laws.toml").read_text(encoding="utf-8"))
 
 
 def printed_fit(name: str) -> Fit:
-    """A printed law as a fit.
+    """Return a published law as a fit.
 
-    The level of the best loss, ``A/N^alpha``, runs through the measured losses of the law's
-    anchors, each divided by what the law says of its shape.
+    The level of the best loss, ``A/N^alpha``, is a line through the measured losses of the anchors
+    of the law, each divided by the effect of its shape according to the law.
+
+    Parameters
+    ----------
+    name
+        Name of the law in ``data/laws.toml``.
+
+    Returns
+    -------
+    Fit
+        Fit with the published coefficients.
 
     Raises
     ------
     InputError
-        There is none of that name.
+        There is no published law of that name.
     """
-    known = printed_laws()
-    if name not in known:
-        raise InputError(f"a printed law must be one of {', '.join(known)}, but got {name!r}")
-    entry = known[name]
+    entries = printed_laws()
+    if name not in entries:
+        raise InputError(f"a printed law must be one of {', '.join(entries)}, but got {name!r}")
+    entry = entries[name]
     law = law_named(entry["law"])
     anchors = load_runs(entry["table"]).frame.set_index("run_id", drop=False).loc[entry["anchors"]]
     at = reference_of({column: anchors[column].to_numpy(float) for column in law.columns})
@@ -83,7 +99,7 @@ def printed_fit(name: str) -> Fit:
 
 
 def _ranges(entry: dict[str, Any], at: dict[str, float]) -> list[tuple[str, list[float]]]:
-    """The fitted ranges, N and tokens first."""
+    """Return the fitted ranges by column, N and tokens first."""
     ranges = entry["ranges"]
     order = [N, D, *(name for name in (*at, *ranges) if name not in (N, D))]
     return [(name, ranges[name]) for name in dict.fromkeys(order) if name in ranges]
@@ -92,7 +108,7 @@ def _ranges(entry: dict[str, Any], at: dict[str, float]) -> list[tuple[str, list
 def _anchored(
     law: Law, coefficients: dict[str, float], anchors: pd.DataFrame, at: dict[str, float]
 ) -> np.ndarray:
-    """Internal parameters (p,) with the level and slope in N that the anchors' losses give."""
+    """Return internal parameters (p,) whose level and slope in N fit the losses of the anchors."""
     columns = {name: anchors[name].to_numpy(float) for name in law.columns}
     flat = law.internal(coefficients | {"A": 1.0, "alpha": 0.0}, at)
     best = np.log(anchors["loss"].to_numpy(float) / law.predict(flat, columns, at))

@@ -1,4 +1,4 @@
-"""Fit a law again and again, to parts of a run table: what every check does."""
+"""Refits of a law on subsets of a run table, as every check needs them."""
 
 from typing import TypedDict, Unpack
 
@@ -15,7 +15,7 @@ LawLike = str | Law
 
 
 class FitSettings(TypedDict, total=False):
-    """How the fits inside a check are made: the keywords of :func:`fit`."""
+    """Keywords of :func:`shapelaw.scaling.fitting.fit_law.fit` for the fits inside a check."""
 
     objective: str | FitObjective
     delta: float | str
@@ -31,24 +31,60 @@ QUICK: FitSettings = {"starts": 64, "resamples": 0}
 def fit_quickly(
     law: LawLike, runs: RunTable | pd.DataFrame, **settings: Unpack[FitSettings]
 ) -> Fit:
-    """Fit a law with few starts and no resamples unless the settings say otherwise.
+    """Fit a law with 64 starts and no resamples unless the settings say otherwise.
+
+    Parameters
+    ----------
+    law
+        Law by name or as an object.
+    runs
+        Run table, or a subset of one.
+    settings
+        Keywords of :func:`shapelaw.scaling.fitting.fit_law.fit`.
+
+    Returns
+    -------
+    Fit
+        Fit with the chosen settings.
 
     Raises
     ------
     InputError
-        As :func:`shapelaw.scaling.fitting.fit_law.fit` does.
+        As :func:`shapelaw.scaling.fitting.fit_law.fit`.
     """
     chosen: FitSettings = {**QUICK, **settings}
     return fit(law, runs, **chosen)
 
 
 def law_label(law: LawLike) -> str:
-    """Label a law before it is fitted: as it was given."""
+    """Label a law before it is fitted.
+
+    Parameters
+    ----------
+    law
+        Law by name or as an object.
+
+    Returns
+    -------
+    str
+        Name as given, or the expression of the law.
+    """
     return law if isinstance(law, str) else repr(law)
 
 
 def settings_like(fitted: Fit) -> FitSettings:
-    """Choose settings that fit as a fit was made, with at most 64 starts and 100 resamples."""
+    """Copy the settings of a fit for refits, with at most 64 starts and 100 resamples.
+
+    Parameters
+    ----------
+    fitted
+        Fit whose settings are copied.
+
+    Returns
+    -------
+    FitSettings
+        Objective, threshold, starts, resamples and seed.
+    """
     given = fitted.delta_rule == "as given"
     return {
         "objective": fitted.minimised,
@@ -60,7 +96,20 @@ def settings_like(fitted: Fit) -> FitSettings:
 
 
 def public_parameters(fitted: Fit, theta: np.ndarray | None = None) -> dict[str, float]:
-    """Parameters of the equation at the optimum (or at theta), with a_opt = β/(α+β)."""
+    """Compute the public parameters of the equation, with a_opt = β/(α+β).
+
+    Parameters
+    ----------
+    fitted
+        Fit that gives the law and its reference.
+    theta
+        Internal parameters, (p,); by default those at the optimum.
+
+    Returns
+    -------
+    dict
+        Value by parameter. Source of a_opt: arXiv 2203.15556, equation 4.
+    """
     values = dict(fitted.law.public(fitted.theta if theta is None else theta, fitted.reference))
     if {"alpha", "beta"} <= set(values):
         values["a_opt"] = values["beta"] / (values["alpha"] + values["beta"])

@@ -1,4 +1,4 @@
-"""A fit is data: what was fitted, how it ended, and predictions from it; to and from fit.json."""
+"""Result of a fit: parameters, status and predictions, with storage in fit.json."""
 
 from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,24 +20,80 @@ from shapelaw.scaling.runs.table import RunTable, as_run_table
 from shapelaw.scaling.solver.identifiability import Held, optimum_status, outside
 from shapelaw.scaling.solver.objectives import FitObjective
 
-SCHEMA = 2
+SCHEMA_VERSION = 2
 LEVEL = 95.0
-QUANTILES = 101  # of the noise of a new run, mixed with every resample
-CHUNK = 1024  # rows predicted at once, to bound memory
-CENTRES = {N: ("N0", "N_0"), D: ("D0", "D_0")}  # geometric means that an equation refers to
+NOISE_QUANTILES = 101  # of the noise of a new run, mixed with every resample
+ROWS_PER_CHUNK = 1024  # rows predicted at once, to bound memory
+CENTRES = {N: ("N0", "N_0"), D: ("D0", "D_0")}  # symbols of the geometric means in an equation
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Fit(Result):
-    """The outcome of fitting a law to a run table.
+    """Fit of a law to a run table.
 
-    ``theta`` and ``draws`` are internal parameters at the optimum and of each resample (one row
-    each), ``covariance`` their sandwich covariance (p, p); ``ranges`` are the observed ranges of
-    the law's columns; ``noise`` is the standard deviation of ln loss that a new run is expected to
-    have around the law, with ``noise_degrees`` degrees of freedom; ``replicate_noise`` is that
-    between seeds, where the table has replicates, and ``noise_by_size`` for each size that has;
-    ``scatter`` is the robust scale of the residuals of ln loss; ``at_bounds`` and ``dead_terms``
-    name parameters.
+    Parameters
+    ----------
+    law_name
+        Name or expression of the law.
+    names
+        Names of the internal parameters, p of them.
+    theta
+        Internal parameters at the optimum, (p,).
+    draws
+        Internal parameters of each bootstrap resample, (S, p).
+    covariance
+        Sandwich covariance of the internal parameters, (p, p).
+    reference
+        Geometric mean by column, at which logarithms are centred.
+    held
+        Parameters that are held, with value, range and reason.
+    objective
+        Value of the objective at the optimum.
+    minimised
+        Objective that was minimised.
+    delta_rule
+        Choice of the threshold of the objective.
+    status
+        Outcome of the solver in one line.
+    notes
+        Held parameters, unclear optima and doubts, one sentence each.
+    starts
+        Number of starts.
+    basins
+        Local optima with the number of starts that reach them, the best first.
+    gradient_norm
+        Largest gradient at the optimum, relative to sqrt(curvature · objective).
+    at_bounds, dead_terms
+        Parameters that ended at a bound, and scales whose term has no effect.
+    seconds
+        Time of the fit, seconds.
+    run_ids
+        Names of the fitted runs.
+    left_out
+        Reason by run for each run that was omitted.
+    ranges
+        Observed range of every column of the law.
+    size_convention
+        Parameters that N counts: non-embedding, total or active.
+    noise, noise_degrees
+        Standard deviation of ln loss of a new run around the law, and its degrees of freedom.
+    replicate_noise, replicate_degrees
+        Standard deviation of ln loss between seeds, None without replicates, and its degrees of
+        freedom.
+    effects
+        Change of ln loss over the runs by factor: size, low and high.
+    delta_sweep
+        Public parameters at other thresholds of the objective.
+    bootstrap
+        Number of resamples and their method.
+    data_sha256
+        Hash of the content of the run table.
+    seed
+        Seed of the starts and of the bootstrap.
+    noise_by_size
+        Standard deviation of ln loss between seeds for each size with replicates.
+    scatter
+        Robust scale of the residuals of ln loss.
     """
 
     law_name: str
@@ -76,7 +132,7 @@ class Fit(Result):
 
     @property
     def law(self) -> Law:
-        """The law that was fitted."""
+        """Law of the fit."""
         return law_named(self.law_name)
 
     @property
@@ -86,11 +142,14 @@ class Fit(Result):
 
     @property
     def spread(self) -> np.ndarray:
-        """The resamples, or the optimum alone where none were drawn, (S, p)."""
+        """Internal parameters of the resamples, (S, p); the optimum alone if there are none."""
         return self.draws if len(self.draws) else self.theta[None]
 
     def parameters(self) -> dict[str, dict[str, float]]:
-        """Public parameters with 95 % intervals; a held one carries the range it was held in."""
+        """Return the public parameters with 95 % intervals.
+
+        A held parameter has the range in which it is held.
+        """
         value = self.law.public(self.theta, self.reference)
         drawn = self.law.public(self.spread, self.reference)
         table = np.stack([drawn[name] for name in value]) if value else np.empty((0, 1))
@@ -101,7 +160,17 @@ class Fit(Result):
         }
 
     def count_as_fitted(self, runs: RunTable | pd.DataFrame) -> RunTable:
-        """Make a run table that counts N as the fit does.
+        """Return a run table that counts N as the fit does.
+
+        Parameters
+        ----------
+        runs
+            Run table or data frame.
+
+        Returns
+        -------
+        RunTable
+            Table with N by the size convention of the fit.
 
         Raises
         ------
@@ -111,7 +180,17 @@ class Fit(Result):
         return as_run_table(runs, self.size_convention if N in self.law.columns else "auto")
 
     def columns(self, frame: RunTable | pd.DataFrame | Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Read the law's columns from a table, N by the convention of the fit.
+        """Read the columns of the law from a table, N by the size convention of the fit.
+
+        Parameters
+        ----------
+        frame
+            Run table, data frame, or values by column.
+
+        Returns
+        -------
+        dict
+            Values by column of the law, (n,) each.
 
         Raises
         ------
@@ -126,30 +205,30 @@ class Fit(Result):
                 f"parameters as N; it has {', '.join(map(str, table))}"
             )
         names = zip(self.law.columns, self.source_columns, strict=True)
-        return {name: columns_of(table, (own,))[own] for name, own in names}
+        return {name: columns_of(table, (source,))[source] for name, source in names}
 
     @property
     def source_columns(self) -> list[str]:
-        """Columns of a table that the law's columns are read from, N by the fit's convention."""
+        """Columns of a table that hold the columns of the law, N by the convention of the fit."""
         return [SIZES[self.size_convention] if name == N else name for name in self.law.columns]
 
     def optima(self) -> dict[str, dict[str, object]]:
-        """The best value of each U-shaped ratio with interval and status, by column."""
+        """Return the best value of each U-shaped ratio by column, with interval and status."""
         parameters = self.parameters()
-        answers: dict[str, dict[str, object]] = {}
+        optima: dict[str, dict[str, object]] = {}
         for factor in self.law.shapes:
             if not isinstance(factor, UShape):
                 continue
             name = f"{factor.of}_optimum"
             if name in self.held:
                 why = f"not resolved: {self.held[name].why}"
-                answers[factor.of] = {"value": None, "low": None, "high": None, "status": why}
+                optima[factor.of] = {"value": None, "low": None, "high": None, "status": why}
                 continue
-            found = parameters[name]
-            answers[factor.of], _ = optimum_status(
-                factor.of, found["value"], found["low"], found["high"], self.ranges[factor.of]
+            best = parameters[name]
+            optima[factor.of], _ = optimum_status(
+                factor.of, best["value"], best["low"], best["high"], self.ranges[factor.of]
             )
-        return answers
+        return optima
 
     def predict(self, frame: RunTable | pd.DataFrame) -> pd.DataFrame:
         """Predict the loss of every row.
@@ -157,23 +236,27 @@ class Fit(Result):
         Parameters
         ----------
         frame
-            Has the columns of the law (:attr:`shapelaw.scaling.laws.registry.Law.columns`).
+            Rows with the columns of the law (:attr:`shapelaw.scaling.laws.registry.Law.columns`).
 
         Returns
         -------
-        ``predicted_loss`` in nats per token, ``loss_low`` and ``loss_high``, the 95 % interval of
-        one new run (spread over resamples, held exponents and noise between runs), and
-        ``mean_low`` and ``mean_high``, that of the law itself.
+        pandas.DataFrame
+            ``predicted_loss`` in nats per token; ``loss_low`` and ``loss_high``, the 95 % interval
+            of one new run (from resamples, held exponents and noise between runs); ``mean_low`` and
+            ``mean_high``, the 95 % interval of the law itself.
 
         Raises
         ------
         InputError
-            The table has no rows, lacks a column of the law, or one holds no numbers.
+            The table has no rows, lacks a column of the law, or has one without numbers.
         """
         frame = frame.frame if isinstance(frame, RunTable) else frame
         if not len(frame):
             raise InputError("`len(frame) >= 1` must hold for a prediction, but got no rows")
-        parts = [self._predict(frame.iloc[i : i + CHUNK]) for i in range(0, len(frame), CHUNK)]
+        parts = [
+            self._predict(frame.iloc[i : i + ROWS_PER_CHUNK])
+            for i in range(0, len(frame), ROWS_PER_CHUNK)
+        ]
         return pd.concat(parts).set_axis(frame.index)
 
     def _predict(self, frame: pd.DataFrame) -> pd.DataFrame:
@@ -193,17 +276,33 @@ class Fit(Result):
         )
 
     def central(self, frame: RunTable | pd.DataFrame | Mapping[str, Any]) -> np.ndarray:
-        """Predict the loss of every row without intervals: cheap for a whole space of shapes."""
+        """Predict the loss of every row without intervals, fast enough for a whole space of shapes.
+
+        Parameters
+        ----------
+        frame
+            Rows with the columns of the law.
+
+        Returns
+        -------
+        numpy.ndarray
+            Predicted loss in nats per token, (n,).
+
+        Raises
+        ------
+        InputError
+            The table lacks a column of the law.
+        """
         return self.law.predict(self.theta, self.columns(frame), self.reference)
 
     def warnings(self, row: Mapping[str, float]) -> list[str]:
-        """In words: where a row lies outside of what was fitted."""
+        """Return a sentence for each column in which a row lies outside of the fitted range."""
         return outside(row, self.ranges)
 
     def view(self) -> View:
-        """Return how the fit ended, its parameters, the equation and what to know."""
+        """Return the status, the parameters, the equation and the notes of the fit."""
         minimised = f"{self.minimised.describe()}, {self.delta_rule}"
-        sweep = "; ".join(_sweep_words(row) for row in self.delta_sweep)
+        sweep = "; ".join(_format_sweep(row) for row in self.delta_sweep)
         return View(
             title=f"{self.law_name} on {counted(len(self.run_ids), 'run')}: {self.status}",
             tables={"parameters with 95 % intervals": self.frame().reset_index()},
@@ -218,7 +317,7 @@ class Fit(Result):
         )
 
     def equation(self, *, latex: bool = False) -> str:
-        """The law with its fitted numbers, as text or LaTeX."""
+        """Return the law with its fitted parameters, as text or LaTeX."""
         values = self.law.public(self.theta, self.reference)
         text = self.law.describe(values, latex=latex)
         for column, (plain, tex) in CENTRES.items():
@@ -228,40 +327,40 @@ class Fit(Result):
         return text
 
     def frame(self) -> pd.DataFrame:
-        """Parameters as a table: value, 95 % interval, unit, whether it was held and why."""
+        """Return one row per parameter: value, 95 % interval, unit and the reason if it is held."""
         rows = [
-            {"parameter": name, **found, "unit": unit_of(name), "held": self._why_held(name)}
-            for name, found in self.parameters().items()
+            {"parameter": name, **ends, "unit": unit_of(name), "held": self._why_held(name)}
+            for name, ends in self.parameters().items()
         ]
         return pd.DataFrame(rows).set_index("parameter")
 
     def _why_held(self, name: str) -> str:
-        own = self.law.names[self.law.index[name]]
-        return self.held[own].why if own in self.held else ""
+        internal = self.law.names[self.law.index[name]]
+        return self.held[internal].why if internal in self.held else ""
 
     def _repr_html_(self) -> str:
         """Return the fit for a notebook, its equation in LaTeX."""
         return f"<p>${self.equation(latex=True)}$</p>\n{super()._repr_html_()}"
 
     def noise_in_words(self) -> str:
-        """The noise between seeds beside the residuals around the law."""
+        """Describe the noise of a run around the law and the noise between seeds."""
         around = f"noise of a run around the law {100 * self.noise:.2f} %"
         if self.replicate_noise is None:
             return f"{around}; no replicate seeds, so the noise between seeds is unknown"
-        words = f"{around}; between seeds {100 * self.replicate_noise:.2f} % "
-        words += f"({counted(self.replicate_degrees, 'degree')} of freedom)"
+        text = f"{around}; between seeds {100 * self.replicate_noise:.2f} % "
+        text += f"({counted(self.replicate_degrees, 'degree')} of freedom)"
         if len(self.noise_by_size) > 1:
             parts = [
                 f"{100 * row['deviation']:.2f} % at N = {row['n_non_embedding']:.3g}"
                 for row in self.noise_by_size
             ]
-            words += f": {', '.join(parts)}"
-        return words
+            text += f": {', '.join(parts)}"
+        return text
 
     def document(self) -> dict[str, Any]:
         """Return the stable document that ``fit --json`` prints."""
         return {
-            "schema_version": SCHEMA,
+            "schema_version": SCHEMA_VERSION,
             "law": self.law_name,
             "n_runs": len(self.run_ids),
             "parameters": self.parameters(),
@@ -273,24 +372,34 @@ class Fit(Result):
         }
 
     def save(self, path: Path) -> None:
-        """Write fit.json: the printed document and everything that predictions need."""
+        """Write fit.json: the printed document, and the state that predictions need."""
         arrays = {name: getattr(self, name).tolist() for name in ("theta", "draws", "covariance")}
         state = asdict(self) | arrays
         write_json(path, {**self.as_json(), "state": state})
 
     @classmethod
     def load(cls, path: Path) -> "Fit":
-        """Read fit.json; predictions are those of the fit that was saved, to 1e-12.
+        """Read fit.json; predictions equal those of the saved fit to 1e-12.
+
+        Parameters
+        ----------
+        path
+            File that :meth:`save` wrote.
+
+        Returns
+        -------
+        Fit
+            The saved fit.
 
         Raises
         ------
         InputError
-            The file is not a fit, or of another schema version.
+            The file is not a fit, has another schema version, or is damaged.
         """
         document = read_json(path)
-        if document.get("schema_version") != SCHEMA or "state" not in document:
+        if document.get("schema_version") != SCHEMA_VERSION or "state" not in document:
             raise InputError(
-                f"{path} must be a fit of schema version {SCHEMA}, but has "
+                f"{path} must be a fit of schema version {SCHEMA_VERSION}, but has "
                 f"{document.get('schema_version')!r}; write it again with `shapelaw fit --out`"
             )
         try:
@@ -315,19 +424,33 @@ class Fit(Result):
 
 
 def new_run_intervals(spread: np.ndarray, noise: float, degrees: int) -> np.ndarray:
-    """95 % intervals of ln loss of one new run at each row, (n, 2).
+    """Compute 95 % intervals of ln loss of one new run at each row.
 
-    Percentiles of every resample (S, n) with every quantile of Student's t times the noise: row by
-    row, so that memory is bounded.
+    The intervals are percentiles over every resample plus every quantile of Student's t times the
+    noise. The rows are processed one at a time to bound memory.
+
+    Parameters
+    ----------
+    spread
+        ln loss of every resample, (S, n).
+    noise
+        Standard deviation of ln loss of a run around the law.
+    degrees
+        Degrees of freedom of ``noise``.
+
+    Returns
+    -------
+    numpy.ndarray
+        Low and high ends of ln loss, (n, 2).
     """
-    quantiles = (np.arange(QUANTILES) + 0.5) / QUANTILES
+    quantiles = (np.arange(NOISE_QUANTILES) + 0.5) / NOISE_QUANTILES
     around = noise * student.ppf(quantiles, max(degrees, 1))
     ends = [(100 - LEVEL) / 2, (100 + LEVEL) / 2]
     return np.stack([np.percentile(np.add.outer(row, around), ends) for row in spread.T])
 
 
 def unit_of(name: str) -> str:
-    """Unit of a public parameter."""
+    """Return the unit of a public parameter; empty if it has none."""
     if name in ("E", "A", "B", "C", "G"):
         return "nats/token"
     if name.endswith(("_curvature", "_slope")):
@@ -335,7 +458,8 @@ def unit_of(name: str) -> str:
     return "per ln N" if name.endswith("_drift") else ""
 
 
-def _sweep_words(row: dict[str, float]) -> str:
+def _format_sweep(row: dict[str, float]) -> str:
+    """Format the parameters at one threshold of the objective."""
     names: list[str] = [name for name in ("alpha", "beta") if name in row]
     names += [name for name in row if name.endswith(("_optimum", "_slope"))]
     return f"{row['delta']:.0e}: " + " ".join(f"{name} {row[name]:.3g}" for name in names)

@@ -12,7 +12,7 @@ from scipy.stats import t as student
 from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.derived import Quantity, parameter
-from shapelaw.scaling.fitting.fit_law import problem_again
+from shapelaw.scaling.fitting.fit_law import reconstruct_problem
 from shapelaw.scaling.fitting.result import LEVEL, Fit
 from shapelaw.scaling.plots.style import (
     BAND,
@@ -235,7 +235,7 @@ def plot_profiles(
         The runs are not those of the fit, or nothing is free.
     """
     runs = fit.count_as_fitted(runs)
-    problem, best = problem_again(fit, runs)
+    problem, best = reconstruct_problem(fit, runs)
     if quantities is None:
         names = [name for name in fit.law.names if name not in fit.held]
         quantities = [parameter(fit, name) for name in names]

@@ -1,4 +1,4 @@
-"""Any table that somebody may bring: a fit with a status, or one clear error."""
+"""Fits of damaged tables: a fit with a status, or one clear error."""
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ DAMAGES = ("none", "constant", "collinear", "noise", "huge", "tiny", "few", "one
 
 @st.composite
 def tables(draw: st.DrawFn) -> pd.DataFrame:
-    """Synthetic runs with up to three kinds of damage that a valid table may still have."""
+    """Return synthetic runs with up to three kinds of damage that a valid table may have."""
     frame = synthetic_runs(shapes=draw(st.integers(1, 4)), seed=draw(st.integers(0, 50)))
     generator = np.random.default_rng(draw(st.integers(0, 1000)))
     for _ in range(draw(st.integers(0, 3))):
@@ -48,7 +48,7 @@ def tables(draw: st.DrawFn) -> pd.DataFrame:
 
 
 def fitted(law, runs, **settings):
-    """The fit and no text, or none and the text of the error."""
+    """Return the fit without a text, or None with the text of the error."""
     try:
         return fit(law, runs, **settings), ""
     except InputError as error:
@@ -66,7 +66,7 @@ def fitted(law, runs, **settings):
 )
 @settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow])
 @given(runs=tables())
-def test_any_table_gives_a_fit_with_a_status_or_one_clear_error(law, runs):
+def test_fit_of_damaged_table_has_a_status_or_raises_one_clear_error(law, runs):
     found, refusal = fitted(law, runs, starts=16, resamples=3)
     if found is None:
         assert "`" in refusal
@@ -83,7 +83,7 @@ def test_any_table_gives_a_fit_with_a_status_or_one_clear_error(law, runs):
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_three_rows_are_too_few_for_a_law_or_named_in_its_status(law):
+def test_fit_of_three_rows_raises_or_names_held_parameters_in_its_status(law):
     runs = synthetic_runs(shapes=1).head(3)
     found, refusal = fitted(law, runs, starts=8, resamples=0)
     if found is None:
@@ -93,13 +93,13 @@ def test_three_rows_are_too_few_for_a_law_or_named_in_its_status(law):
         assert found.notes
 
 
-def test_a_table_of_one_size_predicts_only_there_and_says_so():
-    found = fit("conditional", synthetic_runs(sizes=(4e5,), shapes=20), starts=32, resamples=0)
-    assert any("all runs have one size" in note for note in found.notes)
+def test_fit_of_one_size_notes_that_all_runs_have_one_size():
+    fitted = fit("conditional", synthetic_runs(sizes=(4e5,), shapes=20), starts=32, resamples=0)
+    assert any("all runs have one size" in note for note in fitted.notes)
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"loss": np.nan}, "`loss > 0` and finite must hold, but got nan"),
         ({"loss": -1.0}, "`loss > 0` and finite must hold, but got -1"),
@@ -107,19 +107,19 @@ def test_a_table_of_one_size_predicts_only_there_and_says_so():
         ({"tokens": 0.0}, "`tokens > 0` and finite must hold, but got 0"),
     ],
 )
-def test_a_value_that_breaks_a_rule_is_named_with_its_line(tmp_path, changes, words):
+def test_invalid_value_is_named_with_its_line(tmp_path, changes, message):
     runs = synthetic_runs(shapes=2)
     for name, value in changes.items():
         runs[name] = runs[name].astype(object)
         runs.loc[4, name] = value
     path = tmp_path / "runs.csv"
     write_runs(path, runs)
-    with pytest.raises(InputError, match=words) as error:
+    with pytest.raises(InputError, match=message) as error:
         load_runs(path)
     assert "line 6" in str(error.value)
 
 
-def test_a_law_of_text_is_refused_with_its_column():
+def test_fit_raises_when_a_column_of_the_law_holds_text():
     runs = synthetic_runs(shapes=2).assign(corpus="dolma")
     with pytest.raises(InputError, match="`corpus` must hold numbers to stand in a law"):
         fit("Chinchilla() * UShape('corpus')", runs, starts=4, resamples=0)
@@ -132,7 +132,7 @@ def small():
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"level": 0.95}, "`1 <= level < 100` must hold, in per cent, but got 0.95"),
         ({"level": 100}, "`1 <= level < 100` must hold"),
@@ -141,13 +141,13 @@ def small():
         ({"way": "sandwich", "clusters": "family"}, "`family` must have at least 2 values"),
     ],
 )
-def test_an_interval_without_meaning_is_refused(small, changes, words):
+def test_intervals_raise_on_meaningless_arguments(small, changes, message):
     fitted, runs = small
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         intervals(fitted, runs, parameter(fitted, "E"), **changes)
 
 
-def test_one_quantity_is_as_good_as_a_list_of_one(small):
+def test_intervals_of_one_quantity_equal_those_of_a_list_of_one(small):
     fitted, runs = small
     one = parameter(fitted, "E")
     alone, listed = (intervals(fitted, runs, way, way="sandwich") for way in (one, [one]))
@@ -155,29 +155,29 @@ def test_one_quantity_is_as_good_as_a_list_of_one(small):
 
 
 @pytest.mark.parametrize(
-    ("rows", "words"),
+    ("rows", "message"),
     [
         ({N: [1e6]}, f"the table lacks the column `{D}`"),
         ({N: ["a"], D: [1e9]}, f"`{N}` must hold numbers"),
     ],
 )
-def test_a_prediction_of_no_numbers_names_the_column(small, rows, words):
-    with pytest.raises(InputError, match=words):
+def test_prediction_raises_when_a_column_holds_no_numbers(small, rows, message):
+    with pytest.raises(InputError, match=message):
         small[0].predict(pd.DataFrame(rows))
 
 
-def test_a_prediction_of_no_rows_is_refused(small):
+def test_prediction_raises_when_table_has_no_rows(small):
     with pytest.raises(InputError, match="but got no rows"):
         small[0].predict(small[1].head(0))
 
 
-def test_a_fit_in_the_place_of_a_law_is_refused(small):
+def test_fit_raises_when_a_fit_is_given_instead_of_a_law(small):
     fitted, runs = small
     with pytest.raises(InputError, match="`--law` must be one of"):
         fit(fitted, runs)
 
 
-def test_a_goal_takes_whole_widths_and_depths():
+def test_goal_rounds_widths_and_depths_to_integers():
     runs = synthetic_runs(shapes=4)
     ends = np.resize([64.0, 101.0], len(runs))
     runs = runs.assign(hidden_size=ends, num_hidden_layers=ends[::-1] // 10)

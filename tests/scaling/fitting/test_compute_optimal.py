@@ -26,7 +26,7 @@ def shaped():
 # The compute-optimal size.
 
 
-def test_the_closed_form_finds_the_true_optimum():
+def test_closed_form_finds_the_true_optimum():
     exact = fit("chinchilla", synthetic_chinchilla(0.0, shapes=1), resamples=0, starts=8, delta=0.1)
     for compute in (1e12, 1e15, 1e18):
         best = allocation(exact, compute)
@@ -37,7 +37,7 @@ def test_the_closed_form_finds_the_true_optimum():
         assert best.n["low"] is best.n["high"] is None  # no resamples, no interval
 
 
-def test_intervals_hold_the_truth(plain):
+def test_intervals_contain_the_true_optimum(plain):
     best = allocation(plain, 1e13)
     assert best.view().title.startswith("best at 1e+13 FLOPs (closed form): N ")
     assert json.loads(json.dumps(best.as_json()))["n"] == best.n
@@ -79,7 +79,7 @@ def test_drifting_optimum_of_a_held_ratio_moves_the_best_size():
     assert loss(best) < min(loss(best * 1.01), loss(best / 1.01))
 
 
-def test_the_search_over_sizes_agrees_with_the_closed_form(shaped):
+def test_search_over_sizes_agrees_with_the_closed_form(shaped):
     # Shape factors multiply the loss: at fixed ratios the best N is that of the base.
     public = shaped.law.public(shaped.theta, shaped.reference)
     total = public["alpha"] + public["beta"]
@@ -93,29 +93,29 @@ def test_the_search_over_sizes_agrees_with_the_closed_form(shaped):
 
 
 @pytest.mark.parametrize("compute", [0, -1.0, np.nan, np.inf])
-def test_a_compute_that_is_no_number_is_refused(plain, compute):
+def test_allocation_raises_when_compute_is_not_positive(plain, compute):
     with pytest.raises(InputError, match="`compute > 0` and finite must hold"):
         allocation(plain, compute)
 
 
-def test_a_ratio_that_the_law_lacks_is_refused(shaped):
+def test_allocation_raises_when_the_law_lacks_a_ratio(shaped):
     with pytest.raises(InputError, match="`shape` must give positive ratios of the law"):
         allocation(shaped, 1e13, shape={"depth": 3})
 
 
-def test_without_a_data_term_there_is_no_best_size():
+def test_allocation_has_no_optimum_when_the_data_term_is_held():
     runs = synthetic_chinchilla(0.002, shapes=8, tokens=(1e6,))
     best = allocation(fit("chinchilla", runs, resamples=0, **QUICK), 1e13)
     assert best.n["value"] is None
-    assert best.why == "the law has B held at no effect: nothing to trade"
+    assert best.why == "the law has B held at no effect: N and D have no trade-off"
 
 
 # The flat valley.
 
 
-def test_both_ends_of_the_valley_cost_a_thousandth(plain):
-    found = valley(plain, 1e13)
-    line = found.frame().iloc[0]
+def test_loss_at_both_ends_of_the_valley_is_a_thousandth_above_the_best(plain):
+    flat_range = valley(plain, 1e13)
+    line = flat_range.frame().iloc[0]
     assert line["low"] < line["best"] < line["high"]
 
     def loss(size):
@@ -128,7 +128,7 @@ def test_both_ends_of_the_valley_cost_a_thousandth(plain):
     assert line["factor"] == pytest.approx(line["high"] / line["low"])
 
 
-def test_a_wider_tolerance_has_a_wider_valley(plain):
+def test_valley_widens_with_the_tolerance(plain):
     widths = [
         valley(plain, 1e13, tolerance=t).frame()["factor"].iloc[0] for t in (1e-4, 1e-3, 1e-2)
     ]
@@ -137,7 +137,7 @@ def test_a_wider_tolerance_has_a_wider_valley(plain):
     assert np.log(widths[1]) / np.log(widths[0]) == pytest.approx(10**0.5, rel=0.05)
 
 
-def test_every_ratio_has_a_valley_around_its_optimum(shaped):
+def test_valley_of_every_ratio_surrounds_its_optimum(shaped):
     table = valley(shaped, 1e13).frame().set_index("quantity")
     for name in ("hidden_over_sqrt_n", "mlp_to_attention"):
         best = shaped.optima()[name]["value"]
@@ -149,13 +149,13 @@ def test_every_ratio_has_a_valley_around_its_optimum(shaped):
     assert table.loc["hidden_over_sqrt_n", "factor"] == pytest.approx(factor, rel=0.05)
 
 
-def test_a_ratio_that_only_falls_has_an_open_valley(shaped):
+def test_valley_of_a_monotonic_ratio_is_open_at_one_end(shaped):
     line = valley(shaped, 1e13).frame().set_index("quantity").loc["gqa"]
-    assert np.isnan(line["low"])  # the slope is positive: lowest at the smallest ratio looked at
+    assert np.isnan(line["low"])  # the slope is positive: lowest at the smallest ratio searched
     assert json.dumps(valley(shaped, 1e13).as_json(), allow_nan=False)
 
 
 @pytest.mark.parametrize("tolerance", [0, 1, -0.1, np.nan])
-def test_a_tolerance_that_is_no_fraction_is_refused(plain, tolerance):
+def test_valley_raises_when_tolerance_is_not_a_fraction(plain, tolerance):
     with pytest.raises(InputError, match="`0 < tolerance < 1` must hold"):
         valley(plain, 1e13, tolerance=tolerance)

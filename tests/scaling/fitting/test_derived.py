@@ -1,4 +1,4 @@
-"""Quantities that depend on a fit, on synthetic runs whose truth is known."""
+"""Derived quantities of fits to synthetic runs with known true values."""
 
 import numpy as np
 import pandas as pd
@@ -39,7 +39,7 @@ def fitted(runs):
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if "cluster" not in way])
-def test_every_way_holds_the_truth_and_the_estimate(fitted, runs, way):
+def test_interval_of_every_method_contains_the_truth_and_the_estimate(fitted, runs, way):
     quantities = [parameter(fitted, name) for name in TRUTH]
     quantities += [predicted_loss(fitted, LARGE), difference(fitted, SMALL, LARGE)]
     table = intervals(fitted, runs, quantities, way=way, level=99.9, resamples=400)
@@ -54,7 +54,7 @@ def test_every_way_holds_the_truth_and_the_estimate(fitted, runs, way):
     assert table.loc["E", "unit"] == "nats/token"
 
 
-def test_the_compute_optimum_is_where_the_loss_of_a_budget_is_lowest(fitted):
+def test_compute_optimum_has_the_lowest_loss_of_its_budget(fitted):
     public = fitted.law.public(fitted.theta, fitted.reference)
 
     def loss(log_size: float) -> float:
@@ -71,7 +71,7 @@ def test_the_compute_optimum_is_where_the_loss_of_a_budget_is_lowest(fitted):
     assert share == pytest.approx(public["beta"] / (public["alpha"] + public["beta"]))
 
 
-def test_what_two_shapes_have_in_common_cancels(fitted, runs):
+def test_interval_of_a_difference_is_narrower_when_shapes_share_errors(fitted, runs):
     close = pd.DataFrame({N: [2.1e5], D: [4e6]})
     table = intervals(
         fitted, runs, [predicted_loss(fitted, SMALL), difference(fitted, SMALL, close)]
@@ -80,7 +80,7 @@ def test_what_two_shapes_have_in_common_cancels(fitted, runs):
     assert widths["difference of losses"] < 0.2 * widths["predicted loss"]
 
 
-def test_clustered_rows_have_a_bootstrap_of_clusters_and_others_a_profile(fitted, runs):
+def test_auto_intervals_are_bca_for_clustered_rows_and_profile_otherwise(fitted, runs):
     alone = intervals(fitted, runs, [parameter(fitted, "alpha")])
     assert alone.loc["alpha", "method"] == "profile"
     grouped = runs.assign(checkpoint_of=np.arange(len(runs)) // 4)
@@ -97,19 +97,19 @@ def test_clustered_rows_have_a_bootstrap_of_clusters_and_others_a_profile(fitted
         intervals(fitted, runs, [parameter(fitted, "alpha")], way="wild-cluster")
 
 
-def test_a_law_of_another_base_has_no_compute_optimum():
+def test_optimal_raises_when_base_is_not_chinchilla():
     runs = synthetic_runs(shapes=2)
     with pytest.raises(InputError, match="`base` must be Chinchilla for a compute-optimal size"):
         optimal(fit("power", runs, starts=8, resamples=0), FLOPS)
 
 
 @pytest.mark.parametrize("flops", [0.0, -1.0, np.nan, np.inf])
-def test_a_budget_must_be_positive(fitted, flops):
+def test_optimal_raises_when_budget_is_not_positive(fitted, flops):
     with pytest.raises(InputError, match="`flops > 0` and finite must hold"):
         optimal(fitted, flops)
 
 
-def test_bad_input_is_refused_with_the_way_out(fitted, runs):
+def test_intervals_and_quantities_raise_on_bad_input(fitted, runs):
     quantity = parameter(fitted, "alpha")
     with pytest.raises(InputError, match="`way` must be one of auto, profile, bca"):
         intervals(fitted, runs, [quantity], way="guess")
@@ -124,11 +124,11 @@ def test_bad_input_is_refused_with_the_way_out(fitted, runs):
 
 
 @pytest.mark.parametrize("way", ["profile", "sandwich"])
-def test_what_depends_on_a_parameter_held_in_a_range_spans_the_range(way):
+def test_interval_of_a_parameter_held_in_a_range_spans_the_range(way):
     runs = synthetic_chinchilla(0.003, sizes=(1e5, 4e5), tokens=(1e6, 8e6), shapes=8)
-    found = fit("chinchilla", runs, starts=16, resamples=0)
-    assert {"alpha", "beta"} <= set(found.held)
-    table = intervals(found, runs, [parameter(found, "alpha")], way=way, resamples=200)
-    held = found.held["alpha"]
+    fitted = fit("chinchilla", runs, starts=16, resamples=0)
+    assert {"alpha", "beta"} <= set(fitted.held)
+    table = intervals(fitted, runs, [parameter(fitted, "alpha")], way=way, resamples=200)
+    held = fitted.held["alpha"]
     assert held.low <= table.loc["alpha", "low"] < held.low + 0.03
     assert held.high - 0.03 < table.loc["alpha", "high"] <= held.high

@@ -1,4 +1,4 @@
-"""What a researcher may choose of a fit: law, objective, weights, convention of N, starts."""
+"""Options of a fit: law, objective, weights, size convention and starts."""
 
 import json
 
@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 from scipy.stats import t as student
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.fit_law import fit, law_name, problem_again, problem_of
+from shapelaw.scaling.fitting.fit_law import fit, law_name, problem_of, reconstruct_problem
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.bases import Chinchilla, Kaplan
 from shapelaw.scaling.laws.factors import GroupedQuery, UShape
@@ -31,7 +31,7 @@ def quick(law, runs, **settings):
 
 
 def every_column(runs: pd.DataFrame) -> pd.DataFrame:
-    """A table with a value, without an effect, of whatever a named law may need."""
+    """Return a table with every column that a named law needs, without an effect."""
     generator = np.random.default_rng(5)
     width, depth = np.exp(generator.uniform([[4], [1]], [[7], [4]], (2, len(runs))))
     best = runs.groupby([N, D])["loss"].transform("min")
@@ -48,7 +48,7 @@ def table():
 
 
 @pytest.mark.parametrize("name", LAWS)
-def test_every_named_law_fits_a_table_and_shows_itself(name, table, tmp_path):
+def test_every_named_law_fits_a_table_and_is_displayed(name, table, tmp_path):
     fitted = quick(name, table, resamples=20)
     assert fitted.law_name == name
     assert fitted.status.startswith("converged")
@@ -64,7 +64,7 @@ def test_every_named_law_fits_a_table_and_shows_itself(name, table, tmp_path):
     assert "<table" in fitted._repr_html_()
 
 
-def test_a_composed_law_with_tie_and_pin_survives_its_file(table, tmp_path):
+def test_composed_law_with_tie_and_pin_survives_saving_and_loading(table, tmp_path):
     fitted = quick(COMPOSED, table, resamples=40)
     assert fitted.law == law_named(COMPOSED)
     fitted.save(tmp_path / "fit.json")
@@ -80,7 +80,7 @@ def test_a_composed_law_with_tie_and_pin_survives_its_file(table, tmp_path):
     assert fitted.frame().loc["E", "held"] == "pinned at 1.8 (made up for this test)"
 
 
-def test_a_fit_is_named_by_its_law_or_by_its_expression(table):
+def test_fit_is_named_by_its_law_or_by_its_expression(table):
     assert law_name(Chinchilla() * UShape("hidden_over_sqrt_n")) == "width"
     law = Chinchilla() * GroupedQuery()
     assert law_name(law) == repr(law)
@@ -88,13 +88,13 @@ def test_a_fit_is_named_by_its_law_or_by_its_expression(table):
 
 
 @pytest.mark.parametrize(("floor", "shown"), [(1.8, "1.8"), (0.5, "0.5")])
-def test_a_pin_is_noted_in_the_units_of_the_equation(floor, shown, table):
+def test_pinned_value_is_noted_in_the_units_of_the_equation(floor, shown, table):
     fitted = quick(Chinchilla().pin("E", floor), table)
     assert f"E held at {shown}: pinned at {shown} (given)" in fitted.notes
     assert fitted.parameters()["E"] == pytest.approx(dict.fromkeys(("value", "low", "high"), floor))
 
 
-def test_a_law_that_is_given_whole_is_judged_on_the_table():
+def test_given_law_is_tested_on_the_table():
     runs = synthetic_chinchilla(0.01, shapes=4)
     law = Chinchilla()
     for name in ("E", "alpha", "A", "beta", "B"):
@@ -107,7 +107,7 @@ def test_a_law_that_is_given_whole_is_judged_on_the_table():
     assert fitted.noise_degrees == len(runs)
 
 
-def test_two_factors_of_one_ratio_are_judged_one_after_the_other():
+def test_two_factors_of_one_ratio_are_tested_one_after_the_other():
     runs = synthetic_runs(gqa_slope=0.0, shapes=6)
     law = Chinchilla() * UShape("gqa") * GroupedQuery()
     fitted = quick(law, runs)  # noise hides both
@@ -120,7 +120,7 @@ def test_two_factors_of_one_ratio_are_judged_one_after_the_other():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("on", ["log", "raw"])
-def test_any_objective_finds_the_truth_within_the_noise(kind, on):
+def test_every_objective_recovers_the_truth_within_the_noise(kind, on):
     runs = synthetic_chinchilla(0.002, shapes=8, tokens=(1e6, 3e7, 1e9), sizes=(1e5, 1e6, 1e7))
     fitted = quick("chinchilla", runs, objective=FitObjective(kind=kind, on=on, tilt=0.9))
     assert fitted.status.startswith("converged")
@@ -132,7 +132,7 @@ def test_any_objective_finds_the_truth_within_the_noise(kind, on):
     assert bool(fitted.delta_sweep) == (kind in ("huber", "asymmetric") and on == "log")
 
 
-def test_the_raw_objective_is_the_sum_over_losses_in_nats():
+def test_raw_objective_is_the_sum_over_losses_in_nats():
     runs = synthetic_chinchilla(0.01, shapes=3)
     fitted = quick("chinchilla", runs, objective=FitObjective(kind="squares", on="raw"))
     residuals = fitted.central(runs) - runs["loss"].to_numpy()
@@ -142,7 +142,7 @@ def test_the_raw_objective_is_the_sum_over_losses_in_nats():
     assert logs.objective == pytest.approx((residuals**2).sum() / 2, rel=1e-9)
 
 
-def test_the_scale_of_student_is_the_most_likely_jointly_with_the_law():
+def test_student_scale_is_the_joint_maximum_likelihood_scale():
     runs = synthetic_chinchilla(0.0, shapes=6)
     noise = 0.01 * np.random.default_rng(0).standard_t(4, len(runs))
     runs = runs.assign(loss=runs["loss"] * np.exp(noise))
@@ -162,7 +162,7 @@ def test_the_scale_of_student_is_the_most_likely_jointly_with_the_law():
 
 
 @pytest.mark.parametrize(("tilt", "below"), [(0.2, True), (1.0, None), (3.0, False)])
-def test_a_tilt_moves_the_law_to_the_better_or_to_the_worse_runs(tilt, below):
+def test_asymmetric_objective_moves_the_law_to_the_better_or_worse_runs(tilt, below):
     runs = synthetic_chinchilla(0.02, shapes=10)
     objective = FitObjective(kind="asymmetric", tilt=tilt)
     fitted = quick("chinchilla", runs, objective=objective, delta=0.005)
@@ -172,7 +172,7 @@ def test_a_tilt_moves_the_law_to_the_better_or_to_the_worse_runs(tilt, below):
         assert under < 0.4
 
 
-def test_weights_count_only_where_they_are_asked_for():
+def test_weights_count_only_when_a_column_is_chosen():
     runs = synthetic_chinchilla(0.02, shapes=4)
     weights = np.where(np.arange(len(runs)) % 2 == 0, 1.0, 0.0)
     weighted = runs.assign(importance=weights, weight=weights, loss_se=0.01)
@@ -188,15 +188,15 @@ def test_weights_count_only_where_they_are_asked_for():
 
 
 @pytest.mark.parametrize("values", [-1.0, np.nan, np.inf])
-def test_weights_that_are_none_are_refused(values):
+def test_fit_raises_on_invalid_weights(values):
     runs = synthetic_chinchilla(0.02, shapes=2).assign(importance=values)
-    with pytest.raises(InputError, match="`importance` must be a finite number from 0 up"):
+    with pytest.raises(InputError, match="`importance` must be a finite weight >= 0 for every run"):
         quick("chinchilla", runs, objective=FitObjective(weights="importance"))
     with pytest.raises(InputError, match="the run table lacks the column `absent`"):
         quick("chinchilla", runs, objective=FitObjective(weights="absent"))
 
 
-def test_what_is_no_objective_is_refused_by_name():
+def test_unknown_objective_raises_with_its_name():
     with pytest.raises(InputError, match="`objective` must be one of huber, squares, student"):
         quick("chinchilla", synthetic_chinchilla(0.02, shapes=2), objective="absolute")
 
@@ -206,7 +206,7 @@ def test_what_is_no_objective_is_refused_by_name():
 
 @pytest.fixture(scope="module")
 def counted():
-    """Synthetic: the loss follows total parameters, of which fewer are active or non-embedding."""
+    """Return synthetic runs whose loss depends on total parameters; the other counts are lower."""
     runs = synthetic_chinchilla(0.001, shapes=6)
     generator = np.random.default_rng(2)
     share = generator.uniform(0.3, 0.9, len(runs))
@@ -217,7 +217,7 @@ def counted():
     ("size", "column"),
     [("auto", N), ("non-embedding", N), ("total", "n_total"), ("active", "n_active")],
 )
-def test_the_convention_of_n_is_recorded_and_kept_by_predictions(counted, size, column, tmp_path):
+def test_size_convention_is_recorded_and_used_by_predictions(counted, size, column, tmp_path):
     fitted = quick("chinchilla", counted, size=size)
     assert fitted.size_convention == ("non-embedding" if size == "auto" else size)
     assert fitted.ranges[N] == (counted[column].min(), counted[column].max())
@@ -234,29 +234,29 @@ def test_the_convention_of_n_is_recorded_and_kept_by_predictions(counted, size, 
         assert "N is total parameters" in fitted.notes
 
 
-def test_without_non_embedding_counts_the_next_convention_is_taken(counted):
+def test_next_size_convention_is_used_when_table_lacks_non_embedding_counts(counted):
     only = counted.drop(columns=N)
     assert quick("chinchilla", only).size_convention == "total"
     assert quick("chinchilla", only.drop(columns="n_total")).size_convention == "active"
 
 
 @pytest.mark.parametrize(
-    ("size", "words"),
+    ("size", "message"),
     [
         ("all", "`size` must be auto, non-embedding, total, active, but got 'all'"),
         ("total", "the run table lacks the column `n_total`"),
     ],
 )
-def test_a_convention_that_there_is_not_is_refused(size, words):
-    with pytest.raises(InputError, match=words):
+def test_fit_raises_on_unknown_or_missing_size_convention(size, message):
+    with pytest.raises(InputError, match=message):
         quick("chinchilla", synthetic_chinchilla(0.01, shapes=2), size=size)
 
 
 # What is said.
 
 
-def test_a_term_that_has_died_out_and_a_parameter_at_its_bound_are_named():
-    """Synthetic: loss does not depend on N at all."""
+def test_vanishing_term_and_parameter_at_its_bound_are_named():
+    """The loss of the synthetic runs does not depend on N."""
     runs = synthetic_chinchilla(0.0, shapes=6, A=1e-9)
     fitted = quick("chinchilla", runs)
     assert "A" in fitted.dead_terms
@@ -267,13 +267,13 @@ def test_a_term_that_has_died_out_and_a_parameter_at_its_bound_are_named():
     np.testing.assert_allclose(fitted.central(runs), runs["loss"], rtol=0.01)
 
 
-def test_a_sound_fit_has_neither():
+def test_sound_fit_has_no_vanishing_term_and_no_parameter_at_a_bound():
     fitted = quick("chinchilla", synthetic_chinchilla(0.002, shapes=6))
     assert fitted.at_bounds == []
     assert fitted.dead_terms == []
 
 
-def test_rows_of_one_run_are_one_cluster_and_few_clusters_are_said():
+def test_rows_of_one_run_form_one_cluster_and_few_clusters_are_noted():
     runs = synthetic_chinchilla(0.01, shapes=4)
     grouped = runs.assign(run_group=np.arange(len(runs)) // 4)
     fitted = quick("chinchilla", grouped, resamples=30)
@@ -283,7 +283,7 @@ def test_rows_of_one_run_are_one_cluster_and_few_clusters_are_said():
     assert not np.allclose(fitted.covariance, quick("chinchilla", runs).covariance, rtol=1e-3)
 
 
-def test_starts_may_be_given():
+def test_fit_accepts_given_starts():
     runs = synthetic_chinchilla(0.01, shapes=4)
     problem = problem_of(law_named("chinchilla"), as_run_table(runs))
     points = problem.starts(5, 9)
@@ -292,10 +292,10 @@ def test_starts_may_be_given():
     assert fitted.objective == pytest.approx(quick("chinchilla", runs).objective, rel=1e-6)
 
 
-def test_the_problem_of_a_fit_is_found_again_with_its_optimum():
+def test_problem_of_a_fit_is_reconstructed_with_its_optimum():
     runs = synthetic_runs(shapes=6, gqa_slope=0.0, seed=4)
     fitted = quick("conditional", runs)
-    problem, best = problem_again(fitted, runs)
+    problem, best = reconstruct_problem(fitted, runs)
     assert problem.held == fitted.held
     assert problem.objective == fitted.minimised
     assert best.cost == pytest.approx(fitted.objective, rel=1e-12)
@@ -303,17 +303,17 @@ def test_the_problem_of_a_fit_is_found_again_with_its_optimum():
     assert again.cost[0] == pytest.approx(best.cost, rel=1e-9)
     other = runs.assign(loss=runs["loss"] * 1.01)
     with pytest.raises(InputError, match="`fit` and `runs` must belong together, but the fit has"):
-        problem_again(fitted, other)
+        reconstruct_problem(fitted, other)
 
 
-def test_a_line_without_a_floor_is_what_numpy_fits():
+def test_power_law_without_a_floor_equals_a_line_fitted_by_numpy():
     runs = synthetic_chinchilla(0.3, shapes=6)
     runs["loss"] = (
         3
         * (runs[N] / 1e6) ** -0.1
         * np.exp(0.02 * np.random.default_rng(1).standard_normal(len(runs)))
     )
-    found = quick(Kaplan(), runs, objective="squares").parameters()
+    fitted = quick(Kaplan(), runs, objective="squares").parameters()
     slope, height = np.polyfit(np.log(runs[N]), np.log(runs["loss"]), 1)
-    assert found["alpha"]["value"] == pytest.approx(-slope, rel=1e-6)
-    assert found["A"]["value"] == pytest.approx(np.exp(height), rel=1e-6)
+    assert fitted["alpha"]["value"] == pytest.approx(-slope, rel=1e-6)
+    assert fitted["A"]["value"] == pytest.approx(np.exp(height), rel=1e-6)

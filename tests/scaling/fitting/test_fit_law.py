@@ -36,7 +36,7 @@ def quick(law: str, runs: pd.DataFrame, **settings):
 
 @pytest.fixture(scope="module")
 def published():
-    """The Chinchilla points, or a reason to skip."""
+    """Return the Chinchilla points; skip the test if they are missing."""
     folder = Path(os.environ.get(MIRROR, SHARED / "datasets"))
     if not folder.is_dir():
         pytest.skip(f"the public tables are not here: set {MIRROR} to a folder that holds them")
@@ -53,19 +53,19 @@ def golden_fit(published):
 
 @pytest.fixture(scope="module")
 def recovered():
-    """The conditional law fitted to synthetic runs of which the truth is known."""
+    """Return a fit of the conditional law to synthetic runs with known true values."""
     return fit("conditional", synthetic_runs(seed=1), starts=16, resamples=80)
 
 
 # What the literature found on the Chinchilla data (arXiv 2404.10102).
 
 
-def test_the_optimum_of_the_chinchilla_data_is_the_golden_one(golden_fit):
+def test_objective_of_chinchilla_data_equals_the_golden_value(golden_fit):
     assert len(golden_fit.run_ids) == 240
     assert golden_fit.objective == pytest.approx(0.001018274017801, abs=1e-12)
 
 
-def test_parameters_of_the_chinchilla_data_are_the_golden_ones(golden_fit):
+def test_parameters_of_chinchilla_data_equal_the_golden_values(golden_fit):
     found = {name: one["value"] for name, one in golden_fit.parameters().items()}
     golden = {
         "E": 1.8172181,
@@ -79,7 +79,7 @@ def test_parameters_of_the_chinchilla_data_are_the_golden_ones(golden_fit):
     assert share == pytest.approx(0.51390, abs=5e-6)
 
 
-def test_most_starts_find_the_optimum_and_none_a_better_one(golden_fit):
+def test_most_starts_reach_the_optimum_and_none_a_better_one(golden_fit):
     assert golden_fit.basins[0]["starts"] >= 8
     objectives = [basin["objective"] for basin in golden_fit.basins]
     assert objectives == sorted(objectives)
@@ -98,7 +98,9 @@ def test_most_starts_find_the_optimum_and_none_a_better_one(golden_fit):
         (1e-1, 0.4059, 1.8646, 0.5298),  # no residual is as large: least squares
     ],
 )
-def test_the_sweep_over_delta_moves_as_published(golden_fit, delta, beta, floor, share):
+def test_delta_sweep_of_chinchilla_data_equals_published_values(
+    golden_fit, delta, beta, floor, share
+):
     rows = [row for row in golden_fit.delta_sweep if row["delta"] == delta]
     assert len(rows) == 1
     found = rows[0]
@@ -107,34 +109,34 @@ def test_the_sweep_over_delta_moves_as_published(golden_fit, delta, beta, floor,
     assert found["beta"] / (found["alpha"] + found["beta"]) == pytest.approx(share, abs=6e-5)
 
 
-def test_a_fit_at_another_delta_agrees_with_the_sweep(published, golden_fit):
+def test_fit_at_another_delta_agrees_with_the_sweep(published, golden_fit):
     runs = published[~published["outlier"]]
-    found = fit("chinchilla", runs, delta=1e-2, starts=16, resamples=0).parameters()
+    fitted = fit("chinchilla", runs, delta=1e-2, starts=16, resamples=0).parameters()
     swept = next(row for row in golden_fit.delta_sweep if row["delta"] == 1e-2)
-    for name, one in found.items():
+    for name, one in fitted.items():
         assert one["value"] == pytest.approx(swept[name], rel=1e-5), name
 
 
-def test_the_five_outliers_move_the_fit_as_published(published):
-    found = fit("chinchilla", published, delta=1e-3, starts=16, resamples=0).parameters()
-    assert found["E"]["value"] == pytest.approx(1.8913, abs=1e-4)
-    assert found["B"]["value"] == pytest.approx(12846, rel=1e-3)
-    assert found["beta"]["value"] == pytest.approx(0.4530, abs=1e-4)
+def test_five_outliers_change_the_fit_as_published(published):
+    fitted = fit("chinchilla", published, delta=1e-3, starts=16, resamples=0).parameters()
+    assert fitted["E"]["value"] == pytest.approx(1.8913, abs=1e-4)
+    assert fitted["B"]["value"] == pytest.approx(12846, rel=1e-3)
+    assert fitted["beta"]["value"] == pytest.approx(0.4530, abs=1e-4)
 
 
 @pytest.mark.parametrize(
     ("compute", "beta", "floor"), [(1e20, 0.470, 1.864), (3e20, 0.453, 1.884), (1e21, 0.396, 1.821)]
 )
-def test_leaving_out_the_largest_compute_moves_the_fit_as_published(
+def test_omission_of_the_largest_compute_changes_the_fit_as_published(
     published, compute, beta, floor
 ):
     runs = published[~published["outlier"] & (published["flops_6nd"] < compute)]
-    found = fit("chinchilla", runs, delta=1e-3, starts=16, resamples=0).parameters()
-    assert found["beta"]["value"] == pytest.approx(beta, abs=6e-4)
-    assert found["E"]["value"] == pytest.approx(floor, abs=6e-4)
+    fitted = fit("chinchilla", runs, delta=1e-3, starts=16, resamples=0).parameters()
+    assert fitted["beta"]["value"] == pytest.approx(beta, abs=6e-4)
+    assert fitted["E"]["value"] == pytest.approx(floor, abs=6e-4)
 
 
-def test_a_table_without_non_embedding_counts_is_fitted_on_total_ones_and_says_so(golden_fit):
+def test_fit_notes_total_parameters_when_table_lacks_non_embedding_counts(golden_fit):
     assert golden_fit.size_convention == "total"
     assert "N is total parameters" in golden_fit.notes
 
@@ -142,7 +144,7 @@ def test_a_table_without_non_embedding_counts_is_fitted_on_total_ones_and_says_s
 # What is recovered where the truth is known.
 
 
-def test_a_synthetic_truth_is_recovered_within_its_uncertainty(recovered):
+def test_synthetic_truth_is_recovered_within_its_uncertainty(recovered):
     public = pd.DataFrame(
         [recovered.law.public(draw, recovered.reference) for draw in recovered.draws]
     )
@@ -155,7 +157,7 @@ def test_a_synthetic_truth_is_recovered_within_its_uncertainty(recovered):
 @pytest.mark.parametrize(
     ("column", "truth"), [("hidden_over_sqrt_n", 0.15), ("mlp_to_attention", 2.0)]
 )
-def test_a_synthetic_optimum_lies_in_its_interval(recovered, column, truth):
+def test_synthetic_optimum_lies_in_its_interval(recovered, column, truth):
     optimum = recovered.optima()[column]
     assert optimum["status"] == "inside the observed range"
     assert optimum["low"] <= truth <= optimum["high"]
@@ -163,14 +165,14 @@ def test_a_synthetic_optimum_lies_in_its_interval(recovered, column, truth):
     assert optimum["high"] / optimum["low"] < 1.2
 
 
-def test_the_noise_of_a_synthetic_table_is_found(recovered):
+def test_noise_of_synthetic_runs_is_recovered(recovered):
     assert recovered.noise == pytest.approx(0.003, rel=0.25)  # its standard error is 9 %
     assert recovered.noise_degrees == 144 - 12
     assert recovered.replicate_noise is None
     assert recovered.replicate_degrees == 0
 
 
-def test_the_effects_are_how_far_the_ratios_move_the_loss(recovered):
+def test_effects_equal_the_change_of_loss_over_the_ratios(recovered):
     runs = synthetic_runs(seed=1)
     for column in RATIOS:
         flat = {f"{column}_curvature": 0.0, f"{column}_slope": 0.0}
@@ -186,7 +188,7 @@ def test_the_effects_are_how_far_the_ratios_move_the_loss(recovered):
     mlp=st.floats(1.0, 4.0),
     slope=st.floats(0.004, 0.03),
 )
-def test_without_noise_the_truth_is_found_exactly(floor, beta, hidden, mlp, slope):
+def test_truth_is_recovered_exactly_without_noise(floor, beta, hidden, mlp, slope):
     truth = {
         "E": floor,
         "beta": beta,
@@ -195,29 +197,29 @@ def test_without_noise_the_truth_is_found_exactly(floor, beta, hidden, mlp, slop
         "gqa_slope": slope,
     }
     runs = synthetic_runs(noise=0.0, shapes=6, **truth)
-    found = fit("conditional", runs, delta=1e-2, starts=16, resamples=0)
-    values = {name: one["value"] for name, one in found.parameters().items()}
+    fitted = fit("conditional", runs, delta=1e-2, starts=16, resamples=0)
+    values = {name: one["value"] for name, one in fitted.parameters().items()}
     expected = TRUTH | truth | dict.fromkeys(DRIFTS, 0.0)
     assert values == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    assert found.status.startswith("converged")
+    assert fitted.status.startswith("converged")
 
 
-def test_the_depth_whose_optimum_drifts_is_recovered():
+def test_drift_of_optimal_depth_is_recovered():
     runs = synthetic_runs(shapes=20)
     generator = np.random.default_rng(9)
     layers = generator.integers(2, 33, len(runs)).astype(float)
     size = runs[N] / np.exp(np.log(runs[N]).mean())
     x = layers / (8.0 * size**0.3)
     factor = 1 + 0.05 * (np.log(x) + 1 / x - 1)
-    found = quick(
+    fitted = quick(
         "conditional+depth", runs.assign(num_hidden_layers=layers, loss=runs["loss"] * factor)
     ).parameters()
-    assert found["num_hidden_layers_optimum"]["value"] == pytest.approx(8.0, rel=0.1)
-    assert found["num_hidden_layers_drift"]["value"] == pytest.approx(0.3, abs=0.06)
-    assert found["num_hidden_layers_curvature"]["value"] == pytest.approx(0.05, rel=0.15)
+    assert fitted["num_hidden_layers_optimum"]["value"] == pytest.approx(8.0, rel=0.1)
+    assert fitted["num_hidden_layers_drift"]["value"] == pytest.approx(0.3, abs=0.06)
+    assert fitted["num_hidden_layers_curvature"]["value"] == pytest.approx(0.05, rel=0.15)
 
 
-def test_an_outlier_barely_moves_a_robust_fit():
+def test_outlier_barely_changes_a_robust_fit():
     runs = synthetic_runs(shapes=8)
     runs.loc[5, "loss"] *= 1.5
     robust, squares = (
@@ -233,32 +235,32 @@ def test_an_outlier_barely_moves_a_robust_fit():
 
 
 @pytest.mark.parametrize("noise", [0.002, 0.02])
-def test_the_automatic_delta_follows_the_noise(noise):
-    found = quick("chinchilla", synthetic_chinchilla(noise))
-    assert found.delta_rule == "scale from the residuals"
-    assert found.delta == pytest.approx(HUBER * noise, rel=0.25)
-    assert found.delta == pytest.approx(HUBER * found.noise, rel=0.02)
+def test_automatic_delta_is_proportional_to_the_noise(noise):
+    fitted = quick("chinchilla", synthetic_chinchilla(noise))
+    assert fitted.delta_rule == "scale from the residuals"
+    assert fitted.delta == pytest.approx(HUBER * noise, rel=0.25)
+    assert fitted.delta == pytest.approx(HUBER * fitted.noise, rel=0.02)
 
 
-def test_the_automatic_delta_of_a_perfect_table_is_not_zero():
-    found = quick("chinchilla", synthetic_chinchilla(0.0, shapes=3))
-    assert found.delta == SMALLEST_DELTA
-    assert found.parameters()["beta"]["value"] == pytest.approx(TRUTH["beta"], rel=1e-5)
+def test_automatic_delta_is_positive_without_noise():
+    fitted = quick("chinchilla", synthetic_chinchilla(0.0, shapes=3))
+    assert fitted.delta == SMALLEST_DELTA
+    assert fitted.parameters()["beta"]["value"] == pytest.approx(TRUTH["beta"], rel=1e-5)
 
 
-def test_a_given_delta_is_kept():
-    found = quick("chinchilla", synthetic_chinchilla(0.01, shapes=3), delta=5e-3)
-    assert found.delta == 5e-3
-    assert found.delta_rule == "as given"
+def test_given_delta_is_kept():
+    fitted = quick("chinchilla", synthetic_chinchilla(0.01, shapes=3), delta=5e-3)
+    assert fitted.delta == 5e-3
+    assert fitted.delta_rule == "as given"
 
 
 @pytest.mark.parametrize(("text", "delta"), [("auto", "auto"), ("1e-3", 1e-3), ("0.5", 0.5)])
-def test_delta_is_read_from_text(text, delta):
+def test_parse_delta_reads_auto_or_a_number(text, delta):
     assert parse_delta(text) == delta
 
 
 @pytest.mark.parametrize("text", ["", "automatic", "0", "-1e-3", "nan", "inf"])
-def test_what_is_no_delta_is_refused(text):
+def test_parse_delta_raises_on_other_texts(text):
     with pytest.raises(
         InputError, match=f"must be auto or a positive number of at least 1e-12, but got '{text}'"
     ):
@@ -268,71 +270,69 @@ def test_what_is_no_delta_is_refused(text):
 # What the table cannot tell.
 
 
-def test_two_sizes_and_two_token_counts_hold_the_exponents_and_say_so():
-    found = quick("conditional", synthetic_runs(sizes=SIZES[:2], tokens=TOKENS[:2]), resamples=40)
-    assert set(found.held) == {"alpha", "beta"} | DRIFTS
-    assert "held: alpha, beta" in found.status
+def test_exponents_are_held_and_noted_for_two_sizes_and_two_token_counts():
+    fitted = quick("conditional", synthetic_runs(sizes=SIZES[:2], tokens=TOKENS[:2]), resamples=40)
+    assert set(fitted.held) == {"alpha", "beta"} | DRIFTS
+    assert "held: alpha, beta" in fitted.status
     for name in DRIFTS:
-        drift = found.parameters()[name]
+        drift = fitted.parameters()[name]
         assert drift["value"] == 0
         assert -0.25 <= drift["low"] < -0.1 < 0.1 < drift["high"] <= 0.25
         interval = f"intervals span {DRIFT[0]} to {DRIFT[1]} per ln N"
         words = f"2 sizes cannot identify a drift with N; {interval}"
-        assert f"{name} held at 0: {words}" in found.notes
+        assert f"{name} held at 0: {words}" in fitted.notes
     for name, column, what in (("alpha", N, "sizes"), ("beta", D, "token counts")):
         value, low, high = EXPONENTS[column]
         words = (
             f"2 {what} cannot identify it separately from its scale; intervals span {low} to {high}"
         )
-        assert f"{name} held at {value:g}: {words}" in found.notes
-        one = found.parameters()[name]
+        assert f"{name} held at {value:g}: {words}" in fitted.notes
+        one = fitted.parameters()[name]
         assert one["value"] == value
         assert low <= one["low"] < value < one["high"] <= high
-    assert found.optima()["mlp_to_attention"]["value"] == pytest.approx(2.0, rel=0.1)
+    assert fitted.optima()["mlp_to_attention"]["value"] == pytest.approx(2.0, rel=0.1)
 
 
 @pytest.mark.parametrize(
-    ("settings", "names", "drifts", "words"),
+    ("settings", "names", "drifts", "message"),
     [
         ({"sizes": SIZES[:1]}, {"A", "alpha"}, DRIFTS, "all runs have one size"),
         ({"tokens": TOKENS[:1]}, {"B", "beta"}, set(), "all runs have one token count"),
     ],
 )
-def test_one_size_or_one_token_count_drops_its_term_and_the_fit_goes_on(
-    settings, names, drifts, words
-):
-    found = quick("conditional", synthetic_runs(**settings))
-    assert set(found.held) == names | drifts
-    assert all(words in found.held[name].why for name in names)
+def test_term_is_held_when_runs_have_one_size_or_one_token_count(settings, names, drifts, message):
+    fitted = quick("conditional", synthetic_runs(**settings))
+    assert set(fitted.held) == names | drifts
+    assert all(message in fitted.held[name].why for name in names)
     scale = min(names)
-    assert found.theta[found.names.index(scale)] == NO_TERM
-    assert any(note.startswith(f"{scale} held at no effect: {words}") for note in found.notes)
-    assert found.optima()["hidden_over_sqrt_n"]["value"] == pytest.approx(0.15, rel=0.1)
+    assert fitted.theta[fitted.names.index(scale)] == NO_TERM
+    assert any(note.startswith(f"{scale} held at no effect: {message}") for note in fitted.notes)
+    assert fitted.optima()["hidden_over_sqrt_n"]["value"] == pytest.approx(0.15, rel=0.1)
     runs = synthetic_runs(**settings, noise=0.0)
-    np.testing.assert_allclose(found.central(runs), runs["loss"], rtol=0.005)
+    np.testing.assert_allclose(fitted.central(runs), runs["loss"], rtol=0.005)
 
 
-def test_tokens_in_proportion_to_size_leave_one_term_and_predict_at_that_ratio():
+def test_fit_keeps_one_term_when_tokens_are_proportional_to_size():
     runs = synthetic_runs(tokens=(1e6,), shapes=20)
     runs[D] = 20 * runs[N]
     runs["loss"] = true_loss(runs, TRUTH) * (1 + 1e-3 * np.sin(np.arange(len(runs))))
-    found = quick("conditional", runs)
-    assert set(found.held) == {"B", "beta"}
-    assert "tokens are proportional to size" in found.held["beta"].why
-    assert any("tokens are proportional to size" in note for note in found.notes)
-    np.testing.assert_allclose(found.central(runs), runs["loss"], rtol=0.01)
+    fitted = quick("conditional", runs)
+    assert set(fitted.held) == {"B", "beta"}
+    assert "tokens are proportional to size" in fitted.held["beta"].why
+    assert any("tokens are proportional to size" in note for note in fitted.notes)
+    np.testing.assert_allclose(fitted.central(runs), runs["loss"], rtol=0.01)
 
 
-def test_a_constant_ratio_is_held_at_no_effect_and_named():
+def test_constant_ratio_is_held_at_no_effect_and_named():
     runs = synthetic_runs().assign(mlp_to_attention=2.0)
-    found = quick("conditional", runs)
+    fitted = quick("conditional", runs)
     kinds = ("curvature", "optimum", "drift")
-    assert set(found.held) == {f"mlp_to_attention_{kind}" for kind in kinds}
-    assert found.effects["mlp_to_attention"]["size"] == 0.0
-    assert "mlp_to_attention_curvature" in found.status
+    assert set(fitted.held) == {f"mlp_to_attention_{kind}" for kind in kinds}
+    assert fitted.effects["mlp_to_attention"]["size"] == 0.0
+    assert "mlp_to_attention_curvature" in fitted.status
     why = "all runs have nearly the same mlp_to_attention"
-    assert f"mlp_to_attention_curvature held at no effect: {why}" in found.notes
-    optimum = found.optima()["mlp_to_attention"]
+    assert f"mlp_to_attention_curvature held at no effect: {why}" in fitted.notes
+    optimum = fitted.optima()["mlp_to_attention"]
     assert optimum == {
         "value": None,
         "low": None,
@@ -341,37 +341,37 @@ def test_a_constant_ratio_is_held_at_no_effect_and_named():
     }
 
 
-def test_a_ratio_that_moves_with_another_is_held_at_no_effect_and_named():
+def test_collinear_ratio_is_held_at_no_effect_and_named():
     runs = synthetic_runs()
     runs["gqa"] = 40 * runs["hidden_over_sqrt_n"]
-    found = quick("conditional", runs)
-    assert set(found.held) == {"gqa_slope"}
-    assert "it moves with hidden_over_sqrt_n (correlation 1.000)" in found.held["gqa_slope"].why
+    fitted = quick("conditional", runs)
+    assert set(fitted.held) == {"gqa_slope"}
+    assert "it moves with hidden_over_sqrt_n (correlation 1.000)" in fitted.held["gqa_slope"].why
 
 
 @pytest.mark.parametrize(
-    ("optimum", "side", "words"),
+    ("optimum", "side", "message"),
     [
         (12.0, "low", "loss falls up to the largest value seen: optimum above"),
         (0.05, "high", "loss rises from the smallest value seen: optimum below"),
     ],
 )
-def test_data_that_only_fall_or_rise_have_a_one_sided_optimum(optimum, side, words):
+def test_optimum_of_monotonic_losses_is_one_sided(optimum, side, message):
     truth = {"hidden_over_sqrt_n_optimum": 0.15, "mlp_to_attention_optimum": optimum}
     ranges = RATIOS | {"mlp_to_attention": (0.5, 3.0)}
     runs = synthetic_runs(ranges=ranges, mlp_to_attention_curvature=0.08, **truth)
-    found = quick("conditional", runs, resamples=20)
-    answer = found.optima()["mlp_to_attention"]
+    fitted = quick("conditional", runs, resamples=20)
+    answer = fitted.optima()["mlp_to_attention"]
     assert answer["value"] is None
-    assert words in answer["status"]
+    assert message in answer["status"]
     other = "high" if side == "low" else "low"
     assert answer[other] is None
     # An end of the interval is stated as far as there are data, and no farther.
     assert runs["mlp_to_attention"].min() <= answer[side] <= runs["mlp_to_attention"].max()
-    assert f"mlp_to_attention: {answer['status']}" in found.notes
+    assert f"mlp_to_attention: {answer['status']}" in fitted.notes
 
 
-def test_a_ratio_without_an_effect_is_held_there_and_said_to_be_unresolved():
+def test_ratio_without_an_effect_is_held_and_noted_as_not_resolved():
     found = quick("conditional", synthetic_runs(gqa_slope=0.0, seed=4), resamples=5)
     assert found.held["gqa_slope"].value == 0.0
     assert found.parameters()["gqa_slope"] == {"value": 0.0, "low": 0.0, "high": 0.0}
@@ -385,45 +385,45 @@ def test_a_ratio_without_an_effect_is_held_there_and_said_to_be_unresolved():
     assert found.optima()["mlp_to_attention"]["value"] == pytest.approx(2.0, rel=0.1)
 
 
-def test_a_u_shape_without_an_effect_has_no_optimum():
-    found = quick("conditional", synthetic_runs(mlp_to_attention_curvature=0.0, seed=2))
-    assert found.held["mlp_to_attention_curvature"].value == 0.0
-    answer = found.optima()["mlp_to_attention"]
+def test_u_shape_without_an_effect_has_no_optimum():
+    fitted = quick("conditional", synthetic_runs(mlp_to_attention_curvature=0.0, seed=2))
+    assert fitted.held["mlp_to_attention_curvature"].value == 0.0
+    answer = fitted.optima()["mlp_to_attention"]
     assert answer["value"] is answer["low"] is answer["high"] is None
     assert answer["status"].startswith("not resolved: effect of ")
 
 
-def test_an_effect_below_the_noise_between_seeds_is_held_at_none():
+def test_effect_below_the_noise_between_seeds_is_held_at_no_effect():
     truth = {"gqa_slope": 0.002}
     runs = with_replicates(synthetic_runs(shapes=6, noise=0.0, **truth), seeds=3, noise=0.01)
-    found = quick("conditional", runs)
-    assert found.replicate_degrees == 2 * 54
-    assert found.replicate_noise == pytest.approx(0.01, rel=0.15)
-    assert set(found.held) == {"gqa_slope"}
-    note = next(note for note in found.notes if note.startswith("gqa: "))
+    fitted = quick("conditional", runs)
+    assert fitted.replicate_degrees == 2 * 54
+    assert fitted.replicate_noise == pytest.approx(0.01, rel=0.15)
+    assert set(fitted.held) == {"gqa_slope"}
+    note = next(note for note in fitted.notes if note.startswith("gqa: "))
     assert "is not resolved (noise between seeds " in note
     assert note.endswith("; held at no effect")
 
 
-def test_the_noise_of_a_run_is_no_smaller_than_that_between_seeds():
+def test_noise_of_a_run_is_at_least_the_noise_between_seeds():
     runs = with_replicates(synthetic_runs(shapes=4, noise=0.0), seeds=2, noise=0.0005)
     runs.loc[::18, "loss"] *= 1.04  # a few seeds go astray: robust residuals do not see them
-    found = quick("conditional", runs)
-    residuals = np.log(runs["loss"] / found.central(runs))
-    assert found.replicate_noise > 5 * np.median(np.abs(residuals))
-    assert found.noise >= found.replicate_noise
+    fitted = quick("conditional", runs)
+    residuals = np.log(runs["loss"] / fitted.central(runs))
+    assert fitted.replicate_noise > 5 * np.median(np.abs(residuals))
+    assert fitted.noise >= fitted.replicate_noise
 
 
-def test_the_noise_around_the_law_is_robust_and_counts_the_fitted_parameters():
+def test_noise_around_the_law_is_robust_and_counts_fitted_parameters():
     runs = synthetic_chinchilla(0.01, shapes=1)
-    found = quick("chinchilla", runs)
-    residuals = np.log(runs["loss"] / found.central(runs))
+    fitted = quick("chinchilla", runs)
+    residuals = np.log(runs["loss"] / fitted.central(runs))
     apart = np.median(np.abs(residuals - np.median(residuals)))
-    assert found.noise == pytest.approx(1.4826 * apart * np.sqrt(9 / (9 - 5)), rel=1e-6)
-    assert found.noise_degrees == 9 - 5
+    assert fitted.noise == pytest.approx(1.4826 * apart * np.sqrt(9 / (9 - 5)), rel=1e-6)
+    assert fitted.noise_degrees == 9 - 5
 
 
-def test_too_few_rows_are_refused_with_the_number_needed():
+def test_fit_raises_with_the_number_needed_when_rows_are_too_few():
     text = (
         r"a fit of `conditional` to this table needs at least 12 finished runs, but got 9; "
         r"train more, or choose a smaller law with --law chinchilla"
@@ -434,19 +434,19 @@ def test_too_few_rows_are_refused_with_the_number_needed():
 
 
 @pytest.mark.parametrize("column", ["loss", D, "gqa"])
-def test_a_column_that_the_law_needs_and_the_table_lacks_is_named(column):
+def test_fit_raises_with_the_name_of_a_missing_column(column):
     with pytest.raises(InputError, match=f"the run table lacks the column `{column}`; it has"):
         fit("conditional", synthetic_runs(shapes=2).drop(columns=column))
 
 
-def test_runs_of_two_corpora_are_refused():
+def test_fit_raises_when_runs_are_of_two_corpora():
     runs = synthetic_runs(shapes=2)
     runs["corpus"] = ["one", "two"] * (len(runs) // 2)
     with pytest.raises(InputError, match="`corpus` must be the same for all rows of a fit"):
         fit("chinchilla", runs)
 
 
-def test_an_unknown_law_is_refused():
+def test_fit_raises_on_unknown_law():
     with pytest.raises(InputError, match="`--law` must be one of chinchilla"):
         fit("unknown", synthetic_runs(shapes=2))
 
@@ -454,7 +454,7 @@ def test_an_unknown_law_is_refused():
 # What is recorded.
 
 
-def test_the_same_seed_gives_the_same_fit_and_another_one_the_same_optimum():
+def test_same_seed_gives_the_same_fit_and_another_seed_the_same_optimum():
     runs = synthetic_runs(shapes=6)
     first, again, other = (
         quick("conditional", runs, seed=seed, resamples=20) for seed in (0, 0, 1)
@@ -467,7 +467,7 @@ def test_the_same_seed_gives_the_same_fit_and_another_one_the_same_optimum():
     assert not np.allclose(other.draws, first.draws, rtol=1e-3)
 
 
-def test_the_order_of_the_rows_does_not_matter_for_the_optimum():
+def test_optimum_does_not_depend_on_the_order_of_rows():
     runs = synthetic_runs(shapes=6)
     first, shuffled = (
         quick("conditional", table) for table in (runs, runs.sample(frac=1, random_state=0))
@@ -475,32 +475,32 @@ def test_the_order_of_the_rows_does_not_matter_for_the_optimum():
     assert shuffled.objective == pytest.approx(first.objective, rel=1e-6)
 
 
-def test_a_fit_records_its_data():
+def test_fit_records_its_data():
     left_out = {"bad-1": "diverged", "bad-2": "excluded by name"}
     runs = RunTable(frame=synthetic_runs(shapes=4), left_out=left_out)
-    found = quick("conditional", runs, seed=7, resamples=5)
-    assert found.run_ids == runs["run_id"].tolist()
-    assert found.left_out == left_out
-    assert "2 rows left out: bad-1 (diverged), bad-2 (excluded by name)" in found.notes
-    assert found.seed == 7
-    assert found.starts == 8
-    assert found.draws.shape == (5, 12)
-    assert found.size_convention == "non-embedding"
-    assert found.ranges[N] == (1e5, 1.6e6)
-    assert found.ranges["gqa"] == (runs["gqa"].min(), runs["gqa"].max())
-    assert found.reference[D] == pytest.approx(8e6)
+    fitted = quick("conditional", runs, seed=7, resamples=5)
+    assert fitted.run_ids == runs["run_id"].tolist()
+    assert fitted.left_out == left_out
+    assert "2 rows left out: bad-1 (diverged), bad-2 (excluded by name)" in fitted.notes
+    assert fitted.seed == 7
+    assert fitted.starts == 8
+    assert fitted.draws.shape == (5, 12)
+    assert fitted.size_convention == "non-embedding"
+    assert fitted.ranges[N] == (1e5, 1.6e6)
+    assert fitted.ranges["gqa"] == (runs["gqa"].min(), runs["gqa"].max())
+    assert fitted.reference[D] == pytest.approx(8e6)
     other = runs.assign(loss=runs["loss"] * (1 + 1e-15))
-    assert quick("conditional", other).data_sha256 != found.data_sha256
+    assert quick("conditional", other).data_sha256 != fitted.data_sha256
 
 
-def test_a_table_without_names_of_runs_counts_its_runs():
+def test_runs_are_numbered_when_table_has_no_run_ids():
     runs = synthetic_chinchilla(0.01, shapes=2).drop(columns="run_id")
-    found = quick("chinchilla", runs)
-    assert found.as_json()["n_runs"] == 18
-    assert "on 18 runs" in found.summary()
+    fitted = quick("chinchilla", runs)
+    assert fitted.as_json()["n_runs"] == 18
+    assert "on 18 runs" in fitted.summary()
 
 
-def test_the_table_that_is_given_stays_as_it_was():
+def test_fit_does_not_change_the_given_table():
     runs = synthetic_chinchilla(0.01, shapes=2).rename(columns={N: "n_total"})
     before = runs.copy()
     quick("chinchilla", runs)
@@ -508,7 +508,7 @@ def test_the_table_that_is_given_stays_as_it_was():
 
 
 @pytest.mark.parametrize("rows", [24, 144])
-def test_the_method_of_the_intervals_follows_the_number_of_rows(rows):
-    found = quick("conditional", synthetic_runs().iloc[:: 144 // rows], resamples=3)
+def test_bootstrap_method_depends_on_the_number_of_rows(rows):
+    fitted = quick("conditional", synthetic_runs().iloc[:: 144 // rows], resamples=3)
     method = "rows (iid)" if rows == 144 else "residuals at the same design"
-    assert found.bootstrap == f"3 resamples by {method}"
+    assert fitted.bootstrap == f"3 resamples by {method}"

@@ -18,41 +18,45 @@ RUNS = pd.DataFrame(
 )
 
 
-def test_the_best_loss_is_the_lowest_of_equal_size_and_tokens():
+def test_best_loss_is_the_lowest_of_equal_size_and_tokens():
     assert with_best_loss(RUNS)["best_loss"].tolist() == [3.0, 3.0, 3.0, 2.8, 2.5]
     assert "best_loss" not in RUNS
 
 
-def test_sizes_are_equal_by_the_count_that_is_asked_for():
+def test_sizes_are_compared_by_the_chosen_convention():
     assert with_best_loss(RUNS, size="total")["best_loss"].tolist() == [3.1, 3.0, 3.1, 2.8, 2.5]
     without = RUNS.drop(columns=N)
     assert with_best_loss(without)["best_loss"].tolist() == [3.1, 3.0, 3.1, 2.8, 2.5]
 
 
-def test_a_tolerance_of_one_per_cent_tells_sizes_apart():
-    found = with_best_loss(RUNS, tolerance=0.01)["best_loss"]
-    assert found.tolist() == RUNS["loss"].tolist()
+def test_sizes_differ_at_a_tolerance_of_one_percent():
+    best_losses = with_best_loss(RUNS, tolerance=0.01)["best_loss"]
+    assert best_losses.tolist() == RUNS["loss"].tolist()
 
 
 @pytest.mark.parametrize("index", [[7, 3, 9, 1, 5], [1, 1, 1, 1, 1]])
-def test_the_index_of_the_table_stays_and_does_not_matter(index):
-    found = with_best_loss(RUNS.set_axis(index))
-    assert found.frame.index.tolist() == index
-    assert found["best_loss"].tolist() == [3.0, 3.0, 3.0, 2.8, 2.5]
+def test_best_loss_keeps_and_ignores_the_index_of_the_table(index):
+    best_losses = with_best_loss(RUNS.set_axis(index))
+    assert best_losses.frame.index.tolist() == index
+    assert best_losses["best_loss"].tolist() == [3.0, 3.0, 3.0, 2.8, 2.5]
 
 
 @given(st.lists(st.floats(1.5, 6.0), min_size=1, max_size=30), st.integers(0, 99))
-def test_no_run_is_better_than_the_best_and_every_cell_has_one_that_is(losses, seed):
+def test_best_loss_is_a_lower_bound_that_every_cell_reaches(losses, seed):
     generator = np.random.default_rng(seed)
     rows = len(losses)
     cells = {N: generator.choice([1e6, 1e7], rows), D: generator.choice([1e8, 1e9], rows)}
-    found = with_best_loss(pd.DataFrame({**cells, "loss": losses}))
-    assert (found["best_loss"] <= found["loss"]).all()
-    reached = (found["best_loss"] == found["loss"]).groupby([found[N], found[D]]).any()
+    best_losses = with_best_loss(pd.DataFrame({**cells, "loss": losses}))
+    assert (best_losses["best_loss"] <= best_losses["loss"]).all()
+    reached = (
+        (best_losses["best_loss"] == best_losses["loss"])
+        .groupby([best_losses[N], best_losses[D]])
+        .any()
+    )
     assert reached.all()
 
 
-def test_a_convention_that_there_is_not_and_a_missing_column_are_named():
+def test_best_loss_raises_on_unknown_convention_or_missing_column():
     with pytest.raises(InputError, match="`size` must be auto, non-embedding, total, active, but"):
         with_best_loss(RUNS, size="body")
     with pytest.raises(InputError, match="lacks the column `n_active`"):

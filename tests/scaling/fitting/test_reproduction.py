@@ -1,4 +1,4 @@
-"""Numbers that are published or were computed before this library, found again."""
+"""Reproduction of published numbers and of numbers computed before this library."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import minimize
 
 from shapelaw.scaling.checks.metrics import scores
-from shapelaw.scaling.fitting.fit_law import fit, problem_again, problem_of
+from shapelaw.scaling.fitting.fit_law import fit, problem_of, reconstruct_problem
 from shapelaw.scaling.fitting.refits import public_parameters
 from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.catalog import MIRROR, load_runs
@@ -26,7 +26,7 @@ X, R = "hidden_over_sqrt_n", "mlp_to_attention"
 
 @pytest.fixture(scope="module")
 def tables():
-    """A loader of published tables, or a reason to skip."""
+    """Return a loader of published tables; skip the test if they are missing."""
     folder = Path(os.environ.get(MIRROR) or SHARED / "datasets")
     if not folder.is_dir():
         pytest.skip(f"the public tables are not here: set {MIRROR} to a folder that holds them")
@@ -43,9 +43,9 @@ def points(tables):
 
 @pytest.fixture(scope="module")
 def solved(points):
-    """The fit to the Chinchilla points, its problem and its optimum."""
+    """Return the fit to the Chinchilla points, its problem and its optimum."""
     fitted = fit("chinchilla", points, delta=1e-3, starts=64, resamples=0)
-    return fitted, *problem_again(fitted, points)
+    return fitted, *reconstruct_problem(fitted, points)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,8 @@ def spread(fitted, draws) -> dict[str, np.ndarray]:
 # The Chinchilla points (arXiv 2404.10102).
 
 
-def test_4000_resamples_have_the_standard_errors_and_intervals_that_are_known(solved):
-    """The same resamples as the reference, which drew with NumPy's old generator at seed 42."""
+def test_4000_resamples_have_the_published_standard_errors_and_intervals(solved):
+    """The resamples equal those of the reference: NumPy's legacy generator at seed 42."""
     fitted, problem, best = solved
     old = np.random.RandomState(42)
     rows = len(problem.log_loss)
@@ -82,7 +82,9 @@ def test_4000_resamples_have_the_standard_errors_and_intervals_that_are_known(so
 
 def test_resamples_of_the_42_sizes_are_wider_in_alpha_and_narrower_in_beta(solved, points):
     fitted, problem, best = solved
-    sizes = level_of(points["n_total"].to_numpy(), 0.005)  # read off a drawing: .5 % is one size
+    sizes = level_of(
+        points["n_total"].to_numpy(), 0.005
+    )  # read off a drawing: sizes within 0.5 % are equal
     assert len(np.unique(sizes)) == 42
     draws = bootstrap(problem, best, method="cluster", resamples=4000, seed=0, clusters=sizes)
     drawn = spread(fitted, draws)
@@ -91,16 +93,16 @@ def test_resamples_of_the_42_sizes_are_wider_in_alpha_and_narrower_in_beta(solve
     assert np.percentile(drawn["a_opt"], (2.5, 97.5)) == pytest.approx((0.478, 0.559), abs=0.003)
 
 
-def test_least_squares_on_ln_loss_is_the_last_row_of_the_sweep(points):
-    found = public_parameters(
+def test_least_squares_on_ln_loss_equals_the_last_row_of_the_sweep(points):
+    parameters = public_parameters(
         fit("chinchilla", points, objective="squares", starts=32, resamples=0)
     )
-    assert found["beta"] == pytest.approx(0.4059, abs=6e-5)
-    assert found["E"] == pytest.approx(1.8646, abs=6e-5)
-    assert found["a_opt"] == pytest.approx(0.5298, abs=6e-5)
+    assert parameters["beta"] == pytest.approx(0.4059, abs=6e-5)
+    assert parameters["E"] == pytest.approx(1.8646, abs=6e-5)
+    assert parameters["a_opt"] == pytest.approx(0.5298, abs=6e-5)
 
 
-def test_the_printed_parameters_are_not_the_optimum_of_the_sum(solved):
+def test_printed_parameters_are_not_the_optimum_of_the_sum(solved):
     _, problem, best = solved
     printed = {"E": 1.8172, "A": 482.01, "alpha": 0.3478, "B": 2085.43, "beta": 0.3658}
     theta = problem.law.internal(printed, problem.reference)
@@ -108,7 +110,7 @@ def test_the_printed_parameters_are_not_the_optimum_of_the_sum(solved):
     assert 1.001 < cost / best.cost < 1.01
 
 
-def test_the_mean_of_huber_losses_stops_where_it_started_and_the_sum_goes_on(solved, points):
+def test_mean_of_huber_losses_stops_at_its_start_and_the_sum_converges(solved, points):
     fitted, _, best = solved
     n, d, loss = (np.log(points[name].to_numpy()) for name in ("n_total", D, "loss"))
 
@@ -128,11 +130,14 @@ def test_the_mean_of_huber_losses_stops_where_it_started_and_the_sum_goes_on(sol
     assert went_on.x[4] == pytest.approx(public_parameters(fitted)["beta"], abs=1e-3)
 
 
-def test_the_condition_number_without_centring_is_220(solved, points):
-    found = public_parameters(solved[0])
+def test_condition_number_without_centring_is_220(solved, points):
+    parameters = public_parameters(solved[0])
     n, d = np.log(points["n_total"]), np.log(points[D])
-    size, data = found["A"] * np.exp(-found["alpha"] * n), found["B"] * np.exp(-found["beta"] * d)
-    shares = np.stack([np.full(len(n), found["E"]), size, data])
+    size, data = (
+        parameters["A"] * np.exp(-parameters["alpha"] * n),
+        parameters["B"] * np.exp(-parameters["beta"] * d),
+    )
+    shares = np.stack([np.full(len(n), parameters["E"]), size, data])
     shares /= shares.sum(axis=0)
     jacobian = np.stack([*shares, -shares[1] * n, -shares[2] * d], axis=1)
     condition = np.linalg.cond(jacobian / np.linalg.norm(jacobian, axis=0))
@@ -168,12 +173,12 @@ def test_printed_coefficients_give_the_ratios_of_published_models(
 @pytest.mark.parametrize(("coefficients", "x", "r"), [(ONE_B, 0.074, 1.229), (SMALL, 0.080, 1.032)])
 def test_printed_coefficients_have_the_printed_optima(coefficients, x, r):
     assert coefficients["a2"] / coefficients["a1"] == pytest.approx(x, abs=6e-4)
-    # .0062 / .0051: what is printed has two digits, and so much has the optimum.
+    # 0.0062 / 0.0051: the printed coefficients have two digits, and so has the optimum.
     assert coefficients["b2"] / coefficients["b1"] == pytest.approx(r, rel=0.02)
 
 
 def simulated_shapes() -> pd.DataFrame:
-    """The same 24 shapes in each of four cells of N and D: simulated, without noise."""
+    """Return 24 shapes simulated in each of four cells of N and D, without noise."""
     generator = np.random.default_rng(4)
     shapes = np.exp(generator.uniform(np.log((0.03, 0.5)), np.log((0.3, 5.0)), (24, 2)))
     cells = [(n, k * n) for n in (8e7, 3e8) for k in (20, 100)]
@@ -203,23 +208,23 @@ FORMS = {  # the truth, and the loss that it gives
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_papers_forms_are_recovered_where_the_best_loss_is_known(form):
+def test_published_forms_are_recovered_when_the_best_loss_is_given(form):
     truth, factor = FORMS[form]
     table = simulated_shapes()
     table = table.assign(loss=table["floor"] * factor(table), best_loss=table["floor"])
-    found = public_parameters(fit(form, table, objective=SQUARES, starts=16, resamples=0))
-    assert found == pytest.approx(truth, rel=1e-5)
+    parameters = public_parameters(fit(form, table, objective=SQUARES, starts=16, resamples=0))
+    assert parameters == pytest.approx(truth, rel=1e-5)
 
 
 @pytest.mark.parametrize("form", ["paper-multiplicative", "paper-joint"])
-def test_an_empirical_best_loss_moves_the_scale_and_not_the_optima(form):
+def test_empirical_best_loss_changes_the_scale_and_not_the_optima(form):
     truth, factor = FORMS[form]
     table = simulated_shapes()
     table = with_best_loss(table.assign(loss=table["floor"] * factor(table)))
-    found = public_parameters(fit(form, table, objective=SQUARES, starts=16, resamples=0))
-    assert found["a2"] / found["a1"] == pytest.approx(truth["a2"] / truth["a1"], rel=1e-5)
+    parameters = public_parameters(fit(form, table, objective=SQUARES, starts=16, resamples=0))
+    assert parameters["a2"] / parameters["a1"] == pytest.approx(truth["a2"] / truth["a1"], rel=1e-5)
     lowest = float(factor(table).min())  # the best shape that was tried is not the best there is
-    assert found["a1"] == pytest.approx(truth["a1"] / lowest, rel=1e-5)
+    assert parameters["a1"] == pytest.approx(truth["a1"] / lowest, rel=1e-5)
 
 
 def held_out_scores(form: str, small: pd.DataFrame, large: pd.DataFrame):
@@ -227,8 +232,8 @@ def held_out_scores(form: str, small: pd.DataFrame, large: pd.DataFrame):
     return scores(large["loss"], fitted.central(large))
 
 
-def test_the_papers_score_of_a_form_that_holds_beats_one_that_does_not():
-    """Mean squared error and Spearman on a size that was not fitted, on simulated runs."""
+def test_published_score_is_better_for_the_true_form():
+    """The score is the squared error and rank correlation on a held-out size of simulated runs."""
     table = simulated_shapes()
     noise = np.exp(0.002 * np.random.default_rng(2).standard_normal(len(table)))
     loss = table["floor"] * FORMS["paper-multiplicative"][1](table) * noise
@@ -241,8 +246,8 @@ def test_the_papers_score_of_a_form_that_holds_beats_one_that_does_not():
     assert right.spearman > wrong.spearman
 
 
-def test_on_our_own_runs_the_separable_forms_do_no_better_than_the_best_loss_alone():
-    """Three sizes of tiny models: the best hidden size moves with N (LOG.md), not in the law."""
+def test_separable_forms_do_not_beat_the_best_loss_alone_on_tiny_models():
+    """The best hidden size of the tiny models depends on N (LOG.md), unlike in the law."""
     runs = with_best_loss(load_runs("quickstart")).frame
     small, large = runs[runs["role"] == "proxy"], runs[runs["role"] != "proxy"]
     alone = float(((large["loss"] - large["best_loss"]) ** 2).mean())
@@ -266,7 +271,7 @@ def mse(law: str, runs: pd.DataFrame, size: str) -> tuple[float, dict[str, float
         ("non-embedding", N, 1.12e-3, 8.7e-4, 0.065),
     ],
 )
-def test_the_width_factor_on_the_gemstones_depends_on_which_size_is_meant(
+def test_width_factor_on_gemstones_depends_on_the_size_convention(
     gemstones, size, inside, alone, shaped, optimum
 ):
     runs = gemstones.assign(**{X: gemstones["hidden_size"] / np.sqrt(gemstones[inside])})
@@ -279,13 +284,13 @@ def test_the_width_factor_on_the_gemstones_depends_on_which_size_is_meant(
     assert found["a2"] / found["a1"] == pytest.approx(optimum, rel=2e-3)
 
 
-def test_with_a_key_and_value_for_every_head_chinchilla_has_the_error_that_is_known(gemstones):
+def test_chinchilla_has_the_published_error_with_a_key_and_value_for_every_head(gemstones):
     count = 16 * gemstones["num_hidden_layers"] * gemstones["hidden_size"] ** 2
     runs = gemstones.assign(**{N: count})
     assert mse("chinchilla", runs, "non-embedding")[0] == pytest.approx(1.11e-3, abs=5e-6)
 
 
-def test_the_width_factor_on_the_open_lm_grid_has_an_optimum_on_total_size_only(tables):
+def test_width_factor_on_open_lm_grid_has_an_optimum_on_total_size_only(tables):
     runs = tables("mlfoundations")
     runs = runs[runs["n_total"] > 50e6].reset_index(drop=True)
     assert len(runs) == 91
@@ -316,9 +321,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize(("delta", "gap"), [(1e-4, 8.9e-3), (1e-3, 1.0e-4)])
-def test_the_published_width_depth_law_has_its_objective_and_ours_a_lower_one(
-    gemstones, delta, gap
-):
+def test_published_width_depth_law_has_its_objective_and_the_fit_a_lower_one(gemstones, delta, gap):
     cost, floor, exponents, scales = PUBLISHED[delta]
     public = {"E": np.exp(floor), **dict(zip(EXPONENTS, exponents, strict=True))}
     public |= {name: np.exp(scale) for name, scale in zip(SCALES, scales, strict=True)}
@@ -326,15 +329,15 @@ def test_the_published_width_depth_law_has_its_objective_and_ours_a_lower_one(
     problem = problem_of(law, as_run_table(gemstones, "total"), objective, delta)
     theta = problem.law.internal(public, problem.reference)
     assert problem.data.cost(theta[None])[0] == pytest.approx(cost, abs=1e-10)
-    found = fit("width-depth", gemstones, size="total", delta=delta, starts=256, resamples=0)
-    assert cost / found.objective - 1 == pytest.approx(gap, rel=0.1)
+    fitted = fit("width-depth", gemstones, size="total", delta=delta, starts=256, resamples=0)
+    assert cost / fitted.objective - 1 == pytest.approx(gap, rel=0.1)
 
 
 # The aspect-ratio law (arXiv 2501.18107): its runs are not published, these are simulated.
 
 
 def morph_runs(seed: int, noise: float) -> pd.DataFrame:
-    """24 simulated runs at D = 20 N and three of 80M at 160 N, as the paper trained them."""
+    """Return 24 simulated runs at D = 20 N and three of 80M at 160 N, as in the paper."""
     cells = [(n, 20 * n, shape) for n in (8e7, 1.5e8, 3e8) for shape in np.geomspace(12, 250, 8)]
     cells += [(8e7, 160 * 8e7, shape) for shape in (20, 60, 180)]
     table = pd.DataFrame(cells, columns=["n_total", D, "aspect_ratio"])
@@ -350,21 +353,21 @@ MORPH = {"E": 1.6, "A": 120, "alpha": 0.3, "B": 400, "beta": 0.3} | {
 }
 
 
-def test_the_aspect_ratio_law_is_recovered_exactly_without_noise():
+def test_aspect_ratio_law_is_recovered_exactly_without_noise():
     fitted = fit("morph", morph_runs(0, 0.0), objective=SQUARES, starts=64, resamples=0)
     found = {name: one["value"] for name, one in fitted.parameters().items()}
     assert found == pytest.approx(MORPH, rel=1e-4)
     assert len(fitted.theta) == 5  # one exponent for all
 
 
-def test_the_truth_of_the_aspect_ratio_law_lies_in_its_intervals():
+def test_true_parameters_of_the_aspect_ratio_law_lie_in_its_intervals():
     fitted = fit("morph", morph_runs(1, 0.003), objective=SQUARES, starts=64, resamples=200)
     assert fitted.held == {}
     for name, found in fitted.parameters().items():
         assert found["low"] < MORPH[name] < found["high"], name
 
 
-def test_a_law_without_shape_misses_what_the_aspect_ratio_does():
+def test_law_without_shape_misses_the_effect_of_the_aspect_ratio():
     small, large = morph_runs(1, 0.003), morph_runs(2, 0.003)
     shaped = fit("morph", small, objective=SQUARES, starts=32, resamples=0)
     plain = fit(
@@ -374,22 +377,22 @@ def test_a_law_without_shape_misses_what_the_aspect_ratio_does():
     assert 5 * errors[0] < errors[1]
 
 
-# What reproducing them found in the fit itself.
+# Regressions of the fit that the reproduction revealed.
 
 
-def test_a_bracket_that_is_below_one_lets_the_floor_lie_above_the_lowest_loss():
+def test_bracket_below_one_allows_a_floor_above_the_lowest_loss():
     table = simulated_shapes()
-    factor = bracket(table[X], 1.0, 0.15, 0.009)  # .73 at its lowest
+    factor = bracket(table[X], 1.0, 0.15, 0.009)  # 0.73 at its lowest
     loss = (3.0 + 30 / table[N] ** 0.2) * factor
     assert loss.min() < 3.0
     law = f"(PowerLaw() * Bracket('{X}')).pin('a0', 1.0)"
     fitted = fit(law, table.assign(loss=loss), objective=SQUARES, starts=64, resamples=0)
-    found = public_parameters(fitted)
+    parameters = public_parameters(fitted)
     assert fitted.at_bounds == []
-    assert (found["a1"], found["a2"]) == pytest.approx((0.15, 0.009), rel=1e-3)
+    assert (parameters["a1"], parameters["a2"]) == pytest.approx((0.15, 0.009), rel=1e-3)
 
 
-def test_basins_that_meet_when_the_threshold_is_found_are_counted_as_one(tables):
+def test_basins_that_merge_at_the_final_threshold_are_counted_as_one(tables):
     runs = tables("mlfoundations")
     runs = runs[runs["n_total"] > 50e6]
     fitted = fit(f"PowerLaw() * UShape('{X}')", runs, size="total", starts=256, resamples=0)

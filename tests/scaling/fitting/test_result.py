@@ -25,7 +25,7 @@ RANGES = {
 
 
 def some_fit(resamples: int = 60, seed: int = 0, **changes: object) -> Fit:
-    """A conditional law as if it had been fitted, with normal draws around its optimum."""
+    """Return a fit of the conditional law with normal draws around its optimum."""
     generator = np.random.default_rng(seed)
     law = law_named("conditional")
     settings = {
@@ -87,7 +87,7 @@ def edit(path, change) -> None:
     path.write_text(json.dumps(document))
 
 
-def test_a_loaded_fit_predicts_what_the_saved_one_did(saved):
+def test_loaded_fit_predicts_as_the_saved_fit(saved):
     loaded, rows = Fit.load(saved), some_rows()
     pd.testing.assert_frame_equal(
         loaded.predict(rows), some_fit().predict(rows), rtol=1e-12, atol=0
@@ -97,7 +97,7 @@ def test_a_loaded_fit_predicts_what_the_saved_one_did(saved):
     assert loaded.summary() == some_fit().summary()
 
 
-def test_a_loaded_fit_has_every_field_of_the_saved_one(saved):
+def test_loaded_fit_has_every_field_of_the_saved_fit(saved):
     held = {"alpha": Held(value=0.35, low=0.2, high=0.6, why="2 sizes")}
     first = some_fit(
         held=held,
@@ -117,7 +117,7 @@ def test_a_loaded_fit_has_every_field_of_the_saved_one(saved):
             assert after == before, name
 
 
-def test_a_fit_without_resamples_survives_its_file(saved):
+def test_fit_without_resamples_survives_saving_and_loading(saved):
     first = some_fit(resamples=0)
     first.save(saved)
     loaded, rows = Fit.load(saved), some_rows()
@@ -127,7 +127,7 @@ def test_a_fit_without_resamples_survives_its_file(saved):
     assert all(one["low"] == one["high"] == one["value"] for one in found.values())
 
 
-def test_the_file_holds_the_printed_document_and_the_schema_version(saved):
+def test_file_contains_the_printed_document_and_the_schema_version(saved):
     document = json.loads(saved.read_text())
     assert document["schema_version"] == SCHEMA
     printed = some_fit().as_json()
@@ -135,7 +135,7 @@ def test_the_file_holds_the_printed_document_and_the_schema_version(saved):
     assert set(document) == {"schema_version", "state", *printed}
 
 
-def test_the_printed_document_has_its_stable_keys():
+def test_printed_document_has_stable_keys():
     document = some_fit().as_json()
     assert list(document) == [
         "schema_version",
@@ -159,14 +159,14 @@ def test_the_printed_document_has_its_stable_keys():
 
 
 @pytest.mark.parametrize("version", [0, 1, SCHEMA + 1, str(SCHEMA), None])
-def test_another_schema_version_is_refused(saved, version):
+def test_load_raises_on_another_schema_version(saved, version):
     edit(saved, lambda document: document.update(schema_version=version))
     text = rf"must be a fit of schema version {SCHEMA}, but has {version!r}; write it again with"
     with pytest.raises(InputError, match=text):
         Fit.load(saved)
 
 
-def test_a_file_that_is_no_fit_is_refused(saved):
+def test_load_raises_when_file_is_not_a_fit(saved):
     saved.write_text('{"proposals": []}')
     with pytest.raises(InputError, match="must be a fit of schema version 2, but has None"):
         Fit.load(saved)
@@ -176,7 +176,7 @@ def test_a_file_that_is_no_fit_is_refused(saved):
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("damage", "message"),
     [
         (lambda state: state.pop("theta"), "theta"),
         (lambda state: state.pop("noise"), "noise"),
@@ -194,9 +194,9 @@ def test_a_file_that_is_no_fit_is_refused(saved):
         *("covariance", "objective", "another law"),
     ],
 )
-def test_a_damaged_file_is_refused_with_the_damage(saved, damage, words):
+def test_load_raises_with_the_damage_of_a_damaged_file(saved, damage, message):
     edit(saved, lambda document: damage(document["state"]))
-    with pytest.raises(InputError, match=rf"fit.json is damaged \(.*{words}.*\); write it again"):
+    with pytest.raises(InputError, match=rf"fit.json is damaged \(.*{message}.*\); write it again"):
         Fit.load(saved)
 
 
@@ -210,18 +210,18 @@ def test_a_damaged_file_is_refused_with_the_damage(saved, damage, words):
     ],
     ids=["state list", "state text", "two parameters", "unknown law"],
 )
-def test_a_file_that_cannot_predict_is_refused_when_it_is_read(saved, damage):
+def test_load_raises_when_file_cannot_predict(saved, damage):
     edit(saved, damage)
     with pytest.raises(InputError, match=r"fit\.json"):
         Fit.load(saved)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_load_raises_with_the_name_of_a_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"fit.json cannot be read: No such file"):
         Fit.load(tmp_path / "fit.json")
 
 
-def test_parameters_carry_the_percentiles_of_the_resamples():
+def test_parameter_intervals_are_percentiles_of_the_resamples():
     fitted = some_fit()
     found = fitted.parameters()
     optima = np.exp(fitted.draws[:, fitted.names.index("mlp_to_attention_optimum")])
@@ -232,7 +232,7 @@ def test_parameters_carry_the_percentiles_of_the_resamples():
 
 
 @pytest.mark.parametrize("resamples", [0, 60])
-def test_intervals_enclose_the_prediction_and_that_of_a_run_encloses_that_of_the_law(resamples):
+def test_interval_of_a_run_contains_that_of_the_law_and_the_prediction(resamples):
     predicted = some_fit(resamples).predict(some_rows(40))
     columns = ["loss_low", "mean_low", "predicted_loss", "mean_high", "loss_high"]
     ordered = predicted[columns].to_numpy()
@@ -242,7 +242,7 @@ def test_intervals_enclose_the_prediction_and_that_of_a_run_encloses_that_of_the
 
 @pytest.mark.parametrize("degrees", [5, 20, 200])
 @pytest.mark.parametrize("resamples", [0, 60])
-def test_where_noise_is_all_the_interval_of_a_run_is_students(resamples, degrees):
+def test_interval_of_a_run_is_that_of_student_t_when_resamples_agree(resamples, degrees):
     fitted = some_fit(noise=0.02, noise_degrees=degrees, draws=np.tile(THETA, (resamples, 1)))
     predicted = fitted.predict(some_rows(4))
     half = 0.02 * student.ppf(0.975, degrees)
@@ -253,7 +253,7 @@ def test_where_noise_is_all_the_interval_of_a_run_is_students(resamples, degrees
     np.testing.assert_allclose(predicted["mean_low"], predicted["predicted_loss"], rtol=1e-12)
 
 
-def test_the_interval_of_the_law_is_that_of_the_resamples():
+def test_interval_of_the_law_is_the_percentiles_of_the_resamples():
     fitted, rows = some_fit(200), some_rows()
     columns = {name: rows[name].to_numpy() for name in rows}
     losses = fitted.law.predict(fitted.draws, columns, fitted.reference)
@@ -263,7 +263,7 @@ def test_the_interval_of_the_law_is_that_of_the_resamples():
     np.testing.assert_allclose(predicted["mean_high"], high, rtol=1e-4)
 
 
-def test_more_noise_and_fewer_degrees_of_freedom_widen_the_interval():
+def test_interval_widens_with_noise_and_fewer_degrees_of_freedom():
     def width(**changes):
         predicted = some_fit(**changes).predict(some_rows())
         return (predicted["loss_high"] / predicted["loss_low"]).to_numpy()
@@ -278,17 +278,17 @@ def test_predictions_keep_the_index_of_their_rows_and_do_not_depend_on_chunks(mo
     whole = fitted.predict(rows)
     assert whole.index.tolist() == rows.index.tolist()
     np.testing.assert_allclose(whole["predicted_loss"], fitted.central(rows), rtol=1e-14)
-    monkeypatch.setattr("shapelaw.scaling.fitting.result.CHUNK", 4)
+    monkeypatch.setattr("shapelaw.scaling.fitting.result.ROWS_PER_CHUNK", 4)
     pd.testing.assert_frame_equal(fitted.predict(rows), whole)
 
 
-def test_central_predictions_need_no_frame():
+def test_central_predictions_accept_a_mapping():
     fitted, rows = some_fit(), some_rows()
     as_mapping = {name: rows[name].to_list() for name in rows}
     np.testing.assert_array_equal(fitted.central(as_mapping), fitted.central(rows))
 
 
-def test_optima_have_intervals_and_a_status_by_column():
+def test_optima_have_an_interval_and_a_status_by_column():
     optima = some_fit().optima()
     assert list(optima) == ["hidden_over_sqrt_n", "mlp_to_attention"]
     for column, value in (("hidden_over_sqrt_n", 0.15), ("mlp_to_attention", 2.0)):
@@ -297,7 +297,7 @@ def test_optima_have_intervals_and_a_status_by_column():
         assert optima[column]["status"] == "inside the observed range"
 
 
-def test_a_held_optimum_is_not_resolved():
+def test_held_optimum_is_not_resolved():
     held = {"mlp_to_attention_optimum": Held.at(np.log(2.0), "all runs have nearly the same")}
     assert some_fit(held=held).optima()["mlp_to_attention"] == {
         "value": None,
@@ -307,7 +307,7 @@ def test_a_held_optimum_is_not_resolved():
     }
 
 
-def test_an_optimum_outside_the_observed_range_has_no_value():
+def test_optimum_outside_the_observed_range_has_no_value():
     ranges = RANGES | {"mlp_to_attention": (0.5, 1.5)}
     optimum = some_fit(ranges=ranges).optima()["mlp_to_attention"]
     assert optimum["value"] is None
@@ -315,7 +315,7 @@ def test_an_optimum_outside_the_observed_range_has_no_value():
     assert optimum["status"] == "loss falls up to the largest value seen: optimum above 1.5"
 
 
-def test_a_row_out_of_range_is_warned_of_in_decades():
+def test_warning_gives_the_distance_of_a_row_outside_the_range():
     row = {N: 1.6e8, D: 1e5, "hidden_over_sqrt_n": 0.1, "mlp_to_attention": 2.0, "gqa": 16.0}
     assert some_fit().warnings(row) == [
         f"{N} 1.6e+08 is 2.00 decades above the runs' 1.6e+06",
@@ -324,11 +324,11 @@ def test_a_row_out_of_range_is_warned_of_in_decades():
     ]
 
 
-def test_a_row_in_range_is_not_warned_of():
+def test_row_inside_the_range_gives_no_warning():
     assert some_fit().warnings(some_rows(1).iloc[0].to_dict()) == []
 
 
-def test_the_summary_holds_parameters_notes_noise_and_the_sweep():
+def test_summary_contains_parameters_notes_noise_and_the_sweep():
     held = {"alpha": Held(value=0.34, low=0.2, high=0.6, why="2 sizes")}
     lines = some_fit(held=held).summary().splitlines()
     notes = some_fit(held=held).view().notes
@@ -346,19 +346,19 @@ def test_the_summary_holds_parameters_notes_noise_and_the_sweep():
     assert lines[-1].startswith("- delta sweep: 1e-03: alpha 0.34 beta 0.37")
 
 
-def test_the_noise_between_seeds_is_told_where_it_is_known():
-    words = some_fit(replicate_noise=0.002, replicate_degrees=4).noise_in_words()
-    assert words == (
+def test_noise_between_seeds_is_printed_when_replicates_exist():
+    text = some_fit(replicate_noise=0.002, replicate_degrees=4).noise_in_words()
+    assert text == (
         "noise of a run around the law 0.30 %; between seeds 0.20 % (4 degrees of freedom)"
     )
 
 
-def test_a_fit_is_frozen():
+def test_fit_is_frozen():
     with pytest.raises(AttributeError):
         some_fit().noise = 0.0
 
 
-def test_a_fit_shows_itself_as_a_table_with_units_and_reasons():
+def test_frame_of_a_fit_has_units_and_reasons():
     held = {"alpha": Held(value=0.34, low=0.2, high=0.6, why="2 sizes")}
     frame = some_fit(held=held).frame()
     assert list(frame.columns) == ["value", "low", "high", "unit", "held"]
@@ -369,7 +369,7 @@ def test_a_fit_shows_itself_as_a_table_with_units_and_reasons():
     assert frame.loc["gqa_slope", "value"] == 0.01
 
 
-def test_a_fit_of_tied_parameters_shows_each_by_name_and_the_reason_of_the_first():
+def test_frame_of_tied_parameters_has_each_name_and_the_reason_of_the_first():
     law = law_named("morph")
     theta = np.array([0.6, -0.5, 0.34, -0.2, -4.0])
     fitted = some_fit(
@@ -385,7 +385,7 @@ def test_a_fit_of_tied_parameters_shows_each_by_name_and_the_reason_of_the_first
     assert frame.loc["beta", "value"] == 0.34
 
 
-def test_in_a_notebook_a_fit_is_its_equation_its_table_and_its_notes():
+def test_html_of_a_fit_contains_its_equation_table_and_notes():
     html = some_fit(notes=["loss < 1 & odd"], status="converged <b>")._repr_html_()
     assert "<p>$L = (1.8221 + \\frac{" in html
     assert "<table" in html
@@ -395,7 +395,7 @@ def test_in_a_notebook_a_fit_is_its_equation_its_table_and_its_notes():
 
 
 @pytest.mark.parametrize("name", LAWS)
-def test_every_public_parameter_has_a_unit_or_none(name):
+def test_every_public_parameter_has_a_unit_or_an_empty_text(name):
     for own in law_named(name).every_name:
         assert unit_of(own) in ("nats/token", "share of the loss", "per ln N", "")
 
@@ -404,7 +404,7 @@ def test_every_public_parameter_has_a_unit_or_none(name):
     ("convention", "column"),
     [("non-embedding", N), ("total", "n_total"), ("active", "n_active")],
 )
-def test_a_prediction_takes_n_by_the_convention_of_its_fit(convention, column):
+def test_prediction_reads_n_by_the_convention_of_its_fit(convention, column):
     fitted = some_fit(size_convention=convention)
     rows = some_rows().assign(n_total=lambda t: 3 * t[N], n_active=lambda t: 2 * t[N])
     plain = rows.assign(**{N: rows[column]})

@@ -10,7 +10,7 @@ from matplotlib.style import context
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.derived import optimal, parameter
-from shapelaw.scaling.fitting.fit_law import problem_again
+from shapelaw.scaling.fitting.fit_law import reconstruct_problem
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.registry import LAWS
 from shapelaw.scaling.plots.law import plot_law
@@ -119,7 +119,7 @@ def test_qq_plot_of_a_fit_without_noise_is_refused():
 
 
 def test_a_profile_crosses_its_limit_at_the_ends_of_the_interval(steady, runs):
-    problem, best = problem_again(steady, runs)
+    problem, best = reconstruct_problem(steady, runs)
     quantity = parameter(steady, "alpha").inner
     curve = profile_curve(problem, best, quantity, points=61)
     assert curve.interval == profile(problem, best, quantity)
@@ -131,7 +131,7 @@ def test_a_profile_crosses_its_limit_at_the_ends_of_the_interval(steady, runs):
 
 @pytest.mark.parametrize("name", ["alpha", "beta", "gqa_slope", "mlp_to_attention_curvature"])
 def test_a_profile_is_the_objective_of_many_starts_with_the_parameter_held(name, steady, runs):
-    problem, best = problem_again(steady, runs)
+    problem, best = reconstruct_problem(steady, runs)
     curve = profile_curve(problem, best, parameter(steady, name).inner, points=7)
     again = []
     for place in curve.places:
@@ -148,7 +148,7 @@ def test_a_profile_ends_at_a_bound_that_stops_it(runs):
     errors = 0.02 * np.sin(7.0 * np.arange(len(runs)))
     table = runs.assign(loss=2 * runs[N] ** -0.0005 * np.exp(errors))
     fitted = quick_fit("kaplan", table, delta=1.0)
-    problem, best = problem_again(fitted, table)
+    problem, best = reconstruct_problem(fitted, table)
     assert problem.bounds.lower[problem.law.index["alpha"]] == 0
     found = profile(problem, best, parameter(fitted, "alpha").inner)
     assert 0 < found.value < found.high < 0.01
@@ -159,7 +159,7 @@ def test_a_profile_ends_at_a_bound_that_stops_it(runs):
 
 def test_profile_interval_of_a_held_parameter_has_no_width(runs):
     fitted = quick_fit("Chinchilla().pin('alpha', 0.34)", runs)
-    problem, best = problem_again(fitted, runs)
+    problem, best = reconstruct_problem(fitted, runs)
     found = profile(problem, best, parameter(fitted, "alpha").inner)
     assert found.low == found.value == found.high == pytest.approx(0.34)
 
@@ -168,7 +168,7 @@ def test_every_free_parameter_has_a_profile_with_its_interval_in_the_title(runs)
     fitted = quick_fit("power", runs)
     figure = plot_profiles(fitted, runs)
     assert [label.split(" (")[0] for label in labels(figure)] == ["E", "A", "alpha"]
-    problem, best = problem_again(fitted, runs)
+    problem, best = reconstruct_problem(fitted, runs)
     found = profile(problem, best, parameter(fitted, "alpha").inner)
     ends = ["open" if np.isinf(end) else f"{end:.4g}" for end in (found.low, found.high)]
     assert figure.axes[2].get_title() == f"{found.value:.4g} [{', '.join(ends)}]"
