@@ -1,6 +1,7 @@
 """Optional packages, with the extra of shapelaw that installs each package."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from shapelaw.scaling.errors import InputError
 
@@ -35,8 +36,23 @@ def installing(package: str) -> str:
 def missing_package(error: ImportError) -> InputError | None:
     """Convert a failed import to an error that names the extra; None without such an extra."""
     package = (error.name or "").partition(".")[0]
-    if package not in EXTRA_OF:
-        return None
+    return _missing(package) if package in EXTRA_OF else None
+
+
+def require_extra(extra: str) -> None:
+    """Refuse to start a command whose extra is not installed, before it writes anything.
+
+    Raises
+    ------
+    InputError
+        A package of the extra is missing.
+    """
+    for package in EXTRAS[extra][1]:
+        if find_spec(package) is None:
+            raise _missing(package)
+
+
+def _missing(package: str) -> InputError:
     return InputError(f"the command needs the package {package}; `{installing(package)}`")
 
 

@@ -26,7 +26,7 @@ from shapelaw.scaling.commands.options import (
 from shapelaw.scaling.commands.plain_help import PlainTyper
 from shapelaw.scaling.display.console import note, print_fields, print_json
 from shapelaw.scaling.errors import FailedCheckError, InputError, WorkError
-from shapelaw.scaling.extras import missing_package
+from shapelaw.scaling.extras import missing_package, require_extra
 
 STOPPED_CODE = 130
 # Headings of `shapelaw --help` and the commands below each, in this order.
@@ -93,7 +93,7 @@ def quickstart(
     effort: Annotated[
         float,
         typer.Option(
-            help="Factor on every token budget; 1 takes about 10 minutes on 2 cores.",
+            help="Factor on every token budget; 1 takes 10 to 17 minutes on 2 cores.",
             metavar="NUMBER",
         ),
     ] = 1.0,
@@ -105,6 +105,7 @@ def quickstart(
     json: Json = False,
 ) -> None:
     """Train proxies, fit a law, search shapes, train and report."""
+    require_extra("train")
     from shapelaw.search.autopilot.display import Display
     from shapelaw.search.autopilot.record import LoopSettings
     from shapelaw.search.autopilot.single_pass import in_short, quickstart

@@ -22,10 +22,10 @@ from shapelaw.scaling.plots.style import (
     add_colour_scale,
     add_legend,
     axis_label,
+    column_format,
     fit_title,
     format_number,
     log_axis,
-    number_format,
     panels,
     runs_for_fit,
     scatter_runs,
@@ -98,7 +98,7 @@ def plot_residuals(fit: Fit, runs: RunTable | pd.DataFrame) -> Figure:
         axes.axhline(0, color=CURVE, lw=1)
         points = scatter_runs(axes, values, residuals, runs)
         _draw_means(axes, values, residuals)
-        log_axis(axes, "x", *_padded(values), form=number_format(name), most=5)
+        log_axis(axes, "x", *_padded(values), form=column_format(name), most=5)
         axes.set_xlabel(name if name == PREDICTED else axis_label(fit, name))
     span = np.array([min(residuals.min(), -half), max(residuals.max(), half)])
     drawn[0].set_ylim(*(span + np.array([-0.06, 0.06]) * max(np.ptp(span), 1e-6)))

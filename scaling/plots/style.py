@@ -205,7 +205,7 @@ def log_axis(
     axis.set_major_formatter(FuncFormatter(lambda value, _: form(value)))
 
 
-def number_format(column: str) -> Form:
+def column_format(column: str) -> Form:
     """Choose the number format of a column: counts have a suffix, other numbers are plain."""
     return format_count if column in (N, D) else format_number
 

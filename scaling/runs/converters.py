@@ -36,7 +36,7 @@ OLMO_SHAPES = {
 }
 
 
-def chinchilla(files: Files) -> pd.DataFrame:
+def chinchilla_points(files: Files) -> pd.DataFrame:
     """Points read off figure 4 of arXiv 2203.15556 by arXiv 2404.10102; D = C / 6N."""
     published = pd.read_csv(_only(files))
     size, compute = published["Model Size"], published["Training FLOP"]
@@ -315,7 +315,7 @@ def _word(text: str) -> str:
 
 
 CONVERTERS: dict[str, Callable[[Files], pd.DataFrame]] = {
-    "chinchilla": chinchilla,
+    "chinchilla": chinchilla_points,
     "gemstones": partial(gemstones, schedule="linear to 0 over 10 %", decayed=True),
     "gemstones-hot": partial(gemstones, schedule="constant", decayed=False),
     "gemstones-hot-long": partial(gemstones, schedule="constant", decayed=False),

@@ -45,7 +45,7 @@ class Held:
         return cls(value=value, low=value, high=value, why=why)
 
 
-def count_levels(values: np.ndarray) -> int:
+def count_distinct(values: np.ndarray) -> int:
     """Count the distinct values of a column; neighbours within 10 % count as one."""
     logs = np.sort(np.log(values))
     return 1 + int((np.diff(logs) > SAME_LEVEL).sum())
@@ -80,7 +80,7 @@ def hold_base(law: Law, columns: Columns) -> dict[str, Held]:
     held: dict[str, Held] = {}
     seen: list[str] = []
     scales = law.base.scales
-    counts = {column: count_levels(columns[column]) for _, column in scales.values()}
+    counts = {column: count_distinct(columns[column]) for _, column in scales.values()}
     for scale, (exponent, column) in scales.items():
         singular, plural = NOUNS.get(column, (column, f"values of {column}"))
         value, low, high = EXPONENTS.get(column, OTHER_EXPONENT)
@@ -107,7 +107,7 @@ def _reason_for_no_term(
     columns: Columns, column: str, seen: list[str], singular: str
 ) -> str | None:
     """Return the reason why a variable cannot have its own term, or None if it can."""
-    if count_levels(columns[column]) == 1:
+    if count_distinct(columns[column]) == 1:
         term = {N: "the size term", D: "the data term"}.get(column, f"its term in {column}")
         return f"all runs have one {singular}: {term} is part of E, and predictions hold only there"
     for other in seen:
@@ -150,7 +150,7 @@ def hold_factors(law: Law, columns: Columns) -> dict[str, str]:
     """
     unseen: dict[str, str] = {}
     judged: set[str] = set()
-    seen = [N] if N in columns and count_levels(columns[N]) > 1 else []
+    seen = [N] if N in columns and count_distinct(columns[N]) > 1 else []
     for factor in law.shapes:
         if not factor.optional or factor.of in judged:
             continue  # a law may have several factors of one ratio
@@ -186,11 +186,11 @@ def hold_drifts(law: Law, columns: Columns) -> dict[str, Held]:
             why += f"intervals span {low} to {high} per ln N"
             name = f"{factor.of}_drift"
             held[name] = Held(value=0.0, low=low, high=high, why=why)
-            if count_levels(columns[N]) == 1:
+            if count_distinct(columns[N]) == 1:
                 held[name] = Held.at(
                     0.0, "all runs have one size, which cannot identify a drift with N"
                 )
-        if factor.bend and count_levels(columns[D] / columns[N]) < MIN_LEVELS:
+        if factor.bend and count_distinct(columns[D] / columns[N]) < MIN_LEVELS:
             why = "too few ratios of tokens to size cannot identify a bend of the curvature"
             held[f"{factor.of}_bend"] = Held.at(0.0, why)
     return held
@@ -201,7 +201,7 @@ def _sizes_with_shapes(columns: Columns, ratio: str) -> int:
     order = np.argsort(columns[N])
     logs = np.log(columns[N][order])
     cuts = np.flatnonzero(np.diff(logs) > SAME_LEVEL) + 1
-    return sum(count_levels(columns[ratio][part]) >= MIN_LEVELS for part in np.split(order, cuts))
+    return sum(count_distinct(columns[ratio][part]) >= MIN_LEVELS for part in np.split(order, cuts))
 
 
 def neutral(law: Law, factor: Factor, columns: Columns, why: str) -> dict[str, Held]:

@@ -27,7 +27,7 @@ def explain(proposals: Proposals) -> Proposals:
     """Add reasons and warnings to ranked proposals, and the notes that hold for all of them."""
     candidates = proposals.estimated.measured.candidates
     fit = candidates.basis.fit
-    warnings = [warnings_of(proposals, place) for place in range(len(proposals.ranked))]
+    warnings = [proposal_warnings(proposals, place) for place in range(len(proposals.ranked))]
     return replace(
         proposals,
         ranked=tuple(
@@ -45,7 +45,7 @@ def explain(proposals: Proposals) -> Proposals:
     )
 
 
-def warnings_of(proposals: Proposals, place: int) -> list[str]:
+def proposal_warnings(proposals: Proposals, place: int) -> list[str]:
     """Describe where a shape leaves the law's range, and the defects of its measurement.
 
     Parameters

@@ -30,7 +30,7 @@ def is_url(address: Address) -> bool:
     return "://" in str(address)
 
 
-def without_password(address: Address) -> str:
+def hide_password(address: Address) -> str:
     """Return an address as text without its password."""
     return re.sub(r"(//[^:/@]*):[^@]*@", r"\1:***@", str(address))
 
@@ -82,13 +82,13 @@ def _open_database(url: str) -> "BaseStorage":
             return _rdb_storage(POSTGRES.sub("postgresql+psycopg://", url))
         except ImportError:
             raise InputError(
-                f"{without_password(url)} needs a database driver; for PostgreSQL install it with "
+                f"{hide_password(url)} needs a database driver; for PostgreSQL install it with "
                 f"`{installing('psycopg')}`"
             ) from None
         except (ArgumentError, NoSuchModuleError, ValueError) as error:
             raise InputError(
                 "`--storage` must be a path or postgresql://user:password@host/database, but got "
-                f"{without_password(url)} ({_first_line(error)})"
+                f"{hide_password(url)} ({_first_line(error)})"
             ) from None
         except SQLAlchemyError as error:
             if not tries_left or not _is_race(error):
@@ -124,7 +124,7 @@ def unreachable_error(address: Address, error: BaseException) -> WorkError:
     )
     reason = _first_line(getattr(error, "__cause__", None) or error)
     return WorkError(
-        f"the study at {without_password(address)} cannot be reached ({reason}); {way_out}"
+        f"the study at {hide_password(address)} cannot be reached ({reason}); {way_out}"
     )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from shapelaw.trainers.training.spec import RunSpec
 
 
-def settings_of(
+def read_settings(
     factor: float, seeds: int, rates: str, tokens: str, seed_sd: float | None
 ) -> "LRSweepSettings":
     """Parse the options of a learning-rate check.
@@ -184,7 +184,7 @@ def lr_check(
     from shapelaw.trainers.ladder.lr_sweep import lr_check as check
     from shapelaw.trainers.sweep.status import shown_progress
 
-    options = settings_of(factor, seeds, rates, tokens, seed_sd)
+    options = read_settings(factor, seeds, rates, tokens, seed_sd)
     specs, prepared, folder = open_plan(plan, corpus, vocab, out, settings or [])
     chosen = specs_to_check(specs, runs or [], size)
     with shown_progress() as report:

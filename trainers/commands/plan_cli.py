@@ -265,7 +265,7 @@ def allocation_of(tokens: float, seeds: int, anchors: str, branches: str) -> "La
     )
 
 
-def finish(
+def price_and_write(
     ladder: "Ladder", budget: str | None, out: Path, *, calibrate: bool, force: bool
 ) -> "Ladder":
     """Check the cost and the confounding of a plan, predict its seconds and write it.
@@ -380,7 +380,7 @@ def plan(
     allocation = allocation_of(tokens, seeds, anchors, branches)
     tables = [path for path in (proposals, runs) if path is not None]
     ladder = planned(texts, grid, allocation, method, settings or [], seed, tables)
-    ladder = finish(ladder, budget, out, calibrate=calibrate, force=force)
+    ladder = price_and_write(ladder, budget, out, calibrate=calibrate, force=force)
     print_result(ladder, json=json)
 
 

@@ -21,6 +21,7 @@ from shapelaw.scaling.commands.options import (
 from shapelaw.scaling.commands.plain_help import PlainTyper
 from shapelaw.scaling.display.console import note, print_fields, print_json, print_table
 from shapelaw.scaling.display.tables import counted
+from shapelaw.scaling.extras import require_extra
 from shapelaw.trainers.commands import evaluate_cli, plan_cli
 from shapelaw.trainers.commands import lr_check_cli as rate_cli
 from shapelaw.trainers.commands.evaluate_cli import LedgerOption
@@ -136,6 +137,7 @@ def run(
     json: Json = False,
 ) -> None:
     """Train the runs of a plan that are not trained yet; resumable."""
+    require_extra("train")
     from shapelaw.scaling.files import nothing_left
     from shapelaw.scaling.runs.reader import read_table
     from shapelaw.trainers.corpus.options import CorpusOptions
@@ -175,6 +177,7 @@ def work(
     json: Json = False,
 ) -> None:
     """Add workers to a sweep that was started elsewhere."""
+    require_extra("train")
     from shapelaw.trainers.sweep.folder import Folder
     from shapelaw.trainers.sweep.status import shown_progress
     from shapelaw.trainers.sweep.sweep import join

@@ -25,7 +25,13 @@ from shapelaw.trainers.evaluation.loglikelihood import (
     likelihoods,
     request_of,
 )
-from shapelaw.trainers.evaluation.tasks import ACCURACY, NORMALISED, chance_of, file_of, settings_of
+from shapelaw.trainers.evaluation.tasks import (
+    ACCURACY,
+    NORMALISED,
+    chance_of,
+    file_of,
+    task_configuration,
+)
 from shapelaw.trainers.models.transformer import Transformer
 
 
@@ -88,7 +94,7 @@ def run_task(
     lm = LanguageModel(model, encoding)
     metrics = _metrics(lm, task, items)
     has_normalised = f"{NORMALISED},none" in metrics
-    settings = settings_of(task)
+    settings = task_configuration(task)
     return Score(
         task=task,
         accuracy=float(metrics[f"{ACCURACY},none"]),
@@ -114,7 +120,7 @@ def harness_name() -> str:
 
 def _metrics(lm: LanguageModel, task: str, items: list[dict[str, Any]]) -> dict[str, Any]:
     """Run lm-eval on items and return the metrics by the names that lm-eval gives them."""
-    settings = dict(settings_of(task))
+    settings = dict(task_configuration(task))
     metrics = settings.pop("metrics")
     config = settings | {
         "task": task,

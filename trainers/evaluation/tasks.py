@@ -51,7 +51,7 @@ PARADIGM: dict[str, Any] = {
 ALIASES = {"lambada": "lambada_openai", "hellaswag": "hellaswag_val_subset"}
 
 
-def settings_of(task: str) -> dict[str, Any]:
+def task_configuration(task: str) -> dict[str, Any]:
     """Return the configuration of a task or of a paradigm of BLiMP (``blimp_PARADIGM``)."""
     return TASKS.get(task, PARADIGM)
 

@@ -51,7 +51,7 @@ class ShapeSelection:
     def runs(self, rung: Rung, table: ShapeTable, before: Sequence[Planned]) -> list[Planned]:
         """Plan the runs of a size, with shapes from a table that extend the runs planned before."""
         rows = self.choose(self.cube(table, before), rung.shapes, self.seed)
-        return runs_of(self.roles(table, rows, rung), rung, self.allocation, self.recipe)
+        return planned_runs(self.roles(table, rows, rung), rung, self.allocation, self.recipe)
 
     def cube(self, table: ShapeTable, before: Sequence[Planned]) -> Cube:
         """Return the shapes of a size as candidates that extend the runs planned before."""
@@ -162,7 +162,7 @@ def unit_points(table: ShapeTable, like: ShapeTable) -> np.ndarray:
     return np.asarray((logs[:, varies] - low[varies]) / span[varies])
 
 
-def runs_of(
+def planned_runs(
     roles: Sequence[tuple[Shape, str]], rung: Rung, allocation: LadderAllocation, recipe: Recipe
 ) -> list[Planned]:
     """Return the runs of one size, every seed of each shape, the longest runs first."""

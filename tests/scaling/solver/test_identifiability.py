@@ -15,7 +15,7 @@ from shapelaw.scaling.solver.identifiability import (
     NO_TERM,
     OTHER_EXPONENT,
     Held,
-    count_levels,
+    count_distinct,
     decades_outside,
     hold,
     hold_base,
@@ -47,7 +47,7 @@ def grid(sizes, tokens) -> dict[str, np.ndarray]:
     ],
 )
 def test_values_within_ten_per_cent_are_one_level(values, count):
-    assert count_levels(np.array(values)) == count
+    assert count_distinct(np.array(values)) == count
 
 
 def test_three_sizes_and_token_counts_identify_every_exponent():

@@ -9,11 +9,11 @@ import pytest
 import shapelaw.search.study.storage
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.search.study.storage import (
+    hide_password,
     open_storage,
     opened_storage,
     retry_while_unreachable,
     unreachable_error,
-    without_password,
 )
 from shapelaw.search.study.study import Effort, explore, study_name
 from support.made_up import MadeUpEngine, made_up_problem
@@ -57,9 +57,9 @@ def test_a_path_below_a_file_is_a_work_error(tmp_path: Path) -> None:
 
 
 def test_password_is_removed_from_a_url() -> None:
-    assert without_password("postgresql://me:secret@host/name") == "postgresql://me:***@host/name"
-    assert without_password("postgresql://me@host/name") == "postgresql://me@host/name"
-    assert without_password(Path("a/b.log")) == "a/b.log"
+    assert hide_password("postgresql://me:secret@host/name") == "postgresql://me:***@host/name"
+    assert hide_password("postgresql://me@host/name") == "postgresql://me@host/name"
+    assert hide_password(Path("a/b.log")) == "a/b.log"
 
 
 def test_a_storage_that_is_open_stays_open() -> None:

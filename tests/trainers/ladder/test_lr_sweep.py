@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, Shape
 from shapelaw.scaling.errors import InputError, WorkError
-from shapelaw.trainers.commands.lr_check_cli import mount, settings_of
+from shapelaw.trainers.commands.lr_check_cli import mount, read_settings
 from shapelaw.trainers.ladder.lr_sweep import LRSweepSettings, extremes, lr_check, pick, trials
 from shapelaw.trainers.ladder.lr_verdict import LRTrial, RateCheck, judge
 from shapelaw.trainers.sweep.folder import Folder, existing_ledger
@@ -272,11 +272,11 @@ def test_command_prints_the_table_and_fails_if_the_check_fails(tmp_path: Path) -
 
 
 def test_options_of_a_check_are_parsed() -> None:
-    results = settings_of(2.0, 2, "both", "20x", None)
+    results = read_settings(2.0, 2, "both", "20x", None)
     assert (results.tokens, results.tokens_per_parameter, len(results.rates)) == (None, 20.0, 2)
-    assert settings_of(2.0, 1, "learning_rate", "2M", 0.002).tokens == 2_000_000
+    assert read_settings(2.0, 1, "learning_rate", "2M", 0.002).tokens == 2_000_000
     with pytest.raises(InputError, match="`--tokens` must be 2M, or 20x"):
-        settings_of(2.0, 2, "both", "manyx", None)
+        read_settings(2.0, 2, "both", "manyx", None)
 
 
 def test_specs_of_a_check_survive_a_round_trip_through_the_ledger() -> None:
