@@ -1,4 +1,4 @@
-"""The command that chooses the runs to train next, and tests that choice on past runs."""
+"""The command that chooses the runs to train next, and back-tests the choice on past runs."""
 
 from functools import partial
 from pathlib import Path
@@ -21,64 +21,73 @@ from shapelaw.scaling.display.console import print_result
 if TYPE_CHECKING:
     from shapelaw.scaling.design.backtests import Backtest
     from shapelaw.scaling.design.candidates import Limits
+    from shapelaw.scaling.design.next_batch import Design
     from shapelaw.scaling.fitting.result import Fit
     from shapelaw.scaling.runs.table import RunTable
 
 SEEDS = 6  # of a back-test
 STEPS = 4  # budgets of a back-test
-STARTS = 8  # of each of its fits, which are about a hundred
+STARTS = 8  # of each fit of a back-test, which has about a hundred fits
+
+
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget-flops",
+        help="Training FLOPs of all chosen runs together, such as 1e20 (default: none; "
+        "needed without --backtest).",
+        metavar="FLOPS",
+    ),
+]
+GoalText = Annotated[
+    str | None,
+    typer.Option(
+        "--goal",
+        help="Quantity to estimate: predict:n=1e9,tokens=2e10, predict:FILE, "
+        "optimum:RATIO[@N], or choice:FILE, a table with two rows (default: none; "
+        "needed without --backtest).",
+        metavar="GOAL",
+    ),
+]
+Candidates = Annotated[
+    Path | None,
+    typer.Option(
+        help="Table of runs to choose from (default: a grid over the fitted ranges).",
+        metavar="FILE",
+    ),
+]
+Within = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Keep candidates with a column in a range, such as tokens=1e8:2e10; repeatable.",
+        metavar="COLUMN=LOW:HIGH",
+    ),
+]
+MostRuns = Annotated[int, typer.Option(help="Most runs to choose.", min=1, metavar="N")]
+WithBacktest = Annotated[
+    bool,
+    typer.Option(
+        "--backtest",
+        help="Choose no runs: replay the choice on this table with its largest runs held out, "
+        "and compare it with random choice and with the cheapest runs first.",
+    ),
+]
+Seeds = Annotated[
+    int,
+    typer.Option(help="With --backtest: random sets of runs to begin with.", min=2, metavar="N"),
+]
 
 
 def next_runs(
     fit: FitFile,
     runs: Runs,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            "--budget-flops",
-            help="Training FLOPs of all chosen runs together, such as 1e20 (default: none; "
-            "needed without --backtest).",
-            metavar="FLOPS",
-        ),
-    ] = None,
-    goal: Annotated[
-        str | None,
-        typer.Option(
-            help="What to become certain about: predict:n=1e9,tokens=2e10, predict:FILE, "
-            "optimum:RATIO[@N], or choice:FILE, a table with two rows (default: none; "
-            "needed without --backtest).",
-            metavar="GOAL",
-        ),
-    ] = None,
-    candidates: Annotated[
-        Path | None,
-        typer.Option(
-            help="Table of runs to choose from (default: a grid over the fitted ranges).",
-            metavar="FILE",
-        ),
-    ] = None,
-    within: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Keep candidates with a column in a range, such as tokens=1e8:2e10; repeatable.",
-            metavar="COLUMN=LOW:HIGH",
-        ),
-    ] = None,
-    most_runs: Annotated[int, typer.Option(help="Most runs to choose.", min=1, metavar="N")] = 32,
-    backtest: Annotated[
-        bool,
-        typer.Option(
-            "--backtest",
-            help="Choose no runs: replay the choice on this table with its largest runs held out, "
-            "and compare it with random choice and with the cheapest runs first.",
-        ),
-    ] = False,
-    seeds: Annotated[
-        int,
-        typer.Option(
-            help="With --backtest: random sets of runs to begin with.", min=2, metavar="N"
-        ),
-    ] = SEEDS,
+    budget: Budget = None,
+    goal: GoalText = None,
+    candidates: Candidates = None,
+    within: Within = None,
+    most_runs: MostRuns = 32,
+    backtest: WithBacktest = False,
+    seeds: Seeds = SEEDS,
     where: Where = None,
     exclude: Exclude = None,
     out: OutTable = None,
@@ -94,6 +103,7 @@ def next_runs(
     from shapelaw.scaling.runs.table import write_runs
 
     fitted, table = Fit.load(fit), load_runs(runs, where=all_of(where), exclude=exclude or ())
+    result: Backtest | Design
     if backtest:
         given = {"--budget-flops": budget, "--goal": goal, "--candidates": candidates,
                  "--within": within}  # fmt: skip
@@ -103,21 +113,18 @@ def next_runs(
                 f"`{refused}` must be left out with --backtest, which predicts the largest runs "
                 "of the table from the others"
             )
-        replayed = _backtest(fitted, table, seeds)
-        if out is not None:
-            write_runs(out, replayed.frame())
-        print_result(replayed, json=json)
-        return
-    if budget is None or goal is None:
+        result = _backtest(fitted, table, seeds)
+    elif budget is None or goal is None:
         raise InputError("`--budget-flops` and `--goal` must be given, or --backtest")
-    note_other_runs(fitted, table)
-    wanted, limits = parse_goal(goal, fitted), read_limits(within or [], most_runs)
-    pool = None if candidates is None else read_table(candidates)
-    price = read_flops(budget)
-    design = next_runs(fitted, pool, price, goal=wanted, runs=table, limits=limits)
+    else:
+        note_other_runs(fitted, table)
+        target, limits = parse_goal(goal, fitted), read_limits(within or [], most_runs)
+        pool = None if candidates is None else read_table(candidates)
+        flops = read_flops(budget)
+        result = next_runs(fitted, pool, flops, goal=target, runs=table, limits=limits)
     if out is not None:
-        write_runs(out, design.frame())
-    print_result(design, json=json)
+        write_runs(out, result.frame())
+    print_result(result, json=json)
 
 
 def _backtest(fitted: "Fit", table: "RunTable", seeds: int) -> "Backtest":
@@ -138,7 +145,7 @@ def read_flops(text: str) -> float:
     Raises
     ------
     InputError
-        It is none.
+        The text is no positive number.
     """
     from shapelaw.scaling.errors import InputError
 
@@ -157,7 +164,7 @@ def read_limits(within: list[str], most_runs: int) -> "Limits":
     Raises
     ------
     InputError
-        One is not of that form.
+        A text has another form.
     """
     from shapelaw.scaling.design.candidates import Limits
     from shapelaw.scaling.design.goals import NAMES
@@ -177,7 +184,7 @@ def read_limits(within: list[str], most_runs: int) -> "Limits":
 
 
 def _number(text: str) -> float:
-    """A number, or a count such as 20B."""
+    """Read a number, or a count such as 20B."""
     from shapelaw.scaling.units import parse_count
 
     try:

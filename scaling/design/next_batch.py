@@ -218,13 +218,9 @@ def next_runs(
     allowed, columns = _allowed(fit, everything, box, budget_flops)
     deviations = prior_deviations(fit, observed, loss)
     targets, trained = goal.targets(fit, deviations), points_at(fit, observed, deviations)
-    selection = Selection.of(
-        trained,
-        targets,
-        points_at(fit, columns, deviations),
-        costs(with_ratios(allowed)),
-        scatter or scatter_of(fit, observed, loss),
-    )
+    points, price = points_at(fit, columns, deviations), costs(with_ratios(allowed))
+    scatter = scatter or scatter_of(fit, observed, loss)
+    selection = Selection.of(trained, targets, points, price, scatter)
     chosen, rule, stopped = selection.best(budget_flops, limits)
     return Design(
         goal=targets.description,
@@ -235,7 +231,7 @@ def next_runs(
         box=box,
         candidates=len(allowed),
         outside_box=len(everything) - len(allowed),
-        scatter=selection.scatter,
+        scatter=scatter,
         rule=rule,
         stopped=stopped,
     )
