@@ -1,4 +1,4 @@
-"""The commands that fit, check, plan and plot: thin Typer functions.
+"""Commands that fit, check, plan and plot, as thin Typer functions.
 
-Imports anything in scaling.
+May import every folder of scaling.
 """

@@ -1,4 +1,4 @@
-"""Commands that judge laws: check and compare."""
+"""Commands that evaluate laws: check and compare."""
 
 from typing import Annotated
 
@@ -35,8 +35,8 @@ def check(
     compute: Annotated[
         float | None,
         typer.Option(
-            help="Training FLOPs at which to state the compute-optimal N and D "
-            "(default: the most that a run had).",
+            help="Compute budget in FLOPs of the compute-optimal N and D (default: the largest of "
+            "the runs).",
             metavar="FLOPS",
         ),
     ] = None,
@@ -45,7 +45,7 @@ def check(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Check a law: hold-outs, drift, regret, what the runs can tell."""
+    """Check a law: hold-outs, drift, regret, identifiability."""
     from shapelaw.scaling.checks.report import check
     from shapelaw.scaling.display.progress import progress_shown
     from shapelaw.scaling.fitting.fit_law import parse_delta
@@ -53,11 +53,11 @@ def check(
 
     table = load_runs(runs, where=all_of(where), exclude=exclude or ())
     with progress_shown():
-        found = check(
+        report = check(
             law, table, compute=compute, delta=parse_delta(delta), starts=starts,
             resamples=resamples, seed=seed,
         )  # fmt: skip
-    print_result(found, json=json)
+    print_result(report, json=json)
 
 
 def compare(
@@ -75,7 +75,7 @@ def compare(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Rank laws by how well they predict the largest runs."""
+    """Rank laws by their errors on the largest runs, held out."""
     from shapelaw.scaling.checks.comparison import compare
     from shapelaw.scaling.display.progress import progress_shown
     from shapelaw.scaling.fitting.fit_law import parse_delta
@@ -83,11 +83,11 @@ def compare(
 
     table = load_runs(runs, where=all_of(where), exclude=exclude or ())
     with progress_shown():
-        found = compare(
+        comparison = compare(
             law, table, by=by, cutoffs=cutoff or 4, delta=parse_delta(delta), starts=starts,
             seed=seed,
         )  # fmt: skip
-    print_result(found, json=json)
+    print_result(comparison, json=json)
 
 
 def mount(app: typer.Typer) -> None:

@@ -1,4 +1,4 @@
-"""``shapelaw data``: run tables that come by name."""
+"""Command group ``shapelaw data`` for public run tables."""
 
 from typing import Annotated
 
@@ -41,7 +41,7 @@ def get(
     out: OutTable = None,
     json: Json = False,
 ) -> None:
-    """Download a table, check it and write it as a run table."""
+    """Download a table, validate it and write it as a run table."""
     from shapelaw.scaling.runs.catalog import load_runs
     from shapelaw.scaling.runs.table import write_runs
 
@@ -50,10 +50,10 @@ def get(
     if out is not None:
         write_runs(out, runs)
     if json:
-        about = {what: source[what] for what in sorted(source)}
+        about = {field: source[field] for field in sorted(source)}
         print_json({"runs": len(runs), "file": str(out) if out else None, "source": about})
         return
-    note("; ".join(source[what] for what in ("citation", "licence", "address") if what in source))
+    note("; ".join(source[key] for key in ("citation", "licence", "address") if key in source))
     typer.echo(
         f"{counted(len(runs), 'run')}, {len(runs.columns)} columns" + (f" -> {out}" if out else "")
     )

@@ -1,4 +1,4 @@
-"""Commands that need no training: fit and predict."""
+"""Commands that fit laws and predict losses: fit, predict and laws."""
 
 from pathlib import Path
 from typing import Annotated
@@ -49,15 +49,15 @@ def fit(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="Column that multiplies the cost of each run (default: all weigh the same).",
+            help="Column of weights that multiply the cost of each run (default: equal weights).",
             metavar="COLUMN",
         ),
     ] = None,
     size: Annotated[
         str,
         typer.Option(
-            help="Parameters that N counts: non-embedding, total or active; auto: as the table "
-            "gives it.",
+            help="Parameters that N counts: non-embedding, total or active; auto: the first of "
+            "these that the table has.",
             metavar="NAME",
         ),
     ] = "auto",
@@ -119,11 +119,11 @@ def predict(
 
 def laws(
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print the page of the documentation.")
+        bool, typer.Option("--markdown", help="Print the page of the documentation as Markdown.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """List the laws that have a name, with their equations."""
+    """List the named laws with their equations."""
     import pandas as pd
 
     from shapelaw.scaling.laws.registry import LAWS, laws_page

@@ -1,4 +1,4 @@
-"""The command that chooses the runs to train next, and back-tests the choice on past runs."""
+"""Command that chooses the next runs to train, and its back-test on past runs."""
 
 from functools import partial
 from pathlib import Path

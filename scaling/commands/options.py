@@ -1,4 +1,4 @@
-"""Options that several commands share: one spelling, one help text."""
+"""Options that several commands share, each with one spelling and one help text."""
 
 from pathlib import Path
 from typing import Annotated
@@ -55,7 +55,7 @@ ShapesWhere = Annotated[
 ]
 Exclude = Annotated[
     list[str] | None,
-    typer.Option(help="Leave out the run with this run_id; repeatable.", metavar="RUN_ID"),
+    typer.Option(help="Omit the run with this run_id; repeatable.", metavar="RUN_ID"),
 ]
 Cutoffs = Annotated[
     list[float] | None,
@@ -68,7 +68,9 @@ Cutoffs = Annotated[
 LeaveOutBy = Annotated[
     str,
     typer.Option(
-        "--by", help="Order in which runs are left out: size, compute or tokens.", metavar="NAME"
+        "--by",
+        help="Quantity by which the largest runs are held out: size, compute or tokens.",
+        metavar="NAME",
     ),
 ]
 Tokens = Annotated[
@@ -89,7 +91,7 @@ Convention = Annotated[
 ]
 Tolerance = Annotated[
     float,
-    typer.Option(help="Share by which N of a shape may differ from --params.", metavar="SHARE"),
+    typer.Option(help="Fraction by which N of a shape may differ from --params.", metavar="SHARE"),
 ]
 Layers = Annotated[
     str,
@@ -203,7 +205,17 @@ NoCache = Annotated[
 
 
 def all_of(conditions: list[str] | None) -> str | None:
-    """Join the conditions of several ``--where`` options into one; None where there is none.
+    """Join the conditions of several ``--where`` options into one.
+
+    Parameters
+    ----------
+    conditions
+        One condition per option; None or empty without the option.
+
+    Returns
+    -------
+    str or None
+        Condition that holds if all conditions hold; None if there are none.
 
     Examples
     --------

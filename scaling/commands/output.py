@@ -11,9 +11,17 @@ if TYPE_CHECKING:
 
 
 def note_other_runs(fitted: "Fit", runs: "RunTable") -> None:
-    """Note on standard error that a table is not the one that a fit was made from, if so."""
+    """Print a note on standard error if a run table is not that of a fit.
+
+    Parameters
+    ----------
+    fitted
+        Fit with the hash of its run table.
+    runs
+        Run table of the command.
+    """
     if runs.fingerprint != fitted.data_sha256:
         note(
-            f"note: these {counted(len(runs), 'run')} are not the {len(fitted.run_ids)} that the "
-            "fit was made from; statements about the fit refer to its own runs"
+            f"note: these {counted(len(runs), 'run')} are not the {len(fitted.run_ids)} of "
+            "the fit; statements about the fit refer to the runs of the fit"
         )

@@ -10,7 +10,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class PlainCommand(typer.core.TyperCommand):
-    """A command whose ``--help`` names its parameters by their metavars only."""
+    """Command with a ``--help`` that names its parameters by their metavars only."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write one entry for each argument, then one for each option."""
@@ -28,7 +28,7 @@ class PlainCommand(typer.core.TyperCommand):
 
 
 class PlainTyper(typer.Typer):
-    """A Typer application whose commands are of the class :class:`PlainCommand`."""
+    """Typer application with commands of the class :class:`PlainCommand`."""
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Function], Function]:
         """Register a command, as :meth:`typer.Typer.command` does."""

@@ -1,4 +1,4 @@
-"""The command that draws a fit and its runs."""
+"""Command that draws a fit and its runs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,17 +31,17 @@ KINDS = {
     "residuals": "by predicted loss, N, D and shape",
     "qq": "quantiles of the residuals",
     "contours": "iso-loss in N and D with budgets and the compute-optimal line",
-    "profile": "how the objective rises off each parameter",
-    "drift": "parameters when the largest runs are left out (fits again)",
-    "held-out": "errors on the largest runs when they are left out (fits again)",
-    "comparison": "laws ranked by their errors on the largest runs, left out (fits again)",
+    "profile": "objective against each parameter",
+    "drift": "parameters when the largest runs are held out (refits)",
+    "held-out": "errors on the largest runs, held out (refits)",
+    "comparison": "laws ranked by their errors on the largest runs, held out (refits)",
 }
 DEFAULT_CUTOFFS = 4
-WORDS = "; ".join(f"{name}: {what}" for name, what in KINDS.items())
+KINDS_HELP = "; ".join(f"{name}: {content}" for name, content in KINDS.items())
 
 
 def plot(
-    kind: Annotated[str, typer.Argument(help=f"{WORDS}.", metavar="KIND")],
+    kind: Annotated[str, typer.Argument(help=f"{KINDS_HELP}.", metavar="KIND")],
     fit: FitFile,
     runs: Runs,
     out: Annotated[Path, typer.Option(help="Picture to write, .png or .svg.", metavar="FILE")],
@@ -70,8 +70,8 @@ def plot(
     note_other_runs(fitted, table)
     with progress_shown():
         save_figure(draw(fitted, table), out)
-    found = {"kind": kind, "law": fitted.law_name, "n_runs": len(table), "file": str(out)}
-    print_json(found) if json else typer.echo(f"{kind} of {fitted.law_name}: {out}")
+    document = {"kind": kind, "law": fitted.law_name, "n_runs": len(table), "file": str(out)}
+    print_json(document) if json else typer.echo(f"{kind} of {fitted.law_name}: {out}")
 
 
 def _drawing(
@@ -82,7 +82,7 @@ def _drawing(
     Raises
     ------
     InputError
-        There is no such kind.
+        ``kind`` is not one of :data:`KINDS`.
     """
     from shapelaw.scaling.checks.comparison import compare
     from shapelaw.scaling.checks.holdout import HoldOut, leave_largest_out
@@ -92,14 +92,14 @@ def _drawing(
     from shapelaw.scaling.plots.law import plot_law
     from shapelaw.scaling.plots.residuals import plot_profiles, plot_qq, plot_residuals
 
-    def left_out(fitted: "Fit", table: "RunTable") -> HoldOut:
+    def hold_out(fitted: "Fit", table: "RunTable") -> HoldOut:
         runs, settings = fitted.count_as_fitted(table), settings_like(fitted)
         return leave_largest_out(fitted.law, runs, by=by, cutoffs=cutoffs, **settings)
 
     def comparison(fitted: "Fit", table: "RunTable") -> "Figure":
-        every = list(dict.fromkeys([fitted.law_name, *laws]))
+        compared = list(dict.fromkeys([fitted.law_name, *laws]))
         runs, settings = fitted.count_as_fitted(table), settings_like(fitted)
-        return plot_comparison(compare(every, runs, by=by, cutoffs=cutoffs, **settings))
+        return plot_comparison(compare(compared, runs, by=by, cutoffs=cutoffs, **settings))
 
     drawings: dict[str, Callable[[Fit, RunTable], Figure]] = {
         "law": plot_law,
@@ -107,8 +107,8 @@ def _drawing(
         "qq": plot_qq,
         "contours": plot_contours,
         "profile": plot_profiles,
-        "drift": lambda fitted, table: plot_drift(left_out(fitted, table)),
-        "held-out": lambda fitted, table: plot_held_out(left_out(fitted, table)),
+        "drift": lambda fitted, table: plot_drift(hold_out(fitted, table)),
+        "held-out": lambda fitted, table: plot_held_out(hold_out(fitted, table)),
         "comparison": comparison,
     }
     if kind not in drawings:

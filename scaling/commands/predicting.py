@@ -1,4 +1,4 @@
-"""Predict the losses of a table of shapes."""
+"""Prediction of the losses of a table of shapes."""
 
 from pathlib import Path
 
@@ -15,16 +15,23 @@ PREDICTED = ["predicted_loss", "loss_low", "loss_high"]
 
 
 def predict_table(fit: Fit, path: Path, tokens: str | None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read shapes and predict each.
+    """Read a table of shapes and predict the loss of each.
 
     Parameters
     ----------
+    fit
+        Fit that predicts.
+    path
+        CSV or Parquet file with one shape per row.
     tokens
-        Training tokens of every row; None where the table has a column ``tokens``.
+        Training tokens of every row, such as 2M; None to read the column ``tokens``.
 
     Returns
     -------
-    The table and, row by row, ``predicted_loss``, ``loss_low`` and ``loss_high`` in nats per token.
+    table
+        Shapes with tokens and ratios.
+    predictions
+        ``predicted_loss``, ``loss_low`` and ``loss_high`` of every row, in nats per token.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The command that says which shapes a budget allows."""
+"""Command that enumerates the shapes of a parameter budget."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,7 +40,7 @@ def space(
     ] = "any",
     vocab: Annotated[int, typer.Option(help="Vocabulary size.", metavar="N")] = 128_256,
     untied: Annotated[
-        bool, typer.Option("--untied", help="Count the output head apart from the embedding.")
+        bool, typer.Option("--untied", help="Count an output head untied from the embedding.")
     ] = False,
     value_bytes: Annotated[
         int, typer.Option(help="Bytes of a weight.", min=1, metavar="BYTES")
@@ -61,27 +61,43 @@ def space(
     out: OutTable = None,
     json: Json = False,
 ) -> None:  # fmt: skip
-    """Enumerate the valid shapes of a budget, limit by limit."""
+    """Enumerate the valid shapes of a budget, with counts by limit."""
     from shapelaw.scaling.space.statistics import survey
 
-    asked = read_space(
+    shapes = read_space(
         params, (layers, head_dim, hidden_step, mlp_step, gqa), most or [],
         tolerance=tolerance, convention=params_convention, max_heads=max_heads, vocab_size=vocab,
         tie_word_embeddings=not untied, constraints=(*(where or ()), *(constraint or ())),
         bytes_per_value=value_bytes, kv_bytes_per_value=kv_value_bytes,
     )  # fmt: skip
-    print_result(survey(asked, out), json=json)
+    print_result(survey(shapes, out), json=json)
 
 
 def read_space(
     params: str, grid: tuple[str, str, str, str, str], most: list[str], **others: Any
 ) -> "Space":
-    """A space from what a person types: layers, head dimensions, two steps and GQA as texts.
+    """Parse the options of ``shapelaw space`` into a space of shapes.
+
+    Parameters
+    ----------
+    params
+        Parameter budget, such as 350M.
+    grid
+        Layers, head dimensions, step of the hidden size, step of the MLP width, and GQA.
+    most
+        Upper limits of the form ``COLUMN=VALUE``.
+    **others
+        Other fields of :class:`shapelaw.scaling.space.space.Space`.
+
+    Returns
+    -------
+    Space
+        Shapes of the budget within the limits.
 
     Raises
     ------
     shapelaw.scaling.errors.InputError
-        Something cannot be read.
+        A text cannot be parsed.
     """
     from shapelaw.scaling.space.space import Space, usual_layers, usual_steps
     from shapelaw.scaling.units import parse_count, parse_numbers
@@ -93,7 +109,7 @@ def read_space(
         default if text == "auto" else parse_count(text)
         for text, default in zip((hidden_step, mlp_step), usual, strict=False)
     ]
-    asked = Space(
+    shapes = Space(
         parameters=parameters,
         layers=usual_layers(parameters) if layers == "auto" else parse_numbers("--layers", layers),
         head_dims=(usual[2],) if head_dim == "auto" else parse_numbers("--head-dim", head_dim),
@@ -102,10 +118,11 @@ def read_space(
         gqa=None if gqa == "any" else parse_numbers("--gqa", gqa),
         **others,
     )
-    return asked.limited(**dict(_limit(text) for text in most))
+    return shapes.limited(**dict(_limit(text) for text in most))
 
 
 def _limit(text: str) -> tuple[str, float]:
+    """Parse an upper limit ``COLUMN=VALUE``."""
     from shapelaw.scaling.errors import InputError
     from shapelaw.scaling.space.constraints import DERIVED, FIELDS
     from shapelaw.scaling.units import parse_count

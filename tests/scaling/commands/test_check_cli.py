@@ -27,7 +27,7 @@ def run(*arguments) -> str:
     return done.stdout
 
 
-def test_check_prints_one_document_or_tables(table):
+def test_check_prints_one_document_with_json_else_tables(table):
     document = json.loads(run("check", table, "--resamples", 5, *FAST, "--json"))
     assert document["fit"]["law"] == "conditional"
     assert document["fit"]["n_runs"] == 60
@@ -40,28 +40,28 @@ def test_check_prints_one_document_or_tables(table):
     assert "exponent a of N* ∝ C^a by Chinchilla's approaches 1: " in text
 
 
-def test_check_leaves_rows_out_and_takes_a_budget(table):
+def test_check_applies_filters_exclusions_and_compute_budget(table):
     kept = ("--where", "gqa > 1.5", "--exclude", "synthetic-0", "--compute", "1e13")
-    found = json.loads(run("check", table, "--resamples", 0, *kept, *FAST, "--json"))
-    assert found["fit"]["n_runs"] < 60
-    assert found["valley"]["compute"] == 1e13
+    document = json.loads(run("check", table, "--resamples", 0, *kept, *FAST, "--json"))
+    assert document["fit"]["n_runs"] < 60
+    assert document["valley"]["compute"] == 1e13
     assert (
         "synthetic-0 (excluded by name)"
-        in (found["checklist"]["sections"]["Data collection"]["rows left out"])
+        in (document["checklist"]["sections"]["Data collection"]["rows left out"])
     )
 
 
-def test_compare_ranks_laws(table):
+def test_compare_ranks_laws_by_held_out_error(table):
     laws = ("--law", "chinchilla", "--law", "conditional")
     document = json.loads(run("compare", table, *laws, *FAST, "--cutoff", 1.6e6, "--json"))
     assert document["best"] == "conditional"
-    assert [one["cutoff"] for one in document["hold_out"]["chinchilla"]["cutoffs"]] == [1.6e6]
+    assert [part["cutoff"] for part in document["hold_out"]["chinchilla"]["cutoffs"]] == [1.6e6]
     text = run("compare", table, *laws, "--by", "compute", *FAST)
     assert text.startswith("conditional extrapolates best by compute")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (("compare", "--law", "chinchilla"), "`compare` needs at least 2 different laws"),
         (("check", "--law", "nonsense"), "`--law` must be one of"),
@@ -69,6 +69,6 @@ def test_compare_ranks_laws(table):
         (("check", "--compute", "-1", *FAST, "--resamples", "0"), "`compute > 0` and finite"),
     ],
 )
-def test_bad_input_is_one_clear_error(table, arguments, words):
-    with pytest.raises(InputError, match=words):
+def test_bad_input_raises_one_clear_error(table, arguments, message):
+    with pytest.raises(InputError, match=message):
         run(arguments[0], table, *arguments[1:])

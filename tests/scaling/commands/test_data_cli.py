@@ -1,4 +1,4 @@
-"""``shapelaw data`` as a user types it."""
+"""Command group ``shapelaw data`` on the command line."""
 
 import json
 
@@ -11,12 +11,12 @@ from shapelaw.search.cli import app, main
 
 @pytest.fixture
 def run(monkeypatch):
-    """Run a command; nothing of it may need a mirror or the net."""
+    """Return a runner of a command that has neither a mirror nor a network."""
     monkeypatch.setenv(MIRROR, "/nowhere")
     return lambda *arguments: CliRunner().invoke(app, ["data", *map(str, arguments)])
 
 
-def test_the_list_names_every_table_with_licence_and_source(run):
+def test_list_prints_every_table_with_licence_and_source(run):
     done = run("list", "--json")
     assert done.exit_code == 0
     tables = {table["name"]: table for table in json.loads(done.stdout)["tables"]}
@@ -30,7 +30,7 @@ def test_the_list_names_every_table_with_licence_and_source(run):
     assert "steplaw" in run("list").stdout
 
 
-def test_show_gives_ranges_with_units_and_what_to_know(run):
+def test_show_prints_ranges_with_units_and_notes(run):
     shown = run("show", "quickstart").stdout
     assert "quickstart: 20 runs" in shown
     assert "nats per token" in shown
@@ -38,14 +38,14 @@ def test_show_gives_ranges_with_units_and_what_to_know(run):
     assert "- licence: Apache-2.0" in shown
 
 
-def test_show_takes_filters_and_gives_json(run):
+def test_show_applies_filters_and_prints_json(run):
     done = run("show", "quickstart", "--where", "role == 'proxy'", "--json")
     document = json.loads(done.stdout)
     assert document["rows"] == 17
     assert len(document["left_out"]) == 3
 
 
-def test_get_writes_the_run_table_that_loads_again(run, tmp_path):
+def test_get_writes_a_run_table_that_loads_again(run, tmp_path):
     for name in ("out.csv", "out.parquet"):
         done = run("get", "paper-2510.18245", "--out", tmp_path / name)
         assert done.exit_code == 0
@@ -61,12 +61,12 @@ def test_get_writes_the_run_table_that_loads_again(run, tmp_path):
     assert document["source"]["licence"] == "Apache-2.0"
 
 
-def test_the_laws_are_one_document_too():
+def test_laws_prints_one_document_with_json():
     document = json.loads(CliRunner().invoke(app, ["laws", "--json"]).stdout)
     assert {"law": "kaplan", "equation": "L = A/N^alpha"} in document["laws"]
 
 
-def test_show_describes_a_file_as_well(run, tmp_path):
+def test_show_describes_a_file(run, tmp_path):
     (tmp_path / "runs.csv").write_text("n_total,tokens,loss\n1e6,2e7,4.5\n2e6,4e7,4.25\n")
     shown = run("show", tmp_path / "runs.csv").stdout
     assert "runs.csv: 2 runs" in shown
@@ -81,7 +81,7 @@ def test_show_describes_a_file_as_well(run, tmp_path):
         (["show", "quickstart", "--where", "nonsense >"], 2, "a filter must be a condition"),
     ],
 )
-def test_what_cannot_be_done_is_one_line_and_an_exit_code(
+def test_bad_input_prints_one_line_and_sets_the_exit_code(
     run, monkeypatch, capsys, arguments, code, text
 ):
     monkeypatch.setattr("sys.argv", ["shapelaw", "data", *arguments])

@@ -32,7 +32,7 @@ def run(*arguments) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_writes_its_picture(kind, folder, tmp_path):
+def test_plot_writes_a_picture_of_every_kind(kind, folder, tmp_path):
     out = tmp_path / f"{kind}.png"
     laws = ("--law", "kaplan", "--law", "width") if kind == "comparison" else ()
     text = run(kind, folder / "fit.json", folder / "runs.csv", "--out", out, *laws)
@@ -40,7 +40,7 @@ def test_every_kind_writes_its_picture(kind, folder, tmp_path):
     assert out.read_bytes().startswith(b"\x89PNG")
 
 
-def test_svg_and_one_document(folder, tmp_path):
+def test_plot_writes_svg_and_prints_one_document_with_json(folder, tmp_path):
     out = tmp_path / "new" / "law.svg"
     document = run("law", folder / "fit.json", folder / "runs.csv", "--out", out, "--json")
     assert json.loads(document) == {
@@ -54,7 +54,7 @@ def test_svg_and_one_document(folder, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["drift", "held-out", "comparison"])
-def test_hold_out_picture_follows_its_column_and_cutoffs(kind, folder, tmp_path):
+def test_hold_out_picture_depends_on_column_and_cutoffs(kind, folder, tmp_path):
     paths = [tmp_path / "size.svg", tmp_path / "tokens.svg"]
     given = (folder / "fit.json", folder / "runs.csv")
     given += ("--law", "kaplan") if kind == "comparison" else ()
@@ -65,41 +65,41 @@ def test_hold_out_picture_follows_its_column_and_cutoffs(kind, folder, tmp_path)
         run(kind, *given, "--out", paths[0], "--cutoff", 1)
 
 
-def test_comparison_without_another_law_is_refused(folder, tmp_path):
+def test_comparison_raises_without_another_law(folder, tmp_path):
     given = (folder / "fit.json", folder / "runs.csv", "--out", tmp_path / "a.png")
     with pytest.raises(InputError, match="`compare` needs at least 2 different laws"):
         run("comparison", *given)
 
 
-def test_a_filter_applies_to_the_runs(folder, tmp_path):
+def test_filter_applies_to_the_runs(folder, tmp_path):
     given = (folder / "fit.json", folder / "runs.csv", "--out", tmp_path / "a.png", "--json")
-    found = json.loads(run("residuals", *given, "--where", f"{N} > 2e6"))
-    assert found["n_runs"] == 45
+    document = json.loads(run("residuals", *given, "--where", f"{N} > 2e6"))
+    assert document["n_runs"] == 45
 
 
-def test_the_runs_come_by_name_too(folder, tmp_path):
-    found = json.loads(
+def test_runs_are_loaded_by_name(folder, tmp_path):
+    document = json.loads(
         run("qq", folder / "fit.json", "quickstart", "--out", tmp_path / "a.png", "--json")
     )
-    assert found["n_runs"] == 20
+    assert document["n_runs"] == 20
 
 
 @pytest.mark.parametrize(
-    ("kind", "out", "words"),
+    ("kind", "out", "message"),
     [
         ("pie", "a.png", "`KIND` must be one of law, residuals, qq"),
         ("law", "a.pdf", "must end in .png or .svg"),
         ("profile", "a.png", "`fit` and `runs` must belong together"),
     ],
 )
-def test_bad_input_is_one_clear_error_and_leaves_no_file(kind, out, words, folder, tmp_path):
+def test_bad_input_raises_one_clear_error_and_leaves_no_file(kind, out, message, folder, tmp_path):
     arguments = (kind, folder / "fit.json", folder / "runs.csv", "--out", tmp_path / out)
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         run(*arguments, "--exclude", "synthetic-0")
     assert not list(tmp_path.iterdir())
 
 
-def test_runs_that_are_not_those_of_the_fit_are_named(folder, tmp_path):
+def test_note_is_printed_when_runs_are_not_those_of_the_fit(folder, tmp_path):
     app = typer.Typer()
     mount(app)
     app.command()(lambda: None)
@@ -108,4 +108,4 @@ def test_runs_that_are_not_those_of_the_fit_are_named(folder, tmp_path):
     own = CliRunner().invoke(app, given, catch_exceptions=False)
     other = CliRunner().invoke(app, [*given, "--where", f"{N} > 2e6"], catch_exceptions=False)
     assert own.stderr == ""
-    assert other.stderr.startswith("note: these 45 runs are not the 60 that the fit was made from")
+    assert other.stderr.startswith("note: these 45 runs are not the 60 of the fit; statements")

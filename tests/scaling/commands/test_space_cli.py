@@ -34,7 +34,7 @@ def space(**changes: Any) -> Space:
     return Space(**(settings | changes))
 
 
-def words(*arguments: object) -> str:
+def output_of(*arguments: object) -> str:
     done = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
     assert done.exit_code == 0
     return done.stdout
@@ -53,58 +53,60 @@ def failing(
     return printed.err
 
 
-def test_the_command_counts_what_each_limit_leaves() -> None:
-    found = json.loads(words(*ASK, "--json"))
+def test_space_counts_the_shapes_that_each_limit_leaves() -> None:
+    document = json.loads(output_of(*ASK, "--json"))
     table = space().enumerate()
-    assert found["shapes"] == len(table)
-    assert {row["limit"]: row["left"] for row in found["left"]} == space().counts()
-    assert found["ranges"]["hidden_size"] == [table.hidden_size.min(), table.hidden_size.max()]
-    assert found["ranges"]["kv_bytes"] == [table.kv_bytes(2).min(), table.kv_bytes(2).max()]
-    assert "vocab_size" not in found["ranges"]
+    assert document["shapes"] == len(table)
+    assert {row["limit"]: row["left"] for row in document["left"]} == space().counts()
+    assert document["ranges"]["hidden_size"] == [table.hidden_size.min(), table.hidden_size.max()]
+    assert document["ranges"]["kv_bytes"] == [table.kv_bytes(2).min(), table.kv_bytes(2).max()]
+    assert "vocab_size" not in document["ranges"]
 
 
-def test_people_read_the_counts_and_ranges() -> None:
-    text = words(*ASK, "--where", "gqa == 2")
+def test_space_prints_counts_and_ranges() -> None:
+    text = output_of(*ASK, "--where", "gqa == 2")
     count = len(space(constraints=("gqa == 2",)).enumerate())
     assert f"{count:,} shapes" in text
     for part in ("gqa == 2", "shapes within the tolerance", "hidden_size", "greatest"):
         assert part in text
 
 
-def test_options_become_limits() -> None:
+def test_options_of_space_become_limits() -> None:
     more = ["--gqa", "2,3", "--most", "kv_bytes=128", "--most", "n_total=61K", "--untied"]
     more += ["--kv-value-bytes", "1", "--tolerance", "0.05"]
     more += ["--where", "num_hidden_layers == 3"]
-    found = json.loads(words(*ASK, *more, "--json"))
+    document = json.loads(output_of(*ASK, *more, "--json"))
     table = space(tie_word_embeddings=False, tolerance=0.05).enumerate()
     keep = np.isin(table.gqa, [2, 3]) & (table.kv_bytes(1) <= 128) & (table.n_total <= 61_000)
     keep &= table.num_hidden_layers == 3
-    assert found["shapes"] == keep.sum() > 0
-    assert found["ranges"]["num_hidden_layers"] == [3, 3]
+    assert document["shapes"] == keep.sum() > 0
+    assert document["ranges"]["num_hidden_layers"] == [3, 3]
 
 
-def test_constraint_is_still_read_as_where_and_several_must_all_hold() -> None:
-    both = words(*ASK, "--where", "gqa in (1, 2)", "--where", "num_hidden_layers == 3", "--json")
-    former = words(
+def test_constraint_is_read_as_where_and_all_conditions_must_hold() -> None:
+    both = output_of(
+        *ASK, "--where", "gqa in (1, 2)", "--where", "num_hidden_layers == 3", "--json"
+    )
+    former = output_of(
         *ASK, "--constraint", "gqa in (1, 2)", "--constraint", "num_hidden_layers == 3", "--json"
     )
-    one = words(*ASK, "--where", "gqa in (1, 2) and num_hidden_layers == 3", "--json")
+    combined = output_of(*ASK, "--where", "gqa in (1, 2) and num_hidden_layers == 3", "--json")
     assert former == both
-    assert json.loads(both)["shapes"] == json.loads(one)["shapes"] > 0
+    assert json.loads(both)["shapes"] == json.loads(combined)["shapes"] > 0
 
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
-def test_the_shapes_are_written_in_order_and_read_back(
+def test_shapes_are_written_in_order_and_read_back(
     tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / f"shapes{ending}"
     whole = space()
     chunks = Space.chunks
     monkeypatch.setattr(Space, "chunks", lambda self, **left: chunks(self, 37, **left))
-    found = survey(whole, path)
+    surveyed = survey(whole, path)
     frame = read_table(path)
     table = whole.enumerate()
-    assert found.shapes == len(frame) == len(table) > 37
+    assert surveyed.shapes == len(frame) == len(table) > 37
     expected = table.frame().assign(kv_bytes=table.kv_bytes(2), weight_bytes=table.weight_bytes(2))
     pd.testing.assert_frame_equal(frame[[*expected]], expected)
     again = table_of(frame)
@@ -112,7 +114,7 @@ def test_the_shapes_are_written_in_order_and_read_back(
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_table_is_not_left_half_written(tmp_path: Path) -> None:
+def test_failed_write_leaves_no_partial_table(tmp_path: Path) -> None:
     path = tmp_path / "shapes.csv"
     with pytest.raises(InputError, match="0 shapes with `n_total < 1`; relax"):
         survey(space(constraints=("n_total < 1",)), path)
@@ -142,7 +144,7 @@ def test_a_table_is_not_left_half_written(tmp_path: Path) -> None:
         (("--params", "10B", "--layers", "2:99", "--mlp-step", "1"), "more than the 1e+08"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_two(
+def test_bad_input_prints_one_line_and_sets_exit_code_two(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
@@ -154,14 +156,14 @@ def test_bad_input_is_one_line_and_exit_code_two(
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_space_without_further_options_is_the_usual_one() -> None:
+def test_space_without_options_has_the_usual_grid() -> None:
     asked = read_space("1B", ("auto", "auto", "auto", "auto", "any"), [], vocab_size=128_256)
     assert (asked.hidden_step, asked.mlp_step, asked.head_dims) == (128, 128, (64,))
     assert asked.layers == usual_layers(10**9) == tuple(range(8, 33))
     assert sum(len(chunk) for chunk in asked.chunks()) > 10**5
 
 
-def test_the_usual_depth_grows_with_the_size() -> None:
+def test_usual_depth_grows_with_the_size() -> None:
     assert usual_layers(1000) == (1, 2)
     depths = [usual_layers(size)[-1] for size in (1e5, 1e7, 1e9, 1e11)]
     assert depths == sorted(set(depths))
@@ -171,13 +173,13 @@ def test_the_usual_depth_grows_with_the_size() -> None:
     ("text", "numbers"),
     [("4", (4,)), ("12,16", (12, 16)), ("2:4", (2, 3, 4)), ("8:17:4", (8, 12, 16)), ("3:3", (3,))],
 )
-def test_numbers_are_read_as_a_list_or_a_range(text: str, numbers: tuple[int, ...]) -> None:
+def test_numbers_are_parsed_as_a_list_or_a_range(text: str, numbers: tuple[int, ...]) -> None:
     assert parse_numbers("--layers", text) == numbers
 
 
 @pytest.mark.parametrize(
     "text", ["", "0", "4:2", "1:2:0", "1,,2", "-1", "1.5", "a", "1:2:3:4", "9" * 9]
 )
-def test_other_texts_are_no_numbers(text: str) -> None:
+def test_parse_numbers_raises_on_other_texts(text: str) -> None:
     with pytest.raises(InputError, match="`--layers` must be whole numbers"):
         parse_numbers("--layers", text)
