@@ -63,13 +63,13 @@ class NamedTable:
 
 @cache
 def named_tables() -> dict[str, NamedTable]:
-    """The run tables that come by name, shipped ones first."""
+    """Return the names of the public run tables, shipped ones first."""
     text = (data_folder() / "published.toml").read_text(encoding="utf-8")
     return {name: NamedTable(name=name, **entry) for name, entry in tomllib.loads(text).items()}
 
 
 def listed_tables() -> list[dict[str, Any]]:
-    """What is known of every table without a download: rows, ranges, licence, source."""
+    """Return rows, ranges, licence and source of every public table, without a download."""
     known = []
     for table in named_tables().values():
         rows, ranges = table.rows, table.ranges
@@ -84,7 +84,7 @@ def listed_tables() -> list[dict[str, Any]]:
 
 
 def listing() -> pd.DataFrame:
-    """The tables that come by name, as people read them."""
+    """Return the public tables with formatted numbers."""
     rows = []
     for table in listed_tables():
         size, tokens, loss = table["ranges"].values()

@@ -55,7 +55,7 @@ def chinchilla_points(files: Files) -> pd.DataFrame:
 
 
 def chinchilla_subset(files: Files) -> pd.DataFrame:
-    """The Chinchilla points that arXiv 2502.06857 keeps to show what sparse sampling does."""
+    """Select the Chinchilla points that arXiv 2502.06857 keeps to show sparse sampling."""
     published = pd.read_json(_only(files), lines=True)
     return pd.DataFrame(
         {
@@ -227,7 +227,7 @@ def olmo_ladder(files: Files) -> pd.DataFrame:
 
 
 def _ladder_run(name: str, path: Path) -> dict[str, object]:
-    """A row from a run's evaluations; a downloaded file need not bear the run's name."""
+    """Build a row from the evaluations of a run; its file may have another name."""
     last = pd.read_csv(path).iloc[-1]
     ladder = re.fullmatch(r"(\w+)-(\d+)xC", name)
     size = ladder[1] if ladder else "13B"
@@ -310,7 +310,7 @@ def _only(files: Files) -> Path:
 
 
 def _word(text: str) -> str:
-    """A name that a filter can use."""
+    """Convert a text to a name that a filter can use."""
     return re.sub(r"\W", "_", text)
 
 

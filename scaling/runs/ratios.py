@@ -33,7 +33,7 @@ def with_ratios(frame: pd.DataFrame, source: str = "the table") -> pd.DataFrame:
 
 
 def table_of(frame: pd.DataFrame) -> ShapeTable:
-    """The shapes of a frame's rows; unknown vocabulary counts 1, tied and without QK-norm."""
+    """Return the shapes of the rows; unknown vocabulary counts 1, tied and without QK-norm."""
     return _shapes(frame, np.int64)
 
 

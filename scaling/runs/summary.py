@@ -55,7 +55,7 @@ class Description(Result):
     source: dict[str, str]
 
     def frame(self) -> pd.DataFrame:
-        """The ranges, numbers as people write them."""
+        """Return the ranges with formatted numbers."""
         counts = self.ranges["unit"].isin(("parameters", "tokens", "tokens per step"))
         table = self.ranges.astype(object)
         for name in ("lowest", "highest"):
@@ -63,7 +63,7 @@ class Description(Result):
         return table
 
     def lines(self) -> list[str]:
-        """What stands beside the ranges, in sentences."""
+        """Return the notes on the table, one sentence each."""
         names = [
             f"{what}: {', '.join(values[:SHOWN])}"
             + (f" and {len(values) - SHOWN} more" if len(values) > SHOWN else "")

@@ -279,7 +279,7 @@ def refuse_guessing(runs: pd.DataFrame, source: str) -> None:
 
 
 def warnings_of(runs: pd.DataFrame) -> list[str]:
-    """What a reader of a fit should know about its table, in sentences."""
+    """List the doubts about a run table that concern its fits, one sentence each."""
     return [*_flops_apart(runs), *_repeated_text(runs), *_undecayed(runs)]
 
 
