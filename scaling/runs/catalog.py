@@ -63,7 +63,7 @@ class NamedTable:
 
 @cache
 def named_tables() -> dict[str, NamedTable]:
-    """Return the names of the public run tables, shipped ones first."""
+    """Return the public run tables by name, shipped ones first."""
     text = (data_folder() / "published.toml").read_text(encoding="utf-8")
     return {name: NamedTable(name=name, **entry) for name, entry in tomllib.loads(text).items()}
 
