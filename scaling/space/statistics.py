@@ -13,6 +13,7 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_whole
 from shapelaw.scaling.space.constraints import Columns
 from shapelaw.scaling.space.space import Space
+from shapelaw.scaling.units import format_bytes, format_count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +46,7 @@ class Survey(Result):
         import pandas as pd
 
         ranges = [
-            {"column": name, "least": f"{low:,.6g}", "greatest": f"{high:,.6g}"}
+            {"column": name, "least": _range_end(name, low), "greatest": _range_end(name, high)}
             for name, (low, high) in self.ranges.items()
         ]
         return View(
@@ -64,6 +65,15 @@ class Survey(Result):
 
     def _limits(self) -> list[dict[str, Any]]:
         return [{"limit": name, "left": number} for name, number in self.left.items()]
+
+
+def _range_end(column: str, value: float) -> str:
+    """Format a value of a column: bytes and parameter counts with a unit, ratios with four digits."""
+    if column.endswith("bytes"):
+        return format_bytes(value)
+    if column.startswith("n_"):
+        return format_count(value)
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
 
 
 def survey(space: Space, out: Path | None = None) -> Survey:
