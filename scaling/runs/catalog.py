@@ -157,7 +157,7 @@ def load_runs(
 
 
 def fetch(table: NamedTable) -> dict[str, Path]:
-    """The files of a published table: from the mirror, from an earlier download, or from the net.
+    """Find the files of a published table: in the mirror, in an earlier download, or on the net.
 
     Returns
     -------

@@ -215,7 +215,7 @@ def steplaw(files: Files) -> pd.DataFrame:
 
 
 def olmo_ladder(files: Files) -> pd.DataFrame:
-    """The last checkpoint of every run: losses, and scores on downstream tasks (arXiv 2412.04403).
+    """Keep the last checkpoint of every run: losses and scores on tasks (arXiv 2412.04403).
 
     ``loss`` is on held-out C4 (English), ``loss_<text>`` on all eleven texts, ``bpb_<task>`` are
     bits per byte of the right answer and ``accuracy_<task>`` fractions; a score that some run

@@ -9,7 +9,7 @@ DENSE = 4000  # more distinct values than this are binned instead of clustered
 
 
 def level_of(values: np.ndarray, tolerance: float = SAME) -> np.ndarray:
-    """Number the levels of a column, (n,), from 0 upwards: values within 10 % are one level.
+    """Assign a level to every value, (n,), from 0 upwards: values within 10 % are one level.
 
     The densest window of that width becomes a level first, then the densest of what is left: so a
     level that scatters around its nominal value stays whole.

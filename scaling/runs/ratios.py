@@ -38,7 +38,7 @@ def table_of(frame: pd.DataFrame) -> ShapeTable:
 
 
 def _shapes(frame: pd.DataFrame, number: type) -> ShapeTable:
-    """The shapes of a frame's rows with their counts as integers, or as floats to see overflow."""
+    """Read the shapes of a frame's rows, counts as integers or as floats that show overflow."""
     defaults = {"vocab_size": 1, "rope_theta": 10_000.0, **SWITCHES}
     frame = plain_switches(frame, "the table")
     columns: dict[str, Any] = {}

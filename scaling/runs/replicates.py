@@ -14,7 +14,7 @@ SIGNATURE_RECIPE = (
 
 
 def replicates_of(frame: pd.DataFrame) -> np.ndarray:
-    """Number the rows of one shape and recipe, (n,); every row has its own where none is known."""
+    """Assign a number to each shape and recipe, (n,); each row has its own where none is known."""
     if not {*INTEGER_FIELDS, "tokens"} - {"vocab_size"} <= set(frame.columns):
         return np.arange(len(frame))
     keys = [name for name in (*SIGNATURE, *SIGNATURE_RECIPE) if name in frame]

@@ -297,7 +297,7 @@ class RunTable:
 
     @per_row
     def shapes(self) -> np.ndarray | None:
-        """Number of the shape of every run, (n,); None where no column describes a shape."""
+        """Return the number of every run's shape, (n,); None where no column describes a shape."""
         names = [name for name in (*INTEGER_FIELDS, *RATIOS) if name != "vocab_size"]
         names = [name for name in names if name in self.frame]
         if not names:
@@ -306,7 +306,7 @@ class RunTable:
 
     @per_row
     def replicates(self) -> np.ndarray:
-        """Number of every run's shape and recipe, (n,): equal numbers differ in seeds only."""
+        """Return a number of every run's shape and recipe, (n,): equal ones differ in seeds only."""
         return replicates_of(self.frame)
 
     @property

@@ -141,7 +141,7 @@ def plain_numbers(frame: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
 
 
 def plain_switches(frame: pd.DataFrame, source: str) -> pd.DataFrame:
-    """True and false, however spelt, become booleans; an unknown one takes its default.
+    """Convert true and false, however spelt, to booleans; a missing one takes its default.
 
     Raises
     ------
@@ -256,7 +256,7 @@ def refuse_unknown_kinds(runs: pd.DataFrame, source: str) -> None:
 
 
 def refuse_guessing(runs: pd.DataFrame, source: str) -> None:
-    """A loss above that of a uniform guess, ln(vocabulary), is no loss in nats of a trained model.
+    """Refuse losses above ln(vocabulary), the loss of a uniform guess in nats.
 
     Raises
     ------

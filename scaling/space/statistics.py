@@ -68,7 +68,7 @@ class Survey(Result):
 
 
 def _range_end(column: str, value: float) -> str:
-    """Format a value of a column: bytes and parameter counts with a unit, ratios with four digits."""
+    """Format a value: bytes and parameter counts with a unit, ratios with four digits."""
     if column.endswith("bytes"):
         return format_bytes(value)
     if column.startswith("n_"):

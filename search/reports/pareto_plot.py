@@ -82,7 +82,7 @@ def _named(
     marker: str,
     title: str,
 ) -> None:
-    """A proposal with its intervals, and its measured loss as a hollow mark."""
+    """Draw a proposal with its intervals, and its measured loss as a hollow mark."""
     speed = row["throughput"]
     below = row["predicted_loss"] - row["loss_low"]
     above = row["loss_high"] - row["predicted_loss"]
