@@ -306,7 +306,7 @@ class RunTable:
 
     @per_row
     def replicates(self) -> np.ndarray:
-        """Return a number of every run's shape and recipe, (n,): equal ones differ in seeds only."""
+        """Return a number of each run's shape and recipe, (n,): equal ones differ in seeds only."""
         return replicates_of(self.frame)
 
     @property
