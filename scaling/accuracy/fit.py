@@ -32,7 +32,11 @@ from shapelaw.scaling.accuracy.predictions import LinkSource, Task
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import data_folder
 from shapelaw.scaling.runs.table import RunTable, as_run_table, fingerprint
-from shapelaw.scaling.runs.validation import check_numbers, require_columns, same_losses
+from shapelaw.scaling.runs.validation import (
+    check_numbers,
+    require_columns,
+    require_comparable_losses,
+)
 
 MIN_ERRORS_ABOVE_CHANCE = 3.0  # standard errors by which a model must exceed chance to count
 MIN_SPARE_ROWS = 2  # rows beyond the parameters; with fewer the noise cannot be estimated
@@ -248,8 +252,8 @@ def _checked(
     if "tokenizer" in table:
         used["tokenizer"] = table["tokenizer"]
     if loss == "loss" and "corpus" in table:
-        same_losses(table, SOURCE)
-    same_losses(used, SOURCE)
+        require_comparable_losses(table, SOURCE)
+    require_comparable_losses(used, SOURCE)
     repeated = used["run_id"].duplicated()
     if repeated.any():
         raise InputError(

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.runs.columns import D, N
-from shapelaw.scaling.runs.levels import SAME, level_of
+from shapelaw.scaling.runs.levels import LEVEL_TOLERANCE, level_of
 from shapelaw.scaling.runs.table import RunTable, as_run_table
 
 MIN_SHAPES = 3  # in a group of equal N and D
@@ -167,7 +167,7 @@ REGRET_COLUMNS = [N, D, "shapes", "picked_nats", "best_nats", "regret_nats", "ra
 
 
 def decision_regret(
-    runs: RunTable | pd.DataFrame, predicted: ArrayLike, *, tolerance: float = SAME
+    runs: RunTable | pd.DataFrame, predicted: ArrayLike, *, tolerance: float = LEVEL_TOLERANCE
 ) -> Regret:
     """Measure the regret of picking shapes by predicted loss, within groups of equal N and D.
 
@@ -209,7 +209,7 @@ def decision_regret(
         return Regret(groups=no_groups, why="there are no rows")
     table = table.assign(predicted=forecast, shape=runs.shapes)
     keys = [runs.size_level, runs.token_level]
-    if tolerance != SAME:
+    if tolerance != LEVEL_TOLERANCE:
         keys = [level_of(values, tolerance) for values in (runs.sizes, runs.tokens)]
     rows = [
         _group_regret(group)

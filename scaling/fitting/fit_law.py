@@ -24,7 +24,7 @@ from shapelaw.scaling.laws.law import Base, Columns, Law, reference_of
 from shapelaw.scaling.laws.registry import LAWS, law_named
 from shapelaw.scaling.runs.columns import N
 from shapelaw.scaling.runs.table import SOURCE, RunTable, as_run_table
-from shapelaw.scaling.runs.validation import same_losses
+from shapelaw.scaling.runs.validation import require_comparable_losses
 from shapelaw.scaling.solver.identifiability import NO_TERM, hold, optimum_status
 from shapelaw.scaling.solver.multistart import SMALLEST_DELTA, new_run_scale, residual_scale
 from shapelaw.scaling.solver.objectives import FitObjective
@@ -172,7 +172,7 @@ def problem_of(
     """
     columns = runs.law_columns(("loss", *law.columns))
     losses = columns.pop("loss")
-    same_losses(runs.frame, SOURCE)
+    require_comparable_losses(runs.frame, SOURCE)
     minimised = objective or FitObjective()
     mean = float(losses.mean()) if minimised.on == "raw" else 1.0
     threshold = STARTING_DELTA * mean if delta == "auto" else float(delta)

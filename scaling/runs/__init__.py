@@ -1,4 +1,4 @@
-"""The run table: columns, reading, validation, public tables by name.
+"""Run tables: columns, reading, validation, and public tables by name.
 
-Imports architectures and what lies below.
+Imports architectures and the layers below them.
 """

@@ -1,4 +1,4 @@
-"""What comes by name: public run tables, the shipped tables, known shapes and hardware."""
+"""Catalogue of the public run tables, shipped or downloaded, that load by name."""
 
 import os
 import tomllib
@@ -18,16 +18,17 @@ from shapelaw.scaling.runs.reader import read_table
 from shapelaw.scaling.runs.table import AUTO, RunTable, read_runs
 from shapelaw.scaling.units import format_count
 
-MIRROR = "SHAPELAW_MIRROR"  # a folder laid out as data/published.toml says, instead of downloads
+# Environment variable: a folder with the files of data/published.toml, used instead of downloads.
+MIRROR = "SHAPELAW_MIRROR"
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamedTable:
-    """A run table that comes by name: what it is, whose, and where its files are.
+    """A run table that loads by name: description, citation, licence and location of its files.
 
-    ``files`` maps a path in a mirror to the path in the authors' repository (none where the file
-    was put together from many) and to its SHA-256; a shipped table has none. ``ranges`` of the
-    columns are to three digits.
+    ``files`` maps a file's path in a mirror to ``upstream``, its path in the authors' repository
+    (absent where the file was assembled from many), and to ``sha256``. A shipped table has no
+    files. ``ranges`` maps a column to its lowest and highest value, to three significant digits.
     """
 
     name: str
@@ -41,7 +42,10 @@ class NamedTable:
     commit: str = ""
 
     def address(self, path: str) -> str | None:
-        """Where a file is downloaded from: the commit is pinned, so the file cannot change."""
+        """Return the download address of a file, None where only a mirror has the file.
+
+        The address names a commit, so that the file cannot change.
+        """
         upstream = self.files[path].get("upstream")
         if upstream is None:
             return None
@@ -51,7 +55,7 @@ class NamedTable:
 
     @property
     def source(self) -> dict[str, str]:
-        """What a fit of this table should cite."""
+        """Name, citation, licence and address of the table, which a fit of it should cite."""
         address = f"https://github.com/{self.repository}/tree/{self.commit}"
         return {
             "name": self.name,
@@ -70,7 +74,7 @@ def named_tables() -> dict[str, NamedTable]:
 
 def listed_tables() -> list[dict[str, Any]]:
     """Return rows, ranges, licence and source of every public table, without a download."""
-    known = []
+    tables = []
     for table in named_tables().values():
         rows, ranges = table.rows, table.ranges
         if not table.files:
@@ -79,8 +83,8 @@ def listed_tables() -> list[dict[str, Any]]:
             columns = (size, "tokens", "loss")
             ranges = {name: [float(runs[name].min()), float(runs[name].max())] for name in columns}
             rows = len(runs)
-        known.append({**table.source, "rows": rows, "ranges": ranges, "about": table.about})
-    return known
+        tables.append({**table.source, "rows": rows, "ranges": ranges, "about": table.about})
+    return tables
 
 
 def listing() -> pd.DataFrame:
@@ -92,9 +96,9 @@ def listing() -> pd.DataFrame:
             {
                 "name": table["name"],
                 "runs": table["rows"],
-                "N": _span(map(format_count, size)),
-                "D": _span(map(format_count, tokens)),
-                "loss": _span(f"{value:.3g}" for value in loss),
+                "N": _format_range(map(format_count, size)),
+                "D": _format_range(map(format_count, tokens)),
+                "loss": _format_range(f"{value:.3g}" for value in loss),
                 "licence": table["licence"],
                 "source": table["citation"],
                 "what": table["about"],
@@ -103,41 +107,43 @@ def listing() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _span(ends: Iterable[str]) -> str:
+def _format_range(ends: Iterable[str]) -> str:
+    """Join the ends of a range, or write them once where they are equal."""
     return " to ".join(dict.fromkeys(ends))
 
 
 def load_runs(
     name: str | Path, *, where: str | None = None, exclude: Iterable[str] = (), size: str = AUTO
 ) -> RunTable:
-    """Load a run table by name, or from a file, check it and keep its finished runs.
+    """Load a run table by name or from a file, check it, and keep its finished runs.
 
     Parameters
     ----------
     name
         A shipped table (``quickstart``), a published one (``chinchilla``, ``gemstones``,
-        ``mlfoundations``, ``steplaw``, ``olmo-ladder``, ...: :func:`named_tables`), which is
-        downloaded once and kept, or the path of a CSV or Parquet file.
+        ``mlfoundations``, ``steplaw``, ``olmo-ladder``, ...: :func:`named_tables`), or the path
+        of a CSV or Parquet file. A published table is downloaded once and kept.
     where
-        A filter over columns (:func:`shapelaw.scaling.filters.select`), on the values of the file.
+        Filter over columns (:func:`shapelaw.scaling.filters.select`), applied to the values as
+        the file has them.
     exclude
         Identifiers of runs to leave out.
     size
-        What N counts: ``non-embedding``, ``total`` or ``active``; ``"auto"`` is the first of these
-        that the table has.
+        Convention of N: ``non-embedding``, ``total`` or ``active`` parameters; ``"auto"`` is the
+        first of these that the table has.
 
     Returns
     -------
-    The rows whose status is ``done`` (or that have none), losses in nats per token, with the shape
-    ratios added where the table has the fields of a shape.
+    The rows whose status is ``done`` or missing, with losses in nats per token. Shape ratios are
+    added where the table has the fields of a shape.
 
     Raises
     ------
     InputError
-        There is no such table or convention of N, the mirror lacks a file, a file cannot be read,
-        or a value breaks a rule: file, line, column and value are named.
+        The table or the convention of N is unknown, the mirror lacks a file, a file cannot be
+        read, or a value breaks a rule. The message names the file, line, column and value.
     WorkError
-        The download failed, or a file is not the one that was published.
+        The download failed, or a file differs from the published one.
     """
     table = named_tables().get(str(name))
     if table is None:
@@ -157,26 +163,27 @@ def load_runs(
 
 
 def fetch(table: NamedTable) -> dict[str, Path]:
-    """Find the files of a published table: in the mirror, in an earlier download, or on the net.
+    """Find the files of a published table in the mirror, or download them unless cached.
 
     Returns
     -------
-    The path in a mirror of each file, and where it is.
+    Location of each file, by its path in a mirror.
 
     Raises
     ------
     InputError
-        The mirror lacks a file, or a file can come from a mirror only and none is set.
+        The mirror lacks a file, or no mirror is set and a file is available from a mirror only.
     WorkError
-        The download failed, or a file's SHA-256 is not that of the published one.
+        The download failed, or a file's SHA-256 differs from that of the published file.
     """
     mirror = os.environ.get(MIRROR)
     if mirror:
-        return {path: _mirrored(Path(mirror), path, table) for path in table.files}
-    return {path: _downloaded(path, table) for path in table.files}
+        return {path: _find_in_mirror(Path(mirror), path, table) for path in table.files}
+    return {path: _download(path, table) for path in table.files}
 
 
-def _mirrored(mirror: Path, name: str, table: NamedTable) -> Path:
+def _find_in_mirror(mirror: Path, name: str, table: NamedTable) -> Path:
+    """Return the path of a file in a mirror after a check of its SHA-256."""
     path = mirror / name
     if not path.is_file():
         raise InputError(f"`{MIRROR}` is {mirror}, which lacks {name}; unset it to download")
@@ -185,12 +192,13 @@ def _mirrored(mirror: Path, name: str, table: NamedTable) -> Path:
     return path
 
 
-def _downloaded(name: str, table: NamedTable) -> Path:
+def _download(name: str, table: NamedTable) -> Path:
+    """Download a file unless an earlier download is cached, and return its path."""
     address = table.address(name)
     if address is None:
         raise InputError(
-            f"{table.name} comes from a mirror only: {name} was put together from many files of "
-            f"{table.repository}; set {MIRROR} to a folder that holds it"
+            f"{table.name} is available from a mirror only: {name} was assembled from many files "
+            f"of {table.repository}; set {MIRROR} to a folder that holds it"
         )
     import pooch
     import requests

@@ -1,4 +1,4 @@
-"""Columns of the run table: names, kinds and rules."""
+"""Columns of a run table: names, units, number types and conventions of N."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 N, D = "n_non_embedding", "tokens"
-# Column -> unit or meaning. A fit needs n_non_embedding (or n_total), tokens, loss and what its
-# law uses; everything else may be missing.
+# Column -> unit or meaning. A fit needs n_non_embedding (or n_total), tokens, loss and the columns
+# of its law; all other columns may be missing.
 COLUMNS = {
     "run_id": "name, unique in the table",
     "role": "proxy, anchor (more seeds and token counts), or confirmation of a proposal",
@@ -23,13 +23,13 @@ COLUMNS = {
     "qk_norm": "true or false",
     "rope_theta": "base of rotary positions",
     "n_total": "parameters",
-    "n_active": "parameters at work per token",
+    "n_active": "parameters used per token",
     "n_non_embedding": "parameters without embedding and head",
     "tokens": "training tokens",
     "flops_6nd": "6 · n_non_embedding · tokens",
     "flops_counted": "training FLOPs with head and attention",
     "loss": "nats per token, held-out text",
-    "loss_se": "its sampling error, nats per token",
+    "loss_se": "standard error of the loss from sampling the held-out text, nats per token",
     "bits_per_byte": "held-out bits per byte of text",
     "seed": "initialisation",
     "data_seed": "order of the data",
@@ -48,7 +48,7 @@ COLUMNS = {
     "status": "done, failed or diverged",
 }
 
-# Columns that a table may have beside these, with their unit or meaning.
+# Further columns that a table may have, with their unit or meaning.
 MORE_COLUMNS = {
     "loss_unit": "nats or bits per token; bits are converted",
     "loss_kind": "exact, or bound: an upper bound on the loss, as of masked diffusion",
@@ -56,16 +56,16 @@ MORE_COLUMNS = {
     "unique_tokens": "tokens of the text, before any is repeated",
     "run_group": "the training run that a checkpoint belongs to",
     "decayed": "true if the learning rate had decayed, false in mid-schedule",
-    "epochs": "how often the training text was gone through",
+    "epochs": "passes over the training text",
     "learning_rate_rest": "peak, embedding and norms",
-    "residual_init": "weights that write to the residual stream at first: scaled or zero",
-    "attention": "how attention was computed: sdpa or matmul",
-    "compilation": "what was compiled: none, layers or whole",
+    "residual_init": "initial weights of the projections into the residual stream: scaled or zero",
+    "attention": "implementation of attention: sdpa or matmul",
+    "compilation": "extent of compilation: none, layers or whole",
     "config_hash": "digest of shape, tokens, recipe, seeds, text and torch version",
     "versions": "of Python, torch and NumPy",
     "loss_NAME": "nats per token on a named validation set, with loss_NAME_se",
-    "bits_per_byte_NAME": "the same in bits per byte, with its _se",
-    "accuracy_NAME": "of a downstream task, with accuracy_NAME_se",
+    "bits_per_byte_NAME": "bits per byte on a named validation set, with bits_per_byte_NAME_se",
+    "accuracy_NAME": "accuracy on a downstream task, with accuracy_NAME_se",
     "aspect_ratio": "hidden size / layers",
     "hidden_over_sqrt_n": "hidden size / √(non-embedding parameters)",
     "mlp_to_attention": "MLP / attention parameters",
@@ -95,20 +95,25 @@ def columns_of(
 ) -> dict[str, np.ndarray]:
     """Read named columns of a table as float arrays.
 
+    Returns
+    -------
+    The values of each column, (n,), by its name.
+
     Raises
     ------
     InputError
-        The table lacks one, or one holds something else than numbers.
+        The table lacks a column, or a column holds values other than numbers.
     """
-    found = {}
+    columns = {}
     for name in names:
         if name not in frame:
-            have = ", ".join(map(str, frame))
-            raise InputError(f"the table lacks the column `{name}`; it has {have}")
+            available = ", ".join(map(str, frame))
+            raise InputError(f"the table lacks the column `{name}`; it has {available}")
         try:
-            found[name] = np.asarray(frame[name], dtype=float)
+            columns[name] = np.asarray(frame[name], dtype=float)
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"`{name}` must hold numbers to stand in a law, but {error}; choose another column"
+                f"`{name}` must hold numbers to be used in a law, but {error}; "
+                "choose another column"
             ) from None
-    return found
+    return columns

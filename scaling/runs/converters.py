@@ -1,9 +1,9 @@
-"""Published run tables, from their authors' files to the columns of a run table.
+"""Converters of published run tables from their authors' files to the columns of a run table.
 
-One converter per layout. Each takes the files by name and gives one row per run with ``loss`` in
-nats per token; what the authors add beside is kept. Shapes are given in full where the published
-parameter count follows from them to the last digit (a test checks it), else only the counts.
-Runs that a converter leaves out stand in ``frame.attrs["left_out"]`` with the reason.
+Each file layout has one converter. A converter takes the files by name and returns one row per run
+with ``loss`` in nats per token; further columns of the authors are kept. A table has the fields of
+its shapes where they reproduce the published parameter count exactly (tests check this), else only
+the counts. ``frame.attrs["left_out"]`` names the runs that a converter leaves out, with the reason.
 """
 
 import json
@@ -19,9 +19,9 @@ from shapelaw.scaling.architectures.shape import RATIOS
 from shapelaw.scaling.runs.ratios import table_of
 
 Files = Mapping[str, Path]
-OUTLIERS = 5  # of the Chinchilla points, the highest losses (arXiv 2404.10102, section 3)
+OUTLIERS = 5  # Chinchilla points with the highest losses (arXiv 2404.10102, section 3)
 GEMSTONES_VOCABULARY = 50_304  # depth_width.py of the authors' repository
-OPEN_LM_VOCABULARY = 50_432  # D = 20 N of all 130 shapes follows with it
+OPEN_LM_VOCABULARY = 50_432  # reproduces D = 20 N for all 130 shapes
 OPEN_LM_SHAPES = {"open_lm_1b": (2048, 24, 16), "open_lm_7b": (4096, 32, 32)}
 STEPLAW_CONTEXT = 2048  # tokens of a sequence: D = steps · batch · context
 OLMO_VOCABULARY = 100_352  # rows of the embedding, padded (ladder.py of the authors' repository)
@@ -37,8 +37,8 @@ OLMO_SHAPES = {
 
 
 def chinchilla_points(files: Files) -> pd.DataFrame:
-    """Points read off figure 4 of arXiv 2203.15556 by arXiv 2404.10102; D = C / 6N."""
-    published = pd.read_csv(_only(files))
+    """Convert points of figure 4 of arXiv 2203.15556 as read by arXiv 2404.10102; D = C / 6N."""
+    published = pd.read_csv(_single_file(files))
     size, compute = published["Model Size"], published["Training FLOP"]
     table = pd.DataFrame(
         {
@@ -56,7 +56,7 @@ def chinchilla_points(files: Files) -> pd.DataFrame:
 
 def chinchilla_subset(files: Files) -> pd.DataFrame:
     """Select the Chinchilla points that arXiv 2502.06857 keeps to show sparse sampling."""
-    published = pd.read_json(_only(files), lines=True)
+    published = pd.read_json(_single_file(files), lines=True)
     return pd.DataFrame(
         {
             "run_id": [f"chinchilla-slim-{row:02d}" for row in range(len(published))],
@@ -70,11 +70,11 @@ def chinchilla_subset(files: Files) -> pd.DataFrame:
 
 
 def gemstones(files: Files, *, schedule: str, decayed: bool) -> pd.DataFrame:
-    """Checkpoints of width × depth shapes (arXiv 2502.06857), Gemma-like, f = 4 d, untied.
+    """Convert checkpoints of width × depth shapes (arXiv 2502.06857), Gemma-like, f = 4 d, untied.
 
-    Heads are 128 wide, two query heads per key-value head (rounded down to 1 of 3 at width 384).
+    The head dimension is 128. A key-value head serves two query heads, but three at width 384.
     """
-    published = pd.read_json(_only(files), lines=True)
+    published = pd.read_json(_single_file(files), lines=True)
     width, heads = published["width"], published["width"] // 128
     name = published["run_name"].str.replace("_pretrain", "").str.replace("PyGemma-", "")
     table = pd.DataFrame(
@@ -104,12 +104,13 @@ def gemstones(files: Files, *, schedule: str, decayed: bool) -> pd.DataFrame:
 
 
 def mlfoundations_grid(files: Files) -> pd.DataFrame:
-    """Every run of the shape grid of arXiv 2403.08540, D = 20 N, at several warmups.
+    """Convert all runs of the shape grid of arXiv 2403.08540, D = 20 N, at several warmups.
 
-    Names are ``d=WIDTH_l=LAYERS_h=HEADS-BATCH-RATE-DECAY-BATCH-TOKENS-WARMUP-FINAL RATE``; the two
-    batches agree in all runs. N = D / 20 in total parameters.
+    Run names are
+    ``d=WIDTH_l=LAYERS_h=HEADS-BATCH-RATE-DECAY-BATCH-TOKENS-WARMUP-FINAL RATE``;
+    the two batch sizes agree in all runs. N = D / 20 in total parameters.
     """
-    losses = json.loads(_only(files).read_text(encoding="utf-8"))
+    losses = json.loads(_single_file(files).read_text(encoding="utf-8"))
     pattern = r"d=(\d+)_l=(\d+)_h=(\d+)-(\d+)-([\d.]+)-([\d.]+)-\4-(\d+)-(\d+)-(.+)"
     values = np.array([re.fullmatch(pattern, name).groups() for name in losses])  # type: ignore[union-attr]
     width, layers, heads, batch, _, _, tokens, warmup = values[:, :8].astype(float).T.astype(int)
@@ -133,10 +134,10 @@ def mlfoundations_grid(files: Files) -> pd.DataFrame:
 
 
 def mlfoundations_tuned(files: Files) -> pd.DataFrame:
-    """One row per shape of the grid: its run of the lowest loss over the warmups that were tried.
+    """Select the run with the lowest loss over the warmups that were tried, for each shape.
 
-    A tuned loss: the best of 1 to 4 runs lies below a typical one, by more where more were tried
-    (``warmups_tried``).
+    These losses are tuned: the lowest of 1 to 4 losses is below the loss of a typical run, and the
+    gap grows with the number of runs (``warmups_tried``).
     """
     grid = mlfoundations_grid(files)
     shape = ["hidden_size", "num_hidden_layers", "num_attention_heads"]
@@ -149,23 +150,23 @@ def mlfoundations_tuned(files: Files) -> pd.DataFrame:
 
 
 def mlfoundations_overtrained(files: Files) -> pd.DataFrame:
-    """104 models of six shapes, on three corpora and up to 32 × 20 N tokens (arXiv 2403.08540).
+    """Convert 104 models of six shapes, three corpora, D up to 32 × 20 N (arXiv 2403.08540).
 
-    ``loss`` is on held-out C4; ``loss_<text>`` are those on all eight texts. Three corpora: choose
-    one for a fit.
+    ``loss`` is the loss on held-out C4; ``loss_<text>`` is the loss on each of the eight texts. A
+    fit takes runs of one corpus only.
     """
-    published = pd.read_csv(_only(files))
+    published = pd.read_csv(_single_file(files))
     losses = published.pivot_table(index="name", columns="val", values="loss", sort=False)
-    losses.columns = [f"loss_{_word(str(text))}" for text in losses.columns]
+    losses.columns = [f"loss_{_as_name(str(text))}" for text in losses.columns]
     models = published.drop_duplicates("name").set_index("name")
-    named = models["model"].str.extract(r"d=(\d+)_l=(\d+)_h=(\d+)").to_numpy(dtype=float)
+    dimensions = models["model"].str.extract(r"d=(\d+)_l=(\d+)_h=(\d+)").to_numpy(dtype=float)
     for row, model in enumerate(models["model"]):
-        named[row] = OPEN_LM_SHAPES.get(model, named[row])
+        dimensions[row] = OPEN_LM_SHAPES.get(model, dimensions[row])
     table = pd.DataFrame(
         {
             "run_id": models.index,
             "family": "open_lm",
-            **_open_lm(*named.T.astype(int)),
+            **_open_lm(*dimensions.T.astype(int)),
             "tokens": models["D"].to_numpy(),
             "loss": losses["loss_c4_val"].to_numpy(),
             "validation": "c4_val",
@@ -180,13 +181,13 @@ def mlfoundations_overtrained(files: Files) -> pd.DataFrame:
 
 
 def steplaw(files: Files) -> pd.DataFrame:
-    """Grids of learning rate × batch size for five dense shapes (arXiv 2503.04715).
+    """Convert grids of learning rate × batch size for five dense shapes (arXiv 2503.04715).
 
     ``loss`` is the smoothed training loss at the end of one epoch, which the authors fit;
-    ``loss_last_step`` is that of the last step. N = attention + MLP parameters, norms and
-    embeddings left out. ``best_of_grid`` marks the lowest loss of each (shape, D).
+    ``loss_last_step`` is the loss of the last step. N = attention + MLP parameters, without norms
+    and embeddings. ``best_of_grid`` marks the lowest loss of each (shape, D).
     """
-    published = pd.read_csv(_only(files))
+    published = pd.read_csv(_single_file(files))
     cell = [published[name] for name in ("N", "D")]
     table = pd.DataFrame(
         {
@@ -215,11 +216,12 @@ def steplaw(files: Files) -> pd.DataFrame:
 
 
 def olmo_ladder(files: Files) -> pd.DataFrame:
-    """Keep the last checkpoint of every run: losses and scores on tasks (arXiv 2412.04403).
+    """Convert the last checkpoint of every run: losses and task scores (arXiv 2412.04403).
 
-    ``loss`` is on held-out C4 (English), ``loss_<text>`` on all eleven texts, ``bpb_<task>`` are
-    bits per byte of the right answer and ``accuracy_<task>`` fractions; a score that some run
-    lacks is left out. The authors' N (``n_published``) counts the head but not the embedding.
+    ``loss`` is the loss on held-out C4 (English), ``loss_<text>`` on each of the eleven texts.
+    ``bpb_<task>`` is bits per byte of the correct answer, ``accuracy_<task>`` a fraction. A score
+    that is missing for any run is left out. The authors' N (``n_published``) counts the head but
+    not the embedding.
     """
     table = pd.DataFrame([_ladder_run(Path(name).stem, path) for name, path in files.items()])
     scores = table.filter(regex="^(loss|bpb|accuracy)_")
@@ -227,7 +229,7 @@ def olmo_ladder(files: Files) -> pd.DataFrame:
 
 
 def _ladder_run(name: str, path: Path) -> dict[str, object]:
-    """Build a row from the evaluations of a run; its file may have another name."""
+    """Convert the evaluations of a run to a row; ``path`` may have another name than ``name``."""
     last = pd.read_csv(path).iloc[-1]
     ladder = re.fullmatch(r"(\w+)-(\d+)xC", name)
     size = ladder[1] if ladder else "13B"
@@ -267,7 +269,7 @@ def _ladder_run(name: str, path: Path) -> dict[str, object]:
 
 
 def _score(column: str) -> str:
-    """Our name of a published evaluation; empty for one that is left out."""
+    """Return the column name for a published evaluation, empty where it is left out."""
     patterns = {
         r"eval/(.+)-validation/CrossEntropyLoss": "loss_",
         r"eval/downstream_bpb/(.+)_5shot_bpb": "bpb_",
@@ -275,12 +277,12 @@ def _score(column: str) -> str:
     }
     for pattern, prefix in patterns.items():
         if match := re.fullmatch(pattern, column):
-            return prefix + _word(match[1])
+            return prefix + _as_name(match[1])
     return ""
 
 
 def _open_lm(width: np.ndarray, layers: np.ndarray, heads: np.ndarray) -> dict[str, object]:
-    """OpenLM's shapes: f = 8/3 d rounded up to a multiple of 256, as many key-value heads."""
+    """Derive OpenLM's shapes: f = 8/3 d rounded up to a multiple of 256, without GQA."""
     return {
         "hidden_size": width,
         "intermediate_size": 256 * (-(-(8 * width // 3) // 256)),
@@ -294,7 +296,7 @@ def _open_lm(width: np.ndarray, layers: np.ndarray, heads: np.ndarray) -> dict[s
 
 
 def _with_shape(table: pd.DataFrame) -> pd.DataFrame:
-    """Add what follows from the fields of a shape: counts, ratios, hidden size over layers."""
+    """Add the counts and ratios that follow from the fields of a shape, and the aspect ratio."""
     shapes = table_of(table)
     counts = ("n_non_embedding", *(("n_total",) if "vocab_size" in table else ()))
     added = {name: getattr(shapes, name) for name in counts if name not in table}
@@ -304,13 +306,14 @@ def _with_shape(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**ratios, aspect_ratio=table["hidden_size"] / table["num_hidden_layers"])
 
 
-def _only(files: Files) -> Path:
+def _single_file(files: Files) -> Path:
+    """Return the path of the only file."""
     (path,) = files.values()
     return path
 
 
-def _word(text: str) -> str:
-    """Convert a text to a name that a filter can use."""
+def _as_name(text: str) -> str:
+    """Replace the characters of a text that a name in a filter cannot have."""
     return re.sub(r"\W", "_", text)
 
 

@@ -1,18 +1,29 @@
-"""Group numbers that scatter around nominal values into levels."""
+"""Levels of numbers that scatter around nominal values."""
 
 import numpy as np
 
 from shapelaw.scaling.errors import InputError
 
-SAME = 0.1  # values within 10 % of each other are one level
-DENSE = 4000  # more distinct values than this are binned instead of clustered
+LEVEL_TOLERANCE = 0.1  # relative difference between the values of one level, at most
+MAX_CLUSTERED_VALUES = 4000  # more distinct values than this are binned instead of clustered
 
 
-def level_of(values: np.ndarray, tolerance: float = SAME) -> np.ndarray:
-    """Assign a level to every value, (n,), from 0 upwards: values within 10 % are one level.
+def level_of(values: np.ndarray, tolerance: float = LEVEL_TOLERANCE) -> np.ndarray:
+    """Assign a level to every value, so that values within a tolerance share one.
 
-    The densest window of that width becomes a level first, then the densest of what is left: so a
-    level that scatters around its nominal value stays whole.
+    The densest window of that width becomes the first level, then the densest window of the
+    remaining values, and so on. Values that scatter around a nominal value thus share one level.
+
+    Parameters
+    ----------
+    values
+        Positive numbers, (n,).
+    tolerance
+        Largest relative difference within a level.
+
+    Returns
+    -------
+    Number of each value's level, (n,), from 0 upwards.
 
     Raises
     ------
@@ -29,27 +40,27 @@ def level_of(values: np.ndarray, tolerance: float = SAME) -> np.ndarray:
         raise InputError("levels need `value > 0` and finite; leave such rows out")
     width = np.log1p(tolerance)
     logs, inverse, counts = np.unique(np.log(values), return_inverse=True, return_counts=True)
-    if len(logs) > DENSE:
+    if len(logs) > MAX_CLUSTERED_VALUES:
         return np.unique(np.floor(np.log(values) / width), return_inverse=True)[1]
     label = np.full(len(logs), -1)
-    left = np.arange(len(logs))
-    while len(left):
-        ends = np.searchsorted(logs[left], logs[left] + width * (1 + 1e-9), side="right")
-        weight = np.concatenate(([0], np.cumsum(counts[left])))
-        first = int(np.argmax(weight[ends] - weight[: len(left)]))
-        # What a chosen level splits off must not be joined again across it.
-        window = left[first : ends[first]]
+    remaining = np.arange(len(logs))
+    while len(remaining):
+        ends = np.searchsorted(logs[remaining], logs[remaining] + width * (1 + 1e-9), side="right")
+        weight = np.concatenate(([0], np.cumsum(counts[remaining])))
+        first = int(np.argmax(weight[ends] - weight[: len(remaining)]))
+        # A later window may reach across this level; _split_levels separates its two sides.
+        window = remaining[first : ends[first]]
         label[window] = window[0]
-        left = np.delete(left, slice(first, ends[first]))
-    return np.unique(_unbroken(label), return_inverse=True)[1][inverse]
+        remaining = np.delete(remaining, slice(first, ends[first]))
+    return np.unique(_split_levels(label), return_inverse=True)[1][inverse]
 
 
-def _unbroken(label: np.ndarray) -> np.ndarray:
-    """Labels of sorted values such that no level surrounds another one."""
+def _split_levels(label: np.ndarray) -> np.ndarray:
+    """Relabel sorted values so that no level has values on both sides of another level."""
     starts = np.concatenate(([True], label[1:] != label[:-1]))
     return np.asarray(np.cumsum(starts))
 
 
 def count_levels(label: np.ndarray) -> int:
-    """Count the levels that some rows have; rows of a part of a table may miss some."""
+    """Count the distinct levels among some rows; a part of a table may lack some levels."""
     return len(np.unique(label))

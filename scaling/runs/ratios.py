@@ -11,20 +11,34 @@ from shapelaw.scaling.runs.validation import (
     SWITCHES,
     as_floats,
     check_numbers,
-    plain_switches,
-    refuse_giants,
+    parse_switches,
+    refuse_oversized_shapes,
 )
 
 
 def with_ratios(frame: pd.DataFrame, source: str = "the table") -> pd.DataFrame:
-    """Add parameter counts and shape ratios where the fields of a shape are there.
+    """Add parameter counts and shape ratios to a table that has the fields of a shape.
 
-    A column that the table already has is kept.
+    Parameters
+    ----------
+    frame
+        One row per run. Columns that it already has are kept.
+    source
+        Name of the table in error messages.
+
+    Returns
+    -------
+    A copy with the added columns; a plain copy where a field of a shape is missing.
+
+    Raises
+    ------
+    InputError
+        A field is not a positive whole number, or a shape is too large to count.
     """
     frame = frame.copy()
     if set(INTEGER_FIELDS) - {"vocab_size"} <= set(frame.columns):
         check_numbers(frame, [name for name in INTEGER_FIELDS if name in frame], source)
-        refuse_giants(frame, np.asarray(_shapes(frame, np.float64).n_total), source)
+        refuse_oversized_shapes(frame, np.asarray(_shapes(frame, np.float64).n_total), source)
         derived = table_of(frame)
         counted = {"n_non_embedding", *RATIOS} | ({"n_total"} if "vocab_size" in frame else set())
         for name in sorted(counted - set(frame.columns)):
@@ -33,14 +47,14 @@ def with_ratios(frame: pd.DataFrame, source: str = "the table") -> pd.DataFrame:
 
 
 def table_of(frame: pd.DataFrame) -> ShapeTable:
-    """Return the shapes of the rows; unknown vocabulary counts 1, tied and without QK-norm."""
+    """Return the shapes of the rows; missing fields default to vocabulary 1, tied, no QK-norm."""
     return _shapes(frame, np.int64)
 
 
 def _shapes(frame: pd.DataFrame, number: type) -> ShapeTable:
-    """Read the shapes of a frame's rows, counts as integers or as floats that show overflow."""
+    """Read the shapes of a frame's rows, counts as integers or as floats, which do not overflow."""
     defaults = {"vocab_size": 1, "rope_theta": 10_000.0, **SWITCHES}
-    frame = plain_switches(frame, "the table")
+    frame = parse_switches(frame, "the table")
     columns: dict[str, Any] = {}
     for name, kind in FIELD_TYPES.items():
         values = frame[name] if name in frame else pd.Series(defaults[name], index=frame.index)

@@ -1,4 +1,4 @@
-"""Tables in files, CSV or Parquet, read as they are."""
+"""Reading of tables from CSV and Parquet files, without interpretation of their columns."""
 
 import warnings
 from pathlib import Path
@@ -9,12 +9,13 @@ from shapelaw.scaling.errors import InputError
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV or Parquet file as it is, every digit of its numbers.
+    """Read a CSV or Parquet file unchanged, with every digit of its numbers.
 
     Raises
     ------
     InputError
-        There is no such file, it is neither, or it is no plain table.
+        The file is missing or empty, is neither CSV nor Parquet, or is no table with one value per
+        cell.
     """
     try:
         frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
@@ -22,7 +23,7 @@ def read_table(path: Path) -> pd.DataFrame:
         raise InputError(
             f"{path} cannot be read: {error.strerror or error}; give an existing table"
         ) from None
-    # The parsers' own errors are ValueErrors, or Arrow's kinds of the others.
+    # The parsers raise ValueErrors, and Arrow raises its variants of the others.
     except (ValueError, ImportError, NotImplementedError, TypeError, LookupError) as error:
         text = (str(error).splitlines() or ["it is empty"])[0]
         raise InputError(f"{path} is not a CSV or Parquet table: {text}") from None
@@ -31,26 +32,29 @@ def read_table(path: Path) -> pd.DataFrame:
     if not frame.index.equals(pd.RangeIndex(len(frame))):
         kept = frame.index.name is not None and frame.index.name not in frame.columns
         frame = frame.reset_index(drop=not kept)
-    return _flat(frame, path)
+    return _as_plain_table(frame, path)
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
+    """Read a CSV file; refuse rows with more fields than the header."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
-            # Else a first field too many would silently become the names of the rows.
+            # With an index column, pandas would silently take a surplus first field as row names.
             return pd.read_csv(path, low_memory=False, index_col=False)
         except pd.errors.ParserWarning:
             raise ValueError("its rows have more fields than its header") from None
 
 
-def _flat(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Columns with text for names, each once, and one value in a cell."""
+def _as_plain_table(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Convert column names to text; refuse repeated names and cells with several values."""
     frame.columns = pd.Index([str(name) for name in frame.columns])
-    frame.attrs = {}  # Parquet files may bring the notes of another load
+    frame.attrs = {}  # Parquet files may store the attributes of an earlier load
     if frame.columns.has_duplicates:
-        twice = frame.columns[frame.columns.duplicated()][0]
-        raise InputError(f"{path} must name each column once, but has `{twice}` twice; rename one")
+        repeated = frame.columns[frame.columns.duplicated()][0]
+        raise InputError(
+            f"{path} must name each column once, but has `{repeated}` twice; rename one"
+        )
     for name in frame.columns:
         if isinstance(frame[name].dtype, pd.CategoricalDtype):
             frame[name] = frame[name].astype(object)

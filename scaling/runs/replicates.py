@@ -1,32 +1,44 @@
-"""Measure the noise between runs that differ in their seeds only."""
+"""Noise between replicates: runs that differ only in their seeds."""
 
 import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
 
-SAME_SIZE = 1.2  # sizes within this ratio are one level
-SIGNATURE = (*INTEGER_FIELDS, "tie_word_embeddings", "qk_norm", "rope_theta")
-SIGNATURE_RECIPE = (
+MAX_SIZE_RATIO = 1.2  # ratio between neighbouring sizes of one level, at most
+SHAPE_COLUMNS = (*INTEGER_FIELDS, "tie_word_embeddings", "qk_norm", "rope_theta")
+RECIPE_COLUMNS = (
     *("tokens", "corpus", "tokenizer", "context_length", "batch_tokens"),
     *("learning_rate", "schedule", "optimizer", "dtype", "residual_init"),
 )
 
 
 def replicates_of(frame: pd.DataFrame) -> np.ndarray:
-    """Assign a number to each shape and recipe, (n,); each row has its own where none is known."""
+    """Assign the number of its shape and recipe to each row, (n,).
+
+    Rows with equal numbers are replicates. Without the fields of a shape every row has a number of
+    its own.
+    """
     if not {*INTEGER_FIELDS, "tokens"} - {"vocab_size"} <= set(frame.columns):
         return np.arange(len(frame))
-    keys = [name for name in (*SIGNATURE, *SIGNATURE_RECIPE) if name in frame]
+    keys = [name for name in (*SHAPE_COLUMNS, *RECIPE_COLUMNS) if name in frame]
     return frame.groupby(keys, dropna=False).ngroup().to_numpy()
 
 
 def squares_of(replicates: np.ndarray, log_loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sum squared deviations of ln loss within replicates, and count their degrees of freedom.
 
+    Parameters
+    ----------
+    replicates
+        Number of each run's shape and recipe, (n,).
+    log_loss
+        ln loss of each run, (n,).
+
     Returns
     -------
-    Both by group of replicates, (g,); a group without a second run has 0 of both.
+    Sums of squares and degrees of freedom of each group of replicates, (g,) each; both are 0 in a
+    group of one run.
     """
     groups, inverse = np.unique(replicates, return_inverse=True)
     count = np.bincount(inverse, minlength=len(groups))
@@ -38,7 +50,16 @@ def squares_of(replicates: np.ndarray, log_loss: np.ndarray) -> tuple[np.ndarray
 def noise_by_size(replicates: np.ndarray, log_loss: np.ndarray, sizes: np.ndarray) -> pd.DataFrame:
     """Estimate the standard deviation of ln loss between seeds for each size with replicates.
 
-    Sizes of which each is within 20 % of the next smaller one are one level.
+    Sizes within 20 % of the next smaller size share its level.
+
+    Parameters
+    ----------
+    replicates
+        Number of each run's shape and recipe, (n,).
+    log_loss
+        ln loss of each run, (n,).
+    sizes
+        Non-embedding parameters of each run, (n,).
 
     Returns
     -------
@@ -51,7 +72,7 @@ def noise_by_size(replicates: np.ndarray, log_loss: np.ndarray, sizes: np.ndarra
     order = np.argsort(logs, kind="stable")
     order = order[degrees[order] > 0]
     logs, squares, degrees = logs[order], squares[order], degrees[order]
-    level = np.concatenate([[0], np.cumsum(np.diff(logs) > np.log(SAME_SIZE))])[: len(logs)]
+    level = np.concatenate([[0], np.cumsum(np.diff(logs) > np.log(MAX_SIZE_RATIO))])[: len(logs)]
     grouped = pd.DataFrame({"size": logs, "squares": squares, "degrees": degrees}).groupby(level)
     totals = grouped["degrees"].sum().to_numpy(dtype=int)
     return pd.DataFrame(

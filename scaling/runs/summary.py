@@ -1,4 +1,4 @@
-"""What a run table holds: ranges with units, levels, replicates, warnings, where it is from."""
+"""Summary of a run table: ranges with units, levels, replicates, warnings and source."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -29,12 +29,12 @@ UNITS = {
 }
 NAMES = ("corpus", "tokenizer", "validation", "schedule", "optimizer", "family")
 RANGE = ["column", "unit", "lowest", "highest", "levels", "missing"]
-SHOWN = 4  # names listed before the rest is counted
+MAX_LISTED_NAMES = 4  # further names are only counted
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Description(Result):
-    """A run table in figures.
+    """Summary statistics of a run table.
 
     ``ranges`` has a row per numeric column: ``column``, ``unit``, ``lowest``, ``highest``,
     ``levels`` (distinct values) and ``missing`` (rows). ``noise`` is
@@ -59,17 +59,21 @@ class Description(Result):
         counts = self.ranges["unit"].isin(("parameters", "tokens", "tokens per step"))
         table = self.ranges.astype(object)
         for name in ("lowest", "highest"):
-            table[name] = list(map(_number, self.ranges[name], counts))
+            table[name] = list(map(_format_number, self.ranges[name], counts))
         return table
 
     def lines(self) -> list[str]:
         """Return the notes on the table, one sentence each."""
         names = [
-            f"{what}: {', '.join(values[:SHOWN])}"
-            + (f" and {len(values) - SHOWN} more" if len(values) > SHOWN else "")
-            for what, values in self.names.items()
+            f"{column}: {', '.join(values[:MAX_LISTED_NAMES])}"
+            + (
+                f" and {len(values) - MAX_LISTED_NAMES} more"
+                if len(values) > MAX_LISTED_NAMES
+                else ""
+            )
+            for column, values in self.names.items()
         ]
-        noise = "no replicates: the noise between runs is not known from this table"
+        noise = "no replicates: this table does not determine the noise between runs"
         if self.deviation is not None:
             noise = (
                 f"replicates: ln loss varies by {self.deviation:.2%} between runs of one shape and "
@@ -78,17 +82,17 @@ class Description(Result):
         reasons = pd.Series(self.left_out, dtype=object).value_counts()
         dropped = [f"left out: {counted(count, 'run')}, {why}" for why, count in reasons.items()]
         others = [f"other columns: {', '.join(self.others)}"] if self.others else []
-        origin = [f"{what}: {text}" for what, text in self.source.items() if what != "name"]
+        origin = [f"{key}: {text}" for key, text in self.source.items() if key != "name"]
         warned = [f"warning: {text}" for text in self.warnings]
         return [*names, noise, *dropped, *self.notes, *warned, *others, *origin]
 
     def view(self) -> View:
-        """Return the ranges and what stands beside them."""
+        """Return the table of ranges with the notes."""
         title = f"{self.name}: {counted(self.rows, 'run')}"
         return View(title=title, tables={"ranges": self.frame()}, notes=self.lines())
 
     def document(self) -> dict[str, Any]:
-        """Return everything; what is missing is null."""
+        """Return all figures for JSON; missing ones are null."""
         return {
             "name": self.name,
             "rows": self.rows,
@@ -106,7 +110,13 @@ class Description(Result):
 
 
 def describe(runs: RunTable | pd.DataFrame) -> Description:
-    """Describe a run table."""
+    """Summarise the columns, replicates, warnings and source of a run table.
+
+    Raises
+    ------
+    InputError
+        A column that describes N, tokens or the loss holds values other than numbers.
+    """
     runs = as_run_table(runs)
     table = runs.frame
     if runs.has_sizes and "tokens" in runs:
@@ -130,19 +140,21 @@ def describe(runs: RunTable | pd.DataFrame) -> Description:
     )
 
 
-def _number(value: float, count: bool) -> str:
+def _format_number(value: float, count: bool) -> str:
+    """Format a value, as a count with a suffix or to four significant digits."""
     if np.isnan(value):
         return "-"
     return format_count(value) if count else f"{value:.4g}"
 
 
 def _range(name: str, values: pd.Series) -> dict[str, Any]:
-    there = values.dropna().astype(float)
+    """Return the row of a column in the table of ranges."""
+    present = values.dropna().astype(float)
     return {
         "column": name,
         "unit": UNITS[name],
-        "lowest": float(there.min()) if len(there) else np.nan,
-        "highest": float(there.max()) if len(there) else np.nan,
-        "levels": int(there.nunique()),
+        "lowest": float(present.min()) if len(present) else np.nan,
+        "highest": float(present.max()) if len(present) else np.nan,
+        "levels": int(present.nunique()),
         "missing": int(values.isna().sum()),
     }

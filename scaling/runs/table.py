@@ -1,4 +1,4 @@
-"""The run table: finished training runs, checked and resolved once, when they are loaded."""
+"""Run tables: finished training runs, checked once when they are loaded."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,33 +17,33 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_whole
 from shapelaw.scaling.filters import select
 from shapelaw.scaling.runs.columns import COLUMNS, NUMERIC, SIZES, D, N, columns_of
-from shapelaw.scaling.runs.levels import SAME, level_of
+from shapelaw.scaling.runs.levels import LEVEL_TOLERANCE, level_of
 from shapelaw.scaling.runs.ratios import table_of, with_ratios
 from shapelaw.scaling.runs.reader import read_table
 from shapelaw.scaling.runs.replicates import noise_by_size, replicates_of, squares_of
 from shapelaw.scaling.runs.validation import (
     as_floats,
+    list_warnings,
     losses_in_nats,
-    plain_numbers,
-    plain_switches,
-    refuse_guessing,
+    parse_numbers,
+    parse_switches,
+    refuse_losses_above_uniform,
     refuse_unknown_kinds,
     require_columns,
     validate,
-    warnings_of,
 )
 
-LISTED = 1000  # runs left out that are named one by one
-SOURCE = "the run table"  # what errors call a table that has no other name
-AUTO = "auto"  # N counts what the first of SIZES does that a table has a column for
-RUN_GROUP = "run_group"  # rows of one training run, where a table has several of each
+MAX_LISTED_RUNS = 1000  # runs left out that are named one by one
+SOURCE = "the run table"  # name in errors of a table without a name
+AUTO = "auto"  # convention of N: the first of SIZES for which a table has a column
+RUN_GROUP = "run_group"  # column that names the training run of each checkpoint
 NATS = "nats per token"
 
 Values = TypeVar("Values", np.ndarray, np.ndarray | None)
 
 
 def per_row(resolve: Callable[["RunTable"], Values]) -> cached_property[Values]:
-    """Make a cached value per row that a part of a table takes over from the whole table."""
+    """Make a cached property of one value per row, which parts of a table take from the whole."""
 
     @wraps(resolve)
     def value(runs: "RunTable") -> Values:
@@ -60,34 +60,36 @@ def per_row(resolve: Callable[["RunTable"], Values]) -> cached_property[Values]:
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class RunTable:
-    """Finished training runs with everything resolved that depends on a convention.
+    """Finished training runs with their conventions (counting of N, unit of the loss) resolved.
 
-    Made by :func:`shapelaw.scaling.runs.catalog.load_runs` from a file or a name, and by
+    :func:`shapelaw.scaling.runs.catalog.load_runs` makes a run table from a file or a name, and
     :meth:`of` from a frame. ``len(runs)`` counts runs, ``runs["loss"]`` is a column, ``"loss" in
-    runs`` asks for one, ``runs.frame`` is the whole frame, :meth:`select` keeps some of the runs.
-    Levels, replicates and run groups are numbers per row; they are resolved when they are first
-    asked for, and a part of a table has those of the whole table.
+    runs`` tests for one, ``runs.frame`` is the whole frame, and :meth:`select` filters runs.
+    Levels, replicates and run groups are numbers per row. They are computed at their first use;
+    a part of a table has those of the whole table.
 
     Parameters
     ----------
     frame
         One row per run; :data:`shapelaw.scaling.runs.columns.COLUMNS` describes the columns.
     size
-        What N counts: ``non-embedding``, ``total`` or ``active`` parameters; ``"auto"`` is the
+        Convention of N: ``non-embedding``, ``total`` or ``active`` parameters; ``"auto"`` is the
         first of these that the table has.
     loss_unit
         Unit of the losses.
     source
-        Name, citation, licence and address of the table, as far as they are known.
+        Name, citation, licence and address of the table, each where available.
     left_out
-        Each run that the table does not hold any more, and why.
-    warnings, notes
-        Sentences for a reader of a fit, and about what was converted.
+        Runs that were removed from the table, with the reason.
+    warnings
+        Properties of the table that may bias a fit, as sentences.
+    notes
+        Conversions of the values, as sentences.
 
     Raises
     ------
     InputError
-        There is no such convention of N, or the table lacks its column.
+        The convention of N is unknown, or the table lacks its column.
     """
 
     frame: pd.DataFrame
@@ -120,48 +122,53 @@ class RunTable:
         exclude: Iterable[str] = (),
         size: str = AUTO,
     ) -> "RunTable":
-        """Check a frame in memory as :func:`shapelaw.scaling.runs.catalog.load_runs` does a file.
+        """Make a checked run table from a frame, as ``load_runs`` does from a file.
 
         Parameters
         ----------
         frame
-            One row per run; its index must count the rows from 0, for errors name lines by it.
+            One row per run. Its index must count the rows from 0, since errors derive line numbers
+            from it.
         name
-            What errors call the table.
+            Name of the table in error messages.
         where, exclude, size
             As in :func:`shapelaw.scaling.runs.catalog.load_runs`.
 
         Raises
         ------
         InputError
-            A value breaks a rule: line, column and value are named.
+            A value breaks a rule; the message names the line, column and value.
         """
         names = (
             frame["run_id"] if "run_id" in frame else [f"row-{i + 2}" for i in range(len(frame))]
         )
         runs = frame.assign(run_id=pd.Series(names, index=frame.index).astype(str))
-        left_out = _unwanted(runs, set(exclude), name)
-        # The index still counts the lines of the file: errors name them.
+        left_out = _excluded_or_unfinished(runs, set(exclude), name)
+        # The index still counts the rows of the file, from which errors derive line numbers.
         runs = runs[~runs["run_id"].isin(left_out)] if left_out else runs
-        runs = plain_numbers(runs, [column for column in runs if column in NUMERIC])
-        runs = with_ratios(plain_switches(runs, name), name)
+        runs = parse_numbers(runs, [column for column in runs if column in NUMERIC])
+        runs = with_ratios(parse_switches(runs, name), name)
         if where is not None:
             chosen = select(where, {str(column): runs[column] for column in runs}, len(runs))
             left_out |= dict.fromkeys(runs["run_id"][~chosen], f"not in `{where}`")
-            # What kept a column from being numbers may be gone with the rows.
-            runs = plain_numbers(runs[chosen], [column for column in runs if column in NUMERIC])
+            # Text that kept a column from being numeric may be gone with its rows.
+            runs = parse_numbers(runs[chosen], [column for column in runs if column in NUMERIC])
         validate(runs, name)
         runs, notes = losses_in_nats(runs, name)
-        refuse_guessing(runs, name)
+        refuse_losses_above_uniform(runs, name)
         refuse_unknown_kinds(runs, name)
         runs = runs.reset_index(drop=True)
         runs.attrs = {}
-        warnings = tuple(warnings_of(runs))
+        warnings = tuple(list_warnings(runs))
         return cls(
-            frame=runs, size=size, left_out=_listed(left_out), warnings=warnings, notes=tuple(notes)
+            frame=runs,
+            size=size,
+            left_out=_shorten(left_out),
+            warnings=warnings,
+            notes=tuple(notes),
         )
 
-    # ---- as a table
+    # ---- access to rows and columns
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -182,51 +189,51 @@ class RunTable:
         return list(map(str, self.frame))
 
     def select(self, where: str) -> "RunTable":
-        """Keep the runs for which a filter such as ``"role == 'proxy' and gqa == 2"`` holds.
+        """Keep the runs that match a filter such as ``"role == 'proxy' and gqa == 2"``.
 
         Raises
         ------
         InputError
-            The filter cannot be applied.
+            The filter has a syntax error, or names a column that the table lacks.
         """
         chosen = select(where, {str(name): self.frame[name] for name in self.frame}, len(self))
         dropped = dict.fromkeys(self.run_ids[~chosen].tolist(), f"not in `{where}`")
-        return replace(self.take(chosen), left_out=_listed({**self.left_out, **dropped}))
+        return replace(self.take(chosen), left_out=_shorten({**self.left_out, **dropped}))
 
     def take(self, rows: np.ndarray) -> "RunTable":
-        """Take the runs of a mask or of positions, with all that is resolved for them."""
+        """Take the runs of a mask or of positions, (m,), with their levels in the whole table."""
         rows = np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
         whole, before = self._part or (self, np.arange(len(self)))
         return replace(self, frame=self.frame.iloc[rows], _part=(whole, before[rows]))
 
     def assign(self, **columns: Any) -> "RunTable":
-        """Add or replace columns."""
+        """Add or replace columns; levels and replicates are then computed again."""
         return replace(self, frame=self.frame.assign(**columns), _part=None)
 
     def counting(self, size: str) -> "RunTable":
-        """Count N by another convention; ``"auto"`` keeps the one that the table has.
+        """Count N by another convention; ``"auto"`` keeps the present one.
 
         Raises
         ------
         InputError
-            There is no such convention, or the table lacks its column.
+            The convention is unknown, or the table lacks its column.
         """
         if size in (AUTO, self.size):
             return self
         part = self._part and (self._part[0].counting(size), self._part[1])
         return replace(self, size=size, _part=part)
 
-    # ---- what N, D, the loss and the compute are
+    # ---- N, D, loss and compute
 
     @property
     def size_column(self) -> str:
-        """The column that N is read from."""
+        """Name of the column that holds N."""
         return SIZES[self.size]
 
     @property
     def has_sizes(self) -> bool:
-        """Whether the table counts parameters at all."""
+        """True if the table has the column that holds N."""
         return self.size_column in self.frame
 
     @property
@@ -246,32 +253,32 @@ class RunTable:
 
     @property
     def loss_kind(self) -> str:
-        """Kind of the losses: exact, bound, or mixed, which no fit takes."""
+        """Kind of the losses: exact, bound or mixed; a fit refuses mixed losses."""
         kinds = self.frame["loss_kind"].unique() if "loss_kind" in self.frame else ["exact"]
         return str(kinds[0]) if len(kinds) == 1 else "mixed"
 
     def law_columns(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Columns of a law as floats, (n,) each; ``n_non_embedding`` stands for N.
+        """Read the columns of a law as floats, (n,) each; ``n_non_embedding`` stands for N.
 
         Raises
         ------
         InputError
-            The table lacks one, or one holds something else than numbers.
+            The table lacks a column, or a column holds values other than numbers.
         """
         columns = {name: self.size_column if name == N else name for name in names}
         require_columns(self.frame, columns.values(), SOURCE)
-        return {name: columns_of(self.frame, (own,))[own] for name, own in columns.items()}
+        return {name: columns_of(self.frame, (column,))[column] for name, column in columns.items()}
 
     @per_row
     def compute(self) -> np.ndarray:
         """Training FLOPs of every run, (n,): ``flops_6nd`` where all runs have it, else 6 N D."""
         if "flops_6nd" in self.frame:
-            given = as_floats(self.frame["flops_6nd"])
-            if (given > 0).all():
-                return given
+            flops = as_floats(self.frame["flops_6nd"])
+            if (flops > 0).all():
+                return flops
         return np.asarray(6.0 * self.sizes * self.tokens)
 
-    # ---- which runs belong together
+    # ---- levels, shapes, replicates and run groups
 
     @per_row
     def run_ids(self) -> np.ndarray:
@@ -306,21 +313,21 @@ class RunTable:
 
     @per_row
     def replicates(self) -> np.ndarray:
-        """Return a number of each run's shape and recipe, (n,): equal ones differ in seeds only."""
+        """Return the number of each run's shape and recipe, (n,), equal for replicates."""
         return replicates_of(self.frame)
 
     @property
     def run_groups(self) -> np.ndarray | None:
-        """The training run that every row is a checkpoint of, (n,); None where rows stand alone."""
+        """Training run of every checkpoint, (n,); None where each row is a run of its own."""
         return self.frame[RUN_GROUP].to_numpy() if RUN_GROUP in self.frame else None
 
-    # ---- what a fit records
+    # ---- noise and fingerprint, which fits record
 
     @cached_property
     def noise(self) -> tuple[float, int]:
         """Standard deviation of ln loss between seeds, pooled, and its degrees of freedom.
 
-        A fraction of the loss; NaN and 0 without replicates.
+        The deviation is a fraction of the loss. Without replicates the values are NaN and 0.
         """
         squares, degrees = squares_of(self.replicates, np.log(self.losses))
         total = int(degrees.sum())
@@ -328,7 +335,10 @@ class RunTable:
 
     @cached_property
     def noise_by_size(self) -> pd.DataFrame:
-        """The noise between seeds for each non-embedding size that has replicates."""
+        """Noise between seeds for each non-embedding size that has replicates.
+
+        :func:`shapelaw.scaling.runs.replicates.noise_by_size` describes the columns.
+        """
         if not self.noise[1]:
             return pd.DataFrame({"n_non_embedding": [], "deviation": [], "degrees": []})
         sizes = self.frame[N] if N in self.frame else table_of(self.frame).n_non_embedding
@@ -337,7 +347,7 @@ class RunTable:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the rows, in full precision."""
+        """SHA-256 of the rows, in full precision."""
         return fingerprint(self.frame)
 
     def __repr__(self) -> str:
@@ -351,17 +361,19 @@ class RunTable:
 
 
 def as_run_table(runs: RunTable | pd.DataFrame, size: str = AUTO) -> RunTable:
-    """Make a run table of what a public function is given; a bare frame is taken as it is.
+    """Convert a frame to a run table without checks, or change how a run table counts N.
 
     Parameters
     ----------
+    runs
+        Run table, or a frame with one row per run.
     size
-        What N counts; ``"auto"``: as the table says.
+        Convention of N; ``"auto"`` keeps the convention of a run table.
 
     Raises
     ------
     InputError
-        There is no such convention of N, or the table lacks its column.
+        The convention of N is unknown, or the table lacks its column.
     """
     if isinstance(runs, RunTable):
         return runs.counting(size)
@@ -374,78 +386,83 @@ def read_runs(
     """Read a run table from a file (CSV or Parquet), check it and keep its finished runs.
 
     Parameters and errors are those of :func:`shapelaw.scaling.runs.catalog.load_runs`, which also
-    knows tables by name.
+    loads the public tables by name.
     """
     path = Path(path)
     runs = RunTable.of(read_table(path), str(path), where=where, exclude=exclude, size=size)
     return replace(runs, source={"name": path.name, "address": str(path)})
 
 
-def _listed(left_out: dict[str, str]) -> dict[str, str]:
-    """All that was left out, or the first ``LISTED`` and a count: frames copy their attributes."""
-    more = len(left_out) - LISTED
+def _shorten(left_out: dict[str, str]) -> dict[str, str]:
+    """Keep the first ``MAX_LISTED_RUNS`` of the runs left out, and count the others."""
+    more = len(left_out) - MAX_LISTED_RUNS
     if more <= 0:
         return left_out
-    return dict(islice(left_out.items(), LISTED)) | {f"{more} more runs": "for the same reasons"}
+    return dict(islice(left_out.items(), MAX_LISTED_RUNS)) | {
+        f"{more} more runs": "for the same reasons"
+    }
 
 
-def _unwanted(runs: pd.DataFrame, exclude: set[str], source: str) -> dict[str, str]:
-    """Rows excluded by name and runs that did not finish: {run_id: why}."""
+def _excluded_or_unfinished(runs: pd.DataFrame, exclude: set[str], source: str) -> dict[str, str]:
+    """Map the runs excluded by name and the unfinished runs to the reason."""
     if unknown := sorted(exclude - set(runs["run_id"])) if exclude else []:
         raise InputError(
             f"{source} has no run {unknown[0]!r} to exclude; look at its run_id column"
         )
-    unwanted = dict.fromkeys(sorted(exclude), "excluded by name")
+    removed = dict.fromkeys(sorted(exclude), "excluded by name")
     if "status" in runs:
         status = runs["status"].astype(object).fillna("done").astype(str)
         unfinished = (status != "done") & ~runs["run_id"].isin(exclude)
-        unwanted |= dict(zip(runs["run_id"][unfinished], status[unfinished], strict=True))
-    return unwanted
+        removed |= dict(zip(runs["run_id"][unfinished], status[unfinished], strict=True))
+    return removed
 
 
 def with_best_loss(
-    runs: RunTable | pd.DataFrame, *, size: str = AUTO, tolerance: float = SAME
+    runs: RunTable | pd.DataFrame, *, size: str = AUTO, tolerance: float = LEVEL_TOLERANCE
 ) -> RunTable:
     """Add ``best_loss``: the lowest loss of all shapes trained at the same N and D, nats per token.
 
-    The empirical L_opt that arXiv 2510.18245 multiplies its brackets with below 1B parameters, and
-    that :class:`shapelaw.scaling.laws.bases.BestLoss` reads. A run without others at its N and D
-    is its own best and tells nothing of shape. The best of few or noisy runs is no smooth law of N
-    and D: a larger size needs runs of its own before its losses can be predicted.
+    ``best_loss`` is the empirical L_opt by which arXiv 2510.18245 multiplies its shape factors
+    below 1B parameters; :class:`shapelaw.scaling.laws.bases.BestLoss` reads it. A run that is alone
+    at its N and D has the lowest loss there, and so gives no information on shape. The lowest loss
+    of few or noisy runs is not a smooth function of N and D: predicting the losses of a larger size
+    requires runs of that size.
 
     Parameters
     ----------
+    runs
+        Run table, or a frame with one row per run.
     size
-        What N counts: ``non-embedding``, ``total`` or ``active``; ``"auto"``: as the table says.
+        Convention of N: ``non-embedding``, ``total`` or ``active``; ``"auto"`` keeps the table's.
     tolerance
-        N and D within this fraction are equal.
+        Relative difference up to which values of N, or of D, are equal.
 
     Raises
     ------
     InputError
-        A column is missing, or there is no such convention.
+        A column is missing, or the convention of N is unknown.
     """
     runs = as_run_table(runs, size)
     keys = [runs.size_level, runs.token_level]
-    if tolerance != SAME:
+    if tolerance != LEVEL_TOLERANCE:
         keys = [level_of(values, tolerance) for values in (runs.sizes, runs.tokens)]
     best = runs["loss"].astype(float).groupby(keys).transform("min")
     return runs.assign(best_loss=best)
 
 
 def fingerprint(frame: pd.DataFrame) -> str:
-    """Hash the rows of a frame, in full precision: SHA-256."""
+    """Return the SHA-256 of the rows of a frame, in full precision."""
     return hashlib.sha256(frame.to_csv(index=False).encode()).hexdigest()
 
 
 def write_runs(path: Path, runs: RunTable | pd.DataFrame) -> None:
-    """Write a run table whole, in the order of ``COLUMNS``, other columns last.
+    """Write a run table to a file atomically, columns in the order of ``COLUMNS``, others last.
 
-    Numbers keep every digit; the format follows the file's ending (.csv or .parquet).
+    Numbers keep every digit. The file's ending (.csv or .parquet) determines the format.
     """
     frame = runs.frame if isinstance(runs, RunTable) else runs
-    known = [name for name in COLUMNS if name in frame]
-    frame = frame[known + [name for name in frame if name not in COLUMNS]]
+    described = [name for name in COLUMNS if name in frame]
+    frame = frame[described + [name for name in frame if name not in COLUMNS]]
     if path.suffix == ".parquet":
         write_whole(path, lambda target: frame.to_parquet(target, index=False))
     else:

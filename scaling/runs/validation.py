@@ -1,6 +1,6 @@
-"""Check the rules of a run table, and collect its warnings.
+"""Rules and warnings of run tables.
 
-Every error names the source, the line (the header is line 1), the value and the way out.
+Every error names the source, the line (the header is line 1), the value and the remedy.
 """
 
 from collections.abc import Iterable
@@ -12,22 +12,25 @@ from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.runs.columns import LOSS_KINDS, NUMERIC, OPTIONAL_NUMERIC
 
-SWITCHES = {"tie_word_embeddings": True, "qk_norm": False, "decayed": False}  # where unknown
+SWITCHES = {"tie_word_embeddings": True, "qk_norm": False, "decayed": False}  # defaults
 SPELLINGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 NATS_PER_BIT = float(np.log(2))
-GUESSING = 1.05  # a loss above this many times ln(vocabulary) is worse than guessing uniformly
-LARGEST_MODEL = 2.0**62  # parameters that 64-bit integers count safely
-FLOPS_APART = 0.05
-WAY_OUT = "correct the row, or leave it out with --exclude RUN_ID"
+MAX_LOSS_OVER_UNIFORM = 1.05  # loss over ln(vocabulary), the loss of a uniform guess, at most
+LARGEST_MODEL = 2.0**62  # parameters that 64-bit integers count without overflow
+MAX_FLOPS_DEVIATION = 0.05  # relative difference of counted FLOPs from 6ND without a warning
+REMEDY = "correct the row, or leave it out with --exclude RUN_ID"
 
 
 def line(frame: pd.DataFrame, broken: np.ndarray) -> int:
-    """Line in the file of the first row where a mask is true; the index counts the rows."""
+    """Return the line in the file of the first row where a mask is true.
+
+    The index of the frame counts the rows of the file from 0.
+    """
     return int(frame.index[broken][0]) + 2
 
 
 def as_floats(values: pd.Series) -> np.ndarray:
-    """Values as float64, NaN where one is no number: text, a date, true or false."""
+    """Convert values to float64, (n,); text, dates, true and false become NaN."""
     if pd.api.types.is_bool_dtype(values) or pd.api.types.is_datetime64_any_dtype(values):
         return np.full(len(values), np.nan)
     if not pd.api.types.is_numeric_dtype(values):
@@ -52,14 +55,14 @@ def require_columns(frame: pd.DataFrame, columns: Iterable[str], source: str) ->
 
 
 def check_numbers(frame: pd.DataFrame, columns: Iterable[str], source: str) -> None:
-    """Refuse values that are no positive finite numbers.
+    """Refuse values that are not positive finite numbers.
 
     A value of a column in ``OPTIONAL_NUMERIC`` may be missing or zero.
 
     Raises
     ------
     InputError
-        Names the source, the line, the column and the value.
+        A value breaks the rule; the message names the source, line, column and value.
     """
     for name in columns:
         numbers = as_floats(frame[name])
@@ -73,7 +76,7 @@ def check_numbers(frame: pd.DataFrame, columns: Iterable[str], source: str) -> N
         if broken.any():
             value = frame[name][broken].iloc[0]
             raise InputError(
-                f"{source} line {line(frame, broken)}: {rule} must hold, but got {value}; {WAY_OUT}"
+                f"{source} line {line(frame, broken)}: {rule} must hold, but got {value}; {REMEDY}"
             )
 
 
@@ -83,15 +86,15 @@ def validate(runs: pd.DataFrame, source: str) -> None:
     Raises
     ------
     InputError
-        Names the source, the line (the header is line 1), the column, the value and the rule.
+        A rule is broken; the message names the source, line, column, value and rule.
     """
     if runs.empty:
         raise InputError(f"{source} has no finished run left to use; loosen the filter")
-    twice = runs["run_id"].duplicated()
-    if twice.any():
+    duplicated = runs["run_id"].duplicated()
+    if duplicated.any():
         raise InputError(
-            f"{source} line {line(runs, twice.to_numpy())}: `run_id` must be unique, "
-            f"but {runs['run_id'][twice].iloc[0]!r} stands twice; rename one of them"
+            f"{source} line {line(runs, duplicated.to_numpy())}: `run_id` must be unique, "
+            f"but {runs['run_id'][duplicated].iloc[0]!r} occurs twice; rename one of them"
         )
     check_numbers(runs, [name for name in runs.columns if name in NUMERIC], source)
     if {"num_attention_heads", "num_key_value_heads"} <= set(runs.columns):
@@ -106,28 +109,28 @@ def validate(runs: pd.DataFrame, source: str) -> None:
     refuse_duplicates(runs, source)
 
 
-def same_losses(runs: pd.DataFrame, source: str) -> None:
-    """Refuse losses that are not comparable: of several corpora, tokenizers, texts or kinds.
+def require_comparable_losses(runs: pd.DataFrame, source: str) -> None:
+    """Refuse losses of several corpora, tokenizers, held-out texts or kinds in one fit.
 
     Raises
     ------
     InputError
-        The table mixes several.
+        The table has several values of one of these columns.
     """
     for name in ("corpus", "tokenizer", "validation", "loss_kind"):
-        different = list(runs[name].unique()) if name in runs else []
-        if len(different) > 1:
-            first, second = different[:2]
+        values = list(runs[name].unique()) if name in runs else []
+        if len(values) > 1:
+            first, second = values[:2]
             raise InputError(
                 f"{source}: `{name}` must be the same for all rows of a fit, but has {first!r} "
                 f"and {second!r}; choose with --where \"{name} == '{first}'\""
             )
 
 
-def plain_numbers(frame: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
-    """Text that spells numbers becomes numbers, column by column.
+def parse_numbers(frame: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+    """Convert text to numbers in the columns where every value is a number.
 
-    A column with anything else stays as it is, so that a check can name its value.
+    Other columns stay unchanged, so that a check can name the invalid value.
     """
     changed = {}
     for name in columns:
@@ -140,62 +143,62 @@ def plain_numbers(frame: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
     return frame.assign(**changed) if changed else frame
 
 
-def plain_switches(frame: pd.DataFrame, source: str) -> pd.DataFrame:
-    """Convert true and false, however spelt, to booleans; a missing one takes its default.
+def parse_switches(frame: pd.DataFrame, source: str) -> pd.DataFrame:
+    """Convert spellings of true and false to booleans; a missing value takes its default.
 
     Raises
     ------
     InputError
-        A value is neither.
+        A value is neither true nor false.
     """
     changed = {}
     for name, default in SWITCHES.items():
         if name not in frame or frame[name].dtype == np.bool_:
             continue
         values = frame[name]
-        spelt = values.astype(object).map(lambda value: SPELLINGS.get(str(value).strip().lower()))
-        broken = (spelt.isna() & values.notna()).to_numpy()
+        parsed = values.astype(object).map(lambda value: SPELLINGS.get(str(value).strip().lower()))
+        broken = (parsed.isna() & values.notna()).to_numpy()
         if broken.any():
             raise InputError(
                 f"{source} line {line(frame, broken)}: `{name}` must be true or false, "
-                f"but got {values[broken].iloc[0]}; {WAY_OUT}"
+                f"but got {values[broken].iloc[0]}; {REMEDY}"
             )
-        changed[name] = np.where(spelt.isna(), default, spelt == True)  # noqa: E712 (objects)
+        changed[name] = np.where(parsed.isna(), default, parsed == True)  # noqa: E712 (objects)
     return frame.assign(**changed) if changed else frame
 
 
-def refuse_giants(frame: pd.DataFrame, parameters: np.ndarray, source: str) -> None:
-    """Shapes whose parameters, counted in float64, overflow 64-bit integers.
+def refuse_oversized_shapes(frame: pd.DataFrame, parameters: np.ndarray, source: str) -> None:
+    """Refuse shapes whose parameters, counted in float64, overflow 64-bit integers.
 
     Raises
     ------
     InputError
-        Names the first one.
+        A shape is too large; the message names the first one.
     """
     broken = ~(parameters < LARGEST_MODEL)
     if broken.any():
         raise InputError(
             f"{source} line {line(frame, broken)}: a shape must have fewer than "
-            f"`{LARGEST_MODEL:.3g}` parameters, but got {parameters[broken][0]:.3g}; {WAY_OUT}"
+            f"`{LARGEST_MODEL:.3g}` parameters, but got {parameters[broken][0]:.3g}; {REMEDY}"
         )
 
 
 def refuse_duplicates(runs: pd.DataFrame, source: str) -> None:
-    """Two rows that agree in everything but their name are one run counted twice.
+    """Refuse two rows that differ only in ``run_id``: one run counted twice.
 
     Raises
     ------
     InputError
-        Names both lines.
+        There are such rows; the message names both lines.
     """
     if "loss" not in runs:
         return
     likely = runs.duplicated([name for name in ("loss", "tokens") if name in runs], keep=False)
     rows = runs.loc[likely].drop(columns="run_id")
-    again = rows.duplicated().to_numpy()
-    if again.any():
+    repeated = rows.duplicated().to_numpy()
+    if repeated.any():
         hashes = pd.util.hash_pandas_object(rows, index=False).to_numpy()
-        position = int(np.flatnonzero(again)[0])
+        position = int(np.flatnonzero(repeated)[0])
         second, first = rows.index[position], rows.index[hashes == hashes[position]][0]
         names = runs["run_id"]
         raise InputError(
@@ -206,7 +209,11 @@ def refuse_duplicates(runs: pd.DataFrame, source: str) -> None:
 
 
 def losses_in_nats(runs: pd.DataFrame, source: str) -> tuple[pd.DataFrame, list[str]]:
-    """Losses in nats per token, whatever ``loss_unit`` says, and a note where they changed.
+    """Convert losses to nats per token according to ``loss_unit``.
+
+    Returns
+    -------
+    The table in nats per token, and a note on each conversion.
 
     Raises
     ------
@@ -243,7 +250,7 @@ def refuse_unknown_kinds(runs: pd.DataFrame, source: str) -> None:
     Raises
     ------
     InputError
-        Names the row.
+        A row breaks the rule; the message names its line.
     """
     if "loss_kind" not in runs:
         return
@@ -251,52 +258,55 @@ def refuse_unknown_kinds(runs: pd.DataFrame, source: str) -> None:
     if unknown.any():
         raise InputError(
             f"{source} line {line(runs, unknown)}: `loss_kind` must be {' or '.join(LOSS_KINDS)}, "
-            f"but got {runs['loss_kind'][unknown].iloc[0]}; {WAY_OUT}"
+            f"but got {runs['loss_kind'][unknown].iloc[0]}; {REMEDY}"
         )
 
 
-def refuse_guessing(runs: pd.DataFrame, source: str) -> None:
+def refuse_losses_above_uniform(runs: pd.DataFrame, source: str) -> None:
     """Refuse losses above ln(vocabulary), the loss of a uniform guess in nats.
 
     Raises
     ------
     InputError
-        Names the row.
+        A row breaks the rule; the message names its line.
     """
     if not {"loss", "vocab_size"} <= set(runs.columns):
         return
     vocabulary = runs["vocab_size"].to_numpy(dtype=float)
     loss = runs["loss"].to_numpy(dtype=float)
-    broken = (vocabulary > 1) & (loss > GUESSING * np.log(vocabulary))
+    broken = (vocabulary > 1) & (loss > MAX_LOSS_OVER_UNIFORM * np.log(vocabulary))
     if broken.any():
         size, value = vocabulary[broken][0], loss[broken][0]
         raise InputError(
-            f"{source} line {line(runs, broken)}: `loss <= {GUESSING} ln(vocab_size)` must hold, "
-            f"but got {value:.6g} with a vocabulary of {size:.0f} (ln {np.log(size):.4g}): worse "
-            "than guessing uniformly; is it in bits per token (say so in a column `loss_unit`) "
-            f"or diverged? {WAY_OUT}"
+            f"{source} line {line(runs, broken)}: `loss <= {MAX_LOSS_OVER_UNIFORM} ln(vocab_size)` "
+            f"must hold, but got {value:.6g} with a vocabulary of {size:.0f} (ln "
+            f"{np.log(size):.4g}): worse than guessing uniformly; is it in bits per token (declare "
+            f"it in a column `loss_unit`) or diverged? {REMEDY}"
         )
 
 
-def warnings_of(runs: pd.DataFrame) -> list[str]:
-    """List the doubts about a run table that concern its fits, one sentence each."""
-    return [*_flops_apart(runs), *_repeated_text(runs), *_undecayed(runs)]
+def list_warnings(runs: pd.DataFrame) -> list[str]:
+    """List the properties of a run table that may bias its fits, one sentence each."""
+    return [*_flops_warnings(runs), *_repetition_warnings(runs), *_schedule_warnings(runs)]
 
 
-def _flops_apart(runs: pd.DataFrame) -> list[str]:
+def _flops_warnings(runs: pd.DataFrame) -> list[str]:
+    """Warn of counted training FLOPs that differ from 6ND."""
     if not {"flops_6nd", "flops_counted"} <= set(runs.columns):
         return []
     ratio = (runs["flops_counted"] / runs["flops_6nd"].where(runs["flops_6nd"] > 0)).dropna()
-    apart = int(((ratio - 1).abs() > FLOPS_APART).sum())
-    if not apart:
+    deviating = int(((ratio - 1).abs() > MAX_FLOPS_DEVIATION).sum())
+    if not deviating:
         return []
     return [
-        f"counted FLOPs differ from 6ND by more than {FLOPS_APART:.0%} in {apart} of {len(runs)} "
-        f"rows ({ratio.min():.2f} to {ratio.max():.2f} times): say which one a budget means"
+        f"counted FLOPs differ from 6ND by more than {MAX_FLOPS_DEVIATION:.0%} in {deviating} of "
+        f"{len(runs)} rows ({ratio.min():.2f} to {ratio.max():.2f} times): state which of them "
+        "a budget counts"
     ]
 
 
-def _repeated_text(runs: pd.DataFrame) -> list[str]:
+def _repetition_warnings(runs: pd.DataFrame) -> list[str]:
+    """Warn of runs that were trained for more than one epoch."""
     if not {"tokens", "unique_tokens"} <= set(runs.columns):
         return []
     epochs = runs["tokens"] / runs["unique_tokens"].where(runs["unique_tokens"] > 0)
@@ -309,14 +319,15 @@ def _repeated_text(runs: pd.DataFrame) -> list[str]:
     ]
 
 
-def _undecayed(runs: pd.DataFrame) -> list[str]:
+def _schedule_warnings(runs: pd.DataFrame) -> list[str]:
+    """Warn of checkpoints whose learning rate had not decayed, or may not have."""
     if "decayed" in runs:
-        early = int((~runs["decayed"].astype(bool)).sum())
-        if not early:
+        undecayed = int((~runs["decayed"].astype(bool)).sum())
+        if not undecayed:
             return []
         return [
-            f"{early} of {len(runs)} rows are checkpoints in mid-schedule (`decayed` is not true): "
-            "their losses are higher than those of runs whose learning rate decayed"
+            f"{undecayed} of {len(runs)} rows are checkpoints in mid-schedule (`decayed` is not "
+            "true): their losses are higher than those of runs whose learning rate decayed"
         ]
     if not {"run_group", "tokens"} <= set(runs.columns):
         return []

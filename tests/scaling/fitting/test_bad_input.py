@@ -121,7 +121,7 @@ def test_invalid_value_is_named_with_its_line(tmp_path, changes, message):
 
 def test_fit_raises_when_a_column_of_the_law_holds_text():
     runs = synthetic_runs(shapes=2).assign(corpus="dolma")
-    with pytest.raises(InputError, match="`corpus` must hold numbers to stand in a law"):
+    with pytest.raises(InputError, match="`corpus` must hold numbers to be used in a law"):
         fit("Chinchilla() * UShape('corpus')", runs, starts=4, resamples=0)
 
 

@@ -25,6 +25,7 @@ COUNTS = ROOT / "tests" / "golden" / "parameter_counts.csv"
 
 
 def named_counts() -> list[dict[str, str]]:
+    """Read the published parameter counts of the named shapes."""
     with COUNTS.open(encoding="utf-8", newline="") as file:
         return [row for row in csv.DictReader(file) if row["catalog"]]
 
@@ -73,13 +74,13 @@ def test_an_unknown_table_is_refused_with_the_known_ones(name):
 
 
 @pytest.mark.parametrize("name", ["runs.csv", "runs.parquet"])
-def test_what_ends_like_a_file_is_read_as_one(tmp_path, name):
+def test_name_with_a_table_ending_is_read_as_a_file(tmp_path, name):
     with pytest.raises(InputError, match=f"{name} cannot be read: .*; give an existing table"):
         load_runs(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["mine.csv", "mine"])
-def test_a_file_loads_by_its_path_whatever_its_ending(tmp_path, name):
+def test_file_loads_by_its_path_with_any_ending(tmp_path, name):
     path = tmp_path / name
     path.write_text("n_total,tokens,loss\n1e6,2e7,4.5\n2e6,4e7,4.25\n")
     for given in (path, str(path)):
@@ -98,7 +99,7 @@ def test_a_shipped_table_loads_by_name_with_its_source(name):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_table_is_the_one_that_the_list_promises(mirror, name):
+def test_published_table_has_the_listed_rows_ranges_and_source(mirror, name):
     table, runs = named_tables()[name], load_runs(name)
     assert len(runs) == table.rows
     for column, (low, high) in table.ranges.items():
@@ -158,7 +159,7 @@ def test_one_bad_file_of_several_is_refused(mirror, monkeypatch, tmp_path):
         load_runs("olmo-ladder-3b")
 
 
-def test_a_failed_download_says_how_to_go_on_without(monkeypatch):
+def test_failed_download_error_names_the_mirror_variable(monkeypatch):
     import pooch
 
     def fail(*_, **__):
@@ -172,7 +173,7 @@ def test_a_failed_download_says_how_to_go_on_without(monkeypatch):
 
 @pytest.fixture
 def web(mirror, monkeypatch, tmp_path):
-    """The net, played by the mirror: a downloaded file is a copy of the published one."""
+    """Replace downloads by copies from the mirror; return the addresses fetched and the files."""
     import pooch
 
     by_address = {
@@ -211,11 +212,11 @@ def test_a_download_that_is_another_file_is_refused(web, tmp_path):
         load_runs("steplaw")
 
 
-def test_a_flattened_table_comes_from_a_mirror_only_and_says_so(monkeypatch):
+def test_flattened_table_without_a_mirror_is_refused(monkeypatch):
     monkeypatch.delenv(MIRROR, raising=False)
     text = (
-        "mlfoundations-overtrained comes from a mirror only: .*models_flat.csv was put together "
-        f"from many files of mlfoundations/scaling; set {MIRROR} to a folder"
+        "mlfoundations-overtrained is available from a mirror only: .*models_flat.csv was "
+        f"assembled from many files of mlfoundations/scaling; set {MIRROR} to a folder"
     )
     with pytest.raises(InputError, match=text):
         load_runs("mlfoundations-overtrained")
@@ -226,7 +227,7 @@ def test_every_published_table_has_a_converter_and_pinned_checked_files():
     mirror_only = set()
     for name in PUBLISHED:
         table = named_tables()[name]
-        # The full commit of one repository is not known to us; its abbreviation pins it as well.
+        # The full commit of one repository is unavailable; its abbreviation identifies it as well.
         assert re.fullmatch(r"[0-9a-f]{40}" if name != "steplaw" else r"[0-9a-f]{10}", table.commit)
         assert table.rows > 0
         assert table.citation
@@ -248,7 +249,7 @@ def test_tables_without_files_are_those_that_are_shipped():
     assert set(SHIPPED) == {path.parent.name for path in data_folder().glob("*/runs.csv")}
 
 
-def test_the_files_of_a_table_come_under_their_names_in_a_mirror(mirror):
+def test_fetched_files_are_keyed_by_their_path_in_a_mirror(mirror):
     table = named_tables()["olmo-ladder"]
     files = fetch(table)
     assert list(files) == list(table.files)
@@ -256,7 +257,7 @@ def test_the_files_of_a_table_come_under_their_names_in_a_mirror(mirror):
     assert all(sha256(path) == table.files[name]["sha256"] for name, path in files.items())
 
 
-def test_the_list_needs_no_download(monkeypatch):
+def test_tables_are_listed_without_a_download(monkeypatch):
     monkeypatch.setenv(MIRROR, "/nowhere")
     listed = {table["name"]: table for table in listed_tables()}
     assert set(listed) == set(named_tables())
@@ -270,7 +271,7 @@ def test_the_list_needs_no_download(monkeypatch):
     }
 
 
-def test_shipped_tables_are_the_folder_data_of_the_package():
+def test_data_folder_is_that_of_the_package():
     folder = data_folder()
     assert (folder / "shapes.csv").is_file()
     assert folder.samefile(Path(shapelaw.__file__).parent / "data")

@@ -1,4 +1,4 @@
-"""Converters: on the published files where a mirror holds them, on small files of the same form."""
+"""Tests of the converters, on published files in a mirror and on small files of their layout."""
 
 import json
 
@@ -19,13 +19,13 @@ from shapelaw.scaling.runs.converters import (
 )
 from shapelaw.scaling.runs.ratios import table_of
 from shapelaw.scaling.runs.table import RunTable
-from shapelaw.scaling.runs.validation import same_losses
+from shapelaw.scaling.runs.validation import require_comparable_losses
 
 GEMSTONES = ("gemstones", "gemstones-hot", "gemstones-hot-long", "gemstones-lr-ablation")
 
 
 def chinchilla_mse(runs: pd.DataFrame, size: str) -> float:
-    """Mean squared error of E + A/N^α + B/D^β, fitted to raw loss by least squares."""
+    """Return the mean squared error of E + A/N^α + B/D^β, fitted to the loss by least squares."""
     logs = np.log(runs[[size, "tokens"]].to_numpy(dtype=float))
     n, d = (logs - logs.mean(axis=0)).T
     loss = runs["loss"].to_numpy()
@@ -67,7 +67,7 @@ def test_checkpoints_at_a_constant_rate_come_with_a_warning(mirror, name):
     assert "checkpoints in mid-schedule" in warning
 
 
-def test_chinchilla_fits_the_gemstones_as_well_as_was_measured_before(mirror):
+def test_chinchilla_fit_of_the_gemstones_has_the_recorded_error(mirror):
     runs = load_runs("gemstones")
     assert chinchilla_mse(runs.frame, "n_total") == pytest.approx(2.28e-3, abs=5e-6)
     assert chinchilla_mse(runs.frame, "n_non_embedding") == pytest.approx(1.11e-3, abs=2e-5)
@@ -75,8 +75,8 @@ def test_chinchilla_fits_the_gemstones_as_well_as_was_measured_before(mirror):
 
 def test_the_slim_chinchilla_points_are_among_those_of_chinchilla(mirror):
     slim, all_points = load_runs("gemstones-chinchilla"), load_runs("chinchilla")
-    apart = np.abs(slim["loss"].to_numpy()[:, None] - all_points["loss"].to_numpy())
-    assert apart.min(axis=1).max() < 1e-9
+    distance = np.abs(slim["loss"].to_numpy()[:, None] - all_points["loss"].to_numpy())
+    assert distance.min(axis=1).max() < 1e-9
 
 
 def test_the_grid_has_the_published_shapes_and_tokens_exactly(mirror):
@@ -112,7 +112,7 @@ def test_the_overtrained_models_have_the_published_parameters_and_eight_losses(m
     assert len([name for name in runs if name.startswith("loss_")]) == 8
     np.testing.assert_array_equal(runs["loss"], runs["loss_c4_val"])
     with pytest.raises(ValueError, match="`corpus` must be the same for all rows"):
-        same_losses(runs.frame, "overtrained")
+        require_comparable_losses(runs.frame, "overtrained")
 
 
 def test_step_law_counts_attention_and_mlp_parameters(mirror):
@@ -176,14 +176,14 @@ def test_the_shipped_models_of_the_paper_are_those_of_its_tables(mirror):
     assert (runs["tokens"] == 100e9).all()
 
 
-def test_the_paper_s_own_3b_models_have_the_printed_proportions():
+def test_3b_models_of_the_paper_have_the_printed_proportions():
     runs = load_runs("paper-2510.18245").frame.set_index("run_id")
     assert runs.loc["panda-3b", "mlp_to_attention"] == 1
     assert runs.loc["surefire-3b", "gqa"] == 7
     assert runs.loc["panda-3b-circ", "hidden_over_sqrt_n"] == pytest.approx(0.0764, abs=1e-4)
 
 
-# Small files of the published form: the converters work where no mirror is.
+# Small files in the published layout, so that converters are tested without a mirror.
 
 
 def test_a_gemstone_checkpoint_becomes_a_row(tmp_path):
@@ -236,7 +236,7 @@ def test_losses_on_several_texts_become_columns(tmp_path):
     assert np.isnan(table["loss_de_en"].tolist()[1])
 
 
-def test_a_step_law_run_keeps_both_its_losses(tmp_path):
+def test_step_law_run_keeps_smoothed_and_last_step_loss(tmp_path):
     row = {"h": 960, "ffnh": 9368, "numh": 15, "numl": 7, "lr": 1e-3, "bs": 736, "ti": 66342,
            "loss": 2.41, "smooth loss": 2.4, "exp_name": "one", "D": 10**11, "N": 214_663_680,
            "D/N": 465.8}  # fmt: skip

@@ -1,4 +1,4 @@
-"""The type that carries a run table's conventions, checked once when it is loaded."""
+"""Tests of ``RunTable``: conventions of N, levels, parts and filters."""
 
 import numpy as np
 import pandas as pd
@@ -42,7 +42,7 @@ def test_table_counts_n_by_the_first_convention_it_has(columns, size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_table_counts_n_by_the_convention_asked_for(size):
+def test_table_counts_n_by_the_requested_convention(size):
     runs = RunTable(frame=COUNTS)
     for counted in (runs.counting(size), as_run_table(COUNTS, size), as_run_table(runs, size)):
         assert counted.size == size
@@ -52,7 +52,7 @@ def test_table_counts_n_by_the_convention_asked_for(size):
     assert runs.counting("auto") is runs
 
 
-def test_table_without_the_convention_asked_for_is_refused():
+def test_table_without_the_requested_convention_is_refused():
     with pytest.raises(InputError, match="lacks the column `n_active`"):
         as_run_table(COUNTS.drop(columns="n_active"), "active")
     with pytest.raises(InputError, match="`size` must be auto, non-embedding, total, active, but"):
@@ -66,7 +66,7 @@ def test_table_without_any_count_names_the_column_when_n_is_read():
         _ = runs.sizes
 
 
-def test_given_flops_are_the_compute_only_where_every_run_has_them():
+def test_compute_is_the_flops_column_only_where_every_run_has_it():
     given = [1e15, 2e15, 3e15]
     assert as_run_table(COUNTS.assign(flops_6nd=given)).compute.tolist() == given
     partly = as_run_table(COUNTS.assign(flops_6nd=[1e15, np.nan, 3e15]))
@@ -96,7 +96,7 @@ def test_table_shows_itself_and_escapes_its_name():
     assert "<table" in runs._repr_html_()
 
 
-def test_selected_runs_say_why_the_others_are_left_out():
+def test_selection_records_the_reason_for_each_run_left_out():
     runs = RunTable.of(run_table(role=["proxy", "anchor", "proxy", "proxy"]), exclude=["run-3"])
     proxies = runs.select("role == 'proxy'")
     assert proxies.run_ids.tolist() == ["run-0", "run-2"]
@@ -129,7 +129,7 @@ def test_part_of_a_part_has_the_levels_of_the_whole_table(sizes, seed):
     np.testing.assert_array_equal(runs.size_level, level_of(np.array(sizes)))
 
 
-def test_part_counted_otherwise_has_the_levels_of_the_whole_table_counted_so():
+def test_part_recounted_has_the_levels_of_the_whole_table_recounted():
     runs = as_run_table(COUNTS)
     part = runs.take(np.array([1, 2])).counting("total")
     np.testing.assert_array_equal(part.sizes, [3e6, 9e6])
@@ -149,13 +149,13 @@ def test_fit_of_a_part_does_not_check_the_table_again(monkeypatch):
     def refuse(*_: object) -> None:
         raise AssertionError("a table was checked twice")
 
-    for name in ("validate", "warnings_of", "plain_numbers", "with_ratios"):
+    for name in ("validate", "list_warnings", "parse_numbers", "with_ratios"):
         monkeypatch.setattr(shapelaw.scaling.runs.table, name, refuse)
     monkeypatch.setattr(validation, "check_numbers", refuse)
     part = runs.take(np.arange(20))
     fitted = fit("chinchilla", part, starts=4, resamples=0)
     assert fitted.run_ids == frame["run_id"].tolist()[:20]
-    # The control: what is patched is what loading calls.
+    # The control: loading calls the patched functions.
     with pytest.raises(AssertionError, match="checked twice"):
         RunTable.of(frame)
 
@@ -169,7 +169,7 @@ def test_bare_frame_fits_as_its_run_table_does():
     assert bare.size_convention == resolved.size_convention == "non-embedding"
 
 
-def test_run_groups_are_there_only_where_the_table_names_them():
+def test_run_groups_are_none_without_their_column():
     assert as_run_table(COUNTS).run_groups is None
     groups = as_run_table(COUNTS.assign(run_group=list("aab"))).run_groups
     assert groups.tolist() == list("aab")

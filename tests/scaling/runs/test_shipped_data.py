@@ -7,6 +7,7 @@ from shapelaw.scaling.runs.columns import COLUMNS
 
 
 def _sums() -> list[tuple[str, str]]:
+    """Read the file names and digests of SHA256SUMS."""
     lines = (data_folder() / "SHA256SUMS").read_text().splitlines()
     return [(line.split()[1], line.split()[0]) for line in lines]
 
@@ -18,11 +19,11 @@ def test_every_shipped_file_has_its_checksum(name: str, digest: str) -> None:
 
 def test_every_shipped_file_is_listed() -> None:
     folder = data_folder()
-    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert there - {"SHA256SUMS"} == {name for name, _ in _sums()}
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files - {"SHA256SUMS"} == {name for name, _ in _sums()}
 
 
-def test_our_own_runs_have_every_column() -> None:
+def test_quickstart_runs_have_every_column() -> None:
     assert set(COLUMNS) <= set(load_runs("quickstart").columns)
     by_path = load_runs(data_folder() / "quickstart" / "runs.csv")
     assert load_runs("quickstart").frame.equals(by_path.frame)

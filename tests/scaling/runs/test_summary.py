@@ -37,13 +37,13 @@ def test_missing_values_are_counted():
     assert shown.loc["n_active", "lowest"] == "-"
 
 
-def test_counts_are_shown_as_people_write_them(described):
+def test_counts_are_formatted_with_suffixes(described):
     shown = described.frame().set_index("column")
     assert shown.loc["tokens", "highest"] == "2M"
     assert shown.loc["loss", "lowest"] == "1.374"
 
 
-def test_what_stands_beside_the_ranges_is_told_in_lines(described):
+def test_lines_give_names_replicates_warnings_and_licence(described):
     lines = "\n".join(described.lines())
     assert "tokenizer: bytes" in lines
     assert "replicates: ln loss varies by 0.40% between runs of one shape" in lines
@@ -61,7 +61,7 @@ def test_many_names_are_counted_and_reasons_summed():
     assert any(line.startswith("no replicates") for line in lines)
 
 
-def test_replicates_are_told_by_size():
+def test_noise_is_estimated_for_each_size():
     frame = run_table(3, tokens=1e6, loss=[4.0, 4.1, 4.2], seed=[0, 1, 2])
     described = describe(RunTable.of(frame, "runs"))
     assert described.degrees == 2
@@ -73,13 +73,13 @@ def test_replicates_are_told_by_size():
 
 def test_the_document_has_no_nan_and_reads_back(described):
     frame = run_table(n_active=np.nan)
-    for one in (described, describe(RunTable.of(frame, "runs"))):
-        document = one.as_json()
+    for description in (described, describe(RunTable.of(frame, "runs"))):
+        document = description.as_json()
         assert json.loads(json.dumps(document, allow_nan=False)) == document
-        assert document["rows"] == one.rows
+        assert document["rows"] == description.rows
 
 
-def test_a_notebook_shows_a_table_and_escapes_what_the_file_says():
+def test_html_of_a_description_escapes_the_values_of_the_file():
     frame = run_table(corpus="<b>text</b>", tokenizer="bytes")
     html = describe(RunTable.of(frame, "runs"))._repr_html_()
     assert "<table" in html

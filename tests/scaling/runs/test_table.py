@@ -14,13 +14,13 @@ from shapelaw.scaling.runs.columns import COLUMNS
 from shapelaw.scaling.runs.ratios import table_of, with_ratios
 from shapelaw.scaling.runs.reader import read_table
 from shapelaw.scaling.runs.table import as_run_table, fingerprint, write_runs
-from shapelaw.scaling.runs.validation import require_columns, same_losses
+from shapelaw.scaling.runs.validation import require_columns, require_comparable_losses
 from support.run_tables import run_table
 
 
 @pytest.fixture
 def save(tmp_path):
-    """Write a table and give its path."""
+    """Return a function that writes a table and returns its path."""
 
     def write(frame, name="runs.csv"):
         path = tmp_path / name
@@ -56,7 +56,7 @@ def test_a_table_without_shapes_loads_with_what_it_has(save):
     assert not set(RATIOS) & set(loaded.columns)
 
 
-def test_without_a_vocabulary_there_is_no_total_count(save):
+def test_table_without_vocabulary_gets_no_total_count(save):
     loaded = load_runs(save(run_table().drop(columns="vocab_size")))
     assert "n_total" not in loaded
     assert set(loaded["n_non_embedding"]) == {table_of(run_table())[0].n_non_embedding}
@@ -94,7 +94,7 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content"), [("runs.csv", "a,b\n1,2\n1,2,3\n"), ("runs.parquet", "x"), ("a.csv", "")]
 )
-def test_what_is_no_table_is_refused(tmp_path, name, content):
+def test_malformed_table_file_is_refused(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=f"{name} is not a CSV or Parquet table: "):
         load_runs(tmp_path / name)
@@ -133,7 +133,7 @@ def test_a_count_that_is_no_integer_is_refused(save, column):
 
 
 @pytest.mark.parametrize("column", ["loss_se", "bits_per_byte"])
-def test_a_sampling_error_may_be_missing_or_zero_but_not_negative(save, column):
+def test_optional_number_may_be_missing_or_zero_but_not_negative(save, column):
     frame = run_table(**{column: [np.nan, 0.0, 0.01, 0.02]})
     assert len(load_runs(save(frame))) == 4
     frame.loc[1, column] = -0.01
@@ -151,19 +151,19 @@ def test_key_value_heads_that_do_not_divide_are_named_by_line(save):
         load_runs(save(frame))
 
 
-def test_a_run_that_stands_twice_is_named_by_line(save):
+def test_repeated_run_id_is_refused_with_its_line(save):
     frame = run_table(run_id=["a", "b", "a", "c"])
-    with pytest.raises(InputError, match=r"line 4: `run_id` must be unique, but 'a' stands twice"):
+    with pytest.raises(InputError, match=r"line 4: `run_id` must be unique, but 'a' occurs twice"):
         load_runs(save(frame))
 
 
-def test_the_line_is_that_of_the_file_after_filters(save):
+def test_error_names_line_of_file_after_rows_are_filtered(save):
     frame = run_table(loss=[4.0, 3.9, 3.8, -1.0])
     with pytest.raises(InputError, match=r"line 5: `loss > 0`"):
         load_runs(save(frame), exclude=["run-0"], where="tokens > 2e6")
 
 
-def test_a_run_is_left_out_by_name_and_said_so(save):
+def test_excluded_run_is_left_out_with_its_reason(save):
     loaded = load_runs(save(run_table()), exclude=["run-1", "run-3"])
     assert loaded["run_id"].tolist() == ["run-0", "run-2"]
     assert loaded.frame.index.tolist() == [0, 1]
@@ -211,7 +211,7 @@ def test_a_filter_that_leaves_nothing_is_refused(save):
         load_runs(save(run_table()), where="tokens < 0")
 
 
-def test_unfinished_runs_are_left_out_and_said_so_even_with_broken_numbers(save):
+def test_unfinished_runs_with_invalid_numbers_are_left_out_with_their_status(save):
     frame = run_table(status=["done", "failed", "diverged", None])
     frame.loc[1, "loss"] = np.nan
     loaded = load_runs(save(frame))
@@ -229,7 +229,7 @@ def test_each_row_that_is_left_out_has_the_first_reason(save):
     }
 
 
-def test_a_missing_column_is_named_with_the_columns_there_are():
+def test_missing_column_error_lists_the_available_columns():
     text = "the table lacks the column `gqa`; it has tokens, loss"
     with pytest.raises(InputError, match=text):
         require_columns(run_table()[["tokens", "loss"]], ["loss", "gqa"], "the table")
@@ -237,18 +237,18 @@ def test_a_missing_column_is_named_with_the_columns_there_are():
 
 @pytest.mark.parametrize("column", ["corpus", "tokenizer"])
 def test_losses_of_two_corpora_or_tokenizers_are_not_fitted_together(column):
-    same_losses(run_table(**{column: "one"}), "the table")
+    require_comparable_losses(run_table(**{column: "one"}), "the table")
     text = (
         f"the table: `{column}` must be the same for all rows of a fit, but has 'one' and 'two'; "
         f"choose with --where \"{column} == 'one'\""
     )
     with pytest.raises(InputError, match=text):
-        same_losses(run_table(**{column: ["one", "two", "one", "two"]}), "the table")
+        require_comparable_losses(run_table(**{column: ["one", "two", "one", "two"]}), "the table")
 
 
 def test_tables_without_a_corpus_may_be_fitted():
-    same_losses(run_table(), "the table")
-    same_losses(run_table(corpus=np.nan), "the table")
+    require_comparable_losses(run_table(), "the table")
+    require_comparable_losses(run_table(corpus=np.nan), "the table")
 
 
 def test_noise_between_seeds_is_pooled_over_shapes_in_ln_loss():
@@ -282,7 +282,7 @@ def test_a_missing_recipe_field_does_not_hide_replicates():
     assert as_run_table(frame).noise[1] == 2
 
 
-def test_without_shapes_the_noise_between_seeds_is_unknown():
+def test_noise_between_seeds_is_nan_without_shapes():
     deviation, degrees = as_run_table(run_table()[["tokens", "loss"]]).noise
     assert np.isnan(deviation)
     assert degrees == 0
@@ -329,14 +329,14 @@ def test_absent_switches_take_the_defaults_of_a_proxy():
     assert set(table.rope_theta) == {10_000.0}
 
 
-def test_the_frame_that_is_given_stays_as_it_was():
+def test_adding_ratios_leaves_the_input_frame_unchanged():
     frame = run_table()
     before = frame.copy()
     with_ratios(frame)
     pd.testing.assert_frame_equal(frame, before)
 
 
-def test_the_fingerprint_sees_the_last_digit_and_the_order():
+def test_fingerprint_changes_with_the_last_digit_and_the_order():
     frame = run_table()
     assert fingerprint(frame) == fingerprint(frame.copy())
     assert fingerprint(frame) == hashlib.sha256(frame.to_csv(index=False).encode()).hexdigest()
@@ -345,7 +345,7 @@ def test_the_fingerprint_sees_the_last_digit_and_the_order():
     assert fingerprint(frame[::-1]) != fingerprint(frame)
 
 
-def test_noise_between_seeds_is_told_by_size():
+def test_noise_between_seeds_is_estimated_for_each_size():
     loss = np.exp([1.0, 1.02, 1.04, 1.5, 1.6, 1.7, 1.72, 0.9])
     hidden = [64, 64, 64, 66, 66, 256, 256, 512]
     frame = with_ratios(run_table(8, loss=loss, hidden_size=hidden, tokens=1e6))
@@ -370,7 +370,7 @@ def test_noise_by_size_needs_no_vocabulary_and_no_count():
 
 
 @pytest.mark.parametrize("frame", [run_table(), run_table()[["tokens", "loss"]]])
-def test_without_replicates_there_is_no_noise_by_size(frame):
+def test_noise_by_size_is_empty_without_replicates(frame):
     noise = as_run_table(frame).noise_by_size
     assert len(noise) == 0
     assert noise.columns.tolist() == ["n_non_embedding", "deviation", "degrees"]
@@ -405,22 +405,22 @@ def test_a_parquet_table_with_another_index_still_names_lines(tmp_path):
     assert loaded["run_id"].tolist() == ["run-0", "run-2", "run-3"]
 
 
-def test_categories_are_read_as_what_they_stand_for(tmp_path):
+def test_categorical_columns_are_read_as_their_values(tmp_path):
     frame = run_table(corpus="one").astype({"corpus": "category", "loss": "category"})
     frame.to_parquet(tmp_path / "runs.parquet")
     loaded = load_runs(tmp_path / "runs.parquet")
     assert loaded["loss"].tolist() == run_table()["loss"].tolist()
-    same_losses(loaded.frame, "runs")
+    require_comparable_losses(loaded.frame, "runs")
 
 
-def test_the_notes_of_another_load_do_not_travel_in_the_file(save):
+def test_written_table_drops_the_notes_of_its_load(save):
     loaded = load_runs(save(run_table()), exclude=["run-1"])
     again = load_runs(save(loaded, "again.parquet"))
     assert again.left_out == {}
     assert again.source["name"] == "again.parquet"
 
 
-def test_very_many_runs_left_out_are_counted_not_listed(save):
+def test_runs_left_out_beyond_the_limit_are_counted(save):
     frame = run_table(3000)
     loaded = load_runs(save(frame.assign(loss=4 - frame.index / 3000)), where="tokens > 2.9e9")
     assert len(loaded) == 100
@@ -428,7 +428,7 @@ def test_very_many_runs_left_out_are_counted_not_listed(save):
     assert loaded.left_out["1900 more runs"] == "for the same reasons"
 
 
-NASTY = [
+INVALID_VALUES = [
     *(None, "", "nan", "inf", "-inf", "1e400", "0", "-1", "0.5", "1e300", "9" * 30, "x", " ", '"'),
     *("True", "false", "[1, 2]", "2026-01-01", "1,5", "0x10", "1_000", "\x00", "\n", "é", "bits"),
     *("nats", "diverged", "failed", "done", "run-0"),
@@ -442,13 +442,16 @@ COLUMN = st.sampled_from(
     ]
 )
 CELL = st.tuples(
-    st.just("cell"), COLUMN, st.integers(0, 3), st.sampled_from(NASTY) | st.text(max_size=4)
+    st.just("cell"),
+    COLUMN,
+    st.integers(0, 3),
+    st.sampled_from(INVALID_VALUES) | st.text(max_size=4),
 )
 DAMAGE = st.one_of(
     CELL,
     CELL,
     st.tuples(st.just("drop"), COLUMN),
-    st.tuples(st.just("constant"), COLUMN, st.sampled_from(NASTY)),
+    st.tuples(st.just("constant"), COLUMN, st.sampled_from(INVALID_VALUES)),
     st.tuples(st.just("rename"), COLUMN, COLUMN),
     st.tuples(st.just("repeat"), st.integers(0, 3)),
     st.tuples(st.just("keep"), st.integers(0, 3)),
@@ -457,7 +460,7 @@ DAMAGE = st.one_of(
 
 
 def damaged(frame: pd.DataFrame, damage: tuple) -> pd.DataFrame:
-    """The table with one fault more."""
+    """Return the table with one more fault."""
     match damage:
         case "cell", column, row, value if row < len(frame) and frame.columns.is_unique:
             values = list(frame[column]) if column in frame else [None] * len(frame)
@@ -477,6 +480,7 @@ def damaged(frame: pd.DataFrame, damage: tuple) -> pd.DataFrame:
 
 
 def write_damaged(path, frame: pd.DataFrame, damages: list[tuple]) -> None:
+    """Write a table to a file, with the bytes of a CSV file damaged."""
     if path.suffix == ".csv":
         frame.to_csv(path, index=False)
         content = path.read_bytes()
@@ -496,9 +500,7 @@ def write_damaged(path, frame: pd.DataFrame, damages: list[tuple]) -> None:
     ending=st.sampled_from(["csv", "parquet"]),
     where=st.sampled_from([None, None, "tokens > 1.5e6", "loss < 3.95 and gqa == 3"]),
 )
-def test_a_damaged_table_loads_rightly_or_is_refused_with_a_reason(
-    tmp_path_factory, damages, ending, where
-):
+def test_damaged_table_loads_valid_or_is_refused(tmp_path_factory, damages, ending, where):
     frame = run_table(loss_unit="nats", status="done", decayed=True)
     for damage in damages:
         frame = damaged(frame, damage)

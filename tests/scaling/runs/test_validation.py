@@ -1,4 +1,4 @@
-"""What a run table may not hold, and what it warns of: every rule by its text."""
+"""Tests of the rules and warnings of run tables, matched by their texts."""
 
 import numpy as np
 import pandas as pd
@@ -8,11 +8,17 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.ratios import table_of
 from shapelaw.scaling.runs.table import RunTable
-from shapelaw.scaling.runs.validation import LARGEST_MODEL, as_floats, same_losses, warnings_of
+from shapelaw.scaling.runs.validation import (
+    LARGEST_MODEL,
+    as_floats,
+    list_warnings,
+    require_comparable_losses,
+)
 from support.run_tables import run_table
 
 
-def prepared(frame: pd.DataFrame, **options: object) -> pd.DataFrame:
+def prepared(frame: pd.DataFrame, **options: object) -> RunTable:
+    """Return the checked run table of a frame."""
     return RunTable.of(frame, "runs", **options)
 
 
@@ -28,25 +34,25 @@ def prepared(frame: pd.DataFrame, **options: object) -> pd.DataFrame:
         [4.0, -np.inf, 3.8, 3.7],
     ],
 )
-def test_what_is_no_number_is_refused_as_a_loss(values):
+def test_non_number_is_refused_as_a_loss(values):
     with pytest.raises(InputError, match="runs line 3: `loss > 0` and finite must hold, but got"):
         prepared(run_table(loss=pd.Series(values, dtype=object)))
 
 
 @pytest.mark.parametrize("values", [True, pd.Timestamp("2026-01-01"), pd.Timedelta(3)])
-def test_a_column_of_switches_or_dates_is_no_column_of_numbers(values):
+def test_booleans_and_dates_are_refused_in_a_numeric_column(values):
     with pytest.raises(InputError, match="runs line 2: `tokens > 0` and finite must hold"):
         prepared(run_table(tokens=values))
 
 
 @pytest.mark.parametrize("column", ["n_active", "learning_rate", "unique_tokens", "flops_counted"])
-def test_what_is_not_known_of_every_run_may_be_missing_but_not_be_text(column):
+def test_optional_column_may_have_missing_values_but_no_text(column):
     assert len(prepared(run_table(**{column: [1e6, np.nan, 0.0, 2e6]}))) == 4
     with pytest.raises(InputError, match=rf"line 3: `{column} > 0` and finite .* but got auto"):
         prepared(run_table(**{column: pd.Series([1e6, "auto", 1e6, 1e6], dtype=object)}))
 
 
-def test_numbers_in_quotes_are_numbers_in_filters_too():
+def test_quoted_numbers_are_parsed_before_filters():
     frame = run_table().astype({"loss": str, "hidden_size": str, "tokens": str})
     loaded = prepared(frame, where="tokens > 2e6 and hidden_size == 64")
     assert loaded["loss"].tolist() == [3.8, 3.7]
@@ -68,14 +74,14 @@ def test_an_unknown_switch_has_its_default():
     assert table.qk_norm.tolist() == [False, False, False, True]
 
 
-def test_a_shape_too_large_to_count_is_refused_and_not_counted_wrongly():
+def test_shape_too_large_for_64_bit_counts_is_refused():
     frame = run_table(hidden_size=[64, 64, 3_000_000_000, 64], intermediate_size=10**10)
     with pytest.raises(InputError, match=r"line 4: a shape must have fewer than `4.61e\+18` para"):
         prepared(frame)
     assert np.iinfo(np.int64).max > LARGEST_MODEL
 
 
-def test_two_rows_that_differ_in_their_name_only_are_one_run_twice(tmp_path):
+def test_rows_that_differ_only_in_their_name_are_refused(tmp_path):
     frame = run_table(5, loss=[4.0, 3.9, 3.8, 3.9, 3.7], tokens=1e6, seed=0)
     text = (
         "lines 3 and 5: two rows must differ in more than `run_id`, but 'run-1' and 'run-3' do "
@@ -140,11 +146,11 @@ def test_a_loss_worse_than_a_uniform_guess_is_refused():
         prepared(run_table(loss=[guess, 1.06 * guess, 3.0, 2.0]))
 
 
-def test_a_loss_in_bits_that_says_so_is_not_taken_for_a_guess():
+def test_loss_declared_in_bits_is_compared_with_a_uniform_guess_in_nats():
     assert len(prepared(run_table(loss=[7.9, 7.5, 7.2, 7.0], loss_unit="bits"))) == 4
 
 
-def test_without_a_vocabulary_no_loss_is_too_high():
+def test_table_without_vocabulary_has_no_upper_limit_on_losses():
     frame = run_table(loss=[40.0, 39.0, 38.0, 37.0])
     assert len(prepared(frame.drop(columns="vocab_size"))) == 4
     assert len(prepared(frame.assign(vocab_size=1))) == 4
@@ -154,8 +160,8 @@ def test_losses_on_two_held_out_texts_are_not_fitted_together():
     frame = run_table(validation=["c4", "pile", "c4", "pile"])
     text = "`validation` must be the same for all rows of a fit, but has 'c4' and 'pile'; choose"
     with pytest.raises(InputError, match=text):
-        same_losses(prepared(frame).frame, "runs")
-    same_losses(prepared(frame, where="validation == 'c4'").frame, "runs")
+        require_comparable_losses(prepared(frame).frame, "runs")
+    require_comparable_losses(prepared(frame, where="validation == 'c4'").frame, "runs")
 
 
 def test_a_plain_table_has_no_warnings():
@@ -164,33 +170,33 @@ def test_a_plain_table_has_no_warnings():
 
 def test_counted_flops_that_differ_from_6nd_are_warned_of():
     close = run_table(flops_6nd=1e12, flops_counted=[1.04e12, 0.96e12, 1e12, np.nan])
-    assert warnings_of(close) == []
-    (warning,) = warnings_of(close.assign(flops_counted=[1.06e12, 2e12, 1e12, np.nan]))
+    assert list_warnings(close) == []
+    (warning,) = list_warnings(close.assign(flops_counted=[1.06e12, 2e12, 1e12, np.nan]))
     assert "differ from 6ND by more than 5% in 2 of 4 rows (1.00 to 2.00 times)" in warning
 
 
 def test_repeated_text_is_warned_of():
-    assert warnings_of(run_table(unique_tokens=4e6)) == []
-    (warning,) = warnings_of(run_table(unique_tokens=[2e6, 1e6, np.nan, 0.0]))
+    assert list_warnings(run_table(unique_tokens=4e6)) == []
+    (warning,) = list_warnings(run_table(unique_tokens=[2e6, 1e6, np.nan, 0.0]))
     assert warning.startswith("1 of 4 rows trained on repeated text, up to 2.00 epochs")
 
 
 def test_checkpoints_in_mid_schedule_are_warned_of():
-    assert warnings_of(run_table(decayed=True, run_group="one")) == []
-    (warning,) = warnings_of(run_table(decayed=[True, False, True, False]))
+    assert list_warnings(run_table(decayed=True, run_group="one")) == []
+    (warning,) = list_warnings(run_table(decayed=[True, False, True, False]))
     assert warning.startswith("2 of 4 rows are checkpoints in mid-schedule")
     (unknown,) = prepared(run_table(decayed=["true", None, "true", "1"])).warnings
     assert unknown.startswith("1 of 4 rows")
 
 
-def test_several_token_counts_of_one_run_are_warned_of_when_nothing_says_that_it_decayed():
-    assert warnings_of(run_table(run_group=list("abcd"))) == []
-    (warning,) = warnings_of(run_table(run_group=list("aabb")))
+def test_several_token_counts_of_one_run_without_decayed_column_are_warned_of():
+    assert list_warnings(run_table(run_group=list("abcd"))) == []
+    (warning,) = list_warnings(run_table(run_group=list("aabb")))
     assert warning.startswith("2 runs (`run_group`) have rows at several token counts")
-    assert warnings_of(run_table(run_group=list("aabb"), decayed=True)) == []
+    assert list_warnings(run_table(run_group=list("aabb"), decayed=True)) == []
 
 
-def test_extension_types_are_numbers_too():
+def test_pandas_extension_types_are_read_as_numbers():
     assert as_floats(pd.Series([1, None, 3], dtype="Int64")).tolist()[::2] == [1, 3]
     assert np.isnan(as_floats(pd.Series([1, None, 3], dtype="Int64"))[1])
     assert as_floats(pd.Series(["1e3", "x"], dtype="string")).tolist()[0] == 1000
