@@ -11,9 +11,9 @@ from shapelaw.scaling.files import read_json
 from shapelaw.search.commands.table import proposals_table
 from shapelaw.search.engines._base import TIME_MODEL
 from shapelaw.search.proposals.ranking import Proposals
-from shapelaw.search.proposals.reasons import plainly
+from shapelaw.search.proposals.reasons import format_warning
 from shapelaw.search.reports.docs_check import COMMITTED, compare_docs, docs_folder, renew_docs
-from shapelaw.search.reports.loop_report import comparison, gather, verdict, write_report
+from shapelaw.search.reports.loop_report import comparison, read_evidence, verdict, write_report
 from shapelaw.search.reports.proposal_page import write_pages
 
 
@@ -25,7 +25,7 @@ def print_proposals(
         print_json({**proposals.about(), "proposals": [proposal.row() for proposal in proposals]})
         return
     typer.echo(proposals.estimated.measured.candidates.basis.description)
-    for line in (*map(plainly, proposals.extrapolation), *proposals.notes):
+    for line in (*map(format_warning, proposals.extrapolation), *proposals.notes):
         note(f"note: {line}")
     table = proposals_table(proposals.ranked, wide=wide)
     print_table(table, "The baseline and the front, from accurate to fast")
@@ -75,7 +75,7 @@ def has_proposals_only(folder: Path) -> bool:
 
 def print_verdict(folder: Path, *, json: bool) -> None:
     """Print the predicted and measured losses of a folder with runs, and the verdict."""
-    evidence = gather(folder)
+    evidence = read_evidence(folder)
     page, table = folder / "report.html", comparison(evidence)
     if json:
         print_json({"report": page, "verdict": verdict(evidence), "confirmation": table})

@@ -7,7 +7,7 @@ import pandas as pd
 
 from shapelaw.scaling.units import format_bytes, format_count, format_seconds
 from shapelaw.search.proposals.proposal import CANDIDATE, Proposal
-from shapelaw.search.proposals.reasons import of_the_budget, plainly
+from shapelaw.search.proposals.reasons import concerns_budget, format_warning
 
 MAX_ROWS = 12  # of the front in the printed table
 NARROW = ("shape", "N", "loss − baseline", "speed", "KV/token")
@@ -50,7 +50,7 @@ def proposals_table(proposals: Sequence[Proposal], *, wide: bool = False) -> pd.
         ),
         "why": lambda p: p.why,
         "beyond the runs": lambda p: "; ".join(
-            plainly(warning) for warning in p.warnings if not of_the_budget(warning)
+            format_warning(warning) for warning in p.warnings if not concerns_budget(warning)
         ),
     }
     empty = {

@@ -41,7 +41,7 @@ def explain(proposals: Proposals) -> Proposals:
             *missing_terms(fit, held=("gqa",) if candidates.gqa_held else ()),
             proposals.form_spread.note,
         ),
-        extrapolation=tuple(sentence for sentence in warnings[0] if of_the_budget(sentence)),
+        extrapolation=tuple(sentence for sentence in warnings[0] if concerns_budget(sentence)),
     )
 
 
@@ -82,12 +82,12 @@ def missing_terms(fit: Fit, held: Sequence[str] = ()) -> list[str]:
     ]
 
 
-def plainly(warning: str) -> str:
-    """Write a warning about a range with N and D for their columns and suffixes for counts.
+def format_warning(warning: str) -> str:
+    """Format a warning about a range with the symbols N and D and suffixes for counts.
 
     Examples
     --------
-    >>> plainly("n_non_embedding 9.73e+08 is 0.52 decades above the runs' 2.97e+08")
+    >>> format_warning("n_non_embedding 9.73e+08 is 0.52 decades above the runs' 2.97e+08")
     "N 973M: 0.52 decades above the runs' 297M"
     """
     match = OUTSIDE.fullmatch(warning)
@@ -99,7 +99,7 @@ def plainly(warning: str) -> str:
     return f"{LETTERS.get(name, name)} {value}: {apart} the runs' {end}"
 
 
-def of_the_budget(warning: str) -> bool:
+def concerns_budget(warning: str) -> bool:
     """Return whether a warning is about N or D, which depend on the budget and not on the shape."""
     return warning.split()[0] in (N, D)
 

@@ -1,4 +1,4 @@
-"""Report pages and pictures of proposals.
+"""Report pages and figures of proposals.
 
-Imports proposals and what lies below.
+Imports proposals and the layers below them.
 """

@@ -1,7 +1,7 @@
-"""Make the pictures and tables of proposals under ``docs/`` again and compare them.
+"""Regeneration of the pictures and tables of proposals under ``docs/``, and their comparison.
 
-Each is a function of the shipped data: nothing here is measured, fitted or random, so everyone
-who has the checkout gets the same numbers and pictures.
+Each picture and table is a deterministic function of the shipped data, without measurements, fits
+or random numbers, so every checkout gives the same numbers and pictures.
 """
 
 from collections.abc import Callable
@@ -40,25 +40,25 @@ from shapelaw.search.reports.pareto_plot import plot_pareto
 from shapelaw.search.workload import parse_workload
 
 DIGITS = "%.9g"
-TOLERANCE_OF_NUMBERS = 1e-6  # relative: six significant digits agree
-# Root mean square difference, of 255, up to which two pictures are the same. It guards style and
-# layout (losses 0.1 % higher make 11): single points are compared as numbers in the tables.
-TOLERANCE_OF_PIXELS = 3.0
+MAX_RELATIVE_DIFFERENCE = 1e-6  # of two numbers: six significant digits agree
+# Root mean square difference, of 255, up to which two pictures are equal. The limit detects changes
+# of style and layout (losses 0.1 % higher give 11); single points are compared in the tables.
+MAX_PIXEL_DIFFERENCE = 3.0
 LAW = "paper-2510.18245"
 DEVICE, WORKLOAD, TOKENS = "h200", "rag@64:bfloat16", 100_000_000_000
-MOST_GQA = {"1b": 9, "3b": 7}  # of the published fast shapes: the law has no term for it
-FRONT_SHAPES = 12  # shapes of a front in a table, at most
-LOSS_MARGIN = 1.01  # times the baseline's loss, up to which the front is listed
-TOLERANCE_OF_SIZE = 0.01  # of the baseline's parameters
+MAX_GQA = {"1b": 9, "3b": 7}  # GQA of the published fast shapes; the law has no term for GQA
+MAX_FRONT_SHAPES = 12  # in a table
+MAX_LOSS_RATIO = 1.01  # to the baseline's loss, of the shapes of the front in a table
+SIZE_TOLERANCE = 0.01  # relative difference from the baseline's parameters
 
 
 def docs_folder() -> Path:
-    """Return ``docs/`` of the checkout that holds the data.
+    """Return the folder ``docs/`` of the checkout that holds the data.
 
     Raises
     ------
     InputError
-        This is an installed package, which has none.
+        The data belong to an installed package, which has no ``docs/``.
     """
     docs = data_folder().resolve().parent / "docs"
     if not docs.is_dir():
@@ -70,14 +70,14 @@ def docs_folder() -> Path:
 
 
 def renew_docs(folder: Path) -> list[Path]:
-    """Write every committed picture and table again; return their paths."""
+    """Write all committed pictures and tables again; return their paths."""
     for name, make in COMMITTED.items():
         make(folder / name)
     return [folder / name for name in COMMITTED]
 
 
 def compare_docs(folder: Path) -> list[str]:
-    """List how the committed pictures and tables differ from those that the data give."""
+    """List the differences of the committed pictures and tables from those of the data."""
     differences = []
     with TemporaryDirectory() as scratch:
         for name, make in COMMITTED.items():
@@ -92,7 +92,7 @@ def compare_docs(folder: Path) -> list[str]:
 
 
 def _compare_tables(committed: Path, fresh: Path) -> list[str]:
-    """List cells that differ: texts in any letter, numbers in six significant digits."""
+    """List the cells that differ: texts in any letter, numbers in six significant digits."""
     try:
         old = pd.read_csv(committed, keep_default_na=False, na_values=[""])
     except ValueError as error:
@@ -112,33 +112,35 @@ def _compare_tables(committed: Path, fresh: Path) -> list[str]:
 
 
 def _equal(was: Any, now: Any) -> bool:
+    """Return whether two cells agree; two missing values do."""
     if pd.isna(was) or pd.isna(now):
         return bool(pd.isna(was) and pd.isna(now))
     if isinstance(was, str) or isinstance(now, str):
         return bool(was == now)
-    return bool(np.isclose(float(was), float(now), rtol=TOLERANCE_OF_NUMBERS, atol=0.0))
+    return bool(np.isclose(float(was), float(now), rtol=MAX_RELATIVE_DIFFERENCE, atol=0.0))
 
 
 def _compare_pictures(committed: Path, fresh: Path) -> list[str]:
-    """Say by how much two pictures differ; nothing where they agree."""
+    """Describe by how much two pictures differ; the list is empty where they agree."""
     from matplotlib.image import imread
 
     old, new = (np.asarray(imread(path), dtype=float)[..., :3] * 255 for path in (committed, fresh))
     if old.shape != new.shape:
         return [f"is {old.shape[1]} x {old.shape[0]}, not {new.shape[1]} x {new.shape[0]} pixels"]
-    apart = float(np.sqrt(np.mean((old - new) ** 2)))
-    if apart > TOLERANCE_OF_PIXELS:
+    difference = float(np.sqrt(np.mean((old - new) ** 2)))
+    if difference > MAX_PIXEL_DIFFERENCE:
         return [
-            f"differs by {apart:.1f} of 255 (root mean square; at most {TOLERANCE_OF_PIXELS:g})"
+            f"differs by {difference:.1f} of 255 "
+            f"(root mean square; at most {MAX_PIXEL_DIFFERENCE:g})"
         ]
     return []
 
 
-# ---- the quickstart that the shipped runs come from
+# ---- proposals of the shipped quickstart
 
 
 def _quickstart() -> tuple[list[dict[str, Any]], dict[str, Any], pd.DataFrame]:
-    """Read its proposals, the request for them, and the proposals that were trained."""
+    """Read the quickstart's proposals, the request for them, and the runs that trained some."""
     rows, about = read_proposals(data_folder() / "quickstart" / "proposals.json")
     runs = load_runs("quickstart", where="role == 'confirmation'").frame
     names = pd.DataFrame(rows)[["name", *SHAPE_KEY]]
@@ -161,21 +163,21 @@ def quickstart_table(path: Path) -> None:
     table["against_baseline"] = table["throughput"] / base["throughput"]
     table["error"] = table["loss"] / table["predicted_loss"] - 1
     names = {"loss": "measured_loss", "throughput": "tokens_per_second"}
-    wanted = [
+    columns = [
         *("role", "name", "n_non_embedding", "predicted_loss", "loss_low", "loss_high"),
         *("measured_loss", "error", "tokens_per_second", "against_baseline", "on_front"),
     ]
-    _write(path, table.rename(columns=names)[wanted])
+    _write(path, table.rename(columns=names)[columns])
 
 
-# ---- proposals of the paper's printed law, their speed by the roofline
+# ---- proposals of the paper's printed law, with speeds of the roofline engine
 
 
 class PaperSpace:
-    """Shapes around a published baseline: its depth, its head dimension, its size ± 1 %.
+    """Shapes with the depth, the head dimension and, within 1 %, the size of a published baseline.
 
-    ``table`` holds these shapes and, in the last rows, the models of the paper; ``rate`` is
-    tokens/s by the roofline, ``loss`` the law's in nats per token.
+    ``table`` holds these shapes and, in the last rows, the models of the paper. ``rate`` is the
+    throughput of the roofline engine in tokens/s, ``loss`` the law's loss in nats per token.
     """
 
     def __init__(self, size: str) -> None:
@@ -191,13 +193,13 @@ class PaperSpace:
             vocab_size=self.baseline.vocab_size,
             hidden_step=hidden_step,
             mlp_step=mlp_step,
-            tolerance=TOLERANCE_OF_SIZE,
+            tolerance=SIZE_TOLERANCE,
             rope_theta=self.baseline.rope_theta,
         )
-        everything = space.enumerate()
-        inside = everything.take(everything.gqa <= MOST_GQA[size])
-        self.grid = len(inside)
-        self.table = _joined(inside, [shape_named(name) for name in self.names])
+        shapes = space.enumerate()
+        allowed = shapes.take(shapes.gqa <= MAX_GQA[size])
+        self.grid = len(allowed)
+        self.table = _append_shapes(allowed, [shape_named(name) for name in self.names])
         self.frame = self.table.frame().assign(**{D: TOKENS})
         self.loss = self.fit.central(self.frame)
         device = hardware(DEVICE)
@@ -210,18 +212,18 @@ class PaperSpace:
         return self.grid + self.names.index(name)
 
     def least_loss(self) -> int:
-        """Return the row of least predicted loss at the baseline's GQA: this law's Panda."""
-        same = np.isclose(self.table.gqa[: self.grid], self.baseline.gqa)
-        return int(np.argmin(np.where(same, self.loss[: self.grid], np.inf)))
+        """Return the row of lowest predicted loss at the baseline's GQA, as Panda was chosen."""
+        same_gqa = np.isclose(self.table.gqa[: self.grid], self.baseline.gqa)
+        return int(np.argmin(np.where(same_gqa, self.loss[: self.grid], np.inf)))
 
     def fastest(self) -> int:
-        """Return the fastest row of no more loss than the baseline: this law's Surefire."""
-        most = self.loss[self.published(self.names[0])]
-        fine = self.loss[: self.grid] <= most
-        return int(np.argmax(np.where(fine, self.rate[: self.grid], -np.inf)))
+        """Return the fastest row without more loss than the baseline, as Surefire was chosen."""
+        limit = self.loss[self.published(self.names[0])]
+        allowed = self.loss[: self.grid] <= limit
+        return int(np.argmax(np.where(allowed, self.rate[: self.grid], -np.inf)))
 
 
-def _joined(table: ShapeTable, shapes: list[Shape]) -> ShapeTable:
+def _append_shapes(table: ShapeTable, shapes: list[Shape]) -> ShapeTable:
     """Append shapes to a table."""
     others = ShapeTable.of(shapes)
     return ShapeTable(
@@ -229,19 +231,19 @@ def _joined(table: ShapeTable, shapes: list[Shape]) -> ShapeTable:
     )
 
 
-def _rows(space: PaperSpace, chosen: dict[int, str]) -> pd.DataFrame:
-    """Tabulate chosen rows of a space as proposals, in the order of their predicted loss."""
+def _tabulate(space: PaperSpace, chosen: dict[int, str]) -> pd.DataFrame:
+    """Tabulate chosen rows of a space as proposals, sorted by predicted loss."""
     base = space.published(space.names[0])
     rows = list(chosen)
-    apart = differences(space.fit, space.frame.iloc[[base, *rows]], 0).iloc[1:]
+    loss_differences = differences(space.fit, space.frame.iloc[[base, *rows]], 0).iloc[1:]
     predicted = space.fit.predict(space.frame.iloc[rows])
     table = space.frame.iloc[rows][[*SHAPE_KEY, "n_non_embedding", *RATIOS]].reset_index(drop=True)
     table.insert(0, "name", [shape_name(space.table[row]) for row in rows])
     table.insert(0, "role", list(chosen.values()))
     for name in ("predicted_loss", "loss_low", "loss_high"):
         table[name] = predicted[name].to_numpy()
-    for column in apart.columns:
-        table[column] = apart[column].to_numpy()
+    for column in loss_differences.columns:
+        table[column] = loss_differences[column].to_numpy()
     table["tokens_per_second"] = space.rate[rows]
     table["against_baseline"] = space.rate[rows] / space.rate[base]
     table["ttft"], table["tpot"] = space.ttft[rows], space.tpot[rows]
@@ -251,29 +253,29 @@ def _rows(space: PaperSpace, chosen: dict[int, str]) -> pd.DataFrame:
     return table.sort_values(["predicted_loss", "tokens_per_second"], ignore_index=True)
 
 
-def _chosen(space: PaperSpace) -> dict[int, str]:
-    """Choose rows: the front thinned, the two that the paper looks for, the paper's own models."""
-    everywhere = front(space.loss[: space.grid], space.rate[: space.grid])
+def _choose_rows(space: PaperSpace) -> dict[int, str]:
+    """Choose a subset of the front, the two optima that the paper searches for, and its models."""
+    on_front = front(space.loss[: space.grid], space.rate[: space.grid])
     base = space.published(space.names[0])
-    near = everywhere & (space.loss[: space.grid] <= LOSS_MARGIN * space.loss[base])
+    near = on_front & (space.loss[: space.grid] <= MAX_LOSS_RATIO * space.loss[base])
     rows = np.flatnonzero(near)
     rows = rows[np.argsort(space.loss[rows])]
-    places = np.linspace(0, len(rows) - 1, min(FRONT_SHAPES, len(rows))).round().astype(int)
+    places = np.linspace(0, len(rows) - 1, min(MAX_FRONT_SHAPES, len(rows))).round().astype(int)
     chosen = dict.fromkeys((int(row) for row in rows[places]), CANDIDATE)
     chosen |= {space.least_loss(): LOSS_OPTIMAL, space.fastest(): FAST, base: BASELINE}
     return chosen | {space.published(name): name for name in space.names[1:]}
 
 
 def paper_table(path: Path) -> None:
-    """Tabulate proposals of the printed law beside the models that its paper trained."""
+    """Tabulate proposals of the printed law together with the models that its paper trained."""
     space = PaperSpace(path.stem.rpartition("-")[2])
-    _write(path, _rows(space, _chosen(space)))
+    _write(path, _tabulate(space, _choose_rows(space)))
 
 
 def paper_picture(path: Path) -> None:
-    """Draw the proposals of :func:`paper_table`."""
+    """Draw loss against throughput of the proposals of :func:`paper_table`."""
     space = PaperSpace(path.stem.rpartition("-")[2])
-    table = _rows(space, _chosen(space))
+    table = _tabulate(space, _choose_rows(space))
     for column in ("throughput", "throughput_low", "throughput_high"):
         table[column] = table["tokens_per_second"]
     table["throughput_kind"] = "predicted"
@@ -287,20 +289,20 @@ def paper_picture(path: Path) -> None:
 
 
 def distance_table(path: Path) -> None:
-    """Tabulate how far the proposals lie from the models of the paper's search, untuned."""
+    """Tabulate ratios of the proposals, without tuning, to the models of the paper's search."""
     rows = []
-    for size in MOST_GQA:
+    for size in MAX_GQA:
         space = PaperSpace(size)
         pairs = ((f"panda-{size}", space.least_loss()), (f"surefire-{size}", space.fastest()))
         for name, row in pairs:
-            own, other = space.table[row], space.table[space.published(name)]
+            proposed, published = space.table[row], space.table[space.published(name)]
             rows.append(
                 {
                     "published": name,
-                    "proposed": shape_name(own),
-                    **_beside("hidden_size", own, other),
-                    **_beside("mlp_to_attention", own, other),
-                    **_beside("gqa", own, other),
+                    "proposed": shape_name(proposed),
+                    **_compare_field("hidden_size", proposed, published),
+                    **_compare_field("mlp_to_attention", proposed, published),
+                    **_compare_field("gqa", proposed, published),
                     "loss_over_published": space.loss[row] / space.loss[space.published(name)],
                     "speed_over_published": space.rate[row] / space.rate[space.published(name)],
                 }
@@ -308,12 +310,14 @@ def distance_table(path: Path) -> None:
     _write(path, pd.DataFrame(rows))
 
 
-def _beside(name: str, own: Shape, other: Shape) -> dict[str, float]:
-    proposed, published = float(getattr(own, name)), float(getattr(other, name))
-    return {f"{name}_published": published, name: proposed, f"{name}_ratio": proposed / published}
+def _compare_field(name: str, proposed: Shape, published: Shape) -> dict[str, float]:
+    """Return a field of the published and the proposed shape, and their ratio."""
+    value, reference = float(getattr(proposed, name)), float(getattr(published, name))
+    return {f"{name}_published": reference, name: value, f"{name}_ratio": value / reference}
 
 
 def _write(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV with nine significant digits."""
     write_text(path, table.to_csv(index=False, float_format=DIGITS, lineterminator="\n"))
 
 

@@ -1,4 +1,4 @@
-"""HTML pages made from the Jinja2 templates in ``pages/``; every value is escaped."""
+"""HTML pages from the Jinja2 templates in ``pages/``, with every value escaped."""
 
 import base64
 from collections.abc import Callable
@@ -40,7 +40,13 @@ def formatted(name: str, value: float | None) -> str:
 
 
 def render(template: str, **values: object) -> str:
-    """Fill a template of ``pages/``; a value that the template needs must be given."""
+    """Fill a template of ``pages/``.
+
+    Raises
+    ------
+    jinja2.UndefinedError
+        A value that the template uses is missing.
+    """
     environment = Environment(
         loader=FileSystemLoader(PAGES),
         autoescape=True,
@@ -54,5 +60,5 @@ def render(template: str, **values: object) -> str:
 
 
 def image_source(path: Path) -> str:
-    """Return a PNG as a ``data:`` address, so that the page holds the picture itself."""
+    """Return a PNG as a ``data:`` address, which embeds the picture in a page."""
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -1,7 +1,7 @@
-"""The report of a quickstart: its proposals, and predicted beside measured losses.
+"""Report of a quickstart: proposals, and predicted against measured losses.
 
-Everything is computed from the files in the folder (``runs.csv``, ``fit.json``,
-``proposals.json``, ``quickstart.json``): change a number there and the report changes.
+The report is computed from the files in the folder only (``runs.csv``, ``fit.json``,
+``proposals.json``, ``quickstart.json``), so every change of a number there changes the report.
 """
 
 from dataclasses import dataclass
@@ -26,17 +26,17 @@ from shapelaw.search.proposals.proposal import (
     SHAPE_KEY,
     read_proposals,
 )
-from shapelaw.search.proposals.reasons import plainly
+from shapelaw.search.proposals.reasons import format_warning
 from shapelaw.search.reports.html import formatted, image_source, render
 from shapelaw.search.reports.pareto_plot import plot_pareto
 from shapelaw.search.reports.proposal_page import question, source_of_speed
 
-NAMED = (LOSS_OPTIMAL, FAST, BASELINE)
+NAMED_ROLES = (LOSS_OPTIMAL, FAST, BASELINE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Files of a quickstart's folder, read and joined.
+    """Contents of a quickstart's folder, joined.
 
     ``confirmed`` has a row for each named proposal that was trained: measured loss, the current
     law's prediction with its interval, and throughput.
@@ -50,7 +50,7 @@ class Evidence:
     confirmed: pd.DataFrame
 
 
-def gather(folder: Path) -> Evidence:
+def read_evidence(folder: Path) -> Evidence:
     """Read the files of a quickstart's folder.
 
     Raises
@@ -70,13 +70,15 @@ def gather(folder: Path) -> Evidence:
         proposals=rows,
         about=about,
         record=read_json(path) if path.exists() else {},
-        confirmed=_confirmed(fitted, runs, rows),
+        confirmed=_join_confirmations(fitted, runs, rows),
     )
 
 
-def _confirmed(fitted: Fit, runs: pd.DataFrame, proposals: list[dict[str, Any]]) -> pd.DataFrame:
+def _join_confirmations(
+    fitted: Fit, runs: pd.DataFrame, proposals: list[dict[str, Any]]
+) -> pd.DataFrame:
     """Join the named proposals with the runs that confirm them and the law's predictions."""
-    named = pd.DataFrame([row for row in proposals if row["role"] in NAMED])
+    named = pd.DataFrame([row for row in proposals if row["role"] in NAMED_ROLES])
     if named.empty or "role" not in runs:
         return pd.DataFrame()
     trained = runs[runs["role"] == "confirmation"]
@@ -92,21 +94,21 @@ def _confirmed(fitted: Fit, runs: pd.DataFrame, proposals: list[dict[str, Any]])
     joined = pd.concat([joined, predicted], axis=1)
     joined["error_percent"] = 100 * (joined["loss"] / joined["predicted_loss"] - 1)
     joined["inside"] = joined["loss"].between(joined["loss_low"], joined["loss_high"])
-    order = {role: position for position, role in enumerate(NAMED)}
+    order = {role: position for position, role in enumerate(NAMED_ROLES)}
     return joined.sort_values("role", key=lambda role: role.map(order)).reset_index(drop=True)
 
 
 def verdict(evidence: Evidence) -> list[str]:
-    """Say whether the predictions held, the order was right and the fast shape is faster."""
+    """Describe how the trained proposals' losses and throughput agree with their predictions."""
     confirmed, fitted = evidence.confirmed, evidence.fit
     if confirmed.empty:
-        return ["No confirmatory model has been trained yet: nothing here has been tested."]
+        return ["No confirmatory model has been trained yet: the predictions are untested."]
     sentences = []
     shared = set(confirmed["run_id"]) & set(fitted.run_ids)
     if shared:
         sentences.append(
             f"The law was fitted with {len(shared)} of the confirmatory runs: the comparison below "
-            "is no test of it. Fit with --where \"role == 'proxy'\" for one."
+            "does not test it. For a test, fit with --where \"role == 'proxy'\"."
         )
     hits = int(confirmed["inside"].sum())
     worst = confirmed.iloc[int(confirmed["error_percent"].abs().argmax())]
@@ -115,54 +117,54 @@ def verdict(evidence: Evidence) -> list[str]:
         f"the largest error is {worst['error_percent']:+.2f} % ({worst['role']})."
     )
     sentences += [
-        f"The prediction missed for the {row['role']} shape: measured {row['loss']:.4f} "
+        f"The prediction for the {row['role']} shape failed: measured {row['loss']:.4f} "
         f"nats/token, {abs(row['error_percent']):.2f} % "
         f"{'above' if row['error_percent'] > 0 else 'below'} the predicted "
-        f"{_with_interval(row)}."
+        f"{_format_prediction(row)}."
         for row in confirmed[~confirmed["inside"]].to_dict("records")
     ]
     rows = {row["role"]: row for row in confirmed.to_dict("records")}
     if BASELINE in rows:
         noise = 200 * fitted.noise * 2**0.5
         others = [rows[role] for role in (LOSS_OPTIMAL, FAST) if role in rows]
-        sentences += [_against_baseline(row, rows[BASELINE], noise) for row in others]
+        sentences += [_compare_with_baseline(row, rows[BASELINE], noise) for row in others]
     return sentences
 
 
-def _against_baseline(row: dict[Any, Any], base: dict[Any, Any], noise: float) -> str:
-    """Compare a confirmed shape with the baseline; ``noise`` of two runs in per cent of loss."""
+def _compare_with_baseline(row: dict[Any, Any], base: dict[Any, Any], noise: float) -> str:
+    """Compare a trained shape with the baseline; ``noise`` is that of a difference, in per cent."""
     predicted = 100 * (row["predicted_loss"] / base["predicted_loss"] - 1)
     measured = 100 * (row["loss"] / base["loss"] - 1)
     sentence = (
         f"Against the baseline the {row['role']} shape has {measured:+.2f} % loss "
-        f"(predicted {predicted:+.2f} %): {_judged(predicted, measured, noise)}"
+        f"(predicted {predicted:+.2f} %): {_judge_difference(predicted, measured, noise)}"
     )
     if pd.notna(row["throughput"]) and pd.notna(base["throughput"]):
         ratio = row["throughput"] / base["throughput"]
         slower = row["throughput_high"] < base["throughput_low"]
         resolved = slower or row["throughput_low"] > base["throughput_high"]
-        doubt = "" if resolved else ", not resolved: the intervals overlap"
-        sentence += f"; it serves {ratio:.2f} times the baseline's tokens per second{doubt}"
+        caveat = "" if resolved else ", not resolved: the intervals overlap"
+        sentence += f"; it serves {ratio:.2f} times the baseline's tokens per second{caveat}"
     return f"{sentence}."
 
 
-def _judged(predicted: float, measured: float, noise: float) -> str:
-    """Judge a predicted difference of two losses, in per cent, by the measured one."""
+def _judge_difference(predicted: float, measured: float, noise: float) -> str:
+    """Compare a predicted difference of two losses with the measured one, in per cent."""
     if abs(measured - predicted) > noise:
-        missed = f"the prediction missed it by more than noise explains (± {noise:.2f} %)"
-        return missed if predicted * measured > 0 else f"{missed}, and in its direction"
+        error = f"the prediction is wrong by more than the noise (± {noise:.2f} %)"
+        return error if predicted * measured > 0 else f"{error}, and in its sign"
     if abs(measured) < noise:
-        return f"as predicted, but no more than noise explains (± {noise:.2f} %)"
+        return f"as predicted, but within the noise (± {noise:.2f} %)"
     return "as predicted"
 
 
-def _with_interval(row: dict[Any, Any]) -> str:
+def _format_prediction(row: dict[Any, Any]) -> str:
     """Format a predicted loss with its 95 % interval."""
     return f"{row['predicted_loss']:.4f} [{row['loss_low']:.4f}, {row['loss_high']:.4f}]"
 
 
 def comparison(evidence: Evidence) -> pd.DataFrame:
-    """Tabulate predicted against measured loss, and throughput against the baseline's."""
+    """Tabulate predicted and measured loss, and throughput relative to the baseline."""
     confirmed = evidence.confirmed
     if confirmed.empty:
         return pd.DataFrame()
@@ -173,7 +175,7 @@ def comparison(evidence: Evidence) -> pd.DataFrame:
             {
                 "role": row["role"],
                 "shape": row["name"],
-                "predicted loss": _with_interval(row),
+                "predicted loss": _format_prediction(row),
                 "measured loss": f"{row['loss']:.4f} ± {row['loss_se']:.4f}",
                 "error": f"{row['error_percent']:+.2f} %",
                 "inside": "yes" if row["inside"] else "NO",
@@ -187,7 +189,10 @@ def comparison(evidence: Evidence) -> pd.DataFrame:
 
 
 def front_volume(evidence: Evidence) -> float:
-    """Return the hypervolume of the measured proposals over the worst of them."""
+    """Return the hypervolume of the measured proposals.
+
+    The reference point has their highest predicted loss and their lowest throughput.
+    """
     measured = pd.DataFrame(evidence.proposals).dropna(subset=["throughput"])
     worst = (float(measured["predicted_loss"].max()), float(measured["throughput"].min()))
     return hypervolume(measured["predicted_loss"].tolist(), measured["throughput"].tolist(), worst)
@@ -201,7 +206,7 @@ def write_report(folder: Path) -> Path:
     InputError
         The folder lacks ``runs.csv``, ``fit.json`` or ``proposals.json``.
     """
-    evidence = gather(folder)
+    evidence = read_evidence(folder)
     fitted, about = evidence.fit, evidence.about
     fitted_runs = evidence.runs[evidence.runs["run_id"].isin(fitted.run_ids)]
     if fitted_runs.empty:
@@ -230,7 +235,7 @@ def write_report(folder: Path) -> Path:
         notes=fitted.notes,
         coefficients=_coefficients(fitted),
         volume=f"{front_volume(evidence):.4f}",
-        common=[plainly(text) for text in first if _holds_for_all(text, evidence)],
+        common=[format_warning(text) for text in first if _holds_for_all(text, evidence)],
         proposals=_proposals(evidence),
         runs=_runs(evidence),
         record=_record(evidence),
@@ -255,34 +260,35 @@ def _coefficients(fitted: Fit) -> pd.DataFrame:
 
 
 def _effects(fitted: Fit) -> pd.DataFrame:
-    """Tabulate how much each shape ratio changes the loss, and its best value."""
+    """Tabulate the effect of each shape ratio on the loss, and its optimum."""
     optima = fitted.optima()
     noise = fitted.replicate_noise
     rows = []
     for column, effect in fitted.effects.items():
-        best = optima.get(column, {})
-        ends = [best.get(key) for key in ("low", "high")]
-        shown = " to ".join("open" if end is None else f"{end:.3g}" for end in ends)
-        value = best.get("value")
+        optimum = optima.get(column, {})
+        ends = [optimum.get(key) for key in ("low", "high")]
+        interval = " to ".join("open" if end is None else f"{end:.3g}" for end in ends)
+        value = optimum.get("value")
         rows.append(
             {
                 "ratio": LABELS.get(column, column),
                 "effect over the runs": f"{100 * effect['size']:.2f} %",
                 "noise between seeds": "unknown" if noise is None else f"{100 * noise:.2f} %",
-                "best value": "–" if value is None else f"{value:.3g} ({shown})",
-                "status": best.get("status", _slope_status(fitted, column)),
+                "best value": "–" if value is None else f"{value:.3g} ({interval})",
+                "status": optimum.get("status", _slope_status(fitted, column)),
             }
         )
     return pd.DataFrame(rows)
 
 
 def _slope_status(fitted: Fit, column: str) -> str:
+    """Describe the term of a ratio whose effect has no optimum."""
     held = fitted.held.get(f"{column}_slope")
     return f"not resolved: {held.why}" if held else "a straight line in ln x, no optimum"
 
 
 def _proposals(evidence: Evidence) -> pd.DataFrame:
-    """Tabulate the proposals, with the warnings that only some of them have."""
+    """Tabulate the proposals, with the warnings that do not hold for all of them."""
     return pd.DataFrame(
         [
             {
@@ -293,12 +299,14 @@ def _proposals(evidence: Evidence) -> pd.DataFrame:
                 "MLP/attention": f"{row['mlp_to_attention']:.2f}",
                 "query heads per KV head": f"{row['gqa']:.0f}",
                 "KV cache (bytes/token)": f"{row['kv_bytes']:,}",
-                "predicted loss (nats/token)": _with_interval(row),
+                "predicted loss (nats/token)": _format_prediction(row),
                 "output tokens/s": formatted("whole", row["throughput"]),
                 "speed": source_of_speed(row),
                 "on the front": "yes" if row["on_front"] else "no",
                 "warnings": "; ".join(
-                    plainly(text) for text in row["warnings"] if not _holds_for_all(text, evidence)
+                    format_warning(text)
+                    for text in row["warnings"]
+                    if not _holds_for_all(text, evidence)
                 ),
             }
             for row in evidence.proposals
@@ -307,35 +315,37 @@ def _proposals(evidence: Evidence) -> pd.DataFrame:
 
 
 def _holds_for_all(warning: str, evidence: Evidence) -> bool:
-    """Return whether every proposal has a warning about the same column: it is then said once."""
+    """Return whether every proposal has a warning about the same column."""
     column = warning.split()[0] + " "
-    return all(any(w.startswith(column) for w in row["warnings"]) for row in evidence.proposals)
+    return all(
+        any(text.startswith(column) for text in row["warnings"]) for row in evidence.proposals
+    )
 
 
 def _runs(evidence: Evidence) -> pd.DataFrame:
     """Tabulate the runs: shape, measured loss, and the law's loss."""
     runs, fitted = evidence.runs, evidence.fit
-    wanted = [name for name in ("run_id", "role") if name in runs]
-    shown = runs[wanted].copy()
-    shown["N (parameters)"] = [format_count(size) for size in runs["n_non_embedding"]]
-    shown["tokens"] = [format_count(tokens) for tokens in runs["tokens"]]
+    columns = [name for name in ("run_id", "role") if name in runs]
+    table = runs[columns].copy()
+    table["N (parameters)"] = [format_count(size) for size in runs["n_non_embedding"]]
+    table["tokens"] = [format_count(tokens) for tokens in runs["tokens"]]
     for name, label in (("hidden_over_sqrt_n", "d/√N"), ("mlp_to_attention", "MLP/attention")):
-        shown[label] = runs[name].map("{:.3f}".format)
-    shown["query heads per KV head"] = runs["gqa"].map("{:.0f}".format)
-    shown["measured loss (nats/token)"] = runs["loss"].map("{:.4f}".format)
-    shown["law (nats/token)"] = [f"{loss:.4f}" for loss in fitted.central(runs)]
+        table[label] = runs[name].map("{:.3f}".format)
+    table["query heads per KV head"] = runs["gqa"].map("{:.0f}".format)
+    table["measured loss (nats/token)"] = runs["loss"].map("{:.4f}".format)
+    table["law (nats/token)"] = [f"{loss:.4f}" for loss in fitted.central(runs)]
     for name, label, form in (
         ("bits_per_byte", "bits/byte", "{:.4f}"),
         ("seconds", "training time (s)", "{:.0f}"),
         ("tokens_per_second", "training tokens/s", "{:,.0f}"),
     ):
         if name in runs:
-            shown[label] = runs[name].map(form.format)
-    return shown
+            table[label] = runs[name].map(form.format)
+    return table
 
 
 def _record(evidence: Evidence) -> pd.DataFrame:
-    """Tabulate the corpus, the machine and the settings that the report rests on."""
+    """Tabulate the corpus, the machine and the settings behind the report."""
     record = evidence.record
     rows = {
         "corpus": record.get("corpus", "not recorded"),
@@ -350,11 +360,13 @@ def _record(evidence: Evidence) -> pd.DataFrame:
             stage: round(seconds) for stage, seconds in record.get("stage_seconds", {}).items()
         },
     }
-    return pd.DataFrame([{"what": name, "value": _flat(value)} for name, value in rows.items()])
+    return pd.DataFrame(
+        [{"item": name, "value": _format_value(value)} for name, value in rows.items()]
+    )
 
 
-def _flat(value: object) -> str:
-    """Write a dictionary as one line of names and values."""
+def _format_value(value: object) -> str:
+    """Format a value, a dictionary as one line of names and values."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {part}" for name, part in value.items())
     return str(value)

@@ -1,4 +1,4 @@
-"""Proposals as a picture: predicted and measured loss against throughput."""
+"""Figure of proposals: predicted and measured loss against throughput."""
 
 from typing import Any
 
@@ -17,22 +17,27 @@ ROLES = {
     LOSS_OPTIMAL: (BLUE, "o"),
     FAST: (VERMILLION, "D"),
 }
-FRONT = GREEN
-PLAIN = "#a0a0a0"
+FRONT_COLOUR = GREEN
+OTHER_COLOUR = "#a0a0a0"
 
 
 @styled
 def plot_pareto(
     rows: list[dict[str, Any]], confirmed: pd.DataFrame, *, baseline_name: str, workload: str
 ) -> Figure:
-    """Loss against output tokens per second, with the front and the named proposals.
+    """Draw loss against output tokens per second, with the front and the named proposals.
 
     Parameters
     ----------
     rows
-        Proposals as ``proposals.json`` holds them.
+        Proposals in the format of ``proposals.json``.
     confirmed
-        Confirmatory runs: ``name`` of the proposal and measured ``loss``; may be empty.
+        Confirmatory runs: ``name`` of the proposal and measured ``loss`` (nats per token); may be
+        empty.
+    baseline_name
+        Name of the baseline model in the legend.
+    workload
+        Second line of the title.
     """
     table = pd.DataFrame(rows)
     table = table[table["throughput"].notna()]
@@ -40,13 +45,14 @@ def plot_pareto(
     axes = figure.subplots()
     others = table[~table["role"].isin(ROLES)]
     hollow = others["throughput_kind"] == TIME_MODEL
-    for kind, own in (("", others[~hollow]), (", speed by the time model", others[hollow])):
-        if len(own):
+    for kind, group in (("", others[~hollow]), (", speed by the time model", others[hollow])):
+        if len(group):
             axes.scatter(
-                own["throughput"], own["predicted_loss"], s=26, lw=1.2, edgecolors=PLAIN,
-                facecolors="none" if kind else PLAIN, label=f"other proposals, predicted{kind}",
+                group["throughput"], group["predicted_loss"], s=26, lw=1.2, edgecolors=OTHER_COLOUR,
+                facecolors="none" if kind else OTHER_COLOUR,
+                label=f"other proposals, predicted{kind}",
             )  # fmt: skip
-    for row in others[others["role"] != CANDIDATE].to_dict("records"):  # a model with a name
+    for row in others[others["role"] != CANDIDATE].to_dict("records"):
         place = (row["throughput"], row["predicted_loss"])
         axes.annotate(
             str(row["role"]), place, xytext=(0, -13), textcoords="offset points", fontsize=9,
@@ -54,13 +60,13 @@ def plot_pareto(
         )  # fmt: skip
     on_front = table[table["on_front"]].sort_values("throughput")
     axes.plot(
-        on_front["throughput"], on_front["predicted_loss"], color=FRONT, lw=1.5,
+        on_front["throughput"], on_front["predicted_loss"], color=FRONT_COLOUR, lw=1.5,
         drawstyle="steps-pre", label="Pareto front, predicted", zorder=1,
     )  # fmt: skip
     for role, (colour, marker) in ROLES.items():
         for row in table[table["role"] == role].to_dict("records"):
             title = f"{role} ({baseline_name})" if role == BASELINE else role
-            _named(axes, row, confirmed, colour, marker, title)
+            _draw_named_proposal(axes, row, confirmed, colour, marker, title)
     axes.set_xlabel("output tokens per second (log scale)")
     axes.set_ylabel("held-out loss (nats/token)")
     axes.set_xscale("log")
@@ -74,7 +80,7 @@ def plot_pareto(
     return figure
 
 
-def _named(
+def _draw_named_proposal(
     axes: Axes,
     row: dict[Any, Any],
     confirmed: pd.DataFrame,

@@ -1,4 +1,4 @@
-"""Interactive charts of proposals, as figures of plotly, which the extra ``report`` installs."""
+"""Interactive charts of proposals as plotly figures; the extra ``report`` installs plotly."""
 
 from typing import Any
 
@@ -19,10 +19,10 @@ GREY, BAND, RULE = "#8c8c8c", "rgba(0,114,178,0.22)", "rgba(128,128,128,0.5)"  #
 MARKS = {role: (colour if role != BASELINE else GREY, symbol) for (role, (colour, _)), symbol
          in zip(ROLES.items(), ("square", "circle", "diamond"), strict=True)}  # fmt: skip
 FONT = {"family": 'system-ui, "DejaVu Sans", sans-serif', "size": 14, "color": "#222"}
-POINTS = 80
+CURVE_POINTS = 80
 CURVES = (*RATIOS, "num_hidden_layers")
-MARGIN_OF_CURVES = 1.6  # factor by which a curve goes beyond the shapes and the fitted range
-MARGIN_OF_CHECKS = 0.02  # the same for a chart of checks, as a part of its ends
+CURVE_MARGIN = 1.6  # factor by which a curve extends beyond the shapes and the fitted range
+AGREEMENT_MARGIN = 0.02  # fraction by which the axes of an agreement chart exceed its values
 
 
 def plotly_script() -> str | None:
@@ -35,13 +35,13 @@ def plotly_script() -> str | None:
 
 
 def loss_along_ratios(fit: Fit, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Predict the loss along each ratio of the law; all else stays as the first row has it.
+    """Predict the loss along each ratio of the law, with all other columns as in the first row.
 
     Returns
     -------
-    For each ratio that the law uses: ``x`` (points,), and the loss in per cent over the first
-    row's: ``central``, ``low``, ``high``, each (points,); ``fitted`` is the range of the runs,
-    None where it is not known.
+    For each ratio that the law uses: ``x`` (points,), and the difference from the first row's loss
+    in per cent of it: ``central``, ``low`` and ``high``, (points,) each. ``fitted`` is the range of
+    the ratio in the runs, None where the fit does not record it.
     """
     base = rows[0]
     fixed = {name: float(base[name]) for name in {*fit.law.columns, "n_total", N} - {"n_active"}}
@@ -50,7 +50,7 @@ def loss_along_ratios(fit: Fit, rows: list[dict[str, Any]]) -> list[dict[str, An
     for column in (name for name in CURVES if name in fit.law.columns):
         fitted = fit.ranges.get(column)
         ends = [*(float(row[column]) for row in rows), *(fitted or ())]
-        x = np.geomspace(min(ends) / MARGIN_OF_CURVES, max(ends) * MARGIN_OF_CURVES, POINTS)
+        x = np.geomspace(min(ends) / CURVE_MARGIN, max(ends) * CURVE_MARGIN, CURVE_POINTS)
         if column in ("gqa", "num_hidden_layers"):
             x = x[x >= 1]
         values = {name: np.full(len(x) + 1, value) for name, value in fixed.items()}
@@ -70,33 +70,42 @@ def loss_along_ratios(fit: Fit, rows: list[dict[str, Any]]) -> list[dict[str, An
 
 
 def front_chart(rows: list[dict[str, Any]], baseline: str) -> Any:
-    """Draw loss against throughput, both relative to the baseline; rows as the page shows them."""
-    seen = [row for row in rows if row["speedup"] is not None]
-    figure = _empty("output tokens/s (× baseline)", "loss difference (%)")
+    """Draw loss against throughput, both relative to the baseline.
+
+    Parameters
+    ----------
+    rows
+        Proposals as :func:`shapelaw.search.reports.proposal_page.shown_row` returns them.
+    baseline
+        Name of the baseline model in the legend.
+    """
+    timed = [row for row in rows if row["speedup"] is not None]
+    figure = _empty_figure("output tokens/s (× baseline)", "loss difference (%)")
     figure.update_xaxes(tickformat="~g", ticksuffix=" ×")
     figure.update_yaxes(tickformat="~g")
     figure.update_layout(legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"})
-    along = sorted((row for row in seen if row["on_front"]), key=lambda row: row["speedup"])
+    front = sorted((row for row in timed if row["on_front"]), key=lambda row: row["speedup"])
     figure.add_scatter(
-        **_places(along), mode="lines", name="Pareto front", hoverinfo="skip",
+        **_coordinates(front), mode="lines", name="Pareto front", hoverinfo="skip",
         line={"color": GREEN, "width": 1.5, "shape": "vh"},
     )  # fmt: skip
-    unnamed = [row for row in seen if row["role"] not in MARKS]
+    unnamed = [row for row in timed if row["role"] not in MARKS]
     dominated = [row for row in unnamed if not row["on_front"]]
-    figure.add_scatter(**_points("dominated", dominated, GREY, "circle", 8))
+    figure.add_scatter(**_marker_trace("dominated", dominated, GREY, "circle", 8))
     on_front = [row for row in unnamed if row["on_front"]]
-    figure.add_scatter(**_points("on the front", on_front, GREEN, "circle", 9))
+    figure.add_scatter(**_marker_trace("on the front", on_front, GREEN, "circle", 9))
     for role, (colour, symbol) in MARKS.items():
         name = f"baseline: {escape(baseline)}" if role == BASELINE else role
-        own = [row for row in seen if row["role"] == role]
-        figure.add_scatter(**_points(name, own, colour, symbol, 13), error_y=_bars(own, colour))
+        marked = [row for row in timed if row["role"] == role]
+        trace = _marker_trace(name, marked, colour, symbol, 13)
+        figure.add_scatter(**trace, error_y=_error_bars(marked, colour))
     return figure
 
 
 def ratio_chart(curve: dict[str, Any], rows: list[dict[str, Any]]) -> Any:
-    """Draw one of :func:`loss_along_ratios`, with the baseline and the named proposals on it."""
+    """Draw a curve of :func:`loss_along_ratios` with the baseline and the named proposals."""
     x, label = curve["x"], LABELS.get(curve["column"], curve["column"])
-    figure = _empty(label, "loss against baseline (%)", showlegend=False)
+    figure = _empty_figure(label, "loss against baseline (%)", showlegend=False)
     ticks = log_ticks(x[0], x[-1], most=6)
     figure.update_xaxes(
         type="log", tickvals=ticks, ticktext=[format_number(tick) for tick in ticks]
@@ -129,10 +138,20 @@ def ratio_chart(curve: dict[str, Any], rows: list[dict[str, Any]]) -> Any:
 def agreement_chart(
     names: list[str], x: list[float], y: list[float], labels: tuple[str, str]
 ) -> Any:
-    """Draw the values of two sources against each other, with the line on which both agree."""
+    """Draw the values of two sources against each other, with the line of equality.
+
+    Parameters
+    ----------
+    names
+        Name of each point.
+    x, y
+        Values of the two sources, (n,) each.
+    labels
+        Titles of the two axes, with units.
+    """
     values = [*x, *y]
-    ends = [min(values) * (1 - MARGIN_OF_CHECKS), max(values) * (1 + MARGIN_OF_CHECKS)]
-    figure = _empty(*(str(escape(label)) for label in labels), showlegend=False)
+    ends = [min(values) * (1 - AGREEMENT_MARGIN), max(values) * (1 + AGREEMENT_MARGIN)]
+    figure = _empty_figure(*(str(escape(label)) for label in labels), showlegend=False)
     figure.update_xaxes(range=ends, nticks=6)
     figure.update_yaxes(range=ends, nticks=6)
     figure.add_scatter(
@@ -150,8 +169,8 @@ def agreement_chart(
     return figure
 
 
-def _empty(x: str, y: str, **layout: Any) -> Any:
-    """Return a figure without traces; the page's style sheet sets colours of text and grid."""
+def _empty_figure(x: str, y: str, **layout: Any) -> Any:
+    """Return a figure without traces; the page's style sheet sets the colours of text and grid."""
     import plotly.graph_objects as go
 
     axis = {"gridcolor": "#e5e5e5", "zeroline": False, "showline": True, "linecolor": RULE,
@@ -175,8 +194,8 @@ def _empty(x: str, y: str, **layout: Any) -> Any:
     )  # fmt: skip
 
 
-def _places(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Coordinates of rows, and their names, by which the page filters and chooses them."""
+def _coordinates(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Return the coordinates of rows and their names, by which the page selects them."""
     return {
         "x": [row["speedup"] for row in rows],
         "y": [row["difference_percent"] for row in rows],
@@ -184,20 +203,22 @@ def _places(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     }
 
 
-def _points(
+def _marker_trace(
     name: str, rows: list[dict[str, Any]], colour: str, symbol: str, size: int
 ) -> dict[str, Any]:
-    """Describe a trace of markers; a speed of the time model makes a hollow one."""
+    """Describe a trace of markers, hollow where the speed is from the time model."""
     symbols = [f"{symbol}-open" if row["estimated"] else symbol for row in rows]
     line = {"color": colour, "width": 1.6}
     return {
-        **_places(rows), "mode": "markers", "name": name, "text": [_hover(row) for row in rows],
+        **_coordinates(rows), "mode": "markers", "name": name,
+        "text": [_hover_text(row) for row in rows],
         "hovertemplate": "%{text}<extra></extra>",
         "marker": {"color": colour, "size": size, "symbol": symbols, "line": line},
     }  # fmt: skip
 
 
-def _bars(rows: list[dict[str, Any]], colour: str) -> dict[str, Any]:
+def _error_bars(rows: list[dict[str, Any]], colour: str) -> dict[str, Any]:
+    """Describe error bars over the 95 % intervals of the loss differences."""
     return {
         "type": "data", "symmetric": False, "color": colour, "thickness": 1.2, "width": 4,
         "array": [row["high_percent"] - row["difference_percent"] for row in rows],
@@ -205,7 +226,7 @@ def _bars(rows: list[dict[str, Any]], colour: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _hover(row: dict[str, Any]) -> str:
+def _hover_text(row: dict[str, Any]) -> str:
     """Describe a proposal in the markup of plotly's labels; texts from files are escaped."""
     lines = [
         f"<b>{escape(row['name'])}</b>",

@@ -1,7 +1,7 @@
-"""The page of a folder of proposals: interactive with plotly, a static picture without it.
+"""Report page of a folder of proposals: interactive with plotly, a static picture without it.
 
-Everything comes from ``proposals.json`` and ``fit.json`` (and ``runs.csv``, where some proposals
-were trained). The page is one file that loads nothing; what stands in files enters it as text.
+The page shows ``proposals.json`` and ``fit.json``, and ``runs.csv`` where some proposals were
+trained. The page is one file without external resources; texts from files are escaped.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ from shapelaw.scaling.runs.columns import D
 from shapelaw.scaling.units import format_count
 from shapelaw.search.engines._base import TIME_MODEL
 from shapelaw.search.proposals.proposal import CANDIDATE, FAST, SHAPE_KEY, read_proposals
-from shapelaw.search.proposals.reasons import of_the_budget, plainly
+from shapelaw.search.proposals.reasons import concerns_budget, format_warning
 from shapelaw.search.reports.html import formatted, image_source, render, signed
 from shapelaw.search.reports.pareto_plot import plot_pareto
 from shapelaw.search.reports.proposal_charts import (
@@ -35,9 +35,10 @@ INSTALL = (
     "The chart is a static picture because plotly is not installed: install it with "
     f"`{installing('plotly')}`, then write this page again with `shapelaw report FOLDER`."
 )
-SAME_TOKENS = 0.02  # a run is one of a proposal when their training tokens differ by less
-NOISE_OF_TWO = 1.96 * np.sqrt(2)  # half the 95 % interval of a difference, over the noise of a run
-COMPARED = {  # what a candidate is compared with the baseline by: field, and how it is written
+MAX_TOKENS_DIFFERENCE = 0.02  # relative, between a proposal and the run that trained it
+# Half of the 95 % interval of a difference of two runs, over the noise of one run.
+HALF_INTERVAL_OF_DIFFERENCE = 1.96 * np.sqrt(2)
+COMPARED = {  # label -> field that is compared with the baseline's, and its format
     "N (non-embedding parameters)": ("n_non_embedding", "count"),
     "layers": ("num_hidden_layers", "whole"),
     "hidden size": ("hidden_size", "whole"),
@@ -83,7 +84,7 @@ def write_pages(folder: Path) -> Path:
         "library": library,
     }
     if library is not None:
-        noise = 100 * float(about.get("noise", fitted.noise)) * NOISE_OF_TWO
+        noise = 100 * float(about.get("noise", fitted.noise)) * HALF_INTERVAL_OF_DIFFERENCE
         first = next((row for row in rows if row["role"] == FAST), rows[min(1, len(rows) - 1)])
         values |= {"noise": f"{noise:.2f} % at 95 %", "chosen": first["name"]}
         values |= _charts(shown, about, fitted, trained)
@@ -98,7 +99,7 @@ def question(about: dict[str, Any]) -> str:
     Raises
     ------
     InputError
-        ``proposals.json`` does not say what was asked.
+        ``proposals.json`` lacks the number of parameters or of tokens.
     """
     size, tokens = about.get("parameters"), about.get("tokens")
     if not size or not tokens:
@@ -110,27 +111,32 @@ def question(about: dict[str, Any]) -> str:
 
 
 def trained_proposals(folder: Path, rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Find the proposals that were trained: ``name``, ``predicted`` and measured ``loss``."""
+    """Find the proposals that were trained.
+
+    Returns
+    -------
+    ``name``, ``predicted`` and measured ``loss`` (nats per token), one row per run.
+    """
     columns = ["name", "predicted", "loss"]
-    wanted = [*SHAPE_KEY, D, "loss"]
+    needed = [*SHAPE_KEY, D, "loss"]
     path = folder / "runs.csv"
     runs = load_runs(path).frame if path.exists() else pd.DataFrame()
-    if not set(wanted) <= set(runs.columns):
+    if not set(needed) <= set(runs.columns):
         return pd.DataFrame(columns=columns)
-    own = pd.DataFrame(rows)[["name", "predicted_loss", D, *SHAPE_KEY]]
-    joined = own.merge(runs[wanted], on=list(SHAPE_KEY), suffixes=("", "_run"))
-    same = np.abs(joined[D] / joined[f"{D}_run"] - 1) < SAME_TOKENS
-    trained: pd.DataFrame = joined[same].rename(columns={"predicted_loss": "predicted"})
+    proposed = pd.DataFrame(rows)[["name", "predicted_loss", D, *SHAPE_KEY]]
+    joined = proposed.merge(runs[needed], on=list(SHAPE_KEY), suffixes=("", "_run"))
+    same_tokens = np.abs(joined[D] / joined[f"{D}_run"] - 1) < MAX_TOKENS_DIFFERENCE
+    trained: pd.DataFrame = joined[same_tokens].rename(columns={"predicted_loss": "predicted"})
     return trained[columns]
 
 
-def own_warnings(row: dict[str, Any]) -> list[str]:
-    """Return the warnings of one row; those about the budget are said once for all rows."""
-    return [plainly(text) for text in row["warnings"] if not of_the_budget(text)]
+def shape_warnings(row: dict[str, Any]) -> list[str]:
+    """Return the warnings about the shape of a row; warnings about the budget hold for all rows."""
+    return [format_warning(text) for text in row["warnings"] if not concerns_budget(text)]
 
 
 def source_of_speed(row: dict[str, Any]) -> str:
-    """Say where a speed comes from: measured on, predicted for or estimated for which device."""
+    """Describe the source of a speed: measured on, predicted for or estimated for a device."""
     kind, device = row["throughput_kind"], row["device"] or "an unknown device"
     if kind is None:
         return ""
@@ -139,10 +145,17 @@ def source_of_speed(row: dict[str, Any]) -> str:
 
 
 def shown_row(row: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    """Add to a proposal what the page shows of it: texts, differences in per cent, filter values.
+    """Add the texts, differences in per cent and filter values of the page to a proposal.
 
-    ``attributes`` are the numbers that the page filters by, as attributes of the table's row; a
-    shape without a value has no such attribute and passes no limit.
+    ``attributes`` are the values that the page filters by, as HTML attributes of the table's row.
+    A shape without a value lacks the attribute and fails every limit on it.
+
+    Parameters
+    ----------
+    row
+        Proposal in the format of ``proposals.json``.
+    base
+        The baseline, in the same format.
     """
     percent, low, high = (
         100 * row[name] / base["predicted_loss"]
@@ -162,9 +175,9 @@ def shown_row(row: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
         "answered": "" if row["throughput_kind"] and not estimated else None,
     }
     accuracy = row["accuracy"] or {"value": None}
-    known = accuracy["value"] is not None
+    has_accuracy = accuracy["value"] is not None
     return row | {
-        "place": _place(row),
+        "place": _role_and_front(row),
         "source": source_of_speed(row),
         "estimated": estimated,
         "difference_percent": percent,
@@ -172,18 +185,18 @@ def shown_row(row: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
         "high_percent": high,
         "difference_text": "0 %" if row is base else f"{signed(percent)} %",
         "interval_text": "" if row is base else f"[{signed(low)}, {signed(high)}] %",
-        "accuracy_text": f"{100 * accuracy['value']:.1f} %" if known else "",
+        "accuracy_text": f"{100 * accuracy['value']:.1f} %" if has_accuracy else "",
         "accuracy_interval": (
-            f"[{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}] %" if known else ""
+            f"[{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}] %" if has_accuracy else ""
         ),
-        "warnings_text": own_warnings(row),
+        "warnings_text": shape_warnings(row),
         "compared": _compared(row, base, f"{signed(percent)} %"),
         "attributes": {f"data-{name}": value for name, value in attributes.items()},
     }
 
 
-def _place(row: dict[str, Any]) -> str:
-    """Name a row's role and its place on the front."""
+def _role_and_front(row: dict[str, Any]) -> str:
+    """Describe the role of a row and whether it is on the front."""
     if row["role"] == CANDIDATE:
         return "on the front" if row["on_front"] else "dominated"
     return str(row["role"]) + (", on the front" if row["on_front"] else "")
@@ -192,17 +205,17 @@ def _place(row: dict[str, Any]) -> str:
 def _compared(
     row: dict[str, Any], base: dict[str, Any], difference: str
 ) -> list[tuple[str, str, str, str]]:
-    """Compare a row with the baseline: label, the baseline's value, its own, and their ratio."""
+    """Compare a row with the baseline: label, baseline's value, row's value, and their ratio."""
     lines = [("shape", base["name"], row["name"], "")]
     for label, (field, form) in COMPARED.items():
-        own, other = row.get(field), base.get(field)
-        if own is None and other is None:
+        value, reference = row.get(field), base.get(field)
+        if value is None and reference is None:
             continue
         if field == "predicted_loss":
             ratio = difference
         else:
-            ratio = "–" if own is None or not other else f"{own / other:.3g} ×"
-        lines.append((label, formatted(form, other), formatted(form, own), ratio))
+            ratio = "–" if value is None or not reference else f"{value / reference:.3g} ×"
+        lines.append((label, formatted(form, reference), formatted(form, value), ratio))
     return lines
 
 
@@ -216,7 +229,7 @@ def _texts(rows: list[dict[str, Any]], about: dict[str, Any]) -> dict[str, objec
         f"Baseline: {about.get('baseline', 'unknown')}.",
         "engine": engine,
         "basis": f"The losses come from: {about.get('basis', 'an unknown law')}.",
-        "notes": [*map(plainly, about.get("extrapolation", [])), *about.get("notes", [])],
+        "notes": [*map(format_warning, about.get("extrapolation", [])), *about.get("notes", [])],
         "footer": f"{shapes.get('considered', 0):,} of the {shapes.get('enumerated', 0):,} shapes "
         f"of this budget were considered; {len(rows)} are listed. N counts "
         f"{about.get('convention', 'non-embedding')} parameters.",
@@ -227,7 +240,7 @@ def _texts(rows: list[dict[str, Any]], about: dict[str, Any]) -> dict[str, objec
 def _charts(
     rows: list[dict[str, Any]], about: dict[str, Any], fitted: Fit, trained: pd.DataFrame
 ) -> dict[str, object]:
-    """Draw the interactive charts: ``figures`` by the id of their place, and titles by id."""
+    """Draw the interactive charts: ``figures`` by the id of their element, and titles by id."""
     figures = {"front": front_chart(rows, str(about.get("baseline", "baseline")))}
     curves, checks = {}, {}
     for curve in loss_along_ratios(fitted, rows):

@@ -467,7 +467,7 @@ def test_a_report_without_confirmation_says_so(
     found = document("report", tmp_path)
     assert set(found) == {"report", "verdict", "confirmation"}
     assert Path(found["report"]).read_text().startswith("<!doctype html>")
-    assert "nothing here has been tested" in found["verdict"][0]
+    assert "the predictions are untested" in found["verdict"][0]
     assert found["confirmation"] == []
 
 

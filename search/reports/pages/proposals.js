@@ -1,5 +1,5 @@
 "use strict";
-// Filters, and the comparison of one candidate with the baseline. Charts and tables come ready made.
+// Filters of charts and table, and the comparison of a candidate with the baseline.
 const byId = (id) => document.getElementById(id);
 const figures = JSON.parse(byId("figures").textContent);
 const OPTIONS = { responsive: true, displaylogo: false, displayModeBar: false };
@@ -9,24 +9,25 @@ const isBaseline = (line) => "baseline" in line.dataset;
 
 function passes(line) {
   return isBaseline(line) || inputs.every((input) => {
-    const known = input.dataset.field in line.dataset, value = Number(line.dataset[input.dataset.field]);
-    if (input.type === "checkbox") return known || !input.checked;
+    const present = input.dataset.field in line.dataset, value = Number(line.dataset[input.dataset.field]);
+    if (input.type === "checkbox") return present || !input.checked;
     const limit = input.valueAsNumber;
-    return Number.isNaN(limit) || (known && ("least" in input.dataset ? value >= limit : value <= limit));
+    return Number.isNaN(limit) || (present && ("least" in input.dataset ? value >= limit : value <= limit));
   });
 }
 
-function only(value, kept) { // a trace, each of its lists cut down to the points that are kept
+// Return a trace of which every list is reduced to the points that are kept.
+function keepPoints(value, kept) {
   if (Array.isArray(value)) return value.filter((_, place) => kept[place]);
   if (value === null || typeof value !== "object") return value;
-  return Object.fromEntries(Object.entries(value).map(([name, part]) => [name, only(part, kept)]));
+  return Object.fromEntries(Object.entries(value).map(([name, part]) => [name, keepPoints(part, kept)]));
 }
 
 function filter() {
   for (const line of lines) line.hidden = !passes(line);
   const names = new Set(lines.filter((line) => !line.hidden).map((line) => line.dataset.name));
   byId("shown").textContent = `${names.size} of ${lines.length} shapes are shown.`;
-  const traces = figures.front.data.map((trace) => only(trace, trace.customdata.map((name) => names.has(name))));
+  const traces = figures.front.data.map((trace) => keepPoints(trace, trace.customdata.map((name) => names.has(name))));
   Plotly.react("front", traces.filter((trace) => trace.customdata.length), structuredClone(figures.front.layout), OPTIONS);
 }
 
@@ -40,7 +41,7 @@ for (const [id, figure] of Object.entries(figures)) if (id !== "front") Plotly.n
 filter();
 choose(byId("candidate").value || lines[0].dataset.name);
 byId("filters").addEventListener("input", filter);
-byId("filters").addEventListener("reset", () => setTimeout(filter)); // once the fields are empty
+byId("filters").addEventListener("reset", () => setTimeout(filter)); // after the fields are cleared
 byId("filters").addEventListener("submit", (event) => event.preventDefault());
 byId("candidate").addEventListener("change", (event) => choose(event.target.value));
 for (const line of lines) line.addEventListener("click", () => choose(line.dataset.name));

@@ -13,7 +13,12 @@ from shapelaw.search.engines._base import broken_limits
 from shapelaw.search.proposals.pareto_search import require_service
 from shapelaw.search.proposals.proposal import Proposal
 from shapelaw.search.proposals.ranking import differences, front_of
-from shapelaw.search.proposals.reasons import missing_terms, of_the_budget, plainly, reasons
+from shapelaw.search.proposals.reasons import (
+    concerns_budget,
+    format_warning,
+    missing_terms,
+    reasons,
+)
 from shapelaw.search.workload import parse_workload
 from support.one_proposal import SHAPE, SPEED, proposal
 
@@ -93,18 +98,18 @@ def test_reasons_are_given_to_the_front_and_the_baseline_only() -> None:
 
 
 def test_note_names_the_ratios_without_a_term_in_the_law() -> None:
-    (words,) = missing_terms(FIT)
-    assert "no term for gqa" in words
+    (note,) = missing_terms(FIT)
+    assert "no term for gqa" in note
 
 
-def test_plain_warning_has_counts_with_suffixes_and_symbols() -> None:
+def test_formatted_warning_has_counts_with_suffixes_and_symbols() -> None:
     row = load_runs("paper-2510.18245").frame.iloc[0]
-    words = [plainly(text) for text in FIT.warnings(row)]
-    assert words[0] == "N 973M: 0.52 decades above the runs' 297M"
-    assert words[1] == "D 100B: 0.53 decades above the runs' 29.7B"
-    assert all(of_the_budget(text) for text in FIT.warnings(row))
-    assert plainly("not measured: no room") == "not measured: no room"
-    assert not of_the_budget("gqa 8 is 0.30 decades above the runs' 4")
+    formatted = [format_warning(text) for text in FIT.warnings(row)]
+    assert formatted[0] == "N 973M: 0.52 decades above the runs' 297M"
+    assert formatted[1] == "D 100B: 0.53 decades above the runs' 29.7B"
+    assert all(concerns_budget(text) for text in FIT.warnings(row))
+    assert format_warning("not measured: no room") == "not measured: no room"
+    assert not concerns_budget("gqa 8 is 0.30 decades above the runs' 4")
 
 
 def test_differences_take_the_index_of_their_frame() -> None:

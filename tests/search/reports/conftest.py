@@ -1,4 +1,4 @@
-"""A real browser for pages, where there is one."""
+"""Browser in which tests open report pages, where one is installed."""
 
 import shutil
 from collections.abc import Iterator
@@ -15,11 +15,12 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """Launch a headless browser; skip where playwright or a browser is missing."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
         pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
     with playwright.sync_playwright() as started:
-        found = started.chromium.launch(executable_path=path, headless=True, args=list(FLAGS))
-        yield found
-        found.close()
+        launched = started.chromium.launch(executable_path=path, headless=True, args=list(FLAGS))
+        yield launched
+        launched.close()

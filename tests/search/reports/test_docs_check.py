@@ -1,4 +1,4 @@
-"""Pictures and tables under docs/ are those that the data give, and differences are found."""
+"""Tests that pictures and tables under docs/ equal those of the data, and that differences show."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.search.reports import docs_check
 from shapelaw.search.reports.docs_check import (
     COMMITTED,
-    MOST_GQA,
+    MAX_GQA,
     PaperSpace,
     compare_docs,
     docs_folder,
@@ -20,26 +20,26 @@ from shapelaw.search.reports.docs_check import (
 )
 
 DOCS = docs_folder()
-CHEAP = {name: COMMITTED[name] for name in ("pareto.png", "proposals/quickstart.csv")}
+FAST_FILES = {name: COMMITTED[name] for name in ("pareto.png", "proposals/quickstart.csv")}
 
 
 @pytest.fixture
 def docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of what is committed, of the cheap ones only."""
-    monkeypatch.setattr(docs_check, "COMMITTED", CHEAP)
+    """Copy the committed files that are fast to make, and restrict the comparison to them."""
+    monkeypatch.setattr(docs_check, "COMMITTED", FAST_FILES)
     (tmp_path / "proposals").mkdir()
-    for name in CHEAP:
+    for name in FAST_FILES:
         shutil.copy(DOCS / name, tmp_path / name)
     return tmp_path
 
 
-def test_docs_as_committed_equal_what_the_data_give() -> None:
+def test_committed_docs_equal_those_made_from_the_data() -> None:
     assert compare_docs(DOCS) == []
 
 
 def test_folder_of_proposals_holds_only_files_that_are_compared() -> None:
-    there = {f"proposals/{path.name}" for path in (DOCS / "proposals").iterdir()}
-    assert there <= set(COMMITTED)
+    files = {f"proposals/{path.name}" for path in (DOCS / "proposals").iterdir()}
+    assert files <= set(COMMITTED)
 
 
 def test_untouched_copy_has_no_differences(docs: Path) -> None:
@@ -51,11 +51,11 @@ def test_number_that_differs_in_the_sixth_digit_is_named(docs: Path) -> None:
     table = pd.read_csv(path)
     table.loc[2, "predicted_loss"] *= 1 + 5e-6
     table.to_csv(path, index=False)
-    (words,) = compare_docs(docs)
-    assert words.startswith("proposals/quickstart.csv: line 4, predicted_loss: ")
+    (difference,) = compare_docs(docs)
+    assert difference.startswith("proposals/quickstart.csv: line 4, predicted_loss: ")
 
 
-def test_number_that_differs_by_rounding_is_no_difference(docs: Path) -> None:
+def test_number_that_differs_by_rounding_is_accepted(docs: Path) -> None:
     path = docs / "proposals" / "quickstart.csv"
     table = pd.read_csv(path)
     table["predicted_loss"] *= 1 + 1e-8
@@ -76,18 +76,18 @@ def test_table_with_another_row_column_or_text_differs(docs: Path) -> None:
         assert compare_docs(docs)
 
 
-def test_picture_that_is_missing_or_another_is_named(docs: Path) -> None:
+def test_missing_or_different_picture_is_named(docs: Path) -> None:
     (docs / "pareto.png").unlink()
     assert compare_docs(docs) == ["pareto.png is missing"]
     shutil.copy(DOCS / "law.png", docs / "pareto.png")
-    (words,) = compare_docs(docs)
-    assert "pixels" in words
+    (difference,) = compare_docs(docs)
+    assert "pixels" in difference
 
 
 def test_renewed_docs_have_no_differences(docs: Path) -> None:
     (docs / "pareto.png").unlink()
     (docs / "proposals" / "quickstart.csv").write_text("role\n")
-    assert renew_docs(docs) == [docs / name for name in CHEAP]
+    assert renew_docs(docs) == [docs / name for name in FAST_FILES]
     assert compare_docs(docs) == []
 
 
@@ -97,11 +97,11 @@ def test_picture_of_other_losses_differs(docs: Path, monkeypatch: pytest.MonkeyP
     rows = [row | {name: row[name] * 1.01 for name in names} for row in rows]
     monkeypatch.setattr(docs_check, "_quickstart", lambda: (rows, about, trained))
     monkeypatch.setattr(docs_check, "COMMITTED", {"pareto.png": COMMITTED["pareto.png"]})
-    (words,) = compare_docs(docs)
-    assert "root mean square" in words
+    (difference,) = compare_docs(docs)
+    assert "root mean square" in difference
 
 
-def test_installed_package_has_nothing_to_compare_and_says_what_to_do(
+def test_comparison_in_an_installed_package_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(docs_check, "data_folder", lambda: tmp_path / "_data")
@@ -109,13 +109,13 @@ def test_installed_package_has_nothing_to_compare_and_says_what_to_do(
         docs_folder()
 
 
-@pytest.mark.parametrize("size", MOST_GQA)
-def test_searches_of_the_paper_stay_inside_their_bounds(size: str) -> None:
+@pytest.mark.parametrize("size", MAX_GQA)
+def test_optima_of_the_paper_stay_within_the_bounds_of_their_search(size: str) -> None:
     space = PaperSpace(size)
     baseline = shape_named(f"llama-3.2-{size}")
     least, fast = space.table[space.least_loss()], space.table[space.fastest()]
     assert least.gqa == baseline.gqa
-    assert fast.gqa <= MOST_GQA[size]
+    assert fast.gqa <= MAX_GQA[size]
     base = space.published(f"llama-3.2-{size}")
     assert space.loss[space.fastest()] <= space.loss[base]
     assert space.rate[space.fastest()] > space.rate[base]

@@ -1,4 +1,4 @@
-"""Templates escape what they are given, and refuse to leave something out."""
+"""Tests that templates escape their values and refuse missing ones."""
 
 import pytest
 from jinja2 import UndefinedError
@@ -11,7 +11,7 @@ def test_template_without_a_value_that_it_needs_is_refused() -> None:
         render("quickstart.html", title="none")
 
 
-def test_base_page_escapes_its_title_and_carries_its_own_style() -> None:
+def test_base_page_escapes_its_title_and_contains_its_style() -> None:
     page = render("base.html", title="<script>1</script>")
     assert page.startswith("<!doctype html>")
     assert page.count("&lt;script&gt;") == 2
@@ -20,13 +20,15 @@ def test_base_page_escapes_its_title_and_carries_its_own_style() -> None:
     assert "@media print" in page
 
 
-def test_every_page_extends_the_one_base() -> None:
+def test_every_page_extends_the_base_page() -> None:
     pages = {path.name for path in PAGES.glob("*.html")} - {"base.html", "parts.html"}
     assert pages == {"proposals.html", "quickstart.html"}
     for name in pages:
         text = (PAGES / name).read_text(encoding="utf-8")
         assert text.startswith('{% extends "base.html" %}')
-        assert "|safe" not in text.replace("library|safe", ""), "only plotly itself is code"
+        assert "|safe" not in text.replace("library|safe", ""), (
+            "only the plotly library is unescaped"
+        )
 
 
 @pytest.mark.parametrize(

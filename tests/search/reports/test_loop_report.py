@@ -16,7 +16,7 @@ from shapelaw.scaling.runs.table import write_runs
 from shapelaw.search.reports.loop_report import (
     comparison,
     front_volume,
-    gather,
+    read_evidence,
     verdict,
     write_report,
 )
@@ -28,7 +28,7 @@ HOSTILE = "<script>window.broken = 1</script>"
 
 @pytest.fixture
 def folder(loop_folder: Path, tmp_path: Path) -> Path:
-    """A copy that a test may change."""
+    """Copy the folder of a quickstart, so that a test may change it."""
     copy = tmp_path / "copy"
     shutil.copytree(loop_folder, copy, ignore=shutil.ignore_patterns("work"))
     return copy
@@ -36,7 +36,7 @@ def folder(loop_folder: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a quickstart made of the shipped data, with a hostile run name and warning."""
+    """Make a quickstart's folder from the shipped data, with a hostile run name and warning."""
     folder = tmp_path_factory.mktemp("shipped")
     runs = load_runs("quickstart").frame.astype({"run_id": object})
     proxies = runs[runs["role"] == "proxy"].index
@@ -66,7 +66,7 @@ def test_tables_of_shipped_data_have_units_and_the_source_of_speeds(shipped: Pat
 
 
 def test_verdict_on_shipped_data_compares_every_named_shape(shipped: Path) -> None:
-    sentences = verdict(gather(shipped))
+    sentences = verdict(read_evidence(shipped))
     assert "of 3 confirmatory losses lie inside their 95 % intervals" in sentences[0]
     for role in ("loss-optimal", "fast"):
         assert any(f"Against the baseline the {role} shape" in line for line in sentences)
@@ -74,7 +74,7 @@ def test_verdict_on_shipped_data_compares_every_named_shape(shipped: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "media"), [(1280, "screen"), (400, "screen"), (720, "print")])
-def test_quickstart_page_on_desktop_phone_and_paper_is_not_wider_than_them(
+def test_quickstart_page_fits_the_width_of_desktop_phone_and_paper(
     shipped: Path, browser: Any, width: int, media: str
 ) -> None:
     page = browser.new_page(viewport={"width": width, "height": 900})
@@ -127,34 +127,37 @@ def test_loss_raised_by_five_per_cent_changes_fit_and_report(folder: Path) -> No
 
 
 def _predictions(page: str) -> list[str]:
+    """Return the predicted losses with intervals on a page."""
     return re.findall(r"\d\.\d{4} \[\d\.\d{4}, \d\.\d{4}\]", page)
 
 
-def test_measured_loss_outside_its_interval_is_called_a_miss(folder: Path) -> None:
+def test_measured_loss_outside_its_interval_is_reported_as_a_failed_prediction(
+    folder: Path,
+) -> None:
     runs = pd.read_csv(folder / "runs.csv")
     runs.loc[runs["role"] == "confirmation", "loss"] *= 1.5
     write_runs(folder / "runs.csv", runs)
-    words = " ".join(verdict(gather(folder)))
-    assert "0 of 3 confirmatory losses lie inside" in words
-    assert words.count("The prediction missed for the") == 3
-    assert (comparison(gather(folder))["inside"] == "NO").all()
+    sentences = " ".join(verdict(read_evidence(folder)))
+    assert "0 of 3 confirmatory losses lie inside" in sentences
+    assert sentences.count("shape failed: measured") == 3
+    assert (comparison(read_evidence(folder))["inside"] == "NO").all()
 
 
-def test_fit_on_the_confirmatory_runs_says_that_it_is_no_test(folder: Path) -> None:
+def test_verdict_of_fit_on_confirmatory_runs_says_that_they_do_not_test_it(folder: Path) -> None:
     done = shapelaw("fit", folder / "runs.csv", "--out", folder / "fit.json")
     assert done.returncode == 0, done.stderr
-    assert "is no test of it" in verdict(gather(folder))[0]
+    assert "does not test it" in verdict(read_evidence(folder))[0]
 
 
-def test_report_without_confirmation_says_that_nothing_was_tested(folder: Path) -> None:
+def test_report_without_confirmation_says_that_predictions_are_untested(folder: Path) -> None:
     runs = pd.read_csv(folder / "runs.csv")
     write_runs(folder / "runs.csv", runs[runs["role"] == "proxy"])
     write_report(folder)
-    assert "nothing here has been tested" in (folder / "report.html").read_text()
+    assert "the predictions are untested" in (folder / "report.html").read_text()
 
 
 def test_hypervolume_is_positive_and_finite(folder: Path) -> None:
-    assert 0 < front_volume(gather(folder)) < 10
+    assert 0 < front_volume(read_evidence(folder)) < 10
 
 
 @pytest.mark.parametrize("missing", ["runs.csv", "fit.json", "proposals.json"])

@@ -1,4 +1,4 @@
-"""The page of a folder of proposals, in a real browser where there is one."""
+"""Tests of the page of a folder of proposals, in a browser where one is installed."""
 
 import html
 import json
@@ -37,7 +37,7 @@ HOSTILE = "</script><script>window.broken = 1</script><img src=x onerror='window
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that ``propose --out`` wrote, with a text from elsewhere that would run as code."""
+    """Make a folder of proposals with a text that would run as code if it were not escaped."""
     folder = tmp_path_factory.mktemp("proposed")
     asked(folder)
     document = read_json(folder / "proposals.json")
@@ -50,19 +50,22 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page_file(made: Path) -> Path:
+    """Write the interactive page of the folder."""
     pytest.importorskip("plotly")
     return write_pages(made)
 
 
 def proposals_in(folder: Path) -> list[dict[str, Any]]:
+    """Read the proposals of a folder."""
     return list(read_json(folder / "proposals.json")["proposals"])
 
 
 def without_plotly(page: Path) -> str:
+    """Read a page and remove the plotly library."""
     return page.read_text(encoding="utf-8").replace(plotly_script() or "", "")
 
 
-def test_page_loads_nothing_and_holds_hostile_text_as_text_only(page_file: Path) -> None:
+def test_page_has_no_external_resources_and_escapes_hostile_text(page_file: Path) -> None:
     text = without_plotly(page_file)
     assert not re.search(r"(src|href)=[\"'](?!data:)", text)
     assert "{{" not in text
@@ -71,10 +74,10 @@ def test_page_loads_nothing_and_holds_hostile_text_as_text_only(page_file: Path)
 
 
 def test_data_of_the_charts_survive_and_cannot_end_their_script(page_file: Path) -> None:
-    found = re.search(r'id="figures">(.*?)</script>', without_plotly(page_file), re.DOTALL)
-    assert found is not None
-    assert "<" not in found[1]
-    figures = json.loads(found[1])
+    data = re.search(r'id="figures">(.*?)</script>', without_plotly(page_file), re.DOTALL)
+    assert data is not None
+    assert "<" not in data[1]
+    figures = json.loads(data[1])
     hovers = [text for trace in figures["front"]["data"] for text in trace.get("text", ())]
     assert any(str(escape(HOSTILE)) in text for text in hovers)
     assert not any(HOSTILE in text for text in hovers)
@@ -82,9 +85,9 @@ def test_data_of_the_charts_survive_and_cannot_end_their_script(page_file: Path)
 
 def test_every_chart_has_a_place_and_its_axes_have_units(page_file: Path) -> None:
     text = without_plotly(page_file)
-    found = re.search(r'id="figures">(.*?)</script>', text, re.DOTALL)
-    assert found is not None
-    figures = json.loads(found[1])
+    data = re.search(r'id="figures">(.*?)</script>', text, re.DOTALL)
+    assert data is not None
+    figures = json.loads(data[1])
     assert {"front", "curve-mlp_to_attention", "check-speed"} <= set(figures)
     for place, figure in figures.items():
         assert text.count(f'class="chart" id="{place}"') == 1
@@ -111,13 +114,13 @@ def test_page_without_plotly_is_static_and_says_what_to_install(
         assert row["name"] in text
 
 
-def test_plotly_is_asked_for_no_chart_when_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plotly_script_is_none_without_plotly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     assert proposal_charts.plotly_script() is None
 
 
 @pytest.mark.parametrize(
-    ("kind", "device", "said"),
+    ("kind", "device", "text"),
     [
         ("measured", "1 core", "measured on 1 core"),
         ("predicted", "h200", "predicted for h200"),
@@ -125,8 +128,8 @@ def test_plotly_is_asked_for_no_chart_when_absent(monkeypatch: pytest.MonkeyPatc
         (None, None, ""),
     ],
 )
-def test_speed_names_its_source_and_device(kind: str, device: str, said: str) -> None:
-    assert source_of_speed({"throughput_kind": kind, "device": device}) == said
+def test_speed_names_its_source_and_device(kind: str, device: str, text: str) -> None:
+    assert source_of_speed({"throughput_kind": kind, "device": device}) == text
 
 
 def test_page_without_budget_in_its_file_is_refused() -> None:
@@ -159,7 +162,7 @@ def test_law_without_shape_has_no_curve(made: Path) -> None:
     assert loss_along_ratios(plain, proposals_in(made)) == []
 
 
-def test_spread_over_law_forms_is_compared_where_it_is_known(made: Path) -> None:
+def test_spread_over_law_forms_is_compared_only_where_it_exists(made: Path) -> None:
     base, row = proposals_in(made)[:2]
     assert "spread over law forms (nats/token)" in COMPARED
     without = {name: value for name, value in base.items() if name != "loss_form_spread"}
@@ -182,11 +185,12 @@ def test_missing_file_is_named(made: Path, tmp_path: Path, missing: str) -> None
 
 @pytest.fixture
 def opened(browser: Any, page_file: Path) -> Iterator[Any]:
+    """Open the page in a browser and collect its console messages and errors."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(600_000)
-    page.complaints = []
-    page.on("console", lambda said: page.complaints.append(said.text))
-    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.console_errors = []
+    page.on("console", lambda message: page.console_errors.append(message.text))
+    page.on("pageerror", lambda error: page.console_errors.append(str(error)))
     page.goto(page_file.as_uri())
     page.wait_for_selector("body[data-ready=yes]")
     yield page
@@ -204,7 +208,7 @@ def test_page_in_a_browser_shows_charts_and_tables_without_errors(opened: Any, m
     assert HOSTILE in opened.locator("#notes").inner_text()
     assert HOSTILE in opened.locator("#proposals").inner_text()
     assert opened.evaluate("window.broken") is None
-    assert opened.complaints == []
+    assert opened.console_errors == []
 
 
 @pytest.mark.slow
@@ -215,21 +219,19 @@ def test_point_describes_itself_and_is_compared_on_a_click(opened: Any, made: Pa
     opened.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     label = opened.locator("#front .hovertext")
     label.wait_for()
-    said = label.text_content()
+    hover = label.text_content()
     (row,) = [
-        row for row in proposals_in(made) if row["name"] in said
-    ]  # it, or one that lies on it
-    assert f"loss {row['predicted_loss']:.4f}" in said
-    other = next(
-        one for one in proposals_in(made)[1:] if one is not row and one["name"] != row["name"]
-    )
+        row for row in proposals_in(made) if row["name"] in hover
+    ]  # the proposal at that point
+    assert f"loss {row['predicted_loss']:.4f}" in hover
+    other = next(proposal for proposal in proposals_in(made)[1:] if proposal["name"] != row["name"])
     opened.select_option("#candidate", other["name"])
     assert other["name"] in opened.locator("#against").inner_text()
     opened.mouse.down()
     opened.mouse.up()
     opened.wait_for_function(f"document.getElementById('candidate').value === '{row['name']}'")
     assert row["name"] in opened.locator("#against").inner_text()
-    assert opened.complaints == []
+    assert opened.console_errors == []
 
 
 @pytest.mark.slow
@@ -249,12 +251,12 @@ def test_filters_narrow_chart_and_table_until_cleared(opened: Any, made: Path) -
         f"document.getElementById('shown').textContent.startsWith('{len(rows)} of')"
     )
     assert left.count() == len(rows)
-    assert opened.complaints == []
+    assert opened.console_errors == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("field", ["loss", "ttft", "tpot", "cache", "weights"])
-def test_upper_limit_keeps_the_baseline_and_what_meets_it(
+def test_upper_limit_keeps_the_baseline_and_shapes_below_it(
     opened: Any, made: Path, field: str
 ) -> None:
     base = proposals_in(made)[0]
@@ -283,11 +285,11 @@ def test_row_of_the_table_is_compared_on_a_click(opened: Any, made: Path) -> Non
     assert opened.locator("#candidate").input_value() == name
     assert name in opened.locator("#against tbody:visible").inner_text()
     assert opened.locator("#proposals tr.on").get_attribute("data-name") == name
-    assert opened.complaints == []
+    assert opened.console_errors == []
 
 
 @pytest.mark.slow
-def test_dark_page_has_light_text_in_its_charts_too(opened: Any) -> None:
+def test_dark_page_has_light_text_in_its_charts(opened: Any) -> None:
     colour = "getComputedStyle(document.querySelector('#front .xtitle')).fill"
     assert opened.evaluate(colour) == "rgb(34, 34, 34)"
     opened.emulate_media(color_scheme="dark")
@@ -297,7 +299,7 @@ def test_dark_page_has_light_text_in_its_charts_too(opened: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "media"), [(1280, "screen"), (390, "screen"), (720, "print")])
-def test_page_on_desktop_phone_and_paper_is_not_wider_than_them(
+def test_page_fits_the_width_of_desktop_phone_and_paper(
     opened: Any, width: int, media: str
 ) -> None:
     opened.emulate_media(media=media)
@@ -308,13 +310,13 @@ def test_page_on_desktop_phone_and_paper_is_not_wider_than_them(
     )
 
 
-def test_trained_proposal_stands_beside_its_prediction(made: Path, tmp_path: Path) -> None:
+def test_trained_proposals_have_predicted_and_measured_loss(made: Path, tmp_path: Path) -> None:
     folder = tmp_path / "trained"
     shutil.copytree(made, folder)
     row = proposals_in(made)[1]
     run = {name: row[name] for name in (*SHAPE_KEY, "vocab_size", "n_non_embedding", "tokens")}
     pd.DataFrame([run | {"run_id": "one", "loss": 2.7}]).to_csv(folder / "runs.csv", index=False)
-    found = trained_proposals(folder, proposals_in(made))
-    assert found["name"].tolist() == [row["name"]]
-    assert found["loss"].tolist() == [2.7]
-    assert found["predicted"].tolist() == [row["predicted_loss"]]
+    trained = trained_proposals(folder, proposals_in(made))
+    assert trained["name"].tolist() == [row["name"]]
+    assert trained["loss"].tolist() == [2.7]
+    assert trained["predicted"].tolist() == [row["predicted_loss"]]
