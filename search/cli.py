@@ -187,6 +187,8 @@ def measure(
     with progress_shown(quiet=json):
         if calibrate:
             result = calibrate_machine(config, out)
+        elif out is not None:
+            raise InputError(f"`--out {out}` goes with --calibrate; leave it out, or use --json")
         else:
             result = measure_config(config, engine, workload, keep=not no_cache, fresh=fresh)
     print_fields(result, json=json)

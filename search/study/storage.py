@@ -41,7 +41,7 @@ def open_storage(address: Address) -> "BaseStorage":
     Raises
     ------
     InputError
-        The URL is invalid, or its driver is not installed.
+        The URL is invalid, its driver is not installed, or the file is not a journal of Optuna.
     WorkError
         The file cannot be written, or the database cannot be reached.
     """
@@ -55,9 +55,18 @@ def open_storage(address: Address) -> "BaseStorage":
     path = Path(address)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and path.read_bytes()[:1] not in (b"", b"{"):
+            raise ValueError("the first line is not a JSON object")  # Optuna would append to it
         return JournalStorage(JournalFileBackend(str(path)))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # not text, JSON or a record
+        raise InputError(
+            f"the storage of a study must be a file that shapelaw wrote, but {path} cannot be read "
+            f"({_first_line(error)}); give another file"
+        ) from None
     except OSError as error:
-        raise WorkError(f"{path} could not be written ({error.strerror})") from error
+        raise WorkError(
+            f"{path} could not be written ({error.strerror}); choose another file"
+        ) from error
 
 
 @contextmanager

@@ -220,3 +220,5 @@ def test_measure_command_refuses_missing_or_conflicting_arguments(
         command(config, "--calibrate")
     with pytest.raises(InputError, match=r"must end in \.toml"):
         command("--calibrate", "--out", tmp_path / "mine.json")
+    with pytest.raises(InputError, match=r"`--out .*mine\.toml` goes with --calibrate"):
+        command(config, "--out", tmp_path / "mine.toml")

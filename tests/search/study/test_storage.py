@@ -56,6 +56,15 @@ def test_a_path_below_a_file_is_a_work_error(tmp_path: Path) -> None:
         open_storage(tmp_path / "file" / "study.log")
 
 
+@pytest.mark.parametrize("content", [b"\x00\x01\x02\xff\n", b"text\n", b"[]\n", b"{}\n"])
+def test_a_file_that_is_no_journal_is_an_input_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "study.log"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"must be a file that shapelaw wrote, but .*study\.log"):
+        open_storage(path)
+    assert path.read_bytes() == content
+
+
 def test_password_is_removed_from_a_url() -> None:
     assert hide_password("postgresql://me:secret@host/name") == "postgresql://me:***@host/name"
     assert hide_password("postgresql://me@host/name") == "postgresql://me@host/name"

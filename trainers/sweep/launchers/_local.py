@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.context import SpawnProcess
+from typing import NoReturn
 
 from shapelaw.trainers.sweep.launchers._base import End, Launcher, WorkerJob, refuse_unknown
 
@@ -93,7 +94,7 @@ def _process(job: WorkerJob, parent: int, device: str) -> None:
     This module does not import torch, so that the environment is set before torch reads it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles SIGINT and ends its workers
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    signal.signal(signal.SIGTERM, _exit_once)
     if device:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     else:
@@ -108,3 +109,11 @@ def _process(job: WorkerJob, parent: int, device: str) -> None:
     except (InputError, WorkError) as error:
         note(f"worker: {error}")
         raise SystemExit(1) from None
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process ends already
+
+
+def _exit_once(*_: object) -> NoReturn:
+    """Exit after SIGTERM; a further SIGTERM would interrupt Python's shutdown with a traceback."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(TERMINATED)

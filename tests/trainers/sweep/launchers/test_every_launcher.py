@@ -264,6 +264,25 @@ def test_a_process_whose_worker_fails_prints_the_error_and_exits_with_1(
     assert capsys.readouterr().err.startswith("worker: ")
 
 
+@pytest.mark.parametrize("terminated", [False, True])
+def test_sigterm_while_a_process_ends_prints_no_traceback(tmp_path: Path, terminated: bool) -> None:
+    ending = "os.kill(os.getpid(), signal.SIGTERM)"
+    code = f"""
+import atexit, os, signal
+import shapelaw.trainers.sweep.worker
+from shapelaw.trainers.sweep.launchers import _local
+from shapelaw.trainers.sweep.launchers._base import WorkerJob
+atexit.register(lambda: {ending})
+shapelaw.trainers.sweep.worker.run_worker = lambda *_, **__: {ending if terminated else "None"}
+_local._process(WorkerJob(ledger="l.sqlite", folder="."), os.getppid(), "")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == (_local.TERMINATED if terminated else 0)
+    assert done.stderr == ""
+
+
 def test_the_module_of_the_local_launcher_does_not_import_torch() -> None:
     code = "import sys, shapelaw.trainers.sweep.launchers._local; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
