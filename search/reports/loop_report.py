@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from shapelaw.scaling.display.tables import cell_text
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json, write_text
 from shapelaw.scaling.fitting.result import Fit
@@ -360,13 +361,4 @@ def _record(evidence: Evidence) -> pd.DataFrame:
             stage: round(seconds) for stage, seconds in record.get("stage_seconds", {}).items()
         },
     }
-    return pd.DataFrame(
-        [{"item": name, "value": _format_value(value)} for name, value in rows.items()]
-    )
-
-
-def _format_value(value: object) -> str:
-    """Format a value, a dictionary as one line of names and values."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {part}" for name, part in value.items())
-    return str(value)
+    return pd.DataFrame([{"item": name, "value": cell_text(value)} for name, value in rows.items()])

@@ -87,13 +87,6 @@ class SearchResult:
         return self.model.forecast(self.problem.table)
 
     @property
-    def is_measured(self) -> np.ndarray:
-        """Return the mask of the measured rows, (n,)."""
-        mask = np.zeros(len(self.problem.table), dtype=bool)
-        mask[list(self.measured)] = True
-        return mask
-
-    @property
     def rates(self) -> np.ndarray:
         """Return output tokens/s of every row, (n,): as measured, or else as predicted."""
         rates = self.forecast.rate.copy()

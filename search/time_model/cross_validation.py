@@ -1,7 +1,7 @@
 """Cross-validation of a time model: its errors on held-out shapes."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,11 +43,6 @@ class CrossValidation:
     mape: float
     spearman: float
     coverage: float
-
-    def figures(self) -> dict[str, float]:
-        """Return MAPE, rank correlation and coverage by name."""
-        names = ("mape", "spearman", "coverage")
-        return {name: value for name, value in asdict(self).items() if name in names}
 
 
 def cross_validate(

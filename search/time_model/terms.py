@@ -16,8 +16,6 @@ from shapelaw.search.workload import Workload
 if TYPE_CHECKING:
     from shapelaw.search.engines.accelerators import Hardware
 
-DECODE_TERMS = ("weight bytes", "cache bytes", "FLOPs", "layers", "steps")
-PREFILL_TERMS = ("weight bytes", "matrix FLOPs", "attention FLOPs", "layers", "steps")
 # Prior medians, and standard deviations of the natural logarithm. Without published figures the
 # prior is a core of a current processor, uncertain by a factor of e² either way.
 UNKNOWN_BANDWIDTH, UNKNOWN_PEAK = 2e10, 5e10

@@ -42,10 +42,6 @@ class Batches:
         self.windows = count_windows(len(tokens), context_length)
         self._epoch: tuple[int, np.ndarray, int] | None = None
 
-    def epochs(self, steps: int) -> float:
-        """Return how often ``steps`` steps visit each window."""
-        return steps * self.sequences / self.windows
-
     def __call__(self, step: int) -> np.ndarray:
         """Return the sequences of a step with their next token, (sequences, context_length + 1)."""
         rows = [self._window(step * self.sequences + i) for i in range(self.sequences)]

@@ -97,6 +97,18 @@ def test_fit_of_other_runs_is_refused_with_the_command_that_fits_again(
         write_report(tmp_path / "copy")
 
 
+def test_nested_record_of_corpus_is_shown_as_names_and_values(
+    shipped: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(shipped, tmp_path / "copy")
+    parts = [{"name": "prose", "weight": None, "bytes": 7598291, "truncated": False}]
+    record = {"corpus": {"name": "text", "parts": parts}, "settings": {"vocab_size": None}}
+    write_json(tmp_path / "copy" / "quickstart.json", record)
+    page = write_report(tmp_path / "copy").read_text(encoding="utf-8")
+    assert "name text, parts name prose, weight –, bytes 7598291, truncated no" in page
+    assert "vocab_size –" in page
+
+
 def test_page_is_self_contained_and_shows_every_run(folder: Path) -> None:
     page = (folder / "report.html").read_text()
     assert not re.search(r"(src|href)=\"(?!data:)", page)
