@@ -1,8 +1,8 @@
-"""Promise: nominal 95 % intervals hold the truth in 93 to 97 % of simulated tables.
+"""Coverage of nominal 95 % intervals on simulated tables; promise: 93 to 97 %.
 
-Every table is synthetic: a law with known parameters and noise of a known kind. For each case and
-method the share of tables whose interval holds the truth is printed with its binomial 95 %
-interval.
+Every table is synthetic, with known parameters of the law and a known noise distribution. For each
+case and method the benchmark prints the share of tables whose interval contains the true value,
+with the binomial 95 % interval of this share.
 """
 
 import argparse
@@ -41,12 +41,12 @@ SHAPE = {
 }
 
 
-PROFILED = ("loss at 4N, 4D",)  # a profile takes .1 to .3 s
+PROFILED = ("loss at 4N, 4D",)  # a profile takes 0.1 to 0.3 s
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A design, a law, a noise; clusters > 0 give each cluster a shift of its own."""
+    """Design, law and noise of simulated tables; each of ``clusters`` shares a random shift."""
 
     law: str = "chinchilla"
     sizes: int = 6
@@ -74,7 +74,7 @@ CASES = {
 
 
 def design(case: Case) -> pd.DataFrame:
-    """Rows of the table: a grid of sizes and tokens, ratios drawn once."""
+    """Make the rows of a table: a grid of sizes and tokens, with random ratios."""
     generator = np.random.default_rng(7)
     sizes = np.geomspace(5e7, 5e9, case.sizes)
     tokens = np.geomspace(1e9, 2e11, case.tokens)
@@ -92,19 +92,19 @@ def design(case: Case) -> pd.DataFrame:
 
 
 def noise(case: Case, frame: pd.DataFrame, generator: np.random.Generator) -> np.ndarray:
-    """Noise of ln loss; half of its variance is common to a cluster."""
+    """Draw the noise of ln loss, of which a cluster shares half of the variance."""
     if np.isfinite(case.degrees):
         drawn = generator.standard_t(case.degrees, len(frame))
         return case.noise * drawn / np.sqrt(case.degrees / (case.degrees - 2))
-    own = generator.standard_normal(len(frame))
+    errors = generator.standard_normal(len(frame))
     if case.clusters:
         shared = generator.standard_normal(case.clusters)[frame["cluster"]]
-        own = (own + shared) / np.sqrt(2)
-    return case.noise * own
+        errors = (errors + shared) / np.sqrt(2)
+    return case.noise * errors
 
 
 def simulate(task: tuple[str, int, int, int]) -> dict[str, list[bool]]:
-    """Which intervals hold the truth, over some tables of a case."""
+    """Test which intervals contain the true value, for some tables of a case."""
     name, first, tables, resamples = task
     case = CASES[name]
     frame, law = design(case), law_named(case.law)
@@ -137,14 +137,14 @@ def simulate(task: tuple[str, int, int, int]) -> dict[str, list[bool]]:
                 problem, best, method=method, resamples=resamples, seed=table, clusters=clusters
             )
             for key, function in quantities.items():
-                found = percentile(function, best, draws, 95.0)
+                interval = percentile(function, best, draws, 95.0)
                 hits.setdefault(f"{key} | bootstrap of {method}", []).append(
-                    found.low <= truths[key] <= found.high
+                    interval.low <= truths[key] <= interval.high
                 )
                 if method in ("rows", "cluster"):
-                    found = bca(problem, best, function, draws, clusters=clusters)
+                    interval = bca(problem, best, function, draws, clusters=clusters)
                     hits.setdefault(f"{key} | BCa of {method}", []).append(
-                        found.low <= truths[key] <= found.high
+                        interval.low <= truths[key] <= interval.high
                     )
             scale = new_run_scale(problem.log_residuals(best.theta), free)
             spread = beyond.log_loss(draws)
@@ -157,24 +157,24 @@ def simulate(task: tuple[str, int, int, int]) -> dict[str, list[bool]]:
             methods_of = [normal_interval(problem, best, function, clusters=clusters)]
             if key in PROFILED:
                 methods_of.append(profile(problem, best, function, clusters=clusters))
-            for found in methods_of:
-                hits.setdefault(f"{key} | {found.method}", []).append(
-                    found.low <= truths[key] <= found.high
+            for interval in methods_of:
+                hits.setdefault(f"{key} | {interval.method}", []).append(
+                    interval.low <= truths[key] <= interval.high
                 )
     return hits
 
 
 def solved(problem: Problem, theta: np.ndarray) -> Solution:
-    """The optimum next to the truth: multi-start is another benchmark's matter."""
-    found = problem.minimise(theta[None])
+    """Find the optimum next to the true parameters; ``fitting.py`` measures multi-start."""
+    minimum = problem.minimise(theta[None])
     return Solution(
-        theta=found.theta[0], cost=float(found.cost[0]), gradient_norm=0.0, converged=True,
-        basins=[{"objective": float(found.cost[0]), "starts": 1}], others=found.theta,
+        theta=minimum.theta[0], cost=float(minimum.cost[0]), gradient_norm=0.0, converged=True,
+        basins=[{"objective": float(minimum.cost[0]), "starts": 1}], others=minimum.theta,
     )  # fmt: skip
 
 
 def document(resamples: int, figures: dict[str, object]) -> None:
-    """Keep the finished cases, those of an earlier run too unless they were run again."""
+    """Write the finished cases, and those of an earlier run that were not run again."""
     path = RESULTS / "coverage.json"
     before = json.loads(path.read_text())["cases"] if path.exists() else {}
     cases = {name: case for name, case in before.items() if name in CASES} | figures
@@ -196,20 +196,20 @@ def main() -> None:
         hits: dict[str, list[bool]] = {}
         with ProcessPoolExecutor(options.processes) as pool:
             for part in pool.map(simulate, tasks):
-                for key, own in part.items():
-                    hits.setdefault(key, []).extend(own)
+                for key, values in part.items():
+                    hits.setdefault(key, []).extend(values)
         rows = {}
-        for key, own in sorted(hits.items()):
-            interval = binomtest(sum(own), len(own)).proportion_ci(0.95)
+        for key, values in sorted(hits.items()):
+            interval = binomtest(sum(values), len(values)).proportion_ci(0.95)
             rows[key] = {
-                "coverage": round(100 * sum(own) / len(own), 2),
+                "coverage": round(100 * sum(values) / len(values), 2),
                 "binomial_95": [round(100 * interval.low, 2), round(100 * interval.high, 2)],
             }
             shown = f"{rows[key]['coverage']:6.2f} % {rows[key]['binomial_95']}"
             print(f"{name:42} {key:46} {shown}", flush=True)
-        figures[name] = {"tables": len(own), "methods": rows}
+        figures[name] = {"tables": len(values), "methods": rows}
         print(f"{name}: {time.perf_counter() - begun:.0f} s", flush=True)
-        document(options.resamples, figures)  # a killed benchmark keeps its finished cases
+        document(options.resamples, figures)  # so that a killed benchmark keeps its finished cases
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Promise: the embedded engine decodes at least 1.3 times as fast as transformers.
+"""Decode speed of the embedded engine; promise: at least 1.3 times that of transformers.
 
-Against transformers with a static cache, for a model of 93.6M parameters at batch 1 and 8 in fp32
-and bf16, on one thread; and what share of the memory's bandwidth that is. Dynamic cache and
-llama.cpp join where they are installed. Every implementation has a process of its own and they take
-turns, so that all see the same machine. A turn is the whole workload once; its figure is the CPU
-seconds of the decode per token. The interval is Student's, of the logarithms of paired turns.
+The benchmark compares the engine with transformers and a static cache, for a model of 93.6M
+parameters at batch 1 and 8 in fp32 and bf16, on one thread, and with the memory's read bandwidth.
+A dynamic cache and llama.cpp are measured too where they are installed. Every implementation has a
+process of its own, and the processes take turns, so that load of the machine affects all alike. A
+turn is one run of the whole workload; its figure is the CPU seconds of the decode per token. The
+interval is Student's, of the logarithms of paired turns.
 
     python benchmarks/decode_speed.py [--turns 6] [--dtypes float32,bfloat16] [--batches 1,8]
 """
@@ -34,11 +35,11 @@ MODEL = Shape(
 OURS, THEIRS = "torch", "transformers"
 ENGINES = (OURS, THEIRS, "transformers:dynamic", "llamacpp")
 READ = "read bandwidth"
-FEW = 2  # outputs of the short run, where an engine does not tell decode from prefill
+SHORT_OUTPUT = 2  # tokens of the run that times prefill, where an engine does not separate it
 
 
 def serve(name: str, shape: Shape, workload: Workload, calls: Connection) -> None:
-    """Answer every call with CPU seconds: of all decode steps, and of the prefill."""
+    """Answer every call with the CPU seconds of all decode steps and of the prefill."""
     from shapelaw.search.engines._timed import TimedEngine
     from shapelaw.search.engines.machine import read_bandwidth
     from shapelaw.search.engines.registry import engine_named
@@ -60,8 +61,8 @@ def serve(name: str, shape: Shape, workload: Workload, calls: Connection) -> Non
     while calls.recv():
         whole = server.serve(workload.output_tokens)
         if whole.decode_cpu is None:
-            prefill = server.serve(FEW).cpu * 1.0
-            steps = workload.output_tokens - FEW
+            prefill = server.serve(SHORT_OUTPUT).cpu * 1.0
+            steps = workload.output_tokens - SHORT_OUTPUT
             decode = (whole.cpu - prefill) / steps * (workload.output_tokens - 1)
         else:
             decode = whole.decode_cpu
@@ -69,7 +70,7 @@ def serve(name: str, shape: Shape, workload: Workload, calls: Connection) -> Non
 
 
 def compare(shape: Shape, workload: Workload, turns: int) -> dict[str, object]:
-    """CPU seconds of every implementation, turn by turn, and what follows."""
+    """Measure the CPU seconds of every implementation in turns, and derive the figures."""
     context = multiprocessing.get_context("spawn")
     calls, started, missing = {}, {}, {}
     for name in (*ENGINES, READ):
@@ -104,12 +105,12 @@ def figures(
     seconds: dict[str, list[tuple[float, float]]],
     bandwidth: float,
 ) -> dict[str, object]:
-    """Tokens per CPU second, ratios to transformers with a static cache, share of the roof."""
+    """Compute tokens per CPU second, ratios to our engine, and the share of the bandwidth."""
     tokens = workload.concurrency * (workload.output_tokens - 1)
     decode = {name: np.array([turn[0] for turn in turns]) for name, turns in seconds.items()}
     prefill = {name: np.array([turn[1] for turn in turns]) for name, turns in seconds.items()}
     size = workload.bytes_per_value
-    embedding = shape.vocab_size * shape.hidden_size  # rows are looked up, not read
+    embedding = shape.vocab_size * shape.hidden_size  # a step reads single rows of it
     weights = size * (shape.n_total - embedding * (not shape.tie_word_embeddings))
     context = workload.input_tokens + workload.output_tokens / 2
     step_bytes = weights + workload.concurrency * context * shape.kv_bytes(size)
@@ -136,7 +137,7 @@ def figures(
 
 
 def _ratio(theirs: np.ndarray, ours: np.ndarray) -> dict[str, float]:
-    """The ratio of paired turns, with a 95 % interval."""
+    """Compute the geometric mean of the ratios of paired turns, with a 95 % interval."""
     logs = np.log(theirs / ours)
     half = 0.0
     if len(logs) > 1:
@@ -151,17 +152,17 @@ def main() -> None:
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--lengths", default="256/64")
-    asked = parser.parse_args()
-    inputs, outputs = map(int, asked.lengths.split("/"))
+    options = parser.parse_args()
+    inputs, outputs = map(int, options.lengths.split("/"))
     rows = []
     before = os.getloadavg()[0]
-    for dtype in asked.dtypes.split(","):
-        for batch in map(int, asked.batches.split(",")):
+    for dtype in options.dtypes.split(","):
+        for batch in map(int, options.batches.split(",")):
             workload = Workload(
                 name="decode", input_tokens=inputs, output_tokens=outputs, concurrency=batch,
                 dtype=dtype,
             )  # fmt: skip
-            rows.append(compare(MODEL, workload, asked.turns))
+            rows.append(compare(MODEL, workload, options.turns))
             print(rows[-1], flush=True)
     least = min(row["decode_ratio_of_ours"][THEIRS]["ratio"] for row in rows)  # type: ignore[index]
     finish(

@@ -1,8 +1,8 @@
-"""Question: does the fastest shape depend on the engine, on the batch and on the workload?
+"""Rank correlation of the throughput of shapes between engines, batch sizes and workloads.
 
-Shapes along the front of predicted loss against cost at one size are measured by several engines
-under several workloads; prints the rank correlations and draws docs/engine_ranks.png. What is
-measured is kept in the folder, engine by engine, so that a killed run goes on.
+Several engines measure shapes along the front of predicted loss against cost at one size, under
+several workloads. The benchmark prints the rank correlations and draws docs/engine_ranks.png. The
+folder keeps the measurements of each engine, so that a killed run continues.
 """
 
 import argparse
@@ -36,10 +36,10 @@ USUAL = {"hidden_over_sqrt_n": (0.04, 0.4), "mlp_to_attention": (0.5, 8.0), "gqa
 
 
 def shapes_of(size: str, number: int, law_runs: str) -> list[Shape]:
-    """Shapes along the front of predicted loss and FLOPs with cache, a spread over all depths.
+    """Choose shapes along the fronts of predicted loss against FLOPs with cache, at all depths.
 
-    The cost stands in for a measurement; the front of each depth is taken for itself, because at
-    small sizes one depth would fill the common one.
+    The cost replaces a measurement. Each depth has a front of its own, because at small sizes the
+    common front would consist of one depth.
     """
     law = fit("conditional", load_runs(law_runs), resamples=0)
     rows: list[Shape] = []
@@ -53,8 +53,8 @@ def shapes_of(size: str, number: int, law_runs: str) -> list[Shape]:
         cost = table.forward_flops(CONTEXT) + table.kv_bytes(4) * CONTEXT
         on_front = np.flatnonzero(front(losses, 1 / cost))
         on_front = on_front[np.argsort(losses[on_front])]
-        wanted = min(-(-number // len(DEPTHS)), len(on_front))
-        picked = np.linspace(0, len(on_front) - 1, wanted).round().astype(int)
+        count = min(-(-number // len(DEPTHS)), len(on_front))
+        picked = np.linspace(0, len(on_front) - 1, count).round().astype(int)
         rows += [table[int(row)] for row in on_front[picked]]
     return list(dict.fromkeys(rows))
 
@@ -62,39 +62,39 @@ def shapes_of(size: str, number: int, law_runs: str) -> list[Shape]:
 def measured(
     engine: str, workload: Workload, shapes: list[Shape], folder: Path
 ) -> list[Measurement | str]:
-    """What an engine says of every shape; asked once, then read from the folder."""
-    kept = folder / f"{engine} {short(workload)}.json".replace("/", "-").replace(":", "-")
+    """Measure every shape with an engine, or read earlier measurements from the folder."""
+    path = folder / f"{engine} {short(workload)}.json".replace("/", "-").replace(":", "-")
     key = [asdict(workload), [asdict(shape) for shape in shapes]]
-    if kept.exists():
-        document = json.loads(kept.read_text())
+    if path.exists():
+        document = json.loads(path.read_text())
         if document["key"] == key:
             rows = document["rows"]
             return [row if isinstance(row, str) else Measurement(**row) for row in rows]
-    found = engine_named(engine).measure_all(shapes, workload)
-    rows = [row if isinstance(row, str) else asdict(row) for row in found]
-    kept.write_text(json.dumps({"key": key, "rows": rows}))
-    return found
+    results = engine_named(engine).measure_all(shapes, workload)
+    rows = [row if isinstance(row, str) else asdict(row) for row in results]
+    path.write_text(json.dumps({"key": key, "rows": rows}))
+    return results
 
 
 def short(workload: Workload) -> str:
-    """Lengths and batch."""
+    """Format the lengths and the batch of a workload."""
     return f"{workload.input_tokens}/{workload.output_tokens}@{workload.concurrency}"
 
 
-def speeds(found: list[Measurement | str]) -> list[float]:
-    """Output tokens per second, NaN where the engine could not."""
-    return [np.nan if isinstance(row, str) else row.output_tokens_per_second for row in found]
+def speeds(results: list[Measurement | str]) -> list[float]:
+    """Return the output tokens per second, NaN where the engine refused a shape."""
+    return [np.nan if isinstance(row, str) else row.output_tokens_per_second for row in results]
 
 
 def draw(table: pd.DataFrame, ranks: pd.DataFrame, depths: list[int]) -> None:
-    """Left: throughput against that of the median shape; right: rank correlations."""
+    """Draw throughput over that of the median shape (left) and rank correlations (right)."""
     from matplotlib.figure import Figure
 
     from shapelaw.scaling.plots.style import COLOURS, save_figure
 
     figure = Figure(figsize=(13.5, 6.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
-    engines, workloads = (list(dict.fromkeys(own)) for own in zip(*table, strict=True))
+    engines, workloads = (list(dict.fromkeys(names)) for names in zip(*table, strict=True))
     for engine, workload in table:
         relative = table[engine, workload] / table[engine, workload].median()
         left.plot(
@@ -120,7 +120,7 @@ def draw(table: pd.DataFrame, ranks: pd.DataFrame, depths: list[int]) -> None:
             right.text(
                 column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour
             )
-    names = [" ".join(own) for own in table]
+    names = [" ".join(name) for name in table]
     right.set_xticks(range(len(ranks)), names, rotation=40, ha="right", fontsize=8)
     right.set_yticks(range(len(ranks)), names, fontsize=8)
     right.set_title("Spearman rank correlation of throughput", fontsize=10)
@@ -143,31 +143,31 @@ def main() -> None:
         for workload in map(parse_workload, options.workloads.split(","))
         for engine in options.engines.split(",")
     }
-    table = pd.DataFrame({name: speeds(found) for name, found in results.items()})
+    table = pd.DataFrame({name: speeds(rows) for name, rows in results.items()})
     ranks = pd.DataFrame(
         spearmanr(table, nan_policy="omit").statistic, index=table.columns, columns=table.columns
     )
     draw(table, ranks, [shape.num_hidden_layers for shape in shapes])
     frame = ShapeTable.of(shapes).frame()
-    for plain in (table, ranks):
-        plain.columns = pd.Index([" ".join(own) for own in plain])
-    results = {" ".join(own): found for own, found in results.items()}
+    for matrix in (table, ranks):
+        matrix.columns = pd.Index([" ".join(name) for name in matrix])
+    results = {" ".join(name): rows for name, rows in results.items()}
     print(pd.concat([frame, table.round(1)], axis=1).to_string())
     finish(
         "engine-ranks",
         {
-            "promise": "none: it answers whether engines and workloads agree on the fastest shape",
+            "promise": "none: the figures show if engines and workloads agree on the fastest shape",
             "shapes": [asdict(shape) for shape in shapes],
             "output_tokens_per_second": table.round(2).to_dict("list"),
             "fastest": {name: int(table[name].idxmax()) for name in table},
             "rank_correlations": ranks.round(3).to_dict("list"),
             "disturbed": {
-                name: sum(not isinstance(row, str) and row.disturbed for row in found)
-                for name, found in results.items()
+                name: sum(not isinstance(row, str) and row.disturbed for row in rows)
+                for name, rows in results.items()
             },
             "refused": {
-                name: [row for row in found if isinstance(row, str)]
-                for name, found in results.items()
+                name: [row for row in rows if isinstance(row, str)]
+                for name, rows in results.items()
             },
         },
     )

@@ -1,10 +1,10 @@
-"""Promise: a whole plan trains on one GPU inside a time limit, several proxies at once.
+"""Training of a whole plan on one GPU within a time limit, with several proxies at once.
 
-Prints a JSON line for everything that happens and, as the last line, one JSON document: checks of
-correctness, speed and share of the peak of one model and of stacks, the packings that were
-measured, the rows of the run table, and what was left undone. The document is also kept as
-`gpu_sweep.json` in --out (or $OUT), rewritten after every pack; with --resume, or where it lies
-there already, rows and packings that it has are not made again. Needs torch and NumPy only.
+The benchmark prints a JSON line for every event and, as the last line, one JSON document: checks of
+correctness, speed and MFU of one model and of stacks, the packings that were measured, the rows of
+the run table, and the runs that were not trained. The document is also written to `gpu_sweep.json`
+in --out (or $OUT) after every pack. With --resume, or where the file exists already, its rows and
+packings are not measured again. The benchmark needs torch and NumPy only.
 
     python benchmarks/gpu_sweep.py --plan plan.csv --text corpus.txt --limit-seconds 540
     python benchmarks/gpu_sweep.py --plan plan.csv --corpus sweep/corpus --dtype bfloat16
@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 
 def _no_safetensors() -> None:
-    """Where safetensors is missing nothing is checkpointed or exported, and the sweep goes on."""
+    """Replace a missing safetensors, so that the sweep runs without checkpoints and exports."""
 
     def missing(*_: object, **__: object) -> None:
         raise FileNotFoundError(2, "safetensors is not installed")
@@ -64,8 +64,8 @@ from shapelaw.trainers.training.spec import RunSpec
 PROXY = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 256,
          "qk_norm": True}  # fmt: skip
 SPEED = {
-    ".1M": Shape(hidden_size=64, intermediate_size=68, num_hidden_layers=4, **PROXY),
-    ".3M": Shape(hidden_size=96, intermediate_size=160, num_hidden_layers=4, **PROXY),
+    "0.1M": Shape(hidden_size=64, intermediate_size=68, num_hidden_layers=4, **PROXY),
+    "0.3M": Shape(hidden_size=96, intermediate_size=160, num_hidden_layers=4, **PROXY),
     "1M": Shape(hidden_size=160, intermediate_size=320, num_hidden_layers=5, **PROXY),
     "3M": Shape(hidden_size=224, intermediate_size=640, num_hidden_layers=6, **PROXY),
     "8.4M": Shape(hidden_size=256, intermediate_size=768, num_hidden_layers=8,
@@ -74,16 +74,16 @@ SPEED = {
 }  # fmt: skip
 TINY = Shape(hidden_size=32, intermediate_size=48, num_hidden_layers=2, **PROXY)
 CHECK_STEPS = 20
-KEPT = "gpu_sweep.json"
+DOCUMENT_NAME = "gpu_sweep.json"
 
 
 class OutOfTime(Exception):
-    """The time limit is near."""
+    """The time limit has passed."""
 
 
 @dataclass
 class Sweep:
-    """What is asked for, and the document that grows."""
+    """Settings of a sweep, and its document, which grows with the results."""
 
     device: torch.device
     options: Options
@@ -92,41 +92,44 @@ class Sweep:
     document: dict[str, Any]
 
     def say(self, event: str, **about: object) -> None:
+        """Print an event as a JSON line."""
         print(json.dumps({"event": event, **about}), flush=True)
 
     def keep(self) -> None:
+        """Write the document to its file atomically."""
         self.out.mkdir(parents=True, exist_ok=True)
-        temporary = self.out / f".{KEPT}"
+        temporary = self.out / f".{DOCUMENT_NAME}"
         temporary.write_text(json.dumps(self.document))
-        temporary.replace(self.out / KEPT)
+        temporary.replace(self.out / DOCUMENT_NAME)
 
     @property
     def left(self) -> float:
+        """Seconds until the time limit."""
         return self.deadline - time.perf_counter()
 
 
 def read_plan(path: Path, corpus: Corpus, recipe: Recipe) -> list[RunSpec]:
-    """The runs of a plan.csv: fields of a shape, tokens, and any field of the recipe."""
+    """Read the runs of a plan.csv: fields of a shape, tokens, and any field of the recipe."""
     specs = []
     with path.open(newline="", encoding="utf-8") as file:
         for number, row in enumerate(csv.DictReader(file)):
-            given = {name: value for name, value in row.items() if value not in ("", None)}
-            shape = Shape.from_config(given | {"vocab_size": corpus.vocab_size})
+            values = {name: value for name, value in row.items() if value not in ("", None)}
+            shape = Shape.from_config(values | {"vocab_size": corpus.vocab_size})
             settings = {
-                field.name: type(getattr(recipe, field.name))(given[field.name])
+                field.name: type(getattr(recipe, field.name))(values[field.name])
                 for field in fields(recipe)
-                if field.name in given
+                if field.name in values
             }
-            branches = str(given.get("branches", "")).replace(",", " ").replace(";", " ").split()
+            branches = str(values.get("branches", "")).replace(",", " ").replace(";", " ").split()
             specs.append(
                 RunSpec(
-                    run_id=given.get("run_id", f"row-{number}"),
+                    run_id=values.get("run_id", f"row-{number}"),
                     shape=shape,
-                    tokens=round(float(given["tokens"])),
+                    tokens=round(float(values["tokens"])),
                     recipe=replace(recipe, **settings),
-                    seed=int(given.get("seed", 0)),
-                    data_seed=int(given.get("data_seed", 0)),
-                    role=given.get("role", "proxy"),
+                    seed=int(values.get("seed", 0)),
+                    data_seed=int(values.get("data_seed", 0)),
+                    role=values.get("role", "proxy"),
                     branches=tuple(round(float(count)) for count in branches),
                 )
             )
@@ -134,7 +137,7 @@ def read_plan(path: Path, corpus: Corpus, recipe: Recipe) -> list[RunSpec]:
 
 
 def peak_flops(device: torch.device, dtype: str) -> float | None:
-    """The device's published peak for a dtype from data/hardware.toml, None if it is not there."""
+    """Return the device's peak FLOP/s for a dtype from data/hardware.toml, None if it lacks it."""
     path = Path(__file__).parent.parent / "data" / "hardware.toml"
     name = device_label(device).lower()
     for key, about in tomllib.loads(path.read_text(encoding="utf-8")).items():
@@ -144,7 +147,7 @@ def peak_flops(device: torch.device, dtype: str) -> float | None:
 
 
 def utilisation(spec: RunSpec, tokens_per_second: float, device: torch.device) -> float | None:
-    """Model FLOPs per second over the peak (MFU); None where the peak is not known."""
+    """Compute model FLOPs utilisation (MFU), None where the peak is unknown."""
     peak = peak_flops(device, spec.recipe.dtype)
     per_token = spec.shape.training_flops(spec.recipe.context_length)
     return None if peak is None else tokens_per_second * per_token / peak
@@ -152,7 +155,7 @@ def utilisation(spec: RunSpec, tokens_per_second: float, device: torch.device) -
 
 def _trained(specs: list[RunSpec], tokens: np.ndarray, device: torch.device, options: Options,
              notes: list[str]) -> list[float]:  # fmt: skip
-    """Training losses of a stack after a few steps."""
+    """Return the training losses of a stack after a few steps."""
     stack = Stack(specs, device)
     feed = Feed(stack, tokens, resident(tokens, device))
     step = PackedStep(stack, feed, options, note=notes.append)
@@ -161,7 +164,7 @@ def _trained(specs: list[RunSpec], tokens: np.ndarray, device: torch.device, opt
 
 
 def checks(sweep: Sweep, tokens: np.ndarray, recipe: Recipe) -> dict[str, object]:
-    """Pairs of losses that must agree: devices, packing, compilation, chunked cross-entropy."""
+    """Compare losses between devices, packing, compilation and chunked cross-entropy."""
     small = replace(recipe, context_length=64, sequences=4, dtype="float32", optimizer="adamw",
                     learning_rate=2e-3, matrix_learning_rate=2e-3)  # fmt: skip
     specs = [
@@ -176,23 +179,23 @@ def checks(sweep: Sweep, tokens: np.ndarray, recipe: Recipe) -> dict[str, object
         return _trained(specs[:count], tokens, device, options, notes)[0]
 
     eager = run(1, sweep.device, plain)
-    found = {
+    pairs = {
         "device_against_cpu": (eager, run(1, torch.device("cpu"), plain), 1e-3),
         "packed_against_single": (run(3, sweep.device, plain), eager, 1e-3),
         "captured_against_eager": (run(3, sweep.device, Options()), eager, 1e-3),
     }
     if sweep.options.compiler:
         compiled = run(3, sweep.device, Options(compiler=sweep.options.compiler))
-        found["compiled_against_eager"] = (compiled, eager, 1e-3)
-    found["chunked_against_plain"] = (*_chunked(sweep.device, tokens, specs[0]), 1e-5)
+        pairs["compiled_against_eager"] = (compiled, eager, 1e-3)
+    pairs["chunked_against_plain"] = (*_chunked(sweep.device, tokens, specs[0]), 1e-5)
     return {
         name: {"got": got, "wanted": wanted, "ok": bool(abs(got - wanted) <= tolerance * wanted)}
-        for name, (got, wanted, tolerance) in found.items()
+        for name, (got, wanted, tolerance) in pairs.items()
     } | {"notes": notes}
 
 
 def _chunked(device: torch.device, tokens: np.ndarray, spec: RunSpec) -> tuple[float, float]:
-    """Norm of the head's gradient by the chunked loss and by the plain one."""
+    """Return the norms of the head's gradient of the chunked and of the plain loss."""
     model = Stack([spec], device).models[0].to(device)
     batch = torch.from_numpy(np.array(tokens[: 4 * 65], dtype=np.int64)).view(4, 65).to(device)
     wanted = torch.autograd.grad(
@@ -205,8 +208,8 @@ def _chunked(device: torch.device, tokens: np.ndarray, spec: RunSpec) -> tuple[f
 
 
 def speeds(sweep: Sweep, recipe: Recipe, seconds: float) -> list[dict[str, object]]:
-    """Tokens/s and MFU of one model and of stacks of 8 and 32, small to large."""
-    found: list[dict[str, object]] = []
+    """Measure tokens/s and MFU of one model and of stacks of 8 and 32, small to large."""
+    rows: list[dict[str, object]] = []
     random = np.random.default_rng(0)
     for name, shape in SPEED.items():
         tokens = random.integers(0, shape.vocab_size, 1_000_000).astype(np.uint16)
@@ -215,44 +218,44 @@ def speeds(sweep: Sweep, recipe: Recipe, seconds: float) -> list[dict[str, objec
                        recipe=replace(recipe, sequences=sequences))  # fmt: skip
         for replicas in (1, 8, 32):
             if sweep.left < 30 + 4 * seconds:
-                return found
+                return rows
             trial = trial_stack(spec, tokens, replicas, device=sweep.device, seconds=seconds,
                                 options=sweep.options)  # fmt: skip
             mfu = utilisation(spec, trial.tokens_per_second, sweep.device)
-            found.append({"model": name, "mfu": mfu, **asdict(trial)})
-            sweep.say("speed", **found[-1])
-    return found
+            rows.append({"model": name, "mfu": mfu, **asdict(trial)})
+            sweep.say("speed", **rows[-1])
+    return rows
 
 
 def measure_packings(
     sweep: Sweep, specs: list[RunSpec], tokens: np.ndarray, seconds: float, most: tuple[int, int]
 ) -> Callable[[RunSpec], Packing]:
-    """Measure the smallest and the largest shape; every other takes that of the nearer in FLOPs."""
-    kept = sweep.document["packings"]
+    """Measure packings of the smallest and the largest shape; others use the nearer in FLOPs."""
+    packings = sweep.document["packings"]
     ordered = sorted(specs, key=lambda spec: spec.step_flops)
     ends = {packing_key(spec, sweep.device): spec for spec in (ordered[0], ordered[-1])}
-    known: list[tuple[float, Packing]] = []
+    measured: list[tuple[float, Packing]] = []
     for key, spec in ends.items():
-        if key not in kept:
+        if key not in packings:
             packing = choose_packing(spec, tokens, device=sweep.device, seconds=seconds,
                                      options=sweep.options, most=most)  # fmt: skip
             mfu = utilisation(spec, packing.tokens_per_second, sweep.device)
-            kept[key] = {**asdict(packing), "mfu": mfu}
-            sweep.say("packing", **kept[key])
+            packings[key] = {**asdict(packing), "mfu": mfu}
+            sweep.say("packing", **packings[key])
             sweep.keep()
-        values = {name: value for name, value in kept[key].items() if name != "mfu"}
-        known.append((spec.step_flops, Packing.from_json(values)))
+        values = {name: value for name, value in packings[key].items() if name != "mfu"}
+        measured.append((spec.step_flops, Packing.from_json(values)))
 
     def nearest(spec: RunSpec) -> Packing:
-        distance = [abs(np.log(spec.step_flops / flops)) for flops, _ in known]
-        return known[int(np.argmin(distance))][1]
+        distance = [abs(np.log(spec.step_flops / flops)) for flops, _ in measured]
+        return measured[int(np.argmin(distance))][1]
 
     return nearest
 
 
 def run_packs(sweep: Sweep, specs: list[RunSpec], corpus: Corpus,
               packing: Callable[[RunSpec], Packing], work: Path) -> None:  # fmt: skip
-    """Train pack after pack, the dearest first, until all are done or the time is."""
+    """Train the packs, the most expensive first, until all are done or time is over."""
     done = {row["run_group"] for row in sweep.document["rows"]}
     waiting = sorted(
         (spec for spec in specs if spec.run_id not in done), key=lambda spec: -spec.flops
@@ -276,6 +279,7 @@ def run_packs(sweep: Sweep, specs: list[RunSpec], corpus: Corpus,
 
 
 def _run_pack(sweep: Sweep, pack: list[RunSpec], corpus: Corpus, work: Path) -> None:
+    """Train a pack and add its rows to the document."""
     begun = time.perf_counter()
     notes: list[str] = []
 
@@ -287,13 +291,13 @@ def _run_pack(sweep: Sweep, pack: list[RunSpec], corpus: Corpus, work: Path) -> 
                       options=sweep.options, checkpoint_seconds=float("inf"),
                       events=PackEvents(watch=watch, note=notes.append))  # fmt: skip
     seconds = time.perf_counter() - begun
-    for spec, own in zip(pack, rows, strict=True):
-        for row in own:
+    for spec, run_rows in zip(pack, rows, strict=True):
+        for row in run_rows:
             per_second = row.get("tokens_per_second")
             mfu = None if per_second is None else utilisation(spec, per_second, sweep.device)
             sweep.document["rows"].append(row | {"mfu": mfu})
     sweep.say("pack", runs=[spec.run_id for spec in pack], seconds=seconds, notes=notes,
-              losses=[own[-1].get("loss") for own in rows])  # fmt: skip
+              losses=[run_rows[-1].get("loss") for run_rows in rows])  # fmt: skip
     sweep.keep()
 
 
@@ -301,67 +305,82 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--plan", type=Path)
     parser.add_argument("--corpus", type=Path, help="folder of a prepared corpus")
-    parser.add_argument("--text", type=Path, help="a text file, as bytes, instead of --corpus")
+    parser.add_argument("--text", type=Path, help="text file, read as bytes, instead of --corpus")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "gpu-sweep")))
-    parser.add_argument("--resume", type=Path, help="the document of an earlier call")
+    parser.add_argument("--resume", type=Path, help="document of an earlier call")
     parser.add_argument("--limit-seconds", type=float, default=540.0)
     parser.add_argument("--trial-seconds", type=float, default=2.0)
     parser.add_argument("--most-replicas", type=int, default=64)
     parser.add_argument("--most-processes", type=int, default=4)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--compiler", default=None, help="inductor on a GPU; empty for none")
-    parser.add_argument("--recipe", type=json.loads, default={}, help="JSON of recipe fields")
-    parser.add_argument("--speed", action="store_true", help="measure single models too")
+    parser.add_argument(
+        "--compiler", default=None, help="compiler, empty for none; default: inductor on a GPU"
+    )
+    parser.add_argument(
+        "--recipe", type=json.loads, default={}, help="fields of the recipe, as JSON"
+    )
+    parser.add_argument("--speed", action="store_true", help="also measure single models")
     parser.add_argument("--no-checks", action="store_true")
     return parser.parse_args()
 
 
-def _document(given: argparse.Namespace) -> dict[str, Any]:
-    """The document of an earlier call, or an empty one."""
-    path = given.resume or given.out / KEPT
-    known = json.loads(path.read_text()) if path.exists() else {}
-    return {"benchmark": "gpu_sweep", "rows": [], "packings": {}, "checks": {}, "speed": []} | known
+def _document(options: argparse.Namespace) -> dict[str, Any]:
+    """Read the document of an earlier call, or make an empty one."""
+    path = options.resume or options.out / DOCUMENT_NAME
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    return {
+        "benchmark": "gpu_sweep",
+        "rows": [],
+        "packings": {},
+        "checks": {},
+        "speed": [],
+    } | earlier
 
 
 def main() -> None:
     begun = time.perf_counter()
-    given = arguments()
-    device = device_named(given.device)
+    options = arguments()
+    device = device_named(options.device)
     compiler = (
-        ("inductor" if device.type == "cuda" else "") if given.compiler is None else given.compiler
+        ("inductor" if device.type == "cuda" else "")
+        if options.compiler is None
+        else options.compiler
     )
-    sweep = Sweep(device, Options(compiler=compiler, export=False), begun + given.limit_seconds,
-                  given.out, _document(given))  # fmt: skip
+    sweep = Sweep(device, Options(compiler=compiler, export=False), begun + options.limit_seconds,
+                  options.out, _document(options))  # fmt: skip
     about = {"device": device_label(device), "torch": torch.__version__, "compiler": compiler,
              "command": " ".join(["python", *sys.argv])}  # fmt: skip
     sweep.document |= about
     sweep.say("begin", **about)
-    recipe = replace(Recipe(dtype=given.dtype), **given.recipe)
+    recipe = replace(Recipe(dtype=options.dtype), **options.recipe)
     with tempfile.TemporaryDirectory() as folder:
-        _sweep(sweep, given, recipe, Path(folder))
+        _sweep(sweep, options, recipe, Path(folder))
     synchronize(device)
     sweep.document["seconds"] = sweep.document.get("seconds", 0.0) + time.perf_counter() - begun
     sweep.keep()
     print(json.dumps(sweep.document), flush=True)
 
 
-def _sweep(sweep: Sweep, given: argparse.Namespace, recipe: Recipe, work: Path) -> None:
-    if given.speed and not sweep.document["speed"]:
-        sweep.document["speed"] = speeds(sweep, recipe, given.trial_seconds)
+def _sweep(sweep: Sweep, options: argparse.Namespace, recipe: Recipe, work: Path) -> None:
+    """Measure speeds, run the checks and train the plan, as the options say."""
+    if options.speed and not sweep.document["speed"]:
+        sweep.document["speed"] = speeds(sweep, recipe, options.trial_seconds)
         sweep.keep()
-    if given.plan is None:
+    if options.plan is None:
         return
     corpus = (
-        Corpus.load(given.corpus) if given.corpus else prepare(str(given.text), work / "corpus")
+        Corpus.load(options.corpus)
+        if options.corpus
+        else prepare(str(options.text), work / "corpus")
     )
-    specs = read_plan(given.plan, corpus, recipe)
+    specs = read_plan(options.plan, corpus, recipe)
     tokens = corpus.train()
-    if not given.no_checks and not sweep.document["checks"]:
+    if not options.no_checks and not sweep.document["checks"]:
         sweep.document["checks"] = checks(sweep, tokens, recipe)
         sweep.say("checks", **sweep.document["checks"])
-    most = (given.most_replicas, given.most_processes)
-    packing = measure_packings(sweep, specs, tokens, given.trial_seconds, most)
+    most = (options.most_replicas, options.most_processes)
+    packing = measure_packings(sweep, specs, tokens, options.trial_seconds, most)
     run_packs(sweep, specs, corpus, packing, work)
     done = {row["run_group"] for row in sweep.document["rows"]}
     sweep.document["undone"] = [spec.run_id for spec in specs if spec.run_id not in done]

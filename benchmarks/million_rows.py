@@ -1,7 +1,7 @@
-"""Promise: a run table of 10^6 rows loads and validates in under 10 seconds, CSV or Parquet.
+"""Time to load and validate a run table of 10^6 rows; promise: under 10 s, CSV or Parquet.
 
-The table is made up: valid shapes, a law's losses with noise, all columns of the quickstart's
-table. Files are written beforehand and are not part of the time.
+The table is synthetic: valid shapes, losses of a law with noise, and all columns of the
+quickstart's table. The time excludes writing the files.
 """
 
 import resource
@@ -22,8 +22,8 @@ ROWS = 1_000_000
 REPEATS = 3
 
 
-def made_up(rows: int, seed: int = 0) -> pd.DataFrame:
-    """The quickstart's rows repeated, each with its own name, token count and loss."""
+def synthetic_table(rows: int, seed: int = 0) -> pd.DataFrame:
+    """Repeat the quickstart's rows with unique names, token counts and losses."""
     shipped = read_table(data_folder() / "quickstart" / "runs.csv")
     rng = np.random.default_rng(seed)
     table = shipped.iloc[np.arange(rows) % len(shipped)].reset_index(drop=True)
@@ -38,7 +38,7 @@ def made_up(rows: int, seed: int = 0) -> pd.DataFrame:
 
 def main() -> None:
     figures: dict[str, object] = {"rows": ROWS, "promise_s": 10}
-    table = made_up(ROWS)
+    table = synthetic_table(ROWS)
     figures["columns"] = table.shape[1]
     with tempfile.TemporaryDirectory() as folder:
         for ending in ("csv", "parquet"):

@@ -1,7 +1,8 @@
-"""Promise: chosen runs reach a held-out error with fewer FLOPs than random ones; choices are fast.
+"""Back-test of ``next_runs``; promise: fewer FLOPs than random runs for the same held-out error.
 
-Back-tests ``next_runs`` on public tables (a mirror of them in SHAPELAW_MIRROR), prints the ratios
-of FLOPs to those of a random order, whatever they are, and draws docs/next_runs.png.
+The benchmark back-tests ``next_runs`` on public tables (from the mirror in SHAPELAW_MIRROR), prints
+the ratios of its FLOPs to those of a random order, times its choices, and draws
+docs/next_runs.png.
 """
 
 import argparse
@@ -24,13 +25,18 @@ from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.table import RunTable
 
 PICTURE = Path(__file__).parent.parent / "docs" / "next_runs.png"
-TARGETS = (1.1, 1.25, 1.5, 2.0)  # times the error of the whole pool; 1.25 was chosen beforehand
+TARGETS = (
+    1.1,
+    1.25,
+    1.5,
+    2.0,
+)  # times the error of the whole pool; 1.25 was chosen before the test
 COLOURS = {"design": "#0072b2", "random": "#999999", "cheapest": "#d55e00"}  # Okabe and Ito
 NAMES = {"design": "next_runs", "random": "random", "cheapest": "cheapest first"}
 
 
 def table(name: str) -> tuple[str, RunTable]:
-    """Load a public table and name the law that its columns allow."""
+    """Load a public table; return the law that its columns support, and its runs."""
     if name == "chinchilla":
         return "chinchilla", load_runs(name, where="not outlier")
     return "width", load_runs(name, where="n_total > 5e7")
@@ -41,7 +47,7 @@ def fit_runs(law: str, runs: RunTable) -> Fit:
 
 
 def choice_seconds() -> dict[str, float]:
-    """Seconds of one choice out of 400, and of a whole design, on the Chinchilla points."""
+    """Time one choice out of 400, and a whole design, on the Chinchilla points."""
     law, runs = table("chinchilla")
     fitted = fit_runs(law, runs)
     candidates = grid_candidates(fitted, sizes=20, token_counts=20)
@@ -49,14 +55,14 @@ def choice_seconds() -> dict[str, float]:
     scatter = next_runs(fitted, candidates, 1e21, goal=goal, runs=runs).scatter
     seconds = {}
     for most in (1, 32):
-        limits, took = Limits(most_runs=most, smallest_gain=0.0, stretch=1e6), []
+        limits, times = Limits(most_runs=most, smallest_gain=0.0, stretch=1e6), []
         for _ in range(20):
             begun = time.perf_counter()
             next_runs(
                 fitted, candidates, 1e22, goal=goal, runs=runs, limits=limits, scatter=scatter
             )
-            took.append(time.perf_counter() - begun)
-        seconds[f"seconds_for_{most}_of_400"] = float(np.median(took))
+            times.append(time.perf_counter() - begun)
+        seconds[f"seconds_for_{most}_of_400"] = float(np.median(times))
     return seconds
 
 
@@ -68,7 +74,7 @@ def run(job: tuple[str, str], *, seeds: int, steps: int) -> tuple[Backtest, floa
 
 
 def last_errors(result: Backtest) -> dict[str, float]:
-    """Median over seeds when all that a strategy wants is trained; it may leave runs out."""
+    """Return each strategy's median error over seeds after its last run; it may leave runs out."""
     return {str(name): rows["median"].iloc[-1] for name, rows in result.bands().groupby("strategy")}
 
 
@@ -95,7 +101,7 @@ def draw(results: dict[tuple[str, str], Backtest]) -> None:
         low, high = bands["lower_quartile"].min(), bands["upper_quartile"].max()
         log_axis(axes, "y", 95 * low, 105 * max(high, 1.25 * result.full_error))
         axes.set_title(f"{name}, from a third: {start}")
-        axes.set_xlabel("FLOPs, those of the start included")
+        axes.set_xlabel("FLOPs, including those of the start")
         axes.set_ylabel("error on the largest runs (%)")
         axes.grid(alpha=0.25)
     handles, labels = panels[0, 0].get_legend_handles_labels()
@@ -114,8 +120,8 @@ def main() -> None:
     jobs = [(name, start) for name in options.tables for start in options.starts]
     results, figures = {}, {}
     with ProcessPoolExecutor(options.workers) as pool:
-        one = partial(run, seeds=options.seeds, steps=options.steps)
-        for (name, start), (result, seconds) in zip(jobs, pool.map(one, jobs), strict=True):
+        run_job = partial(run, seeds=options.seeds, steps=options.steps)
+        for (name, start), (result, seconds) in zip(jobs, pool.map(run_job, jobs), strict=True):
             results[name, start] = result
             figures[f"{name}, {start}"] = {
                 "law": table(name)[0],

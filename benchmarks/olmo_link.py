@@ -1,11 +1,12 @@
-"""Fit the shipped link of the OLMo ladder and test it on models that it has not seen.
+"""Fit of the shipped accuracy link to the OLMo ladder, with a test on held-out models.
 
     SHAPELAW_MIRROR=FOLDER python benchmarks/olmo_link.py
 
-The form is chosen before the test is looked at: every form is fitted to 190M to 760M and tested on
-1.3B; the one with the smallest mean absolute error per task is fitted to 190M to 1.3B, tested on 3B
-and on the 13B model of 5T tokens, and written to data/accuracy/olmo-ladder.json. Accuracies are
-five-shot, by ranked classification; only the final checkpoint of each run is used.
+The choice of the form does not use the test models: every form is fitted to 190M to 760M and
+evaluated on 1.3B. The form with the smallest mean absolute error per task is fitted to 190M to
+1.3B, tested on 3B and on the 13B model of 5T tokens, and written to
+data/accuracy/olmo-ladder.json. Accuracies are five-shot, by ranked classification; only the final
+checkpoint of each run is used.
 """
 
 import os
@@ -35,7 +36,7 @@ SIZES = {
     "peteish13": 13202396160,
 }
 FITTED = ("190M", "370M", "760M", "1B")
-# The eight tasks of the paper; boolq and winogrande are left out there as too noisy to predict.
+# The eight tasks of the paper, which leaves out boolq and winogrande as too noisy to predict.
 TASKS = (
     *("mmlu", "hellaswag", "arc_challenge", "arc_easy"),
     *("piqa", "csqa", "socialiqa", "openbookqa"),
@@ -44,7 +45,7 @@ PARTS = {
     **dict.fromkeys(("hellaswag", "piqa", "csqa", "socialiqa"), "val"),
     **dict.fromkeys(("arc_challenge", "arc_easy", "openbookqa"), "test"),
 }
-# MMLU is reported in four parts; together they are weighted by their numbers of test questions.
+# Questions of the four parts in which MMLU is reported, which weight their mean.
 MMLU = {"stem": 3018, "humanities": 4705, "social_sciences": 3077, "other": 3242}
 PROVENANCE = {
     "source": "allenai/OLMo-ladder (67a3f440f7), src/scripts/paper/data/ladder-runs",
@@ -63,7 +64,7 @@ FORMS_TRIED: dict[str, Form] = {
 
 
 def read_ladder(mirror: Path) -> pd.DataFrame:
-    """One row per run at its final checkpoint: loss_<set>, bpb_<task>, accuracy_<task>."""
+    """Read one row per run at its final checkpoint: loss_<set>, bpb_<task>, accuracy_<task>."""
     rows = []
     for path in sorted((mirror / "olmo_ladder" / "ladder-runs").glob("*.csv")):
         final = pd.read_csv(path).iloc[-1]
@@ -82,6 +83,7 @@ def read_ladder(mirror: Path) -> pd.DataFrame:
 
 
 def _task(final: pd.Series, task: str) -> list[tuple[str, float]]:
+    """Return accuracy and bits per byte of a task at a checkpoint, by column name."""
     weights = MMLU if task == "mmlu" else {"": 1}
     names = [f"mmlu_{part}_test" if part else f"{task}_{PARTS[task]}" for part in weights]
     scores = [final[f"eval/downstream/{name}_rc_5shot_len_norm"] for name in names]
@@ -94,13 +96,13 @@ def _task(final: pd.Series, task: str) -> list[tuple[str, float]]:
 
 
 def tested(table: pd.DataFrame, form: Form, fitted: tuple[str, ...], test: str) -> pd.DataFrame:
-    """Errors on the models of one size of a form fitted to others."""
+    """Fit a form to some sizes and return its errors on the models of another size."""
     links = fit_links(table[table["size"].isin(fitted)], TASKS, form=form)
     return held_out(links, table[table["size"] == test])
 
 
 def figures(errors: pd.DataFrame) -> dict[str, float]:
-    """Mean absolute errors in points of accuracy, and how many intervals held."""
+    """Compute mean absolute errors in percentage points, and the coverage of the intervals."""
     single = errors[errors["task"] != "mean"]
     mean = errors[errors["task"] == "mean"]
     return {
@@ -113,7 +115,7 @@ def figures(errors: pd.DataFrame) -> dict[str, float]:
 
 
 def chosen_form(table: pd.DataFrame) -> tuple[str, dict[str, dict[str, float]]]:
-    """The form with the smallest error per task on the largest fitted size, held out."""
+    """Choose the form with the smallest error per task on the largest fitted size, held out."""
     results = {
         name: figures(tested(table, form, FITTED[:-1], FITTED[-1]))
         for name, form in FORMS_TRIED.items()
@@ -122,7 +124,7 @@ def chosen_form(table: pd.DataFrame) -> tuple[str, dict[str, dict[str, float]]]:
 
 
 def shipped_links(table: pd.DataFrame, form: str) -> Links:
-    """Links on 190M to 1.3B, with their errors on 3B and 13B."""
+    """Fit links to 190M to 1.3B, and add their errors on 3B and 13B."""
     fitted = table[table["size"].isin(FITTED)]
     links = fit_links(fitted, TASKS, form=FORMS_TRIED[form], provenance=PROVENANCE)
     return with_hold_out(links, held_out(links, table[~table["size"].isin(FITTED)]))

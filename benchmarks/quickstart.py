@@ -1,6 +1,6 @@
-"""Promise: `shapelaw quickstart` takes about 12 minutes and 4 GB of memory on 2 cores.
+"""Time and memory of `shapelaw quickstart`; promise: about 12 minutes and 4 GB on 2 cores.
 
-Arguments are passed on to it, --out included.
+All arguments, with --out among them, are passed to the command.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from record import finish
 
-PROCESSES = 3  # the command and a worker per core
+PROCESSES = 3  # the command and one worker per core
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     begun = time.perf_counter()
     subprocess.run(["shapelaw", "quickstart", *arguments], check=True)
     seconds = time.perf_counter() - begun
-    # Kibibytes on Linux; the largest single process, of which at most three live at once.
+    # Linux gives the largest process in kibibytes; at most three processes run at once.
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     stages = json.loads((out / "quickstart.json").read_text())["stage_seconds"]
     name = f"quickstart-{out.name}"

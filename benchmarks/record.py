@@ -1,4 +1,4 @@
-"""Write a benchmark's result: one JSON document with commit, machine and command."""
+"""Results of benchmarks as JSON documents with commit, machine and command."""
 
 import json
 import platform
@@ -10,7 +10,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def finish(name: str, figures: dict[str, object]) -> None:
-    """Keep the figures in ``results/NAME.json`` and print them as the last line."""
+    """Write the figures to ``results/NAME.json`` and print them as the last line."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False
     )
@@ -27,11 +27,12 @@ def finish(name: str, figures: dict[str, object]) -> None:
 
 
 def _portable(argument: str) -> str:
-    """An argument as any machine could have it: of an absolute path only the name."""
+    """Reduce an absolute path to its last name; return other arguments unchanged."""
     return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def _processor() -> str:
+    """Describe the processors of this machine."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{len(models)} x {models[0]}" if models else platform.machine()

@@ -1,16 +1,16 @@
-"""Promise: after 40 measurements our sampler regrets less than every other does after 80.
+"""Regret of samplers; promise: ours after 40 measurements is below every other after 80.
 
 ``measure`` times every shape of a small space with the embedded engine, six repeats in one random
-order (see ``regret_table.py``); ``replay`` then lets each sampler search that table through the
-same study that a real search uses, and says how much of the exact front's hypervolume it lacks
-after 20, 40 and 80 measurements, over 10 seeds. Half of the repeats of a shape drive the search,
-the other half score it: a front is chosen by the first and valued by the second, so that a lucky
-repeat earns nothing, and who measured everything has regret 0. Seconds are CPU seconds of one
-thread, so that a shared machine may be used.
+order (see ``regret_table.py``). ``replay`` then runs each sampler on that table in the study that a
+real search uses, and computes the share of the exact front's hypervolume that is missing after 20,
+40 and 80 measurements, over 10 seeds. Half of the repeats of a shape drive the search, the other
+half scores it: the first half selects a front and the second gives its hypervolume, so that a lucky
+repeat has no benefit, and a search that measured all shapes has regret 0. Seconds are CPU seconds
+of one thread, which load of the machine affects little.
 
     python benchmarks/regret.py measure [--table data/regret/torch.csv]
     python benchmarks/regret.py replay [--table ...] [--methods "calibrated;tpe"] [--seeds 10]
-    python benchmarks/regret.py synthetic --table FILE  # a synthetic truth, to try the replay out
+    python benchmarks/regret.py synthetic --table FILE  # a synthetic table, to test the replay
 """
 
 import os
@@ -40,7 +40,7 @@ from shapelaw.search.workload import Workload
 TABLE = Path(__file__).parent.parent / "data" / "regret" / "torch.csv"
 PICTURE = Path(__file__).parent.parent / "docs" / "regret.png"
 COUNTS = (20, 40, 80)
-ENQUEUED = 6  # shapes of the roofline's front that begin a search
+ENQUEUED = 6  # shapes of the roofline's front that a search measures first
 
 
 @dataclass(frozen=True)
@@ -62,35 +62,35 @@ METHODS = {
 
 
 class TableEngine(Engine):
-    """Answers from the half of the table that drives a search."""
+    """Engine that returns the half of the table that drives a search."""
 
     name, kind = "table", "measured"
 
-    def __init__(self, asked: SearchProblem, truth: Truth, together: int) -> None:
+    def __init__(self, problem: SearchProblem, truth: Truth, together: int) -> None:
         self.together = together
-        rows = range(len(asked.table))
-        self._found = {asked.table[row]: truth.driving[row] for row in rows}
+        rows = range(len(problem.table))
+        self._measurements = {problem.table[row]: truth.driving[row] for row in rows}
 
     def measure(self, shape: Shape, workload: Workload) -> Measurement:
-        return self._found[shape]
+        return self._measurements[shape]
 
 
 @dataclass(frozen=True)
 class Score:
-    """Regret of a set of measured rows against having measured all."""
+    """Regret of a set of measured rows relative to all rows."""
 
     losses: np.ndarray
     truth: Truth
 
     def value(self, rows: np.ndarray) -> float:
-        """Hypervolume by the scoring half of the front that the driving half chooses."""
+        """Compute the hypervolume, by the scoring half, of the front of the driving half."""
         chosen = rows[front(self.losses[rows], self.truth.rates[rows])]
         return hypervolume(self.losses[chosen], self.truth.scoring[chosen], self.reference)
 
     @property
     def reference(self) -> tuple[float, float]:
-        every = np.arange(len(self.losses))
-        best = every[front(self.losses, self.truth.rates)]
+        rows = np.arange(len(self.losses))
+        best = rows[front(self.losses, self.truth.rates)]
         loss, speed = reference_point(self.losses[best], np.log(self.truth.rates[best]))
         return loss, float(np.exp(speed))
 
@@ -100,56 +100,56 @@ class Score:
 
 
 def replayed(
-    method: Method, asked: SearchProblem, truth: Truth, *, seed: int, together: int
+    method: Method, problem: SearchProblem, truth: Truth, *, seed: int, together: int
 ) -> list[float]:
-    """Regret after each of COUNTS measurements.
+    """Compute the regret after each of COUNTS measurements.
 
-    A sampler that draws nothing by itself starts from another sixth of the roofline's front: with
-    each seed one shape of it is replaced by a random one.
+    A sampler without random draws gets another start with each seed: one of the shapes of the
+    roofline's front is replaced by a random shape.
     """
-    first = opening_rows(asked, ENQUEUED) if method.enqueued else []
+    first = opening_rows(problem, ENQUEUED) if method.enqueued else []
     draw = np.random.default_rng(seed)
     if first:
-        first[int(draw.integers(len(first)))] = int(draw.integers(len(asked.table)))
+        first[int(draw.integers(len(first)))] = int(draw.integers(len(problem.table)))
     if not first and method.sampler == OURS:
-        first = [int(draw.integers(len(asked.table)))]
+        first = [int(draw.integers(len(problem.table)))]
     effort = Effort(
         measurements=max(COUNTS), first=first, sampler=method.sampler, seed=seed, together=together
     )
-    engine = TableEngine(asked, truth, together)
+    engine = TableEngine(problem, truth, together)
     storage = optuna.storages.InMemoryStorage()
-    found = explore(asked, engine, effort, storage=storage)
-    rows, score = list(found.results), Score(asked.losses, truth)
+    result = explore(problem, engine, effort, storage=storage)
+    rows, score = list(result.results), Score(problem.losses, truth)
     return [score.regret(rows[:count]) for count in COUNTS]
 
 
 def replay(table: Path, methods: list[str], *, seeds: int, together: int, out: Path) -> None:
-    """Run what the JSON file lacks, write it after every search, print a summary."""
-    asked = question()
-    truth = halves(table, asked.table)
+    """Run the searches that the JSON file lacks, write it after each, and print a summary."""
+    problem = question()
+    truth = halves(table, problem.table)
     results: dict[str, dict[str, list[float]]] = {}
     if out.exists():
         results = json.loads(out.read_text())["regret"]
     for seed in range(seeds):
         for name in methods:
-            mine = results.setdefault(name, {})
-            if str(seed) not in mine:
-                mine[str(seed)] = replayed(
-                    METHODS[name], asked, truth, seed=seed, together=together
+            regrets = results.setdefault(name, {})
+            if str(seed) not in regrets:
+                regrets[str(seed)] = replayed(
+                    METHODS[name], problem, truth, seed=seed, together=together
                 )
-                about = {"table": table.name, "shapes": len(asked.table), "counts": COUNTS}
+                about = {"table": table.name, "shapes": len(problem.table), "counts": COUNTS}
                 write_json(out, {**about, "together": together, "regret": results})
     real = table == TABLE
     picture = PICTURE if real else out.with_suffix(".png")
-    plot(results, picture, f"{table.stem}: {len(asked.table)} shapes, {WORKLOAD}")
+    plot(results, picture, f"{table.stem}: {len(problem.table)} shapes, {WORKLOAD}")
     finish(
         "regret" if real else out.stem,
-        {"table": table.name, "shapes": len(asked.table), **summary(results)},
+        {"table": table.name, "shapes": len(problem.table), **summary(results)},
     )
 
 
 def summary(results: dict[str, dict[str, list[float]]]) -> dict[str, object]:
-    """Median and quartiles by method and count, and whether the promise holds."""
+    """Compute median and quartiles by method and count, and test the promise."""
     figures = {}
     for name, seeds in results.items():
         quartiles = np.quantile(list(seeds.values()), [0.25, 0.5, 0.75], axis=0).T
@@ -175,7 +175,7 @@ def plot(results: dict[str, dict[str, list[float]]], path: Path, title: str) -> 
         axes.fill_between(COUNTS, low, high, color=line.get_color(), alpha=0.15)
     axes.set(xlabel="shapes measured", ylabel="hypervolume regret", title=title, xticks=COUNTS)
     axes.set_yscale("symlog", linthresh=1e-3)
-    axes.set_ylim(bottom=-3e-4)  # who measured everything has 0
+    axes.set_ylim(bottom=-3e-4)  # a search that measured all shapes has regret 0
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=150)
 
@@ -184,11 +184,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=["measure", "replay", "synthetic"])
     parser.add_argument("--table", type=Path, default=TABLE)
-    parser.add_argument("--methods", default=";".join(METHODS), help="names separated by ;")
+    parser.add_argument("--methods", default=";".join(METHODS), help="names, separated by ;")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--together", type=int, default=4, help="shapes claimed at once")
+    parser.add_argument(
+        "--together", type=int, default=4, help="shapes that a search claims at once"
+    )
     parser.add_argument("--repeats", type=int, default=REPEATS)
-    parser.add_argument("--out", type=Path, default=None, help="JSON of the replay")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file of the replay")
     options = parser.parse_args()
     if options.part == "replay":
         methods = [name for name in METHODS if name in options.methods.split(";")]

@@ -1,9 +1,9 @@
-"""The table behind ``regret.py``: every shape of a small space, each measured several times.
+"""Table for ``regret.py``: repeated measurements of every shape of a small space.
 
-The space is one of shapes of .27M to .63M parameters, so that size trades loss for speed, whose
-ratios lie where the shipped law was fitted. All repeats of all shapes are drawn in one random
-order, so that whatever else the machine does meets every shape alike. A row is written as soon as
-it is measured; the same command goes on where it was stopped.
+The shapes have 0.27M to 0.63M parameters, so that size trades loss for speed, and ratios within the
+range of the shipped law. All repeats of all shapes are measured in one random order, so that other
+load of the machine affects all shapes alike. A row is written as soon as it is measured; the same
+command continues where it was stopped.
 """
 
 import csv
@@ -38,9 +38,10 @@ COLUMNS = (*SHAPE_COLUMNS, "repeat", *SECONDS)
 
 @dataclass(frozen=True)
 class Truth:
-    """A table as a search meets it, and as it is scored.
+    """Measurements of a table in two halves, one for the search and one for its score.
 
-    ``driving`` is what measuring a row returns; ``scoring`` its tokens/s by the other repeats.
+    ``driving`` has the measurement of each row that a search gets; ``scoring`` has the tokens/s of
+    each row by the other repeats.
     """
 
     driving: list[Measurement]
@@ -48,23 +49,23 @@ class Truth:
 
     @property
     def rates(self) -> np.ndarray:
-        """Tokens/s by the repeats that drive the search."""
+        """Tokens/s of each row by the repeats that drive the search, (n,)."""
         return np.array([measurement.output_tokens_per_second for measurement in self.driving])
 
 
 def question() -> SearchProblem:
-    """The shapes of the benchmark and what the shipped law predicts for them."""
+    """Make the search problem: the shapes with the losses that the shipped law predicts."""
     runs = load_runs("quickstart", where="role == 'proxy'")
     law = fit("conditional", runs, seed=0)
-    everything = SPACE.enumerate()
+    shapes = SPACE.enumerate()
     ranges = {name: ends for name, ends in law.ranges.items() if name in RATIOS}
-    table = everything.take(within(everything, ranges, 1.1))
+    table = shapes.take(within(shapes, ranges, 1.1))
     losses = np.asarray(law.central(table.frame().assign(tokens=TOKENS)))
     return SearchProblem(table=table, losses=losses, workload=parse_workload(WORKLOAD))
 
 
 def measure(engine: TimedEngine, table: ShapeTable, path: Path, *, repeats: int, seed: int) -> int:
-    """Measure what the file lacks; the number of rows that were added."""
+    """Measure the rows that the file lacks; return the number of added rows."""
     done = measured(path)
     pairs = [(row, repeat) for row in range(len(table)) for repeat in range(repeats)]
     order = np.random.default_rng(seed).permutation(len(pairs))
@@ -87,7 +88,7 @@ def measure(engine: TimedEngine, table: ShapeTable, path: Path, *, repeats: int,
 
 
 def measured(path: Path) -> set[tuple[object, ...]]:
-    """What a table holds; a last line that was cut off in the middle is taken off the file."""
+    """Read which rows a table has, after an incomplete last line is removed from the file."""
     if not path.exists():
         return set()
     text = path.read_text(encoding="utf-8")
@@ -101,10 +102,10 @@ def measured(path: Path) -> set[tuple[object, ...]]:
 
 
 def halves(path: Path, table: ShapeTable) -> Truth:
-    """For each shape the measurement that drives the search, and the speed that scores it.
+    """Split the repeats of each shape into a measurement for the search and a speed for its score.
 
-    Even repeats drive, odd repeats score. Seconds are CPU seconds; an engine that cannot tell
-    those of the decode has them shared out as the wall seconds are.
+    Even repeats drive the search, odd repeats score it. Seconds are CPU seconds. Where the CPU
+    seconds of the decode are missing, its share of the wall seconds determines them.
     """
     frame = pd.read_csv(path)
     by_shape = dict(iter(frame.groupby(list(SHAPE_COLUMNS))))
@@ -118,14 +119,15 @@ def halves(path: Path, table: ShapeTable) -> Truth:
 
 
 def _measurement(rows: pd.DataFrame) -> Measurement:
+    """Make the measurement of some repeats of a shape."""
     workload = parse_workload(WORKLOAD)
     wall = rows["prefill_seconds"] + rows["decode_seconds"]
-    shared_out = rows["decode_seconds"] / wall * rows["cpu_seconds"]
-    decode = rows["decode_cpu_seconds"].fillna(shared_out).to_numpy()
+    estimated = rows["decode_seconds"] / wall * rows["cpu_seconds"]
+    decode = rows["decode_cpu_seconds"].fillna(estimated).to_numpy()
     prefill = rows["cpu_seconds"].to_numpy() - decode
     sequences, steps = workload.concurrency, workload.output_tokens - 1
     rates = sequences * workload.output_tokens / (prefill + decode)
-    # The median of a few repeats: another process that disturbs one of them does not count.
+    # The median excludes a repeat that another process disturbed.
     seconds, low_high = np.median(prefill + decode), interval(rates)
     return Measurement(
         engine="torch", kind="measured", workload=str(workload), device="table", version="",
@@ -140,17 +142,19 @@ def _measurement(rows: pd.DataFrame) -> Measurement:
 
 
 def _timed(engine: TimedEngine, shape: Shape, workload: Workload) -> Timing:
+    """Time the workload once after a warm-up."""
     with engine.start(shape, workload) as server:
         server.serve(WARM_UP_TOKENS)
         return server.serve(workload.output_tokens)
 
 
 def _fields(shape: Shape) -> tuple[object, ...]:
+    """Return the values of a shape in the table's columns."""
     return tuple(getattr(shape, name) for name in SHAPE_COLUMNS)
 
 
 def synthetic(table: ShapeTable, path: Path, *, repeats: int, seed: int) -> None:
-    """Write a table of a *synthetic* truth: a time model with steps, and 2 % of noise."""
+    """Write a synthetic table: a time model with steps, and 2 % of noise."""
     draw = np.random.default_rng(seed)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -162,6 +166,7 @@ def synthetic(table: ShapeTable, path: Path, *, repeats: int, seed: int) -> None
 
 
 def _synthetic_seconds(table: ShapeTable) -> Iterator[tuple[float, float]]:
+    """Yield the synthetic seconds of prefill and decode of each shape."""
     workload = parse_workload(WORKLOAD)
     sequences, steps = workload.concurrency, workload.output_tokens - 1
     aligned = 1 + 0.15 * (table.hidden_size % 16 > 0) + 0.1 * (table.intermediate_size % 64 > 0)

@@ -1,10 +1,10 @@
-"""Promise: on a CPU core, steps take less time than Hugging Face's Llama in a plain loop.
+"""Training speed on a CPU core relative to Hugging Face's Llama in a plain training loop.
 
-At least 1.3 times its tokens per second for the 8.4M-parameter model, and over the shapes of a
-ladder a geometric mean of at least 1.2 with none under .97; bf16 autocast, AdamW, one thread. The
-implementations, each in a process of its own as a user would run it, take turns of a few steps, so
-that all see the same machine; a ratio is that of the median CPU seconds of a step. litgpt joins
-where it is installed.
+The promise is at least 1.3 times its tokens per second for the 8.4M-parameter model, and over the
+shapes of a ladder a geometric mean of at least 1.2 with no ratio under 0.97, with bf16 autocast,
+AdamW and one thread. Each implementation has a process of its own, as in use. The processes take
+turns of a few steps, so that load of the machine affects all alike. A ratio is that of the median
+CPU seconds of a step. litgpt is measured too where it is installed.
 
     python benchmarks/train_speed.py [--plan plan.csv] [--shapes 8] [--turns 12]
 """
@@ -45,12 +45,13 @@ BENCHMARK = Shape(
     num_key_value_heads=2, head_dim=64, vocab_size=4096, tie_word_embeddings=False,
 )  # fmt: skip
 LADDER = Path(__file__).parent.parent / "data" / "proxies" / "plan.csv"
-STEPS_OF_A_RUN = 100_000  # engines are chosen as for a long run
+STEPS_OF_A_RUN = 100_000  # engines are chosen for a long run
 PEAK_SIZE = 2048
 Step = Callable[[Tensor], None]
 
 
 def our_step(shape: Shape, recipe: Recipe, cache: Path) -> Step:
+    """Make a training step of shapelaw."""
     keep_freed_memory()
     engine = fastest_execution(shape, recipe, steps=STEPS_OF_A_RUN)
     model = Transformer(shape, context_length=recipe.context_length, attention=engine.attention)
@@ -69,7 +70,7 @@ def our_step(shape: Shape, recipe: Recipe, cache: Path) -> Step:
 
 
 def plain(model: torch.nn.Module, logits: Callable[[Tensor], Tensor], recipe: Recipe) -> Step:
-    """A plain loop as users write it."""
+    """Make a training step of a plain loop."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95))
 
     def step(batch: Tensor) -> None:
@@ -85,6 +86,7 @@ def plain(model: torch.nn.Module, logits: Callable[[Tensor], Tensor], recipe: Re
 
 
 def transformers_step(shape: Shape, recipe: Recipe, cache: Path) -> Step:
+    """Make a plain training step of the Llama of transformers."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     values = shape.to_config(max_position_embeddings=recipe.context_length)
@@ -94,6 +96,7 @@ def transformers_step(shape: Shape, recipe: Recipe, cache: Path) -> Step:
 
 
 def litgpt_step(shape: Shape, recipe: Recipe, cache: Path) -> Step:
+    """Make a plain training step of litgpt."""
     from litgpt import GPT, Config
 
     config = Config(
@@ -123,7 +126,7 @@ STEPS = {"shapelaw": our_step, "transformers": transformers_step, "litgpt": litg
 
 
 def serve(name: str, shape: Shape, recipe: Recipe, cache: Path, calls: Connection) -> None:
-    """Take as many steps as asked for, again and again, and answer with their CPU seconds."""
+    """Take the number of steps of each call, and answer with their CPU seconds."""
     torch.set_num_threads(1)
     step = STEPS[name](shape, recipe, cache)
     size = (recipe.sequences, recipe.context_length + 1)
@@ -138,7 +141,7 @@ def serve(name: str, shape: Shape, recipe: Recipe, cache: Path, calls: Connectio
 
 
 def compare(shape: Shape, recipe: Recipe, turns: int, cache: Path) -> dict[str, object]:
-    """Tokens per CPU second of each implementation, turn by turn, and the ratios to ours."""
+    """Measure the tokens per CPU second of each implementation in turns, and their ratios."""
     names = ["shapelaw", "transformers"]
     if importlib.util.find_spec("litgpt") and shape == BENCHMARK:
         names.append("litgpt")
@@ -180,7 +183,7 @@ def compare(shape: Shape, recipe: Recipe, turns: int, cache: Path) -> dict[str, 
 
 
 def matmul_peak() -> float:
-    """FLOP/s of a large bf16 product on one core: the best of ten."""
+    """Measure the FLOP/s of a large bf16 matrix product on one core, the best of ten."""
     a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE, dtype=torch.bfloat16) for _ in range(2))
     times = []
     for _ in range(10):
@@ -191,7 +194,7 @@ def matmul_peak() -> float:
 
 
 def shapes_of(plan: Path, count: int) -> list[Shape]:
-    """Shapes spread evenly over a plan."""
+    """Choose shapes spread evenly over a plan."""
     table = pd.read_csv(plan).drop_duplicates(list(INTEGER_FIELDS))
     rows = table.iloc[:: max(1, len(table) // count)].head(count).to_dict("records")
     return [Shape.from_config(row) for row in rows]
@@ -202,16 +205,16 @@ def main() -> None:
     parser.add_argument("--plan", type=Path, default=LADDER)
     parser.add_argument("--shapes", type=int, default=8)
     parser.add_argument("--turns", type=int, default=12)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     bench = Recipe(context_length=256, sequences=16, optimizer="adamw", dtype="bfloat16")
     small = Recipe(context_length=256, sequences=4, optimizer="adamw", dtype="bfloat16")
     with tempfile.TemporaryDirectory() as cache:
         peak = matmul_peak()
-        model = compare(BENCHMARK, bench, asked.turns, Path(cache))
+        model = compare(BENCHMARK, bench, options.turns, Path(cache))
         rows = []
-        for shape in shapes_of(asked.plan, asked.shapes):
-            rows.append(compare(shape, small, asked.turns, Path(cache)))
+        for shape in shapes_of(options.plan, options.shapes):
+            rows.append(compare(shape, small, options.turns, Path(cache)))
             print(rows[-1], flush=True)
     ratios = [row["ratio"]["transformers"] for row in rows]  # type: ignore[index]
     used = model["tokens_per_second"]["shapelaw"] * model["flops_per_token"]  # type: ignore[index]

@@ -1,13 +1,13 @@
-"""Count the files that a reader walks through who follows one call of the project.
+"""Number of files that a reader opens to follow one command of the project.
 
-``python benchmarks/walks.py check`` follows ``shapelaw check`` from a run table's file to its
-printed report; ``python benchmarks/walks.py propose`` follows ``shapelaw propose`` with a printed
+``python benchmarks/walks.py check`` traces ``shapelaw check`` from a run table's file to its
+printed report; ``python benchmarks/walks.py propose`` traces ``shapelaw propose`` with a printed
 law and the roofline engine. A reader follows every call from one function to another once: the walk
-is the files of the called functions, in the order of these first calls. *entered* counts changes of
-file, *returns* those to a file that the walk left before. A reader does not walk into what a class
-gives as a value: computed attributes and special methods (``len(runs)``, ``runs["loss"]``). The
-second line leaves out the mathematics of a fit (laws, solver, uncertainty), which knows no run
-table; the third keeps only calls into the folder of run tables.
+is the list of files of the called functions, in the order of these first calls. *entered* counts
+changes of file, *returns* the changes to a file that the walk left before. The walk skips computed
+attributes and special methods of classes (``len(runs)``, ``runs["loss"]``). The second line leaves
+out the mathematics of a fit (laws, solver, uncertainty), which is independent of run tables; the
+third counts only calls into the folder of run tables.
 """
 
 import argparse
@@ -38,13 +38,13 @@ ARGUMENTS = {
 
 
 class Tracer:
-    """Notes the file of every project function, for each function that calls it."""
+    """Profiler that records the file of every project function, for each function that calls it."""
 
     def __init__(self, values: set[CodeType]) -> None:
         self.walk: list[str] = []
         self._values = values
-        self._inside: list[FrameType] = []  # of a value that is being computed
-        self._known: set[tuple[CodeType, CodeType | None]] = set()
+        self._inside: list[FrameType] = []  # frames of skipped functions that are running
+        self._recorded: set[tuple[CodeType, CodeType | None]] = set()
         self._names: dict[CodeType, str | None] = {}
 
     def __call__(self, frame: FrameType, event: str, _: object) -> None:
@@ -61,17 +61,17 @@ class Tracer:
         while caller is not None and self._name(caller.f_code) is None:
             caller = caller.f_back
         step = frame.f_code, None if caller is None else caller.f_code
-        if name is not None and step not in self._known:
-            self._known.add(step)
+        if name is not None and step not in self._recorded:
+            self._recorded.add(step)
             self.walk.append(name)
 
     def _name(self, code: CodeType) -> str | None:
-        """File of a function; None outside the project, and for lambdas and comprehensions."""
+        """Return a function's file; None outside the project, for lambdas and comprehensions."""
         if code not in self._names:
             path = Path(code.co_filename).resolve()
             name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path("elsewhere")
-            own = name.parts[0] in PACKAGES and not code.co_name.startswith("<")
-            self._names[code] = str(name) if own else None
+            in_project = name.parts[0] in PACKAGES and not code.co_name.startswith("<")
+            self._names[code] = str(name) if in_project else None
         return self._names[code]
 
 
@@ -79,8 +79,10 @@ def values_of_classes() -> set[CodeType]:
     """Collect the code of the computed attributes and special methods of the project's classes."""
     codes = set()
     modules = [module for name, module in sys.modules.items() if name.startswith("shapelaw.")]
-    classes = {one for module in modules for one in vars(module).values() if isinstance(one, type)}
-    for name, member in (item for one in classes for item in vars(one).items()):
+    classes = {
+        value for module in modules for value in vars(module).values() if isinstance(value, type)
+    }
+    for name, member in (item for value in classes for item in vars(value).items()):
         function = member if name.startswith("__") and callable(member) else None
         function = member.fget if isinstance(member, property) else function
         function = member.func if isinstance(member, cached_property) else function
@@ -90,7 +92,7 @@ def values_of_classes() -> set[CodeType]:
 
 
 def follow(work: Callable[[], object]) -> list[str]:
-    """Note the walk of a call; it runs once before, so that no module is imported on the way."""
+    """Record the walk of a call, after a first call that imports all modules."""
     work()
     tracer = Tracer(values_of_classes())
     sys.setprofile(tracer)
@@ -114,7 +116,7 @@ def figures(walk: list[str]) -> dict[str, int]:
 
 
 def command(choice: str) -> None:
-    """Run a command of the application and drop what it prints."""
+    """Run a command of the application and discard its output."""
     from shapelaw.search.cli import app
 
     with (
@@ -128,8 +130,8 @@ def command(choice: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("choice", choices=list(ARGUMENTS), help="The command to follow.")
-    parser.add_argument("--files", action="store_true", help="Print the walk, a file per line.")
+    parser.add_argument("choice", choices=list(ARGUMENTS), help="Command to trace.")
+    parser.add_argument("--files", action="store_true", help="Print the walk, one file per line.")
     options = parser.parse_args()
     walk = follow(lambda: command(options.choice))
     if options.files:
