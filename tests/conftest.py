@@ -15,7 +15,7 @@ from shapelaw.scaling.runs.catalog import MIRROR
 from shapelaw.trainers.corpus.documents import STDLIB, read_documents
 from support.command import SMALL, shapelaw
 from support.paths import SHARED
-from support.postgres import Server, started_server
+from support.postgres import Server, start_server
 
 settings.register_profile("no_deadline", deadline=None)  # a busy machine fails no test
 settings.load_profile("no_deadline")
@@ -71,7 +71,7 @@ def loop_folder(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Server]:
     """A PostgreSQL server; its tests are of one xdist group, so that there is one server."""
-    server = started_server()
+    server = start_server()
     yield server
     server.remove()
 

@@ -1,4 +1,4 @@
-"""Corpora of every kind of source, made of a fixed text, and what identifies each."""
+"""Corpora of every kind of source, made of a fixed text, and their digests."""
 
 import hashlib
 import json
@@ -31,11 +31,11 @@ WORDS = [
     "naïve",
     "scale\n\n",
 ]
-PARTS = (5, 31, 17, 101)  # a fixed walk through the words
+PARTS = (5, 31, 17, 101)  # coefficients of a fixed sequence of the words
 
 
 def document(number: int, name: str) -> str:
-    """Return a text of 60 to 160 words that only its number and name decide."""
+    """Return a text of 60 to 160 words that is a function of its number and name."""
     count = 60 + number * 37 % 101
     places = (number * PARTS[1] + word * word * PARTS[2] + word * PARTS[3] for word in range(count))
     text = " ".join(WORDS[place % len(WORDS)] for place in places)
@@ -94,7 +94,7 @@ def save_tokenizer(path: Path, words: int) -> None:
 
 
 class StreamedRows:
-    """Stands for a dataset of the Hub that is read as a stream."""
+    """Replacement for a dataset of the Hub that is read as a stream."""
 
     def iter(self, batch_size: int) -> Iterator[dict[str, list[str]]]:
         """Yield batches of rows."""
@@ -104,7 +104,7 @@ class StreamedRows:
 
 
 def from_options(**options: Any) -> Callable[[Path, Path], Corpus]:
-    """Return a case that prepares sources, given with ``@/`` for their folder."""
+    """Return a function that prepares sources; ``@/`` in options stands for their folder."""
 
     def case(sources: Path, out: Path) -> Corpus:
         named = {
@@ -145,11 +145,15 @@ CASES: dict[str, Callable[[Path, Path], Corpus]] = {
 }
 
 
-def identified(corpus: Corpus) -> dict[str, Any]:
-    """Return what tells a prepared corpus: its record, and a digest of every file of tokens."""
+def identity_of(corpus: Corpus) -> dict[str, Any]:
+    """Return label, counts and digests of a prepared corpus, which identify it."""
     record = json.loads((Path(corpus.folder) / "corpus.json").read_text())
     files = {name: about["sha256"][:16] for name, about in record["files"].items()}
-    left_out = ("request", "files", "tokenizer")  # paths, and how the library writes its files
+    left_out = (
+        "request",
+        "files",
+        "tokenizer",
+    )  # they depend on paths and on the version of the library
     about = json.dumps({name: record[name] for name in record if name not in left_out})
     return {
         "label": corpus.label,

@@ -19,13 +19,14 @@ SHAPE = Shape(
 
 
 def exported(folder: Path, shape: Shape = SHAPE, tokenizer: Encoding | None = None) -> Transformer:
-    model = shaken(shape)
+    """Export a model with random weights to a folder, and return the model."""
+    model = randomised_model(shape)
     export(folder, model, max_position_embeddings=LENGTH, tokenizer=tokenizer)
     return model
 
 
-def shaken(shape: Shape) -> Transformer:
-    """A model whose every weight matters."""
+def randomised_model(shape: Shape) -> Transformer:
+    """Make a model with random weights, so that every weight affects the output."""
     model = Transformer(shape, context_length=LENGTH)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""An engine whose speeds follow a formula."""
+"""Engine whose speeds follow a formula."""
 
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
@@ -7,9 +7,10 @@ from shapelaw.search.workload import Workload
 
 
 class FakeEngine(Engine):
-    """An engine whose speed follows a formula and that records its calls.
+    """Engine whose speed follows a formula, with a record of its calls.
 
-    It refuses shapes with ``refuse`` key-value heads, and is interrupted at call ``stop_at``.
+    The engine refuses shapes with ``refuse`` key-value heads, and is interrupted at call
+    ``stop_at``.
     """
 
     name, kind = "fake", "predicted"

@@ -1,7 +1,7 @@
-"""Workers that can be killed at any moment: children of one process that has torch loaded already.
+"""Workers that tests kill at any moment: children of one process that has imported torch.
 
-Every line on its input is a worker to start (JSON), whose process id it prints; they end when it
-does.
+The process starts a worker for each line of its input (JSON) and prints the worker's process id.
+The workers end with the process.
 """
 
 import json
@@ -27,14 +27,14 @@ BEAT_SECONDS = 0.1
 
 
 def main() -> None:
-    """Start workers as they are asked for."""
+    """Start a worker for each line of the input."""
     assert train_run.__kwdefaults__ is not None
     train_run.__kwdefaults__["checkpoint_seconds"] = CHECKPOINT_SECONDS
     assert train_pack.__kwdefaults__ is not None
     train_pack.__kwdefaults__["checkpoint_seconds"] = CHECKPOINT_SECONDS
     packed_loop.BLOCK_SECONDS = CHECKPOINT_SECONDS
     worker.BEAT_SECONDS = BEAT_SECONDS
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the dead
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children that end are reaped automatically
     for line in sys.stdin:
         parent, child = os.getpid(), os.fork()
         if child == 0:
@@ -49,21 +49,21 @@ def main() -> None:
 
 
 def work(options: dict[str, Any], parent: int) -> None:
-    """Be one worker."""
+    """Run a worker with the options of its line."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.dup2(os.open(options["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     if limit := options.get("largest_file"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if options.get("clock_jumps"):
-        jump()
+        make_clock_jump()
     alive = lambda: os.getppid() == parent  # noqa: E731
     worker.run_worker(
         options["ledger"], Path(options["folder"]), pack=options.get("pack"), alive=alive
     )
 
 
-def jump() -> None:
-    """From now on the clock of this process is set back and forward all the time."""
+def make_clock_jump() -> None:
+    """Replace the clock of this process by one that jumps by a day at random."""
     real, draw = time.time, random.Random(os.getpid())
     time.time = lambda: real() + draw.choice((-DAY, 0.0, DAY))  # type: ignore[assignment]
 

@@ -14,13 +14,16 @@ SHAPE = Shape(
 
 
 def spec(name: str, tokens: int = 10_240) -> RunSpec:
+    """Make the specification of a small run."""
     return RunSpec(run_id=name, shape=SHAPE, tokens=tokens, recipe=Recipe())
 
 
 def plan(ledger: Ledger, names: str = "abc") -> Ledger:
+    """Plan a run for each letter in a ledger."""
     ledger.plan([spec(name) for name in names], [f"identity of {name}" for name in names])
     return ledger
 
 
 def states(ledger: Ledger) -> dict[str, str]:
+    """Return the state of each run of a ledger."""
     return {entry.run_id: entry.state for entry in ledger.entries()}

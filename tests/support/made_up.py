@@ -1,4 +1,4 @@
-"""A made-up space, losses and engine with a known truth, for the tests of the search."""
+"""Synthetic space, losses and engine with known speeds, for tests of the search."""
 
 import time
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ DECODE = np.array([4e-11, 1e-10, 5e-11, 4e-5, 2e-5])
 
 
 def made_up_problem(**options: object) -> SearchProblem:
-    """Make the made-up search problem, with other fields where given."""
+    """Make the synthetic search problem with changed fields."""
     usual: dict[str, object] = {"table": TABLE, "losses": LOSSES, "workload": WORKLOAD}
     return SearchProblem(**(usual | options))  # type: ignore[arg-type]
 
@@ -47,20 +47,20 @@ def measured(
     table: ShapeTable, workload: Workload = WORKLOAD, *, noise: float = 0.0, misfit: float = 0.0,
     seed: int = 0,
 ) -> list[Measurement]:  # fmt: skip
-    """Make the measurements of an engine with the true seconds."""
+    """Make the measurements of an engine whose seconds follow the true time model."""
     draw = np.random.default_rng(seed)
-    found = []
+    measurements = []
     for prefill, decode in zip(*true_seconds(table, workload, misfit=misfit), strict=True):
-        found.append(
+        measurements.append(
             measurement(workload, *(np.array([prefill, decode]) * np.exp(draw.normal(0, noise, 2))))
         )
-    return found
+    return measurements
 
 
 def measurement(
     workload: Workload, prefill: float, decode: float, *, spread: float = 0.0, repeats: int = 5
 ) -> Measurement:
-    """Make a measurement of given seconds; ``spread`` is half its interval, as a fraction."""
+    """Make a measurement from its seconds; ``spread`` is half its interval, as a fraction."""
     rate = workload.concurrency * workload.output_tokens / (prefill + decode)
     return Measurement(
         engine="made-up", kind="measured", workload=str(workload), device="none", version="1",
@@ -73,9 +73,9 @@ def measurement(
 
 
 class MadeUpEngine(Engine):
-    """An engine with the true speeds that records its calls.
+    """Engine with the true speeds that records its calls.
 
-    It refuses shapes with ``refuse`` key-value heads, and a call takes ``seconds``.
+    The engine refuses shapes with ``refuse`` key-value heads, and a call takes ``seconds``.
     """
 
     name, kind = "made-up", "measured"

@@ -1,4 +1,4 @@
-"""One proposal with everything that it may say."""
+"""Example of a proposal with a measured throughput."""
 
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.search.engines._roofline import RooflineEngine
@@ -15,6 +15,7 @@ SPEED = RooflineEngine("h100").measure(SHAPE, parse_workload("128/64@4"))
 
 
 def proposal(**changes: object) -> Proposal:
+    """Make the proposal with changed fields."""
     usual: dict[str, object] = {
         "shape": SHAPE, "role": "candidate", "tokens": 10**6, "predicted_loss": 2.5,
         "loss_low": 2.4, "loss_high": 2.6, "throughput": SPEED,

@@ -1,4 +1,4 @@
-"""A PostgreSQL server in a temporary folder, for as long as a test needs it."""
+"""Temporary PostgreSQL server for tests."""
 
 import os
 import shutil
@@ -14,19 +14,19 @@ UNPRIVILEGED = ("postgres", "nobody")  # initdb and the server refuse to run as 
 
 
 def server_programs() -> Path | None:
-    """The folder with initdb and pg_ctl."""
-    found = shutil.which("pg_ctl")
-    places = [Path(found).resolve().parent] if found else []
+    """Find the folder with initdb and pg_ctl."""
+    program = shutil.which("pg_ctl")
+    places = [Path(program).resolve().parent] if program else []
     places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     return next((place for place in places if (place / "initdb").exists()), None)
 
 
 class Server:
-    """A server on a free port of this machine; it can be stopped and started again."""
+    """Server on a free port of this machine, which can be stopped and started again."""
 
     def __init__(self, programs: Path) -> None:
         self.programs = programs
-        # Not below pytest's own folders: those are closed to other users.
+        # Other users cannot read pytest's own folders.
         self.folder = Path(tempfile.mkdtemp(prefix="shapelaw-postgres-"))
         self.user = self._user()
         if self.user:
@@ -39,7 +39,7 @@ class Server:
 
     @staticmethod
     def _user() -> str | None:
-        """Who runs the server where the tests run as root."""
+        """Return the user that runs the server where the tests run as root, else None."""
         if os.getuid() != 0:
             return None
         import pwd
@@ -57,36 +57,36 @@ class Server:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start the server and wait until it answers."""
         options = f"-p {self.port} -k '{self.folder}' -c listen_addresses=127.0.0.1"
         log = str(self.folder / "log")
         self._run("pg_ctl", "start", "-w", "-l", log, "-o", f"{options} -c fsync=off")
 
     def stop(self, mode: str = "fast") -> None:
-        """Stop it: ``fast`` ends the connections, ``immediate`` is as a crash."""
+        """Stop the server: ``fast`` ends the connections, ``immediate`` simulates a crash."""
         self._run("pg_ctl", "stop", "-w", "-m", mode)
 
     def url(self, sweep: str = "ladder") -> str:
-        """Address of a sweep in its database."""
+        """Return the address of a sweep in the database."""
         return f"postgresql://ladder@127.0.0.1:{self.port}/postgres?sweep={sweep}"
 
     def connection(self, database: str = "postgres") -> Any:
-        """A connection past the ledger."""
+        """Connect to a database without the ledger."""
         import psycopg
 
         url = self.url().partition("/postgres?")[0]
         return psycopg.connect(f"{url}/{database}", autocommit=True)
 
     def remove(self) -> None:
-        """Stop it and remove its folder."""
+        """Stop the server and remove its folder."""
         try:
             self.stop("immediate")
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def started_server() -> Server:
-    """A server, or a skipped test where none is installed."""
+def start_server() -> Server:
+    """Start a server; skip the test where PostgreSQL or psycopg is not installed."""
     pytest.importorskip("psycopg", reason="a ledger in PostgreSQL needs psycopg")
     programs = server_programs()
     if programs is None:

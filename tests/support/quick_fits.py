@@ -1,4 +1,4 @@
-"""Quick fits to runs of a known law, and labels of their figures."""
+"""Fast fits to runs of a known law, and labels of their figures."""
 
 import numpy as np
 import pandas as pd
@@ -30,8 +30,11 @@ def known_runs(rows: int = 60, seed: int = 0, heavy: bool = False) -> pd.DataFra
     frame["aspect_ratio"] = frame["hidden_size"] / frame["num_hidden_layers"]
     frame["best_loss"] = 1.8 + 60 / frame[N] ** 0.34 + 300 / frame[D] ** 0.37
     loss = frame["best_loss"]
-    for name, best, curvature in (("hidden_over_sqrt_n", 0.15, 0.1), ("mlp_to_attention", 2, 0.05)):
-        x = frame[name] / best
+    for name, optimum, curvature in (
+        ("hidden_over_sqrt_n", 0.15, 0.1),
+        ("mlp_to_attention", 2, 0.05),
+    ):
+        x = frame[name] / optimum
         loss = loss * (1 + curvature * (np.log(x) + 1 / x - 1))
     errors = generator.standard_t(1.5, rows) if heavy else generator.standard_normal(rows)
     frame["loss"] = loss * np.exp(NOISE * errors)
@@ -39,8 +42,10 @@ def known_runs(rows: int = 60, seed: int = 0, heavy: bool = False) -> pd.DataFra
 
 
 def quick_fit(law_name: str, runs: pd.DataFrame, **settings) -> Fit:
+    """Fit a law with few starts and resamples."""
     return fit(law_name, runs, **({"starts": 16, "resamples": 20, "delta": 0.01} | settings))
 
 
 def labels(figure: Figure) -> list[str]:
+    """Return the label of every horizontal axis of a figure."""
     return [axes.get_xlabel() for axes in figure.axes]

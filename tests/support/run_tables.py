@@ -1,4 +1,4 @@
-"""A small valid run table."""
+"""Small valid run table."""
 
 import pandas as pd
 
@@ -16,7 +16,7 @@ SHAPE = {
 
 
 def run_table(rows: int = 4, **columns: object) -> pd.DataFrame:
-    """A valid run table; columns replace or add."""
+    """Make a valid run table, with some columns replaced or added."""
     frame = pd.DataFrame(
         {
             "run_id": [f"run-{i}" for i in range(rows)],

@@ -8,7 +8,7 @@ from shapelaw.search.autopilot.run_plan import fill
 
 
 def synthetic_runs() -> pd.DataFrame:
-    """A synthetic run table: real shapes, and the losses of a known law with a little noise."""
+    """Make a run table of valid shapes with the losses of a known law and 0.1 % noise."""
     rows = []
     choices = [(24, 6, 2), (32, 4, 1), (32, 4, 4), (48, 3, 1), (64, 4, 2), (64, 2, 2), (96, 2, 1)]
     for size in (50_000, 100_000):
@@ -18,8 +18,11 @@ def synthetic_runs() -> pd.DataFrame:
                 rows.append(vars(shape) | {"tokens": size * ratio})
     runs = with_ratios(pd.DataFrame(rows))
     loss = 1.2 + 20 / runs["n_non_embedding"] ** 0.3 + 60 / runs["tokens"] ** 0.35
-    for name, best, curvature in (("hidden_over_sqrt_n", 0.2, 0.2), ("mlp_to_attention", 2, 0.04)):
-        x = runs[name] / best
+    for name, optimum, curvature in (
+        ("hidden_over_sqrt_n", 0.2, 0.2),
+        ("mlp_to_attention", 2, 0.04),
+    ):
+        x = runs[name] / optimum
         loss *= 1 + curvature * (np.log(x) + 1 / x - 1)
     noise = np.random.default_rng(0).normal(0, 0.001, len(runs))
     runs["loss"] = loss * (1 + 0.01 * np.log(runs["gqa"])) * np.exp(noise)

@@ -1,8 +1,8 @@
-"""The program of one worker of a study, which a test can kill.
+"""Program of a worker of a study, which a test can kill.
 
     python search_workers.py STORAGE LOG SECONDS WANTED [SAMPLER]
 
-Every measurement writes a line when it begins and one when it ends.
+Every measurement writes a line at its begin and at its end.
 """
 
 import os
@@ -17,7 +17,7 @@ from support.made_up import MadeUpEngine, made_up_problem
 
 
 class LoggingEngine(MadeUpEngine):
-    """A made-up engine that writes its calls to a file."""
+    """Synthetic engine that writes its calls to a file."""
 
     def __init__(self, log: Path, seconds: float) -> None:
         super().__init__(seconds=seconds)
@@ -25,13 +25,13 @@ class LoggingEngine(MadeUpEngine):
 
     def measure(self, shape: Shape, workload: Workload) -> Measurement:
         self._log("begin", shape)
-        found = super().measure(shape, workload)
+        result = super().measure(shape, workload)
         self._log("end", shape)
-        return found
+        return result
 
-    def _log(self, what: str, shape: Shape) -> None:
+    def _log(self, event: str, shape: Shape) -> None:
         with self.log.open("a", encoding="utf-8") as file:
-            file.write(f"{os.getpid()} {what} {shape}\n")
+            file.write(f"{os.getpid()} {event} {shape}\n")
 
 
 def main() -> None:

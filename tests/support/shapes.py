@@ -1,4 +1,4 @@
-"""Shapes for tests: a small one, random ones, and those of published models."""
+"""Shapes for tests: a small shape, random shapes, and shapes of published models."""
 
 import csv
 
@@ -20,11 +20,13 @@ SMALL = Shape(
 
 
 def read_golden(name: str) -> list[dict[str, str]]:
+    """Read a CSV file of golden values."""
     with (GOLDEN / name).open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def golden_shape(row: dict[str, str]) -> Shape:
+    """Make the shape of a row of golden values."""
     return Shape(
         **{name: int(row.get(name, 1)) for name in INTEGER_FIELDS},
         tie_word_embeddings=row.get("tie_word_embeddings") == "True",
@@ -34,6 +36,7 @@ def golden_shape(row: dict[str, str]) -> Shape:
 
 @st.composite
 def shapes(draw: st.DrawFn, *, most: int = 200, widest: int = 20_000) -> Shape:
+    """Draw a random valid shape of at most ``most`` layers."""
     groups = draw(st.integers(1, 8))
     return Shape(
         hidden_size=draw(st.integers(1, widest)),

@@ -23,7 +23,7 @@ STEPS = 12
 
 
 def small_corpus(folder: Path) -> Corpus:
-    """About 24 kB of real text, so that the held-out part is quick to evaluate."""
+    """Prepare a corpus of about 24 kB of real text, whose held-out part is fast to evaluate."""
     texts, size = [], 0
     for document in read_documents(STDLIB):
         if len(document.text) < 4000:
@@ -38,6 +38,7 @@ def small_corpus(folder: Path) -> Corpus:
 
 
 def spec(**changes: object) -> RunSpec:
+    """Make the specification of a small run with changed fields."""
     usual: dict[str, object] = {
         "run_id": "tiny", "shape": SHAPE, "tokens": STEPS * RECIPE.batch_tokens, "recipe": RECIPE,
     }  # fmt: skip
@@ -45,10 +46,12 @@ def spec(**changes: object) -> RunSpec:
 
 
 class Killed(Exception):
-    """Stands for a kill at a step."""
+    """Simulated kill of a process at a step."""
 
 
 def killed_at(last: int) -> Callable[[int], None]:
+    """Return a callback that raises ``Killed`` at a step."""
+
     def watch(step: int) -> None:
         if step == last:
             raise Killed

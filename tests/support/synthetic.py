@@ -1,4 +1,4 @@
-"""Run tables of a known law, for tests where the truth is the point."""
+"""Run tables of a law with known parameters, for tests of recovery."""
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,9 @@ TRUTH = {
     "mlp_to_attention_optimum": 2.0,
     "gqa_slope": 0.01,
 }
-SHARE = TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"])  # the exponent of N* in the compute
+SHARE = TRUTH["beta"] / (
+    TRUTH["alpha"] + TRUTH["beta"]
+)  # exponent of N* as a function of the compute
 SIZES, TOKENS = (1e5, 4e5, 1.6e6), (1e6, 8e6, 6.4e7)
 RATIOS = {
     "hidden_over_sqrt_n": (0.05, 0.4),
@@ -28,7 +30,7 @@ RATIOS = {
 
 
 def true_loss(frame: pd.DataFrame, truth: dict[str, float]) -> np.ndarray:
-    """The plain formula of the conditional law, written here a second time."""
+    """Evaluate the conditional law, independently of the implementation under test."""
     loss = (
         truth["E"]
         + truth["A"] / frame[N] ** truth["alpha"]
@@ -41,7 +43,7 @@ def true_loss(frame: pd.DataFrame, truth: dict[str, float]) -> np.ndarray:
 
 
 def true_size(compute: float) -> float:
-    """N* of the synthetic truth, by equation 4 of arXiv 2203.15556."""
+    """Compute N* of the true parameters, by equation 4 of arXiv 2203.15556."""
     scale = TRUTH["alpha"] * TRUTH["A"] / (TRUTH["beta"] * TRUTH["B"])
     return scale ** (1 / (TRUTH["alpha"] + TRUTH["beta"])) * (compute / 6) ** SHARE
 
@@ -49,7 +51,7 @@ def true_size(compute: float) -> float:
 def synthetic_runs(
     *, sizes=SIZES, tokens=TOKENS, shapes=16, noise=0.003, seed=0, ranges=RATIOS, **truth
 ) -> pd.DataFrame:
-    """Runs of a known law: a grid of sizes and tokens, random ratios, normal noise on ln loss."""
+    """Draw runs of a known law on a grid of N and D: random ratios, normal noise on ln loss."""
     generator = np.random.default_rng(seed)
     cells = [(n, d) for n in sizes for d in tokens for _ in range(shapes)]
     frame = pd.DataFrame(cells, columns=[N, D])
@@ -61,7 +63,7 @@ def synthetic_runs(
 
 
 def with_replicates(frame: pd.DataFrame, seeds: int, noise: float) -> pd.DataFrame:
-    """Every run ``seeds`` times, with other noise and a shape of its own for each cell."""
+    """Repeat every run ``seeds`` times with new noise and one shape per original run."""
     generator = np.random.default_rng(1)
     repeated = frame.loc[frame.index.repeat(seeds)].reset_index(drop=True)
     cell = np.arange(len(repeated)) // seeds
@@ -72,15 +74,15 @@ def with_replicates(frame: pd.DataFrame, seeds: int, noise: float) -> pd.DataFra
 
 
 def synthetic_chinchilla(noise: float, **settings) -> pd.DataFrame:
-    """Synthetic runs without an effect of shape."""
+    """Draw synthetic runs without an effect of shape."""
     none = {"hidden_over_sqrt_n_curvature": 0, "mlp_to_attention_curvature": 0, "gqa_slope": 0}
     return synthetic_runs(noise=noise, **(none | settings))
 
 
 def isoflop_runs(noise: float = 0.0, *, curves: bool = False) -> pd.DataFrame:
-    """Runs of the true law: seven budgets, nine sizes of which the best is not the middle one.
+    """Draw runs of the true law at seven budgets and nine sizes, with N* off the middle.
 
-    With ``curves`` sixty training curves of sixty checkpoints instead.
+    With ``curves`` the runs are sixty training curves of sixty checkpoints instead.
     """
     rows = [
         {N: true_size(compute) * np.exp(step), "compute": compute}

@@ -23,12 +23,12 @@ def synthetic(seed: int, *, noise: float = 0.01, rows: int = 16, tasks: str = "a
     shared = generator.normal(0, noise / np.sqrt(2), rows)
     for task in tasks:
         between = task_loss(loss) + generator.normal(0, noise, rows)
-        own = shared + generator.normal(0, noise / np.sqrt(2), rows)
+        errors = shared + generator.normal(0, noise / np.sqrt(2), rows)
         table[f"bpb_{task}"] = between
         table[f"accuracy_{task}"] = true_accuracy(loss) if not noise else None
         if noise:
             exact = 0.25 + 0.65 / (1 + np.exp(-4 * (1.0 - between)))
-            table[f"accuracy_{task}"] = np.clip(exact + own, 0, 1)
+            table[f"accuracy_{task}"] = np.clip(exact + errors, 0, 1)
     return table
 
 

@@ -35,19 +35,19 @@ from shapelaw.search.proposals import basis
 from shapelaw.search.proposals.basis import loss_basis
 from shapelaw.search.proposals.ranking import Proposals
 from shapelaw.search.workload import parse_workload
-from support.asked import asked, request_for
 from support.search_runs import synthetic_runs
+from support.usual_proposals import propose_usual, request_for
 
 
 @pytest.fixture(scope="module")
 def usual() -> Proposals:
-    return asked()
+    return propose_usual()
 
 
 def outcome(**changes: Any) -> tuple[Proposals | None, str]:
     """Return proposals and an empty text, or None and the text of the error."""
     try:
-        return asked(**changes), ""
+        return propose_usual(**changes), ""
     except InputError as error:
         return None, str(error)
 
@@ -124,7 +124,7 @@ def _check_extrapolation_warnings(p: Any, found: Proposals) -> None:
 
 
 def test_baseline_of_the_budgets_size_is_the_named_model(usual: Proposals) -> None:
-    exact = asked(params="973M", baseline="surefire-1b", head_dims=(64,))
+    exact = propose_usual(params="973M", baseline="surefire-1b", head_dims=(64,))
     assert exact[0].shape == shape_named("surefire-1b")
     assert usual[0].shape != shape_named("llama-3.2-1b"), (
         "the tolerance of 1 % excludes the published model"
@@ -156,7 +156,7 @@ def test_table_has_the_baseline_and_the_front(usual: Proposals) -> None:
 def test_a_service_level_filters_the_front(usual: Proposals) -> None:
     speeds = [p.throughput for p in usual if p.throughput]
     limit = float(np.median([speed.tpot for speed in speeds]))
-    found = asked(max_tpot=limit)
+    found = propose_usual(max_tpot=limit)
     for p in found:
         assert p.throughput is not None
         if p.throughput.tpot > limit:
@@ -167,18 +167,18 @@ def test_a_service_level_filters_the_front(usual: Proposals) -> None:
 
 def test_accuracy_is_given_where_the_link_holds_and_refused_elsewhere() -> None:
     link = load_link("olmo-ladder")
-    held = asked(link="olmo-ladder", validation=link.measured.validation)[0].accuracy
+    held = propose_usual(link="olmo-ladder", validation=link.measured.validation)[0].accuracy
     assert held is not None
     assert held.value is not None
     assert 0 < held.low < held.value < held.high < 1  # type: ignore[operator]
-    other = asked(link="olmo-ladder", validation="dolma")
+    other = propose_usual(link="olmo-ladder", validation="dolma")
     assert other[0].accuracy is not None
     assert other[0].accuracy.value is None
     assert "not available" in proposals_table(other.ranked, wide=True)["predicted accuracy"].iloc[0]
 
 
 def test_files_of_a_folder_hold_the_proposals(tmp_path: Path) -> None:
-    found = asked(tmp_path)
+    found = propose_usual(tmp_path)
     written = read_json(tmp_path / "proposals.json")
     assert written["proposals"] == [p.row() for p in found]
     assert written["basis"] == found.about()["basis"]
@@ -190,7 +190,7 @@ def test_files_of_a_folder_hold_the_proposals(tmp_path: Path) -> None:
 
 def test_a_config_builds_the_shape_in_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    found = asked(tmp_path, params="973M", head_dims=(64,), estimated=0, measurements=3)
+    found = propose_usual(tmp_path, params="973M", head_dims=(64,), estimated=0, measurements=3)
     for p in found:
         config = transformers.AutoConfig.from_pretrained(tmp_path / "proposals" / p.name)
         for name in ("hidden_size", "num_hidden_layers", "num_key_value_heads", "head_dim"):
@@ -204,7 +204,7 @@ def test_a_config_is_loaded_and_served_by_vllm(tmp_path: Path) -> None:
         engine = VllmEngine()
     except MissingError as error:
         pytest.skip(str(error))
-    asked(
+    propose_usual(
         tmp_path, params="20M", layers=(4,), head_dims=(64,), vocab_size=1000, estimated=0,
         measurements=3,
     )  # fmt: skip
@@ -269,7 +269,7 @@ def test_law_that_cannot_predict_for_shapes_is_refused(
     make: Any, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message):
-        asked(law=str(make(tmp_path)))
+        propose_usual(law=str(make(tmp_path)))
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -293,7 +293,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD)
 def test_invalid_request_is_a_one_line_error(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
-        asked(**changes)
+        propose_usual(**changes)
     assert "\n" not in str(error.value)
 
 
@@ -312,19 +312,19 @@ def test_missing_engine_is_an_error_with_the_install_command(
     monkeypatch.delenv("SHAPELAW_VLLM_PYTHON", raising=False)
     monkeypatch.delenv("SHAPELAW_AICONFIGURATOR_PYTHON", raising=False)
     with pytest.raises(InputError, match=message):
-        asked(engine=engine)
+        propose_usual(engine=engine)
 
 
 def test_law_without_gqa_keeps_the_baselines_gqa_unless_conditioned(usual: Proposals) -> None:
     assert {p.shape.gqa for p in usual} == {4.0}
     assert any("only shapes of the baseline's are proposed" in words for words in usual.notes)
-    free = asked(where=("gqa <= 8",))
+    free = propose_usual(where=("gqa <= 8",))
     assert len({p.shape.gqa for p in free}) > 1
     assert any("no term for gqa: a change of it costs no" in words for words in free.notes)
 
 
 def test_printed_table_is_short_and_keeps_roles_and_ends() -> None:
-    found = asked(measurements=24, estimated=12, tolerance=0.03, head_dims=(64,))
+    found = propose_usual(measurements=24, estimated=12, tolerance=0.03, head_dims=(64,))
     front = [p for p in found if p is found[0] or p.on_front]
     assert len(front) > MAX_ROWS
     names = [text.split("\n")[0] for text in proposals_table(found.ranked)["shape"]]
@@ -348,7 +348,7 @@ def test_printed_table_is_short_and_keeps_roles_and_ends() -> None:
 
 
 def test_fastest_goal_proposes_no_shape_of_more_loss_than_the_baseline() -> None:
-    found = asked(fastest=True, where=("gqa <= 8",), measurements=12, estimated=0)
+    found = propose_usual(fastest=True, where=("gqa <= 8",), measurements=12, estimated=0)
     base, *others = found
     assert others
     assert all(p.predicted_loss <= base.predicted_loss for p in others)

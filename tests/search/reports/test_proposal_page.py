@@ -30,7 +30,7 @@ from shapelaw.search.reports.proposal_page import (
     trained_proposals,
     write_pages,
 )
-from support.asked import asked
+from support.usual_proposals import propose_usual
 
 HOSTILE = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 1'>"
 
@@ -39,7 +39,7 @@ HOSTILE = "</script><script>window.broken = 1</script><img src=x onerror='window
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a folder of proposals with a text that would run as code if it were not escaped."""
     folder = tmp_path_factory.mktemp("proposed")
-    asked(folder)
+    propose_usual(folder)
     document = read_json(folder / "proposals.json")
     document["notes"].append(HOSTILE)
     document["proposals"][1]["why"] += HOSTILE

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shapelaw.trainers.corpus import hf_streams
-from support.corpus_cases import CASES, StreamedRows, identified, write_sources
+from support.corpus_cases import CASES, StreamedRows, identity_of, write_sources
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "corpora.json"
 
@@ -24,7 +24,7 @@ def test_prepared_corpus_of_every_source_has_recorded_digests(
 ) -> None:
     monkeypatch.setattr(hf_streams, "_opened", lambda stream: StreamedRows())
     corpus = CASES[name](sources, tmp_path / "out")
-    assert identified(corpus) == json.loads(GOLDEN.read_text())[name]
+    assert identity_of(corpus) == json.loads(GOLDEN.read_text())[name]
 
 
 def test_every_recorded_corpus_is_prepared() -> None:

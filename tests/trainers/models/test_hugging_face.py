@@ -14,7 +14,7 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.corpus.encoding import byte_encoding, byte_letters, load_encoding
 from shapelaw.trainers.corpus.preparation import prepare
 from shapelaw.trainers.models.hugging_face import hugging_face_weights, load_export
-from support.exported_models import LENGTH, SHAPE, exported, shaken
+from support.exported_models import LENGTH, SHAPE, exported, randomised_model
 
 torch.set_num_threads(1)
 FORMS = {
@@ -234,7 +234,7 @@ def test_an_export_has_the_names_and_pieces_of_hugging_face(tmp_path: Path, tied
 
 
 def test_exported_weights_are_copies() -> None:
-    model = shaken(SHAPE)
+    model = randomised_model(SHAPE)
     weights = hugging_face_weights(model)
     before = {name: value.clone() for name, value in weights.items()}
     with torch.no_grad():

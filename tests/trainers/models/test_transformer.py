@@ -32,7 +32,7 @@ def tiny(**changes: object) -> Shape:
     return Shape(**(usual | changes))  # type: ignore[arg-type]
 
 
-def shaken(shape: Shape, *, length: int = 24, attention: str = "sdpa") -> Transformer:
+def randomised_model(shape: Shape, *, length: int = 24, attention: str = "sdpa") -> Transformer:
     """Return a model with random norms and larger weights, so that every weight affects the logits.
 
     Initial norms are 1 and initial logits nearly 0.
@@ -54,7 +54,7 @@ def text(batch: int, length: int, vocabulary: int = 50) -> torch.Tensor:
 def test_decoding_with_a_cache_gives_the_logits_of_a_full_forward_pass(
     changes: dict[str, object], attention: str
 ) -> None:
-    model, tokens = shaken(tiny(**changes), attention=attention), text(3, 24)
+    model, tokens = randomised_model(tiny(**changes), attention=attention), text(3, 24)
     with torch.inference_mode():
         wanted = model.logits(model(tokens))
         cache = model.empty_cache(3, 24, dtype=torch.float32)
@@ -69,7 +69,7 @@ def test_decoding_with_a_cache_gives_the_logits_of_a_full_forward_pass(
 def test_both_attention_paths_agree_in_values_and_gradients(changes: dict[str, object]) -> None:
     results = []
     for attention in ("sdpa", "matmul"):
-        model = shaken(tiny(**changes), attention=attention)
+        model = randomised_model(tiny(**changes), attention=attention)
         logits = model.logits(model(text(2, 24)))
         logits.square().mean().backward()
         results.append([logits, *(weight.grad for weight in model.parameters())])
@@ -81,7 +81,7 @@ def test_both_attention_paths_agree_in_values_and_gradients(changes: dict[str, o
 
 @pytest.mark.parametrize("attention", ["sdpa", "matmul"])
 def test_earlier_logits_do_not_depend_on_later_tokens(attention: str) -> None:
-    model, tokens = shaken(tiny(), attention=attention), text(1, 24)
+    model, tokens = randomised_model(tiny(), attention=attention), text(1, 24)
     other = tokens.clone()
     other[:, 15:] = (other[:, 15:] + 1) % 50
     with torch.inference_mode():
@@ -91,7 +91,7 @@ def test_earlier_logits_do_not_depend_on_later_tokens(attention: str) -> None:
 
 
 def test_last_logits_depend_on_earlier_tokens() -> None:
-    model, tokens = shaken(tiny()), text(1, 24)
+    model, tokens = randomised_model(tiny()), text(1, 24)
     other = tokens.clone()
     other[:, 0] = (other[:, 0] + 1) % 50
     with torch.inference_mode():
@@ -100,7 +100,7 @@ def test_last_logits_depend_on_earlier_tokens() -> None:
 
 
 def test_last_logits_depend_on_the_order_of_earlier_tokens() -> None:
-    model, tokens = shaken(tiny(num_hidden_layers=1)), text(1, 24)
+    model, tokens = randomised_model(tiny(num_hidden_layers=1)), text(1, 24)
     with torch.inference_mode():
         apart = model(tokens)[:, -1] - model(tokens[:, [1, 0, *range(2, 24)]])[:, -1]
     assert apart.abs().max() > 1e-4
@@ -191,7 +191,7 @@ def test_number_of_parameters_equals_the_count_of_the_shape(
 @shapes
 def test_flops_of_a_shape_equal_those_of_the_model(changes: dict[str, object]) -> None:
     shape, length = tiny(**changes), 24
-    model = shaken(shape, attention="matmul")
+    model = randomised_model(shape, attention="matmul")
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model.logits(model(text(1, length)))
     norms = sum(weight.numel() for weight in model.parameters() if weight.ndim == 1)
@@ -223,7 +223,7 @@ def test_an_exported_model_has_the_same_logits_in_transformers(
         tie_word_embeddings=tied, qk_norm=qk_norm, num_attention_heads=heads,
         num_key_value_heads=groups, head_dim=head_dim, rope_theta=theta,
     )  # fmt: skip
-    model, tokens = shaken(shape), text(2, 24)
+    model, tokens = randomised_model(shape), text(2, 24)
     export(tmp_path, model, max_position_embeddings=24)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert [type(loaded).__name__] == loaded.config.architectures

@@ -1,4 +1,4 @@
-"""A usual request for proposals, and changes of it."""
+"""Usual request for proposals, with changes."""
 
 from pathlib import Path
 from typing import Any
@@ -27,33 +27,33 @@ EFFORT = ("measurements", "estimated", "leaders", "short", "sampler", "seed")
 
 
 def request_for(**changes: Any) -> ProposalRequest:
-    """Make the usual request with other fields of any group, or limits of the workload."""
-    wish = USUAL | changes
-    limits = {name: wish[name] for name in ("max_ttft", "max_tpot") if name in wish}
+    """Make the usual request with changed fields of any group, or limits of the workload."""
+    options = USUAL | changes
+    limits = {name: options[name] for name in ("max_ttft", "max_tpot") if name in options}
 
-    def given(names: tuple[str, ...]) -> dict[str, Any]:
-        return {name: wish[name] for name in names if name in wish}
+    def group(names: tuple[str, ...]) -> dict[str, Any]:
+        return {name: options[name] for name in names if name in options}
 
     return ProposalRequest(
         budget=Budget(
-            parameters=parse_count(wish["params"]), tokens=parse_count(wish["tokens"]),
-            **given(BUDGET),
+            parameters=parse_count(options["params"]), tokens=parse_count(options["tokens"]),
+            **group(BUDGET),
         ),
-        space=SpaceOptions(**given(SPACE)),
+        space=SpaceOptions(**group(SPACE)),
         serving=Serving(
-            workload=parse_workload(wish["workload"]).changed(**limits),
-            engine=engine_named(wish["engine"]),
+            workload=parse_workload(options["workload"]).changed(**limits),
+            engine=engine_named(options["engine"]),
         ),
-        effort=SearchEffort(**given(EFFORT)),
+        effort=SearchEffort(**group(EFFORT)),
     )  # fmt: skip
 
 
 def basis_for(**changes: Any) -> LossBasis:
-    """Load the published law or another one, with a link if one is named."""
+    """Load the published law or another law, with an accuracy link where ``link`` names one."""
     about = {name: changes[name] for name in ("link", "validation") if name in changes}
     return loss_basis(changes.get("law", "paper-2510.18245"), **about)
 
 
-def asked(out: Path | None = None, **changes: Any) -> Proposals:
+def propose_usual(out: Path | None = None, **changes: Any) -> Proposals:
     """Search for the proposals of the usual request with changes."""
     return propose(request_for(**changes), basis_for(**changes), out=out)
