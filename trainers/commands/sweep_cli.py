@@ -156,6 +156,7 @@ def run(
         corpus, validation=validation, vocab=vocab, tokenizer=tokenizer,
         corpus_tokens=corpus_tokens,
     )  # fmt: skip
+    folder.refuse_foreign_table()
     with nothing_left(out):
         prepared = prepare_from_options(text, folder.corpus)
         specs = read_plan(plan, prepared, recipe)

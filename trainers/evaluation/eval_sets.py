@@ -73,8 +73,9 @@ def read_evals(path: Path) -> EvalFiles:
     try:
         contents = dict(_folder(path) if path.is_dir() else _archive(path))
     except (OSError, tarfile.TarError, EOFError) as error:
+        reason = str(error).partition("\n")[0]  # tarfile lists every compression that it tried
         raise InputError(
-            f"the evaluation sets {path} cannot be read ({error}); {EXPECTED_LAYOUT}"
+            f"the evaluation sets {path} cannot be read ({reason}); {EXPECTED_LAYOUT}"
         ) from None
     if not contents:
         raise InputError(f"{path} has no evaluation sets; {EXPECTED_LAYOUT}")

@@ -43,6 +43,14 @@ class Folder:
         """Measured numbers of runs of each shape that a device trains at once."""
         return self.path / "packings.json"
 
+    def refuse_foreign_table(self) -> None:
+        """Raise an error if the sweep would overwrite a run table that no sweep has written."""
+        if self.table.exists() and not (self.ledger.exists() or self.record.exists()):
+            raise InputError(
+                f"{self.table} must be the run table of a sweep, but {self.path} has no sweep; "
+                "choose another --out folder, or move the table away"
+            )
+
     def trackers(self) -> tuple[str, ...]:
         """Return the names of the trackers of metrics; a CSV file is always one of them."""
         recorded = read_json(self.record) if self.record.exists() else {}

@@ -85,12 +85,14 @@ def run_plan(
     Raises
     ------
     InputError
-        The launcher cannot be used here, or workers on several machines would share an SQLite file.
+        The launcher cannot be used here, workers on several machines would share an SQLite file,
+        or the folder has a run table that is not a sweep's.
     WorkError
         A run failed. Finished rows are kept, and the same call resumes the sweep. A run that
         diverged does not raise an error: its row has its status and no loss.
     """
     place = launcher_named(launcher) if isinstance(launcher, str) else launcher
+    folder.refuse_foreign_table()
     _check_space(folder.path, specs)
     address = ledger_address(folder, ledger)
     _check_disk(address, place.several_machines)

@@ -57,6 +57,7 @@ def train_config(
     """
     shape, count = Shape.from_config(read_json(config)), parse_count(tokens)
     folder, recipe, trackers = Folder(out), recipe_with(settings), read_trackers(tracker)
+    folder.refuse_foreign_table()
     prepared = prepare_from_options(corpus, folder.corpus)
     count_windows(prepared.tokens_train, recipe.context_length)
     if shape.vocab_size != prepared.vocab_size:

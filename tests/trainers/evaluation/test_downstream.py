@@ -231,9 +231,11 @@ def test_an_archive_and_its_folder_have_the_same_contents(
 
 def test_evaluation_sets_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     (tmp_path / "evals.tar.zst").write_bytes(b"no archive")
+    (tmp_path / "evals.tar").write_bytes(b"no archive")
     (tmp_path / "empty").mkdir()
     for name, text in (
         ("none", "cannot be read"), ("evals.tar.zst", "not a zstd file"),
+        ("evals.tar", r"^the evaluation sets .* cannot be read \([^\n]*\); give [^\n]*$"),
         ("empty", "has no evaluation sets; give a folder or a .tar.zst with blimp"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=text):

@@ -48,6 +48,16 @@ def folder(corpus: Corpus, tmp_path: Path) -> Folder:
     return made
 
 
+def test_run_table_of_another_command_is_not_overwritten(corpus: Corpus, folder: Folder) -> None:
+    folder.table.write_text("run_id,loss\nmine,2.5\n")
+    with pytest.raises(
+        InputError, match=r"runs\.csv must be the run table of a sweep, but .* has no"
+    ):
+        run_plan([spec()], corpus, folder, launcher=InProcess())
+    assert folder.table.read_text() == "run_id,loss\nmine,2.5\n"
+    assert not folder.ledger.exists()
+
+
 def three_runs() -> list[RunSpec]:
     wild = replace(RECIPE, learning_rate=1e6, matrix_learning_rate=1e6, warmup=0.0)
     return [
