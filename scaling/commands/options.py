@@ -5,6 +5,10 @@ from typing import Annotated
 
 import typer
 
+from shapelaw.scaling.errors import InputError
+
+TABLE_ENDINGS = (".csv", ".parquet")
+
 Runs = Annotated[
     str,
     typer.Argument(
@@ -157,12 +161,24 @@ Workers = Annotated[
 OutFolder = Annotated[
     Path, typer.Option("--out", help="Folder for all files that are written.", metavar="FOLDER")
 ]
+
+
+def _table_file(path: Path | None) -> Path | None:
+    """Refuse a table's file of an unknown format before the command works for it."""
+    if path is not None and path.suffix.lower() not in TABLE_ENDINGS:
+        raise InputError(
+            f"`--out` must end in {' or '.join(TABLE_ENDINGS)}, but got {path}; rename it"
+        )
+    return path
+
+
 OutTable = Annotated[
     Path | None,
     typer.Option(
         "--out",
         help="Write the table to this .csv or .parquet file (default: only print it).",
         metavar="FILE",
+        callback=_table_file,
     ),
 ]
 RecipeSettings = Annotated[

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 from shapelaw.scaling.display.console import note
-from shapelaw.scaling.display.tables import counted
 
 if TYPE_CHECKING:
     from shapelaw.scaling.fitting.result import Fit
@@ -21,7 +20,8 @@ def note_other_runs(fitted: "Fit", runs: "RunTable") -> None:
         Run table of the command.
     """
     if runs.fingerprint != fitted.data_sha256:
+        these = f"these {len(runs)} runs are" if len(runs) != 1 else "this 1 run is"
         note(
-            f"note: these {counted(len(runs), 'run')} are not the {len(fitted.run_ids)} of "
-            "the fit; statements about the fit refer to the runs of the fit"
+            f"note: {these} not the {len(fitted.run_ids)} of the fit; "
+            "statements about the fit refer to the runs of the fit"
         )

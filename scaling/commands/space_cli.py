@@ -128,7 +128,7 @@ def _limit(text: str) -> tuple[str, float]:
     from shapelaw.scaling.units import parse_count
 
     name, _, value = text.partition("=")
-    if name not in (*DERIVED, *FIELDS):
+    if name not in (*DERIVED, *FIELDS) or not value:
         raise InputError(
             f"`--most` must be COLUMN=VALUE with a column of {', '.join((*DERIVED, *FIELDS))}, "
             f"but got {text!r}; write for example kv_bytes=32768"

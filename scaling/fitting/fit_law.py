@@ -303,8 +303,9 @@ def _require_enough_rows(problem: Problem, law_name: str) -> None:
     free, rows = int(problem.free.sum()), len(problem.log_loss)
     if rows < free:
         raise InputError(
-            f"a fit of `{law_name}` to this table needs at least {free} finished runs, "
-            f"but got {rows}; train more, or choose a smaller law with --law chinchilla"
+            f"a fit of `{law_name}` to this table needs at least "
+            f"{counted(free, 'finished run')}, but got {rows}; train more, or choose a smaller law "
+            "with --law chinchilla"
         )
 
 

@@ -397,7 +397,7 @@ class Fit(Result):
             The file is not a fit, has another schema version, or is damaged.
         """
         document = read_json(path)
-        if document.get("schema_version") != SCHEMA_VERSION or "state" not in document:
+        if document.get("schema_version") != SCHEMA_VERSION:
             raise InputError(
                 f"{path} must be a fit of schema version {SCHEMA_VERSION}, but has "
                 f"{document.get('schema_version')!r}; write it again with `shapelaw fit --out`"
@@ -410,6 +410,15 @@ class Fit(Result):
             state["minimised"] = FitObjective(**state["minimised"])
             state["held"] = {name: Held(**held) for name, held in state["held"].items()}
             state["ranges"] = {name: tuple(ends) for name, ends in state["ranges"].items()}
+            for name in ("objective", "seconds", "noise", "noise_degrees"):
+                state[name] = _number(state[name], name)
+            state["reference"] = {
+                name: _number(value, name) for name, value in dict(state["reference"]).items()
+            }
+            if not {N, D} & set(law_named(state["law_name"]).columns) <= set(state["reference"]):
+                raise ValueError("its reference lacks N or D of its law")
+            if state["size_convention"] not in SIZES:
+                raise ValueError("its size_convention is none of " + ", ".join(SIZES))
             if list(law_named(state["law_name"]).names) != state["names"]:
                 raise ValueError("its parameters are not those of its law")
             if state["theta"].shape != (len(state["names"]),):
@@ -421,6 +430,13 @@ class Fit(Result):
             raise InputError(
                 f"{path} is damaged ({error}); write it again with `shapelaw fit --out`"
             ) from None
+
+
+def _number(value: object, name: str) -> float:
+    """Return a number of a saved fit; raise ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"its {name} is not a number")
+    return value
 
 
 def new_run_intervals(spread: np.ndarray, noise: float, degrees: int) -> np.ndarray:

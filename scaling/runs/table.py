@@ -200,10 +200,11 @@ class RunTable:
         dropped = dict.fromkeys(self.run_ids[~chosen].tolist(), f"not in `{where}`")
         return replace(self.take(chosen), left_out=_shorten({**self.left_out, **dropped}))
 
-    def take(self, rows: np.ndarray) -> "RunTable":
+    def take(self, rows: np.ndarray | Sequence[int]) -> "RunTable":
         """Take the runs of a mask or of positions, (m,), with their levels in the whole table."""
         rows = np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        rows = rows if rows.size else rows.astype(int)  # an empty list has the type float
         whole, before = self._part or (self, np.arange(len(self)))
         return replace(self, frame=self.frame.iloc[rows], _part=(whole, before[rows]))
 

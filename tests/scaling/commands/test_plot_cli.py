@@ -109,3 +109,5 @@ def test_note_is_printed_when_runs_are_not_those_of_the_fit(folder, tmp_path):
     other = CliRunner().invoke(app, [*given, "--where", f"{N} > 2e6"], catch_exceptions=False)
     assert own.stderr == ""
     assert other.stderr.startswith("note: these 45 runs are not the 60 of the fit; statements")
+    one = CliRunner().invoke(app, [*given, "--where", "run_id == 'synthetic-0'"])
+    assert one.stderr.startswith("note: this 1 run is not the 60 of the fit; statements")

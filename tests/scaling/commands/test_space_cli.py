@@ -133,6 +133,7 @@ def test_failed_write_leaves_no_partial_table(tmp_path: Path) -> None:
         (("--head-dim", "15"), "`head_dim % 2 == 0` must hold"),
         (("--gqa", "all"), "`--gqa` must be whole numbers"),
         (("--most", "loss=3"), "`--most` must be COLUMN=VALUE with a column of n_total"),
+        (("--most", "kv_bytes"), "`--most` must be COLUMN=VALUE with a column of n_total"),
         (("--most", "kv_bytes=few"), "a count must be a number"),
         (("--where", "n_total"), "a filter must be true or false for each row"),
         (("--where", "open('x')"), "may hold columns, numbers, strings"),

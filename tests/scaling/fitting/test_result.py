@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import t as student
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.result import SCHEMA, Fit, unit_of
+from shapelaw.scaling.fitting.result import SCHEMA_VERSION, Fit, unit_of
 from shapelaw.scaling.laws.registry import LAWS, law_named
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.solver.identifiability import Held
@@ -129,7 +129,7 @@ def test_fit_without_resamples_survives_saving_and_loading(saved):
 
 def test_file_contains_the_printed_document_and_the_schema_version(saved):
     document = json.loads(saved.read_text())
-    assert document["schema_version"] == SCHEMA
+    assert document["schema_version"] == SCHEMA_VERSION
     printed = some_fit().as_json()
     assert {name: document[name] for name in printed} == printed
     assert set(document) == {"schema_version", "state", *printed}
@@ -158,10 +158,10 @@ def test_printed_document_has_stable_keys():
     assert json.loads(json.dumps(document, allow_nan=False)) == document
 
 
-@pytest.mark.parametrize("version", [0, 1, SCHEMA + 1, str(SCHEMA), None])
+@pytest.mark.parametrize("version", [0, 1, SCHEMA_VERSION + 1, str(SCHEMA_VERSION), None])
 def test_load_raises_on_another_schema_version(saved, version):
     edit(saved, lambda document: document.update(schema_version=version))
-    text = rf"must be a fit of schema version {SCHEMA}, but has {version!r}; write it again with"
+    text = rf"must be a fit of schema version {SCHEMA_VERSION}, but has {version!r}; write it again with"
     with pytest.raises(InputError, match=text):
         Fit.load(saved)
 
@@ -170,8 +170,8 @@ def test_load_raises_when_file_is_not_a_fit(saved):
     saved.write_text('{"proposals": []}')
     with pytest.raises(InputError, match="must be a fit of schema version 2, but has None"):
         Fit.load(saved)
-    edit(saved, lambda document: document.update(schema_version=SCHEMA))
-    with pytest.raises(InputError, match="must be a fit of schema version 2"):
+    edit(saved, lambda document: document.update(schema_version=SCHEMA_VERSION))
+    with pytest.raises(InputError, match=r"fit.json is damaged \('state'\); write it again"):
         Fit.load(saved)
 
 
@@ -188,10 +188,16 @@ def test_load_raises_when_file_is_not_a_fit(saved):
         (lambda state: state["covariance"].pop(), "its covariance is not square"),
         (lambda state: state["minimised"].update(kind="best"), "`objective` must be one of huber"),
         (lambda state: state.update(law_name="Chinchilla()"), "parameters are not those of its"),
+        (lambda state: state.update(noise="low"), "its noise is not a number"),
+        (lambda state: state.update(seconds=None), "its seconds is not a number"),
+        (lambda state: state.update(size_convention="all"), "its size_convention is none of"),
+        (lambda state: state["reference"].pop(D), "its reference lacks N or D"),
+        (lambda state: state.update(reference=None), "not iterable"),
     ],
     ids=[
         *("no theta", "no noise", "text", "short draw", "held", "held list", "unknown field"),
-        *("covariance", "objective", "another law"),
+        *("covariance", "objective", "another law", "noise", "seconds", "convention"),
+        *("reference without D", "no reference"),
     ],
 )
 def test_load_raises_with_the_damage_of_a_damaged_file(saved, damage, message):

@@ -205,3 +205,9 @@ def test_public_names_offer_the_table_and_its_loader():
     runs = shapelaw.load_runs("quickstart")
     assert isinstance(runs, shapelaw.RunTable)
     assert runs.size == "non-embedding"
+
+
+def test_take_of_no_positions_gives_an_empty_table():
+    runs = RunTable.of(COUNTS)
+    assert len(runs.take(np.array([0, 2]))) == 2
+    assert len(runs.take([])) == len(runs.take(np.zeros(3, dtype=bool))) == 0
