@@ -161,7 +161,10 @@ def test_printed_document_has_stable_keys():
 @pytest.mark.parametrize("version", [0, 1, SCHEMA_VERSION + 1, str(SCHEMA_VERSION), None])
 def test_load_raises_on_another_schema_version(saved, version):
     edit(saved, lambda document: document.update(schema_version=version))
-    text = rf"must be a fit of schema version {SCHEMA_VERSION}, but has {version!r}; write it again with"
+    text = (
+        rf"must be a fit of schema version {SCHEMA_VERSION}, but has {version!r}; "
+        "write it again with"
+    )
     with pytest.raises(InputError, match=text):
         Fit.load(saved)
 

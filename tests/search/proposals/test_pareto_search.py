@@ -15,7 +15,7 @@ from shapelaw.scaling.runs.ratios import with_ratios
 from shapelaw.scaling.space.space import nearest_proportions, within
 from shapelaw.search.engines._base import Engine, Measurement
 from shapelaw.search.proposals.basis import LossBasis
-from shapelaw.search.proposals.candidate_set import FLAT, RATIO_SLACK
+from shapelaw.search.proposals.candidate_set import EQUAL_LOSS, RATIO_SLACK
 from shapelaw.search.proposals.pareto_search import propose
 from shapelaw.search.proposals.proposal import BASELINE, CANDIDATE, FAST, LOSS_OPTIMAL, Proposal
 from shapelaw.search.proposals.ranking import front_of
@@ -115,9 +115,9 @@ def test_the_loss_optimal_shape_has_the_lowest_predicted_loss_in_range(
     allowed = everything.take(within(everything, ranges, RATIO_SLACK))
     losses = fitted.central(allowed.frame().assign(tokens=TOKENS))
     best = role(proposals, LOSS_OPTIMAL)
-    assert best.predicted_loss <= losses.min() * (1 + FLAT)
+    assert best.predicted_loss <= losses.min() * (1 + EQUAL_LOSS)
     others = [p.predicted_loss for p in proposals if p.role != BASELINE]
-    assert best.predicted_loss <= min(others) * (1 + FLAT)
+    assert best.predicted_loss <= min(others) * (1 + EQUAL_LOSS)
 
 
 def test_the_fast_shape_is_the_fastest_of_no_more_loss_than_the_baseline(
