@@ -19,6 +19,7 @@ from shapelaw.scaling.commands.options import (
     Tolerance,
     WorkloadOption,
 )
+from shapelaw.scaling.errors import InputError
 
 TrainingTokens = Annotated[
     str, typer.Option(help="Training tokens, such as 2M or 100B.", metavar="TOKENS")
@@ -147,6 +148,7 @@ def propose_shapes(
     json: Json = False,
 ) -> None:
     """Rank the shapes of a budget by predicted loss and throughput."""
+    _refuse_folder(out)
     from shapelaw.scaling.display.progress import progress_shown
     from shapelaw.scaling.units import parse_count
     from shapelaw.search.commands.output import print_proposals
@@ -181,6 +183,17 @@ def propose_shapes(
         proposals = propose(request, basis, out=out)
     page = None if out is None else write_pages(out)
     print_proposals(proposals, page, json=json, wide=wide)
+
+
+def _refuse_folder(out: Path | None) -> None:
+    """Refuse to write proposals into a file's place, or over those of a quickstart."""
+    if out is not None and out.exists() and not out.is_dir():
+        raise InputError(f"`--out` must be a folder, but {out} is a file; choose another name")
+    if out is not None and (out / "quickstart.json").exists():
+        raise InputError(
+            f"`--out` must not be the folder of a quickstart, but {out} is one: its proposals "
+            "would be lost; choose another folder"
+        )
 
 
 def _parse_option(option: str, text: str) -> tuple[int, ...] | None:

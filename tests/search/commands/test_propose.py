@@ -414,3 +414,18 @@ def test_public_propose_accepts_a_law_that_the_user_fitted() -> None:
             proposals.rows[0]
         ]
     )
+
+
+@pytest.mark.parametrize("kind", ["file", "quickstart"])
+def test_out_that_would_overwrite_something_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "out"
+    if kind == "file":
+        out.write_text("mine")
+    else:
+        write_json(out / "quickstart.json", {})
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    command = ["propose", "--params", "1B", "--tokens", "1B", "--out", str(out)]
+    result = CliRunner().invoke(app, command)
+    assert isinstance(result.exception, InputError)
+    assert str(result.exception).startswith("`--out` must")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
