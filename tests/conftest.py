@@ -5,7 +5,7 @@ import os
 # pytest runs one process per core, so each computes on one thread. Read when numpy is imported.
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,22 @@ from support.postgres import Server, start_server
 
 settings.register_profile("no_deadline", deadline=None)  # a busy machine fails no test
 settings.load_profile("no_deadline")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Fail where a test module cannot be imported.
+
+    ``--doctest-ignore-import-errors`` is meant for modules whose extra is absent. It skips a test
+    module too, and none of its tests would run.
+    """
+    report = yield
+    test_module = collector.nodeid.rpartition("/")[2].startswith("test_")
+    if report.skipped and test_module and "unable to import module" in str(report.longrepr):
+        report.outcome, report.longrepr = "failed", f"{collector.nodeid}: {report.longrepr}"
+    return report
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest picks tests by their marks
