@@ -25,11 +25,11 @@ from shapelaw.scaling.runs.validation import (
     as_floats,
     list_warnings,
     losses_in_nats,
-    parse_number_columns,
     parse_switches,
     refuse_losses_above_uniform,
     refuse_unknown_kinds,
     require_columns,
+    to_numbers,
     validate,
 )
 
@@ -146,15 +146,13 @@ class RunTable:
         left_out = _excluded_or_unfinished(runs, set(exclude), name)
         # The index still counts the rows of the file, from which errors derive line numbers.
         runs = runs[~runs["run_id"].isin(left_out)] if left_out else runs
-        runs = parse_number_columns(runs, [column for column in runs if column in NUMERIC])
+        runs = to_numbers(runs, [column for column in runs if column in NUMERIC])
         runs = with_ratios(parse_switches(runs, name), name)
         if where is not None:
             chosen = select(where, {str(column): runs[column] for column in runs}, len(runs))
             left_out |= dict.fromkeys(runs["run_id"][~chosen], f"not in `{where}`")
             # Text that kept a column from being numeric may be gone with its rows.
-            runs = parse_number_columns(
-                runs[chosen], [column for column in runs if column in NUMERIC]
-            )
+            runs = to_numbers(runs[chosen], [column for column in runs if column in NUMERIC])
         validate(runs, name)
         runs, notes = losses_in_nats(runs, name)
         refuse_losses_above_uniform(runs, name)

@@ -127,7 +127,7 @@ def require_comparable_losses(runs: pd.DataFrame, source: str) -> None:
             )
 
 
-def parse_number_columns(frame: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+def to_numbers(frame: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
     """Convert text to numbers in the columns where every value is a number.
 
     Other columns stay unchanged, so that a check can name the invalid value.
