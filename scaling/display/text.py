@@ -74,7 +74,11 @@ def _captured(width: int | None, write: "Callable[[Console], None]") -> str:
     from rich.console import Console
 
     file = StringIO()
-    write(Console(file=file, width=width or console_width(), color_system=None))
+    # In a notebook rich would display every line as an output of its own.
+    console = Console(
+        file=file, width=width or console_width(), color_system=None, force_jupyter=False
+    )
+    write(console)
     return file.getvalue().rstrip("\n")
 
 

@@ -161,3 +161,12 @@ def test_fields_are_aligned_and_rounded(capsys: pytest.CaptureFixture[str]) -> N
         "packages  numpy 2.4",
         "missing   a, b",
     ]
+
+
+def test_text_is_returned_and_not_displayed_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    displayed: list[object] = []
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda segments, text: displayed.append(text))
+    text = table_text(pd.DataFrame({"size": [1, 2]}))
+    assert "size" in text
+    assert displayed == []
