@@ -142,9 +142,7 @@ class _Worker:
                 self._train(claim)
             except Stopped:
                 claim.keep(0)
-            except (
-                Exception
-            ) as error:  # of any kind, so that the other runs of the plan are trained
+            except Exception as error:  # of any kind: the plan's other runs are still trained
                 if not claim.specs:  # the end of a run could not be recorded
                     raise
                 claim.failed(f"{type(error).__name__}: {error}")
