@@ -32,7 +32,7 @@ STOPPED_CODE = 130
 # Headings of `shapelaw --help` and the commands below each, in this order.
 SECTIONS = {
     "Choose a shape": ("quickstart", "propose", "space", "measure", "report"),
-    "Fit and judge laws": ("data", "fit", "check", "compare", "predict", "plot", "laws"),
+    "Fit and judge laws": ("data", "fit", "check", "compare", "predict", "decide", "plot", "laws"),
     "Train models": ("next-runs", "sweep", "train", "evaluate"),
     "See what is installed": ("doctor",),
 }

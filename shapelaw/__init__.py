@@ -26,6 +26,7 @@ _PUBLIC = {
     "Workload": "search.workload",
     "check": "scaling.checks.report",
     "compare": "scaling.checks.comparison",
+    "decide": "scaling.decisions.decide",
     "difference": "scaling.fitting.derived",
     "engine_named": "search.engines.registry",
     "fit": "scaling.fitting.fit_law",

@@ -2,6 +2,7 @@ from .scaling.architectures.named_shapes import shape_named as shape_named
 from .scaling.architectures.shape import Shape as Shape
 from .scaling.checks.comparison import compare as compare
 from .scaling.checks.report import check as check
+from .scaling.decisions.decide import decide as decide
 from .scaling.design.next_batch import next_runs as next_runs
 from .scaling.fitting.derived import difference as difference
 from .scaling.fitting.derived import intervals as intervals

@@ -7,6 +7,7 @@ import typer
 
 import shapelaw.scaling.commands.check_cli
 import shapelaw.scaling.commands.data_cli
+import shapelaw.scaling.commands.decide_cli
 import shapelaw.scaling.commands.next_runs_cli
 import shapelaw.scaling.commands.plot_cli
 import shapelaw.scaling.commands.space_cli
@@ -142,6 +143,7 @@ def mount(app: typer.Typer) -> None:
     app.command()(laws)
     shapelaw.scaling.commands.check_cli.mount(app)
     shapelaw.scaling.commands.data_cli.mount(app)
+    shapelaw.scaling.commands.decide_cli.mount(app)
     shapelaw.scaling.commands.next_runs_cli.mount(app)
     shapelaw.scaling.commands.plot_cli.mount(app)
     shapelaw.scaling.commands.space_cli.mount(app)

@@ -19,6 +19,30 @@ def predict_table(fit: Fit, path: Path, tokens: str | None) -> tuple[pd.DataFram
 
     Parameters
     ----------
+    fit, path, tokens
+        As in :func:`read_shapes`.
+
+    Returns
+    -------
+    table
+        Shapes with tokens and ratios.
+    predictions
+        ``predicted_loss``, ``loss_low`` and ``loss_high`` of every row, in nats per token.
+
+    Raises
+    ------
+    InputError
+        As :func:`read_shapes`.
+    """
+    table = read_shapes(fit, path, tokens)
+    return table, fit.predict(table)[PREDICTED]
+
+
+def read_shapes(fit: Fit, path: Path, tokens: str | None) -> pd.DataFrame:
+    """Read a table of shapes with the columns that a fit needs.
+
+    Parameters
+    ----------
     fit
         Fit that predicts.
     path
@@ -28,10 +52,8 @@ def predict_table(fit: Fit, path: Path, tokens: str | None) -> tuple[pd.DataFram
 
     Returns
     -------
-    table
+    pandas.DataFrame
         Shapes with tokens and ratios.
-    predictions
-        ``predicted_loss``, ``loss_low`` and ``loss_high`` of every row, in nats per token.
 
     Raises
     ------
@@ -48,4 +70,4 @@ def predict_table(fit: Fit, path: Path, tokens: str | None) -> tuple[pd.DataFram
         require_columns(table, (SIZES[fit.size_convention],), f"N is {fit.size_convention}: {path}")
     require_columns(table, fit.source_columns, str(path))
     check_numbers(table, fit.source_columns, str(path))
-    return table, fit.predict(table)[PREDICTED]
+    return table

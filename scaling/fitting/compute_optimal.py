@@ -157,9 +157,9 @@ def allocation(
     """
     if not 0 < compute < np.inf:
         raise InputError(f"`compute > 0` and finite must hold, but got {compute}; write 1e21")
-    unfit = {"A", "B"} & {name for name in fitted.held if fitted.held[name].value < -10}
-    if unfit or not {N, D} <= set(fitted.law.columns):
-        gap = f"{' and '.join(sorted(unfit))} held at no effect" if unfit else "no N and D"
+    if not has_trade_off(fitted):
+        unfit = sorted(_terms_without_effect(fitted))
+        gap = f"{' and '.join(unfit)} held at no effect" if unfit else "no N and D"
         return _unknown(compute, f"the law has {gap}: N and D have no trade-off")
     thetas = np.vstack([fitted.theta, *fitted.draws])
     best = best_sizes(fitted, thetas, compute, shape_held(fitted, shape))
@@ -174,6 +174,16 @@ def allocation(
         tokens_per_n=_range(tokens / best.n),
         exponent=_range(best.exponent),
     )
+
+
+def has_trade_off(fitted: Fit) -> bool:
+    """Return True if the law of a fit has terms in both N and D, with an effect in the fit."""
+    return {N, D} <= set(fitted.law.columns) and not _terms_without_effect(fitted)
+
+
+def _terms_without_effect(fitted: Fit) -> set[str]:
+    """Return the scales of the terms in N and D that are held at no effect."""
+    return {"A", "B"} & {name for name in fitted.held if fitted.held[name].value < -10}
 
 
 def _unknown(compute: float, why: str) -> ComputeOptimal:

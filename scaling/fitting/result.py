@@ -295,6 +295,36 @@ class Fit(Result):
         """
         return self.law.predict(self.theta, self.columns(frame), self.reference)
 
+    def log_loss_draws(self, frame: RunTable | pd.DataFrame) -> np.ndarray:
+        """Draw ln of the true loss of all rows jointly, from the uncertainty of the fit.
+
+        Parameters
+        ----------
+        frame
+            Rows with the columns of the law.
+
+        Returns
+        -------
+        numpy.ndarray
+            One row per draw, (S, n). Errors that the rows share are equal within a draw.
+
+        Raises
+        ------
+        InputError
+            The fit has no draws, or the table lacks a column of the law.
+        """
+        if not len(self.draws):
+            raise InputError(
+                "`resamples >= 1` must hold for probabilities, but the fit has no draws; fit again "
+                "with more resamples, such as 1000"
+            )
+        return self.law.program(self.columns(frame), self.reference).log_loss(self.draws)
+
+    def run_noise_draws(self, shape: tuple[int, int]) -> np.ndarray:
+        """Draw the deviations in ln loss of single new runs from the true loss, (S, n)."""
+        generator = np.random.default_rng(self.seed)
+        return self.noise * generator.standard_t(max(self.noise_degrees, 1), size=shape)
+
     def warnings(self, row: Mapping[str, float]) -> list[str]:
         """Return a sentence for each column in which a row lies outside of the fitted range."""
         return outside(row, self.ranges)

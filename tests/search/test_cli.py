@@ -309,6 +309,20 @@ def test_predictions_are_written_beside_the_shapes(runs: Path, law: Path, tmp_pa
     assert frame["run_id"].tolist() == pd.read_csv(runs)["run_id"].tolist()
 
 
+def test_decide_prints_one_row_for_each_shape(runs: Path, law: Path, tmp_path: Path) -> None:
+    pd.read_csv(runs).head(3).drop(columns="loss").to_csv(tmp_path / "shapes.csv", index=False)
+    printed = document("decide", law, tmp_path / "shapes.csv")
+    assert printed["schema_version"] == 1
+    rows = printed["rows"]
+    assert [row["p_best"] >= 0 for row in rows] == [True] * 3
+    assert sum(row["p_best"] for row in rows) == pytest.approx(1)
+    assert rows[0]["difference_nats"] == 0
+    assert set(rows[0]) >= {
+        *("p_best_run", "difference_nats_low", "difference_nats_high"),
+        *("equivalent_compute", "equivalent_compute_low", "equivalent_compute_high"),
+    }
+
+
 def test_predict_needs_tokens(runs: Path, law: Path, tmp_path: Path, failing: Failing) -> None:
     pd.read_csv(runs).drop(columns="tokens").to_csv(tmp_path / "shapes.csv", index=False)
     error = failing(2, "predict", law, tmp_path / "shapes.csv", "--out", tmp_path / "p.csv")

@@ -1,0 +1,44 @@
+"""Command that compares shapes: decide."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shapelaw.scaling.commands.options import FitFile, Json, OutTable, Tokens
+from shapelaw.scaling.display.console import print_json, print_table
+
+
+def decide(
+    fit: FitFile,
+    shapes: Annotated[
+        Path,
+        typer.Argument(
+            help="Table of shapes, a CSV or Parquet file; the first row is the baseline.",
+            metavar="SHAPES",
+        ),
+    ],
+    tokens: Tokens = None,
+    out: OutTable = None,
+    json: Json = False,
+) -> None:
+    """Compare shapes: probability of being best, differences, equivalent compute."""
+    from shapelaw.scaling.commands.predicting import read_shapes
+    from shapelaw.scaling.decisions.decide import decide
+    from shapelaw.scaling.fitting.result import Fit
+    from shapelaw.scaling.runs.table import write_runs
+
+    fitted = Fit.load(fit)
+    table = read_shapes(fitted, shapes, tokens)
+    decided = decide(fitted, table)
+    if out is not None:
+        write_runs(out, table.join(decided))
+    if json:
+        print_json({"rows": decided})
+    else:
+        print_table(decided.assign(line=range(2, len(decided) + 2)))
+
+
+def mount(app: typer.Typer) -> None:
+    """Add the command to an application."""
+    app.command()(decide)

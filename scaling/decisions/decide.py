@@ -1,0 +1,92 @@
+"""Decisions between shapes: the probability that each is best, and differences with intervals."""
+
+import numpy as np
+import pandas as pd
+
+from shapelaw.scaling.decisions.equivalent_compute import NOT_REACHABLE, equivalent_compute
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.result import LEVEL, Fit
+from shapelaw.scaling.runs.columns import D
+
+ENDS = [(100 - LEVEL) / 2, (100 + LEVEL) / 2]
+
+
+def decide(fitted: Fit, shapes: pd.DataFrame) -> pd.DataFrame:
+    """Compare shapes: which is best, by how much, and how sure that is.
+
+    Every probability and interval is computed from the same joint draws of the losses of all
+    shapes (:meth:`shapelaw.scaling.fitting.result.Fit.log_loss_draws`), so errors that the shapes
+    share cancel.
+
+    Parameters
+    ----------
+    fitted
+        Fit with draws.
+    shapes
+        One row per shape: the columns of the law and ``tokens``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per shape, in the order and with the index of ``shapes``:
+
+        ``p_best``
+            Probability that the shape has the lowest true loss.
+        ``p_best_run``
+            Probability that of one new run of every shape, that of this shape has the lowest loss.
+        ``difference_nats``, ``difference_nats_low``, ``difference_nats_high``
+            True loss minus that of the first shape, nats per token, with its 95 % interval.
+        ``equivalent_compute``, ``equivalent_compute_low``, ``equivalent_compute_high``
+            Factor of compute with which the first shape, trained compute-optimally, reaches the
+            loss of this shape, as
+            :func:`shapelaw.scaling.decisions.equivalent_compute.equivalent_compute` defines it:
+            ``not reachable`` where no compute suffices, NaN where the law has no trade-off between
+            size and tokens.
+
+    Raises
+    ------
+    InputError
+        There is no shape, the fit has no draws, or a column is missing.
+    """
+    if not len(shapes):
+        raise InputError("`len(shapes) >= 1` must hold for a decision, but got no rows")
+    if D not in shapes:
+        raise InputError(
+            f"`{D}` must be in the table of shapes, but it has {', '.join(map(str, shapes))}; add "
+            "the training tokens of every shape"
+        )
+    draws = fitted.log_loss_draws(shapes)
+    runs = draws + fitted.run_noise_draws(draws.shape)
+    losses = np.exp(draws)
+    differences = losses - losses[:, :1]
+    central = fitted.central(shapes)
+    low, high = np.percentile(differences, ENDS, axis=0)
+    columns = {
+        "p_best": share_lowest(draws),
+        "p_best_run": share_lowest(runs),
+        "difference_nats": central - central[0],
+        "difference_nats_low": low,
+        "difference_nats_high": high,
+    }
+    compute = equivalent_compute(fitted, shapes, draws)
+    return pd.DataFrame(columns, index=shapes.index).join(compute)
+
+
+def share_lowest(draws: np.ndarray) -> np.ndarray:
+    """Compute the share of draws in which each column is the lowest; equal columns share a draw.
+
+    Parameters
+    ----------
+    draws
+        Losses, (S, n).
+
+    Returns
+    -------
+    numpy.ndarray
+        Shares, (n,); their sum is 1.
+    """
+    lowest = draws <= draws.min(axis=1, keepdims=True)
+    return np.asarray((lowest / lowest.sum(axis=1, keepdims=True)).mean(axis=0))
+
+
+__all__ = ["NOT_REACHABLE", "decide", "share_lowest"]

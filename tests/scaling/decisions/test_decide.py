@@ -1,0 +1,107 @@
+"""Decisions between shapes, against independent computations."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.optimize import brentq, minimize_scalar
+
+import shapelaw
+from shapelaw.scaling.errors import InputError
+
+RATIO = "mlp_to_attention"
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """Return a fit of synthetic runs of a known law with 0.3 % noise."""
+    generator = np.random.default_rng(5)
+    grid = [(n, t, r) for n in (1e6, 3e6, 1e7) for t in (5, 20, 60) for r in (0.5, 1.0, 2.0, 4.0)]
+    n, ratio, r = np.array(grid).T
+    loss = 1.8 + 100 / n**0.35 + 400 / (n * ratio) ** 0.37
+    loss *= 1 + 0.03 * (np.log(r / 1.2) + 1.2 / r - 1)
+    runs = pd.DataFrame({"n_non_embedding": n, "tokens": n * ratio, RATIO: r})
+    runs["loss"] = loss * np.exp(generator.normal(0, 0.003, len(runs)))
+    law = shapelaw.Chinchilla() * shapelaw.UShape(RATIO)
+    return shapelaw.fit(law, runs, starts=64, resamples=400)
+
+
+def shapes(*ratios, n=1e7, tokens=2e8):
+    return pd.DataFrame({"n_non_embedding": n, "tokens": tokens, RATIO: ratios})
+
+
+def loss(fitted, n, tokens, ratio):
+    row = shapes(ratio, n=n, tokens=tokens)
+    return float(fitted.central(row)[0])
+
+
+def test_equivalent_compute_equals_root_of_lowest_loss(fitted):
+    """The factor solves min over N of L(N, cC/6N) = L(shape), by Brent's methods here."""
+    rows = shapes(4.0, 1.2, 2.0)
+    compute = 6 * 1e7 * 2e8
+
+    def lowest(log_factor):
+        budget = compute * np.exp(log_factor) / 6
+        found = minimize_scalar(
+            lambda x: loss(fitted, np.exp(x), budget / np.exp(x), 4.0),
+            bounds=(np.log(1e4), np.log(1e9)),
+            method="bounded",
+            options={"xatol": 1e-8},
+        )
+        return found.fun
+
+    decided = shapelaw.decide(fitted, rows)
+    for ratio, factor in zip(rows[RATIO], decided["equivalent_compute"], strict=True):
+        target = loss(fitted, 1e7, 2e8, ratio)
+        expected = np.exp(brentq(lambda x, t=target: lowest(x) - t, -5, 5))
+        assert factor == pytest.approx(expected, rel=2e-3)
+
+
+def test_loss_below_irreducible_loss_is_not_reachable(fitted):
+    rows = pd.concat([shapes(4.0, tokens=2e8), shapes(1.2, n=1e30, tokens=1e40)])
+    decided = shapelaw.decide(fitted, rows)
+    assert decided["equivalent_compute"].iloc[1] == "not reachable"
+    assert decided["equivalent_compute"].iloc[0] < 1.0
+
+
+def test_probabilities_equal_shares_of_joint_draws(fitted):
+    rows = shapes(0.5, 1.0, 1.4, 4.0)
+    draws = fitted.log_loss_draws(rows)
+    wins = np.bincount(draws.argmin(axis=1), minlength=4) / len(draws)
+    decided = shapelaw.decide(fitted, rows)
+    assert decided["p_best"].to_numpy() == pytest.approx(wins)
+    assert decided["p_best_run"].sum() == pytest.approx(1)
+    best = int(wins.argmax())  # noise of single runs makes the best shape less certain
+    assert decided["p_best_run"].iloc[best] < decided["p_best"].iloc[best]
+
+
+def test_rows_keep_order_and_index_and_equal_shapes_share_probability(fitted):
+    rows = shapes(4.0, 1.2, 1.2).set_axis(["base", "x", "y"])
+    decided = shapelaw.decide(fitted, rows)
+    assert list(decided.index) == ["base", "x", "y"]
+    assert decided.loc["x", "p_best"] == pytest.approx(decided.loc["y", "p_best"])
+    assert decided.loc["base", "difference_nats"] == 0
+    assert decided.loc["x", "difference_nats_low"] < decided.loc["x", "difference_nats"] < 0
+
+
+def test_law_without_data_term_has_no_equivalent_compute(fitted):
+    runs = shapes(0.5, 1.0, 2.0, 4.0).assign(loss=[3.0, 2.9, 2.95, 3.05])
+    runs = pd.concat([runs, runs.assign(n_non_embedding=3e7, loss=runs["loss"] * 0.9)])
+    fit = shapelaw.fit(fitted.law, runs, starts=16, resamples=50)
+    decided = shapelaw.decide(fit, shapes(0.5, 1.0))
+    assert decided["equivalent_compute"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [(shapes(), "len"), (shapes(1.0).drop(columns="tokens"), "tokens")],
+)
+def test_shapes_without_rows_or_tokens_are_refused(fitted, rows, said):
+    with pytest.raises(InputError, match=said):
+        shapelaw.decide(fitted, rows)
+
+
+def test_fit_without_draws_is_refused(fitted):
+    with pytest.raises(InputError, match="resamples"):
+        shapelaw.decide(replace(fitted, draws=fitted.draws[:0]), shapes(1.0, 2.0))
