@@ -50,6 +50,7 @@ COLUMNS = {
 
 # Further columns that a table may have, with their unit or meaning.
 MORE_COLUMNS = {
+    "loss_se_clusters": "clusters of loss_se: documents, or blocks of a text with few documents",
     "loss_unit": "nats or bits per token; bits are converted",
     "loss_kind": "exact, or bound: an upper bound on the loss, as of masked diffusion",
     "validation": "name of the held-out text",

@@ -22,12 +22,16 @@ RECIPE = Recipe(context_length=16, sequences=4)
 STEPS = 12
 
 
-def small_corpus(folder: Path) -> Corpus:
-    """Prepare a corpus of about 24 kB of real text, whose held-out part is fast to evaluate."""
+def small_corpus(folder: Path, *, document_bytes: int = 4000) -> Corpus:
+    """Prepare a corpus of about 24 kB of real text, whose held-out part is fast to evaluate.
+
+    Documents of 4000 bytes give a held-out part of two documents, shorter ones of more.
+    """
     texts, size = [], 0
     for document in read_documents(STDLIB):
         if len(document.text) < 4000:
-            texts.append(document.text)
+            begins = range(0, len(document.text), document_bytes)
+            texts += [document.text[begin : begin + document_bytes] for begin in begins]
             size += len(document.text)
         if size > 24_000:
             break

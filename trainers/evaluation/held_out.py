@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from shapelaw.scaling.display.tables import counted
 from shapelaw.trainers.models.transformer import Transformer
 from shapelaw.trainers.objectives.objective import Batch
 from shapelaw.trainers.objectives.registry import objective_of
@@ -18,7 +19,8 @@ MAX_TOKENS = 262_144  # evaluated, evenly spread over the held-out text
 MAX_SET_TOKENS = 32_768
 WINDOWS_PER_PASS = 32
 OBJECTIVE_SEED = 0  # of the objective's random draws: every model is evaluated with the same masks
-MIN_CLUSTERS = 10  # documents; with fewer, windows count as independent in the standard error
+MIN_DOCUMENTS = 10  # for a standard error clustered by document; texts with fewer get blocks
+BLOCKS = 20  # of consecutive windows of a text with too few documents
 
 
 class HeldOutTokens(Protocol):
@@ -51,6 +53,9 @@ class Evaluation:
         The same in bits per byte.
     windows
         Mean loss of each window in the order of the text, (windows,), nats per token.
+    clusters
+        Number and kind of the clusters of the standard errors: ``412 documents``, or ``20 blocks``
+        of consecutive windows if the text has too few documents.
     """
 
     loss: float
@@ -58,6 +63,7 @@ class Evaluation:
     bits_per_byte: float
     bits_per_byte_se: float
     windows: np.ndarray
+    clusters: str
 
 
 def evaluate_tokens(
@@ -86,11 +92,17 @@ def evaluate_tokens(
         Mean number of bytes per token of this text, treated as exact: bits per byte = nats per
         token / ln 2 / bytes per token.
     starts
-        Positions of the first tokens of the documents, ascending, (documents,). Windows that begin
-        in the same document form one cluster of the standard error. Without ``starts``, or with
-        fewer than ten clusters, every window is a cluster of its own.
+        Positions of the first tokens of the documents, ascending, (documents,). The evaluated
+        tokens of a document form one cluster of the standard error. Without ``starts``, or with
+        fewer than ten evaluated documents, the clusters are 20 blocks of consecutive windows. They
+        do not show how documents differ from each other.
     most
         Largest number of tokens to evaluate.
+
+    Returns
+    -------
+    Evaluation
+        Loss, standard errors, and the clusters on which these are based.
     """
     length = recipe.context_length
     available = (len(tokens) - 1) // length
@@ -99,16 +111,19 @@ def evaluate_tokens(
     device = model.embed_tokens.weight.device
     objective = objective_of(recipe)
     generator = torch.Generator(device).manual_seed(OBJECTIVE_SEED)
-    losses = []
+    parts = []
     with torch.inference_mode():
         for rows in np.array_split(begins, math.ceil(count / WINDOWS_PER_PASS)):
             batch = np.stack([tokens[start : start + length + 1] for start in rows])
             on_device = Batch(torch.from_numpy(batch.astype(np.int64)).to(device))
-            batch_losses = objective.sequence_losses(model, on_device, generator)
-            losses.append(batch_losses.double().cpu().numpy())
-    windows = np.concatenate(losses)
+            losses, weights = objective.held_out_losses(model, on_device, generator)
+            means = losses.sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+            part = (means.double(), losses.double(), weights.double())
+            parts.append([values.cpu().numpy() for values in part])
+    windows, losses, weights = (np.concatenate(column) for column in zip(*parts, strict=True))
     loss = float(windows.mean())
-    error = _standard_error(windows, begins, starts)
+    members, clusters = _clusters(begins, losses.shape[1], starts)
+    error = _standard_error(losses, weights, members)
     bits_per_nat = 1 / math.log(2) / bytes_per_token
     return Evaluation(
         loss=loss,
@@ -116,24 +131,43 @@ def evaluate_tokens(
         bits_per_byte=loss * bits_per_nat,
         bits_per_byte_se=error * bits_per_nat,
         windows=windows,
+        clusters=clusters,
     )
 
 
-def _standard_error(windows: np.ndarray, begins: np.ndarray, starts: np.ndarray | None) -> float:
-    """Estimate the cluster-robust standard error of the mean over windows (Liang and Zeger 1986).
+def _clusters(begins: np.ndarray, length: int, starts: np.ndarray | None) -> tuple[np.ndarray, str]:
+    """Assign each evaluated token to a cluster; return these, (windows, length), and their kind.
 
-    The windows of one document are correlated and therefore form one cluster.
+    A window that crosses a boundary between documents belongs to both. A separator belongs to the
+    document before it.
     """
-    clusters = np.arange(len(windows))
+    count = len(begins)
     if starts is not None:
-        documents = np.searchsorted(starts, begins, side="right")
-        if len(np.unique(documents)) >= MIN_CLUSTERS:
-            clusters = documents
-    _, members = np.unique(clusters, return_inverse=True)
-    sums = np.bincount(members, weights=windows - windows.mean())
+        targets = begins[:, None] + 1 + np.arange(length)
+        documents, members = np.unique(
+            np.searchsorted(starts, targets, side="right"), return_inverse=True
+        )
+        if len(documents) >= MIN_DOCUMENTS:
+            return members.reshape(targets.shape), f"{len(documents)} documents"
+    blocks = min(BLOCKS, count)
+    members = np.repeat(np.arange(count) * blocks // count, length).reshape(count, length)
+    return members, counted(blocks, "block")
+
+
+def _standard_error(losses: np.ndarray, weights: np.ndarray, members: np.ndarray) -> float:
+    """Estimate the standard error of the mean loss of a token, clustered.
+
+    The mean is a ratio over clusters, the sum of their losses over the sum of their tokens. Its
+    linearised variance is G / (G - 1) · Σ (loss_g - mean · tokens_g)² / tokens² (Cochran 1977,
+    equation 6.9; Liang and Zeger 1986). One cluster alone has no error estimate, and gives 0.
+    """
+    sums, tokens = (np.bincount(members.ravel(), weights=values.ravel())
+                    for values in (losses, weights))  # fmt: skip
     if len(sums) < 2:
         return 0.0
-    return math.sqrt(float((sums**2).sum()) * len(sums) / (len(sums) - 1)) / len(windows)
+    total = tokens.sum()
+    deviations = sums - sums.sum() / total * tokens
+    return math.sqrt(float((deviations**2).sum()) * len(sums) / (len(sums) - 1)) / float(total)
 
 
 def evaluate_sets(

@@ -56,6 +56,7 @@ class Evaluated(Result):
                 "validation set": name,
                 "nats per token": f"{held.loss:.4f} ± {held.loss_se:.4f}",
                 "bits per byte": f"{held.bits_per_byte:.4f} ± {held.bits_per_byte_se:.4f}",
+                "standard error over": held.clusters,
             }
             for name, held in self.held_out.items()
         ]

@@ -49,14 +49,13 @@ class NextToken:
             hidden = model(batch.tokens[:, :-1])
             return chunked_cross_entropy(hidden, model.lm_head.weight, targets), count
 
-    def sequence_losses(
+    def held_out_losses(
         self, model: Transformer, batch: Batch, generator: torch.Generator
-    ) -> Tensor:
-        """Compute the mean loss of each sequence over its predicted tokens, (S,)."""
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the loss of each next token; masked tokens do not count."""
         losses = token_losses(model, batch.tokens, self.recipe)
-        if batch.mask is None:
-            return losses.mean(dim=1)
-        return (losses * batch.mask).sum(dim=1) / batch.mask.sum(dim=1).clamp(min=1)
+        counted = torch.ones_like(losses) if batch.mask is None else batch.mask.to(losses)
+        return losses * counted, counted
 
 
 def _precision(tokens: Tensor, recipe: Recipe) -> torch.autocast:

@@ -60,10 +60,18 @@ class Objective(Protocol):
             is the mean of their losses weighted by these numbers.
         """
 
-    def sequence_losses(
+    def held_out_losses(
         self, model: Transformer, batch: Batch, generator: torch.Generator
-    ) -> Tensor:
-        """Compute the mean loss of each sequence, (S,), for the evaluation of held-out text."""
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the loss of each next token, for the evaluation of held-out text.
+
+        Returns
+        -------
+        losses
+            Loss of each next token in nats, (S, T); 0 where the token does not count.
+        counted
+            1 where the token counts, else 0, (S, T).
+        """
 
 
 SEED_STRIDE = 0x9E3779B97F4A7C15  # between the states of two seeds, larger than any number of steps

@@ -58,7 +58,10 @@ def evaluate_branch(
     """
     device = model.embed_tokens.weight.device
     per_byte = corpus.bytes_per_token
-    result = evaluate_tokens(model, corpus.validation(), spec.recipe, bytes_per_token=per_byte)
+    text = corpus.validation_shard()
+    result = evaluate_tokens(
+        model, text.tokens, spec.recipe, bytes_per_token=per_byte, starts=text.starts
+    )
     if not np.isfinite(result.loss):
         raise Diverged(f"held-out loss is {result.loss} after {end} steps")
     sets = evaluate_sets(model, corpus.validation_sets(), spec.recipe)
@@ -170,6 +173,7 @@ def result_columns(
     return {
         "loss": result.loss,
         "loss_se": result.loss_se,
+        "loss_se_clusters": result.clusters,
         "bits_per_byte": result.bits_per_byte,
         "seconds": seconds,
         "tokens_per_second": tokens / max(seconds, 1e-9),

@@ -75,31 +75,68 @@ def test_error_of_bits_per_byte_is_the_converted_error_of_the_loss() -> None:
     assert found.bits_per_byte_se / found.bits_per_byte == pytest.approx(found.loss_se / found.loss)
 
 
-def test_windows_of_one_document_form_one_cluster_of_the_error() -> None:
+def losses_by_token(trained: Transformer, text: np.ndarray) -> np.ndarray:
+    """Compute the loss of each evaluated token of a text, without the code under test."""
+    count = (len(text) - 1) // 8 * 8
+    rows = np.stack([text[begin : begin + 9] for begin in range(0, count, 8)]).astype(np.int64)
+    with torch.inference_mode():
+        return token_losses(trained, torch.from_numpy(rows), RECIPE).double().numpy().ravel()
+
+
+def test_error_with_documents_is_the_ratio_estimator_over_documents() -> None:
+    trained, draws = model(scale=3.0), np.random.default_rng(1)
+    starts = np.append(0, np.sort(draws.choice(np.arange(1, 800), 39, replace=False)))
+    found = evaluate_tokens(trained, TEXT, RECIPE, bytes_per_token=1.0, starts=starts)
+    losses = losses_by_token(trained, TEXT)
+    documents = np.split(losses, starts[1:] - 1)  # the first token of the text is not predicted
+    sums, sizes = np.array([(part.sum(), len(part)) for part in documents if len(part)]).T
+    ratio = sums.sum() / sizes.sum()
+    variance = len(sums) / (len(sums) - 1) * ((sums - ratio * sizes) ** 2).sum() / sizes.sum() ** 2
+    assert found.loss == pytest.approx(ratio)
+    assert found.loss_se == pytest.approx(math.sqrt(variance), rel=1e-6)
+    assert found.clusters == f"{len(sums)} documents"
+
+
+def test_near_copies_within_documents_give_the_error_of_their_number_of_documents() -> None:
     trained = model(scale=3.0)
-    pair = np.concatenate([np.tile(TEXT[40 * i : 40 * i + 8], 4) for i in range(20)])
+    pair = np.concatenate([np.tile(TEXT[40 * i : 40 * i + 8], 4) for i in range(40)])
     text = np.append(pair, 0).astype(np.uint16)
-    starts = np.arange(20) * 32
-    alone = evaluate_tokens(trained, text, RECIPE, bytes_per_token=1.0)
-    within = evaluate_tokens(trained, text, RECIPE, bytes_per_token=1.0, starts=starts)
-    assert within.loss == alone.loss
-    means = within.windows.reshape(20, 4).mean(axis=1)
-    assert within.loss_se == pytest.approx(means.std(ddof=1) / math.sqrt(20))
-    assert within.loss_se > 1.6 * alone.loss_se  # four near copies: about twice
+    found = evaluate_tokens(trained, text, RECIPE, bytes_per_token=1.0, starts=np.arange(40) * 32)
+    independent = found.windows.std(ddof=1) / math.sqrt(len(found.windows))
+    assert found.loss_se > 1.6 * independent  # four near copies: about twice
 
 
-def test_documents_of_one_window_each_give_the_error_over_windows() -> None:
+def test_error_over_documents_is_the_spread_between_texts_of_such_documents() -> None:
+    trained, draws = model(scale=3.0), np.random.default_rng(2)
+    found = []
+    for _ in range(60):
+        # A document repeats one token, so that its tokens have nearly one loss.
+        tokens = [np.repeat(draws.integers(50), draws.integers(1, 40)) for _ in range(60)]
+        starts = np.cumsum([0, *map(len, tokens[:-1])])
+        text = np.concatenate(tokens).astype(np.uint16)
+        found.append(evaluate_tokens(trained, text, RECIPE, bytes_per_token=1.0, starts=starts))
+    spread = np.std([each.loss for each in found], ddof=1)
+    assert np.mean([each.loss_se for each in found]) == pytest.approx(spread, rel=0.3)
+    windows = np.mean([each.windows.std(ddof=1) / len(each.windows) ** 0.5 for each in found])
+    assert windows < 0.7 * spread
+
+
+def test_one_text_without_documents_has_the_error_of_its_blocks() -> None:
     trained = model(scale=3.0)
-    alone = evaluate_tokens(trained, TEXT, RECIPE, bytes_per_token=1.0)
-    each = evaluate_tokens(trained, TEXT, RECIPE, bytes_per_token=1.0, starts=np.arange(100) * 8)
-    assert each.loss_se == pytest.approx(alone.loss_se)
+    drifting = np.repeat(TEXT[:20], 40)  # neighbouring windows are alike
+    text = np.append(drifting, 0).astype(np.uint16)
+    found = evaluate_tokens(trained, text, RECIPE, bytes_per_token=1.0)
+    means = found.windows.reshape(20, 5).mean(axis=1)
+    assert found.clusters == "20 blocks"
+    assert found.loss_se == pytest.approx(means.std(ddof=1) / math.sqrt(20), rel=1e-6)
+    assert found.loss_se > 1.5 * found.windows.std(ddof=1) / 10
 
 
-def test_error_over_few_documents_falls_back_to_independent_windows() -> None:
+def test_text_of_too_few_documents_has_the_error_of_its_blocks() -> None:
     trained = model(scale=3.0)
     alone = evaluate_tokens(trained, TEXT, RECIPE, bytes_per_token=1.0)
     few = evaluate_tokens(trained, TEXT, RECIPE, bytes_per_token=1.0, starts=np.array([0, 400]))
-    assert few.loss_se == pytest.approx(alone.loss_se)
+    assert (few.loss_se, few.clusters) == (alone.loss_se, "20 blocks")
 
 
 def test_named_sets_are_evaluated_separately() -> None:
@@ -134,7 +171,8 @@ def test_loss_and_error_are_computed_from_the_windows() -> None:
             alone = float(token_losses(trained, window, RECIPE).mean())
             assert found.windows[index] == pytest.approx(alone, rel=1e-5)
     assert found.loss == found.windows.mean()
-    assert found.loss_se == pytest.approx(found.windows.std(ddof=1) / 10)
+    blocks = found.windows.reshape(20, 5).mean(axis=1)
+    assert found.loss_se == pytest.approx(blocks.std(ddof=1) / math.sqrt(20), rel=1e-6)
     assert found.bits_per_byte == pytest.approx(found.loss / math.log(2))
 
 
@@ -161,7 +199,7 @@ def test_every_model_is_evaluated_on_the_same_windows() -> None:
 def test_a_text_shorter_than_one_window_gives_one_window() -> None:
     found = evaluate_tokens(model(), TEXT[:5], RECIPE, bytes_per_token=1.0)
     assert found.windows.shape == (1,)
-    assert found.loss_se == 0
+    assert (found.loss_se, found.clusters) == (0, "1 block")
     assert np.isfinite(found.loss)
 
 

@@ -66,7 +66,7 @@ def run_of(name: str) -> RunSpec:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two processes that trained every run of :data:`RUNS`, one of them from step 7 on."""
     folder = tmp_path_factory.mktemp("distributed")
-    corpus = small_corpus(folder)
+    corpus = small_corpus(folder, document_bytes=150)
     for name in RUNS:
         (folder / f"{name}.json").write_text(run_of(name).as_json())
     with pytest.raises(Killed):
@@ -86,6 +86,9 @@ def test_two_processes_train_like_one(folder: Path, tmp_path: Path, name: str) -
     row = json.loads((folder / "rows.out").read_text())[name]
     [alone] = train_run(run_of(name), Corpus.load(folder / "corpus"), tmp_path)
     assert row["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+    assert row["loss_se"] == pytest.approx(alone["loss_se"], rel=1e-2)
+    assert row["loss_se_clusters"] == alone["loss_se_clusters"]
+    assert str(row["loss_se_clusters"]).endswith(" documents")
     assert row["device"].startswith("2 x cpu (")
     assert row["device"].endswith(name.split("-")[0])
     same = [key for key in alone if not key.startswith(("loss", "bits", "seconds", "tokens_"))]

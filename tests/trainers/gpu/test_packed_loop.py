@@ -207,6 +207,16 @@ def test_rows_and_files_are_those_of_single_runs(corpus: Corpus, tmp_path: Path)
             torch.testing.assert_close(weight, wanted[name], rtol=0, atol=2e-4, msg=name)
 
 
+def test_error_of_stacked_runs_is_clustered_by_document_as_alone(tmp_path: Path) -> None:
+    corpus, runs = small_corpus(tmp_path / "texts", document_bytes=150), replicas("adamw")
+    rows = only(train_pack(runs, corpus, lambda name: tmp_path / "pack" / name, device=CPU))
+    for run, row in zip(runs, rows, strict=True):
+        [alone] = train_run(run, corpus, tmp_path / "alone" / run.run_id)
+        assert row["loss_se"] == pytest.approx(alone["loss_se"], rel=1e-2)
+        documents = len(corpus.validation_shard().starts)
+        assert row["loss_se_clusters"] == alone["loss_se_clusters"] == f"{documents} documents"
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_killed_pack_ends_bit_for_bit_like_an_undisturbed_one(
     corpus: Corpus, tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch

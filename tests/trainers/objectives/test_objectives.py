@@ -61,10 +61,12 @@ class TestEveryObjective:
         assert torch.equal(first[0], again[0])
         assert torch.equal(first[1], again[1])
 
-    def test_losses_of_sequences_are_finite_and_one_each(self, name: str) -> None:
-        losses = self.objective(name).sequence_losses(model(), batch(), draws())
-        assert losses.shape == (SEQUENCES,)
+    def test_held_out_losses_are_finite_and_one_for_each_token(self, name: str) -> None:
+        losses, counted = self.objective(name).held_out_losses(model(), batch(), draws())
+        assert losses.shape == counted.shape == (SEQUENCES, 16)
         assert torch.isfinite(losses).all()
+        assert counted.sum() > 0
+        assert not losses[counted == 0].any()
 
     def test_loss_can_be_mapped_over_models(self, name: str) -> None:
         objective, models = self.objective(name), [model(0), model(1)]
@@ -92,9 +94,17 @@ def test_next_token_loss_is_the_mean_over_all_tokens() -> None:
     assert count == SEQUENCES * 16
 
 
-def test_next_token_losses_of_sequences_are_their_means() -> None:
-    losses = NextToken(RECIPE).sequence_losses(model(), batch(), draws())
-    assert torch.equal(losses, token_losses(model(), batch().tokens, RECIPE).mean(dim=1))
+def test_next_token_held_out_losses_are_those_of_the_tokens_that_count() -> None:
+    wanted = token_losses(model(), batch().tokens, RECIPE)
+    losses, counted = NextToken(RECIPE).held_out_losses(model(), batch(), draws())
+    assert torch.equal(losses, wanted)
+    assert counted.min() == 1
+    mask = torch.rand((SEQUENCES, 16), generator=draws()) < 0.6
+    losses, counted = NextToken(RECIPE).held_out_losses(
+        model(), Batch(batch().tokens, mask), draws()
+    )
+    assert torch.equal(counted.bool(), mask)
+    assert torch.equal(losses, wanted * mask)
 
 
 @given(seed=st.integers(0, 1000), first=st.integers(1, SEQUENCES - 1))

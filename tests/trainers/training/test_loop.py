@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.runs.columns import COLUMNS
 from shapelaw.trainers.corpus.corpus import Corpus
+from shapelaw.trainers.evaluation.held_out import evaluate_tokens
+from shapelaw.trainers.models.hugging_face import load_export
 from shapelaw.trainers.optimizers.recipe import OPTIMIZERS, Recipe
 from shapelaw.trainers.training import checkpoint, loop
 from shapelaw.trainers.training import results as finishing
@@ -175,7 +177,28 @@ def test_held_out_losses_are_kept_by_window(corpus: Corpus, tmp_path: Path) -> N
     windows = np.load(tmp_path / "windows.npy")
     assert windows.mean() == row["loss"]
     assert len(windows) == (corpus.tokens_validation - 1) // 16
-    assert row["loss_se"] == pytest.approx(windows.std(ddof=1) / len(windows) ** 0.5)
+
+
+def test_error_of_the_row_is_clustered_by_document(tmp_path: Path) -> None:
+    corpus = small_corpus(tmp_path / "texts", document_bytes=150)
+    folder = tmp_path / "run"
+    row = train_run(spec(), corpus, folder)[-1]
+    text = corpus.validation_shard()
+    assert row["loss_se_clusters"] == f"{len(text.starts)} documents"
+    again = evaluate_tokens(
+        load_export(folder), text.tokens, RECIPE, bytes_per_token=1.0, starts=text.starts
+    )
+    assert row["loss_se"] == pytest.approx(again.loss_se)
+    windows = np.load(folder / "windows.npy")
+    assert row["loss_se"] != pytest.approx(windows.std(ddof=1) / len(windows) ** 0.5, rel=0.05)
+
+
+def test_row_of_a_text_of_two_documents_has_the_error_of_its_blocks(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    row = train_run(spec(), corpus, tmp_path)[-1]
+    assert len(corpus.validation_shard().starts) == 2
+    assert row["loss_se_clusters"] == "20 blocks"
 
 
 def test_a_finished_run_leaves_weights_config_and_windows_only(
