@@ -22,7 +22,12 @@ Starts = Annotated[
     int, typer.Option(help="Starts of the optimiser for each fit.", min=1, metavar="N")
 ]
 Resamples = Annotated[
-    int, typer.Option(help="Bootstrap resamples of each fit.", min=0, metavar="N")
+    int | None,
+    typer.Option(
+        help="Bootstrap resamples of each fit (default: 100, and 1000 with --decisions).",
+        min=0,
+        metavar="N",
+    ),
 ]
 
 
@@ -31,7 +36,7 @@ def check(
     law: LawOption = "conditional",
     delta: Delta = "auto",
     starts: Starts = 64,
-    resamples: Resamples = 100,
+    resamples: Resamples = None,
     compute: Annotated[
         float | None,
         typer.Option(
@@ -40,24 +45,44 @@ def check(
             metavar="FLOPS",
         ),
     ] = None,
+    decisions: Annotated[
+        bool,
+        typer.Option(
+            "--decisions",
+            help="Test decisions instead: fit the smaller models, state which of two larger shapes "
+            "has the lower loss, and score these probabilities.",
+        ),
+    ] = False,
+    size: Annotated[
+        str,
+        typer.Option(
+            help="Parameters that N counts: non-embedding, total or active; auto: the first of "
+            "these that the table has.",
+            metavar="NAME",
+        ),
+    ] = "auto",
     where: Where = None,
     exclude: Exclude = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Check a law: hold-outs, drift, regret, identifiability."""
+    """Check a law: hold-outs, drift, regret, identifiability; or its decisions."""
+    from shapelaw.scaling.checks.decisions import backtest_decisions
     from shapelaw.scaling.checks.report import check
     from shapelaw.scaling.display.progress import progress_shown
     from shapelaw.scaling.fitting.fit_law import parse_delta
+    from shapelaw.scaling.fitting.refits import FitSettings
     from shapelaw.scaling.runs.catalog import load_runs
 
-    table = load_runs(runs, where=all_of(where), exclude=exclude or ())
+    table = load_runs(runs, where=all_of(where), exclude=exclude or (), size=size)
+    settings: FitSettings = {"delta": parse_delta(delta), "starts": starts, "seed": seed}
+    if resamples is not None:
+        settings["resamples"] = resamples
     with progress_shown():
-        report = check(
-            law, table, compute=compute, delta=parse_delta(delta), starts=starts,
-            resamples=resamples, seed=seed,
-        )  # fmt: skip
-    print_result(report, json=json)
+        if decisions:
+            print_result(backtest_decisions(law, {runs: table}, **settings), json=json)
+        else:
+            print_result(check(law, table, compute=compute, **settings), json=json)
 
 
 def compare(

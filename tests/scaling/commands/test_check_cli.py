@@ -72,3 +72,26 @@ def test_compare_ranks_laws_by_held_out_error(table):
 def test_bad_input_raises_one_clear_error(table, arguments, message):
     with pytest.raises(InputError, match=message):
         run(arguments[0], table, *arguments[1:])
+
+
+def test_check_with_decisions_prints_probabilities_their_reliability_and_outcomes(table):
+    options = ("check", table, "--decisions", "--law", "conditional-steady", "--resamples", 20)
+    document = json.loads(run(*options, *FAST, "--json"))
+    assert document["schema_version"] == 1
+    assert document["scores"]["decisions"] == len(document["decisions"]) > 5
+    row = document["decisions"][0]
+    assert 0 <= row["p_best_run"] <= 1
+    assert row["first_lower"] in (0, 0.5, 1)
+    assert run(*options, *FAST).startswith("conditional-steady: ")
+
+
+def test_check_counts_parameters_by_the_given_convention(tmp_path):
+    frame = synthetic_runs(shapes=5, sizes=(1e5, 4e5, 1.6e6, 6.4e6))
+    path = tmp_path / "runs.csv"
+    write_runs(path, frame.assign(n_total=2 * frame["n_non_embedding"]))
+    options = ("check", path, "--decisions", "--law", "chinchilla", "--resamples", 5, *FAST)
+    smallest = [
+        min(row["n"] for row in json.loads(run(*options, "--size", size, "--json"))["decisions"])
+        for size in ("non-embedding", "total")
+    ]
+    assert smallest[1] == 2 * smallest[0]
