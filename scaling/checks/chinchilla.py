@@ -98,7 +98,8 @@ def approaches(
     curve
         Column that identifies training curves. The rows of a curve are checkpoints of one run.
     parametric
-        Fit of the Chinchilla law to these runs; by default the law is fitted here.
+        Fit of a law with the base of Chinchilla to these runs, whose shape factors then count in
+        approach 3; by default the law of Chinchilla itself is fitted here.
     settings
         Settings of the fit of approach 3. ``resamples`` (400) and ``seed`` apply to the intervals
         of all approaches. Approaches 1 and 2 resample runs within each level of compute, or whole

@@ -13,7 +13,7 @@ from typing import Any, Unpack
 import numpy as np
 import pandas as pd
 
-from shapelaw.scaling.checks.chinchilla import PARAMETRIC, Approaches, approaches
+from shapelaw.scaling.checks.chinchilla import Approaches, approaches
 from shapelaw.scaling.checks.conditioning import Identifiability, identifiability_report
 from shapelaw.scaling.checks.holdout import HoldOut, leave_largest_out
 from shapelaw.scaling.checks.metrics import Regret, Scores, scores
@@ -25,6 +25,7 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.compute_optimal import Valley, valley
 from shapelaw.scaling.fitting.refits import FitSettings, LawLike, fit_quickly, settings_like
 from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.laws.bases import Chinchilla
 from shapelaw.scaling.runs.table import AUTO, RunTable, as_run_table
 
 DEFAULT_RESAMPLES = 100
@@ -201,7 +202,7 @@ def check(
         approaches=approaches(
             runs,
             compute=compute,
-            parametric=fitted if fitted.law_name == PARAMETRIC else None,
+            parametric=fitted if isinstance(fitted.law.base, Chinchilla) else None,
             **chosen,
         ),
         checklist=checklist(fitted, runs, hold_outs=list(hold_outs.values())),

@@ -10,6 +10,7 @@ import pandas as pd
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
 from shapelaw.scaling.design.linearised import Points, law_columns, points_at
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.compute_optimal import best_ratios
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.factors import UShape
 from shapelaw.scaling.runs.columns import D, N
@@ -227,17 +228,6 @@ def _default_ratio(fit: Fit, column: str, size: float) -> float:
 
     Fields of a shape are rounded to whole numbers.
     """
-    best = _best_ratio(fit, column, size)
-    return float(round(best)) if column in INTEGER_FIELDS else best
-
-
-def _best_ratio(fit: Fit, column: str, size: float) -> float:
     low, high = fit.ranges[column]
-    position = {name: place for place, name in enumerate(fit.names)}
-    optimum = position.get(f"{column}_optimum")
-    if optimum is None or f"{column}_optimum" in fit.held:
-        return float(np.sqrt(low * high))
-    log = fit.theta[optimum]
-    if f"{column}_drift" in position:
-        log = log + fit.theta[position[f"{column}_drift"]] * np.log(size / fit.reference[N])
-    return float(np.clip(np.exp(log), low, high))
+    best = float(np.clip(best_ratios(fit, np.array([size]))[column][0], low, high))
+    return float(round(best)) if column in INTEGER_FIELDS else best

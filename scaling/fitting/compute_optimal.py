@@ -2,7 +2,8 @@
 
 The optimum of a scaling law is flat: models of very different size reach nearly the same loss.
 Every optimum is therefore reported with the range of sizes whose loss is within a tolerance of the
-lowest.
+lowest. The shape follows the size: a ratio whose optimum drifts with N is at the optimum of each N,
+unless the caller holds it.
 """
 
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from shapelaw.scaling.display.tables import Result, View
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.result import LEVEL, Fit
 from shapelaw.scaling.laws.bases import Chinchilla
+from shapelaw.scaling.laws.factors import UShape
 from shapelaw.scaling.runs.columns import D, N
 
 DEFAULT_TOLERANCE = 0.001  # of the loss; the flat valley lies within it
@@ -88,13 +90,14 @@ class BestSizes(NamedTuple):
 
 
 def best_sizes(
-    fitted: Fit, thetas: np.ndarray, compute: float, ratios: Mapping[str, float] | None = None
+    fitted: Fit, thetas: np.ndarray, compute: float, held: Mapping[str, float] | None = None
 ) -> BestSizes:
     """Minimise the loss of a law along C = 6ND for many vectors of parameters.
 
     Chinchilla's law has N* = G (C/6)^a with a = β/(α+β) and G = (αA/βB)^(1/(α+β)) (arXiv
-    2203.15556, equation 4). With shape factors this is the optimum for the best shape at every
-    size. For ratios that are held, and for other laws, N is searched on a grid.
+    2203.15556, equation 4). Shape factors leave N* as it is where they do not depend on N: at the
+    optimum of every size, and for ratios that are held if their optimum does not drift. Otherwise,
+    and for other bases, N is searched on a grid.
 
     Parameters
     ----------
@@ -104,16 +107,16 @@ def best_sizes(
         Internal parameters, (k, p).
     compute
         Compute budget, FLOPs.
-    ratios
-        Shape ratios that are held while N varies. None keeps every ratio at its optimum at each
-        size, for laws with the base of Chinchilla only.
+    held
+        Ratios that are held while N varies. Every other ratio is as in :func:`best_ratios` at each
+        size.
 
     Returns
     -------
     BestSizes
         N and its exponent, NaN if there is no optimum within a factor of 1000 of the fitted sizes.
     """
-    if isinstance(fitted.law.base, Chinchilla) and (ratios is None or not fitted.law.shapes):
+    if has_closed_form(fitted, held):
         public = fitted.law.public(thetas, fitted.reference)
         alpha, beta = np.asarray(public["alpha"]), np.asarray(public["beta"])
         log_scale = np.log(alpha * public["A"] / (beta * public["B"])) / (alpha + beta)
@@ -123,12 +126,80 @@ def best_sizes(
     grid, minima = _sizes(fitted), []
     for theta in thetas:
         near, far = (
-            _minimum(np.log(grid), _log_loss_at_compute(fitted, theta, grid, budget, ratios or {}))
+            _minimum(np.log(grid), _log_loss_at_compute(fitted, theta, grid, budget, held))
             for budget in (compute, compute * COMPUTE_STEP)
         )
         minima.append((np.exp(near), (far - near) / np.log(COMPUTE_STEP)))
     sizes, exponents = np.array(minima).T
     return BestSizes(sizes, exponents, "grid over N")
+
+
+def has_closed_form(fitted: Fit, held: Mapping[str, float] | None = None) -> bool:
+    """Return True if the compute-optimal N needs no search.
+
+    Parameters
+    ----------
+    fitted
+        Fit that gives the law.
+    held
+        Ratios that are held while N varies.
+    """
+    return isinstance(fitted.law.base, Chinchilla) and all(
+        (isinstance(shape, UShape) and shape.of not in (held or {}))  # at its optimum, 0
+        or not {N, D} & set(shape.columns)
+        for shape in fitted.law.shapes
+    )
+
+
+def best_ratios(
+    fitted: Fit,
+    sizes: np.ndarray,
+    held: Mapping[str, float] | None = None,
+    theta: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Choose every ratio of the shape at each size: as held, else the optimum of that size.
+
+    A ratio without an optimum, or without an effect, is in the geometric middle of its range.
+
+    Parameters
+    ----------
+    fitted
+        Fit that gives the law and the ranges of the ratios.
+    sizes
+        N in parameters, (n,).
+    held
+        Ratios by column that have one value at all sizes.
+    theta
+        Internal parameters with the optima, (p,); by default those of the fit.
+
+    Returns
+    -------
+    dict
+        Every ratio of the law by column, (n,) each.
+
+    Raises
+    ------
+    InputError
+        The law has no such ratio, or the value is not a positive number.
+    """
+    columns = [name for name in fitted.law.columns if name not in (N, D)]
+    for name, value in (held or {}).items():
+        if name not in columns or not 0 < value < np.inf:
+            raise InputError(
+                f"`shape` must give positive ratios of the law ({', '.join(columns) or 'none'}), "
+                f"but got {name} = {value}"
+            )
+    vector = fitted.theta if theta is None else theta
+    inner = {name: vector[place] for name, place in fitted.law.index.items()}
+    chosen = {}
+    for name in columns:
+        logs = np.full(len(sizes), np.log(fitted.ranges[name]).mean())
+        if inner.get(f"{name}_curvature", 0.0) > 0:
+            logs = np.full(len(sizes), inner[f"{name}_optimum"])
+        if inner.get(f"{name}_drift"):
+            logs += inner[f"{name}_drift"] * np.log(sizes / fitted.reference[N])
+        chosen[name] = np.exp(logs)
+    return chosen | {name: np.full(len(sizes), value) for name, value in (held or {}).items()}
 
 
 def allocation(
@@ -143,7 +214,7 @@ def allocation(
     compute
         Compute budget, FLOPs.
     shape
-        Ratios of the shape that is scaled; by default every ratio is at its optimum.
+        Ratios that are held while N varies; by default every ratio is at the optimum of each N.
 
     Returns
     -------
@@ -161,8 +232,8 @@ def allocation(
         unfit = sorted(_terms_without_effect(fitted))
         gap = f"{' and '.join(unfit)} held at no effect" if unfit else "no N and D"
         return _unknown(compute, f"the law has {gap}: N and D have no trade-off")
-    thetas = np.vstack([fitted.theta, *fitted.draws])
-    best = best_sizes(fitted, thetas, compute, shape_held(fitted, shape))
+    best_ratios(fitted, np.ones(1), shape)  # raises for ratios that the law lacks
+    best = best_sizes(fitted, np.vstack([fitted.theta, *fitted.draws]), compute, shape)
     if not np.isfinite(best.n[0]):
         return _unknown(compute, "no optimum within a factor 1000 of the fitted sizes")
     tokens = compute / (6 * best.n)
@@ -220,10 +291,14 @@ def _sizes(fitted: Fit) -> np.ndarray:
 
 
 def _log_loss_at_compute(
-    fitted: Fit, theta: np.ndarray, sizes: np.ndarray, compute: float, ratios: Mapping[str, float]
+    fitted: Fit,
+    theta: np.ndarray,
+    sizes: np.ndarray,
+    compute: float,
+    held: Mapping[str, float] | None,
 ) -> np.ndarray:
     """Return ln loss at every size, with D = C / 6N."""
-    columns = {name: np.full(len(sizes), value) for name, value in ratios.items()}
+    columns = best_ratios(fitted, sizes, held, theta)
     columns |= {N: sizes, D: compute / (6 * sizes)}
     return np.asarray(fitted.law.log_loss(theta, columns, fitted.reference)[0])
 
@@ -236,42 +311,6 @@ def _minimum(x: np.ndarray, y: np.ndarray) -> float:
     curvature = y[i - 1] - 2 * y[i] + y[i + 1]
     shift = 0.5 * (y[i - 1] - y[i + 1]) / curvature if curvature > 0 else 0.0
     return float(x[i] + shift * (x[1] - x[0]))
-
-
-def shape_held(fitted: Fit, given: Mapping[str, float] | None) -> dict[str, float]:
-    """Choose the ratios to hold: as given, else at the optimum, else the middle of their range.
-
-    Parameters
-    ----------
-    fitted
-        Fit that gives the optima and ranges of the ratios.
-    given
-        Ratios by column; None for none.
-
-    Returns
-    -------
-    dict
-        Value of every ratio of the law by column.
-
-    Raises
-    ------
-    InputError
-        The law has no such ratio, or the value is not a positive number.
-    """
-    columns = [name for name in fitted.law.columns if name not in (N, D)]
-    for name, value in (given or {}).items():
-        if name not in columns or not 0 < value < np.inf:
-            raise InputError(
-                f"`shape` must give positive ratios of the law ({', '.join(columns) or 'none'}), "
-                f"but got {name} = {value}"
-            )
-    optima = fitted.optima()
-    chosen: dict[str, float] = {}
-    for name in columns:
-        best = optima.get(name, {}).get("value")
-        middle = float(np.sqrt(np.prod(fitted.ranges[name])))
-        chosen[name] = float(best) if isinstance(best, float) else middle
-    return chosen | dict(given or {})
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -349,7 +388,7 @@ def valley(
     compute
         Compute budget in FLOPs; by default 6ND at the geometric middle of the fitted N and D.
     shape
-        Ratios that are held while N varies; by default at their optima.
+        Ratios that are held while N varies; by default every ratio is at the optimum of each N.
     tolerance
         Fraction of the loss up to which losses count as equal.
 
@@ -368,7 +407,7 @@ def valley(
     middle = {name: float(np.sqrt(np.prod(ends))) for name, ends in fitted.ranges.items()}
     if compute is None:
         compute = 6 * middle[N] * middle[D]
-    best, ratios = allocation(fitted, compute, shape=shape), shape_held(fitted, shape)
+    best = allocation(fitted, compute, shape=shape)
     lines = []
     n, d = middle[N], compute / (6 * middle[N])
     if best.n["value"] is not None and best.tokens["value"] is not None:
@@ -377,15 +416,16 @@ def valley(
         sizes = np.geomspace(
             n / MAX_SIZE_EXTRAPOLATION, n * MAX_SIZE_EXTRAPOLATION, 4 * GRID_POINTS + 1
         )
-        curve = _log_loss_at_compute(fitted, fitted.theta, sizes, compute, ratios)
+        curve = _log_loss_at_compute(fitted, fitted.theta, sizes, compute, shape)
         lines.append({"quantity": N, **_flat(sizes, curve, tolerance), "best": n, "status": ""})
+    ratios = best_ratios(fitted, np.full(GRID_POINTS, n), shape)
     for name in ratios:
         low, high = fitted.ranges[name]
         values = np.geomspace(
             low / MAX_RATIO_EXTRAPOLATION, high * MAX_RATIO_EXTRAPOLATION, GRID_POINTS
         )
-        columns = {other: np.full(GRID_POINTS, value) for other, value in ratios.items()}
-        columns |= {name: values, N: np.full(GRID_POINTS, n), D: np.full(GRID_POINTS, d)}
+        columns = ratios | {name: values}
+        columns |= {N: np.full(GRID_POINTS, n), D: np.full(GRID_POINTS, d)}
         curve = fitted.law.log_loss(fitted.theta, columns, fitted.reference)[0]
         held = [p for p in fitted.held if p.startswith(f"{name}_") and not p.endswith("_drift")]
         status = f"not resolved: {fitted.held[held[0]].why}" if held else ""

@@ -13,7 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import AbstractPathEffect
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.compute_optimal import ComputeOptimal, allocation, shape_held
+from shapelaw.scaling.fitting.compute_optimal import (
+    ComputeOptimal,
+    allocation,
+    best_ratios,
+    has_closed_form,
+)
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.plots.style import (
     BAND,
@@ -46,14 +51,16 @@ HALO: list[AbstractPathEffect] = [patheffects.withStroke(linewidth=2.5, foregrou
 class Map:
     """Predicted loss on a grid: ``sizes`` (m,), ``tokens`` (m,), ``loss`` (m, m), nats per token.
 
-    Rows of ``loss`` are tokens. ``shape`` are the ratios that are held, ``frontier`` is the best N
-    and D at increasing budgets, ``why`` the reason why there is no frontier.
+    Rows of ``loss`` are tokens. ``shape`` has the ratios with one value at all sizes, ``drifting``
+    the ratios that are at the optimum of each N. ``frontier`` is the best N and D at increasing
+    budgets, ``why`` the reason why there is no frontier.
     """
 
     sizes: np.ndarray
     tokens: np.ndarray
     loss: np.ndarray
     shape: Mapping[str, float]
+    drifting: tuple[str, ...]
     frontier: tuple[ComputeOptimal, ...]
     why: str
 
@@ -74,7 +81,8 @@ def loss_map(
     runs
         The runs that the map encloses.
     shape
-        Ratios of the shape; by default each at its optimum, else in the middle of the runs.
+        Ratios that are held; by default each is at the optimum of each N, else in the middle of the
+        runs.
     points
         The number of grid points in each direction.
 
@@ -90,19 +98,24 @@ def loss_map(
             f"{' and no '.join(absent)}; fit chinchilla or conditional"
         )
     runs = runs_for_fit(fit, runs)
-    held = shape_held(fit, shape)
     sizes, tokens = (_axis_values(values, points) for values in (runs.sizes, runs.tokens))
-    columns = {name: np.full(points**2, value) for name, value in held.items()}
-    columns |= {N: np.tile(sizes, points), D: np.repeat(tokens, points)}
+    ratios = best_ratios(fit, sizes, shape)
+    columns = {name: np.tile(values, points) for name, values in {N: sizes, **ratios}.items()}
+    columns[D] = np.repeat(tokens, points)
     loss = fit.law.predict(fit.theta, columns, fit.reference).reshape(points, points)
-    plain = set(fit.law.columns) == {N, D}
-    resampled = fit if plain else replace(fit, draws=fit.draws[:MAX_GRID_DRAWS])
+    draws = fit.draws if has_closed_form(fit, shape) else fit.draws[:MAX_GRID_DRAWS]
     # A little beyond the corners, so that the line leaves the map instead of ending in it.
     budgets = np.geomspace(5 * sizes[0] * tokens[0], 7 * sizes[-1] * tokens[-1], BUDGETS)
-    optima = [allocation(resampled, float(budget), shape=held) for budget in budgets]
+    resampled = replace(fit, draws=draws)
+    optima = [allocation(resampled, float(budget), shape=shape) for budget in budgets]
     frontier = tuple(optimum for optimum in optima if optimum.n["value"] is not None)
     why = next((optimum.why for optimum in optima if optimum.why), "") if len(frontier) < 2 else ""
-    return Map(sizes=sizes, tokens=tokens, loss=loss, shape=held, frontier=frontier, why=why)
+    drifting = tuple(name for name, values in ratios.items() if np.ptp(values) > 0)
+    steady = {name: float(ratios[name][0]) for name in ratios if name not in drifting}
+    return Map(
+        sizes=sizes, tokens=tokens, loss=loss, shape=steady, drifting=drifting, frontier=frontier,
+        why=why,
+    )  # fmt: skip
 
 
 def _axis_values(values: np.ndarray, points: int) -> np.ndarray:
@@ -183,10 +196,11 @@ def _levels(loss: np.ndarray) -> np.ndarray:
 
 
 def _title(losses: Map) -> str:
-    held = ", ".join(
-        f"{LABELS.get(name, name)} {ratio:.3g}" for name, ratio in losses.shape.items()
-    )
-    parts = [f"at {held}"] if held else []
+    shown = [f"{LABELS.get(name, name)} {ratio:.3g}" for name, ratio in losses.shape.items()]
+    parts = [f"at {', '.join(shown)}"] if shown else []
+    if losses.drifting:
+        names = " and ".join(LABELS.get(name, name) for name in losses.drifting)
+        parts.append(f"\neach N at its best {names}")
     return "; ".join([*parts, *([f"no compute-optimal line: {losses.why}"] if losses.why else [])])
 
 

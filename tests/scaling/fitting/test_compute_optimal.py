@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.compute_optimal import allocation, best_sizes, shape_held, valley
+from shapelaw.scaling.fitting import compute_optimal
+from shapelaw.scaling.fitting.compute_optimal import allocation, best_ratios, best_sizes, valley
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.runs.columns import D, N
 from support.synthetic import SHARE, synthetic_chinchilla, synthetic_runs, true_size
@@ -46,50 +48,95 @@ def test_intervals_contain_the_true_optimum(plain):
     assert best.tokens_per_n["low"] < best.tokens_per_n["value"] < best.tokens_per_n["high"]
 
 
-def test_optimum_equals_brute_force_and_closed_form(plain, shaped):
-    sizes = np.geomspace(1e3, 1e9, 600_001)  # 23 parts in a million apart
-    for fitted in (plain, shaped):
-        held = shape_held(fitted, None)
-        columns = {name: np.full(len(sizes), value) for name, value in held.items()}
-        columns |= {N: sizes, D: 1e13 / (6 * sizes)}
-        theta = fitted.draws[:3]
-        lowest = [fitted.law.predict(one, columns, fitted.reference).argmin() for one in theta]
-        searched = best_sizes(fitted, theta, 1e13, held)
-        closed = best_sizes(fitted, theta, 1e13)
-        assert closed.method == "closed form"
-        np.testing.assert_allclose(searched.n, sizes[lowest], rtol=2e-4)
-        np.testing.assert_allclose(closed.n, searched.n, rtol=1e-4)
-        np.testing.assert_allclose(closed.exponent, searched.exponent, rtol=1e-3)
-
-
-def test_drifting_optimum_of_a_held_ratio_moves_the_best_size():
+@pytest.fixture(scope="module")
+def drifting():
     runs = synthetic_runs(shapes=8, sizes=(1e5, 4e5, 1.6e6, 6.4e6))
     fitted = fit("conditional", runs, resamples=0, **QUICK)
-    held = shape_held(fitted, None)
     theta = fitted.theta.copy()
-    theta[fitted.names.index("hidden_over_sqrt_n_drift")] = 0.2
-    best = best_sizes(fitted, theta[None], 1e13, held).n[0]
-    assert abs(np.log(best / best_sizes(fitted, theta[None], 1e13).n[0])) > 0.01
+    theta[fitted.names.index("hidden_over_sqrt_n_drift")] = -0.3
+    return replace(fitted, theta=theta)
+
+
+def brute_force(fitted, theta, compute, held):
+    """Minimise the law over N, and over every ratio that is not held, without the code under test.
+
+    The grid of N has steps of 1 %, that of the ratios of 2 %.
+    """
+    sizes = np.geomspace(1e3, 1e9, 1401)
+    columns = {name: np.full(len(sizes), value) for name, value in held.items()}
+    columns |= {N: sizes, D: compute / (6 * sizes)}
+    free = [name for name in fitted.law.columns if name not in columns]
+    columns |= {name: np.ones(len(sizes)) for name in free}
+    for name in free:  # the factors of a law are separate: one ratio after the other
+        values = np.geomspace(1e-3, 1e3, 701)
+        losses = [
+            fitted.law.predict(theta, columns | {name: np.full(len(sizes), value)},
+                               fitted.reference) for value in values
+        ]  # fmt: skip
+        columns[name] = values[np.argmin(losses, axis=0)]
+    return sizes[fitted.law.predict(theta, columns, fitted.reference).argmin()]
+
+
+@pytest.mark.parametrize("compute", [1e11, 1e13, 1e15])
+def test_optimum_is_that_of_the_best_shape_at_every_size(plain, shaped, drifting, compute):
+    for fitted in (plain, shaped, drifting):
+        held = {"gqa": 1.0} if "gqa" in fitted.law.columns else {}
+        best = best_sizes(fitted, fitted.theta[None], compute, held)
+        assert best.method == "closed form"
+        wanted = brute_force(fitted, fitted.theta, compute, held)
+        assert best.n[0] == pytest.approx(wanted, rel=0.011)
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.3])
+def test_optimum_with_a_drifting_ratio_held_is_that_of_this_shape(drifting, ratio):
+    held = {"hidden_over_sqrt_n": ratio, "gqa": 1.0}
+    best = best_sizes(drifting, drifting.theta[None], 1e13, held)
+    assert best.method == "grid over N"
+    assert best.n[0] == pytest.approx(brute_force(drifting, drifting.theta, 1e13, held), rel=0.011)
+    free = best_sizes(drifting, drifting.theta[None], 1e13).n[0]
+    assert abs(np.log(best.n[0] / free)) > 0.05
+
+
+def test_search_over_sizes_finds_the_closed_form(shaped, drifting, monkeypatch):
+    for fitted in (shaped, drifting):
+        theta = np.vstack([fitted.theta, *fitted.draws[:3]])
+        closed = best_sizes(fitted, theta, 1e13)
+        with monkeypatch.context() as patched:
+            patched.setattr(compute_optimal, "has_closed_form", lambda *given: False)
+            searched = best_sizes(fitted, theta, 1e13)
+        assert (closed.method, searched.method) == ("closed form", "grid over N")
+        np.testing.assert_allclose(searched.n, closed.n, rtol=1e-4)
+        np.testing.assert_allclose(searched.exponent, closed.exponent, rtol=1e-3)
+
+
+def test_allocation_and_valley_follow_the_drift_of_the_best_ratio(drifting):
+    wanted = best_sizes(drifting, drifting.theta[None], 1e16).n[0]
+    found = valley(drifting, 1e16)
+    assert allocation(drifting, 1e16).n["value"] == found.allocation.n["value"] == wanted
+    table = found.frame().set_index("quantity")
+    assert table.loc[N, "best"] == wanted
+    drift = (wanted / drifting.reference[N]) ** -0.3
+    at_reference = drifting.parameters()["hidden_over_sqrt_n_optimum"]["value"]
+    assert table.loc["hidden_over_sqrt_n", "best"] == pytest.approx(drift * at_reference, rel=1e-3)
 
     def loss(size):
-        columns = {name: np.array([value]) for name, value in held.items()}
-        columns |= {N: np.array([size]), D: np.array([1e13 / (6 * size)])}
-        return fitted.law.predict(theta, columns, fitted.reference)[0]
+        columns = best_ratios(drifting, np.array([size]))
+        return drifting.central(columns | {N: np.array([size]), D: np.array([1e16 / (6 * size)])})
 
-    assert loss(best) < min(loss(best * 1.01), loss(best / 1.01))
+    for end in ("low", "high"):
+        assert loss(table.loc[N, end]) / loss(wanted) == pytest.approx(1.001, abs=1e-6)
 
 
-def test_search_over_sizes_agrees_with_the_closed_form(shaped):
-    # Shape factors multiply the loss: at fixed ratios the best N is that of the base.
-    public = shaped.law.public(shaped.theta, shaped.reference)
-    total = public["alpha"] + public["beta"]
-    scale = (public["alpha"] * public["A"] / (public["beta"] * public["B"])) ** (1 / total)
-    best = allocation(shaped, 1e13)
-    assert best.method == "grid over N"
-    size = scale * (1e13 / 6) ** (public["beta"] / total)
-    assert best.n["value"] == pytest.approx(size, rel=1e-4)
-    assert best.exponent["value"] == pytest.approx(public["beta"] / total, rel=1e-2)
-    assert best.n["low"] < size < best.n["high"]
+def test_best_ratios_move_with_size_and_held_ones_do_not(drifting):
+    sizes = drifting.reference[N] * np.array([0.1, 1.0, 10.0])
+    found = best_ratios(drifting, sizes, {"gqa": 4.0})
+    best = {name: optimum["value"] for name, optimum in drifting.optima().items()}
+    expected = best["hidden_over_sqrt_n"] * np.array([10.0, 1.0, 0.1]) ** 0.3
+    np.testing.assert_allclose(found["hidden_over_sqrt_n"], expected)
+    assert list(found["gqa"]) == [4.0] * 3
+    held = best_ratios(drifting, sizes, {"hidden_over_sqrt_n": 0.1})
+    assert list(held["hidden_over_sqrt_n"]) == [0.1] * 3
+    assert held["gqa"] == pytest.approx(np.sqrt(np.prod(drifting.ranges["gqa"])))
 
 
 @pytest.mark.parametrize("compute", [0, -1.0, np.nan, np.inf])

@@ -11,7 +11,7 @@ from shapelaw.scaling.checks.comparison import compare
 from shapelaw.scaling.checks.holdout import leave_largest_out
 from shapelaw.scaling.checks.report import check
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.compute_optimal import allocation
+from shapelaw.scaling.fitting.compute_optimal import allocation, best_ratios, best_sizes
 from shapelaw.scaling.laws.registry import LAWS, law_named
 from shapelaw.scaling.plots.contours import loss_map, plot_contours
 from shapelaw.scaling.plots.holdout import (
@@ -25,6 +25,7 @@ from shapelaw.scaling.plots.style import save_figure
 from shapelaw.scaling.runs.catalog import MIRROR, load_runs
 from shapelaw.scaling.runs.columns import D, N
 from support.quick_fits import known_runs, labels, quick_fit
+from support.synthetic import synthetic_runs
 
 BOTH = [name for name in LAWS if {N, D} <= set(law_named(name).columns)]
 SETTINGS = {"starts": 8, "delta": 0.01}
@@ -115,6 +116,33 @@ def test_contours_at_a_given_shape_name_the_shape_in_the_title(runs):
     assert "query heads per KV head 4" in figure.axes[0].get_title()
     with pytest.raises(InputError, match="`shape` must give positive ratios of the law"):
         plot_contours(fitted, runs, shape={"depth": 4.0})
+
+
+@pytest.fixture(scope="module")
+def drifting():
+    table = synthetic_runs(shapes=8, sizes=(1e5, 4e5, 1.6e6, 6.4e6))
+    fit = quick_fit("conditional", table, resamples=0)
+    theta = fit.theta.copy()
+    theta[fit.names.index("hidden_over_sqrt_n_drift")] = -0.3
+    return replace(fit, theta=theta), table
+
+
+def test_map_of_a_drifting_law_has_the_best_shape_of_each_size(drifting):
+    fit, table = drifting
+    found = loss_map(fit, table, points=7)
+    assert found.drifting[:1] == ("hidden_over_sqrt_n",)
+    base = {name: np.full(49, value) for name, value in found.shape.items()}
+    for name in found.drifting:
+        base[name] = np.tile(best_ratios(fit, found.sizes)[name], 7)
+    base |= {N: np.tile(found.sizes, 7), D: np.repeat(found.tokens, 7)}
+    np.testing.assert_allclose(found.loss.ravel(), fit.central(base))
+    held = loss_map(fit, table, points=7, shape={"hidden_over_sqrt_n": 0.1})
+    assert held.shape["hidden_over_sqrt_n"] == 0.1
+    assert (found.loss <= held.loss + 1e-12).all()
+    for optimum in found.frontier:
+        assert optimum.n["value"] == best_sizes(fit, fit.theta[None], optimum.compute).n[0]
+    title = plot_contours(fit, table).axes[0].get_title()
+    assert "\neach N at its best hidden size / √N" in title
 
 
 def test_contours_of_a_law_with_a_held_term_have_no_compute_optimal_line(runs):
