@@ -20,6 +20,7 @@ from shapelaw.scaling.fitting.compute_optimal import allocation
 from shapelaw.scaling.fitting.refits import FitSettings, fit_quickly
 from shapelaw.scaling.fitting.result import LEVEL, Fit
 from shapelaw.scaling.runs.columns import N
+from shapelaw.scaling.runs.levels import count_levels
 from shapelaw.scaling.runs.table import AUTO, RunTable, as_run_table
 
 DEFAULT_RESAMPLES = 400
@@ -121,7 +122,7 @@ def approaches(
     """
     given = as_run_table(runs, settings.pop("size", AUTO))
     table = pd.DataFrame({N: given.sizes, "loss": given.losses, "flops": given.compute})
-    table["level"] = given.compute_level
+    table["level"], table["size_level"] = given.compute_level, given.size_level
     if compute is None:
         compute = float(given.compute.max())
     if not 0 < compute < np.inf:
@@ -150,7 +151,7 @@ def approaches(
 def _levels(runs: pd.DataFrame) -> pd.DataFrame:
     """Select the levels of compute with enough sizes for a parabola."""
     runs = runs.assign(group=runs["level"])
-    return runs[runs.groupby("group")[N].transform("nunique") >= MIN_PARABOLA_SIZES]
+    return runs[runs.groupby("group")["size_level"].transform("nunique") >= MIN_PARABOLA_SIZES]
 
 
 def _by_minima(
@@ -209,7 +210,7 @@ def _lowest_of_levels(runs: pd.DataFrame) -> Minima:
     for _, level in runs.groupby("group"):
         sizes = level[N].to_numpy(dtype=float)
         best = int(np.argmin(level["loss"].to_numpy()))
-        enough = len(np.unique(sizes)) >= MIN_SIZES
+        enough = level["size_level"].nunique() >= MIN_SIZES
         if enough and sizes.min() < sizes[best] < sizes.max():
             minima.append((np.log(level["flops"].iloc[best]), np.log(sizes[best])))
     return _arrays(minima)
@@ -222,23 +223,24 @@ def _envelope(runs: pd.DataFrame) -> Minima:
             np.log(curve["flops"].to_numpy()),
             curve["loss"].to_numpy(),
             float(np.log(curve[N].iloc[0])),
+            int(curve["size_level"].iloc[0]),
         )
         for _, curve in runs.sort_values("flops").groupby("group")
         if len(curve) >= 2
     ]
     if not curves:
         return _arrays([])
-    ends = [end for flops, _, _ in curves for end in (flops[0], flops[-1])]
+    ends = [end for flops, *_ in curves for end in (flops[0], flops[-1])]
     grid = np.linspace(min(ends), max(ends), ENVELOPE_POINTS)
     losses = np.stack(
-        [np.interp(grid, flops, loss, left=np.inf, right=np.inf) for flops, loss, _ in curves]
+        [np.interp(grid, flops, loss, left=np.inf, right=np.inf) for flops, loss, *_ in curves]
     )
-    sizes = np.array([size for _, _, size in curves])
+    sizes, levels = (np.array([curve[place] for curve in curves]) for place in (2, 3))
     minima = []
     for column, compute in zip(losses.T, grid, strict=True):
-        present = sizes[np.isfinite(column)]
-        best = sizes[int(np.argmin(column))]
-        if len(np.unique(present)) >= MIN_SIZES and present.min() < best < present.max():
+        present, best = sizes[np.isfinite(column)], sizes[int(np.argmin(column))]
+        enough = count_levels(levels[np.isfinite(column)]) >= MIN_SIZES
+        if enough and present.min() < best < present.max():
             minima.append((compute, best))
     return _arrays(minima)
 
@@ -248,7 +250,7 @@ def _vertices(runs: pd.DataFrame) -> Minima:
     minima = []
     for _, level in runs.groupby("group"):
         sizes = np.log(level[N].to_numpy(dtype=float))
-        if len(np.unique(sizes)) < MIN_SIZES:
+        if level["size_level"].nunique() < MIN_SIZES:
             continue
         middle = sizes.mean()
         bend, slope, _ = np.polyfit(sizes - middle, level["loss"].to_numpy(dtype=float), 2)

@@ -24,6 +24,7 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_whole
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.runs.levels import level_of
 from shapelaw.scaling.runs.table import RunTable
 from shapelaw.scaling.units import format_count
 
@@ -57,8 +58,7 @@ STYLE: dict[Any, Any] = {
 }
 ENDINGS = (".png", ".svg")
 DIGITS = ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1, 3), (1,))  # leading digits of ticks
-MIN_LEVEL_RATIO = 1.2  # between neighbouring sizes of different levels
-MAX_LEVEL_RATIO = 1.5  # between the largest and the smallest size of one level
+LEVEL_TOLERANCE = 0.2  # relative difference between sizes of one entry of a legend, at most
 Arguments = ParamSpec("Arguments")
 Form = Callable[[float], str]
 
@@ -237,7 +237,7 @@ def scatter_runs(axes: Axes, x: np.ndarray, y: np.ndarray, runs: RunTable) -> Sc
 
 
 def size_levels(sizes: np.ndarray) -> np.ndarray | None:
-    """Group sizes into levels that gaps of 20 % separate.
+    """Group sizes into levels of at most 20 %.
 
     Parameters
     ----------
@@ -248,13 +248,8 @@ def size_levels(sizes: np.ndarray) -> np.ndarray | None:
     -------
     The level of every run, (n,), or None where there are too many levels for a legend.
     """
-    order = np.argsort(sizes, kind="stable")
-    logs = np.log(sizes[order])
-    levels = np.empty(len(sizes), dtype=int)
-    levels[order] = np.concatenate([[0], np.cumsum(np.diff(logs) > np.log(MIN_LEVEL_RATIO))])
-    widest = max(np.ptp(np.log(sizes[levels == level])) for level in np.unique(levels))
-    few = levels.max() < len(COLOURS)
-    return levels if few and widest <= np.log(MAX_LEVEL_RATIO) else None
+    levels = level_of(sizes, LEVEL_TOLERANCE)
+    return levels if levels.max() < len(COLOURS) else None
 
 
 def add_colour_scale(

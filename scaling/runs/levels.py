@@ -1,4 +1,4 @@
-"""Levels of numbers that scatter around nominal values."""
+"""Levels of numbers that scatter around nominal values: the one way in which levels are counted."""
 
 import numpy as np
 
@@ -12,7 +12,8 @@ def level_of(values: np.ndarray, tolerance: float = LEVEL_TOLERANCE) -> np.ndarr
     """Assign a level to every value, so that values within a tolerance share one.
 
     The densest window of that width becomes the first level, then the densest window of the
-    remaining values, and so on. Values that scatter around a nominal value thus share one level.
+    remaining values, and so on. Values that scatter around a nominal value thus share one level,
+    and a chain of close values that spans more than the tolerance is several levels.
 
     Parameters
     ----------
@@ -41,7 +42,8 @@ def level_of(values: np.ndarray, tolerance: float = LEVEL_TOLERANCE) -> np.ndarr
     width = np.log1p(tolerance)
     logs, inverse, counts = np.unique(np.log(values), return_inverse=True, return_counts=True)
     if len(logs) > MAX_CLUSTERED_VALUES:
-        return np.unique(np.floor(np.log(values) / width), return_inverse=True)[1]
+        windows = np.floor((np.log(values) - logs[0]) / (width * (1 + 1e-9)))
+        return np.unique(windows, return_inverse=True)[1]
     label = np.full(len(logs), -1)
     remaining = np.arange(len(logs))
     while len(remaining):
@@ -64,3 +66,8 @@ def _split_levels(label: np.ndarray) -> np.ndarray:
 def count_levels(label: np.ndarray) -> int:
     """Count the distinct levels among some rows; a part of a table may lack some levels."""
     return len(np.unique(label))
+
+
+def count_distinct(values: np.ndarray) -> int:
+    """Count the levels of positive values, (n,)."""
+    return count_levels(level_of(values))

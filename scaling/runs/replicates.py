@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
+from shapelaw.scaling.runs.levels import level_of
 
-MAX_SIZE_RATIO = 1.2  # ratio between neighbouring sizes of one level, at most
 SHAPE_COLUMNS = (*INTEGER_FIELDS, "tie_word_embeddings", "qk_norm", "rope_theta")
 RECIPE_COLUMNS = (
     *("tokens", "corpus", "tokenizer", "context_length", "batch_tokens"),
@@ -50,7 +50,7 @@ def squares_of(replicates: np.ndarray, log_loss: np.ndarray) -> tuple[np.ndarray
 def noise_by_size(replicates: np.ndarray, log_loss: np.ndarray, sizes: np.ndarray) -> pd.DataFrame:
     """Estimate the standard deviation of ln loss between seeds for each size with replicates.
 
-    Sizes within 20 % of the next smaller size share its level.
+    Sizes of one level (:func:`shapelaw.scaling.runs.levels.level_of`) are pooled.
 
     Parameters
     ----------
@@ -69,10 +69,9 @@ def noise_by_size(replicates: np.ndarray, log_loss: np.ndarray, sizes: np.ndarra
     """
     squares, degrees = squares_of(replicates, log_loss)
     logs = np.log(sizes[np.unique(replicates, return_index=True)[1]])
-    order = np.argsort(logs, kind="stable")
-    order = order[degrees[order] > 0]
-    logs, squares, degrees = logs[order], squares[order], degrees[order]
-    level = np.concatenate([[0], np.cumsum(np.diff(logs) > np.log(MAX_SIZE_RATIO))])[: len(logs)]
+    repeated = degrees > 0
+    logs, squares, degrees = logs[repeated], squares[repeated], degrees[repeated]
+    level = level_of(np.exp(logs))
     grouped = pd.DataFrame({"size": logs, "squares": squares, "degrees": degrees}).groupby(level)
     totals = grouped["degrees"].sum().to_numpy(dtype=int)
     return pd.DataFrame(

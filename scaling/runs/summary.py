@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.display.tables import Result, View, counted
+from shapelaw.scaling.runs.levels import count_distinct
 from shapelaw.scaling.runs.table import RunTable, as_run_table
 from shapelaw.scaling.units import format_count
 
@@ -37,7 +38,7 @@ class Description(Result):
     """Summary statistics of a run table.
 
     ``ranges`` has a row per numeric column: ``column``, ``unit``, ``lowest``, ``highest``,
-    ``levels`` (distinct values) and ``missing`` (rows). ``noise`` is
+    ``levels`` (:func:`shapelaw.scaling.runs.levels.level_of`) and ``missing`` (rows). ``noise`` is
     :attr:`shapelaw.scaling.runs.table.RunTable.noise_by_size`.
     """
 
@@ -155,6 +156,6 @@ def _range(name: str, values: pd.Series) -> dict[str, Any]:
         "unit": UNITS[name],
         "lowest": float(present.min()) if len(present) else np.nan,
         "highest": float(present.max()) if len(present) else np.nan,
-        "levels": int(present.nunique()),
+        "levels": count_distinct(present[present > 0].to_numpy()),
         "missing": int(values.isna().sum()),
     }

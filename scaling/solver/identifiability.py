@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.laws.factors import UShape
 from shapelaw.scaling.laws.law import Columns, Factor, Law, Reference
 from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.runs.levels import count_distinct, level_of
 
 # Published exponents of the Chinchilla data with a wide range, for run tables that cannot identify
 # their exponents: arXiv 2404.10102 refits 0.348 and 0.366; fits of other tables span the range.
@@ -17,12 +19,12 @@ OTHER_EXPONENT = (0.35, 0.1, 1.0)
 # Drift of an optimum per ln N. The optima of arXiv 2510.18245 between 0.2B and 1B parameters drift
 # by -0.04 (hidden size) and +0.09 (MLP ratio); tiny models gave -0.22 (hidden size, LOG.md).
 DRIFT = (-0.25, 0.25)
-SAME_LEVEL = np.log(1.1)  # values closer than 10 % are one level
 MAX_CONSTANT_SPREAD = np.log(1.05)  # a column with a smaller range in ln counts as constant
 COLLINEAR = 0.98  # absolute correlation above which two columns cannot be told apart
 NO_TERM = -50.0  # ln of a scale that contributes nothing
 MIN_DECADES_TO_REPORT = np.log10(1.02)  # smallest distance outside a fitted range that is reported
 MIN_LEVELS = 3  # levels that identify an exponent, sizes for a drift, and shapes at such a size
+MIN_SPREAD = 1.5  # ratio of the largest to the smallest of these levels, at least
 NOUNS = {N: ("size", "sizes"), D: ("token count", "token counts")}
 
 
@@ -43,12 +45,6 @@ class Held:
     def at(cls, value: float, why: str) -> "Held":
         """Hold a parameter at one value, also in confidence intervals."""
         return cls(value=value, low=value, high=value, why=why)
-
-
-def count_distinct(values: np.ndarray) -> int:
-    """Count the distinct values of a column; neighbours within 10 % count as one."""
-    logs = np.sort(np.log(values))
-    return 1 + int((np.diff(logs) > SAME_LEVEL).sum())
 
 
 def hold(law: Law, columns: Columns, at: Reference) -> dict[str, Held]:
@@ -76,11 +72,14 @@ def hold(law: Law, columns: Columns, at: Reference) -> dict[str, Held]:
 
 
 def hold_base(law: Law, columns: Columns) -> dict[str, Held]:
-    """Hold the scales and exponents of a base that the values of its variables cannot identify."""
+    """Hold the scales and exponents of a base that the values of its variables cannot identify.
+
+    A term needs two levels of its variable. An exponent needs three levels that span a factor of
+    ``MIN_SPREAD``.
+    """
     held: dict[str, Held] = {}
     seen: list[str] = []
     scales = law.base.scales
-    counts = {column: count_distinct(columns[column]) for _, column in scales.values()}
     for scale, (exponent, column) in scales.items():
         singular, plural = NOUNS.get(column, (column, f"values of {column}"))
         value, low, high = EXPONENTS.get(column, OTHER_EXPONENT)
@@ -96,11 +95,28 @@ def hold_base(law: Law, columns: Columns) -> dict[str, Held]:
                 held[name] = Held.at(value, why)
             continue
         seen.append(column)
-        if max(counts[scales[other][1]] for other in tied) < MIN_LEVELS:
-            why = f"{counts[column]} {plural} cannot identify it separately from its scale; "
-            why += f"intervals span {low} to {high}"
+        if not any(_identifies_power(columns[scales[other][1]]) for other in tied):
+            why = f"{_levels_in_words(columns[column], plural)} cannot identify it separately from "
+            why += f"its scale; intervals span {low} to {high}"
             held[name] = Held(value=value, low=low, high=high, why=why)
     return held
+
+
+def _identifies_power(values: np.ndarray) -> bool:
+    """Return whether the values of a variable identify its exponent and scale, if both are free."""
+    return count_distinct(values) >= MIN_LEVELS and _ratio_of_ends(values) >= MIN_SPREAD
+
+
+def _ratio_of_ends(values: np.ndarray) -> float:
+    """Return the largest of some values over the smallest."""
+    return float(values.max() / values.min())
+
+
+def _levels_in_words(values: np.ndarray, plural: str) -> str:
+    """Count the levels of a variable in words, with their spread where it is too small."""
+    spread = _ratio_of_ends(values)
+    within = f" within a factor of {spread:.3g}" if spread < MIN_SPREAD else ""
+    return f"{count_distinct(values)} {plural}{within}"
 
 
 def _reason_for_no_term(
@@ -111,7 +127,7 @@ def _reason_for_no_term(
         term = {N: "the size term", D: "the data term"}.get(column, f"its term in {column}")
         return f"all runs have one {singular}: {term} is part of E, and predictions hold only there"
     for other in seen:
-        if np.ptp(np.log(columns[column] / columns[other])) < SAME_LEVEL:
+        if count_distinct(columns[column] / columns[other]) == 1:
             if (column, other) == (D, N):
                 return (
                     "tokens are proportional to size: A/N^alpha stands for both, at this ratio only"
@@ -172,17 +188,21 @@ def hold_factors(law: Law, columns: Columns) -> dict[str, str]:
 def hold_drifts(law: Law, columns: Columns) -> dict[str, Held]:
     """Hold drifts of optima with N and bends of curvatures with D/N that a table cannot identify.
 
-    A drift needs three sizes, each with three values of the ratio. Where the table has at least two
-    sizes, confidence intervals vary the drift, so that they include its effect on extrapolation
+    A drift needs three sizes that span a factor of ``MIN_SPREAD``, each with three levels of the
+    ratio; neighbouring sizes with fewer levels count together as one. Where the table has at least
+    two sizes, confidence intervals vary the drift, so that they include its effect on extrapolation
     over N.
     """
     held: dict[str, Held] = {}
     for factor in law.shapes:
         if not isinstance(factor, UShape):
             continue
-        if factor.drift and (useful := _sizes_with_shapes(columns, factor.of)) < MIN_LEVELS:
+        sizes = _sizes_with_shapes(columns, factor.of) if factor.drift else []
+        if factor.drift and (len(sizes) < MIN_LEVELS or sizes[-1] < MIN_SPREAD * sizes[0]):
             low, high = DRIFT
-            why = f"{useful} sizes cannot identify a drift with N; "
+            enough = len(sizes) >= MIN_LEVELS
+            within = f" within a factor of {sizes[-1] / sizes[0]:.3g}" if enough else ""
+            why = f"{counted(len(sizes), 'size')}{within} cannot identify a drift with N; "
             why += f"intervals span {low} to {high} per ln N"
             name = f"{factor.of}_drift"
             held[name] = Held(value=0.0, low=low, high=high, why=why)
@@ -196,12 +216,25 @@ def hold_drifts(law: Law, columns: Columns) -> dict[str, Held]:
     return held
 
 
-def _sizes_with_shapes(columns: Columns, ratio: str) -> int:
-    """Count the sizes that have at least three values of a ratio."""
-    order = np.argsort(columns[N])
-    logs = np.log(columns[N][order])
-    cuts = np.flatnonzero(np.diff(logs) > SAME_LEVEL) + 1
-    return sum(count_distinct(columns[ratio][part]) >= MIN_LEVELS for part in np.split(order, cuts))
+def _sizes_with_shapes(columns: Columns, ratio: str) -> list[float]:
+    """Return the sizes that have at least three levels of a ratio, smallest first.
+
+    Neighbouring levels of N are pooled until they have three levels of the ratio, so that a design
+    in which every run has its own size counts as well. The part of the ratio that changes with N
+    is removed before, since it tells nothing of the shape at one size.
+    """
+    log_ratio, level = np.log(columns[ratio]), level_of(columns[N])
+    log_size = (np.bincount(level, np.log(columns[N])) / np.bincount(level))[level]
+    centred = log_size - log_size.mean()
+    slope = centred @ log_ratio / max(centred @ centred, np.finfo(float).tiny)
+    at_one_size = np.exp(log_ratio - slope * centred)
+    sizes, pooled = [], np.zeros(len(level), dtype=bool)
+    for number in range(level.max() + 1):
+        pooled |= level == number
+        if count_distinct(at_one_size[pooled]) >= MIN_LEVELS:
+            sizes.append(float(np.exp(log_size[pooled].mean())))
+            pooled[:] = False
+    return sizes
 
 
 def neutral(law: Law, factor: Factor, columns: Columns, why: str) -> dict[str, Held]:

@@ -79,15 +79,18 @@ def synthetic_chinchilla(noise: float, **settings) -> pd.DataFrame:
     return synthetic_runs(noise=noise, **(none | settings))
 
 
-def isoflop_runs(noise: float = 0.0, *, curves: bool = False) -> pd.DataFrame:
+def isoflop_runs(
+    noise: float = 0.0, *, curves: bool = False, steps: tuple[float, float] = (-0.5, 1.0)
+) -> pd.DataFrame:
     """Draw runs of the true law at seven budgets and nine sizes, with N* off the middle.
 
-    With ``curves`` the runs are sixty training curves of sixty checkpoints instead.
+    ``steps`` are ln of the smallest and largest size over N*. With ``curves`` the runs are sixty
+    training curves of sixty checkpoints instead.
     """
     rows = [
         {N: true_size(compute) * np.exp(step), "compute": compute}
         for compute in np.geomspace(1e13, 1e16, 7)
-        for step in np.linspace(-0.5, 1.0, 9)
+        for step in np.linspace(*steps, 9)
     ]
     runs = pd.DataFrame(rows)
     runs = runs.assign(**{D: runs["compute"] / (6 * runs[N])}).drop(columns="compute")

@@ -58,3 +58,10 @@ def test_minimum_at_the_edge_of_the_sizes_tried_is_ignored():
 def test_approaches_raise_when_compute_is_not_positive():
     with pytest.raises(InputError, match="`compute > 0` and finite must hold"):
         approaches(isoflop_runs(), compute=-1.0)
+
+
+def test_sizes_within_ten_per_cent_are_one_size_of_a_minimum():
+    # The control has the same number of sizes per budget, farther apart.
+    for spread, points in ((0.03, 0), (0.6, 7)):
+        table = approaches(isoflop_runs(steps=(-spread, spread)), resamples=0, **QUICK).frame()
+        assert table["points"].tolist()[:2] == [points, points]

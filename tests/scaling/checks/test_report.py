@@ -13,7 +13,6 @@ from shapelaw.scaling.checks.report import check
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.runs.columns import D, N
-from shapelaw.scaling.runs.levels import level_of
 from shapelaw.scaling.runs.table import RunTable
 from support.synthetic import SHARE, SIZES, isoflop_runs, synthetic_chinchilla, synthetic_runs
 
@@ -80,31 +79,6 @@ def test_scores_raises_on_unequal_lengths_or_losses_that_are_not_positive(
 ):
     with pytest.raises(InputError, match=message):
         scores(observed, predicted)
-
-
-# Levels.
-
-
-def test_level_with_scattered_values_is_not_split():
-    values = [0.96, 1.0, 1.03, 1.05, 2.0, 2.1, 0.5]
-    assert level_of(np.array(values)).tolist() == [1, 1, 1, 1, 2, 2, 0]
-
-
-@given(st.lists(st.floats(1, 1e6), min_size=1, max_size=60))
-def test_levels_are_ordered_narrow_and_numbered_from_zero(values):
-    values = np.array(values)
-    level = level_of(values)
-    assert set(level) == set(range(level.max() + 1))
-    order = np.argsort(values, kind="stable")
-    assert (np.diff(level[order]) >= 0).all()
-    for number in set(level):
-        inside = values[level == number]
-        assert inside.max() <= 1.1 * inside.min() * (1 + 1e-6)
-
-
-def test_many_distinct_values_are_binned_into_levels_of_ten_percent():
-    level = level_of(np.geomspace(1, 1e3, 20_000))
-    assert 70 <= level.max() + 1 <= 75
 
 
 # Decision regret.

@@ -6,6 +6,7 @@ import pytest
 
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.columns import MORE_COLUMNS
+from shapelaw.scaling.runs.levels import count_distinct
 from shapelaw.scaling.runs.summary import NAMES, UNITS, describe
 from shapelaw.scaling.runs.table import RunTable
 from support.run_tables import run_table
@@ -21,8 +22,10 @@ def test_every_range_has_its_column_unit_ends_and_levels(described):
     for name in ("n_non_embedding", "tokens", "loss", "gqa", "hidden_over_sqrt_n"):
         assert ranges.loc[name, "lowest"] == runs[name].min()
         assert ranges.loc[name, "highest"] == runs[name].max()
-        assert ranges.loc[name, "levels"] == runs[name].nunique()
+        assert ranges.loc[name, "levels"] == count_distinct(runs[name].to_numpy())
         assert ranges.loc[name, "unit"] == UNITS[name]
+    # Three nominal sizes with parameter counts that differ slightly.
+    assert ranges.loc["n_non_embedding", "levels"] == 3 < runs["n_non_embedding"].nunique()
     ratio = runs["tokens"] / runs["n_non_embedding"]
     assert ranges.loc["tokens_per_parameter", "highest"] == ratio.max()
     assert described.rows == len(runs)

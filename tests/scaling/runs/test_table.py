@@ -13,6 +13,7 @@ from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.columns import COLUMNS
 from shapelaw.scaling.runs.ratios import table_of, with_ratios
 from shapelaw.scaling.runs.reader import read_table
+from shapelaw.scaling.runs.replicates import noise_by_size
 from shapelaw.scaling.runs.table import as_run_table, fingerprint, write_runs
 from shapelaw.scaling.runs.validation import require_columns, require_comparable_losses
 from support.run_tables import run_table
@@ -360,6 +361,13 @@ def test_noise_between_seeds_is_estimated_for_each_size():
     pooled, degrees = as_run_table(frame).noise
     assert degrees == noise["degrees"].sum()
     assert pooled**2 * degrees == pytest.approx((noise["deviation"] ** 2 * noise["degrees"]).sum())
+
+
+def test_noise_by_size_does_not_chain_neighbouring_sizes():
+    sizes = np.repeat(np.geomspace(1e6, 1e7, 20), 2)
+    noise = noise_by_size(np.repeat(np.arange(20), 2), np.tile([0.0, 0.01], 20), sizes)
+    np.testing.assert_allclose(noise["n_non_embedding"], sizes[::2])
+    assert noise["degrees"].tolist() == [1] * 20
 
 
 def test_noise_by_size_needs_no_vocabulary_and_no_count():

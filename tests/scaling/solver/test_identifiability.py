@@ -15,7 +15,6 @@ from shapelaw.scaling.solver.identifiability import (
     NO_TERM,
     OTHER_EXPONENT,
     Held,
-    count_distinct,
     decades_outside,
     hold,
     hold_base,
@@ -34,20 +33,6 @@ CHINCHILLA = law_named("chinchilla")
 def grid(sizes, tokens) -> dict[str, np.ndarray]:
     """Pair every size with every token count."""
     return {N: np.repeat(sizes, len(tokens)).astype(float), D: np.tile(tokens, len(sizes))}
-
-
-@pytest.mark.parametrize(
-    ("values", "count"),
-    [
-        ([5.0], 1),
-        ([5.0, 5.0, 5.0], 1),
-        ([1.0, 1.09], 1),
-        ([1.0, 1.11], 2),
-        ([1e6, 4e6, 1.02e6, 4.1e6, 1.6e7], 3),
-    ],
-)
-def test_values_within_ten_per_cent_are_one_level(values, count):
-    assert count_distinct(np.array(values)) == count
 
 
 def test_three_sizes_and_token_counts_identify_every_exponent():
@@ -94,6 +79,25 @@ def test_one_size_and_one_token_count_leave_only_the_irreducible_loss():
     assert set(held) == {"A", "alpha", "B", "beta"}
     assert "all runs have one size" in held["A"].why
     assert "all runs have one token count" in held["B"].why
+
+
+@pytest.mark.parametrize(
+    ("sizes", "tokens"),
+    [
+        (np.geomspace(1e7, 1e9, 60), (1e9, 2e9, 4e9)),
+        (np.geomspace(2e8, 1e9, 979), (2e10,)),
+        (SIZES, np.linspace(120e9, 350e9, 24)),
+    ],
+)
+def test_chain_of_close_values_keeps_its_term_and_its_exponent(sizes, tokens):
+    held = hold_base(CHINCHILLA, grid(sizes, tokens))
+    assert set(held) == ({"B", "beta"} if len(tokens) == 1 else set())
+
+
+def test_levels_within_a_small_factor_do_not_identify_an_exponent():
+    held = hold_base(CHINCHILLA, grid((1e6, 1.2e6, 1.44e6), (1e9, 1.25e9, 1.5e9)))
+    assert set(held) == {"alpha"}
+    assert held["alpha"].why.startswith("3 sizes within a factor of 1.44 cannot identify it")
 
 
 def test_a_term_that_is_held_off_contributes_nothing():
@@ -227,6 +231,36 @@ DRIFTING = Chinchilla() * UShape("gqa", drift=True)
 def test_a_drift_is_fitted_where_three_sizes_have_three_values_each():
     assert hold_drifts(DRIFTING, shapes_of(SIZES, [[1, 2, 4]] * 3)) == {}
     assert hold_drifts(DRIFTING, shapes_of((1e6, 1.02e6, 4e6, 16e6), [[1], [2, 4]] + [[1, 2, 4]] * 2)) == {}  # fmt: skip  # noqa: E501
+
+
+def test_drift_is_fitted_where_sizes_have_many_close_values():
+    dense = np.geomspace(1, 4, 20)
+    assert hold_drifts(DRIFTING, shapes_of(SIZES, [dense] * 3)) == {}
+    assert set(hold_drifts(DRIFTING, shapes_of(SIZES[:2], [dense] * 2))) == {"gqa_drift"}
+
+
+def space_filling(runs=60, largest=1e9, correlation=0.0) -> dict[str, np.ndarray]:
+    """Give every run a size and a ratio of its own, correlated in their logarithms."""
+    uniform = np.random.default_rng(0).uniform(-1, 1, (2, runs))
+    ratio = correlation * uniform[0] + np.sqrt(1 - correlation**2) * uniform[1]
+    low, high = np.log(1e7), np.log(largest)
+    size = np.exp(low + (high - low) * (uniform[0] + 1) / 2)
+    return {N: size, D: np.full(runs, 1e9), "gqa": np.exp(ratio)}
+
+
+def test_drift_is_fitted_where_every_run_has_its_own_size_and_ratio():
+    assert hold_drifts(DRIFTING, space_filling()) == {}
+
+
+@pytest.mark.parametrize(
+    ("columns", "why"),
+    [
+        (space_filling(largest=1.2e7), "sizes within a factor of 1."),
+        (space_filling(correlation=1.0), "0 sizes cannot identify a drift with N"),
+    ],
+)
+def test_drift_is_held_where_sizes_are_close_or_the_ratio_follows_them(columns, why):
+    assert why in hold_drifts(DRIFTING, columns)["gqa_drift"].why
 
 
 @pytest.mark.parametrize(
