@@ -297,9 +297,12 @@ def _remedy(names: list[str], why: str) -> str:
         return "train more sizes, and vary tokens at fixed size"
     if {"beta", "B"} & set(names):
         return "vary tokens at fixed size: three token counts or more"
-    if {"alpha", "A"} & set(names) or all(name.endswith("_drift") for name in names):
-        return "train more sizes: three or more, a factor of two apart"
     column = names[0].rsplit("_", 1)[0]
+    drifts = all(name.endswith("_drift") for name in names)
+    if drifts and f"values of {column}" in why:
+        return f"train three or more values of {column} at each of three sizes"
+    if {"alpha", "A"} & set(names) or drifts:
+        return "train more sizes: three or more, a factor of two apart"
     if "not resolved" in why:
         return f"train replicate seeds and shapes farther apart in {column}"
     return f"train runs that differ in {column} alone"

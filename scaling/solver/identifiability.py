@@ -200,9 +200,7 @@ def hold_drifts(law: Law, columns: Columns) -> dict[str, Held]:
         sizes = _sizes_with_shapes(columns, factor.of) if factor.drift else []
         if factor.drift and (len(sizes) < MIN_LEVELS or sizes[-1] < MIN_SPREAD * sizes[0]):
             low, high = DRIFT
-            enough = len(sizes) >= MIN_LEVELS
-            within = f" within a factor of {sizes[-1] / sizes[0]:.3g}" if enough else ""
-            why = f"{counted(len(sizes), 'size')}{within} cannot identify a drift with N; "
+            why = f"{_why_no_drift(columns, factor.of, sizes)}; "
             why += f"intervals span {low} to {high} per ln N"
             name = f"{factor.of}_drift"
             held[name] = Held(value=0.0, low=low, high=high, why=why)
@@ -214,6 +212,20 @@ def hold_drifts(law: Law, columns: Columns) -> dict[str, Held]:
             why = "too few ratios of tokens to size cannot identify a bend of the curvature"
             held[f"{factor.of}_bend"] = Held.at(0.0, why)
     return held
+
+
+def _why_no_drift(columns: Columns, ratio: str, sizes: list[float]) -> str:
+    """Say what a table lacks for a drift, given its sizes with three levels of the ratio."""
+    total = count_distinct(columns[N])
+    if len(sizes) >= MIN_LEVELS:
+        within = f"{counted(len(sizes), 'size')} within a factor of {sizes[-1] / sizes[0]:.3g}"
+        return f"{within} cannot identify a drift with N"
+    if total < MIN_LEVELS:
+        return f"{counted(total, 'size')} cannot identify a drift with N"
+    return (
+        f"{len(sizes)} of {total} sizes (neighbours pooled) have {MIN_LEVELS} values of {ratio}, "
+        f"and a drift with N needs {MIN_LEVELS} such sizes"
+    )
 
 
 def _sizes_with_shapes(columns: Columns, ratio: str) -> list[float]:

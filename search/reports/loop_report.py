@@ -4,16 +4,19 @@ The report is computed from the files in the folder only (``runs.csv``, ``fit.js
 ``proposals.json``, ``quickstart.json``), so every change of a number there changes the report.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 
 from shapelaw.scaling.display.tables import cell_text
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json, write_text
-from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.fitting.result import Fit, new_run_intervals
 from shapelaw.scaling.plots.law import plot_law
 from shapelaw.scaling.plots.style import LABELS, save_figure
 from shapelaw.scaling.runs.catalog import load_runs
@@ -95,8 +98,35 @@ def _join_confirmations(
     joined = pd.concat([joined, predicted], axis=1)
     joined["error_percent"] = 100 * (joined["loss"] / joined["predicted_loss"] - 1)
     joined["inside"] = joined["loss"].between(joined["loss_low"], joined["loss_high"])
+    joined = joined.join(_differences(fitted, features, joined))
     order = {role: position for position, role in enumerate(NAMED_ROLES)}
     return joined.sort_values("role", key=lambda role: role.map(order)).reset_index(drop=True)
+
+
+def _differences(fitted: Fit, features: pd.DataFrame, joined: pd.DataFrame) -> pd.DataFrame:
+    """Compute the difference of each loss to the baseline's, in per cent; empty without a baseline.
+
+    ``difference_low`` and ``difference_high`` are the 95 % interval of the difference of two new
+    runs, from the uncertainty of the law, in which common errors cancel, and from the noise of both
+    runs. ``noise`` is half the interval that the noise alone would have.
+    """
+    if BASELINE not in set(joined["role"]):
+        return pd.DataFrame(index=joined.index)
+    base = int((joined["role"] == BASELINE).to_numpy().argmax())
+    logs = fitted.law.program(fitted.columns(features), fitted.reference).log_loss(fitted.spread)
+    noise = fitted.noise * 2**0.5
+    ends = new_run_intervals(logs - logs[:, [base]], noise, fitted.noise_degrees)
+    half = noise * student.ppf(0.975, max(fitted.noise_degrees, 1))
+    return 100 * pd.DataFrame(
+        {
+            "difference": joined["loss"] / joined["loss"].iloc[base] - 1,
+            "predicted_difference": joined["predicted_loss"] / joined["predicted_loss"].iloc[base]
+            - 1,
+            "difference_low": np.expm1(ends[:, 0]),
+            "difference_high": np.expm1(ends[:, 1]),
+            "noise": half,
+        }
+    )
 
 
 def verdict(evidence: Evidence) -> list[str]:
@@ -126,19 +156,18 @@ def verdict(evidence: Evidence) -> list[str]:
     ]
     rows = {row["role"]: row for row in confirmed.to_dict("records")}
     if BASELINE in rows:
-        noise = 200 * fitted.noise * 2**0.5
         others = [rows[role] for role in (LOSS_OPTIMAL, FAST) if role in rows]
-        sentences += [_compare_with_baseline(row, rows[BASELINE], noise) for row in others]
+        sentences += [_compare_with_baseline(row, rows[BASELINE]) for row in others]
     return sentences
 
 
-def _compare_with_baseline(row: dict[Any, Any], base: dict[Any, Any], noise: float) -> str:
-    """Compare a trained shape with the baseline; ``noise`` is that of a difference, in per cent."""
-    predicted = 100 * (row["predicted_loss"] / base["predicted_loss"] - 1)
-    measured = 100 * (row["loss"] / base["loss"] - 1)
+def _compare_with_baseline(row: dict[Any, Any], base: dict[Any, Any]) -> str:
+    """Compare the loss and the throughput of a trained shape with those of the baseline."""
     sentence = (
-        f"Against the baseline the {row['role']} shape has {measured:+.2f} % loss "
-        f"(predicted {predicted:+.2f} %): {_judge_difference(predicted, measured, noise)}"
+        f"Against the baseline the {row['role']} shape has {row['difference']:+.2f} % loss "
+        f"(predicted {row['predicted_difference']:+.2f} %, 95 % interval "
+        f"{row['difference_low']:+.2f} to {row['difference_high']:+.2f} %): "
+        f"{judge_difference(row)}"
     )
     if pd.notna(row["throughput"]) and pd.notna(base["throughput"]):
         ratio = row["throughput"] / base["throughput"]
@@ -149,13 +178,19 @@ def _compare_with_baseline(row: dict[Any, Any], base: dict[Any, Any], noise: flo
     return f"{sentence}."
 
 
-def _judge_difference(predicted: float, measured: float, noise: float) -> str:
-    """Compare a predicted difference of two losses with the measured one, in per cent."""
+def judge_difference(row: Mapping[Any, Any]) -> str:
+    """Compare a predicted difference of two losses, with its interval, with the measured one."""
+    measured, predicted, noise = (row[k] for k in ("difference", "predicted_difference", "noise"))
+    if not row["difference_low"] <= measured <= row["difference_high"]:
+        error = "the prediction failed, the measured difference is outside the interval"
+        return error if predicted * measured > 0 else f"{error}, and the sign is wrong"
     if abs(measured - predicted) > noise:
-        error = f"the prediction is wrong by more than the noise (± {noise:.2f} %)"
-        return error if predicted * measured > 0 else f"{error}, and in its sign"
+        return (
+            f"off by more than the noise of two runs (± {noise:.2f} %), but inside the interval, "
+            "which contains the uncertainty of the law"
+        )
     if abs(measured) < noise:
-        return f"as predicted, but within the noise (± {noise:.2f} %)"
+        return f"as predicted, but within the noise of two runs (± {noise:.2f} %)"
     return "as predicted"
 
 

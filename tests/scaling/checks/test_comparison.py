@@ -240,6 +240,29 @@ def test_held_parameter_is_a_finding():
     assert held[0].remedy == "vary tokens at fixed size: three token counts or more"
 
 
+@pytest.mark.parametrize(
+    ("sizes", "values", "what", "remedy"),
+    [
+        (
+            tuple(np.geomspace(1e5, 1e7, 6)), (1.0, 2.0), "0 of 6 sizes (neighbours pooled) have",
+            "train three or more values of hidden_over_sqrt_n at each of three sizes",
+        ),
+        (
+            (1e5, 1e6), (0.5, 1.0, 2.0), "2 sizes cannot identify a drift with N",
+            "train more sizes: three or more, a factor of two apart",
+        ),
+    ],
+)  # fmt: skip
+def test_remedy_for_a_held_drift_is_what_the_table_lacks(sizes, values, what, remedy):
+    runs = synthetic_runs(sizes=sizes, shapes=6)
+    factors = np.resize(values, len(runs))
+    runs = runs.assign(hidden_over_sqrt_n=0.15 * factors).assign(loss=lambda t: true_loss(t, TRUTH))
+    law = "Chinchilla() * UShape('hidden_over_sqrt_n', drift=True)"
+    report = identifiability_report(law, runs, **QUICK)
+    held = [finding for finding in report.findings if "hidden_over_sqrt_n_drift" in finding.what]
+    assert [finding.remedy for finding in held if what in finding.what] == [remedy]
+
+
 # Intervals that are too narrow.
 
 

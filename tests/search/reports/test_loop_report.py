@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from markupsafe import escape
@@ -16,6 +17,7 @@ from shapelaw.scaling.runs.table import write_runs
 from shapelaw.search.reports.loop_report import (
     comparison,
     front_volume,
+    judge_difference,
     read_evidence,
     verdict,
     write_report,
@@ -70,6 +72,44 @@ def test_verdict_on_shipped_data_compares_every_named_shape(shipped: Path) -> No
     assert "of 3 confirmatory losses lie inside their 95 % intervals" in sentences[0]
     for role in ("loss-optimal", "fast"):
         assert any(f"Against the baseline the {role} shape" in line for line in sentences)
+
+
+def test_difference_to_the_baseline_has_the_interval_of_law_and_noise(shipped: Path) -> None:
+    evidence = read_evidence(shipped)
+    rows = evidence.confirmed.set_index("role")
+    fitted = evidence.fit
+    features = evidence.runs.set_index("run_id").loc[rows["run_id"]]
+    logs = pd.DataFrame(fitted.log_loss_draws(features), columns=rows.index)
+    generator = np.random.default_rng(0)
+    for role in ("loss-optimal", "fast"):
+        draws = (logs[role] - logs["baseline"]).to_numpy()[:, None]
+        shocks = generator.standard_t(fitted.noise_degrees, size=(len(draws), 20_000))
+        drawn = 100 * np.expm1(draws + fitted.noise * 2**0.5 * shocks)
+        low, high = np.percentile(drawn, [2.5, 97.5])
+        row = rows.loc[role]
+        assert row["difference_low"] == pytest.approx(low, abs=0.1)
+        assert row["difference_high"] == pytest.approx(high, abs=0.1)
+        sentence = next(line for line in verdict(evidence) if f"baseline the {role}" in line)
+        ends = f"{row['difference_low']:+.2f} to {row['difference_high']:+.2f} %"
+        assert f"(predicted {row['predicted_difference']:+.2f} %, 95 % interval {ends})" in sentence
+
+
+@pytest.mark.parametrize(
+    ("measured", "expected"),
+    [
+        (-1.0, "as predicted"),
+        (-0.2, "as predicted, but within the noise of two runs (± 0.80 %)"),
+        (1.0, "off by more than the noise of two runs (± 0.80 %), but inside the interval"),
+        (-4.0, "the prediction failed, the measured difference is outside the interval"),
+        (4.0, "outside the interval, and the sign is wrong"),
+    ],
+)
+def test_verdict_on_a_difference_counts_the_uncertainty_of_the_law(
+    measured: float, expected: str
+) -> None:
+    row = {"difference": measured, "predicted_difference": -0.9, "difference_low": -3.0,
+           "difference_high": 2.0, "noise": 0.8}  # fmt: skip
+    assert expected in judge_difference(row)
 
 
 @pytest.mark.slow
