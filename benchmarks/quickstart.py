@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from record import finish
+from record import COMMAND, finish
 
 PROCESSES = 3  # the command and one worker per core
 
@@ -19,7 +19,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     out = Path(arguments[arguments.index("--out") + 1])
     begun = time.perf_counter()
-    subprocess.run(["shapelaw", "quickstart", *arguments], check=True)
+    subprocess.run([*COMMAND, "quickstart", *arguments], check=True)
     seconds = time.perf_counter() - begun
     # Linux gives the largest process in kibibytes; at most three processes run at once.
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+# What the installed command runs; it may be missing on PATH.
+COMMAND = [sys.executable, "-c", "from shapelaw.search.cli import main; main()"]
 
 
 def finish(name: str, figures: dict[str, object]) -> None:

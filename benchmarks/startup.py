@@ -4,7 +4,7 @@ import statistics
 import subprocess
 from resource import RUSAGE_CHILDREN, getrusage
 
-from record import finish
+from record import COMMAND, finish
 
 RUNS = 20
 
@@ -15,13 +15,15 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def seconds_of_help() -> float:
+    """Return the CPU seconds of one `shapelaw --help`."""
+    begun = cpu_seconds()
+    subprocess.run([*COMMAND, "--help"], check=True, stdout=subprocess.DEVNULL)
+    return cpu_seconds() - begun
+
+
 def main() -> None:
-    seconds = []
-    for _ in range(RUNS + 1):
-        begun = cpu_seconds()
-        subprocess.run(["shapelaw", "--help"], check=True, stdout=subprocess.DEVNULL)
-        seconds.append(cpu_seconds() - begun)
-    warm = seconds[1:]
+    warm = [seconds_of_help() for _ in range(RUNS + 1)][1:]
     finish(
         "startup",
         {

@@ -14,6 +14,47 @@ from typing import Any
 from shapelaw.scaling.errors import InputError, WorkError
 
 
+def require_file_place(path: Path, option: str) -> None:
+    """Refuse a path at which no file can be written, before the work whose result goes there.
+
+    Parameters
+    ----------
+    path
+        File to write later. Missing folders above it are no obstacle.
+    option
+        Option that gives the path, for the message.
+
+    Raises
+    ------
+    InputError
+        The path is a folder, or no file can be created below the nearest folder that exists.
+    """
+    if path.is_dir():
+        raise InputError(f"`{option}` must be a file, but {path} is a folder; add a file name")
+    _require_parent(path, option)
+
+
+def require_folder_place(path: Path, option: str) -> None:
+    """Refuse a path at which no folder can be made or filled, as :func:`require_file_place`."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"`{option}` must be a folder, but {path} is a file; choose another name")
+    _require_parent(path / "file", option)
+
+
+def _require_parent(path: Path, option: str) -> None:
+    """Refuse a path whose nearest existing parent is a file or a folder without write access."""
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if not parent.is_dir():
+        raise InputError(
+            f"`{option}` must lie in a folder, but {parent} is a file; choose another folder"
+        )
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(
+            f"`{option}` must lie in a folder that you may write to, but got {parent}; choose "
+            "another folder"
+        )
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file atomically: fill a temporary file in the same folder, then rename it.
 

@@ -22,6 +22,8 @@ from shapelaw.scaling.commands.options import (
     Vocabulary,
     Workers,
     WorkloadOption,
+    output_file,
+    refuse_together,
 )
 from shapelaw.scaling.commands.plain_help import PlainTyper
 from shapelaw.scaling.display.console import note, print_fields, print_json
@@ -149,6 +151,7 @@ def report(
     json: Json = False,
 ) -> None:
     """Write a folder's report again, or check the pictures of docs/."""
+    refuse_together({"FOLDER": folder, "--check": check, "--renew": renew})
     from shapelaw.search.commands.output import print_check, print_report
 
     if check or renew:
@@ -176,6 +179,7 @@ def measure(
         typer.Option(
             help="With --calibrate, the .toml file for roofline:FILE (default: roofline:this).",
             metavar="FILE",
+            callback=output_file(),
         ),
     ] = None,
     json: Json = False,

@@ -23,6 +23,8 @@ from shapelaw.scaling.commands.options import (
     Tokens,
     Where,
     all_of,
+    output_file,
+    refuse_together,
 )
 from shapelaw.scaling.display.console import print_json, print_result, print_table
 
@@ -33,7 +35,9 @@ def fit(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Write the fit to this JSON file (default: only print it).", metavar="FILE"
+            help="Write the fit to this JSON file (default: only print it).",
+            metavar="FILE",
+            callback=output_file(),
         ),
     ] = None,
     delta: Delta = "auto",
@@ -125,6 +129,7 @@ def laws(
     json: Json = False,
 ) -> None:
     """List the named laws with their equations."""
+    refuse_together({"--markdown": markdown, "--json": json})
     import pandas as pd
 
     from shapelaw.scaling.laws.registry import LAWS, laws_page

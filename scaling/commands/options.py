@@ -1,13 +1,71 @@
 """Options that several commands share, each with one spelling and one help text."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.files import require_file_place, require_folder_place
 
 TABLE_ENDINGS = (".csv", ".parquet")
+
+
+def output_file(*endings: str) -> Callable[[typer.CallbackParam, Path | None], Path | None]:
+    """Make the check of an option for a file to write; it runs before the command works.
+
+    Parameters
+    ----------
+    endings
+        Endings that the file may have; any without arguments.
+
+    Returns
+    -------
+    Callback of the option, which raises an InputError for another ending or a place where no file
+    can be written.
+    """
+
+    def check(param: typer.CallbackParam, path: Path | None) -> Path | None:
+        if path is None:
+            return None
+        if endings and path.suffix.lower() not in endings:
+            raise InputError(
+                f"`{param.opts[0]}` must end in {' or '.join(endings)}, but got {path}; rename it"
+            )
+        require_file_place(path, param.opts[0])
+        return path
+
+    return check
+
+
+def output_folder(param: typer.CallbackParam, path: Path | None) -> Path | None:
+    """Refuse an option's folder that cannot be made or filled, before the command works."""
+    if path is not None:
+        require_folder_place(path, param.opts[0])
+    return path
+
+
+def refuse_together(given: Mapping[str, object]) -> None:
+    """Refuse options that exclude each other.
+
+    Parameters
+    ----------
+    given
+        Value of each option by its name; those of a false value are not given.
+
+    Raises
+    ------
+    InputError
+        More than one is given.
+    """
+    names = [name for name, value in given.items() if value]
+    if len(names) > 1:
+        raise InputError(
+            f"only one of `{'`, `'.join(given)}` can be given, but got {' and '.join(names)}; "
+            "leave one out"
+        )
+
 
 Runs = Annotated[
     str,
@@ -159,26 +217,21 @@ Workers = Annotated[
     ),
 ]
 OutFolder = Annotated[
-    Path, typer.Option("--out", help="Folder for all files that are written.", metavar="FOLDER")
+    Path,
+    typer.Option(
+        "--out",
+        help="Folder for all files that are written.",
+        metavar="FOLDER",
+        callback=output_folder,
+    ),
 ]
-
-
-def _table_file(path: Path | None) -> Path | None:
-    """Refuse a table's file of an unknown format before the command works for it."""
-    if path is not None and path.suffix.lower() not in TABLE_ENDINGS:
-        raise InputError(
-            f"`--out` must end in {' or '.join(TABLE_ENDINGS)}, but got {path}; rename it"
-        )
-    return path
-
-
 OutTable = Annotated[
     Path | None,
     typer.Option(
         "--out",
         help="Write the table to this .csv or .parquet file (default: only print it).",
         metavar="FILE",
-        callback=_table_file,
+        callback=output_file(*TABLE_ENDINGS),
     ),
 ]
 RecipeSettings = Annotated[

@@ -15,6 +15,7 @@ from shapelaw.scaling.commands.options import (
     Runs,
     Where,
     all_of,
+    output_file,
 )
 from shapelaw.scaling.commands.output import note_other_runs
 from shapelaw.scaling.display.console import print_json
@@ -44,7 +45,12 @@ def plot(
     kind: Annotated[str, typer.Argument(help=f"{KINDS_HELP}.", metavar="KIND")],
     fit: FitFile,
     runs: Runs,
-    out: Annotated[Path, typer.Option(help="Picture to write, .png or .svg.", metavar="FILE")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Picture to write, .png or .svg.", metavar="FILE", callback=output_file()
+        ),
+    ],
     by: LeaveOutBy = "size",
     cutoff: Cutoffs = None,
     law: Annotated[

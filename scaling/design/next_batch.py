@@ -124,7 +124,7 @@ class Design(Result):
     def view(self) -> View:
         """Return the runs and their cost, the expected error of the goal, and the rule used."""
         new = sum(pick.kind == "new" for pick in self.picks)
-        shown = ["kind", *(name for name in self.box if name in self.rows), "cost_flops"]
+        shown = ["order", "kind", *(name for name in self.box if name in self.rows), "cost_flops"]
         table = self.frame()[shown].assign(
             error_after_percent=[100 * pick.deviation_after for pick in self.picks],
             why=[pick.why for pick in self.picks],

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MISSING = "–"
+MIN_FOUR_DECIMALS = 1e-3  # a smaller loss, such as a standard error, has four digits instead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +79,8 @@ def cell_text(value: object, column: str = "") -> str:
 
     Examples
     --------
-    >>> cell_text(2.8231467, "loss"), cell_text(0.0123456), cell_text(True), cell_text(None)
-    ('2.8231', '0.01235', 'yes', '–')
+    >>> cell_text(2.8231467, "loss"), cell_text(0.5, "loss"), cell_text(0.0123456), cell_text(None)
+    ('2.8231', '0.5000', '0.01235', '–')
     """
     value = json_ready(value) if not isinstance(value, float) else float(value)
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -87,7 +88,8 @@ def cell_text(value: object, column: str = "") -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.4f}" if "loss" in column and abs(value) >= 1 else f"{value:.4g}"
+        decimals = "loss" in column and abs(value) >= MIN_FOUR_DECIMALS
+        return f"{value:.4f}" if decimals else f"{value:.4g}"
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {cell_text(item, name)}" for name, item in value.items())
     return ", ".join(map(cell_text, value)) if isinstance(value, list) else str(value)

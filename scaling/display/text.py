@@ -1,7 +1,7 @@
 """Text of results, as wide as ``COLUMNS``, else as the terminal, else 80 columns."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import StringIO
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 DEFAULT_WIDTH = 80
 WRAP_LENGTHS = (30, 24, 18, 12)  # line lengths of wrapped cells; the first that fits is used
 GAP = 2  # spaces between columns
+ROW = "row"  # heading of the numbers of rows in a table that is split
 
 
 def console_width() -> int:
@@ -38,7 +39,8 @@ def write_table(frame: "pd.DataFrame", title: str, console: "Console") -> None:
     """Write a data frame to a console.
 
     A table that is too wide for the console is split into several tables, each with the first
-    column; a single row becomes a list of names and values.
+    column, or with numbers of the rows where the first column does not tell them apart; a single
+    row becomes a list of names and values.
 
     Parameters
     ----------
@@ -62,15 +64,6 @@ def write_table(frame: "pd.DataFrame", title: str, console: "Console") -> None:
 
 def view_text(view: View, width: int | None = None) -> str:
     """Return a view as plain text."""
-    return _captured(width, lambda console: write_view(view, console))
-
-
-def table_text(frame: "pd.DataFrame", width: int | None = None) -> str:
-    """Return a data frame as plain text."""
-    return _captured(width, lambda console: write_table(frame, "", console))
-
-
-def _captured(width: int | None, write: "Callable[[Console], None]") -> str:
     from rich.console import Console
 
     file = StringIO()
@@ -78,7 +71,7 @@ def _captured(width: int | None, write: "Callable[[Console], None]") -> str:
     console = Console(
         file=file, width=width or console_width(), color_system=None, force_jupyter=False
     )
-    write(console)
+    write_view(view, console)
     return file.getvalue().rstrip("\n")
 
 
@@ -93,6 +86,10 @@ def _tables(frame: "pd.DataFrame", width: int) -> "Iterator[Table]":
     texts = texts.loc[:, (texts != "").any()]  # columns of empty texts are omitted
     numeric = set(frame.select_dtypes("number").columns.map(str))
     blocks = list(_blocks(texts, width))
+    if 1 < len(blocks) and texts.iloc[:, 0].duplicated().any() and ROW not in texts:
+        texts.insert(0, ROW, [str(row) for row in range(1, len(texts) + 1)])
+        numeric.add(ROW)
+        blocks = list(_blocks(texts, width))
     header = len(blocks) == 1 or len(texts) > 1
     if not header:
         texts = texts.T.reset_index()

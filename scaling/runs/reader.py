@@ -18,7 +18,7 @@ def read_table(path: Path) -> pd.DataFrame:
         cell.
     """
     try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+        frame = pd.read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
     except OSError as error:
         raise InputError(
             f"{path} cannot be read: {error.strerror or error}; give an existing table"

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.display.tables import Result, View, counted
+from shapelaw.scaling.runs.columns import COLUMNS, MORE_COLUMNS
 from shapelaw.scaling.runs.levels import count_distinct
 from shapelaw.scaling.runs.table import RunTable, as_run_table
 from shapelaw.scaling.units import format_count
@@ -82,7 +83,9 @@ class Description(Result):
             )
         reasons = pd.Series(self.left_out, dtype=object).value_counts()
         dropped = [f"left out: {counted(count, 'run')}, {why}" for why, count in reasons.items()]
-        others = [f"other columns: {', '.join(self.others)}"] if self.others else []
+        meanings = {**COLUMNS, **MORE_COLUMNS}
+        shown = [f"{name} ({meanings[name]})" if name in meanings else name for name in self.others]
+        others = [f"other columns: {', '.join(shown)}"] if shown else []
         origin = [f"{key}: {text}" for key, text in self.source.items() if key != "name"]
         warned = [f"warning: {text}" for text in self.warnings]
         return [*names, noise, *dropped, *self.notes, *warned, *others, *origin]

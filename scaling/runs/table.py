@@ -464,7 +464,7 @@ def write_runs(path: Path, runs: RunTable | pd.DataFrame) -> None:
     frame = runs.frame if isinstance(runs, RunTable) else runs
     described = [name for name in COLUMNS if name in frame]
     frame = frame[described + [name for name in frame if name not in COLUMNS]]
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         write_whole(path, lambda target: frame.to_parquet(target, index=False))
     else:
         write_whole(path, lambda target: frame.to_csv(target, index=False))

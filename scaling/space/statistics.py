@@ -98,7 +98,7 @@ def survey(space: Space, out: Path | None = None) -> Survey:
     """
     if out is None:
         return _enumerate(space, None)
-    if out.suffix not in ENDINGS:
+    if out.suffix.lower() not in ENDINGS:
         raise InputError(f"`--out` must end in {' or '.join(ENDINGS)}, but got {out}; rename it")
     surveys: list[Survey] = []
 
@@ -137,7 +137,7 @@ def _widen(ends: tuple[float, float] | None, values: np.ndarray) -> tuple[float,
 @contextmanager
 def _table_file(target: Path) -> Iterator[Write]:
     """Open a table file; yield a function that appends a data frame of the same columns."""
-    if target.suffix == ".csv":
+    if target.suffix.lower() == ".csv":
         with target.open("w", encoding="utf-8", newline="") as file:
             yield lambda frame: frame.to_csv(file, index=False, header=file.tell() == 0)
         return

@@ -18,8 +18,29 @@ from shapelaw.scaling.commands.options import (
     ShapesWhere,
     Tolerance,
     WorkloadOption,
+    output_folder,
 )
 from shapelaw.scaling.errors import InputError
+
+
+def _proposals_folder(param: typer.CallbackParam, out: Path | None) -> Path | None:
+    """Refuse to write proposals into a file's place, or over those of a quickstart."""
+    if out is not None and (out / "quickstart.json").exists():
+        raise InputError(
+            f"`--out` must not be the folder of a quickstart, but {out} is one: its proposals "
+            "would be lost; choose another folder"
+        )
+    return output_folder(param, out)
+
+
+def _storage_address(address: str | None) -> str | None:
+    """Refuse the address of a storage that cannot be opened, before the command works."""
+    from shapelaw.search.study.storage import check_address
+
+    if address is not None:
+        check_address(address)
+    return address
+
 
 TrainingTokens = Annotated[
     str, typer.Option(help="Training tokens, such as 2M or 100B.", metavar="TOKENS")
@@ -97,6 +118,7 @@ Storage = Annotated[
         help="Storage of the study that several searches share: postgresql://... or a file "
         "(default: none).",
         metavar="URL",
+        callback=_storage_address,
     ),
 ]
 Out = Annotated[
@@ -104,6 +126,7 @@ Out = Annotated[
     typer.Option(
         help="Folder for proposals, configs, pictures and report.html (default: only print).",
         metavar="FOLDER",
+        callback=_proposals_folder,
     ),
 ]
 Wide = Annotated[
@@ -148,7 +171,6 @@ def propose_shapes(
     json: Json = False,
 ) -> None:
     """Rank the shapes of a budget by predicted loss and throughput."""
-    _refuse_folder(out)
     from shapelaw.scaling.display.progress import progress_shown
     from shapelaw.scaling.units import parse_count
     from shapelaw.search.commands.output import print_proposals
@@ -160,6 +182,10 @@ def propose_shapes(
     from shapelaw.search.workload import parse_workload
 
     request = groups.ProposalRequest(
+        effort=groups.SearchEffort(
+            measurements=measurements, estimated=estimated, short=short, sampler=sampler,
+            storage=storage, seed=seed,
+        ),
         budget=groups.Budget(
             parameters=parse_count(params), tokens=parse_count(tokens),
             convention=params_convention, tolerance=tolerance,
@@ -173,27 +199,12 @@ def propose_shapes(
             workload=parse_workload(workload).changed(max_ttft=max_ttft, max_tpot=max_tpot),
             engine=stored_engine(engine, keep=not no_cache, fresh=fresh),
         ),
-        effort=groups.SearchEffort(
-            measurements=measurements, estimated=estimated, short=short, sampler=sampler,
-            storage=storage, seed=seed,
-        ),
     )  # fmt: skip
     with progress_shown(quiet=json):
         basis = loss_basis(law, seed=seed, link=link, validation=validation)
         proposals = propose(request, basis, out=out)
     page = None if out is None else write_pages(out)
     print_proposals(proposals, page, json=json, wide=wide)
-
-
-def _refuse_folder(out: Path | None) -> None:
-    """Refuse to write proposals into a file's place, or over those of a quickstart."""
-    if out is not None and out.exists() and not out.is_dir():
-        raise InputError(f"`--out` must be a folder, but {out} is a file; choose another name")
-    if out is not None and (out / "quickstart.json").exists():
-        raise InputError(
-            f"`--out` must not be the folder of a quickstart, but {out} is one: its proposals "
-            "would be lost; choose another folder"
-        )
 
 
 def _parse_option(option: str, text: str) -> tuple[int, ...] | None:

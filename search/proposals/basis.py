@@ -71,10 +71,11 @@ def loss_basis(
     Raises
     ------
     InputError
-        The law or the link cannot be read, or the law needs what a shape and a token budget do not
-        give.
+        The law or the link cannot be read, the link does not hold for the validation set, or the
+        law needs what a shape and a token budget do not give.
     """
     links = None if link is None else load_link(link)
+    _check_validation(links, validation)
     if law is None:
         fitted, runs, description = _shipped_law(seed)
     elif law in printed_laws():
@@ -85,6 +86,20 @@ def loss_basis(
     return LossBasis(
         fit=fitted, description=description, runs=runs, links=links, validation=validation
     )
+
+
+def _check_validation(links: Links | None, validation: str) -> None:
+    """Check that a validation set comes with a link, and is that of the link."""
+    if validation and links is None:
+        raise InputError(
+            f"`--validation {validation}` must come with --link, which it belongs to; leave it "
+            "out, or add --link olmo-ladder"
+        )
+    if validation and links is not None and links.measured.refusal(validation, None):
+        raise InputError(
+            f"`--validation` must be {links.measured.validation}, the validation set of the link, "
+            f"but got {validation!r}; correct the name, or leave --validation out"
+        )
 
 
 def _law_from_file(law: str) -> tuple[Fit, RunTable | None, str]:

@@ -9,7 +9,7 @@ from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.space.space import Space, usual_steps
 from shapelaw.search.engines._base import Engine
-from shapelaw.search.study.storage import Address
+from shapelaw.search.study.storage import Address, check_address
 from shapelaw.search.study.study import Effort
 from shapelaw.search.workload import Workload
 
@@ -123,6 +123,11 @@ class SearchEffort(Effort):
     storage
         File or ``postgresql://...`` URL of the study, which several searches may share; None: in
         memory.
+
+    Raises
+    ------
+    InputError
+        No sampler has the name, or the storage cannot be opened.
     """
 
     measurements: int = MEASUREMENTS
@@ -130,6 +135,11 @@ class SearchEffort(Effort):
     leaders: int = LEADERS
     short: int | None = None
     storage: "Address | None" = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.storage is not None:
+            check_address(self.storage)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,8 +62,16 @@ def read_evidence(folder: Path) -> Evidence:
     InputError
         ``fit.json``, ``runs.csv`` or ``proposals.json`` is missing or damaged.
     """
+    writers = "`shapelaw quickstart` or `shapelaw propose --out`"
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; give one that `shapelaw quickstart` wrote")
+        raise InputError(f"{folder} is not a folder; give one that {writers} wrote")
+    needed = ("proposals.json", "fit.json", "runs.csv")
+    missing = [name for name in needed if not (folder / name).exists()]
+    if missing:
+        raise InputError(
+            f"{folder} must be a folder that {writers} wrote, but lacks {', '.join(missing)}; "
+            "give another folder, or run that command again"
+        )
     fitted = Fit.load(folder / "fit.json")
     runs = load_runs(folder / "runs.csv").frame
     rows, about = read_proposals(folder / "proposals.json")

@@ -239,6 +239,12 @@ SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
 }
 
 
+def check_sampler(name: str) -> None:
+    """Raise an InputError unless a sampler has that name."""
+    if name not in SAMPLERS:
+        raise InputError(f"`sampler` must be one of {', '.join(SAMPLERS)}, but got {name!r}")
+
+
 def sampler_named(name: str, problem: SearchProblem, seed: int) -> BaseSampler:
     """Make a sampler by name.
 
@@ -247,8 +253,7 @@ def sampler_named(name: str, problem: SearchProblem, seed: int) -> BaseSampler:
     InputError
         No sampler has that name, or the installed Optuna is too old for it.
     """
-    if name not in SAMPLERS:
-        raise InputError(f"`sampler` must be one of {', '.join(SAMPLERS)}, but got {name!r}")
+    check_sampler(name)
     options = {"constraints_func": broken_constraints} if problem.constrained else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # experimental in Optuna 4, deprecated in Optuna 5

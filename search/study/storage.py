@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.extras import installing
+from shapelaw.scaling.files import require_file_place
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -35,6 +36,32 @@ def hide_password(address: Address) -> str:
     return re.sub(r"(//[^:/@]*):[^@]*@", r"\1:***@", str(address))
 
 
+def check_address(address: Address) -> None:
+    """Refuse the address of a storage that cannot be opened, before anything is written.
+
+    Raises
+    ------
+    InputError
+        The URL names no known database, or the path is a folder or a file of another kind.
+    """
+    if is_url(address):
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+        try:
+            make_url(_with_driver(str(address))).get_dialect()
+        except (ArgumentError, NoSuchModuleError, ValueError) as error:
+            raise InputError(
+                "`--storage` must be a path or postgresql://user:password@host/database, but got "
+                f"{hide_password(address)} ({_first_line(error)})"
+            ) from None
+    elif isinstance(address, Path | str):
+        path = Path(address)
+        require_file_place(path, "--storage")
+        if path.is_file() and path.read_bytes()[:1] not in (b"", b"{"):  # Optuna would append to it
+            raise _not_a_journal(path, "the first line is not a JSON object")
+
+
 def open_storage(address: Address) -> "BaseStorage":
     """Open a study's storage: the path of a journal, or ``postgresql://user:password@host/name``.
 
@@ -45,6 +72,7 @@ def open_storage(address: Address) -> "BaseStorage":
     WorkError
         The file cannot be written, or the database cannot be reached.
     """
+    check_address(address)
     if is_url(address):
         return _open_database(str(address))
     from optuna.storages import BaseStorage, JournalStorage
@@ -55,18 +83,20 @@ def open_storage(address: Address) -> "BaseStorage":
     path = Path(address)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file() and path.read_bytes()[:1] not in (b"", b"{"):
-            raise ValueError("the first line is not a JSON object")  # Optuna would append to it
         return JournalStorage(JournalFileBackend(str(path)))
     except (ValueError, TypeError, KeyError, AttributeError) as error:  # not text, JSON or a record
-        raise InputError(
-            f"the storage of a study must be a file that shapelaw wrote, but {path} cannot be read "
-            f"({_first_line(error)}); give another file"
-        ) from None
+        raise _not_a_journal(path, _first_line(error)) from None
     except OSError as error:
         raise WorkError(
             f"{path} could not be written ({error.strerror}); choose another file"
         ) from error
+
+
+def _not_a_journal(path: Path, reason: str) -> InputError:
+    return InputError(
+        f"the storage of a study must be a file that shapelaw wrote, but {path} cannot be read "
+        f"({reason}); give another file"
+    )
 
 
 @contextmanager
@@ -84,26 +114,25 @@ def opened_storage(address: Address) -> "Iterator[BaseStorage]":
 
 
 def _open_database(url: str) -> "BaseStorage":
-    from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+    from sqlalchemy.exc import SQLAlchemyError
 
     for tries_left in reversed(range(MAX_TABLE_TRIES)):
         try:
-            return _rdb_storage(POSTGRES.sub("postgresql+psycopg://", url))
+            return _rdb_storage(_with_driver(url))
         except ImportError:
             raise InputError(
                 f"{hide_password(url)} needs a database driver; for PostgreSQL install it with "
                 f"`{installing('psycopg')}`"
-            ) from None
-        except (ArgumentError, NoSuchModuleError, ValueError) as error:
-            raise InputError(
-                "`--storage` must be a path or postgresql://user:password@host/database, but got "
-                f"{hide_password(url)} ({_first_line(error)})"
             ) from None
         except SQLAlchemyError as error:
             if not tries_left or not _is_race(error):
                 raise unreachable_error(url, error) from error
             time.sleep(PAUSE / 4)
     raise AssertionError("the last try returns or raises")  # for the type checker
+
+
+def _with_driver(url: str) -> str:
+    return POSTGRES.sub("postgresql+psycopg://", url)
 
 
 def _rdb_storage(url: str) -> "BaseStorage":

@@ -18,7 +18,7 @@ import optuna
 from shapelaw.search.engines._base import Engine, Measurement
 from shapelaw.search.study.claims import Claims, heartbeat_of, results_by_row
 from shapelaw.search.study.problem import SearchProblem
-from shapelaw.search.study.sampler import CALIBRATED, sampler_named
+from shapelaw.search.study.sampler import CALIBRATED, check_sampler, sampler_named
 from shapelaw.search.study.storage import Address, opened_storage, retry_while_unreachable
 from shapelaw.search.time_model.model import Forecast, TimeModel
 
@@ -41,6 +41,11 @@ class Effort:
     together
         Shapes that a worker claims at once, so that their repeats are interleaved; None: as many
         as the engine loads at once.
+
+    Raises
+    ------
+    InputError
+        No sampler has the name.
     """
 
     measurements: int
@@ -48,6 +53,9 @@ class Effort:
     sampler: str = CALIBRATED
     seed: int = 0
     together: int | None = None
+
+    def __post_init__(self) -> None:
+        check_sampler(self.sampler)
 
 
 @dataclass(frozen=True, kw_only=True)

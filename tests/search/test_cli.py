@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -271,9 +272,15 @@ def test_a_wrong_option_exits_with_2(runs: Path, options: list[str]) -> None:
     assert done.stdout == ""
 
 
-def test_a_result_that_cannot_be_written_exits_with_1(runs: Path, failing: Failing) -> None:
-    error = failing(1, "fit", runs, "--out", runs / "fit.json", *FAST_FIT)
-    assert "could not be written" in error
+def test_result_that_cannot_be_written_exits_with_1(
+    runs: Path, tmp_path: Path, failing: Failing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**where: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shapelaw.scaling.files.tempfile.mkstemp", full)
+    error = failing(1, "fit", runs, "--out", tmp_path / "fit.json", *FAST_FIT)
+    assert "could not be written (No space left on device)" in error
 
 
 # predict
@@ -486,7 +493,9 @@ def test_a_report_without_confirmation_says_so(
 
 def test_a_report_on_nothing_is_refused(tmp_path: Path, failing: Failing) -> None:
     assert "is not a folder" in failing(2, "report", tmp_path / "nothing")
-    assert "fit.json cannot be read" in failing(2, "report", tmp_path)
+    error = failing(2, "report", tmp_path)
+    assert "must be a folder that `shapelaw quickstart` or `shapelaw propose --out` wrote" in error
+    assert "but lacks proposals.json, fit.json, runs.csv; give another folder" in error
 
 
 def test_a_report_needs_a_folder_or_a_check(failing: Failing) -> None:

@@ -1,8 +1,6 @@
 """The help texts: every command is listed, every option is explained, nothing is of Python."""
 
 import re
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import typer
@@ -11,23 +9,15 @@ from typer.testing import CliRunner
 import shapelaw
 from shapelaw.scaling.extras import installed_version
 from shapelaw.search.cli import SECTIONS, app
+from support.commands import all_commands
 
 METAVAR = re.compile(r"[A-Z][A-Z_]*|NAME\[:HARDWARE\]|COUNT\[:SEEDS\[:LONG\]\]|[A-Z,=:]+")
 OF_PYTHON = {"INTEGER", "TEXT", "FLOAT", "BOOLEAN", "DIRECTORY", "STR", "INT"}
 COMPLETION = {"install_completion", "show_completion"}
 
 
-def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All commands of a group and of the groups inside it, by their names."""
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from commands(command, (*path, name))
-        else:
-            yield (*path, name), command
-
-
 ROOT_GROUP = typer.main.get_command(app)
-ALL = dict(commands(ROOT_GROUP))
+ALL = all_commands(ROOT_GROUP)
 
 
 def printed(*arguments: str) -> str:

@@ -27,14 +27,26 @@ TasksOption = Annotated[
         metavar="LIST",
     ),
 ]
+
+
+def _ledger_address(address: str | None) -> str | None:
+    """Refuse the address of a ledger that no store can have, before the command works."""
+    from shapelaw.trainers.ledger.registry import check_address
+
+    if address is not None:
+        check_address(address)
+    return address
+
+
 LedgerOption = Annotated[
     str | None,
     typer.Option(
         "--ledger",
-        help="Ledger in PostgreSQL: postgresql://USER@HOST/DATABASE?sweep=NAME (default: the "
-        "folder's own).",
+        help="Ledger in PostgreSQL, postgresql://USER@HOST/DATABASE?sweep=NAME, or a .sqlite file "
+        "(default: the folder's own).",
         envvar="SHAPELAW_LEDGER",
         metavar="URL",
+        callback=_ledger_address,
     ),
 ]
 LimitOption = Annotated[

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from shapelaw.scaling.commands.options import Budget, Json, RecipeSettings, Seed
+from shapelaw.scaling.commands.options import (
+    TABLE_ENDINGS,
+    Budget,
+    Json,
+    RecipeSettings,
+    Seed,
+    output_file,
+)
 from shapelaw.scaling.display.console import note, print_result
 from shapelaw.scaling.display.tables import counted
 
@@ -112,7 +119,12 @@ Calibrate = Annotated[
 Force = Annotated[
     bool, typer.Option("--force", help="Write a plan whose axes are confounded, too.")
 ]
-PlanFile = Annotated[Path, typer.Option(help="Plan to write, a .csv file.", metavar="FILE")]
+PlanFile = Annotated[
+    Path,
+    typer.Option(
+        help="Plan to write, a .csv file.", metavar="FILE", callback=output_file(*TABLE_ENDINGS)
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from shapelaw.scaling.commands.options import (
     TokenizerOption,
     ValidationOption,
     Vocabulary,
+    refuse_together,
 )
 from shapelaw.scaling.commands.plain_help import PlainTyper
 from shapelaw.scaling.display.console import note, print_fields, print_json, print_table
@@ -198,6 +199,7 @@ def status(
     json: Json = False,
 ) -> None:
     """Show every run, its speed and the time left."""
+    refuse_together({"--watch": watch, "--json": json})
     from shapelaw.trainers.sweep.folder import existing_ledger
     from shapelaw.trainers.sweep.status import show_status, status_of
 

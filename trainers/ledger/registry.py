@@ -4,8 +4,11 @@ from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.files import require_file_place
 from shapelaw.trainers.ledger.store import ONLY_SWEEP, Store
 
+SQLITE_ENDINGS = (".sqlite", ".sqlite3", ".db")  # of a new ledger; an existing one has any name
+KINDS = "a .sqlite file or postgresql://user:password@host/database?sweep=NAME"
 MOUNTS = Path("/proc/self/mounts")
 # File systems that several machines can mount at once. https://www.sqlite.org/wal.html: "WAL does
 # not work over a network filesystem".
@@ -20,6 +23,28 @@ ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
 def is_database(address: str | Path) -> bool:
     """Return True if an address is a URL and not a path."""
     return "://" in str(address)
+
+
+def check_address(address: str) -> None:
+    """Refuse the address of a ledger that no store can have, before anything is opened.
+
+    Raises
+    ------
+    InputError
+        The URL is not one of PostgreSQL, or the path is a folder or names no kind of ledger.
+    """
+    if is_database(address):
+        # Optuna and SQLAlchemy call the same database postgresql+psycopg.
+        scheme = urlsplit(address).scheme.partition("+")[0]
+        if scheme not in ("postgresql", "postgres"):
+            raise InputError(f"`--ledger` must be {KINDS}, but got {scheme}://...")
+        return
+    path = Path(address)
+    require_file_place(path, "--ledger")
+    if path.suffix not in SQLITE_ENDINGS and not path.exists():
+        raise InputError(
+            f"`--ledger` must be {KINDS}, but got {address}; write {path.name}.sqlite for a file"
+        )
 
 
 def store_at(address: str | Path, sweep: str | None, patience: float | None) -> tuple[Store, str]:
@@ -43,14 +68,8 @@ def store_at(address: str | Path, sweep: str | None, patience: float | None) -> 
         from shapelaw.trainers.ledger.sqlite import SQLiteStore
 
         return SQLiteStore(Path(address), patience=patience), sweep or ONLY_SWEEP
+    check_address(str(address))
     parts = urlsplit(str(address))
-    # Optuna and SQLAlchemy call the same database postgresql+psycopg.
-    scheme = parts.scheme.partition("+")[0]
-    if scheme not in ("postgresql", "postgres"):
-        raise InputError(
-            f"`--ledger` must be a path or postgresql://user:password@host/database, but got "
-            f"{parts.scheme}://..."
-        )
     options = parse_qsl(parts.query)
     named = [value for name, value in options if name == "sweep"] + ([sweep] if sweep else [])
     if len(set(named)) != 1 or not named[0]:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from shapelaw.scaling.display.console import print_fields, print_json, print_result
 from shapelaw.scaling.display.documents import json_ready, printed_document
-from shapelaw.scaling.display.tables import Result, View, counted
-from shapelaw.scaling.display.text import table_text, view_text
+from shapelaw.scaling.display.tables import Result, View, cell_text, counted
+from shapelaw.scaling.display.text import view_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +105,11 @@ def test_html_is_escaped_and_has_title_tables_and_notes_of_the_text() -> None:
     assert "2.82314678" not in html
 
 
+def text_of(frame: pd.DataFrame, width: int | None = None) -> str:
+    """Return the text of a view's only table, without its title."""
+    return view_text(View(title="one table", tables={"": frame}), width).partition("\n")[2]
+
+
 @given(
     columns=st.integers(2, 12),
     rows=st.integers(2, 5),
@@ -116,7 +121,7 @@ def test_table_of_any_size_fits_the_width_and_keeps_every_cell(
 ) -> None:
     names = [f"column_{number}" for number in range(columns)]
     cells = [[f"{row}-{name}".ljust(length, "x") for name in names] for row in range(rows)]
-    text = table_text(pd.DataFrame(cells, columns=names), width)
+    text = text_of(pd.DataFrame(cells, columns=names), width)
     assert max(map(len, text.splitlines())) <= width
     assert all(cell in text for row in cells for cell in row)
     assert all(name in text for name in names)
@@ -124,14 +129,38 @@ def test_table_of_any_size_fits_the_width_and_keeps_every_cell(
 
 def test_long_sentences_in_cells_are_wrapped_between_words() -> None:
     why = "removes most of the squared error that is left and repeats an earlier run of the table"
-    text = table_text(pd.DataFrame({"kind": ["new"], "why": [why]}), 60)
+    text = text_of(pd.DataFrame({"kind": ["new"], "why": [why]}), 60)
     assert max(map(len, text.splitlines())) <= 60
     assert all(word in text.split() for word in why.split())
 
 
+def test_rows_of_split_table_are_numbered_where_first_column_repeats() -> None:
+    frame = pd.DataFrame({"kind": ["new", "new"], **{f"cost_{n}": ["x" * 20] * 2 for n in range(4)}})
+    lines = [line.split() for line in text_of(frame, 60).splitlines() if line]
+    headings = [cells for cells in lines if "cost_0" in cells or "cost_3" in cells]
+    assert [cells[0] for cells in headings] == ["row", "row"]
+    assert [cells[0] for cells in lines if cells[0] in "12"] == ["1", "2"] * 2
+    distinct = text_of(frame.assign(kind=["new", "replicate"]), 60)
+    assert "row" not in distinct.split()
+
+
+@pytest.mark.parametrize(
+    ("value", "column", "text"),
+    [
+        (0.98, "loss", "0.9800"),
+        (0.5, "predicted_loss", "0.5000"),
+        (0.012, "loss_high", "0.0120"),
+        (0.00031234, "loss_se", "0.0003123"),
+        (0.5, "share", "0.5"),
+    ],
+)
+def test_loss_below_one_has_four_decimals_as_above(value: float, column: str, text: str) -> None:
+    assert cell_text(value, column) == text
+
+
 def test_single_row_too_wide_becomes_a_list_of_names_and_values() -> None:
     row = pd.DataFrame([{f"quantity_{n}": n / 7 for n in range(12)}])
-    lines = table_text(row, 60).splitlines()
+    lines = text_of(row, 60).splitlines()
     assert [line.split() for line in lines if line][3] == ["quantity_3", "0.4286"]
     assert len([line for line in lines if line.strip()]) == 12
 
@@ -150,7 +179,7 @@ def test_text_width_is_that_of_columns_else_80(
 
 
 def test_column_without_a_text_is_left_out() -> None:
-    text = table_text(pd.DataFrame({"name": ["a", "b"], "why": ["", ""], "why not": ["", "c"]}))
+    text = text_of(pd.DataFrame({"name": ["a", "b"], "why": ["", ""], "why not": ["", "c"]}))
     assert text.splitlines()[0].split() == ["name", "why", "not"]
 
 
@@ -167,6 +196,6 @@ def test_text_is_returned_and_not_displayed_in_a_notebook(monkeypatch: pytest.Mo
     displayed: list[object] = []
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     monkeypatch.setattr("rich.jupyter.display", lambda segments, text: displayed.append(text))
-    text = table_text(pd.DataFrame({"size": [1, 2]}))
+    text = text_of(pd.DataFrame({"size": [1, 2]}))
     assert "size" in text
     assert displayed == []

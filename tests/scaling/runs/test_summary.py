@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from shapelaw.scaling.runs.catalog import load_runs
-from shapelaw.scaling.runs.columns import MORE_COLUMNS
 from shapelaw.scaling.runs.levels import count_distinct
 from shapelaw.scaling.runs.summary import NAMES, UNITS, describe
 from shapelaw.scaling.runs.table import RunTable
@@ -99,4 +98,10 @@ def test_a_table_of_two_columns_can_be_described():
 
 def test_no_column_is_both_a_range_and_a_name():
     assert not set(UNITS) & set(NAMES)
-    assert {"loss_unit", "validation", "decayed", "run_group"} <= set(MORE_COLUMNS)
+
+
+def test_other_columns_are_listed_with_their_known_meanings():
+    frame = pd.DataFrame({"tokens": [1e6, 2e6], "loss": [4, 3], "epochs": [1, 2], "mine": [0, 1]})
+    described = describe(RunTable.of(frame, "few"))
+    assert "other columns: epochs (passes over the training text), mine" in described.lines()
+    assert described.document()["other_columns"] == ["epochs", "mine"]

@@ -171,7 +171,7 @@ def test_accuracy_is_given_where_the_link_holds_and_refused_elsewhere() -> None:
     assert held is not None
     assert held.value is not None
     assert 0 < held.low < held.value < held.high < 1  # type: ignore[operator]
-    other = propose_usual(link="olmo-ladder", validation="dolma")
+    other = propose_usual(link="olmo-ladder")  # the validation set of the losses is not said
     assert other[0].accuracy is not None
     assert other[0].accuracy.value is None
     assert "not available" in proposals_table(other.ranked, wide=True)["predicted accuracy"].iloc[0]

@@ -8,6 +8,7 @@ import pytest
 
 import shapelaw.search.study.storage
 from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.search.proposals.request import SearchEffort
 from shapelaw.search.study.storage import (
     hide_password,
     open_storage,
@@ -50,10 +51,17 @@ def test_a_missing_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
         open_storage("postgresql://localhost/search")
 
 
-def test_a_path_below_a_file_is_a_work_error(tmp_path: Path) -> None:
+def test_storage_at_a_folder_or_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(WorkError, match="could not be written"):
+    with pytest.raises(InputError, match=r"`--storage` must lie in a folder, but .*/file is a"):
         open_storage(tmp_path / "file" / "study.log")
+    with pytest.raises(InputError, match=r"`--storage` must be a file, but .* is a folder"):
+        SearchEffort(storage=tmp_path)
+
+
+def test_request_for_an_unknown_sampler_is_refused() -> None:
+    with pytest.raises(InputError, match=r"`sampler` must be one of .*, but got 'best'"):
+        SearchEffort(sampler="best")
 
 
 @pytest.mark.parametrize("content", [b"\x00\x01\x02\xff\n", b"text\n", b"[]\n", b"{}\n"])

@@ -1,3 +1,4 @@
+import errno
 from dataclasses import replace
 from pathlib import Path
 
@@ -202,10 +203,15 @@ def test_study_is_readable_by_optuna_with_both_objectives(tmp_path: Path) -> Non
         assert trial.values == pytest.approx([LOSSES[row], np.log(speed)])
 
 
-def test_a_journal_that_cannot_be_written_is_a_work_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(WorkError, match=r"study\.log could not be written"):
-        found_by(FakeEngine(), tmp_path / "file")
+def test_journal_that_cannot_be_written_raises_work_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*path: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("optuna.storages.journal.JournalFileBackend", full)
+    with pytest.raises(WorkError, match=r"study\.log could not be written \(No space left"):
+        found_by(FakeEngine(), tmp_path)
 
 
 def test_a_table_of_one_shape_is_measured(tmp_path: Path) -> None:
