@@ -12,7 +12,7 @@ from shapelaw.scaling.checks.metrics import scores
 from shapelaw.scaling.display.progress import track
 from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.refits import FitSettings, LawLike, fit_quickly, law_label
+from shapelaw.scaling.fitting.refits import FitSettings, LawLike, law_label
 from shapelaw.scaling.fitting.result import LEVEL
 from shapelaw.scaling.runs.levels import count_levels
 from shapelaw.scaling.runs.table import AUTO, RunTable, as_run_table
@@ -232,83 +232,3 @@ def _interval(values: np.ndarray, cluster: np.ndarray, seed: int) -> tuple[float
     means = total[drawn].sum(axis=1) / count[drawn].sum(axis=1)
     low, high = np.percentile(means, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
     return float(low), float(high)
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class LawSpread(Result):
-    """Predictions of several laws for the same rows, each fitted to the same runs.
-
-    Parameters
-    ----------
-    predictions
-        Predicted losses in nats per token, one column per law.
-    refused
-        Reason by law for each law that cannot be fitted.
-    """
-
-    predictions: pd.DataFrame
-    refused: dict[str, str]
-
-    def frame(self) -> pd.DataFrame:
-        """Return the predictions by law with their lowest, highest and range in per cent."""
-        low, high = self.predictions.min(axis=1), self.predictions.max(axis=1)
-        range_percent = 100 * (high / low - 1)
-        return self.predictions.assign(lowest=low, highest=high, range_percent=range_percent)
-
-    def view(self) -> View:
-        """Return the largest disagreement, the predictions and the laws that cannot be fitted."""
-        table = self.frame()
-        laws = counted(self.predictions.shape[1], "law")
-        return View(
-            title=f"{laws} disagree by at most {table['range_percent'].max():.3g} % of the loss",
-            tables={"predicted loss, nats per token": table},
-            notes=[f"{name}: not available: {why}" for name, why in self.refused.items()],
-        )
-
-    def document(self) -> dict[str, Any]:
-        """Return the predictions and the laws that cannot be fitted."""
-        return {"predictions": self.frame(), "refused": self.refused}
-
-
-def spread_over_laws(
-    laws: Sequence[LawLike],
-    runs: RunTable | pd.DataFrame,
-    frame: RunTable | pd.DataFrame,
-    **settings: Unpack[FitSettings],
-) -> LawSpread:
-    """Fit several laws to the same runs and predict the same rows.
-
-    The range of the predictions shows the error of the choice of a law, which no interval contains.
-
-    Parameters
-    ----------
-    laws
-        Laws by name or as objects.
-    runs
-        Run table to which every law is fitted.
-    frame
-        Rows to predict.
-    settings
-        Settings of every fit.
-
-    Returns
-    -------
-    LawSpread
-        Predictions by law, in nats per token.
-
-    Raises
-    ------
-    InputError
-        None of the laws can be fitted and predict these rows.
-    """
-    runs = as_run_table(runs, settings.pop("size", AUTO))
-    rows = frame.frame if isinstance(frame, RunTable) else frame
-    predictions, refused = {}, {}
-    for law in laws:
-        try:
-            predictions[law_label(law)] = fit_quickly(law, runs, **settings).central(rows)
-        except InputError as error:
-            refused[law_label(law)] = str(error)
-    if not predictions:
-        raise InputError(f"none of the laws can be fitted: {'; '.join(refused.values())}")
-    return LawSpread(predictions=pd.DataFrame(predictions, index=rows.index), refused=refused)

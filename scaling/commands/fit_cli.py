@@ -26,7 +26,7 @@ from shapelaw.scaling.commands.options import (
     output_file,
     refuse_together,
 )
-from shapelaw.scaling.display.console import print_json, print_result, print_table
+from shapelaw.scaling.display.console import note, print_json, print_result, print_table
 
 
 def fit(
@@ -113,7 +113,10 @@ def predict(
     from shapelaw.scaling.fitting.result import Fit
     from shapelaw.scaling.runs.table import write_runs
 
-    table, predicted = predict_table(Fit.load(fit), shapes, tokens)
+    fitted = Fit.load(fit)
+    table, predicted = predict_table(fitted, shapes, tokens)
+    if not fitted.has_intervals:
+        note("note: the fit has no resamples, so the intervals are of the noise of a run alone")
     if out is not None:
         write_runs(out, table.join(predicted))
     if json:

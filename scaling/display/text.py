@@ -86,7 +86,7 @@ def _tables(frame: "pd.DataFrame", width: int) -> "Iterator[Table]":
     texts = texts.loc[:, (texts != "").any()]  # columns of empty texts are omitted
     numeric = set(frame.select_dtypes("number").columns.map(str))
     blocks = list(_blocks(texts, width))
-    if 1 < len(blocks) and texts.iloc[:, 0].duplicated().any() and ROW not in texts:
+    if len(blocks) > 1 and texts.iloc[:, 0].duplicated().any() and ROW not in texts:
         texts.insert(0, ROW, [str(row) for row in range(1, len(texts) + 1)])
         numeric.add(ROW)
         blocks = list(_blocks(texts, width))

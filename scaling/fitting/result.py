@@ -145,8 +145,13 @@ class Fit(Result):
         """Internal parameters of the resamples, (S, p); the optimum alone if there are none."""
         return self.draws if len(self.draws) else self.theta[None]
 
+    @property
+    def has_intervals(self) -> bool:
+        """True if the fit has the resamples from which intervals are computed."""
+        return len(self.draws) > 1
+
     def parameters(self) -> dict[str, dict[str, float]]:
-        """Return the public parameters with 95 % intervals.
+        """Return the public parameters with 95 % intervals, NaN without resamples.
 
         A held parameter has the range in which it is held.
         """
@@ -154,6 +159,8 @@ class Fit(Result):
         drawn = self.law.public(self.spread, self.reference)
         table = np.stack([drawn[name] for name in value]) if value else np.empty((0, 1))
         low, high = np.percentile(table, [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=1)
+        if not self.has_intervals:
+            low, high = np.full((2, len(value)), np.nan)
         return {
             name: {"value": value[name], "low": float(low[i]), "high": float(high[i])}
             for i, name in enumerate(value)
@@ -243,7 +250,8 @@ class Fit(Result):
         pandas.DataFrame
             ``predicted_loss`` in nats per token; ``loss_low`` and ``loss_high``, the 95 % interval
             of one new run (from resamples, held exponents and noise between runs); ``mean_low`` and
-            ``mean_high``, the 95 % interval of the law itself.
+            ``mean_high``, the 95 % interval of the law itself. Without resamples,
+            the first is that of the noise alone and the second has no width.
 
         Raises
         ------
@@ -335,7 +343,7 @@ class Fit(Result):
         sweep = "; ".join(_format_sweep(row) for row in self.delta_sweep)
         return View(
             title=f"{self.law_name} on {counted(len(self.run_ids), 'run')}: {self.status}",
-            tables={"parameters with 95 % intervals": self.frame().reset_index()},
+            tables={self._heading(): self.frame().dropna(axis=1, how="all").reset_index()},
             notes=[
                 self.equation(),
                 f"objective {self.objective:.9g} ({minimised}); "
@@ -345,6 +353,10 @@ class Fit(Result):
                 *([f"delta sweep: {sweep}"] if sweep else []),
             ],
         )
+
+    def _heading(self) -> str:
+        with_intervals = "with 95 % intervals" if self.has_intervals else "without intervals"
+        return f"parameters {with_intervals}"
 
     def equation(self, *, latex: bool = False) -> str:
         """Return the law with its fitted parameters, as text or LaTeX."""

@@ -106,7 +106,7 @@ def _draw_curve(
 ) -> None:
     """Draw the law at one size, with its 95 % band."""
     ratio = grid[factor.of]
-    if len(fit.draws):
+    if fit.has_intervals:
         drawn = _effect(fit, fit.draws, factor, grid, grid)
         band = 100 * np.percentile(drawn, (2.5, 97.5), axis=0)
         tint, alpha = (BAND, 0.5) if colour == CURVE else (colour, 0.15)
@@ -138,8 +138,9 @@ def _title(fit: Fit, factor: Factor) -> str:
     if isinstance(factor, UShape):
         optimum = fit.optima()[factor.of]
         if optimum["value"] is not None:
-            interval = f"[{_end(optimum['low'])}, {_end(optimum['high'])}]"
-            best = f"best at {optimum['value']:.3g} {interval}"
+            best = f"best at {optimum['value']:.3g}"
+            if fit.has_intervals:
+                best += f" [{_end(optimum['low'])}, {_end(optimum['high'])}]"
             return best + (_drift_title(fit, factor) if _moves(fit, factor) else "")
         return _brief(str(optimum["status"]))
     first = factor.names[0]
@@ -149,17 +150,17 @@ def _title(fit: Fit, factor: Factor) -> str:
     if isinstance(factor, GroupedQuery) and factor.form == "log":
         ends = fit.parameters()[first]
         value, low, high = (100 * np.log(2) * ends[key] for key in ("value", "low", "high"))
-        return f"{value:+.2f} % per doubling [{low:+.2f}, {high:+.2f}]"
+        interval = f" [{low:+.2f}, {high:+.2f}]" if fit.has_intervals else ""
+        return f"{value:+.2f} % per doubling{interval}"
     return f"moves the loss by {100 * fit.effects[factor.of]['size']:.2f} % over the runs"
 
 
 def _drift_title(fit: Fit, factor: Factor) -> str:
     """Describe the drift of the optimum with N, to follow the optimum at the reference N."""
     drift = fit.parameters()[f"{factor.of}_drift"]
-    return (
-        f" at N = {format_count(fit.reference[N])},\nmoves as $N^{{{drift['value']:.2f}}}$ "
-        f"[{drift['low']:.2f}, {drift['high']:.2f}]"
-    )
+    interval = f" [{drift['low']:.2f}, {drift['high']:.2f}]" if fit.has_intervals else ""
+    place = format_count(fit.reference[N])
+    return f" at N = {place},\nmoves as $N^{{{drift['value']:.2f}}}${interval}"
 
 
 def _brief(text: str) -> str:

@@ -269,7 +269,7 @@ def optimum_status(
     column
         Column of the ratio, for the note.
     value, low, high
-        Estimate of the optimum and its confidence interval.
+        Estimate of the optimum and its confidence interval; NaN for ends that are unknown.
     observed
         Smallest and largest value of the ratio in the run table.
 
@@ -278,6 +278,7 @@ def optimum_status(
     The value, the ends and the status by name; and a note, None where the interval is closed.
     """
     bottom, top = observed
+    unknown = bool(np.isnan(low) or np.isnan(high))
     answer: dict[str, object] = {
         "value": value if bottom <= value <= top else None,
         "low": low if low >= bottom else None,
@@ -286,11 +287,11 @@ def optimum_status(
     }
     if value > top:
         answer["status"] = f"loss falls up to the largest value seen: optimum above {top:.3g}"
-        answer["low"] = min(max(low, bottom), top)
+        answer["low"] = None if unknown else min(max(low, bottom), top)
     elif value < bottom:
         answer["status"] = f"loss rises from the smallest value seen: optimum below {bottom:.3g}"
-        answer["high"] = max(min(high, top), bottom)
-    elif answer["low"] is None or answer["high"] is None:
+        answer["high"] = None if unknown else max(min(high, top), bottom)
+    elif not unknown and None in (answer["low"], answer["high"]):
         answer["status"] = "inside the observed range, its interval is open on one side"
         if answer["low"] is None and answer["high"] is None:
             answer["status"] = "not resolved: the interval is wider than the observed range"

@@ -42,6 +42,11 @@ class LossBasis:
         over law forms is not computed.
     links, validation
         Accuracy links, and the validation set of the law's losses, as the links name it.
+
+    Raises
+    ------
+    InputError
+        The fit has no resamples.
     """
 
     fit: Fit
@@ -49,6 +54,13 @@ class LossBasis:
     runs: RunTable | None = None
     links: Links | None = None
     validation: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.fit.has_intervals:
+            raise InputError(
+                "`--law` must be a fit with resamples, which give the intervals of proposals, but "
+                "got one without; fit it again with --resamples 1000"
+            )
 
 
 def loss_basis(

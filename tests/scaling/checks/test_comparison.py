@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from shapelaw.scaling.checks.comparison import NEGLIGIBLE_DIFFERENCE, compare, spread_over_laws
+from shapelaw.scaling.checks.comparison import NEGLIGIBLE_DIFFERENCE, compare
 from shapelaw.scaling.checks.conditioning import identifiability_report
 from shapelaw.scaling.checks.precision import interval_widths
 from shapelaw.scaling.errors import InputError
@@ -118,23 +118,6 @@ def test_reason_shared_by_all_laws_is_printed_once(conditional):
     with pytest.raises(InputError, match="`by` must be one of") as error:
         compare(LAWS, conditional, by="depth", **QUICK)
     assert str(error.value).count("`by` must be one of") == 1
-
-
-def test_spread_over_laws_is_range_of_their_predictions(conditional):
-    spread = spread_over_laws(LAWS, conditional, conditional.head(4), **QUICK)
-    table = spread.frame()
-    fitted = fit("conditional-steady", conditional, resamples=0, **QUICK)
-    expected = fitted.central(conditional.head(4))
-    np.testing.assert_allclose(table["conditional-steady"], expected, rtol=1e-6)
-    assert (table["lowest"] == table[LAWS].min(axis=1)).all()
-    assert (table["range_percent"] > 0).all()
-    missing = spread_over_laws([*LAWS, "nonsense"], conditional, conditional.head(4), **QUICK)
-    assert missing.view().notes[0].startswith("nonsense: not available: `--law` must be one of")
-
-
-def test_spread_over_laws_raises_when_no_law_can_be_fitted(conditional):
-    with pytest.raises(InputError, match="none of the laws can be fitted"):
-        spread_over_laws(["nonsense"], conditional, conditional.head(4))
 
 
 # Identifiability.

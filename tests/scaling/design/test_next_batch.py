@@ -24,6 +24,7 @@ from shapelaw.scaling.design.linearised import (
 )
 from shapelaw.scaling.design.next_batch import Design, next_runs
 from shapelaw.scaling.design.noise import Scatter, estimate_scatter
+from shapelaw.scaling.display.text import view_text
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.result import Fit
@@ -234,6 +235,13 @@ def columns_of_runs(fitted: Fit, runs: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 class TestNextRuns:
+    def test_runs_of_a_design_are_numbered_in_every_part_of_a_split_table(self, fitted, runs):
+        design = next_runs(fitted, None, 1e21, goal=Prediction(at=FAR), runs=runs)
+        lines = view_text(design.view(), 60).splitlines()
+        heads = [line.split()[0] for line in lines if "kind" in line or "why" in line.split()]
+        assert len(heads) > 1
+        assert set(heads) == {"order"}
+
     def test_a_design_has_its_runs_as_table_text_html_and_json(self, fitted, runs):
         goal = Prediction(at=FAR)
         limits = Limits(most_runs=3, smallest_gain=0.0)

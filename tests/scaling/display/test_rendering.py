@@ -135,7 +135,8 @@ def test_long_sentences_in_cells_are_wrapped_between_words() -> None:
 
 
 def test_rows_of_split_table_are_numbered_where_first_column_repeats() -> None:
-    frame = pd.DataFrame({"kind": ["new", "new"], **{f"cost_{n}": ["x" * 20] * 2 for n in range(4)}})
+    costs = {f"cost_{n}": ["x" * 20] * 2 for n in range(4)}
+    frame = pd.DataFrame({"kind": ["new", "new"], **costs})
     lines = [line.split() for line in text_of(frame, 60).splitlines() if line]
     headings = [cells for cells in lines if "cost_0" in cells or "cost_3" in cells]
     assert [cells[0] for cells in headings] == ["row", "row"]

@@ -6,11 +6,13 @@ import pytest
 from scipy.stats import t as student
 
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.result import SCHEMA_VERSION, Fit, unit_of
 from shapelaw.scaling.laws.registry import LAWS, law_named
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.solver.identifiability import Held
 from shapelaw.scaling.solver.objectives import FitObjective
+from support.synthetic import synthetic_runs
 
 HIDDEN, MLP = (0.1, np.log(0.15), 0.0), (0.03, np.log(2.0), 0.0)
 THETA = np.array([0.6, -0.5, 0.34, -0.2, 0.37, *HIDDEN, *MLP, 0.01])
@@ -124,7 +126,7 @@ def test_fit_without_resamples_survives_saving_and_loading(saved):
     assert loaded.draws.shape == (0, len(THETA))
     pd.testing.assert_frame_equal(loaded.predict(rows), first.predict(rows), rtol=1e-12)
     found = loaded.parameters()
-    assert all(one["low"] == one["high"] == one["value"] for one in found.values())
+    assert all(np.isnan([one["low"], one["high"]]).all() for one in found.values())
 
 
 def test_file_contains_the_printed_document_and_the_schema_version(saved):
@@ -419,3 +421,20 @@ def test_prediction_reads_n_by_the_convention_of_its_fit(convention, column):
     plain = rows.assign(**{N: rows[column]})
     np.testing.assert_array_equal(fitted.central(rows), some_fit().central(plain))
     pd.testing.assert_frame_equal(fitted.predict(rows), some_fit().predict(plain))
+
+
+@pytest.mark.parametrize("resamples", [0, 1])
+def test_fit_without_resamples_has_estimates_without_intervals(resamples):
+    fitted = fit("conditional-steady", synthetic_runs(), starts=8, resamples=resamples)
+    assert not fitted.has_intervals
+    printed = fitted.as_json()
+    for estimate in printed["parameters"].values():
+        assert np.isfinite(estimate["value"])
+        assert estimate["low"] is estimate["high"] is None
+    for optimum in printed["optima"].values():
+        assert optimum["value"] is not None
+        assert optimum["low"] is optimum["high"] is None
+        assert optimum["status"] == "inside the observed range"
+    text = fitted.summary()
+    assert "parameters without intervals" in text
+    assert not {"low", "high", "nan"} & set(text.split())

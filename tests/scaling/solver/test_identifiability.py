@@ -367,6 +367,14 @@ def test_an_optimum_outside_the_observed_range_has_an_open_interval(
     assert note == f"x: {answer['status']}"
 
 
+@pytest.mark.parametrize("value", [0.5, 2.0, 6.0])
+def test_optimum_without_interval_has_no_ends_and_a_status_by_its_value(value):
+    answer, note = optimum_status("x", value, np.nan, np.nan, (1.0, 4.0))
+    assert answer["low"] is answer["high"] is None
+    assert (answer["value"] is None) == (note is not None) == (value != 2.0)
+    assert ("optimum" in answer["status"]) == (value != 2.0)
+
+
 @given(ends=st.lists(st.floats(0.01, 100.0), min_size=3, max_size=3))
 def test_a_stated_interval_encloses_its_value_and_stays_in_the_observed_range(ends):
     low, value, high = sorted(ends)

@@ -1,11 +1,13 @@
 """The spread over law forms, and the run tables that it needs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.published_laws import printed_fit
 from shapelaw.scaling.fitting.result import Fit
@@ -56,6 +58,35 @@ def test_spread_is_that_of_the_law_and_its_forms(basis: LossBasis) -> None:
     assert (spread.nats < 0.05 * basis.fit.central(frame)).all(), "all forms fit these runs"
     assert spread.at(2) == spread.nats[2]
     assert "optima that drift with size" in spread.note
+
+
+def test_spread_over_forms_is_range_of_their_predictions(basis: LossBasis) -> None:
+    assert basis.runs is not None
+    frame = synthetic_runs().iloc[:4]
+    spread = spread_over_forms(basis, frame)
+    others = [law for name, law in alternatives(basis.fit.law).items() if name in spread.note]
+    assert others
+    fits = [fit(law, basis.runs, delta=basis.fit.delta, starts=8, resamples=0) for law in others]
+    losses = [fitted.central(frame) for fitted in (basis.fit, *fits)]
+    np.testing.assert_allclose(spread.nats, np.ptp(losses, axis=0), rtol=1e-4)
+
+
+def test_spread_has_no_value_when_no_form_can_be_fitted(
+    basis: LossBasis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: object, **settings: object) -> None:
+        raise InputError("too few runs")
+
+    monkeypatch.setattr(law_forms, "fit_quickly", refused)
+    spread = spread_over_forms(basis, synthetic_runs().iloc[:3])
+    assert spread.nats is None
+    assert spread.note.startswith(NOT_INCLUDED)
+
+
+def test_fit_without_resamples_is_refused_as_basis_of_proposals(folder: Path) -> None:
+    fitted = replace(Fit.load(folder / "fit.json"), draws=np.empty((0, 0)))
+    with pytest.raises(InputError, match=r"fit with resamples, .* again with --resamples 1000"):
+        LossBasis(fit=fitted)
 
 
 def test_spread_grows_away_from_the_runs(basis: LossBasis) -> None:
