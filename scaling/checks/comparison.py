@@ -14,8 +14,9 @@ from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.refits import FitSettings, LawLike, law_label
 from shapelaw.scaling.fitting.result import LEVEL
+from shapelaw.scaling.laws.law import Base, Law
 from shapelaw.scaling.runs.levels import count_levels
-from shapelaw.scaling.runs.table import AUTO, RunTable, as_run_table
+from shapelaw.scaling.runs.table import AUTO, RunsLike, as_run_table
 
 DIFFERENCE_RESAMPLES = 2000  # of the mean of paired differences, which needs no refit
 MIN_CLUSTERS = 5  # held-out sizes; with fewer, runs are resampled instead of sizes
@@ -78,8 +79,8 @@ class Comparison(Result):
 
 
 def compare(
-    laws: Sequence[LawLike],
-    runs: RunTable | pd.DataFrame,
+    laws: Sequence[LawLike] | LawLike,
+    runs: RunsLike,
     *,
     by: str = "size",
     cutoffs: int | Iterable[float] = 4,
@@ -113,6 +114,7 @@ def compare(
     All laws are evaluated on the same held-out rows: a cut-off counts only if every law can be
     fitted below it. A law that cannot be fitted at any cut-off comes last, with the reason.
     """
+    laws = [laws] if isinstance(laws, str | Law | Base) else list(laws)
     names = [law_label(law) for law in laws]
     runs = as_run_table(runs, settings.pop("size", AUTO))
     if len(set(names)) < 2 or len(set(names)) < len(names):

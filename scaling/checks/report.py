@@ -26,7 +26,7 @@ from shapelaw.scaling.fitting.compute_optimal import Valley, valley
 from shapelaw.scaling.fitting.refits import FitSettings, LawLike, fit_quickly, settings_like
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.bases import Chinchilla
-from shapelaw.scaling.runs.table import AUTO, RunTable, as_run_table
+from shapelaw.scaling.runs.table import AUTO, RunsLike, RunTable, as_run_table
 
 DEFAULT_RESAMPLES = 100
 MIN_COVERAGE = 0.8  # of held-out runs inside their 95 % interval
@@ -142,7 +142,7 @@ class CheckReport(Result):
 
 def check(
     subject: LawLike | Fit,
-    runs: RunTable | pd.DataFrame,
+    runs: RunsLike,
     *,
     compute: float | None = None,
     **settings: Unpack[FitSettings],

@@ -5,8 +5,9 @@ import pandas as pd
 
 from shapelaw.scaling.decisions.equivalent_compute import NOT_REACHABLE, equivalent_compute
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.result import LEVEL, Fit
+from shapelaw.scaling.fitting.result import LEVEL, Fit, as_fit
 from shapelaw.scaling.runs.columns import D
+from shapelaw.scaling.runs.table import as_frame
 
 ENDS = [(100 - LEVEL) / 2, (100 + LEVEL) / 2]
 
@@ -48,6 +49,7 @@ def decide(fitted: Fit, shapes: pd.DataFrame) -> pd.DataFrame:
     InputError
         There is no shape, the fit has no draws, or a column is missing.
     """
+    fitted, shapes = as_fit(fitted), as_frame(shapes)
     if not len(shapes):
         raise InputError("`len(shapes) >= 1` must hold for a decision, but got no rows")
     if D not in shapes:

@@ -6,6 +6,7 @@ linearised at the fit, with noise that depends on N and with misfit that neighbo
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,9 @@ from shapelaw.scaling.design.linearised import (
 from shapelaw.scaling.design.noise import Scatter
 from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.fitting.result import Fit, as_fit
 from shapelaw.scaling.runs.ratios import with_ratios
-from shapelaw.scaling.runs.table import RunTable
+from shapelaw.scaling.runs.table import RunsLike, RunTable, as_frame, as_run_table
 from shapelaw.scaling.runs.validation import check_numbers, require_columns
 
 UNITS = {
@@ -170,7 +171,7 @@ def next_runs(
     budget_flops: float,
     *,
     goal: Goal,
-    runs: RunTable | pd.DataFrame,
+    runs: RunsLike,
     limits: Limits | None = None,
     scatter: Scatter | None = None,
 ) -> Design:
@@ -209,12 +210,14 @@ def next_runs(
         No candidate lies inside the box, the budget pays for none, or the law does not have the
         goal.
     """
-    limits = limits or Limits()
+    fit, limits = as_fit(fit), limits or Limits()
     _check(goal, budget_flops)
     runs = _checked(fit, runs)
     observed, loss = fit.columns(runs), runs.losses
     box = limits.box(observed)
-    everything = grid_candidates(fit, within=limits.within) if candidates is None else candidates
+    everything = (
+        grid_candidates(fit, within=limits.within) if candidates is None else as_frame(candidates)
+    )
     allowed, columns = _allowed(fit, everything, box, budget_flops)
     deviations = prior_deviations(fit, observed, loss)
     targets, trained = goal.targets(fit, deviations), points_at(fit, observed, deviations)
@@ -263,10 +266,12 @@ def _check(goal: Goal, budget_flops: float) -> None:
         raise InputError(f"`budget_flops > 0` must hold, but got {budget_flops}")
 
 
-def _checked(fit: Fit, runs: RunTable | pd.DataFrame) -> RunTable:
+def _checked(fit: Fit, runs: RunsLike) -> RunTable:
     """Add ratios of shapes, and refuse runs whose loss or columns of the law are not positive."""
+    if isinstance(runs, str | Path):
+        runs = as_run_table(runs)
     if not isinstance(runs, RunTable):
-        runs = RunTable(frame=with_ratios(runs.reset_index(drop=True), "the runs"))
+        runs = RunTable(frame=with_ratios(as_frame(runs).reset_index(drop=True), "the runs"))
     names = ("loss", *fit.source_columns)
     require_columns(runs.frame, names, "the runs")
     check_numbers(runs.frame, names, "the runs")

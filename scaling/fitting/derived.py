@@ -14,9 +14,9 @@ import pandas as pd
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.compute_optimal import best_sizes
 from shapelaw.scaling.fitting.fit_law import reconstruct_problem
-from shapelaw.scaling.fitting.result import LEVEL, Fit, unit_of
+from shapelaw.scaling.fitting.result import LEVEL, Fit, as_fit, unit_of
 from shapelaw.scaling.laws.bases import Chinchilla
-from shapelaw.scaling.runs.table import RUN_GROUP, RunTable
+from shapelaw.scaling.runs.table import RUN_GROUP, RunsLike, RunTable, as_frame
 from shapelaw.scaling.solver.problem import Problem, Solution
 from shapelaw.scaling.uncertainty.intervals import Interval, bca, normal_interval, percentile
 from shapelaw.scaling.uncertainty.profiles import profile
@@ -108,6 +108,7 @@ def predicted_loss(fit: Fit, row: pd.DataFrame) -> Quantity:
     InputError
         There is not exactly one row, or a column is missing.
     """
+    fit = as_fit(fit)
     program = fit.law.program(fit.columns(_require_one_row(row)), fit.reference)
 
     def function(theta: np.ndarray) -> np.ndarray:
@@ -167,6 +168,7 @@ def optimal(fit: Fit, flops: float) -> list[Quantity]:
     InputError
         The base of the law is not that of Chinchilla, or the budget is not positive.
     """
+    fit = as_fit(fit)
     if not isinstance(fit.law.base, Chinchilla):
         raise InputError(
             f"`base` must be Chinchilla for a compute-optimal size, but the law is "
@@ -197,7 +199,7 @@ def optimal(fit: Fit, flops: float) -> list[Quantity]:
 
 def intervals(
     fit: Fit,
-    runs: RunTable | pd.DataFrame,
+    runs: RunsLike,
     quantities: Quantity | Sequence[Quantity],
     *,
     way: str = "auto",
@@ -239,6 +241,7 @@ def intervals(
         The runs are not those of the fit, the method or a column is unknown, the level or the
         number of resamples is out of range, or all runs are one cluster.
     """
+    fit = as_fit(fit)
     if way not in WAYS:
         raise InputError(f"`way` must be one of {', '.join(WAYS)}, but got {way!r}")
     runs = fit.count_as_fitted(runs)
@@ -316,6 +319,7 @@ def _interval(
 
 def _require_one_row(row: pd.DataFrame) -> pd.DataFrame:
     """Return the table if it has exactly one row."""
+    row = as_frame(row)
     if len(row) != 1:
         raise InputError(
             f"`len(row) == 1` must hold for the loss of a shape, but got {len(row)}; give one row"

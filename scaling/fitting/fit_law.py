@@ -23,7 +23,7 @@ from shapelaw.scaling.laws.factors import UShape
 from shapelaw.scaling.laws.law import Base, Columns, Law, reference_of
 from shapelaw.scaling.laws.registry import LAWS, law_named
 from shapelaw.scaling.runs.columns import N
-from shapelaw.scaling.runs.table import SOURCE, RunTable, as_run_table
+from shapelaw.scaling.runs.table import SOURCE, RunsLike, RunTable, as_run_table
 from shapelaw.scaling.runs.validation import require_comparable_losses
 from shapelaw.scaling.solver.identifiability import NO_TERM, hold, optimum_status
 from shapelaw.scaling.solver.multistart import SMALLEST_DELTA, new_run_scale, residual_scale
@@ -39,7 +39,7 @@ MIN_TERM_SHARE = 1e-6  # of the loss; a term below it everywhere has no effect
 
 def fit(
     law: str | Law | Base,
-    runs: RunTable | pd.DataFrame,
+    runs: RunsLike,
     *,
     objective: str | FitObjective = "huber",
     delta: float | str = "auto",
@@ -55,8 +55,8 @@ def fit(
     law
         Law or base, its name in :data:`shapelaw.scaling.laws.registry.LAWS`, or an expression.
     runs
-        Run table as returned by :func:`shapelaw.scaling.runs.catalog.load_runs`. A data frame is
-        used without validation.
+        Run table, or the file or the name of one, which is loaded as by
+        :func:`shapelaw.scaling.runs.catalog.load_runs`. A data frame is used without validation.
     objective
         One of :data:`shapelaw.scaling.solver.objectives.KINDS`, or an
         :class:`~shapelaw.scaling.solver.objectives.FitObjective`.

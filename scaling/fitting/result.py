@@ -16,7 +16,7 @@ from shapelaw.scaling.laws.factors import UShape
 from shapelaw.scaling.laws.law import Law
 from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.columns import SIZES, D, N, columns_of
-from shapelaw.scaling.runs.table import RunTable, as_run_table
+from shapelaw.scaling.runs.table import RunsLike, RunTable, as_frame, as_run_table
 from shapelaw.scaling.solver.identifiability import Held, optimum_status, outside
 from shapelaw.scaling.solver.objectives import FitObjective
 
@@ -166,7 +166,7 @@ class Fit(Result):
             for i, name in enumerate(value)
         }
 
-    def count_as_fitted(self, runs: RunTable | pd.DataFrame) -> RunTable:
+    def count_as_fitted(self, runs: RunsLike) -> RunTable:
         """Return a run table that counts N as the fit does.
 
         Parameters
@@ -204,7 +204,7 @@ class Fit(Result):
         InputError
             The table lacks that count.
         """
-        table = frame.frame if isinstance(frame, RunTable) else frame
+        table = frame if isinstance(frame, Mapping) else as_frame(frame)
         size = SIZES[self.size_convention]
         if N in self.law.columns and size not in table:
             raise InputError(
@@ -258,7 +258,7 @@ class Fit(Result):
         InputError
             The table has no rows, lacks a column of the law, or has one without numbers.
         """
-        frame = frame.frame if isinstance(frame, RunTable) else frame
+        frame = as_frame(frame)
         if not len(frame):
             raise InputError("`len(frame) >= 1` must hold for a prediction, but got no rows")
         parts = [
@@ -505,6 +505,24 @@ def new_run_intervals(spread: np.ndarray, noise: float, degrees: int) -> np.ndar
     around = noise * student.ppf(quantiles, max(degrees, 1))
     ends = [(100 - LEVEL) / 2, (100 + LEVEL) / 2]
     return np.stack([np.percentile(np.add.outer(row, around), ends) for row in spread.T])
+
+
+def as_fit(fit: Fit | str | Path) -> Fit:
+    """Return a fit, loaded where its file is given.
+
+    Raises
+    ------
+    InputError
+        The value is neither a fit nor the path of one, or the file is damaged.
+    """
+    if isinstance(fit, str | Path):
+        return Fit.load(Path(fit))
+    if not isinstance(fit, Fit):
+        raise InputError(
+            f"`fit` must be a Fit or the path of its file, but got {type(fit).__name__}; make one "
+            "with shapelaw.fit(law, runs)"
+        )
+    return fit
 
 
 def unit_of(name: str) -> str:

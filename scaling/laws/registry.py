@@ -148,7 +148,8 @@ def law_named(text: str | Law | Base) -> Law:
     except (SyntaxError, ValueError, TypeError, AttributeError, RecursionError, MemoryError):
         raise InputError(
             f"`--law` must be one of {', '.join(LAWS)}, or an expression such as "
-            f"\"Chinchilla() * UShape('gqa')\" of {', '.join(PARTS)}; but got {text!r}"
+            f"\"Chinchilla() * UShape('gqa')\" of {', '.join(PARTS)}; but got "
+            f"{repr(text) if isinstance(text, str) else type(text).__name__}"
         ) from None
     return parsed if isinstance(parsed, Law) else Law(parsed)
 

@@ -113,7 +113,11 @@ def _format_range(ends: Iterable[str]) -> str:
 
 
 def load_runs(
-    name: str | Path, *, where: str | None = None, exclude: Iterable[str] = (), size: str = AUTO
+    name: str | Path | pd.DataFrame,
+    *,
+    where: str | None = None,
+    exclude: Iterable[str] = (),
+    size: str = AUTO,
 ) -> RunTable:
     """Load a run table by name or from a file, check it, and keep its finished runs.
 
@@ -122,7 +126,8 @@ def load_runs(
     name
         A shipped table (``quickstart``), a published one (``chinchilla``, ``gemstones``,
         ``mlfoundations``, ``steplaw``, ``olmo-ladder``, ...: :func:`named_tables`), or the path
-        of a CSV or Parquet file. A published table is downloaded once and kept.
+        of a CSV or Parquet file. A published table is downloaded once and kept. A data frame is
+        checked as a file is.
     where
         Filter over columns (:func:`shapelaw.scaling.filters.select`), applied to the values as
         the file has them.
@@ -145,6 +150,13 @@ def load_runs(
     WorkError
         The download failed, or a file differs from the published one.
     """
+    if isinstance(name, pd.DataFrame):
+        frame = name.reset_index(drop=True)
+        return RunTable.of(frame, where=where, exclude=exclude, size=size)
+    if not isinstance(name, str | Path):
+        raise InputError(
+            f"a run table must be a name, a path or a data frame, but got {type(name).__name__}"
+        )
     table = named_tables().get(str(name))
     if table is None:
         if Path(name).suffix in (".csv", ".parquet") or Path(name).is_file():

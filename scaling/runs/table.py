@@ -7,7 +7,7 @@ from functools import cached_property, wraps
 from html import escape
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -361,24 +361,65 @@ class RunTable:
         return f"<p>{escape(repr(self))}</p>{self.frame._repr_html_()}"  # type: ignore[operator]
 
 
-def as_run_table(runs: RunTable | pd.DataFrame, size: str = AUTO) -> RunTable:
+# What functions accept as a run table: a path or a name is loaded.
+RunsLike: TypeAlias = RunTable | pd.DataFrame | str | Path
+
+
+def as_run_table(runs: RunsLike, size: str = AUTO) -> RunTable:
     """Convert a frame to a run table without checks, or change how a run table counts N.
 
     Parameters
     ----------
     runs
-        Run table, or a frame with one row per run.
+        Run table; a frame with one row per run; or the file or the name of a table, which is loaded
+        and checked as by :func:`shapelaw.scaling.runs.catalog.load_runs`.
     size
         Convention of N; ``"auto"`` keeps the convention of a run table.
 
     Raises
     ------
     InputError
-        The convention of N is unknown, or the table lacks its column.
+        The convention of N is unknown, the table lacks its column, or there is no table.
     """
     if isinstance(runs, RunTable):
         return runs.counting(size)
-    return RunTable(frame=runs, size=size)
+    if isinstance(runs, str | Path):
+        from shapelaw.scaling.runs.catalog import load_runs
+
+        return load_runs(runs, size=size)
+    return RunTable(frame=as_frame(runs), size=size)
+
+
+def as_frame(rows: RunTable | pd.DataFrame | Mapping[str, Any] | str | Path) -> pd.DataFrame:
+    """Return rows as a data frame.
+
+    Parameters
+    ----------
+    rows
+        Data frame, run table, lists of values by column, or a CSV or Parquet file.
+
+    Raises
+    ------
+    InputError
+        The value is none of these, or the file cannot be read.
+    """
+    if isinstance(rows, RunTable):
+        return rows.frame
+    if isinstance(rows, pd.DataFrame):
+        return rows
+    if isinstance(rows, str | Path):
+        return read_table(Path(rows))
+    if isinstance(rows, Mapping):
+        try:
+            return pd.DataFrame(rows)
+        except ValueError as error:
+            raise InputError(
+                f"columns of rows must be lists of one length, but {error}; write [value]"
+            ) from None
+    raise InputError(
+        f"rows must be a RunTable, a data frame or the path of a table, but got "
+        f"{type(rows).__name__}; read a file with shapelaw.load_runs"
+    )
 
 
 def read_runs(

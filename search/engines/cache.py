@@ -11,6 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from shapelaw.scaling.architectures.named_shapes import shape_named
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import WorkError
 from shapelaw.search.engines._base import Engine, Measurement
@@ -206,7 +207,7 @@ def stored_engine(text: str, *, keep: bool = True, fresh: bool = False) -> Engin
 
 
 def measure(
-    shape: Shape,
+    shape: Shape | str,
     workload: Workload | str = "balanced",
     *,
     engine: str = "torch",
@@ -217,6 +218,8 @@ def measure(
 
     Parameters
     ----------
+    shape
+        A shape, or the name of a published model's.
     workload
         A workload, or its text as :func:`shapelaw.search.workload.parse_workload` reads it.
     engine
@@ -244,5 +247,7 @@ def measure(
     >>> print(f"{measurement.kind}: TTFT {measurement.ttft:.3f} s")
     predicted: TTFT 0.083 s
     """
-    work = workload if isinstance(workload, Workload) else parse_workload(workload)
+    if not isinstance(shape, Shape):
+        shape = shape_named(str(shape))
+    work = workload if isinstance(workload, Workload) else parse_workload(str(workload))
     return stored_engine(engine, keep=keep, fresh=fresh).measure(shape, work)

@@ -14,7 +14,7 @@ from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.published_laws import printed_fit, printed_laws
-from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.fitting.result import Fit, as_fit
 from shapelaw.scaling.runs.catalog import load_runs, named_tables
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.table import RunTable
@@ -64,15 +64,19 @@ class LossBasis:
 
 
 def loss_basis(
-    law: str | None = None, *, seed: int = 0, link: str | None = None, validation: str = ""
+    law: str | Path | Fit | None = None,
+    *,
+    seed: int = 0,
+    link: str | None = None,
+    validation: str = "",
 ) -> LossBasis:
     """Load or fit the law that predicts losses.
 
     Parameters
     ----------
     law
-        Path of a fit, or name of a published law such as ``paper-2510.18245``; None: a law is
-        fitted on the shipped runs.
+        A fit or the path of one, or name of a published law such as ``paper-2510.18245``; None: a
+        law is fitted on the shipped runs.
     seed
         Seed of that fit.
     link
@@ -90,11 +94,13 @@ def loss_basis(
     _check_validation(links, validation)
     if law is None:
         fitted, runs, description = _shipped_law(seed)
-    elif law in printed_laws():
+    elif isinstance(law, str) and law in printed_laws():
         fitted, runs = printed_fit(law), None
         description = f"{law}: {fitted.status}"
+    elif isinstance(law, str | Path):
+        fitted, runs, description = _law_from_file(str(law))
     else:
-        fitted, runs, description = _law_from_file(law)
+        fitted, runs, description = as_fit(law), None, _describe(as_fit(law), "a fit")
     return LossBasis(
         fit=fitted, description=description, runs=runs, links=links, validation=validation
     )
@@ -124,9 +130,12 @@ def _law_from_file(law: str) -> tuple[Fit, RunTable | None, str]:
     fitted = Fit.load(path)
     _check_columns(fitted, law)
     _check_units(fitted, law)
+    return fitted, runs_of(fitted, path), _describe(fitted, law)
+
+
+def _describe(fitted: Fit, source: str) -> str:
     name = fitted.law_name if len(fitted.law_name) < MAX_NAME else "composed"
-    description = f"{name} law on {counted(len(fitted.run_ids), 'run')}, {law}"
-    return fitted, runs_of(fitted, path), description
+    return f"{name} law on {counted(len(fitted.run_ids), 'run')}, {source}"
 
 
 def _shipped_law(seed: int) -> tuple[Fit, RunTable, str]:

@@ -16,10 +16,11 @@ from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.display.progress import working
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import nothing_left
+from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.space.pareto import front
 from shapelaw.search.engines._base import Measurement, broken_limits
 from shapelaw.search.engines.accelerators import device_of
-from shapelaw.search.proposals.basis import LossBasis
+from shapelaw.search.proposals.basis import LossBasis, loss_basis
 from shapelaw.search.proposals.candidate_set import CandidateSet, candidate_set
 from shapelaw.search.proposals.ranking import Proposals, rank
 from shapelaw.search.proposals.reasons import explain
@@ -80,7 +81,7 @@ class Estimated:
 
 def propose(
     request: ProposalRequest,
-    basis: LossBasis,
+    basis: LossBasis | Fit | str | Path | None,
     *,
     out: Path | None = None,
     report: Report | None = None,
@@ -93,7 +94,8 @@ def propose(
         Budget, space, serving and effort of the search.
     basis
         The law that predicts losses: :func:`shapelaw.search.proposals.basis.loss_basis` loads or
-        fits one, and ``LossBasis(fit=..., runs=...)`` holds one that is fitted already.
+        fits one, and ``LossBasis(fit=..., runs=...)`` holds one that is fitted already. Another
+        value is given to ``loss_basis``.
     out
         Folder for ``proposals.json``, ``fit.json``, a config for every shape, and the study if the
         request names no other storage. A study that exists there is continued.
@@ -134,6 +136,8 @@ def propose(
     >>> bool(table.loc["fast", "predicted_loss"] <= table.loc["baseline", "predicted_loss"])
     True
     """
+    if not isinstance(basis, LossBasis):
+        basis = loss_basis(basis)
     if out is not None and request.effort.storage is None:
         request = replace(request, effort=replace(request.effort, storage=out / STUDY))
     with nullcontext() if out is None else nothing_left(out):
