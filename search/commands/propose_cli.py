@@ -35,10 +35,10 @@ def _proposals_folder(param: typer.CallbackParam, out: Path | None) -> Path | No
 
 def _storage_address(address: str | None) -> str | None:
     """Refuse the address of a storage that cannot be opened, before the command works."""
-    from shapelaw.search.study.storage import check_address
+    from shapelaw.search.study.storage import check_storage_address
 
     if address is not None:
-        check_address(address)
+        check_storage_address(address)
     return address
 
 

@@ -9,7 +9,7 @@ from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.space.space import Space, usual_steps
 from shapelaw.search.engines._base import Engine
-from shapelaw.search.study.storage import Address, check_address
+from shapelaw.search.study.storage import Address, check_storage_address
 from shapelaw.search.study.study import Effort
 from shapelaw.search.workload import Workload
 
@@ -139,7 +139,7 @@ class SearchEffort(Effort):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.storage is not None:
-            check_address(self.storage)
+            check_storage_address(self.storage)
 
 
 @dataclass(frozen=True, kw_only=True)

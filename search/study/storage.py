@@ -36,7 +36,7 @@ def hide_password(address: Address) -> str:
     return re.sub(r"(//[^:/@]*):[^@]*@", r"\1:***@", str(address))
 
 
-def check_address(address: Address) -> None:
+def check_storage_address(address: Address) -> None:
     """Refuse the address of a storage that cannot be opened, before anything is written.
 
     Raises
@@ -72,7 +72,7 @@ def open_storage(address: Address) -> "BaseStorage":
     WorkError
         The file cannot be written, or the database cannot be reached.
     """
-    check_address(address)
+    check_storage_address(address)
     if is_url(address):
         return _open_database(str(address))
     from optuna.storages import BaseStorage, JournalStorage

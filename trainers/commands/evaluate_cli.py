@@ -31,10 +31,10 @@ TasksOption = Annotated[
 
 def _ledger_address(address: str | None) -> str | None:
     """Refuse the address of a ledger that no store can have, before the command works."""
-    from shapelaw.trainers.ledger.registry import check_address
+    from shapelaw.trainers.ledger.registry import check_ledger_address
 
     if address is not None:
-        check_address(address)
+        check_ledger_address(address)
     return address
 
 

@@ -25,7 +25,7 @@ def is_database(address: str | Path) -> bool:
     return "://" in str(address)
 
 
-def check_address(address: str) -> None:
+def check_ledger_address(address: str) -> None:
     """Refuse the address of a ledger that no store can have, before anything is opened.
 
     Raises
@@ -68,7 +68,7 @@ def store_at(address: str | Path, sweep: str | None, patience: float | None) -> 
         from shapelaw.trainers.ledger.sqlite import SQLiteStore
 
         return SQLiteStore(Path(address), patience=patience), sweep or ONLY_SWEEP
-    check_address(str(address))
+    check_ledger_address(str(address))
     parts = urlsplit(str(address))
     options = parse_qsl(parts.query)
     named = [value for name, value in options if name == "sweep"] + ([sweep] if sweep else [])

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit, urlunsplit
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json, write_json
 from shapelaw.trainers.ledger.ledger import Ledger, open_ledger
-from shapelaw.trainers.ledger.registry import check_address, is_database
+from shapelaw.trainers.ledger.registry import check_ledger_address, is_database
 from shapelaw.trainers.training.trackers import read_trackers
 
 
@@ -80,7 +80,7 @@ def ledger_address(folder: Folder, given: str | None) -> str:
         The address is invalid, or the sweep has another ledger already.
     """
     if given is not None:
-        check_address(given)
+        check_ledger_address(given)
     recorded = read_json(folder.record).get("ledger") if folder.record.exists() else None
     if given is None:
         return str(recorded or folder.ledger.absolute())

@@ -105,7 +105,7 @@ def test_a_file_that_stays_locked_is_refused_with_its_name(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("address", "sweep", "message"),
     [
-        ("mysql://u:secret@h/d", None, r"path or postgresql://.*, but got mysql://"),
+        ("mysql://u:secret@h/d", None, r"a .sqlite file or postgresql://.*, but got mysql://"),
         ("postgresql://u:secret@h/d", None, r"`\?sweep=NAME` must name .* got none; end the URL"),
         ("postgresql://u:secret@h/d?sweep=", None, r"`\?sweep=NAME` must name"),
         ("postgresql://u:secret@h/d?sweep=a", "b", r"got 'a' and 'b'"),
