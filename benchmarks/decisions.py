@@ -11,18 +11,22 @@ SHAPELAW_MIRROR or are downloaded.
 import argparse
 import json
 import os
-import time
+from contextlib import redirect_stdout
 
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
+import pandas as pd
 from record import RESULTS, finish
 
-from shapelaw.scaling.checks.decisions import backtest_decisions
+from shapelaw.scaling.checks.decisions import DecisionReport, backtest_decisions
 from shapelaw.scaling.display.documents import json_ready
+from shapelaw.scaling.fitting.refits import FitSettings
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.columns import SIZES
 from shapelaw.scaling.runs.table import RunTable
+
+PATH = RESULTS / "decisions.json"
 
 # Tables that share no run. Left out for that: gemstones-hot (runs that gemstones continues) and
 # gemstones-hot-long, mlfoundations-grid (mlfoundations selects from it), gemstones-chinchilla.
@@ -35,40 +39,81 @@ FILTERS = {
     "mlfoundations-overtrained": "corpus == 'c4_original'",
 }
 # Convention by which the shapes of a pair have nearly equal N, and the N of the law.
-CONVENTIONS = (("non-embedding", "non-embedding"), ("non-embedding", "total"), ("total", "total"))
+CONVENTIONS = (("non-embedding", "non-embedding"), ("total", "total"), ("non-embedding", "total"))
 
 
-def load(size: str) -> dict[str, RunTable]:
-    """Load the tables that can count N by a convention."""
-    tables = {name: load_runs(name, where=FILTERS.get(name)) for name in TABLES}
-    return {name: runs.counting(size) for name, runs in tables.items() if SIZES[size] in runs}
+def load(name: str, pairs: str, law_size: str) -> RunTable | None:
+    """Load a table that counts N by both conventions; None for a table that cannot."""
+    runs = load_runs(name, where=FILTERS.get(name))
+    return runs.counting(pairs) if {SIZES[pairs], SIZES[law_size]} <= set(runs) else None
+
+
+def earlier(label: str, key: str) -> dict[str, DecisionReport]:
+    """Read the reports by table that an earlier run with the same settings has written."""
+    if not PATH.exists():
+        return {}
+    figures = json.loads(PATH.read_text())["settings"].get(label, {}).get(key)
+    if figures is None:
+        return {}
+    rows, missing = pd.DataFrame(figures["decisions"]), figures["not_available"]
+    return {
+        name: DecisionReport(
+            law_name=figures["law"],
+            decisions=rows[rows["table"] == name],
+            unavailable={key: why for key, why in missing.items() if key.split(" ")[0] == name},
+        )
+        for name in figures["tables"]
+    }
+
+
+def merged(reports: dict[str, DecisionReport]) -> DecisionReport:
+    """Join the reports of several tables."""
+    ordered = [reports[name] for name in TABLES if name in reports]
+    return DecisionReport(
+        law_name=ordered[0].law_name,
+        decisions=pd.concat([each.decisions for each in ordered if len(each.decisions)]),
+        unavailable={key: why for each in ordered for key, why in each.unavailable.items()},
+    )
+
+
+def write(label: str, key: str, reports: dict[str, DecisionReport]) -> None:
+    """Write the results so far, so that a killed benchmark keeps its finished tables."""
+    if not any(len(report.decisions) for report in reports.values()):
+        return
+    before = json.loads(PATH.read_text())["settings"] if PATH.exists() else {}
+    figures = json_ready(merged(reports).document()) | {"tables": list(reports)}
+    before[label] = before.get(label, {}) | {key: figures}
+    with redirect_stdout(None):
+        finish("decisions", {"settings": before})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--law", default="conditional")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--starts", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--label", default="", help="name of the settings in results, such as prior"
-    )
+    parser.add_argument("--label", default="", help="name of the settings in the results")
     options = parser.parse_args()
-    settings = {"resamples": options.resamples, "seed": options.seed}
-    figures: dict[str, object] = {}
+    settings: FitSettings = {
+        "resamples": options.resamples,
+        "starts": options.starts,
+        "seed": options.seed,
+    }
+    label = options.label or options.law
     for pairs, law_size in CONVENTIONS:
-        begun = time.perf_counter()
-        tables = load(pairs)
-        tables = {name: runs for name, runs in tables.items() if SIZES[law_size] in runs}
-        report = backtest_decisions(options.law, tables, size=law_size, **settings)
         key = f"pairs by {pairs} N, law in {law_size} N"
-        figures[key] = json_ready(report.document()) | {
-            "seconds": round(time.perf_counter() - begun, 1),
-        }
+        reports = earlier(label, key)
+        for name in options.tables:
+            runs = load(name, pairs, law_size)
+            if runs is not None:
+                reports[name] = backtest_decisions(
+                    options.law, {name: runs}, size=law_size, **settings
+                )
+                write(label, key, reports)
+        report = merged(reports)
         print(f"## {key}\n\n{report.markdown()}", *report.view().notes, sep="\n", flush=True)
-    path = RESULTS / "decisions.json"
-    before = json.loads(path.read_text())["settings"] if path.exists() else {}
-    name = options.label or options.law
-    finish("decisions", {"tables": TABLES, "settings": before | {name: figures}})
 
 
 if __name__ == "__main__":

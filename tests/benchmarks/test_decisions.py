@@ -1,0 +1,46 @@
+"""The benchmark of decisions keeps the finished tables of an earlier run."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from support.paths import ROOT
+
+BENCHMARKS = ROOT / "benchmarks"
+OPTIONS = ("--label", "quick", "--law", "conditional-steady", "--resamples", "10", "--starts", "4")
+
+
+@pytest.fixture
+def benchmark_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    specification = importlib.util.spec_from_file_location("decisions", BENCHMARKS / "decisions.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    monkeypatch.setattr(sys.modules["record"], "RESULTS", tmp_path)
+    monkeypatch.setattr(module, "PATH", tmp_path / "decisions.json")
+    return module
+
+
+def test_tables_run_one_after_the_other_give_the_document_of_both(
+    benchmark_script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def settings(*tables: str) -> dict[str, dict]:
+        monkeypatch.setattr(sys, "argv", ["decisions.py", *OPTIONS, "--tables", *tables])
+        benchmark_script.main()
+        document = json.loads(benchmark_script.PATH.read_text())
+        return document["settings"]["quick"]
+
+    both = settings("quickstart", "paper-2510.18245")
+    assert "## pairs by total N, law in total N" in capsys.readouterr().out
+    benchmark_script.PATH.unlink()
+    settings("quickstart")
+    assert settings("paper-2510.18245") == both
+    figures = both["pairs by non-embedding N, law in non-embedding N"]
+    assert figures["scores"]["decisions"] == 5
+    assert [key.split(" ")[0] for key in figures["not_available"]] == ["paper-2510.18245"]
