@@ -9,8 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from shapelaw.scaling.display.tables import counted
 from shapelaw.search.autopilot.time_left import TimeLeft
-from shapelaw.trainers.ledger.entry import Entry
-from shapelaw.trainers.ledger.ledger import RUNNING
+from shapelaw.trainers.ledger.entry import RUNNING, Entry
 from shapelaw.trainers.sweep.status import duration
 
 LINE_SECONDS = 20.0  # between plain lines where there is no terminal

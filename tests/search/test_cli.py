@@ -708,11 +708,11 @@ FAILING = "no space left"
 @pytest.fixture
 def ended(tmp_path: Path) -> Path:
     """A sweep with a run of every kind that has ended."""
-    from shapelaw.trainers.ledger.ledger import open_ledger
+    from shapelaw.trainers.ledger.ledger import Ledger
     from shapelaw.trainers.optimizers.recipe import Recipe
     from shapelaw.trainers.training.spec import RunSpec
 
-    ledger = open_ledger(tmp_path / "sweep" / "ledger.sqlite")
+    ledger = Ledger(tmp_path / "sweep" / "ledger.sqlite")
     specs = [RunSpec(run_id=name, shape=SHAPE, tokens=4096, recipe=Recipe()) for name in "abc"]
     ledger.plan(specs, "abc")
     for name in "abc":

@@ -12,55 +12,37 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shapelaw.scaling.errors import InputError
+from shapelaw.trainers.ledger.claims import (
+    CLAIMED_RUN,
+    STALE_SECONDS,
+    THIS_RUN,
+    Claimant,
+    HeldRun,
+)
 from shapelaw.trainers.ledger.entry import (
     DIVERGED,
     DONE,
     FAILED,
     PLANNED,
     RUNNING,
-    STATES,
     Entry,
     read_entry,
 )
-from shapelaw.trainers.ledger.liveness import Watch, is_gone, this_process
-from shapelaw.trainers.ledger.registry import is_database, store_at
+from shapelaw.trainers.ledger.liveness import Watch
+from shapelaw.trainers.ledger.plan import add_runs, plan_again
+from shapelaw.trainers.ledger.registry import store_at
 from shapelaw.trainers.ledger.store import LedgerUnreachable, Row, StoreSession
 from shapelaw.trainers.training.spec import RunSpec
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "DIVERGED", "DONE", "FAILED", "PLANNED", "RUNNING", "STALE_SECONDS", "STATES", "Entry",
-    "Ledger", "LedgerUnreachable", "is_database", "open_ledger",
-]  # fmt: skip
-STALE_SECONDS = 30.0
 BEAT_PATIENCE = 1.0  # seconds that training waits at most for a heartbeat to be written
 BEAT_PAUSE = 5.0  # seconds without attempts after a heartbeat that could not be written
-THIS_RUN = "sweep = :sweep AND run_id = :run_id"
-CLAIMED_RUN = f"{THIS_RUN} AND claim = :claim AND state = '{RUNNING}'"
-
-
-@dataclass
-class _Held:
-    """A claimed row of this worker: the claim, and the times of heartbeats and steps."""
-
-    claim: str
-    reached: float  # clock of the last heartbeat that was written
-    pause_until: float = float("-inf")
-    first: tuple[float, int] | None = None
-
-    def speed(self, now: float, step: int) -> float | None:
-        """Return the steps per second since the first reported step."""
-        if self.first is None and step > 0:  # a resumed run does not begin at step 0
-            self.first = now, step
-        begun, at = self.first or (now, step)
-        return (step - at) / (now - begun) if now > begun and step > at else None
 
 
 class Ledger:
@@ -99,11 +81,10 @@ class Ledger:
         patience: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.owner = uuid.uuid4().hex
         self._store, self.sweep = store_at(address, sweep, patience)
         self._clock = clock
-        self._watch = Watch(clock)
-        self._held: dict[str, _Held] = {}
+        self._claimant = Claimant(self._store, self.sweep, Watch(clock))
+        self._held: dict[str, HeldRun] = {}
         self._ticket = ""  # of the last claim
         self._store.prepare()
 
@@ -111,6 +92,11 @@ class Ledger:
     def name(self) -> str:
         """Address without its password."""
         return self._store.name
+
+    @property
+    def owner(self) -> str:
+        """Id of this ledger session in the rows that it claims."""
+        return self._claimant.owner
 
     def plan(self, specs: Iterable[RunSpec], identities: Iterable[str]) -> None:
         """Add runs to the plan. A run that is present with the same identity keeps its state.
@@ -128,44 +114,7 @@ class Ledger:
             A run of the same name is present with other settings. Then nothing is planned.
         """
         pairs = list(zip(specs, identities, strict=True))
-        self._store.transact(lambda session: self._plan(session, pairs))
-
-    def _plan(self, session: StoreSession, pairs: list[tuple[RunSpec, str]]) -> None:
-        identity_of = {
-            row["run_id"]: row["identity"]
-            for row in session.rows(
-                "SELECT run_id, identity FROM shapelaw_runs WHERE sweep = :sweep", sweep=self.sweep
-            )
-        }
-        position = len(identity_of)
-        for spec, identity in pairs:
-            present = identity_of.get(spec.run_id)
-            if present is None and self._insert(session, spec, identity, position):
-                identity_of[spec.run_id] = identity
-                position += 1
-                continue
-            if present is None:  # another process added the run in the meantime
-                (row,) = session.rows(
-                    f"SELECT identity FROM shapelaw_runs WHERE {THIS_RUN}",
-                    sweep=self.sweep, run_id=spec.run_id,
-                )  # fmt: skip
-                present = row["identity"]
-            if present != identity:
-                raise InputError(
-                    f"the ledger {self.name} has a run {spec.run_id!r} with other settings "
-                    "(shape, tokens, recipe, corpus, seed or torch version); "
-                    "choose another --out folder or another run_id"
-                )
-
-    def _insert(self, session: StoreSession, spec: RunSpec, identity: str, position: int) -> bool:
-        inserted = session.change(
-            "INSERT INTO shapelaw_runs (sweep, run_id, position, spec, identity, state, flops, "
-            "steps) VALUES (:sweep, :run_id, :position, :spec, :identity, :state, :flops, :steps) "
-            "ON CONFLICT (sweep, run_id) DO NOTHING",
-            sweep=self.sweep, run_id=spec.run_id, position=position, spec=spec.as_json(),
-            identity=identity, state=PLANNED, flops=spec.flops, steps=spec.all_steps,
-        )  # fmt: skip
-        return inserted == 1
+        self._store.transact(lambda session: add_runs(session, self.sweep, pairs, self.name))
 
     def claim(self, alive_after: float = STALE_SECONDS) -> RunSpec | None:
         """Claim a run whose worker is dead, or else the next planned run.
@@ -184,10 +133,10 @@ class Ledger:
             The claimed run, or None if no run can be claimed now.
         """
         self._ticket = ticket = uuid.uuid4().hex
-        row = self._store.transact(lambda session: self._claim(session, ticket, alive_after))
-        if row is None:
-            return None
-        return self._hold(row, ticket)
+        row = self._store.transact(
+            lambda session: self._claimant.claim(session, ticket, alive_after)
+        )
+        return None if row is None else self._hold(row, ticket)
 
     def claim_more(
         self,
@@ -212,101 +161,13 @@ class Ledger:
         """
         claim = self._held[first.run_id].claim
         rows = self._store.transact(
-            lambda session: self._claim_more(session, claim, fits, most, alive_after)
+            lambda session: self._claimant.claim_more(session, claim, fits, most, alive_after)
         )
         return [self._hold(row, claim) for row in rows if row["run_id"] != first.run_id]
 
     def _hold(self, row: Row, claim: str) -> RunSpec:
-        self._held[row["run_id"]] = _Held(claim=claim, reached=self._clock())
+        self._held[row["run_id"]] = HeldRun(claim=claim, reached=self._clock())
         return RunSpec.from_json(row["spec"])
-
-    def _claim_more(
-        self,
-        session: StoreSession,
-        claim: str,
-        fits: Callable[[RunSpec], bool],
-        most: int,
-        alive_after: float,
-    ) -> list[Row]:
-        taken = self._claimed(session, claim)
-        if len(taken) > 1:  # an earlier attempt was committed, but its answer was lost
-            return taken
-        rows: list[Row] = []
-        for row in (*self._dead(session, alive_after), *self._planned(session)):
-            if len(rows) == most:
-                break
-            if row.get("claim") == claim:
-                continue
-            fitting = fits(RunSpec.from_json(row["spec"]))
-            if fitting and self._take_unchanged(session, row, claim):
-                rows.append(row)
-        return rows
-
-    def _claim(self, session: StoreSession, ticket: str, alive_after: float) -> Row | None:
-        taken = self._claimed(session, ticket)
-        if taken:  # an earlier attempt was committed, but its answer was lost
-            return taken[0]
-        limit = f" LIMIT 1{self._store.skip_locked}"
-        for row in (*self._dead(session, alive_after), *self._planned(session, limit)):
-            if self._take_unchanged(session, row, ticket):
-                return row
-        return None
-
-    def _claimed(self, session: StoreSession, claim: str) -> list[Row]:
-        """Return the rows held under a claim."""
-        return session.rows(
-            "SELECT run_id, spec FROM shapelaw_runs WHERE sweep = :sweep AND claim = :claim",
-            sweep=self.sweep, claim=claim,
-        )  # fmt: skip
-
-    def _planned(self, session: StoreSession, limit: str = "") -> list[Row]:
-        """Return the planned rows in the order of the plan."""
-        return session.rows(
-            f"SELECT run_id, spec FROM shapelaw_runs WHERE sweep = :sweep AND state = '{PLANNED}' "
-            f"ORDER BY position, run_id{limit}",
-            sweep=self.sweep,
-        )
-
-    def _take_unchanged(self, session: StoreSession, row: Row, ticket: str) -> bool:
-        """Claim a row of :meth:`_dead` or :meth:`_planned` if it is unchanged since it was read."""
-        if "claim" not in row:
-            return self._take(
-                session, f"{THIS_RUN} AND state = '{PLANNED}'", ticket, run_id=row["run_id"]
-            )
-        # The worker may have sent a heartbeat since the row was read.
-        same = f"{CLAIMED_RUN} AND beats = :beats"
-        return self._take(session, same, ticket, claim=row["claim"], beats=row["beats"],
-                          run_id=row["run_id"])  # fmt: skip
-
-    def _dead(self, session: StoreSession, alive_after: float) -> list[Row]:
-        """Return the running rows whose worker is dead."""
-        running = session.rows(
-            "SELECT run_id, spec, claim, beats, process FROM shapelaw_runs "
-            f"WHERE sweep = :sweep AND state = '{RUNNING}' ORDER BY position, run_id",
-            sweep=self.sweep,
-        )
-        still = self._watch.look({row["run_id"]: (row["claim"], row["beats"]) for row in running})
-        return [
-            row
-            for row in running
-            if still[row["run_id"]] > alive_after or is_gone(row["process"] or "")
-        ]
-
-    def _take(self, session: StoreSession, condition: str, ticket: str, **values: object) -> bool:
-        """Claim a row if it still meets a condition and no other transaction holds it."""
-        free = f"SELECT run_id FROM shapelaw_runs WHERE {condition}{self._store.skip_locked}"
-        if not session.rows(free, sweep=self.sweep, **values):
-            return False
-        process, now = this_process(), self._store.now
-        session.change(
-            f"UPDATE shapelaw_runs SET state = '{RUNNING}', claim = :ticket, owner = :owner, "
-            "host = :host, pid = :pid, process = :process, beats = beats + 1, "
-            f"attempts = attempts + 1, heartbeat = {now}, started = COALESCE(started, {now}), "
-            f"ended = NULL, speed = NULL WHERE {THIS_RUN}",
-            sweep=self.sweep, run_id=values["run_id"], ticket=ticket, owner=self.owner,
-            host=process.host, pid=process.pid, process=process.mark,
-        )  # fmt: skip
-        return True
 
     def beat(self, run_id: str, step: int) -> bool:
         """Record a heartbeat of a run and its step.
@@ -510,23 +371,9 @@ class Ledger:
                     "runs that are planned, running or done need no retry"
                 )
         selected = None if run_ids is None else set(run_ids)
-
-        def work(session: StoreSession) -> int:
-            rows = session.rows(
-                "SELECT run_id, state FROM shapelaw_runs WHERE sweep = :sweep", sweep=self.sweep
-            )
-            return sum(
-                session.change(
-                    f"UPDATE shapelaw_runs SET state = '{PLANNED}', message = NULL, note = NULL, "
-                    "result = NULL, claim = NULL, started = NULL, ended = NULL "
-                    f"WHERE {THIS_RUN} AND state = :state",
-                    sweep=self.sweep, run_id=row["run_id"], state=row["state"],
-                )
-                for row in rows
-                if row["state"] in states and (selected is None or row["run_id"] in selected)
-            )  # fmt: skip
-
-        return self._store.transact(work)
+        return self._store.transact(
+            lambda session: plan_again(session, self.sweep, states, selected)
+        )
 
     def entries(self) -> list[Entry]:
         """Return all runs in the order in which they were planned."""
@@ -546,13 +393,6 @@ class Ledger:
         import pandas as pd
 
         return pd.DataFrame([row for entry in self.entries() for row in entry.rows])
-
-
-def open_ledger(
-    address: str | Path, *, sweep: str | None = None, patience: float | None = None
-) -> Ledger:
-    """Open the ledger at a path or a ``postgresql://`` URL; see :class:`Ledger`."""
-    return Ledger(address, sweep=sweep, patience=patience)
 
 
 def _plain(text: str) -> str:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json, write_json
-from shapelaw.trainers.ledger.ledger import Ledger, open_ledger
+from shapelaw.trainers.ledger.ledger import Ledger
 from shapelaw.trainers.ledger.registry import check_ledger_address, is_database
 from shapelaw.trainers.training.trackers import read_trackers
 
@@ -148,4 +148,4 @@ def existing_ledger(path: Path, ledger: str | None = None) -> Ledger:
     address = ledger_address(folder, ledger)
     if not is_database(address) and not Path(address).exists():
         raise InputError(f"{path} has no ledger.sqlite; give the --out folder of a sweep")
-    return open_ledger(address)
+    return Ledger(address)

@@ -11,16 +11,8 @@ from typing import TYPE_CHECKING
 
 from shapelaw.scaling.display.console import print_result
 from shapelaw.scaling.display.tables import Result, View, counted
-from shapelaw.trainers.ledger.entry import Entry
-from shapelaw.trainers.ledger.ledger import (
-    DIVERGED,
-    DONE,
-    FAILED,
-    PLANNED,
-    RUNNING,
-    STALE_SECONDS,
-    STATES,
-)
+from shapelaw.trainers.ledger.claims import STALE_SECONDS
+from shapelaw.trainers.ledger.entry import DIVERGED, DONE, FAILED, PLANNED, RUNNING, STATES, Entry
 
 if TYPE_CHECKING:
     from rich.table import Table

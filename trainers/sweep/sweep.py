@@ -16,16 +16,8 @@ from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.runs.table import write_runs
 from shapelaw.scaling.runs.validation import require_columns
 from shapelaw.trainers.corpus.corpus import Corpus
-from shapelaw.trainers.ledger.entry import Entry
-from shapelaw.trainers.ledger.ledger import (
-    DIVERGED,
-    DONE,
-    FAILED,
-    PLANNED,
-    RUNNING,
-    Ledger,
-    open_ledger,
-)
+from shapelaw.trainers.ledger.entry import DIVERGED, DONE, FAILED, PLANNED, RUNNING, Entry
+from shapelaw.trainers.ledger.ledger import Ledger
 from shapelaw.trainers.ledger.registry import is_database, network_disk
 from shapelaw.trainers.sweep.folder import Folder, existing_ledger, ledger_address, record_options
 from shapelaw.trainers.sweep.launchers._base import Launcher, WorkerJob, supervise
@@ -96,7 +88,7 @@ def run_plan(
     _check_space(folder.path, specs)
     address = ledger_address(folder, ledger)
     _check_disk(address, place.several_machines)
-    book = open_ledger(address)
+    book = Ledger(address)
     record_options(folder, ledger, trackers)
     specs = [spec.with_engine() for spec in specs]
     book.plan(specs, [spec.identity(corpus) for spec in specs])

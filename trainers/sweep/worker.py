@@ -17,7 +17,8 @@ import torch
 
 from shapelaw.scaling.errors import WorkError
 from shapelaw.trainers.corpus.corpus import Corpus
-from shapelaw.trainers.ledger.ledger import DIVERGED, RUNNING, Ledger, open_ledger
+from shapelaw.trainers.ledger.entry import DIVERGED, RUNNING
+from shapelaw.trainers.ledger.ledger import Ledger
 from shapelaw.trainers.ledger.liveness import Heartbeat
 from shapelaw.trainers.sweep.folder import Folder
 from shapelaw.trainers.training.device import device_named
@@ -75,7 +76,7 @@ def run_worker(
             f"{folder} holds no prepared corpus on this machine; the --out folder must be on a "
             "file system that all machines of the sweep share, with the same path on each"
         )
-    book, corpus = open_ledger(ledger), Corpus.load(place.corpus)
+    book, corpus = Ledger(ledger), Corpus.load(place.corpus)
     worker = _Worker(book, corpus, place, device_named(), alive)
     try:
         worker.work(pack, share, idle_seconds)

@@ -12,18 +12,11 @@ from typing import Any
 import pytest
 
 from shapelaw.scaling.errors import InputError
+from shapelaw.trainers.ledger import claims
 from shapelaw.trainers.ledger import ledger as ledger_module
-from shapelaw.trainers.ledger.ledger import (
-    BEAT_PAUSE,
-    DIVERGED,
-    DONE,
-    FAILED,
-    PLANNED,
-    RUNNING,
-    STALE_SECONDS,
-    Ledger,
-    open_ledger,
-)
+from shapelaw.trainers.ledger.claims import STALE_SECONDS
+from shapelaw.trainers.ledger.entry import DIVERGED, DONE, FAILED, PLANNED, RUNNING
+from shapelaw.trainers.ledger.ledger import BEAT_PAUSE, Ledger
 from shapelaw.trainers.ledger.liveness import ProcessId, this_process
 from shapelaw.trainers.ledger.store import Interrupted, LedgerUnreachable
 from shapelaw.trainers.training.spec import RunSpec
@@ -63,7 +56,7 @@ def dead_pid() -> int:
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every worker a process of another machine, whose state is unknown."""
-    monkeypatch.setattr(ledger_module, "this_process", lambda: ELSEWHERE)
+    monkeypatch.setattr(claims, "this_process", lambda: ELSEWHERE)
 
 
 def watch_until(ledger: Ledger, clock: Clock, seconds: float) -> RunSpec | None:
@@ -169,7 +162,7 @@ class LedgerContract:
             gone = this_process()
             mark = "/".join((gone.mark.rpartition("/")[0].rpartition("/")[0], str(dead_pid), "1"))
             patched.setattr(
-                ledger_module, "this_process",
+                claims, "this_process",
                 lambda: ProcessId(host=gone.host, pid=dead_pid, mark=mark),
             )  # fmt: skip
             dead = plan(opened(), "abcd")
@@ -337,7 +330,7 @@ class LedgerContract:
         mark = this_process().mark.split("/")
         gone = ProcessId(host="here", pid=dead_pid, mark=f"{mark[0]}/{dead_pid}/{mark[2]}")
         with monkeypatch.context() as patch:
-            patch.setattr(ledger_module, "this_process", lambda: gone)
+            patch.setattr(claims, "this_process", lambda: gone)
             assert dead.claim() == spec("a")
         assert claimed_names(living) == ["a", "b"], "what was begun comes before what is planned"
         assert not dead.beat("a", 3)
@@ -538,8 +531,8 @@ class TestSQLite(LedgerContract):
         return str(tmp_path / "deep" / "ledger.sqlite")
 
     def test_a_path_is_accepted_as_address(self, tmp_path: Path) -> None:
-        plan(open_ledger(tmp_path / "ledger.sqlite"))
-        assert len(open_ledger(str(tmp_path / "ledger.sqlite")).entries()) == 3
+        plan(Ledger(tmp_path / "ledger.sqlite"))
+        assert len(Ledger(str(tmp_path / "ledger.sqlite")).entries()) == 3
 
 
 @pytest.mark.xdist_group("postgres")
@@ -549,8 +542,8 @@ class TestPostgres(LedgerContract):
         return postgres.url().partition("?")[0]
 
     def test_the_sweep_is_read_from_the_url(self, postgres: Server, address: str) -> None:
-        plan(open_ledger(postgres.url("named in the URL").replace(" ", "%20")))
-        assert len(open_ledger(address, sweep="named in the URL").entries()) == 3
+        plan(Ledger(postgres.url("named in the URL").replace(" ", "%20")))
+        assert len(Ledger(address, sweep="named in the URL").entries()) == 3
 
     @pytest.mark.usefixtures("elsewhere")
     def test_a_heartbeat_at_the_last_moment_prevents_a_takeover(
@@ -561,7 +554,7 @@ class TestPostgres(LedgerContract):
         second = Ledger(address, sweep="last moment", clock=clock)
         first.claim()
         assert watch_until(second, clock, STALE_SECONDS) is None
-        dead = second._dead
+        dead = second._claimant._dead
 
         def then_it_beats(session: Any, alive_after: float) -> Any:
             found = dead(session, alive_after)
@@ -569,7 +562,7 @@ class TestPostgres(LedgerContract):
             assert first.beat("a", 1)
             return found
 
-        monkeypatch.setattr(second, "_dead", then_it_beats)
+        monkeypatch.setattr(second._claimant, "_dead", then_it_beats)
         clock.seconds += 2.0
         assert second.claim() is None
         assert first.finish("a", {"run_id": "a"})

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from shapelaw.scaling.errors import InputError, WorkError
-from shapelaw.trainers.ledger.ledger import DONE, Ledger
+from shapelaw.trainers.ledger.entry import DONE
+from shapelaw.trainers.ledger.ledger import Ledger
 from shapelaw.trainers.ledger.store import LedgerUnreachable
 from support.ledgers import plan, spec, states
 from support.postgres import Server

@@ -21,8 +21,8 @@ from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.table import write_runs
 from shapelaw.trainers.corpus.corpus import Corpus
-from shapelaw.trainers.ledger.entry import Entry
-from shapelaw.trainers.ledger.ledger import DIVERGED, DONE, FAILED, RUNNING, Ledger
+from shapelaw.trainers.ledger.entry import DIVERGED, DONE, FAILED, RUNNING, Entry
+from shapelaw.trainers.ledger.ledger import Ledger
 from shapelaw.trainers.ledger.liveness import process_exists
 from shapelaw.trainers.training.execution import Execution
 from shapelaw.trainers.training.loop import train_run

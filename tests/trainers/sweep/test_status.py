@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from shapelaw.trainers.ledger.entry import Entry
-from shapelaw.trainers.ledger.ledger import DIVERGED, DONE, FAILED, PLANNED, RUNNING
+from shapelaw.trainers.ledger.entry import DIVERGED, DONE, FAILED, PLANNED, RUNNING, Entry
 from shapelaw.trainers.sweep import status
 from shapelaw.trainers.sweep.status import (
     Rates,

@@ -18,8 +18,8 @@ from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.runs.columns import COLUMNS
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.ladder.plan_file import read_plan
-from shapelaw.trainers.ledger.entry import Entry
-from shapelaw.trainers.ledger.ledger import DIVERGED, DONE, FAILED, PLANNED, RUNNING, Ledger
+from shapelaw.trainers.ledger.entry import DIVERGED, DONE, FAILED, PLANNED, RUNNING, Entry
+from shapelaw.trainers.ledger.ledger import Ledger
 from shapelaw.trainers.optimizers.recipe import Recipe
 from shapelaw.trainers.sweep import sweep, worker
 from shapelaw.trainers.sweep.folder import Folder, existing_ledger
@@ -300,7 +300,7 @@ def test_a_run_continues_and_is_recorded_while_the_ledger_is_out_of_reach(
     )
     monkeypatch.setattr(worker, "BEAT_SECONDS", 0.005)
     monkeypatch.setattr(worker, "train_run", slow)
-    monkeypatch.setattr(worker, "open_ledger", lambda address: ledger)
+    monkeypatch.setattr(worker, "Ledger", lambda address: ledger)
     run_worker("", folder.path)
     assert finished == [("a", [{"run_id": "a"}])]
     assert 7 in beats

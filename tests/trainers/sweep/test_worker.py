@@ -13,7 +13,8 @@ from shapelaw.trainers.gpu import autotune, packed_loop
 from shapelaw.trainers.gpu.autotune import Packing
 from shapelaw.trainers.gpu.packed_loop import PackEvents, train_pack
 from shapelaw.trainers.gpu.packed_step import PackedStep
-from shapelaw.trainers.ledger.ledger import DIVERGED, DONE, FAILED, PLANNED, Ledger
+from shapelaw.trainers.ledger.entry import DIVERGED, DONE, FAILED, PLANNED
+from shapelaw.trainers.ledger.ledger import Ledger
 from shapelaw.trainers.sweep import worker
 from shapelaw.trainers.sweep.folder import Folder
 from shapelaw.trainers.sweep.worker import run_worker

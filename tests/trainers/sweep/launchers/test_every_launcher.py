@@ -12,8 +12,8 @@ import pytest
 
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.trainers.corpus.corpus import Corpus
-from shapelaw.trainers.ledger.entry import Entry
-from shapelaw.trainers.ledger.ledger import PLANNED, RUNNING, open_ledger
+from shapelaw.trainers.ledger.entry import PLANNED, RUNNING, Entry
+from shapelaw.trainers.ledger.ledger import Ledger
 from shapelaw.trainers.sweep.folder import Folder
 from shapelaw.trainers.sweep.launchers import _base, _local, _ray
 from shapelaw.trainers.sweep.launchers._base import MAX_DEATHS, End, Launcher, WorkerJob, supervise
@@ -461,7 +461,7 @@ def test_a_plan_with_a_killed_worker_gives_the_losses_of_training_one_by_one(
     table = run_plan(plan(3), corpus, folder, workers=2, launcher=launcher, report=kill_one)
     assert table["loss"].tolist() == alone(3)
     assert len(killed) == 1
-    attempts = {entry.run_id: entry.attempts for entry in open_ledger(folder.ledger).entries()}
+    attempts = {entry.run_id: entry.attempts for entry in Ledger(folder.ledger).entries()}
     assert attempts == {run.run_id: 1 + (run.run_id in killed) for run in plan(3)}
     launcher.stop()  # a second time
 
@@ -492,7 +492,7 @@ def test_stop_ends_the_workers(corpus: Corpus, folder: Folder, place: Place) -> 
         )  # fmt: skip
     wait_until(lambda: not exists(pids[0]), "the end of the worker")
     if place.name != "ray":  # Ray ends a task without a message
-        (entry,) = open_ledger(folder.ledger).entries()
+        (entry,) = Ledger(folder.ledger).entries()
         assert (entry.state, entry.attempts) == (PLANNED, 1), "the run was given back"
 
 
@@ -526,7 +526,7 @@ def test_a_ray_node_killed_during_a_sweep_loses_and_doubles_no_run(
     runs = plan(5)
     victim = added(cluster, 1)
     launcher = launcher_named("ray", {"address": cluster.address})
-    ledger = open_ledger(folder.ledger)
+    ledger = Ledger(folder.ledger)
     lost: list[str] = []
     raylets = {info.process.pid for info in victim.all_processes["raylet"]}
 
@@ -603,7 +603,7 @@ def test_a_job_at_its_time_limit_is_queued_again_and_resumes(
     table = run_plan(plan(1), corpus, folder, workers=1, launcher=launcher, report=time_is_up)
     assert told
     assert table["loss"].tolist() == alone(1)
-    (entry,) = open_ledger(folder.ledger).entries()
+    (entry,) = Ledger(folder.ledger).entries()
     assert (entry.attempts, entry.state) == (2, "done")
     (log,) = (folder.path / "slurm").glob("*_0_log.err")
     assert "this job is preempted" in log.read_text()
