@@ -21,7 +21,8 @@ from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.columns import D
 from shapelaw.scaling.space.pareto import front
-from shapelaw.scaling.space.space import Space, within
+from shapelaw.scaling.space.proportions import within
+from shapelaw.scaling.space.space import Space
 from shapelaw.scaling.units import parse_count
 from shapelaw.search.engines._base import Measurement
 from shapelaw.search.engines.registry import engine_named

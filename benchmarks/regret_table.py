@@ -18,7 +18,8 @@ from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS, Shape
 from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.runs.catalog import load_runs
-from shapelaw.scaling.space.space import Space, within
+from shapelaw.scaling.space.proportions import within
+from shapelaw.scaling.space.space import Space
 from shapelaw.search.engines._base import Measurement, interval
 from shapelaw.search.engines._timed import WARM_UP_TOKENS, TimedEngine, Timing
 from shapelaw.search.study.problem import SearchProblem

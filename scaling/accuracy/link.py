@@ -12,17 +12,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.stats import t as student
 
 from shapelaw.scaling.accuracy.curves import Curve
 from shapelaw.scaling.accuracy.predictions import (
-    ENDS,
-    QUANTILES,
     Accuracies,
     Accuracy,
     LinkSource,
     Task,
     loss_nodes,
+    mixture_interval,
 )
 from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
@@ -166,6 +164,12 @@ class Link(Result):
         if reason is not None:
             return Accuracy(task=self.task.name, chance=self.chance, status=reason, loss=loss)
         return _predict(self.task, self.alone(), loss, nodes)
+
+    def is_at_chance(self, loss: float) -> bool:
+        """Test if the accuracy at a loss is within two standard errors of guessing."""
+        noise = max(self.deviation, self.task.sampling_error(self.chance) or 0.0)
+        above = float(self.curve(np.array([loss]))[0][0]) - self.chance
+        return above < MAX_ERRORS_AT_CHANCE * noise
 
     def alone(self) -> "Links":
         """Make a set of this task alone."""
@@ -375,15 +379,8 @@ def _spread(links: Links, nodes: np.ndarray) -> tuple[float, float, float, float
     """
     value, curve, new = _mean(links, nodes)
     degrees = min(link.degrees for link in links.links)
-    single = len(nodes) == 1  # the two ends of Student's t are the interval
-    noise = student.ppf(np.array(ENDS) / 100 if single else QUANTILES, degrees)
-    low, high, mean_low, mean_high = (
-        float(np.clip(end, 0, 1))
-        for spread in (new, curve)
-        for end in np.percentile(
-            value[:, None] + np.outer(spread, noise), (0, 100) if single else ENDS
-        )
-    )
+    low, high = mixture_interval(value, new, degrees)
+    mean_low, mean_high = mixture_interval(value, curve, degrees)
     return low, high, mean_low, mean_high, float(np.sqrt(np.mean(new**2) + np.var(value)))
 
 
@@ -392,24 +389,9 @@ def _status(links: Links, loss: float) -> str:
     status = links.measured.distance(loss)
     if any(link.curve(np.array([loss]))[0][0] > 1 for link in links.links):
         status += "; a curve exceeds 1 here and is clipped"
-    at_chance = [link.task.name for link in links.links if is_at_chance(link, loss)]
+    at_chance = [link.task.name for link in links.links if link.is_at_chance(loss)]
     if at_chance and len(links.links) == 1:
         return f"at chance: within noise of {links.chance:.4g}; {status}"
     if at_chance:
         status += f"; at chance: {', '.join(at_chance)}"
     return status
-
-
-def is_at_chance(link: Link, loss: float) -> bool:
-    """Test if the predicted accuracy is within two standard errors of guessing.
-
-    Parameters
-    ----------
-    link
-        The link of one task.
-    loss
-        Nats per token on the link's validation set.
-    """
-    noise = max(link.deviation, link.task.sampling_error(link.chance) or 0.0)
-    value = float(link.curve(np.array([loss]))[0][0])
-    return value - link.chance < MAX_ERRORS_AT_CHANCE * noise

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.stats import norm
+from scipy.stats import t as student
 
 from shapelaw.scaling.display.tables import Result, View
 from shapelaw.scaling.errors import InputError
@@ -216,3 +217,24 @@ def loss_nodes(
     normal = norm.ppf(QUANTILES) / norm.ppf(ENDS[1] / 100)
     side = np.where(normal > 0, np.log(high / loss), np.log(loss / low))
     return np.asarray(loss * np.exp(normal * side))
+
+
+def mixture_interval(value: np.ndarray, spread: np.ndarray, degrees: int) -> tuple[float, float]:
+    """Compute the 95 % interval of a mixture of Student's t over equally likely losses.
+
+    Parameters
+    ----------
+    value, spread
+        Accuracy and its standard error at every loss, (n,).
+    degrees
+        Degrees of freedom.
+
+    Returns
+    -------
+    The low and high end, clipped to 0 and 1.
+    """
+    single = len(value) == 1  # the two ends of Student's t are the interval
+    noise = student.ppf(np.array(ENDS) / 100 if single else QUANTILES, degrees)
+    mixture = value[:, None] + np.outer(spread, noise)
+    low, high = np.clip(np.percentile(mixture, (0, 100) if single else ENDS), 0, 1)
+    return float(low), float(high)

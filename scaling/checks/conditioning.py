@@ -10,7 +10,7 @@ import pandas as pd
 from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.fitting.refits import FitSettings, LawLike, fit_quickly
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.laws.law import Columns
+from shapelaw.scaling.laws.part import Columns
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.levels import count_levels, level_of
 from shapelaw.scaling.runs.table import RunTable

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from shapelaw.scaling.design.candidates import Limits, costs
-from shapelaw.scaling.design.goals import Prediction
-from shapelaw.scaling.design.next_batch import next_runs
+from shapelaw.scaling.design.candidates import costs
+from shapelaw.scaling.design.strategies import DESIGN, STRATEGIES, TITLES, BacktestStage, Strategy
 from shapelaw.scaling.display.documents import finite
 from shapelaw.scaling.display.progress import track
 from shapelaw.scaling.display.tables import Result, View, counted
@@ -29,58 +28,6 @@ ENDS = (2.5, 97.5)  # per cent: a 95 % interval
 RESAMPLES = 4000
 TARGET_ERROR_RATIO = 1.25  # error to be reached, over the error of the fit to the whole pool
 MIN_RUNS = 24
-DESIGN = "design"
-TITLES = {DESIGN: "next-runs", "random": "random choice", "cheapest": "cheapest first"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class BacktestStage:
-    """The input of a strategy: runs trained so far, remaining pool, budget and held-out set."""
-
-    fit: Fit
-    trained: RunTable
-    pool: RunTable
-    budget_flops: float
-    held_out: RunTable
-    generator: np.random.Generator
-
-
-def by_design(stage: BacktestStage) -> list[int]:
-    """Choose runs of the pool by an I-optimal design for the held-out runs, each run once."""
-    limits = Limits(
-        stretch=1e6, most_runs=len(stage.pool), most_repeats=1, smallest_gain=0.0
-    )  # every run of the pool was trained, so no box is needed
-    goal = Prediction(at=stage.held_out.frame)
-    pool, budget = stage.pool.frame.reset_index(drop=True), stage.budget_flops
-    design = next_runs(stage.fit, pool, budget, goal=goal, runs=stage.trained, limits=limits)
-    return list(design.rows.index)
-
-
-def at_random(stage: BacktestStage) -> list[int]:
-    """Choose runs in random order, each if the remaining budget pays for it."""
-    return _affordable(stage, stage.generator.permutation(len(stage.pool)))
-
-
-def cheapest_first(stage: BacktestStage) -> list[int]:
-    """Choose runs in order of cost, the cheapest first."""
-    return _affordable(stage, np.argsort(costs(stage.pool), kind="stable"))
-
-
-# Each strategy returns positions in the pool.
-STRATEGIES: dict[str, Callable[[BacktestStage], list[int]]] = {
-    DESIGN: by_design,
-    "random": at_random,
-    "cheapest": cheapest_first,
-}
-
-
-def _affordable(stage: BacktestStage, order: np.ndarray) -> list[int]:
-    price, left, chosen = costs(stage.pool), stage.budget_flops * (1 + 1e-12), []
-    for position in order:
-        if price[position] <= left:
-            left -= price[position]
-            chosen.append(int(position))
-    return chosen
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -358,7 +305,7 @@ def _course(
     target: RunTable,
     fit_runs: FitRuns,
     begin: np.ndarray,
-    strategy: Callable[[BacktestStage], list[int]],
+    strategy: Strategy,
     generator: np.random.Generator,
     steps: int,
 ) -> pd.DataFrame:

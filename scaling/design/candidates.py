@@ -10,7 +10,7 @@ import pandas as pd
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.laws.law import Columns
+from shapelaw.scaling.laws.part import Columns
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.table import RunTable, as_run_table
 from shapelaw.scaling.runs.validation import check_numbers, require_columns

@@ -13,7 +13,7 @@ import pandas as pd
 
 from shapelaw.scaling.design.noise import Scatter, estimate_scatter
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.laws.law import Columns
+from shapelaw.scaling.laws.part import Columns
 from shapelaw.scaling.runs.columns import N, columns_of
 from shapelaw.scaling.runs.ratios import with_ratios
 from shapelaw.scaling.runs.validation import check_numbers, require_columns

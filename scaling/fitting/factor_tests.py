@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import f as fisher
 
-from shapelaw.scaling.laws.law import Factor
+from shapelaw.scaling.laws.part import Factor
 from shapelaw.scaling.solver.identifiability import neutral
 from shapelaw.scaling.solver.multistart import solve_at
 from shapelaw.scaling.solver.problem import Problem, Solution

@@ -20,7 +20,8 @@ from shapelaw.scaling.fitting.factor_tests import (
 )
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.factors import UShape
-from shapelaw.scaling.laws.law import Base, Columns, Law, reference_of
+from shapelaw.scaling.laws.law import Base, Law, reference_of
+from shapelaw.scaling.laws.part import Columns
 from shapelaw.scaling.laws.registry import LAWS, law_named
 from shapelaw.scaling.runs.columns import N
 from shapelaw.scaling.runs.table import SOURCE, RunsLike, RunTable, as_run_table

@@ -6,8 +6,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from shapelaw.scaling.laws.law import Base, Columns, Parameter, Reference
+from shapelaw.scaling.laws.law import Base
 from shapelaw.scaling.laws.notation import letter
+from shapelaw.scaling.laws.part import Columns, Parameter, Reference
 from shapelaw.scaling.laws.terms import EXPONENTIAL, Term
 from shapelaw.scaling.runs.columns import D, N
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.laws.bases import EXPONENT_STARTS, power_term
-from shapelaw.scaling.laws.law import Columns, Factor, Parameter, Reference
 from shapelaw.scaling.laws.notation import letter
+from shapelaw.scaling.laws.part import Columns, Factor, Parameter, Reference
 from shapelaw.scaling.laws.terms import ABSENT, BOWL, LINEAR, Term
 from shapelaw.scaling.runs.columns import D, N
 

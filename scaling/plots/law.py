@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.factors import GroupedQuery, UShape
-from shapelaw.scaling.laws.law import Factor
+from shapelaw.scaling.laws.part import Factor
 from shapelaw.scaling.plots.style import (
     BAND,
     COLOURS,

@@ -8,7 +8,8 @@ import numpy as np
 from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.laws.factors import UShape
-from shapelaw.scaling.laws.law import Columns, Factor, Law, Reference
+from shapelaw.scaling.laws.law import Law
+from shapelaw.scaling.laws.part import Columns, Factor, Reference
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.levels import count_distinct, level_of
 

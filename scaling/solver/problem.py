@@ -8,7 +8,8 @@ import numpy as np
 from scipy.optimize import OptimizeResult, least_squares
 from scipy.stats import qmc
 
-from shapelaw.scaling.laws.law import Columns, Law, Parameter
+from shapelaw.scaling.laws.law import Law
+from shapelaw.scaling.laws.part import Columns, Parameter
 from shapelaw.scaling.laws.terms import Program
 from shapelaw.scaling.solver.identifiability import Held
 from shapelaw.scaling.solver.levenberg_marquardt import Bounds, Data, Minima, minimise

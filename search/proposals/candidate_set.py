@@ -11,7 +11,8 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.filters import names_in
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.columns import D
-from shapelaw.scaling.space.space import CONVENTIONS, nearest_proportions, within
+from shapelaw.scaling.space.proportions import nearest_proportions, within
+from shapelaw.scaling.space.space import CONVENTIONS
 from shapelaw.search.proposals.basis import LossBasis
 from shapelaw.search.proposals.proposal import SHAPE_KEY
 from shapelaw.search.proposals.request import ProposalRequest

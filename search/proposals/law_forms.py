@@ -16,7 +16,8 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.refits import FitSettings, fit_quickly, settings_like
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.factors import GroupedQuery, UShape
-from shapelaw.scaling.laws.law import Factor, Law
+from shapelaw.scaling.laws.law import Law
+from shapelaw.scaling.laws.part import Factor
 from shapelaw.search.proposals.basis import LossBasis
 
 STARTS = 8  # optimiser starts for each form

@@ -9,7 +9,8 @@ import numpy as np
 
 from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.space.space import Space, within
+from shapelaw.scaling.space.proportions import within
+from shapelaw.scaling.space.space import Space
 from shapelaw.scaling.units import format_count
 
 PROXY, ANCHOR = "proxy", "anchor"

@@ -6,14 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from shapelaw.scaling.design.backtests import (
-    STRATEGIES,
-    Backtest,
-    BacktestStage,
-    backtest,
-    held_out_error,
-)
+from shapelaw.scaling.design.backtests import Backtest, backtest, held_out_error
 from shapelaw.scaling.design.candidates import costs
+from shapelaw.scaling.design.strategies import STRATEGIES, BacktestStage
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.runs.columns import D, N

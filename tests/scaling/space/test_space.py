@@ -11,13 +11,8 @@ from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.space.constraints import Columns
 from shapelaw.scaling.space.grid import SHAPES
-from shapelaw.scaling.space.space import (
-    CONVENTIONS,
-    Space,
-    nearest_proportions,
-    usual_steps,
-    within,
-)
+from shapelaw.scaling.space.proportions import nearest_proportions, within
+from shapelaw.scaling.space.space import CONVENTIONS, Space, usual_steps
 
 
 def small_space(**changes: object) -> Space:

@@ -12,7 +12,7 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.ratios import with_ratios
-from shapelaw.scaling.space.space import nearest_proportions, within
+from shapelaw.scaling.space.proportions import nearest_proportions, within
 from shapelaw.search.engines._base import Engine, Measurement
 from shapelaw.search.proposals.basis import LossBasis
 from shapelaw.search.proposals.candidate_set import EQUAL_LOSS, RATIO_SLACK

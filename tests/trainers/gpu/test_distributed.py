@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.corpus.corpus import Corpus
-from shapelaw.trainers.gpu.distributed import GatheredMuon, World, joined, main
+from shapelaw.trainers.gpu.distributed import joined, main
+from shapelaw.trainers.gpu.sharding import GatheredMuon, World
 from shapelaw.trainers.optimizers.rules import Muon
 from shapelaw.trainers.training.loop import train_run
 from shapelaw.trainers.training.spec import RunSpec
