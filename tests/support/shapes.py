@@ -1,10 +1,11 @@
-"""Shapes for tests: a small shape, random shapes, and shapes of published models."""
+"""Shapes for tests: a small shape and space, random shapes, and shapes of published models."""
 
 import csv
 
 from hypothesis import strategies as st
 
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, Shape
+from shapelaw.scaling.space.space import Space
 from support.paths import ROOT
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -17,6 +18,20 @@ SMALL = Shape(
     head_dim=48,
     vocab_size=300,
 )
+
+
+def small_space(**changes: object) -> Space:
+    """Make a space of shapes of about 60,000 parameters."""
+    settings = {
+        "parameters": 60_000,
+        "layers": (2, 3),
+        "head_dims": (8, 16),
+        "vocab_size": 64,
+        "hidden_step": 16,
+        "mlp_step": 8,
+        "max_heads": 6,
+    }
+    return Space(**(settings | changes))
 
 
 def read_golden(name: str) -> list[dict[str, str]]:

@@ -1,22 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.filters import names_in
 from shapelaw.scaling.space.constraints import DERIVED, FIELDS, Columns, without_width
+from support.shapes import SMALL
 
-SHAPE = Shape(
-    hidden_size=64,
-    intermediate_size=160,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    vocab_size=100,
-)
-TABLE = ShapeTable.of([SHAPE, SHAPE])
+TABLE = ShapeTable.of([SMALL, SMALL])
 
 
 def test_a_constraint_may_name_fields_counts_ratios_and_bytes():
@@ -25,10 +18,10 @@ def test_a_constraint_may_name_fields_counts_ratios_and_bytes():
     assert len(columns) == len([*columns])
     values = {name: columns[name] for name in columns}
     assert {len(value) for value in values.values()} == {2}
-    assert values["kv_bytes"][0] == 2 * 2 * 16 * 3  # keys and values of one byte each
-    assert values["weight_bytes"][0] == 4 * SHAPE.n_total
+    assert values["kv_bytes"][0] == 2 * 2 * 48 * 3  # keys and values of one byte each
+    assert values["weight_bytes"][0] == 4 * SMALL.n_total
     for name in ("n_total", "n_active", "n_non_embedding", "gqa", "mlp_to_attention"):
-        assert values[name][1] == getattr(SHAPE, name)
+        assert values[name][1] == getattr(SMALL, name)
     assert "loss" not in columns
     with pytest.raises(KeyError):
         columns["loss"]
@@ -44,7 +37,7 @@ def test_only_the_columns_in_a_constraint_are_computed(monkeypatch):
 
 @pytest.mark.parametrize("name", [*FIELDS, *DERIVED])
 def test_a_constraint_is_without_width_exactly_if_its_column_ignores_the_width(name):
-    wide = ShapeTable.of([SHAPE, Shape(**{**vars(SHAPE), "intermediate_size": 320})])
+    wide = ShapeTable.of([SMALL, replace(SMALL, intermediate_size=320)])
     values = Columns(wide, 2, 2)[name]
     assert without_width(f"{name} > 0") == bool(np.all(values == values[0]))
 

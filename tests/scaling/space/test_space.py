@@ -11,21 +11,8 @@ from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.space.constraints import Columns
 from shapelaw.scaling.space.grid import SHAPES
-from shapelaw.scaling.space.proportions import nearest_proportions, within
 from shapelaw.scaling.space.space import CONVENTIONS, Space, usual_steps
-
-
-def small_space(**changes: object) -> Space:
-    settings = {
-        "parameters": 60_000,
-        "layers": (2, 3),
-        "head_dims": (8, 16),
-        "vocab_size": 64,
-        "hidden_step": 16,
-        "mlp_step": 8,
-        "max_heads": 6,
-    }
-    return Space(**(settings | changes))
+from support.shapes import small_space
 
 
 @st.composite
@@ -404,80 +391,6 @@ def test_an_empty_space_raises_with_the_limit_that_left_nothing(changes, text):
 def test_a_space_with_an_invalid_setting_raises(changes, text):
     with pytest.raises(InputError, match=text):
         small_space(**changes)
-
-
-LIKE = Shape(
-    hidden_size=64,
-    intermediate_size=160,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    vocab_size=64,
-)
-
-
-def test_nearest_proportions_of_a_shape_in_the_table_are_its_own_row():
-    space = small_space(parameters=LIKE.n_non_embedding, layers=(3,), head_dims=(16,))
-    table = space.enumerate()
-    assert LIKE in rows(table)
-    assert table[nearest_proportions(table, LIKE, LIKE.n_non_embedding)] == LIKE
-
-
-def test_an_exact_copy_is_nearer_than_the_same_proportions_with_another_head_dimension():
-    space = small_space(
-        parameters=LIKE.n_non_embedding, layers=(3,), head_dims=(8, 16), max_heads=8
-    )
-    table = space.enumerate()
-    assert LIKE in rows(table)
-    assert table[nearest_proportions(table, LIKE, LIKE.n_non_embedding)] == LIKE
-
-
-@settings(max_examples=20)
-@given(factor=st.integers(2, 5))
-def test_the_nearest_proportions_do_not_depend_on_the_size(factor):
-    """Scale a model by a factor in width: f/d, H·h/d and H/K stay the same."""
-    wide = Shape(
-        hidden_size=factor * 64,
-        intermediate_size=factor * 160,
-        num_hidden_layers=3,
-        num_attention_heads=factor * 4,
-        num_key_value_heads=factor * 2,
-        head_dim=16,
-        vocab_size=64,
-    )
-    others = [
-        Shape(
-            hidden_size=64 * factor,
-            intermediate_size=width,
-            num_hidden_layers=3,
-            num_attention_heads=4 * factor,
-            num_key_value_heads=groups * factor,
-            head_dim=16,
-            vocab_size=64,
-        )
-        for width, groups in ((120 * factor, 2), (200 * factor, 2), (160 * factor, 1))
-    ]
-    table = ShapeTable.of([*others, wide])
-    assert nearest_proportions(table, LIKE, wide.n_non_embedding) == 3
-
-
-def test_within_keeps_the_shapes_whose_ratios_are_in_all_ranges():
-    table = small_space().enumerate()
-    frame = table.frame()
-    ranges = {"gqa": (1.0, 2.0), "mlp_to_attention": (1.0, 3.0), "tokens": (1.0, 2.0)}
-    expected = frame["gqa"].between(1, 2) & frame["mlp_to_attention"].between(1, 3)
-    mask = within(table, ranges)
-    assert mask.tolist() == expected.tolist()
-    assert 0 < mask.sum() < len(mask)
-
-
-def test_slack_widens_every_range_by_its_factor():
-    table = small_space().enumerate()
-    ratios = table.mlp_to_attention
-    mask = within(table, {"mlp_to_attention": (1.0, 3.0)}, 1.5)
-    assert mask.tolist() == ((ratios >= 1 / 1.5) & (ratios <= 4.5)).tolist()
-    assert mask.sum() > within(table, {"mlp_to_attention": (1.0, 3.0)}).sum()
 
 
 @pytest.mark.parametrize(

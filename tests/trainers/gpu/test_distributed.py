@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.gpu.distributed import joined, main
-from shapelaw.trainers.gpu.sharding import GatheredMuon, World
-from shapelaw.trainers.optimizers.rules import Muon
+from shapelaw.trainers.gpu.sharding import World
 from shapelaw.trainers.training.loop import train_run
 from shapelaw.trainers.training.spec import RunSpec
 from support.small_runs import RECIPE, SHAPE, STEPS, Killed, killed_at, small_corpus, spec
@@ -128,12 +127,6 @@ def test_a_run_that_cannot_be_distributed_is_refused_before_training(
         pass
 
 
-def test_a_world_shares_out_the_rows_of_a_batch() -> None:
-    device = torch.device("cpu")
-    worlds = [World(mode="ddp", rank=r, size=3, device=device, mesh=None) for r in range(3)]  # type: ignore[arg-type]
-    assert np.concatenate([np.arange(12)[w.rows(12)] for w in worlds]).tolist() == list(range(12))
-
-
 @pytest.mark.parametrize(
     ("change", "text"),
     [
@@ -162,24 +155,6 @@ def test_the_command_names_a_file_that_holds_no_run(
         main([str(tmp_path / "run.json"), "--corpus", str(tmp_path), "--out", str(tmp_path)])
     assert end.value.code == 2
     assert "run.json is not a run" in capsys.readouterr().err
-
-
-def test_muon_of_gathered_matrices_is_muon() -> None:
-    generator = torch.Generator().manual_seed(0)
-    start = [torch.randn(12, 8, generator=generator), torch.randn(6, 10, generator=generator)]
-    gradients = [torch.randn(value.shape, generator=generator) for value in start]
-    ended = []
-    for kind in (Muon, GatheredMuon):
-        weights = [torch.nn.Parameter(value.clone()) for value in start]
-        optimizer = kind(weights, [(4, 8), (6,)], lr=0.1, momentum=0.9, weight_decay=0.1,
-                         scale="match_rms_adamw")  # fmt: skip
-        for _ in range(3):
-            for weight, gradient in zip(weights, gradients, strict=True):
-                weight.grad = gradient.clone()
-            optimizer.step()
-        ended.append(weights)
-    for got, want in zip(ended[1], ended[0], strict=True):
-        torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
