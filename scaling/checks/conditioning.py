@@ -10,6 +10,7 @@ import pandas as pd
 from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.fitting.refits import FitSettings, LawLike, fit_quickly
 from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.laws.bases import COUPLINGS
 from shapelaw.scaling.laws.part import Columns
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.levels import count_levels, level_of
@@ -297,6 +298,8 @@ def _remedy(names: list[str], why: str) -> str:
         return "train more sizes, and vary tokens at fixed size"
     if {"beta", "B"} & set(names):
         return "vary tokens at fixed size: three token counts or more"
+    if set(COUPLINGS) & set(names):
+        return "vary tokens at fixed size, at three sizes and three token counts or more"
     column = names[0].rsplit("_", 1)[0]
     drifts = all(name.endswith("_drift") for name in names)
     if drifts and f"values of {column}" in why:

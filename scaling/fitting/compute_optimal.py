@@ -16,7 +16,7 @@ import pandas as pd
 from shapelaw.scaling.display.tables import Result, View
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.result import LEVEL, Fit
-from shapelaw.scaling.laws.bases import Chinchilla
+from shapelaw.scaling.laws.bases import Chinchilla, OuterExponent
 from shapelaw.scaling.laws.factors import UShape
 from shapelaw.scaling.runs.columns import D, N
 
@@ -95,9 +95,10 @@ def best_sizes(
     """Minimise the loss of a law along C = 6ND for many vectors of parameters.
 
     Chinchilla's law has N* = G (C/6)^a with a = β/(α+β) and G = (αA/βB)^(1/(α+β)) (arXiv
-    2203.15556, equation 4). Shape factors leave N* as it is where they do not depend on N: at the
-    optimum of every size, and for ratios that are held if their optimum does not drift. Otherwise,
-    and for other bases, N is searched on a grid.
+    2203.15556, equation 4). With an outer exponent κ, G = ((α/β)^κ A/B)^(1/(α+β)) and a is the
+    same. Shape factors leave N* as it is where they do not depend on N: at the optimum of every
+    size, and for ratios that are held if their optimum does not drift. Otherwise, and for other
+    bases, N is searched on a grid.
 
     Parameters
     ----------
@@ -119,7 +120,9 @@ def best_sizes(
     if has_closed_form(fitted, held):
         public = fitted.law.public(thetas, fitted.reference)
         alpha, beta = np.asarray(public["alpha"]), np.asarray(public["beta"])
-        log_scale = np.log(alpha * public["A"] / (beta * public["B"])) / (alpha + beta)
+        log_scale = np.log(alpha * public["A"] / (beta * public["B"]))
+        log_scale += (public.get("kappa", 1.0) - 1.0) * np.log(alpha / beta)
+        log_scale /= alpha + beta
         exponent = beta / (alpha + beta)
         size = np.exp(log_scale + exponent * np.log(compute / 6))
         return BestSizes(size, exponent, "closed form")
@@ -144,7 +147,7 @@ def has_closed_form(fitted: Fit, held: Mapping[str, float] | None = None) -> boo
     held
         Ratios that are held while N varies.
     """
-    return isinstance(fitted.law.base, Chinchilla) and all(
+    return isinstance(fitted.law.base, (Chinchilla, OuterExponent)) and all(
         (isinstance(shape, UShape) and shape.of not in (held or {}))  # at its optimum, 0
         or not {N, D} & set(shape.columns)
         for shape in fitted.law.shapes
@@ -297,16 +300,21 @@ def _log_loss_at_compute(
     compute: float,
     held: Mapping[str, float] | None,
 ) -> np.ndarray:
-    """Return ln loss at every size, with D = C / 6N."""
+    """Return ln loss at every size, with D = C / 6N; infinite where the base does not hold."""
     columns = best_ratios(fitted, sizes, held, theta)
     columns |= {N: sizes, D: compute / (6 * sizes)}
-    return np.asarray(fitted.law.log_loss(theta, columns, fitted.reference)[0])
+    law, at = fitted.law, fitted.reference
+    logs = np.asarray(law.log_loss(theta, columns, at)[0])
+    return np.where(law.base.valid_sizes(theta, sizes, at, law.index), logs, np.inf)
 
 
 def _minimum(x: np.ndarray, y: np.ndarray) -> float:
-    """Locate the minimum of y by a parabola through three points; NaN if it is at an end."""
+    """Locate the minimum of y by a parabola through three points; NaN if it is at an end.
+
+    An infinite y ends the range, too.
+    """
     i = int(np.argmin(y))
-    if i in (0, len(x) - 1):
+    if i in (0, len(x) - 1) or not np.isfinite(y[i - 1 : i + 2]).all():
         return float("nan")
     curvature = y[i - 1] - 2 * y[i] + y[i + 1]
     shift = 0.5 * (y[i - 1] - y[i + 1]) / curvature if curvature > 0 else 0.0

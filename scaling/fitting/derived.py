@@ -15,7 +15,7 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.compute_optimal import best_sizes
 from shapelaw.scaling.fitting.fit_law import reconstruct_problem
 from shapelaw.scaling.fitting.result import LEVEL, Fit, as_fit, unit_of
-from shapelaw.scaling.laws.bases import Chinchilla
+from shapelaw.scaling.laws.bases import Chinchilla, OuterExponent
 from shapelaw.scaling.runs.table import RUN_GROUP, RunsLike, RunTable, as_frame
 from shapelaw.scaling.solver.problem import Problem, Solution
 from shapelaw.scaling.uncertainty.intervals import Interval, bca, normal_interval, percentile
@@ -153,7 +153,7 @@ def optimal(fit: Fit, flops: float) -> list[Quantity]:
     Parameters
     ----------
     fit
-        Fit of a law with the base of Chinchilla.
+        Fit of a law with the base of Chinchilla or with an outer exponent.
     flops
         Compute budget C = 6ND in FLOPs.
 
@@ -166,13 +166,13 @@ def optimal(fit: Fit, flops: float) -> list[Quantity]:
     Raises
     ------
     InputError
-        The base of the law is not that of Chinchilla, or the budget is not positive.
+        The base of the law is neither of the two, or the budget is not positive.
     """
     fit = as_fit(fit)
-    if not isinstance(fit.law.base, Chinchilla):
+    if not isinstance(fit.law.base, (Chinchilla, OuterExponent)):
         raise InputError(
-            f"`base` must be Chinchilla for a compute-optimal size, but the law is "
-            f"{fit.law_name}; fit a law such as `chinchilla`"
+            f"`base` must be Chinchilla or OuterExponent for a compute-optimal size, but the law "
+            f"is {fit.law_name}; fit a law such as `chinchilla`"
         )
     if not 0 < flops < np.inf:
         raise InputError(f"`flops > 0` and finite must hold, but got {flops}; write 1e21")

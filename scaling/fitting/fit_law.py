@@ -323,11 +323,10 @@ def _dead_terms(problem: Problem, theta: np.ndarray) -> list[str]:
     logs = problem.program.log_loss(theta[None])[0]
     terms = problem.law.base.terms(problem.columns, problem.reference, problem.law.index)
     dead = []
-    for term in terms:
-        if term.index and problem.law.names[term.index[0]] not in problem.held:
-            share = term.value(theta[None])[0] / np.exp(logs)
-            if share.max() < MIN_TERM_SHARE:
-                dead.append(problem.law.names[term.index[0]])
+    for place, value in (summand for term in terms for summand in term.summands(theta[None])):
+        share = value[0] / np.exp(logs)
+        if problem.law.names[place] not in problem.held and share.max() < MIN_TERM_SHARE:
+            dead.append(problem.law.names[place])
     return dead
 
 

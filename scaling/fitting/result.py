@@ -531,7 +531,7 @@ def unit_of(name: str) -> str:
         return "nats/token"
     if name.endswith(("_curvature", "_slope")):
         return "share of the loss"
-    return "per ln N" if name.endswith("_drift") else ""
+    return "per ln N" if name.endswith("_drift") or name == "beta_n" else ""
 
 
 def _format_sweep(row: dict[str, float]) -> str:

@@ -9,11 +9,16 @@ import numpy as np
 from shapelaw.scaling.laws.law import Base
 from shapelaw.scaling.laws.notation import letter
 from shapelaw.scaling.laws.part import Columns, Parameter, Reference
-from shapelaw.scaling.laws.terms import EXPONENTIAL, Term
+from shapelaw.scaling.laws.terms import EXPONENTIAL, JOINED_POWERS, Term
 from shapelaw.scaling.runs.columns import D, N
 
 LOWEST_LOG_SCALE = -20.0  # lower bound of ln(scale / lowest loss): such a term contributes nothing
 EXPONENT_BOUNDS, EXPONENT_STARTS = (0.01, 3.0), (0.1, 1.0)
+# Couplings of size and tokens, with their bounds and starts; at 0 a base is that of Chinchilla.
+COUPLINGS = {
+    "beta_n": ((-0.3, 0.3), (-0.05, 0.05)),
+    "kappa": ((float(np.log(0.1)), float(np.log(3.0))), (float(np.log(0.3)), float(np.log(1.2)))),
+}
 
 
 def _constant(name: str, index: Mapping[str, int], rows: int) -> Term:
@@ -67,6 +72,8 @@ def _floor_and_powers(
             bounds, starts = (lowest + LOWEST_LOG_SCALE, lowest), (lowest - 2.5, lowest)
         elif name in base.scales:
             bounds, starts = (lowest + LOWEST_LOG_SCALE, lowest + 3.0), (lowest - 4.0, lowest)
+        elif name in COUPLINGS:
+            bounds, starts = COUPLINGS[name]
         else:
             bounds, starts = EXPONENT_BOUNDS, EXPONENT_STARTS
         parameters.append(Parameter(name=name, bounds=bounds, starts=starts))
@@ -102,6 +109,100 @@ class Chinchilla(Base):
         """Format E + A/N^alpha + B/D^beta."""
         size = _fraction(shown["A"], N, shown["alpha"], latex=latex)
         return f"{shown['E']} + {size} + " + _fraction(shown["B"], D, shown["beta"], latex=latex)
+
+
+@dataclass(frozen=True, repr=False)
+class VaryingExponent(Base):
+    """L = E + A / N^alpha + (B / D^beta) (D0/D)^(beta_n ln(N/N0)).
+
+    The exponent of D is beta + beta_n ln(N/N0), so it changes with size; beta_n = 0 gives
+    ``Chinchilla``. Parameters and units are those of ``Chinchilla``. N0 and D0 are the geometric
+    means of the run table: all sizes have the same data term at D0. Source: arXiv 2506.10972
+    (Farseer), whose equation 3 is exp(a3 N^c3 + b3) + exp(a2 N^c2 + b2) / D^exp(a1 N^c1 + b1), with
+    nine parameters; this base keeps the exponent, to first order in ln N. Far from N0 the exponent
+    changes sign, where the law does not hold: the search for a compute-optimal size leaves such
+    sizes out. A run table that cannot identify beta_n holds it at 0.
+    """
+
+    columns = (N, D)
+    names = ("E", "A", "alpha", "B", "beta", "beta_n")
+    logarithmic = ("E", "A", "B")
+    scales = {"A": ("alpha", N), "B": ("beta", D)}  # noqa: RUF012
+
+    def parameters(self, columns: Columns, loss: np.ndarray) -> list[Parameter]:
+        """Set bounds and starts relative to the lowest loss."""
+        return _floor_and_powers(self, columns, loss)
+
+    def terms(self, columns: Columns, at: Reference, index: Mapping[str, int]) -> list[Term]:
+        """Build the terms of Chinchilla, with ln N · ln D as the third feature of the data term."""
+        n, d = np.log(columns[N] / at[N]), np.log(columns[D] / at[D])
+        data = Term(
+            kind=EXPONENTIAL,
+            index=(index["B"], index["beta"], index["beta_n"]),
+            features=np.stack([np.ones(len(d)), -d, -n * d]),
+            constant=np.zeros(len(d)),
+        )
+        return [_constant("E", index, len(n)), power_term("A", "alpha", n, index), data]
+
+    def valid_sizes(
+        self, theta: np.ndarray, sizes: np.ndarray, at: Reference, index: Mapping[str, int]
+    ) -> np.ndarray:
+        """Mark the sizes at which the loss falls with tokens: the exponent of D is positive."""
+        exponent = theta[index["beta"]] + theta[index["beta_n"]] * np.log(sizes / at[N])
+        return np.asarray(exponent > 0)
+
+    def equation(self, shown: Mapping[str, str], *, latex: bool) -> str:
+        """Format E + A/N^alpha + B/D^beta (D0/D)^(beta_n ln(N/N0))."""
+        size = _fraction(shown["A"], N, shown["alpha"], latex=latex)
+        data = _fraction(shown["B"], D, shown["beta"], latex=latex)
+        factor = f"(D0/D)^({shown['beta_n']} ln(N/N0))"
+        if latex:
+            factor = rf"\left(\frac{{D_0}}{{D}}\right)^{{{shown['beta_n']} \ln\frac{{N}}{{N_0}}}}"
+        return f"{shown['E']} + {size} + {data} {factor}"
+
+
+@dataclass(frozen=True, repr=False)
+class OuterExponent(Base):
+    """L = E + ((A / N^alpha)^(1/kappa) + (B / D^beta)^(1/kappa))^kappa.
+
+    The outer exponent kappa couples size and tokens: 1 gives ``Chinchilla``, and towards 0 only the
+    larger of the two terms counts. The law is E + (A'/N^alpha' + B'/D^beta')^kappa of arXiv
+    2608.07222, whose fits have kappa from 0.31 to 0.45, with A = A'^kappa and alpha = kappa alpha',
+    and likewise B and beta. A/N^alpha is then the reducible loss in nats at unlimited tokens, and
+    parameters and units stay comparable with those of ``Chinchilla``. The compute-optimal size has
+    a closed form; its exponent is beta/(alpha + beta), as for ``Chinchilla``. A run table that
+    cannot identify kappa holds it at 1.
+    """
+
+    columns = (N, D)
+    names = ("E", "A", "alpha", "B", "beta", "kappa")
+    logarithmic = ("E", "A", "B", "kappa")
+    scales = {"A": ("alpha", N), "B": ("beta", D)}  # noqa: RUF012
+
+    def parameters(self, columns: Columns, loss: np.ndarray) -> list[Parameter]:
+        """Set bounds and starts relative to the lowest loss."""
+        return _floor_and_powers(self, columns, loss)
+
+    def terms(self, columns: Columns, at: Reference, index: Mapping[str, int]) -> list[Term]:
+        """Build the irreducible loss and the joined powers of size and tokens."""
+        n, d = np.log(columns[N] / at[N]), np.log(columns[D] / at[D])
+        joined = Term(
+            kind=JOINED_POWERS,
+            index=tuple(index[name] for name in self.names[1:]),
+            features=np.stack([np.ones(len(n)), -n, np.ones(len(d)), -d]),
+            constant=np.zeros(len(n)),
+        )
+        return [_constant("E", index, len(n)), joined]
+
+    def equation(self, shown: Mapping[str, str], *, latex: bool) -> str:
+        """Format E + ((A/N^alpha)^(1/kappa) + (B/D^beta)^(1/kappa))^kappa."""
+        size = _fraction(shown["A"], N, shown["alpha"], latex=latex)
+        data = _fraction(shown["B"], D, shown["beta"], latex=latex)
+        kappa = shown["kappa"]
+        if latex:
+            size, data = (rf"\left({power}\right)^{{1/{kappa}}}" for power in (size, data))
+            return rf"{shown['E']} + \left({size} + {data}\right)^{{{kappa}}}"
+        return f"{shown['E']} + (({size})^(1/{kappa}) + ({data})^(1/{kappa}))^{kappa}"
 
 
 @dataclass(frozen=True, repr=False)

@@ -39,6 +39,12 @@ class Pin:
 class Base(LawPart):
     """The loss of the best shape at N and D; ``*`` and ``+`` compose a law from a base."""
 
+    def valid_sizes(
+        self, theta: np.ndarray, sizes: np.ndarray, at: Reference, index: Mapping[str, int]
+    ) -> np.ndarray:
+        """Mark the sizes, (k,), at which the base may be extrapolated; by default all of them."""
+        return np.ones(len(sizes), dtype=bool)
+
     def __mul__(self, factor: Factor) -> "Law":
         return Law(self) * factor
 

@@ -12,13 +12,15 @@ LETTERS = {
     "hidden_size": ("w", "w"),
     "best_loss": ("L_opt", r"L_\mathrm{opt}"),
 }
-GREEK = ("alpha", "beta", "gamma", "delta", "eta", "epsilon", "zeta")
+GREEK = ("alpha", "beta", "gamma", "delta", "eta", "epsilon", "zeta", "kappa")
 
 
 def symbol(name: str, *, latex: bool) -> str:
     """Return the symbol of a parameter: alpha, k_r (curvature in r), r* (optimum), γ_r (drift)."""
     if name in GREEK:
         return f"\\{name}" if latex else name
+    if name == "beta_n":  # the slope of beta in ln N
+        return r"\beta_N" if latex else name
     for column, (text, tex) in LETTERS.items():
         if name.startswith(f"{column}_"):
             kind = name.removeprefix(f"{column}_")

@@ -12,7 +12,15 @@ from collections.abc import Callable
 from typing import Any
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.laws.bases import BestLoss, Chinchilla, Kaplan, PowerLaw, WidthDepth
+from shapelaw.scaling.laws.bases import (
+    BestLoss,
+    Chinchilla,
+    Kaplan,
+    OuterExponent,
+    PowerLaw,
+    VaryingExponent,
+    WidthDepth,
+)
 from shapelaw.scaling.laws.factors import AspectRatio, Bracket, GroupedQuery, UShape
 from shapelaw.scaling.laws.law import Base, Law
 from shapelaw.scaling.laws.notation import LETTERS
@@ -26,8 +34,10 @@ __all__ = [
     "Chinchilla",
     "GroupedQuery",
     "Kaplan",
+    "OuterExponent",
     "PowerLaw",
     "UShape",
+    "VaryingExponent",
     "WidthDepth",
     "law_named",
     "laws_page",
@@ -95,6 +105,8 @@ def paper_joint() -> Law:
 
 LAWS: dict[str, Callable[[], Law]] = {
     "chinchilla": chinchilla,
+    "varying-exponent": lambda: Law(VaryingExponent()),
+    "outer-exponent": lambda: Law(OuterExponent()),
     "conditional": conditional,
     "conditional+depth": conditional_depth,
     "conditional-steady": steady,
@@ -110,7 +122,7 @@ LAWS: dict[str, Callable[[], Law]] = {
 PARTS: dict[str, Callable[..., Any]] = {
     kind.__name__: kind
     for kind in (
-        *(Chinchilla, PowerLaw, Kaplan, WidthDepth, BestLoss),
+        *(Chinchilla, VaryingExponent, OuterExponent, PowerLaw, Kaplan, WidthDepth, BestLoss),
         *(UShape, GroupedQuery, AspectRatio, Bracket),
     )
 }

@@ -2,8 +2,9 @@
 
     ln L(θ) = Σ_groups ln( offset + Σ_terms t(θ) )
 
-A term is one of three kinds: the exponential of a function linear in θ (power laws, with centred
-logarithms), a function linear in θ, or a U-shape (bowl). All derivatives have a closed form.
+A term is one of four kinds: the exponential of a function linear in θ (power laws, with centred
+logarithms), a function linear in θ, a U-shape (bowl), or two power laws joined by an exponent
+(joined powers). All derivatives have a closed form.
 Letters in array shapes: S parameter vectors in a batch, n rows of a table, p parameters of the law,
 m parameters of one term.
 """
@@ -14,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-EXPONENTIAL, LINEAR, BOWL = 0, 1, 2
+EXPONENTIAL, LINEAR, BOWL, JOINED_POWERS = 0, 1, 2, 3
 ABSENT = -1  # position of a parameter that a bowl does not have
 # From ln L, (S, n): the cost of each row, its derivative by ln L, and the curvature that multiplies
 # the outer product of gradients, (S, n) each.
@@ -44,6 +45,26 @@ def bowl(
     return scale * (u + falling), -scale * falling, scale * (1.0 + falling)
 
 
+def joined_powers(
+    first: np.ndarray, other: np.ndarray, kappa: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Join two terms by an exponent: (a^(1/κ) + b^(1/κ))^κ, in logarithms.
+
+    Parameters
+    ----------
+    first, other
+        ln a and ln b, (S, n).
+    kappa
+        κ > 0, (S, 1): 1 adds the terms, and towards 0 the larger term alone counts.
+
+    Returns
+    -------
+    The logarithm of the joined term, and the shares of a^(1/κ) and b^(1/κ) in the sum, (S, n) each.
+    """
+    log_sum = np.logaddexp(first / kappa, other / kappa)
+    return kappa * log_sum, np.exp(first / kappa - log_sum), np.exp(other / kappa - log_sum)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Term:
     """A term of a sum on the rows of a table.
@@ -52,11 +73,12 @@ class Term:
     ----------
     kind
         EXPONENTIAL: exp(c + Σ z_j θ_j); LINEAR: c + Σ z_j θ_j; BOWL: k q h as in :func:`bowl`,
-        with θ = (k, x0, γ, η).
+        with θ = (k, x0, γ, η); JOINED_POWERS: :func:`joined_powers` of ln a = z_1 θ_1 + z_2 θ_2
+        and ln b = z_3 θ_3 + z_4 θ_4, with ln κ = θ_5.
     index
         Positions of the parameters of the term in θ; ABSENT for a parameter that a bowl lacks.
     features
-        z, (m, n), or (x, s, r), (3, n), of a bowl.
+        z, (m, n), or (x, s, r), (3, n), of a bowl, or (z_1, ..., z_4), (4, n), of joined powers.
     constant
         c, (n,).
     """
@@ -79,6 +101,8 @@ class Term:
         """Evaluate the term at parameters (S, p): (S, n)."""
         if self.kind == BOWL:
             return np.asarray(self._parameter(theta, 0) * self._bowl(theta)[0])
+        if self.kind == JOINED_POWERS:
+            return np.asarray(np.exp(joined_powers(*self._powers(theta), self._kappa(theta))[0]))
         inner = theta[:, list(self.index)] @ self.features + self.constant
         return np.asarray(np.exp(inner) if self.kind == EXPONENTIAL else inner)
 
@@ -90,6 +114,8 @@ class Term:
             np.multiply((value * inverse)[:, None, :], self.features, out=out)
         elif self.kind == LINEAR:
             np.multiply(inverse[:, None, :], self.features, out=out)
+        elif self.kind == JOINED_POWERS:
+            np.multiply((value * inverse)[:, None, :], self._joined_slopes(theta)[0], out=out)
         else:
             depth, slope, _ = (part * inverse for part in self._bowl(theta))
             by_optimum = -self._parameter(theta, 0) * slope
@@ -106,6 +132,14 @@ class Term:
         if self.kind == EXPONENTIAL:
             flat = (weights * value) @ self._products
             return np.asarray(flat.reshape(len(theta), count, count))  # count may be 0
+        if self.kind == JOINED_POWERS:
+            slopes, contrast, curve = self._joined_slopes(theta)
+            weighted = (weights * value)[:, None, :]
+            out = np.matmul(slopes * weighted, slopes.transpose(0, 2, 1))
+            bent = contrast * (weighted * curve[:, None, :])
+            out += np.matmul(bent, contrast.transpose(0, 2, 1))
+            out[:, -1, -1] += (weighted[:, 0] * slopes[:, -1]).sum(axis=1)
+            return np.asarray(out)
         depth, slope, curve = (weights * part for part in self._bowl(theta))
         k, s, r = self._parameter(theta, 0), self.features[1], self.features[2]
         pairs = {
@@ -135,6 +169,45 @@ class Term:
         """Products z_j z_l for every row, (n, m * m)."""
         outer = self.features[:, None, :] * self.features[None, :, :]
         return np.ascontiguousarray(outer.reshape(-1, outer.shape[-1]).T)
+
+    def _kappa(self, theta: np.ndarray) -> np.ndarray:
+        """Return the exponent κ of joined powers, (S, 1)."""
+        return np.asarray(np.exp(theta[:, self.index[-1], None]))
+
+    def summands(self, theta: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """Evaluate the scaled powers of the term, (S, n) each, with the positions of their scales.
+
+        Joined powers have two; another term is its own only summand.
+        """
+        if self.kind == JOINED_POWERS:
+            first, other = (np.exp(power) for power in self._powers(theta))
+            return [(self.index[0], first), (self.index[2], other)]
+        return [(self.index[0], self.value(theta))] if self.index else []
+
+    def _powers(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Evaluate the logarithms of the two powers that are joined, (S, n) each."""
+        a, alpha, b, beta = (theta[:, at : at + 1] for at in self.index[:-1])
+        z = self.features
+        return a * z[0] + alpha * z[1], b * z[2] + beta * z[3]
+
+    def _joined_slopes(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Differentiate the logarithm F of joined powers.
+
+        Returns
+        -------
+        ∂F (S, 5, n), and a vector v (S, 5, n) with a factor c (S, n) such that ∂²F = c v vᵀ, plus
+        ∂F at the place of ln κ. The derivative of F by κ is the entropy of the two shares.
+        """
+        kappa = self._kappa(theta)
+        powers = self._powers(theta)
+        log_joined, first, other = joined_powers(*powers, kappa)
+        entropy = log_joined - first * powers[0] - other * powers[1]  # times κ
+        a, alpha, b, beta = np.broadcast_to(
+            self.features[:, None, :], (4, len(theta), self.features.shape[1])
+        )
+        slopes = np.stack([first * a, first * alpha, other * b, other * beta, entropy], axis=1)
+        gap = powers[1] - powers[0]
+        return slopes, np.stack([a, alpha, -b, -beta, gap], axis=1), first * other / kappa
 
     def _parameter(self, theta: np.ndarray, place: int) -> np.ndarray:
         at = self.index[place]

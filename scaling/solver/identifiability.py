@@ -7,6 +7,7 @@ import numpy as np
 
 from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.laws.bases import COUPLINGS
 from shapelaw.scaling.laws.factors import UShape
 from shapelaw.scaling.laws.law import Law
 from shapelaw.scaling.laws.part import Columns, Factor, Reference
@@ -64,7 +65,8 @@ def hold(law: Law, columns: Columns, at: Reference) -> dict[str, Held]:
     -------
     Held internal parameters by name, each with its reason.
     """
-    held = hold_base(law, columns) | hold_drifts(law, columns)
+    held = hold_base(law, columns)
+    held |= hold_couplings(law, columns, held) | hold_drifts(law, columns)
     unseen = hold_factors(law, columns)
     for factor in law.shapes:
         if factor.of in unseen:
@@ -135,6 +137,33 @@ def _reason_for_no_term(
                 )
             return f"{column} is proportional to {other}, whose term stands for both"
     return None
+
+
+def hold_couplings(law: Law, columns: Columns, base: Mapping[str, Held]) -> dict[str, Held]:
+    """Hold the coupling of size and tokens of a base at none where a table cannot identify it.
+
+    A coupling needs both terms of the base (``base`` are its held parameters), and sizes and token
+    counts that identify exponents and do not move together. A slope of the exponent of D in ln N
+    also needs three sizes, each with three token counts.
+    """
+    names = [name for name in law.base.names if name in COUPLINGS]
+    if not names:
+        return {}
+    reasons = [held.why for name, held in base.items() if name in law.base.scales]
+    reasons += [
+        f"{_levels_in_words(columns[column], plural)} cannot identify it"
+        for column, (_, plural) in NOUNS.items()
+        if not _identifies_power(columns[column])
+    ]
+    if not reasons:
+        correlation = float(np.corrcoef(np.log(columns[N]), np.log(columns[D]))[0, 1])
+        if abs(correlation) > COLLINEAR:
+            reasons.append(f"tokens move with size (correlation {correlation:.3f})")
+    if not reasons and "beta_n" in names:
+        sizes = len(_sizes_with_shapes(columns, D))
+        if sizes < MIN_LEVELS:
+            reasons.append(f"{counted(sizes, 'size')} with three token counts cannot identify it")
+    return {name: Held.at(0.0, reasons[0]) for name in names if reasons}
 
 
 def hold_pins(law: Law, at: Reference) -> dict[str, Held]:

@@ -99,7 +99,7 @@ def test_auto_intervals_are_bca_for_clustered_rows_and_profile_otherwise(fitted,
 
 def test_optimal_raises_when_base_is_not_chinchilla():
     runs = synthetic_runs(shapes=2)
-    with pytest.raises(InputError, match="`base` must be Chinchilla for a compute-optimal size"):
+    with pytest.raises(InputError, match="`base` must be Chinchilla or OuterExponent for a"):
         optimal(fit("power", runs, starts=8, resamples=0), FLOPS)
 
 

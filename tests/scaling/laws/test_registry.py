@@ -8,7 +8,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.laws.bases import BestLoss, Chinchilla, Kaplan, PowerLaw, WidthDepth
+from shapelaw.scaling.laws.bases import (
+    BestLoss,
+    Chinchilla,
+    Kaplan,
+    OuterExponent,
+    PowerLaw,
+    VaryingExponent,
+    WidthDepth,
+)
 from shapelaw.scaling.laws.factors import AspectRatio, Bracket, GroupedQuery, UShape
 from shapelaw.scaling.laws.law import Law, reference_of
 from shapelaw.scaling.laws.notation import LETTERS, symbol
@@ -42,6 +50,9 @@ ALL_LAWS: dict[str, Law] = {name: make() for name, make in LAWS.items()} | {
     "bracket": Chinchilla() * Bracket("hidden_over_sqrt_n", letter="c"),
     "plus a bowl": Chinchilla() + UShape("mlp_to_attention", drift=True, bend=True),
     "plus and times": (PowerLaw() + GroupedQuery() + AspectRatio("gqa")) * UShape("gqa"),
+    "varying exponent with a shape": VaryingExponent() * UShape("gqa", drift=True),
+    "outer exponent with a shape": OuterExponent() * UShape("mlp_to_attention") * GroupedQuery(),
+    "outer exponent, tied and pinned": OuterExponent().tie("alpha", "beta").pin("kappa", 0.4),
     "tied powers": Chinchilla().tie("alpha", "beta"),
     "tied curvatures": (Chinchilla() * UShape("gqa") * UShape("aspect_ratio")).tie(
         "gqa_curvature", "aspect_ratio_curvature"

@@ -7,11 +7,13 @@ from shapelaw.scaling.laws.terms import (
     ABSENT,
     BOWL,
     EXPONENTIAL,
+    JOINED_POWERS,
     LINEAR,
     Group,
     Program,
     Term,
     bowl,
+    joined_powers,
 )
 
 ROWS = 5
@@ -22,6 +24,12 @@ LINE = Term(kind=LINEAR, index=(2, 3), features=Z[:2], constant=1 + Z[2])
 FULL = Term(kind=BOWL, index=(0, 1, 2, 3), features=Z, constant=np.zeros(ROWS))
 STEADY = Term(kind=BOWL, index=(2, 1, ABSENT, ABSENT), features=Z, constant=np.zeros(ROWS))
 FIXED = Term(kind=EXPONENTIAL, index=(), features=np.empty((0, ROWS)), constant=Z[0])
+JOINED = Term(
+    kind=JOINED_POWERS,
+    index=(0, 1, 2, 3, 1),
+    features=np.vstack([Z, Z[:1]]),
+    constant=np.zeros(ROWS),
+)
 REPEATED = Term(kind=EXPONENTIAL, index=(0, 0), features=Z[:2], constant=np.zeros(ROWS))
 
 
@@ -38,6 +46,8 @@ PROGRAMS = {
     "sum and factor": program((0.0, (POWER, FIXED)), (1.0, (FULL,))),
     "three groups": program((0.0, (POWER, LINE)), (1.0, (STEADY,)), (0.0, (LINE,))),
     "one parameter in every group": program((0.0, (POWER,)), (1.0, (FULL,)), (1.0, (REPEATED,))),
+    "joined powers": program((0.0, (FIXED, JOINED))),
+    "joined powers and factor": program((0.0, (JOINED, POWER)), (1.0, (FULL,))),
     "nothing fitted": program((0.0, (FIXED,))),
 }
 number = st.floats(-2.0, 2.0)
@@ -60,6 +70,21 @@ def test_every_kind_of_term_evaluates_its_formula():
     u = Z[0] + 0.4
     np.testing.assert_allclose(STEADY.value(THETA[None])[0], 0.2 * (u + np.exp(-u) - 1))
     np.testing.assert_allclose(FIXED.value(THETA[None])[0], np.exp(Z[0]))
+    kappa = np.exp(-0.4)
+    a, b = np.exp(0.3 * Z[0] - 0.4 * Z[1]), np.exp(0.2 * Z[2] + 0.1 * Z[0])
+    np.testing.assert_allclose(
+        JOINED.value(THETA[None])[0], (a ** (1 / kappa) + b ** (1 / kappa)) ** kappa
+    )
+
+
+@given(first=number, other=number, kappa=st.floats(0.05, 3.0))
+def test_joined_powers_lie_between_the_larger_and_its_double_exponent(first, other, kappa):
+    """κ = 1 adds, and any κ lies between the maximum and 2^κ times the maximum."""
+    joined, *shares = joined_powers(np.array(first), np.array(other), np.array(kappa))
+    assert max(first, other) - 1e-9 <= joined <= max(first, other) + kappa * np.log(2) + 1e-9
+    assert sum(shares) == pytest.approx(1.0)
+    added = joined_powers(np.array(first), np.array(other), np.array(1.0))[0]
+    assert added == pytest.approx(np.logaddexp(first, other), abs=1e-12)
 
 
 @given(x=number, s=number, r=number, x0=number, gamma=number, eta=number)
