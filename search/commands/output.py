@@ -8,8 +8,9 @@ from shapelaw.scaling.display.console import note, print_json, print_table
 from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import FailedCheckError, InputError
 from shapelaw.scaling.files import read_json
-from shapelaw.search.commands.table import proposals_table
+from shapelaw.search.commands.table import off_front_notes, proposals_table
 from shapelaw.search.engines._base import TIME_MODEL
+from shapelaw.search.proposals.proposal import CANDIDATE
 from shapelaw.search.proposals.ranking import Proposals
 from shapelaw.search.proposals.reasons import format_warning
 from shapelaw.search.reports.docs_check import COMMITTED, compare_docs, docs_folder, renew_docs
@@ -29,21 +30,33 @@ def print_proposals(
         note(f"note: {line}")
     table = proposals_table(proposals.ranked, wide=wide)
     print_table(table, "The baseline and the front, from accurate to fast")
-    front = sum(p.on_front or p is proposals[0] for p in proposals)
-    dominated = len(proposals) - front
+    for line in off_front_notes(proposals):
+        typer.echo(f"Note: {line}.")
     typer.echo(_legend(proposals))
     if not wide:
         typer.echo("--wide prints every column: predicted loss, latency, memory and reasons.")
-    if front > len(table):
-        more = front - len(table)
+    unlisted = [p for p in proposals if p.role == CANDIDATE]
+    refused = sum(p.throughput is None for p in unlisted)
+    others = sum(not p.on_front for p in unlisted) - refused
+    more = len(proposals) - refused - others - len(table)
+    if more:
         typer.echo(
             f"{counted(more, 'more shape')} on the front, between these: --json or --out has "
             "them all."
         )
-    if dominated:
-        typer.echo(f"{counted(dominated, 'further shape')} that those shown dominate.")
+    if others:
+        typer.echo(f"{counted(others, 'further shape')} {_beaten(proposals)}.")
+    if refused:
+        typer.echo(f"{counted(refused, 'further shape')} that the engine could not run.")
     if page is not None:
         typer.echo(str(page))
+
+
+def _beaten(proposals: Proposals) -> str:
+    """Say why shapes with a speed are not on the front."""
+    workload = proposals.estimated.measured.candidates.request.serving.workload
+    limited = workload.max_ttft is not None or workload.max_tpot is not None
+    return "that those shown dominate" + (", or that miss the service level" if limited else "")
 
 
 def print_report(folder: Path | None, *, json: bool) -> None:

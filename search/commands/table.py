@@ -6,7 +6,16 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.units import format_bytes, format_count, format_seconds
-from shapelaw.search.proposals.proposal import CANDIDATE, Proposal
+from shapelaw.search.engines._base import broken_limits
+from shapelaw.search.proposals.proposal import (
+    BASELINE,
+    CANDIDATE,
+    FAST,
+    LOSS_OPTIMAL,
+    Proposal,
+    shape_name,
+)
+from shapelaw.search.proposals.ranking import Proposals
 from shapelaw.search.proposals.reasons import concerns_budget, format_warning
 
 MAX_ROWS = 12  # of the front in the printed table
@@ -17,14 +26,17 @@ MIN_DISTANCE = 0.05  # between two printed shapes, as a part of the front's widt
 def proposals_table(proposals: Sequence[Proposal], *, wide: bool = False) -> pd.DataFrame:
     """Format the baseline and the front as a table of at most :data:`MAX_ROWS` rows.
 
+    The loss-optimal and the fast shape are in the table also where they are not on the front.
+
     Parameters
     ----------
     wide
         Show every column; by default those of :data:`NARROW`, which fit 80 characters.
     """
-    shown = _thinned([p for p in proposals if p is proposals[0] or p.on_front])
+    listed = [p for p in proposals if p.role != CANDIDATE or p.on_front]
+    shown = _thinned(sorted(listed, key=lambda p: (p is not proposals[0], p.on_front)))
     cells: dict[str, Callable[[Proposal], str]] = {
-        "shape": lambda p: f"{p.name}\n{p.role}",
+        "shape": lambda p: f"{p.name}\n{p.role}{_off_front(p)}",
         "N": lambda p: format_count(p.shape.n_non_embedding),
         "loss − baseline": _difference_text,
         "predicted loss": lambda p: (
@@ -79,6 +91,33 @@ def _thinned(proposals: list[Proposal]) -> list[Proposal]:
             break
         kept.append(int(nearest.argmax()))
     return [proposals[i] for i in sorted(kept)]
+
+
+def _off_front(p: Proposal) -> str:
+    return "" if p.on_front or p.role == BASELINE else ", not on the front"
+
+
+def off_front_notes(proposals: Proposals) -> list[str]:
+    """Say why the loss-optimal or the fast shape is not on the front, one sentence each."""
+    candidates = proposals.estimated.measured.candidates
+    workload = candidates.request.serving.workload
+    notes = []
+    for p in proposals:
+        if p.role not in (LOSS_OPTIMAL, FAST) or p.on_front:
+            continue
+        if p.throughput is None:
+            why = format_warning(p.warnings[-1])  # the engine's reason
+        elif limits := broken_limits(p.throughput, workload):
+            why = "; ".join(limits)
+        else:
+            why = "another shape is faster at no more loss"
+        notes.append(f"the {p.role} shape {p.name} is not on the front: {why}")
+    if candidates.best not in proposals.rows:
+        name = shape_name(candidates.table[candidates.best])
+        notes.append(f"the loss-optimal shape {name} was not measured, so it is not listed")
+    elif candidates.best == candidates.baseline:
+        notes.append("the baseline is the loss-optimal shape near the runs, too")
+    return notes
 
 
 def _difference_text(p: Proposal) -> str:

@@ -26,7 +26,9 @@ function keepPoints(value, kept) {
 function filter() {
   for (const line of lines) line.hidden = !passes(line);
   const names = new Set(lines.filter((line) => !line.hidden).map((line) => line.dataset.name));
-  byId("shown").textContent = `${names.size} of ${lines.length} shapes are shown.`;
+  const without = lines.filter((line) => !line.hidden && !("speedup" in line.dataset)).length;
+  const unplotted = without ? `; ${without} without a speed only in the table` : "";
+  byId("shown").textContent = `${names.size} of ${lines.length} shapes are shown${unplotted}.`;
   const traces = figures.front.data.map((trace) => keepPoints(trace, trace.customdata.map((name) => names.has(name))));
   Plotly.react("front", traces.filter((trace) => trace.customdata.length), structuredClone(figures.front.layout), OPTIONS);
 }

@@ -1,3 +1,5 @@
+import re
+
 import pandas as pd
 import pytest
 
@@ -34,3 +36,11 @@ def test_the_ladder_has_every_run_of_its_plan_with_its_branches() -> None:
     assert set(plan["run_id"]) == set(runs["run_group"])
     branches = plan["branches"].fillna("").str.count(r"\d+")
     assert len(runs) == len(plan) + branches.sum()
+
+
+@pytest.mark.parametrize("ending", ["README.md", "*.toml", "shapes.csv"])
+def test_text_of_shipped_data_writes_decimals_with_leading_zero(ending: str) -> None:
+    texts = [path.read_text(encoding="utf-8") for path in data_folder().rglob(ending)]
+    assert texts
+    bare = re.compile(r"(?<![\w./)\]])\.\d")
+    assert [line for text in texts for line in text.splitlines() if bare.search(line)] == []

@@ -3,7 +3,9 @@
 import contextlib
 import io
 import json
+import re
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.space.space import CONVENTIONS
 from shapelaw.search.cli import app
+from shapelaw.search.commands.output import print_proposals
 from shapelaw.search.commands.table import MAX_ROWS, MIN_DISTANCE, NARROW, proposals_table
 from shapelaw.search.engines._base import TIME_MODEL
 from shapelaw.search.engines._vllm import CPU_ENVIRONMENT, ENVIRONMENT, SESSION, VllmEngine
@@ -151,6 +154,57 @@ def test_table_has_the_baseline_and_the_front(usual: Proposals) -> None:
     assert shown["loss − baseline"].iloc[0] == "0"
     assert "[" in shown["loss − baseline"].iloc[1]
     assert (shown["why"] != "").all()
+
+
+def output(proposals: Proposals, capsys: pytest.CaptureFixture[str]) -> str:
+    print_proposals(proposals, None, json=False)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"throughput": None, "warnings": ["not measured: no kernel"]}, "not measured: no kernel"),
+        ({}, "another shape is faster at no more loss"),
+    ],
+)
+def test_loss_optimal_shape_off_the_front_is_listed_with_the_reason(
+    usual: Proposals,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    reason: str,
+) -> None:
+    (best,) = [p for p in usual if p.role == "loss-optimal"]
+    off = replace(best, on_front=False, **changes)
+    ranked = tuple(off if p is best else p for p in usual)
+    names = proposals_table(ranked)["shape"].tolist()
+    assert f"{best.name}\nloss-optimal, not on the front" in names
+    assert names[-1].startswith(proposals_table(usual.ranked)["shape"].iloc[-1])
+    text = output(replace(usual, ranked=ranked), capsys)
+    assert f"Note: the loss-optimal shape {best.name} is not on the front: {reason}." in text
+
+
+def test_printed_counts_add_up_to_all_proposals(
+    usual: Proposals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused = [p for p in usual if p.role == "candidate"][-2:]
+    ranked = tuple(
+        replace(p, throughput=None, on_front=False) if p in refused else p for p in usual
+    )
+    text = output(replace(usual, ranked=ranked), capsys)
+    assert "2 further shapes that the engine could not run." in text
+    counts = map(int, re.findall(r"^(\d+) (?:more|further) shape", text, re.MULTILINE))
+    assert sum(counts) + len(proposals_table(ranked)) == len(usual)
+
+
+def test_loss_optimal_shape_that_was_not_measured_is_named(
+    usual: Proposals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = usual.estimated.measured.candidates.best
+    kept = [place for place, row in enumerate(usual.rows) if row != best]
+    ranked, rows = (tuple(part[place] for place in kept) for part in (usual.ranked, usual.rows))
+    text = output(replace(usual, ranked=ranked, rows=rows), capsys)
+    assert "was not measured, so it is not listed" in text
 
 
 def test_a_service_level_filters_the_front(usual: Proposals) -> None:

@@ -52,7 +52,7 @@ class Session:
         if folder and json.loads((Path(folder) / "config.json").read_text())["head_dim"] == 2:
             raise ValueError("head size 2 is not supported")
     def serve(self, *, outputs):
-        return {"prefill": 1.0, "decode": 2.0, "cpu": .5, "produced": [outputs + MORE] * 3}
+        return {"prefill": 1.0, "decode": 2.0, "cpu": 0.5, "produced": [outputs + MORE] * 3}
     def predict(self, *, folder, workload, **options):
         config = json.loads((Path(folder) / "config.json").read_text())
         if config["num_key_value_heads"] == 1:

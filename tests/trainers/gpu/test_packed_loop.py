@@ -101,7 +101,7 @@ def test_every_replica_trains_as_it_would_alone(corpus: Corpus, optimizer: str) 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_one_update_is_that_of_torch_to_rounding(corpus: Corpus, optimizer: str) -> None:
     runs = replicas(optimizer)
-    tolerance = 1e-6 if optimizer == "adamw" else 2e-4  # of a rate of .01: bf16 inside
+    tolerance = 1e-6 if optimizer == "adamw" else 2e-4  # of a rate of 0.01: bf16 inside
     stack = Stack(runs, CPU)
     references = [Stack([run], CPU).models[0] for run in runs]
     steps = [Optimizer(m, run.recipe, run.steps) for m, run in zip(references, runs, strict=True)]
