@@ -160,6 +160,7 @@ class Design(Result):
             "noise": self.scatter.noise,
             "noise_slope": self.scatter.noise_slope,
             "misfit": self.scatter.misfit,
+            "misfit_at_runs": self.scatter.misfit_at_runs,
             "units": UNITS,
             "runs": self.frame(),
         }

@@ -94,14 +94,28 @@ class Scatter:
         squared = (first**2).sum(-1)[:, None] + (second**2).sum(-1)[None] - 2 * first @ second.T
         return np.asarray(self.misfit**2 * np.exp(-np.maximum(squared, 0) / (2 * self.reach**2)))
 
+    @property
+    def misfit_at_runs(self) -> float:
+        """Standard deviation of the misfit that the fit leaves at its runs."""
+        if self.residual is None:
+            return self.misfit
+        return float(np.sqrt(max(self.residual**2 - self.noise**2, 0.0)))
+
     def summary(self) -> str:
-        """Describe noise and misfit in one line."""
+        """Describe noise and misfit in one line.
+
+        A fit absorbs most of a misfit that its runs share, so the misfit at the runs is smaller
+        than elsewhere.
+        """
         noise = f"noise between runs {100 * self.noise:.2f} %"
         if self.noise_slope:
             direction = "falling" if self.noise_slope > 0 else "rising"
             noise += f" at N = {self.reference:.3g}, {direction} as N^{-self.noise_slope:.2f}"
-        shared = f"shared over factors of about {np.exp(self.reach):.3g}"
-        return f"{noise}; misfit of the law {100 * self.misfit:.2f} %, {shared}"
+        misfit = f"misfit of the law {100 * self.misfit_at_runs:.2f} % at the runs"
+        if self.residual is not None:
+            misfit += f", which lie {100 * self.residual:.2f} % around it,"
+            misfit += f" and {100 * self.misfit:.2f} % far from them"
+        return f"{noise}; {misfit}, shared over factors of about {np.exp(self.reach):.3g}"
 
 
 def estimate_scatter(

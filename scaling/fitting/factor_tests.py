@@ -3,15 +3,17 @@
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import chi2
 from scipy.stats import f as fisher
 
+from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.laws.part import Factor
 from shapelaw.scaling.solver.identifiability import neutral
 from shapelaw.scaling.solver.multistart import solve_at
 from shapelaw.scaling.solver.problem import Problem, Solution
 from shapelaw.scaling.uncertainty.robust_covariance import pseudo_variance
 
-SIGNIFICANCE = 0.05  # level of the F test
+SIGNIFICANCE = 0.05  # level of the F test and of the comparison with the noise between seeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,9 @@ def _weakest(
     """Find the factor with the least support in the data, if noise hides it.
 
     Noise hides a factor if its removal costs no more than chance would (a robust F test, Huber
-    & Ronchetti 2009, chapter 13), or if its whole effect is below the noise between seeds.
+    & Ronchetti 2009, chapter 13), or if its whole effect is below the noise between seeds. The
+    latter is an estimate with few degrees of freedom: it counts only if the true noise is larger
+    than the effect with a confidence of 95 %.
     """
     rows, degrees = len(problem.log_loss), len(problem.log_loss) - int(problem.free.sum())
     worst: UnresolvedFactor | None = None
@@ -100,15 +104,25 @@ def _weakest(
         ratio = (cost - best.cost) / len(fitted) / max(unit, 1e-300)
         chance = float(fisher.sf(max(ratio, 0.0), len(fitted), degrees))
         effect = _effect(problem, best.theta, factor)
-        small = between[1] > 0 and effect["size"] < between[0]
+        small = is_below_noise(effect["size"], between)
         if (chance > SIGNIFICANCE or small) and (worst is None or chance > worst.chance):
             why = f"effect of {100 * effect['size']:.2f} % over the {rows} runs is not resolved"
             if between[1]:
-                why += f" (noise between seeds {100 * between[0]:.2f} %, p = {chance:.2f})"
+                why += f" (noise between seeds {100 * between[0]:.2f} % with "
+                why += f"{counted(between[1], 'degree')} of freedom, p = {chance:.2f})"
             else:
                 why += f" (p = {chance:.2f})"
             worst = UnresolvedFactor(factor=factor, effect=effect, chance=chance, why=why)
     return worst
+
+
+def is_below_noise(effect: float, between: tuple[float, int]) -> bool:
+    """Test if the noise between seeds is larger than an effect, by its chi-squared distribution."""
+    deviation, degrees = between
+    if not degrees:
+        return False
+    confidence = chi2.cdf(degrees * (deviation / max(effect, 1e-300)) ** 2, degrees)
+    return bool(confidence >= 1 - SIGNIFICANCE)
 
 
 def effects_of(problem: Problem, theta: np.ndarray) -> dict[str, dict[str, float]]:

@@ -290,11 +290,13 @@ def _noise_fields(problem: Problem, best: Solution, between: tuple[float, int]) 
     deviation, degrees = between
     free = int(problem.free.sum())
     residuals = problem.log_residuals(best.theta)
-    noise = new_run_scale(residuals, free)
+    noise, noise_degrees = new_run_scale(residuals, free), max(len(problem.log_loss) - free, 0)
+    if degrees > 2 and deviation > noise:
+        noise, noise_degrees = deviation, min(degrees, noise_degrees)
     return {
         "scatter": residual_scale(residuals, free),
-        "noise": max(noise, deviation) if degrees > 2 else noise,
-        "noise_degrees": max(len(problem.log_loss) - free, 0),
+        "noise": noise,
+        "noise_degrees": noise_degrees,
         "replicate_noise": deviation if degrees else None,
         "replicate_degrees": degrees,
     }

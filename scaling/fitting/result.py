@@ -378,7 +378,8 @@ class Fit(Result):
 
     def _why_held(self, name: str) -> str:
         internal = self.law.names[self.law.index[name]]
-        return self.held[internal].why if internal in self.held else ""
+        at_bound = "ended at its bound" if internal in self.at_bounds else ""
+        return self.held[internal].why if internal in self.held else at_bound
 
     def _repr_html_(self) -> str:
         """Return the fit for a notebook, its equation in LaTeX."""

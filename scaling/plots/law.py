@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.typing import ColorType
 
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.factors import GroupedQuery, UShape
@@ -38,9 +39,9 @@ def plot_law(fit: Fit, runs: RunTable | pd.DataFrame) -> Figure:
     """Draw the effect of each shape factor on the loss, in per cent, in a panel of its own.
 
     Points are runs, divided by the law's prediction of everything but this ratio; the line is the
-    law, the band its 95 % interval over resamples. Where the optimum moves with N, each size has
-    a line in its colour. For a law without shape factors, the figure has measured against predicted
-    loss.
+    law, the band its 95 % interval over resamples. Where the curve depends on N, each size has a
+    line in its colour; of many sizes the smallest, the middle and the largest have one. For a law
+    without shape factors, the figure has measured against predicted loss.
 
     Parameters
     ----------
@@ -79,14 +80,10 @@ def _draw_panel(axes: Axes, factor: Factor, fit: Fit, runs: RunTable) -> ScalarM
     relative = runs.losses / fit.central(runs)
     adjusted = 100 * (relative * (1 + effect) - 1)
     points = scatter_runs(axes, columns[factor.of], adjusted, runs)
-    levels = size_levels(columns[N]) if _moves(fit, factor) else None
-    if levels is None:
-        _draw_curve(axes, factor, fit, grid, CURVE)
+    if _moves(fit, factor):
+        _draw_curve_of_each_size(axes, factor, fit, columns, grid, points)
     else:
-        axes.plot([], [], color=CURVE, label="law")  # legend entry of the curves of all sizes
-        for level, colour in zip(np.unique(levels), COLOURS, strict=False):
-            size = np.exp(np.log(columns[N][levels == level]).mean())
-            _draw_curve(axes, factor, fit, {**grid, N: np.full(POINTS, size)}, colour)
+        _draw_curve(axes, factor, fit, grid, CURVE, "law")
     log_axis(axes, "x", low, high)
     axes.set_xlabel(LABELS.get(factor.of, factor.of))
     axes.set_title(_title(fit, factor))
@@ -94,15 +91,45 @@ def _draw_panel(axes: Axes, factor: Factor, fit: Fit, runs: RunTable) -> ScalarM
 
 
 def _moves(fit: Fit, factor: Factor) -> bool:
-    """Test if the optimum of a U-shaped factor moves with N."""
-    drift = f"{factor.of}_drift"
-    if drift not in factor.names or drift in fit.held:
-        return False
-    return fit.parameters()[drift]["value"] != 0
+    """Test if the curve of a U-shaped factor depends on N, by a drift or a bend."""
+    names = {f"{factor.of}_drift", f"{factor.of}_bend"} & set(factor.names) - set(fit.held)
+    return any(fit.parameters()[name]["value"] != 0 for name in names)
+
+
+def _draw_curve_of_each_size(
+    axes: Axes,
+    factor: Factor,
+    fit: Fit,
+    columns: Mapping[str, np.ndarray],
+    grid: Mapping[str, np.ndarray],
+    points: ScalarMappable | None,
+) -> None:
+    """Draw the law at each size in the colour of its runs, ``points`` those of a colour scale."""
+    levels = size_levels(columns[N])
+    if levels is None and points is not None:
+        logs = np.log(columns[N])
+        for size in np.exp([logs.min(), (logs.min() + logs.max()) / 2, logs.max()]):
+            label = f"law at N = {format_count(size)}"
+            at_size = {**grid, N: np.full(POINTS, size)}
+            _draw_curve(axes, factor, fit, at_size, points.to_rgba(size), label)
+        return
+    axes.plot([], [], color=CURVE, label="law")  # legend entry of the curves of all sizes
+    levels = np.zeros(len(columns[N]), dtype=int) if levels is None else levels
+    for level, colour in zip(np.unique(levels), COLOURS, strict=False):
+        at_size = dict(grid)
+        for name in {N, D} & set(grid):
+            mean = np.exp(np.log(columns[name][levels == level]).mean())
+            at_size[name] = np.full(POINTS, mean)
+        _draw_curve(axes, factor, fit, at_size, colour)
 
 
 def _draw_curve(
-    axes: Axes, factor: Factor, fit: Fit, grid: Mapping[str, np.ndarray], colour: str
+    axes: Axes,
+    factor: Factor,
+    fit: Fit,
+    grid: Mapping[str, np.ndarray],
+    colour: ColorType,
+    label: str | None = None,
 ) -> None:
     """Draw the law at one size, with its 95 % band."""
     ratio = grid[factor.of]
@@ -112,7 +139,7 @@ def _draw_curve(
         tint, alpha = (BAND, 0.5) if colour == CURVE else (colour, 0.15)
         axes.fill_between(ratio, *band, color=tint, alpha=alpha, lw=0, label="95 % band")
     curve = _effect(fit, fit.theta[None], factor, grid, grid)[0]
-    axes.plot(ratio, 100 * curve, color=colour, label="law" if colour == CURVE else None)
+    axes.plot(ratio, 100 * curve, color=colour, label=label)
 
 
 def _effect(
@@ -141,7 +168,8 @@ def _title(fit: Fit, factor: Factor) -> str:
             best = f"best at {optimum['value']:.3g}"
             if fit.has_intervals:
                 best += f" [{_end(optimum['low'])}, {_end(optimum['high'])}]"
-            return best + (_drift_title(fit, factor) if _moves(fit, factor) else "")
+            drifts = f"{factor.of}_drift" in factor.names and _moves(fit, factor)
+            return best + (_drift_title(fit, factor) if drifts else "")
         return _brief(str(optimum["status"]))
     first = factor.names[0]
     if factor.optional and first in fit.held:

@@ -22,6 +22,7 @@ OTHER_EXPONENT = (0.35, 0.1, 1.0)
 # by -0.04 (hidden size) and +0.09 (MLP ratio); tiny models gave -0.22 (hidden size, LOG.md).
 DRIFT = (-0.25, 0.25)
 MAX_CONSTANT_SPREAD = np.log(1.05)  # a column with a smaller range in ln counts as constant
+MIN_OPTIMUM_SPREAD = np.log(1.25)  # a ratio that rounding alone varies has no optimum to fit
 COLLINEAR = 0.98  # absolute correlation above which two columns cannot be told apart
 NO_TERM = -50.0  # ln of a scale that contributes nothing
 MIN_DECADES_TO_REPORT = np.log10(1.02)  # smallest distance outside a fitted range that is reported
@@ -191,8 +192,8 @@ def hold_pins(law: Law, at: Reference) -> dict[str, Held]:
 def hold_factors(law: Law, columns: Columns) -> dict[str, str]:
     """Find the factors that a table cannot identify: {column: reason}.
 
-    A factor cannot be identified where its column is constant, or is collinear with N or with the
-    column of an earlier factor.
+    A factor cannot be identified where its column is constant (or, for an optimum, varies by little
+    more than rounding), or is collinear with N or with the column of an earlier factor.
     """
     unseen: dict[str, str] = {}
     judged: set[str] = set()
@@ -204,6 +205,9 @@ def hold_factors(law: Law, columns: Columns) -> dict[str, str]:
         logs = np.log(columns[factor.of])
         if np.ptp(logs) < MAX_CONSTANT_SPREAD:
             unseen[factor.of] = f"all runs have nearly the same {factor.of}"
+            continue
+        if isinstance(factor, UShape) and np.ptp(logs) < MIN_OPTIMUM_SPREAD:
+            unseen[factor.of] = f"{factor.of} varies by a factor of {np.exp(np.ptp(logs)):.3g} only"
             continue
         for other in seen:
             correlation = np.corrcoef(logs, np.log(columns[other]))[0, 1]

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from shapelaw.scaling.display.tables import cell_text
+from shapelaw.scaling.display.tables import cell_text, counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json, write_text
 from shapelaw.scaling.fitting.result import Fit, new_run_intervals
@@ -296,7 +296,11 @@ def _coefficients(fitted: Fit) -> pd.DataFrame:
             "parameter": name,
             "value": f"{value['value']:.4g}",
             "95 % interval": f"{value['low']:.4g} to {value['high']:.4g}",
-            "status": "held" if name in fitted.held else "fitted",
+            "status": "held"
+            if name in fitted.held
+            else "at its bound"
+            if name in fitted.at_bounds
+            else "fitted",
         }
         for name, value in fitted.parameters().items()
     ]
@@ -306,7 +310,10 @@ def _coefficients(fitted: Fit) -> pd.DataFrame:
 def _effects(fitted: Fit) -> pd.DataFrame:
     """Tabulate the effect of each shape ratio on the loss, and its optimum."""
     optima = fitted.optima()
-    noise = fitted.replicate_noise
+    noise = "unknown"
+    if fitted.replicate_noise is not None:
+        degrees = counted(fitted.replicate_degrees, "degree")
+        noise = f"{100 * fitted.replicate_noise:.2f} % ({degrees} of freedom)"
     rows = []
     for column, effect in fitted.effects.items():
         optimum = optima.get(column, {})
@@ -317,7 +324,7 @@ def _effects(fitted: Fit) -> pd.DataFrame:
             {
                 "ratio": LABELS.get(column, column),
                 "effect over the runs": f"{100 * effect['size']:.2f} %",
-                "noise between seeds": "unknown" if noise is None else f"{100 * noise:.2f} %",
+                "noise between seeds": noise,
                 "best value": "–" if value is None else f"{value:.3g} ({interval})",
                 "status": optimum.get("status", _slope_status(fitted, column)),
             }

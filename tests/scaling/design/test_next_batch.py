@@ -439,6 +439,25 @@ class TestScatter:
         assert slopes[0] == 0
         assert slopes[1] == pytest.approx(0.4, abs=0.12)
 
+    def test_summary_tells_the_misfit_at_the_runs_from_that_far_away(self):
+        found = Scatter(noise=0.003, misfit=0.0218, residual=0.0055)
+        assert found.misfit_at_runs**2 + found.noise**2 == pytest.approx(found.residual**2)
+        expected = (
+            "misfit of the law 0.46 % at the runs, which lie 0.55 % around it, and 2.18 % far"
+        )
+        assert expected in found.summary()
+        unknown = Scatter(noise=0.003, misfit=0.002)
+        assert unknown.misfit_at_runs == unknown.misfit
+        assert "misfit of the law 0.20 % at the runs, shared" in unknown.summary()
+
+    def test_misfit_at_the_runs_is_no_more_than_their_residuals(self, fitted, runs):
+        at = pd.DataFrame({N: [1e11], D: [2e12]})
+        design = next_runs(fitted, None, 1e20, goal=Prediction(at=at), runs=runs)
+        residuals = np.log(runs["loss"] / fitted.central(runs))
+        document = design.as_json()
+        assert document["misfit_at_runs"] <= residuals.std() * 1.05
+        assert document["misfit_at_runs"] <= document["misfit"]
+
     def test_few_rows_count_half_as_misfit(self):
         residuals = np.array([0.01, -0.01, 0.01])
         found = estimate_scatter(residuals, np.ones((3, 2)), np.zeros((3, 1)), np.full(3, 1e8))

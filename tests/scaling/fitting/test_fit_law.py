@@ -1,4 +1,5 @@
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.factor_tests import is_below_noise
 from shapelaw.scaling.fitting.fit_law import fit, parse_delta
 from shapelaw.scaling.runs.catalog import MIRROR, load_runs
 from shapelaw.scaling.runs.columns import D, N
@@ -341,6 +343,20 @@ def test_constant_ratio_is_held_at_no_effect_and_named():
     }
 
 
+def test_optimum_of_a_ratio_that_only_rounding_varies_is_not_fitted():
+    rounded = np.resize([2.0, 2.04, 2.13, 2.25], len(synthetic_runs()))
+    runs = synthetic_runs().assign(mlp_to_attention=rounded)
+    runs["loss"] *= 1 + 0.05 * (rounded - 2.0)  # a slope, which an optimum at a bound would fit
+    fitted = quick("conditional", runs)
+    why = "mlp_to_attention varies by a factor of 1.12 only"
+    assert f"mlp_to_attention_curvature held at no effect: {why}" in fitted.notes
+    optimum = fitted.optima()["mlp_to_attention"]
+    assert (optimum["value"], optimum["status"]) == (None, f"not resolved: {why}")
+    assert not fitted.at_bounds
+    wide = quick("conditional", synthetic_runs())
+    assert "mlp_to_attention_curvature" not in wide.held
+
+
 def test_collinear_ratio_is_held_at_no_effect_and_named():
     runs = synthetic_runs()
     runs["gqa"] = 40 * runs["hidden_over_sqrt_n"]
@@ -401,8 +417,23 @@ def test_effect_below_the_noise_between_seeds_is_held_at_no_effect():
     assert fitted.replicate_noise == pytest.approx(0.01, rel=0.15)
     assert set(fitted.held) == {"gqa_slope"}
     note = next(note for note in fitted.notes if note.startswith("gqa: "))
-    assert "is not resolved (noise between seeds " in note
+    assert re.search(r"is not resolved \(noise between seeds 0\.9\d % with 108 degrees of", note)
     assert note.endswith("; held at no effect")
+
+
+@pytest.mark.parametrize("degrees", [1, 3, 30])
+def test_effect_as_large_as_the_noise_is_rarely_called_smaller(degrees):
+    generator = np.random.default_rng(degrees)
+    deviations = 0.01 * np.sqrt(generator.chisquare(degrees, 20_000) / degrees)
+    share = np.mean([is_below_noise(0.01, (deviation, degrees)) for deviation in deviations])
+    assert share == pytest.approx(0.05, abs=0.006)
+
+
+def test_noise_of_one_pair_of_seeds_hides_no_effect_that_it_may_lie_below():
+    assert not is_below_noise(0.008, (0.01, 1))
+    assert is_below_noise(0.008, (0.01, 200))
+    assert is_below_noise(0.004, (0.01, 1))
+    assert not is_below_noise(0.004, (np.nan, 0))
 
 
 def test_noise_of_a_run_is_at_least_the_noise_between_seeds():
@@ -414,12 +445,24 @@ def test_noise_of_a_run_is_at_least_the_noise_between_seeds():
     assert fitted.noise >= fitted.replicate_noise
 
 
+def test_noise_of_a_run_that_comes_from_four_pairs_has_their_degrees_of_freedom():
+    runs = synthetic_chinchilla(0.0005, shapes=4)
+    pairs = with_replicates(runs.iloc[:4], seeds=2, noise=0.02)
+    single = with_replicates(runs.iloc[4:], seeds=1, noise=0.0)
+    single = single.assign(hidden_size=1000 + single["hidden_size"])
+    table = pd.concat([pairs, single], ignore_index=True)
+    fitted = quick("chinchilla", table.assign(run_id=[f"run-{row}" for row in range(len(table))]))
+    assert fitted.noise == fitted.replicate_noise > 5 * fitted.scatter
+    assert fitted.noise_degrees == fitted.replicate_degrees == 4
+
+
 def test_noise_around_the_law_is_robust_and_counts_fitted_parameters():
     runs = synthetic_chinchilla(0.01, shapes=1)
     fitted = quick("chinchilla", runs)
     residuals = np.log(runs["loss"] / fitted.central(runs))
     apart = np.median(np.abs(residuals - np.median(residuals)))
     assert fitted.noise == pytest.approx(1.4826 * apart * np.sqrt(9 / (9 - 5)), rel=1e-6)
+    assert fitted.noise_degrees == 9 - 5
     assert fitted.noise_degrees == 9 - 5
 
 

@@ -308,6 +308,12 @@ def test_optima_have_an_interval_and_a_status_by_column():
         assert optima[column]["status"] == "inside the observed range"
 
 
+def test_frame_marks_a_parameter_that_ended_at_its_bound():
+    marked = some_fit(at_bounds=["mlp_to_attention_optimum"]).frame()["held"]
+    assert marked["mlp_to_attention_optimum"] == "ended at its bound"
+    assert marked["mlp_to_attention_curvature"] == ""
+
+
 def test_held_optimum_is_not_resolved():
     held = {"mlp_to_attention_optimum": Held.at(np.log(2.0), "all runs have nearly the same")}
     assert some_fit(held=held).optima()["mlp_to_attention"] == {

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from shapelaw.scaling.plots.style import COLOURS, LABELS, save_figure
 from shapelaw.scaling.runs.columns import D, N, columns_of
 from shapelaw.scaling.solver.identifiability import Held
 from shapelaw.scaling.solver.objectives import FitObjective
+from shapelaw.scaling.units import format_count
 
 INNER = {
     "E": 0.6,
@@ -165,6 +168,35 @@ def test_an_optimum_that_moves_has_a_curve_for_each_size_in_its_colour():
     assert len(curves) == len(sizes)
     assert "best at 8" in axes.get_title()
     assert "at N = 400K,\nmoves as $N^{0.20}$ [" in axes.get_title()
+
+
+def test_moving_optimum_over_many_sizes_has_curves_at_the_named_sizes():
+    sizes = np.geomspace(1e5, 1e8, 12)
+    runs = drifting_runs(sizes=tuple(sizes), rows=3)
+    figure = plot_law(some_fit("conditional+depth", runs), runs)
+    axes = figure.axes[3]
+    curves = [line for line in axes.get_lines() if len(line.get_xdata()) == POINTS]
+    expected = (sizes[0], np.sqrt(sizes[0] * sizes[-1]), sizes[-1])
+    assert len({line.get_color() for line in curves}) == len(curves) == 3
+    for curve, size in zip(curves, expected, strict=True):
+        x, y = curve.get_data()
+        best = min(8.0 * (size / REFERENCE[N]) ** 0.2, x[-1])
+        assert x[np.argmin(y)] == pytest.approx(best, rel=0.03)
+        assert curve.get_label() == f"law at N = {format_count(size)}"
+    labels = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert {"law", *(curve.get_label() for curve in curves)} <= set(labels)
+
+
+def test_curvature_that_bends_with_size_has_a_curve_for_each_size():
+    runs = drifting_runs()
+    law = "Chinchilla() * UShape('mlp_to_attention', bend=True)"
+    fitted = some_fit(law, runs)
+    theta = fitted.theta.copy()
+    theta[fitted.names.index("mlp_to_attention_bend")] = 0.3
+    axes = plot_law(replace(fitted, theta=theta), runs).axes[0]
+    curves = [line.get_ydata() for line in axes.get_lines() if len(line.get_xdata()) == POINTS]
+    assert len(curves) == 3
+    assert curves[0].max() > 1.3 * curves[1].max() > 1.3**2 * curves[2].max()
 
 
 def test_runs_on_the_law_lie_on_the_curves_of_their_sizes():

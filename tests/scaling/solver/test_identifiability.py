@@ -119,6 +119,19 @@ def test_a_factor_with_a_constant_column_is_not_identified():
     assert unseen == {"mlp_to_attention": "all runs have nearly the same mlp_to_attention"}
 
 
+@pytest.mark.parametrize(("largest", "held"), [(2.25, True), (2.4, True), (2.6, False)])
+def test_optimum_needs_a_ratio_that_varies_more_than_by_rounding(largest, held):
+    columns = ratios(
+        hidden_over_sqrt_n=[0.1, 0.2, 0.3, 0.1],
+        mlp_to_attention=[2.0, largest, 2.1, 2.0],
+        gqa=[2.0, 2.2, 2.0, 2.2],
+    )
+    unseen = hold_factors(law_named("conditional"), columns)
+    assert set(unseen) == ({"mlp_to_attention"} if held else set())
+    if held:
+        assert "varies by a factor of 1." in unseen["mlp_to_attention"]
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_later_of_two_collinear_factors_is_not_identified(sign):
     hidden = np.array([0.1, 0.2, 0.3, 0.5])
