@@ -17,6 +17,13 @@ from shapelaw.scaling.commands.options import (
 )
 from shapelaw.scaling.display.console import note, print_result
 from shapelaw.scaling.display.tables import counted
+from shapelaw.trainers.commands.resolve_options import (
+    TOKENS_PER_PARAMETER,
+    Noise,
+    Resolve,
+    ResolveBy,
+    Wish,
+)
 
 if TYPE_CHECKING:
     from shapelaw.trainers.ladder.grid import LadderAllocation, LadderGrid, Rung
@@ -75,9 +82,12 @@ VocabSize = Annotated[int, typer.Option(help="Vocabulary size; 256 for bytes.", 
 QkNorm = Annotated[bool, typer.Option(help="Normalise queries and keys, as Qwen3 does.")]
 RopeTheta = Annotated[float, typer.Option(help="Base of the rotary positions.", metavar="NUMBER")]
 TokensPerParameter = Annotated[
-    float,
+    float | None,
     typer.Option(
-        "--tokens-per-param", help="Training tokens per parameter of every run.", metavar="NUMBER"
+        "--tokens-per-param",
+        help="Training tokens per parameter of every run (default: 20; with --resolve the "
+        "cheapest).",
+        metavar="NUMBER",
     ),
 ]
 Seeds = Annotated[int, typer.Option(help="Seeds of every shape.", min=1, metavar="N")]
@@ -110,7 +120,8 @@ RunsToJoin = Annotated[
     typer.Option(
         "--runs",
         metavar="RUNS",
-        help="Run table that the runs of --next-runs join (default: none).",
+        help="Run table that the runs of --next-runs join, or that measures the noise of --resolve "
+        "(default: none; for --resolve the shipped ladder).",
     ),
 ]
 Calibrate = Annotated[
@@ -368,7 +379,7 @@ def plan(
     vocab: VocabSize = 256,
     qk_norm: QkNorm = True,
     rope_theta: RopeTheta = 10_000.0,
-    tokens: TokensPerParameter = 20.0,
+    tokens: TokensPerParameter = None,
     seeds: Seeds = 1,
     anchors: Anchors = "4:3:1",
     branches: Branches = "0.25,4",
@@ -376,6 +387,9 @@ def plan(
     method: Method = "latin-hypercube",
     proposals: ProposedRuns = None,
     runs: RunsToJoin = None,
+    resolve: Resolve = None,
+    resolve_by: ResolveBy = "runs",
+    noise: Noise = None,
     budget: Budget = None,
     calibrate: Calibrate = True,
     force: Force = False,
@@ -389,9 +403,17 @@ def plan(
     )
     shared = {"vocab_size": vocab, "qk_norm": qk_norm, "rope_theta": rope_theta}
     grid = grid_of(head_dim, others, steps, **shared)
-    allocation = allocation_of(tokens, seeds, anchors, branches)
-    tables = [path for path in (proposals, runs) if path is not None]
-    ladder = planned(texts, grid, allocation, method, settings or [], seed, tables)
+    wish = Wish.of(resolve, resolve_by, noise, runs, proposals)
+
+    def build(ratio: float, count: int) -> "Ladder":
+        allocation = allocation_of(ratio, count, anchors, branches)
+        tables = [path for path in (proposals, runs) if path is not None and wish is None]
+        return planned(texts, grid, allocation, method, settings or [], seed, tables)
+
+    if wish is None:
+        ladder = build(TOKENS_PER_PARAMETER if tokens is None else tokens, seeds)
+    else:
+        ladder = wish.plan(build, tokens, seeds)
     ladder = price_and_write(ladder, budget, out, calibrate=calibrate, force=force)
     print_result(ladder, json=json)
 
