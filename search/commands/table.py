@@ -33,8 +33,10 @@ def proposals_table(proposals: Sequence[Proposal], *, wide: bool = False) -> pd.
     wide
         Show every column; by default those of :data:`NARROW`, which fit 80 characters.
     """
-    listed = [p for p in proposals if p.role != CANDIDATE or p.on_front]
-    shown = _thinned(sorted(listed, key=lambda p: (p is not proposals[0], p.on_front)))
+    off_front = [p for p in proposals[1:] if p.role != CANDIDATE and not p.on_front]
+    front = [p for p in proposals if p is proposals[0] or p.on_front]
+    base, *others = _thinned(front, MAX_ROWS - len(off_front))
+    shown = [base, *off_front, *others]
     cells: dict[str, Callable[[Proposal], str]] = {
         "shape": lambda p: f"{p.name}\n{p.role}{_off_front(p)}",
         "N": lambda p: format_count(p.shape.n_non_embedding),
@@ -74,8 +76,8 @@ def proposals_table(proposals: Sequence[Proposal], *, wide: bool = False) -> pd.
     return pd.DataFrame([{name: cells[name](p) for name in names} for p in shown])
 
 
-def _thinned(proposals: list[Proposal]) -> list[Proposal]:
-    """Select at most :data:`MAX_ROWS` proposals that differ most from each other.
+def _thinned(proposals: list[Proposal], most: int) -> list[Proposal]:
+    """Select at most ``most`` proposals that differ most from each other.
 
     Proposals with a role and the last one are always kept. Others are added while they lie at least
     :data:`MIN_DISTANCE` of the front's width away from those kept.
@@ -85,7 +87,7 @@ def _thinned(proposals: list[Proposal]) -> list[Proposal]:
     speeds = [p.throughput.output_tokens_per_second if p.throughput else np.nan for p in proposals]
     places = np.column_stack([[p.predicted_loss for p in proposals], np.log(speeds)])
     places = np.nan_to_num(places / np.maximum(np.nanmax(places, 0) - np.nanmin(places, 0), 1e-12))
-    while len(kept) < MAX_ROWS:
+    while len(kept) < most:
         nearest = np.linalg.norm(places[:, None] - places[kept], axis=2).min(axis=1)
         if nearest.max() < MIN_DISTANCE:
             break
@@ -110,7 +112,8 @@ def off_front_notes(proposals: Proposals) -> list[str]:
         elif limits := broken_limits(p.throughput, workload):
             why = "; ".join(limits)
         else:
-            why = "another shape is faster at no more loss"
+            least = "it has the least loss near the runs, but " if p.role == LOSS_OPTIMAL else ""
+            why = f"{least}another shape is faster at no more predicted loss"
         notes.append(f"the {p.role} shape {p.name} is not on the front: {why}")
     if candidates.best not in proposals.rows:
         name = shape_name(candidates.table[candidates.best])

@@ -165,7 +165,11 @@ def output(proposals: Proposals, capsys: pytest.CaptureFixture[str]) -> str:
     ("changes", "reason"),
     [
         ({"throughput": None, "warnings": ["not measured: no kernel"]}, "not measured: no kernel"),
-        ({}, "another shape is faster at no more loss"),
+        (
+            {},
+            "it has the least loss near the runs, but another shape is faster at no more "
+            "predicted loss",
+        ),
     ],
 )
 def test_loss_optimal_shape_off_the_front_is_listed_with_the_reason(
