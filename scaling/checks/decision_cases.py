@@ -120,7 +120,7 @@ def decision_cases(
 def _candidates(runs: RunTable, shapes: np.ndarray, tolerance: float) -> Iterator[_Candidate]:
     """Pair all different shapes that have nearly equal N and D and the same recipe."""
     names = runs.run_ids if runs.run_groups is None else runs.run_groups
-    recipes = np.zeros(len(runs))
+    recipes: np.ndarray = np.zeros(len(runs))
     if recorded := [name for name in RECIPE_COLUMNS if name in runs]:
         recipes = runs.frame.groupby(recorded, dropna=False).ngroup().to_numpy()
     unique, units = np.unique(runs.replicates, return_inverse=True)
