@@ -96,7 +96,7 @@ def settings_like(fitted: Fit) -> FitSettings:
 
 
 def public_parameters(fitted: Fit, theta: np.ndarray | None = None) -> dict[str, float]:
-    """Compute the public parameters of the equation, with a_opt = β/(α+β).
+    """Compute the public parameters of the equation, with a_opt = β/(α+β) where β is constant.
 
     Parameters
     ----------
@@ -111,6 +111,6 @@ def public_parameters(fitted: Fit, theta: np.ndarray | None = None) -> dict[str,
         Value by parameter. Source of a_opt: arXiv 2203.15556, equation 4.
     """
     values = dict(fitted.law.public(fitted.theta if theta is None else theta, fitted.reference))
-    if {"alpha", "beta"} <= set(values):
+    if {"alpha", "beta"} <= set(values) and "beta_n" not in values:
         values["a_opt"] = values["beta"] / (values["alpha"] + values["beta"])
     return values

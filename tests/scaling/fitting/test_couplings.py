@@ -8,6 +8,7 @@ from shapelaw.scaling.checks.comparison import compare
 from shapelaw.scaling.checks.conditioning import identifiability_report
 from shapelaw.scaling.fitting.compute_optimal import allocation, best_sizes
 from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.fitting.refits import public_parameters
 from shapelaw.scaling.laws.bases import COUPLINGS
 from shapelaw.scaling.laws.law import reference_of
 from shapelaw.scaling.laws.registry import law_named
@@ -176,6 +177,13 @@ def test_optimum_is_refused_where_the_loss_no_longer_falls_with_tokens():
     sizes = np.array([0.9, 1.1]) * limit
     valid = fitted.law.base.valid_sizes(fitted.theta, sizes, fitted.reference, fitted.law.index)
     assert valid.tolist() == [True, False]
+
+
+def test_exponent_of_the_optimum_is_reported_only_where_the_exponent_of_tokens_is_constant():
+    varying = public_parameters(fit("varying-exponent", synthetic(beta_n=0.03), **QUICK))
+    outer = public_parameters(fit("outer-exponent", synthetic(kappa=0.45), **QUICK))
+    assert "a_opt" not in varying
+    assert outer["a_opt"] == pytest.approx(outer["beta"] / (outer["alpha"] + outer["beta"]))
 
 
 def test_joined_power_that_has_died_out_is_named():
