@@ -27,7 +27,12 @@ from shapelaw.scaling.runs.columns import N
 from shapelaw.scaling.runs.table import SOURCE, RunsLike, RunTable, as_run_table
 from shapelaw.scaling.runs.validation import require_comparable_losses
 from shapelaw.scaling.solver.identifiability import NO_TERM, hold, optimum_status
-from shapelaw.scaling.solver.multistart import SMALLEST_DELTA, new_run_scale, residual_scale
+from shapelaw.scaling.solver.multistart import (
+    SMALLEST_DELTA,
+    new_run_scale,
+    residual_scale,
+    solve_at,
+)
 from shapelaw.scaling.solver.objectives import FitObjective
 from shapelaw.scaling.solver.problem import Problem, Solution
 from shapelaw.scaling.uncertainty.resampling import bootstrap, method_for
@@ -48,6 +53,7 @@ def fit(
     starts: int | np.ndarray = 1024,
     resamples: int = 1000,
     seed: int = 0,
+    hold_unresolved: bool = True,
 ) -> Fit:
     """Fit a law to the runs of a table.
 
@@ -73,6 +79,9 @@ def fit(
         Number of bootstrap resamples for the intervals.
     seed
         Seed of the starts and of the bootstrap.
+    hold_unresolved
+        Hold factors that noise hides at no effect. Predictions are then steadier, but no draw
+        knows that the factor may have an effect; probabilities of decisions need False.
 
     Returns
     -------
@@ -89,7 +98,13 @@ def fit(
     minimised = objective if isinstance(objective, FitObjective) else FitObjective(kind=objective)
     runs = as_run_table(runs, size)
     problem = problem_of(law, runs, minimised, delta)
-    problem, best, unresolved = solve_with_factor_tests(problem, delta, starts, seed, runs.noise)
+    unresolved: list[UnresolvedFactor] = []
+    if hold_unresolved:
+        problem, best, unresolved = solve_with_factor_tests(
+            problem, delta, starts, seed, runs.noise
+        )
+    else:
+        problem, best = solve_at(problem, delta, starts, seed)
     clusters = runs.run_groups
     fitted = Fit(
         law_name=law_name(law),

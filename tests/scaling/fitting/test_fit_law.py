@@ -401,6 +401,19 @@ def test_ratio_without_an_effect_is_held_and_noted_as_not_resolved():
     assert found.optima()["mlp_to_attention"]["value"] == pytest.approx(2.0, rel=0.1)
 
 
+def test_unresolved_ratio_keeps_its_uncertainty_in_the_draws_when_it_stays_free():
+    runs = synthetic_runs(gqa_slope=0.0, seed=4)
+    held = quick("conditional", runs, resamples=20)
+    free = quick("conditional", runs, resamples=20, hold_unresolved=False)
+    place = free.names.index("gqa_slope")
+    assert "gqa_slope" in held.held
+    assert "gqa_slope" not in free.held
+    assert held.draws[:, place].std() == 0 < free.draws[:, place].std()
+    low, high = (free.parameters()["gqa_slope"][end] for end in ("low", "high"))
+    assert low < 0.005
+    assert high > -0.005
+
+
 def test_u_shape_without_an_effect_has_no_optimum():
     fitted = quick("conditional", synthetic_runs(mlp_to_attention_curvature=0.0, seed=2))
     assert fitted.held["mlp_to_attention_curvature"].value == 0.0
