@@ -15,9 +15,12 @@ from shapelaw.scaling.commands.options import (
     CorpusOption,
     EngineOption,
     Fresh,
+    HeadDims,
     Json,
+    Layers,
     NoCache,
     OutFolder,
+    Params,
     Seed,
     Vocabulary,
     Workers,
@@ -26,14 +29,15 @@ from shapelaw.scaling.commands.options import (
     refuse_together,
 )
 from shapelaw.scaling.commands.plain_help import PlainTyper
-from shapelaw.scaling.display.console import note, print_fields, print_json
+from shapelaw.scaling.display.console import note, print_fields, print_json, print_table
 from shapelaw.scaling.errors import FailedCheckError, InputError, WorkError
 from shapelaw.scaling.extras import missing_package, require_extra
+from shapelaw.search.commands.propose_cli import Baseline, TrainingTokens
 
 STOPPED_CODE = 130
 # Headings of `shapelaw --help` and the commands below each, in this order.
 SECTIONS = {
-    "Choose a shape": ("quickstart", "propose", "space", "measure", "report"),
+    "Choose a shape": ("quickstart", "autopilot", "propose", "space", "measure", "report"),
     "Fit and judge laws": ("data", "fit", "check", "compare", "predict", "decide", "plot", "laws"),
     "Train models": ("next-runs", "sweep", "train", "evaluate"),
     "See what is installed": ("doctor",),
@@ -125,6 +129,88 @@ def quickstart(
     print_verdict(out, json=json)
     if not json:
         typer.echo(in_short(out))
+
+
+@app.command()
+def autopilot(
+    params: Params,
+    tokens: TrainingTokens,
+    budget_hours: Annotated[
+        float,
+        typer.Option(
+            help="Most core-hours of training; a GPU counts as one core.", metavar="HOURS"
+        ),
+    ],
+    corpus: CorpusOption = "stdlib",
+    vocab: Vocabulary = None,
+    workload: WorkloadOption = "balanced",
+    engine: EngineOption = "torch",
+    baseline: Baseline = "llama-3.2-1b",
+    layers: Layers = "auto",
+    head_dim: HeadDims = "auto",
+    speedup: Annotated[
+        float,
+        typer.Option(
+            help="Least output tokens/s of the shape over the baseline's.", metavar="FACTOR"
+        ),
+    ] = 1.0,
+    certainty: Annotated[
+        float,
+        typer.Option(
+            help="Stop once the shape is the best with this probability.", metavar="NUMBER"
+        ),
+    ] = 0.9,
+    indifference: Annotated[
+        str,
+        typer.Option(
+            help="Difference of loss up to which a shape counts as the best, such as 0.5%.",
+            metavar="PERCENT",
+        ),
+    ] = "0.5%",
+    patience: Annotated[
+        int,
+        typer.Option(help="Give up after this many decisions without a gain.", metavar="N"),
+    ] = 8,
+    measurements: Annotated[
+        int, typer.Option(help="Shapes to measure in the search of each round.", metavar="N")
+    ] = 12,
+    plan_only: Annotated[
+        bool,
+        typer.Option("--plan-only", help="Print the first runs and their price; train nothing."),
+    ] = False,
+    out: OutFolder = Path("shapelaw-autopilot"),
+    workers: Workers = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Train and decide until one shape is surely the best."""
+    require_extra("train")
+    from shapelaw.scaling.units import parse_count
+    from shapelaw.search.autopilot.autopilot import autopilot
+    from shapelaw.search.autopilot.autopilot_plan import AutopilotSettings, price_of
+    from shapelaw.search.autopilot.display import Display, decision_line
+    from shapelaw.trainers.commands.resolve_options import parse_percent
+
+    settings = AutopilotSettings(
+        corpus=corpus, vocab_size=vocab, seed=seed, workers=workers, params=parse_count(params),
+        tokens=parse_count(tokens), workload=workload, engine=engine, baseline=baseline,
+        layers=layers, head_dim=head_dim, speedup=speedup, measurements=measurements,
+        certainty=certainty, indifference=parse_percent(indifference, "--indifference"),
+        budget_hours=budget_hours, patience=patience,
+    )  # fmt: skip
+    if plan_only:
+        price = price_of(settings)
+        print_json({"stages": price}) if json else print_table(price, "Stages and their price")
+        return
+    display = Display(quiet=json)
+    try:
+        lines = autopilot(out, settings, display)
+    finally:
+        display.close()
+    if json:
+        print_json({"decisions": lines})
+    else:
+        typer.echo(f"{decision_line(lines[-1], certainty)}\n{out}/decisions.jsonl")
 
 
 @app.command()

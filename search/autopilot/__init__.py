@@ -1,4 +1,4 @@
-"""The loop of ``quickstart`` in stages: train, fit, search, confirm, report.
+"""The loops that train: ``quickstart`` in one pass, and ``autopilot`` in rounds until it is sure.
 
 Imports all of search but commands.
 """

@@ -3,6 +3,7 @@
 import sys
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -12,6 +13,7 @@ from shapelaw.search.autopilot.time_left import TimeLeft
 from shapelaw.trainers.ledger.entry import RUNNING, Entry
 from shapelaw.trainers.sweep.status import duration
 
+CERTAINTY_WIDTH = 30  # characters of a certainty of 1
 LINE_SECONDS = 20.0  # between plain lines where there is no terminal
 
 
@@ -33,7 +35,7 @@ class Display:
     def forecast(self, seconds: dict[str, float]) -> None:
         """Set the expected seconds of each stage."""
         self.time_left = TimeLeft(seconds)
-        if self.live:
+        if self.live and self.progress is None:
             self.progress = Progress(
                 TextColumn("[bold]{task.fields[stage]:<12}"),
                 BarColumn(bar_width=30),
@@ -77,7 +79,32 @@ class Display:
         if not self.quiet:
             self.console.print(f"{stage} done in {seconds:.0f} s", highlight=False)
 
+    def decided(self, decision: dict[str, Any], level: float) -> None:
+        """Show a decision of the autopilot: its certainty against the cost so far."""
+        if not self.quiet:
+            self.console.print(decision_line(decision, level), highlight=False, markup=False)
+
     def close(self) -> None:
         """Remove the bar."""
         if self.progress is not None:
             self.progress.stop()
+
+
+def decision_line(decision: dict[str, Any], level: float) -> str:
+    """Format a decision as a line with a bar of its certainty, in which ``|`` marks the level.
+
+    Examples
+    --------
+    >>> decision_line({"round": 0, "stop": "", "runs": [{}, {}]}, 0.9)
+    'plan: 2 runs'
+    """
+    if "certainty" not in decision:
+        return f"plan: {counted(len(decision['runs']), 'run')}"
+    done = round(CERTAINTY_WIDTH * decision["certainty"])
+    bar = list("█" * done + "·" * (CERTAINTY_WIDTH - done))
+    bar[min(round(CERTAINTY_WIDTH * level), CERTAINTY_WIDTH - 1)] = "|"
+    next_step = decision["stop"] or f"{counted(len(decision['runs']), 'more run')}"
+    return (
+        f"{decision['core_hours']:8.3g} core-h {decision['flops']:8.2g} FLOP  {''.join(bar)} "
+        f"{decision['certainty']:.3f}  {decision['proposed']}; {next_step}"
+    )

@@ -24,7 +24,7 @@ from shapelaw.trainers.optimizers.recipe import Recipe
 from shapelaw.trainers.sweep.launchers._local import cores
 
 # First estimates for the time left; measured times replace them.
-SECONDS_PER_MEASUREMENT = 2.0
+CORPUS_SECONDS, FIT_SECONDS, SECONDS_PER_MEASUREMENT = 3.0, 12.0, 2.0
 FLOPS_PER_SECOND = 2e10
 CONFIRMATION_SPEEDUP = 1.4  # FLOP/s of the larger confirmation models over those of the proxies
 
@@ -64,9 +64,9 @@ def _forecast(settings: LoopSettings, workers: int) -> dict[str, float]:
     tokens = confirmation_tokens(settings)
     rounds = -(-3 // workers)
     return {
-        "corpus": 3.0,
+        "corpus": CORPUS_SECONDS,
         "proxies": proxies / FLOPS_PER_SECOND / workers,
-        "law": 12.0,
+        "law": FIT_SECONDS,
         "search": SECONDS_PER_MEASUREMENT * settings.measurements,
         "confirmation": rounds * confirmed * tokens / FLOPS_PER_SECOND / CONFIRMATION_SPEEDUP,
         "report": 5.0,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import pandas as pd
 
@@ -16,7 +17,7 @@ from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.table import write_runs
 from shapelaw.search.autopilot.display import Display
-from shapelaw.search.autopilot.record import LoopSettings
+from shapelaw.search.autopilot.record import CorpusSettings, LoopSettings
 from shapelaw.search.autopilot.run_plan import (
     CONFIRMED,
     HEAD_DIM,
@@ -46,13 +47,15 @@ from shapelaw.trainers.sweep.folder import Folder
 from shapelaw.trainers.sweep.sweep import run_plan
 from shapelaw.trainers.training.spec import RunSpec
 
+Settings = TypeVar("Settings", bound=CorpusSettings)
+
 
 @dataclass(frozen=True)
-class Loop:
+class Loop(Generic[Settings]):
     """A loop in a folder, with its settings and its progress display."""
 
     folder: Path
-    settings: LoopSettings
+    settings: Settings
     display: Display
 
     @property
@@ -63,7 +66,7 @@ class Loop:
     @property
     def record(self) -> Path:
         """Return the path of the file with the settings and the seconds of the stages."""
-        return self.folder / "quickstart.json"
+        return self.folder / f"{self.settings.command}.json"
 
     @property
     def runs(self) -> Path:
@@ -93,7 +96,7 @@ class Loop:
         )
 
 
-def prepare_corpus(loop: Loop) -> Corpus:
+def prepare_corpus(loop: Loop[Any]) -> Corpus:
     """Tokenize the text."""
     with loop.stage("corpus"):
         settings = loop.settings
@@ -103,7 +106,7 @@ def prepare_corpus(loop: Loop) -> Corpus:
         return corpus
 
 
-def train_proxies(loop: Loop, corpus: Corpus) -> pd.DataFrame:
+def train_proxies(loop: Loop[LoopSettings], corpus: Corpus) -> pd.DataFrame:
     """Train the proxies and write the run table."""
     with loop.stage("proxies"):
         runs = loop.train("proxies", proxy_specs(loop.settings, corpus.vocab_size), corpus)
@@ -112,7 +115,7 @@ def train_proxies(loop: Loop, corpus: Corpus) -> pd.DataFrame:
         return runs
 
 
-def fit_law(loop: Loop) -> LossBasis:
+def fit_law(loop: Loop[LoopSettings]) -> LossBasis:
     """Fit the law on the proxies only, so that the confirmation models are a held-out set."""
     with loop.stage("law"):
         runs = load_runs(loop.runs, where="role == 'proxy'")
@@ -122,7 +125,7 @@ def fit_law(loop: Loop) -> LossBasis:
         return LossBasis(fit=fitted, runs=runs, description=description)
 
 
-def search_shapes(loop: Loop, basis: LossBasis, corpus: Corpus) -> Proposals:
+def search_shapes(loop: Loop[LoopSettings], basis: LossBasis, corpus: Corpus) -> Proposals:
     """Search for shapes at the size of the confirmation models.
 
     No leader is measured again, so that a continued study gives the same proposals.
@@ -158,7 +161,7 @@ def search_shapes(loop: Loop, basis: LossBasis, corpus: Corpus) -> Proposals:
         )
 
 
-def train_confirmation(loop: Loop, proposals: Proposals, corpus: Corpus) -> None:
+def train_confirmation(loop: Loop[LoopSettings], proposals: Proposals, corpus: Corpus) -> None:
     """Train the baseline, loss-optimal and fast proposals, and add their rows to the run table."""
     with loop.stage("confirmation"):
         named = [p for p in proposals if p.role in (LOSS_OPTIMAL, FAST, BASELINE)]
@@ -172,7 +175,7 @@ def train_confirmation(loop: Loop, proposals: Proposals, corpus: Corpus) -> None
             write_runs(loop.runs, pd.concat([runs, new], ignore_index=True))
 
 
-def write_loop_report(loop: Loop) -> Path:
+def write_loop_report(loop: Loop[LoopSettings]) -> Path:
     """Write the report of the loop and return its path."""
     with loop.stage("report"):
         return write_report(loop.folder)

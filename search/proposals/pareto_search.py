@@ -307,21 +307,35 @@ def rows_ahead(
     among
         Mask of the rows to consider, (n,); None: all.
     """
-    losses, workload = candidates.losses, model.workload
-    speeds = np.where(np.isfinite(model.rate), model.rate, 0.0)
+    losses, speeds = candidates.losses, served_rates(model, results)
     if among is not None:
-        speeds = np.where(among, speeds, 0.0)
-    for times, limit in ((model.ttft, workload.max_ttft), (model.tpot, workload.max_tpot)):
-        if limit is not None:
-            speeds = np.where(times <= limit, speeds, 0.0)
-    for row, result in results.items():
-        valid = isinstance(result, Measurement) and not broken_limits(result, workload)
-        speeds[row] = result.output_tokens_per_second if valid else 0.0  # type: ignore[union-attr]
+        known = np.isin(np.arange(len(speeds)), list(results))
+        speeds = np.where(among | known, speeds, 0.0)
     rows = np.flatnonzero(front(losses, speeds) & (speeds > 0))
     ahead = [int(row) for row in rows[np.argsort(losses[rows])] if int(row) not in results]
     no_worse = [row for row in ahead if losses[row] <= losses[candidates.baseline]]
     first = max(no_worse, key=lambda row: speeds[row], default=None)
     return ahead if first is None else [first, *(row for row in ahead if row != first)]
+
+
+def served_rates(model: Estimates, results: Mapping[int, Measurement | str]) -> np.ndarray:
+    """Return output tokens/s of every shape, measured or estimated, (n,).
+
+    The rate is 0 for shapes that the engine refuses or that break the service level.
+    """
+    rates, workload = np.where(np.isfinite(model.rate), model.rate, 0.0), model.workload
+    for times, limit in ((model.ttft, workload.max_ttft), (model.tpot, workload.max_tpot)):
+        if limit is not None:
+            rates = np.where(times <= limit, rates, 0.0)
+    for row, result in results.items():
+        rates[row] = served_rate(result, workload)
+    return rates
+
+
+def served_rate(result: Measurement | str, workload: Workload) -> float:
+    """Return output tokens/s of a result, 0 where it is a refusal or breaks the service level."""
+    valid = isinstance(result, Measurement) and not broken_limits(result, workload)
+    return result.output_tokens_per_second if valid else 0.0  # type: ignore[union-attr]
 
 
 def thinned(rows: list[int], most: int) -> list[int]:

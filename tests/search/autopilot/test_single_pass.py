@@ -115,7 +115,7 @@ def test_another_setting_in_the_same_folder_is_refused(
 ) -> None:
     done = shapelaw("quickstart", "--corpus", text_folder, "--out", loop_folder, "--seed", "7")
     assert done.returncode == 2
-    assert "holds a quickstart with another" in done.stderr
+    assert "holds a run of `shapelaw quickstart` with another" in done.stderr
     assert "Traceback" not in done.stderr
 
 
