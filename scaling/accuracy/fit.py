@@ -91,13 +91,7 @@ def fit_links(
     solved = [_solve(form, task, losses, used) for task in chosen]
     for task, steps in zip(chosen, solved, strict=True):
         _check_chance(task, used[f"accuracy_{task.name}"].to_numpy(dtype=float), steps[-1])
-    measured = LinkSource(
-        validation=validation or _validation(loss),
-        loss_range=(float(losses.min()), float(losses.max())),
-        run_ids=tuple(used["run_id"]),
-        data_sha256=fingerprint(used.drop(columns="tokenizer", errors="ignore")),
-        provenance=_tokenizer(used) | dict(provenance or {}),
-    )
+    measured = _source(used, loss, validation or _validation(loss), dict(provenance or {}))
     links = _joined(chosen, solved, form.name, measured)
     held_form = _with_ceiling_one(form)
     if held_form is None:
@@ -232,6 +226,19 @@ def _validation(loss: str) -> str:
             '`validation="..."`'
         )
     return loss.removeprefix("loss_")
+
+
+def _source(
+    used: pd.DataFrame, loss: str, validation: str, provenance: dict[str, str]
+) -> LinkSource:
+    """Describe the models and losses that links are fitted on."""
+    return LinkSource(
+        validation=validation,
+        loss_range=(float(used[loss].min()), float(used[loss].max())),
+        run_ids=tuple(used["run_id"]),
+        data_sha256=fingerprint(used.drop(columns="tokenizer", errors="ignore")),
+        provenance=_tokenizer(used) | provenance,
+    )
 
 
 def _tokenizer(used: pd.DataFrame) -> dict[str, str]:

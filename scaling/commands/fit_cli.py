@@ -28,50 +28,54 @@ from shapelaw.scaling.commands.options import (
 )
 from shapelaw.scaling.display.console import note, print_json, print_result, print_table
 
+FitOut = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write the fit to this JSON file (default: only print it).",
+        metavar="FILE",
+        callback=output_file(),
+    ),
+]
+Objective = Annotated[
+    str,
+    typer.Option(help="Cost of a residual: huber, squares, student or asymmetric.", metavar="NAME"),
+]
+Residuals = Annotated[
+    str,
+    typer.Option(help="Residuals: log (of ln loss) or raw (of loss, in nats).", metavar="NAME"),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of weights that multiply the cost of each run (default: equal weights).",
+        metavar="COLUMN",
+    ),
+]
+Size = Annotated[
+    str,
+    typer.Option(
+        help="Parameters that N counts: non-embedding, total or active; auto: the first of "
+        "these that the table has.",
+        metavar="NAME",
+    ),
+]
+Starts = Annotated[int, typer.Option(help="Starts of the optimiser.", min=1, metavar="N")]
+Resamples = Annotated[
+    int, typer.Option(help="Bootstrap resamples for the intervals.", min=0, metavar="N")
+]
+
 
 def fit(
     runs: Runs,
     law: LawOption = "conditional",
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write the fit to this JSON file (default: only print it).",
-            metavar="FILE",
-            callback=output_file(),
-        ),
-    ] = None,
+    out: FitOut = None,
     delta: Delta = "auto",
-    objective: Annotated[
-        str,
-        typer.Option(
-            help="Cost of a residual: huber, squares, student or asymmetric.", metavar="NAME"
-        ),
-    ] = "huber",
-    on: Annotated[
-        str,
-        typer.Option(help="Residuals: log (of ln loss) or raw (of loss, in nats).", metavar="NAME"),
-    ] = "log",
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="Column of weights that multiply the cost of each run (default: equal weights).",
-            metavar="COLUMN",
-        ),
-    ] = None,
-    size: Annotated[
-        str,
-        typer.Option(
-            help="Parameters that N counts: non-embedding, total or active; auto: the first of "
-            "these that the table has.",
-            metavar="NAME",
-        ),
-    ] = "auto",
-    starts: Annotated[
-        int, typer.Option(help="Starts of the optimiser.", min=1, metavar="N")
-    ] = 1024,
-    resamples: Annotated[
-        int, typer.Option(help="Bootstrap resamples for the intervals.", min=0, metavar="N")
-    ] = 1000,
+    objective: Objective = "huber",
+    on: Residuals = "log",
+    weights: Weights = None,
+    size: Size = "auto",
+    starts: Starts = 1024,
+    resamples: Resamples = 1000,
     where: Where = None,
     exclude: Exclude = None,
     seed: Seed = 0,

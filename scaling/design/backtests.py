@@ -260,10 +260,7 @@ def backtest(
         raise InputError(
             f"a back-test needs `len(runs) >= {MIN_RUNS}`, but got {len(runs)}; use a larger table"
         )
-    runs = as_run_table(runs)
-    order = np.argsort(costs(runs), kind="stable")
-    kept = len(runs) - max(round(held_out * len(runs)), 2)
-    pool, target = runs.take(order[:kept]), runs.take(order[kept:])
+    pool, target = _pool_and_target(as_run_table(runs), held_out)
     fit_runs = _each_once(fit_runs)
     courses = []
     replays = list(product(range(seeds), enumerate(STRATEGIES)))
@@ -279,6 +276,13 @@ def backtest(
         pool=len(pool),
         start=start,
     )
+
+
+def _pool_and_target(runs: RunTable, held_out: float) -> tuple[RunTable, RunTable]:
+    """Divide runs by their cost: the pool, and the share of the dearest, which is held out."""
+    order = np.argsort(costs(runs), kind="stable")
+    kept = len(runs) - max(round(held_out * len(runs)), 2)
+    return runs.take(order[:kept]), runs.take(order[kept:])
 
 
 def _each_once(fit_runs: FitRuns) -> FitRuns:

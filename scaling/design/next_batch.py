@@ -214,48 +214,77 @@ def next_runs(
     fit, limits = as_fit(fit), limits or Limits()
     _check(goal, budget_flops)
     runs = _checked(fit, runs)
-    observed, loss = fit.columns(runs), runs.losses
-    box = limits.box(observed)
     everything = (
         grid_candidates(fit, within=limits.within) if candidates is None else as_frame(candidates)
     )
-    allowed, columns = _allowed(fit, everything, box, budget_flops)
+    allowed = _allowed(fit, everything, limits.box(fit.columns(runs)), budget_flops)
+    return _design(fit, goal, runs, allowed, budget_flops, limits, scatter)
+
+
+def _design(
+    fit: Fit,
+    goal: Goal,
+    runs: RunTable,
+    allowed: "_Allowed",
+    budget_flops: float,
+    limits: Limits,
+    scatter: Scatter | None,
+) -> Design:
+    """Linearise the law at the fit, choose the runs, and describe the choice."""
+    observed, loss = fit.columns(runs), runs.losses
     deviations = prior_deviations(fit, observed, loss)
     targets, trained = goal.targets(fit, deviations), points_at(fit, observed, deviations)
-    points, price = points_at(fit, columns, deviations), costs(with_ratios(allowed))
+    points = points_at(fit, allowed.columns, deviations)
     scatter = scatter or scatter_of(fit, observed, loss)
-    selection = Selection.of(trained, targets, points, price, scatter)
+    selection = Selection.of(trained, targets, points, allowed.price, scatter)
     chosen, rule, stopped = selection.best(budget_flops, limits)
     return Design(
         goal=targets.description,
         picks=tuple(_picks(chosen, selection, (trained.place, runs.run_ids.tolist()))),
-        rows=allowed.iloc[[position for position, _ in chosen]],
+        rows=allowed.frame.iloc[[position for position, _ in chosen]],
         deviation_before=float(np.sqrt(selection.squared_error)),
         budget_flops=float(budget_flops),
-        box=box,
-        candidates=len(allowed),
-        outside_box=len(everything) - len(allowed),
+        box=allowed.box,
+        candidates=len(allowed.frame),
+        outside_box=allowed.outside,
         scatter=scatter,
         rule=rule,
         stopped=stopped,
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Allowed:
+    """Candidates inside the box: their rows, columns of the law, costs in FLOP, and the box."""
+
+    frame: pd.DataFrame
+    columns: dict[str, np.ndarray]
+    price: np.ndarray
+    box: dict[str, tuple[float, float]]
+    outside: int
+
+
 def _allowed(
     fit: Fit, candidates: pd.DataFrame, box: dict[str, tuple[float, float]], budget_flops: float
-) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """Select the candidates inside the box, and their columns of the law."""
+) -> _Allowed:
+    """Select the candidates inside the box; refuse a budget that pays for none of them."""
     if candidates.empty:
         raise InputError("`len(candidates) >= 1` must hold, but got 0; give at least one run")
     columns = law_columns(fit, candidates, "the candidates")
     mask = inside(columns, box)
-    price = costs(with_ratios(candidates[mask])).min()
-    if price > budget_flops:
+    price = costs(with_ratios(candidates[mask]))
+    if price.min() > budget_flops:
         raise InputError(
-            f"`budget_flops >= {price:.3g}` must hold, the cost of the cheapest of "
+            f"`budget_flops >= {price.min():.3g}` must hold, the cost of the cheapest of "
             f"{mask.sum()} candidates, but got {budget_flops:.3g}; raise it or shrink the runs"
         )
-    return candidates[mask], {name: values[mask] for name, values in columns.items()}
+    return _Allowed(
+        frame=candidates[mask],
+        columns={name: values[mask] for name, values in columns.items()},
+        price=price,
+        box=box,
+        outside=int((~mask).sum()),
+    )
 
 
 def _check(goal: Goal, budget_flops: float) -> None:

@@ -163,9 +163,7 @@ def minimise(
     newton = reweighted == 0
     state = _State(theta, *data.moments(theta, newton=newton))
     ended = _State.empty(*theta.shape)
-    alive = np.arange(len(theta))
-    rounding = data.rounding
-    before = state.cost
+    alive, rounding, before = np.arange(len(theta)), data.rounding, state.cost
     for step in range(steps):
         if newton != (wanted := step % CYCLE >= reweighted):
             newton = wanted
@@ -188,12 +186,7 @@ def minimise(
             break
         state.accept(trial, data.take(alive).moments(trial, newton=newton))
     ended.put(alive, state, np.ones(len(alive), dtype=bool))
-    return Minima(
-        theta=ended.theta,
-        cost=ended.cost,
-        gradient_norm=_scaled_norm(ended, bounds),
-        converged=ended.converged,
-    )
+    return ended.minima(bounds)
 
 
 class _State:
@@ -215,6 +208,15 @@ class _State:
             np.full(count, np.inf),
             np.empty((count, parameters)),
             np.empty((count, parameters, parameters)),
+        )
+
+    def minima(self, bounds: Bounds) -> Minima:
+        """Return the end points with the scaled norms of their gradients."""
+        return Minima(
+            theta=self.theta,
+            cost=self.cost,
+            gradient_norm=_scaled_norm(self, bounds),
+            converged=self.converged,
         )
 
     def evaluate(self, data: Data, *, newton: bool) -> None:

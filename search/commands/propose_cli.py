@@ -1,7 +1,7 @@
 """The ``propose`` command: its options, the request that they make, and the printed proposals."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -41,6 +41,9 @@ def _storage_address(address: str | None) -> str | None:
         check_storage_address(address)
     return address
 
+
+if TYPE_CHECKING:
+    from shapelaw.search.proposals.request import ProposalRequest
 
 TrainingTokens = Annotated[
     str, typer.Option(help="Training tokens, such as 2M or 100B.", metavar="TOKENS")
@@ -171,14 +174,9 @@ def propose_shapes(
     json: Json = False,
 ) -> None:
     """Rank the shapes of a budget by predicted loss and throughput."""
-    from shapelaw.scaling.display.progress import progress_shown
     from shapelaw.scaling.units import parse_count
-    from shapelaw.search.commands.output import print_proposals
     from shapelaw.search.engines.cache import stored_engine
     from shapelaw.search.proposals import request as groups
-    from shapelaw.search.proposals.basis import loss_basis
-    from shapelaw.search.proposals.pareto_search import propose
-    from shapelaw.search.reports.proposal_page import write_pages
     from shapelaw.search.workload import parse_workload
 
     request = groups.ProposalRequest(
@@ -200,8 +198,28 @@ def propose_shapes(
             engine=stored_engine(engine, keep=not no_cache, fresh=fresh),
         ),
     )  # fmt: skip
+    _search_and_print(request, law, link, validation, out, json=json, wide=wide)
+
+
+def _search_and_print(
+    request: "ProposalRequest",
+    law: str | None,
+    link: str | None,
+    validation: str,
+    out: Path | None,
+    *,
+    json: bool,
+    wide: bool,
+) -> None:
+    """Load the law and its link, search the shapes, and print and write the proposals."""
+    from shapelaw.scaling.display.progress import progress_shown
+    from shapelaw.search.commands.output import print_proposals
+    from shapelaw.search.proposals.basis import loss_basis
+    from shapelaw.search.proposals.pareto_search import propose
+    from shapelaw.search.reports.proposal_page import write_pages
+
     with progress_shown(quiet=json):
-        basis = loss_basis(law, seed=seed, link=link, validation=validation)
+        basis = loss_basis(law, seed=request.effort.seed, link=link, validation=validation)
         proposals = propose(request, basis, out=out)
     page = None if out is None else write_pages(out)
     print_proposals(proposals, page, json=json, wide=wide)

@@ -24,6 +24,53 @@ if TYPE_CHECKING:
     from shapelaw.trainers.training.spec import RunSpec
 
 
+PlanFile = Annotated[
+    Path, typer.Argument(help="Plan whose shapes and recipe to check.", metavar="PLAN")
+]
+RunIds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--run",
+        help="Check the shape of this run; repeatable (default: the four extreme shapes).",
+        metavar="RUN_ID",
+    ),
+]
+ShapesOfSize = Annotated[
+    str | None,
+    typer.Option(
+        help="Take the extreme shapes of this size, such as 100K (default: of all sizes).",
+        metavar="N",
+    ),
+]
+TokensPerRun = Annotated[
+    str,
+    typer.Option(
+        help="Training tokens of every run: 2M, or 20x for 20 per parameter.", metavar="TOKENS"
+    ),
+]
+RateFactor = Annotated[
+    float,
+    typer.Option(
+        help="Factor between the rule's rate and the two others that are tried.",
+        metavar="NUMBER",
+    ),
+]
+SeedsPerRate = Annotated[int, typer.Option(help="Seeds at every rate.", min=1, metavar="N")]
+Rates = Annotated[
+    str,
+    typer.Option(
+        help="Rates to check: both, matrix_learning_rate or learning_rate.", metavar="NAME"
+    ),
+]
+SeedDeviation = Annotated[
+    float | None,
+    typer.Option(
+        help="Standard deviation between seeds as a share of the loss (default: measured).",
+        metavar="SHARE",
+    ),
+]
+
+
 def read_settings(
     factor: float, seeds: int, rates: str, tokens: str, seed_sd: float | None
 ) -> "LRSweepSettings":
@@ -128,53 +175,16 @@ def specs_to_check(
 
 
 def lr_check(
-    plan: Annotated[
-        Path, typer.Argument(help="Plan whose shapes and recipe to check.", metavar="PLAN")
-    ],
+    plan: PlanFile,
     corpus: CorpusOption = "stdlib",
     vocab: Vocabulary = None,
-    runs: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--run",
-            help="Check the shape of this run; repeatable (default: the four extreme shapes).",
-            metavar="RUN_ID",
-        ),
-    ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            help="Take the extreme shapes of this size, such as 100K (default: of all sizes).",
-            metavar="N",
-        ),
-    ] = None,
-    tokens: Annotated[
-        str,
-        typer.Option(
-            help="Training tokens of every run: 2M, or 20x for 20 per parameter.", metavar="TOKENS"
-        ),
-    ] = "20x",
-    factor: Annotated[
-        float,
-        typer.Option(
-            help="Factor between the rule's rate and the two others that are tried.",
-            metavar="NUMBER",
-        ),
-    ] = 2.0,
-    seeds: Annotated[int, typer.Option(help="Seeds at every rate.", min=1, metavar="N")] = 2,
-    rates: Annotated[
-        str,
-        typer.Option(
-            help="Rates to check: both, matrix_learning_rate or learning_rate.", metavar="NAME"
-        ),
-    ] = "both",
-    seed_sd: Annotated[
-        float | None,
-        typer.Option(
-            help="Standard deviation between seeds as a share of the loss (default: measured).",
-            metavar="SHARE",
-        ),
-    ] = None,
+    runs: RunIds = None,
+    size: ShapesOfSize = None,
+    tokens: TokensPerRun = "20x",
+    factor: RateFactor = 2.0,
+    seeds: SeedsPerRate = 2,
+    rates: Rates = "both",
+    seed_sd: SeedDeviation = None,
     settings: RecipeSettings = None,
     workers: Workers = None,
     out: OutFolder = Path("shapelaw-lr-check"),

@@ -66,6 +66,29 @@ PackOption = Annotated[
 Folder = Annotated[Path, typer.Argument(help="Folder of a sweep.", metavar="FOLDER")]
 
 
+PlanFile = Annotated[
+    Path, typer.Argument(help="Plan, a table of shapes and tokens.", metavar="PLAN")
+]
+LauncherName = Annotated[
+    str,
+    typer.Option(help="Launcher of the workers: local, ray or slurm.", metavar="NAME"),
+]
+LauncherSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Setting of the launcher, such as partition=gpu; repeatable.",
+        metavar="NAME=VALUE",
+    ),
+]
+DoneRuns = Annotated[
+    Path | None,
+    typer.Option(
+        help="Run table of runs of this plan that need no training (default: none).",
+        metavar="RUNS",
+    ),
+]
+
+
 def train(
     config: ConfigFile,
     tokens: Annotated[
@@ -103,9 +126,7 @@ def train(
 
 @sweep.command("run")
 def run(
-    plan: Annotated[
-        Path, typer.Argument(help="Plan, a table of shapes and tokens.", metavar="PLAN")
-    ],
+    plan: PlanFile,
     corpus: CorpusOption = "stdlib",
     validation: ValidationOption = None,
     vocab: Vocabulary = None,
@@ -114,27 +135,12 @@ def run(
     out: OutFolder = Path("shapelaw-sweep"),
     settings: RecipeSettings = None,
     tracker: Trackers = "",
-    launcher: Annotated[
-        str,
-        typer.Option(help="Launcher of the workers: local, ray or slurm.", metavar="NAME"),
-    ] = "local",
+    launcher: LauncherName = "local",
     workers: WorkersOption = None,
     pack: PackOption = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Setting of the launcher, such as partition=gpu; repeatable.",
-            metavar="NAME=VALUE",
-        ),
-    ] = None,
+    option: LauncherSettings = None,
     ledger: LedgerOption = None,
-    done: Annotated[
-        Path | None,
-        typer.Option(
-            help="Run table of runs of this plan that need no training (default: none).",
-            metavar="RUNS",
-        ),
-    ] = None,
+    done: DoneRuns = None,
     json: Json = False,
 ) -> None:
     """Train the runs of a plan that are not trained yet; resumable."""

@@ -155,13 +155,12 @@ def choose_packing(
         Not even one replica can be trained.
     """
     tokens = np.array(tokens[:TRIAL_TOKENS])
+    settings: dict[str, Any] = {"device": device, "seconds": seconds, "options": options}
 
     def measure(replicas: int, processes: int) -> PackTrial:
         if processes == 1:
-            return trial_stack(spec, tokens, replicas, device=device, seconds=seconds,
-                               options=options)  # fmt: skip
-        return trial_processes(spec, tokens, (replicas, processes), device=device,
-                               seconds=seconds, options=options)  # fmt: skip
+            return trial_stack(spec, tokens, replicas, **settings)
+        return trial_processes(spec, tokens, (replicas, processes), **settings)
 
     trials = _growing([(k, 1) for k in REPLICAS if k <= most[0]], measure, device)
     best = _fastest(trials)

@@ -121,17 +121,13 @@ def train_distributed(
     spec = spec.computed_by(Execution(attention=attention_path(world.device)))
     recipe, identity = spec.recipe, spec.identity(corpus)
     trainer = Trainer(spec, world, folder / CHECKPOINT, identity)
-    batches = Batches(
-        corpus.train(),
-        context_length=recipe.context_length,
-        sequences=recipe.sequences,
-        seed=spec.data_seed,
-    )
     # Only the first process writes metrics.
     names = ("csv",) if world.rank == 0 else ()
     with recording(names, folder, batch_tokens=recipe.batch_tokens) as recorder:
         recorder.start(settings_row(spec, corpus, status="running"), trainer.begun.step)
-        seconds = _run_steps(trainer, batches, watch, recorder, checkpoint_seconds, identity)
+        seconds = _run_steps(
+            trainer, spec.batches(corpus), watch, recorder, checkpoint_seconds, identity
+        )
         model, _ = trainer.gather()
         row = _finish(spec, model.to(world.device), corpus, folder, world, seconds)
         if row is not None:

@@ -92,12 +92,7 @@ def score_exports(
     """
     folder = Folder(sweep)
     table = existing_ledger(sweep, ledger).table()
-    names = [str(name) for name in table["run_id"]] if len(table) else []
-    ready = [name for name in names if (folder.run(name) / WEIGHTS).exists()]
-    if not ready:
-        raise InputError(
-            f"no run of {sweep} has a {WEIGHTS}; train the plan with `shapelaw sweep run` first"
-        )
+    ready = folder.exported(table)
     jobs = [
         EvaluationJob(run=folder.run(name), corpus=folder.corpus, evals=evals, tasks=tuple(tasks),
             limit=limit)
@@ -105,7 +100,7 @@ def score_exports(
     ]  # fmt: skip
     scored = dict(zip(ready, score_jobs(jobs, workers=workers, report=report), strict=True))
     table = with_scores(table, scored)
-    table.attrs["left_out"] = [name for name in names if name not in scored]
+    table.attrs["left_out"] = [name for name in table["run_id"].astype(str) if name not in scored]
     return table
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 from shapelaw.scaling.errors import InputError
@@ -10,6 +11,9 @@ from shapelaw.scaling.files import read_json, write_json
 from shapelaw.trainers.ledger.ledger import Ledger
 from shapelaw.trainers.ledger.registry import check_ledger_address, is_database
 from shapelaw.trainers.training.trackers import read_trackers
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,25 @@ class Folder:
     def run(self, run_id: str) -> Path:
         """Return the folder with checkpoint, weights and held-out losses of one run."""
         return self.path / "runs" / run_id
+
+    def exported(self, table: "pd.DataFrame") -> list[str]:
+        """Return the ids of the runs of a run table that have an exported model.
+
+        Raises
+        ------
+        InputError
+            No run has one.
+        """
+        from shapelaw.trainers.models.hugging_face import WEIGHTS
+
+        names = [str(name) for name in table["run_id"]] if len(table) else []
+        exported = [name for name in names if (self.run(name) / WEIGHTS).exists()]
+        if not exported:
+            raise InputError(
+                f"no run of {self.path} has a {WEIGHTS}; train the plan with `shapelaw sweep run` "
+                "first"
+            )
+        return exported
 
 
 def ledger_address(folder: Folder, given: str | None) -> str:

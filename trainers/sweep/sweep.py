@@ -43,8 +43,7 @@ def run_plan(
 ) -> pd.DataFrame:
     """Train the runs of a plan that are not finished yet, and return their run table.
 
-    The run table of all runs of the ledger is written to ``runs.csv`` in the folder whenever a run
-    ends.
+    The run table of the ledger is written to ``runs.csv`` in the folder whenever a run ends.
 
     Parameters
     ----------
@@ -55,18 +54,15 @@ def run_plan(
     folder
         Folder of the sweep.
     workers
-        Number of workers; by default the number for which the launcher has room, which is one per
-        GPU or core on this machine.
+        Number of workers; by default one per GPU or core, or as the launcher has room.
     report
-        Function that is called several times a second with the entries of these runs, for a
-        progress display.
+        Function that is called several times a second with the entries of these runs.
     launcher
         Launcher of the workers, or its name.
     ledger
         Path or ``postgresql://`` URL of a ledger outside the folder.
     trackers
-        Trackers of metrics besides ``metrics.csv``; see
-        :mod:`shapelaw.trainers.training.trackers`.
+        Names of trackers of metrics besides ``metrics.csv``.
     done
         Run table of this plan from another ledger. Runs with rows of the same ``config_hash`` in it
         are not trained again.
@@ -90,14 +86,21 @@ def run_plan(
     _check_disk(address, place.several_machines)
     book = Ledger(address)
     record_options(folder, ledger, trackers)
+    run_ids = _plan_runs(book, specs, corpus, done)
+    job = WorkerJob(ledger=address, folder=folder.path.absolute(), pack=pack)
+    return _train_all(_Progress(book, folder, run_ids, report), job, place, workers)
+
+
+def _plan_runs(
+    book: Ledger, specs: Sequence[RunSpec], corpus: Corpus, done: pd.DataFrame | None
+) -> set[str]:
+    """Plan runs, also failed ones again, adopt those done elsewhere, and return their ids."""
     specs = [spec.with_engine() for spec in specs]
     book.plan(specs, [spec.identity(corpus) for spec in specs])
     book.retry()
     if done is not None:
         _adopt(book, specs, corpus, done)
-    progress = _Progress(book, folder, {spec.run_id for spec in specs}, report)
-    job = WorkerJob(ledger=address, folder=folder.path.absolute(), pack=pack)
-    return _train_all(progress, job, place, workers)
+    return {spec.run_id for spec in specs}
 
 
 def _adopt(book: Ledger, specs: Sequence[RunSpec], corpus: Corpus, done: pd.DataFrame) -> None:
@@ -223,21 +226,14 @@ def export_gguf_files(
         A named run, or every run, has no exported model, or gguf is not installed.
     """
     from shapelaw.trainers.models.gguf import export_gguf
-    from shapelaw.trainers.models.hugging_face import WEIGHTS
 
-    names = [str(name) for name in table["run_id"]] if len(table) else []
-    exported = [name for name in names if (folder.run(name) / WEIGHTS).exists()]
+    exported = folder.exported(table)
     for name in run_ids or ():
         if name not in exported:
             raise InputError(
                 f"`--run` must name a finished run with an exported model, but got {name!r}; "
-                f"{folder.path} has {', '.join(exported) or 'none'}"
+                f"{folder.path} has {', '.join(exported)}"
             )
-    if not exported:
-        raise InputError(
-            f"no run of {folder.path} has a {WEIGHTS}; train the plan with `shapelaw sweep run` "
-            "first"
-        )
     paths = []
     for name in track(run_ids or exported, "GGUF files", total=len(run_ids or exported)):
         paths.append(out / f"{name}.gguf")

@@ -14,7 +14,6 @@ from typing import SupportsFloat
 import torch
 
 from shapelaw.scaling.errors import WorkError
-from shapelaw.trainers.corpus.batches import Batches
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.models.transformer import Transformer
 from shapelaw.trainers.objectives.objective import Batch, reseed
@@ -102,9 +101,7 @@ def train_run(
     with recording(trackers, folder, batch_tokens=spec.recipe.batch_tokens) as recorder:
         recorder.start(settings_row(run.spec, corpus, status="running"), run.computed)
         while len(rows) < len(run.ends):
-            run.go(watch, recorder, checkpoint_seconds)
-            rows.append(run.row())
-            recorder.result(run.computed, rows[-1])
+            rows.append(run.train_branch(watch, recorder, checkpoint_seconds))
             if len(rows) < len(run.ends):  # its model, in the folder of a separate run
                 export_run(spec, run.model, corpus, folder.parent / str(rows[-1]["run_id"]))
             keep_rows(spec, corpus, folder, rows)
@@ -128,12 +125,7 @@ class _Run:
         self.identity = spec.identity(corpus)
         self.engine = spec.engine or Execution()
         self.objective, self.generator = objective_of(spec.recipe), torch.Generator()
-        self.batches = Batches(
-            corpus.train(),
-            context_length=spec.recipe.context_length,
-            sequences=spec.recipe.sequences,
-            seed=spec.data_seed,
-        )
+        self.batches = spec.batches(corpus)
         self._begin()
 
     def _begin(self) -> None:
@@ -185,7 +177,14 @@ class _Run:
         """Seconds of training of the present weights."""
         return self.spent + time.perf_counter() - self.since
 
-    def go(self, watch: Watch, recorder: Recorder, checkpoint_seconds: float) -> None:
+    def train_branch(self, watch: Watch, recorder: Recorder, checkpoint_seconds: float) -> Row:
+        """Train to the end of the present branch, and record its row."""
+        self._go(watch, recorder, checkpoint_seconds)
+        row = self._row()
+        recorder.result(self.computed, row)
+        return row
+
+    def _go(self, watch: Watch, recorder: Recorder, checkpoint_seconds: float) -> None:
         """Train to the end of the present branch."""
         end, last = self.ends[self.branch], self.branch + 1 == len(self.ends)
         self.optimizer.steps = end
@@ -249,7 +248,7 @@ class _Run:
         loss.backward()
         return value
 
-    def row(self) -> Row:
+    def _row(self) -> Row:
         """Evaluate the finished branch and write the loss of every window."""
         used = self.spec.computed_by(self.engine)  # differs from the planned one if that failed
         with without_compiled_code():

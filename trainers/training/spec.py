@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
+from shapelaw.trainers.corpus.batches import Batches
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.optimizers.recipe import Recipe
 from shapelaw.trainers.training.execution import Execution, fastest_execution
@@ -113,6 +114,15 @@ class RunSpec:
         same = replace(self, engine=engine)
         object.__setattr__(same, "_identities", self._identities)
         return same
+
+    def batches(self, corpus: Corpus) -> Batches:
+        """Return the training batches of the run, in its order of the text of a corpus."""
+        return Batches(
+            corpus.train(),
+            context_length=self.recipe.context_length,
+            sequences=self.recipe.sequences,
+            seed=self.data_seed,
+        )
 
     def identity(self, corpus: Corpus) -> str:
         """Return a digest of the run and its corpus, without names, roles and execution.
