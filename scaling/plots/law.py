@@ -111,7 +111,8 @@ def _draw_curve_of_each_size(
         for size in np.exp([logs.min(), (logs.min() + logs.max()) / 2, logs.max()]):
             label = f"law at N = {format_count(size)}"
             at_size = {**grid, N: np.full(POINTS, size)}
-            _draw_curve(axes, factor, fit, at_size, points.to_rgba(size), label)
+            red, green, blue, opacity = (float(part) for part in points.to_rgba(size))
+            _draw_curve(axes, factor, fit, at_size, (red, green, blue, opacity), label)
         return
     axes.plot([], [], color=CURVE, label="law")  # legend entry of the curves of all sizes
     levels = np.zeros(len(columns[N]), dtype=int) if levels is None else levels

@@ -116,9 +116,9 @@ def evaluate_tokens(
         for rows in np.array_split(begins, math.ceil(count / WINDOWS_PER_PASS)):
             batch = np.stack([tokens[start : start + length + 1] for start in rows])
             on_device = Batch(torch.from_numpy(batch.astype(np.int64)).to(device))
-            losses, weights = objective.held_out_losses(model, on_device, generator)
-            means = losses.sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-            part = (means.double(), losses.double(), weights.double())
+            batch_losses, counts = objective.held_out_losses(model, on_device, generator)
+            means = batch_losses.sum(dim=1) / counts.sum(dim=1).clamp(min=1)
+            part = (means.double(), batch_losses.double(), counts.double())
             parts.append([values.cpu().numpy() for values in part])
     windows, losses, weights = (np.concatenate(column) for column in zip(*parts, strict=True))
     loss = float(windows.mean())
