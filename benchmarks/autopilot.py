@@ -303,7 +303,7 @@ def main() -> None:
         f"drawn, noise {noise:g}": [
             Truth.drawn(seed, noise=noise) for seed in range(options.truths)
         ]
-        for noise in options.noise
+        for noise in (options.noise if options.truths else ())
     }
     for k in (0, 1, 2) if options.fixed else ():
         cases[f"fixed at {k} deviations"] = [

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import subprocess
 import sys
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -286,6 +288,34 @@ def test_bad_options_exit_with_2_and_leave_no_folder(
     assert ended.value.code == 2
     assert words in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.slow
+def test_killed_training_resumes_and_replays_to_the_same_record(
+    text_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pilot"
+    arguments = [
+        *("autopilot", "--params", "100K", "--tokens", "200K", "--layers", "2", "--json"),
+        *("--workload", "32/16@4", "--measurements", "3", "--budget-hours", "1"),
+        *("--certainty", "0.2", "--indifference", "5%"),
+        *("--corpus", str(text_folder), "--out", str(folder)),
+    ]
+    command = [sys.executable, "-c", "from shapelaw.search.cli import main; main()"]
+    killed = subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL)
+    while not (folder / "work" / "runs.csv").exists() and killed.poll() is None:
+        time.sleep(0.1)  # until the first run is done
+    assert killed.poll() is None
+    killed.kill()
+    killed.wait()
+    done = shapelaw(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["decisions"] == lines_of(folder)
+    before = (folder / RECORD).read_bytes()
+    (folder / RECORD).unlink()
+    again = shapelaw(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert (folder / RECORD).read_bytes() == before
 
 
 def test_line_of_a_decision_shows_certainty_against_cost() -> None:
