@@ -77,7 +77,7 @@ class Truth:
         """Compute ln loss without noise, (n,)."""
         at = {name: m + s * self.deviations.get(name, 0.0) for name, (m, s) in DRAWN.items()}
         size, tokens = frame[N].to_numpy(float), frame[D].to_numpy(float)
-        loss = np.log(1.2 + 40 / size**0.35 + 60 / tokens**0.35)
+        loss = np.log(0.8 + 28 / size**0.35 + 42 / tokens**0.35)  # below ln 256 for all shapes
         for name in ("hidden_over_sqrt_n", "mlp_to_attention"):
             drift = at[f"{name}_drift"] * np.log(size / ANCHOR_SIZE)
             x = np.log(frame[name].to_numpy(float)) - at[f"{name}_optimum"] - drift

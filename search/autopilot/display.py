@@ -82,7 +82,9 @@ class Display:
     def decided(self, decision: dict[str, Any], level: float) -> None:
         """Show a decision of the autopilot: its certainty against the cost so far."""
         if not self.quiet:
-            self.console.print(decision_line(decision, level), highlight=False, markup=False)
+            self.console.print(
+                decision_line(decision, level), highlight=False, markup=False, soft_wrap=True
+            )
 
     def close(self) -> None:
         """Remove the bar."""
