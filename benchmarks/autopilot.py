@@ -12,7 +12,6 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
@@ -113,10 +112,10 @@ class Truth:
         return frame.assign(loss=loss)
 
 
-def quick_fit(runs: RunTable, seed: int, *, hold_unresolved: bool = False) -> Fit:
+def quick_fit(runs: RunTable, seed: int) -> Fit:
     """Fit with fewer starts and resamples than the command does."""
     return fit(
-        "conditional", runs, seed=seed, starts=64, resamples=300, hold_unresolved=hold_unresolved
+        "conditional", runs, seed=seed, starts=64, resamples=300
     )
 
 
@@ -250,7 +249,7 @@ class LookedUp:
 
     def fit(self, runs: RunTable) -> Fit:
         """Fit a law of size, tokens and width."""
-        return fit("width", runs, starts=64, resamples=300, hold_unresolved=False)
+        return fit("width", runs, starts=64, resamples=300)
 
     def choices(self, number: int, fitted: Fit, runs: RunTable) -> TableChoices:
         """Return the target's shapes."""
@@ -292,13 +291,12 @@ def main() -> None:
     parser.add_argument("--truths", type=int, default=40, help="drawn truths for each noise")
     parser.add_argument("--fixed", type=int, default=8, help="noise seeds of each fixed truth")
     parser.add_argument("--noise", type=float, nargs="+", default=[0.005, 0.01])
-    parser.add_argument("--hold", action="store_true", help="hold unresolved factors, to compare")
     options = parser.parse_args()
     settings = AutopilotSettings(
         params=200_000, tokens=2_000_000, workload="edge", engine="roofline:h100", layers="4",
         speedup=0.5, measurements=4, budget_hours=1.0,
     )  # fmt: skip
-    fit_law = partial(quick_fit, hold_unresolved=options.hold)
+    fit_law = quick_fit
     cases = {
         f"drawn, noise {noise:g}": [
             Truth.drawn(seed, noise=noise) for seed in range(options.truths)
@@ -326,7 +324,7 @@ def main() -> None:
         figures[name] = summary(results, settings)
         print(name, figures[name], flush=True)
     finish(
-        "autopilot-held" if options.hold else "autopilot",
+        "autopilot",
         {
             "promise": "the interval of the share of sure stops that were right includes 0.9 or "
             "lies above",

@@ -1,7 +1,7 @@
 """Commands that fit laws and predict losses: fit, predict and laws."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,7 +18,7 @@ from shapelaw.scaling.commands.options import (
     Json,
     LawOption,
     OutTable,
-    Runs,
+    PriorOption,
     Seed,
     Tokens,
     Where,
@@ -27,6 +27,11 @@ from shapelaw.scaling.commands.options import (
     refuse_together,
 )
 from shapelaw.scaling.display.console import note, print_json, print_result, print_table
+from shapelaw.scaling.errors import InputError
+
+if TYPE_CHECKING:
+    from shapelaw.scaling.fitting.pooled import PooledFit
+    from shapelaw.scaling.fitting.result import Fit
 
 FitOut = Annotated[
     Path | None,
@@ -61,12 +66,31 @@ Size = Annotated[
 ]
 Starts = Annotated[int, typer.Option(help="Starts of the optimiser.", min=1, metavar="N")]
 Resamples = Annotated[
-    int, typer.Option(help="Bootstrap resamples for the intervals.", min=0, metavar="N")
+    int,
+    typer.Option(
+        help="Draws of the posterior, or bootstrap resamples, for the intervals.",
+        min=0,
+        metavar="N",
+    ),
+]
+Tables = Annotated[
+    list[str],
+    typer.Argument(
+        help="Run table: a CSV or Parquet file, or a name that `shapelaw data list` prints; "
+        "several with --pool.",
+        metavar="RUNS",
+    ),
+]
+Pool = Annotated[
+    bool,
+    typer.Option(
+        "--pool", help="Fit one law to several tables: a base for each, shared shape parameters."
+    ),
 ]
 
 
 def fit(
-    runs: Runs,
+    runs: Tables,
     law: LawOption = "conditional",
     out: FitOut = None,
     delta: Delta = "auto",
@@ -76,6 +100,8 @@ def fit(
     size: Size = "auto",
     starts: Starts = 1024,
     resamples: Resamples = 1000,
+    prior: PriorOption = None,
+    pool: Pool = False,
     where: Where = None,
     exclude: Exclude = None,
     seed: Seed = 0,
@@ -83,21 +109,33 @@ def fit(
 ) -> None:
     """Fit a scaling law to a run table."""
     from shapelaw.scaling.display.progress import progress_shown
-    from shapelaw.scaling.fitting.fit_law import fit, parse_delta
+    from shapelaw.scaling.fitting.fit_law import fit, fit_pooled, parse_delta
     from shapelaw.scaling.laws.registry import law_named
     from shapelaw.scaling.runs.catalog import load_runs
     from shapelaw.scaling.runs.table import with_best_loss
     from shapelaw.scaling.solver.objectives import FitObjective
 
-    table = load_runs(runs, where=all_of(where), exclude=exclude or (), size=size)
-    if "best_loss" in law_named(law).columns and "best_loss" not in table:
-        table = with_best_loss(table)
+    if (len(runs) > 1) != pool:
+        raise InputError(
+            f"`--pool` must be given with two run tables or more, but got {len(runs)} "
+            f"{'with' if pool else 'without'} it; write `shapelaw fit TABLE TABLE --pool`"
+        )
+    tables = [
+        load_runs(name, where=all_of(where), exclude=exclude or (), size=size) for name in runs
+    ]
+    if "best_loss" in law_named(law).columns:
+        tables = [each if "best_loss" in each else with_best_loss(each) for each in tables]
     minimised = FitObjective(kind=objective, on=on, weights=weights)
+    fitted: Fit | PooledFit
     with progress_shown():
-        fitted = fit(
-            law, table, objective=minimised, delta=parse_delta(delta), starts=starts,
-            resamples=resamples, seed=seed,
-        )  # fmt: skip
+        if pool:
+            named = dict(zip((Path(name).stem for name in runs), tables, strict=True))
+            fitted = fit_pooled(law, named, starts=starts, resamples=resamples, seed=seed)
+        else:
+            fitted = fit(
+                law, tables[0], objective=minimised, delta=parse_delta(delta), starts=starts,
+                resamples=resamples, seed=seed, prior=prior,
+            )  # fmt: skip
     if out is not None:
         fitted.save(out)
     print_result(fitted, json=json)

@@ -89,6 +89,15 @@ LawOption = Annotated[
         metavar="LAW",
     ),
 ]
+PriorOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prior",
+        help="Prior: weak, pooled (the shipped pooled law), the file of a fit, or none (default: "
+        "weak, and none with --delta or --objective).",
+        metavar="NAME",
+    ),
+]
 Delta = Annotated[
     str,
     typer.Option(

@@ -5,7 +5,8 @@ from typing import TypedDict, Unpack
 import numpy as np
 import pandas as pd
 
-from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.fitting.fit_law import PriorLike, fit
+from shapelaw.scaling.fitting.priors import recorded_prior
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.law import Law
 from shapelaw.scaling.runs.table import RunTable
@@ -23,6 +24,7 @@ class FitSettings(TypedDict, total=False):
     starts: int
     resamples: int
     seed: int
+    prior: PriorLike
 
 
 QUICK: FitSettings = {"starts": 64, "resamples": 0}
@@ -83,8 +85,15 @@ def settings_like(fitted: Fit) -> FitSettings:
     Returns
     -------
     FitSettings
-        Objective, threshold, starts, resamples and seed.
+        Objective, threshold, starts, resamples, seed and prior.
     """
+    if fitted.prior:
+        return {
+            "starts": min(fitted.starts, 64),
+            "resamples": min(len(fitted.draws), 100),
+            "seed": fitted.seed,
+            "prior": recorded_prior(fitted),
+        }
     given = fitted.delta_rule == "as given"
     return {
         "objective": fitted.minimised,
@@ -92,6 +101,7 @@ def settings_like(fitted: Fit) -> FitSettings:
         "starts": min(fitted.starts, 64),
         "resamples": min(len(fitted.draws), 100),
         "seed": fitted.seed,
+        "prior": "none",
     }
 
 

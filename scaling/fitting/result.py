@@ -1,7 +1,7 @@
 """Result of a fit: parameters, status and predictions, with storage in fit.json."""
 
 from collections.abc import Hashable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from scipy.stats import t as student
 from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json, write_json
+from shapelaw.scaling.fitting.posterior_state import PosteriorState
 from shapelaw.scaling.laws.factors import UShape
 from shapelaw.scaling.laws.law import Law
 from shapelaw.scaling.laws.registry import law_named
@@ -94,6 +95,11 @@ class Fit(Result):
         Standard deviation of ln loss between seeds for each size with replicates.
     scatter
         Robust scale of the residuals of ln loss.
+    prior
+        Prior of each free parameter in its coordinate, its source, and the share of its variance
+        that is left in the posterior; empty for a fit without a prior.
+    posterior
+        Draws of deviation and noise; None for a fit without a prior or without draws.
     """
 
     law_name: str
@@ -129,6 +135,8 @@ class Fit(Result):
     seed: int
     noise_by_size: list[dict[Hashable, Any]] = field(default_factory=list)
     scatter: float = 0.0
+    prior: dict[str, dict[str, Any]] = field(default_factory=dict)
+    posterior: PosteriorState | None = None
 
     @property
     def law(self) -> Law:
@@ -270,8 +278,12 @@ class Fit(Result):
     def _predict(self, frame: pd.DataFrame) -> pd.DataFrame:
         ends = [(100 - LEVEL) / 2, (100 + LEVEL) / 2]
         program = self.law.program(self.columns(frame), self.reference)
-        central, spread = program.log_loss(self.theta[None])[0], program.log_loss(self.spread)
-        new = new_run_intervals(spread, self.noise, self.noise_degrees)
+        central = program.log_loss(self.theta[None])[0]
+        spread = self._log_loss_draws(frame, joint=False)
+        if self.posterior is None:
+            new = new_run_intervals(spread, self.noise, self.noise_degrees)
+        else:
+            new = np.percentile(spread + self.run_noise_draws(spread.shape), ends, axis=0).T
         mean = np.percentile(spread, ends, axis=0).T
         return pd.DataFrame(
             {
@@ -326,10 +338,19 @@ class Fit(Result):
                 "`resamples >= 1` must hold for probabilities, but the fit has no draws; fit again "
                 "with more resamples, such as 1000"
             )
-        return self.law.program(self.columns(frame), self.reference).log_loss(self.draws)
+        return self._log_loss_draws(frame, joint=True)
+
+    def _log_loss_draws(self, frame: RunTable | pd.DataFrame, *, joint: bool) -> np.ndarray:
+        columns = self.columns(frame)
+        logs = self.law.program(columns, self.reference).log_loss(self.spread)
+        if self.posterior is None:
+            return logs
+        return logs + self.posterior.deviations(columns, self.seed, joint=joint)
 
     def run_noise_draws(self, shape: tuple[int, int]) -> np.ndarray:
         """Draw the deviations in ln loss of single new runs from the true loss, (S, n)."""
+        if self.posterior is not None:
+            return self.posterior.run_noise(shape[1], self.seed)
         generator = np.random.default_rng(self.seed)
         return self.noise * generator.standard_t(max(self.noise_degrees, 1), size=shape)
 
@@ -417,7 +438,8 @@ class Fit(Result):
     def save(self, path: Path) -> None:
         """Write fit.json: the printed document, and the state that predictions need."""
         arrays = {name: getattr(self, name).tolist() for name in ("theta", "draws", "covariance")}
-        state = asdict(self) | arrays
+        state = asdict(replace(self, posterior=None)) | arrays
+        state["posterior"] = None if self.posterior is None else self.posterior.document()
         write_json(path, {**self.as_json(), "state": state})
 
     @classmethod
@@ -453,6 +475,8 @@ class Fit(Result):
             state["minimised"] = FitObjective(**state["minimised"])
             state["held"] = {name: Held(**held) for name, held in state["held"].items()}
             state["ranges"] = {name: tuple(ends) for name, ends in state["ranges"].items()}
+            if state.get("posterior") is not None:
+                state["posterior"] = PosteriorState.read(state["posterior"])
             for name in ("objective", "seconds", "noise", "noise_degrees"):
                 state[name] = _number(state[name], name)
             state["reference"] = {

@@ -261,6 +261,10 @@ class Program:
         """Evaluate the gradient of ln L at parameters (S, p): (S, p, n)."""
         return self._evaluate(theta)[1]
 
+    def value_and_gradient(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Evaluate ln L, (S, n), and its gradient, (S, p, n), at parameters (S, p)."""
+        return self._evaluate(theta)[:2]
+
     def hessian(self, theta: np.ndarray) -> np.ndarray:
         """Evaluate the Hessian of ln L for every row at one parameter vector (p,): (n, p, p)."""
         repeated = np.repeat(theta[None], self.rows, axis=0)

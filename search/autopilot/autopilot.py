@@ -123,7 +123,7 @@ class ShapeProblem:
     engine: Engine
     vocab_size: int
     fit_law: Callable[[RunTable, int], Fit] = lambda runs, seed: fit(
-        "conditional", runs, seed=seed, hold_unresolved=False
+        "conditional", runs, seed=seed
     )
 
     @cached_property

@@ -63,7 +63,7 @@ def spread_over_forms(basis: LossBasis, frame: pd.DataFrame) -> FormSpread:
         return FormSpread(nats=None, note=NOT_INCLUDED + why)
     runs = basis.fit.count_as_fitted(basis.runs)
     settings: FitSettings = {**settings_like(basis.fit), "starts": STARTS, "resamples": 0}
-    if basis.fit.minimised.robust:
+    if basis.fit.minimised.robust and not basis.fit.prior:
         settings["delta"] = basis.fit.delta  # the same objective for all forms
     losses = [basis.fit.central(frame)]
     names = []

@@ -83,14 +83,15 @@ def test_fit_of_damaged_table_has_a_status_or_raises_one_clear_error(law, runs):
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_fit_of_three_rows_raises_or_names_held_parameters_in_its_status(law):
+@pytest.mark.parametrize("prior", ["weak", "none"])
+def test_fit_of_three_rows_raises_or_names_what_it_holds_or_takes_from_the_prior(law, prior):
     runs = synthetic_runs(shapes=1).head(3)
-    found, refusal = fitted(law, runs, starts=8, resamples=0)
+    found, refusal = fitted(law, runs, starts=8, resamples=0, prior=prior)
     if found is None:
         assert "needs at least" in refusal or "lacks the column" in refusal
     else:
-        assert "held" in found.status
-        assert found.notes
+        on_prior = any("on the prior" in note for note in found.notes)
+        assert "held" in found.status or on_prior
 
 
 def test_fit_of_one_size_notes_that_all_runs_have_one_size():

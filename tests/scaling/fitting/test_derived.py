@@ -126,7 +126,7 @@ def test_intervals_and_quantities_raise_on_bad_input(fitted, runs):
 @pytest.mark.parametrize("way", ["profile", "sandwich"])
 def test_interval_of_a_parameter_held_in_a_range_spans_the_range(way):
     runs = synthetic_chinchilla(0.003, sizes=(1e5, 4e5), tokens=(1e6, 8e6), shapes=8)
-    fitted = fit("chinchilla", runs, starts=16, resamples=0)
+    fitted = fit("chinchilla", runs, starts=16, resamples=0, prior="none")
     assert {"alpha", "beta"} <= set(fitted.held)
     table = intervals(fitted, runs, [parameter(fitted, "alpha")], way=way, resamples=200)
     held = fitted.held["alpha"]

@@ -108,7 +108,7 @@ def drive(
     def fit_law(runs: RunTable, seed: int) -> Fit:
         if runs.fingerprint not in fits:
             fits[runs.fingerprint] = fit(
-                "conditional", runs, seed=seed, starts=16, resamples=60, hold_unresolved=False
+                "conditional", runs, seed=seed, starts=16, resamples=60
             )
         return fits[runs.fingerprint]
 

@@ -1,0 +1,498 @@
+"""One law from several sources: a base for each source, shape parameters that all share.
+
+Every source has its own base (E, A, α, B, β), noise and misfit. A shape parameter of a source is
+the shared one plus a deviation with standard deviation ω, in the coordinates of
+:mod:`shapelaw.scaling.uncertainty.coordinates`; each ω has a half-normal prior and is drawn with
+all other parameters, never plugged in. Optima are shared at one reference size and move to the mean
+size of each source with the shared drift.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from shapelaw.scaling.display.tables import Result, View, counted
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.files import read_json, write_json
+from shapelaw.scaling.fitting.posterior_fit import (
+    convergence_note,
+    finished,
+    posterior_mode,
+    prior_of,
+    source_of,
+    with_unseen,
+)
+from shapelaw.scaling.fitting.priors import (
+    BETWEEN,
+    Prior,
+    kind_of,
+    moved_to,
+    shape_parameters,
+    weak_prior,
+)
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.laws.law import Law
+from shapelaw.scaling.laws.registry import law_named
+from shapelaw.scaling.runs.columns import N
+from shapelaw.scaling.solver.problem import Problem
+from shapelaw.scaling.uncertainty.chains import sample_posterior
+from shapelaw.scaling.uncertainty.posterior import Posterior, SourcePosterior
+
+SCHEMA_VERSION = 1
+REFERENCE_SIZE = 1e8  # parameters at which optima are shared
+MIN_SOURCES = 3  # sources that vary a ratio, below which its ω is essentially its prior
+WIDE = np.log(1.5)  # range of ln ratio from which a source varies a ratio
+LOG_OMEGA = (-30.0, 5.0)  # bounds of ln ω, for trajectories that leave them
+FIRST_DEVIATION = 0.5  # of ln ω and of the standard normal deviations, at the start of the chains
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pool:
+    """Prior of the shared parameters and deviations of several sources.
+
+    Global coordinates are the shared shape parameters (k,), ln ω (k,), and for each source its base
+    (b,) and its standard normal deviations (k,).
+
+    Attributes
+    ----------
+    sources
+        Density of every source.
+    priors
+        Prior of the free parameters of every source; its base counts.
+    shared
+        Prior of the shared shape parameters at the reference size.
+    moves
+        Matrix from the shared parameters to those at the mean size of every source, (k, k) each.
+    widths
+        Scales of the half-normal priors of ω, (k,).
+    """
+
+    sources: Sequence[SourcePosterior]
+    priors: Sequence[Prior]
+    shared: Prior
+    moves: Sequence[np.ndarray]
+    widths: np.ndarray
+
+    @cached_property
+    def count(self) -> int:
+        """Number of shape parameters, k."""
+        return len(self.shared.names)
+
+    @cached_property
+    def places(self) -> list[tuple[list[int], list[int], list[int]]]:
+        """Places of base and shape parameters among a source's coordinates, and of the latter in k.
+
+        A source lacks the shape parameters of the ratios that it does not vary.
+        """
+        shape = self.shared.names
+        return [
+            (
+                [i for i, name in enumerate(prior.names) if name not in shape],
+                [i for i, name in enumerate(prior.names) if name in shape],
+                [shape.index(name) for name in prior.names if name in shape],
+            )
+            for prior in self.priors
+        ]
+
+    @cached_property
+    def blocks(self) -> list[tuple[slice, slice]]:
+        """Places of every source's base and deviations among the global coordinates."""
+        blocks, start = [], 2 * self.count
+        for base, *_ in self.places:
+            middle = start + len(base)
+            blocks.append((slice(start, middle), slice(middle, middle + self.count)))
+            start = middle + self.count
+        return blocks
+
+    @cached_property
+    def size(self) -> int:
+        """Number of global coordinates."""
+        return self.blocks[-1][1].stop
+
+    @cached_property
+    def _precision(self) -> np.ndarray:
+        return np.linalg.inv(self.shared.covariance)
+
+    def split(self, g: np.ndarray) -> list[np.ndarray]:
+        """Return the coordinates of every source, (S, f) each, at g (S, q)."""
+        parts = []
+        for source, (base, shape, seen), (block, _), of_source in zip(
+            self.sources, self.places, self.blocks, self.shapes(g), strict=True
+        ):
+            t = np.empty((len(g), source.free))
+            t[:, base] = g[:, block]
+            t[:, shape] = of_source[:, seen]
+            parts.append(t)
+        return parts
+
+    def shapes(self, g: np.ndarray) -> list[np.ndarray]:
+        """Return all shape parameters at the mean size of every source, (S, k) each."""
+        k = self.count
+        shared, omega = g[:, :k], np.exp(np.clip(g[:, k : 2 * k], *LOG_OMEGA))
+        return [
+            shared @ move.T + omega * g[:, own]
+            for (_, own), move in zip(self.blocks, self.moves, strict=True)
+        ]
+
+    def log_density(
+        self, g: np.ndarray, by_source: list[tuple[np.ndarray, np.ndarray]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Add the prior of g to the log densities of the sources, given with their gradients."""
+        k = self.count
+        omega = np.exp(np.clip(g[:, k : 2 * k], *LOG_OMEGA))
+        gradient = np.zeros_like(g)
+        gap = g[:, :k] - self.shared.mean
+        pull = gap @ self._precision
+        value = -0.5 * (pull * gap).sum(axis=1)
+        gradient[:, :k] -= pull
+        value += (g[:, k : 2 * k] - 0.5 * (omega / self.widths) ** 2).sum(axis=1)
+        gradient[:, k : 2 * k] += 1 - (omega / self.widths) ** 2
+        for (part, by_t), prior, (base, shape, seen), (block, own), move in zip(
+            by_source, self.priors, self.places, self.blocks, self.moves, strict=True
+        ):
+            mean, variance = prior.mean[base], np.diag(prior.covariance)[base]
+            value = value + part
+            value -= 0.5 * ((g[:, block] - mean) ** 2 / variance).sum(axis=1)
+            gradient[:, block] += by_t[:, base] - (g[:, block] - mean) / variance
+            by_shape = np.zeros((len(g), k))
+            by_shape[:, seen] = by_t[:, shape]
+            gradient[:, :k] += by_shape @ move
+            gradient[:, k : 2 * k] += by_shape * omega * g[:, own]
+            value -= 0.5 * (g[:, own] ** 2).sum(axis=1)
+            gradient[:, own] += by_shape * omega - g[:, own]
+        return value, gradient
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class PooledFit(Result):
+    """Law of several sources: shared shape parameters, deviations between sources, provenance.
+
+    Parameters
+    ----------
+    law_name
+        Name or expression of the law.
+    names
+        Shared shape parameters, k of them.
+    reference_size
+        N at which optima are shared, parameters.
+    shared
+        Draws of the shared parameters in their coordinates, (S, k).
+    between
+        Draws of the standard deviations between sources, (S, k).
+    sources
+        Record of every source: runs, ranges, hash, own estimates, and the ratios that it varies.
+    notes
+        Doubts and remarks.
+    fits
+        Fit of every source within the pool; empty for a pool that was read from a file.
+    """
+
+    law_name: str
+    names: list[str]
+    reference_size: float
+    shared: np.ndarray
+    between: np.ndarray
+    sources: dict[str, dict[str, Any]]
+    notes: list[str]
+    fits: dict[str, Fit]
+
+    @property
+    def law(self) -> Law:
+        """Law of the pool."""
+        return law_named(self.law_name)
+
+    def prior(self, problem: Problem, name: str = "pooled") -> Prior:
+        """Return the predictive distribution of a new source's shape parameters as a prior.
+
+        Parameters
+        ----------
+        problem
+            Law and table of the new source; its mean size N0 is that of the optima.
+        name
+            Name of the pool, for the record.
+
+        Returns
+        -------
+        Prior
+            Joint normal distribution of the shape parameters that the law and the pool share.
+
+        Raises
+        ------
+        InputError
+            They share none.
+        """
+        names = [each for each in shape_parameters(problem.law) if each in self.names]
+        if not names:
+            raise InputError(
+                f"a prior must share shape parameters with the law, but {name} has "
+                f"{', '.join(self.names)}; fit a law with one of these, or --prior weak"
+            )
+        moved = moved_to(
+            self.law, self.names, self.shared, {N: self.reference_size}, problem.reference
+        )
+        variance = (self.between**2).mean(axis=0)
+        covariance = np.cov(moved, rowvar=False).reshape(len(self.names), -1) + np.diag(variance)
+        places = [self.names.index(each) for each in names]
+        return Prior(
+            names=tuple(names),
+            mean=moved.mean(axis=0)[places],
+            covariance=covariance[np.ix_(places, places)],
+            sources=dict.fromkeys(names, name),
+        )
+
+    def frame(self) -> pd.DataFrame:
+        """Return one row per shared parameter: estimate, deviation between sources, sources."""
+        rows = []
+        for place, name in enumerate(self.names):
+            exponential = kind_of(name) in ("optimum", "curvature")
+            value = np.exp(self.shared[:, place]) if exponential else self.shared[:, place]
+            low, middle, high = np.percentile(value, [2.5, 50, 97.5])
+            ratio = name.removesuffix(f"_{kind_of(name)}")
+            telling = [key for key, about in self.sources.items() if ratio in about["varies"]]
+            rows.append(
+                {
+                    "parameter": name,
+                    "value": middle,
+                    "low": low,
+                    "high": high,
+                    "between sources": float(np.median(self.between[:, place])),
+                    "sources that vary it": ", ".join(telling) or "none",
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def view(self) -> View:
+        """Return the shared parameters, the estimates of every source, and the notes."""
+        rows = [{"source": name, **about["estimates"]} for name, about in self.sources.items()]
+        runs = sum(about["runs"] for about in self.sources.values())
+        return View(
+            title=f"{self.law_name} on {counted(len(self.sources), 'source')}, "
+            f"{counted(runs, 'run')}; optima at N = {self.reference_size:.3g}",
+            tables={
+                "shared shape parameters, 95 % intervals": self.frame(),
+                "estimates of every source at its mean N": pd.DataFrame(rows),
+            },
+            notes=self.notes,
+        )
+
+    def document(self) -> dict[str, Any]:
+        """Return the content of the file, without the fits of the sources."""
+        return {
+            "law": self.law_name,
+            "names": self.names,
+            "reference_size": self.reference_size,
+            "parameters": self.frame(),
+            "sources": self.sources,
+            "notes": self.notes,
+        }
+
+    def save(self, path: Path) -> None:
+        """Write the pool to a JSON file: shared draws, deviations and provenance, no rows."""
+        draws = {"shared": self.shared.tolist(), "between": self.between.tolist()}
+        write_json(path, {"kind": "pooled law", **self.as_json(), "pool_version": SCHEMA_VERSION,
+                          "draws": draws})  # fmt: skip
+
+    @classmethod
+    def load(cls, path: Path) -> "PooledFit":
+        """Read a pool from its file.
+
+        Raises
+        ------
+        InputError
+            The file is not a pool, or is damaged.
+        """
+        document = read_json(path)
+        try:
+            if document["pool_version"] != SCHEMA_VERSION:
+                raise ValueError(f"its pool_version is not {SCHEMA_VERSION}")
+            draws = {
+                name: np.array(document["draws"][name], dtype=float)
+                for name in ("shared", "between")
+            }
+            names = [str(name) for name in document["names"]]
+            if any(part.shape[1:] != (len(names),) for part in draws.values()):
+                raise ValueError("its draws are not one column for each parameter")
+            return cls(
+                law_name=document["law"], names=names, fits={}, notes=list(document["notes"]),
+                reference_size=float(document["reference_size"]),
+                sources=dict(document["sources"]), **draws,
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"{path} must be a pooled law, but is not ({error}); write it with `shapelaw fit "
+                "TABLE... --pool --out`"
+            ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolMember:
+    """One source of a pool: its problem without weak holds, clusters and robust start (p,)."""
+
+    problem: Problem
+    clusters: np.ndarray | None
+    start: np.ndarray
+
+
+def fit_pool(
+    members: Mapping[str, PoolMember], *, draws: int, seed: int
+) -> tuple[PooledFit, dict[str, Any]]:
+    """Draw from the joint posterior of several sources.
+
+    Parameters
+    ----------
+    members
+        Sources by name, all with one law.
+    draws
+        Number of draws.
+    seed
+        Seed of the draws.
+
+    Returns
+    -------
+    pooled
+        Shared parameters, without the records of the sources.
+    found
+        Posterior of every source within the pool, by name.
+    """
+    problems = [member.problem for member in members.values()]
+    law = problems[0].law
+    names = shape_parameters(law)
+    parts = [
+        source_of(member.problem, prior_of(member.problem, None), member.clusters)
+        for member in members.values()
+    ]
+    sources, priors = [source for source, _ in parts], [prior for _, prior in parts]
+    shared = weak_prior(problems[0]).take(names)
+    identity = np.eye(len(names))
+    moves = [
+        moved_to(law, names, identity, {N: REFERENCE_SIZE}, problem.reference).T
+        for problem in problems
+    ]  # fmt: skip
+    pool = Pool(
+        sources=sources,
+        priors=priors,
+        shared=shared,
+        moves=moves,
+        widths=np.array([BETWEEN[kind_of(name)] for name in names]),
+    )
+    modes = [
+        posterior_mode(
+            Posterior(source=source, mean=prior.mean, precision=np.linalg.inv(prior.covariance)),
+            member.start,
+        )
+        for source, prior, member in zip(sources, priors, members.values(), strict=True)
+    ]
+    centre, covariance = _normal_start(pool, modes)
+    sample = sample_posterior(
+        pool,
+        centre,
+        covariance,
+        [mode[source.free :] for mode, source in zip(modes, sources, strict=True)],
+        draws=draws,
+        seed=seed,
+        warm_up=WARM_UP,
+    )
+    k = len(names)
+    labels = [*names, *(f"deviation of {name}" for name in names)]
+    for name, (base, own) in zip(members, pool.blocks, strict=True):
+        labels += [f"a parameter of {name}"] * (own.stop - base.start)
+    note = convergence_note(sample.r_hat, labels)
+    found = {}
+    fields = zip(
+        members, sources, priors, modes, pool.split(sample.g), sample.latent, pool.shapes(sample.g),
+        strict=True,
+    )  # fmt: skip
+    for name, source, prior, mode, t, latent, shape in fields:
+        point = np.concatenate([np.median(t, axis=0), mode[source.free :]])
+        part = finished(
+            source, prior, point, np.cov(t, rowvar=False), cost=0.0, t=t, latent=latent
+        )  # fmt: skip
+        spread = np.cov(shape, rowvar=False).reshape(k, k)
+        predictive = Prior(
+            names=tuple(names), mean=shape.mean(axis=0), covariance=spread,
+            sources=dict.fromkeys(names, "the other sources"),
+        )  # fmt: skip
+        found[name] = with_unseen(part, predictive, seed)
+    pooled = PooledFit(
+        law_name=repr(law),
+        names=names,
+        reference_size=REFERENCE_SIZE,
+        shared=sample.g[:, :k],
+        between=np.exp(sample.g[:, k : 2 * k]),
+        sources={},
+        notes=[note] if note else [],
+        fits={},
+    )
+    return pooled, found
+
+
+def with_sources(pooled: PooledFit, fits: dict[str, Fit]) -> PooledFit:
+    """Add the records and fits of the sources to a pool, with notes on what they can tell."""
+    sources = {name: _record(fitted) for name, fitted in fits.items()}
+    notes = list(pooled.notes)
+    for factor in pooled.law.shapes:
+        telling = [name for name, about in sources.items() if factor.of in about["varies"]]
+        if len(telling) < MIN_SOURCES:
+            notes.append(
+                f"{factor.of}: {counted(len(telling), 'source')} vary it, so its deviation between "
+                "sources is essentially its prior"
+            )
+    return replace(pooled, sources=sources, fits=fits, notes=notes)
+
+
+def _record(fitted: Fit) -> dict[str, Any]:
+    """Return the provenance of a source: runs, ranges, hash and its own estimates, no rows."""
+    law = fitted.law
+    varies = [
+        factor.of for factor in law.shapes
+        if np.log(fitted.ranges[factor.of][1] / fitted.ranges[factor.of][0]) > WIDE
+    ]  # fmt: skip
+    parameters = fitted.parameters()
+    return {
+        "runs": len(fitted.run_ids),
+        "size_convention": fitted.size_convention,
+        "mean_size": fitted.reference.get(N),
+        "ranges": {name: list(ends) for name, ends in fitted.ranges.items()},
+        "data_sha256": fitted.data_sha256,
+        "varies": varies,
+        "estimates": {name: parameters[name]["value"] for name in shape_parameters(law)},
+    }
+
+
+WARM_UP = (40, 40, 40)  # iterations: the first normal approximation is rough
+
+
+def _normal_start(pool: Pool, modes: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return a rough normal approximation of the global coordinates from the sources' modes."""
+    k = pool.count
+    own = np.full((len(modes), k), np.nan)
+    for row, mode, (_, shape, seen), move in zip(own, modes, pool.places, pool.moves, strict=True):
+        local = move @ pool.shared.mean
+        local[seen] = mode[shape]
+        row[seen] = np.linalg.solve(move, local)[seen]
+    centre = np.zeros(pool.size)
+    told = np.isfinite(own).any(axis=0)
+    shared = pool.shared.mean.copy()
+    shared[told] = np.nanmedian(own[:, told], axis=0)
+    weight = 1 / np.diag(pool.shared.covariance)
+    centre[:k] = shared
+    centre[k : 2 * k] = np.log(0.6745 * pool.widths)
+    deviation = np.full(pool.size, FIRST_DEVIATION)
+    deviation[:k] = 0.2 / np.sqrt(weight)
+    for mode, source, prior, (base, shape, seen), (block, part), move in zip(
+        modes, pool.sources, pool.priors, pool.places, pool.blocks, pool.moves, strict=True
+    ):
+        posterior = Posterior(
+            source=source, mean=prior.mean, precision=np.linalg.inv(prior.covariance)
+        )
+        covariance = posterior.covariance(mode)
+        centre[block] = mode[base]
+        deviation[block] = np.sqrt(np.diag(covariance)[base])
+        gap = (mode[shape] - (move @ shared)[seen]) / np.exp(centre[k : 2 * k])[seen]
+        centre[np.arange(part.start, part.stop)[seen]] = np.clip(gap, -1.5, 1.5)
+    return centre, np.diag(deviation**2)

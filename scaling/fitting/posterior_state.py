@@ -1,0 +1,74 @@
+"""Draws of a posterior beside the parameters of the law: deviation, noise and cluster effects."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from shapelaw.scaling.laws.part import Columns
+from shapelaw.scaling.uncertainty.misfit import Misfit
+from shapelaw.scaling.uncertainty.posterior import DEGREES
+
+ARRAYS = ("latent", "amplitude", "sigma", "tau")  # fields with one row or number for each draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class PosteriorState:
+    """Draws of everything in a posterior but the parameters of the law.
+
+    Parameters
+    ----------
+    misfit
+        Prior of the deviation of the true loss from the law.
+    latent
+        Draws of its latent values, (S, m).
+    amplitude, sigma, tau
+        Draws of the amplitude of the deviation, of the scale of Student's t, and of the standard
+        deviation between clusters, (S,) each.
+    degrees
+        Degrees of freedom of Student's t.
+    """
+
+    misfit: Misfit
+    latent: np.ndarray
+    amplitude: np.ndarray
+    sigma: np.ndarray
+    tau: np.ndarray
+    degrees: float = DEGREES
+
+    def deviations(self, columns: Columns, seed: int, *, joint: bool) -> np.ndarray:
+        """Draw the deviation of the true loss from the law at rows, (S, n)."""
+        return self.misfit.draws(columns, self.latent, self.amplitude, seed, joint=joint)
+
+    def run_noise(self, rows: int, seed: int) -> np.ndarray:
+        """Draw the deviation of single new runs from the true loss, (S, rows)."""
+        generator = np.random.default_rng([seed, 1])
+        size = (len(self.sigma), rows)
+        noise = self.sigma[:, None] * generator.standard_t(self.degrees, size)
+        return np.asarray(noise + self.tau[:, None] * generator.standard_normal(size))
+
+    def document(self) -> dict[str, Any]:
+        """Return the plain content of the state, which :meth:`read` reads."""
+        arrays = {name: getattr(self, name).tolist() for name in ARRAYS}
+        misfit = {name: np.asarray(value).tolist() for name, value in asdict(self.misfit).items()}
+        return {"misfit": misfit, **arrays, "degrees": self.degrees}
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> "PosteriorState":
+        """Read a state; raise KeyError, TypeError or ValueError for a damaged one."""
+        misfit = document["misfit"]
+        columns = tuple(misfit["columns"])
+        state = cls(
+            misfit=Misfit(
+                columns=columns,
+                centre=np.array(misfit["centre"], dtype=float),
+                points=np.array(misfit["points"], dtype=float).reshape(-1, len(columns)),
+            ),
+            **{name: np.array(document[name], dtype=float) for name in ARRAYS},
+            degrees=float(document["degrees"]),
+        )
+        draws = (len(state.sigma), state.misfit.size)
+        if state.latent.reshape(draws).shape != draws or len(state.amplitude) != draws[0]:
+            raise ValueError("its posterior is not one row of latent values for each draw")
+        return state
