@@ -114,9 +114,7 @@ class Truth:
 
 def quick_fit(runs: RunTable, seed: int) -> Fit:
     """Fit with fewer starts and resamples than the command does."""
-    return fit(
-        "conditional", runs, seed=seed, starts=64, resamples=300
-    )
+    return fit("conditional", runs, seed=seed, starts=64, resamples=300)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ def decide(
     out: OutTable = None,
     json: Json = False,
 ) -> None:
-    """Compare shapes: which is best, and how surely."""
+    """Compare shapes: the chance to be best, differences."""
     from shapelaw.scaling.commands.predicting import read_shapes
     from shapelaw.scaling.decisions.decide import decide
     from shapelaw.scaling.fitting.result import Fit

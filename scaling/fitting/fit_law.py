@@ -275,7 +275,7 @@ def posterior_result(
             found.problem.log_residuals(found.theta), int(found.problem.free.sum())
         ),
         noise=_posterior_noise(found),
-        noise_degrees=int(DEGREES),
+        noise_degrees=max(len(found.problem.log_loss) - int(found.problem.free.sum()), 1),
         replicate_noise=runs.noise[0] if runs.noise[1] else None,
         replicate_degrees=runs.noise[1],
         noise_by_size=runs.noise_by_size.to_dict("records"),

@@ -19,6 +19,7 @@ from shapelaw.scaling.uncertainty.hamiltonian import covariance_root
 from shapelaw.scaling.uncertainty.misfit import Misfit
 from shapelaw.scaling.uncertainty.posterior import DEGREES, Posterior, SourcePosterior
 
+MIN_SAMPLE = 256  # draws that give the centre and the covariance of a posterior
 MIN_DRAWS = 2  # below it a fit has the mode alone
 DIGITS = 7  # of stored latent values and scales
 UNRESOLVED = 0.5  # share of a prior's variance above which a parameter rests on the prior
@@ -226,13 +227,13 @@ def fit_posterior(
     if draws < MIN_DRAWS:
         return with_unseen(finished(source, given, point, normal, cost=cost), prior, seed)
     sample = sample_posterior(
-        posterior, point[:count], normal, [point[count:]], draws=draws, seed=seed
+        posterior, point[:count], normal, [point[count:]], draws=max(draws, MIN_SAMPLE), seed=seed
     )  # fmt: skip
     found = finished(
         source, given, point, np.cov(sample.g, rowvar=False).reshape(count, count), cost=cost,
         t=sample.g, latent=sample.latent[0], note=convergence_note(sample.r_hat, given.names),
     )  # fmt: skip
-    return with_unseen(found, prior, seed)
+    return with_unseen(thinned(found, draws), prior, seed)
 
 
 def source_of(
@@ -248,6 +249,15 @@ def source_of(
         clusters=clusters,
     )
     return source, prior.take([problem.law.names[place] for place in free])
+
+
+def thinned(found: PosteriorFit, draws: int) -> PosteriorFit:
+    """Keep some evenly spaced draws of a posterior."""
+    if found.state is None or len(found.draws) <= draws:
+        return found
+    kept = np.linspace(0, len(found.draws) - 1, draws).astype(int)
+    arrays = {name: getattr(found.state, name)[kept] for name in ARRAYS}
+    return replace(found, draws=found.draws[kept], state=replace(found.state, **arrays))
 
 
 def posterior_mode(posterior: Posterior, start: np.ndarray) -> np.ndarray:

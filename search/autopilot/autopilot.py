@@ -122,9 +122,7 @@ class ShapeProblem:
     train_specs: Train
     engine: Engine
     vocab_size: int
-    fit_law: Callable[[RunTable, int], Fit] = lambda runs, seed: fit(
-        "conditional", runs, seed=seed
-    )
+    fit_law: Callable[[RunTable, int], Fit] = lambda runs, seed: fit("conditional", runs, seed=seed)
 
     @cached_property
     def request(self) -> ProposalRequest:

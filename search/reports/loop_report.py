@@ -121,7 +121,7 @@ def _differences(fitted: Fit, features: pd.DataFrame, joined: pd.DataFrame) -> p
     if BASELINE not in set(joined["role"]):
         return pd.DataFrame(index=joined.index)
     base = int((joined["role"] == BASELINE).to_numpy().argmax())
-    logs = fitted.law.program(fitted.columns(features), fitted.reference).log_loss(fitted.spread)
+    logs = fitted.log_loss_draws(features)
     noise = fitted.noise * 2**0.5
     ends = new_run_intervals(logs - logs[:, [base]], noise, fitted.noise_degrees)
     half = noise * student.ppf(0.975, max(fitted.noise_degrees, 1))

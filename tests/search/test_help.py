@@ -11,7 +11,9 @@ from shapelaw.scaling.extras import installed_version
 from shapelaw.search.cli import SECTIONS, app
 from support.commands import all_commands
 
-METAVAR = re.compile(r"[A-Z][A-Z_]*|NAME\[:HARDWARE\]|COUNT\[:SEEDS\[:LONG\]\]|[A-Z,=:]+")
+METAVAR = re.compile(
+    r"[A-Z][A-Z_]*|NAME\[:HARDWARE\]|COUNT\[:SEEDS\[:LONG\]\]|[A-Z,=:]+|[A-Z]+\[:[A-Z]+\]"
+)
 OF_PYTHON = {"INTEGER", "TEXT", "FLOAT", "BOOLEAN", "DIRECTORY", "STR", "INT"}
 COMPLETION = {"install_completion", "show_completion"}
 

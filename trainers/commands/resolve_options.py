@@ -24,7 +24,7 @@ Resolve = Annotated[
     str | None,
     typer.Option(
         help="Plan the seeds for which a difference in loss of two shapes is known to this share, "
-        "such as 0.3% (half width of its 95 % interval).",
+        "such as 0.3% (half width of its 95 % interval; default: no resolution).",
         metavar="PERCENT",
     ),
 ]
@@ -33,7 +33,7 @@ ResolveBy = Annotated[
     typer.Option(
         help="With --resolve, what gives the difference: runs of both shapes, or a law, which has "
         "a misfit too.",
-        metavar="runs|law",
+        metavar="NAME",
     ),
 ]
 Noise = Annotated[

@@ -107,9 +107,7 @@ def drive(
 
     def fit_law(runs: RunTable, seed: int) -> Fit:
         if runs.fingerprint not in fits:
-            fits[runs.fingerprint] = fit(
-                "conditional", runs, seed=seed, starts=16, resamples=60
-            )
+            fits[runs.fingerprint] = fit("conditional", runs, seed=seed, starts=16, resamples=60)
         return fits[runs.fingerprint]
 
     keep_record(folder, settings)

@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fitted")
     write_runs(folder / "runs.csv", synthetic_runs())
     runs = load_runs(folder / "runs.csv")
-    fit("conditional-steady", runs, starts=16, resamples=10).save(folder / "fit.json")
+    fit("conditional-steady", runs, starts=16, resamples=10, prior="none").save(folder / "fit.json")
     return folder
 
 
@@ -66,7 +66,7 @@ def test_spread_over_forms_is_range_of_their_predictions(basis: LossBasis) -> No
     spread = spread_over_forms(basis, frame)
     others = [law for name, law in alternatives(basis.fit.law).items() if name in spread.note]
     assert others
-    fits = [fit(law, basis.runs, starts=8, resamples=0) for law in others]
+    fits = [fit(law, basis.runs, delta=basis.fit.delta, starts=8, resamples=0) for law in others]
     losses = [fitted.central(frame) for fitted in (basis.fit, *fits)]
     np.testing.assert_allclose(spread.nats, np.ptp(losses, axis=0), rtol=1e-4)
 
