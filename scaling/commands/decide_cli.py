@@ -22,7 +22,7 @@ def decide(
     out: OutTable = None,
     json: Json = False,
 ) -> None:
-    """Compare shapes: the chance to be best, differences."""
+    """Compare shapes: the chance that each is best."""
     from shapelaw.scaling.commands.predicting import read_shapes
     from shapelaw.scaling.decisions.decide import decide
     from shapelaw.scaling.fitting.result import Fit
