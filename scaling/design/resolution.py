@@ -250,6 +250,11 @@ def seeds_for(wanted: float, noise: NoiseEstimate, law: LawReading | None = None
 def misfit_of(fit: Fit) -> float:
     """Compute the standard deviation of shapes around a law beyond the noise between seeds.
 
+    Parameters
+    ----------
+    fit
+        Fit without a prior, whose noise is the scatter of the runs around the law.
+
     Raises
     ------
     InputError
@@ -261,12 +266,6 @@ def misfit_of(fit: Fit) -> float:
             "a law from noise, but it has none; train a second seed"
         )
     return float(np.sqrt(max(fit.noise**2 - fit.replicate_noise**2, 0.0)))
-
-
-def shape_parameters(fit: Fit) -> int:
-    """Count the fitted parameters of a law that depend on the shape."""
-    names = {name for part in fit.law.shapes for name in part.names}
-    return len(names.difference(fit.held))
 
 
 @dataclass(frozen=True, kw_only=True)
