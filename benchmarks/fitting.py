@@ -24,7 +24,8 @@ import pandas as pd
 from record import finish
 from scipy.optimize import least_squares, minimize
 
-from shapelaw.scaling.fitting.fit_law import fit, problem_of
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.fitting.law_problem import problem_of
 from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.solver.multistart import finish as finished

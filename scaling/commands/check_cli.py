@@ -66,11 +66,11 @@ def check(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Check a law: hold-outs, drift, regret, identifiability; or its decisions."""
+    """Check a law: hold-outs, regret, identifiability, decisions."""
     from shapelaw.scaling.checks.decisions import backtest_decisions
     from shapelaw.scaling.checks.report import check
     from shapelaw.scaling.display.progress import progress_shown
-    from shapelaw.scaling.fitting.fit_law import parse_delta
+    from shapelaw.scaling.fitting.law_problem import parse_delta
     from shapelaw.scaling.fitting.refits import FitSettings
     from shapelaw.scaling.runs.catalog import load_runs
 
@@ -103,7 +103,7 @@ def compare(
     """Rank laws by their errors on the largest runs, held out."""
     from shapelaw.scaling.checks.comparison import compare
     from shapelaw.scaling.display.progress import progress_shown
-    from shapelaw.scaling.fitting.fit_law import parse_delta
+    from shapelaw.scaling.fitting.law_problem import parse_delta
     from shapelaw.scaling.runs.catalog import load_runs
 
     table = load_runs(runs, where=all_of(where), exclude=exclude or ())

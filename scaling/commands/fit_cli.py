@@ -109,7 +109,9 @@ def fit(
 ) -> None:
     """Fit a scaling law to a run table."""
     from shapelaw.scaling.display.progress import progress_shown
-    from shapelaw.scaling.fitting.fit_law import fit, fit_pooled, parse_delta
+    from shapelaw.scaling.fitting.fit_law import fit
+    from shapelaw.scaling.fitting.law_problem import parse_delta
+    from shapelaw.scaling.fitting.with_prior import fit_pooled
     from shapelaw.scaling.laws.registry import law_named
     from shapelaw.scaling.runs.catalog import load_runs
     from shapelaw.scaling.runs.table import with_best_loss

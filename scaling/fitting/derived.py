@@ -13,7 +13,7 @@ import pandas as pd
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.compute_optimal import best_sizes
-from shapelaw.scaling.fitting.fit_law import reconstruct_problem
+from shapelaw.scaling.fitting.law_problem import reconstruct_problem
 from shapelaw.scaling.fitting.result import LEVEL, Fit, as_fit, unit_of
 from shapelaw.scaling.laws.bases import Chinchilla, OuterExponent
 from shapelaw.scaling.runs.table import RUN_GROUP, RunsLike, RunTable, as_frame

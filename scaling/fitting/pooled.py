@@ -32,7 +32,7 @@ from shapelaw.scaling.fitting.priors import (
     Prior,
     kind_of,
     moved_to,
-    shape_parameters,
+    shape_names,
     weak_prior,
 )
 from shapelaw.scaling.fitting.result import Fit
@@ -226,7 +226,7 @@ class PooledFit(Result):
         InputError
             They share none.
         """
-        names = [each for each in shape_parameters(problem.law) if each in self.names]
+        names = [each for each in shape_names(problem.law) if each in self.names]
         if not names:
             raise InputError(
                 f"a prior must share shape parameters with the law, but {name} has "
@@ -361,7 +361,7 @@ def fit_pool(
     """
     problems = [member.problem for member in members.values()]
     law = problems[0].law
-    names = shape_parameters(law)
+    names = shape_names(law)
     parts = [
         source_of(member.problem, prior_of(member.problem, None), member.clusters)
         for member in members.values()
@@ -460,7 +460,7 @@ def _record(fitted: Fit) -> dict[str, Any]:
         "ranges": {name: list(ends) for name, ends in fitted.ranges.items()},
         "data_sha256": fitted.data_sha256,
         "varies": varies,
-        "estimates": {name: parameters[name]["value"] for name in shape_parameters(law)},
+        "estimates": {name: parameters[name]["value"] for name in shape_names(law)},
     }
 
 

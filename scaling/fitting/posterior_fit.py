@@ -233,7 +233,7 @@ def fit_posterior(
         source, given, point, np.cov(sample.g, rowvar=False).reshape(count, count), cost=cost,
         t=sample.g, latent=sample.latent[0], note=convergence_note(sample.r_hat, given.names),
     )  # fmt: skip
-    return with_unseen(thinned(found, draws), prior, seed)
+    return with_unseen(thinned_draws(found, draws), prior, seed)
 
 
 def source_of(
@@ -251,7 +251,7 @@ def source_of(
     return source, prior.take([problem.law.names[place] for place in free])
 
 
-def thinned(found: PosteriorFit, draws: int) -> PosteriorFit:
+def thinned_draws(found: PosteriorFit, draws: int) -> PosteriorFit:
     """Keep some evenly spaced draws of a posterior."""
     if found.state is None or len(found.draws) <= draws:
         return found

@@ -178,7 +178,7 @@ BETWEEN = {
 MIN_DRAWS = 20
 
 
-def shape_parameters(law: Law) -> list[str]:
+def shape_names(law: Law) -> list[str]:
     """List the internal parameters of the shape factors, which sources may share."""
     names = [name for factor in law.shapes for name in factor.names if name in law.names]
     return [name for name in names if kind_of(name) in SHAPE_KINDS]
@@ -243,7 +243,7 @@ def prior_from_fit(fitted: "Fit", problem: Problem, source: str) -> Prior:
     InputError
         The fit has fewer than 20 draws, or no shape parameter in common.
     """
-    names = [n for n in shape_parameters(problem.law) if n in shape_parameters(fitted.law)]
+    names = [n for n in shape_names(problem.law) if n in shape_names(fitted.law)]
     if not names or len(fitted.draws) < MIN_DRAWS:
         what = "no shape parameter in common" if not names else counted(len(fitted.draws), "draw")
         raise InputError(

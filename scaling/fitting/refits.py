@@ -5,9 +5,10 @@ from typing import TypedDict, Unpack
 import numpy as np
 import pandas as pd
 
-from shapelaw.scaling.fitting.fit_law import PriorLike, fit
+from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.priors import recorded_prior
 from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.fitting.with_prior import PriorLike
 from shapelaw.scaling.laws.law import Law
 from shapelaw.scaling.runs.table import RunTable
 from shapelaw.scaling.solver.objectives import FitObjective

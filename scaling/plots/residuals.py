@@ -12,7 +12,7 @@ from scipy.stats import t as student
 from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.derived import Quantity, parameter
-from shapelaw.scaling.fitting.fit_law import reconstruct_problem
+from shapelaw.scaling.fitting.law_problem import reconstruct_problem
 from shapelaw.scaling.fitting.result import LEVEL, Fit
 from shapelaw.scaling.plots.style import (
     BAND,

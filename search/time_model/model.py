@@ -18,7 +18,7 @@ from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.optimize import least_squares, minimize
 
 from shapelaw.search.time_model.terms import (
-    Prior,
+    TermPrior,
     alignment_features,
     decode_terms,
     prefill_terms,
@@ -84,10 +84,10 @@ class TimeStage:
     seconds
         θ: seconds per unit of each term, (5,).
     feature_sd, noise_sd
-        Prior standard deviations of the ridge weights and of the noise, in ln seconds.
+        TermPrior standard deviations of the ridge weights and of the noise, in ln seconds.
     """
 
-    prior: Prior
+    prior: TermPrior
     terms: np.ndarray
     features: np.ndarray
     residual: np.ndarray
@@ -98,7 +98,7 @@ class TimeStage:
 
     @classmethod
     def fit(
-        cls, prior: Prior, terms: np.ndarray, features: np.ndarray, measured: np.ndarray,
+        cls, prior: TermPrior, terms: np.ndarray, features: np.ndarray, measured: np.ndarray,
         variances: np.ndarray,
     ) -> "TimeStage":  # fmt: skip
         """Fit to measured seconds, (n,), with the variances of their logarithms; n may be 0."""
@@ -306,7 +306,7 @@ def _stage_seconds(measurement: "Measurement", workload: "Workload") -> tuple[fl
     return total * share, total * (1 - share), error**2
 
 
-def _fit_coefficients(prior: Prior, terms: np.ndarray, logs: np.ndarray) -> np.ndarray:
+def _fit_coefficients(prior: TermPrior, terms: np.ndarray, logs: np.ndarray) -> np.ndarray:
     """Fit the non-negative seconds per unit of each term by penalised robust regression."""
     if not len(logs):
         return prior.seconds

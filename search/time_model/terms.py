@@ -16,7 +16,7 @@ from shapelaw.search.workload import Workload
 if TYPE_CHECKING:
     from shapelaw.search.engines.accelerators import Hardware
 
-# Prior medians, and standard deviations of the natural logarithm. Without published figures the
+# TermPrior medians, and standard deviations of the natural logarithm. Without published figures the
 # prior is a core of a current processor, uncertain by a factor of e² either way.
 UNKNOWN_BANDWIDTH, UNKNOWN_PEAK = 2e10, 5e10
 UNKNOWN_SD = 2.0
@@ -25,13 +25,13 @@ LAYER_SECONDS, STEP_SECONDS, CALL_SD = 2e-5, 2e-5, 1.5
 
 
 @dataclass(frozen=True)
-class Prior:
-    """Prior of the coefficients of a stage.
+class TermPrior:
+    """TermPrior of the coefficients of a stage.
 
     Attributes
     ----------
     seconds
-        Prior medians in seconds per unit of each term, (5,).
+        TermPrior medians in seconds per unit of each term, (5,).
     deviations
         Standard deviations of their natural logarithms, (5,).
     """
@@ -40,7 +40,7 @@ class Prior:
     deviations: np.ndarray
 
 
-def priors(workload: Workload, device: "Hardware | None") -> tuple[Prior, Prior]:
+def priors(workload: Workload, device: "Hardware | None") -> tuple[TermPrior, TermPrior]:
     """Return the priors of prefill and decode: a device's roofline; None: a wide prior."""
     bandwidth, peak, spread = UNKNOWN_BANDWIDTH, UNKNOWN_PEAK, UNKNOWN_SD
     if device is not None:
@@ -51,7 +51,7 @@ def priors(workload: Workload, device: "Hardware | None") -> tuple[Prior, Prior]
     prefill = np.array([byte, operation, operation, *calls])
     decode = np.array([byte, byte, operation, *calls])
     deviations = np.array([spread, spread, spread, CALL_SD, CALL_SD])
-    return Prior(prefill, deviations), Prior(decode, deviations)
+    return TermPrior(prefill, deviations), TermPrior(decode, deviations)
 
 
 def prefill_terms(table: ShapeTable, workload: Workload) -> np.ndarray:

@@ -11,7 +11,7 @@ from scipy.stats import t as student
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting import fit_law
-from shapelaw.scaling.fitting.fit_law import law_name, problem_of, reconstruct_problem
+from shapelaw.scaling.fitting.law_problem import law_name, problem_of, reconstruct_problem
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.bases import Chinchilla, Kaplan
 from shapelaw.scaling.laws.factors import GroupedQuery, UShape

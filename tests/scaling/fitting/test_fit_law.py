@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting import fit_law
 from shapelaw.scaling.fitting.factor_tests import is_below_noise
-from shapelaw.scaling.fitting.fit_law import parse_delta
+from shapelaw.scaling.fitting.law_problem import parse_delta
 from shapelaw.scaling.runs.catalog import MIRROR, load_runs
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.table import RunTable

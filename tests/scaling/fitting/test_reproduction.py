@@ -9,7 +9,8 @@ import pytest
 from scipy.optimize import minimize
 
 from shapelaw.scaling.checks.metrics import scores
-from shapelaw.scaling.fitting.fit_law import fit, problem_of, reconstruct_problem
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.fitting.law_problem import problem_of, reconstruct_problem
 from shapelaw.scaling.fitting.refits import public_parameters
 from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.catalog import MIRROR, load_runs

@@ -10,7 +10,7 @@ from matplotlib.style import context
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.derived import optimal, parameter
-from shapelaw.scaling.fitting.fit_law import reconstruct_problem
+from shapelaw.scaling.fitting.law_problem import reconstruct_problem
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.registry import LAWS
 from shapelaw.scaling.plots.law import plot_law

@@ -6,7 +6,7 @@ import pytest
 from scipy.optimize import least_squares, minimize, minimize_scalar
 from scipy.stats import t as student
 
-from shapelaw.scaling.fitting.fit_law import problem_of
+from shapelaw.scaling.fitting.law_problem import problem_of
 from shapelaw.scaling.laws.bases import Kaplan
 from shapelaw.scaling.laws.factors import UShape
 from shapelaw.scaling.laws.registry import law_named

@@ -5,7 +5,7 @@ from scipy.optimize import minimize
 from scipy.stats import f as fisher
 from scipy.stats import t as student
 
-from shapelaw.scaling.fitting.fit_law import problem_of
+from shapelaw.scaling.fitting.law_problem import problem_of
 from shapelaw.scaling.laws.bases import Chinchilla, Kaplan
 from shapelaw.scaling.laws.factors import UShape
 from shapelaw.scaling.laws.registry import law_named

@@ -8,7 +8,8 @@ from scipy import stats
 from scipy.optimize import least_squares
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.fit_law import fit, problem_of
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.fitting.law_problem import problem_of
 from shapelaw.scaling.laws.bases import Chinchilla, Kaplan
 from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.catalog import MIRROR, load_runs
