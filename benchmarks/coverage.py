@@ -1,16 +1,20 @@
-"""Coverage of nominal 95 % intervals on simulated tables; promise: 93 to 97 %.
+"""Coverage of the statements of a whole fit, on synthetic tables with a known truth.
 
-Every table is synthetic, with known parameters of the law and a known noise distribution. For each
-case and method the benchmark prints the share of tables whose interval contains the true value,
-with the binomial 95 % interval of this share.
+Each table goes through :func:`shapelaw.fit` with automatic settings and through
+:func:`shapelaw.decide`. Measured are the 95 % intervals of the difference of two shapes, of one new
+run, of an optimum and of the slope of GQA, and how often the statements "this shape is the best
+with probability p" hold. With truth drawn from the prior, the binomial interval of every cell
+should overlap 93 to 97 %. One JSON line per table is kept, so that a run continues and merges.
 """
 
 import argparse
 import json
 import os
-import time
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")
@@ -20,196 +24,354 @@ import pandas as pd
 from record import RESULTS, finish
 from scipy.stats import binomtest
 
-from shapelaw.scaling.fitting.result import new_run_intervals
-from shapelaw.scaling.laws.law import reference_of
+from shapelaw.scaling.checks.calibration import wilson_interval
+from shapelaw.scaling.decisions.decide import decide
+from shapelaw.scaling.fitting.fit_law import fit, problem_of
+from shapelaw.scaling.fitting.priors import coordinates_of, kind_of, shape_parameters, weak_prior
+from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.registry import law_named
-from shapelaw.scaling.runs.columns import D, N, columns_of
-from shapelaw.scaling.solver.multistart import HUBER, new_run_scale
-from shapelaw.scaling.solver.objectives import FitObjective
-from shapelaw.scaling.solver.problem import Problem, Solution
-from shapelaw.scaling.uncertainty.intervals import bca, normal_interval, percentile
-from shapelaw.scaling.uncertainty.profiles import profile
-from shapelaw.scaling.uncertainty.resampling import bootstrap, method_for
+from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.runs.table import as_run_table
+from shapelaw.scaling.uncertainty.misfit import AMPLITUDE, Misfit
+from shapelaw.scaling.uncertainty.posterior import (
+    CLUSTER_SCALE,
+    DEGREES,
+    LOG_SCALE,
+    LOG_SCALE_DEVIATION,
+)
 
-TRUTH = {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37}
-SHAPE = {
-    "hidden_over_sqrt_n_curvature": 0.15,
-    "hidden_over_sqrt_n_optimum": 0.08,
-    "mlp_to_attention_curvature": 0.05,
-    "mlp_to_attention_optimum": 1.6,
-    "gqa_slope": 0.006,
-}
-
-
-PROFILED = ("loss at 4N, 4D",)  # a profile takes 0.1 to 0.3 s
+LAW = "conditional"
+LOWEST = 3.0  # nats; the weak prior of the base scales with the lowest observed loss
+TOLERANCE = 0.02  # of the lowest observed loss around LOWEST
+MAX_DRAWS = 20_000
+RANGES = {"hidden_over_sqrt_n": (0.04, 0.2), "mlp_to_attention": (0.6, 4.0), "gqa": (1.0, 8.0)}
+SIZES = (5e7, 8e8)
+PER_PARAMETER = (10.0, 20.0, 40.0)
+BEYOND = 4.0  # factor of the largest size
+CANDIDATES = 5
+SURE = 0.9
+RUN_GROUP = "run_group"
+PATH = RESULTS / "coverage.jsonl"
+AIM = (0.93, 0.97)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Design, law and noise of simulated tables; each of ``clusters`` shares a random shift."""
+    """Design and truth of synthetic tables.
 
-    law: str = "chinchilla"
-    sizes: int = 6
-    tokens: int = 10
-    shapes: int = 1
-    noise: float = 0.005
-    degrees: float = np.inf
-    clusters: int = 0
-    objective: str = "huber"
-    truth: dict[str, float] = field(default_factory=lambda: dict(TRUTH))
+    ``design`` is ``balanced`` (all pairs of three levels), ``correlated`` (the MLP ratio follows
+    the hidden size) or ``distinct`` (every shape has ratios of its own). ``deviations`` puts the
+    shape parameters, interactions and the amplitude of the misfit at so many prior standard
+    deviations from the mean (signs drawn); None draws them from the prior. ``interaction`` is the
+    one deviation from the law, in ln loss where hidden size and MLP ratio are both at an end of
+    their ranges. ``weak`` puts curvatures two standard deviations below the prior mean, other
+    effects at 0. ``checkpoints`` rows of a run share a deviation.
+    """
+
+    design: str = "balanced"
+    sizes: int = 3
+    shapes: int = 9
+    deviations: float | None = None
+    interaction: float | None = None
+    weak: bool = False
+    checkpoints: int = 1
+    degrees: float = DEGREES
 
 
 CASES = {
-    "chinchilla, 60 rows, normal": Case(),
-    "chinchilla, 60 rows, heavy tails (t, 3)": Case(degrees=3.0),
-    "conditional, 90 rows, normal": Case(
-        law="conditional-steady", sizes=3, tokens=3, shapes=10, truth=TRUTH | SHAPE
-    ),
-    "conditional, 36 rows, normal": Case(
-        law="conditional-steady", sizes=3, tokens=3, shapes=4, truth=TRUTH | SHAPE, noise=0.003
-    ),
-    "chinchilla, 60 clusters of 4": Case(sizes=20, tokens=12, clusters=60),
-    "chinchilla, 12 clusters of 10": Case(sizes=12, tokens=10, clusters=12),
+    "balanced": Case(),
+    "correlated ratios": Case(design="correlated"),
+    "20 distinct ratios per size": Case(design="distinct", shapes=20),
+    "two sizes": Case(sizes=2, shapes=18),
+    "clusters of checkpoints": Case(shapes=6, design="distinct", checkpoints=2),
+    "heavy tails (t, 2.5)": Case(degrees=2.5),
+    "weak effects": Case(weak=True),
+    "interaction of 1 %": Case(interaction=0.01),
+    "interaction of 3 %": Case(interaction=0.03),
+    "fixed at 0 deviations": Case(deviations=0.0),
+    "fixed at 1 deviation": Case(deviations=1.0),
+    "fixed at 2 deviations": Case(deviations=2.0),
+}
+FROM_PRIOR = (
+    *("balanced", "correlated ratios", "20 distinct ratios per size", "two sizes"),
+    "clusters of checkpoints",
+)
+CELLS = {
+    "difference": "difference, inside",
+    "difference_beyond": "difference, 4N",
+    "run": "new run, inside",
+    "run_beyond": "new run, 4N",
+    "optimum": "optimum of d/√N",
+    "slope": "GQA slope",
 }
 
 
-def design(case: Case) -> pd.DataFrame:
-    """Make the rows of a table: a grid of sizes and tokens, with random ratios."""
-    generator = np.random.default_rng(7)
-    sizes = np.geomspace(5e7, 5e9, case.sizes)
-    tokens = np.geomspace(1e9, 2e11, case.tokens)
-    rows = [(n, d) for n in sizes for d in tokens for _ in range(case.shapes)]
-    frame = pd.DataFrame(rows, columns=[N, D])
-    for name, low, high in (
-        ("hidden_over_sqrt_n", 0.03, 0.25),
-        ("mlp_to_attention", 0.4, 6.0),
-        ("gqa", 1.0, 8.0),
-    ):
-        frame[name] = np.exp(generator.uniform(np.log(low), np.log(high), len(frame)))
-    if case.clusters:
-        frame["cluster"] = np.arange(len(frame)) // (len(frame) // case.clusters)
+def design(case: Case, generator: np.random.Generator) -> pd.DataFrame:
+    """Make the rows of a table without losses."""
+    levels = np.arange(case.shapes)
+    parts = []
+    for place, size in enumerate(np.geomspace(*SIZES, case.sizes)):
+        first, second = levels % 3 / 2, levels // 3 % 3 / 2
+        third = (levels + levels // 3 + levels // 9 + place) % 3 / 2
+        if case.design != "balanced":
+            first, second, third = generator.random((3, case.shapes))
+        if case.design == "correlated":
+            second = np.clip(first + 0.1 * generator.standard_normal(case.shapes), 0, 1)
+        ratios = {
+            name: low * (high / low) ** share
+            for (name, (low, high)), share in zip(
+                RANGES.items(), (first, second, third), strict=True
+            )
+        }
+        per_parameter = np.take(
+            PER_PARAMETER, (levels + 2 * (levels // 3) + levels // 9 + place) % 3
+        )
+        parts.append(pd.DataFrame({N: size, D: size * per_parameter, **ratios}))
+    frame = pd.concat(parts, ignore_index=True)
+    if case.checkpoints > 1:
+        frame[RUN_GROUP] = [f"run {number}" for number in frame.index]
+        frame = pd.concat(
+            [frame.assign(**{D: frame[D] / 2**step}) for step in range(case.checkpoints)],
+            ignore_index=True,
+        )
     return frame
 
 
-def noise(case: Case, frame: pd.DataFrame, generator: np.random.Generator) -> np.ndarray:
-    """Draw the noise of ln loss, of which a cluster shares half of the variance."""
-    if np.isfinite(case.degrees):
-        drawn = generator.standard_t(case.degrees, len(frame))
-        return case.noise * drawn / np.sqrt(case.degrees / (case.degrees - 2))
-    errors = generator.standard_normal(len(frame))
-    if case.clusters:
-        shared = generator.standard_normal(case.clusters)[frame["cluster"]]
-        errors = (errors + shared) / np.sqrt(2)
-    return case.noise * errors
+def candidates(size: float, generator: np.random.Generator) -> pd.DataFrame:
+    """Draw the shapes that a fit is asked about, at one size and one token count."""
+    ratios = {
+        name: np.exp(generator.uniform(np.log(low), np.log(high), CANDIDATES))
+        for name, (low, high) in RANGES.items()
+    }
+    return pd.DataFrame({N: size, D: size * PER_PARAMETER[1], **ratios})
 
 
-def simulate(task: tuple[str, int, int, int]) -> dict[str, list[bool]]:
-    """Test which intervals contain the true value, for some tables of a case."""
-    name, first, tables, resamples = task
-    case = CASES[name]
-    frame, law = design(case), law_named(case.law)
-    columns = columns_of(frame, law.columns)
-    at = reference_of(columns)
-    theta = law.internal(case.truth, at)
-    target = {key: np.array([value[0]]) for key, value in columns.items()}
-    target |= {N: np.array([columns[N].max() * 4]), D: np.array([columns[D].max() * 4])}
-    beyond = law.program(target, at)
-    quantities = {"alpha": lambda t: t[:, 2], "loss at 4N, 4D": lambda t: beyond.log_loss(t)[:, 0]}
-    if len(theta) > 5:
-        quantities["optimum of MLP ratio"] = lambda t: t[:, 8]
-    truths = {key: float(function(theta[None])[0]) for key, function in quantities.items()}
-    exact = law.program(columns, at).log_loss(theta[None])[0]
-    clusters = frame["cluster"].to_numpy() if case.clusters else None
-    hits: dict[str, list[bool]] = {}
-    for table in range(first, first + tables):
-        generator = np.random.default_rng([table, 11])
-        observed = exact + noise(case, frame, generator)
-        problem = Problem(
-            law=law, columns=columns, log_loss=observed, reference=at, held={},
-            objective=FitObjective(kind=case.objective, delta=HUBER * case.noise),
-        )  # fmt: skip
-        best = solved(problem, theta)
-        free = len(theta)
-        methods = {method_for(len(frame), free, clusters)}
-        methods |= {"cluster", "wild-cluster"} if case.clusters else {"rows", "residuals"}
-        for method in sorted(methods):
-            draws = bootstrap(
-                problem, best, method=method, resamples=resamples, seed=table, clusters=clusters
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """A synthetic table with its true parameters and the true ln losses of the asked shapes."""
+
+    runs: pd.DataFrame
+    parameters: dict[str, float]
+    asked: tuple[pd.DataFrame, pd.DataFrame]
+    log_losses: tuple[np.ndarray, np.ndarray]
+    new_runs: np.ndarray
+
+
+def draw_truth(case: Case, table: int) -> Truth:
+    """Draw the truth and the runs of one table.
+
+    The weak prior of the base refers to the lowest observed loss, so truths are drawn until that
+    loss is about :data:`LOWEST`: a selection by the data alone, which leaves a posterior exact.
+    """
+    generator = np.random.default_rng([table, 14])
+    frame = design(case, generator)
+    asked = (
+        candidates(float(np.median(frame[N])), generator),
+        candidates(BEYOND * float(frame[N].max()), generator),
+    )
+    every = pd.concat([frame, *asked], ignore_index=True)
+    law = law_named(LAW)
+    problem = problem_of(law, as_run_table(frame.assign(loss=LOWEST)))
+    columns = {name: every[name].to_numpy(float) for name in problem.columns}
+    program = law.program(columns, problem.reference)
+    prior, coordinates = weak_prior(problem), coordinates_of(law, LOWEST)
+    misfit = Misfit.of(problem.columns)
+    deviation = np.sqrt(np.diag(prior.covariance))
+    for _ in range(MAX_DRAWS):
+        t = prior.mean + deviation * shape_scores(case, prior.names, generator)
+        theta = coordinates.theta(t[None])[0]
+        log_sigma = LOG_SCALE
+        if case.deviations is None:
+            log_sigma += LOG_SCALE_DEVIATION * generator.standard_normal()
+        exact = program.log_loss(theta)[0] + misfit_of(case, misfit, columns, generator)
+        noise = np.exp(log_sigma) * generator.standard_t(case.degrees, len(every))
+        if case.checkpoints > 1:
+            tau = CLUSTER_SCALE * abs(generator.standard_normal())
+            runs = len(frame) // case.checkpoints
+            groups = np.concatenate(
+                [np.arange(len(frame)) % runs, runs + np.arange(2 * CANDIDATES)]
             )
-            for key, function in quantities.items():
-                interval = percentile(function, best, draws, 95.0)
-                hits.setdefault(f"{key} | bootstrap of {method}", []).append(
-                    interval.low <= truths[key] <= interval.high
-                )
-                if method in ("rows", "cluster"):
-                    interval = bca(problem, best, function, draws, clusters=clusters)
-                    hits.setdefault(f"{key} | BCa of {method}", []).append(
-                        interval.low <= truths[key] <= interval.high
-                    )
-            scale = new_run_scale(problem.log_residuals(best.theta), free)
-            spread = beyond.log_loss(draws)
-            low, high = new_run_intervals(spread, scale, len(frame) - free)[0]
-            new = truths["loss at 4N, 4D"] + noise(case, frame, generator)[0]
-            hits.setdefault(f"new run at 4N, 4D | bootstrap of {method}", []).append(
-                low <= new <= high
-            )
-        for key, function in quantities.items():
-            methods_of = [normal_interval(problem, best, function, clusters=clusters)]
-            if key in PROFILED:
-                methods_of.append(profile(problem, best, function, clusters=clusters))
-            for interval in methods_of:
-                hits.setdefault(f"{key} | {interval.method}", []).append(
-                    interval.low <= truths[key] <= interval.high
-                )
-    return hits
+            noise += tau * generator.standard_normal(groups.max() + 1)[groups]
+        observed = exact + noise
+        lowest = observed[: len(frame)].min()
+        if abs(lowest - np.log(LOWEST)) < TOLERANCE:
+            break
+    else:
+        raise RuntimeError(f"no truth among {MAX_DRAWS} draws has a lowest loss of {LOWEST}")
+    split = len(frame), len(frame) + CANDIDATES
+    return Truth(
+        runs=frame.assign(loss=np.exp(observed[: len(frame)])),
+        parameters=law.public(theta[0], problem.reference),
+        asked=asked,
+        log_losses=(exact[split[0] : split[1]], exact[split[1] :]),
+        new_runs=np.exp(observed[[split[0], split[1]]]),
+    )
 
 
-def solved(problem: Problem, theta: np.ndarray) -> Solution:
-    """Find the optimum next to the true parameters; ``fitting.py`` measures multi-start."""
-    minimum = problem.minimise(theta[None])
-    return Solution(
-        theta=minimum.theta[0], cost=float(minimum.cost[0]), gradient_norm=0.0, converged=True,
-        basins=[{"objective": float(minimum.cost[0]), "starts": 1}], others=minimum.theta,
-    )  # fmt: skip
+def shape_scores(case: Case, names: tuple[str, ...], generator: np.random.Generator) -> np.ndarray:
+    """Draw a truth in prior standard deviations; the parameters of the base always vary."""
+    drawn = generator.standard_normal(len(names))
+    shapes = np.isin(names, shape_parameters(law_named(LAW)))
+    if case.weak:
+        low = [-2.0 if kind_of(name) == "curvature" else 0.0 for name in names]
+        return np.where(shapes, low, drawn)
+    if case.deviations is not None:
+        return np.where(shapes, case.deviations * np.sign(drawn), drawn)
+    return drawn
 
 
-def document(resamples: int, figures: dict[str, object]) -> None:
-    """Write the finished cases, and those of an earlier run that were not run again."""
-    path = RESULTS / "coverage.json"
-    before = json.loads(path.read_text())["cases"] if path.exists() else {}
-    cases = {name: case for name, case in before.items() if name in CASES} | figures
-    finish("coverage", {"resamples": resamples, "nominal": 95.0, "cases": cases})
+def misfit_of(
+    case: Case, misfit: Misfit, columns: Mapping[str, np.ndarray], generator: np.random.Generator
+) -> np.ndarray:
+    """Draw the deviation of the true ln loss from the law, (n,)."""
+    latent = generator.standard_normal((1, misfit.size))
+    amplitude = AMPLITUDE * abs(generator.standard_normal())
+    pairs = len(misfit.pairs)
+    if case.weak or case.interaction is not None:
+        latent[:, :pairs] = amplitude = 0.0
+    if case.deviations is not None:
+        latent[:, :pairs] = case.deviations * np.sign(latent[:, :pairs])
+        amplitude = case.deviations * AMPLITUDE
+    seed = int(generator.integers(2**31))
+    drawn = misfit.draws(columns, latent, np.array([amplitude]), seed)[0]
+    if case.interaction is not None:
+        product = np.ones(len(drawn))
+        for name in ("hidden_over_sqrt_n", "mlp_to_attention"):
+            low, high = np.log(RANGES[name])
+            product *= (2 * np.log(columns[name]) - low - high) / (high - low)
+        drawn += case.interaction * product
+    return np.asarray(drawn)
+
+
+def measure(truth: Truth, prior: str, *, starts: int, resamples: int, seed: int) -> dict[str, Any]:
+    """Fit one table and test its statements against the truth."""
+    fitted = fit(LAW, truth.runs, starts=starts, resamples=resamples, seed=seed, prior=prior)
+    parameters = fitted.parameters()
+    cells = {
+        cell: _inside(truth.parameters[name], *(parameters[name][end] for end in ("low", "high")))
+        for cell, name in (("optimum", "hidden_over_sqrt_n_optimum"), ("slope", "gqa_slope"))
+    }
+    stated = []
+    for place, suffix in enumerate(("", "_beyond")):
+        asked, losses = truth.asked[place], np.exp(truth.log_losses[place])
+        made = decide(fitted, asked)
+        ends = made[["difference_nats_low", "difference_nats_high"]].to_numpy()
+        cells[f"difference{suffix}"] = _inside(losses[1] - losses[0], *ends[1])
+        new = fitted.predict(asked.iloc[:1])
+        cells[f"run{suffix}"] = _inside(
+            truth.new_runs[place], float(new["loss_low"].iloc[0]), float(new["loss_high"].iloc[0])
+        )
+        best = int(made["p_best"].to_numpy().argmax())
+        stated.append([round(float(made["p_best"].iloc[best]), 4), bool(best == losses.argmin())])
+    return {"cells": cells, "stated": stated, "rough": _rough(fitted)}
+
+
+def _inside(value: float, low: float, high: float) -> bool:
+    return bool(low <= value <= high)
+
+
+def _rough(fitted: Fit) -> bool:
+    """Return True if the draws of the fit have not converged, as it says itself."""
+    return any("not converged" in note for note in fitted.notes)
+
+
+def read_lines(path: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
+    """Read the finished tables by case, prior and number."""
+    if not path.exists():
+        return {}
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return {(line["case"], line["prior"], line["table"]): line for line in lines}
+
+
+def summarise(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Compute the coverage of every cell, with its binomial 95 % interval, and of p_best."""
+    cells = {}
+    for cell in CELLS:
+        held = sum(line["cells"][cell] for line in lines)
+        interval = binomtest(held, len(lines)).proportion_ci(0.95)
+        cells[cell] = {"share": held / len(lines), "low": interval.low, "high": interval.high}
+    sure = [(p, right) for line in lines for p, right in line["stated"] if p >= SURE]
+    held = sum(right for _, right in sure)
+    low, high = wilson_interval(held, len(sure)) if sure else (0.0, 1.0)
+    return {
+        "tables": len(lines),
+        "rough": sum(line["rough"] for line in lines),
+        "cells": cells,
+        "sure": {
+            "decisions": 2 * len(lines),
+            "stated": len(sure),
+            "held": held,
+            "mean": float(np.mean([p for p, _ in sure])) if sure else None,
+            "wilson_90": [low, high],
+        },
+    }
+
+
+def markdown(summaries: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
+    """Format one row per case and prior; a share that misses the aim is bold."""
+    titles = ["case", "prior", "tables", *CELLS.values(), "p_best ≥ 0.9: held (mean stated)"]
+    rows = [titles, ["---"] * len(titles)]
+    for (case, prior), summary in summaries.items():
+        shares = []
+        for cell in CELLS:
+            values = summary["cells"][cell]
+            text = f"{100 * values['share']:.0f} ± {50 * (values['high'] - values['low']):.0f}"
+            off = values["high"] < AIM[0] or values["low"] > AIM[1]
+            shares.append(f"**{text}**" if off else text)
+        sure = summary["sure"]
+        mean = "" if sure["mean"] is None else f" ({sure['mean']:.2f})"
+        last = f"{sure['held']} of {sure['stated']}{mean}"
+        rows.append([case, prior, str(summary["tables"]), *shares, last])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def summaries_of(
+    lines: Mapping[tuple[str, str, int], dict[str, Any]],
+) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
+    """Summarise the finished tables of every case and prior, and of all cases from the prior."""
+    for prior in ("weak", "none"):
+        together = []
+        for case in CASES:
+            found = [line for key, line in lines.items() if key[:2] == (case, prior)]
+            if found:
+                yield (case, prior), summarise(found)
+            together += found if case in FROM_PRIOR else []
+        if together:
+            yield ("all with truth from the prior", prior), summarise(together)
+
+
+def write(path: Path, settings: dict[str, Any]) -> str:
+    """Write the summary of all finished tables; return it as Markdown."""
+    summaries = dict(summaries_of(read_lines(path)))
+    nested: dict[str, Any] = {}
+    for (case, prior), summary in summaries.items():
+        nested.setdefault(prior, {})[case] = summary
+    with redirect_stdout(None):
+        finish("coverage", {**settings, "priors": nested})
+    return markdown(summaries)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tables", type=int, default=2000)
-    parser.add_argument("--resamples", type=int, default=400)
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
-    parser.add_argument("--case", choices=CASES, action="append")
+    parser.add_argument("--tables", type=int, default=400, help="tables of each case")
+    parser.add_argument("--resamples", type=int, default=256)
+    parser.add_argument("--starts", type=int, default=16)
+    parser.add_argument("--prior", choices=("weak", "none"), nargs="+", default=["weak"])
+    parser.add_argument("--case", choices=CASES, nargs="+", default=list(CASES))
+    parser.add_argument("--lines", type=Path, default=PATH, help="JSON lines of finished tables")
     options = parser.parse_args()
-    figures: dict[str, object] = {}
-    for name in options.case or CASES:
-        begun = time.perf_counter()
-        step = max(1, options.tables // (8 * options.processes))
-        tasks = [(name, i, step, options.resamples) for i in range(0, options.tables, step)]
-        hits: dict[str, list[bool]] = {}
-        with ProcessPoolExecutor(options.processes) as pool:
-            for part in pool.map(simulate, tasks):
-                for key, values in part.items():
-                    hits.setdefault(key, []).extend(values)
-        rows = {}
-        for key, values in sorted(hits.items()):
-            interval = binomtest(sum(values), len(values)).proportion_ci(0.95)
-            rows[key] = {
-                "coverage": round(100 * sum(values) / len(values), 2),
-                "binomial_95": [round(100 * interval.low, 2), round(100 * interval.high, 2)],
-            }
-            shown = f"{rows[key]['coverage']:6.2f} % {rows[key]['binomial_95']}"
-            print(f"{name:42} {key:46} {shown}", flush=True)
-        figures[name] = {"tables": len(values), "methods": rows}
-        print(f"{name}: {time.perf_counter() - begun:.0f} s", flush=True)
-        document(options.resamples, figures)  # so that a killed benchmark keeps its finished cases
+    settings = {"resamples": options.resamples, "starts": options.starts}
+    finished = read_lines(options.lines)
+    for table in range(options.tables):  # every case advances, so that a killed run has them all
+        for case in options.case:
+            for prior in options.prior:
+                if (case, prior, table) in finished:
+                    continue
+                figures = measure(draw_truth(CASES[case], table), prior, seed=table, **settings)
+                line = {"case": case, "prior": prior, "table": table, **figures}
+                with options.lines.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+    print(write(options.lines, settings))
 
 
 if __name__ == "__main__":
