@@ -26,8 +26,9 @@ from scipy.stats import binomtest
 
 from shapelaw.scaling.checks.calibration import wilson_interval
 from shapelaw.scaling.decisions.decide import decide
-from shapelaw.scaling.fitting.fit_law import fit, problem_of
-from shapelaw.scaling.fitting.priors import coordinates_of, kind_of, shape_parameters, weak_prior
+from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.fitting.law_problem import problem_of
+from shapelaw.scaling.fitting.priors import coordinates_of, kind_of, shape_names, weak_prior
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.columns import D, N
@@ -211,7 +212,7 @@ def draw_truth(case: Case, table: int) -> Truth:
 def shape_scores(case: Case, names: tuple[str, ...], generator: np.random.Generator) -> np.ndarray:
     """Draw a truth in prior standard deviations; the parameters of the base always vary."""
     drawn = generator.standard_normal(len(names))
-    shapes = np.isin(names, shape_parameters(law_named(LAW)))
+    shapes = np.isin(names, shape_names(law_named(LAW)))
     if case.weak:
         low = [-2.0 if kind_of(name) == "curvature" else 0.0 for name in names]
         return np.where(shapes, low, drawn)
