@@ -97,6 +97,11 @@ class Costs:
         return self.hidden_size / self.n_non_embedding**0.5
 
     @property
+    def aspect_ratio(self) -> Any:
+        """Hidden size per layer, d / L (arXiv 2501.18107)."""
+        return self.hidden_size / self.num_hidden_layers
+
+    @property
     def gqa(self) -> Any:
         """Query heads per key-value head, H / K."""
         return self.num_attention_heads / self.num_key_value_heads

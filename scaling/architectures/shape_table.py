@@ -66,7 +66,7 @@ class ShapeTable(Costs):
         import pandas as pd  # here, so that the trainer needs no more than torch and NumPy
 
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        derived = ("n_total", "n_active", "n_non_embedding", *RATIOS)
+        derived = ("n_total", "n_active", "n_non_embedding", *RATIOS, "aspect_ratio")
         return pd.DataFrame(columns | {name: getattr(self, name) for name in derived})
 
 

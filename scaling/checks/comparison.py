@@ -1,13 +1,18 @@
 """Ranking of laws by extrapolation error, and the disagreement between their predictions."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
 
-from shapelaw.scaling.checks.holdout import HoldOut, leave_largest_out
+from shapelaw.scaling.checks.holdout import (
+    HoldOut,
+    hold_out_above,
+    leave_largest_out,
+    quantity_and_levels,
+)
 from shapelaw.scaling.checks.metrics import scores
 from shapelaw.scaling.display.progress import track
 from shapelaw.scaling.display.tables import Result, View, counted
@@ -15,11 +20,15 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.refits import FitSettings, LawLike, law_label
 from shapelaw.scaling.fitting.result import LEVEL
 from shapelaw.scaling.laws.law import Base, Law
+from shapelaw.scaling.laws.registry import law_named
+from shapelaw.scaling.runs.columns import SIZES, N
 from shapelaw.scaling.runs.levels import count_levels
-from shapelaw.scaling.runs.table import AUTO, RunsLike, as_run_table
+from shapelaw.scaling.runs.table import AUTO, RunsLike, RunTable, as_run_table
+from shapelaw.scaling.runs.validation import as_floats
 
 DIFFERENCE_RESAMPLES = 2000  # of the mean of paired differences, which needs no refit
 MIN_CLUSTERS = 5  # held-out sizes; with fewer, runs are resampled instead of sizes
+MIN_DIFFERENCE_OF_COUNTS = 1e-6  # range of ln of one count of N over another, at least
 NEGLIGIBLE_DIFFERENCE = 0.01  # per cent of the loss; optimisers alone cause smaller differences
 
 
@@ -37,12 +46,18 @@ class Comparison(Result):
         Leave-largest-out results by law.
     clusters
         Unit that the intervals of the paired differences resample.
+    sizes
+        Error of the best law on the same held-out rows by what N counts, the chosen count first;
+        empty where the table has no other count of N or the law does not use N.
     """
 
     by: str
     table: pd.DataFrame
     hold_outs: dict[str, HoldOut]
     clusters: str
+    sizes: pd.DataFrame = field(
+        default_factory=lambda: pd.DataFrame(columns=["size", "extrapolation_percent"])
+    )
 
     @property
     def best(self) -> str:
@@ -60,11 +75,29 @@ class Comparison(Result):
         by_fit = self.table.dropna(subset="in_sample_percent").sort_values("in_sample_percent")
         if (closest := str(by_fit["law"].iloc[0])) != self.best:
             notes.append(f"{closest} fits the runs best, but does not extrapolate best")
-        return View(
-            title=f"{self.best} extrapolates best by {self.by}{ties}",
-            tables={"laws, by error on the runs left out (not by fit)": self.table},
-            notes=notes,
-        )
+        notes += self._effect_of_size()
+        tables = {"laws, by error on the runs left out (not by fit)": self.table}
+        if len(self.sizes):
+            tables[f"{self.best}, by the parameters that N counts"] = self.sizes
+        title = f"{self.best} extrapolates best by {self.by}{ties}"
+        return View(title=title, tables=tables, notes=notes)
+
+    def _effect_of_size(self) -> list[str]:
+        """Say where the choice of N changes the error more than the choice of law does."""
+        by_law = self.table["extrapolation_percent"].dropna()
+        if not len(self.sizes) or len(by_law) < 2:
+            return []
+        errors = self.sizes.set_index("size")["extrapolation_percent"]
+        chosen, other = str(errors.index[0]), str((errors - errors.iloc[0]).abs().idxmax())
+        change, laws = abs(errors[other] - errors[chosen]), float(np.ptp(by_law))
+        if change <= max(laws, NEGLIGIBLE_DIFFERENCE):
+            return []
+        return [
+            f"the choice of N changes the error more than the choice of law does: {self.best} errs "
+            f"by {errors[chosen]:.3g} % where N counts {chosen} parameters and by "
+            f"{errors[other]:.3g} % where it counts {other} parameters, the laws differ by "
+            f"{laws:.3g} %; --size chooses N"
+        ]
 
     def document(self) -> dict[str, Any]:
         """Return the ranking and the held-out predictions behind it."""
@@ -73,6 +106,7 @@ class Comparison(Result):
             "by": self.by,
             "clusters": self.clusters,
             "laws": self.table,
+            "sizes": self.sizes,
             "hold_out": self.hold_outs,
             "notes": self.view().notes,
         }
@@ -97,7 +131,8 @@ def compare(
     runs
         Run table with N, tokens and loss, and the columns of the laws.
     by, cutoffs, settings
-        As in :func:`shapelaw.scaling.checks.holdout.leave_largest_out`.
+        As in :func:`shapelaw.scaling.checks.holdout.leave_largest_out`; ``size`` among the settings
+        is what N counts.
 
     Returns
     -------
@@ -112,7 +147,8 @@ def compare(
     Notes
     -----
     All laws are evaluated on the same held-out rows: a cut-off counts only if every law can be
-    fitted below it. A law that cannot be fitted at any cut-off comes last, with the reason.
+    fitted below it. A law that cannot be fitted at any cut-off comes last, with the reason. Where
+    the table has several counts of N, the best law is evaluated on the same rows with each.
     """
     laws = [laws] if isinstance(laws, str | Law | Base) else list(laws)
     names = [law_label(law) for law in laws]
@@ -143,7 +179,38 @@ def compare(
             "larger --cutoff values"
         )
     levels = pd.Series(runs.size_level, index=runs.run_ids)
-    return _rank(hold_outs, unavailable, common, levels, seed=settings.get("seed", 0))
+    ranked = _rank(hold_outs, unavailable, common, levels, seed=settings.get("seed", 0))
+    error = float(ranked.table["extrapolation_percent"].iloc[0])
+    others = _errors_by_size(dict(pairs)[ranked.best], runs, by, sorted(common), settings)
+    if not others:
+        return ranked
+    rows = list(({runs.size: error} | others).items())
+    return replace(ranked, sizes=pd.DataFrame(rows, columns=ranked.sizes.columns))
+
+
+def _errors_by_size(
+    law: LawLike, runs: RunTable, by: str, ends: list[float], settings: FitSettings
+) -> dict[str, float]:
+    """Evaluate a law on the same held-out rows with every other count of N: mean errors in %."""
+    if N not in law_named(law).columns:
+        return {}
+    values, _ = quantity_and_levels(runs, by)
+    errors: dict[str, float] = {}
+    evaluated = [runs.sizes]
+    for size, column in SIZES.items():
+        count = as_floats(runs[column]) if column in runs else np.full(len(runs), np.nan)
+        # A constant factor changes no prediction.
+        apart = (np.ptp(np.log(count / other)) > MIN_DIFFERENCE_OF_COUNTS for other in evaluated)
+        if not (count > 0).all() or not all(apart):
+            continue
+        evaluated.append(count)
+        try:
+            hold_out = hold_out_above(law, runs.counting(size), by, values, ends, settings)
+        except InputError:
+            continue
+        if len(hold_out.fitted) == len(ends):
+            errors[size] = float(_errors(hold_out, set(ends))["off_percent"].mean())
+    return errors
 
 
 def _rank(

@@ -219,7 +219,8 @@ def leave_largest_out(
         Number of cut-offs, placed between levels of that quantity such that 50 to 90 % of the rows
         are fitted; or the cut-offs themselves, in the unit of ``by``.
     settings
-        ``delta``, ``starts`` (16), ``resamples`` (0: no intervals) and ``seed`` of each fit.
+        ``size`` (what N counts), ``delta``, ``starts`` (64), ``resamples`` (0: no intervals) and
+        ``seed`` of each fit.
 
     Returns
     -------
@@ -232,8 +233,47 @@ def leave_largest_out(
         ``by`` or a cut-off does not suit the table, or no cut-off can be fitted.
     """
     runs = as_run_table(runs, settings.pop("size", AUTO))
-    values, levels = _values(runs, by)
-    ends = _cutoffs(values, levels, by, cutoffs)
+    values, levels = quantity_and_levels(runs, by)
+    return hold_out_above(law, runs, by, values, _cutoffs(values, levels, by, cutoffs), settings)
+
+
+def hold_out_above(
+    law: LawLike,
+    runs: RunTable,
+    by: str,
+    values: np.ndarray,
+    ends: Iterable[float],
+    settings: FitSettings,
+) -> HoldOut:
+    """Fit the rows whose values are below each cut-off and predict the others.
+
+    Parameters
+    ----------
+    law
+        Law by name or as an object.
+    runs
+        Run table that counts N as the fits should.
+    by
+        Name of the quantity of the values.
+    values
+        Value of every row, (n,); by another count of N than that of the fits where the same rows
+        are to be held out.
+    ends
+        Cut-offs.
+    settings
+        Settings of every fit, without ``size``.
+
+    Returns
+    -------
+    HoldOut
+        Held-out errors and parameters by cut-off, and the fit to all rows.
+
+    Raises
+    ------
+    InputError
+        No cut-off can be fitted.
+    """
+    ends = list(ends)
     complete = fit_quickly(law, runs, **settings)
     parts = tuple(
         _evaluate_cutoff(
@@ -249,7 +289,7 @@ def leave_largest_out(
     return HoldOut(law_name=complete.law_name, by=by, cutoffs=parts, complete=complete)
 
 
-def _values(runs: RunTable, by: str) -> tuple[np.ndarray, np.ndarray]:
+def quantity_and_levels(runs: RunTable, by: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the values of the quantity by which runs are held out, and its levels, (n,) each."""
     if by not in UNITS:
         raise InputError(f"`by` must be one of {', '.join(UNITS)}, but got {by!r}")

@@ -13,6 +13,7 @@ from shapelaw.scaling.commands.options import (
     LeaveOutBy,
     Runs,
     Seed,
+    Size,
     Where,
     all_of,
 )
@@ -53,14 +54,7 @@ def check(
             "has the lower loss, and score these probabilities.",
         ),
     ] = False,
-    size: Annotated[
-        str,
-        typer.Option(
-            help="Parameters that N counts: non-embedding, total or active; auto: the first of "
-            "these that the table has.",
-            metavar="NAME",
-        ),
-    ] = "auto",
+    size: Size = "auto",
     where: Where = None,
     exclude: Exclude = None,
     seed: Seed = 0,
@@ -95,6 +89,7 @@ def compare(
     cutoff: Cutoffs = None,
     delta: Delta = "auto",
     starts: Starts = 64,
+    size: Size = "auto",
     where: Where = None,
     exclude: Exclude = None,
     seed: Seed = 0,
@@ -106,7 +101,7 @@ def compare(
     from shapelaw.scaling.fitting.law_problem import parse_delta
     from shapelaw.scaling.runs.catalog import load_runs
 
-    table = load_runs(runs, where=all_of(where), exclude=exclude or ())
+    table = load_runs(runs, where=all_of(where), exclude=exclude or (), size=size)
     with progress_shown():
         comparison = compare(
             law, table, by=by, cutoffs=cutoff or 4, delta=parse_delta(delta), starts=starts,

@@ -20,6 +20,7 @@ from shapelaw.scaling.commands.options import (
     OutTable,
     PriorOption,
     Seed,
+    Size,
     Tokens,
     Where,
     all_of,
@@ -54,14 +55,6 @@ Weights = Annotated[
     typer.Option(
         help="Column of weights that multiply the cost of each run (default: equal weights).",
         metavar="COLUMN",
-    ),
-]
-Size = Annotated[
-    str,
-    typer.Option(
-        help="Parameters that N counts: non-embedding, total or active; auto: the first of "
-        "these that the table has.",
-        metavar="NAME",
     ),
 ]
 Starts = Annotated[int, typer.Option(help="Starts of the optimiser.", min=1, metavar="N")]

@@ -98,6 +98,14 @@ PriorOption = Annotated[
         metavar="NAME",
     ),
 ]
+Size = Annotated[
+    str,
+    typer.Option(
+        help="Parameters that N counts: non-embedding, total or active; auto: the first of these "
+        "that the table has.",
+        metavar="NAME",
+    ),
+]
 Delta = Annotated[
     str,
     typer.Option(

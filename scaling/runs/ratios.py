@@ -17,7 +17,10 @@ from shapelaw.scaling.runs.validation import (
 
 
 def with_ratios(frame: pd.DataFrame, source: str = "the table") -> pd.DataFrame:
-    """Add parameter counts and shape ratios to a table that has the fields of a shape.
+    """Add parameter counts and shape ratios to a table, as far as it has the fields of a shape.
+
+    The aspect ratio needs only the hidden size and the number of layers; the counts and the other
+    ratios need all fields.
 
     Parameters
     ----------
@@ -28,7 +31,7 @@ def with_ratios(frame: pd.DataFrame, source: str = "the table") -> pd.DataFrame:
 
     Returns
     -------
-    A copy with the added columns; a plain copy where a field of a shape is missing.
+    A copy with the added columns.
 
     Raises
     ------
@@ -43,6 +46,12 @@ def with_ratios(frame: pd.DataFrame, source: str = "the table") -> pd.DataFrame:
         counted = {"n_non_embedding", *RATIOS} | ({"n_total"} if "vocab_size" in frame else set())
         for name in sorted(counted - set(frame.columns)):
             frame[name] = getattr(derived, name)
+    if {"hidden_size", "num_hidden_layers"} <= set(frame.columns) and "aspect_ratio" not in frame:
+        # Invalid numbers become NaN here; the checks of the table name their line.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            frame["aspect_ratio"] = as_floats(frame["hidden_size"]) / as_floats(
+                frame["num_hidden_layers"]
+            )
     return frame
 
 

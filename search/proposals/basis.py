@@ -24,7 +24,9 @@ SHIPPED = "proxies"  # the table that the shipped law is fitted on
 FITTED_ROLES = ("proxy", "anchor")
 MIN_COUNT = 1e3  # fewer parameters or tokens in the largest run: the law counts in other units
 MAX_NAME = 40  # characters of a law's expression that are shown
-SHAPE_COLUMNS = {field.name for field in fields(Shape)} | {"n_total", "n_active", N, D, *RATIOS}
+SHAPE_COLUMNS = {field.name for field in fields(Shape)} | {
+    *("n_total", "n_active", N, D, *RATIOS, "aspect_ratio")
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,7 +109,9 @@ def test_a_table_takes_rows_by_position_and_by_mask(rows, data):
 
 def test_the_frame_of_a_table_holds_fields_counts_and_ratios():
     frame = ShapeTable.of([SMALL, replace(SMALL, num_hidden_layers=5)]).frame()
-    assert set(frame.columns) == {*asdict(SMALL), "n_total", "n_active", "n_non_embedding", *RATIOS}
+    derived = {"n_total", "n_active", "n_non_embedding", *RATIOS, "aspect_ratio"}
+    assert set(frame.columns) == {*asdict(SMALL), *derived}
+    assert frame["aspect_ratio"][0] == SMALL.hidden_size / SMALL.num_hidden_layers
     assert frame["n_total"].tolist() == [
         SMALL.n_total,
         replace(SMALL, num_hidden_layers=5).n_total,

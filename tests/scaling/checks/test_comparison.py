@@ -50,6 +50,38 @@ def test_extrapolation_error_is_computed_from_held_out_runs(compared, conditiona
     assert len(errors) == held
 
 
+def test_compare_says_where_the_count_of_n_matters_more_than_the_law():
+    runs = synthetic_chinchilla(0.002, shapes=3, sizes=FIVE)
+    # The law holds for the total count, of which embeddings are the larger share at small sizes.
+    runs = runs.assign(n_total=runs[N], **{N: runs[N] - 9e4})
+    runs["n_active"] = 2 * runs["n_total"]  # proportional: the same predictions
+    by_body = compare(["chinchilla", "width"], runs, by="tokens", cutoffs=[6e7], **QUICK)
+    by_total = compare(
+        ["chinchilla", "width"], runs, by="tokens", cutoffs=[6e7], size="total", **QUICK
+    )
+    errors = by_body.sizes.set_index("size")["extrapolation_percent"]
+    assert errors.index.tolist() == ["non-embedding", "total"]
+    law = by_body.best
+    lines = by_total.table.set_index("law")["extrapolation_percent"]
+    assert errors["total"] == pytest.approx(lines[law], rel=1e-3)
+    assert errors["non-embedding"] > 1.5 * errors["total"]
+    (note,) = (note for note in by_body.view().notes if note.startswith("the choice of N"))
+    assert f"{law} errs by {errors['non-embedding']:.3g} % where N counts non-embedding" in note
+    assert f"by {errors['total']:.3g} % where it counts total parameters" in note
+    assert by_body.as_json()["sizes"][1]["size"] == "total"
+
+
+def test_compare_is_silent_where_the_law_matters_more_than_the_count_of_n(conditional):
+    near = conditional.assign(n_total=1.001 * conditional[N] + 1)
+    comparison = compare(LAWS, near, by="tokens", cutoffs=[6e7], **QUICK)
+    assert comparison.sizes["size"].tolist() == ["non-embedding", "total"]
+    assert not any("choice of N" in note for note in comparison.view().notes)
+    scaled = compare(
+        LAWS, conditional.assign(n_total=2 * conditional[N]), by="tokens", cutoffs=[6e7], **QUICK
+    )
+    assert scaled.sizes.empty
+
+
 @pytest.mark.slow
 def test_larger_law_does_not_win_when_shape_has_no_effect():
     # Without an effect of shape the larger law fits noise and gains nothing on held-out runs.

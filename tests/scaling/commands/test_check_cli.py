@@ -1,11 +1,13 @@
 import json
 
+import pandas as pd
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from shapelaw.scaling.commands.check_cli import mount
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.runs.columns import N
 from shapelaw.scaling.runs.table import write_runs
 from support.synthetic import synthetic_runs
 
@@ -58,6 +60,18 @@ def test_compare_ranks_laws_by_held_out_error(table):
     assert [part["cutoff"] for part in document["hold_out"]["chinchilla"]["cutoffs"]] == [1.6e6]
     text = run("compare", table, *laws, "--by", "compute", *FAST)
     assert text.startswith("conditional extrapolates best by compute")
+
+
+def test_size_option_chooses_the_count_of_n(table, tmp_path):
+    counts = pd.read_csv(table).assign(n_total=lambda runs: runs[N] + 1e5)
+    write_runs(tmp_path / "runs.csv", counts)
+    chosen = ("--law", "chinchilla", "--size", "total", *FAST, "--json")
+    document = json.loads(run("check", tmp_path / "runs.csv", "--resamples", 0, *chosen))
+    assert document["checklist"]["sections"]["Scaling law"]["N counts"] == "total parameters"
+    document = json.loads(run("compare", tmp_path / "runs.csv", "--law", "width", *chosen))
+    assert [row["size"] for row in document["sizes"]] == ["total", "non-embedding"]
+    with pytest.raises(InputError, match="lacks the column `n_active`"):
+        run("compare", table, "--law", "chinchilla", "--law", "width", "--size", "active")
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS
 from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.columns import COLUMNS
 from shapelaw.scaling.runs.ratios import table_of, with_ratios
 from shapelaw.scaling.runs.reader import read_table
 from shapelaw.scaling.runs.replicates import noise_by_size
-from shapelaw.scaling.runs.table import as_run_table, fingerprint, write_runs
+from shapelaw.scaling.runs.table import RunTable, as_run_table, fingerprint, write_runs
 from shapelaw.scaling.runs.validation import require_columns, require_comparable_losses
 from support.run_tables import run_table
 
@@ -361,6 +362,23 @@ def test_noise_between_seeds_is_estimated_for_each_size():
     pooled, degrees = as_run_table(frame).noise
     assert degrees == noise["degrees"].sum()
     assert pooled**2 * degrees == pytest.approx((noise["deviation"] ** 2 * noise["degrees"]).sum())
+
+
+def test_aspect_ratio_is_derived_from_hidden_size_and_layers_alone():
+    counts = {"n_non_embedding": [1e6, 4e6], "tokens": 1e8, "loss": [3.0, 2.8]}
+    frame = pd.DataFrame({**counts, "hidden_size": [64, 128], "num_hidden_layers": [4, 2]})
+    assert RunTable.of(frame)["aspect_ratio"].tolist() == [16.0, 64.0]
+    assert RunTable.of(frame.assign(aspect_ratio=3.0))["aspect_ratio"].tolist() == [3.0, 3.0]
+    assert "aspect_ratio" not in RunTable.of(frame.drop(columns="num_hidden_layers"))
+    assert RunTable.of(frame, where="aspect_ratio > 20")["hidden_size"].tolist() == [128]
+    with pytest.raises(InputError, match="line 3: `num_hidden_layers > 0` and finite must hold"):
+        RunTable.of(frame.assign(num_hidden_layers=[4, 0]))
+
+
+def test_law_of_the_aspect_ratio_fits_a_shipped_table_with_shapes():
+    fitted = fit("morph", load_runs("quickstart"), starts=4, resamples=0)
+    assert np.isfinite(fitted.theta).all()
+    assert fitted.ranges["aspect_ratio"][0] < fitted.ranges["aspect_ratio"][1]
 
 
 def test_noise_by_size_does_not_chain_neighbouring_sizes():
