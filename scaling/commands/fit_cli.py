@@ -106,8 +106,8 @@ def fit(
     from shapelaw.scaling.fitting.law_problem import parse_delta
     from shapelaw.scaling.fitting.with_prior import fit_pooled
     from shapelaw.scaling.laws.registry import law_named
+    from shapelaw.scaling.runs.best_loss import with_best_loss
     from shapelaw.scaling.runs.catalog import load_runs
-    from shapelaw.scaling.runs.table import with_best_loss
     from shapelaw.scaling.solver.objectives import FitObjective
 
     if (len(runs) > 1) != pool:

@@ -315,8 +315,8 @@ class BestLoss(Base):
     """L = L_opt, the best loss over the shapes trained at the same N and D.
 
     The best loss is given in a column, in nats per token;
-    :func:`shapelaw.scaling.runs.table.with_best_loss` computes that column from a run table. The
-    base has no parameters. arXiv 2510.18245 multiplies its brackets with this base below 1B
+    :func:`shapelaw.scaling.runs.best_loss.with_best_loss` computes that column from a run table.
+    The base has no parameters. arXiv 2510.18245 multiplies its brackets with this base below 1B
     parameters.
     """
 

@@ -15,7 +15,7 @@ from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.files import data_folder, sha256
 from shapelaw.scaling.runs.converters import CONVERTERS
 from shapelaw.scaling.runs.reader import read_table
-from shapelaw.scaling.runs.table import AUTO, RunTable, read_runs
+from shapelaw.scaling.runs.table import AUTO, RunTable
 from shapelaw.scaling.units import format_count
 
 # Environment variable: a folder with the files of data/published.toml, used instead of downloads.
@@ -172,6 +172,19 @@ def load_runs(
     runs = RunTable.of(published, table.name, where=where, exclude=exclude, size=size)
     left_out = {**published.attrs.get("left_out", {}), **runs.left_out}
     return replace(runs, left_out=left_out, source=table.source)
+
+
+def read_runs(
+    path: Path | str, *, where: str | None = None, exclude: Iterable[str] = (), size: str = AUTO
+) -> RunTable:
+    """Read a run table from a file (CSV or Parquet), check it and keep its finished runs.
+
+    Parameters and errors are those of :func:`load_runs`, which also loads the public tables by
+    name.
+    """
+    path = Path(path)
+    runs = RunTable.of(read_table(path), str(path), where=where, exclude=exclude, size=size)
+    return replace(runs, source={"name": path.name, "address": str(path)})
 
 
 def fetch(table: NamedTable) -> dict[str, Path]:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS
 from shapelaw.scaling.architectures.shape_table import FIELD_TYPES, ShapeTable
+from shapelaw.scaling.runs.columns import N
 from shapelaw.scaling.runs.validation import (
     SWITCHES,
     as_floats,
@@ -53,6 +54,15 @@ def with_ratios(frame: pd.DataFrame, source: str = "the table") -> pd.DataFrame:
                 frame["num_hidden_layers"]
             )
     return frame
+
+
+def sizes_without_embedding(frame: pd.DataFrame) -> np.ndarray | None:
+    """Read or count the non-embedding parameters of the rows, (n,); None where neither works."""
+    if N in frame:
+        return frame[N].to_numpy(dtype=float)
+    if set(INTEGER_FIELDS) - {"vocab_size"} <= set(frame.columns):
+        return np.asarray(table_of(frame).n_non_embedding, dtype=float)
+    return None
 
 
 def table_of(frame: pd.DataFrame) -> ShapeTable:

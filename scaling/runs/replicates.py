@@ -13,16 +13,42 @@ RECIPE_COLUMNS = (
 )
 
 
+SEEDS = ("seed", "data_seed")
+OUTCOME_COLUMNS = {  # names and results of a run, which differ between replicates
+    *("run_id", "role", "run_group", "config_hash", "status", "device", "git_commit", "versions"),
+    *("loss", "loss_se", "best_loss", "bits_per_byte", "bits_per_byte_se", "seconds"),
+    *("tokens_per_second", *SEEDS),
+}
+OUTCOME_PREFIXES = ("loss_", "bits_per_byte_", "bpb_", "accuracy_")
+INPUTS = {"loss_unit", "loss_kind"}  # despite the prefix
+
+
 def replicates_of(frame: pd.DataFrame) -> np.ndarray:
     """Assign the number of its shape and recipe to each row, (n,).
 
-    Rows with equal numbers are replicates. Without the fields of a shape every row has a number of
-    its own.
+    Rows with equal numbers are replicates. Where fields of a shape are missing, replicates are rows
+    with different seeds that agree in all columns but names and results. If such a group repeats
+    or lacks a seed, its rows may differ in what the table does not record, and are no replicates.
     """
-    if not {*INTEGER_FIELDS, "tokens"} - {"vocab_size"} <= set(frame.columns):
-        return np.arange(len(frame))
-    keys = [name for name in (*SHAPE_COLUMNS, *RECIPE_COLUMNS) if name in frame]
-    return frame.groupby(keys, dropna=False).ngroup().to_numpy()
+    every = np.arange(len(frame))
+    if "tokens" not in frame:
+        return every
+    if set(INTEGER_FIELDS) - {"vocab_size"} <= set(frame.columns):
+        keys = [name for name in (*SHAPE_COLUMNS, *RECIPE_COLUMNS) if name in frame]
+        return frame.groupby(keys, dropna=False).ngroup().to_numpy()
+    seeds = [name for name in SEEDS if name in frame]
+    if not seeds:
+        return every
+    keys = [
+        name
+        for name in map(str, frame)
+        if name not in OUTCOME_COLUMNS and (name in INPUTS or not name.startswith(OUTCOME_PREFIXES))
+    ]
+    group = frame.groupby(keys, dropna=False).ngroup().to_numpy()
+    unclear = frame[seeds].isna().all(axis=1)
+    unclear |= frame[seeds].assign(group=group).duplicated(keep=False)
+    alone = np.isin(group, group[unclear.to_numpy()])
+    return np.where(alone, len(frame) + every, group)
 
 
 def squares_of(replicates: np.ndarray, log_loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
 from html import escape
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -17,9 +16,9 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_whole
 from shapelaw.scaling.filters import select
 from shapelaw.scaling.runs.columns import COLUMNS, NUMERIC, SIZES, D, N, columns_of
-from shapelaw.scaling.runs.levels import LEVEL_TOLERANCE, level_of
-from shapelaw.scaling.runs.ratios import table_of, with_ratios
-from shapelaw.scaling.runs.reader import read_table
+from shapelaw.scaling.runs.left_out import excluded_or_unfinished, shorten_left_out
+from shapelaw.scaling.runs.levels import level_of
+from shapelaw.scaling.runs.ratios import sizes_without_embedding, with_ratios
 from shapelaw.scaling.runs.replicates import noise_by_size, replicates_of, squares_of
 from shapelaw.scaling.runs.validation import (
     as_floats,
@@ -33,7 +32,6 @@ from shapelaw.scaling.runs.validation import (
     validate,
 )
 
-MAX_LISTED_RUNS = 1000  # runs left out that are named one by one
 SOURCE = "the run table"  # name in errors of a table without a name
 AUTO = "auto"  # convention of N: the first of SIZES for which a table has a column
 RUN_GROUP = "run_group"  # column that names the training run of each checkpoint
@@ -143,7 +141,7 @@ class RunTable:
             frame["run_id"] if "run_id" in frame else [f"row-{i + 2}" for i in range(len(frame))]
         )
         runs = frame.assign(run_id=pd.Series(names, index=frame.index).astype(str))
-        left_out = _excluded_or_unfinished(runs, set(exclude), name)
+        left_out = excluded_or_unfinished(runs, set(exclude), name)
         # The index still counts the rows of the file, from which errors derive line numbers.
         runs = runs[~runs["run_id"].isin(left_out)] if left_out else runs
         runs = to_numbers(runs, [column for column in runs if column in NUMERIC])
@@ -163,7 +161,7 @@ class RunTable:
         return cls(
             frame=runs,
             size=size,
-            left_out=_shorten(left_out),
+            left_out=shorten_left_out(left_out),
             warnings=warnings,
             notes=tuple(notes),
         )
@@ -198,7 +196,7 @@ class RunTable:
         """
         chosen = select(where, {str(name): self.frame[name] for name in self.frame}, len(self))
         dropped = dict.fromkeys(self.run_ids[~chosen].tolist(), f"not in `{where}`")
-        return replace(self.take(chosen), left_out=_shorten({**self.left_out, **dropped}))
+        return replace(self.take(chosen), left_out=shorten_left_out({**self.left_out, **dropped}))
 
     def take(self, rows: np.ndarray | Sequence[int]) -> "RunTable":
         """Take the runs of a mask or of positions, (m,), with their levels in the whole table."""
@@ -336,14 +334,15 @@ class RunTable:
 
     @cached_property
     def noise_by_size(self) -> pd.DataFrame:
-        """Noise between seeds for each non-embedding size that has replicates.
+        """Noise between seeds for each size that has replicates, non-embedding where known.
 
         :func:`shapelaw.scaling.runs.replicates.noise_by_size` describes the columns.
         """
-        if not self.noise[1]:
+        sizes = sizes_without_embedding(self.frame)
+        if sizes is None and self.has_sizes:
+            sizes = self.sizes
+        if sizes is None or not self.noise[1]:
             return pd.DataFrame({"n_non_embedding": [], "deviation": [], "degrees": []})
-        sizes = self.frame[N] if N in self.frame else table_of(self.frame).n_non_embedding
-        sizes = np.asarray(sizes, dtype=float)
         return noise_by_size(self.replicates, np.log(self.losses), sizes)
 
     @cached_property
@@ -420,76 +419,6 @@ def as_frame(rows: RunTable | pd.DataFrame | Mapping[str, Any] | str | Path) -> 
         f"rows must be a RunTable, a data frame or the path of a table, but got "
         f"{type(rows).__name__}; read a file with shapelaw.load_runs"
     )
-
-
-def read_runs(
-    path: Path | str, *, where: str | None = None, exclude: Iterable[str] = (), size: str = AUTO
-) -> RunTable:
-    """Read a run table from a file (CSV or Parquet), check it and keep its finished runs.
-
-    Parameters and errors are those of :func:`shapelaw.scaling.runs.catalog.load_runs`, which also
-    loads the public tables by name.
-    """
-    path = Path(path)
-    runs = RunTable.of(read_table(path), str(path), where=where, exclude=exclude, size=size)
-    return replace(runs, source={"name": path.name, "address": str(path)})
-
-
-def _shorten(left_out: dict[str, str]) -> dict[str, str]:
-    """Keep the first ``MAX_LISTED_RUNS`` of the runs left out, and count the others."""
-    more = len(left_out) - MAX_LISTED_RUNS
-    if more <= 0:
-        return left_out
-    return dict(islice(left_out.items(), MAX_LISTED_RUNS)) | {
-        f"{more} more runs": "for the same reasons"
-    }
-
-
-def _excluded_or_unfinished(runs: pd.DataFrame, exclude: set[str], source: str) -> dict[str, str]:
-    """Map the runs excluded by name and the unfinished runs to the reason."""
-    if unknown := sorted(exclude - set(runs["run_id"])) if exclude else []:
-        raise InputError(
-            f"{source} has no run {unknown[0]!r} to exclude; look at its run_id column"
-        )
-    removed = dict.fromkeys(sorted(exclude), "excluded by name")
-    if "status" in runs:
-        status = runs["status"].astype(object).fillna("done").astype(str)
-        unfinished = (status != "done") & ~runs["run_id"].isin(exclude)
-        removed |= dict(zip(runs["run_id"][unfinished], status[unfinished], strict=True))
-    return removed
-
-
-def with_best_loss(
-    runs: RunTable | pd.DataFrame, *, size: str = AUTO, tolerance: float = LEVEL_TOLERANCE
-) -> RunTable:
-    """Add ``best_loss``: the lowest loss of all shapes trained at the same N and D, nats per token.
-
-    ``best_loss`` is the empirical L_opt by which arXiv 2510.18245 multiplies its shape factors
-    below 1B parameters; :class:`shapelaw.scaling.laws.bases.BestLoss` reads it. A run that is alone
-    at its N and D has the lowest loss there, and so gives no information on shape. The lowest loss
-    of few or noisy runs is not a smooth function of N and D: predicting the losses of a larger size
-    requires runs of that size.
-
-    Parameters
-    ----------
-    runs
-        Run table, or a frame with one row per run.
-    size
-        Convention of N: ``non-embedding``, ``total`` or ``active``; ``"auto"`` keeps the table's.
-    tolerance
-        Relative difference up to which values of N, or of D, are equal.
-
-    Raises
-    ------
-    InputError
-        A column is missing, or the convention of N is unknown.
-    """
-    runs = as_run_table(runs, size)
-    keys = [runs.size_level, runs.token_level]
-    if tolerance != LEVEL_TOLERANCE:
-        keys = [level_of(values, tolerance) for values in (runs.sizes, runs.tokens)]
-    best = runs["loss"].astype(float).groupby(keys).transform("min")
-    return runs.assign(best_loss=best)
 
 
 def fingerprint(frame: pd.DataFrame) -> str:

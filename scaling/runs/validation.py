@@ -10,7 +10,7 @@ import pandas as pd
 
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.runs.columns import LOSS_KINDS, NUMERIC, OPTIONAL_NUMERIC
+from shapelaw.scaling.runs.columns import LOSS_KINDS, NUMERIC, OPTIONAL_NUMERIC, SIZES, D
 
 SWITCHES = {"tie_word_embeddings": True, "qk_norm": False, "decayed": False}  # defaults
 SPELLINGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
@@ -18,6 +18,7 @@ NATS_PER_BIT = float(np.log(2))
 MAX_LOSS_OVER_UNIFORM = 1.05  # loss over ln(vocabulary), the loss of a uniform guess, at most
 LARGEST_MODEL = 2.0**62  # parameters that 64-bit integers count without overflow
 MAX_FLOPS_DEVIATION = 0.05  # relative difference of counted FLOPs from 6ND without a warning
+TUNED_COLUMNS = ("learning_rate", "batch_tokens", "batch_size", "batch_sequences")
 REMEDY = "correct the row, or leave it out with --exclude RUN_ID"
 
 
@@ -287,7 +288,12 @@ def refuse_losses_above_uniform(runs: pd.DataFrame, source: str) -> None:
 
 def list_warnings(runs: pd.DataFrame) -> list[str]:
     """List the properties of a run table that may bias its fits, one sentence each."""
-    return [*_flops_warnings(runs), *_repetition_warnings(runs), *_schedule_warnings(runs)]
+    return [
+        *_flops_warnings(runs),
+        *_repetition_warnings(runs),
+        *_schedule_warnings(runs),
+        *_tuning_warnings(runs),
+    ]
 
 
 def _flops_warnings(runs: pd.DataFrame) -> list[str]:
@@ -338,4 +344,22 @@ def _schedule_warnings(runs: pd.DataFrame) -> list[str]:
     return [
         f"{several} runs (`run_group`) have rows at several token counts and no column `decayed`: "
         "unless each was decayed, all but the last are checkpoints in mid-schedule"
+    ]
+
+
+def _tuning_warnings(runs: pd.DataFrame) -> list[str]:
+    """Warn of rows of equal N and D that were trained with several learning rates or batches."""
+    cell = [name for name in (*SIZES.values(), D) if name in runs]
+    if D not in cell or len(cell) < 2:
+        return []
+    several = {
+        name: int((runs.groupby(cell, dropna=False)[name].transform("nunique") > 1).sum())
+        for name in TUNED_COLUMNS
+        if name in runs
+    }
+    return [
+        f"{rows} of {len(runs)} rows mix several values of `{name}` at equal N and D: a fit takes "
+        "the difference for noise or an effect of shape; keep one value, or the best row of each"
+        for name, rows in several.items()
+        if rows
     ]

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.runs.best_loss import with_best_loss
 from shapelaw.scaling.runs.columns import D, N
-from shapelaw.scaling.runs.table import with_best_loss
 
 RUNS = pd.DataFrame(
     {

@@ -13,10 +13,11 @@ from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.law_problem import problem_of, reconstruct_problem
 from shapelaw.scaling.fitting.refits import public_parameters
 from shapelaw.scaling.laws.registry import law_named
+from shapelaw.scaling.runs.best_loss import with_best_loss
 from shapelaw.scaling.runs.catalog import MIRROR, load_runs
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.levels import level_of
-from shapelaw.scaling.runs.table import as_run_table, with_best_loss
+from shapelaw.scaling.runs.table import as_run_table
 from shapelaw.scaling.solver.objectives import FitObjective
 from shapelaw.scaling.uncertainty.resampling import bootstrap, minimise_resamples
 from support.paths import SHARED

@@ -381,6 +381,49 @@ def test_law_of_the_aspect_ratio_fits_a_shipped_table_with_shapes():
     assert fitted.ranges["aspect_ratio"][0] < fitted.ranges["aspect_ratio"][1]
 
 
+def seeded_runs(**columns: object) -> pd.DataFrame:
+    """Make two recipes with three seeds each, without the fields of a shape."""
+    frame = pd.DataFrame(
+        {
+            "n_total": [1e6] * 3 + [4e6] * 3,
+            "tokens": 1e8,
+            "weight_decay": 0.1,
+            "seed": [0, 1, 2] * 2,
+            "loss": np.exp([1.0, 1.02, 1.04, 0.9, 0.9, 0.9]),
+            "accuracy_task": np.linspace(0.2, 0.3, 6),
+        }
+    )
+    return frame.assign(**columns)
+
+
+def test_replicates_are_recognised_by_their_seeds_where_shape_fields_are_absent():
+    runs = RunTable.of(seeded_runs())
+    assert runs.noise == (pytest.approx(0.02 / np.sqrt(2)), 4)
+    assert runs.noise_by_size["n_non_embedding"].tolist() == pytest.approx([1e6, 4e6])
+    assert RunTable.of(seeded_runs().drop(columns="seed")).noise[1] == 0
+    only_tokens = RunTable.of(seeded_runs(seed=range(6)).drop(columns="n_total"))
+    assert only_tokens.noise[1] == 5
+    assert only_tokens.noise_by_size.empty
+
+
+@pytest.mark.parametrize(
+    ("column", "different", "degrees"),
+    [
+        ("weight_decay", [0.1, 0.2, 0.3, 0.1, 0.1, 0.1], 2),
+        ("loss_unit", "nats", 4),
+        ("loss_other", np.linspace(2, 3, 6), 4),
+        ("run_group", list("abcdef"), 4),
+        ("seed", [0, 0, 1, 0, 1, 2], 2),  # one seed twice: something else differs
+        ("seed", [0, 1, np.nan, 0, 1, 2], 2),
+        ("data_seed", [0, 1, 2, 0, 1, 2], 4),
+    ],
+)
+def test_replicates_without_shape_fields_agree_in_all_but_seeds_and_results(
+    column, different, degrees
+):
+    assert RunTable.of(seeded_runs(**{column: different})).noise[1] == degrees
+
+
 def test_noise_by_size_does_not_chain_neighbouring_sizes():
     sizes = np.repeat(np.geomspace(1e6, 1e7, 20), 2)
     noise = noise_by_size(np.repeat(np.arange(20), 2), np.tile([0.0, 0.01], 20), sizes)

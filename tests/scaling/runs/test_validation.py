@@ -202,3 +202,20 @@ def test_pandas_extension_types_are_read_as_numbers():
     assert as_floats(pd.Series(["1e3", "x"], dtype="string")).tolist()[0] == 1000
     loaded = prepared(run_table(tokens=pd.Series([1, 2, 3, 4], dtype="Int64")))
     assert loaded["tokens"].dtype == float
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows"),
+    [
+        ({"learning_rate": [1e-3, 2e-3, 1e-3, 1e-3]}, 2),
+        ({"batch_tokens": [1, 2, 3, 4]}, 4),
+        ({"batch_size": [1, 1, 2, 2]}, 0),
+        ({"learning_rate": 1e-3}, 0),
+    ],
+)
+def test_rows_that_mix_rates_or_batches_at_equal_size_and_tokens_are_warned_of(columns, rows):
+    frame = pd.DataFrame({"n_total": [1e6, 1e6, 4e6, 4e6], "tokens": 1e8, "loss": [3, 3.1, 2, 2.1]})
+    warnings = RunTable.of(frame.assign(**columns)).warnings
+    (name,) = columns
+    expected = f"{rows} of 4 rows mix several values of `{name}` at equal N and D: a fit takes"
+    assert [warning.startswith(expected) for warning in warnings] == [True] * (rows > 0)
