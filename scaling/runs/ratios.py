@@ -56,13 +56,16 @@ def with_ratios(frame: pd.DataFrame, source: str = "the table") -> pd.DataFrame:
     return frame
 
 
-def sizes_without_embedding(frame: pd.DataFrame) -> np.ndarray | None:
-    """Read or count the non-embedding parameters of the rows, (n,); None where neither works."""
+def sizes_without_embedding(frame: pd.DataFrame, *, otherwise: str) -> np.ndarray | None:
+    """Read or count the non-embedding parameters of the rows, (n,).
+
+    Where neither works, read the column ``otherwise``; None where the table lacks it.
+    """
     if N in frame:
         return frame[N].to_numpy(dtype=float)
     if set(INTEGER_FIELDS) - {"vocab_size"} <= set(frame.columns):
         return np.asarray(table_of(frame).n_non_embedding, dtype=float)
-    return None
+    return frame[otherwise].to_numpy(dtype=float) if otherwise in frame else None
 
 
 def table_of(frame: pd.DataFrame) -> ShapeTable:

@@ -15,22 +15,13 @@ from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_whole
 from shapelaw.scaling.filters import select
-from shapelaw.scaling.runs.columns import COLUMNS, NUMERIC, SIZES, D, N, columns_of
-from shapelaw.scaling.runs.left_out import excluded_or_unfinished, shorten_left_out
+from shapelaw.scaling.runs.checking import check_frame, shorten_left_out
+from shapelaw.scaling.runs.columns import COLUMNS, SIZES, D, N, columns_of
 from shapelaw.scaling.runs.levels import level_of
-from shapelaw.scaling.runs.ratios import sizes_without_embedding, with_ratios
+from shapelaw.scaling.runs.ratios import sizes_without_embedding
+from shapelaw.scaling.runs.reader import read_table
 from shapelaw.scaling.runs.replicates import noise_by_size, replicates_of, squares_of
-from shapelaw.scaling.runs.validation import (
-    as_floats,
-    list_warnings,
-    losses_in_nats,
-    parse_switches,
-    refuse_losses_above_uniform,
-    refuse_unknown_kinds,
-    require_columns,
-    to_numbers,
-    validate,
-)
+from shapelaw.scaling.runs.validation import as_floats, require_columns
 
 SOURCE = "the run table"  # name in errors of a table without a name
 AUTO = "auto"  # convention of N: the first of SIZES for which a table has a column
@@ -137,34 +128,7 @@ class RunTable:
         InputError
             A value breaks a rule; the message names the line, column and value.
         """
-        names = (
-            frame["run_id"] if "run_id" in frame else [f"row-{i + 2}" for i in range(len(frame))]
-        )
-        runs = frame.assign(run_id=pd.Series(names, index=frame.index).astype(str))
-        left_out = excluded_or_unfinished(runs, set(exclude), name)
-        # The index still counts the rows of the file, from which errors derive line numbers.
-        runs = runs[~runs["run_id"].isin(left_out)] if left_out else runs
-        runs = to_numbers(runs, [column for column in runs if column in NUMERIC])
-        runs = with_ratios(parse_switches(runs, name), name)
-        if where is not None:
-            chosen = select(where, {str(column): runs[column] for column in runs}, len(runs))
-            left_out |= dict.fromkeys(runs["run_id"][~chosen], f"not in `{where}`")
-            # Text that kept a column from being numeric may be gone with its rows.
-            runs = to_numbers(runs[chosen], [column for column in runs if column in NUMERIC])
-        validate(runs, name)
-        runs, notes = losses_in_nats(runs, name)
-        refuse_losses_above_uniform(runs, name)
-        refuse_unknown_kinds(runs, name)
-        runs = runs.reset_index(drop=True)
-        runs.attrs = {}
-        warnings = tuple(list_warnings(runs))
-        return cls(
-            frame=runs,
-            size=size,
-            left_out=shorten_left_out(left_out),
-            warnings=warnings,
-            notes=tuple(notes),
-        )
+        return cls(size=size, **check_frame(frame, name, where, exclude))
 
     # ---- access to rows and columns
 
@@ -194,7 +158,7 @@ class RunTable:
         InputError
             The filter has a syntax error, or names a column that the table lacks.
         """
-        chosen = select(where, {str(name): self.frame[name] for name in self.frame}, len(self))
+        chosen = select(where, {name: self.frame[name] for name in self.columns}, len(self))
         dropped = dict.fromkeys(self.run_ids[~chosen].tolist(), f"not in `{where}`")
         return replace(self.take(chosen), left_out=shorten_left_out({**self.left_out, **dropped}))
 
@@ -304,8 +268,8 @@ class RunTable:
     @per_row
     def shapes(self) -> np.ndarray | None:
         """Return the number of every run's shape, (n,); None where no column describes a shape."""
-        names = [name for name in (*INTEGER_FIELDS, *RATIOS) if name != "vocab_size"]
-        names = [name for name in names if name in self.frame]
+        described = {*INTEGER_FIELDS, *RATIOS} - {"vocab_size"}
+        names = [name for name in self.frame if name in described]
         if not names:
             return None
         return self.frame.groupby(names, dropna=False, sort=False).ngroup().to_numpy()
@@ -338,9 +302,7 @@ class RunTable:
 
         :func:`shapelaw.scaling.runs.replicates.noise_by_size` describes the columns.
         """
-        sizes = sizes_without_embedding(self.frame)
-        if sizes is None and self.has_sizes:
-            sizes = self.sizes
+        sizes = sizes_without_embedding(self.frame, otherwise=self.size_column)
         if sizes is None or not self.noise[1]:
             return pd.DataFrame({"n_non_embedding": [], "deviation": [], "degrees": []})
         return noise_by_size(self.replicates, np.log(self.losses), sizes)
@@ -353,15 +315,15 @@ class RunTable:
     def __repr__(self) -> str:
         count = f"N counts {self.size} parameters; " if self.has_sizes else ""
         name = self.source.get("name", "run table")
-        shown = f"{len(self)} runs, {len(self.columns)} columns"
-        return f"{name}: {shown}; {count}loss in {self.loss_unit}"
+        return (
+            f"{name}: {len(self)} runs, {len(list(self))} columns; {count}loss in {self.loss_unit}"
+        )
 
     def _repr_html_(self) -> str:
         return f"<p>{escape(repr(self))}</p>{self.frame._repr_html_()}"  # type: ignore[operator]
 
 
-# What functions accept as a run table: a path or a name is loaded.
-RunsLike: TypeAlias = RunTable | pd.DataFrame | str | Path
+RunsLike: TypeAlias = RunTable | pd.DataFrame | str | Path  # a path or a name is loaded
 
 
 def as_run_table(runs: RunsLike, size: str = AUTO) -> RunTable:

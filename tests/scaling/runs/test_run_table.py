@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import shapelaw
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
-from shapelaw.scaling.runs import validation
+from shapelaw.scaling.runs import checking, validation
 from shapelaw.scaling.runs.columns import SIZES, D, N
 from shapelaw.scaling.runs.levels import level_of
 from shapelaw.scaling.runs.table import RunTable, as_run_table
@@ -150,7 +150,7 @@ def test_fit_of_a_part_does_not_check_the_table_again(monkeypatch):
         raise AssertionError("a table was checked twice")
 
     for name in ("validate", "list_warnings", "to_numbers", "with_ratios"):
-        monkeypatch.setattr(shapelaw.scaling.runs.table, name, refuse)
+        monkeypatch.setattr(checking, name, refuse)
     monkeypatch.setattr(validation, "check_numbers", refuse)
     part = runs.take(np.arange(20))
     fitted = fit("chinchilla", part, starts=4, resamples=0)
