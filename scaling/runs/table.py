@@ -26,7 +26,6 @@ from shapelaw.scaling.runs.validation import as_floats, require_columns
 SOURCE = "the run table"  # name in errors of a table without a name
 AUTO = "auto"  # convention of N: the first of SIZES for which a table has a column
 RUN_GROUP = "run_group"  # column that names the training run of each checkpoint
-NATS = "nats per token"
 
 Values = TypeVar("Values", np.ndarray, np.ndarray | None)
 
@@ -83,7 +82,7 @@ class RunTable:
 
     frame: pd.DataFrame
     size: str = AUTO
-    loss_unit: str = NATS
+    loss_unit: str = "nats per token"
     source: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -315,9 +314,8 @@ class RunTable:
     def __repr__(self) -> str:
         count = f"N counts {self.size} parameters; " if self.has_sizes else ""
         name = self.source.get("name", "run table")
-        return (
-            f"{name}: {len(self)} runs, {len(list(self))} columns; {count}loss in {self.loss_unit}"
-        )
+        shown = f"{len(self)} runs, {len(self.columns)} columns"
+        return f"{name}: {shown}; {count}loss in {self.loss_unit}"
 
     def _repr_html_(self) -> str:
         return f"<p>{escape(repr(self))}</p>{self.frame._repr_html_()}"  # type: ignore[operator]
