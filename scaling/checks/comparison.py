@@ -180,11 +180,11 @@ def compare(
         )
     levels = pd.Series(runs.size_level, index=runs.run_ids)
     ranked = _rank(hold_outs, unavailable, common, levels, seed=settings.get("seed", 0))
-    error = float(ranked.table["extrapolation_percent"].iloc[0])
+    chosen = float(ranked.table["extrapolation_percent"].iloc[0])
     others = _errors_by_size(dict(pairs)[ranked.best], runs, by, sorted(common), settings)
     if not others:
         return ranked
-    rows = list(({runs.size: error} | others).items())
+    rows = list(({runs.size: chosen} | others).items())
     return replace(ranked, sizes=pd.DataFrame(rows, columns=ranked.sizes.columns))
 
 
