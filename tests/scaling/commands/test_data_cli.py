@@ -49,7 +49,7 @@ def test_get_writes_a_run_table_that_loads_again(run, tmp_path):
     for name in ("out.csv", "out.parquet"):
         done = run("get", "paper-2510.18245", "--out", tmp_path / name)
         assert done.exit_code == 0
-        assert f"7 runs, 16 columns -> {tmp_path / name}" in done.stdout
+        assert f"7 runs, 17 columns -> {tmp_path / name}" in done.stdout
         again, runs = load_runs(tmp_path / name), load_runs("paper-2510.18245")
         assert again["loss"].tolist() == runs["loss"].tolist()
         assert again["n_non_embedding"].tolist() == runs["n_non_embedding"].tolist()

@@ -107,7 +107,9 @@ def test_shapes_are_written_in_order_and_read_back(
     frame = read_table(path)
     table = whole.enumerate()
     assert surveyed.shapes == len(frame) == len(table) > 37
-    expected = table.frame().assign(kv_bytes=table.kv_bytes(2), weight_bytes=table.weight_bytes(2))
+    # The aspect ratio is derived where a table is read.
+    expected = table.frame().drop(columns="aspect_ratio")
+    expected = expected.assign(kv_bytes=table.kv_bytes(2), weight_bytes=table.weight_bytes(2))
     pd.testing.assert_frame_equal(frame[[*expected]], expected)
     again = table_of(frame)
     assert [again[i] for i in range(5)] == [table[i] for i in range(5)]
