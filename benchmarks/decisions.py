@@ -39,7 +39,11 @@ FILTERS = {
     "mlfoundations-overtrained": "corpus == 'c4_original'",
 }
 # Convention by which the shapes of a pair have nearly equal N, and the N of the law.
-CONVENTIONS = (("non-embedding", "non-embedding"), ("total", "total"), ("non-embedding", "total"))
+CONVENTIONS = {
+    "non-embedding": ("non-embedding", "non-embedding"),
+    "total": ("total", "total"),
+    "mixed": ("non-embedding", "total"),
+}
 
 
 def load(name: str, pairs: str, law_size: str) -> RunTable | None:
@@ -94,15 +98,18 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--starts", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--prior", default="weak", help="weak, pooled, none or the file of a fit")
+    parser.add_argument("--n", nargs="+", choices=CONVENTIONS, default=list(CONVENTIONS))
     parser.add_argument("--label", default="", help="name of the settings in the results")
     options = parser.parse_args()
     settings: FitSettings = {
         "resamples": options.resamples,
         "starts": options.starts,
         "seed": options.seed,
+        "prior": options.prior,
     }
-    label = options.label or options.law
-    for pairs, law_size in CONVENTIONS:
+    label = options.label or f"prior {options.prior}"
+    for pairs, law_size in (CONVENTIONS[name] for name in options.n):
         key = f"pairs by {pairs} N, law in {law_size} N"
         reports = earlier(label, key)
         for name in options.tables:

@@ -255,12 +255,13 @@ def backtest_decisions(
 def _decided(fitted: Fit, runs: RunTable, case: DecisionCase) -> dict[str, object]:
     """State the probabilities of one decision, and read its outcome."""
     pair = runs.frame.iloc[[case.first[0], case.second[0]]]
-    # Noise of the mean of k runs is smaller by √k.
-    share = np.sqrt(1 / len(case.first) + 1 / len(case.second))
-    stated = decide(replace(fitted, noise=fitted.noise * share / np.sqrt(2)), pair)
+    replicates = [len(case.first), len(case.second)]
+    stated = decide(fitted, pair, runs=replicates)
     first, second = (runs.losses[rows].mean() for rows in (case.first, case.second))
     between, degrees = runs.noise
     known = degrees >= MIN_NOISE_DEGREES
+    # Noise of the mean of k runs is smaller by √k.
+    share = np.sqrt(np.sum(1 / np.array(replicates)))
     noise = (between if known else fitted.noise) * share * (first + second) / 2
     difference = stated.iloc[1]
     return {

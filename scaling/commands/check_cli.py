@@ -11,6 +11,7 @@ from shapelaw.scaling.commands.options import (
     Json,
     LawOption,
     LeaveOutBy,
+    PriorOption,
     Runs,
     Seed,
     Size,
@@ -25,7 +26,8 @@ Starts = Annotated[
 Resamples = Annotated[
     int | None,
     typer.Option(
-        help="Bootstrap resamples of each fit (default: 100, and 1000 with --decisions).",
+        help="Draws of the posterior, or bootstrap resamples, of each fit (default: 100, and 1000 "
+        "with --decisions).",
         min=0,
         metavar="N",
     ),
@@ -55,6 +57,7 @@ def check(
         ),
     ] = False,
     size: Size = "auto",
+    prior: PriorOption = None,
     where: Where = None,
     exclude: Exclude = None,
     seed: Seed = 0,
@@ -69,7 +72,9 @@ def check(
     from shapelaw.scaling.runs.catalog import load_runs
 
     table = load_runs(runs, where=all_of(where), exclude=exclude or (), size=size)
-    settings: FitSettings = {"delta": parse_delta(delta), "starts": starts, "seed": seed}
+    settings: FitSettings = {
+        "delta": parse_delta(delta), "starts": starts, "seed": seed, "prior": prior,
+    }  # fmt: skip
     if resamples is not None:
         settings["resamples"] = resamples
     with progress_shown():
@@ -90,6 +95,7 @@ def compare(
     delta: Delta = "auto",
     starts: Starts = 64,
     size: Size = "auto",
+    prior: PriorOption = None,
     where: Where = None,
     exclude: Exclude = None,
     seed: Seed = 0,
@@ -105,7 +111,7 @@ def compare(
     with progress_shown():
         comparison = compare(
             law, table, by=by, cutoffs=cutoff or 4, delta=parse_delta(delta), starts=starts,
-            seed=seed,
+            seed=seed, prior=prior,
         )  # fmt: skip
     print_result(comparison, json=json)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from shapelaw.scaling.decisions.equivalent_compute import NOT_REACHABLE, equivalent_compute
 from shapelaw.scaling.errors import InputError
@@ -12,7 +13,7 @@ from shapelaw.scaling.runs.table import as_frame
 ENDS = [(100 - LEVEL) / 2, (100 + LEVEL) / 2]
 
 
-def decide(fitted: Fit, shapes: pd.DataFrame) -> pd.DataFrame:
+def decide(fitted: Fit, shapes: pd.DataFrame, *, runs: ArrayLike = 1) -> pd.DataFrame:
     """Compare shapes: which is best, by how much, and how sure that is.
 
     Every probability and interval is computed from the same joint draws of the losses of all
@@ -25,6 +26,9 @@ def decide(fitted: Fit, shapes: pd.DataFrame) -> pd.DataFrame:
         Fit with draws.
     shapes
         One row per shape: the columns of the law and ``tokens``.
+    runs
+        Number of new runs of each shape, (n,), or one number for all shapes, whose mean losses
+        ``p_best_run`` compares.
 
     Returns
     -------
@@ -34,7 +38,8 @@ def decide(fitted: Fit, shapes: pd.DataFrame) -> pd.DataFrame:
         ``p_best``
             Probability that the shape has the lowest true loss.
         ``p_best_run``
-            Probability that of one new run of every shape, that of this shape has the lowest loss.
+            Probability that of one new run of every shape, that of this shape has the lowest loss;
+            of ``runs`` new runs of every shape, the mean of this shape.
         ``difference_nats``, ``difference_nats_low``, ``difference_nats_high``
             True loss minus that of the first shape, nats per token, with its 95 % interval.
         ``equivalent_compute``, ``equivalent_compute_low``, ``equivalent_compute_high``
@@ -47,7 +52,8 @@ def decide(fitted: Fit, shapes: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     InputError
-        There is no shape, the fit has no draws, or a column is missing.
+        There is no shape, the fit has no draws, a column is missing, or a number of runs is below
+        1.
     """
     fitted, shapes = as_fit(fitted), as_frame(shapes)
     if not len(shapes):
@@ -57,15 +63,20 @@ def decide(fitted: Fit, shapes: pd.DataFrame) -> pd.DataFrame:
             f"`{D}` must be in the table of shapes, but it has {', '.join(map(str, shapes))}; add "
             "the training tokens of every shape"
         )
+    if np.min(runs) < 1:
+        raise InputError(
+            f"`runs >= 1` must hold for every shape, but got {np.min(runs)}; give the number of "
+            "new runs"
+        )
     draws = fitted.log_loss_draws(shapes)
-    runs = draws + fitted.run_noise_draws(draws.shape)
+    measured = draws + fitted.run_noise_draws(draws.shape, runs)
     losses = np.exp(draws)
     differences = losses - losses[:, :1]
     central = fitted.central(shapes)
     low, high = np.percentile(differences, ENDS, axis=0)
     columns = {
         "p_best": share_lowest(draws),
-        "p_best_run": share_lowest(runs),
+        "p_best_run": share_lowest(measured),
         "difference_nats": central - central[0],
         "difference_nats_low": low,
         "difference_nats_high": high,

@@ -41,12 +41,24 @@ class PosteriorState:
         """Draw the deviation of the true loss from the law at rows, (S, n)."""
         return self.misfit.draws(columns, self.latent, self.amplitude, seed, joint=joint)
 
-    def run_noise(self, rows: int, seed: int) -> np.ndarray:
-        """Draw the deviation of single new runs from the true loss, (S, rows)."""
+    def run_noise(self, runs: np.ndarray, seed: int) -> np.ndarray:
+        """Draw the deviation of the mean of new runs from the true loss, (S, n).
+
+        Parameters
+        ----------
+        runs
+            Number of new runs of each row, (n,).
+        seed
+            Seed of the draws.
+        """
         generator = np.random.default_rng([seed, 1])
-        size = (len(self.sigma), rows)
-        noise = self.sigma[:, None] * generator.standard_t(self.degrees, size)
-        return np.asarray(noise + self.tau[:, None] * generator.standard_normal(size))
+        size = (len(self.sigma), len(runs))
+        noise = np.zeros(size)
+        for index in range(int(runs.max())):
+            noise += np.where(index < runs, generator.standard_t(self.degrees, size), 0.0)
+        noise *= self.sigma[:, None] / runs
+        effect = generator.standard_normal(size) / np.sqrt(runs)
+        return np.asarray(noise + self.tau[:, None] * effect)
 
     def document(self) -> dict[str, Any]:
         """Return the plain content of the state, which :meth:`read` reads."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.stats import t as student
 
 from shapelaw.scaling.display.tables import Result, View, counted
@@ -347,12 +348,29 @@ class Fit(Result):
             return logs
         return logs + self.posterior.deviations(columns, self.seed, joint=joint)
 
-    def run_noise_draws(self, shape: tuple[int, int]) -> np.ndarray:
-        """Draw the deviations in ln loss of single new runs from the true loss, (S, n)."""
+    def run_noise_draws(self, shape: tuple[int, int], runs: ArrayLike = 1) -> np.ndarray:
+        """Draw the deviation in ln loss of the mean of new runs from the true loss.
+
+        Parameters
+        ----------
+        shape
+            Number of draws S and of rows n.
+        runs
+            Number of new runs of each row, (n,), or one number for all rows. The noise of
+            different runs is independent.
+
+        Returns
+        -------
+        numpy.ndarray
+            One row per draw, (S, n).
+        """
+        count = np.broadcast_to(np.asarray(runs, dtype=int), shape[1])
         if self.posterior is not None:
-            return self.posterior.run_noise(shape[1], self.seed)
+            return self.posterior.run_noise(count, self.seed)
         generator = np.random.default_rng(self.seed)
-        return self.noise * generator.standard_t(max(self.noise_degrees, 1), size=shape)
+        around = generator.standard_t(max(self.noise_degrees, 1), size=shape)
+        # The tails are those of an uncertain scale, which the runs share.
+        return np.asarray(self.noise * around / np.sqrt(count))
 
     def warnings(self, row: Mapping[str, float]) -> list[str]:
         """Return a sentence for each column in which a row lies outside of the fitted range."""

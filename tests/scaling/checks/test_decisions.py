@@ -28,10 +28,11 @@ def table_of(**changes) -> RunTable:
     return RunTable(frame=synthetic_runs(**({"shapes": 6, "noise": NOISE} | changes)))
 
 
-def true_statement(fitted, pair: pd.DataFrame) -> pd.DataFrame:
+def true_statement(fitted, pair: pd.DataFrame, runs: list[int]) -> pd.DataFrame:
     """Decide with the true law: the normal probability of the known difference and noise."""
     loss = np.log(true_loss(pair.reset_index(drop=True), TRUTH))
-    run = norm.cdf((loss[1] - loss[0]) / (np.sqrt(2) * fitted.noise))
+    noise = fitted.noise * np.sqrt(np.sum(1 / np.array(runs)))
+    run = norm.cdf((loss[1] - loss[0]) / noise)
     best = float(loss[0] < loss[1])
     return pd.DataFrame(
         {
@@ -49,8 +50,8 @@ def known_law(monkeypatch):
     """Replace fits and decisions with statements of the true law, distorted by a function."""
 
     def install(distort):
-        def stated(fitted, pair):
-            table = true_statement(fitted, pair)
+        def stated(fitted, pair, runs):
+            table = true_statement(fitted, pair, runs)
             return table.assign(p_best_run=distort(table["p_best_run"].to_numpy()))
 
         fitted = replace(decisions.fit_quickly("chinchilla", table_of(), **QUICK), noise=NOISE)

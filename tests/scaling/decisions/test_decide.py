@@ -105,3 +105,33 @@ def test_shapes_without_rows_or_tokens_are_refused(fitted, rows, said):
 def test_fit_without_draws_is_refused(fitted):
     with pytest.raises(InputError, match="resamples"):
         shapelaw.decide(replace(fitted, draws=fitted.draws[:0]), shapes(1.0, 2.0))
+
+
+@pytest.mark.parametrize("prior", ["weak", "none"])
+def test_noise_of_mean_of_runs_falls_with_the_root_of_their_number(fitted, prior):
+    runs = shapes(0.5, 1.0, 2.0, 4.0).assign(loss=[3.0, 2.9, 2.95, 3.05])
+    runs = pd.concat([runs, runs.assign(n_non_embedding=3e7, loss=runs["loss"] * 0.9)])
+    fit = shapelaw.fit(fitted.law, runs, starts=16, resamples=400, prior=prior)
+    size = (400, 500)
+    assert fit.run_noise_draws(size) == pytest.approx(fit.run_noise_draws(size, 1))
+    count = np.repeat([1, 4], 250)
+    noise = fit.run_noise_draws(size, count)
+    middle = np.median(np.abs(noise), axis=0).reshape(2, -1).mean(axis=1)
+    variance = noise.var(axis=0).reshape(2, -1).mean(axis=1)
+    assert np.sqrt(variance[0] / variance[1]) == pytest.approx(2, rel=0.05)
+    assert middle[0] / middle[1] == pytest.approx(2, rel=0.15)
+
+
+def test_more_runs_of_each_shape_make_the_lower_mean_surer(fitted):
+    rows = shapes(1.2, 2.0)
+    one, many, true = (
+        shapelaw.decide(fitted, rows, runs=1)["p_best_run"].iloc[0],
+        shapelaw.decide(fitted, rows, runs=[9, 9])["p_best_run"].iloc[0],
+        shapelaw.decide(fitted, rows)["p_best"].iloc[0],
+    )
+    assert 0.5 < one < many <= true
+
+
+def test_number_of_runs_below_one_is_refused(fitted):
+    with pytest.raises(InputError, match="runs >= 1"):
+        shapelaw.decide(fitted, shapes(1.2, 4.0), runs=[1, 0])
