@@ -45,6 +45,17 @@ CONVENTIONS = {
     "mixed": ("non-embedding", "total"),
 }
 
+SCORES = (  # heads of the Markdown tables in docs/trust.md
+    "| settings | N of the pairs | decisions | right | Brier score | log score "
+    "| sharpness, of the oracle's | stated at 90 % or more | mean of these | of these held |",
+    "|---|---|---|---|---|---|---|---|---|---|",
+)
+BINS = (
+    "| settings | N of the pairs | stated | decisions | mean stated | held "
+    "| 90 % interval of the share that held |",
+    "|---|---|---|---|---|---|---|",
+)
+
 
 def load(name: str, pairs: str, law_size: str) -> RunTable | None:
     """Load a table that counts N by both conventions; None for a table that cannot."""
@@ -91,6 +102,42 @@ def write(label: str, key: str, reports: dict[str, DecisionReport]) -> None:
         finish("decisions", {"settings": before})
 
 
+def markdown_of(settings: dict[str, dict[str, dict]]) -> str:
+    """Write scores and reliability of recorded settings as the Markdown tables of docs/trust.md."""
+    scores, bins = [], []
+    for pairs, size in CONVENTIONS.values():
+        key = f"pairs by {pairs} N, law in {size} N"
+        for label in (label for label, found in settings.items() if key in found):
+            figures = settings[label][key]
+            about = f"| {label} | {key.removeprefix('pairs by ')} "
+            scores.append(about + _score_cells(figures["scores"]))
+            bins += [about + _bin_cells(line) for line in figures["reliability"]]
+    return "\n\n".join("\n".join([*head, *rows]) for head, rows in ((SCORES, scores), (BINS, bins)))
+
+
+def _score_cells(scored: dict[str, float]) -> str:
+    """Return the cells of one line of scores."""
+    held = "–"
+    if scored["sure"]:
+        ends = f"{100 * scored['sure_low']:.0f} to {100 * scored['sure_high']:.0f} %"
+        held = f"{scored['sure_held']:g} of {scored['sure']} ({ends})"
+    mean = f"{100 * scored['sure_mean_stated']:.0f} %" if scored["sure"] else "–"
+    return (
+        f"| {scored['decisions']} | {100 * scored['share_right']:.0f} % | {scored['brier']:.3f} "
+        f"| {scored['log_score']:.3f} | {100 * scored['sharpness_of_oracle']:.0f} % "
+        f"| {100 * scored['share_sure']:.0f} % | {mean} | {held} |"
+    )
+
+
+def _bin_cells(line: dict[str, float]) -> str:
+    """Return the cells of one bin of the stated probability."""
+    low, high, mean, share = (
+        100 * line[name] for name in ("stated_from", "stated_to", "mean_stated", "share_held")
+    )
+    ends = f"{100 * line['held_low']:.0f} to {100 * line['held_high']:.0f} %"
+    return f"| {low:.0f} to {high:.0f} % | {line['n']} | {mean:.0f} % | {share:.0f} % | {ends} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--law", default="conditional")
@@ -121,6 +168,7 @@ def main() -> None:
                 write(label, key, reports)
         report = merged(reports)
         print(f"## {key}\n\n{report.markdown()}", *report.view().notes, sep="\n", flush=True)
+    print(markdown_of(json.loads(PATH.read_text())["settings"]))
 
 
 if __name__ == "__main__":

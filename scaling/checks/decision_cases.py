@@ -14,7 +14,10 @@ MIN_SIZE_STEP = 1.5  # ratio of the decided size to the largest fitted size, at 
 MIN_SHAPE_RATIO = 1.25  # of one ratio between the two shapes, at least
 SHAPE_COLUMNS = (*RATIOS, "num_hidden_layers")
 # Runs of a pair agree in these columns, so that only their shapes differ.
-RECIPE_COLUMNS = ("corpus", "tokenizer", "context_length", "batch_tokens", "learning_rate")
+RECIPE_COLUMNS = (
+    *("corpus", "tokenizer", "context_length", "batch_tokens", "batch_sequences"),
+    "learning_rate",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

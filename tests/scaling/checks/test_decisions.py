@@ -117,6 +117,7 @@ def test_decision_cases_pair_the_most_different_shapes_first():
         ({N: [1e6, 1e6, 9e5]}, 0),
         ({"hidden_over_sqrt_n": [0.1, 0.11, 0.1]}, 0),
         ({"learning_rate": [0.1, 0.2, 0.1]}, 0),
+        ({"batch_sequences": [16, 64, 16]}, 0),
         ({"run_group": ["one", "one", "other"]}, 1),
     ],
 )

@@ -53,6 +53,20 @@ def test_check_applies_filters_exclusions_and_compute_budget(table):
     )
 
 
+@pytest.mark.parametrize(
+    ("command", "laws"),
+    [("check", ["chinchilla"]), ("compare", ["chinchilla", "mutis"])],
+)
+def test_check_and_compare_pass_the_prior_to_their_fits(table, command, laws):
+    chosen = [text for law in laws for text in ("--law", law)]
+    small = ("--where", "gqa < 1.2", "--starts", 4)
+    with pytest.raises(InputError, match="`prior` must be weak, pooled, none or the file of a fit"):
+        run(command, table, *chosen, *small, "--prior", "nowhere.json")
+    with pytest.raises(InputError, match="must be left out with a prior"):
+        run(command, table, *chosen, *FAST, "--prior", "weak")
+    run(command, table, *chosen, *FAST, "--prior", "none")
+
+
 def test_compare_ranks_laws_by_held_out_error(table):
     laws = ("--law", "chinchilla", "--law", "conditional")
     document = json.loads(run("compare", table, *laws, *FAST, "--cutoff", 1.6e6, "--json"))
