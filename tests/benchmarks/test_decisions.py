@@ -11,7 +11,10 @@ import pytest
 from support.paths import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"
-OPTIONS = ("--label", "quick", "--law", "conditional-steady", "--resamples", "10", "--starts", "4")
+OPTIONS = (
+    *("--label", "quick", "--law", "conditional-steady", "--prior", "none"),
+    *("--resamples", "10", "--starts", "4"),
+)
 
 
 @pytest.fixture
