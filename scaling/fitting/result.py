@@ -12,8 +12,9 @@ from scipy.stats import t as student
 
 from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.files import read_json, write_json
+from shapelaw.scaling.files import write_json
 from shapelaw.scaling.fitting.posterior_state import PosteriorState
+from shapelaw.scaling.fitting.saved_fit import SCHEMA_VERSION, damaged, read_state
 from shapelaw.scaling.laws.factors import UShape
 from shapelaw.scaling.laws.law import Law
 from shapelaw.scaling.laws.registry import law_named
@@ -22,7 +23,6 @@ from shapelaw.scaling.runs.table import RunsLike, RunTable, as_frame, as_run_tab
 from shapelaw.scaling.solver.identifiability import Held, optimum_status, outside
 from shapelaw.scaling.solver.objectives import FitObjective
 
-SCHEMA_VERSION = 2
 LEVEL = 95.0
 NOISE_QUANTILES = 101  # of the noise of a new run, mixed with every resample
 ROWS_PER_CHUNK = 1024  # rows predicted at once, to bound memory
@@ -479,49 +479,10 @@ class Fit(Result):
         InputError
             The file is not a fit, has another schema version, or is damaged.
         """
-        document = read_json(path)
-        if document.get("schema_version") != SCHEMA_VERSION:
-            raise InputError(
-                f"{path} must be a fit of schema version {SCHEMA_VERSION}, but has "
-                f"{document.get('schema_version')!r}; write it again with `shapelaw fit --out`"
-            )
         try:
-            state = dict(document["state"])
-            state["theta"] = np.array(state["theta"], dtype=float)
-            state["draws"] = np.array(state["draws"], dtype=float).reshape(-1, len(state["theta"]))
-            state["covariance"] = np.array(state["covariance"], dtype=float)
-            state["minimised"] = FitObjective(**state["minimised"])
-            state["held"] = {name: Held(**held) for name, held in state["held"].items()}
-            state["ranges"] = {name: tuple(ends) for name, ends in state["ranges"].items()}
-            if state.get("posterior") is not None:
-                state["posterior"] = PosteriorState.read(state["posterior"])
-            for name in ("objective", "seconds", "noise", "noise_degrees"):
-                state[name] = _number(state[name], name)
-            state["reference"] = {
-                name: _number(value, name) for name, value in dict(state["reference"]).items()
-            }
-            if not {N, D} & set(law_named(state["law_name"]).columns) <= set(state["reference"]):
-                raise ValueError("its reference lacks N or D of its law")
-            if state["size_convention"] not in SIZES:
-                raise ValueError("its size_convention is none of " + ", ".join(SIZES))
-            if list(law_named(state["law_name"]).names) != state["names"]:
-                raise ValueError("its parameters are not those of its law")
-            if state["theta"].shape != (len(state["names"]),):
-                raise ValueError("its theta is not one number for each parameter")
-            if state["covariance"].shape != (len(state["names"]),) * 2:
-                raise ValueError("its covariance is not square in its parameters")
-            return cls(**state)
-        except (TypeError, KeyError, ValueError, AttributeError, InputError) as error:
-            raise InputError(
-                f"{path} is damaged ({error}); write it again with `shapelaw fit --out`"
-            ) from None
-
-
-def _number(value: object, name: str) -> float:
-    """Return a number of a saved fit; raise ValueError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"its {name} is not a number")
-    return value
+            return cls(**read_state(path))
+        except TypeError as error:
+            raise damaged(path, error) from None
 
 
 def new_run_intervals(spread: np.ndarray, noise: float, degrees: int) -> np.ndarray:
