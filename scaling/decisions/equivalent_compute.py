@@ -85,7 +85,8 @@ def _lowest_log_loss(
     curvature = left - 2 * middle + right
     with np.errstate(invalid="ignore", divide="ignore"):
         parabola = middle - (left - right) ** 2 / (8 * curvature)
-    return np.where(np.isfinite(parabola) & (curvature > 0), parabola, logs.min(axis=1))
+    smooth = np.isfinite(parabola) & (curvature > 0)
+    return np.asarray(np.where(smooth, parabola, logs.min(axis=1)))
 
 
 def _solve(factors: np.ndarray, lowest: np.ndarray, targets: np.ndarray) -> np.ndarray:

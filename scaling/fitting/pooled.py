@@ -112,7 +112,7 @@ class Pool:
     @cached_property
     def size(self) -> int:
         """Number of global coordinates."""
-        return self.blocks[-1][1].stop
+        return int(self.blocks[-1][1].stop)
 
     @cached_property
     def _precision(self) -> np.ndarray:

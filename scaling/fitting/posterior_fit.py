@@ -374,8 +374,13 @@ def _state(source: SourcePosterior, latent: np.ndarray) -> PosteriorState:
     """Keep the draws that predictions need, with seven digits."""
     values, amplitude = source.split(latent)
     sigma, _, tau = source.scales(latent)
-    rounded = [_rounded(part) for part in (values, amplitude, sigma, tau)]
-    return PosteriorState(misfit=source.misfit, **dict(zip(ARRAYS, rounded, strict=True)))
+    return PosteriorState(
+        misfit=source.misfit,
+        latent=_rounded(values),
+        amplitude=_rounded(amplitude),
+        sigma=_rounded(sigma),
+        tau=_rounded(tau),
+    )
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:

@@ -346,7 +346,7 @@ class Fit(Result):
         logs = self.law.program(columns, self.reference).log_loss(self.spread)
         if self.posterior is None:
             return logs
-        return logs + self.posterior.deviations(columns, self.seed, joint=joint)
+        return np.asarray(logs + self.posterior.deviations(columns, self.seed, joint=joint))
 
     def run_noise_draws(self, shape: tuple[int, int], runs: ArrayLike = 1) -> np.ndarray:
         """Draw the deviation in ln loss of the mean of new runs from the true loss.

@@ -32,7 +32,9 @@ POOLED = 6  # last iterations of a warm-up whose points give the covariance
 class Hierarchy(Protocol):
     """Prior of global coordinates g and their map to the coordinates of every source."""
 
-    sources: Sequence[SourcePosterior]
+    @property
+    def sources(self) -> Sequence[SourcePosterior]:
+        """Density of every source."""
 
     def split(self, g: np.ndarray) -> list[np.ndarray]:
         """Return the coordinates of every source, (S, f) each, at g (S, q)."""

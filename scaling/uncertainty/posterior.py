@@ -67,7 +67,7 @@ class SourcePosterior:
         if self.clusters is None:
             return np.empty((rows, 0))
         number = cluster_numbers(self.clusters, rows)
-        return (number[:, None] == np.arange(number.max() + 1)).astype(float)
+        return np.asarray(number[:, None] == np.arange(number.max() + 1), dtype=float)
 
     @property
     def free(self) -> int:
@@ -77,7 +77,7 @@ class SourcePosterior:
     @cached_property
     def latent(self) -> int:
         """Number of latent values and scales."""
-        return self.rows.shape[1] + 2 + (self.clusters is not None)
+        return int(self.rows.shape[1]) + 2 + (self.clusters is not None)
 
     @cached_property
     def _blocks(self) -> tuple[slice, slice, slice]:
@@ -355,11 +355,12 @@ class Conditional:
 
     def _weighted(self, residual: np.ndarray) -> np.ndarray:
         """Multiply residuals (S, n) with the inverse covariance of noise and cluster effects."""
-        weighted = self.precision * residual
+        weighted = np.asarray(self.precision * residual)
         members = self.source.members
         if not members.shape[1]:
             return weighted
-        return weighted - self.precision * (((weighted @ members) * self.shrunk) @ members.T)
+        common = ((weighted @ members) * self.shrunk) @ members.T
+        return np.asarray(weighted - self.precision * common)
 
     def __call__(self, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Evaluate the log density (S,) and its gradient (S, f) at coordinates (S, f)."""
