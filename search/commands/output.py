@@ -34,7 +34,9 @@ def print_proposals(
         typer.echo(f"Note: {line}.")
     typer.echo(_legend(proposals))
     if not wide:
-        typer.echo("--wide prints every column: predicted loss, latency, memory and reasons.")
+        typer.echo(
+            "--wide prints every column: P(faster), P(best), loss, latency, memory, reasons."
+        )
     unlisted = [p for p in proposals if p.role == CANDIDATE]
     refused = sum(p.throughput is None for p in unlisted)
     others = sum(not p.on_front for p in unlisted) - refused

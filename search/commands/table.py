@@ -7,6 +7,7 @@ import pandas as pd
 
 from shapelaw.scaling.units import format_bytes, format_count, format_seconds
 from shapelaw.search.engines._base import broken_limits
+from shapelaw.search.proposals.probabilities import NO_SPREAD, probability_text
 from shapelaw.search.proposals.proposal import (
     BASELINE,
     CANDIDATE,
@@ -19,7 +20,7 @@ from shapelaw.search.proposals.ranking import Proposals
 from shapelaw.search.proposals.reasons import concerns_budget, format_warning
 
 MAX_ROWS = 12  # of the front in the printed table
-NARROW = ("shape", "N", "loss − baseline", "speed", "KV/token")
+NARROW = ("shape", "N", "loss − baseline", "P(less loss)", "speed")
 MIN_DISTANCE = 0.05  # between two printed shapes, as a part of the front's width
 
 
@@ -41,6 +42,7 @@ def proposals_table(proposals: Sequence[Proposal], *, wide: bool = False) -> pd.
         "shape": lambda p: f"{p.name}\n{p.role}{_off_front(p)}",
         "N": lambda p: format_count(p.shape.n_non_embedding),
         "loss − baseline": _difference_text,
+        "P(less loss)": lambda p: probability_text(p.p_less_loss),
         "predicted loss": lambda p: (
             f"{p.predicted_loss:.4f}\n[{p.loss_low:.4f}, {p.loss_high:.4f}]"
         ),
@@ -49,6 +51,8 @@ def proposals_table(proposals: Sequence[Proposal], *, wide: bool = False) -> pd.
         ),
         "predicted accuracy": lambda p: "–" if p.accuracy is None else _accuracy_text(p),
         "speed": _speedup_text,
+        "P(faster)": _faster_text,
+        "P(best)": lambda p: probability_text(p.p_best),
         "tokens/s": lambda p: (
             f"{p.throughput.output_tokens_per_second:,.0f}" if p.throughput else "–"
         ),
@@ -145,3 +149,12 @@ def _speedup_text(p: Proposal) -> str:
         return "–"
     ratio = "–" if p.speedup is None else f"{p.speedup:.2f} ×"
     return f"{ratio}\n{p.throughput.kind}"
+
+
+def _faster_text(p: Proposal) -> str:
+    """Format P(faster); 1 or 0 with the kind of the speed where no spread is known."""
+    if p.p_faster is None or p.throughput is None:
+        return "–"
+    if p.p_faster_basis.startswith(NO_SPREAD):
+        return f"{p.p_faster:g}\n{p.throughput.kind}"
+    return probability_text(p.p_faster)

@@ -44,6 +44,14 @@ class Proposal:
         Uncertainty common to both losses cancels; the noise of two new runs is not included.
     speedup
         Throughput over the baseline's.
+    p_less_loss, p_faster
+        Probability of a lower true loss, and of a higher true speed, than the baseline's; None for
+        the baseline, and for ``p_faster`` where one of both has no speed.
+    p_faster_basis
+        Source of the spread of the speeds, or the reason why ``p_faster`` is 1 or 0.
+    p_best
+        Probability of the lowest true loss of all listed shapes that the engine serves within the
+        service level, the baseline included; None if the shape is not one of them.
     accuracy
         Predicted accuracy, if a link from loss applies.
     loss_form_spread
@@ -67,6 +75,10 @@ class Proposal:
     difference_low: float = 0.0
     difference_high: float = 0.0
     speedup: float | None = None
+    p_less_loss: float | None = None
+    p_faster: float | None = None
+    p_faster_basis: str = ""
+    p_best: float | None = None
     accuracy: Accuracy | None = None
     loss_form_spread: float | None = None
     why: str = ""
@@ -97,12 +109,17 @@ class Proposal:
             "difference": self.difference,
             "difference_low": self.difference_low,
             "difference_high": self.difference_high,
+            "p_less_loss": self.p_less_loss,
+            "p_faster": self.p_faster,
+            "p_faster_basis": self.p_faster_basis,
+            "p_best": self.p_best,
             "loss_form_spread": self.loss_form_spread,
             "accuracy": self.accuracy.as_json() if self.accuracy else None,
             "throughput": measured.output_tokens_per_second if measured else None,
             "throughput_low": measured.low if measured else None,
             "throughput_high": measured.high if measured else None,
             "throughput_kind": measured.kind if measured else None,
+            "throughput_repeats": measured.repeats if measured else None,
             "speedup": self.speedup,
             "ttft": measured.ttft if measured else None,
             "tpot": measured.tpot if measured else None,

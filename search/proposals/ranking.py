@@ -13,6 +13,11 @@ from shapelaw.scaling.fitting.result import LEVEL, Fit
 from shapelaw.scaling.space.pareto import front
 from shapelaw.search.engines._base import Measurement, broken_limits
 from shapelaw.search.proposals.law_forms import FormSpread, spread_over_forms
+from shapelaw.search.proposals.probabilities import (
+    probability_faster,
+    probability_of_best,
+    probability_of_less_loss,
+)
 from shapelaw.search.proposals.proposal import (
     BASELINE,
     CANDIDATE,
@@ -125,6 +130,7 @@ def rank(estimated: "Estimated") -> Proposals:
     form_spread = spread_over_forms(candidates.basis, frame)
     predicted = pd.concat([fit.predict(frame), differences(fit, frame, 0)], axis=1)
     on_front = front_of(predicted["predicted_loss"].tolist(), [answers[r] for r in rows], workload)
+    probabilities = _probabilities(fit.log_loss_draws(frame), [answers[r] for r in rows], workload)
     proposals = []
     for place, row in enumerate(rows):
         result = answers[row]
@@ -147,6 +153,7 @@ def rank(estimated: "Estimated") -> Proposals:
                     loss_low=min(numbers["loss_low"], numbers["predicted_loss"]),
                     loss_high=max(numbers["loss_high"], numbers["predicted_loss"]),
                 ).mean,
+                **probabilities[place],  # type: ignore[arg-type]
                 **{name: numbers[name] for name in LOSS_FIELDS},  # type: ignore[arg-type]
             )
         )
@@ -163,6 +170,35 @@ LOSS_FIELDS = (
     *("predicted_loss", "loss_low", "loss_high"),
     *("difference", "difference_low", "difference_high"),
 )
+
+
+def _probabilities(
+    draws: np.ndarray, answers: Sequence[Measurement | str], workload: Workload
+) -> list[dict[str, float | str | None]]:
+    """Compute the probabilities of every proposal against the first one, the baseline.
+
+    Parameters
+    ----------
+    draws
+        Joint draws of ln loss, (S, n).
+    answers
+        Speeds or reasons, in the order of the columns.
+    """
+    less_loss = probability_of_less_loss(draws, 0)
+    allowed = [isinstance(a, Measurement) and not broken_limits(a, workload) for a in answers]
+    best = probability_of_best(draws, allowed)
+    faster = [probability_faster(answer, answers[0]) for answer in answers]
+    rows: list[dict[str, float | str | None]] = [
+        {
+            "p_less_loss": float(less_loss[place]),
+            "p_faster": faster[place][0],
+            "p_faster_basis": faster[place][1],
+            "p_best": best[place],
+        }
+        for place in range(len(answers))
+    ]
+    rows[0] = {"p_best": best[0]}
+    return rows
 
 
 def _order(proposal: Proposal) -> tuple[bool, bool, float]:
@@ -232,8 +268,8 @@ def _speedup(result: Measurement | str, reference: Measurement | str) -> float |
 def differences(fit: Fit, frame: pd.DataFrame, baseline: int) -> pd.DataFrame:
     """Predict the loss of every row minus the baseline's, with a 95 % confidence interval.
 
-    The interval is that of the ratio of both losses in each bootstrap resample, times the
-    baseline's predicted loss, so that uncertainty common to both cancels.
+    The interval is that of the ratio of both true losses in each joint draw of the fit, times the
+    baseline's predicted loss: uncertainty common to both cancels, the misfit of the law does not.
 
     Parameters
     ----------
@@ -245,9 +281,8 @@ def differences(fit: Fit, frame: pd.DataFrame, baseline: int) -> pd.DataFrame:
     ``difference``, ``difference_low`` and ``difference_high`` in nats per token, (n,) each. The
     interval always includes the difference.
     """
-    program = fit.law.program(fit.columns(frame), fit.reference)
-    central, spread = program.log_loss(fit.theta[None])[0], program.log_loss(fit.spread)
-    log_ratio = spread - spread[:, [baseline]]
+    central, draws = np.log(fit.central(frame)), fit.log_loss_draws(frame)
+    log_ratio = draws - draws[:, [baseline]]
     ends = np.percentile(log_ratio, [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
     reference = float(np.exp(central[baseline]))
     low, high = reference * np.expm1(ends)

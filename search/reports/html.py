@@ -7,6 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from shapelaw.scaling.units import format_bytes, format_count, format_seconds
+from shapelaw.search.proposals.probabilities import probability_text
 
 PAGES = Path(__file__).parent / "pages"
 
@@ -26,6 +27,7 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "bytes": format_bytes,
     "count": format_count,
     "loss": "{:.4f}".format,
+    "probability": probability_text,
     "ratio": "{:.3g}".format,
     "seconds": format_seconds,
     "signed": signed,

@@ -19,7 +19,8 @@ from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.columns import D
 from shapelaw.scaling.units import format_count
 from shapelaw.search.engines._base import TIME_MODEL
-from shapelaw.search.proposals.proposal import CANDIDATE, FAST, SHAPE_KEY, read_proposals
+from shapelaw.search.proposals.probabilities import NO_SPREAD
+from shapelaw.search.proposals.proposal import BASELINE, CANDIDATE, FAST, SHAPE_KEY, read_proposals
 from shapelaw.search.proposals.reasons import concerns_budget, format_warning
 from shapelaw.search.reports.html import formatted, image_source, render, signed
 from shapelaw.search.reports.pareto_plot import plot_pareto
@@ -50,6 +51,9 @@ COMPARED = {  # label -> field that is compared with the baseline's, and its for
     "MLP/attention parameters": ("mlp_to_attention", "ratio"),
     "query heads per KV head": ("gqa", "ratio"),
     "predicted loss (nats/token)": ("predicted_loss", "loss"),
+    "P(less loss than the baseline)": ("p_less_loss", "probability"),
+    "P(faster than the baseline)": ("p_faster", "probability"),
+    "P(least loss of the allowed shapes)": ("p_best", "probability"),
     "spread over law forms (nats/token)": ("loss_form_spread", "loss"),
     "throughput (output tokens/s)": ("throughput", "whole"),
     "time to first token": ("ttft", "seconds"),
@@ -185,6 +189,7 @@ def shown_row(row: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
         "high_percent": high,
         "difference_text": "0 %" if row is base else f"{signed(percent)} %",
         "interval_text": "" if row is base else f"[{signed(low)}, {signed(high)}] %",
+        "probabilities_text": _probabilities_text(row),
         "accuracy_text": f"{100 * accuracy['value']:.1f} %" if has_accuracy else "",
         "accuracy_interval": (
             f"[{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}] %" if has_accuracy else ""
@@ -202,6 +207,15 @@ def _role_and_front(row: dict[str, Any]) -> str:
     return str(row["role"]) + (", on the front" if row["on_front"] else "")
 
 
+def _probabilities_text(row: dict[str, Any]) -> str:
+    """Write P(faster), with the reason where it is 1 or 0, and P(best)."""
+    faster = formatted("probability", row.get("p_faster"))
+    if str(row.get("p_faster_basis", "")).startswith(NO_SPREAD):
+        faster = f"{row['p_faster']:g} ({row['p_faster_basis']})"
+    best = formatted("probability", row.get("p_best"))
+    return f"best {best}" if row["role"] == BASELINE else f"faster {faster}, best {best}"
+
+
 def _compared(
     row: dict[str, Any], base: dict[str, Any], difference: str
 ) -> list[tuple[str, str, str, str]]:
@@ -213,6 +227,8 @@ def _compared(
             continue
         if field == "predicted_loss":
             ratio = difference
+        elif form == "probability":
+            ratio = ""
         else:
             ratio = "–" if value is None or not reference else f"{value / reference:.3g} ×"
         lines.append((label, formatted(form, reference), formatted(form, value), ratio))

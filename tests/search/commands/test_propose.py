@@ -37,6 +37,7 @@ from shapelaw.search.engines.sessions.client import MissingError, SessionProcess
 from shapelaw.search.proposals import basis
 from shapelaw.search.proposals.basis import loss_basis
 from shapelaw.search.proposals.ranking import Proposals
+from shapelaw.search.proposals.reasons import format_warning
 from shapelaw.search.workload import parse_workload
 from support.search_runs import synthetic_runs
 from support.usual_proposals import propose_usual, request_for
@@ -438,6 +439,38 @@ def test_wide_table_has_every_column(usual: Proposals, monkeypatch: pytest.Monke
     wide = proposals_table(usual.ranked, wide=True)
     assert {"why", "predicted loss", "TTFT, TPOT", "weights", "beyond the runs"} < set(wide)
     assert max(map(len, printed(wide, 150, monkeypatch))) <= 150
+
+
+def test_every_proposal_has_its_probabilities_in_json_and_the_baseline_only_that_of_best(
+    usual: Proposals,
+) -> None:
+    base, *others = (proposal.row() for proposal in usual)
+    assert base["p_less_loss"] is None
+    assert base["p_faster"] is None
+    assert 0 <= base["p_best"] <= 1
+    assert all(0 <= row["p_less_loss"] <= 1 for row in others)
+    assert sum(row["p_best"] for row in (base, *others)) == pytest.approx(1)
+    for row in others:
+        if row["throughput_kind"] == TIME_MODEL:
+            assert row["p_faster_basis"] == "spread of the time model's error"
+        else:
+            assert row["p_faster"] == float(row["speedup"] > 1)
+            assert row["p_faster_basis"].startswith("no spread: predicted speeds")
+
+
+def test_table_shows_probability_of_less_loss_and_wide_table_all_three(usual: Proposals) -> None:
+    table, wide = proposals_table(usual.ranked), proposals_table(usual.ranked, wide=True)
+    assert table["P(less loss)"].iloc[0] == "–"
+    assert table["P(less loss)"].tolist() == wide["P(less loss)"].tolist()
+    assert {"P(faster)", "P(best)", "KV/token"} < set(wide) - set(table)
+    assert wide["P(faster)"].str.contains("predicted").any()
+
+
+def test_lead_notes_say_how_far_the_default_laws_runs_are_from_the_budget(
+    usual: Proposals,
+) -> None:
+    notes = [format_warning(text) for text in usual.extrapolation]
+    assert any(re.fullmatch(r"N \S+: \d\.\d+ decades above the runs' \S+", n) for n in notes)
 
 
 def test_public_functions_give_the_proposals_of_the_command(
