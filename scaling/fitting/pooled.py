@@ -438,9 +438,10 @@ def with_sources(pooled: PooledFit, fits: dict[str, Fit]) -> PooledFit:
     for factor in pooled.law.shapes:
         telling = [name for name, about in sources.items() if factor.of in about["varies"]]
         if len(telling) < MIN_SOURCES:
+            verb = "varies" if len(telling) == 1 else "vary"
             notes.append(
-                f"{factor.of}: {counted(len(telling), 'source')} vary it, so its deviation between "
-                "sources is essentially its prior"
+                f"{factor.of}: {counted(len(telling), 'source')} {verb} it, so its deviation "
+                "between sources is essentially its prior"
             )
     return replace(pooled, sources=sources, fits=fits, notes=notes)
 
