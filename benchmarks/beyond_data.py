@@ -21,6 +21,7 @@ from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.table import RunTable
 
 TABLES = ("chinchilla", "mlfoundations", "olmo-ladder")
+FILTERS = {"chinchilla": "not outlier"}  # as arXiv 2404.10102 fits them
 PRIORS = ("weak", "none")
 FITTED_SHARE = 0.8  # of the rows, by compute
 
@@ -56,7 +57,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     for name in options.tables:
-        runs = load_runs(name)
+        runs = load_runs(name, where=FILTERS.get(name))
         for prior in PRIORS:
             settings: FitSettings = {
                 "resamples": options.resamples, "starts": options.starts,
