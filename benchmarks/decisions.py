@@ -45,13 +45,14 @@ CONVENTIONS = {
     "mixed": ("non-embedding", "total"),
 }
 
+PROBABILITIES = {"p_best_run": "scores", "p_best": "scores_of_p_best"}  # and where their scores are
 SCORES = (  # heads of the Markdown tables in docs/trust.md
-    "| settings | N of the pairs | decisions | right | Brier score | log score "
+    "| settings | N | probability | decisions | right | Brier score | log score "
     "| sharpness, of the oracle's | stated at 90 % or more | mean of these | of these held |",
-    "|---|---|---|---|---|---|---|---|---|---|",
+    "|---|---|---|---|---|---|---|---|---|---|---|",
 )
 BINS = (
-    "| settings | N of the pairs | stated | decisions | mean stated | held "
+    "| settings | N | stated | decisions | mean stated | held "
     "| 90 % interval of the share that held |",
     "|---|---|---|---|---|---|---|",
 )
@@ -109,8 +110,11 @@ def markdown_of(settings: dict[str, dict[str, dict]]) -> str:
         key = f"pairs by {pairs} N, law in {size} N"
         for label in (label for label, found in settings.items() if key in found):
             figures = settings[label][key]
-            about = f"| {label} | {key.removeprefix('pairs by ')} "
-            scores.append(about + _score_cells(figures["scores"]))
+            about = f"| {label} | {pairs if pairs == size else f'{pairs}, law in {size}'} "
+            scores += [
+                f"{about}| `{probability}` {_score_cells(figures[name])}"
+                for probability, name in PROBABILITIES.items()
+            ]
             bins += [about + _bin_cells(line) for line in figures["reliability"]]
     return "\n\n".join("\n".join([*head, *rows]) for head, rows in ((SCORES, scores), (BINS, bins)))
 

@@ -1,4 +1,4 @@
-"""The benchmark of decisions keeps the finished tables of an earlier run."""
+"""The benchmark of decisions keeps finished tables, and its record is that of the documentation."""
 
 import importlib.util
 import json
@@ -47,3 +47,11 @@ def test_tables_run_one_after_the_other_give_the_document_of_both(
     figures = both["pairs by non-embedding N, law in non-embedding N"]
     assert figures["scores"]["decisions"] == 5
     assert [key.split(" ")[0] for key in figures["not_available"]] == ["paper-2510.18245"]
+
+
+def test_tables_of_documentation_equal_the_recorded_benchmark(benchmark_script: ModuleType) -> None:
+    recorded = json.loads((BENCHMARKS / "results" / "decisions.json").read_text())
+    page = (ROOT / "docs" / "trust.md").read_text()
+    assert len(recorded["settings"]) >= 2
+    for table in benchmark_script.markdown_of(recorded["settings"]).split("\n\n"):
+        assert table in page
