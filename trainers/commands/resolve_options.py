@@ -132,12 +132,12 @@ class Wish:
     def _law(self, runs: "RunTable") -> "Callable[[int], LawReading]":
         from shapelaw.scaling.design.resolution import LawReading, misfit_of
         from shapelaw.scaling.fitting.fit_law import fit
-        from shapelaw.scaling.fitting.priors import shape_parameters
+        from shapelaw.scaling.fitting.priors import shape_names
 
         note(f"fitting the law {LAW} on {self.table} to measure its misfit")
         fitted = fit(LAW, runs, resamples=0, prior="none")
         misfit = misfit_of(fitted)
-        count = len(set(shape_parameters(fitted.law)).difference(fitted.held))
+        count = len(set(shape_names(fitted.law)).difference(fitted.held))
         return lambda shapes: LawReading(misfit=misfit, parameters=count, shapes=shapes)
 
 
