@@ -135,3 +135,26 @@ def test_more_runs_of_each_shape_make_the_lower_mean_surer(fitted):
 def test_number_of_runs_below_one_is_refused(fitted):
     with pytest.raises(InputError, match="runs >= 1"):
         shapelaw.decide(fitted, shapes(1.2, 4.0), runs=[1, 0])
+
+
+def test_probabilities_are_stable_over_seeds(fitted):
+    """A prior gives the fit draws by Markov chains, whose error must not decide."""
+    generator = np.random.default_rng(8)
+    n, r = np.resize([1e6, 3e6, 1e7], 16), np.repeat([0.5, 1.0, 2.0, 4.0], 4)
+    d = n * np.resize([5, 20, 60, 20, 5], 16)
+    loss = 1.8 + 100 / n**0.35 + 400 / d**0.37
+    loss *= 1 + 0.03 * (np.log(r / 1.2) + 1.2 / r - 1)
+    runs = pd.DataFrame({"n_non_embedding": n, "tokens": d, RATIO: r})
+    runs["loss"] = loss * np.exp(generator.normal(0, 0.003, len(runs)))
+    decided = [
+        shapelaw.decide(
+            shapelaw.fit(fitted.law, runs, starts=16, resamples=800, seed=seed),
+            shapes(0.6, 1.2, 3.0),
+        )
+        for seed in range(3)
+    ]
+    for name in ("p_best", "p_best_run"):
+        assert np.ptp([each[name] for each in decided], axis=0).max() < 0.1
+    ends = np.array([each[["difference_nats_low", "difference_nats_high"]] for each in decided])
+    width = (ends[:, 1:, 1] - ends[:, 1:, 0]).mean(axis=0)
+    assert (ends[:, 1:].std(axis=0) < 0.1 * width[:, None]).all()
