@@ -5,7 +5,7 @@ intervals all apply to it. Examples are a parameter, the optimum of a ratio, the
 the difference of two losses, and the compute-optimal size, tokens and tokens per parameter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -24,7 +24,7 @@ from shapelaw.scaling.uncertainty.resampling import METHODS, bootstrap, method_f
 from shapelaw.scaling.uncertainty.robust_covariance import Quantity as Function
 from shapelaw.scaling.uncertainty.robust_covariance import numeric_gradient
 
-WAYS = ("auto", "profile", "bca", "bootstrap", "sandwich", *METHODS)
+WAYS = ("auto", "posterior", "profile", "bca", "bootstrap", "sandwich", *METHODS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +41,16 @@ class Quantity:
         Function of the internal parameters, (S, p) -> (S,).
     logarithmic
         Make intervals of the logarithm, whose distribution is closer to symmetric.
+    drawn
+        Function that draws the quantity from a posterior with the misfit of the law, (S,); None
+        where the parameters alone determine it.
     """
 
     name: str
     unit: str
     function: Function
     logarithmic: bool = False
+    drawn: Callable[[], np.ndarray] | None = None
 
     def inner(self, theta: np.ndarray) -> np.ndarray:
         """Evaluate the function, or its logarithm if ``logarithmic``."""
@@ -114,7 +118,12 @@ def predicted_loss(fit: Fit, row: pd.DataFrame) -> Quantity:
     def function(theta: np.ndarray) -> np.ndarray:
         return np.asarray(np.exp(program.log_loss(theta)[:, 0]))
 
-    return Quantity(name="predicted loss", unit="nats/token", function=function, logarithmic=True)
+    def drawn() -> np.ndarray:
+        return np.asarray(np.exp(fit.log_loss_draws(row)[:, 0]))
+
+    return Quantity(
+        name="predicted loss", unit="nats/token", function=function, logarithmic=True, drawn=drawn
+    )
 
 
 def difference(fit: Fit, first: pd.DataFrame, second: pd.DataFrame) -> Quantity:
@@ -144,7 +153,11 @@ def difference(fit: Fit, first: pd.DataFrame, second: pd.DataFrame) -> Quantity:
     def function(theta: np.ndarray) -> np.ndarray:
         return np.asarray(minuend.function(theta) - subtrahend.function(theta))
 
-    return Quantity(name="difference of losses", unit="nats/token", function=function)
+    def drawn() -> np.ndarray:
+        losses = np.exp(fit.log_loss_draws(pd.concat([first, second])))
+        return np.asarray(losses[:, 0] - losses[:, 1])
+
+    return Quantity(name="difference of losses", unit="nats/token", function=function, drawn=drawn)
 
 
 def optimal(fit: Fit, flops: float) -> list[Quantity]:
@@ -218,11 +231,12 @@ def intervals(
     quantities
         One or several quantities.
     way
-        Method of the intervals: ``profile`` (without resamples), ``bca`` or ``bootstrap``
+        Method of the intervals: ``posterior`` (percentiles of the draws of a fit with a prior, with
+        the misfit of the law), ``profile`` (without resamples), ``bca`` or ``bootstrap``
         (percentiles), ``sandwich`` (± t standard errors), or a bootstrap by its method: ``rows``,
-        ``cluster``, ``residuals``, ``wild``, ``wild-cluster``. ``auto`` is ``profile``, or ``bca``
-        for clustered rows: with a dozen clusters only ``cluster`` and ``bca`` keep their level
-        (LOG.md).
+        ``cluster``, ``residuals``, ``wild``, ``wild-cluster``. ``auto`` is ``posterior`` for a fit
+        with a prior, else ``profile``, or ``bca`` for clustered rows: with a dozen clusters only
+        ``cluster`` and ``bca`` keep their level (LOG.md).
     level
         Confidence level in per cent.
     resamples
@@ -244,13 +258,15 @@ def intervals(
     fit = as_fit(fit)
     if way not in WAYS:
         raise InputError(f"`way` must be one of {', '.join(WAYS)}, but got {way!r}")
+    wanted = [quantities] if isinstance(quantities, Quantity) else list(quantities)
+    if way == "posterior" or (way == "auto" and fit.posterior is not None):
+        return _posterior_intervals(fit, wanted, level)
     runs = fit.count_as_fitted(runs)
     problem, best = reconstruct_problem(fit, runs)
     groups = _groups_of(runs, clusters)
     if way == "auto":
         way = "profile" if groups is None else "bca"
     _validate(way, level, resamples)
-    wanted = [quantities] if isinstance(quantities, Quantity) else list(quantities)
     # A quantity that depends on a parameter held in a range has the interval of its resamples.
     in_range = [way != "bca" and _varied(problem, best, quantity) for quantity in wanted]
     draws = np.empty((0, len(problem.law.names)))
@@ -267,6 +283,28 @@ def intervals(
         if quantity.logarithmic:
             ends |= {name: float(np.exp(ends[name])) for name in ("value", "low", "high")}
         rows.append({"quantity": quantity.name, **ends, "unit": quantity.unit})
+    return pd.DataFrame(rows).set_index("quantity")
+
+
+def _posterior_intervals(fit: Fit, wanted: list[Quantity], level: float) -> pd.DataFrame:
+    """Compute percentiles of the draws of a fit with a prior."""
+    _validate("posterior", level, resamples=0)
+    if fit.posterior is None:
+        raise InputError(
+            "`posterior` intervals need a fit with a prior and with draws, but this fit has none; "
+            'fit with prior="weak" and resamples'
+        )
+    rows = []
+    for quantity in wanted:
+        drawn = quantity.function(fit.draws) if quantity.drawn is None else quantity.drawn()
+        low, high = np.percentile(drawn, [50 - level / 2, 50 + level / 2])
+        value = float(quantity.function(fit.theta[None])[0])
+        rows.append(
+            {
+                "quantity": quantity.name, "value": value, "low": float(low), "high": float(high),
+                "method": "draws of the posterior", "level": level, "unit": quantity.unit,
+            }
+        )  # fmt: skip
     return pd.DataFrame(rows).set_index("quantity")
 
 

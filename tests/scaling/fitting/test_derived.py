@@ -80,11 +80,12 @@ def test_interval_of_a_difference_is_narrower_when_shapes_share_errors(fitted, r
     assert widths["difference of losses"] < 0.2 * widths["predicted loss"]
 
 
-def test_auto_intervals_are_bca_for_clustered_rows_and_profile_otherwise(fitted, runs):
-    alone = intervals(fitted, runs, [parameter(fitted, "alpha")])
+def test_auto_intervals_without_a_prior_are_bca_for_clustered_rows_and_profile_otherwise(runs):
+    robust = fit("chinchilla", runs, starts=32, resamples=50, prior="none")
+    alone = intervals(robust, runs, [parameter(robust, "alpha")])
     assert alone.loc["alpha", "method"] == "profile"
     grouped = runs.assign(checkpoint_of=np.arange(len(runs)) // 4)
-    again = fit("chinchilla", grouped, starts=32, resamples=0)
+    again = fit("chinchilla", grouped, starts=32, resamples=0, prior="none")
     table = intervals(
         again, grouped, [parameter(again, "alpha")], clusters="checkpoint_of", resamples=300
     )
@@ -111,7 +112,7 @@ def test_optimal_raises_when_budget_is_not_positive(fitted, flops):
 
 def test_intervals_and_quantities_raise_on_bad_input(fitted, runs):
     quantity = parameter(fitted, "alpha")
-    with pytest.raises(InputError, match="`way` must be one of auto, profile, bca"):
+    with pytest.raises(InputError, match="`way` must be one of auto, posterior, profile, bca"):
         intervals(fitted, runs, [quantity], way="guess")
     with pytest.raises(InputError, match="`clusters` must be a column of the runs, but got 'x'"):
         intervals(fitted, runs, [quantity], clusters="x")
@@ -132,3 +133,22 @@ def test_interval_of_a_parameter_held_in_a_range_spans_the_range(way):
     held = fitted.held["alpha"]
     assert held.low <= table.loc["alpha", "low"] < held.low + 0.03
     assert held.high - 0.03 < table.loc["alpha", "high"] <= held.high
+
+
+def test_intervals_of_a_fit_with_a_prior_are_percentiles_of_its_draws():
+    runs = synthetic_chinchilla(0.003, sizes=(1e5, 4e5, 1e6), tokens=(1e6, 4e6, 8e6), shapes=2)
+    fitted = fit("chinchilla", runs, starts=16, resamples=200)
+    rows = runs.iloc[[0]], runs.iloc[[-1]]
+    wanted = [parameter(fitted, "alpha"), difference(fitted, *rows)]
+    table = intervals(fitted, runs, wanted)
+    assert set(table["method"]) == {"draws of the posterior"}
+    alpha = fitted.parameters()["alpha"]
+    assert table.loc["alpha", ["low", "high"]].tolist() == pytest.approx(
+        [alpha["low"], alpha["high"]]
+    )
+    losses = np.exp(fitted.log_loss_draws(pd.concat(rows)))
+    ends = np.percentile(losses[:, 0] - losses[:, 1], [2.5, 97.5])
+    assert table.loc["difference of losses", ["low", "high"]].tolist() == pytest.approx(ends)
+    robust = fit("chinchilla", runs, starts=16, resamples=20, prior="none")
+    with pytest.raises(InputError, match="with a prior"):
+        intervals(robust, runs, wanted, way="posterior")
