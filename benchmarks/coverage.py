@@ -54,6 +54,7 @@ SURE = 0.9
 RUN_GROUP = "run_group"
 PATH = RESULTS / "coverage.jsonl"
 AIM = (0.93, 0.97)
+MIN_TABLES_FOR_SHARE = 10  # fewer are printed as a count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +98,12 @@ FROM_PRIOR = (
     *("balanced", "correlated ratios", "20 distinct ratios per size", "two sizes"),
     "clusters of checkpoints",
 )
+FIXED = tuple(name for name, case in CASES.items() if case.deviations is not None)
+GROUPS = {
+    "all with truth from the prior": FROM_PRIOR,
+    "all fixed": FIXED,
+    "all others": tuple(name for name in CASES if name not in (*FROM_PRIOR, *FIXED)),
+}
 CELLS = {
     "difference": "difference, inside",
     "difference_beyond": "difference, 4N",
@@ -170,7 +177,7 @@ def draw_truth(case: Case, table: int) -> Truth:
         candidates(float(np.median(frame[N])), generator),
         candidates(BEYOND * float(frame[N].max()), generator),
     )
-    every = pd.concat([frame, *asked], ignore_index=True)
+    every = pd.concat([frame, *asked], ignore_index=True)  # one joint deviation from the law
     law = law_named(LAW)
     problem = problem_of(law, as_run_table(frame.assign(loss=LOWEST)))
     columns = {name: every[name].to_numpy(float) for name in problem.columns}
@@ -291,7 +298,8 @@ def summarise(lines: list[dict[str, Any]]) -> dict[str, Any]:
         held = sum(line["cells"][cell] for line in lines)
         interval = binomtest(held, len(lines)).proportion_ci(0.95)
         cells[cell] = {"share": held / len(lines), "low": interval.low, "high": interval.high}
-    sure = [(p, right) for line in lines for p, right in line["stated"] if p >= SURE]
+    stated = [(p, right) for line in lines for p, right in line["stated"]]
+    sure = [(p, right) for p, right in stated if p >= SURE]
     held = sum(right for _, right in sure)
     low, high = wilson_interval(held, len(sure)) if sure else (0.0, 1.0)
     return {
@@ -299,7 +307,9 @@ def summarise(lines: list[dict[str, Any]]) -> dict[str, Any]:
         "rough": sum(line["rough"] for line in lines),
         "cells": cells,
         "sure": {
-            "decisions": 2 * len(lines),
+            "decisions": len(stated),
+            "mean_of_all": float(np.mean([p for p, _ in stated])),
+            "held_of_all": sum(right for _, right in stated),
             "stated": len(sure),
             "held": held,
             "mean": float(np.mean([p for p, _ in sure])) if sure else None,
@@ -309,7 +319,7 @@ def summarise(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def markdown(summaries: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
-    """Format one row per case and prior; a share that misses the aim is bold."""
+    """Format one row per case and prior, shares in per cent; one that misses the aim is bold."""
     titles = ["case", "prior", "tables", *CELLS.values(), "p_best ≥ 0.9: held (mean stated)"]
     rows = [titles, ["---"] * len(titles)]
     for (case, prior), summary in summaries.items():
@@ -317,6 +327,8 @@ def markdown(summaries: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
         for cell in CELLS:
             values = summary["cells"][cell]
             text = f"{100 * values['share']:.0f} ± {50 * (values['high'] - values['low']):.0f}"
+            if summary["tables"] < MIN_TABLES_FOR_SHARE:
+                text = f"{round(values['share'] * summary['tables'])} of {summary['tables']}"
             off = values["high"] < AIM[0] or values["low"] > AIM[1]
             shares.append(f"**{text}**" if off else text)
         sure = summary["sure"]
@@ -329,16 +341,12 @@ def markdown(summaries: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
 def summaries_of(
     lines: Mapping[tuple[str, str, int], dict[str, Any]],
 ) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
-    """Summarise the finished tables of every case and prior, and of all cases from the prior."""
+    """Summarise the finished tables of every case and every group of cases, by prior."""
     for prior in ("weak", "none"):
-        together = []
-        for case in CASES:
-            found = [line for key, line in lines.items() if key[:2] == (case, prior)]
+        for name, cases in {**{case: (case,) for case in CASES}, **GROUPS}.items():
+            found = [line for key, line in lines.items() if key[0] in cases and key[1] == prior]
             if found:
-                yield (case, prior), summarise(found)
-            together += found if case in FROM_PRIOR else []
-        if together:
-            yield ("all with truth from the prior", prior), summarise(together)
+                yield (name, prior), summarise(found)
 
 
 def write(path: Path, settings: dict[str, Any]) -> str:
