@@ -259,11 +259,11 @@ def intervals(
     if way not in WAYS:
         raise InputError(f"`way` must be one of {', '.join(WAYS)}, but got {way!r}")
     wanted = [quantities] if isinstance(quantities, Quantity) else list(quantities)
-    if way == "posterior" or (way == "auto" and fit.posterior is not None):
-        return _posterior_intervals(fit, wanted, level)
     runs = fit.count_as_fitted(runs)
     problem, best = reconstruct_problem(fit, runs)
     groups = _groups_of(runs, clusters)
+    if way == "posterior" or (way == "auto" and fit.posterior is not None):
+        return _posterior_intervals(fit, wanted, level)
     if way == "auto":
         way = "profile" if groups is None else "bca"
     _validate(way, level, resamples)

@@ -95,7 +95,7 @@ def test_auto_intervals_without_a_prior_are_bca_for_clustered_rows_and_profile_o
     )
     assert wild.loc["alpha", "low"] < again.parameters()["alpha"]["value"]
     with pytest.raises(InputError, match="the wild-cluster bootstrap needs `clusters`"):
-        intervals(fitted, runs, [parameter(fitted, "alpha")], way="wild-cluster")
+        intervals(robust, runs, [parameter(robust, "alpha")], way="wild-cluster")
 
 
 def test_optimal_raises_when_base_is_not_chinchilla():
