@@ -126,9 +126,9 @@ def quickstart(
         quickstart(out, settings, display)
     finally:
         display.close()
-    print_verdict(out, json=json)
     if not json:
         typer.echo(in_short(out))
+    print_verdict(out, json=json)
 
 
 @app.command()

@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.files import read_json, write_json
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.runs.catalog import load_runs
-from shapelaw.scaling.runs.table import write_runs
+from shapelaw.scaling.runs.table import RunTable, write_runs
 from shapelaw.search.autopilot.display import Display
 from shapelaw.search.autopilot.record import CorpusSettings, LoopSettings
 from shapelaw.search.autopilot.run_plan import (
@@ -27,10 +28,11 @@ from shapelaw.search.autopilot.run_plan import (
     proxy_specs,
     run_spec,
 )
+from shapelaw.search.engines._base import Measurement
 from shapelaw.search.engines.registry import engine_named
-from shapelaw.search.proposals.basis import LossBasis
+from shapelaw.search.proposals.basis import SHIPPED, LossBasis
 from shapelaw.search.proposals.pareto_search import propose
-from shapelaw.search.proposals.proposal import BASELINE, FAST, LOSS_OPTIMAL
+from shapelaw.search.proposals.proposal import BASELINE, FAST, LOSS_OPTIMAL, Proposal
 from shapelaw.search.proposals.ranking import Proposals
 from shapelaw.search.proposals.request import (
     Budget,
@@ -116,13 +118,36 @@ def train_proxies(loop: Loop[LoopSettings], corpus: Corpus) -> pd.DataFrame:
 
 
 def fit_law(loop: Loop[LoopSettings]) -> LossBasis:
-    """Fit the law on the proxies only, so that the confirmation models are a held-out set."""
+    """Fit the law on the proxies only, so that the confirmation models are a held-out set.
+
+    Two sizes say little about the drift of an optimum, and one replicate about the noise between
+    seeds: the shipped pooled law is the prior, and the noise is pooled with that of shipped runs.
+    """
     with loop.stage("law"):
-        runs = load_runs(loop.runs, where="role == 'proxy'")
-        fitted = fit("conditional", runs, seed=loop.settings.seed)
+        runs, seed = load_runs(loop.runs, where="role == 'proxy'"), loop.settings.seed
+        deviation, degrees = seed_noise(runs)
+        noise = {"deviation": deviation, "degrees": degrees}
+        write_json(loop.record, read_json(loop.record) | {"seed_noise": noise})
+        fitted = fit("conditional", runs, seed=seed, prior="pooled")
         fitted.save(loop.folder / "fit.json")
         description = f"conditional law on {len(fitted.run_ids)} proxies of this loop"
         return LossBasis(fit=fitted, runs=runs, description=description)
+
+
+def seed_noise(runs: RunTable) -> tuple[float, int]:
+    """Pool the standard deviation of ln loss between seeds over runs and the shipped runs.
+
+    Returns
+    -------
+    deviation
+        Standard deviation of ln loss, a fraction of the loss.
+    degrees
+        Its degrees of freedom.
+    """
+    parts = [noise for noise in (runs.noise, load_runs(SHIPPED).noise) if noise[1]]
+    degrees = sum(freedom for _, freedom in parts)
+    squares = sum(deviation**2 * freedom for deviation, freedom in parts)
+    return float(np.sqrt(squares / degrees)), degrees
 
 
 def search_shapes(loop: Loop[LoopSettings], basis: LossBasis, corpus: Corpus) -> Proposals:
@@ -162,7 +187,10 @@ def search_shapes(loop: Loop[LoopSettings], basis: LossBasis, corpus: Corpus) ->
 
 
 def train_confirmation(loop: Loop[LoopSettings], proposals: Proposals, corpus: Corpus) -> None:
-    """Train the baseline, loss-optimal and fast proposals, and add their rows to the run table."""
+    """Train the baseline, loss-optimal and fast proposals, and measure their speed once more.
+
+    Their rows are added to the run table, and their new speeds to the record.
+    """
     with loop.stage("confirmation"):
         named = [p for p in proposals if p.role in (LOSS_OPTIMAL, FAST, BASELINE)]
         seed, tokens = loop.settings.seed, confirmation_tokens(loop.settings)
@@ -173,6 +201,21 @@ def train_confirmation(loop: Loop[LoopSettings], proposals: Proposals, corpus: C
         new = confirmed[~confirmed["run_id"].isin(runs["run_id"])]
         if len(new):
             write_runs(loop.runs, pd.concat([runs, new], ignore_index=True))
+        _measure_again(loop, named)
+
+
+def _measure_again(loop: Loop[LoopSettings], named: list[Proposal]) -> None:
+    """Measure the output tokens/s of trained shapes in one session, if not recorded already."""
+    record = read_json(loop.record)
+    if set(record.get("served", {})) == {p.name for p in named}:
+        return
+    results = engine_named("torch").measure_all([p.shape for p in named], PRESETS["proxy"])
+    served = {
+        p.name: result.output_tokens_per_second
+        for p, result in zip(named, results, strict=True)
+        if isinstance(result, Measurement)
+    }
+    write_json(loop.record, record | {"served": served})
 
 
 def write_loop_report(loop: Loop[LoopSettings]) -> Path:

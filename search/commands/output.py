@@ -14,8 +14,14 @@ from shapelaw.search.proposals.proposal import CANDIDATE
 from shapelaw.search.proposals.ranking import Proposals
 from shapelaw.search.proposals.reasons import format_warning
 from shapelaw.search.reports.docs_check import COMMITTED, compare_docs, docs_folder, renew_docs
-from shapelaw.search.reports.loop_report import comparison, read_evidence, verdict, write_report
+from shapelaw.search.reports.loop_report import write_report
 from shapelaw.search.reports.proposal_page import write_pages
+from shapelaw.search.reports.quickstart_verdict import (
+    comparison,
+    conclusion,
+    read_evidence,
+    verdict,
+)
 
 
 def print_proposals(
@@ -93,11 +99,20 @@ def print_verdict(folder: Path, *, json: bool) -> None:
     evidence = read_evidence(folder)
     page, table = folder / "report.html", comparison(evidence)
     if json:
-        print_json({"report": page, "verdict": verdict(evidence), "confirmation": table})
+        print_json(
+            {
+                "report": page,
+                "verdict": verdict(evidence),
+                "confirmation": table,
+                "conclusion": conclusion(evidence),
+            }
+        )
         return
     print_table(table, "Predicted and measured loss (nats/token)")
     typer.echo("".join(f"- {sentence}\n" for sentence in verdict(evidence)))
     typer.echo(str(page))
+    if sentence := conclusion(evidence):
+        typer.echo(sentence)
 
 
 def print_check(*, write: bool, json: bool) -> None:

@@ -48,9 +48,10 @@ class UncertainSpeed:
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> "UncertainSpeed":
         """Return the speed of a row of ``proposals.json`` that has one."""
-        repeats = int(row.get("throughput_repeats") or 0)
+        repeats = row.get("throughput_repeats")
         ends = (row["throughput"], row["throughput_high"])
-        return cls._from_interval(*ends, repeats, row["throughput_kind"])
+        counted = 0 if repeats is None or np.isnan(repeats) else int(repeats)
+        return cls._from_interval(*ends, counted, row.get("throughput_kind", "measured"))
 
     @classmethod
     def _from_interval(cls, rate: float, high: float, repeats: int, kind: str) -> "UncertainSpeed":

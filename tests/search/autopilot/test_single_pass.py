@@ -1,11 +1,13 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +15,19 @@ import pandas as pd
 import pytest
 
 from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.columns import COLUMNS
 from shapelaw.search.autopilot.record import LoopSettings, locked_folder
 from shapelaw.search.autopilot.run_plan import PROXIES, fill, proxy_specs
+from shapelaw.search.autopilot.stages import seed_noise
 from support.command import SMALL, shapelaw
 
+CONCLUSION = (
+    r"^The \S+ shape \S+ serves at least \d+\.\d times as fast as the baseline at no more loss "
+    r"with probability [01]\.\d\d; trained: \d+\.\d\d times, loss [+-]\d+\.\d % ± \d+\.\d %\.$"
+)
 pytestmark = pytest.mark.xdist_group("loop")
 
 
@@ -55,6 +63,31 @@ def test_fill_finds_the_width_nearest_to_a_size() -> None:
     shape = fill(100_000, 64, 4, 2, 256)
     step = 3 * 64 * shape.num_hidden_layers
     assert abs(shape.n_non_embedding - 100_000) <= step / 2
+
+
+def test_confirmed_shapes_are_ranked_right_where_they_differ_by_twice_the_standard_error() -> None:
+    """The shipped quickstart, with the prior that a quickstart takes: its proxies alone decide."""
+    proxies = load_runs("quickstart", where="role == 'proxy'")
+    confirmed = load_runs("quickstart", where="role == 'confirmation'").frame
+    fitted = fit("conditional", proxies, prior="pooled", starts=16, resamples=200)
+    error = 2**0.5 * seed_noise(proxies)[0]
+    measured, predicted = np.log(confirmed["loss"].to_numpy()), np.log(fitted.central(confirmed))
+    pairs = [
+        (i, j) for i, j in combinations(range(3), 2) if abs(measured[i] - measured[j]) > 2 * error
+    ]
+    assert len(pairs) == 2
+    for i, j in pairs:
+        assert np.sign(predicted[i] - predicted[j]) == np.sign(measured[i] - measured[j])
+        assert abs(predicted[i] - predicted[j] - (measured[i] - measured[j])) < 2 * error
+
+
+def test_seed_noise_of_a_quickstart_is_pooled_with_that_of_the_shipped_runs() -> None:
+    proxies, shipped = load_runs("quickstart", where="role == 'proxy'"), load_runs("proxies")
+    deviation, degrees = seed_noise(proxies)
+    parts = [proxies.noise, shipped.noise]
+    assert degrees == parts[0][1] + parts[1][1] > 40
+    assert deviation**2 * degrees == pytest.approx(sum(s**2 * f for s, f in parts))
+    assert seed_noise(proxies.take(np.arange(4))) == pytest.approx(shipped.noise)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +140,9 @@ def test_second_start_trains_no_run_again(
     assert done.returncode == 0, done.stderr
     assert (folder / "runs.csv").read_bytes() == before
     assert {path: path.stat().st_mtime_ns for path in weights} == weights
-    assert json.loads(done.stdout)["confirmation"]
+    printed = json.loads(done.stdout)
+    assert printed["confirmation"]
+    assert re.search(CONCLUSION, printed["conclusion"])
 
 
 def test_another_setting_in_the_same_folder_is_refused(

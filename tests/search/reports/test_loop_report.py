@@ -8,19 +8,20 @@ import numpy as np
 import pandas as pd
 import pytest
 from markupsafe import escape
+from scipy.stats import t as student
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import data_folder, read_json, write_json
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.table import write_runs
-from shapelaw.search.reports.loop_report import (
+from shapelaw.search.reports.loop_report import front_volume, write_report
+from shapelaw.search.reports.quickstart_verdict import (
     comparison,
-    front_volume,
+    conclusion,
     judge_difference,
     read_evidence,
     verdict,
-    write_report,
 )
 from support.command import shapelaw
 
@@ -92,6 +93,56 @@ def test_difference_to_the_baseline_has_the_interval_of_law_and_noise(shipped: P
         sentence = next(line for line in verdict(evidence) if f"baseline the {role}" in line)
         ends = f"{row['difference_low']:+.2f} to {row['difference_high']:+.2f} %"
         assert f"(predicted {row['predicted_difference']:+.2f} %, 95 % interval {ends})" in sentence
+
+
+def test_seed_noise_of_the_record_widens_the_interval_of_a_measured_difference(
+    shipped: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(shipped, folder)
+    before = read_evidence(folder).confirmed.set_index("role").loc["fast"]
+    noise = {"deviation": 0.02, "degrees": 50}
+    write_json(folder / "quickstart.json", {"seed_noise": noise})
+    after = read_evidence(folder).confirmed.set_index("role").loc["fast"]
+    assert after["noise"] == pytest.approx(100 * 0.02 * 2**0.5 * student.ppf(0.975, 50))
+    assert after["difference_low"] < before["difference_low"]
+    assert after["difference_high"] > before["difference_high"]
+    assert f"± {after['noise']:.1f} %." in conclusion(read_evidence(folder))
+
+
+def test_conclusion_promises_a_speed_with_the_joint_probability_of_speed_and_loss(
+    shipped: Path,
+) -> None:
+    evidence = read_evidence(shipped)
+    rows = evidence.confirmed.set_index("role")
+    fast, base = rows.loc["fast"], rows.loc["baseline"]
+    sentence = conclusion(evidence)
+    (promised,) = re.findall(r"at least (\d\.\d) times as fast", sentence)
+    (probability,) = re.findall(r"with probability (\d\.\d\d);", sentence)
+    assert 0.5 < float(promised) < fast["throughput"] / base["throughput"]
+    assert 0.95 * fast["p_less_loss"] - 0.01 < float(probability) <= fast["p_less_loss"] + 0.01
+    assert f"loss {fast['difference']:+.1f} % ± {fast['noise']:.1f} %." in sentence
+
+
+def test_conclusion_shows_the_speed_that_was_measured_again_after_training(
+    shipped: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(shipped, folder)
+    names = read_evidence(folder).confirmed.set_index("role")["name"]
+    served = {names["fast"]: 300.0, names["baseline"]: 200.0, names["loss-optimal"]: 100.0}
+    write_json(folder / "quickstart.json", {"served": served})
+    assert "trained: 1.50 times" in conclusion(read_evidence(folder))
+    assert conclusion(read_evidence(folder)) in write_report(folder).read_text(encoding="utf-8")
+
+
+def test_verdict_states_the_probabilities_of_every_shape_against_the_baseline(
+    shipped: Path,
+) -> None:
+    sentences = [line for line in verdict(read_evidence(shipped)) if "Against the" in line]
+    assert len(sentences) == 2
+    for sentence in sentences:
+        assert re.search(r"P\(less loss\) [<>]? ?\d\.\d+, P\(faster\) [<>]? ?\d\.\d+\.$", sentence)
 
 
 @pytest.mark.parametrize(
