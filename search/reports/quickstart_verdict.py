@@ -214,7 +214,8 @@ def conclusion(evidence: Evidence) -> str:
     -------
     The sentence; empty if neither shape or no baseline was trained, or one has no speed.
     """
-    rows = {row["role"]: row for row in evidence.confirmed.to_dict("records")}
+    records = evidence.confirmed.to_dict("records")
+    rows = {row["role"]: {str(name): value for name, value in row.items()} for row in records}
     row, base = rows.get(FAST, rows.get(LOSS_OPTIMAL)), rows.get(BASELINE)
     if row is None or base is None or pd.isna([row["throughput"], base["throughput"]]).any():
         return ""
