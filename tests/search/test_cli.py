@@ -485,7 +485,7 @@ def test_a_report_without_confirmation_says_so(
     shutil.copy(runs, tmp_path)
     shutil.copy(law, tmp_path)
     found = document("report", tmp_path)
-    assert set(found) == {"report", "verdict", "confirmation"}
+    assert set(found) == {"report", "verdict", "confirmation", "conclusion"}
     assert Path(found["report"]).read_text().startswith("<!doctype html>")
     assert "the predictions are untested" in found["verdict"][0]
     assert found["confirmation"] == []

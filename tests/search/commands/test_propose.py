@@ -289,9 +289,13 @@ def test_description_of_the_shipped_law_names_its_runs(monkeypatch: pytest.Monke
         return fitted
 
     monkeypatch.setattr(basis, "fit", record)
-    rests_on = loss_basis(None).description
-    assert "data/proxies" in rests_on
-    assert "no --law is given" in rests_on
+    rests_on = loss_basis(None)
+    assert "data/proxies" in rests_on.description
+    assert "no --law is given" in rests_on.description
+    assert rests_on.runs is not None
+    assert rests_on.runs.fingerprint == rests_on.fit.data_sha256
+    assert not taken, "the shipped fit is that of the shipped runs"
+    loss_basis(None, seed=1)  # another seed is a new fit
     assert "confirmation" not in set(taken[0]["role"])
 
 

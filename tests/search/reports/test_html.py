@@ -7,7 +7,7 @@ from shapelaw.search.reports.html import PAGES, formatted, render, signed
 
 
 def test_template_without_a_value_that_it_needs_is_refused() -> None:
-    with pytest.raises(UndefinedError, match="verdict"):
+    with pytest.raises(UndefinedError, match="conclusion"):
         render("quickstart.html", title="none")
 
 
