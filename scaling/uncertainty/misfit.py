@@ -17,6 +17,7 @@ import numpy as np
 from scipy.linalg import solve_triangular
 
 from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.uncertainty.hamiltonian import covariance_root
 
 # Fixed in advance: a misfit of 0.5 % is that of the shipped ladder around its law.
 AMPLITUDE = 0.005  # of the process in ln loss: scale of its half-normal prior
@@ -70,7 +71,7 @@ class Misfit:
     @cached_property
     def _root(self) -> np.ndarray:
         kernel = self._kernel(self.points, self.points)
-        return np.asarray(np.linalg.cholesky(kernel + JITTER * np.eye(len(kernel))))
+        return covariance_root(kernel + JITTER * np.eye(len(kernel)))
 
     def _kernel(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         gaps = (first[:, None] - second[None]) / _lengths(self.columns)
@@ -139,7 +140,7 @@ class Misfit:
             distinct, place = np.unique(logs, axis=0, return_inverse=True)
             basis = process[np.unique(place, return_index=True)[1]]
             left = self._kernel(distinct, distinct) - basis @ basis.T
-            root = np.linalg.cholesky(left + JITTER * np.eye(len(left)))
+            root = covariance_root(left + JITTER * np.eye(len(left)))
             rest = generator.standard_normal((len(latent), len(distinct))) @ root.T
             return np.asarray(known + amplitude[:, None] * rest[:, place.ravel()])
         variance = np.maximum(1.0 - (process**2).sum(axis=1), 0.0)

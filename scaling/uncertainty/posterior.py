@@ -231,7 +231,7 @@ class SourcePosterior:
         total = total - (shrunk * inverse**2 * sums.bare_by_cluster**2).sum(axis=1)
         factors = self._factors(self._without_values(logs))[:, : self.misfit.size]
         matrix = factors[:, :, None] * gram * factors[:, None, :] + np.eye(self.misfit.size)
-        root = np.linalg.cholesky(matrix)
+        root = _stable_roots(matrix)
         solved = np.linalg.solve(root, (factors * moment)[:, :, None])[:, :, 0]
         score = 0.5 * (solved**2).sum(axis=1) - 0.5 * total
         score -= np.log(np.diagonal(root, axis1=1, axis2=2)).sum(axis=1)
@@ -285,6 +285,14 @@ class SourcePosterior:
         return np.asarray(
             self.problem.log_loss - self.problem.program.log_loss(complete)[0] - values[0]
         )
+
+
+def _stable_roots(matrices: np.ndarray) -> np.ndarray:
+    """Return the Cholesky roots of precisions (S, m, m), with jitter where rounding requires it."""
+    try:
+        return np.asarray(np.linalg.cholesky(matrices))
+    except np.linalg.LinAlgError:
+        return np.stack([covariance_root(matrix) for matrix in matrices])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
