@@ -812,7 +812,7 @@ def test_codes_and_streams_of_a_real_process(runs: Path, tmp_path: Path) -> None
     assert bad.returncode == error["exit_code"] == 2
     assert bad.stderr == f"error: {error['message']}\n"
     failed = shapelaw("fit", runs, "--out", runs / "fit.json", *FAST_FIT)
-    assert (failed.returncode, failed.stdout) == (1, "")
+    assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr.startswith("error: ")
     assert failed.stderr.count("\n") == 1
 
