@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -12,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from shapelaw.scaling.errors import InputError, WorkError
+
+MAX_JSON_BYTES = 100_000_000
+MAX_DEPTH = 40  # levels of lists and objects in a JSON document
+MAX_DIGITS = 31  # of an integer and its sign, as of the largest count that options take
 
 
 def require_file_place(path: Path, option: str) -> None:
@@ -101,27 +106,85 @@ def write_json(path: Path, document: object) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON object in bounded memory.
 
     Raises
     ------
     InputError
-        The file does not exist, or does not hold a JSON object.
+        The file does not exist, is too large, or does not hold a JSON object: one of finite
+        numbers, texts that Unicode can encode, and not more than :data:`MAX_DEPTH` levels.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read: {error.strerror}; give an existing file"
-        ) from None
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}); give a file that shapelaw wrote") from None
+    document = parse_json(read_bytes(path, MAX_JSON_BYTES), str(path))
     if not isinstance(document, dict):
         raise InputError(
             f"{path} must hold a JSON object, but holds a {type(document).__name__}; "
             "give a file that shapelaw wrote"
         )
     return document
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Read a file of at most ``limit`` bytes; a device, pipe or larger file is refused."""
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise InputError(f"{path} must be a file, but is a device or a pipe; give a file")
+        if (size := path.stat().st_size) > limit:
+            raise InputError(
+                f"{path} must be of at most {limit} bytes, but has {size}; give another file"
+            )
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: an InputError, or a null byte in the path
+        if isinstance(error, InputError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read: {reason}; give an existing file") from None
+
+
+def parse_json(content: bytes | str, name: str) -> Any:
+    """Parse JSON that may come from anyone.
+
+    Raises
+    ------
+    InputError
+        The text is not JSON, or has a number that is not finite or too long, half of a surrogate
+        pair, or too many levels.
+    """
+    try:
+        text = content if isinstance(content, str) else content.decode("utf-8-sig")
+        document = json.loads(
+            text, parse_constant=_refuse_number, parse_int=_integer, parse_float=_finite
+        )
+        if "\\ud" in text.lower():
+            json.dumps(document, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:  # as is UnicodeError
+        reason = "too many levels" if isinstance(error, RecursionError) else error
+        raise InputError(
+            f"{name} is not JSON ({reason}); give a file that shapelaw wrote"
+        ) from None
+    level = [document] if isinstance(document, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        parts = (part.values() if isinstance(part, dict) else part for part in level)
+        level = [item for part in parts for item in part if isinstance(item, dict | list)]
+    if level:
+        raise InputError(
+            f"{name} is not JSON of at most {MAX_DEPTH} levels; give a file that shapelaw wrote"
+        )
+    return document
+
+
+def _refuse_number(text: str) -> float:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def _integer(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"the integer {text[:12]}… has more than {MAX_DIGITS - 1} digits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_number(text[:20])
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
 """The ``shapelaw`` command: mounts all commands and turns errors into lines and exit codes."""
 
+import errno
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -29,12 +31,14 @@ from shapelaw.scaling.commands.options import (
     refuse_together,
 )
 from shapelaw.scaling.commands.plain_help import PlainTyper
-from shapelaw.scaling.display.console import note, print_fields, print_json, print_table
+from shapelaw.scaling.display.console import echo, note, print_fields, print_json, print_table
+from shapelaw.scaling.display.printable import MAX_LINE, one_line
 from shapelaw.scaling.errors import FailedCheckError, InputError, WorkError
 from shapelaw.scaling.extras import missing_package, require_extra
 from shapelaw.search.commands.propose_cli import Baseline, TrainingTokens
 
 STOPPED_CODE = 130
+UNUSABLE_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}  # whatever is on the disk
 # Headings of `shapelaw --help` and the commands below each, in this order.
 SECTIONS = {
     "Choose a shape": ("quickstart", "autopilot", "propose", "space", "measure", "report"),
@@ -75,7 +79,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from shapelaw import __version__
 
-        typer.echo(f"shapelaw {__version__}")
+        echo(f"shapelaw {__version__}")
         raise typer.Exit
 
 
@@ -127,7 +131,7 @@ def quickstart(
     finally:
         display.close()
     if not json:
-        typer.echo(in_short(out))
+        echo(in_short(out))
     print_verdict(out, json=json)
 
 
@@ -210,7 +214,7 @@ def autopilot(
     if json:
         print_json({"decisions": lines})
     else:
-        typer.echo(f"{decision_line(lines[-1], certainty)}\n{out}/decisions.jsonl")
+        echo(f"{decision_line(lines[-1], certainty)}\n{out}/decisions.jsonl")
 
 
 @app.command()
@@ -298,6 +302,8 @@ def main() -> None:
     With ``--json`` an error is a JSON object on standard output too, unless the document of a
     failed check stands there.
     """
+    if not sys.warnoptions:  # a warning of a library would stand between the lines for people
+        warnings.simplefilter("ignore")
     try:
         code = app(standalone_mode=False)
         if code == STOPPED_CODE:  # how typer answers Ctrl-C
@@ -309,20 +315,23 @@ def main() -> None:
         reason = missing_package(error)
         _unexpected(error) if reason is None else _stop(str(reason), 2)
     except FailedCheckError as error:
-        note(f"error: {error}")
+        note(f"error: {one_line(str(error), MAX_LINE - 7)}")
         sys.exit(1)
     except WorkError as error:
         _stop(str(error), 1)
     except KeyboardInterrupt:
         _stop("stopped; the same command goes on from here", STOPPED_CODE)
     except OSError as error:
-        _stop(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
+        named = f"{error.filename or 'a file'}: {error.strerror or error}"
+        _stop(named, 2 if error.errno in UNUSABLE_PATHS else 1)
     except MemoryError:
         _stop("not enough memory; choose a smaller budget or workload", 1)
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "show"):  # typer: a bad option
+            if hasattr(error, "message"):
+                error.message = one_line(error.message)
             error.show()
-            _print_error(error.format_message(), 2)
+            _print_error(one_line(error.format_message()), 2)
             sys.exit(2)
         _unexpected(error)  # a defect: people still get a line, not a traceback
 
@@ -335,8 +344,9 @@ def _unexpected(error: Exception) -> NoReturn:
 
 
 def _stop(text: str, code: int) -> NoReturn:
-    note(f"error: {text}")
-    _print_error(text, code)
+    line = one_line(text, MAX_LINE - len("error: "))
+    note(f"error: {line}")
+    _print_error(line, code)
     sys.exit(code)
 
 

@@ -6,7 +6,7 @@ import typer
 
 from shapelaw.scaling.commands.options import Exclude, Json, OutTable, Where, all_of
 from shapelaw.scaling.commands.plain_help import PlainTyper
-from shapelaw.scaling.display.console import note, print_json, print_result, print_table
+from shapelaw.scaling.display.console import echo, note, print_json, print_result, print_table
 from shapelaw.scaling.display.tables import counted
 
 data = PlainTyper(
@@ -54,7 +54,7 @@ def get(
         print_json({"runs": len(runs), "file": str(out) if out else None, "source": about})
         return
     note("; ".join(source[key] for key in ("citation", "licence", "address") if key in source))
-    typer.echo(
+    echo(
         f"{counted(len(runs), 'run')}, {len(runs.columns)} columns" + (f" -> {out}" if out else "")
     )
 

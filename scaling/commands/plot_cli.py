@@ -18,7 +18,7 @@ from shapelaw.scaling.commands.options import (
     output_file,
 )
 from shapelaw.scaling.commands.output import note_other_runs
-from shapelaw.scaling.display.console import print_json
+from shapelaw.scaling.display.console import echo, print_json
 from shapelaw.scaling.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def plot(
     with progress_shown():
         save_figure(draw(fitted, table), out)
     document = {"kind": kind, "law": fitted.law_name, "n_runs": len(table), "file": str(out)}
-    print_json(document) if json else typer.echo(f"{kind} of {fitted.law_name}: {out}")
+    print_json(document) if json else echo(f"{kind} of {fitted.law_name}: {out}")
 
 
 def _drawing(

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from shapelaw.scaling.display.printable import printable
+
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
@@ -44,13 +46,17 @@ def print_fields(values: Mapping[str, Any], *, json: bool = False) -> None:
     from shapelaw.scaling.display.tables import cell_text
 
     width = max(map(len, values), default=0)
-    lines = (f"{name:<{width}}  {cell_text(value, name)}\n" for name, value in values.items())
-    sys.stdout.write("".join(lines))
+    echo("\n".join(f"{name:<{width}}  {cell_text(value, name)}" for name, value in values.items()))
 
 
 def note(text: str) -> None:
     """Print a line to standard error, to keep it out of the document on standard output."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(printable(text.replace("\n", " ")) + "\n")
+
+
+def echo(text: object) -> None:
+    """Print lines to standard output, without the terminal sequences that names may hold."""
+    sys.stdout.write(printable(str(text), keep="\n\t") + "\n")
 
 
 def _console() -> "Console":

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from shapelaw.scaling.display.documents import json_ready
+from shapelaw.scaling.display.printable import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,8 +92,12 @@ def cell_text(value: object, column: str = "") -> str:
         decimals = "loss" in column and abs(value) >= MIN_FOUR_DECIMALS
         return f"{value:.4f}" if decimals else f"{value:.4g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {cell_text(item, name)}" for name, item in value.items())
-    return ", ".join(map(cell_text, value)) if isinstance(value, list) else str(value)
+        return ", ".join(
+            f"{printable(name)} {cell_text(item, name)}" for name, item in value.items()
+        )
+    if isinstance(value, list):
+        return ", ".join(map(cell_text, value))
+    return printable(str(value), keep="\n")
 
 
 def text_cells(frame: "pd.DataFrame") -> "pd.DataFrame":

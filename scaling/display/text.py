@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from io import StringIO
 from typing import TYPE_CHECKING
 
+from shapelaw.scaling.display.printable import printable
 from shapelaw.scaling.display.tables import View, text_cells
 
 if TYPE_CHECKING:
@@ -25,14 +26,14 @@ def console_width() -> int:
 
 def write_view(view: View, console: "Console") -> None:
     """Write title, tables and notes to a console."""
-    console.out(view.title, highlight=False)
+    console.out(printable(view.title), highlight=False)
     for title, frame in view.tables.items():
         if len(frame):
             write_table(frame, title, console)
     if view.tables and view.notes:
         console.out()
     for line in view.notes:
-        console.out(f"- {line}", highlight=False)
+        console.out(f"- {printable(line)}", highlight=False)
 
 
 def write_table(frame: "pd.DataFrame", title: str, console: "Console") -> None:
@@ -52,7 +53,7 @@ def write_table(frame: "pd.DataFrame", title: str, console: "Console") -> None:
         The console, whose width limits the table.
     """
     if title:
-        console.out(f"\n{title}", highlight=False)
+        console.out(f"\n{printable(title)}", highlight=False)
     with console.capture() as captured:
         for number, table in enumerate(_tables(frame, console.width)):
             if number:
@@ -82,9 +83,9 @@ def _tables(frame: "pd.DataFrame", width: int) -> "Iterator[Table]":
     from rich.text import Text
 
     texts = text_cells(frame)
-    texts.columns = texts.columns.map(str)
+    texts.columns = [printable(str(name)) for name in texts.columns]
     texts = texts.loc[:, (texts != "").any()]  # columns of empty texts are omitted
-    numeric = set(frame.select_dtypes("number").columns.map(str))
+    numeric = {printable(str(name)) for name in frame.select_dtypes("number").columns}
     blocks = list(_blocks(texts, width))
     if len(blocks) > 1 and texts.iloc[:, 0].duplicated().any() and ROW not in texts:
         texts.insert(0, ROW, [str(row) for row in range(1, len(texts) + 1)])

@@ -1,12 +1,12 @@
 """Draws of a posterior beside the parameters of the law: deviation, noise and cluster effects."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from shapelaw.scaling.laws.part import Columns
+from shapelaw.scaling.schema import PositiveFloat
 from shapelaw.scaling.uncertainty.misfit import Misfit
 from shapelaw.scaling.uncertainty.posterior import DEGREES
 
@@ -35,7 +35,7 @@ class PosteriorState:
     amplitude: np.ndarray
     sigma: np.ndarray
     tau: np.ndarray
-    degrees: float = DEGREES
+    degrees: PositiveFloat = DEGREES
 
     def deviations(self, columns: Columns, seed: int, *, joint: bool) -> np.ndarray:
         """Draw the deviation of the true loss from the law at rows, (S, n)."""
@@ -61,26 +61,7 @@ class PosteriorState:
         return np.asarray(noise + self.tau[:, None] * effect)
 
     def document(self) -> dict[str, Any]:
-        """Return the plain content of the state, which :meth:`read` reads."""
+        """Return the plain content of the state, which `fit.json` holds."""
         arrays = {name: getattr(self, name).tolist() for name in ARRAYS}
         misfit = {name: np.asarray(value).tolist() for name, value in asdict(self.misfit).items()}
         return {"misfit": misfit, **arrays, "degrees": self.degrees}
-
-    @classmethod
-    def read(cls, document: Mapping[str, Any]) -> "PosteriorState":
-        """Read a state; raise KeyError, TypeError or ValueError for a damaged one."""
-        misfit = document["misfit"]
-        columns = tuple(misfit["columns"])
-        state = cls(
-            misfit=Misfit(
-                columns=columns,
-                centre=np.array(misfit["centre"], dtype=float),
-                points=np.array(misfit["points"], dtype=float).reshape(-1, len(columns)),
-            ),
-            **{name: np.array(document[name], dtype=float) for name in ARRAYS},
-            degrees=float(document["degrees"]),
-        )
-        draws = (len(state.sigma), state.misfit.size)
-        if state.latent.reshape(draws).shape != draws or len(state.amplitude) != draws[0]:
-            raise ValueError("its posterior is not one row of latent values for each draw")
-        return state

@@ -1,9 +1,9 @@
 """Result of a fit: parameters, status and predictions, with storage in fit.json."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -14,12 +14,13 @@ from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_json
 from shapelaw.scaling.fitting.posterior_state import PosteriorState
-from shapelaw.scaling.fitting.saved_fit import SCHEMA_VERSION, damaged, read_state
+from shapelaw.scaling.fitting.saved_fit import SCHEMA_VERSION, read_fit
 from shapelaw.scaling.laws.factors import UShape
 from shapelaw.scaling.laws.law import Law
 from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.columns import SIZES, D, N, columns_of
 from shapelaw.scaling.runs.table import RunsLike, RunTable, as_frame, as_run_table
+from shapelaw.scaling.schema import Count, NonNegative, PositiveFloat
 from shapelaw.scaling.solver.identifiability import Held, optimum_status, outside
 from shapelaw.scaling.solver.objectives import FitObjective
 
@@ -27,6 +28,30 @@ LEVEL = 95.0
 NOISE_QUANTILES = 101  # of the noise of a new run, mixed with every resample
 ROWS_PER_CHUNK = 1024  # rows predicted at once, to bound memory
 CENTRES = {N: ("N0", "N_0"), D: ("D0", "D_0")}  # symbols of the geometric means in an equation
+
+
+class Effect(TypedDict):
+    """Change of ln loss over the runs by a factor, with its 95 % interval."""
+
+    size: float
+    low: float
+    high: float
+
+
+class Basin(TypedDict):
+    """A local optimum: its objective, and the number of starts that reach it."""
+
+    objective: float
+    starts: float
+
+
+class PriorNote(TypedDict):
+    """Prior of a parameter in its coordinate, and the share of its variance that is left."""
+
+    mean: float
+    deviation: float
+    source: str
+    share_left: float
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -108,35 +133,35 @@ class Fit(Result):
     theta: np.ndarray
     draws: np.ndarray
     covariance: np.ndarray
-    reference: dict[str, float]
+    reference: dict[str, PositiveFloat]
     held: dict[str, Held]
     objective: float
     minimised: FitObjective
     delta_rule: str
     status: str
     notes: list[str]
-    starts: int
-    basins: list[dict[str, float]]
+    starts: Count
+    basins: list[Basin]
     gradient_norm: float
     at_bounds: list[str]
     dead_terms: list[str]
-    seconds: float
+    seconds: NonNegative
     run_ids: list[str]
     left_out: dict[str, str]
-    ranges: dict[str, tuple[float, float]]
+    ranges: dict[str, tuple[PositiveFloat, PositiveFloat]]
     size_convention: str
-    noise: float
-    noise_degrees: int
-    replicate_noise: float | None
-    replicate_degrees: int
-    effects: dict[str, dict[str, float]]
+    noise: NonNegative
+    noise_degrees: Count
+    replicate_noise: NonNegative | None
+    replicate_degrees: Count
+    effects: dict[str, Effect]
     delta_sweep: list[dict[str, float]]
     bootstrap: str
     data_sha256: str
     seed: int
-    noise_by_size: list[dict[Hashable, Any]] = field(default_factory=list)
-    scatter: float = 0.0
-    prior: dict[str, dict[str, Any]] = field(default_factory=dict)
+    noise_by_size: list[dict[str, float]] = field(default_factory=list)
+    scatter: NonNegative = 0.0
+    prior: dict[str, PriorNote] = field(default_factory=dict)
     posterior: PosteriorState | None = None
 
     @property
@@ -479,10 +504,7 @@ class Fit(Result):
         InputError
             The file is not a fit, has another schema version, or is damaged.
         """
-        try:
-            return cls(**read_state(path))
-        except TypeError as error:
-            raise damaged(path, error) from None
+        return read_fit(path, cls)
 
 
 def new_run_intervals(spread: np.ndarray, noise: float, degrees: int) -> np.ndarray:

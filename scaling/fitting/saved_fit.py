@@ -1,34 +1,32 @@
-"""Reading of fit.json: the state of a fit, checked."""
+"""Reading of fit.json: the state of a fit, checked against the annotations of its class."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json
-from shapelaw.scaling.fitting.posterior_state import PosteriorState
-from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.columns import SIZES, D, N
-from shapelaw.scaling.solver.identifiability import Held
-from shapelaw.scaling.solver.objectives import FitObjective
+from shapelaw.scaling.schema import conform, damaged
+
+if TYPE_CHECKING:
+    from shapelaw.scaling.fitting.result import Fit
 
 SCHEMA_VERSION = 2
+WAY_OUT = "write it again with `shapelaw fit --out`"
+MAX_INTERNAL = 1000.0  # of an internal parameter: logarithms, shares and exponents
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """Read the fields of a saved fit.
+def read_fit(path: Path, kind: "type[Fit]") -> "Fit":
+    """Read a saved fit.
 
     Parameters
     ----------
     path
         File that :meth:`shapelaw.scaling.fitting.result.Fit.save` wrote.
-
-    Returns
-    -------
-    dict
-        Fields of a fit by name.
+    kind
+        Class of fits.
 
     Raises
     ------
@@ -39,55 +37,53 @@ def read_state(path: Path) -> dict[str, Any]:
     if document.get("schema_version") != SCHEMA_VERSION:
         raise InputError(
             f"{path} must be a fit of schema version {SCHEMA_VERSION}, but has "
-            f"{document.get('schema_version')!r}; write it again with `shapelaw fit --out`"
+            f"{document.get('schema_version')!r}; {WAY_OUT}"
         )
     try:
-        state = dict(document["state"])
-        state["theta"] = np.array(state["theta"], dtype=float)
-        state["draws"] = np.array(state["draws"], dtype=float).reshape(-1, len(state["theta"]))
-        state["covariance"] = np.array(state["covariance"], dtype=float)
-        state["minimised"] = FitObjective(**state["minimised"])
-        state["held"] = {name: Held(**held) for name, held in state["held"].items()}
-        state["ranges"] = {name: tuple(ends) for name, ends in state["ranges"].items()}
-        if state.get("posterior") is not None:
-            state["posterior"] = PosteriorState.read(state["posterior"])
-        for name in ("objective", "seconds", "noise", "noise_degrees"):
-            state[name] = _number(state[name], name)
-        state["reference"] = {
-            name: _number(value, name) for name, value in dict(state["reference"]).items()
-        }
-        if not {N, D} & set(law_named(state["law_name"]).columns) <= set(state["reference"]):
-            raise ValueError("its reference lacks N or D of its law")
-        if state["size_convention"] not in SIZES:
-            raise ValueError("its size_convention is none of " + ", ".join(SIZES))
-        if list(law_named(state["law_name"]).names) != state["names"]:
-            raise ValueError("its parameters are not those of its law")
-        if state["theta"].shape != (len(state["names"]),):
-            raise ValueError("its theta is not one number for each parameter")
-        if state["covariance"].shape != (len(state["names"]),) * 2:
-            raise ValueError("its covariance is not square in its parameters")
-        return state
-    except (TypeError, KeyError, ValueError, AttributeError, InputError) as error:
-        raise damaged(path, error) from None
+        fitted: Fit = conform(document.get("state"), kind, "state")
+        _check(fitted)
+    except InputError as error:
+        raise damaged(path, error, WAY_OUT) from None
+    return fitted
 
 
-def damaged(path: Path, error: Exception) -> InputError:
-    """Return the error of a fit.json that cannot be read, with its damage."""
-    return InputError(f"{path} is damaged ({error}); write it again with `shapelaw fit --out`")
-
-
-def _posterior(state: Mapping[str, Any]) -> PosteriorState:
-    """Read the draws of deviation and noise; raise ValueError if they do not fit the law."""
-    posterior = PosteriorState.read(state["posterior"])
-    if len(posterior.sigma) != len(state["draws"]):
-        raise ValueError("its posterior has not one row for each draw")
-    if not set(posterior.misfit.columns) <= set(law_named(state["law_name"]).columns):
-        raise ValueError("the columns of its misfit are not those of its law")
-    return posterior
-
-
-def _number(value: object, name: str) -> float:
-    """Return a number of a saved fit; raise ValueError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"its {name} is not a number")
-    return value
+def _check(fitted: "Fit") -> None:
+    """Refuse a fit whose parts do not belong together."""
+    law, count = fitted.law, len(fitted.names)
+    if not len(fitted.draws):
+        object.__setattr__(fitted, "draws", np.zeros((0, count)))
+    matrices = (fitted.theta, fitted.draws)
+    rules = {
+        "`names` must be the parameters of its law": list(law.names) == fitted.names,
+        "`size_convention` must be one of " + ", ".join(SIZES): fitted.size_convention in SIZES,
+        "`theta` must be one number for each parameter": fitted.theta.shape == (count,),
+        "`draws` must be rows of one number for each parameter": fitted.draws.shape[1:] == (count,),
+        "`covariance` must be square in its parameters": fitted.covariance.shape == (count, count),
+        f"`theta` and `draws` must be within {MAX_INTERNAL:g}": all(
+            (np.abs(part) <= MAX_INTERNAL).all() for part in matrices
+        ),
+        "`reference` must have N and D of its law": {N, D} & set(law.columns)
+        <= set(fitted.reference),
+        "`ranges` must have the columns of its law": not fitted.run_ids  # a printed law
+        or set(law.columns) <= set(fitted.ranges),
+        "`ranges` must ascend": all(low <= high for low, high in fitted.ranges.values()),
+        "`held` must name parameters of its law": set(fitted.held) <= set(fitted.names),
+    }
+    posterior = fitted.posterior
+    if posterior is not None:
+        misfit, rows = posterior.misfit, len(fitted.draws)
+        rules |= {
+            "`posterior` must have one row for each draw": all(
+                part.shape == (rows,) for part in (posterior.amplitude, posterior.sigma,
+                                                   posterior.tau)
+            )
+            and misfit.points.shape[1:] == (len(misfit.columns),)
+            and posterior.latent.shape == (rows, misfit.size),
+            "`posterior.misfit.columns` must be those of its law": set(misfit.columns)
+            <= set(law.columns),
+            "`posterior.misfit.centre` must be one number for each column": misfit.centre.shape
+            == (len(misfit.columns),),
+        }  # fmt: skip
+    for rule, holds in rules.items():
+        if not holds:
+            raise InputError(rule)

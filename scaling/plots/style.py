@@ -19,6 +19,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from shapelaw.scaling.display.printable import printable
 from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_whole
@@ -72,6 +73,11 @@ def styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
             return draw(*arguments, **named)
 
     return draw_styled
+
+
+def plain_text(text: str) -> str:
+    """Return text that matplotlib draws as it is: dollar signs begin no formula."""
+    return printable(text.replace("$", r"\$"))
 
 
 def panels(

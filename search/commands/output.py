@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import typer
-
-from shapelaw.scaling.display.console import note, print_json, print_table
+from shapelaw.scaling.display.console import echo, note, print_json, print_table
 from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import FailedCheckError, InputError
 from shapelaw.scaling.files import read_json
@@ -31,33 +29,31 @@ def print_proposals(
     if json:
         print_json({**proposals.about(), "proposals": [proposal.row() for proposal in proposals]})
         return
-    typer.echo(proposals.estimated.measured.candidates.basis.description)
+    echo(proposals.estimated.measured.candidates.basis.description)
     for line in (*map(format_warning, proposals.extrapolation), *proposals.notes):
         note(f"note: {line}")
     table = proposals_table(proposals.ranked, wide=wide)
     print_table(table, "The baseline and the front, from accurate to fast")
     for line in off_front_notes(proposals):
-        typer.echo(f"Note: {line}.")
-    typer.echo(_legend(proposals))
+        echo(f"Note: {line}.")
+    echo(_legend(proposals))
     if not wide:
-        typer.echo(
-            "--wide prints every column: P(faster), P(best), loss, latency, memory, reasons."
-        )
+        echo("--wide prints every column: P(faster), P(best), loss, latency, memory, reasons.")
     unlisted = [p for p in proposals if p.role == CANDIDATE]
     refused = sum(p.throughput is None for p in unlisted)
     others = sum(not p.on_front for p in unlisted) - refused
     more = len(proposals) - refused - others - len(table)
     if more:
-        typer.echo(
+        echo(
             f"{counted(more, 'more shape')} on the front, between these: --json or --out has "
             "them all."
         )
     if others:
-        typer.echo(f"{counted(others, 'further shape')} {_beaten(proposals)}.")
+        echo(f"{counted(others, 'further shape')} {_beaten(proposals)}.")
     if refused:
-        typer.echo(f"{counted(refused, 'further shape')} that the engine could not run.")
+        echo(f"{counted(refused, 'further shape')} that the engine could not run.")
     if page is not None:
-        typer.echo(str(page))
+        echo(str(page))
 
 
 def _beaten(proposals: Proposals) -> str:
@@ -82,7 +78,7 @@ def print_report(folder: Path | None, *, json: bool) -> None:
         )
     if has_proposals_only(folder):
         page = write_pages(folder)
-        print_json({"report": page}) if json else typer.echo(str(page))
+        print_json({"report": page}) if json else echo(str(page))
         return
     write_report(folder)
     print_verdict(folder, json=json)
@@ -109,10 +105,10 @@ def print_verdict(folder: Path, *, json: bool) -> None:
         )
         return
     print_table(table, "Predicted and measured loss (nats/token)")
-    typer.echo("".join(f"- {sentence}\n" for sentence in verdict(evidence)))
-    typer.echo(str(page))
+    echo("".join(f"- {sentence}\n" for sentence in verdict(evidence)))
+    echo(str(page))
     if sentence := conclusion(evidence):
-        typer.echo(sentence)
+        echo(sentence)
 
 
 def print_check(*, write: bool, json: bool) -> None:
@@ -126,20 +122,21 @@ def print_check(*, write: bool, json: bool) -> None:
     docs = docs_folder()
     if write:
         paths = [str(path.relative_to(docs.parent)) for path in renew_docs(docs)]
-        print_json({"written": paths}) if json else typer.echo("\n".join(paths))
+        print_json({"written": paths}) if json else echo("\n".join(paths))
         return
     differences = compare_docs(docs)
     if json:
         print_json({"compared": list(COMMITTED), "differences": differences})
     else:
-        typer.echo("".join(f"- {line}\n" for line in differences), nl=False)
+        for line in differences:
+            echo(f"- {line}")
     if differences:
         raise FailedCheckError(
             f"docs/ and the data must agree, but differences were found: {len(differences)}; where "
             "they are meant, write docs/ again with `shapelaw report --renew` and commit it"
         )
     if not json:
-        typer.echo(f"{len(COMMITTED)} pictures and tables under docs/ are what the data give")
+        echo(f"{len(COMMITTED)} pictures and tables under docs/ are what the data give")
 
 
 def _legend(proposals: Proposals) -> str:

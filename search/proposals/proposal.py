@@ -3,12 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from shapelaw.scaling.accuracy.predictions import Accuracy
 from shapelaw.scaling.architectures.shape import Shape
-from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.files import read_json, write_json
+from shapelaw.scaling.files import write_json
+from shapelaw.scaling.schema import (
+    Count,
+    Fraction,
+    Name,
+    NonNegative,
+    Within,
+    damaged,
+    read_document,
+)
 from shapelaw.search.engines._base import Measurement
 
 # Fields that identify a shape within one search.
@@ -161,16 +169,133 @@ def write_proposals(
     write_json(folder / "proposals.json", {**about, "proposals": rows})
 
 
-def read_proposals(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+Size = Annotated[int, Within(1, 10**18)]
+Loss = Annotated[float, Within(1e-9, 1e6)]
+Rate = Annotated[float, Within(1e-12, 1e18)]  # a speed, a time or a ratio
+Note = Annotated[str, Within(0, 2000)]
+
+
+class AccuracyRow(TypedDict):
+    """A predicted accuracy in a row: the fields that pages show."""
+
+    value: Fraction | None
+    low: Fraction | None
+    high: Fraction | None
+
+
+class ProposalRow(TypedDict):
+    """One row of ``proposals.json``, as :meth:`Proposal.row` writes it.
+
+    Files of earlier versions lack the fields that are not required; a page needs them all.
+    """
+
+    role: Name
+    name: Name
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Size
+    num_attention_heads: Size
+    num_key_value_heads: Size
+    head_dim: Size
+    n_total: Size
+    n_non_embedding: Size
+    tokens: Size
+    hidden_over_sqrt_n: Rate
+    mlp_to_attention: Rate
+    gqa: Rate
+    kv_bytes: Size
+    weight_bytes: Size
+    predicted_loss: Loss
+    loss_low: Loss
+    loss_high: Loss
+    throughput: Rate | None
+    throughput_low: Rate | None
+    throughput_high: Rate | None
+    throughput_kind: Name | None
+    device: Note | None
+    on_front: bool
+    warnings: list[Note]
+    difference: NotRequired[float]
+    difference_low: NotRequired[float]
+    difference_high: NotRequired[float]
+    p_less_loss: NotRequired[Fraction | None]
+    p_faster: NotRequired[Fraction | None]
+    p_faster_basis: NotRequired[Note]
+    p_best: NotRequired[Fraction | None]
+    loss_form_spread: NotRequired[NonNegative | None]
+    accuracy: NotRequired[AccuracyRow | None]
+    throughput_repeats: NotRequired[Count | None]
+    speedup: NotRequired[Rate | None]
+    ttft: NotRequired[Rate | None]
+    tpot: NotRequired[Rate | None]
+    why: NotRequired[Note]
+
+
+class ShapeCounts(TypedDict):
+    """Numbers of shapes of a search."""
+
+    enumerated: Count
+    considered: Count
+
+
+class TimeModelCheck(TypedDict):
+    """Errors of a time model for each engine answer, predicted from the others."""
+
+    shapes: list[Annotated[str, Within(0, 500)]]
+    answered: list[Rate]
+    predicted: list[Rate]
+    error: NonNegative
+    rank_correlation: float | None
+
+
+class ProposalsDocument(TypedDict):
+    """Content of ``proposals.json``: rows, and the fields of :meth:`Proposals.about`."""
+
+    proposals: Annotated[list[ProposalRow], Within(1, 100_000)]
+    parameters: Size
+    tokens: Size
+    baseline: NotRequired[Name]
+    workload: NotRequired[Name]
+    engine: NotRequired[Name]
+    convention: NotRequired[Name]
+    basis: NotRequired[Note]
+    notes: NotRequired[list[Note]]
+    extrapolation: NotRequired[list[Note]]
+    noise: NotRequired[NonNegative]
+    shapes: NotRequired[ShapeCounts | None]
+    time_model: NotRequired[TimeModelCheck | None]
+
+
+def read_proposals(
+    path: Path, *, for_page: bool = False
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Read the rows of ``proposals.json`` and its fields about the search.
+
+    Parameters
+    ----------
+    path
+        The file.
+    for_page
+        Demand every field that :meth:`Proposal.row` writes.
 
     Raises
     ------
     InputError
-        The file holds no proposals.
+        The file holds no proposals, or is damaged.
     """
-    document = read_json(path)
-    rows = document.pop("proposals", None)
-    if not isinstance(rows, list) or not rows:
-        raise InputError(f"{path} must hold proposals; write it with `shapelaw propose --out`")
+    way_out = "write it again with `shapelaw propose --out`"
+    document: dict[str, Any] = dict(read_document(path, ProposalsDocument, way_out))
+    rows: list[dict[str, Any]] = document.pop("proposals")
+    needed = ProposalRow.__annotations__ if for_page else ()
+    lacking = [name for name in needed if any(name not in row for row in rows)]
+    check = document.get("time_model") or {"shapes": [], "answered": [], "predicted": []}
+    if lacking:
+        raise damaged(path, f"a proposal lacks `{lacking[0]}`", way_out)
+    speed = ("throughput", "throughput_low", "throughput_high", "throughput_kind")
+    if any(len({row[name] is None for name in speed}) > 1 for row in rows):
+        raise damaged(path, "a proposal has only a part of its throughput", way_out)
+    if rows[0]["role"] != BASELINE:
+        raise damaged(path, "the first of `proposals` must be the baseline", way_out)
+    if len({len(check[name]) for name in ("shapes", "answered", "predicted")}) > 1:
+        raise damaged(path, "the lists of `time_model` must be equally long", way_out)
     return rows, document

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from shapelaw.scaling.plots.style import BLUE, GREEN, VERMILLION, styled
+from shapelaw.scaling.plots.style import BLUE, GREEN, VERMILLION, plain_text, styled
 from shapelaw.search.engines._base import TIME_MODEL
 from shapelaw.search.proposals.proposal import BASELINE, CANDIDATE, FAST, LOSS_OPTIMAL
 
@@ -55,7 +55,7 @@ def plot_pareto(
     for row in others[others["role"] != CANDIDATE].to_dict("records"):
         place = (row["throughput"], row["predicted_loss"])
         axes.annotate(
-            str(row["role"]), place, xytext=(0, -13), textcoords="offset points", fontsize=9,
+            plain_text(row["role"]), place, xytext=(0, -13), textcoords="offset points", fontsize=9,
             ha="center", color="#444444",
         )  # fmt: skip
     on_front = table[table["on_front"]].sort_values("throughput")
@@ -65,7 +65,7 @@ def plot_pareto(
     )  # fmt: skip
     for role, (colour, marker) in ROLES.items():
         for row in table[table["role"] == role].to_dict("records"):
-            title = f"{role} ({baseline_name})" if role == BASELINE else role
+            title = f"{role} ({plain_text(baseline_name)})" if role == BASELINE else role
             _draw_named_proposal(axes, row, confirmed, colour, marker, title)
     axes.set_xlabel("output tokens per second (log scale)")
     axes.set_ylabel("held-out loss (nats/token)")
@@ -74,8 +74,8 @@ def plot_pareto(
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.grid(alpha=0.25)
-    kinds = ", ".join(sorted(table["throughput_kind"].unique()))
-    axes.set_title(f"Loss against throughput ({kinds})\n{workload}", fontsize=10)
+    kinds = plain_text(", ".join(sorted(table["throughput_kind"].unique())))
+    axes.set_title(f"Loss against throughput ({kinds})\n{plain_text(workload)}", fontsize=10)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     return figure
 
@@ -93,9 +93,10 @@ def _draw_named_proposal(
     below = row["predicted_loss"] - row["loss_low"]
     above = row["loss_high"] - row["predicted_loss"]
     width = [[speed - row["throughput_low"]], [row["throughput_high"] - speed]]
+    bars = {"yerr": np.maximum([[below], [above]], 0.0), "xerr": np.maximum(width, 0.0)}
     axes.errorbar(
-        [speed], [row["predicted_loss"]], yerr=[[below], [above]], xerr=np.maximum(width, 0.0),
-        color=colour, marker=marker, ms=8, capsize=3, lw=1.2, label=f"{title}, predicted ± 95 %",
+        [speed], [row["predicted_loss"]], **bars, color=colour, marker=marker, ms=8, capsize=3,
+        lw=1.2, label=f"{title}, predicted ± 95 %",
     )  # fmt: skip
     measured = confirmed[confirmed["name"] == row["name"]] if len(confirmed) else confirmed
     if len(measured):

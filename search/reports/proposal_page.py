@@ -71,8 +71,13 @@ def write_pages(folder: Path) -> Path:
     InputError
         ``proposals.json`` or ``fit.json`` is missing or damaged.
     """
-    rows, about = read_proposals(folder / "proposals.json")
+    rows, about = read_proposals(folder / "proposals.json", for_page=True)
     fitted = Fit.load(folder / "fit.json")
+    if unknown := set(fitted.law.columns) - {"n_active", *rows[0]}:
+        raise InputError(
+            f"{folder}/proposals.json must have the columns of the law in fit.json, but lacks "
+            f"{', '.join(sorted(unknown))}; write both again with `shapelaw propose --out`"
+        )
     trained = trained_proposals(folder, rows)
     baseline, workload = str(about.get("baseline", "baseline")), str(about.get("workload", ""))
     figure = plot_pareto(rows, trained, baseline_name=baseline, workload=workload)
@@ -98,20 +103,9 @@ def write_pages(folder: Path) -> Path:
 
 
 def question(about: dict[str, Any]) -> str:
-    """Return the title of a page: the question that the proposals answer.
-
-    Raises
-    ------
-    InputError
-        ``proposals.json`` lacks the number of parameters or of tokens.
-    """
-    size, tokens = about.get("parameters"), about.get("tokens")
-    if not size or not tokens:
-        raise InputError(
-            "proposals.json must have `parameters` and `tokens`, but lacks one; write it again "
-            "with `shapelaw propose --out FOLDER`"
-        )
-    return f"Which shape for {format_count(size)} parameters and {format_count(tokens)} tokens?"
+    """Return the title of a page: the question that the proposals answer."""
+    size, tokens = format_count(about["parameters"]), format_count(about["tokens"])
+    return f"Which shape for {size} parameters and {tokens} tokens?"
 
 
 def trained_proposals(folder: Path, rows: list[dict[str, Any]]) -> pd.DataFrame:

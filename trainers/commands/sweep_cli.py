@@ -20,7 +20,7 @@ from shapelaw.scaling.commands.options import (
     refuse_together,
 )
 from shapelaw.scaling.commands.plain_help import PlainTyper
-from shapelaw.scaling.display.console import note, print_fields, print_json, print_table
+from shapelaw.scaling.display.console import echo, note, print_fields, print_json, print_table
 from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.extras import require_extra
 from shapelaw.trainers.commands import evaluate_cli, plan_cli
@@ -237,9 +237,7 @@ def retry(
     if json:
         print_json({"planned": again})
     else:
-        typer.echo(
-            "\n".join([f"planned again: {len(again)}; `shapelaw sweep run` trains them", *again])
-        )
+        echo("\n".join([f"planned again: {len(again)}; `shapelaw sweep run` trains them", *again]))
 
 
 @sweep.command("export")

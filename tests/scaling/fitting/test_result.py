@@ -176,7 +176,9 @@ def test_load_raises_when_file_is_not_a_fit(saved):
     with pytest.raises(InputError, match="must be a fit of schema version 2, but has None"):
         Fit.load(saved)
     edit(saved, lambda document: document.update(schema_version=SCHEMA_VERSION))
-    with pytest.raises(InputError, match=r"fit.json is damaged \('state'\); write it again"):
+    with pytest.raises(
+        InputError, match=r"fit.json is damaged \(`state` must be an object.*\); write it again"
+    ):
         Fit.load(saved)
 
 
@@ -185,19 +187,28 @@ def test_load_raises_when_file_is_not_a_fit(saved):
     [
         (lambda state: state.pop("theta"), "theta"),
         (lambda state: state.pop("noise"), "noise"),
-        (lambda state: state.update(theta="text"), "text"),
-        (lambda state: state["draws"][0].pop(), "inhomogeneous"),
-        (lambda state: state.update(held={"alpha": {"value": 1.0}}), "missing"),
-        (lambda state: state.update(held=[1]), "items"),
+        (
+            lambda state: state.update(theta="text"),
+            "`state.theta` must be a list of numbers, but is 'text'",
+        ),
+        (lambda state: state["draws"][0].pop(), "equally long lists"),
+        (
+            lambda state: state.update(held={"alpha": {"value": 1.0}}),
+            "`state.held.alpha.low` is missing",
+        ),
+        (lambda state: state.update(held=[1]), "`state.held` must be an object"),
         (lambda state: state.update(unknown=1), "unknown"),
-        (lambda state: state["covariance"].pop(), "its covariance is not square"),
+        (lambda state: state["covariance"].pop(), "`covariance` must be square"),
         (lambda state: state["minimised"].update(kind="best"), "`objective` must be one of huber"),
-        (lambda state: state.update(law_name="Chinchilla()"), "parameters are not those of its"),
-        (lambda state: state.update(noise="low"), "its noise is not a number"),
-        (lambda state: state.update(seconds=None), "its seconds is not a number"),
-        (lambda state: state.update(size_convention="all"), "its size_convention is none of"),
-        (lambda state: state["reference"].pop(D), "its reference lacks N or D"),
-        (lambda state: state.update(reference=None), "not iterable"),
+        (
+            lambda state: state.update(law_name="Chinchilla()"),
+            "`names` must be the parameters of its law",
+        ),
+        (lambda state: state.update(noise="low"), "`state.noise` must be a finite number"),
+        (lambda state: state.update(seconds=None), "`state.seconds` must be a finite number"),
+        (lambda state: state.update(size_convention="all"), "`size_convention` must be one of"),
+        (lambda state: state["reference"].pop(D), "`reference` must have N and D"),
+        (lambda state: state.update(reference=None), "`state.reference` must be an object"),
     ],
     ids=[
         *("no theta", "no noise", "text", "short draw", "held", "held list", "unknown field"),

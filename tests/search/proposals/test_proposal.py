@@ -106,7 +106,7 @@ def test_a_shape_that_was_not_measured_has_no_throughput() -> None:
 def test_proposals_are_read_as_they_were_written(tmp_path: Path) -> None:
     wide = replace(SHAPE, intermediate_size=128)
     proposals = [proposal(role="baseline"), proposal(shape=wide, throughput=None)]
-    about = {"baseline": "llama-3.2-1b", "tokens": 10**6}
+    about = {"baseline": "llama-3.2-1b", "parameters": 10**5, "tokens": 10**6}
     write_proposals(tmp_path, proposals, about)
     rows, found = read_proposals(tmp_path / "proposals.json")
     assert rows == [each.row() for each in proposals]
@@ -119,9 +119,12 @@ def test_proposals_are_read_as_they_were_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{}", r"must hold proposals; write it with `shapelaw propose --out`"),
-        ('{"proposals": []}', "must hold proposals"),
-        ('{"proposals": 3}', "must hold proposals"),
+        ("{}", r"`proposals` is missing.; write it again with `shapelaw propose --out`"),
+        (
+            '{"parameters": 1, "tokens": 1, "proposals": []}',
+            "`proposals` must be of a length from 1",
+        ),
+        ('{"parameters": 1, "tokens": 1, "proposals": 3}', "`proposals` must be a list"),
         ("[]", "must hold a JSON object, but holds a list"),
         ("{", "is not JSON"),
     ],

@@ -24,7 +24,6 @@ from shapelaw.search.reports import proposal_charts
 from shapelaw.search.reports.proposal_charts import loss_along_ratios, plotly_script
 from shapelaw.search.reports.proposal_page import (
     COMPARED,
-    question,
     shown_row,
     source_of_speed,
     trained_proposals,
@@ -137,9 +136,12 @@ def test_speed_names_its_source_and_device(kind: str, device: str, text: str) ->
     assert source_of_speed({"throughput_kind": kind, "device": device}) == text
 
 
-def test_page_without_budget_in_its_file_is_refused() -> None:
-    with pytest.raises(InputError, match="must have `parameters` and `tokens`"):
-        question({"tokens": 5})
+def test_page_without_budget_in_its_file_is_refused(made: Path, tmp_path: Path) -> None:
+    document = json.loads((made / "proposals.json").read_text())
+    del document["parameters"]
+    (tmp_path / "proposals.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"proposals.json is damaged .`parameters` is missing"):
+        write_pages(tmp_path)
 
 
 def test_curve_goes_through_the_baseline_and_lies_in_its_band(made: Path) -> None:
