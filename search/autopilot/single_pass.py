@@ -10,7 +10,12 @@ from shapelaw.scaling.files import nothing_left
 from shapelaw.scaling.units import format_count
 from shapelaw.search.autopilot.display import Display
 from shapelaw.search.autopilot.record import LoopSettings, keep_record, locked_folder
-from shapelaw.search.autopilot.run_plan import CONFIRMED, confirmation_tokens, fill, proxy_specs
+from shapelaw.search.autopilot.run_plan import (
+    CONFIRMATION_SEEDS,
+    CONFIRMED,
+    confirmation_tokens,
+    proxy_specs,
+)
 from shapelaw.search.autopilot.stages import (
     Loop,
     fit_law,
@@ -20,12 +25,12 @@ from shapelaw.search.autopilot.stages import (
     train_proxies,
     write_loop_report,
 )
-from shapelaw.trainers.optimizers.recipe import Recipe
 from shapelaw.trainers.sweep.launchers._local import cores
 
 # First estimates for the time left; measured times replace them.
 CORPUS_SECONDS, FIT_SECONDS, SECONDS_PER_MEASUREMENT = 3.0, 12.0, 2.0
 FLOPS_PER_SECOND = 2e10
+NAMED_SHAPES = 3
 CONFIRMATION_SPEEDUP = 1.4  # FLOP/s of the larger confirmation models over those of the proxies
 
 
@@ -60,15 +65,14 @@ def _forecast(settings: LoopSettings, workers: int) -> dict[str, float]:
     """Estimate the seconds of each stage."""
     vocabulary = settings.vocab_size or 256
     proxies = sum(spec.flops for spec in proxy_specs(settings, vocabulary))
-    confirmed = fill(CONFIRMED, 64, 4, 1, vocabulary).training_flops(Recipe().context_length)
-    tokens = confirmation_tokens(settings)
-    rounds = -(-3 // workers)
+    confirmed = 6 * CONFIRMED * confirmation_tokens(settings)
+    rounds = -(-NAMED_SHAPES * CONFIRMATION_SEEDS // workers)
     return {
         "corpus": CORPUS_SECONDS,
         "proxies": proxies / FLOPS_PER_SECOND / workers,
         "law": FIT_SECONDS,
         "search": SECONDS_PER_MEASUREMENT * settings.measurements,
-        "confirmation": rounds * confirmed * tokens / FLOPS_PER_SECOND / CONFIRMATION_SPEEDUP,
+        "confirmation": rounds * confirmed / FLOPS_PER_SECOND / CONFIRMATION_SPEEDUP,
         "report": 5.0,
     }
 

@@ -22,11 +22,13 @@ from shapelaw.search.autopilot.record import CorpusSettings, LoopSettings
 from shapelaw.search.autopilot.run_plan import (
     CONFIRMED,
     HEAD_DIM,
+    HIDDEN_STEP,
     LAYERS,
+    MLP_STEP,
     ROPE_THETA,
+    confirmation_specs,
     confirmation_tokens,
     proxy_specs,
-    run_spec,
 )
 from shapelaw.search.engines._base import Measurement
 from shapelaw.search.engines.registry import engine_named
@@ -120,8 +122,9 @@ def train_proxies(loop: Loop[LoopSettings], corpus: Corpus) -> pd.DataFrame:
 def fit_law(loop: Loop[LoopSettings]) -> LossBasis:
     """Fit the law on the proxies only, so that the confirmation models are a held-out set.
 
-    Two sizes say little about the drift of an optimum, and one replicate about the noise between
-    seeds: the shipped pooled law is the prior, and the noise is pooled with that of shipped runs.
+    A factor of four in size says little about the drift of an optimum, and a few replicates about
+    the noise between seeds: the shipped pooled law is the prior, and the noise is pooled with that
+    of shipped runs.
     """
     with loop.stage("law"):
         runs, seed = load_runs(loop.runs, where="role == 'proxy'"), loop.settings.seed
@@ -161,11 +164,11 @@ def search_shapes(loop: Loop[LoopSettings], basis: LossBasis, corpus: Corpus) ->
             parameters=CONFIRMED, tokens=confirmation_tokens(loop.settings), tolerance=0.01
         ),
         space=SpaceOptions(
-            layers=(LAYERS,),
+            layers=LAYERS,
             head_dims=(HEAD_DIM,),
             vocab_size=corpus.vocab_size,
-            hidden_step=8,
-            mlp_step=2,
+            hidden_step=HIDDEN_STEP,
+            mlp_step=MLP_STEP,
             qk_norm=True,
             rope_theta=ROPE_THETA,
             worse_percent=None,
@@ -193,9 +196,7 @@ def train_confirmation(loop: Loop[LoopSettings], proposals: Proposals, corpus: C
     """
     with loop.stage("confirmation"):
         named = [p for p in proposals if p.role in (LOSS_OPTIMAL, FAST, BASELINE)]
-        seed, tokens = loop.settings.seed, confirmation_tokens(loop.settings)
-        specs = [run_spec(p.shape, tokens, seed, "confirmation") for p in named]
-        specs.sort(key=lambda spec: -spec.flops)
+        specs = confirmation_specs(loop.settings, [p.shape for p in named])
         confirmed = loop.train("confirmation", specs, corpus)
         runs = pd.read_csv(loop.runs)
         new = confirmed[~confirmed["run_id"].isin(runs["run_id"])]

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
+from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json
 from shapelaw.scaling.fitting.result import Fit, new_run_intervals
@@ -36,8 +37,8 @@ NAMED_ROLES = (LOSS_OPTIMAL, FAST, BASELINE)
 class Evidence:
     """Contents of a quickstart's folder, joined.
 
-    ``confirmed`` has a row for each named proposal that was trained: measured loss, the current
-    law's prediction with its interval, and throughput.
+    ``confirmed`` has a row for each named proposal that was trained: measured loss, a mean over its
+    seeds, the current law's prediction with its interval, and throughput.
     """
 
     fit: Fit
@@ -101,17 +102,35 @@ def _join_confirmations(
         return pd.DataFrame()
     kept = ["role", "name", "throughput", "throughput_low", "throughput_high", *SHAPE_KEY]
     kept += [name for name in ("throughput_repeats", "throughput_kind") if name in named]
-    joined = named[kept].merge(trained[columns], on=list(SHAPE_KEY))
+    joined = named[kept].merge(_mean_over_seeds(trained[columns]), on=list(SHAPE_KEY))
     if joined.empty:
         return joined
-    features = trained.set_index("run_id").loc[joined["run_id"]]
+    features = trained.set_index("run_id").loc[joined["run_id"].str[0]]
     predicted = fitted.predict(features).reset_index(drop=True)
     joined = pd.concat([joined, predicted], axis=1)
     joined["error_percent"] = 100 * (joined["loss"] / joined["predicted_loss"] - 1)
-    joined["inside"] = joined["loss"].between(joined["loss_low"], joined["loss_high"])
+    joined["inside"] = [
+        sum(row["loss_low"] <= loss <= row["loss_high"] for loss in row["losses"])
+        for row in joined.to_dict("records")
+    ]
     joined = joined.join(_differences(fitted, features, joined, seed_noise))
     order = {role: position for position, role in enumerate(NAMED_ROLES)}
     return joined.sort_values("role", key=lambda role: role.map(order)).reset_index(drop=True)
+
+
+def _mean_over_seeds(trained: pd.DataFrame) -> pd.DataFrame:
+    """Average the losses of every shape over its seeds, as a geometric mean.
+
+    ``run_id`` and ``losses`` list the runs. The text is the same for all seeds, so that averaging
+    does not reduce ``loss_se``, the standard error of the text.
+    """
+    groups = trained.groupby([*SHAPE_KEY, D], as_index=False, sort=False)
+    return groups.agg(
+        run_id=("run_id", list),
+        losses=("loss", list),
+        loss=("loss", lambda losses: float(np.exp(np.log(losses).mean()))),
+        loss_se=("loss_se", "mean"),
+    )
 
 
 def _differences(
@@ -122,10 +141,11 @@ def _differences(
 ) -> pd.DataFrame:
     """Compute the difference of each loss to the baseline's, in per cent; empty without a baseline.
 
-    ``difference_low`` and ``difference_high`` are the 95 % interval of the difference of two new
-    runs, from the uncertainty of the law, in which common errors cancel, and from the noise of both
-    runs. ``noise`` is half the interval that the noise alone would have. ``p_less_loss`` is the
-    probability of a lower true loss, a share and not in per cent.
+    ``difference_low`` and ``difference_high`` are the 95 % interval of the difference of the means
+    over the seeds of both shapes, from the uncertainty of the law, in which common errors cancel,
+    and from the noise of the runs; ``predicted_difference`` is the median. ``noise`` is half the
+    interval that the noise alone would have. ``p_less_loss`` is the probability of a lower true
+    loss, a share and not in per cent.
     """
     if BASELINE not in set(joined["role"]):
         return pd.DataFrame(index=joined.index)
@@ -134,14 +154,19 @@ def _differences(
     deviation, degrees = fitted.noise, fitted.noise_degrees
     if seed_noise is not None:
         deviation, degrees = seed_noise["deviation"], seed_noise["degrees"]
-    noise = deviation * 2**0.5
-    ends = new_run_intervals(logs - logs[:, [base]], noise, degrees)
+    seeds = joined["run_id"].str.len().to_numpy()
+    noise = deviation * np.sqrt(1 / seeds + 1 / seeds[base])
+    ends = np.concatenate(
+        [
+            new_run_intervals((logs[:, [i]] - logs[:, [base]]), noise[i], degrees)
+            for i in range(len(joined))
+        ]
+    )
     half = noise * student.ppf(0.975, max(degrees, 1))
     percent = 100 * pd.DataFrame(
         {
             "difference": joined["loss"] / joined["loss"].iloc[base] - 1,
-            "predicted_difference": joined["predicted_loss"] / joined["predicted_loss"].iloc[base]
-            - 1,
+            "predicted_difference": np.expm1(np.median(logs - logs[:, [base]], axis=0)),
             "difference_low": np.expm1(ends[:, 0]),
             "difference_high": np.expm1(ends[:, 1]),
             "noise": half,
@@ -156,7 +181,8 @@ def verdict(evidence: Evidence) -> list[str]:
     if confirmed.empty:
         return ["No confirmatory model has been trained yet: the predictions are untested."]
     sentences = []
-    shared = set(confirmed["run_id"]) & set(fitted.run_ids)
+    trained = confirmed["run_id"].explode()
+    shared = set(trained) & set(fitted.run_ids)
     if shared:
         sentences.append(
             f"The law was fitted with {len(shared)} of the confirmatory runs: the comparison below "
@@ -165,7 +191,7 @@ def verdict(evidence: Evidence) -> list[str]:
     hits = int(confirmed["inside"].sum())
     worst = confirmed.iloc[int(confirmed["error_percent"].abs().argmax())]
     sentences.append(
-        f"{hits} of {len(confirmed)} confirmatory losses lie inside their 95 % intervals; "
+        f"{hits} of {len(trained)} confirmatory losses lie inside their 95 % intervals; "
         f"the largest error is {worst['error_percent']:+.2f} % ({worst['role']})."
     )
     sentences += [
@@ -173,7 +199,8 @@ def verdict(evidence: Evidence) -> list[str]:
         f"nats/token, {abs(row['error_percent']):.2f} % "
         f"{'above' if row['error_percent'] > 0 else 'below'} the predicted "
         f"{format_prediction(row)}."
-        for row in confirmed[~confirmed["inside"]].to_dict("records")
+        for row in confirmed.to_dict("records")
+        if not row["loss_low"] <= row["loss"] <= row["loss_high"]
     ]
     rows = {row["role"]: row for row in confirmed.to_dict("records")}
     if BASELINE in rows:
@@ -244,11 +271,11 @@ def judge_difference(row: Mapping[Any, Any]) -> str:
         return error if predicted * measured > 0 else f"{error}, and the sign is wrong"
     if abs(measured - predicted) > noise:
         return (
-            f"off by more than the noise of two runs (± {noise:.2f} %), but inside the interval, "
+            f"off by more than the noise of the runs (± {noise:.2f} %), but inside the interval, "
             "which contains the uncertainty of the law"
         )
     if abs(measured) < noise:
-        return f"as predicted, but within the noise of two runs (± {noise:.2f} %)"
+        return f"as predicted, but within the noise of the runs (± {noise:.2f} %)"
     return "as predicted"
 
 
@@ -272,7 +299,7 @@ def comparison(evidence: Evidence) -> pd.DataFrame:
                 "predicted loss": format_prediction(row),
                 "measured loss": f"{row['loss']:.4f} ± {row['loss_se']:.4f}",
                 "error": f"{row['error_percent']:+.2f} %",
-                "inside": "yes" if row["inside"] else "NO",
+                "inside": f"{row['inside']} of {counted(len(row['run_id']), 'run')}",
                 "output tokens/s": f"{row['throughput']:,.0f} "
                 f"[{row['throughput_low']:,.0f}, {row['throughput_high']:,.0f}]",
                 "against baseline": formatted("times", reference and row["throughput"] / reference),

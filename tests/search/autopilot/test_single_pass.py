@@ -20,7 +20,14 @@ from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.columns import COLUMNS
 from shapelaw.search.autopilot.record import LoopSettings, locked_folder
-from shapelaw.search.autopilot.run_plan import PROXIES, fill, proxy_specs
+from shapelaw.search.autopilot.run_plan import (
+    CONFIRMATION_SEEDS,
+    LAYERS,
+    PROXY_SIZES,
+    PROXY_TOKENS,
+    confirmation_specs,
+    proxy_specs,
+)
 from shapelaw.search.autopilot.stages import seed_noise
 from support.command import SMALL, shapelaw
 
@@ -40,29 +47,47 @@ def test_plan_of_proxies_separates_sizes_token_counts_and_ratios() -> None:
             "hidden": [spec.shape.hidden_over_sqrt_n for spec in specs],
             "mlp": [spec.shape.mlp_to_attention for spec in specs],
             "gqa": [spec.shape.gqa for spec in specs],
+            "layers": [spec.shape.num_hidden_layers for spec in specs],
         }
     )
-    assert len(specs) == len(PROXIES) + 1
     assert len({spec.run_id for spec in specs}) == len(specs)
-    targets = table["n"].map(lambda n: 50_000 if n < 75_000 else 100_000)
+    sizes = np.array(list(PROXY_SIZES))
+    targets = sizes[abs(np.log(table["n"].to_numpy()[:, None] / sizes)).argmin(axis=1)]
     assert (abs(table["n"] / targets - 1) < 0.02).all()
-    assert len(table[["tokens"]].assign(target=targets).drop_duplicates()) == 3
-    between = np.log(table[["hidden", "mlp", "gqa"]]).corr().to_numpy()
-    assert abs(between[np.triu_indices(3, 1)]).max() < 0.45
+    for size, shapes in PROXY_SIZES.items():
+        part = table[targets == size]
+        assert (
+            len(part[part["tokens"] == PROXY_TOKENS].drop(columns="tokens").drop_duplicates())
+            == shapes
+        )
+        assert set(part["tokens"]) == {PROXY_TOKENS, 2 * PROXY_TOKENS}
+    assert set(table["layers"]) <= set(LAYERS)
+    assert table["layers"].nunique() >= 4
+    between = np.log(table).corr().to_numpy()
+    assert abs(between[np.triu_indices(len(between), 1)]).max() < 0.45
 
 
 def test_plan_repeats_one_proxy_with_another_seed() -> None:
-    specs = proxy_specs(LoopSettings(), 256)
+    specs = proxy_specs(LoopSettings(seed=5), 256)
     shapes = [(spec.shape, spec.tokens) for spec in specs]
     twice = [spec for spec in specs if shapes.count((spec.shape, spec.tokens)) == 2]
-    assert {spec.seed for spec in twice} == {0, 1}
+    assert {spec.seed for spec in twice} == {5, 6}
     assert {spec.data_seed for spec in specs} == {0}
 
 
-def test_fill_finds_the_width_nearest_to_a_size() -> None:
-    shape = fill(100_000, 64, 4, 2, 256)
-    step = 3 * 64 * shape.num_hidden_layers
-    assert abs(shape.n_non_embedding - 100_000) <= step / 2
+def test_seed_of_the_settings_changes_no_shape() -> None:
+    plans = [proxy_specs(LoopSettings(seed=seed), 256) for seed in (0, 9)]
+    first, second = ([(spec.shape, spec.tokens) for spec in plan] for plan in plans)
+    assert first == second
+
+
+def test_confirmation_trains_every_shape_with_two_seeds() -> None:
+    shapes = [spec.shape for spec in proxy_specs(LoopSettings(), 256)[:2]]
+    specs = confirmation_specs(LoopSettings(seed=3), shapes)
+    assert sorted((spec.shape == shapes[0], spec.seed) for spec in specs) == [
+        (False, 3), (False, 4), (True, 3), (True, 4),
+    ]  # fmt: skip
+    assert {spec.tokens for spec in specs} == {1_000_000}
 
 
 def test_confirmed_shapes_are_ranked_right_where_they_differ_by_twice_the_standard_error() -> None:
@@ -112,9 +137,10 @@ def test_loop_writes_every_file_and_a_complete_run_table(loop_folder: Path) -> N
         assert (loop_folder / name).stat().st_size > 100, name
     runs = load_runs(loop_folder / "runs.csv").frame
     assert set(COLUMNS) <= set(runs.columns)
-    assert (runs["role"] == "proxy").sum() == 17
-    assert (runs["role"] == "confirmation").sum() == 3
-    assert Fit.load(loop_folder / "fit.json").run_ids == list(runs["run_id"][:17])
+    proxies = runs["role"] == "proxy"
+    assert proxies.sum() == sum(PROXY_SIZES.values()) + len(PROXY_SIZES) + 1
+    assert (~proxies).sum() == CONFIRMATION_SEEDS * 3
+    assert Fit.load(loop_folder / "fit.json").run_ids == list(runs["run_id"][proxies])
     assert not list(loop_folder.glob(".*"))
 
 

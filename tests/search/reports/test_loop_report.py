@@ -79,7 +79,7 @@ def test_difference_to_the_baseline_has_the_interval_of_law_and_noise(shipped: P
     evidence = read_evidence(shipped)
     rows = evidence.confirmed.set_index("role")
     fitted = evidence.fit
-    features = evidence.runs.set_index("run_id").loc[rows["run_id"]]
+    features = evidence.runs.set_index("run_id").loc[rows["run_id"].str[0]]
     logs = pd.DataFrame(fitted.log_loss_draws(features), columns=rows.index)
     generator = np.random.default_rng(0)
     for role in ("loss-optimal", "fast"):
@@ -108,6 +108,27 @@ def test_seed_noise_of_the_record_widens_the_interval_of_a_measured_difference(
     assert after["difference_low"] < before["difference_low"]
     assert after["difference_high"] > before["difference_high"]
     assert f"± {after['noise']:.1f} %." in conclusion(read_evidence(folder))
+
+
+def test_losses_of_two_seeds_are_averaged_and_halve_the_variance_of_the_noise(
+    shipped: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(shipped, folder)
+    write_json(folder / "quickstart.json", {"seed_noise": {"deviation": 0.01, "degrees": 50}})
+    before = read_evidence(folder).confirmed.set_index("role")
+    runs = load_runs(folder / "runs.csv").frame
+    again = runs[runs["role"] == "confirmation"].copy()
+    again["run_id"] += "-again"
+    again["loss"] *= 1.21
+    again["seed"] += 1
+    write_runs(folder / "runs.csv", pd.concat([runs, again], ignore_index=True))
+    evidence = read_evidence(folder)
+    after = evidence.confirmed.set_index("role")
+    assert after["loss"].to_numpy() == pytest.approx(1.1 * before["loss"].to_numpy())
+    assert after["noise"].to_numpy() == pytest.approx(before["noise"].to_numpy() / 2**0.5)
+    assert "of 6 confirmatory losses lie inside" in verdict(evidence)[0]
+    assert comparison(evidence)["inside"].str.endswith("of 2 runs").all()
 
 
 def test_conclusion_promises_a_speed_with_the_joint_probability_of_speed_and_loss(
@@ -149,8 +170,8 @@ def test_verdict_states_the_probabilities_of_every_shape_against_the_baseline(
     ("measured", "expected"),
     [
         (-1.0, "as predicted"),
-        (-0.2, "as predicted, but within the noise of two runs (± 0.80 %)"),
-        (1.0, "off by more than the noise of two runs (± 0.80 %), but inside the interval"),
+        (-0.2, "as predicted, but within the noise of the runs (± 0.80 %)"),
+        (1.0, "off by more than the noise of the runs (± 0.80 %), but inside the interval"),
         (-4.0, "the prediction failed, the measured difference is outside the interval"),
         (4.0, "outside the interval, and the sign is wrong"),
     ],
