@@ -12,6 +12,7 @@ import numpy as np
 from shapelaw.scaling.architectures.costs import Costs
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.schema import Count, NonNegative, PositiveFloat
 from shapelaw.search.workload import LIMITS, Workload
 
 TIME_MODEL = "time model"  # kind of a speed that the time model estimated
@@ -45,17 +46,17 @@ class Measurement:
     workload: str
     device: str
     version: str
-    repeats: int
-    output_tokens_per_second: float
-    low: float
-    high: float
-    ttft: float
-    tpot: float
-    prefill_tokens_per_second: float
-    decode_tokens_per_second: float
-    wall_seconds: float
-    cpu_seconds: float
-    load: float | None
+    repeats: Count
+    output_tokens_per_second: PositiveFloat
+    low: NonNegative
+    high: PositiveFloat
+    ttft: PositiveFloat
+    tpot: PositiveFloat
+    prefill_tokens_per_second: PositiveFloat
+    decode_tokens_per_second: PositiveFloat
+    wall_seconds: NonNegative
+    cpu_seconds: NonNegative
+    load: NonNegative | None
     disturbed: bool
 
     @classmethod

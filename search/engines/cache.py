@@ -7,13 +7,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from filelock import FileLock
 
 from shapelaw.scaling.architectures.named_shapes import shape_named
 from shapelaw.scaling.architectures.shape import Shape
-from shapelaw.scaling.errors import WorkError
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.files import parse_json
+from shapelaw.scaling.schema import Name, conform
 from shapelaw.search.engines._base import Engine, Measurement
 from shapelaw.search.engines.registry import engine_named
 from shapelaw.search.workload import Workload, parse_workload
@@ -27,6 +29,13 @@ def cache_folder() -> Path:
     import pooch
 
     return Path(os.environ.get(FOLDER_VARIABLE) or pooch.os_cache("shapelaw"))
+
+
+class KeptMeasurement(TypedDict):
+    """A line of the store, beside the fields that its key is a hash of."""
+
+    key: Name
+    measurement: Measurement
 
 
 @dataclass
@@ -87,19 +96,21 @@ class MeasurementStore:
                 if file.seek(0, os.SEEK_END) < self._bytes_read:  # the file was emptied
                     self._measurements, self._bytes_read = {}, 0
                 file.seek(self._bytes_read)
-                appended = file.read()
+                for line in file:
+                    if line.endswith(b"\n"):
+                        self._bytes_read += len(line)
+                        self._keep(line)
         except FileNotFoundError:
             self._measurements, self._bytes_read = {}, 0
             return
         except OSError as error:
             raise WorkError(f"{self.path} cannot be read: {error.strerror}") from error
-        whole = appended[: appended.rfind(b"\n") + 1]
-        self._bytes_read += len(whole)
-        for line in whole.splitlines():
-            # A line cut off by a kill, or with fields of another version, is skipped.
-            with contextlib.suppress(ValueError, TypeError, KeyError):
-                document = json.loads(line)
-                self._measurements[document["key"]] = Measurement(**document["measurement"])
+
+    def _keep(self, line: bytes) -> None:
+        """Take a line in; one cut off by a kill, or of another version, is skipped."""
+        with contextlib.suppress(InputError):
+            kept = conform(parse_json(line, str(self.path)), KeptMeasurement)
+            self._measurements[kept["key"]] = kept["measurement"]
 
 
 class CachedEngine(Engine):

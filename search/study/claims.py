@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from shapelaw.search.engines._base import Measurement
 from shapelaw.search.study.problem import SearchProblem
-from shapelaw.search.study.sampler import UNFINISHED, result_of, row_of
+from shapelaw.search.study.sampler import UNFINISHED, recorded_measurement, result_of, row_of
 from shapelaw.search.study.storage import Address, retry_while_unreachable
 from shapelaw.trainers.ledger.liveness import Heartbeat, Watch, is_gone, this_process
 
@@ -183,8 +183,8 @@ class Claims:
 
     def _take_back(self, trial: FrozenTrial) -> None:
         row, recorded = row_of(self.problem, trial), trial.user_attrs
-        if row is not None and "measurement" in recorded:  # the worker died before it ended it
-            measurement = Measurement(**recorded["measurement"])
+        measurement = recorded_measurement(trial) if "measurement" in recorded else None
+        if row is not None and measurement is not None:  # the worker died before it ended it
             self.tell(trial.number, self.problem.values(row, measurement))
         elif self._end(trial.number) and row is not None and "reason" not in recorded:
             self.enqueue(row)

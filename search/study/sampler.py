@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.special import ndtr
 
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.schema import conform
 from shapelaw.scaling.space.pareto import front
 from shapelaw.search.engines._base import Measurement
 from shapelaw.search.study.acquisition import expected_gain, expected_improvement, reference_point
@@ -32,19 +33,38 @@ NEGLIGIBLE = 1e-12  # expected gains up to this count as none
 
 
 def row_of(problem: SearchProblem, trial: FrozenTrial) -> int | None:
-    """Return the row that a trial has recorded or was enqueued with; None before either."""
-    if "row" in trial.user_attrs:
-        return int(trial.user_attrs["row"])
+    """Return the row that a trial has recorded or was enqueued with; None before either.
+
+    What a damaged file gives in their place counts as neither.
+    """
+    recorded = trial.user_attrs.get("row")
+    if type(recorded) is int and 0 <= recorded < len(problem.allowed):
+        return recorded
     picks = trial.system_attrs.get("fixed_params")
-    if picks is None or not set(problem.encoding.parameters) <= set(picks):
+    if recorded is not None or not isinstance(picks, dict):
+        return None
+    if not all(_is_share(picks.get(name)) for name in problem.encoding.parameters):
         return None
     return problem.encoding.row(picks.__getitem__)
+
+
+def _is_share(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1  # type: ignore[operator]
+
+
+def recorded_measurement(trial: FrozenTrial) -> Measurement | None:
+    """Return the measurement that a trial recorded; None if a damaged file gave it another form."""
+    try:
+        measurement: Measurement = conform(trial.user_attrs["measurement"], Measurement)
+    except InputError:
+        return None
+    return measurement
 
 
 def result_of(trial: FrozenTrial) -> Measurement | str | None:
     """Return a finished trial's measurement, or the engine's reason; None if it has neither."""
     if trial.state == TrialState.COMPLETE and "measurement" in trial.user_attrs:
-        return Measurement(**trial.user_attrs["measurement"])
+        return recorded_measurement(trial)
     if trial.state == TrialState.FAIL and "reason" in trial.user_attrs:
         return str(trial.user_attrs["reason"])
     return None

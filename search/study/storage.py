@@ -5,9 +5,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
+from shapelaw.scaling.display.console import note
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.extras import installing
 from shapelaw.scaling.files import require_file_place
@@ -58,8 +60,12 @@ def check_storage_address(address: Address) -> None:
     elif isinstance(address, Path | str):
         path = Path(address)
         require_file_place(path, "--storage")
-        if path.is_file() and path.read_bytes()[:1] not in (b"", b"{"):  # Optuna would append to it
-            raise _not_a_journal(path, "the first line is not a JSON object")
+        if path.exists() and not path.is_file():
+            raise _not_a_journal(path, "it is a device or a pipe")
+        if path.is_file():
+            with path.open("rb") as file:  # Optuna would append to any file
+                if file.read(1) not in (b"", b"{"):
+                    raise _not_a_journal(path, "the first line is not a JSON object")
 
 
 def open_storage(address: Address) -> "BaseStorage":
@@ -75,21 +81,54 @@ def open_storage(address: Address) -> "BaseStorage":
     check_storage_address(address)
     if is_url(address):
         return _open_database(str(address))
-    from optuna.storages import BaseStorage, JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.storages import BaseStorage
 
     if isinstance(address, BaseStorage):
         return address
     path = Path(address)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(path)))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:  # not text, JSON or a record
-        raise _not_a_journal(path, _first_line(error)) from None
+        return _open_journal(path)
     except OSError as error:
         raise WorkError(
             f"{path} could not be written ({error.strerror}); choose another file"
         ) from error
+
+
+def _open_journal(path: Path) -> "BaseStorage":
+    """Open a journal; note the damaged lines that are skipped."""
+    from optuna.exceptions import OptunaError
+    from optuna.storages import JournalStorage
+
+    from shapelaw.search.study.journal import StudyJournal
+
+    journal = StudyJournal(path)
+    first = next(journal.read_logs(0), None)
+    if journal.damaged and first is None:
+        raise _not_a_journal(path, "no line is a record of Optuna")
+    try:
+        storage = JournalStorage(journal)
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        AssertionError,
+        OptunaError,
+    ) as error:
+        reason = f"a record does not fit those before it, {type(error).__name__}: {error}"
+        raise _not_a_journal(path, reason) from None
+    journal.repair()
+    if lines := journal.damaged:
+        more = f" and {len(lines) - 5} more" if len(lines) > 5 else ""
+        _note_once(f"damaged lines of {path} were skipped: {', '.join(map(str, lines[:5]))}{more}")
+    return storage
+
+
+@cache
+def _note_once(text: str) -> None:
+    """Print a note, once for a file that is opened again for the leaders."""
+    note(f"note: {text}")
 
 
 def _not_a_journal(path: Path, reason: str) -> InputError:

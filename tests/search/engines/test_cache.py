@@ -171,7 +171,7 @@ def test_shape_is_measured_again_after_the_store_was_emptied(store: MeasurementS
 def write_many(path: Path, writer: int) -> None:
     store = MeasurementStore(path)
     for number in range(40):
-        store.put(f"{writer}-{number}", {"padding": "x" * 500}, replace(FOUND, ttft=float(number)))
+        store.put(f"{writer}-{number}", {"padding": "x" * 500}, replace(FOUND, ttft=1.0 + number))
 
 
 def test_several_writers_lose_no_line(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_several_writers_lose_no_line(tmp_path: Path) -> None:
         for number in range(40):
             found = store.get(f"{writer}-{number}")
             assert found is not None
-            assert found.ttft == number
+            assert found.ttft == 1 + number
     lines = path.read_text().splitlines()
     assert len([json.loads(line) for line in lines[1:]]) == 120
 

@@ -209,7 +209,7 @@ def test_journal_that_cannot_be_written_raises_work_error(
     def full(*path: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("optuna.storages.journal.JournalFileBackend", full)
+    monkeypatch.setattr("shapelaw.search.study.journal.StudyJournal.__init__", full)
     with pytest.raises(WorkError, match=r"study\.log could not be written \(No space left"):
         found_by(FakeEngine(), tmp_path)
 
