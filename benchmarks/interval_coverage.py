@@ -21,7 +21,7 @@ import pandas as pd
 from record import RESULTS, finish
 from scipy.stats import binomtest
 
-from shapelaw.scaling.fitting.result import new_run_intervals
+from shapelaw.scaling.fitting.run_intervals import new_run_intervals
 from shapelaw.scaling.laws.law import reference_of
 from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.columns import D, N, columns_of

@@ -18,7 +18,8 @@ from shapelaw.scaling.display.tables import Result, View
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.compute_optimal import allocation
 from shapelaw.scaling.fitting.refits import FitSettings, fit_quickly
-from shapelaw.scaling.fitting.result import LEVEL, Fit
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.fitting.run_intervals import LEVEL
 from shapelaw.scaling.runs.columns import N
 from shapelaw.scaling.runs.levels import count_levels
 from shapelaw.scaling.runs.table import AUTO, RunTable, as_run_table

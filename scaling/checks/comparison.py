@@ -18,7 +18,7 @@ from shapelaw.scaling.display.progress import track
 from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.refits import FitSettings, LawLike, law_label
-from shapelaw.scaling.fitting.result import LEVEL
+from shapelaw.scaling.fitting.run_intervals import LEVEL
 from shapelaw.scaling.laws.law import Base, Law
 from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.columns import SIZES, N

@@ -6,7 +6,8 @@ from numpy.typing import ArrayLike
 
 from shapelaw.scaling.decisions.equivalent_compute import NOT_REACHABLE, equivalent_compute
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.result import LEVEL, Fit, as_fit
+from shapelaw.scaling.fitting.result import Fit, as_fit
+from shapelaw.scaling.fitting.run_intervals import LEVEL
 from shapelaw.scaling.runs.columns import D
 from shapelaw.scaling.runs.table import as_frame
 

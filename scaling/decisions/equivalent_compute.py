@@ -5,7 +5,8 @@ import pandas as pd
 from scipy.interpolate import PchipInterpolator
 
 from shapelaw.scaling.fitting.compute_optimal import has_trade_off
-from shapelaw.scaling.fitting.result import LEVEL, Fit
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.fitting.run_intervals import LEVEL
 from shapelaw.scaling.runs.columns import D, N
 
 NOT_REACHABLE = "not reachable"

@@ -13,8 +13,10 @@ import pandas as pd
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.compute_optimal import best_sizes
+from shapelaw.scaling.fitting.fit_text import unit_of
 from shapelaw.scaling.fitting.law_problem import reconstruct_problem
-from shapelaw.scaling.fitting.result import LEVEL, Fit, as_fit, unit_of
+from shapelaw.scaling.fitting.result import Fit, as_fit
+from shapelaw.scaling.fitting.run_intervals import LEVEL
 from shapelaw.scaling.laws.bases import Chinchilla, OuterExponent
 from shapelaw.scaling.runs.table import RUN_GROUP, RunsLike, RunTable, as_frame
 from shapelaw.scaling.solver.problem import Problem, Solution

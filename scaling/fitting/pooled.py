@@ -7,9 +7,8 @@ all other parameters, never plugged in. Optima are shared at one reference size 
 size of each source with the shared drift.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,9 @@ import pandas as pd
 from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json, write_json
+from shapelaw.scaling.fitting.pool_density import Pool, normal_start
 from shapelaw.scaling.fitting.posterior_fit import (
+    PosteriorFit,
     convergence_note,
     finished,
     posterior_mode,
@@ -40,132 +41,14 @@ from shapelaw.scaling.laws.law import Law
 from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.columns import N
 from shapelaw.scaling.solver.problem import Problem
-from shapelaw.scaling.uncertainty.chains import sample_posterior
-from shapelaw.scaling.uncertainty.posterior import Posterior, SourcePosterior
+from shapelaw.scaling.uncertainty.chains import PosteriorSample, sample_posterior
+from shapelaw.scaling.uncertainty.posterior import Posterior
 
 SCHEMA_VERSION = 1
 REFERENCE_SIZE = 1e8  # parameters at which optima are shared
 MIN_SOURCES = 3  # sources that vary a ratio, below which its ω is essentially its prior
 WIDE = np.log(1.5)  # range of ln ratio from which a source varies a ratio
-LOG_OMEGA = (-30.0, 5.0)  # bounds of ln ω, for trajectories that leave them
-FIRST_DEVIATION = 0.5  # of ln ω and of the standard normal deviations, at the start of the chains
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Pool:
-    """Prior of the shared parameters and deviations of several sources.
-
-    Global coordinates are the shared shape parameters (k,), ln ω (k,), and for each source its base
-    (b,) and its standard normal deviations (k,).
-
-    Attributes
-    ----------
-    sources
-        Density of every source.
-    priors
-        Prior of the free parameters of every source; its base counts.
-    shared
-        Prior of the shared shape parameters at the reference size.
-    moves
-        Matrix from the shared parameters to those at the mean size of every source, (k, k) each.
-    widths
-        Scales of the half-normal priors of ω, (k,).
-    """
-
-    sources: Sequence[SourcePosterior]
-    priors: Sequence[Prior]
-    shared: Prior
-    moves: Sequence[np.ndarray]
-    widths: np.ndarray
-
-    @cached_property
-    def count(self) -> int:
-        """Number of shape parameters, k."""
-        return len(self.shared.names)
-
-    @cached_property
-    def places(self) -> list[tuple[list[int], list[int], list[int]]]:
-        """Places of base and shape parameters among a source's coordinates, and of the latter in k.
-
-        A source lacks the shape parameters of the ratios that it does not vary.
-        """
-        shape = self.shared.names
-        return [
-            (
-                [i for i, name in enumerate(prior.names) if name not in shape],
-                [i for i, name in enumerate(prior.names) if name in shape],
-                [shape.index(name) for name in prior.names if name in shape],
-            )
-            for prior in self.priors
-        ]
-
-    @cached_property
-    def blocks(self) -> list[tuple[slice, slice]]:
-        """Places of every source's base and deviations among the global coordinates."""
-        blocks, start = [], 2 * self.count
-        for base, *_ in self.places:
-            middle = start + len(base)
-            blocks.append((slice(start, middle), slice(middle, middle + self.count)))
-            start = middle + self.count
-        return blocks
-
-    @cached_property
-    def size(self) -> int:
-        """Number of global coordinates."""
-        return int(self.blocks[-1][1].stop)
-
-    @cached_property
-    def _precision(self) -> np.ndarray:
-        return np.linalg.inv(self.shared.covariance)
-
-    def split(self, g: np.ndarray) -> list[np.ndarray]:
-        """Return the coordinates of every source, (S, f) each, at g (S, q)."""
-        parts = []
-        for source, (base, shape, seen), (block, _), of_source in zip(
-            self.sources, self.places, self.blocks, self.shapes(g), strict=True
-        ):
-            t = np.empty((len(g), source.free))
-            t[:, base] = g[:, block]
-            t[:, shape] = of_source[:, seen]
-            parts.append(t)
-        return parts
-
-    def shapes(self, g: np.ndarray) -> list[np.ndarray]:
-        """Return all shape parameters at the mean size of every source, (S, k) each."""
-        k = self.count
-        shared, omega = g[:, :k], np.exp(np.clip(g[:, k : 2 * k], *LOG_OMEGA))
-        return [
-            shared @ move.T + omega * g[:, own]
-            for (_, own), move in zip(self.blocks, self.moves, strict=True)
-        ]
-
-    def log_density(
-        self, g: np.ndarray, by_source: list[tuple[np.ndarray, np.ndarray]]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Add the prior of g to the log densities of the sources, given with their gradients."""
-        k = self.count
-        omega = np.exp(np.clip(g[:, k : 2 * k], *LOG_OMEGA))
-        gradient = np.zeros_like(g)
-        gap = g[:, :k] - self.shared.mean
-        pull = gap @ self._precision
-        value = -0.5 * (pull * gap).sum(axis=1)
-        gradient[:, :k] -= pull
-        value += (g[:, k : 2 * k] - 0.5 * (omega / self.widths) ** 2).sum(axis=1)
-        gradient[:, k : 2 * k] += 1 - (omega / self.widths) ** 2
-        for (part, by_t), prior, (base, shape, seen), (block, own), move in zip(
-            by_source, self.priors, self.places, self.blocks, self.moves, strict=True
-        ):
-            mean, variance = prior.mean[base], np.diag(prior.covariance)[base]
-            value = value + part
-            value -= 0.5 * ((g[:, block] - mean) ** 2 / variance).sum(axis=1)
-            gradient[:, block] += by_t[:, base] - (g[:, block] - mean) / variance
-            by_shape = np.zeros((len(g), k))
-            by_shape[:, seen] = by_t[:, shape]
-            gradient[:, :k] += by_shape @ move
-            gradient[:, k : 2 * k] += by_shape * omega * g[:, own]
-            value -= 0.5 * (g[:, own] ** 2).sum(axis=1)
-            gradient[:, own] += by_shape * omega - g[:, own]
-        return value, gradient
+WARM_UP = (40, 40, 40)  # iterations: the first normal approximation is rough
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -340,7 +223,7 @@ class PoolMember:
 
 def fit_pool(
     members: Mapping[str, PoolMember], *, draws: int, seed: int
-) -> tuple[PooledFit, dict[str, Any]]:
+) -> tuple[PooledFit, dict[str, PosteriorFit]]:
     """Draw from the joint posterior of several sources.
 
     Parameters
@@ -356,68 +239,33 @@ def fit_pool(
     -------
     pooled
         Shared parameters, without the records of the sources.
-    found
+    posteriors
         Posterior of every source within the pool, by name.
     """
-    problems = [member.problem for member in members.values()]
-    law = problems[0].law
-    names = shape_names(law)
-    parts = [
-        source_of(member.problem, prior_of(member.problem, None), member.clusters)
-        for member in members.values()
-    ]
-    sources, priors = [source for source, _ in parts], [prior for _, prior in parts]
-    shared = weak_prior(problems[0]).take(names)
-    identity = np.eye(len(names))
-    moves = [
-        moved_to(law, names, identity, {N: REFERENCE_SIZE}, problem.reference).T
-        for problem in problems
-    ]  # fmt: skip
-    pool = Pool(
-        sources=sources,
-        priors=priors,
-        shared=shared,
-        moves=moves,
-        widths=np.array([BETWEEN[kind_of(name)] for name in names]),
-    )
+    pool = pool_of(members)
+    law, names = pool.sources[0].problem.law, list(pool.shared.names)
     modes = [
         posterior_mode(
             Posterior(source=source, mean=prior.mean, precision=np.linalg.inv(prior.covariance)),
             member.start,
         )
-        for source, prior, member in zip(sources, priors, members.values(), strict=True)
+        for source, prior, member in zip(pool.sources, pool.priors, members.values(), strict=True)
     ]
-    centre, covariance = _normal_start(pool, modes)
+    centre, covariance = normal_start(pool, modes)
     sample = sample_posterior(
         pool,
         centre,
         covariance,
-        [mode[source.free :] for mode, source in zip(modes, sources, strict=True)],
+        [mode[source.free :] for mode, source in zip(modes, pool.sources, strict=True)],
         draws=draws,
         seed=seed,
         warm_up=WARM_UP,
     )
-    k = len(names)
+    k = pool.count
     labels = [*names, *(f"deviation of {name}" for name in names)]
     for name, (base, own) in zip(members, pool.blocks, strict=True):
         labels += [f"a parameter of {name}"] * (own.stop - base.start)
     note = convergence_note(sample.r_hat, labels)
-    found = {}
-    fields = zip(
-        members, sources, priors, modes, pool.split(sample.g), sample.latent, pool.shapes(sample.g),
-        strict=True,
-    )  # fmt: skip
-    for name, source, prior, mode, t, latent, shape in fields:
-        point = np.concatenate([np.median(t, axis=0), mode[source.free :]])
-        part = finished(
-            source, prior, point, np.cov(t, rowvar=False), cost=0.0, t=t, latent=latent
-        )  # fmt: skip
-        spread = np.cov(shape, rowvar=False).reshape(k, k)
-        predictive = Prior(
-            names=tuple(names), mean=shape.mean(axis=0), covariance=spread,
-            sources=dict.fromkeys(names, "the other sources"),
-        )  # fmt: skip
-        found[name] = with_unseen(part, predictive, seed)
     pooled = PooledFit(
         law_name=repr(law),
         names=names,
@@ -428,7 +276,53 @@ def fit_pool(
         notes=[note] if note else [],
         fits={},
     )
-    return pooled, found
+    posteriors = dict(zip(members, _posteriors(pool, modes, sample, seed), strict=True))
+    return pooled, posteriors
+
+
+def pool_of(members: Mapping[str, PoolMember]) -> Pool:
+    """Build the joint density of several sources with the weak prior."""
+    problems = [member.problem for member in members.values()]
+    law = problems[0].law
+    names = shape_names(law)
+    parts = [
+        source_of(member.problem, prior_of(member.problem, None), member.clusters)
+        for member in members.values()
+    ]
+    identity = np.eye(len(names))
+    return Pool(
+        sources=[source for source, _ in parts],
+        priors=[prior for _, prior in parts],
+        shared=weak_prior(problems[0]).take(names),
+        moves=[
+            moved_to(law, names, identity, {N: REFERENCE_SIZE}, problem.reference).T
+            for problem in problems
+        ],
+        widths=np.array([BETWEEN[kind_of(name)] for name in names]),
+    )
+
+
+def _posteriors(
+    pool: Pool, modes: list[np.ndarray], sample: PosteriorSample, seed: int
+) -> Iterator[PosteriorFit]:
+    """Return the posterior of every source within a pool; the pool is the prior of unseen terms."""
+    names = pool.shared.names
+    fields = zip(
+        pool.sources, pool.priors, modes, pool.split(sample.g), sample.latent,
+        pool.shapes(sample.g), strict=True,
+    )  # fmt: skip
+    for source, prior, mode, t, latent, shape in fields:
+        point = np.concatenate([np.median(t, axis=0), mode[source.free :]])
+        part = finished(
+            source, prior, point, np.cov(t, rowvar=False), cost=0.0, t=t, latent=latent
+        )  # fmt: skip
+        predictive = Prior(
+            names=names,
+            mean=shape.mean(axis=0),
+            covariance=np.cov(shape, rowvar=False).reshape(pool.count, pool.count),
+            sources=dict.fromkeys(names, "the other sources"),
+        )
+        yield with_unseen(part, predictive, seed)
 
 
 def with_sources(pooled: PooledFit, fits: dict[str, Fit]) -> PooledFit:
@@ -463,37 +357,3 @@ def _record(fitted: Fit) -> dict[str, Any]:
         "varies": varies,
         "estimates": {name: parameters[name]["value"] for name in shape_names(law)},
     }
-
-
-WARM_UP = (40, 40, 40)  # iterations: the first normal approximation is rough
-
-
-def _normal_start(pool: Pool, modes: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return a rough normal approximation of the global coordinates from the sources' modes."""
-    k = pool.count
-    own = np.full((len(modes), k), np.nan)
-    for row, mode, (_, shape, seen), move in zip(own, modes, pool.places, pool.moves, strict=True):
-        local = move @ pool.shared.mean
-        local[seen] = mode[shape]
-        row[seen] = np.linalg.solve(move, local)[seen]
-    centre = np.zeros(pool.size)
-    told = np.isfinite(own).any(axis=0)
-    shared = pool.shared.mean.copy()
-    shared[told] = np.nanmedian(own[:, told], axis=0)
-    weight = 1 / np.diag(pool.shared.covariance)
-    centre[:k] = shared
-    centre[k : 2 * k] = np.log(0.6745 * pool.widths)
-    deviation = np.full(pool.size, FIRST_DEVIATION)
-    deviation[:k] = 0.2 / np.sqrt(weight)
-    for mode, source, prior, (base, shape, seen), (block, part), move in zip(
-        modes, pool.sources, pool.priors, pool.places, pool.blocks, pool.moves, strict=True
-    ):
-        posterior = Posterior(
-            source=source, mean=prior.mean, precision=np.linalg.inv(prior.covariance)
-        )
-        covariance = posterior.covariance(mode)
-        centre[block] = mode[base]
-        deviation[block] = np.sqrt(np.diag(covariance)[base])
-        gap = (mode[shape] - (move @ shared)[seen]) / np.exp(centre[k : 2 * k])[seen]
-        centre[np.arange(part.start, part.stop)[seen]] = np.clip(gap, -1.5, 1.5)
-    return centre, np.diag(deviation**2)

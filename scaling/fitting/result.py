@@ -8,26 +8,24 @@ from typing import Any, TypedDict
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.stats import t as student
 
-from shapelaw.scaling.display.tables import Result, View, counted
+from shapelaw.scaling.display.tables import Result, View
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_json
+from shapelaw.scaling.fitting.fit_text import equation_of, noise_in_words, parameter_table, view_of
 from shapelaw.scaling.fitting.posterior_state import PosteriorState
+from shapelaw.scaling.fitting.run_intervals import LEVEL, predict_rows
 from shapelaw.scaling.fitting.saved_fit import SCHEMA_VERSION, read_fit
 from shapelaw.scaling.laws.factors import UShape
 from shapelaw.scaling.laws.law import Law
 from shapelaw.scaling.laws.registry import law_named
-from shapelaw.scaling.runs.columns import SIZES, D, N, columns_of
+from shapelaw.scaling.runs.columns import SIZES, N, columns_of
 from shapelaw.scaling.runs.table import RunsLike, RunTable, as_frame, as_run_table
 from shapelaw.scaling.schema import Count, NonNegative, PositiveFloat
 from shapelaw.scaling.solver.identifiability import Held, optimum_status, outside
 from shapelaw.scaling.solver.objectives import FitObjective
 
-LEVEL = 95.0
-NOISE_QUANTILES = 101  # of the noise of a new run, mixed with every resample
 ROWS_PER_CHUNK = 1024  # rows predicted at once, to bound memory
-CENTRES = {N: ("N0", "N_0"), D: ("D0", "D_0")}  # symbols of the geometric means in an equation
 
 
 class Effect(TypedDict):
@@ -296,30 +294,10 @@ class Fit(Result):
         if not len(frame):
             raise InputError("`len(frame) >= 1` must hold for a prediction, but got no rows")
         parts = [
-            self._predict(frame.iloc[i : i + ROWS_PER_CHUNK])
+            predict_rows(self, frame.iloc[i : i + ROWS_PER_CHUNK])
             for i in range(0, len(frame), ROWS_PER_CHUNK)
         ]
         return pd.concat(parts).set_axis(frame.index)
-
-    def _predict(self, frame: pd.DataFrame) -> pd.DataFrame:
-        ends = [(100 - LEVEL) / 2, (100 + LEVEL) / 2]
-        program = self.law.program(self.columns(frame), self.reference)
-        central = program.log_loss(self.theta[None])[0]
-        spread = self._log_loss_draws(frame, joint=False)
-        if self.posterior is None:
-            new = new_run_intervals(spread, self.noise, self.noise_degrees)
-        else:
-            new = np.percentile(spread + self.run_noise_draws(spread.shape), ends, axis=0).T
-        mean = np.percentile(spread, ends, axis=0).T
-        return pd.DataFrame(
-            {
-                "predicted_loss": np.exp(central),
-                "loss_low": np.exp(new[:, 0]),
-                "loss_high": np.exp(new[:, 1]),
-                "mean_low": np.exp(mean[:, 0]),
-                "mean_high": np.exp(mean[:, 1]),
-            }
-        )
 
     def central(self, frame: RunTable | pd.DataFrame | Mapping[str, Any]) -> np.ndarray:
         """Predict the loss of every row without intervals, fast enough for a whole space of shapes.
@@ -364,9 +342,10 @@ class Fit(Result):
                 "`resamples >= 1` must hold for probabilities, but the fit has no draws; fit again "
                 "with more resamples, such as 1000"
             )
-        return self._log_loss_draws(frame, joint=True)
+        return self.joint_or_marginal_draws(frame, joint=True)
 
-    def _log_loss_draws(self, frame: RunTable | pd.DataFrame, *, joint: bool) -> np.ndarray:
+    def joint_or_marginal_draws(self, frame: RunTable | pd.DataFrame, *, joint: bool) -> np.ndarray:
+        """Draw ln of the true loss of all rows, (S, n), with or without joint deviations."""
         columns = self.columns(frame)
         logs = self.law.program(columns, self.reference).log_loss(self.spread)
         if self.posterior is None:
@@ -403,47 +382,15 @@ class Fit(Result):
 
     def view(self) -> View:
         """Return the status, the parameters, the equation and the notes of the fit."""
-        minimised = f"{self.minimised.describe()}, {self.delta_rule}"
-        sweep = "; ".join(_format_sweep(row) for row in self.delta_sweep)
-        return View(
-            title=f"{self.law_name} on {counted(len(self.run_ids), 'run')}: {self.status}",
-            tables={self._heading(): self.frame().dropna(axis=1, how="all").reset_index()},
-            notes=[
-                self.equation(),
-                f"objective {self.objective:.9g} ({minimised}); "
-                f"{counted(self.starts, 'start')}, {self.seconds:.1f} s",
-                self.noise_in_words(),
-                *self.notes,
-                *([f"delta sweep: {sweep}"] if sweep else []),
-            ],
-        )
-
-    def _heading(self) -> str:
-        with_intervals = "with 95 % intervals" if self.has_intervals else "without intervals"
-        return f"parameters {with_intervals}"
+        return view_of(self)
 
     def equation(self, *, latex: bool = False) -> str:
         """Return the law with its fitted parameters, as text or LaTeX."""
-        values = self.law.public(self.theta, self.reference)
-        text = self.law.describe(values, latex=latex)
-        for column, (plain, tex) in CENTRES.items():
-            if (tex if latex else plain) in text:
-                text += rf",\quad {tex} = " if latex else f", {plain} = "
-                text += f"{self.reference[column]:.4g}"
-        return text
+        return equation_of(self, latex=latex)
 
     def frame(self) -> pd.DataFrame:
         """Return one row per parameter: value, 95 % interval, unit and the reason if it is held."""
-        rows = [
-            {"parameter": name, **ends, "unit": unit_of(name), "held": self._why_held(name)}
-            for name, ends in self.parameters().items()
-        ]
-        return pd.DataFrame(rows).set_index("parameter")
-
-    def _why_held(self, name: str) -> str:
-        internal = self.law.names[self.law.index[name]]
-        at_bound = "ended at its bound" if internal in self.at_bounds else ""
-        return self.held[internal].why if internal in self.held else at_bound
+        return parameter_table(self)
 
     def _repr_html_(self) -> str:
         """Return the fit for a notebook, its equation in LaTeX."""
@@ -451,18 +398,7 @@ class Fit(Result):
 
     def noise_in_words(self) -> str:
         """Describe the noise of a run around the law and the noise between seeds."""
-        around = f"noise of a run around the law {100 * self.noise:.2f} %"
-        if self.replicate_noise is None:
-            return f"{around}; no replicate seeds, so the noise between seeds is unknown"
-        text = f"{around}; between seeds {100 * self.replicate_noise:.2f} % "
-        text += f"({counted(self.replicate_degrees, 'degree')} of freedom)"
-        if len(self.noise_by_size) > 1:
-            parts = [
-                f"{100 * row['deviation']:.2f} % at N = {row['n_non_embedding']:.3g}"
-                for row in self.noise_by_size
-            ]
-            text += f": {', '.join(parts)}"
-        return text
+        return noise_in_words(self)
 
     def document(self) -> dict[str, Any]:
         """Return the stable document that ``fit --json`` prints."""
@@ -507,32 +443,6 @@ class Fit(Result):
         return read_fit(path, cls)
 
 
-def new_run_intervals(spread: np.ndarray, noise: float, degrees: int) -> np.ndarray:
-    """Compute 95 % intervals of ln loss of one new run at each row.
-
-    The intervals are percentiles over every resample plus every quantile of Student's t times the
-    noise. The rows are processed one at a time to bound memory.
-
-    Parameters
-    ----------
-    spread
-        ln loss of every resample, (S, n).
-    noise
-        Standard deviation of ln loss of a run around the law.
-    degrees
-        Degrees of freedom of ``noise``.
-
-    Returns
-    -------
-    numpy.ndarray
-        Low and high ends of ln loss, (n, 2).
-    """
-    quantiles = (np.arange(NOISE_QUANTILES) + 0.5) / NOISE_QUANTILES
-    around = noise * student.ppf(quantiles, max(degrees, 1))
-    ends = [(100 - LEVEL) / 2, (100 + LEVEL) / 2]
-    return np.stack([np.percentile(np.add.outer(row, around), ends) for row in spread.T])
-
-
 def as_fit(fit: Fit | str | Path) -> Fit:
     """Return a fit, loaded where its file is given.
 
@@ -549,19 +459,3 @@ def as_fit(fit: Fit | str | Path) -> Fit:
             "with shapelaw.fit(law, runs)"
         )
     return fit
-
-
-def unit_of(name: str) -> str:
-    """Return the unit of a public parameter; empty if it has none."""
-    if name in ("E", "A", "B", "C", "G"):
-        return "nats/token"
-    if name.endswith(("_curvature", "_slope")):
-        return "share of the loss"
-    return "per ln N" if name.endswith("_drift") or name == "beta_n" else ""
-
-
-def _format_sweep(row: dict[str, float]) -> str:
-    """Format the parameters at one threshold of the objective."""
-    names: list[str] = [name for name in ("alpha", "beta") if name in row]
-    names += [name for name in row if name.endswith(("_optimum", "_slope"))]
-    return f"{row['delta']:.0e}: " + " ".join(f"{name} {row[name]:.3g}" for name in names)

@@ -9,8 +9,10 @@ from shapelaw.scaling.checks.holdout import UNITS, Cutoff, HoldOut
 from shapelaw.scaling.checks.report import CheckReport
 from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.fit_text import unit_of
 from shapelaw.scaling.fitting.refits import public_parameters
-from shapelaw.scaling.fitting.result import LEVEL, Fit, unit_of
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.fitting.run_intervals import LEVEL
 from shapelaw.scaling.plots.style import (
     BAND,
     BLUE,

@@ -13,7 +13,8 @@ from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.derived import Quantity, parameter
 from shapelaw.scaling.fitting.law_problem import reconstruct_problem
-from shapelaw.scaling.fitting.result import LEVEL, Fit
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.fitting.run_intervals import LEVEL
 from shapelaw.scaling.plots.style import (
     BAND,
     BLUE,

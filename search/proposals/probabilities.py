@@ -9,7 +9,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from shapelaw.scaling.decisions.decide import share_lowest
-from shapelaw.scaling.fitting.result import LEVEL
+from shapelaw.scaling.fitting.run_intervals import LEVEL
 from shapelaw.search.engines._base import TIME_MODEL, Measurement
 
 NO_SPREAD = "no spread"  # begins the reason of a probability of 1 or 0

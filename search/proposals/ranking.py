@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.display.documents import finite
-from shapelaw.scaling.fitting.result import LEVEL, Fit
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.fitting.run_intervals import LEVEL
 from shapelaw.scaling.space.pareto import front
 from shapelaw.search.engines._base import Measurement, broken_limits
 from shapelaw.search.proposals.law_forms import FormSpread, spread_over_forms

@@ -12,7 +12,8 @@ from scipy.stats import t as student
 from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json
-from shapelaw.scaling.fitting.result import Fit, new_run_intervals
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.fitting.run_intervals import new_run_intervals
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.columns import D
 from shapelaw.search.proposals.probabilities import (
@@ -105,7 +106,7 @@ def _join_confirmations(
     joined = named[kept].merge(_mean_over_seeds(trained[columns]), on=list(SHAPE_KEY))
     if joined.empty:
         return joined
-    features = trained.set_index("run_id").loc[joined["run_id"].str[0]]
+    features = trained.set_index("run_id").loc[[names[0] for names in joined["run_id"]]]
     predicted = fitted.predict(features).reset_index(drop=True)
     joined = pd.concat([joined, predicted], axis=1)
     joined["error_percent"] = 100 * (joined["loss"] / joined["predicted_loss"] - 1)

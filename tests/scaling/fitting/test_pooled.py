@@ -7,7 +7,8 @@ import pytest
 
 import shapelaw
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.pooled import REFERENCE_SIZE, Pool, PooledFit
+from shapelaw.scaling.fitting.pool_density import Pool
+from shapelaw.scaling.fitting.pooled import REFERENCE_SIZE, PooledFit
 from shapelaw.scaling.fitting.priors import BETWEEN, kind_of, moved_to, shape_names, weak_prior
 from shapelaw.scaling.runs.columns import N
 from support.posteriors import (

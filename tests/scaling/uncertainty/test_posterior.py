@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import halfnorm, multivariate_normal, norm, t
 
-from shapelaw.scaling.uncertainty.posterior import Posterior, _Sums
+from shapelaw.scaling.uncertainty.conditional import WeightedSums
+from shapelaw.scaling.uncertainty.posterior import Posterior
 from support.posteriors import ONE_RATIO, TWO_RATIOS, density_of, numeric_gradient, points_of
 from support.posteriors import small_table as table
 
@@ -117,7 +118,7 @@ def test_density_of_scales_equals_dense_normal_density_and_prior_up_to_a_constan
             values.append(value + (halfnorm.logpdf(np.exp(row[1:]), scale=widths) + row[1:]).sum())
         return np.array(values)
 
-    sums, first = _Sums.of(source, precision, bare), latent[:, -count:]
+    sums, first = WeightedSums.of(source, precision, bare), latent[:, -count:]
     change = source._marginal(logs, sums)[0] - source._marginal(first, sums)[0]
     assert change == pytest.approx(expected(logs) - expected(first), rel=1e-6, abs=1e-5)
 
