@@ -3,8 +3,30 @@
 import numpy as np
 import pandas as pd
 
+from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.runs.ratios import with_ratios
-from shapelaw.search.autopilot.run_plan import fill
+
+LAYERS, HEAD_DIM, ROPE_THETA = 4, 16, 500.0
+
+
+def fill(size: int, hidden: int, heads: int, groups: int, vocab_size: int) -> Shape:
+    """Choose the MLP width that brings a shape nearest to a non-embedding size."""
+
+    def at(width: int) -> Shape:
+        return Shape(
+            hidden_size=hidden,
+            intermediate_size=width,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=heads,
+            num_key_value_heads=groups,
+            head_dim=HEAD_DIM,
+            vocab_size=vocab_size,
+            qk_norm=True,
+            rope_theta=ROPE_THETA,
+        )
+
+    per_width = at(2).n_non_embedding - at(1).n_non_embedding
+    return at(max(1, round(1 + (size - at(1).n_non_embedding) / per_width)))
 
 
 def synthetic_runs() -> pd.DataFrame:
