@@ -16,7 +16,8 @@ from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.runs.ratios import with_ratios
 from shapelaw.scaling.runs.reader import read_table
-from shapelaw.trainers.commands.plan_cli import Texts, allocation_of, grid_of, mount, read_numbers
+from shapelaw.trainers.commands.plan_cli import mount
+from shapelaw.trainers.commands.plan_texts import Texts, allocation_of, grid_of, read_numbers
 from shapelaw.trainers.ladder import confounding_check
 from shapelaw.trainers.ladder.confounding_check import confounding
 from shapelaw.trainers.ladder.from_design import plan_proposed
