@@ -64,6 +64,13 @@ Fraction = Annotated[float, Within(0, 1)]
 Name = Annotated[str, Within(1, 500)]
 
 
+class PlainFileName:
+    """Mark of a text that names a file in the document's own folder, and no other place."""
+
+
+FileName = Annotated[str, Within(1, 200), PlainFileName]
+
+
 def read_document(path: Path, kind: type[Kind], way_out: str) -> Kind:
     """Read a JSON file as a dataclass or a ``TypedDict``.
 
@@ -117,7 +124,7 @@ def conform(value: object, kind: Any, place: str = "") -> Any:
         The value, or one inside it, has another type, length or range.
     """
     origin, parts = get_origin(kind), get_args(kind)
-    if kind is Any:
+    if kind in (Any, object):
         return value
     if origin in (Required, NotRequired):
         return conform(value, parts[0], place)
@@ -167,6 +174,10 @@ def _bounded(value: Any, limits: tuple[Any, ...], place: str) -> Any:
         if not bounds.low <= number <= bounds.high:
             what = "" if number is value else "of a length "
             raise _wrong(place, f"{what}{bounds if bounds.low != TINY else 'above 0'}", value)
+    if PlainFileName in limits and (
+        not value.isprintable() or set(value) & set("/\\:") or value.startswith(".")
+    ):
+        raise _wrong(place, "the name of a file without a path", value)
     return value
 
 

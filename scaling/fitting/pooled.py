@@ -10,7 +10,7 @@ size of each source with the shared drift.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -37,9 +37,11 @@ from shapelaw.scaling.fitting.priors import (
     weak_prior,
 )
 from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.fitting.saved_fit import MAX_INTERNAL
 from shapelaw.scaling.laws.law import Law
 from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.columns import N
+from shapelaw.scaling.schema import Name, PositiveFloat, conform
 from shapelaw.scaling.solver.problem import Problem
 from shapelaw.scaling.uncertainty.chains import PosteriorSample, sample_posterior
 from shapelaw.scaling.uncertainty.posterior import Posterior
@@ -49,6 +51,25 @@ REFERENCE_SIZE = 1e8  # parameters at which optima are shared
 MIN_SOURCES = 3  # sources that vary a ratio, below which its ω is essentially its prior
 WIDE = np.log(1.5)  # range of ln ratio from which a source varies a ratio
 WARM_UP = (40, 40, 40)  # iterations: the first normal approximation is rough
+
+
+class PoolDraws(TypedDict):
+    """Draws of a pool in its file, (S, k) each."""
+
+    shared: np.ndarray
+    between: np.ndarray
+
+
+class PoolDocument(TypedDict):
+    """Content of the file of a pool that :meth:`PooledFit.load` reads."""
+
+    pool_version: Literal[1]
+    law: Name
+    names: list[Name]
+    reference_size: PositiveFloat
+    sources: dict[str, dict[str, Any]]
+    notes: list[str]
+    draws: PoolDraws
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -191,25 +212,24 @@ class PooledFit(Result):
         """
         document = read_json(path)
         try:
-            if document["pool_version"] != SCHEMA_VERSION:
-                raise ValueError(f"its pool_version is not {SCHEMA_VERSION}")
-            draws = {
-                name: np.array(document["draws"][name], dtype=float)
-                for name in ("shared", "between")
-            }
-            names = [str(name) for name in document["names"]]
-            if any(part.shape[1:] != (len(names),) for part in draws.values()):
-                raise ValueError("its draws are not one column for each parameter")
-            return cls(
-                law_name=document["law"], names=names, fits={}, notes=list(document["notes"]),
-                reference_size=float(document["reference_size"]),
-                sources=dict(document["sources"]), **draws,
-            )  # fmt: skip
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            stored = conform(document, PoolDocument)
+            law, draws = law_named(stored["law"]), stored["draws"]
+            shape = (len(draws["shared"]), len(stored["names"]))
+            if list(stored["names"]) != list(shape_names(law)) or shape[0] < 2:
+                raise InputError("`names` must be the shape parameters of its law")
+            if any(part.shape != shape for part in draws.values()):
+                raise InputError("`draws` must be rows of one number for each parameter")
+            if (draws["between"] <= 0).any() or np.abs(draws["shared"]).max() > MAX_INTERNAL:
+                raise InputError("`draws` must be positive deviations and parameters in range")
+        except InputError as error:
             raise InputError(
                 f"{path} must be a pooled law, but is not ({error}); write it with `shapelaw fit "
                 "TABLE... --pool --out`"
             ) from None
+        return cls(
+            law_name=stored["law"], names=stored["names"], fits={}, notes=stored["notes"],
+            reference_size=stored["reference_size"], sources=stored["sources"], **draws,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

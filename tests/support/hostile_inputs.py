@@ -75,7 +75,8 @@ def damaged_bytes(content: bytes) -> st.SearchStrategy[bytes]:
         st.tuples(place, place).map(lambda p: content[: min(p)] + content[max(p) :]),
         st.sampled_from([
             b"", b"\n", b"null", b"[]", b"{}", b'"text"', b"1", b"NaN", b"[" * 100_000,
-            b'{"a":' * 50_000, b"\xef\xbb\xbf" + content, content.decode().encode("utf-16"),
+            b'{"a":' * 50_000, b"\xef\xbb\xbf" + content,
+            content.decode("latin-1").encode("utf-16"),
             gzip.compress(content), b"PK\x03\x04" + content, b"PAR1" + content + b"PAR1",
             b"\x28\xb5\x2f\xfd" + content, b"\x1f\x8b" + content, b"\xfd7zXZ\0" + content,
             b"\0" * 1000, content + content, ESCAPE.encode(),

@@ -17,7 +17,7 @@ def count_windows(tokens: int, context_length: int) -> int:
     if windows < 1:
         raise InputError(
             f"a corpus must hold at least {2 * context_length} tokens for a context of "
-            f"{context_length}, but has {tokens}; give more text"
+            f"{context_length}, beside the held-out tenth, but has {tokens}; give more text"
         )
     return windows
 

@@ -2,15 +2,34 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
+from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json
+from shapelaw.scaling.schema import (
+    Count,
+    FileName,
+    Name,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    conform,
+    damaged,
+)
 from shapelaw.trainers.corpus.shards import Shard, read_shard, verify
 
 RECORD = "corpus.json"
+MAKE_AGAIN = "delete its folder and give the same command again, which prepares the corpus anew"
 MAIN = "validation"  # name of the shard with the held-out text of the whole corpus
+
+
+class ShardFile(TypedDict):
+    """Size and checksum of a file beside ``corpus.json``."""
+
+    bytes: Count
+    sha256: Name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +42,11 @@ class MixturePart:
 
     name: str
     source: str
-    weight: float | None
-    documents: int
-    bytes: int
-    bytes_available: int
-    dropped: int
+    weight: NonNegative | None
+    documents: Count
+    bytes: Count
+    bytes_available: Count
+    dropped: Count
     split: str
     truncated: bool
 
@@ -37,12 +56,12 @@ class HeldOutText:
     """One validation set, as recorded in ``corpus.json``; ``shard`` names its files."""
 
     name: str
-    shard: str
+    shard: FileName
     source: str
     sha256: str
-    documents: int
-    tokens: int
-    bytes_per_token: float
+    documents: Count
+    tokens: Positive
+    bytes_per_token: PositiveFloat
     truncated: bool = False
 
 
@@ -69,13 +88,13 @@ class Corpus:
     name: str
     source: str
     sha256: str
-    documents: int
+    documents: Count
     split: str
     tokenizer: str
-    vocab_size: int
-    tokens_train: int
-    tokens_validation: int
-    bytes_per_token: float
+    vocab_size: Positive
+    tokens_train: Positive
+    tokens_validation: Positive
+    bytes_per_token: PositiveFloat
     truncated: bool
     parts: tuple[MixturePart, ...] = ()
     held_out: tuple[HeldOutText, ...] = ()
@@ -135,21 +154,44 @@ class Corpus:
 
         Raises
         ------
-        WorkError
-            A shard is missing, cut short or changed; see
+        InputError
+            The record is damaged, or a shard is missing, cut short or changed; see
             :func:`shapelaw.trainers.corpus.shards.verify`.
         """
         record = read_json(folder / RECORD)
-        verify(folder, record.pop("files", {}))
-        record.pop("request", None)
-        return cls.from_record(folder, record)
+        try:
+            files = conform(record.pop("files", {}), dict[FileName, ShardFile], "files")
+            record.pop("request", None)
+            corpus = cls.from_record(folder, record)
+        except InputError as error:
+            raise damaged(folder / RECORD, error, MAKE_AGAIN) from None
+        verify(folder, files)
+        corpus.check_sizes()
+        return corpus
 
     @classmethod
     def from_record(cls, folder: Path, record: dict[str, Any]) -> "Corpus":
-        """Create a corpus from its record and folder."""
-        nested = {
-            "folder": str(folder),
-            "parts": tuple(MixturePart(**part) for part in record.get("parts", ())),
-            "held_out": tuple(HeldOutText(**part) for part in record.get("held_out", ())),
-        }
-        return cls(**(record | nested))
+        """Create a corpus from its record and folder.
+
+        Raises
+        ------
+        InputError
+            A field is missing or unknown, or has another type or range.
+        """
+        corpus: Corpus = conform(record | {"folder": str(folder)}, cls)
+        return corpus
+
+    def check_sizes(self) -> None:
+        """Refuse shards that do not have the numbers of tokens of the record.
+
+        Raises
+        ------
+        InputError
+            A shard is damaged or has another length.
+        """
+        wanted = {"train": self.tokens_train, MAIN: self.tokens_validation}
+        wanted |= {text.shard: text.tokens for text in self.held_out}
+        for name, tokens in wanted.items():
+            if (count := len(read_shard(Path(self.folder), name).tokens)) != tokens:
+                path = Path(self.folder) / RECORD
+                raise damaged(path, f"{name}.npy has {count} tokens, not {tokens}", MAKE_AGAIN)

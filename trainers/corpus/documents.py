@@ -4,6 +4,7 @@ import io
 import json
 import sysconfig
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +20,11 @@ NOT_LIBRARY = {"test", "tests", "idlelib", "lib2to3", "site-packages", "__pycach
 TABLES = {"encodings", "entities.py", "topics.py", "stringprep.py"}
 SEPARATOR = b"<|endoftext|>"  # on a line of its own
 BUFFER = 1_048_576  # bytes of a text file that are read at once
+PARQUET_ROWS = 1024  # documents that are read at once
+MAX_DOCUMENT = 500_000_000  # bytes of one document, which memory holds several times
+TOO_LONG = (
+    f"a document has over {MAX_DOCUMENT // 10**6} MB; divide it by lines {SEPARATOR.decode()}"
+)
 
 
 def read_documents(source: str) -> Iterator[Document]:
@@ -91,7 +97,7 @@ def _undecodable_line(path: Path) -> int | None:
     if _format(path) == ".parquet":
         return None
     with open_unpacked(path) as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(iter(partial(lines.readline, MAX_DOCUMENT), b""), start=1):
             try:
                 line.decode()
             except UnicodeDecodeError:
@@ -112,6 +118,8 @@ def _pieces(stream: IO[bytes]) -> Iterator[bytes]:
     held, searched = bytearray(), 0  # the text since the last separator, how much was looked at
     while chunk := stream.read(BUFFER):
         held += chunk
+        if len(held) > MAX_DOCUMENT:
+            raise ValueError(TOO_LONG)
         begin = 0
         for place, end in _separators(held, searched, final=False):
             yield bytes(held[begin:place])
@@ -148,7 +156,11 @@ def _json_documents(path: Path) -> Iterator[Document]:
         open_unpacked(path) as stream,
         io.TextIOWrapper(stream, encoding="utf-8", newline="") as lines,
     ):
-        for number, line in enumerate(lines, start=1):
+        number = 0
+        while line := lines.readline(MAX_DOCUMENT):
+            number += 1
+            if len(line) == MAX_DOCUMENT:
+                raise unreadable(path, TOO_LONG, line=number)
             if line.strip():
                 yield _json_document(line, path, number)
 
@@ -159,7 +171,7 @@ def _json_document(line: str, path: Path, number: int) -> Document:
         if isinstance(row, dict) and isinstance(row.get("text"), str):
             return Document(row["text"].encode())
         rule = 'a document must be {"text": "..."}'
-    except ValueError as error:  # no JSON, or half of a surrogate pair
+    except (ValueError, RecursionError) as error:  # no JSON, or half of a surrogate pair
         rule = str(error)
     raise unreadable(path, rule, line=number)
 
@@ -174,7 +186,7 @@ def _parquet_documents(path: Path) -> Iterator[Document]:
     kind = table.schema_arrow.field("text").type
     if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
         raise unreadable(path, f"the column `text` must hold strings, but holds {kind}")
-    for batch in table.iter_batches(columns=["text"]):
+    for batch in table.iter_batches(batch_size=PARQUET_ROWS, columns=["text"]):
         for text in batch.column(0).to_pylist():
             if text:
                 yield Document(text.encode())

@@ -162,7 +162,9 @@ def _kept_apart(reading: Reading, kept_away: np.ndarray) -> Reading:
 
 def _too_little(path: str, size: int) -> InputError:
     return InputError(
-        f"a corpus needs at least {MIN_BYTES} bytes of text, but {path} has {size}; give more text"
+        f"a corpus needs at least {MIN_BYTES} bytes of text, but {path} has {size}, which are at "
+        f"most {size} tokens; a tenth is held out, and a window takes `context_length` + 1 "
+        "tokens (129 by default); give more text"
     )
 
 

@@ -84,11 +84,30 @@ def _write_header(file: Any, kind: np.dtype, count: int) -> None:
 
 
 def read_shard(folder: Path, name: str) -> Shard:
-    """Map a shard; a shard of an earlier version without starts is one document."""
-    tokens = np.load(folder / f"{name}.npy", mmap_mode="r")
+    """Map a shard; a shard of an earlier version without starts is one document.
+
+    Raises
+    ------
+    InputError
+        A file is missing or damaged.
+    """
+    tokens = _mapped(folder / f"{name}.npy", ("uint16", "uint32"))
     path = folder / f"{name}.starts.npy"
-    starts = np.load(path, mmap_mode="r") if path.exists() else np.zeros(1, dtype=np.int64)
+    starts = _mapped(path, ("int64",)) if path.exists() else np.zeros(1, dtype=np.int64)
     return Shard(tokens=tokens, starts=starts)
+
+
+def _mapped(path: Path, kinds: tuple[str, ...]) -> np.ndarray:
+    """Map a one-dimensional array of whole numbers."""
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r")
+    except OSError as error:
+        raise _damaged(path, f"cannot be read ({error.strerror or error})") from None
+    except (ValueError, EOFError, SyntaxError, OverflowError, MemoryError) as error:
+        raise _damaged(path, f"is not an array of NumPy ({error})") from None
+    if getattr(array, "ndim", 0) != 1 or str(array.dtype) not in kinds:
+        raise _damaged(path, f"does not hold one row of {' or '.join(kinds)}")
+    return array
 
 
 def checksums(folder: Path) -> dict[str, dict[str, Any]]:
@@ -105,7 +124,7 @@ def verify(folder: Path, files: dict[str, dict[str, Any]], *, again: bool = Fals
 
     Raises
     ------
-    WorkError
+    InputError
         A file is missing, cut short or changed.
     """
     seen = _seen(folder)
@@ -140,8 +159,8 @@ def _seen(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _damaged(path: Path, what: str) -> WorkError:
-    return WorkError(
+def _damaged(path: Path, what: str) -> InputError:
+    return InputError(
         f"{path} {what}: the prepared corpus is damaged; delete {path.parent} and give the same "
         "command again, which makes it anew from its text"
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 CHUNK = 131_072  # packed bytes that are read at once
+PIECE = 1024  # packed bytes that are unpacked at once: at most 32 MB, as 4 of them can be 128 kB
 BUFFER = 1_048_576  # unpacked bytes that are held ready
 
 
@@ -52,9 +53,9 @@ class _ZstdReader(io.RawIOBase):
                 if frame is None or frame.eof:
                     frame = zstandard.ZstdDecompressor().decompressobj()
                 try:
-                    yield frame.decompress(packed)
+                    yield frame.decompress(packed[:PIECE])
                 except zstandard.ZstdError as error:
                     raise OSError(f"not a zstd file ({error})") from error
-                packed = frame.unused_data if frame.eof else b""
+                packed = (frame.unused_data if frame.eof else b"") + packed[PIECE:]
         if frame is not None and not frame.eof:
             raise OSError("the zstd file ends early; it is incomplete")

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.files import read_json, write_json
+from shapelaw.scaling.files import write_json
+from shapelaw.scaling.schema import read_document
 from shapelaw.trainers.cuda_graph import WARMUP, Note
 from shapelaw.trainers.gpu.packed_step import EAGER, Feed, Options, PackedStep
 from shapelaw.trainers.gpu.resident_batches import resident
@@ -62,12 +63,6 @@ class Packing:
     device: str
     shape: str
     trials: tuple[PackTrial, ...]
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Packing":
-        """Create a packing from the output of :func:`dataclasses.asdict`."""
-        trials = tuple(PackTrial(**trial) for trial in values["trials"])
-        return cls(**(values | {"trials": trials}))
 
 
 def packing_key(spec: RunSpec, device: torch.device) -> str:
@@ -112,12 +107,7 @@ def packings(
 def _stored(path: Path) -> dict[str, Packing]:
     if not path.exists():
         return {}
-    try:
-        return {key: Packing.from_json(values) for key, values in read_json(path).items()}
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} is not a file of packings ({error}); move it away to measure again"
-        ) from None
+    return read_document(path, dict[str, Packing], "move it away to measure again")
 
 
 def choose_packing(

@@ -210,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(run: Path, corpus_folder: Path, out: Path, mode: str) -> Row | None:
     try:
         spec = RunSpec.from_json(run.read_text(encoding="utf-8"))
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{run} is not a run ({error}); write RunSpec.as_json() to it") from None
     with joined(mode) as world:
         corpus = Corpus.load(corpus_folder)

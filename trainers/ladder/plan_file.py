@@ -46,7 +46,7 @@ def read_plan(path: Path, corpus: Corpus, recipe: Recipe) -> list[RunSpec]:
         row = {name: value for name, value in row.items() if not pd.isna(value)}
         try:
             specs.append(_spec(row, corpus, recipe))
-        except (InputError, TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"{path} line {line}: {error}") from None
     if len({spec.run_id for spec in specs}) < len(specs):
         raise InputError(

@@ -1,12 +1,19 @@
 """States and recorded entries of runs in a ledger."""
 
-import json
 from dataclasses import dataclass
+from typing import Literal, TypedDict
 
+from shapelaw.scaling.display.printable import shown
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.files import parse_json
+from shapelaw.scaling.schema import Count, Name, NonNegative, Positive, conform
 from shapelaw.trainers.ledger.store import Row
+from shapelaw.trainers.training.spec import RunSpec
 
 PLANNED, RUNNING, DONE, FAILED, DIVERGED = "planned", "running", "done", "failed", "diverged"
 STATES = (PLANNED, RUNNING, DONE, FAILED, DIVERGED)
+RowOfTable = dict[str, str | int | float | bool | None]
+Rows = RowOfTable | list[RowOfTable]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +81,54 @@ class Entry:
         return max(self.steps - self.step, 0) / self.speed
 
 
-def read_entry(row: Row) -> Entry:
-    """Convert a row of the store to an entry."""
+class StoredRun(TypedDict):
+    """Row of the table of runs, of whose columns SQLite does not check the types."""
+
+    run_id: Name
+    spec: str
+    state: Literal["planned", "running", "done", "failed", "diverged"]
+    flops: NonNegative
+    steps: Positive
+    step: Count
+    attempts: Count
+    owner: str | None
+    host: str | None
+    pid: Count | None
+    started: float | None
+    ended: float | None
+    speed: float | None
+    message: str | None
+    note: str | None
+    result: str | None
+    age: float | None
+
+
+def read_entry(row: Row, ledger: str = "") -> Entry:
+    """Convert a row of the store to an entry.
+
+    Raises
+    ------
+    InputError
+        The row, or a document in it, is damaged.
+    """
+    try:
+        row = conform(row, StoredRun)
+        recipe = RunSpec.from_json(row["spec"]).recipe
+        text = row["result"]
+        result = conform(parse_json(text, "its result"), Rows) if text else None
+    except InputError as error:
+        run = shown(row.get("run_id"))
+        raise InputError(
+            f"the run {run} in the ledger {ledger} is damaged ({error}); move the ledger away, and "
+            "train its plan in a new --out folder"
+        ) from None
     running = row["state"] == RUNNING
-    recipe = json.loads(row["spec"])["recipe"]
     names = ("run_id", "state", "flops", "steps", "step", "message", "note", "attempts", "owner",
              "host", "pid", "started", "ended", "speed")  # fmt: skip
     return Entry(
         **{name: row[name] for name in names},
-        tokens_per_step=recipe["context_length"] * recipe["sequences"],
-        row=json.loads(row["result"]) if row["result"] else None,
+        tokens_per_step=recipe.batch_tokens,
+        row=result,
         # A clock that was set back would make the age negative.
         heartbeat_age=max(row["age"], 0.0) if running and row["age"] is not None else None,
     )

@@ -386,7 +386,7 @@ class Ledger:
             ),
             write=False,
         )
-        return [read_entry(row) for row in rows]
+        return [read_entry(row, self.name) for row in rows]
 
     def table(self) -> "pd.DataFrame":
         """Return the run table: rows of all done or diverged runs in the order of the plan."""

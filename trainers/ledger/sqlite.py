@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from shapelaw.scaling.errors import WorkError
+from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.trainers.ledger.store import (
     RUNS,
     VERSION,
@@ -24,10 +24,12 @@ from shapelaw.trainers.ledger.store import (
 )
 
 PATIENCE = 60.0
+VERSION_QUERY = "SELECT version FROM shapelaw_ledger"
 UNVERSIONED_TABLE = "runs"  # table of ledgers of version 1, which did not store their version
 TRANSIENT = {
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL,
 }  # fmt: skip
+DAMAGED = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR}
 
 
 class _Session:
@@ -72,8 +74,8 @@ class SQLiteStore(Store):
     def _prepare(self, session: StoreSession) -> None:
         tables = {row["name"] for row in session.rows("SELECT name FROM sqlite_master")}
         if "shapelaw_ledger" in tables:
-            version = session.rows("SELECT version FROM shapelaw_ledger")[0]["version"]
-            check_version(version, self.name)
+            versions = [row["version"] for row in session.rows(VERSION_QUERY)]
+            check_version(versions[0] if versions else None, self.name)
             return
         if UNVERSIONED_TABLE in tables:
             check_version(1, self.name)
@@ -92,8 +94,14 @@ class SQLiteStore(Store):
             result = work(_Session(connection))
             connection.execute("COMMIT")
         except sqlite3.DatabaseError as error:
-            if (getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF in TRANSIENT:
+            code = (getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
+            if code in TRANSIENT:
                 raise Interrupted(str(error)) from error
+            if code in DAMAGED:
+                raise InputError(
+                    f"the ledger {self.name} is damaged or not a ledger ({error}); move it away, "
+                    "or give another --out folder"
+                ) from error
             raise WorkError(
                 f"the ledger {self.name} cannot be used ({error}); free space on the disk, or move "
                 "the file away"

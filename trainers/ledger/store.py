@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from shapelaw.scaling.errors import WorkError
+from shapelaw.scaling.errors import InputError, WorkError
 
 VERSION = 2
 ONLY_SWEEP = "sweep"  # name of the sweep in a file, which holds only one
@@ -149,7 +149,7 @@ class Store(ABC):
         """Return the text of the error that is raised after the patience: cause and way out."""
 
 
-def check_version(found: int, name: str) -> None:
+def check_version(found: object, name: str) -> None:
     """Refuse a ledger of another schema version.
 
     Raises
@@ -158,7 +158,7 @@ def check_version(found: int, name: str) -> None:
         ``found`` is not the version of this code.
     """
     if found != VERSION:
-        raise WorkError(
+        raise InputError(
             f"`version == {VERSION}` must hold for the ledger {name}, but it has {found}: it was "
             "written by another version of shapelaw; use that version, or choose another ledger"
         )

@@ -89,15 +89,18 @@ class Recipe:
         for name in ("momentum", "weight_decay", "warmup", "decay", "floor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"`0 <= {name} <= 1` must hold, but got {getattr(self, name)}")
-        for name, least in (
-            ("context_length", 8),
-            ("sequences", 1),
-            ("warmup_steps", 0),
-            ("reference_hidden_size", 1),
-            ("reference_layers", 1),
+        for name, least, most in (
+            ("context_length", 8, 2**24),
+            ("sequences", 1, 2**24),
+            ("warmup_steps", 0, 2**53),
+            ("reference_hidden_size", 1, 2**24),
+            ("reference_layers", 1, 2**24),
+            ("width_exponent", -10, 10),
+            ("depth_exponent", -10, 10),
         ):
-            if getattr(self, name) < least:
-                raise InputError(f"`{name} >= {least}` must hold, but got {getattr(self, name)}")
+            if not least <= getattr(self, name) <= most:
+                value = getattr(self, name)
+                raise InputError(f"`{least} <= {name} <= {most}` must hold, but got {value}")
 
     @property
     def batch_tokens(self) -> int:
@@ -162,7 +165,7 @@ def parse_settings(settings: Mapping[str, object]) -> dict[str, Any]:
         kind = type(default[name])
         try:
             values[name] = kind(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise InputError(
                 f"`{name}` must be of kind {kind.__name__}, but got {value!r}"
             ) from None

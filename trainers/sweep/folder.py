@@ -3,17 +3,26 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 from urllib.parse import urlsplit, urlunsplit
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.files import read_json, write_json
+from shapelaw.scaling.files import write_json
+from shapelaw.scaling.schema import Name, read_document
 from shapelaw.trainers.ledger.ledger import Ledger
 from shapelaw.trainers.ledger.registry import check_ledger_address, is_database
+from shapelaw.trainers.training.spec import safe_run_id
 from shapelaw.trainers.training.trackers import read_trackers
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+class SweepRecord(TypedDict, total=False):
+    """Content of ``sweep.json``."""
+
+    ledger: Name
+    trackers: list[Name]
 
 
 @dataclass(frozen=True)
@@ -57,12 +66,17 @@ class Folder:
 
     def trackers(self) -> tuple[str, ...]:
         """Return the names of the trackers of metrics; a CSV file is always one of them."""
-        recorded = read_json(self.record) if self.record.exists() else {}
-        return read_trackers(",".join(recorded.get("trackers", ())))
+        return read_trackers(",".join(self.recorded().get("trackers", ())))
+
+    def recorded(self) -> "SweepRecord":
+        """Return the recorded options; none where nothing was recorded."""
+        if not self.record.exists():
+            return {}
+        return read_document(self.record, SweepRecord, "delete it, or choose another --out folder")
 
     def run(self, run_id: str) -> Path:
         """Return the folder with checkpoint, weights and held-out losses of one run."""
-        return self.path / "runs" / run_id
+        return self.path / "runs" / safe_run_id(run_id)
 
     def exported(self, table: "pd.DataFrame") -> list[str]:
         """Return the ids of the runs of a run table that have an exported model.
@@ -104,7 +118,7 @@ def ledger_address(folder: Folder, given: str | None) -> str:
     """
     if given is not None:
         check_ledger_address(given)
-    recorded = read_json(folder.record).get("ledger") if folder.record.exists() else None
+    recorded = folder.recorded().get("ledger")
     if given is None:
         return str(recorded or folder.ledger.absolute())
     if (
@@ -143,7 +157,7 @@ def without_password(address: str) -> str:
 
 def record_options(folder: Folder, ledger: str | None, trackers: Sequence[str]) -> None:
     """Record the trackers for workers, and a ledger outside the folder for other commands."""
-    recorded = read_json(folder.record) if folder.record.exists() else {}
+    recorded: dict[str, object] = dict(folder.recorded())
     if ledger is not None:
         recorded = {"ledger": without_password(ledger)} | recorded
     if trackers:

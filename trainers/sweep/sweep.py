@@ -1,6 +1,7 @@
 """Training of the planned runs of a ledger on the workers of a launcher."""
 
 import math
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.runs.table import write_runs
 from shapelaw.scaling.runs.validation import require_columns
+from shapelaw.scaling.units import format_bytes
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.ledger.entry import DIVERGED, DONE, FAILED, PLANNED, RUNNING, Entry
 from shapelaw.trainers.ledger.ledger import Ledger
@@ -25,6 +27,8 @@ from shapelaw.trainers.sweep.launchers.registry import launcher_named
 from shapelaw.trainers.training.spec import RunSpec
 
 MEBIBYTE = 2**20
+MAX_EPOCHS = 10_000  # passes over a corpus
+BYTES_PER_VALUE = 4
 Report = Callable[[list[Entry]], None]
 
 
@@ -81,6 +85,8 @@ def run_plan(
     """
     place = launcher_named(launcher) if isinstance(launcher, str) else launcher
     folder.refuse_foreign_table()
+    for spec in specs:
+        _check_size(spec, corpus, here=not place.several_machines)
     _check_space(folder.path, specs)
     address = ledger_address(folder, ledger)
     _check_disk(address, place.several_machines)
@@ -89,6 +95,31 @@ def run_plan(
     run_ids = _plan_runs(book, specs, corpus, done)
     job = WorkerJob(ledger=address, folder=folder.path.absolute(), pack=pack)
     return _train_all(_Progress(book, folder, run_ids, report), job, place, workers)
+
+
+def _check_size(spec: RunSpec, corpus: Corpus, *, here: bool) -> None:
+    """Refuse a run that no machine can train, before anything of it is allocated.
+
+    Parameters
+    ----------
+    here
+        Whether this machine trains it, so that the model must fit its memory.
+    """
+    epochs = spec.tokens / corpus.tokens_train
+    if epochs > MAX_EPOCHS:
+        raise InputError(
+            f"`epochs <= {MAX_EPOCHS}` must hold, but {spec.run_id} would read the corpus "
+            f"{epochs:.3g} times; give fewer tokens, or more text"
+        )
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    batch = spec.recipe.batch_tokens * spec.shape.hidden_size
+    needed = BYTES_PER_VALUE * (3 * spec.shape.n_total + batch)
+    if here and needed > pages:
+        raise InputError(
+            f"{spec.run_id} needs at least {format_bytes(needed)} of memory for its weights, "
+            f"gradients, momentum and batch, but this machine has {format_bytes(pages)}; give a "
+            "smaller shape or batch"
+        )
 
 
 def _plan_runs(

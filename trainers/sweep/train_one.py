@@ -6,7 +6,7 @@ from pathlib import Path
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.display.documents import json_ready
 from shapelaw.scaling.errors import InputError, WorkError
-from shapelaw.scaling.files import read_json
+from shapelaw.scaling.files import nothing_left, read_json
 from shapelaw.scaling.units import parse_count
 from shapelaw.trainers.corpus.batches import count_windows
 from shapelaw.trainers.corpus.options import CorpusOptions
@@ -58,18 +58,19 @@ def train_config(
     shape, count = Shape.from_config(read_json(config)), parse_count(tokens)
     folder, recipe, trackers = Folder(out), recipe_with(settings), read_trackers(tracker)
     folder.refuse_foreign_table()
-    prepared = prepare_from_options(corpus, folder.corpus)
-    count_windows(prepared.tokens_train, recipe.context_length)
-    if shape.vocab_size != prepared.vocab_size:
-        raise InputError(
-            f"`vocab_size` of {config} must be {prepared.vocab_size} as in the corpus, but is "
-            f"{shape.vocab_size}; change the config, or give --vocab {shape.vocab_size}"
-        )
     spec = RunSpec(
         run_id=run_name(shape, count, seed), shape=shape, tokens=count, recipe=recipe, seed=seed
     )
-    with shown_progress() as report:
-        runs = run_plan([spec], prepared, folder, workers=1, report=report, trackers=trackers)
+    with nothing_left(out):
+        prepared = prepare_from_options(corpus, folder.corpus)
+        count_windows(prepared.tokens_train, recipe.context_length)
+        if shape.vocab_size != prepared.vocab_size:
+            raise InputError(
+                f"`vocab_size` of {config} must be {prepared.vocab_size} as in the corpus, but is "
+                f"{shape.vocab_size}; change the config, or give --vocab {shape.vocab_size}"
+            )
+        with shown_progress() as report:
+            runs = run_plan([spec], prepared, folder, workers=1, report=report, trackers=trackers)
     row = runs.iloc[0].to_dict()
     if row["status"] != "done":
         raise WorkError(

@@ -7,11 +7,14 @@ from dataclasses import asdict
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
 
-from shapelaw.scaling.files import read_json, write_json, write_whole
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.files import write_json, write_whole
+from shapelaw.scaling.schema import read_document
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.corpus.encoding import load_encoding
 from shapelaw.trainers.evaluation.held_out import (
@@ -82,6 +85,13 @@ def export_run(spec: RunSpec, model: Transformer, corpus: Corpus, folder: Path) 
     )
 
 
+class KeptRows(TypedDict):
+    """Rows of a run beside its model."""
+
+    identity: str
+    rows: list[Row]
+
+
 def keep_rows(spec: RunSpec, corpus: Corpus, folder: Path, rows: Sequence[Row]) -> None:
     """Write the rows of a run so far beside its model, with the identity of the run."""
     write_json(folder / ROWS, {"identity": spec.identity(corpus), "rows": list(rows)})
@@ -90,8 +100,13 @@ def keep_rows(spec: RunSpec, corpus: Corpus, folder: Path, rows: Sequence[Row]) 
 def rows_so_far(folder: Path, identity: str) -> list[Row]:
     """Return the rows so far of the run with this identity."""
     path = folder / ROWS
-    stored = read_json(path) if path.exists() else {}
-    return stored["rows"] if stored.get("identity") == identity else []
+    if not path.exists():
+        return []
+    try:
+        kept = read_document(path, KeptRows, "")
+    except InputError:  # the run is trained again
+        return []
+    return kept["rows"] if kept["identity"] == identity else []
 
 
 def finished_rows(spec: RunSpec, folder: Path, identity: str) -> list[Row] | None:

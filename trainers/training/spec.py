@@ -2,20 +2,43 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.files import parse_json
+from shapelaw.scaling.schema import MAX_INTEGER, Count, conform
 from shapelaw.trainers.corpus.batches import Batches
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.optimizers.recipe import Recipe
 from shapelaw.trainers.training.execution import Execution, fastest_execution
 
+MAX_TOKENS = 10**15  # of one run, over twenty times the largest published ones
+MAX_RUN_ID = 200  # bytes: a file name that leaves room for endings
+
 
 class Diverged(RuntimeError):
     """Error for a run whose loss is not finite any more."""
+
+
+def safe_run_id(run_id: str) -> str:
+    """Return a run id that is the name of a folder, and of no other place, on every system.
+
+    Raises
+    ------
+    InputError
+        The id is empty or too long, has a separator of paths or a control character, or begins with
+        a dot.
+    """
+    is_name = run_id.isprintable() and not set(run_id) & set('/\\:*?"<>|')
+    if not is_name or run_id[:1] in ("", ".", " ") or len(run_id.encode()) > MAX_RUN_ID:
+        raise InputError(
+            f"`run_id` must be the name of a folder: up to {MAX_RUN_ID} letters, digits and marks "
+            f"such as . _ - without a path, but got {shown(run_id)}; rename the run"
+        )
+    return run_id
 
 
 def run_name(shape: Shape, tokens: int, seed: int) -> str:
@@ -40,8 +63,8 @@ class RunSpec:
     shape: Shape
     tokens: int
     recipe: Recipe
-    seed: int = 0
-    data_seed: int = 0
+    seed: Count = 0
+    data_seed: Count = 0
     role: str = "proxy"
     branches: tuple[int, ...] = ()
     engine: Execution | None = None
@@ -51,6 +74,17 @@ class RunSpec:
         object.__setattr__(
             self, "_identities", {}
         )  # cache by corpus; not a field, as it affects no number
+        safe_run_id(self.run_id)
+        if not 1 <= self.tokens <= MAX_TOKENS:
+            raise InputError(
+                f"`tokens` must be from 1 to {MAX_TOKENS:.0e}, but got {shown(self.tokens)}; give "
+                "a budget that can be trained"
+            )
+        for name in ("seed", "data_seed"):
+            if not 0 <= getattr(self, name) <= MAX_INTEGER:
+                raise InputError(
+                    f"`{name}` must be from 0 to 2**63 - 1, but got {shown(getattr(self, name))}"
+                )
         if not self.branches:
             return
         recipe, ends = self.recipe, self.ends
@@ -147,13 +181,12 @@ class RunSpec:
 
     @classmethod
     def from_json(cls, text: str) -> "RunSpec":
-        """Create a spec from JSON text."""
-        values: Mapping[str, Any] = json.loads(text)
-        engine = values.get("engine")
-        nested = {
-            "shape": Shape(**values["shape"]),
-            "recipe": Recipe(**values["recipe"]),
-            "branches": tuple(values.get("branches", ())),
-            "engine": None if engine is None else Execution(**engine),
-        }
-        return cls(**(dict(values) | nested))
+        """Create a spec from JSON text.
+
+        Raises
+        ------
+        InputError
+            The text is not JSON, or a field is missing or has another type or range.
+        """
+        spec: RunSpec = conform(parse_json(text, "the settings of a run"), cls)
+        return spec

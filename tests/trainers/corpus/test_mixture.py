@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_json
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.corpus.mixture import Mixture, Source, parse_mixture
@@ -117,7 +117,7 @@ def test_a_flipped_bit_and_a_lost_end_are_one_clear_error(texts: Path, tmp_path:
             (hurt / name).write_bytes(content if kind == "flipped" else content[:-2])
             if kind == "gone":
                 (hurt / name).unlink()
-            with pytest.raises(WorkError, match=rf"{name} .* delete .*{kind} and give the same"):
+            with pytest.raises(InputError, match=rf"{name} .* delete .*{kind} and give the same"):
                 Corpus.load(hurt)
 
 
@@ -133,7 +133,7 @@ def test_contents_are_compared_once_and_again_when_a_file_is_new(
     Corpus.load(tmp_path / "corpus")
     assert read == []
     (tmp_path / "corpus" / "train.npy").touch()
-    with pytest.raises(WorkError, match=r"does not have the SHA-256"):
+    with pytest.raises(InputError, match=r"does not have the SHA-256"):
         Corpus.load(tmp_path / "corpus")
 
 

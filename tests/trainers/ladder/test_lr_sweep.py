@@ -31,7 +31,7 @@ CORNERS = [shape(16, 2), shape(16, 8), shape(64, 2), shape(64, 8)]
 
 
 def tried_at(shapes: list[Shape], **changes: object) -> list[LRTrial]:
-    specs = [spec(run_id=str(each), shape=each) for each in shapes]
+    specs = [spec(run_id=str(each).replace("/", "-"), shape=each) for each in shapes]
     usual: dict[str, object] = {"tokens": 256}
     return trials(specs, LRSweepSettings(**(usual | changes)))  # type: ignore[arg-type]
 

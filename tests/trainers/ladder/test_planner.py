@@ -284,7 +284,9 @@ def hand_made(ratios: list[tuple[int, int]]) -> Ladder:
             hidden_size=hidden, intermediate_size=64, num_hidden_layers=layers,
             num_attention_heads=2, num_key_value_heads=1, head_dim=16, vocab_size=256,
         )  # fmt: skip
-        spec = RunSpec(run_id=str(shape), shape=shape, tokens=10**6, recipe=Recipe())
+        spec = RunSpec(
+            run_id=str(shape).replace("/", "-"), shape=shape, tokens=10**6, recipe=Recipe()
+        )
         runs.append(Planned(spec=spec, size="one"))
     return Ladder(runs=tuple(runs), method="by hand", candidates={"one": 9})
 

@@ -20,7 +20,7 @@ def test_ledger_of_first_version_is_refused_and_unchanged(tmp_path: Path) -> Non
     with closing(sqlite3.connect(path)) as database, database:
         database.execute("CREATE TABLE runs (run_id TEXT PRIMARY KEY, state TEXT NOT NULL)")
         database.execute("INSERT INTO runs VALUES ('a', 'done')")
-    with pytest.raises(WorkError, match=r"`version == 2` must hold .* has 1: .* another ledger"):
+    with pytest.raises(InputError, match=r"`version == 2` must hold .* has 1: .* another ledger"):
         Ledger(path)
     with closing(sqlite3.connect(path)) as database:
         assert database.execute("SELECT run_id, state FROM runs").fetchall() == [("a", "done")]
@@ -33,7 +33,7 @@ def test_ledger_of_later_version_is_refused(tmp_path: Path) -> None:
     plan(Ledger(path))
     with closing(sqlite3.connect(path)) as database, database:
         database.execute("UPDATE shapelaw_ledger SET version = 9")
-    with pytest.raises(WorkError, match=r"`version == 2` must hold .* has 9: .* another version"):
+    with pytest.raises(InputError, match=r"`version == 2` must hold .* has 9: .* another version"):
         Ledger(path)
 
 
@@ -45,7 +45,7 @@ def test_database_of_later_version_is_refused(postgres: Server) -> None:
     Ledger(url)
     with postgres.connection("later") as other:
         other.execute("UPDATE shapelaw_ledger SET version = 9")
-    with pytest.raises(WorkError, match=r"`version == 2` must hold .* has 9"):
+    with pytest.raises(InputError, match=r"`version == 2` must hold .* has 9"):
         Ledger(url)
 
 
@@ -60,10 +60,10 @@ def test_a_folder_in_place_of_the_file_is_a_work_error(tmp_path: Path) -> None:
         Ledger(tmp_path)
 
 
-def test_a_file_that_is_not_a_ledger_is_a_work_error(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_ledger_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "ledger.sqlite").write_text("this is not a database " * 100)
     with pytest.raises(
-        WorkError, match=r"cannot be used .* free space on the disk, or move the file away"
+        InputError, match=r"is damaged or not a ledger .* move it away, or give another --out"
     ):
         Ledger(tmp_path / "ledger.sqlite")
 

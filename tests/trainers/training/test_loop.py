@@ -285,7 +285,7 @@ def test_another_corpus_is_another_run_and_a_name_or_a_folder_is_not(corpus: Cor
 @given(
     st.builds(
         spec,
-        run_id=st.text(max_size=20),
+        run_id=st.from_regex(r"[a-z0-9][\w.-]{0,20}", fullmatch=True),
         shape=st.builds(replace, st.just(SHAPE), rope_theta=st.floats(1, 1e9)),
         tokens=st.integers(1, 10**15),
         recipe=st.builds(replace, st.just(RECIPE), learning_rate=st.floats(1e-9, 1)),
