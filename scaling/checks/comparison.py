@@ -49,6 +49,8 @@ class Comparison(Result):
     sizes
         Error of the best law on the same held-out rows by what N counts, the chosen count first;
         empty where the table has no other count of N or the law does not use N.
+    warnings
+        Properties of the run table that may bias the laws, the most harmful first.
     """
 
     by: str
@@ -58,6 +60,7 @@ class Comparison(Result):
     sizes: pd.DataFrame = field(
         default_factory=lambda: pd.DataFrame(columns=["size", "extrapolation_percent"])
     )
+    warnings: tuple[str, ...] = ()
 
     @property
     def best(self) -> str:
@@ -80,7 +83,8 @@ class Comparison(Result):
         if len(self.sizes):
             tables[f"{self.best}, by the parameters that N counts"] = self.sizes
         title = f"{self.best} extrapolates best by {self.by}{ties}"
-        return View(title=title, tables=tables, notes=notes)
+        warned = [f"warning: {text}" for text in self.warnings]
+        return View(title=title, tables=tables, notes=[*warned, *notes])
 
     def _effect_of_size(self) -> list[str]:
         """Say where the choice of N changes the error more than the choice of law does."""
@@ -105,10 +109,11 @@ class Comparison(Result):
             "best": self.best,
             "by": self.by,
             "clusters": self.clusters,
+            "warnings": self.warnings,
             "laws": self.table,
             "sizes": self.sizes,
             "hold_out": self.hold_outs,
-            "notes": self.view().notes,
+            "notes": self.view().notes[len(self.warnings) :],
         }
 
 
@@ -180,6 +185,7 @@ def compare(
         )
     levels = pd.Series(runs.size_level, index=runs.run_ids)
     ranked = _rank(hold_outs, unavailable, common, levels, seed=settings.get("seed", 0))
+    ranked = replace(ranked, warnings=runs.warnings)
     chosen = float(ranked.table["extrapolation_percent"].iloc[0])
     others = _errors_by_size(dict(pairs)[ranked.best], runs, by, sorted(common), settings)
     if not others:

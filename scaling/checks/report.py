@@ -10,7 +10,6 @@ Each part can be called by itself: see :mod:`shapelaw.scaling.checks.holdout`,
 from dataclasses import dataclass
 from typing import Any, Unpack
 
-import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.checks.chinchilla import Approaches, approaches
@@ -30,7 +29,6 @@ from shapelaw.scaling.runs.table import AUTO, RunsLike, RunTable, as_run_table
 
 DEFAULT_RESAMPLES = 100
 MIN_COVERAGE = 0.8  # of held-out runs inside their 95 % interval
-MAX_FLOPS_RATIO = 1.05  # between counted FLOPs and 6ND
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -207,7 +205,7 @@ def check(
         ),
         checklist=checklist(fitted, runs, hold_outs=list(hold_outs.values())),
         warnings=(
-            *_about_table(runs),
+            *(fitted.table_warnings or runs.warnings),
             *_about_hold_outs(hold_outs),
             *([f"parameters are {report.status}"] if report.status != "identified" else []),
             *(finding.what for finding in report.findings),
@@ -225,24 +223,6 @@ def _require_same_runs(fitted: Fit, runs: RunTable) -> None:
             f"{counted(len(runs), 'row')} with other names; give those runs, or the "
             "law instead of the fit"
         )
-
-
-def _about_table(runs: RunTable) -> list[str]:
-    """Warn of mid-schedule checkpoints, several rows of one run, and FLOPs that differ from 6ND."""
-    warnings = []
-    if "schedule" in runs and runs["schedule"].astype(str).str.contains("const").any():
-        warnings.append("some schedules are constant: losses before a decay are not final losses")
-    warnings += [
-        f"several rows belong to one run (column {name}): rows are not independent"
-        for name in ("curve", "checkpoint_of")
-        if name in runs and runs[name].duplicated().any()
-    ]
-    if "flops_counted" in runs:
-        ratios = runs["flops_counted"].to_numpy(dtype=float) / runs.compute
-        ratio = float(np.nanmedian(np.maximum(ratios, 1 / ratios)))
-        if ratio > MAX_FLOPS_RATIO:
-            warnings.append(f"counted FLOPs and 6ND differ by a factor {ratio:.2f} (median)")
-    return warnings
 
 
 def _about_hold_outs(hold_outs: dict[str, HoldOut]) -> list[str]:

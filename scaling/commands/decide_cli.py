@@ -23,6 +23,7 @@ def decide(
     json: Json = False,
 ) -> None:
     """Compare shapes: the chance that each is best."""
+    from shapelaw.scaling.commands.output import note_warnings
     from shapelaw.scaling.commands.predicting import read_shapes
     from shapelaw.scaling.decisions.decide import decide
     from shapelaw.scaling.fitting.result import Fit
@@ -30,11 +31,12 @@ def decide(
 
     fitted = Fit.load(fit)
     table = read_shapes(fitted, shapes, tokens)
+    note_warnings(fitted)
     decided = decide(fitted, table)
     if out is not None:
         write_runs(out, table.join(decided))
     if json:
-        print_json({"rows": decided})
+        print_json({"warnings": fitted.table_warnings, "rows": decided})
     else:
         print_table(decided.assign(line=range(2, len(decided) + 2)))
 

@@ -146,18 +146,20 @@ def predict(
     json: Json = False,
 ) -> None:
     """Predict the loss of shapes, with 95 % intervals."""
+    from shapelaw.scaling.commands.output import note_warnings
     from shapelaw.scaling.commands.predicting import predict_table
     from shapelaw.scaling.fitting.result import Fit
     from shapelaw.scaling.runs.table import write_runs
 
     fitted = Fit.load(fit)
     table, predicted = predict_table(fitted, shapes, tokens)
+    note_warnings(fitted)
     if not fitted.has_intervals:
         note("note: the fit has no resamples, so the intervals are of the noise of a run alone")
     if out is not None:
         write_runs(out, table.join(predicted))
     if json:
-        print_json({"predictions": predicted})
+        print_json({"warnings": fitted.table_warnings, "predictions": predicted})
     else:
         print_table(predicted.assign(line=range(2, len(predicted) + 2)))
 

@@ -9,6 +9,12 @@ if TYPE_CHECKING:
     from shapelaw.scaling.runs.table import RunTable
 
 
+def note_warnings(fitted: "Fit") -> None:
+    """Print the warnings of the run table that a fit carries, on standard error."""
+    for text in fitted.table_warnings:
+        note(f"warning: {text}")
+
+
 def note_other_runs(fitted: "Fit", runs: "RunTable") -> None:
     """Print a note on standard error if a run table is not that of a fit.
 

@@ -22,6 +22,7 @@ from shapelaw.scaling.fitting.fit_record import (
     resample_fields,
     run_fields,
     status_line,
+    with_residual_warnings,
 )
 from shapelaw.scaling.fitting.law_problem import law_name, problem_of
 from shapelaw.scaling.fitting.pooled import PooledFit
@@ -143,6 +144,7 @@ def fit(
     problem = problem_of(law, runs, minimised, delta)
     if wants_prior(law, minimised, delta, prior):
         fitted = fit_with_prior(problem, runs, starts, resamples, seed, prior)
+        fitted = with_residual_warnings(fitted, runs)
         return replace(fitted, seconds=time.perf_counter() - start_time)
     problem, best, unresolved = solve_with_factor_tests(problem, delta, starts, seed, runs.noise)
     clusters = runs.run_groups
@@ -162,6 +164,7 @@ def fit(
         noise_by_size=runs.noise_by_size.to_dict("records"),
     )
     notes, status = notes_of(fitted, unresolved, clusters), status_line(fitted, best)
+    fitted = with_residual_warnings(fitted, runs)
     return replace(fitted, notes=notes, status=status, seconds=time.perf_counter() - start_time)
 
 

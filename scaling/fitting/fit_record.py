@@ -1,5 +1,6 @@
 """Record of a fit: optimum, draws, noise, notes and status."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.factors import UShape
 from shapelaw.scaling.laws.part import Columns
 from shapelaw.scaling.runs.columns import N
+from shapelaw.scaling.runs.diagnosis import residual_warnings
 from shapelaw.scaling.runs.table import RunTable
 from shapelaw.scaling.solver.identifiability import NO_TERM, optimum_status
 from shapelaw.scaling.solver.multistart import (
@@ -45,6 +47,7 @@ def run_fields(runs: RunTable, columns: Columns) -> dict[str, Any]:
         "left_out": dict(runs.left_out),
         "ranges": {name: (float(c.min()), float(c.max())) for name, c in columns.items()},
         "data_sha256": runs.fingerprint,
+        "table_warnings": list(runs.warnings),
     }
 
 
@@ -171,6 +174,14 @@ def notes_of(
         shown = ", ".join(f"{name} ({why})" for name, why in list(fitted.left_out.items())[:8])
         notes.append(f"{counted(len(fitted.left_out), 'row')} left out: {shown}")
     return notes
+
+
+def with_residual_warnings(fitted: Fit, runs: RunTable) -> Fit:
+    """Add a warning of a column outside of the law that explains the residuals of a fit."""
+    columns = fitted.columns(runs)
+    residuals = np.log(runs.losses) - np.log(fitted.central(runs))
+    more = residual_warnings(runs.frame, columns, residuals)
+    return replace(fitted, table_warnings=[*fitted.table_warnings, *more])
 
 
 def status_line(fitted: Fit, best: Solution) -> str:

@@ -22,6 +22,7 @@ def view_of(fit: "Fit") -> View:
         title=f"{fit.law_name} on {counted(len(fit.run_ids), 'run')}: {fit.status}",
         tables={heading: fit.frame().dropna(axis=1, how="all").reset_index()},
         notes=[
+            *(f"warning: {text}" for text in fit.table_warnings),
             fit.equation(),
             f"objective {fit.objective:.9g} ({minimised}); "
             f"{counted(fit.starts, 'start')}, {fit.seconds:.1f} s",

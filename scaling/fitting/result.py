@@ -124,6 +124,9 @@ class Fit(Result):
         that is left in the posterior; empty for a fit without a prior.
     posterior
         Draws of deviation and noise; None for a fit without a prior or without draws.
+    table_warnings
+        Properties of the run table that may bias the fit, one sentence each, the most harmful
+        first.
     """
 
     law_name: str
@@ -161,6 +164,7 @@ class Fit(Result):
     scatter: NonNegative = 0.0
     prior: dict[str, PriorNote] = field(default_factory=dict)
     posterior: PosteriorState | None = None
+    table_warnings: list[str] = field(default_factory=list)
 
     @property
     def law(self) -> Law:
@@ -410,6 +414,7 @@ class Fit(Result):
             "optima": self.optima(),
             "objective": self.objective,
             "status": self.status,
+            "warnings": self.table_warnings,
             "starts": self.starts,
             "seconds": self.seconds,
         }

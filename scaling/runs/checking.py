@@ -7,11 +7,11 @@ from typing import Any
 import pandas as pd
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.filters import select
+from shapelaw.scaling.filters import names_in, select
 from shapelaw.scaling.runs.columns import NUMERIC
+from shapelaw.scaling.runs.diagnosis import row_marks
 from shapelaw.scaling.runs.ratios import with_ratios
 from shapelaw.scaling.runs.validation import (
-    list_warnings,
     losses_in_nats,
     parse_switches,
     refuse_losses_above_uniform,
@@ -32,7 +32,7 @@ def check_frame(
 
     Returns
     -------
-    Arguments of a run table: ``frame``, ``left_out``, ``warnings`` and ``notes``.
+    Arguments of a run table: ``frame``, ``left_out`` and ``notes``.
     """
     names = frame["run_id"] if "run_id" in frame else [f"row-{i + 2}" for i in range(len(frame))]
     runs = frame.assign(run_id=pd.Series(names, index=frame.index).astype(str))
@@ -42,7 +42,8 @@ def check_frame(
     runs = to_numbers(runs, [column for column in runs if column in NUMERIC])
     runs = with_ratios(parse_switches(runs, name), name)
     if where is not None:
-        chosen = select(where, {str(column): runs[column] for column in runs}, len(runs))
+        known = {str(column): runs[column] for column in runs} | row_marks(runs, names_in(where))
+        chosen = select(where, known, len(runs))
         left_out |= dict.fromkeys(runs["run_id"][~chosen], f"not in `{where}`")
         # Text that kept a column from being numeric may be gone with its rows.
         runs = to_numbers(runs[chosen], [column for column in runs if column in NUMERIC])
@@ -55,7 +56,6 @@ def check_frame(
     return {
         "frame": runs,
         "left_out": shorten_left_out(left_out),
-        "warnings": tuple(list_warnings(runs)),
         "notes": tuple(notes),
     }
 

@@ -14,9 +14,10 @@ import pandas as pd
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_whole
-from shapelaw.scaling.filters import select
+from shapelaw.scaling.filters import names_in, select
 from shapelaw.scaling.runs.checking import check_frame, shorten_left_out
 from shapelaw.scaling.runs.columns import COLUMNS, SIZES, D, N, columns_of
+from shapelaw.scaling.runs.diagnosis import list_warnings, row_marks
 from shapelaw.scaling.runs.levels import level_of
 from shapelaw.scaling.runs.ratios import sizes_without_embedding
 from shapelaw.scaling.runs.reader import read_table
@@ -69,8 +70,6 @@ class RunTable:
         Name, citation, licence and address of the table, each where available.
     left_out
         Runs that were removed from the table, with the reason.
-    warnings
-        Properties of the table that may bias a fit, as sentences.
     notes
         Conversions of the values, as sentences.
 
@@ -85,7 +84,6 @@ class RunTable:
     loss_unit: str = "nats per token"
     source: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     _part: "tuple[RunTable, np.ndarray] | None" = None
 
@@ -157,7 +155,9 @@ class RunTable:
         InputError
             The filter has a syntax error, or names a column that the table lacks.
         """
-        chosen = select(where, {name: self.frame[name] for name in self.columns}, len(self))
+        known = {name: self.frame[name] for name in self.columns}
+        known |= row_marks(self.frame, names_in(where))
+        chosen = select(where, known, len(self))
         dropped = dict.fromkeys(self.run_ids[~chosen].tolist(), f"not in `{where}`")
         return replace(self.take(chosen), left_out=shorten_left_out({**self.left_out, **dropped}))
 
@@ -283,7 +283,12 @@ class RunTable:
         """Training run of every checkpoint, (n,); None where each row is a run of its own."""
         return self.frame[RUN_GROUP].to_numpy() if RUN_GROUP in self.frame else None
 
-    # ---- noise and fingerprint, which fits record
+    # ---- warnings, noise and fingerprint, which fits record
+
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """Properties of the table that may bias a fit, as sentences, the most harmful first."""
+        return tuple(list_warnings(self.frame, self.size_column))
 
     @cached_property
     def noise(self) -> tuple[float, int]:

@@ -1,4 +1,4 @@
-"""Rules and warnings of run tables.
+"""Rules of run tables.
 
 Every error names the source, the line (the header is line 1), the value and the remedy.
 """
@@ -10,15 +10,13 @@ import pandas as pd
 
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.runs.columns import LOSS_KINDS, NUMERIC, OPTIONAL_NUMERIC, SIZES, D
+from shapelaw.scaling.runs.columns import LOSS_KINDS, NUMERIC, OPTIONAL_NUMERIC
 
 SWITCHES = {"tie_word_embeddings": True, "qk_norm": False, "decayed": False}  # defaults
 SPELLINGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 NATS_PER_BIT = float(np.log(2))
 MAX_LOSS_OVER_UNIFORM = 1.05  # loss over ln(vocabulary), the loss of a uniform guess, at most
 LARGEST_MODEL = 2.0**62  # parameters that 64-bit integers count without overflow
-MAX_FLOPS_DEVIATION = 0.05  # relative difference of counted FLOPs from 6ND without a warning
-TUNED_COLUMNS = ("learning_rate", "batch_tokens", "batch_size", "batch_sequences")
 REMEDY = "correct the row, or leave it out with --exclude RUN_ID"
 
 
@@ -284,82 +282,3 @@ def refuse_losses_above_uniform(runs: pd.DataFrame, source: str) -> None:
             f"{np.log(size):.4g}): worse than guessing uniformly; is it in bits per token (declare "
             f"it in a column `loss_unit`) or diverged? {REMEDY}"
         )
-
-
-def list_warnings(runs: pd.DataFrame) -> list[str]:
-    """List the properties of a run table that may bias its fits, one sentence each."""
-    return [
-        *_flops_warnings(runs),
-        *_repetition_warnings(runs),
-        *_schedule_warnings(runs),
-        *_tuning_warnings(runs),
-    ]
-
-
-def _flops_warnings(runs: pd.DataFrame) -> list[str]:
-    """Warn of counted training FLOPs that differ from 6ND."""
-    if not {"flops_6nd", "flops_counted"} <= set(runs.columns):
-        return []
-    ratio = (runs["flops_counted"] / runs["flops_6nd"].where(runs["flops_6nd"] > 0)).dropna()
-    deviating = int(((ratio - 1).abs() > MAX_FLOPS_DEVIATION).sum())
-    if not deviating:
-        return []
-    return [
-        f"counted FLOPs differ from 6ND by more than {MAX_FLOPS_DEVIATION:.0%} in {deviating} of "
-        f"{len(runs)} rows ({ratio.min():.2f} to {ratio.max():.2f} times): state which of them "
-        "a budget counts"
-    ]
-
-
-def _repetition_warnings(runs: pd.DataFrame) -> list[str]:
-    """Warn of runs that were trained for more than one epoch."""
-    if not {"tokens", "unique_tokens"} <= set(runs.columns):
-        return []
-    epochs = runs["tokens"] / runs["unique_tokens"].where(runs["unique_tokens"] > 0)
-    repeated = int((epochs > 1).sum())
-    if not repeated:
-        return []
-    return [
-        f"{repeated} of {len(runs)} rows trained on repeated text, up to {epochs.max():.2f} "
-        "epochs: D counts tokens seen, and a repeated token teaches less than a new one"
-    ]
-
-
-def _schedule_warnings(runs: pd.DataFrame) -> list[str]:
-    """Warn of checkpoints whose learning rate had not decayed, or may not have."""
-    if "decayed" in runs:
-        undecayed = int((~runs["decayed"].astype(bool)).sum())
-        if not undecayed:
-            return []
-        return [
-            f"{undecayed} of {len(runs)} rows are checkpoints in mid-schedule (`decayed` is not "
-            "true): their losses are higher than those of runs whose learning rate decayed"
-        ]
-    if not {"run_group", "tokens"} <= set(runs.columns):
-        return []
-    tokens = runs.groupby("run_group")["tokens"]
-    several = int((tokens.max() > tokens.min()).sum())
-    if not several:
-        return []
-    return [
-        f"{several} runs (`run_group`) have rows at several token counts and no column `decayed`: "
-        "unless each was decayed, all but the last are checkpoints in mid-schedule"
-    ]
-
-
-def _tuning_warnings(runs: pd.DataFrame) -> list[str]:
-    """Warn of rows of equal N and D that were trained with several learning rates or batches."""
-    cell = [name for name in (*SIZES.values(), D) if name in runs]
-    if D not in cell or len(cell) < 2:
-        return []
-    several = {
-        name: int((runs.groupby(cell, dropna=False)[name].transform("nunique") > 1).sum())
-        for name in TUNED_COLUMNS
-        if name in runs
-    }
-    return [
-        f"{rows} of {len(runs)} rows mix several values of `{name}` at equal N and D: a fit takes "
-        "the difference for noise or an effect of shape; keep one value, or the best row of each"
-        for name, rows in several.items()
-        if rows
-    ]

@@ -37,6 +37,7 @@ def explain(proposals: Proposals) -> Proposals:
             )
         ),
         notes=(
+            *(f"the runs of the law: {text}" for text in fit.table_warnings),
             *fit.notes,
             *missing_terms(fit, held=("gqa",) if candidates.gqa_held else ()),
             proposals.form_spread.note,

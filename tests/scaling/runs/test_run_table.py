@@ -149,7 +149,7 @@ def test_fit_of_a_part_does_not_check_the_table_again(monkeypatch):
     def refuse(*_: object) -> None:
         raise AssertionError("a table was checked twice")
 
-    for name in ("validate", "list_warnings", "to_numbers", "with_ratios"):
+    for name in ("validate", "to_numbers", "with_ratios"):
         monkeypatch.setattr(checking, name, refuse)
     monkeypatch.setattr(validation, "check_numbers", refuse)
     part = runs.take(np.arange(20))

@@ -1,4 +1,4 @@
-"""Tests of the rules and warnings of run tables, matched by their texts."""
+"""Tests of the rules of run tables, matched by their texts."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,6 @@ from shapelaw.scaling.runs.table import RunTable
 from shapelaw.scaling.runs.validation import (
     LARGEST_MODEL,
     as_floats,
-    list_warnings,
     require_comparable_losses,
 )
 from support.run_tables import run_table
@@ -164,58 +163,9 @@ def test_losses_on_two_held_out_texts_are_not_fitted_together():
     require_comparable_losses(prepared(frame, where="validation == 'c4'").frame, "runs")
 
 
-def test_a_plain_table_has_no_warnings():
-    assert prepared(run_table()).warnings == ()
-
-
-def test_counted_flops_that_differ_from_6nd_are_warned_of():
-    close = run_table(flops_6nd=1e12, flops_counted=[1.04e12, 0.96e12, 1e12, np.nan])
-    assert list_warnings(close) == []
-    (warning,) = list_warnings(close.assign(flops_counted=[1.06e12, 2e12, 1e12, np.nan]))
-    assert "differ from 6ND by more than 5% in 2 of 4 rows (1.00 to 2.00 times)" in warning
-
-
-def test_repeated_text_is_warned_of():
-    assert list_warnings(run_table(unique_tokens=4e6)) == []
-    (warning,) = list_warnings(run_table(unique_tokens=[2e6, 1e6, np.nan, 0.0]))
-    assert warning.startswith("1 of 4 rows trained on repeated text, up to 2.00 epochs")
-
-
-def test_checkpoints_in_mid_schedule_are_warned_of():
-    assert list_warnings(run_table(decayed=True, run_group="one")) == []
-    (warning,) = list_warnings(run_table(decayed=[True, False, True, False]))
-    assert warning.startswith("2 of 4 rows are checkpoints in mid-schedule")
-    (unknown,) = prepared(run_table(decayed=["true", None, "true", "1"])).warnings
-    assert unknown.startswith("1 of 4 rows")
-
-
-def test_several_token_counts_of_one_run_without_decayed_column_are_warned_of():
-    assert list_warnings(run_table(run_group=list("abcd"))) == []
-    (warning,) = list_warnings(run_table(run_group=list("aabb")))
-    assert warning.startswith("2 runs (`run_group`) have rows at several token counts")
-    assert list_warnings(run_table(run_group=list("aabb"), decayed=True)) == []
-
-
 def test_pandas_extension_types_are_read_as_numbers():
     assert as_floats(pd.Series([1, None, 3], dtype="Int64")).tolist()[::2] == [1, 3]
     assert np.isnan(as_floats(pd.Series([1, None, 3], dtype="Int64"))[1])
     assert as_floats(pd.Series(["1e3", "x"], dtype="string")).tolist()[0] == 1000
     loaded = prepared(run_table(tokens=pd.Series([1, 2, 3, 4], dtype="Int64")))
     assert loaded["tokens"].dtype == float
-
-
-@pytest.mark.parametrize(
-    ("columns", "rows"),
-    [
-        ({"learning_rate": [1e-3, 2e-3, 1e-3, 1e-3]}, 2),
-        ({"batch_tokens": [1, 2, 3, 4]}, 4),
-        ({"batch_size": [1, 1, 2, 2]}, 0),
-        ({"learning_rate": 1e-3}, 0),
-    ],
-)
-def test_rows_that_mix_rates_or_batches_at_equal_size_and_tokens_are_warned_of(columns, rows):
-    frame = pd.DataFrame({"n_total": [1e6, 1e6, 4e6, 4e6], "tokens": 1e8, "loss": [3, 3.1, 2, 2.1]})
-    warnings = RunTable.of(frame.assign(**columns)).warnings
-    (name,) = columns
-    expected = f"{rows} of 4 rows mix several values of `{name}` at equal N and D: a fit takes"
-    assert [warning.startswith(expected) for warning in warnings] == [True] * (rows > 0)
