@@ -148,6 +148,7 @@ def test_printed_document_has_stable_keys():
         "optima",
         "objective",
         "status",
+        "warnings",
         "starts",
         "seconds",
     ]
