@@ -18,7 +18,9 @@ DRAWS = 200  # draws of the interval: the grid is solved for each
 NAMES = ("equivalent_compute", "equivalent_compute_low", "equivalent_compute_high")
 
 
-def equivalent_compute(fitted: Fit, shapes: pd.DataFrame, draws: np.ndarray) -> pd.DataFrame:
+def equivalent_compute(
+    fitted: Fit, shapes: pd.DataFrame, draws: np.ndarray, *, relative: bool = False
+) -> pd.DataFrame:
     """Compute the factor of compute with which the first shape reaches the loss of each shape.
 
     The factor is the c that solves min over N of L(N, cC/(6N); ratios of the first shape) =
@@ -33,6 +35,9 @@ def equivalent_compute(fitted: Fit, shapes: pd.DataFrame, draws: np.ndarray) -> 
         One row per shape with the columns of the law, (n,) rows.
     draws
         Joint draws of ln loss of the shapes, (S, n).
+    relative
+        Divide by the first shape's own factor, which is then 1: what a change of shape alone is
+        worth, at any ratio of tokens to parameters.
 
     Returns
     -------
@@ -57,6 +62,11 @@ def equivalent_compute(fitted: Fit, shapes: pd.DataFrame, draws: np.ndarray) -> 
             for theta, target in zip(thetas, targets, strict=True)
         ]
     )
+    if relative:
+        solved = np.where(
+            np.isinf(solved), np.inf, solved - np.minimum(solved[:, :1], MAX_LOG_FACTOR)
+        )
+        solved[:, 0] = 0.0
     tail = (100 - LEVEL) / 2
     low, high = np.percentile(solved[1:], [tail, 100 - tail], axis=0, method="nearest")
     table = {name: np.exp(part) for name, part in zip(NAMES, (solved[0], low, high), strict=True)}

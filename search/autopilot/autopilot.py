@@ -46,7 +46,8 @@ from shapelaw.search.engines._base import Engine
 from shapelaw.search.engines.cache import CachedEngine, MeasurementStore
 from shapelaw.search.engines.registry import engine_named
 from shapelaw.search.proposals.basis import LossBasis
-from shapelaw.search.proposals.pareto_search import propose, served_rate, served_rates
+from shapelaw.search.proposals.leaders import served_rate, served_rates
+from shapelaw.search.proposals.pareto_search import propose
 from shapelaw.search.proposals.proposal import shape_name
 from shapelaw.search.proposals.ranking import Proposals
 from shapelaw.search.proposals.request import ProposalRequest
@@ -72,7 +73,7 @@ class ServedChoices:
         candidates = measured.candidates
         serving = candidates.request.serving
         model = estimate(candidates.table, measured.results, serving.engine, serving.workload)
-        self.rates = served_rates(model, measured.results)
+        self.rates = np.where(candidates.apart, 0.0, served_rates(model, measured.results))
         allowed = np.flatnonzero(self.rates >= self.speedup * self.rates[candidates.baseline])
         if not len(allowed):
             raise WorkError(

@@ -22,6 +22,8 @@ from shapelaw.search.proposals.request import (
     SearchEffort,
     Serving,
     SpaceOptions,
+    baseline_model,
+    scaled_depth,
 )
 from shapelaw.search.workload import parse_workload
 from shapelaw.trainers.ladder.grid import PROXY, LadderAllocation, LadderGrid, Rung
@@ -95,12 +97,14 @@ class AutopilotSettings(CorpusSettings):
 
     def request(self, engine: Engine, vocab_size: int) -> ProposalRequest:
         """Return the request for proposals at the target's size."""
-        grid = LadderGrid()
+        grid, layers = LadderGrid(), _numbers("--layers", self.layers)
+        if layers is None:  # proxies of one depth say more about the other ratios
+            layers = (scaled_depth(baseline_model(self.baseline), self.params),)
         return ProposalRequest(
             budget=Budget(parameters=self.params, tokens=self.tokens),
             space=SpaceOptions(
                 baseline=self.baseline,
-                layers=_numbers("--layers", self.layers),
+                layers=layers,
                 head_dims=_numbers("--head-dim", self.head_dim),
                 vocab_size=vocab_size,
                 qk_norm=grid.qk_norm,
@@ -155,7 +159,7 @@ def price_of(settings: AutopilotSettings) -> pd.DataFrame:
 
 def first_ladder(request: ProposalRequest, seed: int) -> Ladder:
     """Plan the first runs: three sizes below the target's, at its tokens per parameter."""
-    space, budget = request.shape_space, request.budget
+    budget = request.budget
     return plan_ladder(
         [
             Rung(parameters=budget.parameters // part, shapes=shapes, **depths_of(request))
@@ -163,7 +167,7 @@ def first_ladder(request: ProposalRequest, seed: int) -> Ladder:
         ],
         grid=grid_of(request, budget.parameters // max(FIRST_SIZES)),
         allocation=LadderAllocation(
-            tokens_per_parameter=budget.tokens / space.parameters,
+            tokens_per_parameter=budget.tokens / budget.parameters,
             **ALLOCATION,  # type: ignore[arg-type]
         ),
         seed=seed,

@@ -164,6 +164,7 @@ def search_shapes(loop: Loop[LoopSettings], basis: LossBasis, corpus: Corpus) ->
             parameters=CONFIRMED, tokens=confirmation_tokens(loop.settings), tolerance=0.01
         ),
         space=SpaceOptions(
+            any_shape=True,  # its models are never served
             layers=LAYERS,
             head_dims=(HEAD_DIM,),
             vocab_size=corpus.vocab_size,

@@ -6,7 +6,7 @@ from shapelaw.scaling.display.console import echo, note, print_json, print_table
 from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import FailedCheckError, InputError
 from shapelaw.scaling.files import read_json
-from shapelaw.search.commands.table import off_front_notes, proposals_table
+from shapelaw.search.commands.table import off_front_notes, proposals_table, table_apart
 from shapelaw.search.engines._base import TIME_MODEL
 from shapelaw.search.proposals.proposal import CANDIDATE
 from shapelaw.search.proposals.ranking import Proposals
@@ -34,15 +34,20 @@ def print_proposals(
         note(f"note: {line}")
     table = proposals_table(proposals.ranked, wide=wide)
     print_table(table, "The baseline and the front, from accurate to fast")
+    apart = table_apart(proposals.ranked, wide=wide)
+    if len(apart):
+        print_table(apart, "Faster or better only if changes that the law has no term for are free")
+    _print_paper_models(proposals)
     for line in off_front_notes(proposals):
         echo(f"Note: {line}.")
     echo(_legend(proposals))
     if not wide:
         echo("--wide prints every column: P(faster), P(best), loss, latency, memory, reasons.")
     unlisted = [p for p in proposals if p.role == CANDIDATE]
+    shown = len(table) + len(apart)
     refused = sum(p.throughput is None for p in unlisted)
     others = sum(not p.on_front for p in unlisted) - refused
-    more = len(proposals) - refused - others - len(table)
+    more = len(proposals) - refused - others - shown
     if more:
         echo(
             f"{counted(more, 'more shape')} on the front, between these: --json or --out has "
@@ -140,12 +145,28 @@ def print_check(*, write: bool, json: bool) -> None:
 
 
 def _legend(proposals: Proposals) -> str:
-    """Describe the sources of the speeds in the table."""
+    """Describe the sources of the intervals and of the speeds in the table."""
     kinds = {p.throughput.kind for p in proposals if p.throughput}
-    engine = proposals.estimated.measured.candidates.request.serving.engine
-    sources = [f"{kind}: by {engine.label}" for kind in sorted(kinds - {TIME_MODEL})]
+    candidates = proposals.estimated.measured.candidates
+    sources = [candidates.request.serving.engine.basis]
     checked = proposals.estimated.cross_validation
     if TIME_MODEL in kinds and checked is not None:
         error = f"mean error {100 * checked.mape:.1f} % on {len(checked.measured)} left out"
         sources.append(f"time model: fitted to those answers ({error} in turn)")
-    return f"speed: output tokens/s over the baseline's; {'; '.join(sources)}."
+    return (
+        f"loss: {candidates.basis.interval} of the difference in brackets; P(less): probability of "
+        f"less loss; speed: output tokens/s over the baseline's, {'; '.join(sources)}."
+    )
+
+
+def _print_paper_models(proposals: Proposals) -> None:
+    """Print the models that the paper of a printed law measured beside their predictions."""
+    models = proposals.paper_models
+    if models.empty:
+        return
+    table = models.assign(
+        predicted_percent=models["predicted_percent"].map("{:+.2f} %".format),
+        measured_percent=models["measured_percent"].map("{:+.2f} %".format),
+    )
+    columns = {"predicted_percent": "loss, predicted", "measured_percent": "loss, measured"}
+    print_table(table.rename(columns=columns), "The models that the paper of this law trained")

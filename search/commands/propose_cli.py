@@ -16,7 +16,6 @@ from shapelaw.scaling.commands.options import (
     Params,
     Seed,
     ShapesWhere,
-    Tolerance,
     WorkloadOption,
     output_folder,
 )
@@ -56,7 +55,30 @@ Law = Annotated[
         metavar="LAW",
     ),
 ]
-Baseline = Annotated[str, typer.Option(help="Model whose proportions to beat.", metavar="NAME")]
+Baseline = Annotated[
+    str,
+    typer.Option(
+        help="Model to beat: a published name or a config.json; of another size, its proportions.",
+        metavar="NAME",
+    ),
+]
+EqualSize = Annotated[
+    float | None,
+    typer.Option(
+        "--tolerance",
+        help="Fraction by which N may differ from the baseline's (default: 0.01; below 100M 0.02).",
+        metavar="SHARE",
+    ),
+]
+AnyShape = Annotated[
+    bool, typer.Option("--any", help="Lift the rules for deployable shapes, which are printed.")
+]
+Confidence = Annotated[
+    float,
+    typer.Option(
+        help="Probability of no more loss that the fast shape must have.", metavar="PROBABILITY"
+    ),
+]
 VocabularySize = Annotated[
     int | None, typer.Option(help="Vocabulary size (default: the baseline's).", metavar="N")
 ]
@@ -150,7 +172,8 @@ def propose_shapes(
     engine: EngineOption = "torch",
     baseline: Baseline = "llama-3.2-1b",
     params_convention: Convention = "non-embedding",
-    tolerance: Tolerance = 0.03,
+    tolerance: EqualSize = None,
+    any_shape: AnyShape = False,
     layers: Layers = "auto",
     head_dim: HeadDims = "auto",
     vocab: VocabularySize = None,
@@ -158,6 +181,7 @@ def propose_shapes(
     max_ttft: MaxTTFT = None,
     max_tpot: MaxTPOT = None,
     worse: Worse = 2.0,
+    confidence: Confidence = 0.8,
     link: Link = None,
     validation: Validation = "",
     measurements: Measurements = 24,
@@ -192,6 +216,7 @@ def propose_shapes(
             baseline=baseline, layers=_parse_option("--layers", layers),
             head_dims=_parse_option("--head-dim", head_dim), vocab_size=vocab,
             where=tuple(where or ()), worse_percent=worse, fastest=fastest,
+            any_shape=any_shape, confidence=confidence,
         ),
         serving=groups.Serving(
             workload=parse_workload(workload).changed(max_ttft=max_ttft, max_tpot=max_tpot),

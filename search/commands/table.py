@@ -7,27 +7,34 @@ import pandas as pd
 
 from shapelaw.scaling.units import format_bytes, format_count, format_seconds
 from shapelaw.search.engines._base import broken_limits
+from shapelaw.search.proposals.leaders import MIN_SPEEDUP
 from shapelaw.search.proposals.probabilities import NO_SPREAD, probability_text
 from shapelaw.search.proposals.proposal import (
     BASELINE,
     CANDIDATE,
-    FAST,
+    DIFFERENCES,
     LOSS_OPTIMAL,
     Proposal,
-    shape_name,
 )
 from shapelaw.search.proposals.ranking import Proposals
-from shapelaw.search.proposals.reasons import concerns_budget, format_warning
+from shapelaw.search.proposals.reasons import (
+    changes_not_in_law,
+    concerns_budget,
+    format_warning,
+)
 
 MAX_ROWS = 12  # of the front in the printed table
-NARROW = ("shape", "N", "loss − baseline", "P(less loss)", "speed")
+APART = ("shape", "loss − baseline", "not in law", "speed")
+MAX_FACTOR = 100  # of compute in the table
+MAX_APART = 6  # of the front of shapes that differ in what the law has no term for
+NARROW = ("shape", "loss − baseline", "P(less)", "worth", "not in law", "speed")
 MIN_DISTANCE = 0.05  # between two printed shapes, as a part of the front's width
 
 
 def proposals_table(proposals: Sequence[Proposal], *, wide: bool = False) -> pd.DataFrame:
     """Format the baseline and the front as a table of at most :data:`MAX_ROWS` rows.
 
-    The loss-optimal and the fast shape are in the table also where they are not on the front.
+    Shapes with a role are in the table also where they are not on the front.
 
     Parameters
     ----------
@@ -35,14 +42,32 @@ def proposals_table(proposals: Sequence[Proposal], *, wide: bool = False) -> pd.
         Show every column; by default those of :data:`NARROW`, which fit 80 characters.
     """
     off_front = [p for p in proposals[1:] if p.role != CANDIDATE and not p.on_front]
-    front = [p for p in proposals if p is proposals[0] or p.on_front]
+    front = [p for p in proposals if p is proposals[0] or (p.on_front and not p.apart)]
     base, *others = _thinned(front, MAX_ROWS - len(off_front))
-    shown = [base, *off_front, *others]
+    return _formatted([base, *off_front, *others], proposals[0], None if wide else NARROW)
+
+
+def table_apart(proposals: Sequence[Proposal], *, wide: bool = False) -> pd.DataFrame:
+    """Format the front of the shapes that differ in what the law has no term for.
+
+    The parameters are those of :func:`proposals_table`; the table may be empty.
+    """
+    front = [p for p in proposals if p.on_front and p.apart]
+    shown = _thinned(front, MAX_APART) if front else []
+    return _formatted(shown, proposals[0], None if wide else APART)
+
+
+def _formatted(
+    shown: list[Proposal], base: Proposal, columns: Sequence[str] | None
+) -> pd.DataFrame:
+    """Format proposals as cells of some columns, None for all, without those that say nothing."""
     cells: dict[str, Callable[[Proposal], str]] = {
         "shape": lambda p: f"{p.name}\n{p.role}{_off_front(p)}",
         "N": lambda p: format_count(p.shape.n_non_embedding),
         "loss − baseline": _difference_text,
-        "P(less loss)": lambda p: probability_text(p.p_less_loss),
+        "P(less)": lambda p: probability_text(p.p_less_loss),
+        "worth": _worth_text,
+        "not in law": lambda p: "\n".join(changes_not_in_law(p.shape, base.shape, p.not_in_law)),
         "predicted loss": lambda p: (
             f"{p.predicted_loss:.4f}\n[{p.loss_low:.4f}, {p.loss_high:.4f}]"
         ),
@@ -53,6 +78,9 @@ def proposals_table(proposals: Sequence[Proposal], *, wide: bool = False) -> pd.
         "speed": _speedup_text,
         "P(faster)": _faster_text,
         "P(best)": lambda p: probability_text(p.p_best),
+        "training speed": lambda p: (
+            "–" if p.training_speedup is None else f"{p.training_speedup:.2f} ×"
+        ),
         "tokens/s": lambda p: (
             f"{p.throughput.output_tokens_per_second:,.0f}" if p.throughput else "–"
         ),
@@ -72,11 +100,13 @@ def proposals_table(proposals: Sequence[Proposal], *, wide: bool = False) -> pd.
         ),
     }
     empty = {
+        "worth": all(p.equivalent_compute is None for p in shown),
+        "not in law": not any(p.not_in_law for p in shown),
         "predicted accuracy": all(p.accuracy is None for p in shown),
         "in front": all(p.front_probability is None for p in shown),
         "spread over law forms": all(p.loss_form_spread is None for p in shown),
     }
-    names = [name for name in cells if (wide or name in NARROW) and not empty.get(name)]
+    names = [name for name in cells if (columns is None or name in columns) and not empty.get(name)]
     return pd.DataFrame([{name: cells[name](p) for name in names} for p in shown])
 
 
@@ -104,35 +134,61 @@ def _off_front(p: Proposal) -> str:
 
 
 def off_front_notes(proposals: Proposals) -> list[str]:
-    """Say why the loss-optimal or the fast shape is not on the front, one sentence each."""
+    """Say why a shape with a role is not on the front or a role is missing, one sentence each."""
     candidates = proposals.estimated.measured.candidates
     workload = candidates.request.serving.workload
     notes = []
-    for p in proposals:
-        if p.role not in (LOSS_OPTIMAL, FAST) or p.on_front:
+    for p in proposals.ranked:
+        if p.role in (BASELINE, CANDIDATE) or p.on_front:
             continue
         if p.throughput is None:
             why = format_warning(p.warnings[-1])  # the engine's reason
         elif limits := broken_limits(p.throughput, workload):
             why = "; ".join(limits)
         else:
-            least = "it has the least loss near the runs, but " if p.role == LOSS_OPTIMAL else ""
-            why = f"{least}another shape is faster at no more predicted loss"
+            why = "another shape is faster at no more predicted loss, but less surely so"
         notes.append(f"the {p.role} shape {p.name} is not on the front: {why}")
-    if candidates.best not in proposals.rows:
-        name = shape_name(candidates.table[candidates.best])
-        notes.append(f"the loss-optimal shape {name} was not measured, so it is not listed")
-    elif candidates.best == candidates.baseline:
-        notes.append("the baseline is the loss-optimal shape near the runs, too")
+    confidence = candidates.request.space.confidence
+    if not any(
+        (p.speedup or 0) > MIN_SPEEDUP and _surely_no_worse(p, confidence)
+        for p in proposals.ranked[1:]
+    ):
+        notes.append(
+            f"no shape is faster than the baseline at no more loss with P >= {confidence:g}: "
+            "keep the baseline, or accept more loss or more doubt"
+        )
+    if LOSS_OPTIMAL not in {p.role for p in proposals}:
+        notes.append("no shape has a lower predicted loss than the baseline")
     return notes
 
 
+def _surely_no_worse(p: Proposal, confidence: float) -> bool:
+    return not p.apart and p.p_less_loss is not None and p.p_less_loss >= confidence
+
+
+def _worth_text(p: Proposal) -> str:
+    """Format the equivalent compute with its interval."""
+    values = (p.equivalent_compute, p.equivalent_compute_low, p.equivalent_compute_high)
+    if p.role == BASELINE or values[0] is None:
+        return "1 ×" if p.role == BASELINE else "–"
+    middle, low, high = map(_factor_text, values)
+    return f"{middle} ×\n[{low}, {high}]"
+
+
+def _factor_text(value: float | str | None) -> str:
+    """Format a factor of compute with two digits, and very small and large ones as bounds."""
+    if value is None:
+        return "–"
+    if isinstance(value, str) or value > MAX_FACTOR:
+        return f">{MAX_FACTOR}"
+    return f"<{1 / MAX_FACTOR:g}" if value < 1 / MAX_FACTOR else f"{value:.2g}"
+
+
 def _difference_text(p: Proposal) -> str:
-    base = p.predicted_loss - p.difference
-    if not p.difference and not p.difference_low and not p.difference_high:
+    if p.role == BASELINE:
         return "0"
-    low, high = (100 * end / base for end in (p.difference_low, p.difference_high))
-    return f"{100 * p.difference / base:+.2f} %\n[{low:+.2f}, {high:+.2f}]"
+    middle, low, high = (p.percent(name) for name in DIFFERENCES)
+    return f"{middle:+.2f} %\n[{low:+.2f}, {high:+.2f}]"
 
 
 def _accuracy_text(p: Proposal) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from shapelaw.scaling.architectures.costs import Costs
 from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.schema import Count, NonNegative, PositiveFloat
 from shapelaw.search.workload import LIMITS, Workload
@@ -121,11 +122,21 @@ class Engine(ABC):
 
     name: str
     kind: str
+    is_formula: bool = False  # whether :meth:`times` answers for whole tables of shapes
+    known_error: str = ""  # how a prediction compares with published measurements
 
     @property
     def label(self) -> str:
         """Return the name and the hardware, which identify an engine."""
         return self.name
+
+    @property
+    def basis(self) -> str:
+        """Describe whether speeds are measured, and the known error of predicted ones."""
+        if self.kind == "measured":
+            return f"measured by {self.label}"
+        error = self.known_error or "no measurement tells its error"
+        return f"predicted by {self.label}, nothing was measured on that hardware ({error})"
 
     @abstractmethod
     def measure(self, shape: Shape, workload: Workload) -> Measurement:
@@ -136,6 +147,15 @@ class Engine(ABC):
         shapelaw.scaling.errors.InputError
             The engine cannot run this shape. It can still run others.
         """
+
+    def times(self, table: ShapeTable, workload: Workload) -> tuple[np.ndarray, np.ndarray]:
+        """Compute seconds to the first token and per token after it, where a formula gives them.
+
+        Returns
+        -------
+        Both times of every shape, (n,) each; NaN where the shape does not fit in memory.
+        """
+        raise NotImplementedError(f"{self.label} is no formula")
 
     def measure_all(self, shapes: Sequence[Shape], workload: Workload) -> list[Measurement | str]:
         """Measure or predict the speed of several shapes.

@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
+import numpy as np
 from filelock import FileLock
 
 from shapelaw.scaling.architectures.named_shapes import shape_named
 from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.files import parse_json
 from shapelaw.scaling.schema import Name, conform
@@ -132,7 +134,8 @@ class CachedEngine(Engine):
 
     def __init__(self, engine: Engine, store: MeasurementStore, *, fresh: bool = False) -> None:
         self.engine, self.store, self.fresh = engine, store, fresh
-        self.name, self.kind = engine.name, engine.kind
+        self.name, self.kind, self.is_formula = engine.name, engine.kind, engine.is_formula
+        self.known_error = engine.known_error
         self._measured_keys: set[str] = set()
         self.measured = 0  # shapes that the engine itself measured or refused
 
@@ -140,6 +143,10 @@ class CachedEngine(Engine):
     def label(self) -> str:
         """Return the label of the wrapped engine."""
         return self.engine.label
+
+    def times(self, table: ShapeTable, workload: Workload) -> tuple[np.ndarray, np.ndarray]:
+        """Compute the times of the wrapped engine's formula, which are not stored."""
+        return self.engine.times(table, workload)
 
     def key(self, shape: Shape, workload: Workload) -> tuple[str, dict[str, Any]] | None:
         """Return the key of a measurement and its fields; None if it is not stored."""

@@ -43,6 +43,8 @@ class LossBasis:
     runs
         Runs that the law was fitted on; None where they are not available. Without them, the spread
         over law forms is not computed.
+    published
+        Name of a published law; empty for a law that was fitted.
     links, validation
         Accuracy links, and the validation set of the law's losses, as the links name it.
 
@@ -55,8 +57,14 @@ class LossBasis:
     fit: Fit
     description: str = ""
     runs: RunTable | None = None
+    published: str = ""
     links: Links | None = None
     validation: str = ""
+
+    @property
+    def interval(self) -> str:
+        """Return the kind of the intervals of differences, for legends."""
+        return "the range of the fits that the paper prints" if self.published else "95 % interval"
 
     def __post_init__(self) -> None:
         if not self.fit.has_intervals:
@@ -105,8 +113,9 @@ def loss_basis(
     else:
         fitted, runs, description = as_fit(law), None, _describe(as_fit(law), "a fit")
     return LossBasis(
-        fit=fitted, description=description, runs=runs, links=links, validation=validation
-    )
+        fit=fitted, description=description, runs=runs, links=links, validation=validation,
+        published=law if isinstance(law, str) and law in printed_laws() else "",
+    )  # fmt: skip
 
 
 def _check_validation(links: Links | None, validation: str) -> None:

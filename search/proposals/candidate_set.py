@@ -1,17 +1,19 @@
 """Candidate shapes for a parameter budget, restricted to the law's range."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from shapelaw.scaling.architectures.shape import RATIOS
+from shapelaw.scaling.architectures.shape import RATIOS, Shape
 from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.filters import names_in
 from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.laws.law import Law
 from shapelaw.scaling.runs.columns import D
-from shapelaw.scaling.space.proportions import nearest_proportions, within
+from shapelaw.scaling.space.pareto import front
+from shapelaw.scaling.space.proportions import within
 from shapelaw.scaling.space.space import CONVENTIONS
 from shapelaw.search.proposals.basis import LossBasis
 from shapelaw.search.proposals.proposal import SHAPE_KEY
@@ -19,25 +21,34 @@ from shapelaw.search.proposals.request import ProposalRequest
 
 RATIO_SLACK = 1.1  # factor outside the fitted range of a ratio within which a candidate may lie
 MAX_SHAPES = 2_000_000  # the time model predicts all of them after every measurement
-EQUAL_LOSS = 1e-3  # relative difference up to which predicted losses count as equal
+# Fields that a search varies though a law may lack a term for them, the columns that price them,
+# and the names by which a request may accept a change of them at no loss.
+AXES: dict[str, tuple[set[str], set[str]]] = {
+    "gqa": ({"gqa"}, {"gqa", "num_key_value_heads"}),
+    "num_hidden_layers": ({"num_hidden_layers", "aspect_ratio"}, {"num_hidden_layers"}),
+    "head_dim": ({"head_dim"}, {"head_dim"}),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateSet:
-    """Candidate shapes with their predicted losses.
+    """Candidate shapes with their predicted losses at exactly the baseline's N.
 
     Attributes
     ----------
     table, frame, losses
-        The shapes, their columns for a law (the token budget included), and their predicted losses
-        in nats per token, (n,) each.
-    baseline, best
-        Row of the baseline, and of the lowest predicted loss near the runs.
+        The shapes, their columns for a law (the token budget included, N that of the baseline), and
+        their predicted losses in nats per token, (n,) each.
+    baseline
+        Row of the baseline.
     enumerated
         Number of shapes of the budget, including those outside of the law's range.
-    gqa_held
-        Whether only shapes with the baseline's GQA are candidates, because the law has no term for
-        GQA and the request has no condition on it.
+    not_in_law
+        By field that the law has no term for, the mask of the shapes that differ in it from the
+        baseline, (n,) each. Their predicted loss leaves this difference out.
+    apart
+        Mask of the shapes that differ from the baseline in such a field, unless the request names
+        the field, (n,). They have no role, and a front of their own.
     """
 
     request: ProposalRequest
@@ -46,17 +57,17 @@ class CandidateSet:
     frame: pd.DataFrame
     losses: np.ndarray
     baseline: int
-    best: int
     enumerated: int
-    gqa_held: bool
+    not_in_law: dict[str, np.ndarray]
+    apart: np.ndarray
 
 
 def candidate_set(request: ProposalRequest, basis: LossBasis) -> CandidateSet:
-    """Enumerate the shapes of a budget and keep those within the range of a law.
+    """Enumerate the shapes of the baseline's size and keep those within the range of a law.
 
-    The baseline is the named model if it has the budget's size, or else the shape nearest to its
-    proportions, and is always a candidate. Every other candidate lies within 10 % of the fitted
-    ranges of the shape ratios.
+    The baseline is always a candidate. Every other candidate lies within 10 % of the fitted ranges
+    of the shape ratios. Losses are predicted at exactly the baseline's N, so that a difference is
+    one of shape.
 
     Raises
     ------
@@ -69,62 +80,98 @@ def candidate_set(request: ProposalRequest, basis: LossBasis) -> CandidateSet:
             "give fewer --layers or --head-dim, a smaller --tolerance, or --where on layers, "
             "hidden size and heads"
         )
-    shapes, baseline = _with_baseline(request.shape_space.enumerate(), request)
-    mask, gqa_held = _in_range(shapes, baseline, request, basis.fit)
-    frame = shapes.frame().assign(**{D: request.budget.tokens})
+    shapes, baseline = _with_baseline(request.shape_space.enumerate(), request.baseline)
+    mask = _in_range(shapes, baseline, basis.fit)
+    frame = _at_equal_size(shapes, baseline, request.shape_space.convention)
+    frame = frame.assign(**{D: request.budget.tokens})
     losses = basis.fit.central(frame)
     mask = _within_loss_limit(mask, losses, baseline, request.space.max_loss_ratio)
     mask[baseline] = True
-    table, row, losses = shapes.take(mask), int(mask[:baseline].sum()), losses[mask]
-    others = np.where(np.arange(len(table)) == row, np.inf, losses)
+    differing = differing_axes(basis.fit.law, shapes, baseline)
+    accepted = accepted_axes(request)
+    apart = np.zeros(len(shapes), dtype=bool)
+    for name, differs in differing.items():
+        apart |= differs & (name not in accepted)
+    mask &= ~apart | _cheapest(shapes, losses, mask, request)
     return CandidateSet(
         request=request,
         basis=basis,
-        table=table,
+        table=shapes.take(mask),
         frame=frame[mask].reset_index(drop=True),
-        losses=losses,
-        baseline=row,
-        best=_lowest_loss(basis.fit, table, others),
+        losses=losses[mask],
+        baseline=int(mask[:baseline].sum()),
         enumerated=len(shapes),
-        gqa_held=gqa_held,
+        not_in_law={name: differs[mask] for name, differs in differing.items()},
+        apart=apart[mask],
     )
 
 
-def _with_baseline(table: ShapeTable, request: ProposalRequest) -> tuple[ShapeTable, int]:
+def computed_cost(table: ShapeTable, request: ProposalRequest) -> np.ndarray:
+    """Compute FLOPs plus cache bytes per token, a cost that needs no engine, (n,)."""
+    workload = request.serving.workload
+    context = workload.input_tokens + workload.output_tokens / 2
+    return np.asarray(table.forward_flops(context) + table.kv_bytes(4) * context)
+
+
+def differing_axes(law: Law, table: ShapeTable, baseline: int) -> dict[str, np.ndarray]:
+    """Return by field without a term in the law which shapes differ in it, (n,) each."""
+    columns = set(law.columns)
+    values = {name: getattr(table, name) for name, (priced, _) in AXES.items()
+              if not priced & columns}  # fmt: skip
+    return {name: ~np.isclose(value, value[baseline]) for name, value in values.items()}
+
+
+def accepted_axes(request: ProposalRequest) -> set[str]:
+    """Return the fields of :data:`AXES` that a request names itself."""
+    named = set().union(*map(names_in, request.space.where))
+    accepted = {name for name, (_, names) in AXES.items() if named & names}
+    given = {"num_hidden_layers": request.space.layers, "head_dim": request.space.head_dims}
+    return accepted | {name for name, values in given.items() if values is not None}
+
+
+def _with_baseline(table: ShapeTable, shape: Shape) -> tuple[ShapeTable, int]:
     """Return the shapes, with the baseline added if it is missing, and the baseline's row."""
-    space = request.shape_space
-    model = replace(request.baseline, vocab_size=space.vocab_size)
-    size = getattr(model, CONVENTIONS[space.convention])
-    if abs(size / space.parameters - 1) > space.tolerance:
-        return table, nearest_proportions(table, request.baseline, space.parameters)
-    equal = np.all([getattr(table, name) == getattr(model, name) for name in SHAPE_KEY], axis=0)
+    equal = np.all([getattr(table, name) == getattr(shape, name) for name in SHAPE_KEY], axis=0)
     if equal.any():
         return table, int(np.flatnonzero(equal)[0])
-    return ShapeTable.joined([table, ShapeTable.of([model])]), len(table)
+    return ShapeTable.joined([table, ShapeTable.of([shape])]), len(table)
 
 
-def _in_range(
-    table: ShapeTable, baseline: int, request: ProposalRequest, fit: Fit
-) -> tuple[np.ndarray, bool]:
-    """Return the mask of the shapes near the fitted ratios, (n,), and whether GQA is held.
+def _at_equal_size(table: ShapeTable, baseline: int, convention: str) -> pd.DataFrame:
+    """Return the columns of the shapes with the counted parameters of exactly the baseline.
 
-    If a law has no term for GQA, a change of GQA costs no predicted loss and every search would end
-    at one key-value head. Then only shapes with the baseline's GQA are candidates, unless the
-    request has a condition on it.
+    All counts of a shape are moved by the difference, which is at most the tolerance of the space;
+    the ratios are those of the shape as it is.
     """
+    frame = table.frame()
+    counted = frame[CONVENTIONS[convention]]
+    counts = list(CONVENTIONS.values())
+    moved = frame[counts].sub(counted - counted.iloc[baseline], axis=0)
+    return frame.assign(**{name: moved[name] for name in counts})
+
+
+def _in_range(table: ShapeTable, baseline: int, fit: Fit) -> np.ndarray:
+    """Return the mask of the shapes near the fitted ratios, (n,)."""
     ranges = {name: ends for name, ends in fit.ranges.items() if name in RATIOS}
     mask = within(table, ranges, RATIO_SLACK)
-    if not mask.any():
+    if not np.delete(mask, baseline).any():
         shown = ", ".join(f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in ranges.items())
         raise InputError(
             f"none of the {len(table)} shapes of the budget lies in the fitted ranges "
             f"({shown}); change --layers or --head-dim, or fit on other runs"
         )
-    conditioned = set().union(*map(names_in, request.space.where))
-    if "gqa" in fit.law.columns or conditioned & {"gqa", "num_key_value_heads"}:
-        return mask, False
-    with_baseline_gqa = mask & np.isclose(table.gqa, table.gqa[baseline])
-    return (with_baseline_gqa if with_baseline_gqa.any() else mask), True
+    return mask
+
+
+def _cheapest(
+    table: ShapeTable, losses: np.ndarray, mask: np.ndarray, request: ProposalRequest
+) -> np.ndarray:
+    """Return the mask of the shapes on the front of predicted loss and computed cost, (n,)."""
+    rows = np.flatnonzero(mask)
+    keep = front(losses[rows], 1 / computed_cost(table.take(rows), request))
+    cheapest = np.zeros(len(table), dtype=bool)
+    cheapest[rows[keep]] = True
+    return cheapest
 
 
 def _within_loss_limit(
@@ -141,19 +188,3 @@ def _within_loss_limit(
             f"{losses[mask].min() / losses[baseline]:.3f} times the baseline's; raise --worse"
         )
     return np.asarray(near)
-
-
-def _lowest_loss(fit: Fit, table: ShapeTable, losses: np.ndarray) -> int:
-    """Return the row of the lowest loss; among equal losses, the one nearest to the runs.
-
-    Where the law is flat (an unresolved factor has no effect), the lowest value alone would select
-    an arbitrary extreme.
-    """
-    lowest = np.flatnonzero(losses <= losses.min() * (1 + EQUAL_LOSS))
-    distance = np.zeros(len(lowest))
-    for name in RATIOS:
-        if name in fit.ranges:
-            low, high = np.log(fit.ranges[name])
-            values = np.log(getattr(table, name)[lowest])
-            distance += ((values - (low + high) / 2) / max(high - low, 1e-9)) ** 2
-    return int(lowest[np.argmin(distance)])

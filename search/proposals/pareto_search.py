@@ -12,16 +12,23 @@ from pathlib import Path
 
 import numpy as np
 
-from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.display.progress import working
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import nothing_left
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.space.pareto import front
-from shapelaw.search.engines._base import Measurement, broken_limits
+from shapelaw.search.engines._base import Measurement
 from shapelaw.search.engines.accelerators import device_of
 from shapelaw.search.proposals.basis import LossBasis, loss_basis
-from shapelaw.search.proposals.candidate_set import CandidateSet, candidate_set
+from shapelaw.search.proposals.candidate_set import CandidateSet, candidate_set, computed_cost
+from shapelaw.search.proposals.leaders import (
+    require_service,
+    rows_ahead,
+    runnable,
+    served_rates,
+    thinned,
+    within_service,
+)
 from shapelaw.search.proposals.ranking import Proposals, rank
 from shapelaw.search.proposals.reasons import explain
 from shapelaw.search.proposals.request import ProposalRequest
@@ -35,7 +42,7 @@ from shapelaw.search.time_model.cross_validation import (
     cross_validate,
 )
 from shapelaw.search.time_model.estimates import Estimates, estimate
-from shapelaw.search.workload import LIMITS, Workload
+from shapelaw.search.workload import Workload
 
 STUDY = "study.log"  # Optuna's journal in a folder of proposals
 OPENING = 6  # shapes of the front of computed cost that are measured first
@@ -159,6 +166,8 @@ def measure_candidates(candidates: CandidateSet, report: Report | None = None) -
         The engine can run none of the shapes.
     """
     request = candidates.request
+    if request.serving.engine.is_formula:
+        return _compute_candidates(candidates)
     max_loss = float(candidates.losses[candidates.baseline])
     problem = SearchProblem(
         table=candidates.table,
@@ -185,6 +194,23 @@ def measure_candidates(candidates: CandidateSet, report: Report | None = None) -
         results={**searched.results, **again.again} if same_workload else again.again,
         front_probability=again.probability,
     )
+
+
+def _compute_candidates(candidates: CandidateSet) -> Measured:
+    """Compute the speed of every candidate, and keep the answers for those ahead."""
+    request = candidates.request
+    engine, workload = request.serving.engine, request.serving.workload
+    ttft, tpot = engine.times(candidates.table, workload)
+    if np.isfinite(ttft).any():
+        require_service(ttft, tpot, workload)
+    rates = within_service(workload.output_rate(ttft, tpot), ttft, tpot, workload)
+    most = request.effort.measurements + request.effort.estimated
+    rows = [candidates.baseline, *thinned(rows_ahead(rates, candidates), most - 1)]
+    rows = list(dict.fromkeys(rows))
+    answers = engine.measure_all([candidates.table[row] for row in rows], workload)
+    if not any(isinstance(answer, Measurement) for answer in answers):
+        raise InputError(f"the engine ran none of the shapes: {answers[0]}")
+    return Measured(candidates=candidates, results=dict(zip(rows, answers, strict=True)))
 
 
 def _search_workload(request: ProposalRequest) -> Workload:
@@ -214,10 +240,11 @@ def _search(problem: SearchProblem, candidates: CandidateSet, report: Report) ->
     ):
         missing = effort.measurements - len(searched.measured)
         model = estimate(problem.table, searched.results, engine, problem.workload)
-        ahead = rows_ahead(
-            model, searched.results, candidates, among=runnable(problem.table, searched.results)
-        )
-        rows = thinned(ahead, missing)
+        rates = served_rates(model, searched.results)
+        can_run = runnable(problem.table, searched.results)
+        known = np.isin(np.arange(len(rates)), list(searched.results))
+        rates = np.where(can_run | known, rates, 0.0)
+        rows = thinned(rows_ahead(rates, candidates, known=searched.results), missing)
         if not rows:
             break
         searched = measure([*searched.results, *rows], len(searched.results) + len(rows))
@@ -236,14 +263,12 @@ def _opening(candidates: CandidateSet) -> list[int]:
     The cost is FLOPs and cache bytes per token. It needs no measurement and only decides where the
     search begins.
     """
-    table, losses = candidates.table, candidates.losses
-    workload = candidates.request.serving.workload
-    context = workload.input_tokens + workload.output_tokens / 2
-    cost = table.forward_flops(context) + table.kv_bytes(4) * context
-    rows = np.flatnonzero(front(losses, 1 / cost))
+    losses, apart = candidates.losses, candidates.apart
+    speed = np.where(apart, 0.0, 1 / computed_cost(candidates.table, candidates.request))
+    rows = np.flatnonzero(front(losses, speed) & ~apart)
     rows = rows[np.argsort(losses[rows])]
     picked = np.linspace(0, len(rows) - 1, min(OPENING, len(rows))).round().astype(int)
-    return [candidates.baseline, candidates.best, *(int(row) for row in rows[picked])]
+    return [candidates.baseline, *(int(row) for row in rows[picked])]
 
 
 def estimate_others(measured: Measured) -> Estimated:
@@ -258,12 +283,15 @@ def estimate_others(measured: Measured) -> Estimated:
     table, request = candidates.table, candidates.request
     engine, workload = request.serving.engine, request.serving.workload
     short_search = _search_workload(request) != workload
+    if engine.is_formula:
+        return Estimated(measured=measured, answers=results)
     if not request.effort.estimated or len(results) >= len(table) or short_search:
         _check_service(results, None, workload)
         return Estimated(measured=measured, answers=results)
     model = estimate(table, results, engine, workload)
     _check_service(results, model, workload)
-    rows = thinned(rows_ahead(model, results, candidates), request.effort.estimated)
+    ahead = rows_ahead(served_rates(model, results), candidates, known=results)
+    rows = thinned(ahead, request.effort.estimated)
     measured_rows = [row for row, result in results.items() if isinstance(result, Measurement)]
     return Estimated(
         measured=measured,
@@ -280,74 +308,6 @@ def estimate_others(measured: Measured) -> Estimated:
     )
 
 
-def runnable(table: ShapeTable, results: Mapping[int, Measurement | str]) -> np.ndarray:
-    """Return the mask of the shapes whose number of key-value heads the engine has run, (n,).
-
-    Engines lack kernels or tables for some numbers of key-value heads, and would refuse further
-    shapes with them.
-    """
-    rows = [row for row, result in results.items() if isinstance(result, Measurement)]
-    groups = table.num_key_value_heads
-    return np.asarray(np.isin(groups, groups[rows]))
-
-
-def rows_ahead(
-    model: Estimates,
-    results: Mapping[int, Measurement | str],
-    candidates: CandidateSet,
-    *,
-    among: np.ndarray | None = None,
-) -> list[int]:
-    """Return unmeasured rows on the front of estimates and measurements, from accurate to fast.
-
-    The fastest row with no more loss than the baseline comes first, as the most useful one.
-
-    Parameters
-    ----------
-    among
-        Mask of the rows to consider, (n,); None: all.
-    """
-    losses, speeds = candidates.losses, served_rates(model, results)
-    if among is not None:
-        known = np.isin(np.arange(len(speeds)), list(results))
-        speeds = np.where(among | known, speeds, 0.0)
-    rows = np.flatnonzero(front(losses, speeds) & (speeds > 0))
-    ahead = [int(row) for row in rows[np.argsort(losses[rows])] if int(row) not in results]
-    no_worse = [row for row in ahead if losses[row] <= losses[candidates.baseline]]
-    first = max(no_worse, key=lambda row: speeds[row], default=None)
-    return ahead if first is None else [first, *(row for row in ahead if row != first)]
-
-
-def served_rates(model: Estimates, results: Mapping[int, Measurement | str]) -> np.ndarray:
-    """Return output tokens/s of every shape, measured or estimated, (n,).
-
-    The rate is 0 for shapes that the engine refuses or that break the service level.
-    """
-    rates, workload = np.where(np.isfinite(model.rate), model.rate, 0.0), model.workload
-    for times, limit in ((model.ttft, workload.max_ttft), (model.tpot, workload.max_tpot)):
-        if limit is not None:
-            rates = np.where(times <= limit, rates, 0.0)
-    for row, result in results.items():
-        rates[row] = served_rate(result, workload)
-    return rates
-
-
-def served_rate(result: Measurement | str, workload: Workload) -> float:
-    """Return output tokens/s of a result, 0 where it is a refusal or breaks the service level."""
-    valid = isinstance(result, Measurement) and not broken_limits(result, workload)
-    return result.output_tokens_per_second if valid else 0.0  # type: ignore[union-attr]
-
-
-def thinned(rows: list[int], most: int) -> list[int]:
-    """Keep at most ``most`` rows: the first, and others at even distances."""
-    if len(rows) <= most:
-        return rows
-    if most < 1:
-        return []
-    others = np.linspace(1, len(rows) - 1, max(most - 1, 0)).round().astype(int)
-    return [rows[0], *(rows[place] for place in others)][:most]
-
-
 def _check_service(
     results: Mapping[int, Measurement | str], model: Estimates | None, workload: Workload
 ) -> None:
@@ -358,31 +318,3 @@ def _check_service(
     if model is not None:
         ttft, tpot = np.append(ttft, model.ttft), np.append(tpot, model.tpot)
     require_service(ttft, tpot, workload)
-
-
-def require_service(ttft: np.ndarray, tpot: np.ndarray, workload: Workload) -> None:
-    """Check that some shape meets the service level of a workload.
-
-    Parameters
-    ----------
-    ttft, tpot
-        Seconds of each shape, (n,); NaN where they are unknown.
-
-    Raises
-    ------
-    InputError
-        No shape meets all limits.
-    """
-    limits = [getattr(workload, name) for name in LIMITS]
-    most = [np.inf if limit is None else limit for limit in limits]
-    if np.any((ttft <= most[0]) & (tpot <= most[1])):
-        return
-    shown = " and ".join(
-        f"`{name} <= {limit:g}` s (the best shape has {np.nanmin(times):.3g} s)"
-        for name, limit, times in zip(LIMITS, most, (ttft, tpot), strict=True)
-        if np.isfinite(limit)
-    )
-    raise InputError(
-        f"no shape of the budget meets {shown} under {workload.name} with {workload.concurrency} "
-        "at once; raise the limit, lower the concurrency or choose faster hardware"
-    )

@@ -25,6 +25,9 @@ SHAPE_KEY = (
     *("num_attention_heads", "num_key_value_heads", "head_dim"),
 )
 BASELINE, LOSS_OPTIMAL, FAST, CANDIDATE = "baseline", "loss-optimal", "fast", "candidate"
+EVEN = "even odds"
+DIFFERENCES = ("difference_nats", "difference_nats_low", "difference_nats_high")
+EQUIVALENT = ("equivalent_compute", "equivalent_compute_low", "equivalent_compute_high")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,24 +37,38 @@ class Proposal:
     Attributes
     ----------
     role
-        ``baseline``, ``loss-optimal``, ``fast`` or ``candidate``.
+        ``baseline``; ``loss-optimal``, the lowest predicted loss; ``fast``, the fastest with no
+        more loss than the baseline at the confidence of the request; ``even odds``, the fastest
+        with no more loss at a probability of one half; or ``candidate``.
     tokens
         Training tokens.
     predicted_loss, loss_low, loss_high
-        Predicted loss and its 95 % prediction interval for one new run, in nats per token.
+        Predicted loss at exactly the baseline's N, and its 95 % prediction interval for one new
+        run, in nats per token.
     throughput
         Measured, predicted or estimated speed; None if the engine cannot run the shape (a warning
         gives the reason).
     on_front
-        Whether the shape is on the front of predicted loss against throughput.
+        Whether the shape is on the front of predicted loss against throughput: that of the shapes
+        whose differences from the baseline the law has terms for, or that of all shapes.
+    not_in_law
+        Fields that differ from the baseline's and that the law has no term for: their effect on the
+        loss is not in the prediction.
+    apart
+        Whether the shape belongs only to the front of all shapes, for a field of ``not_in_law``.
     front_probability
         Probability that the shape is on the front of the shapes measured again at the end; None if
         it was not measured again.
-    difference, difference_low, difference_high
+    difference_nats, difference_nats_low, difference_nats_high
         Predicted loss minus the baseline's, and its 95 % confidence interval, in nats per token.
         Uncertainty common to both losses cancels; the noise of two new runs is not included.
+    equivalent_compute, equivalent_compute_low, equivalent_compute_high
+        Factor of training compute that gives the baseline the loss of the shape, with its 95 %
+        interval: a number, ``not reachable``, or None where the law does not give it.
     speedup
         Throughput over the baseline's.
+    training_speedup
+        Training tokens/s over the baseline's at equal FLOP/s, at 4,096 tokens of context.
     p_less_loss, p_faster
         Probability of a lower true loss, and of a higher true speed, than the baseline's; None for
         the baseline, and for ``p_faster`` where one of both has no speed.
@@ -79,10 +96,16 @@ class Proposal:
     on_front: bool = False
     front_probability: float | None = None
     warnings: list[str] = field(default_factory=list)
-    difference: float = 0.0
-    difference_low: float = 0.0
-    difference_high: float = 0.0
+    not_in_law: tuple[str, ...] = ()
+    apart: bool = False
+    difference_nats: float = 0.0
+    difference_nats_low: float = 0.0
+    difference_nats_high: float = 0.0
+    equivalent_compute: float | str | None = None
+    equivalent_compute_low: float | str | None = None
+    equivalent_compute_high: float | str | None = None
     speedup: float | None = None
+    training_speedup: float | None = None
     p_less_loss: float | None = None
     p_faster: float | None = None
     p_faster_basis: str = ""
@@ -95,6 +118,11 @@ class Proposal:
     def name(self) -> str:
         """Return a file name for the shape."""
         return shape_name(self.shape)
+
+    def percent(self, name: str) -> float:
+        """Return a difference, ``difference_nats...``, in per cent of the baseline's loss."""
+        base = self.predicted_loss - self.difference_nats
+        return float(100 * getattr(self, name) / base)
 
     def row(self) -> dict[str, Any]:
         """Return the stable fields that ``propose --json`` prints."""
@@ -114,9 +142,11 @@ class Proposal:
             "predicted_loss": self.predicted_loss,
             "loss_low": self.loss_low,
             "loss_high": self.loss_high,
-            "difference": self.difference,
-            "difference_low": self.difference_low,
-            "difference_high": self.difference_high,
+            **{name: getattr(self, name) for name in DIFFERENCES},
+            **{name.replace("nats", "percent"): self.percent(name) for name in DIFFERENCES},
+            **{name: getattr(self, name) for name in EQUIVALENT},
+            "not_in_law": list(self.not_in_law),
+            "apart": self.apart,
             "p_less_loss": self.p_less_loss,
             "p_faster": self.p_faster,
             "p_faster_basis": self.p_faster_basis,
@@ -129,6 +159,7 @@ class Proposal:
             "throughput_kind": measured.kind if measured else None,
             "throughput_repeats": measured.repeats if measured else None,
             "speedup": self.speedup,
+            "training_speedup": self.training_speedup,
             "ttft": measured.ttft if measured else None,
             "tpot": measured.tpot if measured else None,
             "engine": measured.engine if measured else None,
@@ -215,9 +246,15 @@ class ProposalRow(TypedDict):
     device: Note | None
     on_front: bool
     warnings: list[Note]
-    difference: NotRequired[float]
-    difference_low: NotRequired[float]
-    difference_high: NotRequired[float]
+    difference_nats: NotRequired[float]
+    difference_nats_low: NotRequired[float]
+    difference_nats_high: NotRequired[float]
+    not_in_law: NotRequired[list[Name]]
+    apart: NotRequired[bool]
+    equivalent_compute: NotRequired[Rate | Name | None]
+    equivalent_compute_low: NotRequired[Rate | Name | None]
+    equivalent_compute_high: NotRequired[Rate | Name | None]
+    training_speedup: NotRequired[Rate | None]
     p_less_loss: NotRequired[Fraction | None]
     p_faster: NotRequired[Fraction | None]
     p_faster_basis: NotRequired[Note]
@@ -248,6 +285,14 @@ class TimeModelCheck(TypedDict):
     rank_correlation: float | None
 
 
+class PaperModel(TypedDict):
+    """A model of a printed law's paper: loss over that of the first, in per cent."""
+
+    model: Name
+    predicted_percent: float
+    measured_percent: float
+
+
 class ProposalsDocument(TypedDict):
     """Content of ``proposals.json``: rows, and the fields of :meth:`Proposals.about`."""
 
@@ -257,6 +302,11 @@ class ProposalsDocument(TypedDict):
     baseline: NotRequired[Name]
     workload: NotRequired[Name]
     engine: NotRequired[Name]
+    speed_basis: NotRequired[Note]
+    interval: NotRequired[Name]
+    rules: NotRequired[Note | None]
+    not_in_law: NotRequired[list[Name]]
+    paper_models: NotRequired[list[PaperModel]]
     convention: NotRequired[Name]
     basis: NotRequired[Note]
     notes: NotRequired[list[Note]]

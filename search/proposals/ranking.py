@@ -2,18 +2,24 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from shapelaw.scaling.accuracy.link import Links
+from shapelaw.scaling.accuracy.predictions import Accuracy
+from shapelaw.scaling.architectures.shape_table import ShapeTable
+from shapelaw.scaling.decisions.equivalent_compute import equivalent_compute
 from shapelaw.scaling.display.documents import finite
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.fitting.run_intervals import LEVEL
-from shapelaw.scaling.space.pareto import front
 from shapelaw.search.engines._base import Measurement, broken_limits
 from shapelaw.search.proposals.law_forms import FormSpread, spread_over_forms
+from shapelaw.search.proposals.leaders import served_rate
+from shapelaw.search.proposals.paper_models import paper_models
 from shapelaw.search.proposals.probabilities import (
     probability_faster,
     probability_of_best,
@@ -21,12 +27,12 @@ from shapelaw.search.proposals.probabilities import (
 )
 from shapelaw.search.proposals.proposal import (
     BASELINE,
-    CANDIDATE,
-    FAST,
-    LOSS_OPTIMAL,
+    DIFFERENCES,
+    EQUIVALENT,
     Proposal,
     write_proposals,
 )
+from shapelaw.search.proposals.roles import assign_roles, front_of
 from shapelaw.search.workload import Workload
 
 if TYPE_CHECKING:
@@ -42,7 +48,8 @@ class Proposals:
     Attributes
     ----------
     ranked
-        The baseline first, then the front from accurate to fast, then the rest by predicted loss.
+        The baseline first, then the front from accurate to fast, then the rest by predicted loss,
+        those of the other front (:attr:`Proposal.apart`) among them.
     rows
         Rows of the proposals in the table of candidates.
     form_spread
@@ -68,6 +75,12 @@ class Proposals:
     def __getitem__(self, place: int) -> Proposal:
         return self.ranked[place]
 
+    @cached_property
+    def paper_models(self) -> pd.DataFrame:
+        """Return the models of a printed law's paper; see :func:`paper_models`."""
+        candidates = self.estimated.measured.candidates
+        return paper_models(candidates.basis, candidates.request.baseline)
+
     def about(self) -> dict[str, Any]:
         """Return the fields of ``proposals.json`` about the search, beside the rows."""
         candidates = self.estimated.measured.candidates
@@ -77,9 +90,15 @@ class Proposals:
             "baseline": request.space.baseline,
             "workload": str(request.serving.workload),
             "engine": request.serving.engine.label,
+            "speed_basis": request.serving.engine.basis,
+            "interval": basis.interval,
+            "paper_models": self.paper_models.to_dict("records"),
             "parameters": space.parameters,
             "convention": space.convention,
             "tolerance": space.tolerance,
+            "rules": None if request.rules is None else str(request.rules),
+            "confidence": request.space.confidence,
+            "not_in_law": list(candidates.not_in_law),
             "where": list(request.space.where),
             "tokens": request.budget.tokens,
             "worse": None if worse is None else worse / 100,
@@ -123,41 +142,46 @@ def rank(estimated: "Estimated") -> Proposals:
     measured = estimated.measured
     candidates = measured.candidates
     fit, links = candidates.basis.fit, candidates.basis.links
-    answers = estimated.answers
-    baseline, workload = candidates.baseline, candidates.request.serving.workload
-    roles = assign_roles(answers, candidates.losses, baseline, candidates.best, workload)
+    request, answers = candidates.request, estimated.answers
+    workload, baseline = request.serving.workload, candidates.baseline
     rows = [baseline, *(row for row in answers if row != baseline)]
-    frame = candidates.frame.iloc[rows]
+    frame, listed = candidates.frame.iloc[rows], [answers[row] for row in rows]
     form_spread = spread_over_forms(candidates.basis, frame)
+    draws = fit.log_loss_draws(frame)
     predicted = pd.concat([fit.predict(frame), differences(fit, frame, 0)], axis=1)
-    on_front = front_of(predicted["predicted_loss"].tolist(), [answers[r] for r in rows], workload)
-    probabilities = _probabilities(fit.log_loss_draws(frame), [answers[r] for r in rows], workload)
-    proposals = []
-    for place, row in enumerate(rows):
-        result = answers[row]
-        numbers = {str(name): float(value) for name, value in predicted.iloc[place].items()}
-        proposals.append(
-            Proposal(
-                shape=candidates.table[row],
-                role=roles[row],
-                tokens=candidates.request.budget.tokens,
-                throughput=result if isinstance(result, Measurement) else None,
-                on_front=on_front[place],
-                speedup=_speedup(result, answers[baseline]),
-                front_probability=measured.front_probability.get(row),
-                loss_form_spread=form_spread.at(place),
-                accuracy=None
-                if links is None
-                else links.predict(
-                    numbers["predicted_loss"],
-                    validation=candidates.basis.validation,
-                    loss_low=min(numbers["loss_low"], numbers["predicted_loss"]),
-                    loss_high=max(numbers["loss_high"], numbers["predicted_loss"]),
-                ).mean,
-                **probabilities[place],  # type: ignore[arg-type]
-                **{name: numbers[name] for name in LOSS_FIELDS},  # type: ignore[arg-type]
-            )
+    predicted = predicted.join(_worth(fit, frame, draws)).assign(
+        training_speedup=_training_speedups(candidates.table.take(np.array(rows)))
+    )
+    losses, apart = predicted["predicted_loss"].to_numpy(), candidates.apart[rows]
+    probabilities = _probabilities(draws, listed, workload)
+    roles = assign_roles(
+        losses,
+        np.array([served_rate(answer, workload) for answer in listed]),
+        probability_of_less_loss(draws, 0),
+        ~apart,
+        confidence=request.space.confidence,
+    )
+    on_front = front_of(losses, listed, workload, apart)
+    proposals = [
+        Proposal(
+            shape=candidates.table[row],
+            role=roles[place],
+            tokens=request.budget.tokens,
+            throughput=answer if isinstance(answer, Measurement) else None,
+            on_front=on_front[place],
+            speedup=_speedup(answer, listed[0]),
+            front_probability=measured.front_probability.get(row),
+            loss_form_spread=form_spread.at(place),
+            accuracy=None
+            if links is None
+            else _accuracy(links, candidates.basis.validation, predicted.iloc[place]),
+            not_in_law=tuple(name for name, mask in candidates.not_in_law.items() if mask[row]),
+            apart=bool(apart[place]),
+            **probabilities[place],  # type: ignore[arg-type]
+            **_numbers(predicted.iloc[place]),  # type: ignore[arg-type]
         )
+        for place, (row, answer) in enumerate(zip(rows, listed, strict=True))
+    ]
     order = sorted(range(len(rows)), key=lambda place: _order(proposals[place]))
     return Proposals(
         estimated=estimated,
@@ -167,10 +191,43 @@ def rank(estimated: "Estimated") -> Proposals:
     )
 
 
-LOSS_FIELDS = (
-    *("predicted_loss", "loss_low", "loss_high"),
-    *("difference", "difference_low", "difference_high"),
-)
+def _worth(fit: Fit, frame: pd.DataFrame, draws: np.ndarray) -> pd.DataFrame:
+    """Compute the factor of compute that gives the first row the loss of each row."""
+    columns = [name for name in fit.law.columns if name not in frame]
+    if columns:
+        return pd.DataFrame(np.nan, index=frame.index, columns=list(EQUIVALENT))
+    return equivalent_compute(fit, frame, draws, relative=True)
+
+
+def _training_speedups(table: ShapeTable) -> np.ndarray:
+    """Compute training tokens/s over those of the first shape, at equal FLOP/s, (n,)."""
+    flops = table.training_flops(TRAINING_CONTEXT)
+    return np.asarray(flops[0] / flops)
+
+
+def _accuracy(links: Links, validation: str, row: pd.Series) -> Accuracy:
+    """Predict the mean accuracy at the predicted loss and the ends of its interval."""
+    loss = float(row["predicted_loss"])
+    return links.predict(
+        loss,
+        validation=validation,
+        loss_low=min(float(row["loss_low"]), loss),
+        loss_high=max(float(row["loss_high"]), loss),
+    ).mean
+
+
+def _numbers(row: pd.Series) -> dict[str, float | str | None]:
+    """Return the predicted fields of a proposal; None for those that are unknown."""
+    numbers: dict[str, float | str | None] = {}
+    for name in (*LOSS_FIELDS, *EQUIVALENT, "training_speedup"):
+        value = row[name]
+        is_text = isinstance(value, str)
+        numbers[name] = value if is_text else None if np.isnan(value) else float(value)
+    return numbers
+
+
+LOSS_FIELDS = ("predicted_loss", "loss_low", "loss_high", *DIFFERENCES)
+TRAINING_CONTEXT = 4096  # tokens
 
 
 def _probabilities(
@@ -203,61 +260,8 @@ def _probabilities(
 
 
 def _order(proposal: Proposal) -> tuple[bool, bool, float]:
-    return proposal.role != BASELINE, not proposal.on_front, proposal.predicted_loss
-
-
-def assign_roles(
-    answers: Answers, losses: np.ndarray, baseline: int, best: int, workload: Workload
-) -> dict[int, str]:
-    """Assign the roles ``baseline``, ``loss-optimal`` and ``fast``; all other rows are candidates.
-
-    ``fast`` is the fastest shape that meets the service level, has at most the baseline's predicted
-    loss, and is not the loss-optimal one.
-
-    Parameters
-    ----------
-    losses
-        Predicted losses of all candidates, (n,).
-    baseline, best
-        Rows of the baseline and of the lowest predicted loss.
-    """
-    roles = dict.fromkeys(answers, CANDIDATE)
-    speeds = {
-        row: result.output_tokens_per_second
-        for row, result in answers.items()
-        if isinstance(result, Measurement) and not broken_limits(result, workload)
-    }
-    no_worse = [
-        row for row in speeds if losses[row] <= losses[baseline] and row not in (baseline, best)
-    ]
-    if no_worse:
-        roles[max(no_worse, key=lambda row: speeds[row])] = FAST
-    roles[best] = LOSS_OPTIMAL
-    roles[baseline] = BASELINE
-    return roles
-
-
-def front_of(
-    losses: Sequence[float],
-    answers: Sequence[Measurement | str | None],
-    workload: Workload | None = None,
-) -> list[bool]:
-    """Mark the front of loss against speed among shapes that run and meet the service level.
-
-    Parameters
-    ----------
-    losses, answers
-        Predicted loss of each shape, and its speed or the reason why it has none.
-    workload
-        Workload with the service level; None: no limits.
-    """
-    speeds = [
-        result.output_tokens_per_second
-        if isinstance(result, Measurement) and not (workload and broken_limits(result, workload))
-        else 0.0
-        for result in answers
-    ]
-    return [bool(on and speed) for on, speed in zip(front(losses, speeds), speeds, strict=True)]
+    last = proposal.apart or not proposal.on_front
+    return proposal.role != BASELINE, last, proposal.predicted_loss
 
 
 def _speedup(result: Measurement | str, reference: Measurement | str) -> float | None:
@@ -279,8 +283,8 @@ def differences(fit: Fit, frame: pd.DataFrame, baseline: int) -> pd.DataFrame:
 
     Returns
     -------
-    ``difference``, ``difference_low`` and ``difference_high`` in nats per token, (n,) each. The
-    interval always includes the difference.
+    ``difference_nats``, ``difference_nats_low`` and ``difference_nats_high``, (n,) each, per token.
+    The interval always includes the difference.
     """
     central, draws = np.log(fit.central(frame)), fit.log_loss_draws(frame)
     log_ratio = draws - draws[:, [baseline]]
@@ -290,9 +294,9 @@ def differences(fit: Fit, frame: pd.DataFrame, baseline: int) -> pd.DataFrame:
     middle = reference * np.expm1(central - central[baseline])
     return pd.DataFrame(
         {
-            "difference": middle,
-            "difference_low": np.minimum(low, middle),
-            "difference_high": np.maximum(high, middle),
+            "difference_nats": middle,
+            "difference_nats_low": np.minimum(low, middle),
+            "difference_nats_high": np.maximum(high, middle),
         },
         index=frame.index,
     )

@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,15 +10,29 @@ import numpy as np
 from shapelaw.scaling.architectures.shape import RATIOS, Shape
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.space.space import CONVENTIONS
 from shapelaw.scaling.units import format_count
 from shapelaw.search.engines._base import Measurement, broken_limits
-from shapelaw.search.proposals.proposal import BASELINE, FAST, LOSS_OPTIMAL, Proposal
+from shapelaw.search.proposals.candidate_set import AXES, accepted_axes
+from shapelaw.search.proposals.leaders import MIN_SPEEDUP
+from shapelaw.search.proposals.probabilities import probability_text
+from shapelaw.search.proposals.proposal import (
+    BASELINE,
+    CANDIDATE,
+    EVEN,
+    FAST,
+    LOSS_OPTIMAL,
+    Proposal,
+)
 from shapelaw.search.proposals.ranking import Proposals
+from shapelaw.search.proposals.request import CONFIDENCE
 
 MIN_RATIO_TO_MENTION = 1.1  # ratio of a quantity to the baseline's
 MIN_SIZE_RATIO_TO_MENTION = 1.02  # ratio of N, on which the loss depends directly
 OUTSIDE = re.compile(r"(\w+) (\S+) is (\S+ decades (?:above|below)) the runs' (\S+)")
 LETTERS = {N: "N", D: "D", "hidden_over_sqrt_n": "d/√N", "mlp_to_attention": "MLP/attention"}
+AXIS_LABELS = {"gqa": "GQA", "num_hidden_layers": "layers", "head_dim": "head dimension"}
+AXIS_LETTERS = {"gqa": "GQA", "num_hidden_layers": "L", "head_dim": "h"}
 MAX_REASON = 160  # characters of an engine's reason in a table; files hold all of it
 MAX_CHANGES = 2  # changes of a shape that its reason names
 
@@ -33,13 +47,19 @@ def explain(proposals: Proposals) -> Proposals:
         ranked=tuple(
             replace(proposal, why=why, warnings=sentences)
             for proposal, why, sentences in zip(
-                proposals.ranked, reasons(proposals.ranked), warnings, strict=True
+                proposals.ranked,
+                reasons(proposals.ranked, candidates.request.space.confidence),
+                warnings,
+                strict=True,
             )
         ),
         notes=(
             *(f"the runs of the law: {text}" for text in fit.table_warnings),
             *fit.notes,
-            *missing_terms(fit, held=("gqa",) if candidates.gqa_held else ()),
+            *baseline_notes(proposals),
+            *missing_terms(
+                fit, apart=set(candidates.not_in_law) - accepted_axes(candidates.request)
+            ),
             proposals.form_spread.note,
         ),
         extrapolation=tuple(sentence for sentence in warnings[0] if concerns_budget(sentence)),
@@ -66,21 +86,40 @@ def proposal_warnings(proposals: Proposals, place: int) -> list[str]:
     return sentences + broken_limits(result, candidates.request.serving.workload)
 
 
-def missing_terms(fit: Fit, held: Sequence[str] = ()) -> list[str]:
+def baseline_notes(proposals: Proposals) -> list[str]:
+    """Describe the size at which shapes are compared, and the rules that they keep."""
+    request = proposals.estimated.measured.candidates.request
+    count = CONVENTIONS[request.shape_space.convention]
+    size = format_count(getattr(request.baseline, count))
+    kind = (
+        f"has the proportions of {request.space.baseline}"
+        if request.rescaled
+        else f"is {request.space.baseline} itself"
+    )
+    same = f"losses are compared at exactly the baseline's N, {size}; the baseline {kind}"
+    return [same] if request.rules is None else [same, str(request.rules)]
+
+
+def missing_terms(fit: Fit, apart: Collection[str] = ()) -> list[str]:
     """Describe the shape ratios that a law has no term for.
 
     Parameters
     ----------
-    held
-        Ratios for which only the baseline's value is proposed.
+    apart
+        Fields for which shapes that differ from the baseline are listed apart.
     """
-    kept = 'only shapes of the baseline\'s are proposed; --where "{0} <= 8" lets it vary'
-    free = "a change of it costs no predicted loss"
-    return [
-        f"the law has no term for {name}: {(kept if name in held else free).format(name)}"
-        for name in RATIOS
-        if name not in fit.law.columns
+    free = [name for name in RATIOS if name not in (*fit.law.columns, *apart)]
+    notes = [
+        f"the law has no term for {name}: a change of it costs no predicted loss" for name in free
     ]
+    if apart:
+        names = " or ".join(AXIS_LABELS[name] for name in AXES if name in apart)
+        notes.append(
+            f"the law has no term for {names}: shapes that differ in it from the baseline are "
+            "listed apart and have no role; --where on it, --layers or --head-dim accept a change "
+            "of it at no loss"
+        )
+    return notes
 
 
 def format_warning(warning: str) -> str:
@@ -105,36 +144,71 @@ def concerns_budget(warning: str) -> bool:
     return warning.split()[0] in (N, D)
 
 
-def reasons(ranked: Sequence[Proposal]) -> list[str]:
+def reasons(ranked: Sequence[Proposal], confidence: float = CONFIDENCE) -> list[str]:
     """Describe why each proposal is on the front; the first proposal is the baseline.
 
     Returns
     -------
-    A reason for the baseline and for each proposal on the front; an empty text for all others.
+    A reason for the baseline and for each proposal with a role or on the front; an empty text for
+    all others.
     """
     base = ranked[0]
-    fastest = max((p for p in ranked if p.on_front), key=lambda p: p.speedup or 0.0, default=None)
-    return [_reason(p, base, first=p is fastest) if p.on_front or p is base else "" for p in ranked]
+    told = [p for p in ranked if p is base or p.on_front or p.role != CANDIDATE]
+    fastest = max((p for p in told if not p.apart), key=lambda p: p.speedup or 0.0, default=None)
+    also = _second_roles(ranked, confidence)
+    return [
+        _reason(p, base, first=p is fastest, also=also.get(p.name, "")) if p in told else ""
+        for p in ranked
+    ]
 
 
-def _reason(proposal: Proposal, base: Proposal, *, first: bool) -> str:
+def _second_roles(ranked: Sequence[Proposal], confidence: float) -> dict[str, str]:
+    """Return what else holds of a shape that has the lowest loss: that it is the fastest, too."""
+    listed = {p.role for p in ranked}
+    best = next((p for p in ranked if p.role == LOSS_OPTIMAL), None)
+    if best is None or FAST in listed or (best.speedup or 0.0) <= MIN_SPEEDUP:
+        return {}
+    if (best.p_less_loss or 0.0) < confidence:
+        return {}
+    return {best.name: f", and the fastest at no more loss (P {_chance(best)})"}
+
+
+def _chance(proposal: Proposal) -> str:
+    return probability_text(proposal.p_less_loss)
+
+
+def _reason(proposal: Proposal, base: Proposal, *, first: bool, also: str) -> str:
     if proposal.role == BASELINE:
         return "the model to beat" + (", itself not beaten" if proposal.on_front else "")
     if proposal.role == LOSS_OPTIMAL:
-        reason = "least loss near the runs"
+        reason = f"lowest predicted loss (P {_chance(proposal)} of less than the baseline){also}"
     elif proposal.role == FAST:
-        reason = "fastest at no more loss than the baseline"
+        reason = f"fastest at no more loss than the baseline (P {_chance(proposal)})"
+    elif proposal.role == EVEN:
+        reason = f"fastest at even odds of no more loss (P {_chance(proposal)})"
     elif first:
         reason = "fastest of all"
     elif proposal.speedup is None:
         reason = "not beaten"
-    elif proposal.difference <= 0:
-        reason = "less loss" if proposal.difference_high < 0 else "perhaps less loss"
+    elif proposal.difference_nats <= 0:
+        reason = "less loss" if proposal.difference_nats_high < 0 else "perhaps less loss"
         reason += " and faster" if proposal.speedup > 1 else ", slower"
     else:
         reason = "trades loss for speed" if proposal.speedup > 1 else "not beaten"
+    if proposal.not_in_law:
+        differs = changes_not_in_law(proposal.shape, base.shape, proposal.not_in_law)
+        reason += f"; not in the law: {', '.join(differs)}"
     changes = _changes(proposal.shape, base.shape)
     return f"{reason}: {', '.join(changes)}" if changes else reason
+
+
+def changes_not_in_law(shape: Shape, base: Shape, fields: Collection[str] = AXES) -> list[str]:
+    """Describe how a shape differs from the baseline in given fields: ``GQA 4→8``."""
+    return [
+        f"{AXIS_LETTERS[name]} {getattr(base, name):g}→{getattr(shape, name):g}"
+        for name in AXES
+        if name in fields and getattr(base, name) != getattr(shape, name)
+    ]
 
 
 def _changes(shape: Shape, base: Shape) -> list[str]:

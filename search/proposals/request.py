@@ -1,23 +1,31 @@
 """A request for proposals in four groups of options: budget, space, serving and effort."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeVar
+from pathlib import Path
+from typing import Any
 
 from shapelaw.scaling.architectures.named_shapes import shape_named
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.space.space import Space, usual_steps
+from shapelaw.scaling.files import read_json
+from shapelaw.scaling.space.proportions import nearest_proportions
+from shapelaw.scaling.space.space import CONVENTIONS, Space, usual_steps
 from shapelaw.search.engines._base import Engine
+from shapelaw.search.proposals.deployable import SMALL, DeployableRules, deployable_rules
 from shapelaw.search.study.storage import Address, check_storage_address
 from shapelaw.search.study.study import Effort
 from shapelaw.search.workload import Workload
 
-Value = TypeVar("Value")
 MEASUREMENTS = 24  # shapes that the engine measures or predicts
 ESTIMATED = 12  # shapes that only the time model estimates
 LEADERS = 8  # shapes measured again at the end
 WORSE_PERCENT = 2.0  # by which a predicted loss may exceed the baseline's
+CONFIDENCE = 0.8  # probability that the shape of "no more loss" must have
+SAME_SIZE = 0.08  # difference from the budget up to which a model is the baseline as it is
+TOLERANCE, SMALL_TOLERANCE = 0.01, 0.02  # difference in N from the baseline, and below 100M
+DEPTH_RANGE = 0.5  # share of the baseline's depth that a search goes up and down
+DEPTH_STEPS = 8  # steps of depth in the baseline's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,18 +34,39 @@ class Budget:
 
     Attributes
     ----------
-    parameters, tolerance
-        Number of parameters, and the fraction by which a shape's count may differ from it.
+    parameters
+        Number of parameters.
+    tolerance
+        Fraction by which a shape's count may differ from the baseline's; None: 0.01, and 0.02 below
+        100M parameters.
     tokens
         Training tokens.
     convention
         Parameters that are counted: ``non-embedding``, ``total`` or ``active``.
+
+    Raises
+    ------
+    InputError
+        The convention is unknown.
     """
 
     parameters: int
     tokens: int
     convention: str = "non-embedding"
-    tolerance: float = 0.03
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.convention not in CONVENTIONS:
+            raise InputError(
+                f"`--params-convention` must be one of {', '.join(CONVENTIONS)}, but got "
+                f"{self.convention!r}"
+            )
+
+    @property
+    def largest_difference(self) -> float:
+        """Return the fraction by which a shape's count may differ from the baseline's."""
+        usual = SMALL_TOLERANCE if self.parameters < SMALL else TOLERANCE
+        return usual if self.tolerance is None else self.tolerance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +76,15 @@ class SpaceOptions:
     Attributes
     ----------
     baseline
-        Name of the baseline model. It also gives the fields that are None.
+        Name of the baseline model, or path of its ``config.json``. It also gives the fields that
+        are None.
+    any_shape
+        Lift the rules for deployable shapes (:mod:`shapelaw.search.proposals.deployable`).
+    tensor_parallel
+        GPUs that one model is split over, which must divide the key-value heads.
     layers, head_dims
-        Numbers of layers and head dimensions; None: the baseline's depth scaled with the cube root
-        of the size, and the usual head dimension of that size.
+        Numbers of layers and head dimensions; None: half to one and a half times the baseline's
+        depth, and the usual head dimensions of that size.
     vocab_size, qk_norm, rope_theta
         Vocabulary, norms of queries and keys, and rotary base; None: the baseline's.
     hidden_step, mlp_step
@@ -59,6 +93,8 @@ class SpaceOptions:
         Conditions such as ``"gqa <= 8"``; see :class:`shapelaw.scaling.space.space.Space`.
     worse_percent
         Per cent by which a predicted loss may exceed the baseline's; None: no limit.
+    confidence
+        Probability of no more loss than the baseline that the shape with the role ``fast`` has.
     fastest
         Search for one shape: the fastest with no more predicted loss than the baseline
         (arXiv 2510.18245).
@@ -66,10 +102,12 @@ class SpaceOptions:
     Raises
     ------
     InputError
-        ``worse_percent`` is out of range.
+        ``worse_percent``, ``confidence`` or ``tensor_parallel`` is out of range.
     """
 
     baseline: str = "llama-3.2-1b"
+    any_shape: bool = False
+    tensor_parallel: int = 1
     layers: tuple[int, ...] | None = None
     head_dims: tuple[int, ...] | None = None
     vocab_size: int | None = None
@@ -79,12 +117,21 @@ class SpaceOptions:
     rope_theta: float | None = None
     where: tuple[str, ...] = ()
     worse_percent: float | None = WORSE_PERCENT
+    confidence: float = CONFIDENCE
     fastest: bool = False
 
     def __post_init__(self) -> None:
         if self.worse_percent is not None and not 0 <= self.worse_percent <= 100:
             raise InputError(
                 f"`0 <= --worse <= 100` per cent must hold, but got {self.worse_percent:g}"
+            )
+        if not 0.5 <= self.confidence < 1:
+            raise InputError(
+                f"`0.5 <= --confidence < 1` must hold, but got {self.confidence:g}; 0.8 is usual"
+            )
+        if not 1 <= self.tensor_parallel <= 1024:
+            raise InputError(
+                f"`1 <= tensor_parallel <= 1024` must hold, but got {self.tensor_parallel}"
             )
 
     @property
@@ -161,31 +208,102 @@ class ProposalRequest:
         _ = self.shape_space  # an invalid space is refused before a law is fitted
 
     @cached_property
+    def model(self) -> Shape:
+        """Return the shape of the baseline model as published, with the vocabulary asked for."""
+        model = baseline_model(self.space.baseline)
+        return replace(model, vocab_size=_value_or(self.space.vocab_size, model.vocab_size))
+
+    @cached_property
+    def rescaled(self) -> bool:
+        """Return whether the model is of another size, so that only its proportions count."""
+        sizes = (getattr(self.model, CONVENTIONS[self.budget.convention]), self.model.n_total)
+        return all(abs(size / self.budget.parameters - 1) > SAME_SIZE for size in sizes)
+
+    @cached_property
+    def rules(self) -> DeployableRules | None:
+        """Return the rules for deployable shapes; None if they are lifted."""
+        if self.space.any_shape:
+            return None
+        return deployable_rules(
+            self.model,
+            self.budget.parameters,
+            tensor_parallel=self.space.tensor_parallel,
+            rescaled=self.rescaled,
+        )
+
+    @cached_property
     def baseline(self) -> Shape:
-        """Return the shape of the baseline model, as published."""
-        return shape_named(self.space.baseline)
+        """Return the shape to compare with: the model if it has the budget's size.
+
+        Otherwise the shape of the budget's size with the nearest proportions, at the model's depth
+        scaled with the cube root of the size.
+        """
+        if not self.rescaled:
+            return self.model
+        depth = scaled_depth(self.model, self.budget.parameters)
+        space = replace(self._space(self.budget.parameters), layers=self.space.layers or (depth,))
+        table = space.enumerate()
+        return table[nearest_proportions(table, self.model, self.budget.parameters)]
 
     @cached_property
     def shape_space(self) -> Space:
-        """Return the space of shapes, with defaults for the fields that are None."""
-        budget, space, baseline = self.budget, self.space, self.baseline
-        hidden_step, mlp_step, head_dim = usual_steps(budget.parameters)
-        growth = (budget.parameters / baseline.n_non_embedding) ** (1 / 3)
+        """Return the space of shapes of the baseline's size."""
+        size = getattr(self.baseline, CONVENTIONS[self.budget.convention])
+        space = self._space(int(size))
+        return replace(space, constraints=(*space.constraints, *self.space.where))
+
+    def _space(self, parameters: int) -> Space:
+        """Return the space around a size, with defaults for the fields that are None."""
+        space, model, rules = self.space, self.model, self.rules
+        hidden_step, mlp_step, head_dim = usual_steps(self.budget.parameters)
+        head_dims: tuple[int, ...] = (head_dim,) if self.rescaled else (model.head_dim,)
+        if rules is not None:
+            hidden_step, mlp_step = rules.hidden_step, rules.mlp_step
+            head_dims = rules.head_dims
         return Space(
-            parameters=budget.parameters,
-            convention=budget.convention,
-            tolerance=budget.tolerance,
-            layers=space.layers or (max(2, round(baseline.num_hidden_layers * growth)),),
-            head_dims=space.head_dims or (head_dim,),
-            vocab_size=_value_or(space.vocab_size, baseline.vocab_size),
+            parameters=parameters,
+            convention=self.budget.convention,
+            tolerance=self.budget.largest_difference,
+            layers=space.layers or depths_around(scaled_depth(model, parameters)),
+            head_dims=space.head_dims or head_dims,
+            vocab_size=model.vocab_size,
             hidden_step=_value_or(space.hidden_step, hidden_step),
             mlp_step=_value_or(space.mlp_step, mlp_step),
-            tie_word_embeddings=baseline.tie_word_embeddings,
-            qk_norm=_value_or(space.qk_norm, baseline.qk_norm),
-            rope_theta=_value_or(space.rope_theta, baseline.rope_theta),
-            constraints=space.where,
+            tie_word_embeddings=model.tie_word_embeddings,
+            qk_norm=_value_or(space.qk_norm, model.qk_norm),
+            rope_theta=_value_or(space.rope_theta, model.rope_theta),
+            constraints=() if rules is None else rules.constraints,
         )
 
 
-def _value_or(value: Value | None, default: Value) -> Value:
+def baseline_model(name: str) -> Shape:
+    """Return the shape of a published model by name, or of a ``config.json`` by path."""
+    if name.endswith(".json") or Path(name).is_file():
+        return Shape.from_config(read_json(Path(name)))
+    return shape_named(name)
+
+
+def scaled_depth(model: Shape, parameters: int) -> int:
+    """Return a model's number of layers, scaled with the cube root of the size."""
+    if abs(parameters / model.n_non_embedding - 1) <= SAME_SIZE or parameters == model.n_total:
+        return model.num_hidden_layers
+    growth = (parameters / model.n_non_embedding) ** (1 / 3)
+    depth: int = round(model.num_hidden_layers * growth)
+    return max(2, depth)
+
+
+def depths_around(depth: int) -> tuple[int, ...]:
+    """Return numbers of layers from half to one and a half times a depth, which is among them.
+
+    Examples
+    --------
+    >>> depths_around(16)
+    (8, 10, 12, 14, 16, 18, 20, 22, 24)
+    """
+    step = max(1, depth // DEPTH_STEPS)
+    most = int(DEPTH_RANGE * depth) // step
+    return tuple(depth + step * i for i in range(-most, most + 1) if depth + step * i > 0)
+
+
+def _value_or(value: Any, default: Any) -> Any:
     return default if value is None else value

@@ -8,14 +8,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from shapelaw.scaling.plots.style import BLUE, GREEN, VERMILLION, plain_text, styled
+from shapelaw.scaling.plots.style import BLUE, GREEN, ORANGE, VERMILLION, plain_text, styled
 from shapelaw.search.engines._base import TIME_MODEL
-from shapelaw.search.proposals.proposal import BASELINE, CANDIDATE, FAST, LOSS_OPTIMAL
+from shapelaw.search.proposals.proposal import BASELINE, CANDIDATE, EVEN, FAST, LOSS_OPTIMAL
 
 ROLES = {
     BASELINE: ("#555555", "s"),
     LOSS_OPTIMAL: (BLUE, "o"),
     FAST: (VERMILLION, "D"),
+    EVEN: (ORANGE, "^"),
 }
 FRONT_COLOUR = GREEN
 OTHER_COLOUR = "#a0a0a0"

@@ -16,8 +16,11 @@ from shapelaw.search.reports.html import formatted
 from shapelaw.search.reports.pareto_plot import ROLES
 
 GREY, BAND, RULE = "#8c8c8c", "rgba(0,114,178,0.22)", "rgba(128,128,128,0.5)"  # on white and black
-MARKS = {role: (colour if role != BASELINE else GREY, symbol) for (role, (colour, _)), symbol
-         in zip(ROLES.items(), ("square", "circle", "diamond"), strict=True)}  # fmt: skip
+SYMBOLS = ("square", "circle", "diamond", "triangle-up")
+MARKS = {
+    role: (colour if role != BASELINE else GREY, symbol)
+    for (role, (colour, _)), symbol in zip(ROLES.items(), SYMBOLS, strict=True)
+}
 FONT = {"family": 'system-ui, "DejaVu Sans", sans-serif', "size": 14, "color": "#222"}
 CURVE_POINTS = 80
 CURVES = (*RATIOS, "num_hidden_layers")
@@ -60,9 +63,9 @@ def loss_along_ratios(fit: Fit, rows: list[dict[str, Any]]) -> list[dict[str, An
             {
                 "column": column,
                 "x": x.tolist(),
-                "central": percent["difference"].tolist(),
-                "low": percent["difference_low"].tolist(),
-                "high": percent["difference_high"].tolist(),
+                "central": percent["difference_nats"].tolist(),
+                "low": percent["difference_nats_low"].tolist(),
+                "high": percent["difference_nats_high"].tolist(),
                 "fitted": None if fitted is None else list(fitted),
             }
         )

@@ -20,7 +20,14 @@ from shapelaw.scaling.runs.columns import D
 from shapelaw.scaling.units import format_count
 from shapelaw.search.engines._base import TIME_MODEL
 from shapelaw.search.proposals.probabilities import NO_SPREAD
-from shapelaw.search.proposals.proposal import BASELINE, CANDIDATE, FAST, SHAPE_KEY, read_proposals
+from shapelaw.search.proposals.proposal import (
+    BASELINE,
+    CANDIDATE,
+    EQUIVALENT,
+    FAST,
+    SHAPE_KEY,
+    read_proposals,
+)
 from shapelaw.search.proposals.reasons import concerns_budget, format_warning
 from shapelaw.search.reports.html import formatted, image_source, render, signed
 from shapelaw.search.reports.pareto_plot import plot_pareto
@@ -55,6 +62,7 @@ COMPARED = {  # label -> field that is compared with the baseline's, and its for
     "P(faster than the baseline)": ("p_faster", "probability"),
     "P(least loss of the allowed shapes)": ("p_best", "probability"),
     "spread over law forms (nats/token)": ("loss_form_spread", "loss"),
+    "training speed at equal FLOP/s": ("training_speedup", "times"),
     "throughput (output tokens/s)": ("throughput", "whole"),
     "time to first token": ("ttft", "seconds"),
     "time per output token": ("tpot", "seconds"),
@@ -157,7 +165,7 @@ def shown_row(row: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     """
     percent, low, high = (
         100 * row[name] / base["predicted_loss"]
-        for name in ("difference", "difference_low", "difference_high")
+        for name in ("difference_nats", "difference_nats_low", "difference_nats_high")
     )
     estimated = row["throughput_kind"] == TIME_MODEL
     attributes = {
@@ -226,6 +234,8 @@ def _compared(
         else:
             ratio = "–" if value is None or not reference else f"{value / reference:.3g} ×"
         lines.append((label, formatted(form, reference), formatted(form, value), ratio))
+        if field == "predicted_loss" and (worth := _worth(row)):
+            lines.append(("equivalent compute, with interval", "1 ×", worth, ""))
     return lines
 
 
@@ -235,16 +245,42 @@ def _texts(rows: list[dict[str, Any]], about: dict[str, Any]) -> dict[str, objec
     engine = about.get("engine", "an unknown engine")
     return {
         "title": question(about),
-        "lead": f"Speeds from {engine} under the workload {about.get('workload', 'unknown')}. "
+        "lead": f"Speeds are {about.get('speed_basis', f'from {engine}')}, under the workload "
+        f"{about.get('workload', 'unknown')}. "
         f"Baseline: {about.get('baseline', 'unknown')}.",
         "engine": engine,
         "basis": f"The losses come from: {about.get('basis', 'an unknown law')}.",
-        "notes": [*map(format_warning, about.get("extrapolation", [])), *about.get("notes", [])],
+        "interval": about.get("interval", "95 % interval"),
+        "notes": [
+            *map(format_warning, about.get("extrapolation", [])),
+            *about.get("notes", []),
+            *map(_measured_by_paper, about.get("paper_models", [])[1:]),
+        ],
         "footer": f"{shapes.get('considered', 0):,} of the {shapes.get('enumerated', 0):,} shapes "
         f"of this budget were considered; {len(rows)} are listed. N counts "
         f"{about.get('convention', 'non-embedding')} parameters.",
         "install": INSTALL,
     }
+
+
+def _measured_by_paper(model: dict[str, Any]) -> str:
+    """Compare the loss of a model of a printed law's paper with the prediction."""
+    return (
+        f"{model['model']}, which the paper trained: {signed(model['predicted_percent'])} % loss "
+        f"predicted, {signed(model['measured_percent'])} % measured"
+    )
+
+
+def _worth(row: dict[str, Any]) -> str:
+    """Write the equivalent compute of a row with its interval; empty where it is unknown."""
+    middle, low, high = (row.get(name) for name in EQUIVALENT)
+    if middle is None:
+        return ""
+    return f"{_factor(middle)} [{_factor(low)}, {_factor(high)}]"
+
+
+def _factor(value: float | str | None) -> str:
+    return value if isinstance(value, str) else formatted("times", value)
 
 
 def _charts(

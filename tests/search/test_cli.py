@@ -443,7 +443,7 @@ def test_proposals_are_printed_with_and_without_a_folder(
     monkeypatch.chdir(tmp_path)
     text = words(*ASK, "--law", law)
     assert "baseline" in text
-    assert "predicted loss" in text
+    assert "loss − baseline" in text
     assert list(tmp_path.iterdir()) == []
 
 

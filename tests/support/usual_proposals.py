@@ -19,10 +19,11 @@ from shapelaw.search.workload import parse_workload
 
 USUAL: dict[str, Any] = {
     "params": "1B", "tokens": "100B", "workload": "rag@64:bfloat16", "engine": "roofline:h200",
-    "tolerance": 0.01, "layers": (16,), "head_dims": (128,), "measurements": 6, "estimated": 5,
+    "layers": (16,), "head_dims": (64,), "any_shape": True, "measurements": 6, "estimated": 5,
 }  # fmt: skip
 BUDGET = ("convention", "tolerance")
-SPACE = ("baseline", "layers", "head_dims", "vocab_size", "where", "worse_percent", "fastest")
+SPACE = ("baseline", "layers", "head_dims", "vocab_size", "where", "worse_percent", "fastest",
+         "any_shape", "confidence", "tensor_parallel")  # fmt: skip
 EFFORT = ("measurements", "estimated", "leaders", "short", "sampler", "seed")
 
 

@@ -12,13 +12,12 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.ratios import with_ratios
-from shapelaw.scaling.space.proportions import nearest_proportions, within
+from shapelaw.scaling.space.proportions import nearest_proportions
 from shapelaw.search.engines._base import Engine, Measurement
 from shapelaw.search.proposals.basis import LossBasis
-from shapelaw.search.proposals.candidate_set import EQUAL_LOSS, RATIO_SLACK
+from shapelaw.search.proposals.candidate_set import RATIO_SLACK
 from shapelaw.search.proposals.pareto_search import propose
-from shapelaw.search.proposals.proposal import BASELINE, CANDIDATE, FAST, LOSS_OPTIMAL, Proposal
-from shapelaw.search.proposals.ranking import front_of
+from shapelaw.search.proposals.proposal import BASELINE, FAST, LOSS_OPTIMAL, Proposal
 from shapelaw.search.proposals.reasons import explain
 from shapelaw.search.proposals.request import (
     Budget,
@@ -27,6 +26,7 @@ from shapelaw.search.proposals.request import (
     Serving,
     SpaceOptions,
 )
+from shapelaw.search.proposals.roles import EQUAL_LOSS, front_of
 from shapelaw.search.time_model.cross_validation import MIN_MEASUREMENTS
 from shapelaw.search.workload import Workload, parse_workload
 from support.fake_engine import FakeEngine
@@ -46,7 +46,7 @@ def request_to(engine: Engine, *, where: tuple[str, ...] = (), **effort: object)
         budget=Budget(parameters=200_000, tokens=TOKENS),
         space=SpaceOptions(
             layers=(4,), head_dims=(16,), vocab_size=256, hidden_step=16, mlp_step=16,
-            qk_norm=True, rope_theta=500.0, worse_percent=None, where=where,
+            qk_norm=True, rope_theta=500.0, worse_percent=None, where=where, any_shape=True,
         ),
         serving=Serving(workload=parse_workload("128/64@8"), engine=engine),
         effort=SearchEffort(**(usual | effort)),  # type: ignore[arg-type]
@@ -63,7 +63,10 @@ def proposals(fitted: Fit) -> list[Proposal]:
 
 
 def predicted(fitted: Fit, shapes: list[Shape]) -> np.ndarray:
-    frame = with_ratios(pd.DataFrame([vars(shape) for shape in shapes])).assign(tokens=TOKENS)
+    """Predict the losses of shapes at exactly the N of the first."""
+    frame = with_ratios(pd.DataFrame([vars(shape) for shape in shapes])).assign(
+        tokens=TOKENS, n_non_embedding=shapes[0].n_non_embedding
+    )
     return fitted.predict(frame)["predicted_loss"].to_numpy()
 
 
@@ -75,7 +78,8 @@ def role(proposals: list[Proposal], name: str) -> Proposal:
 def test_the_baseline_comes_first_with_the_proportions_of_its_model(
     proposals: list[Proposal],
 ) -> None:
-    everything = request_to(FakeEngine()).shape_space.enumerate()
+    around = replace(request_to(FakeEngine()).shape_space, parameters=200_000)
+    everything = around.enumerate()
     row = nearest_proportions(everything, shape_named("llama-3.2-1b"), 200_000)
     assert proposals[0].role == BASELINE
     assert proposals[0].shape == everything[row]
@@ -85,7 +89,8 @@ def test_the_baseline_comes_first_with_the_proportions_of_its_model(
 def test_search_proposes_the_requested_number_of_distinct_shapes(proposals: list[Proposal]) -> None:
     assert len(proposals) == len({proposal.shape for proposal in proposals}) == 14
     for proposal in proposals:
-        assert proposal.shape.n_non_embedding == pytest.approx(200_000, rel=0.03)
+        size = proposals[0].shape.n_non_embedding
+        assert proposal.shape.n_non_embedding == pytest.approx(size, rel=0.02)
         assert proposal.tokens == TOKENS
 
 
@@ -107,30 +112,27 @@ def test_losses_are_those_of_the_fit_inside_their_intervals(
         assert proposal.loss_low < proposal.predicted_loss < proposal.loss_high
 
 
-def test_the_loss_optimal_shape_has_the_lowest_predicted_loss_in_range(
-    fitted: Fit, proposals: list[Proposal]
-) -> None:
-    everything = request_to(FakeEngine()).shape_space.enumerate()
-    ranges = {name: fitted.ranges[name] for name in RATIOS}
-    allowed = everything.take(within(everything, ranges, RATIO_SLACK))
-    losses = fitted.central(allowed.frame().assign(tokens=TOKENS))
-    best = role(proposals, LOSS_OPTIMAL)
-    assert best.predicted_loss <= losses.min() * (1 + EQUAL_LOSS)
-    others = [p.predicted_loss for p in proposals if p.role != BASELINE]
-    assert best.predicted_loss <= min(others) * (1 + EQUAL_LOSS)
+def speed(proposal: Proposal) -> float:
+    assert proposal.throughput is not None
+    return proposal.throughput.output_tokens_per_second
 
 
-def test_the_fast_shape_is_the_fastest_of_no_more_loss_than_the_baseline(
+def test_loss_optimal_shape_is_the_fastest_of_the_lowest_predicted_losses(
     proposals: list[Proposal],
 ) -> None:
-    fast, baseline = role(proposals, FAST), proposals[0]
-    assert fast.predicted_loss <= baseline.predicted_loss
-    equal = [
-        proposal.throughput.output_tokens_per_second  # type: ignore[union-attr]
-        for proposal in proposals
-        if proposal.predicted_loss <= baseline.predicted_loss and proposal.role in (FAST, CANDIDATE)
-    ]
-    assert fast.throughput.output_tokens_per_second == max(equal)  # type: ignore[union-attr]
+    best = role(proposals, LOSS_OPTIMAL)
+    lowest = min(proposal.predicted_loss for proposal in proposals)
+    ties = [p for p in proposals if p.predicted_loss <= lowest * (1 + EQUAL_LOSS)]
+    assert speed(best) == max(map(speed, ties))
+    assert best.on_front
+
+
+def test_no_shape_is_called_fast_without_a_likely_gain(proposals: list[Proposal]) -> None:
+    sure = [p for p in proposals[1:] if p.p_less_loss is not None and p.p_less_loss >= 0.8]
+    faster = [p for p in sure if speed(p) > 1.01 * speed(proposals[0])]
+    named = [p for p in proposals if p.role == FAST]
+    best = [max(faster, key=speed)] if faster else []
+    assert [p for p in best if p.role != LOSS_OPTIMAL] == named
 
 
 def test_the_front_is_marked_and_comes_after_the_baseline(proposals: list[Proposal]) -> None:
@@ -248,7 +250,7 @@ def test_time_model_is_checked_on_the_measured_shapes_only(fitted: Fit) -> None:
 def test_time_model_of_two_measurements_is_not_cross_validated(fitted: Fit) -> None:
     found = propose(request_to(FakeEngine(), measurements=2, estimated=3), LossBasis(fit=fitted))
     kinds = [p.throughput.kind for p in found if p.throughput]
-    assert kinds.count("time model") == 3
+    assert 1 <= kinds.count("time model") <= 3
     assert (kinds.count("predicted") < MIN_MEASUREMENTS) == (
         found.estimated.cross_validation is None
     )

@@ -113,6 +113,6 @@ def test_misfit_of_the_law_widens_the_interval_of_a_difference(fitted: Fit) -> N
     assert state is not None
     misfitting = replace(fitted, posterior=replace(state, amplitude=state.amplitude + 0.1))
     wide, narrow = (differences(each, FRAME, 0) for each in (misfitting, fitted))
-    widths = [each["difference_high"] - each["difference_low"] for each in (wide, narrow)]
+    widths = [each["difference_nats_high"] - each["difference_nats_low"] for each in (wide, narrow)]
     assert (widths[0][1:] > 1.2 * widths[1][1:]).all()
     assert (wide.iloc[0] == 0).all()

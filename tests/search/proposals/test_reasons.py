@@ -10,15 +10,16 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.published_laws import printed_fit
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.search.engines._base import broken_limits
-from shapelaw.search.proposals.pareto_search import require_service
+from shapelaw.search.proposals.leaders import require_service
 from shapelaw.search.proposals.proposal import Proposal
-from shapelaw.search.proposals.ranking import differences, front_of
+from shapelaw.search.proposals.ranking import differences
 from shapelaw.search.proposals.reasons import (
     concerns_budget,
     format_warning,
     missing_terms,
     reasons,
 )
+from shapelaw.search.proposals.roles import front_of
 from shapelaw.search.workload import parse_workload
 from support.one_proposal import SHAPE, SPEED, proposal
 
@@ -35,10 +36,12 @@ def at(speed: float, loss: float, **changes: object) -> Proposal:
 
 def test_differences_are_those_of_the_predictions_and_none_to_itself() -> None:
     apart, predicted = differences(FIT, FRAME, 0), FIT.predict(FRAME)["predicted_loss"]
-    assert apart["difference"].to_numpy() == pytest.approx((predicted - predicted[0]).to_numpy())
+    assert apart["difference_nats"].to_numpy() == pytest.approx(
+        (predicted - predicted[0]).to_numpy()
+    )
     assert (apart.iloc[0] == 0).all()
-    assert (apart["difference_low"] <= apart["difference"]).all()
-    assert (apart["difference"] <= apart["difference_high"]).all()
+    assert (apart["difference_nats_low"] <= apart["difference_nats"]).all()
+    assert (apart["difference_nats"] <= apart["difference_nats_high"]).all()
 
 
 def test_interval_of_a_difference_leaves_out_common_uncertainty() -> None:
@@ -46,7 +49,7 @@ def test_interval_of_a_difference_leaves_out_common_uncertainty() -> None:
     shifted = replace(FIT, draws=FIT.draws + np.eye(len(FIT.theta))[FIT.law.index["A"]] * 0.1)
     level = shifted.predict(FRAME)
     apart = differences(shifted, FRAME, 0)
-    width = apart["difference_high"] - apart["difference_low"]
+    width = apart["difference_nats_high"] - apart["difference_nats_low"]
     assert (width < 0.1 * (level["mean_high"] - FIT.central(FRAME)).abs()).all()
 
 
@@ -82,13 +85,13 @@ def test_reasons_are_given_to_the_front_and_the_baseline_only() -> None:
     found = reasons(
         [
             base,
-            at(20, 2.4, role="fast", shape=wide, on_front=True, speedup=2.0, difference=-0.1),
-            at(30, 2.6, on_front=True, speedup=3.0, difference=0.1),
-            at(5, 2.9, speedup=0.5, difference=0.4),
+            at(20, 2.4, role="fast", shape=wide, on_front=True, speedup=2.0, difference_nats=-0.1),
+            at(30, 2.6, on_front=True, speedup=3.0, difference_nats=0.1),
+            at(5, 2.9, speedup=0.5, difference_nats=0.4),
         ]
     )
     assert found[0] == "the model to beat"
-    assert found[1].startswith("fastest at no more loss than the baseline: ")
+    assert found[1].startswith("fastest at no more loss than the baseline (P ")
     assert "hidden size ×\u00a02" in found[1]
     assert "KV cache ×\u00a00.5" in found[1]
     size = wide.n_non_embedding / SHAPE.n_non_embedding

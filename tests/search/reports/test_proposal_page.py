@@ -47,6 +47,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     document["notes"].append(HOSTILE)
     document["proposals"][1]["why"] += HOSTILE
     document["baseline"] += HOSTILE
+    names = [row["name"] for row in document["proposals"][:3]]
+    checked = {"shapes": names, "answered": [90.0, 99.0, 110.0], "predicted": [91.0, 98.0, 112.0]}
+    document["time_model"] = checked | {"error": 0.01, "rank_correlation": 1.0}
     document["proposals"][-1] |= dict.fromkeys(SPEED)  # the engine could not run the last shape
     write_json(folder / "proposals.json", document)
     return folder
