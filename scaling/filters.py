@@ -70,6 +70,36 @@ def select(expression: str, columns: Mapping[str, Any], rows: int) -> np.ndarray
     return np.broadcast_to(mask, (rows,)).copy()
 
 
+def evaluate(expression: str, columns: Mapping[str, Any]) -> np.ndarray:
+    """Evaluate arithmetic such as ``"flops / (6 * N)"`` over columns.
+
+    Parameters
+    ----------
+    expression
+        Columns, numbers and + - * / %.
+    columns
+        Columns by name, (n,) each.
+
+    Returns
+    -------
+    Values of the expression, (n,) or one number.
+
+    Raises
+    ------
+    InputError
+        The expression does not parse, names an unknown column, or its columns hold no numbers.
+    """
+    tree = _parsed(expression)
+    try:
+        with np.errstate(all="ignore"):  # a value without a finite number is refused by the rules
+            return np.asarray(_value(tree, columns, expression), dtype=float)
+    except (TypeError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
+        raise InputError(
+            f"the expression {expression!r} cannot be computed: {error}; its columns must hold "
+            "numbers"
+        ) from None
+
+
 def names_in(expression: str) -> set[str]:
     """Return the names of the columns in a filter.
 

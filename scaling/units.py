@@ -10,6 +10,49 @@ NUMBER_FORMATS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp6
 SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 
 
+NATS = "nats per token"
+# Units of a loss by the words that name them, and the units' short forms.
+LOSS_UNITS = {
+    NATS: ("nats", "nat", "nats/token", "nats per token", "nats_per_token"),
+    "bits per token": ("bits", "bit", "bits/token", "bits per token", "bits_per_token"),
+    "bits per byte": ("bits per byte", "bits/byte", "bpb", "bits_per_byte"),
+    "bits per character": ("bits per character", "bits/character", "bpc", "bits_per_character",
+                           "bits per char", "bits/char"),
+    "perplexity": ("perplexity", "ppl"),
+}  # fmt: skip
+SHORT_UNITS = {NATS: "nats/token", "bits per byte": "bits/byte",
+               "bits per character": "bits/character"}  # fmt: skip
+
+
+def short_unit(unit: str) -> str:
+    """Return the short form of a unit of a loss, such as nats/token."""
+    return SHORT_UNITS.get(unit, unit)
+
+
+def unit_named(text: str) -> str:
+    """Return the unit of a loss by one of its names.
+
+    Raises
+    ------
+    InputError
+        The unit is unknown or cannot be fitted.
+
+    Examples
+    --------
+    >>> unit_named("bpb"), unit_named(" Nats ")
+    ('bits per byte', 'nats per token')
+    """
+    plain = " ".join(text.strip().lower().split())
+    for unit, names in LOSS_UNITS.items():
+        if plain in names:
+            return unit
+    why = ": a normalised loss has no scale to extrapolate" if plain.startswith("normali") else ""
+    raise InputError(
+        f"`loss_unit` must be nats or bits (per token), bits per byte, bits per character or "
+        f"perplexity, but got {text!r}{why}; convert the losses, or correct the unit"
+    )
+
+
 def parse_count(text: str | float) -> int:
     """Read a positive count such as ``"1B"``, ``"0.2M"``, ``"2e6"`` or ``12_000``.
 

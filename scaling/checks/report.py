@@ -21,9 +21,9 @@ from shapelaw.scaling.checks.precision import IntervalWidths, interval_widths
 from shapelaw.scaling.display.html import details_html
 from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.fitting.flat_valley import Valley, valley
 from shapelaw.scaling.fitting.refits import FitSettings, LawLike, fit_quickly, settings_like
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.fitting.valley import Valley, valley
 from shapelaw.scaling.laws.bases import Chinchilla
 from shapelaw.scaling.runs.table import AUTO, RunsLike, RunTable, as_run_table
 

@@ -5,12 +5,15 @@ from typing import Annotated
 import typer
 
 from shapelaw.scaling.commands.options import (
+    Columns,
     Cutoffs,
     Delta,
+    DropFailed,
     Exclude,
     Json,
     LawOption,
     LeaveOutBy,
+    LossUnit,
     PriorOption,
     Runs,
     Seed,
@@ -60,6 +63,9 @@ def check(
     prior: PriorOption = None,
     where: Where = None,
     exclude: Exclude = None,
+    columns: Columns = None,
+    loss_unit: LossUnit = None,
+    drop_failed: DropFailed = False,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -71,7 +77,15 @@ def check(
     from shapelaw.scaling.fitting.refits import FitSettings
     from shapelaw.scaling.runs.catalog import load_runs
 
-    table = load_runs(runs, where=all_of(where), exclude=exclude or (), size=size)
+    table = load_runs(
+        runs,
+        where=all_of(where),
+        exclude=exclude or (),
+        size=size,
+        columns=columns,
+        loss_unit=loss_unit,
+        drop_failed=drop_failed,
+    )
     settings: FitSettings = {
         "delta": parse_delta(delta), "starts": starts, "seed": seed, "prior": prior,
     }  # fmt: skip
@@ -98,6 +112,9 @@ def compare(
     prior: PriorOption = None,
     where: Where = None,
     exclude: Exclude = None,
+    columns: Columns = None,
+    loss_unit: LossUnit = None,
+    drop_failed: DropFailed = False,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -107,7 +124,15 @@ def compare(
     from shapelaw.scaling.fitting.law_problem import parse_delta
     from shapelaw.scaling.runs.catalog import load_runs
 
-    table = load_runs(runs, where=all_of(where), exclude=exclude or (), size=size)
+    table = load_runs(
+        runs,
+        where=all_of(where),
+        exclude=exclude or (),
+        size=size,
+        columns=columns,
+        loss_unit=loss_unit,
+        drop_failed=drop_failed,
+    )
     with progress_shown():
         comparison = compare(
             law, table, by=by, cutoffs=cutoff or 4, delta=parse_delta(delta), starts=starts,

@@ -4,7 +4,16 @@ from typing import Annotated
 
 import typer
 
-from shapelaw.scaling.commands.options import Exclude, Json, OutTable, Where, all_of
+from shapelaw.scaling.commands.options import (
+    Columns,
+    DropFailed,
+    Exclude,
+    Json,
+    LossUnit,
+    OutTable,
+    Where,
+    all_of,
+)
 from shapelaw.scaling.commands.plain_help import PlainTyper
 from shapelaw.scaling.display.console import echo, note, print_json, print_result, print_table
 from shapelaw.scaling.display.tables import counted
@@ -39,13 +48,21 @@ def list_tables(json: Json = False) -> None:
 def get(
     name: Name,
     out: OutTable = None,
+    columns: Columns = None,
+    loss_unit: LossUnit = None,
+    drop_failed: DropFailed = False,
     json: Json = False,
 ) -> None:
     """Download a table, validate it and write it as a run table."""
     from shapelaw.scaling.runs.catalog import load_runs
     from shapelaw.scaling.runs.table import write_runs
 
-    runs = load_runs(name)
+    runs = load_runs(
+        name,
+        columns=columns,
+        loss_unit=loss_unit,
+        drop_failed=drop_failed,
+    )
     source = runs.source
     if out is not None:
         write_runs(out, runs)
@@ -60,12 +77,32 @@ def get(
 
 
 @data.command()
-def show(name: Name, where: Where = None, exclude: Exclude = None, json: Json = False) -> None:
+def show(
+    name: Name,
+    where: Where = None,
+    exclude: Exclude = None,
+    columns: Columns = None,
+    loss_unit: LossUnit = None,
+    drop_failed: DropFailed = False,
+    json: Json = False,
+) -> None:
     """Describe a table: ranges, levels, replicates, warnings."""
     from shapelaw.scaling.runs.catalog import load_runs
     from shapelaw.scaling.runs.summary import describe
 
-    print_result(describe(load_runs(name, where=all_of(where), exclude=exclude or ())), json=json)
+    print_result(
+        describe(
+            load_runs(
+                name,
+                where=all_of(where),
+                exclude=exclude or (),
+                columns=columns,
+                loss_unit=loss_unit,
+                drop_failed=drop_failed,
+            )
+        ),
+        json=json,
+    )
 
 
 def mount(app: typer.Typer) -> None:

@@ -12,11 +12,14 @@ import shapelaw.scaling.commands.next_runs_cli
 import shapelaw.scaling.commands.plot_cli
 import shapelaw.scaling.commands.space_cli
 from shapelaw.scaling.commands.options import (
+    Columns,
     Delta,
+    DropFailed,
     Exclude,
     FitFile,
     Json,
     LawOption,
+    LossUnit,
     OutTable,
     PriorOption,
     Seed,
@@ -97,6 +100,9 @@ def fit(
     pool: Pool = False,
     where: Where = None,
     exclude: Exclude = None,
+    columns: Columns = None,
+    loss_unit: LossUnit = None,
+    drop_failed: DropFailed = False,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -116,7 +122,16 @@ def fit(
             f"{'with' if pool else 'without'} it; write `shapelaw fit TABLE TABLE --pool`"
         )
     tables = [
-        load_runs(name, where=all_of(where), exclude=exclude or (), size=size) for name in runs
+        load_runs(
+            name,
+            where=all_of(where),
+            exclude=exclude or (),
+            size=size,
+            columns=columns,
+            loss_unit=loss_unit,
+            drop_failed=drop_failed,
+        )
+        for name in runs
     ]
     if "best_loss" in law_named(law).columns:
         tables = [each if "best_loss" in each else with_best_loss(each) for each in tables]

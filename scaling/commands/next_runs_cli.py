@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shapelaw.scaling.commands.options import (
+    Columns,
+    DropFailed,
     Exclude,
     FitFile,
     Json,
+    LossUnit,
     OutTable,
     Runs,
     Where,
@@ -90,6 +93,9 @@ def next_runs(
     seeds: Seeds = SEEDS,
     where: Where = None,
     exclude: Exclude = None,
+    columns: Columns = None,
+    loss_unit: LossUnit = None,
+    drop_failed: DropFailed = False,
     out: OutTable = None,
     json: Json = False,
 ) -> None:
@@ -102,7 +108,17 @@ def next_runs(
     from shapelaw.scaling.runs.reader import read_table
     from shapelaw.scaling.runs.table import write_runs
 
-    fitted, table = Fit.load(fit), load_runs(runs, where=all_of(where), exclude=exclude or ())
+    fitted, table = (
+        Fit.load(fit),
+        load_runs(
+            runs,
+            where=all_of(where),
+            exclude=exclude or (),
+            columns=columns,
+            loss_unit=loss_unit,
+            drop_failed=drop_failed,
+        ),
+    )
     result: Backtest | Design
     if backtest:
         given = {"--budget-flops": budget, "--goal": goal, "--candidates": candidates,

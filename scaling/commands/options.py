@@ -70,7 +70,7 @@ def refuse_together(given: Mapping[str, object]) -> None:
 Runs = Annotated[
     str,
     typer.Argument(
-        help="Run table: a CSV or Parquet file, or a name that `shapelaw data list` prints.",
+        help="Run table: a CSV, JSON or Parquet file, or a name that `shapelaw data list` prints.",
         metavar="RUNS",
     ),
 ]
@@ -135,6 +135,28 @@ ShapesWhere = Annotated[
 Exclude = Annotated[
     list[str] | None,
     typer.Option(help="Omit the run with this run_id; repeatable.", metavar="RUN_ID"),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        "--columns",
+        help="Columns of a foreign table: OLD=NEW renames, NEW=EXPRESSION derives (such as "
+        "tokens=flops/(6*N)), OLD= ignores; separated by commas (default: none).",
+        metavar="LIST",
+    ),
+]
+LossUnit = Annotated[
+    str | None,
+    typer.Option(
+        "--loss-unit",
+        help="Unit of the losses: nats or bits (per token), bits per byte, bits per character, or "
+        "perplexity (default: the column loss_unit, else nats).",
+        metavar="UNIT",
+    ),
+]
+DropFailed = Annotated[
+    bool,
+    typer.Option("--drop-failed", help="Omit runs that did not finish or have no finite loss."),
 ]
 Cutoffs = Annotated[
     list[float] | None,

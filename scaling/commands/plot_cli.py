@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shapelaw.scaling.commands.options import (
+    Columns,
     Cutoffs,
+    DropFailed,
     Exclude,
     FitFile,
     Json,
     LeaveOutBy,
+    LossUnit,
     Runs,
     Where,
     all_of,
@@ -62,6 +65,9 @@ def plot(
     ] = None,
     where: Where = None,
     exclude: Exclude = None,
+    columns: Columns = None,
+    loss_unit: LossUnit = None,
+    drop_failed: DropFailed = False,
     json: Json = False,
 ) -> None:
     """Draw a fit and its runs as a picture."""
@@ -72,7 +78,17 @@ def plot(
 
     ending_of(out)
     draw = _drawing(kind, by, cutoff or DEFAULT_CUTOFFS, law or [])
-    table, fitted = load_runs(runs, where=all_of(where), exclude=exclude or ()), Fit.load(fit)
+    table, fitted = (
+        load_runs(
+            runs,
+            where=all_of(where),
+            exclude=exclude or (),
+            columns=columns,
+            loss_unit=loss_unit,
+            drop_failed=drop_failed,
+        ),
+        Fit.load(fit),
+    )
     note_other_runs(fitted, table)
     with progress_shown():
         save_figure(draw(fitted, table), out)

@@ -10,6 +10,7 @@ from shapelaw.scaling.fitting.result import Fit, as_fit
 from shapelaw.scaling.fitting.run_intervals import LEVEL
 from shapelaw.scaling.runs.columns import D
 from shapelaw.scaling.runs.table import as_frame
+from shapelaw.scaling.units import NATS
 
 ENDS = [(100 - LEVEL) / 2, (100 + LEVEL) / 2]
 
@@ -42,7 +43,8 @@ def decide(fitted: Fit, shapes: pd.DataFrame, *, runs: ArrayLike = 1) -> pd.Data
             Probability that of one new run of every shape, that of this shape has the lowest loss;
             of ``runs`` new runs of every shape, the mean of this shape.
         ``difference_nats``, ``difference_nats_low``, ``difference_nats_high``
-            True loss minus that of the first shape, nats per token, with its 95 % interval.
+            True loss minus that of the first shape, nats per token, with its 95 % interval; the
+            names have the unit of another fit, such as ``difference_bits_per_byte``.
         ``equivalent_compute``, ``equivalent_compute_low``, ``equivalent_compute_high``
             Factor of compute with which the first shape, trained compute-optimally, reaches the
             loss of this shape, as
@@ -75,12 +77,13 @@ def decide(fitted: Fit, shapes: pd.DataFrame, *, runs: ArrayLike = 1) -> pd.Data
     differences = losses - losses[:, :1]
     central = fitted.central(shapes)
     low, high = np.percentile(differences, ENDS, axis=0)
+    unit = "nats" if fitted.loss_unit == NATS else fitted.loss_unit.replace(" ", "_")
     columns = {
         "p_best": share_lowest(draws),
         "p_best_run": share_lowest(measured),
-        "difference_nats": central - central[0],
-        "difference_nats_low": low,
-        "difference_nats_high": high,
+        f"difference_{unit}": central - central[0],
+        f"difference_{unit}_low": low,
+        f"difference_{unit}_high": high,
     }
     compute = equivalent_compute(fitted, shapes, draws)
     return pd.DataFrame(columns, index=shapes.index).join(compute)

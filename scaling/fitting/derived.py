@@ -25,6 +25,7 @@ from shapelaw.scaling.uncertainty.profiles import profile
 from shapelaw.scaling.uncertainty.resampling import METHODS, bootstrap, method_for
 from shapelaw.scaling.uncertainty.robust_covariance import Quantity as Function
 from shapelaw.scaling.uncertainty.robust_covariance import numeric_gradient
+from shapelaw.scaling.units import short_unit
 
 WAYS = ("auto", "posterior", "profile", "bca", "bootstrap", "sandwich", *METHODS)
 
@@ -90,7 +91,10 @@ def parameter(fit: Fit, name: str) -> Quantity:
         return np.asarray(law.public(theta, fit.reference)[name])
 
     return Quantity(
-        name=name, unit=unit_of(name), function=function, logarithmic=name in law.logarithmic
+        name=name,
+        unit=unit_of(name, fit.loss_unit),
+        function=function,
+        logarithmic=name in law.logarithmic,
     )
 
 
@@ -124,7 +128,11 @@ def predicted_loss(fit: Fit, row: pd.DataFrame) -> Quantity:
         return np.asarray(np.exp(fit.log_loss_draws(row)[:, 0]))
 
     return Quantity(
-        name="predicted loss", unit="nats/token", function=function, logarithmic=True, drawn=drawn
+        name="predicted loss",
+        unit=short_unit(fit.loss_unit),
+        function=function,
+        logarithmic=True,
+        drawn=drawn,
     )
 
 
@@ -159,7 +167,8 @@ def difference(fit: Fit, first: pd.DataFrame, second: pd.DataFrame) -> Quantity:
         losses = np.exp(fit.log_loss_draws(pd.concat([first, second])))
         return np.asarray(losses[:, 0] - losses[:, 1])
 
-    return Quantity(name="difference of losses", unit="nats/token", function=function, drawn=drawn)
+    unit = short_unit(fit.loss_unit)
+    return Quantity(name="difference of losses", unit=unit, function=function, drawn=drawn)
 
 
 def optimal(fit: Fit, flops: float) -> list[Quantity]:

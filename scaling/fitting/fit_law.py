@@ -163,7 +163,8 @@ def fit(
         **noise_fields(problem, best, runs.noise),
         noise_by_size=runs.noise_by_size.to_dict("records"),
     )
-    notes, status = notes_of(fitted, unresolved, clusters), status_line(fitted, best)
+    notes = [*notes_of(fitted, unresolved, clusters), *runs.notes]
+    status = status_line(fitted, best)
     fitted = with_residual_warnings(fitted, runs)
     return replace(fitted, notes=notes, status=status, seconds=time.perf_counter() - start_time)
 

@@ -6,6 +6,7 @@ import pandas as pd
 
 from shapelaw.scaling.display.tables import View, counted
 from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.units import NATS, short_unit
 
 if TYPE_CHECKING:
     from shapelaw.scaling.fitting.result import Fit
@@ -46,7 +47,12 @@ def equation_of(fit: "Fit", *, latex: bool) -> str:
 def parameter_table(fit: "Fit") -> pd.DataFrame:
     """Return one row per parameter: value, 95 % interval, unit and the reason if it is held."""
     rows = [
-        {"parameter": name, **ends, "unit": unit_of(name), "held": _why_held(fit, name)}
+        {
+            "parameter": name,
+            **ends,
+            "unit": unit_of(name, fit.loss_unit),
+            "held": _why_held(fit, name),
+        }
         for name, ends in fit.parameters().items()
     ]
     return pd.DataFrame(rows).set_index("parameter")
@@ -58,10 +64,10 @@ def _why_held(fit: "Fit", name: str) -> str:
     return fit.held[internal].why if internal in fit.held else at_bound
 
 
-def unit_of(name: str) -> str:
+def unit_of(name: str, loss_unit: str = NATS) -> str:
     """Return the unit of a public parameter; empty if it has none."""
     if name in ("E", "A", "B", "C", "G"):
-        return "nats/token"
+        return short_unit(loss_unit)
     if name.endswith(("_curvature", "_slope")):
         return "share of the loss"
     return "per ln N" if name.endswith("_drift") or name == "beta_n" else ""

@@ -24,6 +24,7 @@ from shapelaw.scaling.runs.table import RunsLike, RunTable, as_frame, as_run_tab
 from shapelaw.scaling.schema import Count, NonNegative, PositiveFloat
 from shapelaw.scaling.solver.identifiability import Held, optimum_status, outside
 from shapelaw.scaling.solver.objectives import FitObjective
+from shapelaw.scaling.units import NATS
 
 ROWS_PER_CHUNK = 1024  # rows predicted at once, to bound memory
 
@@ -100,6 +101,8 @@ class Fit(Result):
         Observed range of every column of the law.
     size_convention
         Parameters that N counts: non-embedding, total or active.
+    loss_unit
+        Unit of the losses and of every prediction, such as nats per token.
     noise, noise_degrees
         Standard deviation of ln loss of a new run around the law, and its degrees of freedom.
     replicate_noise, replicate_degrees
@@ -165,6 +168,7 @@ class Fit(Result):
     prior: dict[str, PriorNote] = field(default_factory=dict)
     posterior: PosteriorState | None = None
     table_warnings: list[str] = field(default_factory=list)
+    loss_unit: str = NATS
 
     @property
     def law(self) -> Law:
@@ -284,7 +288,7 @@ class Fit(Result):
         Returns
         -------
         pandas.DataFrame
-            ``predicted_loss`` in nats per token; ``loss_low`` and ``loss_high``, the 95 % interval
+            ``predicted_loss`` in ``loss_unit``; ``loss_low`` and ``loss_high``, the 95 % interval
             of one new run (from resamples, held exponents and noise between runs); ``mean_low`` and
             ``mean_high``, the 95 % interval of the law itself. Without resamples,
             the first is that of the noise alone and the second has no width.
@@ -314,7 +318,7 @@ class Fit(Result):
         Returns
         -------
         numpy.ndarray
-            Predicted loss in nats per token, (n,).
+            Predicted loss in ``loss_unit``, (n,).
 
         Raises
         ------

@@ -149,7 +149,7 @@ def posterior_result(
         prior=found.prior,
         posterior=found.state,
     )
-    notes = [*resolution_notes(found.prior), *notes_of(fitted, [], None)]
+    notes = [*resolution_notes(found.prior), *notes_of(fitted, [], None), *runs.notes]
     notes += [found.note] if found.note else []
     return replace(fitted, notes=notes, status=status_line(fitted, best))
 

@@ -35,7 +35,7 @@ from shapelaw.scaling.plots.style import (
 )
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.table import RunTable
-from shapelaw.scaling.units import format_count
+from shapelaw.scaling.units import format_count, short_unit
 
 GRID_POINTS = 121  # in each direction
 BUDGETS = 9  # points on the compute-optimal line
@@ -156,7 +156,9 @@ def plot_contours(
     losses, runs = loss_map(fit, runs, shape=shape), runs_for_fit(fit, runs)
     chosen = _levels(losses.loss) if levels is None else np.asarray(levels, dtype=float)
     if len(chosen) < 1 or not (np.diff(chosen) > 0).all():
-        raise InputError(f"`levels` must rise, but got {list(chosen)}; give losses in nats/token")
+        raise InputError(
+            f"`levels` must rise, but got {list(chosen)}; give losses in the unit of the runs"
+        )
     figure = Figure(figsize=(7.6, 6.2), layout="constrained")
     axes = figure.subplots()
     log_axis(axes, "x", losses.sizes[0], losses.sizes[-1], form=format_count)
@@ -177,7 +179,7 @@ def plot_contours(
     axes.set_xlabel(axis_label(fit, N))
     axes.set_ylabel(axis_label(fit, D))
     axes.grid(visible=False)
-    figure.colorbar(points, ax=axes, label="loss (nats/token)", pad=0.02)
+    figure.colorbar(points, ax=axes, label=f"loss ({short_unit(runs.loss_unit)})", pad=0.02)
     add_legend(figure, [axes])
     axes.set_title(_title(losses))
     figure.suptitle(f"Iso-loss contours: {fit_title(fit)}")

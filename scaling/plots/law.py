@@ -29,7 +29,7 @@ from shapelaw.scaling.plots.style import (
 )
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.table import RunTable
-from shapelaw.scaling.units import format_count
+from shapelaw.scaling.units import format_count, short_unit
 
 POINTS = 200
 
@@ -208,7 +208,8 @@ def _draw_losses(fit: Fit, runs: RunTable) -> Figure:
     points = scatter_runs(axes, predicted, measured, runs)
     ends = [min(predicted.min(), measured.min()), max(predicted.max(), measured.max())]
     axes.plot(ends, ends, color=CURVE, lw=1, label="predicted = measured")
-    axes.set(xlabel="predicted loss (nats/token)", ylabel="measured loss (nats/token)")
+    unit = short_unit(fit.loss_unit)
+    axes.set(xlabel=f"predicted loss ({unit})", ylabel=f"measured loss ({unit})")
     axes.set_title(fit_title(fit)[0].upper() + fit_title(fit)[1:])
     axes.legend()
     add_colour_scale(figure, [axes], points, runs)

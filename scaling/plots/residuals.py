@@ -37,10 +37,11 @@ from shapelaw.scaling.runs.levels import level_of
 from shapelaw.scaling.runs.table import RunTable
 from shapelaw.scaling.solver.problem import Problem, Solution
 from shapelaw.scaling.uncertainty.profiles import ProfileCurve, profile_curve
+from shapelaw.scaling.units import short_unit
 
 MAX_GROUPS, MIN_GROUP_RUNS = 8, 3  # of the means in a residual plot
 SHAPE = ("hidden_over_sqrt_n", "mlp_to_attention", "gqa", "num_hidden_layers", "aspect_ratio")
-PREDICTED = "predicted loss (nats/token)"
+PREDICTED = "predicted loss"
 MIN_LOG_RATIO = 3.0  # ratio of an axis's ends above which it is logarithmic
 
 
@@ -100,7 +101,8 @@ def plot_residuals(fit: Fit, runs: RunTable | pd.DataFrame) -> Figure:
         points = scatter_runs(axes, values, residuals, runs)
         _draw_means(axes, values, residuals)
         log_axis(axes, "x", *_padded(values), form=column_format(name), most=5)
-        axes.set_xlabel(name if name == PREDICTED else axis_label(fit, name))
+        unit = short_unit(fit.loss_unit)
+        axes.set_xlabel(f"{name} ({unit})" if name == PREDICTED else axis_label(fit, name))
     span = np.array([min(residuals.min(), -half), max(residuals.max(), half)])
     drawn[0].set_ylim(*(span + np.array([-0.06, 0.06]) * max(np.ptp(span), 1e-6)))
     for axes in drawn[::3]:

@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -13,10 +13,11 @@ import pandas as pd
 
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.files import data_folder, sha256
+from shapelaw.scaling.runs.checking import TableNotation
 from shapelaw.scaling.runs.converters import CONVERTERS
 from shapelaw.scaling.runs.reader import read_table
 from shapelaw.scaling.runs.table import AUTO, RunTable
-from shapelaw.scaling.units import format_count
+from shapelaw.scaling.units import NATS, format_count
 
 # Environment variable: a folder with the files of data/published.toml, used instead of downloads.
 MIRROR = "SHAPELAW_MIRROR"
@@ -118,6 +119,9 @@ def load_runs(
     where: str | None = None,
     exclude: Iterable[str] = (),
     size: str = AUTO,
+    columns: str | Mapping[str, str] | None = None,
+    loss_unit: str | None = None,
+    drop_failed: bool = False,
 ) -> RunTable:
     """Load a run table by name or from a file, check it, and keep its finished runs.
 
@@ -126,8 +130,8 @@ def load_runs(
     name
         A shipped table (``quickstart``), a published one (``chinchilla``, ``gemstones``,
         ``mlfoundations``, ``steplaw``, ``olmo-ladder``, ...: :func:`named_tables`), or the path
-        of a CSV or Parquet file. A published table is downloaded once and kept. A data frame is
-        checked as a file is.
+        of a file in CSV, JSON, JSON lines or Parquet. A published table is downloaded once and
+        kept. A data frame is checked as a file is.
     where
         Filter over columns (:func:`shapelaw.scaling.filters.select`), applied to the values as
         the file has them.
@@ -136,11 +140,20 @@ def load_runs(
     size
         Convention of N: ``non-embedding``, ``total`` or ``active`` parameters; ``"auto"`` is the
         first of these that the table has.
+    columns
+        Changes of the columns of a file: ``OLD=NEW`` renames one, ``NEW=EXPRESSION`` derives one,
+        such as ``tokens=flops/(6*N)``, and ``OLD=`` ignores one; a text with commas, or a mapping
+        of the left to the right sides.
+    loss_unit
+        Unit of the losses where the table has no column ``loss_unit``: nats, bits, bits per byte,
+        bits per character, or perplexity.
+    drop_failed
+        Leave out runs that did not finish or have no finite loss, instead of refusing them.
 
     Returns
     -------
-    The rows whose status is ``done`` or missing, with losses in nats per token. Shape ratios are
-    added where the table has the fields of a shape.
+    The finished rows, with losses in nats per token, or in bits per byte or character. Shape ratios
+    are added where the table has the fields of a shape.
 
     Raises
     ------
@@ -150,9 +163,10 @@ def load_runs(
     WorkError
         The download failed, or a file differs from the published one.
     """
+    notation = TableNotation(columns=columns, loss_unit=loss_unit, drop_failed=drop_failed)
     if isinstance(name, pd.DataFrame):
         frame = name.reset_index(drop=True)
-        return RunTable.of(frame, where=where, exclude=exclude, size=size)
+        return RunTable.of(frame, where=where, exclude=exclude, size=size, notation=notation)
     if not isinstance(name, str | Path):
         raise InputError(
             f"a run table must be a name, a path or a data frame, but got {type(name).__name__}"
@@ -160,30 +174,36 @@ def load_runs(
     table = named_tables().get(str(name))
     if table is None:
         if Path(name).suffix in (".csv", ".parquet") or Path(name).is_file():
-            return read_runs(name, where=where, exclude=exclude, size=size)
+            return _read_file(
+                Path(name), where=where, exclude=exclude, size=size, notation=notation
+            )
         raise InputError(
-            f"a table's name must be one of {', '.join(sorted(named_tables()))}, or a file that "
-            f"ends in .csv or .parquet, but got {str(name)!r}"
+            f"a table's name must be one of {', '.join(sorted(named_tables()))}, or an existing "
+            f"file, but got {str(name)!r}"
         )
     if table.files:
         published = CONVERTERS[table.name](fetch(table))
     else:
         published = read_table(data_folder() / table.name / "runs.csv")
-    runs = RunTable.of(published, table.name, where=where, exclude=exclude, size=size)
+    if loss_unit is None and "loss_unit" not in published:
+        notation = replace(notation, loss_unit=NATS)
+    runs = RunTable.of(
+        published, table.name, where=where, exclude=exclude, size=size, notation=notation
+    )
     left_out = {**published.attrs.get("left_out", {}), **runs.left_out}
     return replace(runs, left_out=left_out, source=table.source)
 
 
-def read_runs(
-    path: Path | str, *, where: str | None = None, exclude: Iterable[str] = (), size: str = AUTO
-) -> RunTable:
-    """Read a run table from a file (CSV or Parquet), check it and keep its finished runs.
+def read_runs(path: Path | str, **options: Any) -> RunTable:
+    """Read a run table from a file, check it and keep its finished runs.
 
-    Parameters and errors are those of :func:`load_runs`, which also loads the public tables by
-    name.
+    Options and errors are those of :func:`load_runs`, which also loads the public tables by name.
     """
-    path = Path(path)
-    runs = RunTable.of(read_table(path), str(path), where=where, exclude=exclude, size=size)
+    return load_runs(Path(path), **options)
+
+
+def _read_file(path: Path, **options: Any) -> RunTable:
+    runs = RunTable.of(read_table(path), str(path), **options)
     return replace(runs, source={"name": path.name, "address": str(path)})
 
 

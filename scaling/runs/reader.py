@@ -1,32 +1,57 @@
-"""Reading of tables from CSV and Parquet files, without interpretation of their columns."""
+"""Reading of tables by their content, without interpretation of their columns.
 
+Formats: CSV with commas, semicolons or tabs, JSON, JSON lines and Parquet; plain or compressed with
+gzip, bzip2, xz, zstd or zip. The ending of a file does not matter.
+"""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import re
 import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 import pandas as pd
 
 from shapelaw.scaling.errors import InputError
 
+MAX_BYTES = 2**30  # of a table, after decompression
+DELIMITERS = (",", ";", "\t", "|")
+FORMATS = "CSV, JSON, JSON lines or Parquet"
+# Whole numbers with commas in groups of three, and numbers with a decimal comma.
+GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
+DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?|[+-]?\d{1,3}(\.\d{3})+(,\d+)?")
+
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV or Parquet file unchanged, with every digit of its numbers.
+    """Read a table unchanged, with every digit of its numbers.
 
     Raises
     ------
     InputError
-        The file is missing or empty, is neither CSV nor Parquet, or is no table with one value per
-        cell.
+        The file is missing, empty, damaged or too large, has another format, or is no table with
+        one value per cell.
     """
     try:
-        frame = pd.read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
+        frame = _parse(_decompressed(path))
     except OSError as error:
         raise InputError(
             f"{path} cannot be read: {error.strerror or error}; give an existing table"
         ) from None
     # The parsers raise ValueErrors, and Arrow raises its variants of the others.
-    except (ValueError, ImportError, NotImplementedError, TypeError, LookupError) as error:
-        text = (str(error).splitlines() or ["it is empty"])[0]
-        raise InputError(f"{path} is not a CSV or Parquet table: {text}") from None
+    except (
+        ValueError, ImportError, NotImplementedError, TypeError, LookupError, EOFError,
+        RecursionError, OverflowError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, csv.Error,
+    ) as error:  # fmt: skip
+        text = (str(error).splitlines() or ["it is empty"])[0][:120]
+        raise InputError(f"{path} is not a {FORMATS} table: {text}") from None
     if frame.empty:
         raise InputError(f"{path} has no rows; give a table with one row per run")
     if not frame.index.equals(pd.RangeIndex(len(frame))):
@@ -35,20 +60,120 @@ def read_table(path: Path) -> pd.DataFrame:
     return _as_plain_table(frame, path)
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    """Read a CSV file; refuse rows with more fields than the header."""
+def _decompressed(path: Path) -> bytes:
+    """Read a file, decompressed if its first bytes are those of a compressed format."""
+    with path.open("rb") as stream:
+        head = stream.read(6)
+    opened = next((OPENERS[magic] for magic in OPENERS if head.startswith(magic)), None)
+    with path.open("rb") if opened is None else opened(path) as stream:
+        return _bounded(stream)
+
+
+def _bounded(stream: IO[bytes]) -> bytes:
+    data = stream.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES / 2**30:g} GiB; give a smaller table")
+    return data
+
+
+def _open_zip(path: Path) -> IO[bytes]:
+    archive = zipfile.ZipFile(path)
+    names = archive.namelist()
+    if "[Content_Types].xml" in names:
+        raise ValueError("it is a workbook of a spreadsheet; save it as CSV")
+    if len(names) != 1:
+        raise ValueError(f"a zip archive must hold one file, but has {len(names)}")
+    return archive.open(names[0])
+
+
+def _open_zstd(path: Path) -> IO[bytes]:
+    try:
+        import zstandard
+    except ImportError:
+        raise ValueError("zstd needs `pip install zstandard`; or decompress it") from None
+    try:
+        return zstandard.open(path, "rb")
+    except zstandard.ZstdError as error:
+        raise ValueError(str(error)) from None
+
+
+OPENERS: dict[bytes, Callable[[Path], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+    b"\x28\xb5\x2f\xfd": _open_zstd,
+    b"PK\x03\x04": _open_zip,
+}
+
+
+def _parse(data: bytes) -> pd.DataFrame:
+    """Parse the bytes of a table in any of the formats."""
+    if data.startswith(b"PAR1"):
+        return pd.read_parquet(io.BytesIO(data))
+    wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    text = data.decode("utf-16" if wide else "utf-8-sig")
+    start = text.lstrip()[:1]
+    if start in ("{", "["):
+        return _read_json(text)
+    return _read_csv(text)
+
+
+def _read_json(text: str) -> pd.DataFrame:
+    """Read a list of objects, an object of columns, or one object a line."""
+    try:
+        document = json.loads(text)
+    except ValueError:
+        lines = [line for line in text.splitlines() if line.strip()]
+        document = [json.loads(line) for line in lines]
+    if isinstance(document, dict):
+        lists = [value for value in document.values() if isinstance(value, list)]
+        if len(lists) == 1 and len(lists[0]) and all(isinstance(row, dict) for row in lists[0]):
+            document = lists[0]
+        elif not lists and not any(isinstance(value, dict) for value in document.values()):
+            document = [document]
+    if isinstance(document, list) and not all(isinstance(row, dict) for row in document):
+        raise ValueError('its rows must be objects such as {"tokens": 1e9, "loss": 3.2}')
+    return pd.DataFrame(document)
+
+
+def _read_csv(text: str) -> pd.DataFrame:
+    """Read delimited text; refuse rows with more fields than the header."""
+    bare = re.sub(r'"[^"]*"', "", text[: text.find("\n") + 1] or text)
+    delimiter = max(DELIMITERS, key=bare.count)
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
             # With an index column, pandas would silently take a surplus first field as row names.
-            return pd.read_csv(path, low_memory=False, index_col=False)
+            frame = pd.read_csv(io.StringIO(text), sep=delimiter, low_memory=False, index_col=False)
         except pd.errors.ParserWarning:
             raise ValueError("its rows have more fields than its header") from None
+    pattern = GROUPED if delimiter == "," else DECIMAL_COMMA
+    for name in frame.columns:
+        values = frame[name]
+        if values.dtype == object or isinstance(values.dtype, pd.StringDtype):
+            frame[name] = _without_commas(values, pattern)
+    return frame
+
+
+def _without_commas(values: pd.Series, pattern: re.Pattern[str]) -> pd.Series:
+    """Write numbers with commas in a column as plain numbers, if all that have commas match."""
+    text = values.dropna().astype(str).str.strip()
+    marked = text[text.str.contains(r"\d,|,\d|\d\.\d{3}\.", regex=True)]
+    if not len(marked) or not marked.map(lambda value: bool(pattern.fullmatch(value))).all():
+        return values
+    if pattern is GROUPED:
+        plain = marked.str.replace(",", "")
+    else:
+        plain = marked.str.replace(".", "").str.replace(",", ".")
+    changed = values.astype(object)
+    changed[plain.index] = plain
+    numbers = pd.to_numeric(changed, errors="coerce")
+    return numbers if (numbers.isna() == changed.isna()).all() else changed
 
 
 def _as_plain_table(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     """Convert column names to text; refuse repeated names and cells with several values."""
-    frame.columns = pd.Index([str(name) for name in frame.columns])
+    frame.columns = pd.Index([str(name).strip() for name in frame.columns])
     frame.attrs = {}  # Parquet files may store the attributes of an earlier load
     if frame.columns.has_duplicates:
         repeated = frame.columns[frame.columns.duplicated()][0]

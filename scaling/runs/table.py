@@ -15,7 +15,7 @@ from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_whole
 from shapelaw.scaling.filters import names_in, select
-from shapelaw.scaling.runs.checking import check_frame, shorten_left_out
+from shapelaw.scaling.runs.checking import TableNotation, check_frame, shorten_left_out
 from shapelaw.scaling.runs.columns import COLUMNS, SIZES, D, N, columns_of
 from shapelaw.scaling.runs.diagnosis import list_warnings, row_marks
 from shapelaw.scaling.runs.levels import level_of
@@ -23,6 +23,7 @@ from shapelaw.scaling.runs.ratios import sizes_without_embedding
 from shapelaw.scaling.runs.reader import read_table
 from shapelaw.scaling.runs.replicates import noise_by_size, replicates_of, squares_of
 from shapelaw.scaling.runs.validation import as_floats, require_columns
+from shapelaw.scaling.units import NATS
 
 SOURCE = "the run table"  # name in errors of a table without a name
 AUTO = "auto"  # convention of N: the first of SIZES for which a table has a column
@@ -81,7 +82,7 @@ class RunTable:
 
     frame: pd.DataFrame
     size: str = AUTO
-    loss_unit: str = "nats per token"
+    loss_unit: str = NATS
     source: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -107,6 +108,7 @@ class RunTable:
         where: str | None = None,
         exclude: Iterable[str] = (),
         size: str = AUTO,
+        notation: TableNotation = TableNotation(),  # noqa: B008 (immutable)
     ) -> "RunTable":
         """Make a checked run table from a frame, as ``load_runs`` does from a file.
 
@@ -119,13 +121,15 @@ class RunTable:
             Name of the table in error messages.
         where, exclude, size
             As in :func:`shapelaw.scaling.runs.catalog.load_runs`.
+        notation
+            Names of the columns, unit of the losses, and treatment of failed runs.
 
         Raises
         ------
         InputError
             A value breaks a rule; the message names the line, column and value.
         """
-        return cls(size=size, **check_frame(frame, name, where, exclude))
+        return cls(size=size, **check_frame(frame, name, where, exclude, notation))
 
     # ---- access to rows and columns
 

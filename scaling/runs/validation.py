@@ -3,6 +3,7 @@
 Every error names the source, the line (the header is line 1), the value and the remedy.
 """
 
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -11,12 +12,12 @@ import pandas as pd
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.runs.columns import LOSS_KINDS, NUMERIC, OPTIONAL_NUMERIC
+from shapelaw.scaling.units import SUFFIXES
 
 SWITCHES = {"tie_word_embeddings": True, "qk_norm": False, "decayed": False}  # defaults
 SPELLINGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-NATS_PER_BIT = float(np.log(2))
-MAX_LOSS_OVER_UNIFORM = 1.05  # loss over ln(vocabulary), the loss of a uniform guess, at most
 LARGEST_MODEL = 2.0**62  # parameters that 64-bit integers count without overflow
+COUNT_WITH_SUFFIX = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*([kKmMbBgGtT])\s*")  # 125M
 REMEDY = "correct the row, or leave it out with --exclude RUN_ID"
 
 
@@ -34,8 +35,15 @@ def as_floats(values: pd.Series) -> np.ndarray:
         return np.full(len(values), np.nan)
     if not pd.api.types.is_numeric_dtype(values):
         switches = values.map(lambda value: isinstance(value, bool)).to_numpy(dtype=bool)
-        values = pd.to_numeric(values.astype(object).mask(switches), errors="coerce")
+        plain = values.astype(object).mask(switches)
+        values = pd.to_numeric(plain.map(_without_suffix).astype(object), errors="coerce")
     return values.to_numpy(dtype=float, na_value=np.nan)
+
+
+def _without_suffix(value: object) -> object:
+    """Return a count with a suffix, such as 125M or 2B, as a number; other values unchanged."""
+    match = COUNT_WITH_SUFFIX.fullmatch(value) if isinstance(value, str) else None
+    return float(match[1]) * SUFFIXES[match[2].upper()] if match else value
 
 
 def require_columns(frame: pd.DataFrame, columns: Iterable[str], source: str) -> None:
@@ -207,42 +215,6 @@ def refuse_duplicates(runs: pd.DataFrame, source: str) -> None:
         )
 
 
-def losses_in_nats(runs: pd.DataFrame, source: str) -> tuple[pd.DataFrame, list[str]]:
-    """Convert losses to nats per token according to ``loss_unit``.
-
-    Returns
-    -------
-    The table in nats per token, and a note on each conversion.
-
-    Raises
-    ------
-    InputError
-        A unit is neither nats nor bits, or the table mixes them.
-    """
-    if "loss_unit" not in runs:
-        return runs, []
-    units = runs["loss_unit"].astype(object).map(lambda unit: str(unit).strip().lower())
-    unknown = ~units.isin(("nats", "bits")).to_numpy()
-    if unknown.any():
-        raise InputError(
-            f"{source} line {line(runs, unknown)}: `loss_unit` must be nats or bits (per token), "
-            f"but got {runs['loss_unit'][unknown].iloc[0]}; correct the row"
-        )
-    bits = (units == "bits").to_numpy()
-    if bits.any() and not bits.all():
-        raise InputError(
-            f"{source}: `loss_unit` must be the same for all rows, but is bits on line "
-            f"{line(runs, bits)} and nats on line {line(runs, ~bits)}; convert them (a bit is "
-            f"{NATS_PER_BIT:.4f} nats), or choose with --where \"loss_unit == 'nats'\""
-        )
-    if not bits.any():
-        return runs, []
-    columns = [name for name in ("loss", "loss_se") if name in runs]
-    converted = {name: runs[name] * NATS_PER_BIT for name in columns}
-    note = f"{' and '.join(columns)} converted from bits to nats per token"
-    return runs.assign(**converted, loss_unit="nats"), [note]
-
-
 def refuse_unknown_kinds(runs: pd.DataFrame, source: str) -> None:
     """Refuse a ``loss_kind`` that is neither exact nor a bound.
 
@@ -258,27 +230,4 @@ def refuse_unknown_kinds(runs: pd.DataFrame, source: str) -> None:
         raise InputError(
             f"{source} line {line(runs, unknown)}: `loss_kind` must be {' or '.join(LOSS_KINDS)}, "
             f"but got {runs['loss_kind'][unknown].iloc[0]}; {REMEDY}"
-        )
-
-
-def refuse_losses_above_uniform(runs: pd.DataFrame, source: str) -> None:
-    """Refuse losses above ln(vocabulary), the loss of a uniform guess in nats.
-
-    Raises
-    ------
-    InputError
-        A row breaks the rule; the message names its line.
-    """
-    if not {"loss", "vocab_size"} <= set(runs.columns):
-        return
-    vocabulary = runs["vocab_size"].to_numpy(dtype=float)
-    loss = runs["loss"].to_numpy(dtype=float)
-    broken = (vocabulary > 1) & (loss > MAX_LOSS_OVER_UNIFORM * np.log(vocabulary))
-    if broken.any():
-        size, value = vocabulary[broken][0], loss[broken][0]
-        raise InputError(
-            f"{source} line {line(runs, broken)}: `loss <= {MAX_LOSS_OVER_UNIFORM} ln(vocab_size)` "
-            f"must hold, but got {value:.6g} with a vocabulary of {size:.0f} (ln "
-            f"{np.log(size):.4g}): worse than guessing uniformly; is it in bits per token (declare "
-            f"it in a column `loss_unit`) or diverged? {REMEDY}"
         )

@@ -689,7 +689,7 @@ BAD_PLAN = {
         "line 2: `num_attention_heads % num_key_value_heads == 0`",
     ),
     "tokens": (f"{PLAN}{SHAPE_ROW},none,16\n", "line 2: `tokens > 0`"),
-    "empty": ("", "is not a CSV or Parquet table"),
+    "empty": ("", "is not a CSV, JSON, JSON lines or Parquet table"),
 }
 
 

@@ -8,7 +8,7 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting import compute_optimal
 from shapelaw.scaling.fitting.compute_optimal import allocation, best_ratios, best_sizes
 from shapelaw.scaling.fitting.fit_law import fit
-from shapelaw.scaling.fitting.valley import valley
+from shapelaw.scaling.fitting.flat_valley import valley
 from shapelaw.scaling.runs.columns import D, N
 from support.synthetic import SHARE, synthetic_chinchilla, synthetic_runs, true_size
 

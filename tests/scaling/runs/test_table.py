@@ -94,11 +94,14 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("runs.csv", "a,b\n1,2\n1,2,3\n"), ("runs.parquet", "x"), ("a.csv", "")]
+    ("name", "content"),
+    [("runs.csv", "a,b\n1,2\n1,2,3\n"), ("runs.parquet", "PAR1"), ("a.csv", "")],
 )
 def test_malformed_table_file_is_refused(tmp_path, name, content):
     (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=f"{name} is not a CSV or Parquet table: "):
+    with pytest.raises(
+        InputError, match=f"{name} is not a CSV, JSON, JSON lines or Parquet table: "
+    ):
         load_runs(tmp_path / name)
 
 
@@ -108,10 +111,14 @@ def test_a_table_without_rows_is_refused(tmp_path):
         load_runs(tmp_path / "runs.csv")
 
 
-@pytest.mark.parametrize("value", ["", "nan", "-3.5", "0", "inf", "diverged"])
 @pytest.mark.parametrize(
-    "column",
-    ["loss", "tokens", "n_non_embedding", "num_attention_heads", "hidden_size", "gqa"],
+    ("column", "value"),
+    [
+        (column, value)
+        for column in ("tokens", "n_non_embedding", "num_attention_heads", "hidden_size", "gqa")
+        for value in ("", "nan", "-3.5", "0", "inf", "diverged")
+    ]
+    + [("loss", "-3.5"), ("loss", "0"), ("loss", "diverged")],
 )
 def test_a_value_that_breaks_a_rule_is_named_by_file_line_column_and_value(tmp_path, column, value):
     frame = run_table(n_non_embedding=1e5, gqa=3.0).astype(object)
@@ -176,7 +183,7 @@ def test_excluded_run_is_left_out_with_its_reason(save):
 def test_a_broken_row_can_be_left_out_as_its_error_says(save, column):
     frame = run_table().astype({column: float})
     frame.loc[1, column] = np.nan
-    with pytest.raises(InputError, match="leave it out with --exclude RUN_ID"):
+    with pytest.raises(InputError, match=r"(it out|one of them) with --exclude RUN_ID"):
         load_runs(save(frame))
     loaded = load_runs(save(frame), exclude=["run-1"])
     assert loaded["run_id"].tolist() == ["run-0", "run-2", "run-3"]
@@ -454,7 +461,9 @@ def test_noise_by_size_is_empty_without_replicates(frame):
 )
 def test_a_csv_file_that_would_be_misread_is_refused(tmp_path, text, why):
     (tmp_path / "runs.csv").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(InputError, match=f"is not a CSV or Parquet table: .*{why}"):
+    with pytest.raises(
+        InputError, match=f"is not a CSV, JSON, JSON lines or Parquet table: .*{why}"
+    ):
         load_runs(tmp_path / "runs.csv")
 
 

@@ -576,7 +576,7 @@ WRONG = {
     "negative rate": (f"{HEADER},learning_rate\n{ROW},1e5,-1\n", "line 2: .*learning_rate.*-1"),
     "twice": (f"{HEADER}\n{ROW},1e5\n{ROW},1e5\n", "`run_id` must be unique, but two rows"),
     "no rows": (f"{HEADER}\n", "has no rows"),
-    "no text": ("", "is not a CSV or Parquet table"),
+    "no text": ("", "is not a CSV, JSON, JSON lines or Parquet table"),
 }  # fmt: skip
 
 

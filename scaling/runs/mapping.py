@@ -1,0 +1,194 @@
+"""Columns of foreign tables: their renaming, derived columns, and a suggestion for known names."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from shapelaw.scaling.display.printable import shown
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.filters import evaluate, names_in
+from shapelaw.scaling.runs.columns import COLUMNS, MORE_COLUMNS, D, N
+from shapelaw.scaling.runs.validation import to_numbers
+
+# Names that other tools give to columns, in lower case with "_" between words.
+KNOWN_NAMES = {
+    "n params model_size parameters n_params num_params num_parameters param_count params_count "
+    "nparams size": N,
+    "params_active active_params n_active_params": "n_active",
+    "total_params n_params_total params_total": "n_total",
+    "non_embedding_params params_non_embedding n_params_non_embedding": N,
+    "d train_tokens training_tokens n_tokens num_tokens tokens_seen tokens_trained total_tokens "
+    "consumed_tokens": D,
+    "val_loss valid_loss validation_loss eval_loss test_loss final_loss heldout_loss loss_val "
+    "final_val_loss best_val_loss": "loss",
+    "val_bpb bpb eval_bpb valid_bpb val_bits_per_byte final_bpb bits_per_char bpc val_bpc": "loss",
+    "ppl perplexity val_ppl eval_ppl valid_ppl val_perplexity": "loss",
+    "n_embd d_model dim model_dim hidden_dim width embed_dim emb_dim": "hidden_size",
+    "n_layer n_layers num_layers depth layers": "num_hidden_layers",
+    "n_head n_heads num_heads heads": "num_attention_heads",
+    "n_kv_head n_kv_heads num_kv_heads kv_heads": "num_key_value_heads",
+    "ffn_dim d_ff mlp_dim ffn_hidden_size n_inner ffn_size": "intermediate_size",
+    "d_head head_size": "head_dim",
+    "vocab vocabulary_size n_vocab": "vocab_size",
+    "lr max_lr peak_lr": "learning_rate",
+    "name run run_name id": "run_id",
+}
+TARGET_OF = {name: target for names, target in KNOWN_NAMES.items() for name in names.split()}
+COMPUTE_NAMES = ("flops", "c", "compute", "train_flops", "training_flops", "total_flops")
+UNIT_OF_NAME = {"ppl": "perplexity", "perplexity": "perplexity", "bpb": "bits per byte",
+                "bits_per_byte": "bits per byte", "bits_per_char": "bits per character",
+                "bpc": "bits per character"}  # fmt: skip
+SIZE_NAMES = (N, "n_total", "n_active")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnMapping:
+    """Changes of the columns of a table: new names, derived columns and columns to ignore.
+
+    Attributes
+    ----------
+    renamed
+        Name in the run table by name in the file.
+    derived
+        Arithmetic expression over the columns of the file by name in the run table.
+    ignored
+        Columns that are dropped.
+    """
+
+    renamed: Mapping[str, str]
+    derived: Mapping[str, str]
+    ignored: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: "str | Mapping[str, str] | None") -> "ColumnMapping":
+        """Read ``OLD=NEW``, ``NEW=EXPRESSION`` and ``OLD=``, separated by commas.
+
+        A name on the right of ``=`` renames the column on its left; anything else is an expression
+        such as ``tokens=flops/(6*N)``; nothing ignores the column.
+
+        Raises
+        ------
+        InputError
+            A part has no ``=``, or an expression does not parse.
+
+        Examples
+        --------
+        >>> ColumnMapping.parse("N=n_non_embedding,tokens=flops/(6*N)").derived
+        {'tokens': 'flops/(6*N)'}
+        """
+        if isinstance(text, Mapping):
+            pairs = [(str(left), str(right)) for left, right in text.items()]
+        else:
+            pairs = []
+            for part in (text or "").split(","):
+                if not part.strip():
+                    continue
+                left, equals, right = part.rpartition("=")
+                if not equals or not left.strip():
+                    raise InputError(
+                        f"`--columns` must be OLD=NEW or NEW=EXPRESSION, separated by commas, but "
+                        f"got {shown(part)}; write N=n_non_embedding,tokens=flops/(6*N)"
+                    )
+                pairs.append((left, right))
+        renamed, derived, ignored = {}, {}, []
+        for left, right in ((left.strip(), right.strip()) for left, right in pairs):
+            if not right:
+                ignored.append(left)
+            elif _is_column(right):
+                renamed[left] = right
+            else:
+                names_in(right)
+                derived[left] = right
+        return cls(renamed=renamed, derived=derived, ignored=tuple(ignored))
+
+    def apply(self, frame: pd.DataFrame, source: str) -> pd.DataFrame:
+        """Return a table with renamed, derived and without ignored columns.
+
+        Raises
+        ------
+        InputError
+            The table lacks a column, a new name is taken, or an expression cannot be computed.
+        """
+        missing = [name for name in (*self.renamed, *self.ignored) if name not in frame]
+        if missing:
+            raise InputError(
+                f"`--columns` must name columns of {source}, but {shown(missing[0])} is none; it "
+                f"has {', '.join(map(str, frame.columns))}"
+            )
+        new = [*self.renamed.values(), *self.derived]
+        kept = set(frame.columns) - set(self.renamed) - set(self.ignored)
+        taken = [name for name in new if name in kept or new.count(name) > 1]
+        if taken:
+            raise InputError(
+                f"`--columns` must give new names, but {source} would have `{taken[0]}` twice; "
+                f"ignore the old one with {taken[0]}="
+            )
+        numbers = to_numbers(frame, list(frame.columns))
+        columns = {str(name): numbers[name].to_numpy() for name in frame}
+        columns |= {target: columns[name] for name, target in self.renamed.items()}
+        changed = frame.rename(columns=self.renamed).drop(columns=list(self.ignored))
+        for name, text in self.derived.items():
+            changed[name] = np.broadcast_to(evaluate(text, columns), len(frame))
+        return changed
+
+    def describe(self) -> list[str]:
+        """Return a note on each change, for the record of a fit."""
+        return [
+            *(f"column {name} of the file is {target}" for name, target in self.renamed.items()),
+            *(f"{name} is {text} of the file" for name, text in self.derived.items()),
+            *(f"column {name} of the file is ignored" for name in self.ignored),
+        ]
+
+
+def _is_column(text: str) -> bool:
+    """Return whether a text is the name of a column of a run table, or could be one."""
+    return text in COLUMNS or text in MORE_COLUMNS or text.isidentifier()
+
+
+def suggestion(frame: pd.DataFrame, needed: "tuple[str, ...] | list[str]") -> str:
+    """Return the options to type for a table with well-known names, empty if there are none.
+
+    Parameters
+    ----------
+    frame
+        Table that lacks columns.
+    needed
+        Columns that a fit needs; of them, those that the table lacks are looked for.
+    """
+    plain = {_plain(name): str(name) for name in frame.columns}
+    targets = {target: name for key, name in plain.items() if (target := TARGET_OF.get(key))
+               and target not in frame}  # fmt: skip
+    # Names nearest to the head of the list of known names win.
+    for key, target in reversed(TARGET_OF.items()):
+        if key in plain and target not in frame:
+            targets[target] = plain[key]
+    lacking = [name for name in needed if name not in frame]
+    if N in lacking and any(name in frame for name in SIZE_NAMES):
+        lacking.remove(N)
+    parts = [f"{targets[name]}={name}" for name in lacking if name in targets]
+    size = targets.get(N) or next((name for name in SIZE_NAMES if name in frame), None)
+    flops = next((plain[name] for name in COMPUTE_NAMES if name in plain), None)
+    if D in lacking and D not in targets and size and flops:
+        parts.append(f"{D}={flops}/(6*{size})")
+    if not parts:
+        return ""
+    text = f"--columns {_quoted(','.join(parts))}"
+    loss = _plain(targets["loss"]) if "loss" in lacking and "loss" in targets else ""
+    for word, unit in UNIT_OF_NAME.items():
+        if word in loss:
+            text += f' --loss-unit "{unit}"'
+            break
+    if any(part.endswith(f"={N}") for part in parts):
+        text += f" (with {targets[N]}=n_total if {targets[N]} counts embeddings too)"
+    return text
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"' if any(mark in text for mark in " ()*/") else text
+
+
+def _plain(name: object) -> str:
+    """Return a name in lower case with "_" for every mark between words."""
+    return "".join(c if c.isalnum() else "_" for c in str(name).strip().lower()).strip("_")
