@@ -45,7 +45,7 @@ def _floats(runs: pd.DataFrame, *names: str) -> list[np.ndarray] | None:
 
 def _differs(stated: np.ndarray, right: np.ndarray, deviation: float) -> np.ndarray:
     with np.errstate(all="ignore"):
-        return np.asarray(abs(stated / right - 1) > deviation) & np.isfinite(stated / right)
+        return np.asarray((abs(stated / right - 1) > deviation) & np.isfinite(stated / right))
 
 
 def _epochs(runs: pd.DataFrame) -> list[tuple[str, np.ndarray, np.ndarray, np.ndarray, str]]:

@@ -1,5 +1,7 @@
 """Losses of a run table: their unit, conversions, and rules that a loss must obey."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -57,7 +59,7 @@ def in_one_unit(
     if found is None:
         _refuse_other_units(runs, source)
         return runs, NATS, []
-    converted = {name: runs[name] for name in ("loss", "loss_se") if name in runs}
+    converted: dict[str, Any] = {name: runs[name] for name in ("loss", "loss_se") if name in runs}
     notes = []
     if found == "bits per token":
         converted = {name: values * NATS_PER_BIT for name, values in converted.items()}

@@ -92,7 +92,8 @@ def _open_zstd(path: Path) -> IO[bytes]:
     except ImportError:
         raise ValueError("zstd needs `pip install zstandard`; or decompress it") from None
     try:
-        return zstandard.open(path, "rb")
+        opened: IO[bytes] = zstandard.open(path, "rb")
+        return opened
     except zstandard.ZstdError as error:
         raise ValueError(str(error)) from None
 
