@@ -8,7 +8,6 @@ from shapelaw.scaling.errors import FailedCheckError, InputError
 from shapelaw.scaling.files import read_json
 from shapelaw.search.commands.table import off_front_notes, proposals_table, table_apart
 from shapelaw.search.engines._base import TIME_MODEL
-from shapelaw.search.proposals.proposal import CANDIDATE
 from shapelaw.search.proposals.ranking import Proposals
 from shapelaw.search.proposals.reasons import format_warning
 from shapelaw.search.reports.docs_check import COMMITTED, compare_docs, docs_folder, renew_docs
@@ -36,18 +35,21 @@ def print_proposals(
     print_table(table, "The baseline and the front, from accurate to fast")
     apart = table_apart(proposals.ranked, wide=wide)
     if len(apart):
-        print_table(apart, "Faster or better only if changes that the law has no term for are free")
+        print_table(
+            apart,
+            "Faster, if changes that the law has no term for cost no loss: fastest of each kind",
+        )
     _print_paper_models(proposals)
     for line in off_front_notes(proposals):
         echo(f"Note: {line}.")
     echo(_legend(proposals))
     if not wide:
         echo("--wide prints every column: P(faster), P(best), loss, latency, memory, reasons.")
-    unlisted = [p for p in proposals if p.role == CANDIDATE]
-    shown = len(table) + len(apart)
+    listed = {cell.split("\n")[0] for part in (table, apart) for cell in part.get("shape", ())}
+    unlisted = [p for p in proposals.ranked if p.name not in listed]
     refused = sum(p.throughput is None for p in unlisted)
-    others = sum(not p.on_front for p in unlisted) - refused
-    more = len(proposals) - refused - others - shown
+    more = sum(p.on_front and not p.apart for p in unlisted)
+    others = len(unlisted) - refused - more
     if more:
         echo(
             f"{counted(more, 'more shape')} on the front, between these: --json or --out has "

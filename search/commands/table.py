@@ -26,7 +26,6 @@ from shapelaw.search.proposals.reasons import (
 MAX_ROWS = 12  # of the front in the printed table
 APART = ("shape", "loss − baseline", "not in law", "speed")
 MAX_FACTOR = 100  # of compute in the table
-MAX_APART = 6  # of the front of shapes that differ in what the law has no term for
 NARROW = ("shape", "loss − baseline", "P(less)", "worth", "not in law", "speed")
 MIN_DISTANCE = 0.05  # between two printed shapes, as a part of the front's width
 
@@ -48,13 +47,23 @@ def proposals_table(proposals: Sequence[Proposal], *, wide: bool = False) -> pd.
 
 
 def table_apart(proposals: Sequence[Proposal], *, wide: bool = False) -> pd.DataFrame:
-    """Format the front of the shapes that differ in what the law has no term for.
+    """Format for each set of differences not in the law the fastest shape of no more loss.
 
     The parameters are those of :func:`proposals_table`; the table may be empty.
     """
-    front = [p for p in proposals if p.on_front and p.apart]
-    shown = _thinned(front, MAX_APART) if front else []
-    return _formatted(shown, proposals[0], None if wide else APART)
+    return _formatted(fastest_apart(proposals), proposals[0], None if wide else APART)
+
+
+def fastest_apart(proposals: Sequence[Proposal]) -> list[Proposal]:
+    """Return for each set of differences not in the law the fastest shape of no more loss.
+
+    Only shapes that are faster than the baseline count, those of fewer differences first.
+    """
+    best: dict[tuple[str, ...], Proposal] = {}
+    for p in sorted(proposals, key=lambda p: -(p.speedup or 0.0)):
+        if p.apart and p.difference_nats <= 0 and (p.speedup or 0.0) > MIN_SPEEDUP:
+            best.setdefault(p.not_in_law, p)
+    return sorted(best.values(), key=lambda p: (len(p.not_in_law), p.speedup or 0.0))
 
 
 def _formatted(
@@ -130,7 +139,7 @@ def _thinned(proposals: list[Proposal], most: int) -> list[Proposal]:
 
 
 def _off_front(p: Proposal) -> str:
-    return "" if p.on_front or p.role == BASELINE else ", not on the front"
+    return "" if p.on_front or p.apart or p.role == BASELINE else ", not on the front"
 
 
 def off_front_notes(proposals: Proposals) -> list[str]:

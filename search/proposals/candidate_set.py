@@ -46,9 +46,9 @@ class CandidateSet:
     not_in_law
         By field that the law has no term for, the mask of the shapes that differ in it from the
         baseline, (n,) each. Their predicted loss leaves this difference out.
-    apart
-        Mask of the shapes that differ from the baseline in such a field, unless the request names
-        the field, (n,). They have no role, and a front of their own.
+    kinds
+        Number of the set of such fields in which a shape differs from the baseline, without those
+        that the request names, (n,); 0: none.
     """
 
     request: ProposalRequest
@@ -59,7 +59,15 @@ class CandidateSet:
     baseline: int
     enumerated: int
     not_in_law: dict[str, np.ndarray]
-    apart: np.ndarray
+    kinds: np.ndarray
+
+    @property
+    def apart(self) -> np.ndarray:
+        """Return the mask of the shapes with differences that are not in the law, (n,).
+
+        They have no role, and push no other shape off the front.
+        """
+        return np.asarray(self.kinds > 0)
 
 
 def candidate_set(request: ProposalRequest, basis: LossBasis) -> CandidateSet:
@@ -89,10 +97,11 @@ def candidate_set(request: ProposalRequest, basis: LossBasis) -> CandidateSet:
     mask[baseline] = True
     differing = differing_axes(basis.fit.law, shapes, baseline)
     accepted = accepted_axes(request)
-    apart = np.zeros(len(shapes), dtype=bool)
-    for name, differs in differing.items():
-        apart |= differs & (name not in accepted)
-    mask &= ~apart | _cheapest(shapes, losses, mask, request)
+    kinds = np.zeros(len(shapes), dtype=int)  # one number for each set of differing fields
+    for bit, (name, differs) in enumerate(differing.items()):
+        kinds += (differs & (name not in accepted)) << bit
+    for kind in set(kinds[mask]) - {0}:
+        mask &= (kinds != kind) | _cheapest(shapes, losses, mask & (kinds == kind), request)
     return CandidateSet(
         request=request,
         basis=basis,
@@ -102,7 +111,7 @@ def candidate_set(request: ProposalRequest, basis: LossBasis) -> CandidateSet:
         baseline=int(mask[:baseline].sum()),
         enumerated=len(shapes),
         not_in_law={name: differs[mask] for name, differs in differing.items()},
-        apart=apart[mask],
+        kinds=kinds[mask],
     )
 
 

@@ -31,13 +31,13 @@ def runnable(table: ShapeTable, results: Mapping[int, Measurement | str]) -> np.
 
 
 def rows_ahead(
-    rates: np.ndarray, candidates: CandidateSet, *, known: Collection[int] = ()
+    rates: np.ndarray, candidates: CandidateSet, most: int, *, known: Collection[int] = ()
 ) -> list[int]:
-    """Return rows that may be proposed and are not known, the most useful first.
+    """Return at most ``most`` rows that may be proposed and are not known, the most useful first.
 
     First come the fastest shapes with no more loss than the baseline at the confidence of the
-    request and at even odds, then the front from accurate to fast, then the front that also
-    holds shapes which differ in what the law has no term for.
+    request and at even odds, then the front from accurate to fast. Shapes with differences that
+    are not in the law follow: for each set of differences the fastest with no more predicted loss.
 
     Parameters
     ----------
@@ -49,10 +49,16 @@ def rows_ahead(
     losses = candidates.losses
     levels = (candidates.request.space.confidence, EVEN_ODDS)
     rows = fastest_likely_no_worse(rates, candidates, levels)
-    for speeds in (np.where(candidates.apart, 0.0, rates), rates):
-        ahead = np.flatnonzero(front(losses, speeds) & (speeds > 0))
-        rows += [int(row) for row in ahead[np.argsort(losses[ahead])]]
-    return [row for row in dict.fromkeys(rows) if row not in known]
+    speeds = np.where(candidates.apart, 0.0, rates)
+    ahead = np.flatnonzero(front(losses, speeds) & (speeds > 0))
+    near = [int(row) for row in ahead[np.argsort(losses[ahead])]]
+    no_worse = (losses <= losses[candidates.baseline]) & (rates > 0)
+    apart = [
+        int(np.where(no_worse & (candidates.kinds == kind), rates, -1.0).argmax())
+        for kind in sorted(set(candidates.kinds[no_worse]) - {0})
+    ]
+    rows += thinned(near, most - len(apart)) + apart
+    return [row for row in dict.fromkeys(rows) if row not in known][: max(most, 0)]
 
 
 def fastest_likely_no_worse(
@@ -119,12 +125,11 @@ def served_rate(result: Measurement | str, workload: Workload) -> float:
 
 
 def thinned(rows: list[int], most: int) -> list[int]:
-    """Keep at most ``most`` rows: the first two, and others at even distances."""
+    """Keep at most ``most`` rows at even distances, both ends among them."""
     if len(rows) <= most:
         return rows
-    first, rest = rows[:2], rows[2:]
-    places = np.linspace(0, len(rest) - 1, max(most - len(first), 0)).round().astype(int)
-    return [*first, *(rest[place] for place in places)][: max(most, 0)]
+    places = np.linspace(0, len(rows) - 1, max(most, 0)).round().astype(int)
+    return [rows[place] for place in places]
 
 
 def require_service(ttft: np.ndarray, tpot: np.ndarray, workload: Workload) -> None:

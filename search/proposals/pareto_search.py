@@ -26,7 +26,6 @@ from shapelaw.search.proposals.leaders import (
     rows_ahead,
     runnable,
     served_rates,
-    thinned,
     within_service,
 )
 from shapelaw.search.proposals.ranking import Proposals, rank
@@ -205,8 +204,7 @@ def _compute_candidates(candidates: CandidateSet) -> Measured:
         require_service(ttft, tpot, workload)
     rates = within_service(workload.output_rate(ttft, tpot), ttft, tpot, workload)
     most = request.effort.measurements + request.effort.estimated
-    rows = [candidates.baseline, *thinned(rows_ahead(rates, candidates), most - 1)]
-    rows = list(dict.fromkeys(rows))
+    rows = list(dict.fromkeys([candidates.baseline, *rows_ahead(rates, candidates, most - 1)]))
     answers = engine.measure_all([candidates.table[row] for row in rows], workload)
     if not any(isinstance(answer, Measurement) for answer in answers):
         raise InputError(f"the engine ran none of the shapes: {answers[0]}")
@@ -244,7 +242,7 @@ def _search(problem: SearchProblem, candidates: CandidateSet, report: Report) ->
         can_run = runnable(problem.table, searched.results)
         known = np.isin(np.arange(len(rates)), list(searched.results))
         rates = np.where(can_run | known, rates, 0.0)
-        rows = thinned(rows_ahead(rates, candidates, known=searched.results), missing)
+        rows = rows_ahead(rates, candidates, missing, known=searched.results)
         if not rows:
             break
         searched = measure([*searched.results, *rows], len(searched.results) + len(rows))
@@ -290,8 +288,8 @@ def estimate_others(measured: Measured) -> Estimated:
         return Estimated(measured=measured, answers=results)
     model = estimate(table, results, engine, workload)
     _check_service(results, model, workload)
-    ahead = rows_ahead(served_rates(model, results), candidates, known=results)
-    rows = thinned(ahead, request.effort.estimated)
+    rates = served_rates(model, results)
+    rows = rows_ahead(rates, candidates, request.effort.estimated, known=results)
     measured_rows = [row for row, result in results.items() if isinstance(result, Measurement)]
     return Estimated(
         measured=measured,

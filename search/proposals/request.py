@@ -299,8 +299,10 @@ def depths_around(depth: int) -> tuple[int, ...]:
     --------
     >>> depths_around(16)
     (8, 10, 12, 14, 16, 18, 20, 22, 24)
+    >>> depths_around(6)
+    (3, 4, 5, 6, 7, 8, 9)
     """
-    step = max(1, depth // DEPTH_STEPS)
+    step = 2 * round(depth / (2 * DEPTH_STEPS)) or 1
     most = int(DEPTH_RANGE * depth) // step
     return tuple(depth + step * i for i in range(-most, most + 1) if depth + step * i > 0)
 

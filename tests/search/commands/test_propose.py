@@ -28,7 +28,13 @@ from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.space.space import CONVENTIONS
 from shapelaw.search.cli import app
 from shapelaw.search.commands.output import print_proposals
-from shapelaw.search.commands.table import MAX_ROWS, MIN_DISTANCE, NARROW, proposals_table
+from shapelaw.search.commands.table import (
+    MAX_ROWS,
+    MIN_DISTANCE,
+    NARROW,
+    proposals_table,
+    table_apart,
+)
 from shapelaw.search.engines._base import TIME_MODEL
 from shapelaw.search.engines._vllm import CPU_ENVIRONMENT, ENVIRONMENT, SESSION, VllmEngine
 from shapelaw.search.engines.sessions import client
@@ -199,7 +205,8 @@ def test_printed_counts_add_up_to_all_proposals(
     text = output(replace(usual, ranked=ranked), capsys)
     assert "2 further shapes that the engine could not run." in text
     counts = map(int, re.findall(r"^(\d+) (?:more|further) shape", text, re.MULTILINE))
-    assert sum(counts) + len(proposals_table(ranked)) == len(usual)
+    shown = len(proposals_table(ranked)) + len(table_apart(ranked))
+    assert sum(counts) + shown == len(usual)
 
 
 def test_a_service_level_filters_the_front(usual: Proposals) -> None:
@@ -395,10 +402,13 @@ def test_printed_shapes_set_apart_have_a_table_of_their_own(
 ) -> None:
     found = propose_usual(any_shape=False, layers=None, head_dims=None)
     text = output(found, capsys)
-    before, after = text.split("Faster or better only if changes that the law has no term for")
-    names = {p.name for p in found if p.apart and p.on_front}
+    before, after = text.split("Faster, if changes that the law has no term for cost no loss")
+    names = {p.name for p in found if p.apart}
     assert not any(name in before for name in names)
+    assert any(name in after for name in names)
     assert "L 16→" in after
+    rows = [p for p in found if p.apart and p.not_in_law == ("gqa",) and p.difference_nats <= 0]
+    assert max(rows, key=lambda p: p.speedup or 0).name in after
 
 
 def test_printed_law_stands_beside_the_measured_models_of_its_paper(
