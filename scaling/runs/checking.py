@@ -27,6 +27,7 @@ from shapelaw.scaling.units import NATS
 
 MAX_LISTED_RUNS = 1000  # runs left out that are named one by one
 MAX_LINES = 6  # named in an error
+MAX_OPTIONS = 110  # characters of options to type, beside which columns are listed
 FINISHED = ("done", "finished", "completed", "complete", "success", "succeeded", "ok")
 UNFINISHED = (
     *("failed", "crashed", "killed", "running", "pending", "preempted", "preempting", "cancelled"),
@@ -114,12 +115,12 @@ def require_known_columns(runs: pd.DataFrame, source: str) -> None:
     if not any(size in runs for size in SIZES.values()):
         lacking.append(N)
     options = suggestion(runs, lacking) if lacking else ""
+    if not options:
+        return
     columns = ", ".join(name for name in map(str, runs.columns) if name != "run_id")
-    if options:
-        raise InputError(
-            f"{source} lacks {', '.join(f'`{name}`' for name in lacking)}; it has "
-            f"{shown(columns, 80)[1:-1]}; type {options}"
-        )
+    known = f"it has {shown(columns, 80)[1:-1]}; " if len(options) < MAX_OPTIONS else ""
+    missing = ", ".join(f"`{name}`" for name in lacking)
+    raise InputError(f"{source} lacks {missing}; {known}type {options}")
 
 
 def shorten_left_out(left_out: dict[str, str]) -> dict[str, str]:

@@ -1,11 +1,12 @@
 """Columns of foreign tables: their renaming, derived columns, and a suggestion for known names."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
+from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
 from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.filters import evaluate, names_in
@@ -111,6 +112,11 @@ class ColumnMapping:
         InputError
             The table lacks a column, a new name is taken, or an expression cannot be computed.
         """
+        copies = {n: old for n, old in self.renamed.items() if n not in frame and old in frame}
+        if copies:  # NEW=OLD, whose right side is a column of the file
+            renamed = {old: new for old, new in self.renamed.items() if old not in copies}
+            derived = {**self.derived, **copies}
+            return replace(self, renamed=renamed, derived=derived).apply(frame, source)
         missing = [name for name in (*self.renamed, *self.ignored) if name not in frame]
         if missing:
             raise InputError(
@@ -125,12 +131,15 @@ class ColumnMapping:
                 f"`--columns` must give new names, but {source} would have `{taken[0]}` twice; "
                 f"ignore the old one with {taken[0]}="
             )
+        changed = frame.rename(columns=self.renamed).drop(columns=list(self.ignored))
+        if not self.derived:
+            return changed
         numbers = to_numbers(frame, list(frame.columns))
         columns = {str(name): numbers[name].to_numpy() for name in frame}
         columns |= {target: columns[name] for name, target in self.renamed.items()}
-        changed = frame.rename(columns=self.renamed).drop(columns=list(self.ignored))
         for name, text in self.derived.items():
-            changed[name] = np.broadcast_to(evaluate(text, columns), len(frame))
+            values = frame[text] if text in frame else evaluate(text, columns)
+            changed[name] = np.broadcast_to(values, len(frame))
         return changed
 
     def describe(self) -> list[str]:
@@ -157,7 +166,8 @@ def suggestion(frame: pd.DataFrame, needed: "tuple[str, ...] | list[str]") -> st
     needed
         Columns that a fit needs; of them, those that the table lacks are looked for.
     """
-    plain = {_plain(name): str(name) for name in frame.columns}
+    plain = {_plain(name).removeprefix("config_").removeprefix("summary_"): str(name)
+             for name in frame.columns}  # fmt: skip
     targets = {target: name for key, name in plain.items() if (target := TARGET_OF.get(key))
                and target not in frame}  # fmt: skip
     # Names nearest to the head of the list of known names win.
@@ -167,7 +177,8 @@ def suggestion(frame: pd.DataFrame, needed: "tuple[str, ...] | list[str]") -> st
     lacking = [name for name in needed if name not in frame]
     if N in lacking and any(name in frame for name in SIZE_NAMES):
         lacking.remove(N)
-    parts = [f"{targets[name]}={name}" for name in lacking if name in targets]
+    shape = [name for name in INTEGER_FIELDS if name in targets]
+    parts = [f"{targets[name]}={name}" for name in (*lacking, *shape) if name in targets]
     size = targets.get(N) or next((name for name in SIZE_NAMES if name in frame), None)
     flops = next((plain[name] for name in COMPUTE_NAMES if name in plain), None)
     if D in lacking and D not in targets and size and flops:

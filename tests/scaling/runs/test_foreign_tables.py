@@ -70,7 +70,7 @@ def test_tokens_derived_from_flops_are_recorded_in_the_fit(tmp_path: Path) -> No
     ("text", "why"),
     [
         ("N", "must be OLD=NEW or NEW=EXPRESSION"),
-        ("x=tokens", "must name columns of"),
+        ("x=unknown", "must name columns of"),
         ("n_non_embedding=loss", "would have `loss` twice"),
         ("extra=unknown/2", "names the column 'unknown'"),
         ("extra=tokens/(", "a filter must be"),
@@ -88,6 +88,26 @@ def test_mapping_parses_names_expressions_and_columns_to_ignore() -> None:
     assert mapping.derived == {"tokens": "1e6*steps"}
     assert mapping.ignored == ("epochs",)
     assert ColumnMapping.parse({"N": "n_total"}).renamed == {"N": "n_total"}
+
+
+def test_name_on_the_right_may_be_the_column_of_the_file() -> None:
+    frame = pd.DataFrame({"n_embd": N, "D": D, "loss": LOSS, "flops": 6 * N * D})
+    runs = load_runs(frame, columns="n_non_embedding=n_embd,tokens=D")
+    np.testing.assert_allclose(runs.sizes, N)
+    np.testing.assert_allclose(runs.tokens, D)
+
+
+def test_names_of_a_tracker_and_of_small_trainers_are_suggested() -> None:
+    frame = pd.DataFrame(
+        {"Name": list("abcdef"), "State": "finished", "config.n_embd": 64, "config.n_layer": 2,
+         "config.n_head": 4, "config.train_tokens": D, "eval/loss": LOSS}
+    )  # fmt: skip
+    with pytest.raises(InputError, match="type --columns") as error:
+        load_runs(frame)
+    parts = ("eval/loss=loss", "config.train_tokens=tokens", "config.n_embd=hidden_size",
+             "config.n_layer=num_hidden_layers", "config.n_head=num_attention_heads")  # fmt: skip
+    for part in parts:
+        assert part in str(error.value)
 
 
 def test_counts_with_suffixes_are_numbers() -> None:
