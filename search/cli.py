@@ -41,7 +41,7 @@ STOPPED_CODE = 130
 UNUSABLE_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}  # whatever is on the disk
 # Headings of `shapelaw --help` and the commands below each, in this order.
 SECTIONS = {
-    "Choose a shape": ("quickstart", "autopilot", "propose", "space", "measure", "report"),
+    "Choose a shape": ("quickstart", "autopilot", "propose", "space", "count", "measure", "report"),
     "Fit and judge laws": ("data", "fit", "check", "compare", "predict", "decide", "plot", "laws"),
     "Train models": ("next-runs", "sweep", "train", "evaluate"),
     "See what is installed": ("doctor",),

@@ -1,25 +1,64 @@
-"""Conversion between shapes and Hugging Face configs."""
+"""Reading of Hugging Face configs as architectures and as shapes, and writing of shapes."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
-from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, Shape
+from shapelaw.scaling.architectures.architecture import Architecture
+from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
+from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
+from shapelaw.scaling.architectures.config_fields import (
+    ConfigFamily,
+    ConfigFields,
+    require_layer_types,
+)
+from shapelaw.scaling.architectures.registry import FAMILIES, TEXT_MODELS
+from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, SWITCH_FIELDS, Shape
 from shapelaw.scaling.errors import InputError
 
-DENSE_FAMILIES = ("llama", "mistral", "smollm3", "qwen3")
+# Families whose models a shape describes: pre-norm with RMSNorm and rotary positions.
+SHAPE_FAMILIES = ("llama", "mistral", "smollm3", "qwen2", "qwen3", "arcee")
+TEXT_FIELDS = ("text_config", "llm_config", "language_config")
+# Fields of models that are refused where the family does not know them: they add or share layers.
+FOREIGN_FIELDS = (
+    *("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "kv_lora_rank"),
+    *("hidden_size_per_layer_input", "num_kv_shared_layers", "canon_set", "ssm_cfg"),
+)
+FIELDS_WITHOUT_COUNTS = ("quantization_config", "auto_map")
 
 
 def config_family(shape: Shape) -> str:
     """Return the Hugging Face model type that builds a shape.
 
-    Qwen3 has QK-norm. The config of Llama rejects numbers of heads that do not divide the hidden
-    size. The config of Mistral accepts them, and Mistral without a sliding window is the same model
-    as Llama.
+    Qwen3 has QK-norm, Qwen2 biases of queries, keys and values only, Arcee an MLP without a gate.
+    The config of Llama rejects numbers of heads that do not divide the hidden size. The config of
+    Mistral accepts them, and Mistral without a sliding window is the same model as Llama.
+
+    Raises
+    ------
+    InputError
+        No model type has all properties of the shape.
     """
-    if shape.qk_norm:
-        return "qwen3"
-    return "mistral" if shape.hidden_size % shape.num_attention_heads else "llama"
+    divisible = shape.hidden_size % shape.num_attention_heads == 0
+    only_qkv = shape.qkv_bias and not shape.output_bias
+    if shape.output_bias != shape.qkv_bias and not only_qkv:
+        family = ""
+    elif shape.qk_norm:
+        family = "" if only_qkv or shape.mlp_bias or not shape.gated else "qwen3"
+    elif only_qkv:
+        family = "" if shape.mlp_bias or not shape.gated else "qwen2"
+    elif not shape.gated:
+        family = "arcee" if divisible else ""
+    elif divisible:
+        family = "llama"
+    else:
+        family = "" if shape.qkv_bias or shape.mlp_bias else "mistral"
+    if not family:
+        raise InputError(
+            f"no Hugging Face model has the biases, gate and norms of {shape}; use a shape "
+            "without biases and with a gate"
+        )
+    return family
 
 
 def config_of(shape: Shape, *, max_position_embeddings: int = 2048) -> dict[str, Any]:
@@ -37,18 +76,177 @@ def config_of(shape: Shape, *, max_position_embeddings: int = 2048) -> dict[str,
     Fields of the config by name.
     """
     family = config_family(shape)
-    fields = {name: value for name, value in asdict(shape).items() if name != "qk_norm"}
+    own = {"qk_norm", *SWITCH_FIELDS}
+    fields = {name: value for name, value in vars(shape).items() if name not in own}
     return {
         "architectures": [f"{family.capitalize()}ForCausalLM"],
         "model_type": family,
         **({"sliding_window": None} if family == "mistral" else {}),
         **fields,
-        "attention_bias": False,
-        "hidden_act": "silu",
+        "attention_bias": shape.output_bias,
+        **({"mlp_bias": True} if shape.mlp_bias else {}),
+        "hidden_act": "silu" if shape.gated else "relu2",
         "max_position_embeddings": max_position_embeddings,
         "rms_norm_eps": 1e-5,
         "torch_dtype": "float32",
     }
+
+
+def read_architecture(config: Mapping[str, Any]) -> Architecture:
+    """Read the architecture of a Hugging Face config, absent fields as its class reads them.
+
+    Parameters
+    ----------
+    config
+        Fields by name. Of a multimodal model, the language model inside is read.
+
+    Raises
+    ------
+    InputError
+        The model type is unknown, or a field breaks a rule of the family.
+    """
+    values, notes = _language_model(config)
+    family = _family_of(values)
+    fields = ConfigFields(values, family.model_type, family.fields, family.theta)
+    fields.check_types()
+    architecture = family.build(fields)
+    if values.get("layer_types") is not None:
+        require_layer_types(values["layer_types"], architecture.num_hidden_layers)
+    ignored = _ignored_fields(values, family)
+    return replace(architecture, notes=(*notes, *architecture.notes, *ignored))
+
+
+def _language_model(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
+    """Return the config of the language model, and a note on what lies beside it."""
+    name = next((name for name in TEXT_FIELDS if config.get(name) is not None), None)
+    kind = config.get("model_type")
+    if name is None:
+        if isinstance(kind, str) and kind in TEXT_MODELS:
+            raise InputError(
+                f"`text_config` is missing in a config of {kind}; add it, or give the config of "
+                f"its language model ({TEXT_MODELS[kind]})"
+            )
+        return config, []
+    inner = config[name]
+    if not isinstance(inner, Mapping):
+        raise InputError(f"`{name}` must be an object, but got {str(inner)[:60]!r}; correct it")
+    inner_kind = inner.get("model_type") or TEXT_MODELS.get(str(kind))
+    if inner_kind is None:
+        raise InputError(f"`{name}` must name its `model_type`, but has none; add it")
+    outer = {"model_type": inner_kind}
+    if "tie_word_embeddings" in config:
+        outer["tie_word_embeddings"] = config["tie_word_embeddings"]
+    beside = [each for each in config if each.endswith("_config") and each != name]
+    left_out = f"; left out: {', '.join(map(str, beside))[:80]}" if beside else ""
+    return {**outer, **inner, "model_type": inner_kind}, [
+        f"only the language model in {name} is read ({str(inner_kind)[:40]}){left_out}"
+    ]
+
+
+def _family_of(values: Mapping[str, Any]) -> ConfigFamily:
+    kind = values.get("model_type")
+    family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    if family is None:
+        raise InputError(
+            f"`model_type` must be one of {', '.join(sorted(FAMILIES))}, "
+            f"but got {str(kind)[:40]!r}; give the config of one of these families"
+        )
+    foreign = [n for n in FOREIGN_FIELDS if values.get(n) and n not in family.fields]
+    if foreign:
+        raise InputError(
+            f"`{foreign[0]}` is no field of {kind}, but the config has it: the model is another "
+            "one; give its true `model_type`, or leave the field out"
+        )
+    return family
+
+
+def _ignored_fields(values: Mapping[str, Any], family: ConfigFamily) -> list[str]:
+    """List fields that decide on costs elsewhere and that this family's class does not read."""
+    elsewhere = {name for each in FAMILIES.values() for name in each.fields} - {"head_dim"}
+    elsewhere -= {*family.fields, *family.also_read}
+    ignored = [f"`{name}`" for name in sorted(elsewhere & set(values)) if values[name]]
+    notes = []
+    if ignored:
+        notes.append(f"{family.model_type} has no {', '.join(ignored)}: ignored")
+    notes += [
+        f"`{name}` is not taken into account" for name in FIELDS_WITHOUT_COUNTS if values.get(name)
+    ]
+    return notes
+
+
+def read_shape(config: Mapping[str, Any]) -> tuple[Shape, tuple[str, ...]]:
+    """Read a shape from a Hugging Face config, with notes on what a shape leaves out.
+
+    Raises
+    ------
+    InputError
+        The config cannot be read, or a shape cannot describe its model.
+    """
+    if "model_type" not in config and not any(config.get(name) for name in TEXT_FIELDS):
+        return _shape_of_row(config), ()
+    architecture = read_architecture(config)
+    kind = architecture.model_type
+    if kind not in SHAPE_FAMILIES:
+        raise InputError(
+            f"`model_type` must be one of {', '.join(SHAPE_FAMILIES)} to be read as a shape, but "
+            f"got {kind!r}; give a config of these, or count it with shapelaw count"
+        )
+    layer = architecture.layers[0][0]
+    attention, mlp = layer.attention, layer.feed_forward
+    assert isinstance(attention, AttentionBlock)
+    assert isinstance(mlp, FeedForwardBlock)
+    shape = Shape(
+        hidden_size=attention.hidden_size,
+        intermediate_size=mlp.intermediate_size,
+        num_hidden_layers=architecture.num_hidden_layers,
+        num_attention_heads=attention.num_attention_heads,
+        num_key_value_heads=attention.num_key_value_heads,
+        head_dim=attention.head_dim,
+        vocab_size=architecture.embedding.vocab_size,
+        tie_word_embeddings=architecture.embedding.tied,
+        qk_norm=attention.qk_norm == "head",
+        rope_theta=architecture.rope_theta or 10_000.0,
+        gated=mlp.gated,
+        qkv_bias=attention.qkv_bias,
+        output_bias=attention.output_bias,
+        mlp_bias=mlp.bias,
+    )
+    return shape, (*architecture.notes, *_left_out(architecture, gated=mlp.gated))
+
+
+def read_model(
+    config: Mapping[str, Any], *, whole: bool
+) -> tuple[Shape | Architecture, tuple[str, ...]]:
+    """Read a config for a measurement, with notes on what the measurement leaves out.
+
+    Parameters
+    ----------
+    config
+        Fields of a Hugging Face config by name.
+    whole
+        The engine takes architectures of every family; a shape is returned only where it has the
+        same costs.
+    """
+    if whole and ("model_type" in config or any(config.get(name) for name in TEXT_FIELDS)):
+        architecture = read_architecture(config)
+        if architecture.model_type not in SHAPE_FAMILIES or architecture.local_window:
+            return architecture, architecture.notes
+    return read_shape(config)
+
+
+def _left_out(architecture: Architecture, *, gated: bool) -> list[str]:
+    """List properties that change speed or loss and that a shape does not have."""
+    notes = []
+    local = sum(n for layer, n in architecture.layers if layer.attention.window is not None)
+    if local:
+        notes.append(
+            f"a shape has no sliding window: the cache of {local} layers with a window of "
+            f"{architecture.local_window} tokens counts as that of full attention"
+        )
+    usual = "silu" if gated else "relu2"
+    if architecture.hidden_act not in (usual, "swish"):
+        notes.append(f"`hidden_act` {architecture.hidden_act[:20]} is computed as {usual}")
+    return notes
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
@@ -57,20 +255,19 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     Parameters
     ----------
     config
-        Fields by name.
+        Fields by name. With a ``model_type``, absent fields take the defaults of that family, as in
+        transformers; without, they are the fields of :class:`Shape` as numbers or texts.
 
     Raises
     ------
     InputError
-        The model type is not of the dense Llama family, or a field is missing or not a number.
+        The model type is not known to a shape, or a field is missing or breaks a rule.
     """
-    family = config.get("model_type", "llama")
-    if family not in DENSE_FAMILIES:
-        raise InputError(
-            f"`model_type` must be one of {', '.join(DENSE_FAMILIES)}, but got {family!r}; "
-            "give the config of a dense model"
-        )
-    values = dict(config)
+    return read_shape(config)[0]
+
+
+def _shape_of_row(row: Mapping[str, Any]) -> Shape:
+    values = dict(row)
     heads = values.get("num_attention_heads")
     if values.get("num_key_value_heads") is None:
         values["num_key_value_heads"] = heads
@@ -80,12 +277,11 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     missing = [name for name in INTEGER_FIELDS if values.get(name) is None]
     if missing:
         raise InputError(f"a shape needs `{'`, `'.join(missing)}`; add the missing fields")
-    tied = values.get("tie_word_embeddings", "model_type" not in config)
+    switches = {"tie_word_embeddings": True, "qk_norm": False, **SWITCH_FIELDS}
     return Shape(
         **{name: _integer(name, values[name]) for name in INTEGER_FIELDS},
-        tie_word_embeddings=_boolean("tie_word_embeddings", tied),
-        qk_norm=_boolean("qk_norm", values.get("qk_norm", family == "qwen3")),
-        rope_theta=_rope_theta(config),
+        **{name: _boolean(name, values.get(name, usual)) for name, usual in switches.items()},
+        rope_theta=_rope_theta(values),
     )
 
 
@@ -99,9 +295,8 @@ def _integer(name: str, value: object) -> int:
     return int(number)
 
 
-def _rope_theta(config: Mapping[str, Any]) -> float:
-    nested = config.get("rope_parameters") or {}
-    value = config.get("rope_theta") or nested.get("rope_theta") or 10_000.0
+def _rope_theta(row: Mapping[str, Any]) -> float:
+    value = row.get("rope_theta") or 10_000.0
     try:
         return float(value)
     except (TypeError, ValueError):

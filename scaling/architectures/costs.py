@@ -21,6 +21,10 @@ class Costs:
     vocab_size: Any
     tie_word_embeddings: Any
     qk_norm: Any
+    gated: Any
+    qkv_bias: Any
+    output_bias: Any
+    mlp_bias: Any
 
     @property
     def attention_parameters(self) -> Any:
@@ -30,14 +34,23 @@ class Costs:
 
     @property
     def mlp_parameters(self) -> Any:
-        """Parameters of the MLP matrices of one layer (SwiGLU): 3·d·f."""
-        return 3 * self.hidden_size * self.intermediate_size
+        """Parameters of the MLP matrices of one layer: 3·d·f with a gate, 2·d·f without."""
+        return (2 + 1 * self.gated) * self.hidden_size * self.intermediate_size
+
+    @property
+    def bias_parameters(self) -> Any:
+        """Biases of one layer: (H + 2K)·h of queries, keys and values, d of the output, MLP."""
+        heads = self.num_attention_heads + 2 * self.num_key_value_heads
+        mlp = (1 + 1 * self.gated) * self.intermediate_size + self.hidden_size
+        output = self.hidden_size * self.output_bias
+        return heads * self.head_dim * self.qkv_bias + output + mlp * self.mlp_bias
 
     @property
     def n_non_embedding(self) -> Any:
-        """Parameters without embedding and output head, but with norms."""
+        """Parameters without embedding and output head, but with norms and biases."""
         norms = 2 * self.hidden_size + 2 * self.head_dim * self.qk_norm
-        layer = self.attention_parameters + self.mlp_parameters + norms
+        matrices = self.attention_parameters + self.mlp_parameters
+        layer = matrices + norms + self.bias_parameters
         return self.num_hidden_layers * layer + self.hidden_size
 
     @property
@@ -81,6 +94,10 @@ class Costs:
         """Count the bytes of the KV cache per token, over all layers (bf16 by default)."""
         width = self.num_key_value_heads * self.head_dim
         return 2 * bytes_per_element * width * self.num_hidden_layers
+
+    def cache_bytes(self, length: float, bytes_per_element: int = 2) -> Any:
+        """Count the bytes of the KV cache of one sequence of ``length`` tokens."""
+        return length * self.kv_bytes(bytes_per_element)
 
     def weight_bytes(self, bytes_per_element: int = 2) -> Any:
         """Count the bytes of all weights (bf16 by default)."""

@@ -21,6 +21,7 @@ INTEGER_FIELDS = (
     "head_dim",
     "vocab_size",
 )
+SWITCH_FIELDS = {"gated": True, "qkv_bias": False, "output_bias": False, "mlp_bias": False}
 RATIOS = ("hidden_over_sqrt_n", "mlp_to_attention", "gqa")
 
 
@@ -30,6 +31,9 @@ class Shape(Costs):
 
     ``num_attention_heads * head_dim`` may differ from ``hidden_size``. ``qk_norm`` is RMSNorm on
     queries and keys, per head, as in Qwen3. ``rope_theta`` is the base of rotary positions.
+    ``gated`` is an MLP of three matrices, false one of two (squared ReLU). ``qkv_bias``,
+    ``output_bias`` and ``mlp_bias`` are biases of the projections to queries, keys and values, of
+    the output projection of attention, and of the MLP.
 
     Raises
     ------
@@ -48,6 +52,10 @@ class Shape(Costs):
     tie_word_embeddings: bool = True
     qk_norm: bool = False
     rope_theta: float = 10_000.0
+    gated: bool = True
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
 
     def __post_init__(self) -> None:
         for name in INTEGER_FIELDS:
@@ -73,6 +81,33 @@ class Shape(Costs):
             f"{self.num_attention_heads}/{self.num_key_value_heads}x{self.head_dim} "
             f"f{self.intermediate_size}"
         )
+
+    def row(self) -> dict[str, Any]:
+        """Return the fields as columns of a run table; gate and biases only where unusual."""
+        usual = SWITCH_FIELDS
+        return {k: v for k, v in vars(self).items() if k not in usual or v != usual[k]}
+
+    def require_gate_without_biases(self, purpose: str) -> None:
+        """Refuse a shape with an MLP without a gate, or with biases.
+
+        Parameters
+        ----------
+        purpose
+            What the shape cannot be used for, after "to": ``"be trained"``.
+
+        Raises
+        ------
+        InputError
+            The shape has no gate, or has biases.
+        """
+        unusual = [
+            f"`{name}`" for name, usual in SWITCH_FIELDS.items() if vars(self)[name] != usual
+        ]
+        if unusual:
+            raise InputError(
+                f"{', '.join(unusual)} must be as in Llama to {purpose}, but differ in {self}; "
+                "give a config with a gated MLP and without biases, or use --engine roofline"
+            )
 
     def to_config(self, *, max_position_embeddings: int = 2048) -> dict[str, Any]:
         """Write the Hugging Face config that builds the shape.

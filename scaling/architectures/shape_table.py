@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shapelaw.scaling.architectures.costs import Costs
-from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS, Shape
+from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS, SWITCH_FIELDS, Shape
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,12 +18,16 @@ FIELD_TYPES: dict[str, type] = {
     "tie_word_embeddings": np.bool_,
     "qk_norm": np.bool_,
     "rope_theta": np.float64,
+    **dict.fromkeys(SWITCH_FIELDS, np.bool_),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeTable(Costs):
-    """A table of shapes; each field is an array (n,) of int64, bool or float64 values."""
+    """A table of shapes; each field is an array (n,) of int64, bool or float64 values.
+
+    Gate and biases may be one value for all shapes.
+    """
 
     hidden_size: np.ndarray
     intermediate_size: np.ndarray
@@ -35,6 +39,16 @@ class ShapeTable(Costs):
     tie_word_embeddings: np.ndarray
     qk_norm: np.ndarray
     rope_theta: np.ndarray
+    gated: np.ndarray | bool = True
+    qkv_bias: np.ndarray | bool = False
+    output_bias: np.ndarray | bool = False
+    mlp_bias: np.ndarray | bool = False
+
+    def __post_init__(self) -> None:
+        for name in SWITCH_FIELDS:
+            values = np.asarray(getattr(self, name), dtype=np.bool_)
+            if values.ndim == 0:
+                object.__setattr__(self, name, np.broadcast_to(values, (len(self),)))
 
     def __len__(self) -> int:
         return len(self.hidden_size)
@@ -62,10 +76,16 @@ class ShapeTable(Costs):
         return cls(**{name: np.concatenate([getattr(t, name) for t in tables]) for name in names})
 
     def frame(self) -> "pd.DataFrame":
-        """Return a data frame of the fields, the parameter counts and the ratios of laws."""
+        """Return a data frame of the fields, the parameter counts and the ratios of laws.
+
+        Gate and biases are columns where a shape has other than the usual ones.
+        """
         import pandas as pd  # here, so that the trainer needs no more than torch and NumPy
 
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, usual in SWITCH_FIELDS.items():
+            if (columns[name] == usual).all():
+                del columns[name]
         derived = ("n_total", "n_active", "n_non_embedding", *RATIOS, "aspect_ratio")
         return pd.DataFrame(columns | {name: getattr(self, name) for name in derived})
 

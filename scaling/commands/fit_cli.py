@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import shapelaw.scaling.commands.check_cli
+import shapelaw.scaling.commands.count_cli
 import shapelaw.scaling.commands.data_cli
 import shapelaw.scaling.commands.decide_cli
 import shapelaw.scaling.commands.next_runs_cli
@@ -204,6 +205,7 @@ def mount(app: typer.Typer) -> None:
     app.command()(predict)
     app.command()(laws)
     shapelaw.scaling.commands.check_cli.mount(app)
+    shapelaw.scaling.commands.count_cli.mount(app)
     shapelaw.scaling.commands.data_cli.mount(app)
     shapelaw.scaling.commands.decide_cli.mount(app)
     shapelaw.scaling.commands.next_runs_cli.mount(app)

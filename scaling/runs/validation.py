@@ -9,12 +9,17 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
+from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, SWITCH_FIELDS
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.runs.columns import LOSS_KINDS, NUMERIC, OPTIONAL_NUMERIC
 from shapelaw.scaling.units import SUFFIXES
 
-SWITCHES = {"tie_word_embeddings": True, "qk_norm": False, "decayed": False}  # defaults
+SWITCHES = {  # defaults
+    "tie_word_embeddings": True,
+    "qk_norm": False,
+    "decayed": False,
+    **SWITCH_FIELDS,
+}
 SPELLINGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 LARGEST_MODEL = 2.0**62  # parameters that 64-bit integers count without overflow
 COUNT_WITH_SUFFIX = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*([kKmMbBgGtT])\s*")  # 125M

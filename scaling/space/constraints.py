@@ -5,10 +5,11 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from shapelaw.scaling.architectures.shape import SWITCH_FIELDS
 from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.filters import names_in, select
 
-FIELDS = tuple(field.name for field in fields(ShapeTable))
+FIELDS = tuple(field.name for field in fields(ShapeTable) if field.name not in SWITCH_FIELDS)
 # Columns derived from the fields, given the bytes of a weight and of a value in the KV cache.
 DERIVED: dict[str, Callable[[ShapeTable, int, int], np.ndarray]] = {
     "n_total": lambda table, *_: table.n_total,

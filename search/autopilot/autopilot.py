@@ -7,7 +7,7 @@ one with the least loss.
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ class ServedChoices:
         if speedup < self.speedup:
             return None
         shape = self.shape(row)
-        return {"proposed": shape_name(shape), "shape": asdict(shape), "speedup": speedup}
+        return {"proposed": shape_name(shape), "shape": shape.row(), "speedup": speedup}
 
 
 @dataclass(frozen=True, kw_only=True)

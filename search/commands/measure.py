@@ -4,12 +4,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.architectures.architecture import Architecture
+from shapelaw.scaling.architectures.config import read_model
+from shapelaw.scaling.display.console import note
 from shapelaw.scaling.display.progress import working
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json
+from shapelaw.search.engines._roofline import RooflineEngine
 from shapelaw.search.engines.cache import CachedEngine, stored_engine
 from shapelaw.search.engines.machine import calibrate, write_hardware
+from shapelaw.search.engines.registry import engine_named
 from shapelaw.search.workload import parse_workload
 
 
@@ -37,10 +41,15 @@ def measure_config(
     """
     if config is None:
         raise InputError("a shape is missing; write shapelaw measure CONFIG.json, or --calibrate")
-    shape, work = Shape.from_config(read_json(config)), parse_workload(workload)
+    document, work = read_json(config), parse_workload(workload)
+    model, notes = read_model(document, whole=engine.partition(":")[0] == RooflineEngine.name)
+    for each in notes:
+        note(f"{config.name}: {each}")
     measuring = stored_engine(engine, keep=keep, fresh=fresh)
+    if isinstance(model, Architecture):
+        measuring = engine_named(engine)
     with working("measuring the shape"):
-        measurement = measuring.measure(shape, work)
+        measurement = measuring.measure(model, work)  # type: ignore[arg-type]
     row = asdict(measurement)
     if work.max_ttft is not None or work.max_tpot is not None:
         row["meets_service_level"] = measurement.meets(work)

@@ -142,5 +142,6 @@ class AiconfiguratorEngine(Engine):
 
 def _architecture(shape: Shape) -> dict[str, Any]:
     """Return Llama or Qwen3 as the config's family: the tables have both, with any head_dim."""
+    shape.require_gate_without_biases("be looked up in tables of Llama and Qwen3")
     family = ("Qwen3ForCausalLM", "qwen3") if shape.qk_norm else ("LlamaForCausalLM", "llama")
     return {"architectures": [family[0]], "model_type": family[1]}

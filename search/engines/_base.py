@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.costs import Costs
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.architectures.shape_table import ShapeTable
@@ -173,10 +174,10 @@ class Engine(ABC):
         return results
 
 
-def bytes_served(shape: Costs, workload: Workload) -> Any:
+def bytes_served(shape: Costs | Architecture, workload: Workload) -> Any:
     """Compute the bytes of the weights and of the whole KV cache; (n,) for a table of n shapes."""
     length = workload.input_tokens + workload.output_tokens
-    cache = workload.concurrency * length * shape.kv_bytes(workload.kv_bytes_per_value)
+    cache = workload.concurrency * shape.cache_bytes(length, workload.kv_bytes_per_value)
     return cache + shape.weight_bytes(workload.bytes_per_value)
 
 

@@ -83,6 +83,7 @@ def write_random_gguf(path: Path, shape: Shape, *, dtype: str, length: int) -> N
     """
     import gguf
 
+    shape.require_gate_without_biases("be written for llama.cpp")
     family = "qwen3" if shape.qk_norm else "llama"
     pool = np.random.default_rng(0).standard_normal(POOL_SIZE, dtype=np.float32) * np.float32(0.02)
     narrow = gguf.GGMLQuantizationType.BF16 if dtype == "bfloat16" else None

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.costs import Costs
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.architectures.shape_table import ShapeTable
@@ -55,7 +56,7 @@ class RooflineEngine(Engine):
         fits = bytes_served(table, workload) <= self.hardware.memory
         return np.where(fits, ttft, np.nan), np.where(fits, tpot, np.nan)
 
-    def measure(self, shape: Shape, workload: Workload) -> Measurement:
+    def measure(self, shape: Shape | Architecture, workload: Workload) -> Measurement:
         """Predict the speed on one device."""
         device = self.hardware
         ttft, tpot = roofline(shape, workload, device)
@@ -75,7 +76,9 @@ class RooflineEngine(Engine):
         )
 
 
-def roofline(shape: Costs, workload: Workload, device: Hardware) -> tuple[np.ndarray, np.ndarray]:
+def roofline(
+    shape: Costs | Architecture, workload: Workload, device: Hardware
+) -> tuple[np.ndarray, np.ndarray]:
     """Compute the roofline of prefill and decode (arXiv 2402.16363).
 
     Memory capacity is not checked.
@@ -83,7 +86,7 @@ def roofline(shape: Costs, workload: Workload, device: Hardware) -> tuple[np.nda
     Parameters
     ----------
     shape
-        One shape, or a table of n.
+        One shape, a table of n, or an architecture of any family.
 
     Returns
     -------
@@ -101,15 +104,15 @@ def roofline(shape: Costs, workload: Workload, device: Hardware) -> tuple[np.nda
             f"{', '.join(device.peak_flops)}; choose one of these in the workload"
         )
     weights = shape.weight_bytes(workload.bytes_per_value)
-    cache = workload.concurrency * shape.kv_bytes(workload.kv_bytes_per_value)
     prompt = workload.concurrency * workload.input_tokens
     ttft = np.maximum(
         prompt * shape.forward_flops(workload.input_tokens / 2) / peak, weights / device.bandwidth
     )
     context = workload.input_tokens + workload.output_tokens / 2
+    cache = workload.concurrency * shape.cache_bytes(context, workload.kv_bytes_per_value)
     tpot = np.maximum(
         workload.concurrency * shape.forward_flops(context) / peak,
-        (weights + cache * context) / device.bandwidth,
+        (weights + cache) / device.bandwidth,
     )
     return ttft, tpot
 

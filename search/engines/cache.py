@@ -155,7 +155,7 @@ class CachedEngine(Engine):
         if not isinstance(version, str) or not isinstance(device, str):
             return None
         about = {
-            "shape": asdict(shape),
+            "shape": shape.row(),
             "engine": self.label,
             "version": version,
             "workload": workload.served,

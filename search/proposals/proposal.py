@@ -1,7 +1,7 @@
 """Proposals: shapes with predicted loss and throughput, and the files that hold them."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
@@ -130,7 +130,7 @@ class Proposal:
         return {
             "role": self.role,
             "name": self.name,
-            **asdict(shape),
+            **shape.row(),
             "n_total": shape.n_total,
             "n_non_embedding": shape.n_non_embedding,
             "tokens": self.tokens,

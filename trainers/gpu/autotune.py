@@ -68,7 +68,7 @@ class Packing:
 def packing_key(spec: RunSpec, device: torch.device) -> str:
     """Return a digest of shape, batch, optimiser, dtype, device and torch version."""
     _, _, *recipe = stackable(spec)
-    text = json.dumps([asdict(spec.shape), recipe, device_label(device), torch.__version__])
+    text = json.dumps([spec.shape.row(), recipe, device_label(device), torch.__version__])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

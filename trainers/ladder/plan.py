@@ -1,7 +1,7 @@
 """Plans of runs: their rows, their cost, and the confounding of their axes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -124,7 +124,7 @@ class Ladder(Result):
                 "run_id": run.spec.run_id,
                 "size": run.size,
                 "role": run.spec.role,
-                **asdict(run.shape),
+                **run.shape.row(),
                 "tokens": run.spec.tokens,
                 "branches": ";".join(map(str, run.spec.branches)),
                 "seed": run.spec.seed,
@@ -246,7 +246,7 @@ class Ladder(Result):
 
     def _size_row(self, size: str, runs: pd.DataFrame) -> dict[str, object]:
         """Return the shapes, costs and ranges of one size for the table of sizes."""
-        shapes = runs.drop_duplicates([field.name for field in fields(Shape)])
+        shapes = runs.drop_duplicates([each.name for each in fields(Shape) if each.name in runs])
         chosen = f" of {self.candidates[size]} candidates" if size in self.candidates else ""
         ranges = {
             name: f"{shapes[name].min():.3g} to {shapes[name].max():.3g}"

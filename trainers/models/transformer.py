@@ -57,6 +57,7 @@ class Transformer(nn.Module):
 
     def __init__(self, shape: Shape, *, context_length: int, attention: str = "sdpa") -> None:
         super().__init__()
+        shape.require_gate_without_biases("be trained or run here")
         self.shape = shape
         self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
         self.layers = nn.ModuleList(

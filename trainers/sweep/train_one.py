@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.architectures.config import read_shape
+from shapelaw.scaling.display.console import note
 from shapelaw.scaling.display.documents import json_ready
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.files import nothing_left, read_json
@@ -55,7 +56,10 @@ def train_config(
     WorkError
         The run failed or diverged.
     """
-    shape, count = Shape.from_config(read_json(config)), parse_count(tokens)
+    shape, notes = read_shape(read_json(config))
+    for each in notes:
+        note(f"{config.name}: {each}")
+    count = parse_count(tokens)
     folder, recipe, trackers = Folder(out), recipe_with(settings), read_trackers(tracker)
     folder.refuse_foreign_table()
     spec = RunSpec(

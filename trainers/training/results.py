@@ -3,7 +3,6 @@
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -149,7 +148,7 @@ def settings_row(
         "run_id": spec.run_id if steps == spec.steps else f"{spec.run_id}-b{seen}",
         "role": spec.role,
         "family": "qwen3" if shape.qk_norm else "llama",
-        **asdict(shape),
+        **shape.row(),
         "n_total": shape.n_total,
         "n_active": shape.n_active,
         "n_non_embedding": shape.n_non_embedding,

@@ -171,13 +171,13 @@ class RunSpec:
     def _digest(self, *text: str) -> str:
         import torch
 
-        deciding = [asdict(self.shape), self.ends, asdict(self.recipe), self.seed, self.data_seed]
+        deciding = [self.shape.row(), self.ends, asdict(self.recipe), self.seed, self.data_seed]
         document = json.dumps([*deciding, *text, torch.__version__])
         return hashlib.sha256(document.encode()).hexdigest()
 
     def as_json(self) -> str:
         """Return JSON text from which :meth:`from_json` creates the same spec."""
-        return json.dumps(asdict(self))
+        return json.dumps(asdict(self) | {"shape": self.shape.row()})
 
     @classmethod
     def from_json(cls, text: str) -> "RunSpec":

@@ -1,4 +1,4 @@
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -110,7 +110,10 @@ def test_a_table_takes_rows_by_position_and_by_mask(rows, data):
 def test_the_frame_of_a_table_holds_fields_counts_and_ratios():
     frame = ShapeTable.of([SMALL, replace(SMALL, num_hidden_layers=5)]).frame()
     derived = {"n_total", "n_active", "n_non_embedding", *RATIOS, "aspect_ratio"}
-    assert set(frame.columns) == {*asdict(SMALL), *derived}
+    assert set(frame.columns) == {*SMALL.row(), *derived}
+    assert set(ShapeTable.of([replace(SMALL, gated=False)]).frame()) == {
+        *(*SMALL.row(), "gated", *derived)
+    }
     assert frame["aspect_ratio"][0] == SMALL.hidden_size / SMALL.num_hidden_layers
     assert frame["n_total"].tolist() == [
         SMALL.n_total,

@@ -222,3 +222,30 @@ def test_measure_command_refuses_missing_or_conflicting_arguments(
         command("--calibrate", "--out", tmp_path / "mine.json")
     with pytest.raises(InputError, match=r"`--out .*mine\.toml` goes with --calibrate"):
         command(config, "--out", tmp_path / "mine.toml")
+
+
+def config_file(folder: Path, **fields: object) -> Path:
+    path = folder / "config.json"
+    path.write_text(json.dumps(fields), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "olmo2", "nanochat"])
+def test_a_family_beyond_shapes_is_predicted_by_the_roofline_only(
+    tmp_path: Path, model_type: str
+) -> None:
+    path = config_file(tmp_path, model_type=model_type)
+    row = measuring.measure_config(path, "roofline:h100", "16/4@2", keep=False)
+    assert row["tpot"] > 0
+    with pytest.raises(InputError, match="to be read as a shape"):
+        measuring.measure_config(path, "torch", "16/4@2", keep=False)
+
+
+def test_a_window_bounds_the_cache_that_the_roofline_reads(tmp_path: Path) -> None:
+    times = []
+    for window in (4096, None):
+        path = config_file(tmp_path, model_type="mistral", sliding_window=window)
+        row = measuring.measure_config(path, "roofline:h200", "32000/16@8:bf16", keep=False)
+        times.append(row["tpot"])
+    beyond = 8 * (32_008 - 4096) * 131_072  # bytes of 8 sequences past the window
+    assert times[1] - times[0] == pytest.approx(beyond / 4.8e12, rel=1e-6)

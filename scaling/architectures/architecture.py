@@ -1,0 +1,213 @@
+"""Architecture of a language model as data: embedding, layers made of blocks, and their costs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from shapelaw.scaling.architectures.blocks.attention import AttentionBlock, mean_visible_tokens
+from shapelaw.scaling.architectures.blocks.embedding import EmbeddingBlock
+from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
+from shapelaw.scaling.architectures.blocks.latent_attention import LatentAttentionBlock
+from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock
+from shapelaw.scaling.units import format_count
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderLayer:
+    """One layer: attention, feed-forward, and what lies beside them.
+
+    ``vectors`` counts parameters of norms and other vectors; ``other_matmul`` those of further
+    matrices that every token passes.
+    """
+
+    attention: AttentionBlock | LatentAttentionBlock
+    feed_forward: FeedForwardBlock | ExpertsBlock
+    vectors: int
+    other_matmul: int = 0
+
+    @property
+    def parameters(self) -> int:
+        """All parameters."""
+        beside = self.vectors + self.other_matmul
+        return int(self.attention.parameters + self.feed_forward.parameters + beside)
+
+    @property
+    def inactive_parameters(self) -> int:
+        """Parameters that one token does not use: experts that the router does not choose."""
+        return int(self.feed_forward.parameters - self.feed_forward.active_parameters)
+
+    @property
+    def active_matmul_parameters(self) -> int:
+        """Parameters of the matrices that one token passes."""
+        blocks = self.attention.matmul_parameters + self.feed_forward.active_matmul_parameters
+        return int(blocks + self.other_matmul)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A decoder of any known family, with its parameters, FLOPs and cache.
+
+    Parameters
+    ----------
+    model_type
+        Model type of the Hugging Face config.
+    layers
+        Kinds of layers with the number of layers of each kind.
+    vectors, other_matmul
+        Parameters beside the layers: vectors such as the final norm, and matrices.
+    hidden_act
+        Activation of the MLP.
+    rope_theta
+        Base of rotary positions in layers that see every token; None without rotary positions.
+    notes
+        Fields of the config that the counts leave out, one sentence each.
+    """
+
+    model_type: str
+    embedding: EmbeddingBlock
+    layers: tuple[tuple[DecoderLayer, int], ...]
+    vectors: int
+    other_matmul: int = 0
+    hidden_act: str = "silu"
+    rope_theta: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.model_type} of {format_count(self.n_total)} parameters"
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of layers of all kinds."""
+        return sum(number for _, number in self.layers)
+
+    @property
+    def n_non_embedding(self) -> int:
+        """Parameters without the head and every table that is looked up."""
+        layers = sum(number * layer.parameters for layer, number in self.layers)
+        return layers + self.vectors + self.other_matmul
+
+    @property
+    def n_total(self) -> int:
+        """All parameters; a tied output head counts once."""
+        return int(self.n_non_embedding + self.embedding.parameters)
+
+    @property
+    def _inactive(self) -> int:
+        return sum(number * layer.inactive_parameters for layer, number in self.layers)
+
+    @property
+    def n_active(self) -> int:
+        """Parameters that one token uses, tables and head included."""
+        return self.n_total - self._inactive
+
+    @property
+    def n_active_non_embedding(self) -> int:
+        """Parameters that one token uses, without tables and head."""
+        return self.n_non_embedding - self._inactive
+
+    @property
+    def active_matmul_parameters(self) -> int:
+        """Parameters of the matrices that one token passes, without the head."""
+        layers = sum(number * layer.active_matmul_parameters for layer, number in self.layers)
+        return layers + self.other_matmul
+
+    def mean_forward_flops(self, length: int) -> int:
+        """Count the FLOPs of a forward pass per token, averaged over a causal sequence.
+
+        2·(matrices that a token passes + head) + FLOPs of attention at the mean visible context;
+        look-ups and norms cost nothing.
+
+        Parameters
+        ----------
+        length
+            Tokens of the sequence.
+        """
+        attention = sum(
+            number
+            * layer.attention.score_flops
+            * mean_visible_tokens(length, layer.attention.window, chunked=layer.attention.chunked)
+            for layer, number in self.layers
+        )
+        return round(self._matmul_flops + attention)
+
+    def forward_flops(self, context: float) -> float:
+        """Count the FLOPs of a forward pass for one token with ``context`` tokens before it."""
+        attention = sum(
+            number * layer.attention.score_flops * _visible(layer, context)
+            for layer, number in self.layers
+        )
+        return float(self._matmul_flops + attention)
+
+    @property
+    def _matmul_flops(self) -> int:
+        return 2 * int(self.active_matmul_parameters + self.embedding.head_matmul_parameters)
+
+    def weight_bytes(self, bytes_per_element: float = 2) -> float:
+        """Count the bytes of all weights (bf16 by default)."""
+        return bytes_per_element * self.n_total
+
+    def cache_bytes(self, length: float, bytes_per_element: float = 2) -> float:
+        """Count the bytes of the cache of a sequence; layers with a window keep no more tokens."""
+        values = sum(
+            number * layer.attention.cache_values * _visible(layer, length)
+            for layer, number in self.layers
+        )
+        return float(bytes_per_element * values)
+
+    def kv_bytes(self, bytes_per_element: int = 2) -> int:
+        """Count the cache bytes per token of the layers that see every earlier token."""
+        return self._kv_bytes(bytes_per_element, local=False)
+
+    def kv_bytes_local(self, bytes_per_element: int = 2) -> int:
+        """Count the cache bytes per token of the layers with a window or chunks, up to it."""
+        return self._kv_bytes(bytes_per_element, local=True)
+
+    def _kv_bytes(self, bytes_per_element: int, *, local: bool) -> int:
+        values = sum(
+            number * layer.attention.cache_values
+            for layer, number in self.layers
+            if (layer.attention.window is not None) is local
+        )
+        return int(bytes_per_element * values)
+
+    def counts(self, length: int) -> dict[str, str | int]:
+        """Count parameters, FLOPs per token of a sequence, and cache bytes per token in bf16.
+
+        Where every layer has a window, the cache bytes are those of a token within it.
+
+        Parameters
+        ----------
+        length
+            Tokens of the sequence.
+        """
+        return {
+            "model_type": self.model_type,
+            "n_total": self.n_total,
+            "n_active": self.n_active,
+            "n_non_embedding": self.n_non_embedding,
+            "flops_forward_per_token": self.mean_forward_flops(length),
+            "kv_bytes_per_token": self.kv_bytes() or self.kv_bytes_local(),
+        }
+
+    def cache_notes(self) -> list[str]:
+        """Describe the part of the cache that ``kv_bytes_per_token`` does not show."""
+        local, window = self.kv_bytes_local(), self.local_window
+        layers = sum(n for layer, n in self.layers if layer.attention.window is not None)
+        if not layers:
+            return []
+        if not self.kv_bytes():
+            return [f"every layer keeps at most {window:,} tokens: the cache grows no further"]
+        return [
+            f"{layers} of {self.num_hidden_layers} layers keep at most {window:,} tokens: "
+            f"{local:,} more cache bytes per token up to there, not in kv_bytes_per_token"
+        ]
+
+    @property
+    def local_window(self) -> int | None:
+        """Longest window or chunk of a layer, in tokens; None if every layer sees all tokens."""
+        windows = [layer.attention.window for layer, _ in self.layers]
+        return max((window for window in windows if window is not None), default=None)
+
+
+def _visible(layer: DecoderLayer, context: float) -> Any:
+    window = layer.attention.window
+    return context if window is None else min(context, window)

@@ -1,0 +1,94 @@
+"""Attention with grouped key-value heads, over all earlier tokens, a window or a chunk of them."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+def mean_visible_tokens(length: int, window: int | None = None, *, chunked: bool = False) -> float:
+    """Compute how many tokens a token of a causal sequence attends to on average, with itself.
+
+    The mean is (T + 1) / 2 without a window, W - W·(W - 1) / (2·T) with a window of W tokens, and
+    (C + 1) / 2 with chunks of C tokens that divide T.
+
+    Parameters
+    ----------
+    length
+        Tokens of the sequence, T.
+    window
+        Newest tokens that are visible, or the tokens of a chunk; None for all.
+    chunked
+        Tokens attend within chunks of ``window`` tokens instead of a sliding window.
+    """
+    reach = length if window is None else min(window, length)
+    if chunked:
+        whole, rest = divmod(length, reach)
+        return (whole * reach * (reach + 1) + rest * (rest + 1)) / (2 * length)
+    return reach - reach * (reach - 1) / (2 * length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionBlock:
+    """Grouped-query attention.
+
+    Parameters
+    ----------
+    qkv_bias, output_bias
+        Biases of the projections to queries, keys and values, and of the output projection.
+    qk_norm
+        Weights of the norms of queries and keys: per head (h each), over the full width, or none.
+    window
+        Newest tokens that are visible, or the tokens of a chunk if ``chunked``; None for all.
+    sinks
+        One learned logit per head that takes part in the softmax.
+    shares_cache
+        The layer reads keys and values of an earlier layer, and has no projections to them.
+    """
+
+    hidden_size: Any
+    num_attention_heads: Any
+    num_key_value_heads: Any
+    head_dim: Any
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: Literal["none", "head", "full"] = "none"
+    window: int | None = None
+    chunked: bool = False
+    sinks: bool = False
+    shares_cache: bool = False
+
+    @property
+    def projected_heads(self) -> Any:
+        """Heads of queries, keys and values that the layer projects to: H + 2·K."""
+        return self.num_attention_heads + 2 * self.num_key_value_heads * (not self.shares_cache)
+
+    @property
+    def matmul_parameters(self) -> Any:
+        """Parameters of the matrices: d·(H + 2·K)·h + H·h·d."""
+        heads = self.projected_heads + self.num_attention_heads
+        return self.hidden_size * self.head_dim * heads
+
+    @property
+    def parameters(self) -> Any:
+        """All parameters: matrices, biases, norms of queries and keys, and sinks."""
+        biases = self.projected_heads * self.head_dim * self.qkv_bias
+        biases = biases + self.hidden_size * self.output_bias
+        return self.matmul_parameters + biases + self._norms + self.num_attention_heads * self.sinks
+
+    @property
+    def _norms(self) -> Any:
+        keys = not self.shares_cache
+        if self.qk_norm == "head":
+            return (1 + keys) * self.head_dim
+        if self.qk_norm == "full":
+            return (self.num_attention_heads + keys * self.num_key_value_heads) * self.head_dim
+        return 0
+
+    @property
+    def score_flops(self) -> Any:
+        """FLOPs of scores and weighted values per visible token: 4·H·h."""
+        return 4 * self.num_attention_heads * self.head_dim
+
+    @property
+    def cache_values(self) -> Any:
+        """Numbers that the cache keeps per token: 2·K·h, or 0 for a shared cache."""
+        return 2 * self.num_key_value_heads * self.head_dim * (not self.shares_cache)

@@ -1,0 +1,35 @@
+"""Feed-forward block (MLP), with or without a gate."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedForwardBlock:
+    """MLP of three matrices with a gate (SwiGLU, GeGLU), or of two without (GELU, squared ReLU)."""
+
+    hidden_size: Any
+    intermediate_size: Any
+    gated: bool = True
+    bias: bool = False
+
+    @property
+    def matmul_parameters(self) -> Any:
+        """Parameters of the matrices: 3·d·f with a gate, 2·d·f without."""
+        return (2 + self.gated) * self.hidden_size * self.intermediate_size
+
+    @property
+    def active_matmul_parameters(self) -> Any:
+        """Parameters of the matrices that one token uses: all."""
+        return self.matmul_parameters
+
+    @property
+    def parameters(self) -> Any:
+        """All parameters: matrices and biases."""
+        width = (1 + self.gated) * self.intermediate_size + self.hidden_size
+        return self.matmul_parameters + width * self.bias
+
+    @property
+    def active_parameters(self) -> Any:
+        """Parameters that one token uses: all."""
+        return self.parameters

@@ -1,0 +1,30 @@
+"""Mistral: Llama with a sliding window on every layer, 4,096 tokens where the field is absent."""
+
+from collections import Counter
+
+from shapelaw.scaling.architectures.architecture import Architecture
+from shapelaw.scaling.architectures.config_fields import (
+    ConfigFamily,
+    ConfigField,
+    ConfigFields,
+    dense_fields,
+)
+from shapelaw.scaling.architectures.families.llama import dense_decoder, plain_layer
+
+
+def build_mistral(fields: ConfigFields) -> Architecture:
+    """Make the architecture of a Mistral config."""
+    windows = Counter({fields["sliding_window"]: fields["num_hidden_layers"]})
+    return dense_decoder(fields, plain_layer(fields), windows)
+
+
+MISTRAL = ConfigFamily(
+    "mistral",
+    {
+        **dense_fields((32_000, 4096, 14_336, 32, 32)),
+        "num_key_value_heads": ConfigField(8),
+        "head_dim": ConfigField(None, nullable=True),
+        "sliding_window": ConfigField(4096, nullable=True),
+    },
+    build_mistral,
+)

@@ -1,0 +1,31 @@
+"""OLMo 2: norms after attention and MLP, QK-norm over the full width."""
+
+from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.config_fields import (
+    ConfigFamily,
+    ConfigFields,
+    dense_fields,
+    switch,
+)
+from shapelaw.scaling.architectures.families.llama import (
+    attention_block,
+    dense_decoder,
+    feed_forward_block,
+)
+
+
+def build_olmo2(fields: ConfigFields) -> Architecture:
+    """Make the architecture of an OLMo 2 config."""
+    layer = DecoderLayer(
+        attention=attention_block(fields, qk_norm="full"),
+        feed_forward=feed_forward_block(fields),
+        vectors=2 * fields["hidden_size"],
+    )
+    return dense_decoder(fields, layer)
+
+
+OLMO2 = ConfigFamily(
+    "olmo2",
+    {**dense_fields((50_304, 4096, 11_008, 32, 32)), "attention_bias": switch(False)},
+    build_olmo2,
+)

@@ -1,0 +1,51 @@
+"""Qwen2 and Qwen2.5: Llama with biases of queries, keys and values; windows are off by default."""
+
+from collections import Counter
+from dataclasses import replace
+
+from shapelaw.scaling.architectures.architecture import Architecture
+from shapelaw.scaling.architectures.config_fields import (
+    ConfigFamily,
+    ConfigField,
+    ConfigFields,
+    dense_fields,
+    switch,
+)
+from shapelaw.scaling.architectures.families.llama import dense_decoder, plain_layer
+
+QWEN_WINDOWS = {
+    "use_sliding_window": switch(False),
+    "sliding_window": ConfigField(4096, nullable=True),
+    "max_window_layers": ConfigField(28, "whole"),
+    "layer_types": ConfigField(None, "list", nullable=True),
+}
+
+
+def qwen_windows(fields: ConfigFields) -> "Counter[int | None]":
+    """Count the layers by window: with ``use_sliding_window``, those from ``max_window_layers``."""
+    window = fields["sliding_window"] if fields["use_sliding_window"] else None
+    first = fields["max_window_layers"]
+
+    def kind(index: int) -> str:
+        local = window is not None and index >= first
+        return "sliding_attention" if local else "full_attention"
+
+    return fields.windows(fields.layer_kinds(kind), window)
+
+
+def build_qwen2(fields: ConfigFields) -> Architecture:
+    """Make the architecture of a Qwen2 config."""
+    layer = plain_layer(fields)
+    layer = replace(layer, attention=replace(layer.attention, qkv_bias=True))
+    return dense_decoder(fields, layer, qwen_windows(fields))
+
+
+QWEN2 = ConfigFamily(
+    "qwen2",
+    {
+        **dense_fields((151_936, 4096, 22_016, 32, 32)),
+        "num_key_value_heads": ConfigField(32, nullable=True),
+        **QWEN_WINDOWS,
+    },
+    build_qwen2,
+)

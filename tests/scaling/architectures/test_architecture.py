@@ -1,0 +1,57 @@
+"""Counts of published configs, and what the counts of an architecture hang together by."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shapelaw.scaling.architectures.blocks.attention import mean_visible_tokens
+from shapelaw.scaling.architectures.config import read_architecture
+from shapelaw.scaling.architectures.registry import FAMILIES
+from support.shapes import GOLDEN
+
+MODELS = [
+    model
+    for model in json.loads((GOLDEN / "architectures.json").read_text(encoding="utf-8"))
+    if model["model_type"] in FAMILIES
+]
+BIDIRECTIONAL = {"LLaDA-8B", "Dream-v0-7B"}  # their FLOPs are those of attention to all tokens
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model["name"])
+def test_counts_of_a_published_config_equal_the_known_integers(model):
+    architecture = read_architecture({"model_type": model["model_type"], **model["hf_config"]})
+    for name in ("n_total", "n_active", "n_non_embedding", "n_active_non_embedding"):
+        assert getattr(architecture, name) == model[name], name
+    assert architecture.active_matmul_parameters == model["matmul_params_active"]
+    assert architecture.kv_bytes() == model["kv_bytes_per_token_bf16"]
+    assert architecture.kv_bytes_local() == model["kv_bytes_per_token_bf16_local"]
+    assert architecture.local_window == model["local_window"]
+    if model["name"] not in BIDIRECTIONAL:
+        length = model["flops_context"]
+        assert architecture.mean_forward_flops(length) == model["flops_forward_per_token"]
+
+
+def test_every_family_has_a_published_config_or_is_checked_against_transformers_only():
+    published = {model["model_type"] for model in MODELS}
+    assert set(FAMILIES) - published <= {"arcee", "nanochat"}
+
+
+@given(length=st.integers(1, 60), window=st.integers(1, 80), chunked=st.booleans())
+def test_mean_visible_tokens_equal_the_mean_over_a_mask(length, window, chunked):
+    visible = [
+        sum(q // window == k // window if chunked else q - k < window for k in range(q + 1))
+        for q in range(length)
+    ]
+    mean = mean_visible_tokens(length, window, chunked=chunked)
+    assert mean == pytest.approx(sum(visible) / length, rel=1e-12)
+    assert mean_visible_tokens(length) == (length + 1) / 2
+
+
+def test_a_window_saturates_the_cache_and_not_the_layers_without_one():
+    gemma = read_architecture({"model_type": "gemma3_text", "sliding_window": 512})
+    full, local = gemma.kv_bytes(), gemma.kv_bytes_local()
+    assert gemma.cache_bytes(100) == 100 * (full + local)
+    assert gemma.cache_bytes(5000) == 5000 * full + 512 * local
+    assert gemma.forward_flops(10**6) - gemma.forward_flops(10**5) == 9 * 10**5 * 4 * 4 * 8 * 256

@@ -1,0 +1,160 @@
+"""Configs of every family read as transformers' own config classes and models read them."""
+
+import warnings
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shapelaw.scaling.architectures.config import read_architecture
+from shapelaw.scaling.architectures.registry import FAMILIES
+from shapelaw.scaling.errors import InputError
+
+TOKENS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+# Valid values of each field, small enough to build many models of.
+VALUES = {
+    "vocab_size": (97, 128),
+    "hidden_size": (64, 96, 120),
+    "n_embd": (64, 96, 120),
+    "intermediate_size": (112, 144),
+    "n_inner": (112, 144),
+    "num_hidden_layers": (1, 3),
+    "n_layer": (1, 3),
+    "num_attention_heads": (4, 8, 12),
+    "n_head": (4, 8, 12),
+    "num_key_value_heads": (1, 2, 4),
+    "head_dim": (16, 32),
+    "n_positions": (64, 256),
+    "sliding_window": (8, 64),
+    "sliding_window_pattern": (1, 2),
+    "max_window_layers": (0, 1, 2),
+    "no_rope_layer_interval": (1, 2),
+    "num_local_experts": (4, 8),
+    "num_experts": (4, 8),
+    "n_routed_experts": (4, 8),
+    "num_experts_per_tok": (1, 2),
+    "moe_intermediate_size": (16, 32),
+    "decoder_sparse_step": (1, 2),
+    "n_shared_experts": (1, 2),
+    "first_k_dense_replace": (0, 1),
+    "q_lora_rank": (24,),
+    "kv_lora_rank": (32,),
+    "qk_nope_head_dim": (16,),
+    "qk_rope_head_dim": (8,),
+    "v_head_dim": (16, 24),
+    "n_group": (1, 2),
+    "topk_group": (1,),
+    "intermediate_size_mlp": (112,),
+    "interleave_moe_layer_step": (1, 2),
+    "attention_chunk_size": (8, 64),
+}
+ALWAYS = {"num_hidden_layers", "n_layer", "num_experts", "num_local_experts", "n_routed_experts"}
+BROKEN = (None, "64", 64.0, True, -1, [64])
+SWITCHES = (
+    *("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"),
+    *("add_cross_attention",),
+)
+
+
+@st.composite
+def configs(draw: st.DrawFn, model_type: str) -> dict[str, object]:
+    """Draw a config with some fields absent, and at most one field null or broken."""
+    fields = FAMILIES[model_type].fields
+    config: dict[str, object] = {}
+    for name in sorted(set(fields) & set(VALUES)):
+        if name in ALWAYS or draw(st.booleans()):
+            config[name] = draw(st.sampled_from(VALUES[name]))
+    for name in sorted(set(fields) & set(SWITCHES)):
+        if draw(st.integers(0, 3)) == 0:
+            config[name] = draw(st.booleans())
+    if "head_dim" not in fields and model_type != "gpt2" and draw(st.booleans()):
+        config["head_dim"] = draw(st.sampled_from(VALUES["head_dim"]))
+    if draw(st.integers(0, 3)) == 0:
+        config["rope_theta"] = draw(st.sampled_from((5e5, 1e6)))
+    if "layer_types" in fields and draw(st.integers(0, 3)) == 0:
+        kinds = st.sampled_from(("full_attention", "sliding_attention"))
+        number = draw(st.sampled_from((1, 3)))
+        config["layer_types"] = draw(st.lists(kinds, min_size=number, max_size=number))
+    if draw(st.integers(0, 3)) == 0:
+        name = draw(st.sampled_from(sorted(set(fields) - {"rope_theta"})))
+        config[name] = draw(st.sampled_from(BROKEN))
+    return config
+
+
+def reference(model_type, config):
+    """Build the model on the meta device; None where transformers refuses the config."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    transformers.logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings(), torch.device("meta"):
+            warnings.simplefilter("ignore")
+            settings_ = transformers.AutoConfig.for_model(model_type, **TOKENS, **config)
+            return transformers.AutoModelForCausalLM.from_config(settings_)
+    except Exception:  # transformers raises errors of a dozen kinds
+        return None
+
+
+def read(model_type, config):
+    """Read the config; None where it is refused."""
+    try:
+        return read_architecture({"model_type": model_type, **config})
+    except InputError:
+        return None
+
+
+def refused_beyond_transformers(config):
+    """Whether a config is one that transformers builds and that computes no language model."""
+    numbers = [value for value in config.values() if isinstance(value, int)]
+    return min(numbers, default=1) < 0 or config.get("add_cross_attention") is True
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_partial_config_reads_as_the_model_that_transformers_builds(model_type, data):
+    config = data.draw(configs(model_type))
+    model, architecture = reference(model_type, config), read(model_type, config)
+    if model is None:
+        assert architecture is None, config
+        return
+    if architecture is None:
+        groups = model.config.to_dict().get("num_key_value_heads") or 1
+        heads = model.config.num_attention_heads
+        odd = getattr(model.config, "head_dim", model.config.hidden_size // heads) % 2
+        assert refused_beyond_transformers(config) or heads % groups or odd, config
+        return
+    names = {id(p): name for name, p in model.named_parameters()}
+    total = sum(p.numel() for p in model.parameters())
+    tables = ("embed_tokens", "lm_head", "wte", "wpe", "embed_tokens_per_layer")
+    embedding = sum(
+        p.numel()
+        for p in model.parameters()
+        if any(part in tables for part in names[id(p)].split("."))
+    )
+    assert (architecture.n_total, architecture.n_non_embedding) == (total, total - embedding)
+    assert architecture.num_hidden_layers == model.config.num_hidden_layers
+    assert architecture.embedding.tied == model.config.tie_word_embeddings
+    theta = rope_base(model.config)
+    assert theta is None or architecture.rope_theta == theta
+    assert sorted(windows_read(architecture)) == sorted(windows_built(model))
+
+
+def rope_base(config):
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return parameters.get("full_attention", parameters).get("rope_theta")
+
+
+def windows_read(architecture):
+    return [
+        layer.attention.window or 0 for layer, number in architecture.layers for _ in range(number)
+    ]
+
+
+def windows_built(model):
+    """Return the window of each attention module of transformers, 0 for all tokens."""
+    config = model.config
+    modules = [m for name, m in model.named_modules() if name.endswith(("self_attn", ".attn"))]
+    if config.model_type == "mistral":
+        return [config.sliding_window or 0] * len(modules)
+    return [getattr(module, "sliding_window", None) or 0 for module in modules]
