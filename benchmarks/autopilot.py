@@ -93,7 +93,7 @@ class Truth:
                     {
                         "run_id": spec.run_id if last else f"{spec.run_id}-b{tokens}",
                         "run_group": spec.run_id,
-                        **vars(spec.shape),
+                        **spec.shape.row(),
                         N: spec.shape.n_non_embedding,
                         "hidden_over_sqrt_n": spec.shape.hidden_over_sqrt_n,
                         "mlp_to_attention": spec.shape.mlp_to_attention,

@@ -65,7 +65,7 @@ def measured(
 ) -> list[Measurement | str]:
     """Measure every shape with an engine, or read earlier measurements from the folder."""
     path = folder / f"{engine} {short(workload)}.json".replace("/", "-").replace(":", "-")
-    key = [asdict(workload), [asdict(shape) for shape in shapes]]
+    key = [asdict(workload), [shape.row() for shape in shapes]]
     if path.exists():
         document = json.loads(path.read_text())
         if document["key"] == key:
@@ -158,7 +158,7 @@ def main() -> None:
         "engine-ranks",
         {
             "promise": "none: the figures show if engines and workloads agree on the fastest shape",
-            "shapes": [asdict(shape) for shape in shapes],
+            "shapes": [shape.row() for shape in shapes],
             "output_tokens_per_second": table.round(2).to_dict("list"),
             "fastest": {name: int(table[name].idxmax()) for name in table},
             "rank_correlations": ranks.round(3).to_dict("list"),

@@ -297,7 +297,7 @@ def test_predict_answers_in_the_order_of_the_rows(runs: Path, law: Path, tmp_pat
 
 
 def test_tokens_may_stand_in_the_option(runs: Path, law: Path, tmp_path: Path) -> None:
-    fields_only = pd.read_csv(runs)[[*vars(SHAPE)]]
+    fields_only = pd.read_csv(runs)[[*SHAPE.row()]]
     fields_only.to_csv(tmp_path / "shapes.csv", index=False)
     few, many = (
         document("predict", law, tmp_path / "shapes.csv", "--tokens", tokens)["predictions"]
@@ -411,7 +411,7 @@ def proposed(law: Path) -> tuple[Path, list[dict[str, Any]]]:
 def test_propose_prints_the_promised_rows(proposed: tuple[Path, list[dict[str, Any]]]) -> None:
     _, rows = proposed
     wanted = {
-        *vars(SHAPE), "role", "predicted_loss", "loss_low", "loss_high", "throughput",
+        *SHAPE.row(), "role", "predicted_loss", "loss_low", "loss_high", "throughput",
         "throughput_low", "throughput_high", "throughput_kind", "engine", "on_front", "warnings",
     }  # fmt: skip
     assert len(rows) == 5
@@ -434,7 +434,7 @@ def test_propose_writes_what_it_prints(proposed: tuple[Path, list[dict[str, Any]
     assert written["proposals"] == rows
     for row in rows:
         config = json.loads((folder / "proposals" / row["name"] / "config.json").read_text())
-        assert vars(Shape.from_config(config)) == {name: row[name] for name in vars(SHAPE)}
+        assert Shape.from_config(config).row() == {name: row[name] for name in SHAPE.row()}
 
 
 def test_proposals_are_printed_with_and_without_a_folder(
@@ -556,7 +556,7 @@ def test_train_prints_its_row_and_does_not_train_again(
     assert set(COLUMNS) <= set(row)
     assert row["status"] == "done"
     assert 2 < row["loss"] < 6
-    assert {name: row[name] for name in vars(SHAPE)} == vars(SHAPE)
+    assert {name: row[name] for name in SHAPE.row()} == SHAPE.row()
     assert (folder / "out" / "runs" / row["run_id"] / "model.safetensors").exists()
     assert document(*train_command(text, folder)) == row
     lines = words(*train_command(text, folder)).splitlines()
@@ -594,8 +594,8 @@ def test_export_prints_and_writes_the_run_table(
     assert row["run_id"] in words("sweep", "export", folder / "out")
 
 
-PLAN = ",".join(name for name in vars(SHAPE) if name != "vocab_size") + ",tokens,context_length\n"
-SHAPE_ROW = ",".join(str(value) for name, value in vars(SHAPE).items() if name != "vocab_size")
+PLAN = ",".join(name for name in SHAPE.row() if name != "vocab_size") + ",tokens,context_length\n"
+SHAPE_ROW = ",".join(str(value) for name, value in SHAPE.row().items() if name != "vocab_size")
 
 
 @pytest.mark.slow

@@ -556,7 +556,7 @@ def test_an_accuracy_link_is_fitted_from_a_scored_run_table(tmp_path: Path) -> N
     rows, scored = [], {}
     for i, (loss, accuracy) in enumerate(zip(losses, truth, strict=True)):
         seen = generator.normal(accuracy, 0.0018)
-        rows.append({"run_id": f"r{i}", **vars(SHAPE), "n_non_embedding": 1000 + i, "tokens": 2000,
+        rows.append({"run_id": f"r{i}", **SHAPE.row(), "n_non_embedding": 1000 + i, "tokens": 2000,
                      "loss": loss, "bits_per_byte": loss / math.log(2), "corpus": "text:1",
                      "tokenizer": "bytes", "status": "done"})  # fmt: skip
         scored[f"r{i}"] = [

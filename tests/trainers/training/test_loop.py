@@ -149,7 +149,7 @@ def test_the_row_has_every_column_of_the_run_table(corpus: Corpus, tmp_path: Pat
     run = spec(tokens=700, seed=5, data_seed=6, role="confirmation")
     row = train_run(run, corpus, tmp_path)[-1]
     assert set(COLUMNS) <= set(row)
-    assert {name: row[name] for name in asdict(SHAPE)} == asdict(SHAPE)
+    assert {name: row[name] for name in SHAPE.row()} == SHAPE.row()
     assert row["tokens"] == run.steps * RECIPE.batch_tokens == 11 * 64
     assert row["n_total"] == SHAPE.n_total
     assert row["n_non_embedding"] == SHAPE.n_non_embedding
