@@ -148,7 +148,7 @@ def _family_of(values: Mapping[str, Any]) -> ConfigFamily:
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:
         raise InputError(
-            f"`model_type` must be one of {', '.join(sorted(FAMILIES))}, "
+            f"`model_type` must be one of {', '.join(FAMILIES)}, "
             f"but got {str(kind)[:40]!r}; give the config of one of these families"
         )
     foreign = [n for n in FOREIGN_FIELDS if values.get(n) and n not in family.fields]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.errors import InputError
 
-MAX_COUNT = 10**9
+MAX_COUNT = 10**12
 MAX_LAYERS = 10_000
 Kind = Literal["count", "whole", "switch", "activation", "list"]
 ACTIVATIONS = {  # of transformers

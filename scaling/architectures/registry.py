@@ -14,7 +14,7 @@ from shapelaw.scaling.architectures.families.smollm3 import SMOLLM3
 
 FAMILIES: dict[str, ConfigFamily] = {
     family.model_type: family
-    for family in (*(GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, OLMO2, GEMMA3, ARCEE, NANOCHAT),)
+    for family in (*(LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, OLMO2, GEMMA3, GPT2, ARCEE, NANOCHAT),)
 }
 # Multimodal model types, with the model type of the language model inside.
 TEXT_MODELS = {

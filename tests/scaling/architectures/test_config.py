@@ -71,7 +71,7 @@ def test_a_config_without_head_dim_and_with_a_broken_head_count_is_refused_by_na
 
 @pytest.mark.parametrize("kind", ["falcon", "phi3", None, ["llama"], 3])
 def test_an_unknown_model_type_is_refused_with_the_list_of_types(kind):
-    families = ", ".join(sorted(FAMILIES))
+    families = ", ".join(FAMILIES)
     with pytest.raises(InputError, match=f"`model_type` must be one of {families}, but got"):
         Shape.from_config(SMALL.to_config() | {"model_type": kind})
 
@@ -187,7 +187,7 @@ def test_the_rotary_base_of_a_family_is_its_own():
         ({"hidden_size": 100, "num_attention_heads": 6}, "use a hidden size of 96 or 102"),
         ({"num_experts": 8}, "`num_experts` is no field of llama"),
         ({"hidden_act": "swoosh"}, "`hidden_act` must be an activation of transformers"),
-        ({"hidden_size": 10**12}, "`hidden_size` must be at most 1,000,000,000"),
+        ({"hidden_size": 10**13}, "`hidden_size` must be at most 1,000,000,000,000"),
         ({"num_hidden_layers": 10**7}, "`num_hidden_layers` must be at most 10,000"),
         ({"hidden_size": True}, "`hidden_size` must be a positive integer, but got True"),
         ({"head_dim": 7}, "`head_dim % 2 == 0` must hold for rotary positions, but got 7"),
