@@ -155,9 +155,10 @@ def _legend(proposals: Proposals) -> str:
     if TIME_MODEL in kinds and checked is not None:
         error = f"mean error {100 * checked.mape:.1f} % on {len(checked.measured)} left out"
         sources.append(f"time model: fitted to those answers ({error} in turn)")
+    chance = "fits with less loss" if candidates.basis.published else "probability of less loss"
     return (
-        f"loss: {candidates.basis.interval} of the difference in brackets; P(less): probability of "
-        f"less loss; speed: output tokens/s over the baseline's, {'; '.join(sources)}."
+        f"loss: {candidates.basis.interval} of the difference in brackets; P(less): {chance}; "
+        f"speed: output tokens/s over the baseline's, {'; '.join(sources)}."
     )
 
 

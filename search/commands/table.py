@@ -57,13 +57,20 @@ def table_apart(proposals: Sequence[Proposal], *, wide: bool = False) -> pd.Data
 def fastest_apart(proposals: Sequence[Proposal]) -> list[Proposal]:
     """Return for each set of differences not in the law the fastest shape of no more loss.
 
-    Only shapes that are faster than the baseline count, those of fewer differences first.
+    Only shapes that are faster than the baseline, and than those with a part of their differences,
+    count. Those of fewer differences come first.
     """
     best: dict[tuple[str, ...], Proposal] = {}
     for p in sorted(proposals, key=lambda p: -(p.speedup or 0.0)):
         if p.apart and p.difference_nats <= 0 and (p.speedup or 0.0) > MIN_SPEEDUP:
             best.setdefault(p.not_in_law, p)
-    return sorted(best.values(), key=lambda p: (len(p.not_in_law), p.speedup or 0.0))
+    ordered = sorted(best.values(), key=lambda p: (len(p.not_in_law), p.speedup or 0.0))
+    kept: list[Proposal] = []
+    for p in ordered:
+        parts = [q.speedup or 0.0 for q in kept if set(q.not_in_law) < set(p.not_in_law)]
+        if (p.speedup or 0.0) > MIN_SPEEDUP * max(parts, default=1.0):
+            kept.append(p)
+    return kept
 
 
 def _formatted(
@@ -74,7 +81,7 @@ def _formatted(
         "shape": lambda p: f"{p.name}\n{p.role}{_off_front(p)}",
         "N": lambda p: format_count(p.shape.n_non_embedding),
         "loss − baseline": _difference_text,
-        "P(less)": lambda p: probability_text(p.p_less_loss),
+        "P(less)": lambda p: p.chance,
         "worth": _worth_text,
         "not in law": lambda p: "\n".join(changes_not_in_law(p.shape, base.shape, p.not_in_law)),
         "predicted loss": lambda p: (

@@ -18,6 +18,7 @@ from shapelaw.scaling.schema import (
     read_document,
 )
 from shapelaw.search.engines._base import Measurement
+from shapelaw.search.proposals.probabilities import probability_text
 
 # Fields that identify a shape within one search.
 SHAPE_KEY = (
@@ -72,6 +73,8 @@ class Proposal:
     p_less_loss, p_faster
         Probability of a lower true loss, and of a higher true speed, than the baseline's; None for
         the baseline, and for ``p_faster`` where one of both has no speed.
+    printed_fits
+        Number of printed fits that ``p_less_loss`` is a share of; None for draws of a fit.
     p_faster_basis
         Source of the spread of the speeds, or the reason why ``p_faster`` is 1 or 0.
     p_best
@@ -108,6 +111,7 @@ class Proposal:
     training_speedup: float | None = None
     p_less_loss: float | None = None
     p_faster: float | None = None
+    printed_fits: int | None = None
     p_faster_basis: str = ""
     p_best: float | None = None
     accuracy: Accuracy | None = None
@@ -118,6 +122,13 @@ class Proposal:
     def name(self) -> str:
         """Return a file name for the shape."""
         return shape_name(self.shape)
+
+    @property
+    def chance(self) -> str:
+        """Return P(less loss) as text: a share of printed fits, which are too few for more."""
+        if self.p_less_loss is None or self.printed_fits is None:
+            return probability_text(self.p_less_loss)
+        return f"{self.p_less_loss * self.printed_fits:g} of {self.printed_fits}"
 
     def percent(self, name: str) -> float:
         """Return a difference, ``difference_nats...``, in per cent of the baseline's loss."""
@@ -148,6 +159,7 @@ class Proposal:
             "not_in_law": list(self.not_in_law),
             "apart": self.apart,
             "p_less_loss": self.p_less_loss,
+            "printed_fits": self.printed_fits,
             "p_faster": self.p_faster,
             "p_faster_basis": self.p_faster_basis,
             "p_best": self.p_best,
@@ -256,6 +268,7 @@ class ProposalRow(TypedDict):
     equivalent_compute_high: NotRequired[Rate | Name | None]
     training_speedup: NotRequired[Rate | None]
     p_less_loss: NotRequired[Fraction | None]
+    printed_fits: NotRequired[Count | None]
     p_faster: NotRequired[Fraction | None]
     p_faster_basis: NotRequired[Note]
     p_best: NotRequired[Fraction | None]

@@ -177,6 +177,7 @@ def rank(estimated: "Estimated") -> Proposals:
             else _accuracy(links, candidates.basis.validation, predicted.iloc[place]),
             not_in_law=tuple(name for name, mask in candidates.not_in_law.items() if mask[row]),
             apart=bool(apart[place]),
+            printed_fits=len(fit.draws) if candidates.basis.published else None,
             **probabilities[place],  # type: ignore[arg-type]
             **_numbers(predicted.iloc[place]),  # type: ignore[arg-type]
         )

@@ -15,7 +15,6 @@ from shapelaw.scaling.units import format_count
 from shapelaw.search.engines._base import Measurement, broken_limits
 from shapelaw.search.proposals.candidate_set import AXES, accepted_axes
 from shapelaw.search.proposals.leaders import MIN_SPEEDUP
-from shapelaw.search.proposals.probabilities import probability_text
 from shapelaw.search.proposals.proposal import (
     BASELINE,
     CANDIDATE,
@@ -170,22 +169,18 @@ def _second_roles(ranked: Sequence[Proposal], confidence: float) -> dict[str, st
         return {}
     if (best.p_less_loss or 0.0) < confidence:
         return {}
-    return {best.name: f", and the fastest at no more loss (P {_chance(best)})"}
-
-
-def _chance(proposal: Proposal) -> str:
-    return probability_text(proposal.p_less_loss)
+    return {best.name: f", and the fastest at no more loss (P {best.chance})"}
 
 
 def _reason(proposal: Proposal, base: Proposal, *, first: bool, also: str) -> str:
     if proposal.role == BASELINE:
         return "the model to beat" + (", itself not beaten" if proposal.on_front else "")
     if proposal.role == LOSS_OPTIMAL:
-        reason = f"lowest predicted loss (P {_chance(proposal)} of less than the baseline){also}"
+        reason = f"lowest predicted loss (P {proposal.chance} of less than the baseline){also}"
     elif proposal.role == FAST:
-        reason = f"fastest at no more loss than the baseline (P {_chance(proposal)})"
+        reason = f"fastest at no more loss than the baseline (P {proposal.chance})"
     elif proposal.role == EVEN:
-        reason = f"fastest at even odds of no more loss (P {_chance(proposal)})"
+        reason = f"fastest at even odds of no more loss (P {proposal.chance})"
     elif first:
         reason = "fastest of all"
     elif proposal.speedup is None:

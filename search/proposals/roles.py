@@ -23,10 +23,12 @@ def assign_roles(
 ) -> list[str]:
     """Assign a role to each of n listed shapes, the first of which is the baseline.
 
-    ``loss-optimal`` is the shape of lowest predicted loss; of those within 0.1 % of it, the
-    fastest. ``fast`` is the fastest shape with no more loss than the baseline at the confidence;
-    ``even odds`` is the fastest at a probability of one half, if that is another shape. Both are
-    faster than the baseline by more than the tolerance in N, which is no gain of shape.
+    ``loss-optimal`` is the shape of lowest predicted loss; of those within 0.1 % of it that are not
+    likely to have more loss than the baseline, the fastest. ``fast`` is the fastest shape with no
+    more loss than the baseline at the confidence; ``even odds`` is the fastest at a probability of
+    one half, if that is another shape. Both are faster than the baseline by more than the tolerance
+    in N, which is no gain of shape.
+
     A shape with two roles has the first of ``loss-optimal``, ``fast``, ``even odds``, and the
     baseline keeps its own, so that a role may be missing.
 
@@ -47,7 +49,11 @@ def assign_roles(
         roles[fastest_place(speeds, likely, served, level)] = role
     rows = np.flatnonzero(served)
     if len(rows):
-        ties = rows[losses[rows] <= losses[rows].min() * (1 + EQUAL_LOSS)]
+        lowest = int(rows[losses[rows].argmin()])
+        ties = rows[
+            (losses[rows] <= losses[lowest] * (1 + EQUAL_LOSS))
+            & (likely[rows] >= min(EVEN_ODDS, likely[lowest]))
+        ]
         roles[int(ties[speeds[ties].argmax()])] = LOSS_OPTIMAL
     roles[0] = BASELINE
     return roles

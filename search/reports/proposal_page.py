@@ -192,6 +192,7 @@ def shown_row(row: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
         "difference_text": "0 %" if row is base else f"{signed(percent)} %",
         "interval_text": "" if row is base else f"[{signed(low)}, {signed(high)}] %",
         "probabilities_text": _probabilities_text(row),
+        "chance_text": _chance_text(row),
         "accuracy_text": f"{100 * accuracy['value']:.1f} %" if has_accuracy else "",
         "accuracy_interval": (
             f"[{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}] %" if has_accuracy else ""
@@ -207,6 +208,14 @@ def _role_and_front(row: dict[str, Any]) -> str:
     if row["role"] == CANDIDATE:
         return "on the front" if row["on_front"] else "dominated"
     return str(row["role"]) + (", on the front" if row["on_front"] else "")
+
+
+def _chance_text(row: dict[str, Any]) -> str:
+    """Write P(less loss), of a printed law as a number of its fits."""
+    chance, fits = row.get("p_less_loss"), row.get("printed_fits")
+    if chance is None or fits is None:
+        return formatted("probability", chance)
+    return f"{chance * fits:g} of {fits} fits"
 
 
 def _probabilities_text(row: dict[str, Any]) -> str:

@@ -505,6 +505,7 @@ def test_every_proposal_has_its_probabilities_in_json_and_the_baseline_only_that
 def test_table_shows_probability_of_less_loss_and_wide_table_all_three(usual: Proposals) -> None:
     table, wide = proposals_table(usual.ranked), proposals_table(usual.ranked, wide=True)
     assert table["P(less)"].iloc[0] == "–"
+    assert set(table["P(less)"].iloc[1:]) <= {"0 of 2", "1 of 2", "2 of 2"}, "printed fits"
     assert table["P(less)"].tolist() == wide["P(less)"].tolist()
     assert {"P(faster)", "P(best)", "KV/token", "training speed"} < set(wide) - set(table)
     assert wide["P(faster)"].str.contains("predicted").any()

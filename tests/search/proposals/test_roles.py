@@ -30,6 +30,11 @@ def test_tie_in_loss_goes_to_the_faster_shape_and_a_real_difference_to_the_lower
     assert roles(losses=apart)[1] == LOSS_OPTIMAL
 
 
+def test_faster_shape_of_equal_predicted_loss_that_is_likely_worse_is_not_loss_optimal() -> None:
+    doubtful = np.where(np.arange(6) == 2, 0.3, LIKELY)
+    assert roles(likely=doubtful)[1] == LOSS_OPTIMAL
+
+
 def test_shape_is_not_fast_below_the_confidence_or_without_a_gain_in_speed() -> None:
     assert FAST not in roles(likely=np.where(LIKELY < 0.9, 0.79, LIKELY))
     slow = np.minimum(SPEEDS, 100.9)
