@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from shapelaw.scaling.display.printable import printable
+from shapelaw.scaling.display.printable import printable, without_passwords
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +51,7 @@ def print_fields(values: Mapping[str, Any], *, json: bool = False) -> None:
 
 def note(text: str) -> None:
     """Print a line to standard error, to keep it out of the document on standard output."""
-    sys.stderr.write(printable(text.replace("\n", " ")) + "\n")
+    sys.stderr.write(printable(without_passwords(text.replace("\n", " "))) + "\n")
 
 
 def echo(text: object) -> None:

@@ -1,5 +1,6 @@
 """Untrusted text made fit for a terminal: names, paths and values from files and options."""
 
+import re
 import unicodedata
 
 MAX_LINE = 300  # characters of an error or a note
@@ -31,6 +32,18 @@ def printable(text: str, keep: str = "") -> str:
     )  # fmt: skip
 
 
+def without_passwords(text: str) -> str:
+    """Hide the passwords of addresses of databases, well-formed or not.
+
+    Examples
+    --------
+    >>> without_passwords("postgresql://ada:secret@[host/runs?password=secret is no address")
+    'postgresql://ada:***@[host/runs?password=*** is no address'
+    """
+    text = re.sub(r"(\b[a-z+]+:/{0,2})([^\s:/@]*):(?!password@)\S*@", r"\1\2:***@", text)
+    return re.sub(r"(password=)[^&\s'\"]*", r"\1***", text)
+
+
 def one_line(text: str, limit: int = MAX_LINE) -> str:
     """Return text as one printable line whose middle is left out beyond a limit.
 
@@ -46,7 +59,8 @@ def one_line(text: str, limit: int = MAX_LINE) -> str:
     >>> len(one_line("x" * 1000))
     300
     """
-    line = printable(" ".join(text[: 20 * limit].split("\n")) + text[20 * limit :][-KEPT_END:])
+    short = " ".join(text[: 20 * limit].split("\n")) + text[20 * limit :][-KEPT_END:]
+    line = printable(without_passwords(short))
     if len(line) <= limit:
         return line
     end = min(KEPT_END, limit // 2)

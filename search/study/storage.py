@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from shapelaw.scaling.display.console import note
+from shapelaw.scaling.display.printable import without_passwords
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.extras import installing
 from shapelaw.scaling.files import require_file_place
@@ -29,13 +30,14 @@ POSTGRES = re.compile(r"^(postgres|postgresql)://")
 
 
 def is_url(address: Address) -> bool:
-    """Return whether an address is the URL of a database."""
-    return "://" in str(address)
+    """Return whether an address is meant to be the URL of a database."""
+    text = str(address)
+    return "://" in text or text.startswith(("postgres:", "postgresql:", "postgresql+psycopg:"))
 
 
 def hide_password(address: Address) -> str:
     """Return an address as text without its password."""
-    return re.sub(r"(//[^:/@]*):[^@]*@", r"\1:***@", str(address))
+    return without_passwords(str(address))
 
 
 def check_storage_address(address: Address) -> None:
@@ -51,6 +53,8 @@ def check_storage_address(address: Address) -> None:
         from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
         try:
+            if str(address).partition("://")[2].partition("/")[0].count("@") > 1:
+                raise ValueError("an @ in a password is written %40")
             make_url(_with_driver(str(address))).get_dialect()
         except (ArgumentError, NoSuchModuleError, ValueError) as error:
             raise InputError(

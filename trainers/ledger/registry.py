@@ -3,6 +3,7 @@
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
+from shapelaw.scaling.display.printable import without_passwords
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import require_file_place
 from shapelaw.trainers.ledger.store import ONLY_SWEEP, Store
@@ -21,8 +22,8 @@ ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
 
 
 def is_database(address: str | Path) -> bool:
-    """Return True if an address is a URL and not a path."""
-    return "://" in str(address)
+    """Return True if an address is meant to be a URL and not a path."""
+    return "://" in str(address) or str(address).startswith(("postgres:", "postgresql:"))
 
 
 def check_ledger_address(address: str) -> None:
@@ -35,9 +36,14 @@ def check_ledger_address(address: str) -> None:
     """
     if is_database(address):
         # Optuna and SQLAlchemy call the same database postgresql+psycopg.
-        scheme = urlsplit(address).scheme.partition("+")[0]
-        if scheme not in ("postgresql", "postgres"):
-            raise InputError(f"`--ledger` must be {KINDS}, but got {scheme}://...")
+        try:
+            parts = urlsplit(address)
+            valid = parts.scheme.partition("+")[0] in ("postgresql", "postgres")
+            valid = valid and "://" in address and parts.netloc.count("@") < 2 and parts.port != 0
+        except ValueError:  # of a host in brackets, or of a port that is no number
+            valid = False
+        if not valid:
+            raise InputError(f"`--ledger` must be {KINDS}, but got {without_passwords(address)}")
         return
     path = Path(address)
     require_file_place(path, "--ledger")
