@@ -33,7 +33,7 @@ from shapelaw.search.proposals.reasons import explain
 from shapelaw.search.proposals.request import ProposalRequest
 from shapelaw.search.study.confirmation import measure_again
 from shapelaw.search.study.problem import Goal, SearchProblem
-from shapelaw.search.study.storage import Address
+from shapelaw.search.study.storage import Address, check_study
 from shapelaw.search.study.study import Report, SearchResult, explore
 from shapelaw.search.time_model.cross_validation import (
     MIN_MEASUREMENTS,
@@ -199,6 +199,7 @@ def _compute_candidates(candidates: CandidateSet) -> Measured:
     """Compute the speed of every candidate, and keep the answers for those ahead."""
     request = candidates.request
     engine, workload = request.serving.engine, request.serving.workload
+    check_study(request.effort.storage)
     ttft, tpot = engine.times(candidates.table, workload)
     if np.isfinite(ttft).any():
         require_service(ttft, tpot, workload)

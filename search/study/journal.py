@@ -95,8 +95,8 @@ class StudyJournal(BaseJournalBackend):
             os.fsync(file.fileno())
 
     def repair(self) -> None:
-        """Cut a torn last line off."""
-        if self._torn_bytes():
+        """Cut a torn last line off, and take a lock over that a dead process left."""
+        if self._torn_bytes() or self._lock.is_held():
             with self._locked():
                 self._cut_torn_line()
 
@@ -151,6 +151,10 @@ def read_record(line: bytes) -> dict[str, Any] | None:
 
 class _StudyLock(JournalFileSymlinkLock):
     """Optuna's lock, which is taken over from a process that died with it."""
+
+    def is_held(self) -> bool:
+        """Return whether any process holds the lock, or left it."""
+        return os.path.lexists(self._lock_file)
 
     def acquire(self) -> bool:
         """Make the lock, and wait while another process holds it."""

@@ -156,6 +156,13 @@ def opened_storage(address: Address) -> "Iterator[BaseStorage]":
             storage.engine.dispose()
 
 
+def check_study(address: "Address | None") -> None:
+    """Open and repair the journal of a study, if it exists, though no shape is to be measured."""
+    if isinstance(address, Path | str) and not is_url(address) and Path(address).exists():
+        with opened_storage(address):
+            return
+
+
 def _open_database(url: str) -> "BaseStorage":
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -99,6 +99,24 @@ def bad_documents(content: bytes) -> st.SearchStrategy[bytes]:
     return st.integers(0, 3).flatmap(lambda number: edits if number else damages)
 
 
+OPTION_TEXTS = [
+    "", "abc", "nan", "inf", "-1", "0", "1e18", "1e400", "1e-400", "9" * 400, "1.5", "true", "a=b",
+    "two\nlines", "../../x", "/absolute", "x" * 5000, "{{ script }}", "$x_{$", ",", ":", "=", "é",
+    "1:2:3", "1,,2", "\u202e", "12:1", "-5M", "200%", "postgresql://u:secret@[bad/x", "*", "N >",
+    "postgresql://u:secret@host:port/x", "mysql://a:secret@h/x", "postgresql:u:secret@h",
+    "runs.csv", "config.json", "text", "/dev/null", "nowhere.json", ";", "'", '"', "`",
+    "--json", ESCAPE, "__import__('os').system('touch left')", "512/256@99999999999", "rag:fp9",
+    "chat,ttft=", "\\", "a.b.c > 1",
+    "gqa <= 4 and", "loss.__class__", "(" * 500, "1" + "+1" * 3000, "not " * 2000,
+]  # fmt: skip
+
+
+def bad_options() -> st.SearchStrategy[str]:
+    """Return texts of options: usual mistakes, and any text."""
+    legal = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
+    return st.one_of(st.sampled_from(OPTION_TEXTS), st.text(legal, max_size=30))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """How a command ended: exit code, printed texts, cost and new files."""

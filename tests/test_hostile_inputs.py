@@ -1,0 +1,299 @@
+"""Malformed documents and options: one error line, exit code 2, and nothing left behind.
+
+Each example changes one document that a command reads, or one option, and runs the command in a
+fork. The slow suite runs over 2,000 examples, the fast one a few for each document.
+"""
+
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from shapelaw.scaling.files import data_folder
+from shapelaw.search.study.storage import open_storage
+from support.hostile_inputs import (
+    VALUES,
+    Outcome,
+    bad_documents,
+    bad_options,
+    damaged_bytes,
+    run_forked,
+)
+
+pytestmark = [
+    pytest.mark.xdist_group("hostile inputs"),
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="the commands run in forks"),
+]
+FAST, SLOW = 5, 130  # examples of each document
+CONFIG = {
+    "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 256,
+}  # fmt: skip
+SEARCH = (
+    "propose --params 200M --tokens 4B --engine roofline:h100 --layers 12 --head-dim 64 "
+    "--vocab 32000 --measurements 3 --estimated 20 --no-cache"
+)
+PAPER = f"{SEARCH} --law paper-2510.18245"
+SWEEP = "sweep run plan.csv --corpus text --out sweep --set context_length=16 --set sequences=4"
+PLAN = (
+    "hidden_size,intermediate_size,num_hidden_layers,num_attention_heads,num_key_value_heads,"
+    "head_dim,tokens,run_id\n16,32,2,2,1,8,2000,first\n"
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A document, the commands that read it, the other files that they need."""
+
+    file: str
+    commands: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    is_json: bool = True
+
+
+READ = ("config.json", "runs.csv", "shapes.csv")
+CASES = {
+    "fit": Case(
+        "fit.json",
+        ("predict fit.json shapes.csv --tokens 1M", "decide fit.json shapes.csv --tokens 1M",
+         f"{SEARCH} --law fit.json", "plot contours fit.json runs.csv --out plot.png",
+         "next-runs fit.json runs.csv --budget-flops 1e15 --goal alpha --candidates 30"),
+        READ,
+    ),
+    "posterior": Case(
+        "posterior.json",
+        ("predict posterior.json shapes.csv --tokens 1M", f"{SEARCH} --law posterior.json",
+         "fit runs.csv --law width --prior posterior.json --starts 2 --resamples 3"),
+        READ,
+    ),
+    "pool": Case(
+        "pool.json", ("fit runs.csv --law width --prior pool.json --starts 2 --resamples 3",), READ
+    ),
+    "link": Case("link.json", (f"{PAPER} --link link.json",)),
+    "proposals": Case(
+        "found/proposals.json", ("report found", "report found --json"), ("found/fit.json",)
+    ),
+    "journal": Case("study.log", (f"{PAPER} --storage study.log",), is_json=False),
+    "config": Case(
+        "config.json",
+        ("predict fit.json shapes.csv --tokens 1M",
+         "measure config.json --engine roofline:h100 --no-cache"),
+        ("fit.json",),
+    ),
+    "workload": Case(
+        "work.toml",
+        ("measure config.json --engine roofline:h100 --no-cache --workload work.toml",),
+        ("config.json",), is_json=False,
+    ),
+}  # fmt: skip
+OF_SWEEPS = {
+    "corpus record": Case("sweep/corpus/corpus.json", (SWEEP,), ("sweep", "plan.csv", "text")),
+    "sweep record": Case("sweep/sweep.json", (SWEEP, "sweep status sweep"),
+                         ("sweep", "plan.csv", "text")),
+    "shard": Case("sweep/corpus/train.npy", (SWEEP,), ("sweep", "plan.csv", "text"), is_json=False),
+    "ledger": Case("sweep/ledger.sqlite",
+                   ("sweep status sweep", "sweep export sweep --out table.csv"), ("sweep",),
+                   is_json=False),
+}  # fmt: skip
+OPTIONS = {
+    "predict fit.json shapes.csv": {"--tokens": "1M", "--out": "out.csv"},
+    "decide fit.json shapes.csv": {"--tokens": "1M", "--out": "out.csv"},
+    "space": {
+        "--params": "200M", "--layers": "12", "--head-dim": "64", "--vocab": "32000",
+        "--where": "gqa <= 4", "--tolerance": "0.01", "--hidden-step": "64", "--out": "out.csv",
+    },
+    "measure config.json --no-cache": {"--engine": "roofline:h100", "--workload": "chat"},
+    SEARCH.partition(" --")[0]: {
+        "--params": "200M", "--tokens": "4B", "--law": "paper-2510.18245", "--layers": "12",
+        "--head-dim": "64", "--engine": "roofline:h100", "--measurements": "3", "--vocab": "32000",
+        "--storage": "study.log", "--seed": "1", "--workload": "chat", "--where": "gqa <= 4",
+    },
+    "data show runs.csv": {"--where": "loss > 0", "--exclude": "first"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one good document of each kind."""
+    import shapelaw.search.commands.output
+    import shapelaw.search.reports.proposal_page  # noqa: F401  the forks begin with the modules
+
+    folder, data = tmp_path_factory.mktemp("hostile"), data_folder()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "plan.csv").write_text(PLAN)
+    (folder / "work.toml").write_text('preset = "chat"\nconcurrency = 16\nmax_ttft = 0.5\n')
+    (folder / "text").mkdir()
+    (folder / "text" / "a.txt").write_text("a line of plain text\n" * 2000)
+    for name, source in {
+        "runs.csv": "quickstart/runs.csv", "pool.json": "laws/pooled.json",
+        "link.json": "accuracy/olmo-ladder.json",
+    }.items():  # fmt: skip
+        shutil.copy(data / source, folder / name)
+    lines = (folder / "runs.csv").read_text().splitlines(keepends=True)
+    (folder / "shapes.csv").write_text("".join(lines[:4]))
+    for command in (
+        "fit runs.csv --law chinchilla --starts 4 --resamples 20 --out fit.json",
+        "fit runs.csv --law width --prior weak --starts 4 --resamples 20 --out posterior.json",
+        f"{PAPER} --out found",
+    ):
+        outcome = run_forked(command.split(), folder)
+        assert outcome.code == 0, outcome.err
+    study = optuna.create_study(storage=open_storage(folder / "study.log"), study_name="study")
+    study.tell(study.ask(), 1.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def swept(made: Path) -> Path:
+    """The same folder with a finished sweep in it."""
+    outcome = run_forked(SWEEP.split(), made)
+    assert outcome.code == 0, outcome.err
+    return made
+
+
+def run_changed(made: Path, case: Case, content: bytes, command: str) -> Outcome:
+    """Run a command on a copy of the files that it needs, one of which has other content."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for needed in case.needs:
+            (folder / needed).parent.mkdir(parents=True, exist_ok=True)
+            copy = shutil.copytree if (made / needed).is_dir() else shutil.copy
+            copy(made / needed, folder / needed)
+        (folder / case.file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / case.file).write_bytes(content)
+        return run_forked(command.split(), folder)
+
+
+def check_case(made: Path, case: Case, examples: int) -> None:
+    """Check that commands keep their promises on changed copies of a document."""
+    content = (made / case.file).read_bytes()
+    changed = bad_documents(content) if case.is_json else damaged_bytes(content)
+
+    @seed(0)
+    @settings(
+        max_examples=examples, database=None, phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(changed, st.sampled_from(case.commands))
+    def check(content: bytes, command: str) -> None:
+        outcome = run_changed(made, case, content, command)
+        assert not outcome.broken_promises(), (command, outcome.err[-2000:])
+
+    check()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_malformed_document_is_one_error_line(made: Path, name: str) -> None:
+    check_case(made, CASES[name], FAST)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_many_malformed_documents_are_one_error_line_each(made: Path, name: str) -> None:
+    check_case(made, CASES[name], SLOW)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OF_SWEEPS)
+def test_malformed_document_of_a_sweep_is_one_error_line(swept: Path, name: str) -> None:
+    check_case(swept, OF_SWEEPS[name], SLOW)
+
+
+def check_option(made: Path, command: str, examples: int) -> None:
+    """Check that a command keeps its promises with one option of any text."""
+    case = Case("config.json", (), ("fit.json", *READ[1:]))
+    content = (made / "config.json").read_bytes()
+    good = OPTIONS[command]
+
+    @seed(0)
+    @settings(
+        max_examples=examples, database=None, phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(st.sampled_from(list(good)), bad_options())
+    def check(name: str, text: str) -> None:
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            for needed in (case.file, *case.needs):
+                shutil.copy(made / needed, folder / needed)
+            given = [word for pair in (good | {name: text}).items() for word in pair]
+            outcome = run_forked([*command.split(), *given], folder)
+        broken = outcome.broken_promises()
+        if "postgresql://" in text:  # an address that nobody answers is no bad input
+            broken = [each for each in broken if each != "exit code 1"]
+        assert not broken, (command, name, text, outcome.err[-2000:])
+        assert "secret" not in outcome.out + outcome.err
+
+    assert content
+    check()
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_malformed_option_is_one_error_line(made: Path, command: str) -> None:
+    check_option(made, command, FAST)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", OPTIONS)
+def test_many_malformed_options_are_one_error_line_each(made: Path, command: str) -> None:
+    check_option(made, command, SLOW)
+
+
+@pytest.fixture
+def rows_of_ledger(swept: Path) -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect(swept / "sweep" / "ledger.sqlite")
+    yield connection
+    connection.close()
+
+
+@pytest.mark.slow
+def test_value_of_any_type_in_a_ledger_is_one_error_line(
+    swept: Path, rows_of_ledger: sqlite3.Connection, tmp_path: Path
+) -> None:
+    names = [row[1] for row in rows_of_ledger.execute("PRAGMA table_info(shapelaw_runs)")]
+    spec = rows_of_ledger.execute("SELECT spec FROM shapelaw_runs").fetchone()[0].encode()
+    plain = [v for v in VALUES if isinstance(v, str | float | None) and v != "\ud800"]
+
+    @seed(0)
+    @settings(max_examples=SLOW, database=None, phases=[Phase.generate])
+    @given(st.sampled_from(names), st.sampled_from(plain), bad_documents(spec))
+    def check(column: str, value: object, changed: bytes) -> None:
+        with tempfile.TemporaryDirectory(dir=tmp_path) as place:
+            folder = Path(place)
+            shutil.copytree(swept / "sweep", folder / "sweep")
+            connection = sqlite3.connect(folder / "sweep" / "ledger.sqlite")
+            with connection:
+                text = changed.decode(errors="replace") if column == "spec" else value
+                command = f"UPDATE OR IGNORE shapelaw_runs SET {column} = ?"
+                try:
+                    connection.execute(command, (text,))
+                except sqlite3.IntegrityError:
+                    return
+            connection.close()
+            outcome = run_forked(["sweep", "status", "sweep", "--json"], folder)
+        assert not outcome.broken_promises(), (column, value, outcome.err[-2000:])
+
+    check()
+
+
+def test_harness_notices_a_broken_promise(made: Path) -> None:
+    good = Outcome(code=2, out="", err="error: `a` must hold; do b\n", seconds=1, left=[])
+    assert good.broken_promises() == []
+    bad = Outcome(code=1, out="", err=f"error: {'x' * 400}\x1b\nTraceback", seconds=1, left=[])
+    assert len(bad.broken_promises()) == 4
+    refused = run_forked(["predict", "nowhere.json", "config.json", "--tokens", "1M"], made)
+    assert (refused.code, refused.err.count("\n"), refused.left) == (2, 1, [])
+    left = run_forked(
+        ["predict", "fit.json", "shapes.csv", "--tokens", "1M", "--out", "new.csv"], made
+    )
+    assert left.left == ["new.csv"]
+    (made / "new.csv").unlink()
