@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from shapelaw.scaling.commands.options import FitFile, Json, OutTable, Tokens
+from shapelaw.scaling.commands.options import Extrapolate, FitFile, Json, OutTable, Tokens
 from shapelaw.scaling.display.console import print_json, print_table
 
 
@@ -19,26 +19,27 @@ def decide(
         ),
     ],
     tokens: Tokens = None,
+    extrapolate: Extrapolate = False,
     out: OutTable = None,
     json: Json = False,
 ) -> None:
     """Compare shapes: the chance that each is best."""
     from shapelaw.scaling.commands.output import note_warnings
-    from shapelaw.scaling.commands.predicting import read_shapes
+    from shapelaw.scaling.commands.predicting import named_rows, read_shapes
     from shapelaw.scaling.decisions.decide import decide
     from shapelaw.scaling.fitting.result import Fit
     from shapelaw.scaling.runs.table import write_runs
 
     fitted = Fit.load(fit)
-    table = read_shapes(fitted, shapes, tokens)
+    table = read_shapes(fitted, shapes, tokens, extrapolate=extrapolate)
     note_warnings(fitted)
     decided = decide(fitted, table)
     if out is not None:
         write_runs(out, table.join(decided))
     if json:
-        print_json({"warnings": fitted.table_warnings, "rows": decided})
+        print_json({"warnings": fitted.table_warnings, "rows": named_rows(table, decided)})
     else:
-        print_table(decided.assign(line=range(2, len(decided) + 2)))
+        print_table(named_rows(table, decided).assign(line=range(2, len(decided) + 2)))
 
 
 def mount(app: typer.Typer) -> None:

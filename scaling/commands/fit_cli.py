@@ -17,6 +17,7 @@ from shapelaw.scaling.commands.options import (
     Delta,
     DropFailed,
     Exclude,
+    Extrapolate,
     FitFile,
     Json,
     LawOption,
@@ -158,26 +159,28 @@ def predict(
         Path, typer.Argument(help="Table of shapes, a CSV or Parquet file.", metavar="SHAPES")
     ],
     tokens: Tokens = None,
+    extrapolate: Extrapolate = False,
     out: OutTable = None,
     json: Json = False,
 ) -> None:
     """Predict the loss of shapes, with 95 % intervals."""
     from shapelaw.scaling.commands.output import note_warnings
-    from shapelaw.scaling.commands.predicting import predict_table
+    from shapelaw.scaling.commands.predicting import named_rows, predict_table
     from shapelaw.scaling.fitting.result import Fit
     from shapelaw.scaling.runs.table import write_runs
 
     fitted = Fit.load(fit)
-    table, predicted = predict_table(fitted, shapes, tokens)
+    table, predicted = predict_table(fitted, shapes, tokens, extrapolate=extrapolate)
     note_warnings(fitted)
     if not fitted.has_intervals:
         note("note: the fit has no resamples, so the intervals are of the noise of a run alone")
     if out is not None:
         write_runs(out, table.join(predicted))
     if json:
-        print_json({"warnings": fitted.table_warnings, "predictions": predicted})
+        rows = named_rows(table, predicted)
+        print_json({"warnings": fitted.table_warnings, "predictions": rows})
     else:
-        print_table(predicted.assign(line=range(2, len(predicted) + 2)))
+        print_table(named_rows(table, predicted).assign(line=range(2, len(predicted) + 2)))
 
 
 def laws(

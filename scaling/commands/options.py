@@ -181,6 +181,10 @@ Tokens = Annotated[
         metavar="TOKENS",
     ),
 ]
+Extrapolate = Annotated[
+    bool,
+    typer.Option("--extrapolate", help="Predict beyond 1.5 decades of N or D from the runs too."),
+]
 Params = Annotated[str, typer.Option(help="Parameter budget, such as 350M or 1B.", metavar="N")]
 Convention = Annotated[
     str,

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from shapelaw.scaling.display.console import note
+from shapelaw.scaling.fitting.reach import beyond_reach, require_reach
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.columns import SIZES, D, N
 from shapelaw.scaling.runs.ratios import with_ratios
@@ -14,12 +16,14 @@ from shapelaw.scaling.units import parse_count
 PREDICTED = ["predicted_loss", "loss_low", "loss_high"]
 
 
-def predict_table(fit: Fit, path: Path, tokens: str | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def predict_table(
+    fit: Fit, path: Path, tokens: str | None, *, extrapolate: bool = False
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read a table of shapes and predict the loss of each.
 
     Parameters
     ----------
-    fit, path, tokens
+    fit, path, tokens, extrapolate
         As in :func:`read_shapes`.
 
     Returns
@@ -34,11 +38,18 @@ def predict_table(fit: Fit, path: Path, tokens: str | None) -> tuple[pd.DataFram
     InputError
         As :func:`read_shapes`.
     """
-    table = read_shapes(fit, path, tokens)
+    table = read_shapes(fit, path, tokens, extrapolate=extrapolate)
     return table, fit.predict(table)[PREDICTED]
 
 
-def read_shapes(fit: Fit, path: Path, tokens: str | None) -> pd.DataFrame:
+def named_rows(table: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
+    """Put the run ids of a table, where it has them, before results for its rows."""
+    return table[["run_id"]].join(results) if "run_id" in table else results
+
+
+def read_shapes(
+    fit: Fit, path: Path, tokens: str | None, *, extrapolate: bool = False
+) -> pd.DataFrame:
     """Read a table of shapes with the columns that a fit needs.
 
     Parameters
@@ -49,6 +60,9 @@ def read_shapes(fit: Fit, path: Path, tokens: str | None) -> pd.DataFrame:
         CSV or Parquet file with one shape per row.
     tokens
         Training tokens of every row, such as 2M; None to read the column ``tokens``.
+    extrapolate
+        Accept rows beyond the reach of the fit (:mod:`shapelaw.scaling.fitting.reach`), and print
+        how far they are.
 
     Returns
     -------
@@ -58,7 +72,8 @@ def read_shapes(fit: Fit, path: Path, tokens: str | None) -> pd.DataFrame:
     Raises
     ------
     InputError
-        The table cannot be read, or lacks a column that the law needs.
+        The table cannot be read, lacks a column that the law needs, or has a row beyond the reach
+        of the fit.
     """
     table = read_table(path)
     if tokens is not None:
@@ -70,4 +85,6 @@ def read_shapes(fit: Fit, path: Path, tokens: str | None) -> pd.DataFrame:
         require_columns(table, (SIZES[fit.size_convention],), f"N is {fit.size_convention}: {path}")
     require_columns(table, fit.source_columns, str(path))
     check_numbers(table, fit.source_columns, str(path))
+    for text in require_reach(beyond_reach(fit, fit.columns(table)), extrapolate=extrapolate):
+        note(f"note: {text}")
     return table

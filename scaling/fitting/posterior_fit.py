@@ -11,7 +11,8 @@ from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.fitting.posterior_state import ARRAYS, PosteriorState
 from shapelaw.scaling.fitting.priors import Prior, coordinates_of, weak_prior
 from shapelaw.scaling.laws.part import Factor
-from shapelaw.scaling.solver.identifiability import NO_TERM, hold_pins, neutral
+from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.solver.identifiability import NO_TERM, hold_pins, move_together, neutral
 from shapelaw.scaling.solver.objectives import FitObjective
 from shapelaw.scaling.solver.problem import Problem
 from shapelaw.scaling.uncertainty.chains import sample_posterior
@@ -67,12 +68,16 @@ class PosteriorFit:
 def without_weak_holds(problem: Problem) -> Problem:
     """Free the parameters that only a lack of evidence holds; their prior takes over.
 
-    Terms that the table cannot have (all runs of one size or one token count) and pinned parameters
-    without a range stay held. The factor of a ratio that varies by rounding only is held at no
-    effect during the fit, and :func:`with_unseen` then gives it its prior.
+    Where tokens are proportional to size, the terms of both are free: their priors split the loss
+    between them, and intervals of other ratios span every split. Terms that the table cannot have
+    (all runs of one size or one token count) and pinned parameters without a range stay held. The
+    factor of a ratio that varies by rounding only is held at no effect during the fit, and
+    :func:`with_unseen` then gives it its prior.
     """
     law = problem.law
     absent = {name for name, held in problem.held.items() if held.value == NO_TERM}
+    if "E" in law.base.names and move_together(problem.columns):
+        absent -= {scale for scale, (_, column) in law.base.scales.items() if column in (N, D)}
     exponents = {law.names[law.index[law.scales[name][0]]] for name in absent & set(law.scales)}
     pinned = {law.names[law.index[pin.name]] for pin in law.pins}
     fixed = absent | exponents | pinned

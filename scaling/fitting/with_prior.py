@@ -24,6 +24,7 @@ from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.law import Base, Law
 from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.table import RunsLike, RunTable, as_run_table
+from shapelaw.scaling.solver.identifiability import split_note
 from shapelaw.scaling.solver.multistart import (
     residual_scale,
     solve_at,
@@ -150,7 +151,7 @@ def posterior_result(
         posterior=found.state,
     )
     notes = [*resolution_notes(found.prior), *notes_of(fitted, [], None), *runs.notes]
-    notes += [found.note] if found.note else []
+    notes = [text for text in (split_note(found.problem.columns), *notes, found.note) if text]
     return replace(fitted, notes=notes, status=status_line(fitted, best))
 
 

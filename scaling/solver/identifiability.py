@@ -140,6 +140,29 @@ def _reason_for_no_term(
     return None
 
 
+def move_together(columns: Columns) -> bool:
+    """Return whether the tokens of runs of several sizes follow their size."""
+    if not {N, D} <= set(columns) or 1 in (count_distinct(columns[N]), count_distinct(columns[D])):
+        return False
+    return abs(float(np.corrcoef(np.log(columns[N]), np.log(columns[D]))[0, 1])) > COLLINEAR
+
+
+def split_note(columns: Columns) -> str:
+    """Say that N and D cannot be told apart where tokens follow size; empty where they do not."""
+    if not move_together(columns):
+        return ""
+    correlation = float(np.corrcoef(np.log(columns[N]), np.log(columns[D]))[0, 1])
+    ratios = columns[D] / columns[N]
+    ray = f"D = {np.exp(np.log(ratios).mean()):.3g} N in all runs"
+    if count_distinct(ratios) > 1:
+        ray = f"tokens move with size, correlation {correlation:.3f}"
+    return (
+        f"N and D cannot be told apart ({ray}): the prior splits the loss between their terms, and "
+        "intervals at other ratios of tokens to size span every split; runs at other ratios would "
+        "decide"
+    )
+
+
 def hold_couplings(law: Law, columns: Columns, base: Mapping[str, Held]) -> dict[str, Held]:
     """Hold the coupling of size and tokens of a base at none where a table cannot identify it.
 

@@ -8,6 +8,7 @@ import typer
 from shapelaw.scaling.commands.options import (
     Convention,
     EngineOption,
+    Extrapolate,
     Fresh,
     HeadDims,
     Json,
@@ -182,6 +183,7 @@ def propose_shapes(
     max_tpot: MaxTPOT = None,
     worse: Worse = 2.0,
     confidence: Confidence = 0.8,
+    extrapolate: Extrapolate = False,
     link: Link = None,
     validation: Validation = "",
     measurements: Measurements = 24,
@@ -210,7 +212,7 @@ def propose_shapes(
         ),
         budget=groups.Budget(
             parameters=parse_count(params), tokens=parse_count(tokens),
-            convention=params_convention, tolerance=tolerance,
+            convention=params_convention, tolerance=tolerance, extrapolate=extrapolate,
         ),
         space=groups.SpaceOptions(
             baseline=baseline, layers=_parse_option("--layers", layers),
@@ -237,16 +239,20 @@ def _search_and_print(
     wide: bool,
 ) -> None:
     """Load the law and its link, search the shapes, and print and write the proposals."""
+    from shapelaw.scaling.display.console import note
     from shapelaw.scaling.display.progress import progress_shown
     from shapelaw.search.commands.output import print_proposals
-    from shapelaw.search.proposals.basis import loss_basis
+    from shapelaw.search.proposals.basis import loss_basis, require_budget_in_reach
     from shapelaw.search.proposals.pareto_search import propose
     from shapelaw.search.reports.proposal_page import write_pages
 
     with progress_shown(quiet=json):
         basis = loss_basis(law, seed=request.effort.seed, link=link, validation=validation)
+        far = require_budget_in_reach(basis, request.budget)
         proposals = propose(request, basis, out=out)
     page = None if out is None else write_pages(out)
+    for text in far:
+        note(f"note: {text}")
     print_proposals(proposals, page, json=json, wide=wide)
 
 

@@ -14,12 +14,16 @@ from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import data_folder
 from shapelaw.scaling.fitting.fit_law import fit
+from shapelaw.scaling.fitting.pooled import PooledFit
 from shapelaw.scaling.fitting.published_laws import printed_fit, printed_laws
+from shapelaw.scaling.fitting.reach import beyond_reach, require_reach
 from shapelaw.scaling.fitting.result import Fit, as_fit
+from shapelaw.scaling.fitting.with_prior import POOLED_LAW
 from shapelaw.scaling.runs.catalog import load_runs, named_tables
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.table import RunTable
 from shapelaw.scaling.units import format_count
+from shapelaw.search.proposals.request import Budget
 
 SHIPPED = "proxies"  # the table that the shipped law is fitted on
 FITTED_ROLES = ("proxy", "anchor")
@@ -116,6 +120,37 @@ def loss_basis(
         fit=fitted, description=description, runs=runs, links=links, validation=validation,
         published=law if isinstance(law, str) and law in printed_laws() else "",
     )  # fmt: skip
+
+
+def require_budget_in_reach(basis: LossBasis, budget: Budget) -> list[str]:
+    """Refuse a budget far from the runs of a law and from the range of the shipped pooled law.
+
+    Parameters
+    ----------
+    basis
+        Law that predicts losses.
+    budget
+        Parameters and tokens.
+
+    Returns
+    -------
+    list
+        How many times N and D are those of the runs of the law alone, where they are far from them.
+
+    Raises
+    ------
+    InputError
+        The budget is beyond 1.5 decades from both, and ``extrapolate`` is false.
+    """
+    sources = [dict(source["ranges"]) for source in PooledFit.load(POOLED_LAW).sources.values()]
+    pooled = {
+        name: (min(each[name][0] for each in sources), max(each[name][1] for each in sources))
+        for name in (N, D)
+    }
+    target = {N: budget.parameters, D: budget.tokens}
+    far = beyond_reach(basis.fit, target, pooled)
+    require_reach(far, extrapolate=budget.extrapolate, lines=False)
+    return list(beyond_reach(basis.fit, target).values())
 
 
 def _check_validation(links: Links | None, validation: str) -> None:

@@ -43,6 +43,8 @@ class Budget:
         Training tokens.
     convention
         Parameters that are counted: ``non-embedding``, ``total`` or ``active``.
+    extrapolate
+        True to propose also far beyond the runs of the law and the range of the pooled law.
 
     Raises
     ------
@@ -54,6 +56,7 @@ class Budget:
     tokens: int
     convention: str = "non-embedding"
     tolerance: float | None = None
+    extrapolate: bool = False
 
     def __post_init__(self) -> None:
         if self.convention not in CONVENTIONS:
