@@ -64,16 +64,16 @@ class Comparison(Result):
 
     @property
     def best(self) -> str:
-        """The name of the law that extrapolates best."""
+        """The name of the first law: of least error, or of least regret among laws tied with it."""
         return str(self.table["law"].iloc[0])
 
     def view(self) -> View:
         """Return the best law and its ties, the ranking, and the definition of a tie."""
         tied = self.table["law"][self.table["verdict"] == "tied with the best"]
-        ties = f"; tied with it: {', '.join(tied)}" if len(tied) else ""
         notes = [
-            "a law is tied with the best where the 95 % interval of its paired difference in "
-            f"absolute error contains 0, resampled by {self.clusters}; ties are ordered by regret"
+            "a law is tied with the law of least error where the 95 % interval of its paired "
+            f"difference in absolute error contains 0, resampled by {self.clusters}; tied laws "
+            "come first, in the order of their regret where it is known, then of their error"
         ]
         by_fit = self.table.dropna(subset="in_sample_percent").sort_values("in_sample_percent")
         if (closest := str(by_fit["law"].iloc[0])) != self.best:
@@ -82,7 +82,10 @@ class Comparison(Result):
         tables = {"laws, by error on the runs left out (not by fit)": self.table}
         if len(self.sizes):
             tables[f"{self.best}, by the parameters that N counts"] = self.sizes
-        title = f"{self.best} extrapolates best by {self.by}{ties}"
+        title = f"{self.best} extrapolates best by {self.by}"
+        if len(tied):
+            names = ", ".join((self.best, *tied))
+            title = f"no law extrapolates clearly better by {self.by}: {names} are tied"
         warned = [f"warning: {text}" for text in self.warnings]
         return View(title=title, tables=tables, notes=[*warned, *notes])
 

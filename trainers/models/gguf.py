@@ -124,4 +124,5 @@ def _add_tokenizer(
     writer.add_token_merges(merges or [f"{NULL_BYTE_LETTER} {NULL_BYTE_LETTER}"])
     writer.add_bos_token_id(config["bos_token_id"])
     writer.add_eos_token_id(config["eos_token_id"])
-    writer.add_add_bos_token(True)
+    # As the exported Hugging Face tokenizer, so that both continue a text with the same tokens.
+    writer.add_add_bos_token(False)

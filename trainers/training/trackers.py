@@ -204,21 +204,27 @@ TRACKERS: dict[str, Callable[[Path], Tracker]] = {
     "tensorboard": TensorBoardTracker,
     "wandb": WandbTracker,
 }
+FURTHER = tuple(name for name in TRACKERS if name != "csv")
+BOTH = "both"
 
 
 def read_trackers(text: str) -> tuple[str, ...]:
     """Parse names of trackers such as ``tensorboard,wandb``; the CSV file is always included.
+
+    ``both`` stands for TensorBoard and Weights & Biases.
 
     Raises
     ------
     InputError
         A name is unknown.
     """
-    names = dict.fromkeys(["csv", *(part.strip() for part in text.split(",") if part.strip())])
+    given = [part.strip() for part in text.split(",") if part.strip()]
+    further = [name for part in given for name in (FURTHER if part == BOTH else (part,))]
+    names = dict.fromkeys(["csv", *further])
     for name in names:
         if name not in TRACKERS:
             raise InputError(
-                f"`--tracker` must be of {', '.join(list(TRACKERS)[1:])} (csv is always written), "
+                f"`--tracker` must be of {', '.join((*FURTHER, BOTH))} (csv is always written), "
                 f"but got {name!r}"
             )
     return tuple(names)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
@@ -39,8 +40,9 @@ def next_token(path: Path, text: str) -> dict[int, float]:
     return {entry["id"]: entry["logprob"] for entry in token["top_logprobs"]}
 
 
-def model_log_probabilities(model: Transformer, encoding: Encoding) -> torch.Tensor:
-    tokens = torch.tensor([[encoding.separator, *encoding.encode(TEXT)]])
+def model_log_probabilities(model: Transformer, folder: Path) -> torch.Tensor:
+    """Return the log-probabilities after a text as the exported Hugging Face tokenizer reads it."""
+    tokens = torch.tensor([AutoTokenizer.from_pretrained(folder)(TEXT)["input_ids"]])
     with torch.inference_mode():
         return model.logits(model(tokens))[0, -1].log_softmax(dim=-1)
 
@@ -50,7 +52,7 @@ def assert_same_log_probabilities(folder: Path, shape: Shape, encoding: Encoding
     export_gguf(folder, folder / "model.gguf")
     log_probabilities, wanted = (
         next_token(folder / "model.gguf", TEXT),
-        model_log_probabilities(model, encoding),
+        model_log_probabilities(model, folder),
     )
     assert len(log_probabilities) == encoding.vocab_size
     assert wanted.std() > 0.1
@@ -91,6 +93,7 @@ def test_gguf_metadata_equals_the_config(tmp_path: Path) -> None:
     assert value["qwen3.context_length"] == LENGTH
     assert value["qwen3.attention.head_count_kv"] == SHAPE.num_key_value_heads
     assert value["tokenizer.ggml.bos_token_id"] == 0
+    assert value["tokenizer.ggml.add_bos_token"] is False
     assert len(value["tokenizer.ggml.tokens"]) == 256
     assert sum(int(tensor.n_elements) for tensor in reader.tensors) == model.shape.n_total
 

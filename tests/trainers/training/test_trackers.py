@@ -366,8 +366,11 @@ def test_a_tracker_that_fails_to_end_does_not_keep_the_others_open() -> None:
 
 def test_csv_is_always_among_the_trackers() -> None:
     assert read_trackers("") == ("csv",)
+    assert read_trackers("both") == ("csv", "tensorboard", "wandb")
     assert read_trackers(" wandb,tensorboard,wandb") == ("csv", "wandb", "tensorboard")
-    with pytest.raises(InputError, match=r"must be of tensorboard, wandb \(csv is always .* 'mlf'"):
+    with pytest.raises(
+        InputError, match=r"must be of tensorboard, wandb, both \(csv is always .* 'mlf'"
+    ):
         read_trackers("mlf")
 
 
