@@ -55,3 +55,12 @@ def test_density_equals_plain_density_up_to_a_constant(benchmark_script, monkeyp
     monkeypatch.setattr(benchmark_script, "DEGREES", 5.0)
     other = plain(converted)
     assert got - got[0] != pytest.approx(other - other[0], rel=1e-4, abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_quantiles_agree_with_plain_mcmc_within_a_tenth_of_the_width(benchmark_script, name):
+    rows = benchmark_script.compare(name, draws=12_000, walkers=128, steps=60_000)
+    assert rows["r_hat"].max() < 1.1
+    errors = dict(zip(rows["figure"], rows["error"], strict=True))
+    assert max(errors.values()) < benchmark_script.TOLERANCE, errors
