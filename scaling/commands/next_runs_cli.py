@@ -47,7 +47,8 @@ GoalText = Annotated[
     typer.Option(
         "--goal",
         help="Quantity to estimate: predict:n=1e9,tokens=2e10, predict:FILE, "
-        "optimum:RATIO[@N], or choice:FILE, a table with two rows (default: none; "
+        "optimum:RATIO[@N], choice:FILE, a table with two rows (their difference), or "
+        "decision:FILE, a table of shapes of which the best is wanted (default: none; "
         "needed without --backtest).",
         metavar="GOAL",
     ),

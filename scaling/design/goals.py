@@ -1,4 +1,4 @@
-"""Goals of a design: a prediction, the optimum of a ratio, or the choice between two shapes."""
+"""Goals of a design: a prediction, the optimum of a ratio, a difference or a decision."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +18,11 @@ from shapelaw.scaling.runs.reader import read_table
 from shapelaw.scaling.units import format_count, parse_count
 
 NAMES = {"n": N, "d": D, "tokens": D, "params": N}  # short names of columns in typed goals
+MAX_DRAWS = 1000  # of the posterior, for a decision
 SYNTAX = (
     '"predict:n=1e9,tokens=2e10" (further rows after ";"), "predict:FILE", '
     '"optimum:mlp_to_attention" (at another size: "optimum:mlp_to_attention@1e9") '
-    'or "choice:FILE" with two rows'
+    '"choice:FILE" with two rows, or "decision:FILE" with two or more'
 )
 
 
@@ -153,7 +154,58 @@ class GoalRanking:
         )
 
 
-Goal = Prediction | Optimum | GoalRanking
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """The choice of the best of two or more shapes: runs are chosen to reduce its expected regret.
+
+    ``among`` has one row per shape: the columns of the law, or the fields of shapes and ``tokens``.
+    """
+
+    among: pd.DataFrame
+
+    def draws(
+        self, fit: Fit, candidates: dict[str, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Draw ln losses of shapes (S, n) and candidates (S, c) jointly, and noise of a run (S,).
+
+        Parameters
+        ----------
+        fit
+            The fitted law, with draws.
+        candidates
+            Columns of the law, (c,) each.
+
+        Raises
+        ------
+        InputError
+            There are fewer than two shapes, the fit has no draws, or no draw tells them apart.
+        """
+        if len(self.among) < 2:
+            raise InputError(
+                f"a decision must be among two or more rows, but got {len(self.among)}; give one "
+                "row per shape"
+            )
+        shapes = law_columns(fit, self.among, "the decision")
+        pairs = list(zip(fit.law.columns, fit.source_columns, strict=True))
+        both = {column: np.append(shapes[name], candidates[name]) for name, column in pairs}
+        drawn = fit.log_loss_draws(pd.DataFrame(both))
+        noise = fit.run_noise_draws((len(drawn), 1), [1])[:, 0]
+        kept = np.linspace(0, len(drawn) - 1, min(MAX_DRAWS, len(drawn))).astype(int)
+        drawn, noise, count = drawn[kept], noise[kept], len(self.among)
+        if np.ptp(drawn[:, :count] - drawn[:, :1], axis=0).max() < 1e-12:
+            raise InputError(
+                "the shapes of a decision must differ in a column of the law "
+                f"({', '.join(fit.law.columns)}), but are the same; use another law"
+            )
+        return drawn[:, :count], drawn[:, count:], noise
+
+    @property
+    def description(self) -> str:
+        """Name of the decision."""
+        return f"the choice of the best of {len(self.among)} shapes"
+
+
+Goal = Prediction | Optimum | GoalRanking | Decision
 
 
 def _row(value: pd.DataFrame | Mapping[str, float], which: str) -> pd.DataFrame:
@@ -194,6 +246,8 @@ def parse_goal(text: str, fit: Fit) -> Goal:
         if len(table) != 2:
             raise InputError(f"a choice must be between two rows, but {rest} has {len(table)}")
         return GoalRanking(first=table.iloc[[0]], second=table.iloc[[1]])
+    if kind == "decision" and rest:
+        return Decision(among=read_table(Path(rest)))
     raise InputError(f"`--goal` must be {SYNTAX}, but got {text!r}")
 
 

@@ -10,7 +10,9 @@ the law fits badly increases it and is not chosen. The criterion is J of Box and
 random misfit.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -24,6 +26,8 @@ from shapelaw.scaling.errors import InputError
 # choice by error removed alone spends it on one run. Powers of the price between the two are tried
 # as well, and the choice with the smallest final error is kept.
 PRICE_POWERS = (1.0, 0.75, 0.5, 0.25, 0.0)
+
+State = TypeVar("State")  # what is known after some choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +46,87 @@ class DesignState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selection:
+class GreedyChoice(ABC, Generic[State]):
+    """Greedy choice of candidates by the error that each of them removes.
+
+    ``price`` (n,) has the costs of the candidates in FLOP, ``begin`` the state without choices.
+    """
+
+    price: np.ndarray
+    begin: State
+
+    @property
+    def first_error(self) -> float:
+        """Error before any choice."""
+        return self.error(self.begin)
+
+    @abstractmethod
+    def error(self, state: State) -> float:
+        """Compute the error of a state."""
+
+    @abstractmethod
+    def errors_with(self, state: State) -> np.ndarray:
+        """Compute the error after adding each candidate once, (n,)."""
+
+    @abstractmethod
+    def add(self, state: State, position: int) -> State:
+        """Return the state after one more run at a candidate."""
+
+    def best(self, budget: float, limits: Limits) -> tuple[list[tuple[int, float]], str, str]:
+        """Choose runs greedily by every power of the price, and keep the smallest final error.
+
+        Parameters
+        ----------
+        budget
+            FLOPs for all runs together.
+        limits
+            The number of runs and repeats, and the smallest gain.
+
+        Returns
+        -------
+        The choices as (candidate, error after it), the rule of the choice, and the reason
+        why there are no more runs.
+        """
+        attempts = []
+        for power in PRICE_POWERS:
+            chosen, stopped = self.greedy(budget, limits, self.price**power)
+            error = chosen[-1][1] if chosen else self.first_error
+            attempts.append((error, -power, chosen, stopped))
+        _, power, chosen, stopped = min(attempts, key=lambda attempt: attempt[:2])
+        return chosen, f"by error removed per FLOP^{-power:g}", stopped
+
+    def greedy(
+        self, budget: float, limits: Limits, weight: np.ndarray
+    ) -> tuple[list[tuple[int, float]], str]:
+        """Choose runs by error removed over weight, (n,), until the budget or the gain is spent.
+
+        Returns
+        -------
+        The choices as (candidate, error after it), and the reason why there are no more.
+        """
+        state, error = self.begin, self.first_error
+        smallest_gain = limits.smallest_gain * error
+        chosen: list[tuple[int, float]] = []
+        left = np.full(len(self.price), limits.most_repeats)
+        while len(chosen) < limits.most_runs:
+            affordable = (left > 0) & (self.price <= budget * (1 + 1e-12))
+            if not affordable.any():
+                return chosen, "the budget is spent" if left.any() else "no candidate is left"
+            errors = self.errors_with(state)
+            gain = np.where(affordable, error - errors, -np.inf)
+            if gain.max() <= smallest_gain:
+                return chosen, "no run removes much more"
+            score = np.where(gain > smallest_gain, gain / weight, -np.inf)
+            position = int(np.argmax(score))
+            state, error = self.add(state, position), float(errors[position])
+            chosen.append((position, error))
+            budget -= float(self.price[position])
+            left[position] -= 1
+        return chosen, f"{limits.most_runs} runs are chosen"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection(GreedyChoice[DesignState]):
     """A choice of runs: targets, candidates with prices in FLOP, and the runs trained so far.
 
     ``gradient`` (m, p) has the targets' gradients, ``variance`` (m,) the variance of their misfit,
@@ -123,7 +207,7 @@ class Selection:
     @property
     def squared_error(self) -> float:
         """Mean expected squared error of the targets before any choice."""
-        return self.error(self.begin)
+        return self.first_error
 
     def error(self, state: DesignState) -> float:
         """Compute the mean expected squared error of the targets.
@@ -179,55 +263,3 @@ class Selection:
             with_targets=state.with_targets + np.outer(self.shared[:, position], gradient),
             with_candidates=state.with_candidates + covariance * gradient,
         )
-
-    def best(self, budget: float, limits: Limits) -> tuple[list[tuple[int, float]], str, str]:
-        """Choose runs greedily by every power of the price, and keep the smallest final error.
-
-        Parameters
-        ----------
-        budget
-            FLOPs for all runs together.
-        limits
-            The number of runs and repeats, and the smallest gain.
-
-        Returns
-        -------
-        The choices as (candidate, squared error after it), the rule of the choice, and the reason
-        why there are no more runs.
-        """
-        attempts = []
-        for power in PRICE_POWERS:
-            chosen, stopped = self.greedy(budget, limits, self.price**power)
-            error = chosen[-1][1] if chosen else self.squared_error
-            attempts.append((error, -power, chosen, stopped))
-        _, power, chosen, stopped = min(attempts, key=lambda attempt: attempt[:2])
-        return chosen, f"by error removed per FLOP^{-power:g}", stopped
-
-    def greedy(
-        self, budget: float, limits: Limits, weight: np.ndarray
-    ) -> tuple[list[tuple[int, float]], str]:
-        """Choose runs by error removed over weight, (n,), until the budget or the gain is spent.
-
-        Returns
-        -------
-        The choices as (candidate, squared error after it), and the reason why there are no more.
-        """
-        state, error = self.begin, self.squared_error
-        smallest_gain = limits.smallest_gain * error
-        chosen: list[tuple[int, float]] = []
-        left = np.full(len(self.price), limits.most_repeats)
-        while len(chosen) < limits.most_runs:
-            affordable = (left > 0) & (self.price <= budget * (1 + 1e-12))
-            if not affordable.any():
-                return chosen, "the budget is spent" if left.any() else "no candidate is left"
-            errors = self.errors_with(state)
-            gain = np.where(affordable, error - errors, -np.inf)
-            if gain.max() <= smallest_gain:
-                return chosen, "no run removes much more"
-            score = np.where(gain > smallest_gain, gain / weight, -np.inf)
-            position = int(np.argmax(score))
-            state, error = self.add(state, position), float(errors[position])
-            chosen.append((position, error))
-            budget -= float(self.price[position])
-            left[position] -= 1
-        return chosen, f"{limits.most_runs} runs are chosen"

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.design.candidates import Limits, costs, grid_candidates, inside
-from shapelaw.scaling.design.goals import Goal, GoalRanking, Optimum, Prediction
+from shapelaw.scaling.design.goals import Decision, Goal, GoalRanking, Optimum, Prediction
 from shapelaw.scaling.design.greedy import Selection
 from shapelaw.scaling.design.linearised import (
     SAME_PLACE,
@@ -23,6 +23,7 @@ from shapelaw.scaling.design.linearised import (
     scatter_of,
 )
 from shapelaw.scaling.design.noise import Scatter
+from shapelaw.scaling.design.regret import DecisionSelection
 from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.result import Fit, as_fit
@@ -32,9 +33,11 @@ from shapelaw.scaling.runs.validation import check_numbers, require_columns
 
 UNITS = {
     "cost_flops": "FLOP",
-    "deviation_before": "ln units (0.01 is 1 %), expected error of the target, root mean square",
-    "deviation_after": "ln units (0.01 is 1 %), expected error of the target, root mean square",
-    "share_removed": "of the target's expected squared error before this run",
+    "deviation_before": "ln units (0.01 is 1 %), expected error of the target, root mean square; "
+    "expected regret of a decision",
+    "deviation_after": "ln units (0.01 is 1 %), expected error of the target, root mean square; "
+    "expected regret of a decision",
+    "share_removed": "of the target's expected squared error, or of a decision's regret, before it",
     "share_per_exaflop": "share_removed per 1e18 FLOP",
 }
 EXA = 1e18
@@ -45,7 +48,8 @@ class Pick:
     """A run to train, with the expected error of the target before and after it, in ln units.
 
     ``candidate`` is the position among the candidates, ``kind`` is new or replicate, and
-    ``repeats`` names the earlier run of the same place.
+    ``repeats`` names the earlier run of the same place. For a decision (``regret``), the expected
+    regret stands in place of the error.
     """
 
     candidate: int
@@ -54,16 +58,19 @@ class Pick:
     cost_flops: float
     deviation_before: float
     deviation_after: float
+    regret: bool = False
 
     @property
     def share_removed(self) -> float:
-        """Share of the target's expected squared error that the run removes."""
-        return 1 - (self.deviation_after / self.deviation_before) ** 2
+        """Share of the target's expected squared error, or of the regret, that the run removes."""
+        left = self.deviation_after / self.deviation_before
+        return 1 - (left if self.regret else left**2)
 
     @property
     def why(self) -> str:
         """Effect of the run as a sentence."""
-        effect = f"removes {100 * self.share_removed:.2g} % of the squared error left"
+        measure = "expected regret" if self.regret else "squared error"
+        effect = f"removes {100 * self.share_removed:.2g} % of the {measure} left"
         return effect + (f"; repeats {self.repeats}" if self.repeats else "")
 
 
@@ -73,7 +80,9 @@ class Design(Result):
 
     ``rows`` are the chosen rows of the candidates, in order; ``deviation_before`` is the expected
     error of the target, root mean square in ln units; ``rule`` is the greedy rule of the choice,
-    ``stopped`` the reason why there are no more runs.
+    ``stopped`` the reason why there are no more runs. A decision has its expected
+    regret in place of the error, and ``p_right``: the probability that the favoured shape is the
+    best one before the runs, and its expectation after them.
     """
 
     goal: str
@@ -87,6 +96,7 @@ class Design(Result):
     scatter: Scatter
     rule: str
     stopped: str
+    p_right: tuple[float, float] | None = None
 
     @property
     def deviation_after(self) -> float:
@@ -136,12 +146,22 @@ class Design(Result):
             f"{self.budget_flops:.3g} FLOP",
             tables={"runs to train, in order": table},
             notes=[
-                f"expected error of {self.goal}: {100 * self.deviation_before:.3g} % -> "
-                f"{100 * self.deviation_after:.3g} %",
+                self._gain_in_words(),
                 self.scatter.summary(),
                 f"{counted(self.candidates, 'candidate')} inside the box, {self.outside_box} "
                 f"outside; chosen {self.rule}; stopped: {self.stopped}",
             ],
+        )
+
+    def _gain_in_words(self) -> str:
+        """Describe the error, or the regret and the probability of a decision, before and after."""
+        ends = f"{100 * self.deviation_before:.3g} % -> {100 * self.deviation_after:.3g} %"
+        if self.p_right is None:
+            return f"expected error of {self.goal}: {ends}"
+        before, after = self.p_right
+        return (
+            f"expected regret of {self.goal}: {ends} of the loss; probability that the favoured "
+            f"shape is the best: {before:.2f} -> {after:.2f} expected"
         )
 
     def document(self) -> dict[str, Any]:
@@ -152,6 +172,8 @@ class Design(Result):
             "spent_flops": self.spent_flops,
             "deviation_before": self.deviation_before,
             "deviation_after": self.deviation_after,
+            "p_right_before": self.p_right[0] if self.p_right else None,
+            "p_right_after": self.p_right[1] if self.p_right else None,
             "rule": self.rule,
             "stopped": self.stopped,
             "candidates": self.candidates,
@@ -193,13 +215,15 @@ def next_runs(
     budget_flops
         The cost of all runs together, FLOP.
     goal
-        A :class:`~shapelaw.scaling.design.goals.Prediction`, ``Optimum`` or ``GoalRanking``.
+        A :class:`~shapelaw.scaling.design.goals.Prediction`, ``Optimum`` or ``GoalRanking``, or a
+        :class:`~shapelaw.scaling.design.goals.Decision` with two or more shapes.
     runs
         The runs that were fitted.
     limits
         The box of allowed values, the number of runs, and the number of repeats of a run.
     scatter
-        Noise and misfit; None: estimated from the residuals of the runs.
+        Noise and misfit; None: estimated from the residuals of the runs. A decision takes both
+        from the draws of the fit.
 
     Returns
     -------
@@ -233,16 +257,29 @@ def _design(
     """Linearise the law at the fit, choose the runs, and describe the choice."""
     observed, loss = fit.columns(runs), runs.losses
     deviations = prior_deviations(fit, observed, loss)
-    targets, trained = goal.targets(fit, deviations), points_at(fit, observed, deviations)
+    trained = points_at(fit, observed, deviations)
     points = points_at(fit, allowed.columns, deviations)
     scatter = scatter or scatter_of(fit, observed, loss)
-    selection = Selection.of(trained, targets, points, allowed.price, scatter)
+    selection: Selection | DecisionSelection
+    if isinstance(goal, Decision):
+        description = goal.description
+        selection = DecisionSelection.of(*goal.draws(fit, allowed.columns), allowed.price)
+    else:
+        targets = goal.targets(fit, deviations)
+        description = targets.description
+        selection = Selection.of(trained, targets, points, allowed.price, scatter)
     chosen, rule, stopped = selection.best(budget_flops, limits)
+    picks = _picks(chosen, selection, points.place, (trained.place, runs.run_ids.tolist()))
+    p_right, before = None, selection.first_error
+    if isinstance(selection, DecisionSelection):
+        ends = (selection.begin, selection.after(chosen))
+        p_right = (selection.probability_right(ends[0]), selection.probability_right(ends[1]))
     return Design(
-        goal=targets.description,
-        picks=tuple(_picks(chosen, selection, (trained.place, runs.run_ids.tolist()))),
+        goal=description,
+        picks=tuple(picks),
+        p_right=p_right,
         rows=allowed.frame.iloc[[position for position, _ in chosen]],
-        deviation_before=float(np.sqrt(selection.squared_error)),
+        deviation_before=before if p_right else float(np.sqrt(before)),
         budget_flops=float(budget_flops),
         box=allowed.box,
         candidates=len(allowed.frame),
@@ -288,9 +325,10 @@ def _allowed(
 
 
 def _check(goal: Goal, budget_flops: float) -> None:
-    if not isinstance(goal, Prediction | Optimum | GoalRanking):
+    if not isinstance(goal, Prediction | Optimum | GoalRanking | Decision):
         raise InputError(
-            f"`goal` must be a Prediction, an Optimum or a GoalRanking, but got {goal!r}"
+            "`goal` must be a Prediction, an Optimum, a GoalRanking or a Decision, but got "
+            f"{goal!r}"
         )
     if not 0 < budget_flops < np.inf:
         raise InputError(f"`budget_flops > 0` must hold, but got {budget_flops}")
@@ -310,15 +348,17 @@ def _checked(fit: Fit, runs: RunsLike) -> RunTable:
 
 def _picks(
     chosen: list[tuple[int, float]],
-    selection: Selection,
+    selection: Selection | DecisionSelection,
+    candidates: np.ndarray,
     trained: tuple[np.ndarray, list[str]],
 ) -> list[Pick]:
     """Describe the chosen runs: cost, expected errors, and the earlier run that each repeats."""
     places, names = trained
-    before, picks = selection.squared_error, []
+    before, picks = selection.first_error, []
+    regret = isinstance(selection, DecisionSelection)
     names = list(names)
     for number, (position, after) in enumerate(chosen, start=1):
-        place = selection.candidates.place[position]
+        place = candidates[position]
         near = np.flatnonzero(np.abs(places - place).max(axis=1) <= SAME_PLACE)
         repeats = names[near[0]] if len(near) else None
         picks.append(
@@ -327,8 +367,9 @@ def _picks(
                 kind="new" if repeats is None else "replicate",
                 repeats=repeats,
                 cost_flops=float(selection.price[position]),
-                deviation_before=float(np.sqrt(before)),
-                deviation_after=float(np.sqrt(after)),
+                deviation_before=before if regret else float(np.sqrt(before)),
+                deviation_after=after if regret else float(np.sqrt(after)),
+                regret=regret,
             )
         )
         places, before = np.vstack((places, place)), after

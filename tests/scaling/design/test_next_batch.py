@@ -532,7 +532,7 @@ def design_with(fitted: Fit, runs: pd.DataFrame, **changes: object) -> Design:
         ({"budget_flops": 1e3}, r"`budget_flops >= .*` must hold, the cost of the cheapest of 100"),
         ({"budget_flops": -1.0}, "`budget_flops > 0` must hold, but got -1"),
         ({"budget_flops": np.nan}, "`budget_flops > 0` must hold, but got nan"),
-        ({"goal": "sharpen"}, "`goal` must be a Prediction, an Optimum or a GoalRanking"),
+        ({"goal": "sharpen"}, "`goal` must be a Prediction, an Optimum, a GoalRanking or"),
         ({"goal": Optimum(of="gqa")}, "must be of one of none in this law"),
         ({"candidates": FAR}, r"n_non_embedding <= .* must hold for a candidate, but the 1 "),
         ({"candidates": FAR.iloc[:0]}, r"`len\(candidates\) >= 1` must hold"),
