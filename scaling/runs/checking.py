@@ -16,7 +16,7 @@ from shapelaw.scaling.runs.contradictions import refuse_contradictions
 from shapelaw.scaling.runs.diagnosis import row_marks
 from shapelaw.scaling.runs.losses import in_one_unit, refuse_losses_above_uniform
 from shapelaw.scaling.runs.mapping import ColumnMapping, suggestion
-from shapelaw.scaling.runs.ratios import with_ratios
+from shapelaw.scaling.runs.ratios import notes_on_gates, with_ratios
 from shapelaw.scaling.runs.validation import (
     parse_switches,
     refuse_unknown_kinds,
@@ -79,6 +79,7 @@ def check_frame(
     # The index still counts the rows of the file, from which errors derive line numbers.
     runs = runs[~runs["run_id"].isin(left_out)] if left_out else runs
     runs = to_numbers(runs, [column for column in runs if column in NUMERIC])
+    counting = notes_on_gates(runs)
     runs = with_ratios(parse_switches(runs, name), name)
     if where is not None:
         known = {str(column): runs[column] for column in runs} | row_marks(runs, names_in(where))
@@ -99,7 +100,7 @@ def check_frame(
         "frame": runs,
         "loss_unit": unit,
         "left_out": shorten_left_out(left_out),
-        "notes": (*mapping.describe(), *notes),
+        "notes": (*mapping.describe(), *notes, *counting),
     }
 
 

@@ -58,6 +58,7 @@ MORE_COLUMNS = {
     "run_group": "the training run that a checkpoint belongs to",
     "decayed": "true if the learning rate had decayed, false in mid-schedule",
     "epochs": "passes over the training text",
+    "hidden_act": "activation of the MLP, which says whether it has a gate",
     "learning_rate_rest": "peak, embedding and norms",
     "residual_init": "initial weights of the projections into the residual stream: scaled or zero",
     "attention": "implementation of attention: sdpa or matmul",

@@ -146,7 +146,10 @@ class ColumnMapping:
         """Return a note on each change, for the record of a fit."""
         return [
             *(f"column {name} of the file is {target}" for name, target in self.renamed.items()),
-            *(f"{name} is {text} of the file" for name, text in self.derived.items()),
+            *(
+                f"{name} is {text}" + " of the file" * bool(names_in(text))
+                for name, text in self.derived.items()
+            ),
             *(f"column {name} of the file is ignored" for name in self.ignored),
         ]
 

@@ -7,6 +7,8 @@ import pandas as pd
 
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS
 from shapelaw.scaling.architectures.shape_table import FIELD_TYPES, ShapeTable
+from shapelaw.scaling.display.printable import shown
+from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.runs.columns import N
 from shapelaw.scaling.runs.validation import (
     SWITCHES,
@@ -15,6 +17,10 @@ from shapelaw.scaling.runs.validation import (
     parse_switches,
     refuse_oversized_shapes,
 )
+
+WITHOUT_GATE = ("gelu", "gelu_new", "gelu_fast", "quick_gelu", "relu", "relu2", "relu_squared",
+                "squared_relu")  # fmt: skip
+WITH_GATE = ("silu", "swish", "swiglu", "geglu", "reglu")
 
 
 def with_ratios(frame: pd.DataFrame, source: str = "the table") -> pd.DataFrame:
@@ -69,7 +75,7 @@ def sizes_without_embedding(frame: pd.DataFrame, *, otherwise: str) -> np.ndarra
 
 
 def table_of(frame: pd.DataFrame) -> ShapeTable:
-    """Return the shapes of the rows; missing fields default to vocabulary 1, tied, no QK-norm."""
+    """Return the shapes of the rows; by default vocabulary 1, tied, no QK-norm, a gated MLP."""
     return _shapes(frame, np.int64)
 
 
@@ -87,4 +93,34 @@ def _shapes(frame: pd.DataFrame, number: type) -> ShapeTable:
         else:
             floats = as_floats(values)
             columns[name] = np.where(np.isnan(floats), defaults[name], floats)
-    return ShapeTable(**columns)
+    return ShapeTable(**columns | {"gated": _gates(frame)})
+
+
+def notes_on_gates(frame: pd.DataFrame) -> list[str]:
+    """Return a note if parameters are counted with a gate in shapes that look like ones without."""
+    told = {"gated", "hidden_act", "n_total", N} & set(frame.columns)
+    if told or not set(INTEGER_FIELDS) - {"vocab_size"} <= set(frame.columns):
+        return []
+    if (as_floats(frame["intermediate_size"]) != 4 * as_floats(frame["hidden_size"])).any():
+        return []
+    return [
+        "parameters are counted with three matrices per MLP, but the intermediate size is 4 times "
+        "the hidden size, as in an MLP without a gate: --columns gated=0 counts two"
+    ]
+
+
+def _gates(frame: pd.DataFrame) -> np.ndarray:
+    """Read whether the MLP of each row has a gate, from ``gated`` or ``hidden_act``, (n,)."""
+    if "gated" in frame:
+        return frame["gated"].to_numpy(dtype=bool)
+    if "hidden_act" not in frame:
+        return np.full(len(frame), SWITCHES["gated"])
+    words = frame["hidden_act"].astype(object).fillna("silu").astype(str).str.strip().str.lower()
+    unknown = ~words.isin(WITHOUT_GATE + WITH_GATE)
+    if unknown.any():
+        raise InputError(
+            "`hidden_act` must say whether the MLP has a gate, but MLPs of both kinds have "
+            f"{shown(words[unknown].iloc[0])}; give a column `gated`, or --columns gated=0 or "
+            "gated=1"
+        )
+    return words.isin(WITH_GATE).to_numpy()

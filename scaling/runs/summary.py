@@ -18,7 +18,7 @@ UNITS = {
     "n_non_embedding": "parameters",
     "tokens": "tokens",
     "tokens_per_parameter": "tokens per parameter (non-embedding, else total)",
-    "loss": "nats per token",
+    "loss": "",  # that of the table
     "bits_per_byte": "bits per byte",
     "hidden_size": "width",
     "num_hidden_layers": "layers",
@@ -127,11 +127,13 @@ def describe(runs: RunTable | pd.DataFrame) -> Description:
         table = table.assign(tokens_per_parameter=table["tokens"] / table[runs.size_column])
     numeric = [name for name in UNITS if name in table]
     named = [name for name in NAMES if name in runs and runs[name].notna().any()]
+    units = UNITS | {"loss": runs.loss_unit}
+    ranges = [_range(name, units[name], table[name]) for name in numeric]
     deviation, degrees = runs.noise if "loss" in runs else (np.nan, 0)
     return Description(
         name=runs.source.get("name", "run table"),
         rows=len(runs),
-        ranges=pd.DataFrame([_range(name, table[name]) for name in numeric], columns=RANGE),
+        ranges=pd.DataFrame(ranges, columns=RANGE),
         names={name: sorted(map(str, runs[name].dropna().unique())) for name in named},
         others=[name for name in runs if name not in {*UNITS, *NAMES, "run_id"}],
         noise=runs.noise_by_size if degrees else pd.DataFrame(),
@@ -151,12 +153,12 @@ def _format_number(value: float, count: bool) -> str:
     return format_count(value) if count else f"{value:.4g}"
 
 
-def _range(name: str, values: pd.Series) -> dict[str, Any]:
+def _range(name: str, unit: str, values: pd.Series) -> dict[str, Any]:
     """Return the row of a column in the table of ranges."""
     present = values.dropna().astype(float)
     return {
         "column": name,
-        "unit": UNITS[name],
+        "unit": unit,
         "lowest": float(present.min()) if len(present) else np.nan,
         "highest": float(present.max()) if len(present) else np.nan,
         "levels": count_distinct(present[present > 0].to_numpy()),

@@ -13,6 +13,7 @@ from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.mapping import ColumnMapping
+from shapelaw.scaling.runs.summary import describe
 
 N, D = np.array([5e7, 5e7, 2e8, 2e8, 8e8, 8e8]), np.array([1e9, 4e9, 4e9, 2e10, 2e10, 8e10])
 LOSS = 1.8 + 480 / N**0.35 + 2000 / D**0.37
@@ -214,3 +215,58 @@ def test_parameters_that_contradict_the_shape_are_refused() -> None:
     assert len(load_runs(frame.assign(n_total=shape.n_total * 1.01))) == len(D)
     with pytest.raises(InputError, match="counted from the shape, within 2 % must hold"):
         load_runs(frame.assign(n_total=shape.n_total * 1.03))
+
+
+GPT2 = {  # of openai-community/gpt2, -medium and -large: published counts of parameters
+    "hidden_size": [768, 1024, 1280], "intermediate_size": [3072, 4096, 5120],
+    "num_hidden_layers": [12, 24, 36], "num_attention_heads": [12, 16, 20],
+    "num_key_value_heads": [12, 16, 20], "head_dim": 64, "vocab_size": 50257,
+    "tokens": [2e9, 4e9, 8e9], "loss": [3.4, 3.2, 3.0],
+}  # fmt: skip
+GPT2_COUNTS = [124_439_808, 354_823_168, 774_030_080]
+
+
+def test_shapes_without_a_gate_are_counted_with_two_matrices() -> None:
+    for frame, columns in (
+        (pd.DataFrame(GPT2), "gated=0"),
+        (pd.DataFrame({**GPT2, "gated": "false"}), None),
+        (pd.DataFrame({**GPT2, "hidden_act": "gelu_new"}), None),
+    ):
+        runs = load_runs(frame, columns=columns)
+        np.testing.assert_allclose(runs["n_total"], GPT2_COUNTS, rtol=0.01)
+        np.testing.assert_allclose(runs["mlp_to_attention"], 2)
+    assert "gated is 0" in load_runs(pd.DataFrame(GPT2), columns="gated=0").notes
+
+
+def test_shapes_that_look_ungated_are_noted_and_an_ambiguous_activation_is_refused() -> None:
+    assert any("--columns gated=0" in note for note in load_runs(pd.DataFrame(GPT2)).notes)
+    gated = pd.DataFrame({**GPT2, "hidden_act": "silu"})
+    assert not any("gated" in note for note in load_runs(gated).notes)
+    with pytest.raises(InputError, match="MLPs of both kinds have 'gelu_pytorch_tanh'"):
+        load_runs(pd.DataFrame({**GPT2, "hidden_act": "gelu_pytorch_tanh"}))
+
+
+def test_parameters_of_an_ungated_or_untied_model_name_the_option() -> None:
+    frame = pd.DataFrame({**GPT2, "n_total": GPT2_COUNTS})
+    with pytest.raises(InputError, match=r"the counts agree with --columns gated=0$"):
+        load_runs(frame)
+    assert len(load_runs(frame, columns="gated=0")) == 3
+    heads = 50257 * np.array(GPT2["hidden_size"])
+    untied = frame.assign(n_total=GPT2_COUNTS + heads)
+    with pytest.raises(InputError, match=r"agree with --columns gated=0,tie_word_embeddings=0$"):
+        load_runs(untied)
+
+
+@pytest.mark.parametrize("name", ["flops", "C", "flops_counted"])
+def test_flops_of_any_name_that_contradict_6nd_are_refused(name: str) -> None:
+    flops = 6.5 * N * D  # with attention
+    assert len(load_runs(table(**{name: flops}))) == len(N)
+    assert len(load_runs(table(**{name: flops / 1e15}))) == len(N)  # in petaFLOPs
+    flops[[1, 3]] /= 14
+    with pytest.raises(InputError, match=f"lines 3, 5: `{name} = 6 N D`.*--columns {name}=$"):
+        load_runs(table(**{name: flops}))
+
+
+def test_ranges_of_a_table_have_the_unit_of_its_losses() -> None:
+    ranges = describe(load_runs(table(loss=LOSS / 5), loss_unit="bits per byte")).ranges
+    assert ranges.set_index("column")["unit"]["loss"] == "bits per byte"
