@@ -21,6 +21,7 @@ ABSENT = -1  # position of a parameter that a bowl does not have
 # the outer product of gradients, (S, n) each.
 Rows = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 Moments = tuple[np.ndarray, np.ndarray, np.ndarray]
+Bowl = tuple[np.ndarray, np.ndarray, np.ndarray]  # a U-shape with its derivatives
 
 
 def bowl(
@@ -40,7 +41,7 @@ def bowl(
     The value and its first and second derivative by u, of the broadcast shape.
     """
     u = x - x0 - gamma * s
-    scale = np.exp(eta * r)
+    scale = np.exp(eta * r) if np.any(eta) else np.ones(1)
     falling = np.expm1(-u)
     return scale * (u + falling), -scale * falling, scale * (1.0 + falling)
 
@@ -100,14 +101,26 @@ class Term:
     def value(self, theta: np.ndarray) -> np.ndarray:
         """Evaluate the term at parameters (S, p): (S, n)."""
         if self.kind == BOWL:
-            return np.asarray(self._parameter(theta, 0) * self._bowl(theta)[0])
+            return self.value_and_bowl(theta)[0]
         if self.kind == JOINED_POWERS:
             return np.asarray(np.exp(joined_powers(*self._powers(theta), self._kappa(theta))[0]))
         inner = theta[:, list(self.index)] @ self.features + self.constant
         return np.asarray(np.exp(inner) if self.kind == EXPONENTIAL else inner)
 
+    def value_and_bowl(self, theta: np.ndarray) -> tuple[np.ndarray, Bowl | None]:
+        """Evaluate the term, (S, n), and the U-shape of a bowl, which :meth:`first` needs again."""
+        if self.kind != BOWL:
+            return self.value(theta), None
+        shape = self._bowl(theta)
+        return np.asarray(self._parameter(theta, 0) * shape[0]), shape
+
     def first(
-        self, theta: np.ndarray, value: np.ndarray, inverse: np.ndarray, out: np.ndarray
+        self,
+        theta: np.ndarray,
+        value: np.ndarray,
+        inverse: np.ndarray,
+        out: np.ndarray,
+        shape: Bowl | None,
     ) -> None:
         """Write ∂t by the m parameters, times ``inverse`` (S, n), to ``out`` (S, m, n)."""
         if self.kind == EXPONENTIAL:
@@ -116,8 +129,8 @@ class Term:
             np.multiply(inverse[:, None, :], self.features, out=out)
         elif self.kind == JOINED_POWERS:
             np.multiply((value * inverse)[:, None, :], self._joined_slopes(theta)[0], out=out)
-        else:
-            depth, slope, _ = (part * inverse for part in self._bowl(theta))
+        elif shape is not None:
+            depth, slope = shape[0] * inverse, shape[1] * inverse
             by_optimum = -self._parameter(theta, 0) * slope
             _, s, r = self.features
             derivatives = (depth, by_optimum, by_optimum * s, self._parameter(theta, 0) * depth * r)
@@ -315,14 +328,15 @@ class Program:
         logs = np.zeros((len(theta), self.rows))
         shares, values, inverses = [], [], []
         for group in self.groups:
-            value = [term.value(theta) for term in group.terms]
+            both = [term.value_and_bowl(theta) for term in group.terms]
+            value = [part for part, _ in both]
             inside = sum(value[1:], start=value[0] + group.offset)
             logs += _log(inside)
             inverse = 1.0 / inside
             share = np.empty((len(theta), len(group.places), self.rows))
             slot = 0
-            for term, part in zip(group.terms, value, strict=True):
-                term.first(theta, part, inverse, share[:, slot : slot + len(term.places)])
+            for term, (part, shape) in zip(group.terms, both, strict=True):
+                term.first(theta, part, inverse, share[:, slot : slot + len(term.places)], shape)
                 slot += len(term.places)
             shares.append(share)
             values.append(value)

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shapelaw.scaling.laws import terms
 from shapelaw.scaling.laws.terms import (
     ABSENT,
     BOWL,
@@ -161,3 +162,14 @@ def test_a_bowl_without_drift_ignores_size_and_tokens():
     np.testing.assert_array_equal(STEADY.value(THETA[None]), others.value(THETA[None]))
     assert STEADY.present == (0, 1)
     assert STEADY.places == [2, 1]
+
+
+def test_value_and_gradient_evaluate_a_bowl_once(monkeypatch):
+    one = program((1.0, (FULL,)))
+    expected, calls = one.log_loss(THETA[None]), []
+    monkeypatch.setattr(terms, "bowl", lambda *given: calls.append(given) or bowl(*given))
+    value, gradient = one.value_and_gradient(THETA[None])
+    assert len(calls) == 1
+    np.testing.assert_array_equal(value, expected)
+    numeric = differences(lambda theta: one.log_loss(theta[None])[0], THETA)
+    np.testing.assert_allclose(gradient[0].T, numeric, atol=1e-7)
