@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.display.tables import View, counted
@@ -45,17 +46,38 @@ def equation_of(fit: "Fit", *, latex: bool) -> str:
 
 
 def parameter_table(fit: "Fit") -> pd.DataFrame:
-    """Return one row per parameter: value, 95 % interval, unit and the reason if it is held."""
+    """Return one row per parameter: value, 95 % interval, unit and the reason if it is held.
+
+    The runs locate no optimum beyond their range, where resamples run off: an interval with such an
+    end has none there, and is marked as open.
+    """
     rows = [
         {
             "parameter": name,
-            **ends,
+            **_within_range(fit, name, ends),
             "unit": unit_of(name, fit.loss_unit),
             "held": _why_held(fit, name),
         }
         for name, ends in fit.parameters().items()
     ]
-    return pd.DataFrame(rows).set_index("parameter")
+    table = pd.DataFrame(rows).set_index("parameter")
+    if "open" in table:
+        table["open"] = table["open"].fillna("")
+    return table
+
+
+def _within_range(fit: "Fit", name: str, ends: dict[str, float]) -> dict[str, object]:
+    """Leave out the ends of an optimum's interval beyond the observed range, and name its sides."""
+    ratio = name.removesuffix("_optimum")
+    bottom, top = fit.ranges.get(ratio, (-np.inf, np.inf)) if ratio != name else (-np.inf, np.inf)
+    below, above = ends["low"] < bottom, ends["high"] > top
+    closed = {
+        **ends,
+        "low": np.nan if below else ends["low"],
+        "high": np.nan if above else ends["high"],
+    }
+    sides = " and ".join(side for side, out in (("below", below), ("above", above)) if out)
+    return {**closed, "open": sides} if sides else closed
 
 
 def _why_held(fit: "Fit", name: str) -> str:

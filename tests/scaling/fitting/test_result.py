@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -136,6 +137,23 @@ def test_file_contains_the_printed_document_and_the_schema_version(saved):
     printed = some_fit().as_json()
     assert {name: document[name] for name in printed} == printed
     assert set(document) == {"schema_version", "state", *printed}
+
+
+def test_end_of_an_optimum_beyond_the_runs_is_open_and_has_no_number():
+    fitted = some_fit()
+    name = "mlp_to_attention_optimum"
+    ends = fitted.parameters()[name]
+    middle = (ends["value"] + ends["high"]) / 2
+    narrow = replace(
+        fitted, ranges={**fitted.ranges, "mlp_to_attention": (ends["low"] / 2, middle)}
+    )
+    row = narrow.frame().loc[name]
+    assert row["low"] == ends["low"]
+    assert np.isnan(row["high"])
+    assert row["open"] == "above"
+    wide = {**fitted.ranges, "mlp_to_attention": (ends["low"] / 2, 2 * ends["high"])}
+    closed = replace(fitted, ranges=wide).frame()
+    assert closed.loc[name, "high"] == ends["high"]
 
 
 def test_printed_document_has_stable_keys():
