@@ -71,7 +71,7 @@ def _within_range(fit: "Fit", name: str, ends: dict[str, float]) -> dict[str, ob
     ratio = name.removesuffix("_optimum")
     bottom, top = fit.ranges.get(ratio, (-np.inf, np.inf)) if ratio != name else (-np.inf, np.inf)
     below, above = ends["low"] < bottom, ends["high"] > top
-    closed = {
+    closed: dict[str, object] = {
         **ends,
         "low": np.nan if below else ends["low"],
         "high": np.nan if above else ends["high"],

@@ -274,8 +274,8 @@ def _recipe_warnings(runs: pd.DataFrame) -> list[str]:
     if not columns:
         return []
     cells = runs.groupby(columns, dropna=False)
-    several = {name: (cells[name].transform("nunique") > 1) for name in RECIPE if name in runs}
-    several = {name: rows.to_numpy() for name, rows in several.items() if rows.any()}
+    counts = {name: cells[name].transform("nunique").to_numpy() for name in RECIPE if name in runs}
+    several = {name: count > 1 for name, count in counts.items() if (count > 1).any()}
     if not several:
         return []
     rows = np.logical_or.reduce(list(several.values())).sum()

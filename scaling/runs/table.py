@@ -159,7 +159,7 @@ class RunTable:
         InputError
             The filter has a syntax error, or names a column that the table lacks.
         """
-        known = {name: self.frame[name] for name in self.columns}
+        known: dict[str, Any] = {name: self.frame[name] for name in self.columns}
         known |= row_marks(self.frame, names_in(where))
         chosen = select(where, known, len(self))
         dropped = dict.fromkeys(self.run_ids[~chosen].tolist(), f"not in `{where}`")
