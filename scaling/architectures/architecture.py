@@ -121,7 +121,7 @@ class Architecture:
         length
             Tokens of the sequence.
         """
-        attention = sum(
+        attention: float = sum(
             number
             * layer.attention.score_flops
             * mean_visible_tokens(length, layer.attention.window, chunked=layer.attention.chunked)

@@ -278,11 +278,10 @@ def _shape_of_row(row: Mapping[str, Any]) -> Shape:
     if missing:
         raise InputError(f"a shape needs `{'`, `'.join(missing)}`; add the missing fields")
     switches = {"tie_word_embeddings": True, "qk_norm": False, **SWITCH_FIELDS}
-    return Shape(
-        **{name: _integer(name, values[name]) for name in INTEGER_FIELDS},
-        **{name: _boolean(name, values.get(name, usual)) for name, usual in switches.items()},
-        rope_theta=_rope_theta(values),
-    )
+    fields: dict[str, Any] = {name: _integer(name, values[name]) for name in INTEGER_FIELDS}
+    for name, usual in switches.items():
+        fields[name] = _boolean(name, values.get(name, usual))
+    return Shape(**fields, rope_theta=_rope_theta(values))
 
 
 def _integer(name: str, value: object) -> int:

@@ -156,6 +156,16 @@ class ConfigFields:
             )
         return int(groups)
 
+    def active_experts(self, active: str, experts: str) -> int:
+        """Return the number of experts that each token passes; no more than there are."""
+        chosen, number = self[active], self[experts]
+        if chosen > number:
+            raise InputError(
+                f"`{active} <= {experts}` must hold, but got {chosen} and {number}; "
+                f"use at most {number}"
+            )
+        return int(chosen)
+
     def layer_kinds(self, default: Callable[[int], str]) -> list[str]:
         """Return the kind of attention of each layer, by ``layer_types`` or the family's rule."""
         number = self["num_hidden_layers"]

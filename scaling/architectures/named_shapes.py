@@ -1,6 +1,7 @@
 """Shapes of published models by name, from data/shapes.csv."""
 
 from functools import cache
+from typing import Any
 
 import pandas as pd
 
@@ -31,8 +32,9 @@ def shape_named(name: str) -> Shape:
     if name not in table.index:
         raise InputError(f"`--baseline` must be one of {', '.join(table.index)}, but got {name!r}")
     row = table.loc[name].to_dict()
+    sizes: dict[str, Any] = {field: int(row[field]) for field in INTEGER_FIELDS}
     return Shape(
-        **{field: int(row[field]) for field in INTEGER_FIELDS},
+        **sizes,
         tie_word_embeddings=bool(row["tie_word_embeddings"]),
         qk_norm=bool(row["qk_norm"]),
         rope_theta=float(row["rope_theta"]),

@@ -20,7 +20,7 @@ class LatentAttentionBlock:
     rotary_head_dim: Any
     value_head_dim: Any
     bias: bool = False
-    window: None = None
+    window: int | None = None
     chunked: bool = False
 
     @property

@@ -11,7 +11,11 @@ from shapelaw.scaling.architectures.config_fields import (
     dense_fields,
     switch,
 )
-from shapelaw.scaling.architectures.families.llama import dense_decoder, plain_layer
+from shapelaw.scaling.architectures.families.llama import (
+    attention_block,
+    dense_decoder,
+    plain_layer,
+)
 
 QWEN_WINDOWS = {
     "use_sliding_window": switch(False),
@@ -35,8 +39,8 @@ def qwen_windows(fields: ConfigFields) -> "Counter[int | None]":
 
 def build_qwen2(fields: ConfigFields) -> Architecture:
     """Make the architecture of a Qwen2 config."""
-    layer = plain_layer(fields)
-    layer = replace(layer, attention=replace(layer.attention, qkv_bias=True))
+    attention = replace(attention_block(fields), qkv_bias=True)
+    layer = replace(plain_layer(fields), attention=attention)
     return dense_decoder(fields, layer, qwen_windows(fields))
 
 

@@ -3,7 +3,12 @@
 Parameters per layer: attention + 3·d·f + 2·d + 2·h; Qwen3-MoE has d·E + E·3·d·f_m for the MLP.
 """
 
+from collections import Counter
+from dataclasses import replace
+
 from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
+from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
     ConfigField,
@@ -43,4 +48,47 @@ QWEN3 = ConfigFamily(
         **QWEN_WINDOWS,
     },
     build_qwen3,
+)
+
+
+def build_qwen3_moe(fields: ConfigFields) -> Architecture:
+    """Make the architecture of a Qwen3-MoE config."""
+    if "num_local_experts" in fields.values:  # another name of the same field
+        given = fields.values["num_local_experts"]
+        fields.values = {"num_experts": given, **fields.values}
+    dense = qwen3_layer(fields)
+    window = fields["sliding_window"] if fields["use_sliding_window"] else None
+    dense = replace(dense, attention=replace(dense.attention, window=window))
+    experts = ExpertsBlock(
+        expert=FeedForwardBlock(
+            hidden_size=fields["hidden_size"], intermediate_size=fields["moe_intermediate_size"]
+        ),
+        experts=fields["num_experts"],
+        active=fields.active_experts("num_experts_per_tok", "num_experts"),
+    )
+    sparse = replace(dense, feed_forward=experts)
+    only, step = fields["mlp_only_layers"] or [], fields["decoder_sparse_step"]
+    layers = [
+        dense if index in only or (index + 1) % step else sparse
+        for index in range(fields["num_hidden_layers"])
+    ]
+    return replace(dense_decoder(fields, dense), layers=tuple(Counter(layers).items()))
+
+
+QWEN3_MOE = ConfigFamily(
+    "qwen3_moe",
+    {
+        **dense_fields((151_936, 2048, 6144, 24, 32)),
+        "num_key_value_heads": ConfigField(4),
+        "attention_bias": switch(False),
+        "use_sliding_window": switch(False),
+        "sliding_window": ConfigField(4096, nullable=True),
+        "decoder_sparse_step": ConfigField(1),
+        "moe_intermediate_size": ConfigField(768),
+        "num_experts_per_tok": ConfigField(8),
+        "num_experts": ConfigField(128),
+        "mlp_only_layers": ConfigField(None, "list", nullable=True),
+    },
+    build_qwen3_moe,
+    also_read=("num_local_experts", "max_window_layers"),
 )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from shapelaw.scaling.architectures.blocks.attention import mean_visible_tokens
 from shapelaw.scaling.architectures.config import read_architecture
 from shapelaw.scaling.architectures.registry import FAMILIES
+from shapelaw.scaling.errors import InputError
 from support.shapes import GOLDEN
 
 MODELS = [
@@ -35,7 +36,26 @@ def test_counts_of_a_published_config_equal_the_known_integers(model):
 
 def test_every_family_has_a_published_config_or_is_checked_against_transformers_only():
     published = {model["model_type"] for model in MODELS}
-    assert set(FAMILIES) - published <= {"arcee", "nanochat"}
+    assert set(FAMILIES) - published <= {"arcee", "nanochat", "kimi_k2"}
+
+
+def test_kimi_k2_counts_as_a_deepseek_v3_of_its_sizes():
+    kimi = next(model for model in MODELS if model["name"] == "Kimi-K2")
+    architecture = read_architecture({"model_type": "kimi_k2", **kimi["hf_config"]})
+    assert (architecture.n_total, architecture.n_active) == (kimi["n_total"], kimi["n_active"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "rule"),
+    [
+        ({"model_type": "qwen3_moe", "num_experts": 4}, "`num_experts_per_tok <= num_experts`"),
+        ({"model_type": "deepseek_v3", "n_group": 7}, "use 252 experts"),
+        ({"model_type": "gpt_oss", "num_experts_per_tok": 0}, "must be a positive integer"),
+    ],
+)
+def test_experts_that_do_not_fit_are_refused(fields, rule):
+    with pytest.raises(InputError, match=rule):
+        read_architecture(fields)
 
 
 @given(length=st.integers(1, 60), window=st.integers(1, 80), chunked=st.booleans())

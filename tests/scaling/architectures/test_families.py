@@ -50,6 +50,7 @@ VALUES = {
 }
 ALWAYS = {"num_hidden_layers", "n_layer", "num_experts", "num_local_experts", "n_routed_experts"}
 BROKEN = (None, "64", 64.0, True, -1, [64])
+UNCHECKED = {"sliding_window_pattern"}  # whose type transformers does not look at
 SWITCHES = (
     *("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"),
     *("add_cross_attention",),
@@ -76,7 +77,7 @@ def configs(draw: st.DrawFn, model_type: str) -> dict[str, object]:
         number = draw(st.sampled_from((1, 3)))
         config["layer_types"] = draw(st.lists(kinds, min_size=number, max_size=number))
     if draw(st.integers(0, 3)) == 0:
-        name = draw(st.sampled_from(sorted(set(fields) - {"rope_theta"})))
+        name = draw(st.sampled_from(sorted(set(fields) - UNCHECKED)))
         config[name] = draw(st.sampled_from(BROKEN))
     return config
 
@@ -103,13 +104,29 @@ def read(model_type, config):
         return None
 
 
-def refused_beyond_transformers(config):
-    """Whether a config is one that transformers builds and that computes no language model."""
-    numbers = [value for value in config.values() if isinstance(value, int)]
-    return min(numbers, default=1) < 0 or config.get("add_cross_attention") is True
+def computes_nothing(config, given_values):
+    """Tell whether transformers builds a model of a config and the model then cannot compute."""
+    numbers = [value for value in given_values.values() if isinstance(value, int)]
+    heads = config.num_attention_heads
+    experts = next(
+        (
+            getattr(config, name)
+            for name in ("n_routed_experts", "num_experts", "num_local_experts")
+            if getattr(config, name, None)
+        ),
+        0,
+    )
+    return (
+        min(numbers, default=1) < 0
+        or given_values.get("add_cross_attention") is True
+        or heads % (config.to_dict().get("num_key_value_heads") or 1)
+        or getattr(config, "head_dim", config.hidden_size // heads) % 2
+        or (experts and experts < config.num_experts_per_tok)
+        or (experts and experts % (getattr(config, "n_group", None) or 1))
+    )
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@pytest.mark.parametrize("model_type", sorted(set(FAMILIES) - {"kimi_k2"}))  # of no class
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_partial_config_reads_as_the_model_that_transformers_builds(model_type, data):
@@ -119,10 +136,7 @@ def test_partial_config_reads_as_the_model_that_transformers_builds(model_type, 
         assert architecture is None, config
         return
     if architecture is None:
-        groups = model.config.to_dict().get("num_key_value_heads") or 1
-        heads = model.config.num_attention_heads
-        odd = getattr(model.config, "head_dim", model.config.hidden_size // heads) % 2
-        assert refused_beyond_transformers(config) or heads % groups or odd, config
+        assert computes_nothing(model.config, config), config
         return
     names = {id(p): name for name, p in model.named_parameters()}
     total = sum(p.numel() for p in model.parameters())
@@ -154,6 +168,9 @@ def windows_read(architecture):
 def windows_built(model):
     """Return the window of each attention module of transformers, 0 for all tokens."""
     config = model.config
+    if config.model_type == "llama4_text":
+        chunks = {"chunked_attention": config.attention_chunk_size}
+        return [chunks.get(kind, 0) for kind in config.layer_types]
     modules = [m for name, m in model.named_modules() if name.endswith(("self_attn", ".attn"))]
     if config.model_type == "mistral":
         return [config.sliding_window or 0] * len(modules)

@@ -191,3 +191,12 @@ def test_tables_are_joined_in_order():
     shapes = [replace(SMALL, num_hidden_layers=layers) for layers in (3, 1, 2)]
     joined = ShapeTable.joined([ShapeTable.of(shapes[:1]), ShapeTable.of(shapes[1:])])
     assert [joined[row] for row in range(3)] == shapes
+
+
+def test_a_table_of_shapes_without_a_gate_counts_two_matrices_and_returns_its_shapes():
+    plain = replace(SMALL, gated=False, mlp_bias=True)
+    table = ShapeTable.of([SMALL, plain])
+    counted = [shape.n_non_embedding for shape in (SMALL, plain)]
+    assert table.n_non_embedding.tolist() == counted
+    assert table[1] == plain
+    assert ShapeTable.joined([table, table]).take(np.array([3]))[0] == plain

@@ -1,0 +1,83 @@
+"""DeepSeek V3, Kimi K2, Moonlight: latent attention, dense first layers, then experts.
+
+Parameters of a layer with experts: attention + d·E + 3·d·f_m·(E + n_shared) + 2·d.
+"""
+
+from collections import Counter
+from dataclasses import replace
+
+from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
+from shapelaw.scaling.architectures.blocks.latent_attention import LatentAttentionBlock
+from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock
+from shapelaw.scaling.architectures.config_fields import (
+    ConfigFamily,
+    ConfigField,
+    ConfigFields,
+    dense_fields,
+    switch,
+)
+from shapelaw.scaling.architectures.families.llama import dense_decoder, feed_forward_block
+from shapelaw.scaling.errors import InputError
+
+
+def build_deepseek_v3(fields: ConfigFields) -> Architecture:
+    """Make the architecture of a DeepSeek V3 config, without multi-token prediction."""
+    hidden, width = fields["hidden_size"], fields["moe_intermediate_size"]
+    experts, groups = fields["n_routed_experts"], fields["n_group"]
+    if experts % groups:
+        raise InputError(
+            f"`n_routed_experts % n_group == 0` must hold, but got {experts} and {groups}; "
+            f"use {experts - experts % groups or groups} experts"
+        )
+    dense = DecoderLayer(
+        attention=LatentAttentionBlock(
+            hidden_size=hidden,
+            num_attention_heads=fields["num_attention_heads"],
+            query_rank=fields["q_lora_rank"],
+            latent_rank=fields["kv_lora_rank"],
+            plain_head_dim=fields["qk_nope_head_dim"],
+            rotary_head_dim=fields["qk_rope_head_dim"],
+            value_head_dim=fields["v_head_dim"],
+            bias=fields["attention_bias"],
+        ),
+        feed_forward=feed_forward_block(fields),
+        vectors=2 * hidden,
+    )
+    shared = width * fields["n_shared_experts"]
+    mixture = ExpertsBlock(
+        expert=FeedForwardBlock(hidden_size=hidden, intermediate_size=width),
+        experts=experts,
+        active=fields.active_experts("num_experts_per_tok", "n_routed_experts"),
+        shared=FeedForwardBlock(hidden_size=hidden, intermediate_size=shared) if shared else None,
+    )
+    number = fields["num_hidden_layers"]
+    first = min(fields["first_k_dense_replace"], number)
+    layers = Counter({dense: first, replace(dense, feed_forward=mixture): number - first})
+    if fields.values.get("num_nextn_predict_layers") or fields.values.get("num_mtp_layers"):
+        fields.notes.append("layers of multi-token prediction are left out, as transformers does")
+    return replace(dense_decoder(fields, dense), layers=tuple((+layers).items()))
+
+
+DEEPSEEK_V3 = ConfigFamily(
+    "deepseek_v3",
+    {
+        **dense_fields((129_280, 7168, 18_432, 61, 128)),
+        "num_key_value_heads": ConfigField(128, nullable=True),
+        "attention_bias": switch(False),
+        "moe_intermediate_size": ConfigField(2048),
+        "n_shared_experts": ConfigField(1, "whole"),
+        "n_routed_experts": ConfigField(256),
+        "num_experts_per_tok": ConfigField(8),
+        "first_k_dense_replace": ConfigField(3, "whole"),
+        "n_group": ConfigField(8),
+        "topk_group": ConfigField(4),
+        "q_lora_rank": ConfigField(1536, nullable=True),
+        "kv_lora_rank": ConfigField(512),
+        "qk_nope_head_dim": ConfigField(128),
+        "qk_rope_head_dim": ConfigField(64),
+        "v_head_dim": ConfigField(128),
+    },
+    build_deepseek_v3,
+)
+KIMI_K2 = replace(DEEPSEEK_V3, model_type="kimi_k2")
