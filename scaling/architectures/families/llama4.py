@@ -14,6 +14,7 @@ from shapelaw.scaling.architectures.config_fields import (
     switch,
 )
 from shapelaw.scaling.architectures.families.llama import attention_block, dense_decoder
+from shapelaw.scaling.architectures.families.smollm3 import rotary_layers
 
 
 def build_llama4(fields: ConfigFields) -> Architecture:
@@ -30,9 +31,10 @@ def build_llama4(fields: ConfigFields) -> Architecture:
     attention = attention_block(fields)
     chunked = replace(attention, window=fields["attention_chunk_size"], chunked=True)
     step, given = fields["interleave_moe_layer_step"], fields["moe_layers"]
-    sparse = range(step - 1, number, step) if given is None else set(given)
-    interval = fields["no_rope_layer_interval"]
-    rotary = fields["no_rope_layers"] or [int((i + 1) % interval != 0) for i in range(number)]
+    sparse = list(range(step - 1, number, step)) if given is None else given
+    if fields["no_rope_layers"] == []:  # as if absent
+        fields.values = {**fields.values, "no_rope_layers": None}
+    rotary = rotary_layers(fields)
     local = fields["attention_chunk_size"] is not None
     kinds = fields.layer_kinds(
         lambda i: "chunked_attention" if local and rotary[i] else "full_attention"

@@ -16,7 +16,7 @@ from shapelaw.scaling.errors import InputError
 
 def build_smollm3(fields: ConfigFields) -> Architecture:
     """Make the architecture of a SmolLM3 config."""
-    rotary = _rotary_layers(fields)
+    rotary = rotary_layers(fields)
     window = fields["sliding_window"] if fields["use_sliding_window"] else None
 
     def kind(index: int) -> str:
@@ -30,7 +30,7 @@ def build_smollm3(fields: ConfigFields) -> Architecture:
     return dense_decoder(fields, plain_layer(fields), windows)
 
 
-def _rotary_layers(fields: ConfigFields) -> list[int]:
+def rotary_layers(fields: ConfigFields) -> list[int]:
     """Return 1 for each layer with rotary positions and 0 for each without."""
     number, given = fields["num_hidden_layers"], fields["no_rope_layers"]
     if given is None:
