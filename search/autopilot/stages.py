@@ -34,7 +34,7 @@ from shapelaw.search.engines._base import Measurement
 from shapelaw.search.engines.registry import engine_named
 from shapelaw.search.proposals.basis import SHIPPED, LossBasis
 from shapelaw.search.proposals.pareto_search import propose
-from shapelaw.search.proposals.proposal import BASELINE, FAST, LOSS_OPTIMAL, Proposal
+from shapelaw.search.proposals.proposal import BASELINE, EVEN, FAST, LOSS_OPTIMAL, Proposal
 from shapelaw.search.proposals.ranking import Proposals
 from shapelaw.search.proposals.request import (
     Budget,
@@ -191,12 +191,15 @@ def search_shapes(loop: Loop[LoopSettings], basis: LossBasis, corpus: Corpus) ->
 
 
 def train_confirmation(loop: Loop[LoopSettings], proposals: Proposals, corpus: Corpus) -> None:
-    """Train the baseline, loss-optimal and fast proposals, and measure their speed once more.
+    """Train the baseline and the proposals with a role, and measure their speed once more.
 
-    Their rows are added to the run table, and their new speeds to the record.
+    The fastest proposal at even odds is trained where none is fast at the confidence. Their rows
+    are added to the run table, and their new speeds to the record.
     """
     with loop.stage("confirmation"):
-        named = [p for p in proposals if p.role in (LOSS_OPTIMAL, FAST, BASELINE)]
+        roles = {p.role for p in proposals}
+        trained = (LOSS_OPTIMAL, FAST if FAST in roles else EVEN, BASELINE)
+        named = [p for p in proposals if p.role in trained]
         specs = confirmation_specs(loop.settings, [p.shape for p in named])
         confirmed = loop.train("confirmation", specs, corpus)
         runs = pd.read_csv(loop.runs)

@@ -23,6 +23,7 @@ from shapelaw.search.proposals.probabilities import (
 )
 from shapelaw.search.proposals.proposal import (
     BASELINE,
+    EVEN,
     FAST,
     LOSS_OPTIMAL,
     SHAPE_KEY,
@@ -31,7 +32,7 @@ from shapelaw.search.proposals.proposal import (
 from shapelaw.search.reports.html import formatted
 
 SURE = 0.95  # least probability of the promised speed
-NAMED_ROLES = (LOSS_OPTIMAL, FAST, BASELINE)
+NAMED_ROLES = (LOSS_OPTIMAL, FAST, EVEN, BASELINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +197,7 @@ def verdict(evidence: Evidence) -> list[str]:
         f"the largest error is {worst['error_percent']:+.2f} % ({worst['role']})."
     )
     sentences += [
-        f"The prediction for the {row['role']} shape failed: measured {row['loss']:.4f} "
+        f"The prediction for the {_title(row)} shape failed: measured {row['loss']:.4f} "
         f"nats/token, {abs(row['error_percent']):.2f} % "
         f"{'above' if row['error_percent'] > 0 else 'below'} the predicted "
         f"{format_prediction(row)}."
@@ -205,15 +206,20 @@ def verdict(evidence: Evidence) -> list[str]:
     ]
     rows = {row["role"]: row for row in confirmed.to_dict("records")}
     if BASELINE in rows:
-        others = [rows[role] for role in (LOSS_OPTIMAL, FAST) if role in rows]
+        others = [rows[role] for role in NAMED_ROLES[:-1] if role in rows]
         sentences += [_compare_with_baseline(row, rows[BASELINE]) for row in others]
     return sentences
+
+
+def _title(row: Mapping[Any, Any]) -> str:
+    """Return a role as an adjective."""
+    return str(row["role"]).replace(" ", "-")
 
 
 def _compare_with_baseline(row: dict[Any, Any], base: dict[Any, Any]) -> str:
     """Compare the loss and the throughput of a trained shape with those of the baseline."""
     sentence = (
-        f"Against the baseline the {row['role']} shape has {row['difference']:+.2f} % loss "
+        f"Against the baseline the {_title(row)} shape has {row['difference']:+.2f} % loss "
         f"(predicted {row['predicted_difference']:+.2f} %, 95 % interval "
         f"{row['difference_low']:+.2f} to {row['difference_high']:+.2f} %): "
         f"{judge_difference(row)}"
@@ -234,9 +240,9 @@ def _compare_with_baseline(row: dict[Any, Any], base: dict[Any, Any]) -> str:
 def conclusion(evidence: Evidence) -> str:
     """State what the search promised of one shape, and what training gave, in one sentence.
 
-    The shape is the fast one, or else the loss-optimal one. The promised speed is the largest tenth
-    of the baseline's that is exceeded with at least 95 % probability. Errors of the loss and of the
-    speed are independent.
+    The shape is the fast one, or else the fastest at even odds, or else the loss-optimal one. The
+    promised speed is the largest tenth of the baseline's that is exceeded with at least 95 %
+    probability. Errors of the loss and of the speed are independent.
 
     Returns
     -------
@@ -244,7 +250,8 @@ def conclusion(evidence: Evidence) -> str:
     """
     records = evidence.confirmed.to_dict("records")
     rows = {row["role"]: {str(name): value for name, value in row.items()} for row in records}
-    row, base = rows.get(FAST, rows.get(LOSS_OPTIMAL)), rows.get(BASELINE)
+    role = next((role for role in (FAST, EVEN, LOSS_OPTIMAL) if role in rows), "")
+    row, base = rows.get(role), rows.get(BASELINE)
     if row is None or base is None or pd.isna([row["throughput"], base["throughput"]]).any():
         return ""
     speed, reference = UncertainSpeed.of_row(row), UncertainSpeed.of_row(base)
@@ -258,7 +265,7 @@ def conclusion(evidence: Evidence) -> str:
     else:
         ratio = row["throughput"] / base["throughput"]
     return (
-        f"The {row['role']} shape {row['name']} serves at least {tenths / 10:.1f} times as fast as "
+        f"The {_title(row)} shape {row['name']} serves at least {tenths / 10:.1f} times as fast as "
         f"the baseline at no more loss with probability {probability:.2f}; trained: {ratio:.2f} "
         f"times, loss {row['difference']:+.1f} % ± {row['noise']:.1f} %."
     )
