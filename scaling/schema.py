@@ -7,6 +7,7 @@ A boolean is no number, NaN and the infinities are none either, and an integer f
 
 import dataclasses
 import math
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -90,9 +91,10 @@ def read_document(path: Path, kind: type[Kind], way_out: str) -> Kind:
     """
     document = read_json(path)
     try:
-        return conform(document, kind)
+        checked: Kind = conform(document, kind)
     except InputError as error:
         raise damaged(path, error, way_out) from None
+    return checked
 
 
 def damaged(path: Path, error: object, way_out: str) -> InputError:
@@ -149,7 +151,7 @@ def _plain(value: object, kind: Any, place: str) -> Any:
     """Check a number, text, boolean or None."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is float and is_number:
-        if not abs(value) < math.inf:  # type: ignore[arg-type]
+        if not abs(value) <= sys.float_info.max:  # type: ignore[arg-type]
             raise _wrong(place, "a finite number", value)
         return float(value)  # type: ignore[arg-type]
     if kind is int and is_number and isinstance(value, int):

@@ -144,6 +144,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "fit runs.csv --law chinchilla --starts 4 --resamples 20 --out fit.json",
         "fit runs.csv --law width --prior weak --starts 4 --resamples 20 --out posterior.json",
         f"{PAPER} --out found",
+        "report found",
     ):
         outcome = run_forked(command.split(), folder)
         assert outcome.code == 0, outcome.err

@@ -161,7 +161,7 @@ def fit(
         **optimum_fields(problem, best, unresolved),
         **resample_fields(problem, best, clusters, resamples, seed),
         **noise_fields(problem, best, runs.noise),
-        noise_by_size=runs.noise_by_size.to_dict("records"),
+        noise_by_size=runs.noise_by_size.to_dict("records"),  # type: ignore[arg-type]
     )
     notes = [*notes_of(fitted, unresolved, clusters), *runs.notes]
     status = status_line(fitted, best)

@@ -142,7 +142,7 @@ def reconstruct_problem(fitted: Fit, runs: RunTable | pd.DataFrame) -> tuple[Pro
         cost=float(problem.data.cost(fitted.theta[None])[0]),
         gradient_norm=fitted.gradient_norm,
         converged=True,
-        basins=fitted.basins,
+        basins=fitted.basins,  # type: ignore[arg-type]
         others=fitted.theta[None],
     )
     return problem, best

@@ -146,8 +146,8 @@ def posterior_result(
         noise_degrees=max(len(found.problem.log_loss) - int(found.problem.free.sum()), 1),
         replicate_noise=runs.noise[0] if runs.noise[1] else None,
         replicate_degrees=runs.noise[1],
-        noise_by_size=runs.noise_by_size.to_dict("records"),
-        prior=found.prior,
+        noise_by_size=runs.noise_by_size.to_dict("records"),  # type: ignore[arg-type]
+        prior=found.prior,  # type: ignore[arg-type]
         posterior=found.state,
     )
     notes = [*resolution_notes(found.prior), *notes_of(fitted, [], None), *runs.notes]

@@ -22,7 +22,8 @@ import pandas as pd
 
 from shapelaw.scaling.errors import InputError
 
-MAX_BYTES = 2**30  # of a table, after decompression
+MAX_BYTES = 2**30  # of a table
+MAX_UNPACKED = 2**28  # of a compressed table: it may be made to fill the memory
 DELIMITERS = (",", ";", "\t", "|")
 FORMATS = "CSV, JSON, JSON lines or Parquet"
 # Whole numbers with commas in groups of three, and numbers with a decimal comma.
@@ -65,15 +66,29 @@ def _decompressed(path: Path) -> bytes:
     with path.open("rb") as stream:
         head = stream.read(6)
     opened = next((OPENERS[magic] for magic in OPENERS if head.startswith(magic)), None)
-    with path.open("rb") if opened is None else opened(path) as stream:
-        return _bounded(stream)
+    if opened is None:
+        with path.open("rb") as stream:
+            return _bounded(stream, MAX_BYTES)
+    try:
+        with opened(path) as stream:
+            return _bounded(stream, MAX_UNPACKED)
+    except RuntimeError as error:  # of an archive with a password
+        raise ValueError(str(error)) from None
+    except Exception as error:
+        if type(error).__name__ == "ZstdError":  # of a package that may be missing
+            raise ValueError(str(error)) from None
+        raise
 
 
-def _bounded(stream: IO[bytes]) -> bytes:
-    data = stream.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"it has more than {MAX_BYTES / 2**30:g} GiB; give a smaller table")
-    return data
+def _bounded(stream: IO[bytes], most: int) -> bytes:
+    """Read a stream piece by piece, so that a small file cannot fill the memory."""
+    pieces, left = [], most
+    while piece := stream.read(min(2**20, left + 1)):
+        left -= len(piece)
+        if left < 0:
+            raise ValueError(f"it has more than {most / 2**20:g} MiB; give a smaller table")
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 def _open_zip(path: Path) -> IO[bytes]:
@@ -91,11 +106,8 @@ def _open_zstd(path: Path) -> IO[bytes]:
         import zstandard
     except ImportError:
         raise ValueError("zstd needs `pip install zstandard`; or decompress it") from None
-    try:
-        opened: IO[bytes] = zstandard.open(path, "rb")
-        return opened
-    except zstandard.ZstdError as error:
-        raise ValueError(str(error)) from None
+    opened: IO[bytes] = zstandard.open(path, "rb")
+    return opened
 
 
 OPENERS: dict[bytes, Callable[[Path], Any]] = {

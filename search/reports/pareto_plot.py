@@ -94,10 +94,10 @@ def _draw_named_proposal(
     below = row["predicted_loss"] - row["loss_low"]
     above = row["loss_high"] - row["predicted_loss"]
     width = [[speed - row["throughput_low"]], [row["throughput_high"] - speed]]
-    bars = {"yerr": np.maximum([[below], [above]], 0.0), "xerr": np.maximum(width, 0.0)}
+    height = np.maximum([[below], [above]], 0.0)
     axes.errorbar(
-        [speed], [row["predicted_loss"]], **bars, color=colour, marker=marker, ms=8, capsize=3,
-        lw=1.2, label=f"{title}, predicted ± 95 %",
+        [speed], [row["predicted_loss"]], yerr=height, xerr=np.maximum(width, 0.0),
+        color=colour, marker=marker, ms=8, capsize=3, lw=1.2, label=f"{title}, predicted ± 95 %",
     )  # fmt: skip
     measured = confirmed[confirmed["name"] == row["name"]] if len(confirmed) else confirmed
     if len(measured):

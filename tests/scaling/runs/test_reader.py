@@ -2,6 +2,7 @@ import bz2
 import gzip
 import json
 import lzma
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,7 @@ DAMAGED = {
     "cut gzip": gzip.compress(TEXTS["commas"].encode() * 99)[:60],
     "cut xz": lzma.compress(TEXTS["commas"].encode() * 99)[:60],
     "no zip": b"PK\x03\x04 and no more",
+    "no zstd": b"\x28\xb5\x2f\xfd and no more, " * 9,
     "no parquet": b"PAR1 and no more",
     "no text": b"\xfe\x00\xff",
     "nested": b"[" * 100_000,
@@ -105,3 +107,17 @@ def test_damaged_table_is_refused_in_one_sentence(tmp_path: Path, data: bytes) -
     ) as e:
         read_table(path)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress], ids=["gzip", "bzip2"])
+def test_file_that_unpacks_to_too_much_is_refused_in_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: Callable[[bytes], bytes]
+) -> None:
+    monkeypatch.setattr("shapelaw.scaling.runs.reader.MAX_UNPACKED", 2**22)
+    (tmp_path / "bomb.csv").write_bytes(compress(b"0" * 2**26))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"bomb.csv is not .* more than 4 MiB"):
+        read_table(tmp_path / "bomb.csv")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**25  # half of what the file unpacks to
