@@ -66,7 +66,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     Parameters
     ----------
     path
-        The file; its folder is created.
+        The file; its folder is created. A device or a pipe is written to and not replaced.
     write
         Function that writes the content to the path that it gets.
 
@@ -75,9 +75,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     WorkError
         The disk is full or the folder cannot be written to; ``path`` is then unchanged.
     """
+    special = path.exists() and not path.is_file() and not path.is_dir()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
+        folder = None if special else path.parent
+        handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=path.suffix)
         os.close(handle)
     except OSError as error:
         raise WorkError(_reason(path, error)) from error
@@ -86,6 +88,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
+        if special:
+            path.write_bytes(temporary.read_bytes())
+            return
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:

@@ -1,6 +1,9 @@
 import hashlib
 import json
+import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -122,3 +125,13 @@ def test_sha256_equals_the_hash_of_the_bytes(tmp_path):
     path = tmp_path / "bytes"
     path.write_bytes(b"\x00\r\n\xff")
     assert sha256(path) == hashlib.sha256(b"\x00\r\n\xff").hexdigest()
+
+
+def test_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit(pipe.read_text)
+        write_text(pipe, "whole")
+        assert read.result(timeout=60) == "whole"
+    assert pipe.is_fifo()
