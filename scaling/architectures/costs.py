@@ -99,7 +99,7 @@ class Costs:
         """Count the bytes of the KV cache of one sequence of ``length`` tokens."""
         return length * self.kv_bytes(bytes_per_element)
 
-    def weight_bytes(self, bytes_per_element: int = 2) -> Any:
+    def weight_bytes(self, bytes_per_element: float = 2) -> Any:
         """Count the bytes of all weights (bf16 by default)."""
         return bytes_per_element * self.n_total
 

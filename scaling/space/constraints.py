@@ -30,7 +30,7 @@ class Columns(Mapping[str, np.ndarray]):
     """Columns that a constraint may name; a derived column is computed on access."""
 
     table: ShapeTable
-    bytes_per_value: int
+    bytes_per_value: float
     kv_bytes_per_value: int
 
     def __getitem__(self, name: str) -> np.ndarray:

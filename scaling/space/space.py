@@ -89,7 +89,7 @@ class Space:
     gqa: tuple[int, ...] | None = None
     aspect: tuple[float, float] = (0.25, 512.0)
     constraints: tuple[str, ...] = ()
-    bytes_per_value: int = 2
+    bytes_per_value: float = 2
     kv_bytes_per_value: int = 2
 
     def __post_init__(self) -> None:

@@ -111,7 +111,9 @@ class AutopilotSettings(CorpusSettings):
                 rope_theta=grid.rope_theta,
                 worse_percent=None,
             ),
-            serving=Serving(workload=parse_workload(self.workload), engine=engine),
+            serving=Serving(
+                workload=parse_workload(self.workload, dtype=engine.default_dtype), engine=engine
+            ),
             effort=SearchEffort(measurements=self.measurements, leaders=0, seed=self.seed),
         )
 

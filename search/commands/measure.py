@@ -41,18 +41,21 @@ def measure_config(
     """
     if config is None:
         raise InputError("a shape is missing; write shapelaw measure CONFIG.json, or --calibrate")
-    document, work = read_json(config), parse_workload(workload)
+    document = read_json(config)
     model, notes = read_model(document, whole=engine.partition(":")[0] == RooflineEngine.name)
     for each in notes:
         note(f"{config.name}: {each}")
     measuring = stored_engine(engine, keep=keep, fresh=fresh)
     if isinstance(model, Architecture):
         measuring = engine_named(engine)
+    work = parse_workload(workload, dtype=measuring.default_dtype)
     with working("measuring the shape"):
         measurement = measuring.measure(model, work)  # type: ignore[arg-type]
     row = asdict(measurement)
     if work.max_ttft is not None or work.max_tpot is not None:
         row["meets_service_level"] = measurement.meets(work)
+    if (cost := work.cost_per_million(measurement.output_tokens_per_second)) is not None:
+        row["cost_per_million_tokens"] = cost
     if isinstance(measuring, CachedEngine):
         row["kept"] = not measuring.measured
     return row

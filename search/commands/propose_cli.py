@@ -80,6 +80,14 @@ Confidence = Annotated[
         help="Probability of no more loss that the fast shape must have.", metavar="PROBABILITY"
     ),
 ]
+TensorParallel = Annotated[
+    str | None,
+    typer.Option(
+        "--tp",
+        help="GPUs that a model is split over, as 2,4,8: each shape gets the best (default: 1).",
+        metavar="N",
+    ),
+]
 VocabularySize = Annotated[
     int | None, typer.Option(help="Vocabulary size (default: the baseline's).", metavar="N")
 ]
@@ -179,6 +187,7 @@ def propose_shapes(
     head_dim: HeadDims = "auto",
     vocab: VocabularySize = None,
     where: ShapesWhere = None,
+    tp: TensorParallel = None,
     max_ttft: MaxTTFT = None,
     max_tpot: MaxTPOT = None,
     worse: Worse = 2.0,
@@ -205,6 +214,12 @@ def propose_shapes(
     from shapelaw.search.proposals import request as groups
     from shapelaw.search.workload import parse_workload
 
+    serving = stored_engine(engine, keep=not no_cache, fresh=fresh)
+    served = parse_workload(workload, dtype=serving.default_dtype).changed(
+        max_ttft=max_ttft, max_tpot=max_tpot,
+        tensor_parallel=None if tp is None else _parse_option("--tp", tp),
+    )  # fmt: skip
+    serving.require_supported(served)
     request = groups.ProposalRequest(
         effort=groups.SearchEffort(
             measurements=measurements, estimated=estimated, short=short, sampler=sampler,
@@ -219,11 +234,9 @@ def propose_shapes(
             head_dims=_parse_option("--head-dim", head_dim), vocab_size=vocab,
             where=tuple(where or ()), worse_percent=worse, fastest=fastest,
             any_shape=any_shape, confidence=confidence,
+            tensor_parallel=max(served.tensor_parallel),
         ),
-        serving=groups.Serving(
-            workload=parse_workload(workload).changed(max_ttft=max_ttft, max_tpot=max_tpot),
-            engine=stored_engine(engine, keep=not no_cache, fresh=fresh),
-        ),
+        serving=groups.Serving(workload=served, engine=serving),
     )  # fmt: skip
     _search_and_print(request, law, link, validation, out, json=json, wide=wide)
 

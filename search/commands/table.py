@@ -100,13 +100,14 @@ def _formatted(
         "tokens/s": lambda p: (
             f"{p.throughput.output_tokens_per_second:,.0f}" if p.throughput else "–"
         ),
+        "per 1M tokens": lambda p: "–" if p.cost is None else f"{p.cost:.3g}",
         "TTFT, TPOT": lambda p: (
             f"{format_seconds(p.throughput.ttft)}\n{format_seconds(p.throughput.tpot)}"
             if p.throughput
             else "–"
         ),
-        "KV/token": lambda p: format_bytes(p.shape.kv_bytes()),
-        "weights": lambda p: format_bytes(p.shape.weight_bytes()),
+        "KV/token": lambda p: format_bytes(p.kv_bytes),
+        "weights": lambda p: format_bytes(p.weight_bytes),
         "in front": lambda p: (
             "–" if p.front_probability is None else f"{100 * p.front_probability:.0f} %"
         ),
@@ -116,6 +117,7 @@ def _formatted(
         ),
     }
     empty = {
+        "per 1M tokens": all(p.cost is None for p in shown),
         "worth": all(p.equivalent_compute is None for p in shown),
         "not in law": not any(p.not_in_law for p in shown),
         "predicted accuracy": all(p.accuracy is None for p in shown),

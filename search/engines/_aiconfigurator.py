@@ -50,6 +50,7 @@ class AiconfiguratorEngine(Engine):
 
     name = "aiconfigurator"
     kind = "predicted"
+    default_dtype = "bfloat16"
     known_error = (
         "from tables of measured kernels; on an H200, Surefire-1B over LLaMA-3.2-1B is 1.44 by it "
         "and 1.47 as arXiv 2510.18245 measured"
@@ -79,6 +80,7 @@ class AiconfiguratorEngine(Engine):
 
     def measure(self, shape: Shape, workload: Workload) -> Measurement:
         """Predict the speed on one GPU."""
+        self.require_supported(workload)
         kv_type = workload.kv_dtype if workload.kv_dtype in NARROW_CACHES else None
         tabled = replace(workload, dtype="bfloat16", kv_dtype=kv_type)
         refuse_above(

@@ -30,7 +30,8 @@ class Measurement:
     kind
         ``measured``, ``predicted`` by a model of some hardware, or ``time model``.
     output_tokens_per_second
-        Generated tokens over the whole time, prefill included, at the workload's concurrency;
+        Generated tokens of each GPU over the whole time, prefill included, at the workload's
+        concurrency;
         ``low`` and ``high`` bound it at 95 % (the spread over repeats).
     ttft, tpot
         Seconds to the first token, and per output token after it.
@@ -75,7 +76,7 @@ class Measurement:
         rate: float | None = None,
         spread: float = 1.0,
     ) -> "Measurement":
-        """Make the measurement of one static batch that a model predicts.
+        """Make the measurement that a model predicts.
 
         Parameters
         ----------
@@ -88,6 +89,7 @@ class Measurement:
         """
         if rate is None:
             rate = workload.output_rate(ttft, tpot)
+        prompts = 1 if workload.steady else workload.concurrency
         return cls(
             engine=engine,
             kind=kind,
@@ -100,7 +102,7 @@ class Measurement:
             high=rate * spread,
             ttft=ttft,
             tpot=tpot,
-            prefill_tokens_per_second=workload.concurrency * workload.input_tokens / ttft,
+            prefill_tokens_per_second=prompts * workload.input_tokens / ttft,
             decode_tokens_per_second=workload.concurrency / tpot,
             wall_seconds=0.0,
             cpu_seconds=0.0,
@@ -124,6 +126,8 @@ class Engine(ABC):
     name: str
     kind: str
     is_formula: bool = False  # whether :meth:`times` answers for whole tables of shapes
+    supported: frozenset[str] = frozenset()  # of Workload.needs
+    default_dtype = "float32"  # number format of a workload that names none
     known_error: str = ""  # how a prediction compares with published measurements
 
     @property
@@ -149,6 +153,21 @@ class Engine(ABC):
             The engine cannot run this shape. It can still run others.
         """
 
+    def require_supported(self, workload: Workload) -> None:
+        """Refuse options of a workload that the engine does not support, by their names.
+
+        Raises
+        ------
+        shapelaw.scaling.errors.InputError
+            The engine lacks an option.
+        """
+        lacking = [text for name, text in workload.needs.items() if name not in self.supported]
+        if lacking:
+            raise InputError(
+                f"`{'`, `'.join(lacking)}` must be left out with the engine {self.label}, which "
+                "does not support it; --engine roofline:HARDWARE does"
+            )
+
     def times(self, table: ShapeTable, workload: Workload) -> tuple[np.ndarray, np.ndarray]:
         """Compute seconds to the first token and per token after it, where a formula gives them.
 
@@ -157,6 +176,13 @@ class Engine(ABC):
         Both times of every shape, (n,) each; NaN where the shape does not fit in memory.
         """
         raise NotImplementedError(f"{self.label} is no formula")
+
+    def speeds(
+        self, table: ShapeTable, workload: Workload
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Compute output tokens/s of each GPU, and both times of :meth:`times`; (n,) each."""
+        ttft, tpot = self.times(table, workload)
+        return workload.output_rate(ttft, tpot), ttft, tpot
 
     def measure_all(self, shapes: Sequence[Shape], workload: Workload) -> list[Measurement | str]:
         """Measure or predict the speed of several shapes.

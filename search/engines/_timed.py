@@ -87,6 +87,7 @@ class TimedEngine(Engine):
 
     def measure(self, shape: Shape, workload: Workload) -> Measurement:
         """Measure one shape."""
+        self.require_supported(workload)
         with self.start(shape, workload) as server:
             (result,) = self._measure_loaded([server], workload)
         if isinstance(result, str):
@@ -95,6 +96,7 @@ class TimedEngine(Engine):
 
     def measure_all(self, shapes: Sequence[Shape], workload: Workload) -> list[Measurement | str]:
         """Measure several shapes, with their repeats interleaved."""
+        self.require_supported(workload)
         results: list[Measurement | str] = []
         for begin in range(0, len(shapes), self.together):
             results += self._measure_part(shapes[begin : begin + self.together], workload)

@@ -57,6 +57,7 @@ class TorchEngine(TimedEngine):
             describe_processor() if self.on.type == "cpu" else torch.cuda.get_device_name()
         )
         if self.on.type == "cuda":
+            self.default_dtype = "bfloat16"
             self.together = 1  # each shape may need all of the GPU's memory
 
     @property

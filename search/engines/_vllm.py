@@ -72,6 +72,7 @@ class VllmEngine(TimedEngine):
         device = description["device"]
         self.device = describe_processor() if device is None else str(device)
         if self.on == "cuda":
+            self.default_dtype = "bfloat16"
             self.together = 1  # each shape may need all of the GPU's memory
 
     @property

@@ -10,7 +10,10 @@ from shapelaw.search.engines._base import Engine
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """A device: memory in bytes, bandwidth in bytes/s, dense FLOP/s by number format."""
+    """A device: memory in bytes, bandwidth in bytes/s, dense FLOP/s by number format.
+
+    ``link`` is the bandwidth to other devices of its kind in bytes/s each way; 0: none is known.
+    """
 
     key: str
     name: str
@@ -18,6 +21,7 @@ class Hardware:
     bandwidth: float
     peak_flops: dict[str, float]
     source: str
+    link: float = 0.0
 
 
 def hardware(key: str) -> Hardware:

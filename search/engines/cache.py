@@ -135,7 +135,8 @@ class CachedEngine(Engine):
     def __init__(self, engine: Engine, store: MeasurementStore, *, fresh: bool = False) -> None:
         self.engine, self.store, self.fresh = engine, store, fresh
         self.name, self.kind, self.is_formula = engine.name, engine.kind, engine.is_formula
-        self.known_error = engine.known_error
+        self.known_error, self.supported = engine.known_error, engine.supported
+        self.default_dtype = engine.default_dtype
         self._measured_keys: set[str] = set()
         self.measured = 0  # shapes that the engine itself measured or refused
 
@@ -147,6 +148,12 @@ class CachedEngine(Engine):
     def times(self, table: ShapeTable, workload: Workload) -> tuple[np.ndarray, np.ndarray]:
         """Compute the times of the wrapped engine's formula, which are not stored."""
         return self.engine.times(table, workload)
+
+    def speeds(
+        self, table: ShapeTable, workload: Workload
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Compute the speeds of the wrapped engine's formula, which are not stored."""
+        return self.engine.speeds(table, workload)
 
     def key(self, shape: Shape, workload: Workload) -> tuple[str, dict[str, Any]] | None:
         """Return the key of a measurement and its fields; None if it is not stored."""
@@ -267,5 +274,7 @@ def measure(
     """
     if not isinstance(shape, Shape):
         shape = shape_named(str(shape))
-    work = workload if isinstance(workload, Workload) else parse_workload(str(workload))
-    return stored_engine(engine, keep=keep, fresh=fresh).measure(shape, work)
+    measuring = stored_engine(engine, keep=keep, fresh=fresh)
+    if not isinstance(workload, Workload):
+        workload = parse_workload(str(workload), dtype=measuring.default_dtype)
+    return measuring.measure(shape, workload)

@@ -71,6 +71,7 @@ def write_hardware(device: Hardware, path: Path | None = None) -> Path:
         f"bandwidth = {device.bandwidth:.4e}",
         f"peak_flops = {{ {peaks} }}",
         f'source = "{_escape(device.source)}"',
+        *([f"link = {device.link:.4e}"] if device.link else []),
     ]
     write_text(target, "\n".join(lines) + "\n")
     return target

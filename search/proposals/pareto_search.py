@@ -200,10 +200,10 @@ def _compute_candidates(candidates: CandidateSet) -> Measured:
     request = candidates.request
     engine, workload = request.serving.engine, request.serving.workload
     check_study(request.effort.storage)
-    ttft, tpot = engine.times(candidates.table, workload)
+    rates, ttft, tpot = engine.speeds(candidates.table, workload)
     if np.isfinite(ttft).any():
         require_service(ttft, tpot, workload)
-    rates = within_service(workload.output_rate(ttft, tpot), ttft, tpot, workload)
+    rates = within_service(rates, ttft, tpot, workload)
     most = request.effort.measurements + request.effort.estimated
     rows = list(dict.fromkeys([candidates.baseline, *rows_ahead(rates, candidates, most - 1)]))
     answers = engine.measure_all([candidates.table[row] for row in rows], workload)

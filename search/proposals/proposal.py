@@ -19,6 +19,7 @@ from shapelaw.scaling.schema import (
 )
 from shapelaw.search.engines._base import Measurement
 from shapelaw.search.proposals.probabilities import probability_text
+from shapelaw.search.workload import Workload
 
 # Fields that identify a shape within one search.
 SHAPE_KEY = (
@@ -87,6 +88,9 @@ class Proposal:
         no interval includes.
     why
         Reason why the shape is on the front.
+    workload
+        Workload that it is served under: it gives the number formats of weights and cache, bf16
+        without one, and the price of a GPU.
     """
 
     shape: Shape
@@ -117,6 +121,24 @@ class Proposal:
     accuracy: Accuracy | None = None
     loss_form_spread: float | None = None
     why: str = ""
+    workload: Workload | None = None
+
+    @property
+    def kv_bytes(self) -> int:
+        """Return the bytes of the KV cache per token, in the format of the workload."""
+        return int(self.shape.kv_bytes(self.workload.kv_bytes_per_value if self.workload else 2))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Return the bytes of the weights, in the format of the workload."""
+        return int(self.shape.weight_bytes(self.workload.bytes_per_value if self.workload else 2))
+
+    @property
+    def cost(self) -> float | None:
+        """Return the price of a million output tokens; None where no price or speed is known."""
+        if self.throughput is None or self.workload is None:
+            return None
+        return self.workload.cost_per_million(self.throughput.output_tokens_per_second)
 
     @property
     def name(self) -> str:
@@ -148,8 +170,8 @@ class Proposal:
             "hidden_over_sqrt_n": shape.hidden_over_sqrt_n,
             "mlp_to_attention": shape.mlp_to_attention,
             "gqa": shape.gqa,
-            "kv_bytes": shape.kv_bytes(),
-            "weight_bytes": shape.weight_bytes(),
+            "kv_bytes": self.kv_bytes,
+            "weight_bytes": self.weight_bytes,
             "predicted_loss": self.predicted_loss,
             "loss_low": self.loss_low,
             "loss_high": self.loss_high,
@@ -172,6 +194,7 @@ class Proposal:
             "throughput_repeats": measured.repeats if measured else None,
             "speedup": self.speedup,
             "training_speedup": self.training_speedup,
+            "cost_per_million_tokens": self.cost,
             "ttft": measured.ttft if measured else None,
             "tpot": measured.tpot if measured else None,
             "engine": measured.engine if measured else None,
@@ -208,6 +231,7 @@ def write_proposals(
     positions = max(2048, 1 << (context - 1).bit_length())
     for proposal in proposals:
         config = proposal.shape.to_config(max_position_embeddings=positions)
+        config["torch_dtype"] = proposal.workload.dtype if proposal.workload else "bfloat16"
         write_json(folder / "proposals" / proposal.name / "config.json", config)
     write_json(folder / "proposals.json", {**about, "proposals": rows})
 
@@ -276,6 +300,8 @@ class ProposalRow(TypedDict):
     accuracy: NotRequired[AccuracyRow | None]
     throughput_repeats: NotRequired[Count | None]
     speedup: NotRequired[Rate | None]
+    cost_per_million_tokens: NotRequired[Rate | None]
+    workload: NotRequired[Note | None]
     ttft: NotRequired[Rate | None]
     tpot: NotRequired[Rate | None]
     why: NotRequired[Note]

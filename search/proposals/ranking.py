@@ -167,6 +167,7 @@ def rank(estimated: "Estimated") -> Proposals:
             shape=candidates.table[row],
             role=roles[place],
             tokens=request.budget.tokens,
+            workload=workload,
             throughput=answer if isinstance(answer, Measurement) else None,
             on_front=on_front[place],
             speedup=_speedup(answer, listed[0]),

@@ -276,6 +276,8 @@ class ProposalRequest:
             qk_norm=_value_or(space.qk_norm, model.qk_norm),
             rope_theta=_value_or(space.rope_theta, model.rope_theta),
             constraints=() if rules is None else rules.constraints,
+            bytes_per_value=self.serving.workload.bytes_per_value,
+            kv_bytes_per_value=self.serving.workload.kv_bytes_per_value,
         )
 
 

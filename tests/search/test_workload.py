@@ -87,8 +87,8 @@ SYNTAX = "`--workload` must be one of chat, .*, or INPUT/OUTPUT"
         ("512/256:float16", "`dtype` must be one of float32, bfloat16, but got 'float16'"),
         ("chat:int8", "`dtype` must be one of float32, bfloat16, but got 'int8'"),
         ("chat,kv=fp4", "`kv_dtype` must be one of float32, bfloat16, fp8, int8, but got 'fp4'"),
-        ("chat,kv=fp8,kv=int8", "must be kv, ttft, tpot, each at most once, but got 'kv' in"),
-        ("chat,batch=3", "must be kv, ttft, tpot, each at most once, but got 'batch'"),
+        ("chat,kv=fp8,kv=int8", "must be kv, ttft, tpot, .*, each at most once, but got 'kv' in"),
+        ("chat,batch=3", "must be kv, ttft, tpot, .*, each at most once, but got 'batch'"),
         ("chat,ttft=0", r"`max_ttft > 0` \(seconds\) must hold, but got 0.0"),
         ("chat,tpot=soon", "`tpot` must be seconds such as 0.05 or 50ms, but got 'soon'"),
         ("9" * 5000 + "/256", SYNTAX),
@@ -252,4 +252,36 @@ def test_invalid_workload_file_is_refused(tmp_path: Path, text: str, words: str)
 @pytest.mark.parametrize("text", ["nowhere.toml", "\0.toml", ".toml"])
 def test_unreadable_file_is_named_in_the_error(text: str) -> None:
     with pytest.raises(InputError, match=r"cannot be read|is not a TOML file"):
+        parse_workload(text)
+
+
+def test_serving_options_are_read_and_written_back() -> None:
+    workload = parse_workload("chat,weights=int4,tp=2/4,concurrency=auto,price=2.5/h", dtype="bf16")
+    assert workload.bytes_per_value == 0.5
+    assert workload.tensor_parallel == (2, 4)
+    assert workload.steady
+    assert workload.cost_per_million(1e6 / 3600) == pytest.approx(2.5)  # a million tokens an hour
+    again = parse_workload(workload.served)
+    assert again.served == workload.served
+    assert "weights int4, each model on 2 or 4 GPUs, prompts one by one" in str(workload)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("chat,weights=fp4", "`weights` must be one of .*int4, but got 'fp4'"),
+        (
+            "chat,tp=0",
+            "`tensor_parallel` must be different whole numbers from 1 to 1024, but got 0",
+        ),
+        ("chat,tp=2/2", "`tensor_parallel` must be different"),
+        ("chat,tp=two", "`tp` must be numbers of GPUs such as 2 or 2/4/8, but got 'two'"),
+        ("chat,concurrency=9", "`concurrency` must be auto, but got '9'; write a number as @9"),
+        ("chat,price=0/h", r"`price > 0` \(per GPU and hour\) must hold"),
+        ("chat,price=2.5/day", "`price` must be that of a GPU for an hour, as 2.5/h"),
+        ("chat,prompts=slow", "`prompts` must be batch or steady, but got 'slow'"),
+    ],
+)
+def test_invalid_serving_options_are_refused(text: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
         parse_workload(text)
