@@ -90,12 +90,12 @@ class Costs:
         """
         return FORWARD_AND_BACKWARD * self.forward_flops(context_length / 2)
 
-    def kv_bytes(self, bytes_per_element: int = 2) -> Any:
+    def kv_bytes(self, bytes_per_element: float = 2) -> Any:
         """Count the bytes of the KV cache per token, over all layers (bf16 by default)."""
         width = self.num_key_value_heads * self.head_dim
         return 2 * bytes_per_element * width * self.num_hidden_layers
 
-    def cache_bytes(self, length: float, bytes_per_element: int = 2) -> Any:
+    def cache_bytes(self, length: float, bytes_per_element: float = 2) -> Any:
         """Count the bytes of the KV cache of one sequence of ``length`` tokens."""
         return length * self.kv_bytes(bytes_per_element)
 

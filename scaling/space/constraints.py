@@ -11,7 +11,7 @@ from shapelaw.scaling.filters import names_in, select
 
 FIELDS = tuple(field.name for field in fields(ShapeTable) if field.name not in SWITCH_FIELDS)
 # Columns derived from the fields, given the bytes of a weight and of a value in the KV cache.
-DERIVED: dict[str, Callable[[ShapeTable, int, int], np.ndarray]] = {
+DERIVED: dict[str, Callable[[ShapeTable, float, float], np.ndarray]] = {
     "n_total": lambda table, *_: table.n_total,
     "n_active": lambda table, *_: table.n_active,
     "n_non_embedding": lambda table, *_: table.n_non_embedding,
@@ -31,7 +31,7 @@ class Columns(Mapping[str, np.ndarray]):
 
     table: ShapeTable
     bytes_per_value: float
-    kv_bytes_per_value: int
+    kv_bytes_per_value: float
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name in DERIVED:

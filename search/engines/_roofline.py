@@ -3,7 +3,7 @@
 import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -169,13 +169,16 @@ def divides_heads(shape: Costs | Architecture, gpus: int) -> Any:
     """Return whether a number of GPUs divides the heads; few key-value heads are copied."""
     if gpus == 1:
         return True
-    query, cached = shape.num_attention_heads, shape.num_key_value_heads
+    dense = cast(Costs, shape)  # other families are refused with more than one GPU
+    query, cached = dense.num_attention_heads, dense.num_key_value_heads
     return (query % gpus == 0) & ((cached % gpus == 0) | (gpus % cached == 0))
 
 
 def cache_share(shape: Costs | Architecture, gpus: int) -> Any:
     """Return the share of the KV cache on each GPU: at least one key-value head."""
-    return 1.0 if gpus == 1 else np.maximum(1 / gpus, 1 / shape.num_key_value_heads)
+    if gpus == 1:
+        return 1.0
+    return np.maximum(1 / gpus, 1 / cast(Costs, shape).num_key_value_heads)
 
 
 def bytes_per_gpu(shape: Costs | Architecture, workload: Workload, concurrency: Any) -> Any:
@@ -253,7 +256,8 @@ def roofline(
     weights = shape.weight_bytes(workload.bytes_per_value) / gpus
     ring = 2 * (gpus - 1) / gpus * DTYPES[workload.dtype] / (device.link or np.inf)
     # Seconds per token in the two all-reduces of each layer.
-    reduced = 2 * shape.num_hidden_layers * shape.hidden_size * ring if gpus > 1 else 0.0
+    width = cast(Costs, shape).hidden_size if gpus > 1 else 0
+    reduced = 2 * shape.num_hidden_layers * width * ring
     prompt = (1 if steady else at_once) * workload.input_tokens
     prefill_flops = prompt * shape.forward_flops(workload.input_tokens / 2) / gpus
     ttft = np.maximum(prefill_flops / peak, weights / device.bandwidth) + prompt * reduced
