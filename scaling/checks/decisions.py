@@ -23,7 +23,7 @@ from shapelaw.scaling.checks.calibration import (
     wilson_interval,
 )
 from shapelaw.scaling.checks.decision_cases import DecisionCase, decision_cases
-from shapelaw.scaling.decisions.decide import decide
+from shapelaw.scaling.decisions.decide import decide, difference_column
 from shapelaw.scaling.display.progress import track
 from shapelaw.scaling.display.tables import Result, View, counted, text_cells
 from shapelaw.scaling.errors import InputError
@@ -263,7 +263,7 @@ def _decided(fitted: Fit, runs: RunTable, case: DecisionCase) -> dict[str, objec
     # Noise of the mean of k runs is smaller by √k.
     share = np.sqrt(np.sum(1 / np.array(replicates)))
     noise = (between if known else fitted.noise) * share * (first + second) / 2
-    difference = stated.iloc[1]
+    difference, name = stated.iloc[1], difference_column(fitted)
     return {
         "table": case.table,
         "cut": case.cut,
@@ -277,9 +277,9 @@ def _decided(fitted: Fit, runs: RunTable, case: DecisionCase) -> dict[str, objec
         "p_best": float(stated["p_best"].iloc[0]),
         "p_best_run": float(stated["p_best_run"].iloc[0]),
         "first_lower": 0.5 + 0.5 * float(np.sign(second - first)),
-        "predicted_nats": float(difference["difference_nats"]),
-        "predicted_low": float(difference["difference_nats_low"]),
-        "predicted_high": float(difference["difference_nats_high"]),
+        "predicted_nats": float(difference[name]),
+        "predicted_low": float(difference[f"{name}_low"]),
+        "predicted_high": float(difference[f"{name}_high"]),
         "measured_nats": float(second - first),
         "noise_nats": float(noise),
         "noise_from": "replicates" if known else "scatter around the law",

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from shapelaw.scaling.commands.options import Extrapolate, FitFile, Json, OutTable, Tokens
+from shapelaw.scaling.commands.options import Columns, Extrapolate, FitFile, Json, OutTable, Tokens
 from shapelaw.scaling.display.console import print_json, print_table
 
 
@@ -14,11 +14,12 @@ def decide(
     shapes: Annotated[
         Path,
         typer.Argument(
-            help="Table of shapes, a CSV or Parquet file; the first row is the baseline.",
+            help="Table of shapes, a CSV, JSON or Parquet file; the first row is the baseline.",
             metavar="SHAPES",
         ),
     ],
     tokens: Tokens = None,
+    columns: Columns = None,
     extrapolate: Extrapolate = False,
     out: OutTable = None,
     json: Json = False,
@@ -31,7 +32,7 @@ def decide(
     from shapelaw.scaling.runs.table import write_runs
 
     fitted = Fit.load(fit)
-    table = read_shapes(fitted, shapes, tokens, extrapolate=extrapolate)
+    table = read_shapes(fitted, shapes, tokens, columns=columns, extrapolate=extrapolate)
     note_warnings(fitted)
     decided = decide(fitted, table)
     if out is not None:

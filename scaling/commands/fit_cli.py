@@ -156,9 +156,10 @@ def fit(
 def predict(
     fit: FitFile,
     shapes: Annotated[
-        Path, typer.Argument(help="Table of shapes, a CSV or Parquet file.", metavar="SHAPES")
+        Path, typer.Argument(help="Table of shapes, a CSV, JSON or Parquet file.", metavar="SHAPES")
     ],
     tokens: Tokens = None,
+    columns: Columns = None,
     extrapolate: Extrapolate = False,
     out: OutTable = None,
     json: Json = False,
@@ -170,7 +171,9 @@ def predict(
     from shapelaw.scaling.runs.table import write_runs
 
     fitted = Fit.load(fit)
-    table, predicted = predict_table(fitted, shapes, tokens, extrapolate=extrapolate)
+    table, predicted = predict_table(
+        fitted, shapes, tokens, columns=columns, extrapolate=extrapolate
+    )
     note_warnings(fitted)
     if not fitted.has_intervals:
         note("note: the fit has no resamples, so the intervals are of the noise of a run alone")

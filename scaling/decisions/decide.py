@@ -77,16 +77,22 @@ def decide(fitted: Fit, shapes: pd.DataFrame, *, runs: ArrayLike = 1) -> pd.Data
     differences = losses - losses[:, :1]
     central = fitted.central(shapes)
     low, high = np.percentile(differences, ENDS, axis=0)
-    unit = "nats" if fitted.loss_unit == NATS else fitted.loss_unit.replace(" ", "_")
+    name = difference_column(fitted)
     columns = {
         "p_best": share_lowest(draws),
         "p_best_run": share_lowest(measured),
-        f"difference_{unit}": central - central[0],
-        f"difference_{unit}_low": low,
-        f"difference_{unit}_high": high,
+        name: central - central[0],
+        f"{name}_low": low,
+        f"{name}_high": high,
     }
     compute = equivalent_compute(fitted, shapes, draws)
     return pd.DataFrame(columns, index=shapes.index).join(compute)
+
+
+def difference_column(fitted: Fit) -> str:
+    """Return the name of the column of differences, which has the unit of the losses."""
+    unit = "nats" if fitted.loss_unit == NATS else fitted.loss_unit.replace(" ", "_")
+    return f"difference_{unit}"
 
 
 def share_lowest(draws: np.ndarray) -> np.ndarray:

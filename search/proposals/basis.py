@@ -22,7 +22,7 @@ from shapelaw.scaling.fitting.with_prior import POOLED_LAW
 from shapelaw.scaling.runs.catalog import load_runs, named_tables
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.table import RunTable
-from shapelaw.scaling.units import format_count
+from shapelaw.scaling.units import NATS, format_count
 from shapelaw.search.proposals.request import Budget
 
 SHIPPED = "proxies"  # the table that the shipped law is fitted on
@@ -71,6 +71,11 @@ class LossBasis:
         return "the range of the fits that the paper prints" if self.published else "95 % interval"
 
     def __post_init__(self) -> None:
+        if self.fit.loss_unit != NATS:
+            raise InputError(
+                f"`--law` must be a fit in nats per token, but has {self.fit.loss_unit}; "
+                f"fit losses in nats per token"
+            )
         if not self.fit.has_intervals:
             raise InputError(
                 "`--law` must be a fit with resamples, which give the intervals of proposals, but "

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.commands.predicting import predict_table
 from shapelaw.scaling.decisions.decide import decide
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
@@ -14,6 +15,7 @@ from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.mapping import ColumnMapping
 from shapelaw.scaling.runs.summary import describe
+from shapelaw.search.proposals.basis import LossBasis
 
 N, D = np.array([5e7, 5e7, 2e8, 2e8, 8e8, 8e8]), np.array([1e9, 4e9, 4e9, 2e10, 2e10, 8e10])
 LOSS = 1.8 + 480 / N**0.35 + 2000 / D**0.37
@@ -270,3 +272,21 @@ def test_flops_of_any_name_that_contradict_6nd_are_refused(name: str) -> None:
 def test_ranges_of_a_table_have_the_unit_of_its_losses() -> None:
     ranges = describe(load_runs(table(loss=LOSS / 5), loss_unit="bits per byte")).ranges
     assert ranges.set_index("column")["unit"]["loss"] == "bits per byte"
+
+
+def test_shapes_with_foreign_names_and_suffixes_are_predicted_as_plain_ones(tmp_path: Path) -> None:
+    fitted = fit("chinchilla", load_runs(table()), starts=16, resamples=64)
+    (tmp_path / "plain.csv").write_text("n_non_embedding,tokens\n200000000,8000000000\n")
+    (tmp_path / "foreign.csv").write_text("N;D\n200M;8B\n")
+    plain, foreign = (
+        predict_table(fitted, tmp_path / name, None, columns=columns)[1]
+        for name, columns in (("plain.csv", None), ("foreign.csv", "N=n_non_embedding,D=tokens"))
+    )
+    pd.testing.assert_frame_equal(plain, foreign)
+
+
+def test_proposals_need_a_law_in_nats_per_token() -> None:
+    runs = load_runs(table(loss=LOSS / 4, loss_unit="bpb"))
+    fitted = fit("chinchilla", runs, starts=16, resamples=64)
+    with pytest.raises(InputError, match="must be a fit in nats per token, but has bits per byte"):
+        LossBasis(fit=fitted)
