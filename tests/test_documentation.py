@@ -49,7 +49,7 @@ def test_every_example_shows_a_command_of_ours_and_its_output() -> None:
     ]
     assert len(found) >= 4
     for match in found:
-        assert match["command"].startswith("shapelaw ")
+        assert match["command"].split("; ")[-1].startswith("shapelaw ")
         assert match["output"].strip()
     marked = sum(page.read_text(encoding="utf-8").count("\n```console\n") for page in PAGES)
     assert marked == len(found)

@@ -18,6 +18,7 @@ from shapelaw.scaling.runs.losses import in_one_unit, refuse_losses_above_unifor
 from shapelaw.scaling.runs.mapping import ColumnMapping, suggestion
 from shapelaw.scaling.runs.ratios import notes_on_gates, with_ratios
 from shapelaw.scaling.runs.validation import (
+    name_lines,
     parse_switches,
     refuse_unknown_kinds,
     to_numbers,
@@ -26,7 +27,6 @@ from shapelaw.scaling.runs.validation import (
 from shapelaw.scaling.units import NATS
 
 MAX_LISTED_RUNS = 1000  # runs left out that are named one by one
-MAX_LINES = 6  # named in an error
 MAX_OPTIONS = 110  # characters of options to type, beside which columns are listed
 FINISHED = ("done", "finished", "completed", "complete", "success", "succeeded", "ok")
 UNFINISHED = (
@@ -184,11 +184,9 @@ def excluded_or_unfinished(
     if failed.any() and not drop_failed:
         counts = why[failed].value_counts().items()
         reasons = shown("; ".join(f"{count} {reason}" for reason, count in counts), 100)[1:-1]
-        lines = ", ".join(str(number + 2) for number in runs.index[failed][:MAX_LINES])
-        more = f" and {int(failed.sum()) - MAX_LINES} more" if failed.sum() > MAX_LINES else ""
         raise InputError(
             f"{source}: every run must have finished with a finite loss, but {int(failed.sum())} "
-            f"of {len(runs)} rows have not ({reasons}; lines {lines}{more}); leave them out with "
+            f"of {len(runs)} rows have not ({reasons}; {name_lines(runs, failed.to_numpy())}); leave them out with "
             "--drop-failed, or one of them with --exclude RUN_ID"
         )
     unfinished, why = ours | failed, status.where(ours, why)

@@ -10,7 +10,7 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.runs.columns import SIZES, D
 from shapelaw.scaling.runs.mapping import COMPUTE_NAMES
 from shapelaw.scaling.runs.ratios import table_of
-from shapelaw.scaling.runs.validation import as_floats
+from shapelaw.scaling.runs.validation import as_floats, name_lines
 
 MAX_EPOCHS_DEVIATION = 0.1  # relative; a held-out share of the text is no contradiction
 MAX_FLOPS_FACTOR = 1.5  # between flops_6nd and 6ND by every count of N
@@ -18,7 +18,6 @@ MAX_FLOPS_FACTOR = 1.5  # between flops_6nd and 6ND by every count of N
 # in most rows, the unit is another.
 MIN_OTHER_FACTOR, MAX_OTHER_FACTOR = 1 / 3, 30.0
 MAX_COUNT_DEVIATION = 0.02  # relative, between n_total and the parameters counted from the shape
-MAX_LINES = 6  # named in an error
 
 
 def refuse_contradictions(runs: pd.DataFrame, source: str) -> None:
@@ -35,11 +34,9 @@ def refuse_contradictions(runs: pd.DataFrame, source: str) -> None:
     ):  # fmt: skip
         if not broken.any():
             continue
-        lines = [str(number + 2) for number in runs.index[broken]]
-        more = f" and {len(lines) - MAX_LINES} more" if len(lines) > MAX_LINES else ""
         first = int(np.argmax(broken))
         raise InputError(
-            f"{source} lines {', '.join(lines[:MAX_LINES])}{more}: {rule} must hold, but the first "
+            f"{source} {name_lines(runs, broken)}: {rule} must hold, but the first "
             f"has {stated[first]:.4g} against {right[first]:.4g}; {way_out}"
         )
 

@@ -23,6 +23,7 @@ SWITCHES = {  # defaults
 SPELLINGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 LARGEST_MODEL = 2.0**62  # parameters that 64-bit integers count without overflow
 COUNT_WITH_SUFFIX = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*([kKmMbBgGtT])\s*")  # 125M
+MAX_LINES = 6  # named in an error
 REMEDY = "correct the row, or leave it out with --exclude RUN_ID"
 
 
@@ -32,6 +33,13 @@ def line(frame: pd.DataFrame, broken: np.ndarray) -> int:
     The index of the frame counts the rows of the file from 0.
     """
     return int(frame.index[broken][0]) + 2
+
+
+def name_lines(frame: pd.DataFrame, broken: np.ndarray) -> str:
+    """Name the lines in the file of the rows where a mask is true, the first ones of many."""
+    lines = [str(number + 2) for number in frame.index[broken]]
+    more = f" and {len(lines) - MAX_LINES} more" if len(lines) > MAX_LINES else ""
+    return f"line{'s' if len(lines) > 1 else ''} {', '.join(lines[:MAX_LINES])}{more}"
 
 
 def as_floats(values: pd.Series) -> np.ndarray:

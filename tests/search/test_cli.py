@@ -214,9 +214,9 @@ def test_one_seed_gives_one_fit(runs: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "said"),
     [
-        ({"loss": float("nan")}, r"1 of \d+ rows have not .*lines 3\).*--drop-failed"),
+        ({"loss": float("nan")}, r"1 of \d+ rows have not .*line 3\).*--drop-failed"),
         ({"loss": -1.0}, r"line 3: `loss > 0` and finite must hold, but got -1.0"),
-        ({"loss": "inf"}, r"1 of \d+ rows have not .*lines 3\).*--drop-failed"),
+        ({"loss": "inf"}, r"1 of \d+ rows have not .*line 3\).*--drop-failed"),
         ({"tokens": "many"}, r"line 3: `tokens > 0` and finite must hold, but got many"),
         ({"num_key_value_heads": 5}, r"line 3: `num_attention_heads % num_key_value_heads == 0`"),
         ({"run_id": "synthetic-00"}, r"line 3: `run_id` must be unique"),

@@ -102,7 +102,10 @@ def test_fit_of_one_size_notes_that_all_runs_have_one_size():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": np.nan}, "`loss > 0` and finite must hold, but got nan"),
+        (
+            {"loss": np.nan},
+            r"1 of 18 rows have not \(1 no finite loss; line 6\)",
+        ),
         ({"loss": -1.0}, "`loss > 0` and finite must hold, but got -1"),
         ({"loss": "three"}, "`loss > 0` and finite must hold, but got three"),
         ({"tokens": 0.0}, "`tokens > 0` and finite must hold, but got 0"),

@@ -198,7 +198,7 @@ def test_epochs_that_contradict_unique_tokens_are_refused_with_their_lines() -> 
 
 def test_flops_that_contradict_6nd_are_refused_unless_another_count_agrees() -> None:
     frame = table(flops_6nd=6 * N * D * [1, 1.2, 1, 4, 1, 1])
-    with pytest.raises(InputError, match=r"lines 5: `flops_6nd = 6 N D` must hold"):
+    with pytest.raises(InputError, match=r"line 5: `flops_6nd = 6 N D` must hold"):
         load_runs(frame)
     assert len(load_runs(frame.assign(n_total=N * [1, 1, 1, 4, 1, 1]))) == len(N)
 

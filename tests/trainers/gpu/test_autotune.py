@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.schema import conform
 from shapelaw.trainers.gpu import autotune as packing
 from shapelaw.trainers.gpu.autotune import (
     Packing,
@@ -109,7 +110,7 @@ def test_decisions_are_kept_beside_the_ledger_and_measured_once(tmp_path: Path) 
 def test_a_file_that_is_no_list_of_packings_is_named(tmp_path: Path) -> None:
     path = tmp_path / "packing.json"
     path.write_text('{"a": {"replicas": 1}}')
-    with pytest.raises(InputError, match=r"packing\.json is not a file of packings"):
+    with pytest.raises(InputError, match=r"packing\.json is damaged .`a\.processes` is missing"):
         packings([spec()], TOKENS, path, device=CPU)
 
 
@@ -133,4 +134,4 @@ def test_a_packing_survives_json() -> None:
     trial = PackTrial(replicas=2, processes=1, tokens_per_second=0.1, bytes=3, note="n")
     known = Packing(replicas=2, processes=1, tokens_per_second=0.1, device="d", shape="s",
                     trials=(trial,))  # fmt: skip
-    assert Packing.from_json(json.loads(json.dumps(asdict(known)))) == known
+    assert conform(json.loads(json.dumps(asdict(known))), Packing) == known
