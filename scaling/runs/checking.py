@@ -186,8 +186,8 @@ def excluded_or_unfinished(
         reasons = shown("; ".join(f"{count} {reason}" for reason, count in counts), 100)[1:-1]
         raise InputError(
             f"{source}: every run must have finished with a finite loss, but {int(failed.sum())} "
-            f"of {len(runs)} rows have not ({reasons}; {name_lines(runs, failed.to_numpy())}); leave them out with "
-            "--drop-failed, or one of them with --exclude RUN_ID"
+            f"of {len(runs)} rows have not ({reasons}; {name_lines(runs, failed.to_numpy())}); "
+            "leave them out with --drop-failed, or one of them with --exclude RUN_ID"
         )
     unfinished, why = ours | failed, status.where(ours, why)
     return removed | dict(zip(runs["run_id"][unfinished], why[unfinished], strict=True))
