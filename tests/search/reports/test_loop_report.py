@@ -263,8 +263,9 @@ def test_measured_loss_outside_its_interval_is_reported_as_a_failed_prediction(
     write_runs(folder / "runs.csv", runs)
     sentences = " ".join(verdict(read_evidence(folder)))
     assert re.match(r"0 of [46] confirmatory losses lie inside", sentences)
-    assert sentences.count("shape failed: measured") == 3
-    assert (comparison(read_evidence(folder))["inside"] == "NO").all()
+    compared = comparison(read_evidence(folder))
+    assert sentences.count("shape failed: measured") == len(compared) >= 2
+    assert (compared["inside"] == "0 of 2 runs").all()
 
 
 def test_verdict_of_fit_on_confirmatory_runs_says_that_they_do_not_test_it(folder: Path) -> None:

@@ -277,7 +277,7 @@ def test_upper_limit_keeps_the_baseline_and_shapes_below_it(
     base = proposals_in(made)[0]
     values = {
         row["name"]: {
-            "loss": 100 * row["difference"] / base["predicted_loss"],
+            "loss": row["difference_percent"],
             "ttft": 1e3 * row["ttft"] if row["ttft"] else np.inf,
             "tpot": 1e3 * row["tpot"] if row["tpot"] else np.inf,
             "cache": row["kv_bytes"] / 1e3,
