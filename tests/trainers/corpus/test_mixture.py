@@ -200,7 +200,7 @@ def test_a_damaged_corpus_is_named_by_the_command_with_a_way_out(
     (out / "corpus" / "train.npy").write_bytes(content)
     command = ["train", config, "--tokens", "2K", "--out", out, "--corpus"]
     done = shapelaw(*command, mixture)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "train.npy does not have the SHA-256 that corpus.json gives" in done.stderr
     assert f"delete {out}/corpus and give the same command again" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
