@@ -39,7 +39,7 @@ FAILED_ELSEWHERE = "failed run"  # status `failed` of an experiment tracker
 
 @dataclass(frozen=True, kw_only=True)
 class TableNotation:
-    """How the columns of a table are read.
+    """Notation of a table: names of its columns, unit of its losses, marks of failed runs.
 
     Attributes
     ----------

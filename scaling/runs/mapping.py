@@ -171,12 +171,12 @@ def suggestion(frame: pd.DataFrame, needed: "tuple[str, ...] | list[str]") -> st
     """
     plain = {_plain(name).removeprefix("config_").removeprefix("summary_"): str(name)
              for name in frame.columns}  # fmt: skip
-    targets = {target: name for key, name in plain.items() if (target := TARGET_OF.get(key))
-               and target not in frame}  # fmt: skip
-    # Names nearest to the head of the list of known names win.
-    for key, target in reversed(TARGET_OF.items()):
-        if key in plain and target not in frame:
-            targets[target] = plain[key]
+    # The first of several known names of a column wins.
+    targets = {
+        target: plain[key]
+        for key, target in reversed(TARGET_OF.items())
+        if key in plain and target not in frame
+    }
     lacking = [name for name in needed if name not in frame]
     if N in lacking and any(name in frame for name in SIZE_NAMES):
         lacking.remove(N)
@@ -189,11 +189,10 @@ def suggestion(frame: pd.DataFrame, needed: "tuple[str, ...] | list[str]") -> st
     if not parts:
         return ""
     text = f"--columns {_quoted(','.join(parts))}"
-    loss = _plain(targets["loss"]) if "loss" in lacking and "loss" in targets else ""
-    for word, unit in UNIT_OF_NAME.items():
-        if word in loss:
-            text += f' --loss-unit "{unit}"'
-            break
+    if "loss" in lacking and "loss" in targets:
+        words = _plain(targets["loss"])
+        unit = next((unit for word, unit in UNIT_OF_NAME.items() if word in words), None)
+        text += f' --loss-unit "{unit}"' if unit else ""
     if any(part.endswith(f"={N}") for part in parts):
         text += f" (with {targets[N]}=n_total if {targets[N]} counts embeddings too)"
     return text
