@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from shapelaw.scaling.display.tables import Result, View
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_json
+from shapelaw.scaling.fitting.fit_parts import Basin, Effect, PriorNote
 from shapelaw.scaling.fitting.fit_text import equation_of, noise_in_words, parameter_table, view_of
 from shapelaw.scaling.fitting.posterior_state import PosteriorState
 from shapelaw.scaling.fitting.run_intervals import LEVEL, predict_rows
@@ -27,30 +28,6 @@ from shapelaw.scaling.solver.objectives import FitObjective
 from shapelaw.scaling.units import NATS
 
 ROWS_PER_CHUNK = 1024  # rows predicted at once, to bound memory
-
-
-class Effect(TypedDict):
-    """Change of ln loss over the runs by a factor, with its 95 % interval."""
-
-    size: float
-    low: float
-    high: float
-
-
-class Basin(TypedDict):
-    """A local optimum: its objective, and the number of starts that reach it."""
-
-    objective: float
-    starts: float
-
-
-class PriorNote(TypedDict):
-    """Prior of a parameter in its coordinate, and the share of its variance that is left."""
-
-    mean: float
-    deviation: float
-    source: str
-    share_left: float
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -1,6 +1,8 @@
 """Columns of a run table that contradict one another: epochs, FLOPs and parameter counts."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,6 +20,17 @@ MAX_FLOPS_FACTOR = 1.5  # between flops_6nd and 6ND by every count of N
 # in most rows, the unit is another.
 MIN_OTHER_FACTOR, MAX_OTHER_FACTOR = 1 / 3, 30.0
 MAX_COUNT_DEVIATION = 0.02  # relative, between n_total and the parameters counted from the shape
+IGNORE = "correct the wrong column, or ignore it with --columns "
+
+
+class Contradiction(NamedTuple):
+    """Rule over columns, with the mask of rows that break it, both values and the way out."""
+
+    rule: str
+    broken: np.ndarray
+    stated: np.ndarray
+    right: np.ndarray
+    way_out: str
 
 
 def refuse_contradictions(runs: pd.DataFrame, source: str) -> None:
@@ -29,21 +42,14 @@ def refuse_contradictions(runs: pd.DataFrame, source: str) -> None:
         ``epochs`` differs from tokens / unique_tokens, ``flops_6nd`` from 6ND, or ``n_total`` from
         the parameters of the shape; the message names the lines and values.
     """
-    for rule, broken, stated, right, way_out in (
-        *_epochs(runs), *_flops(runs), *_parameters(runs),
-    ):  # fmt: skip
-        if not broken.any():
+    for found in (*_epochs(runs), *_flops(runs), *_parameters(runs)):
+        if not found.broken.any():
             continue
-        first = int(np.argmax(broken))
+        first = int(np.argmax(found.broken))
         raise InputError(
-            f"{source} {name_lines(runs, broken)}: {rule} must hold, but the first "
-            f"has {stated[first]:.4g} against {right[first]:.4g}; {way_out}"
+            f"{source} {name_lines(runs, found.broken)}: {found.rule} must hold, but the first "
+            f"has {found.stated[first]:.4g} against {found.right[first]:.4g}; {found.way_out}"
         )
-
-
-def _floats(runs: pd.DataFrame, *names: str) -> list[np.ndarray] | None:
-    """Return columns as floats, None unless the table has all of them."""
-    return [as_floats(runs[name]) for name in names] if set(names) <= set(runs.columns) else None
 
 
 def _differs(stated: np.ndarray, right: np.ndarray, deviation: float) -> np.ndarray:
@@ -51,24 +57,21 @@ def _differs(stated: np.ndarray, right: np.ndarray, deviation: float) -> np.ndar
         return np.asarray((abs(stated / right - 1) > deviation) & np.isfinite(stated / right))
 
 
-def _epochs(runs: pd.DataFrame) -> list[tuple[str, np.ndarray, np.ndarray, np.ndarray, str]]:
-    columns = _floats(runs, "epochs", D, "unique_tokens")
-    if columns is None:
-        return []
-    epochs, tokens, unique = columns
+def _epochs(runs: pd.DataFrame) -> Iterator[Contradiction]:
+    if not {"epochs", D, "unique_tokens"} <= set(runs.columns):
+        return
+    epochs, tokens, unique = (as_floats(runs[name]) for name in ("epochs", D, "unique_tokens"))
     with np.errstate(all="ignore"):
         right = tokens / unique
     broken = _differs(epochs, right, MAX_EPOCHS_DEVIATION) & (np.maximum(epochs, right) > 1)
-    return [
-        ("`epochs = tokens / unique_tokens`", broken, epochs, right,
-         "correct the wrong column, or ignore it with --columns epochs=")
-    ]  # fmt: skip
+    yield Contradiction(
+        "`epochs = tokens / unique_tokens`", broken, epochs, right, IGNORE + "epochs="
+    )
 
 
-def _flops(runs: pd.DataFrame) -> list[tuple[str, np.ndarray, np.ndarray, np.ndarray, str]]:
+def _flops(runs: pd.DataFrame) -> Iterator[Contradiction]:
     sizes = [name for name in SIZES.values() if name in runs]
     others = [str(name) for name in runs if str(name).lower() in COMPUTE_NAMES]
-    found = []
     for column in ("flops_6nd", "flops_counted", *others) if sizes and D in runs else ():
         if column not in runs:
             continue
@@ -84,14 +87,12 @@ def _flops(runs: pd.DataFrame) -> list[tuple[str, np.ndarray, np.ndarray, np.nda
             continue
         rule = f"`{column} = 6 N D`" + ("" if column == "flops_6nd" else " beyond a small factor")
         right = 6 * tokens * as_floats(runs[sizes[0]])
-        way_out = f"correct the wrong column, or ignore it with --columns {column}="
-        found.append((rule, broken, flops, right, way_out))
-    return found
+        yield Contradiction(rule, broken, flops, right, f"{IGNORE}{column}=")
 
 
-def _parameters(runs: pd.DataFrame) -> list[tuple[str, np.ndarray, np.ndarray, np.ndarray, str]]:
+def _parameters(runs: pd.DataFrame) -> Iterator[Contradiction]:
     if not {*INTEGER_FIELDS, "n_total"} <= set(runs.columns):
-        return []
+        return
     shapes, stated = table_of(runs), as_floats(runs["n_total"])
     right = np.asarray(shapes.n_total, dtype=float)
     broken = _differs(stated, right, MAX_COUNT_DEVIATION)
@@ -103,7 +104,5 @@ def _parameters(runs: pd.DataFrame) -> list[tuple[str, np.ndarray, np.ndarray, n
         if not _differs(stated, counted, MAX_COUNT_DEVIATION)[broken].any():
             way_out = f"the counts agree with --columns {','.join(f'{name}=0' for name in names)}"
             break
-    return [
-        ("`n_total` = the parameters counted from the shape, within 2 %", broken, stated, right,
-         way_out)
-    ]  # fmt: skip
+    rule = "`n_total` = the parameters counted from the shape, within 2 %"
+    yield Contradiction(rule, broken, stated, right, way_out)
