@@ -22,6 +22,7 @@ from shapelaw.scaling.files import data_folder
 from shapelaw.search.study.storage import open_storage
 from support.hostile_inputs import (
     VALUES,
+    Content,
     Outcome,
     bad_documents,
     bad_options,
@@ -184,7 +185,7 @@ def check_case(made: Path, case: Case, examples: int) -> None:
         max_examples=examples, database=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
-    @given(changed, st.sampled_from(case.commands))
+    @given(changed.map(Content), st.sampled_from(case.commands))
     def check(content: bytes, command: str) -> None:
         outcome = run_changed(made, case, content, command)
         assert not outcome.broken_promises(), (command, outcome.err[-2000:])
@@ -266,7 +267,7 @@ def test_value_of_any_type_in_a_ledger_is_one_error_line(
 
     @seed(0)
     @settings(max_examples=SLOW, database=None, phases=[Phase.generate])
-    @given(st.sampled_from(names), st.sampled_from(plain), bad_documents(spec))
+    @given(st.sampled_from(names), st.sampled_from(plain), bad_documents(spec).map(Content))
     def check(column: str, value: object, changed: bytes) -> None:
         with tempfile.TemporaryDirectory(dir=tmp_path) as place:
             folder = Path(place)

@@ -97,7 +97,8 @@ class SQLiteStore(Store):
             code = (getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
             if code in TRANSIENT:
                 raise Interrupted(str(error)) from error
-            if code in DAMAGED:
+            undecodable = str(error).startswith("Could not decode")  # has no code
+            if code in DAMAGED or undecodable:
                 raise InputError(
                     f"the ledger {self.name} is damaged or not a ledger ({error}); move it away, "
                     "or give another --out folder"

@@ -68,6 +68,15 @@ def test_a_file_that_is_not_a_ledger_is_an_input_error(tmp_path: Path) -> None:
         Ledger(tmp_path / "ledger.sqlite")
 
 
+def test_text_of_a_ledger_that_is_no_utf_8_is_an_input_error(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    plan(Ledger(path))
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE shapelaw_runs SET spec = CAST(x'ff' AS TEXT)")
+    with pytest.raises(InputError, match=r"is damaged or not a ledger .Could not decode"):
+        list(Ledger(path).entries())
+
+
 def locked(path: Path) -> sqlite3.Connection:
     """Return a connection, usable in any thread, whose transaction locks out every writer."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
