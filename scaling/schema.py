@@ -11,6 +11,7 @@ import sys
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import (
     Annotated,
@@ -28,7 +29,7 @@ from typing import (
 
 import numpy as np
 
-from shapelaw.scaling.display.printable import shown
+from shapelaw.scaling.display.printable import MAX_VALUE, shown
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json
 
@@ -185,8 +186,10 @@ def _bounded(value: Any, limits: tuple[Any, ...], place: str) -> Any:
 
 def _one_of(value: object, kinds: tuple[Any, ...], place: str) -> Any:
     """Check a value against the first kind that takes it; the error is that of the likeliest."""
+    if value is None and type(None) in kinds:
+        return None
     errors = []
-    for kind in kinds:
+    for kind in sorted(kinds, key=lambda kind: kind is not type(value)):  # the likeliest first
         try:
             return conform(value, kind, place)
         except InputError as error:
@@ -236,11 +239,17 @@ def _array(value: object, place: str) -> np.ndarray:
     return numbers
 
 
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Return the annotations of a class, whose evaluation takes longer than a check."""
+    return get_type_hints(kind, include_extras=True)
+
+
 def _fields(value: object, kind: Any, place: str) -> Any:
     """Check the fields of an object, and make the dataclass of them."""
     if not isinstance(value, Mapping):
         raise _wrong(place, "an object", value)
-    hints = get_type_hints(kind, include_extras=True)
+    hints = _hints(kind)
     if is_typeddict(kind):
         names, needed = set(hints), kind.__required_keys__
     else:
@@ -267,7 +276,9 @@ def _fields(value: object, kind: Any, place: str) -> Any:
 
 
 def _join(place: str, name: object) -> str:
-    text = shown(str(name)).strip("'\"")
+    text = str(name)
+    if not (text.isidentifier() and text.isascii() and len(text) < MAX_VALUE):
+        text = shown(text).strip("'\"")
     return f"{place}.{text}" if place else text
 
 

@@ -140,7 +140,7 @@ def format_warning(warning: str) -> str:
 
 def concerns_budget(warning: str) -> bool:
     """Return whether a warning is about N or D, which depend on the budget and not on the shape."""
-    return warning.split()[0] in (N, D)
+    return warning.partition(" ")[0] in (N, D)
 
 
 def reasons(ranked: Sequence[Proposal], confidence: float = CONFIDENCE) -> list[str]:

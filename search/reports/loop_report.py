@@ -169,7 +169,7 @@ def _proposals(evidence: Evidence) -> pd.DataFrame:
 
 def _holds_for_all(warning: str, evidence: Evidence) -> bool:
     """Return whether every proposal has a warning about the same column."""
-    column = warning.split()[0] + " "
+    column = warning.partition(" ")[0] + " "
     return all(
         any(text.startswith(column) for text in row["warnings"]) for row in evidence.proposals
     )

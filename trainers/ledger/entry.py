@@ -1,6 +1,8 @@
 """States and recorded entries of runs in a ledger."""
 
+import json
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, TypedDict
 
 from shapelaw.scaling.display.printable import shown
@@ -103,6 +105,18 @@ class StoredRun(TypedDict):
     age: float | None
 
 
+@lru_cache(maxsize=4096)
+def _batch_tokens(spec: str) -> int:
+    """Return the tokens per step of a stored spec, whose text never changes."""
+    return RunSpec.from_json(spec).recipe.batch_tokens
+
+
+@lru_cache(maxsize=4096)
+def _check_result(text: str) -> None:
+    """Refuse a damaged result; an intact one is checked once while a ledger is watched."""
+    conform(parse_json(text, "its result"), Rows)
+
+
 def read_entry(row: Row, ledger: str = "") -> Entry:
     """Convert a row of the store to an entry.
 
@@ -113,9 +127,11 @@ def read_entry(row: Row, ledger: str = "") -> Entry:
     """
     try:
         row = conform(row, StoredRun)
-        recipe = RunSpec.from_json(row["spec"]).recipe
+        batch_tokens = _batch_tokens(row["spec"])
         text = row["result"]
-        result = conform(parse_json(text, "its result"), Rows) if text else None
+        if text:
+            _check_result(text)
+        result = json.loads(text) if text else None
     except InputError as error:
         run = shown(row.get("run_id"))
         raise InputError(
@@ -127,7 +143,7 @@ def read_entry(row: Row, ledger: str = "") -> Entry:
              "host", "pid", "started", "ended", "speed")  # fmt: skip
     return Entry(
         **{name: row[name] for name in names},
-        tokens_per_step=recipe.batch_tokens,
+        tokens_per_step=batch_tokens,
         row=result,
         # A clock that was set back would make the age negative.
         heartbeat_age=max(row["age"], 0.0) if running and row["age"] is not None else None,

@@ -115,7 +115,7 @@ class Crew:
             entries = self.ledger.entries()
             if reached(entries):
                 return entries
-            time.sleep(0.02)
+            time.sleep(0.005)  # little is trained between two looks
         raise AssertionError(f"{entries}\n{self.log.read_text()}")
 
     def until_gone(self, *workers: int) -> None:
