@@ -33,6 +33,7 @@ check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file benchmarks/mypy.ini
 	$(BIN)/lint-imports
 	$(BIN)/shapelaw report --check
 	SMOKE=1 $(BIN)/python -m pytest -m "" -n 0 --nbmake --nbmake-timeout=600 notebooks

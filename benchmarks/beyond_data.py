@@ -43,7 +43,7 @@ def cover(law: str, runs: RunTable, settings: FitSettings) -> dict[str, float]:
         "covered": int(within.sum()),
         "covered_percent": 100 * float(within.mean()),
         "mean_error_percent": 100 * float(np.mean(predicted["predicted_loss"] / losses - 1)),
-        "median_half_width_percent": 100 * float(width.median()),
+        "median_half_width_percent": 100 * float(np.median(width)),
     }
 
 

@@ -48,6 +48,7 @@ import numpy as np
 import torch
 
 from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.schema import conform
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.corpus.preparation import prepare
 from shapelaw.trainers.gpu.autotune import Packing, choose_packing, packing_key, trial_stack
@@ -244,7 +245,7 @@ def measure_packings(
             sweep.say("packing", **packings[key])
             sweep.keep()
         values = {name: value for name, value in packings[key].items() if name != "mfu"}
-        measured.append((spec.step_flops, Packing.from_json(values)))
+        measured.append((spec.step_flops, conform(values, Packing)))
 
     def nearest(spec: RunSpec) -> Packing:
         distance = [abs(np.log(spec.step_flops / flops)) for flops, _ in measured]
