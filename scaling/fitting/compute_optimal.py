@@ -233,10 +233,8 @@ def allocation(
     """
     if not 0 < compute < np.inf:
         raise InputError(f"`compute > 0` and finite must hold, but got {compute}; write 1e21")
-    if not has_trade_off(fitted):
-        unfit = sorted(_terms_without_effect(fitted))
-        gap = f"{' and '.join(unfit)} held at no effect" if unfit else "no N and D"
-        return _unknown(compute, f"the law has {gap}: N and D have no trade-off")
+    if gap := trade_off_gap(fitted):
+        return _unknown(compute, gap)
     best_ratios(fitted, np.ones(1), shape)  # raises for ratios that the law lacks
     best = best_sizes(fitted, np.vstack([fitted.theta, *fitted.draws]), compute, shape)
     if not np.isfinite(best.n[0]):
@@ -245,21 +243,39 @@ def allocation(
     return ComputeOptimal(
         compute=compute,
         method=best.method,
-        n=_range(best.n),
-        tokens=_range(tokens),
-        tokens_per_n=_range(tokens / best.n),
-        exponent=_range(best.exponent),
+        n=value_with_interval(best.n),
+        tokens=value_with_interval(tokens),
+        tokens_per_n=value_with_interval(tokens / best.n),
+        exponent=value_with_interval(best.exponent),
     )
 
 
 def has_trade_off(fitted: Fit) -> bool:
     """Return True if the law of a fit has terms in both N and D, with an effect in the fit."""
-    return {N, D} <= set(fitted.law.columns) and not _terms_without_effect(fitted)
+    return has_effect(fitted, N) and has_effect(fitted, D)
 
 
-def _terms_without_effect(fitted: Fit) -> set[str]:
-    """Return the scales of the terms in N and D that are held at no effect."""
-    return {"A", "B"} & {name for name in fitted.held if fitted.held[name].value < -10}
+def has_effect(fitted: Fit, column: str) -> bool:
+    """Return True if the law of a fit has a term in a column that is not held at no effect."""
+    held = {fitted.law.scales[name][1] for name in _scales_without_effect(fitted)}
+    return column in fitted.law.columns and column not in held
+
+
+def _scales_without_effect(fitted: Fit) -> list[str]:
+    """Return the scales of the terms that are held at no effect."""
+    scales, held = fitted.law.scales, fitted.held
+    return [name for name in scales if name in held and held[name].value < -10]
+
+
+def trade_off_gap(fitted: Fit) -> str:
+    """Say why a law has no trade-off between N and D; empty if it has one."""
+    if has_trade_off(fitted):
+        return ""
+    unfit = [
+        name for name in _scales_without_effect(fitted) if fitted.law.scales[name][1] in (N, D)
+    ]
+    gap = f"{' and '.join(unfit)} held at no effect" if unfit else "no N and D"
+    return f"the law has {gap}: N and D have no trade-off"
 
 
 def _unknown(compute: float, why: str) -> ComputeOptimal:
@@ -271,7 +287,7 @@ def _unknown(compute: float, why: str) -> ComputeOptimal:
     )  # fmt: skip
 
 
-def _range(values: np.ndarray) -> Range:
+def value_with_interval(values: np.ndarray) -> Range:
     """Return the first value with the percentile interval of the other values, the resamples.
 
     A resample without an optimum may lie beyond either end. The interval is therefore unknown if

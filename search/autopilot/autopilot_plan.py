@@ -169,7 +169,7 @@ def first_ladder(request: ProposalRequest, seed: int) -> Ladder:
         ],
         grid=grid_of(request, budget.parameters // max(FIRST_SIZES)),
         allocation=LadderAllocation(
-            tokens_per_parameter=budget.tokens / budget.parameters,
+            tokens_per_parameter=request.tokens / budget.parameters,
             **ALLOCATION,  # type: ignore[arg-type]
         ),
         seed=seed,

@@ -44,9 +44,41 @@ def _storage_address(address: str | None) -> str | None:
 
 if TYPE_CHECKING:
     from shapelaw.search.proposals.request import ProposalRequest
+    from shapelaw.search.proposals.training_time import TrainingTime
 
 TrainingTokens = Annotated[
     str, typer.Option(help="Training tokens, such as 2M or 100B.", metavar="TOKENS")
+]
+EqualTokens = Annotated[
+    str | None,
+    typer.Option(
+        "--tokens",
+        help="Training tokens, such as 100B (default: those of --train-hours).",
+        metavar="TOKENS",
+    ),
+]
+TrainHours = Annotated[
+    float | None,
+    typer.Option(
+        help="Hours of training, in which faster shapes get more tokens (default: none).",
+        metavar="HOURS",
+    ),
+]
+TrainHardware = Annotated[
+    str | None,
+    typer.Option(
+        "--hardware",
+        help="Devices of --train-hours as h100x8, names as in roofline:GPU (default: none).",
+        metavar="NAME",
+    ),
+]
+ModelUtilisation = Annotated[
+    float | None,
+    typer.Option(
+        "--mfu",
+        help="Share of the peak FLOP/s that training with --train-hours reaches (default: 0.4).",
+        metavar="SHARE",
+    ),
 ]
 Law = Annotated[
     str | None,
@@ -175,7 +207,10 @@ def mount(app: typer.Typer) -> None:
 
 def propose_shapes(
     params: Params,
-    tokens: TrainingTokens,
+    tokens: EqualTokens = None,
+    train_hours: TrainHours = None,
+    hardware: TrainHardware = None,
+    mfu: ModelUtilisation = None,
     law: Law = None,
     workload: WorkloadOption = "balanced",
     engine: EngineOption = "torch",
@@ -226,7 +261,8 @@ def propose_shapes(
             storage=storage, seed=seed,
         ),
         budget=groups.Budget(
-            parameters=parse_count(params), tokens=parse_count(tokens),
+            parameters=parse_count(params), tokens=None if tokens is None else parse_count(tokens),
+            time=_training_time(train_hours, hardware, mfu),
             convention=params_convention, tolerance=tolerance, extrapolate=extrapolate,
         ),
         space=groups.SpaceOptions(
@@ -261,12 +297,34 @@ def _search_and_print(
 
     with progress_shown(quiet=json):
         basis = loss_basis(law, seed=request.effort.seed, link=link, validation=validation)
-        far = require_budget_in_reach(basis, request.budget)
+        far = require_budget_in_reach(basis, request.budget, request.tokens)
         proposals = propose(request, basis, out=out)
     page = None if out is None else write_pages(out)
     for text in far:
         note(f"note: {text}")
     print_proposals(proposals, page, json=json, wide=wide)
+
+
+def _training_time(
+    hours: float | None, hardware: str | None, mfu: float | None
+) -> "TrainingTime | None":
+    """Read the options of a training time, which belong together; None without them."""
+    from shapelaw.search.proposals.training_time import MFU, TrainingTime, parse_hardware
+
+    if hours is None:
+        for name, value in (("--hardware", hardware), ("--mfu", mfu)):
+            if value is not None:
+                raise InputError(
+                    f"`{name}` belongs to --train-hours, but got {value} without it; add "
+                    f"--train-hours 8, or leave {name} out"
+                )
+        return None
+    if hardware is None:
+        raise InputError("`--train-hours` needs --hardware; add it, such as --hardware h100x8")
+    device, devices = parse_hardware(hardware)
+    return TrainingTime(
+        hours=hours, hardware=device, devices=devices, mfu=MFU if mfu is None else mfu
+    )
 
 
 def _parse_option(option: str, text: str) -> tuple[int, ...] | None:

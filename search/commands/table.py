@@ -76,10 +76,18 @@ def fastest_apart(proposals: Sequence[Proposal]) -> list[Proposal]:
 def _formatted(
     shown: list[Proposal], base: Proposal, columns: Sequence[str] | None
 ) -> pd.DataFrame:
-    """Format proposals as cells of some columns, None for all, without those that say nothing."""
+    """Format proposals as cells of some columns, None for all, without those that say nothing.
+
+    Tokens that differ between shapes stand below the name, or in a column if all are shown.
+    """
+    equal_tokens = len({p.tokens for p in (base, *shown)}) == 1
+    below = "" if equal_tokens or columns is None else ", {} tokens"
     cells: dict[str, Callable[[Proposal], str]] = {
-        "shape": lambda p: f"{p.name}\n{p.role}{_off_front(p)}",
+        "shape": lambda p: (
+            f"{p.name}\n{p.role}{below.format(format_count(p.tokens))}{_off_front(p)}"
+        ),
         "N": lambda p: format_count(p.shape.n_non_embedding),
+        "tokens": lambda p: format_count(p.tokens),
         "loss − baseline": _difference_text,
         "P(less)": lambda p: p.chance,
         "worth": _worth_text,
@@ -117,6 +125,7 @@ def _formatted(
         ),
     }
     empty = {
+        "tokens": equal_tokens,
         "per 1M tokens": all(p.cost is None for p in shown),
         "worth": all(p.equivalent_compute is None for p in shown),
         "not in law": not any(p.not_in_law for p in shown),

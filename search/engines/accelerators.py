@@ -2,6 +2,7 @@
 
 import tomllib
 from dataclasses import dataclass
+from typing import Any
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import data_folder
@@ -24,6 +25,11 @@ class Hardware:
     link: float = 0.0
 
 
+def hardware_names() -> tuple[str, ...]:
+    """Return the short names of all devices."""
+    return tuple(_entries())
+
+
 def hardware(key: str) -> Hardware:
     """Load a device by its short name.
 
@@ -32,10 +38,14 @@ def hardware(key: str) -> Hardware:
     InputError
         No device has that name.
     """
-    table = tomllib.loads((data_folder() / "hardware.toml").read_text(encoding="utf-8"))
+    table = _entries()
     if key not in table:
         raise InputError(f"`hardware` must be one of {', '.join(table)}, but got {key!r}")
     return Hardware(key=key, **table[key])
+
+
+def _entries() -> dict[str, Any]:
+    return tomllib.loads((data_folder() / "hardware.toml").read_text(encoding="utf-8"))
 
 
 def device_of(engine: Engine) -> Hardware | None:

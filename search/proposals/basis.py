@@ -127,7 +127,7 @@ def loss_basis(
     )  # fmt: skip
 
 
-def require_budget_in_reach(basis: LossBasis, budget: Budget) -> list[str]:
+def require_budget_in_reach(basis: LossBasis, budget: Budget, tokens: int) -> list[str]:
     """Refuse a budget far from the runs of a law and from the range of the shipped pooled law.
 
     Parameters
@@ -135,7 +135,9 @@ def require_budget_in_reach(basis: LossBasis, budget: Budget) -> list[str]:
     basis
         Law that predicts losses.
     budget
-        Parameters and tokens.
+        Parameters.
+    tokens
+        Training tokens of the baseline.
 
     Returns
     -------
@@ -152,7 +154,7 @@ def require_budget_in_reach(basis: LossBasis, budget: Budget) -> list[str]:
         name: (min(each[name][0] for each in sources), max(each[name][1] for each in sources))
         for name in (N, D)
     }
-    target = {N: budget.parameters, D: budget.tokens}
+    target = {N: budget.parameters, D: tokens}
     far = beyond_reach(basis.fit, target, pooled)
     require_reach(far, extrapolate=budget.extrapolate, lines=False)
     return list(beyond_reach(basis.fit, target).values())

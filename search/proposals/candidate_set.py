@@ -9,6 +9,7 @@ from shapelaw.scaling.architectures.shape import RATIOS, Shape
 from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.filters import names_in
+from shapelaw.scaling.fitting.compute_optimal import has_effect
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.law import Law
 from shapelaw.scaling.runs.columns import D
@@ -37,8 +38,8 @@ class CandidateSet:
     Attributes
     ----------
     table, frame, losses
-        The shapes, their columns for a law (the token budget included, N that of the baseline), and
-        their predicted losses in nats per token, (n,) each.
+        The shapes, their columns for a law (the training tokens included, N that of the baseline),
+        and their predicted losses in nats per token, (n,) each.
     baseline
         Row of the baseline.
     enumerated
@@ -80,7 +81,8 @@ def candidate_set(request: ProposalRequest, basis: LossBasis) -> CandidateSet:
     Raises
     ------
     InputError
-        The space is too large, or no shape lies within the fitted ranges and the loss limit.
+        The space is too large, no shape lies within the fitted ranges and the loss limit, or
+        tokens of a training time change no loss of the law.
     """
     if (size := request.shape_space.size()) > MAX_SHAPES:
         raise InputError(
@@ -90,8 +92,8 @@ def candidate_set(request: ProposalRequest, basis: LossBasis) -> CandidateSet:
         )
     shapes, baseline = _with_baseline(request.shape_space.enumerate(), request.baseline)
     mask = _in_range(shapes, baseline, basis.fit)
-    frame = _at_equal_size(shapes, baseline, request.shape_space.convention)
-    frame = frame.assign(**{D: request.budget.tokens})
+    _require_tokens_in_law(request, basis.fit)
+    frame = _at_equal_size(shapes, baseline, request)
     losses = basis.fit.central(frame)
     mask = _within_loss_limit(mask, losses, baseline, request.space.max_loss_ratio)
     mask[baseline] = True
@@ -146,17 +148,30 @@ def _with_baseline(table: ShapeTable, shape: Shape) -> tuple[ShapeTable, int]:
     return ShapeTable.joined([table, ShapeTable.of([shape])]), len(table)
 
 
-def _at_equal_size(table: ShapeTable, baseline: int, convention: str) -> pd.DataFrame:
+def _at_equal_size(table: ShapeTable, baseline: int, request: ProposalRequest) -> pd.DataFrame:
     """Return the columns of the shapes with the counted parameters of exactly the baseline.
 
-    All counts of a shape are moved by the difference, which is at most the tolerance of the space;
-    the ratios are those of the shape as it is.
+    All counts of a shape are moved by the difference, which is at most the tolerance of the space,
+    and the tokens of a training time are those of the size moved; the ratios are those of the shape
+    as it is.
     """
     frame = table.frame()
-    counted = frame[CONVENTIONS[convention]]
+    counted = frame[CONVENTIONS[request.shape_space.convention]]
+    lacking = counted.iloc[baseline] - counted
     counts = list(CONVENTIONS.values())
-    moved = frame[counts].sub(counted - counted.iloc[baseline], axis=0)
-    return frame.assign(**{name: moved[name] for name in counts})
+    moved = frame[counts].add(lacking, axis=0)
+    tokens = request.budget.tokens_of(table, lacking.to_numpy())
+    return frame.assign(**{name: moved[name] for name in counts}, **{D: tokens})
+
+
+def _require_tokens_in_law(request: ProposalRequest, fit: Fit) -> None:
+    """Refuse a training time with a law in which tokens change no loss."""
+    if request.budget.time is not None and not has_effect(fit, D):
+        raise InputError(
+            "`--train-hours` needs a law with a term in training tokens, but this one has none "
+            "with an effect, so that a faster training would gain nothing; give --tokens, or "
+            "leave --law out or name a fit of N and D"
+        )
 
 
 def _in_range(table: ShapeTable, baseline: int, fit: Fit) -> np.ndarray:

@@ -43,7 +43,7 @@ class Proposal:
         more loss than the baseline at the confidence of the request; ``even odds``, the fastest
         with no more loss at a probability of one half; or ``candidate``.
     tokens
-        Training tokens.
+        Training tokens; those of the shape as it is, where a training time gives them.
     predicted_loss, loss_low, loss_high
         Predicted loss at exactly the baseline's N, and its 95 % prediction interval for one new
         run, in nats per token.
@@ -324,6 +324,15 @@ class TimeModelCheck(TypedDict):
     rank_correlation: float | None
 
 
+class TrainingTimeRow(TypedDict):
+    """Time of training that gives every shape its tokens."""
+
+    hours: Rate
+    hardware: Name
+    devices: Size
+    mfu: Fraction
+
+
 class PaperModel(TypedDict):
     """A model of a printed law's paper: loss over that of the first, in per cent."""
 
@@ -344,6 +353,7 @@ class ProposalsDocument(TypedDict):
     speed_basis: NotRequired[Note]
     interval: NotRequired[Name]
     rules: NotRequired[Note | None]
+    training_time: NotRequired[TrainingTimeRow | None]
     not_in_law: NotRequired[list[Name]]
     paper_models: NotRequired[list[PaperModel]]
     convention: NotRequired[Name]

@@ -33,6 +33,7 @@ from shapelaw.search.proposals.proposal import (
     write_proposals,
 )
 from shapelaw.search.proposals.roles import assign_roles, front_of
+from shapelaw.search.proposals.training_time import TRAINING_CONTEXT
 from shapelaw.search.workload import Workload
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ class Proposals:
             "confidence": request.space.confidence,
             "not_in_law": list(candidates.not_in_law),
             "where": list(request.space.where),
-            "tokens": request.budget.tokens,
+            "tokens": request.tokens,
+            "training_time": request.budget.time and request.budget.time.document(),
             "worse": None if worse is None else worse / 100,
             "fit_sha256": basis.fit.data_sha256,
             "basis": basis.description,
@@ -166,7 +168,7 @@ def rank(estimated: "Estimated") -> Proposals:
         Proposal(
             shape=candidates.table[row],
             role=roles[place],
-            tokens=request.budget.tokens,
+            tokens=int(request.budget.tokens_of(candidates.table[row])),
             workload=workload,
             throughput=answer if isinstance(answer, Measurement) else None,
             on_front=on_front[place],
@@ -229,7 +231,6 @@ def _numbers(row: pd.Series) -> dict[str, float | str | None]:
 
 
 LOSS_FIELDS = ("predicted_loss", "loss_low", "loss_high", *DIFFERENCES)
-TRAINING_CONTEXT = 4096  # tokens
 
 
 def _probabilities(

@@ -96,7 +96,9 @@ def baseline_notes(proposals: Proposals) -> list[str]:
         else f"is {request.space.baseline} itself"
     )
     same = f"losses are compared at exactly the baseline's N, {size}; the baseline {kind}"
-    return [same] if request.rules is None else [same, str(request.rules)]
+    time, rules = request.budget.time, request.rules
+    notes = [same] if rules is None else [same, str(rules)]
+    return notes if time is None else [*notes, *time.notes(request.baseline)]
 
 
 def missing_terms(fit: Fit, apart: Collection[str] = ()) -> list[str]:

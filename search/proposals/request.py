@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from shapelaw.scaling.architectures.costs import Costs
 from shapelaw.scaling.architectures.named_shapes import shape_named
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
@@ -13,6 +14,7 @@ from shapelaw.scaling.space.proportions import nearest_proportions
 from shapelaw.scaling.space.space import CONVENTIONS, Space, usual_steps
 from shapelaw.search.engines._base import Engine
 from shapelaw.search.proposals.deployable import SMALL, DeployableRules, deployable_rules
+from shapelaw.search.proposals.training_time import TrainingTime
 from shapelaw.search.study.storage import Address, check_storage_address
 from shapelaw.search.study.study import Effort
 from shapelaw.search.workload import Workload
@@ -26,11 +28,12 @@ SAME_SIZE = 0.08  # difference from the budget up to which a model is the baseli
 TOLERANCE, SMALL_TOLERANCE = 0.01, 0.02  # difference in N from the baseline, and below 100M
 DEPTH_RANGE = 0.5  # share of the baseline's depth that a search goes up and down
 DEPTH_STEPS = 8  # steps of depth in the baseline's own
+MAX_TOKENS = 10**18  # of training
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The size of the models and their training tokens.
+    """The size of the models and their training tokens, equal for all or by a training time.
 
     Attributes
     ----------
@@ -40,7 +43,9 @@ class Budget:
         Fraction by which a shape's count may differ from the baseline's; None: 0.01, and 0.02 below
         100M parameters.
     tokens
-        Training tokens.
+        Training tokens; None: those of ``time``.
+    time
+        Time of training, in which a faster shape is trained on more tokens.
     convention
         Parameters that are counted: ``non-embedding``, ``total`` or ``active``.
     extrapolate
@@ -49,11 +54,12 @@ class Budget:
     Raises
     ------
     InputError
-        The convention is unknown.
+        The convention is unknown, or not exactly one of ``tokens`` and ``time`` is given.
     """
 
     parameters: int
-    tokens: int
+    tokens: int | None = None
+    time: TrainingTime | None = None
     convention: str = "non-embedding"
     tolerance: float | None = None
     extrapolate: bool = False
@@ -64,6 +70,16 @@ class Budget:
                 f"`--params-convention` must be one of {', '.join(CONVENTIONS)}, but got "
                 f"{self.convention!r}"
             )
+        if (self.tokens is None) == (self.time is None):
+            raise InputError(
+                "exactly one of `--tokens` and `--train-hours` must be given, but got "
+                f"{'none' if self.tokens is None else 'both'}; write --tokens 100B, or "
+                "--train-hours 8 --hardware h100x8"
+            )
+
+    def tokens_of(self, shapes: Costs, more_parameters: Any = 0) -> Any:
+        """Return the training tokens of each shape; see :meth:`TrainingTime.tokens`."""
+        return self.tokens if self.time is None else self.time.tokens(shapes, more_parameters)
 
     @property
     def largest_difference(self) -> float:
@@ -209,6 +225,16 @@ class ProposalRequest:
 
     def __post_init__(self) -> None:
         _ = self.shape_space  # an invalid space is refused before a law is fitted
+        if not 1 <= self.tokens <= MAX_TOKENS:
+            raise InputError(
+                f"the training tokens of the baseline must be between 1 and {MAX_TOKENS:.0e}, but "
+                f"are {self.tokens:.3g}; change --tokens, or --train-hours and --hardware"
+            )
+
+    @cached_property
+    def tokens(self) -> int:
+        """Return the training tokens of the baseline."""
+        return int(self.budget.tokens_of(self.baseline))
 
     @cached_property
     def model(self) -> Shape:

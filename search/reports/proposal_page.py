@@ -57,6 +57,7 @@ COMPARED = {  # label -> field that is compared with the baseline's, and its for
     "d/√N": ("hidden_over_sqrt_n", "ratio"),
     "MLP/attention parameters": ("mlp_to_attention", "ratio"),
     "query heads per KV head": ("gqa", "ratio"),
+    "training tokens": ("tokens", "count"),
     "predicted loss (nats/token)": ("predicted_loss", "loss"),
     "P(less loss than the baseline)": ("p_less_loss", "probability"),
     "P(faster than the baseline)": ("p_faster", "probability"),
@@ -113,6 +114,9 @@ def write_pages(folder: Path) -> Path:
 def question(about: dict[str, Any]) -> str:
     """Return the title of a page: the question that the proposals answer."""
     size, tokens = format_count(about["parameters"]), format_count(about["tokens"])
+    if time := about.get("training_time"):
+        devices = f"{time['devices']} × {time['hardware']}"
+        return f"Which shape for {size} parameters and {time['hours']:g} hours of {devices}?"
     return f"Which shape for {size} parameters and {tokens} tokens?"
 
 

@@ -21,7 +21,7 @@ USUAL: dict[str, Any] = {
     "params": "1B", "tokens": "100B", "workload": "rag@64:bfloat16", "engine": "roofline:h200",
     "layers": (16,), "head_dims": (64,), "any_shape": True, "measurements": 6, "estimated": 5,
 }  # fmt: skip
-BUDGET = ("convention", "tolerance")
+BUDGET = ("time", "convention", "tolerance")
 SPACE = ("baseline", "layers", "head_dims", "vocab_size", "where", "worse_percent", "fastest",
          "any_shape", "confidence", "tensor_parallel")  # fmt: skip
 EFFORT = ("measurements", "estimated", "leaders", "short", "sampler", "seed")
@@ -37,7 +37,8 @@ def request_for(**changes: Any) -> ProposalRequest:
 
     return ProposalRequest(
         budget=Budget(
-            parameters=parse_count(options["params"]), tokens=parse_count(options["tokens"]),
+            parameters=parse_count(options["params"]),
+            tokens=None if options.get("time") else parse_count(options["tokens"]),
             **group(BUDGET),
         ),
         space=SpaceOptions(**group(SPACE)),

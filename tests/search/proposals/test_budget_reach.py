@@ -8,16 +8,18 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.search.proposals.basis import loss_basis, require_budget_in_reach
 from shapelaw.search.proposals.request import Budget
 
+TOKENS = 10**11
+
 
 def test_budget_far_from_the_runs_and_the_pooled_law_is_refused_with_its_factor():
     basis = loss_basis()
-    (far,) = require_budget_in_reach(basis, Budget(parameters=1_000_000_000, tokens=10**11))
+    (far,) = require_budget_in_reach(basis, Budget(parameters=1_000_000_000, tokens=TOKENS), TOKENS)
     largest = max(basis.runs["n_non_embedding"])
     assert far.startswith(f"N is {float(f'{1e9 / largest:.3g}'):,.0f} times the largest run")
-    huge = Budget(parameters=10**12, tokens=10**11)
+    huge = Budget(parameters=10**12, tokens=TOKENS)
     with pytest.raises(
         InputError, match=r"`--extrapolate` must be given .* but N is 3,310,000 times"
     ):
-        require_budget_in_reach(basis, huge)
-    (text,) = require_budget_in_reach(basis, replace(huge, extrapolate=True))
+        require_budget_in_reach(basis, huge, TOKENS)
+    (text,) = require_budget_in_reach(basis, replace(huge, extrapolate=True), TOKENS)
     assert text.startswith("N is 3,310,000 times the largest run (302K)")
