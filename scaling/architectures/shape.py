@@ -82,6 +82,13 @@ class Shape(Costs):
             f"f{self.intermediate_size}"
         )
 
+    @property
+    def name(self) -> str:
+        """Return the name of the shape in files and studies."""
+        heads = f"h{self.num_attention_heads}-{self.num_key_value_heads}x{self.head_dim}"
+        size = f"d{self.hidden_size}-L{self.num_hidden_layers}"
+        return f"{size}-{heads}-f{self.intermediate_size}"
+
     def row(self) -> dict[str, Any]:
         """Return the fields as columns of a run table; gate and biases only where unusual."""
         usual = SWITCH_FIELDS

@@ -48,7 +48,6 @@ from shapelaw.search.engines.registry import engine_named
 from shapelaw.search.proposals.basis import LossBasis
 from shapelaw.search.proposals.leaders import served_rate, served_rates
 from shapelaw.search.proposals.pareto_search import propose
-from shapelaw.search.proposals.proposal import shape_name
 from shapelaw.search.proposals.ranking import Proposals
 from shapelaw.search.proposals.request import ProposalRequest
 from shapelaw.search.time_model.estimates import estimate
@@ -91,7 +90,7 @@ class ServedChoices:
 
     def name(self, row: int) -> str:
         """Return the name of a shape."""
-        return shape_name(self.shape(row))
+        return self.shape(row).name
 
     def about(self, row: int) -> dict[str, Any] | None:
         """Measure a shape that was only estimated; None if it serves too slowly."""
@@ -104,7 +103,7 @@ class ServedChoices:
         if speedup < self.speedup:
             return None
         shape = self.shape(row)
-        return {"proposed": shape_name(shape), "shape": shape.row(), "speedup": speedup}
+        return {"proposed": shape.name, "shape": shape.row(), "speedup": speedup}
 
 
 @dataclass(frozen=True, kw_only=True)

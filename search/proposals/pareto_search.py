@@ -174,6 +174,10 @@ def measure_candidates(candidates: CandidateSet, report: Report | None = None) -
         workload=_search_workload(request),
         goal=Goal(max_loss=max_loss, fastest=True) if request.space.fastest else Goal(),
         device=device_of(request.serving.engine),
+        about={
+            "baseline": request.space.baseline,
+            "baseline_shape": candidates.table[candidates.baseline].name,
+        },
     )
     with working("measuring shapes", total=request.effort.measurements) as show:
         searched = _search(problem, candidates, report or show)

@@ -143,7 +143,7 @@ class Proposal:
     @property
     def name(self) -> str:
         """Return a file name for the shape."""
-        return shape_name(self.shape)
+        return self.shape.name
 
     @property
     def chance(self) -> str:
@@ -205,13 +205,6 @@ class Proposal:
             "why": self.why,
             "warnings": self.warnings,
         }
-
-
-def shape_name(shape: Shape) -> str:
-    """Format a shape as a file name."""
-    heads = f"h{shape.num_attention_heads}-{shape.num_key_value_heads}x{shape.head_dim}"
-    size = f"d{shape.hidden_size}-L{shape.num_hidden_layers}"
-    return f"{size}-{heads}-f{shape.intermediate_size}"
 
 
 def write_proposals(
@@ -350,6 +343,7 @@ class ProposalsDocument(TypedDict):
     baseline: NotRequired[Name]
     workload: NotRequired[Name]
     engine: NotRequired[Name]
+    confidence: NotRequired[Fraction]
     speed_basis: NotRequired[Note]
     interval: NotRequired[Name]
     rules: NotRequired[Note | None]

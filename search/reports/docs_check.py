@@ -33,7 +33,6 @@ from shapelaw.search.proposals.proposal import (
     LOSS_OPTIMAL,
     SHAPE_KEY,
     read_proposals,
-    shape_name,
 )
 from shapelaw.search.proposals.ranking import differences
 from shapelaw.search.reports.pareto_plot import plot_pareto
@@ -238,7 +237,7 @@ def _tabulate(space: PaperSpace, chosen: dict[int, str]) -> pd.DataFrame:
     loss_differences = differences(space.fit, space.frame.iloc[[base, *rows]], 0).iloc[1:]
     predicted = space.fit.predict(space.frame.iloc[rows])
     table = space.frame.iloc[rows][[*SHAPE_KEY, "n_non_embedding", *RATIOS]].reset_index(drop=True)
-    table.insert(0, "name", [shape_name(space.table[row]) for row in rows])
+    table.insert(0, "name", [space.table[row].name for row in rows])
     table.insert(0, "role", list(chosen.values()))
     for name in ("predicted_loss", "loss_low", "loss_high"):
         table[name] = predicted[name].to_numpy()
@@ -299,7 +298,7 @@ def distance_table(path: Path) -> None:
             rows.append(
                 {
                     "published": name,
-                    "proposed": shape_name(proposed),
+                    "proposed": proposed.name,
                     **_compare_field("hidden_size", proposed, published),
                     **_compare_field("mlp_to_attention", proposed, published),
                     **_compare_field("gqa", proposed, published),

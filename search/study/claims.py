@@ -26,7 +26,7 @@ from shapelaw.trainers.ledger.liveness import Heartbeat, Watch, is_gone, this_pr
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 POLL_SECONDS = 0.05  # between two reads of the rows that other trials have recorded
-WORKER, BEATS = "worker", "beats"
+WORKER, BEATS, SHAPE = "worker", "beats", "shape"  # user attributes of a trial
 
 
 def results_by_row(
@@ -80,9 +80,10 @@ class Claims:
         trial = retry_while_unreachable(self._address, self.study.ask)
         self._own_numbers.add(trial.number)
         retry_while_unreachable(self._address, lambda: trial.set_user_attr(WORKER, self._mark))
-        picks = lambda name: trial.suggest_float(name, 0.0, 1.0)  # noqa: E731
-        row = retry_while_unreachable(self._address, lambda: self.problem.encoding.row(picks))
+        row = retry_while_unreachable(self._address, lambda: self._suggested_row(trial))
+        name = self.problem.table[row].name
         retry_while_unreachable(self._address, lambda: trial.set_user_attr("row", row))
+        retry_while_unreachable(self._address, lambda: trial.set_user_attr(SHAPE, name))
         taken, enqueued = self._rows_taken_before(trial.number)
         free = row not in taken and len(taken) < self.wanted
         if free and (enqueued or self.problem.allowed[row]):
@@ -91,6 +92,13 @@ class Claims:
         if not enqueued and len(taken) < self.wanted:
             self._enqueue_nearest(row)
         return []
+
+    def _suggested_row(self, trial: optuna.Trial) -> int:
+        """Ask the sampler for the parameters of a trial; return the row that they select."""
+        ends = self.problem.encoding.parameters
+        return self.problem.encoding.row(
+            lambda name: trial.suggest_int(name, *ends[name], log=True)
+        )
 
     def _rows_taken_before(self, number: int) -> tuple[set[int], bool]:
         """Return the rows already measured or claimed, and whether the trial was enqueued.
@@ -134,8 +142,8 @@ class Claims:
 
     def enqueue(self, row: int) -> None:
         """Enqueue a row for the next worker that asks for a trial."""
-        picks = self.problem.encoding.picks(row)
-        retry_while_unreachable(self._address, lambda: self.study.enqueue_trial(picks))
+        values = self.problem.encoding.values(row)
+        retry_while_unreachable(self._address, lambda: self.study.enqueue_trial(values))
 
     def withdraw(self, trials: Sequence[optuna.Trial], *, again: bool = False) -> None:
         """End trials without a result.

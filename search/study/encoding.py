@@ -13,8 +13,9 @@ from shapelaw.scaling.space.grid import FREE_FIELDS
 class SpaceEncoding:
     """An enumerated space of shapes as the parameters of a study.
 
-    Every field of a shape becomes a number in [0, 1], a pick, that selects one of the values that
-    the fields before it leave. A field with only one value is no parameter.
+    Every field of a shape that has more than one value is a parameter with its real values. Any
+    positive numbers select a shape: for each field in turn, the value that is nearest in ratio
+    among those that the fields before it leave.
     """
 
     fields: np.ndarray  # (n, 6), in the order of FREE_FIELDS
@@ -25,32 +26,24 @@ class SpaceEncoding:
         return cls(np.stack([getattr(table, name) for name in FREE_FIELDS], axis=1))
 
     @property
-    def parameters(self) -> list[str]:
-        """Return the names of the fields that have more than one value."""
+    def parameters(self) -> dict[str, tuple[int, int]]:
+        """Return the least and the largest value of the fields that have more than one value."""
         ends = zip(FREE_FIELDS, self.fields.min(axis=0), self.fields.max(axis=0), strict=True)
-        return [name for name, low, high in ends if low < high]
+        return {name: (int(low), int(high)) for name, low, high in ends if low < high}
 
-    def row(self, pick: Callable[[str], float]) -> int:
-        """Return the row that a set of picks selects."""
-        rows, free = np.arange(len(self.fields)), self.parameters
-        for column, name in enumerate(FREE_FIELDS):
-            values = np.unique(self.fields[rows, column])
-            chosen = values[0]
-            if name in free:
-                chosen = values[min(int(pick(name) * len(values)), len(values) - 1)]
-            rows = rows[self.fields[rows, column] == chosen]
+    def row(self, value: Callable[[str], float]) -> int:
+        """Return the row that the values of the parameters select."""
+        rows = np.arange(len(self.fields))
+        for name in self.parameters:
+            column = self.fields[rows, FREE_FIELDS.index(name)]
+            apart = np.abs(np.log(column / value(name)))
+            rows = rows[apart == apart.min()]
         return int(rows[0])
 
-    def picks(self, row: int) -> dict[str, float]:
-        """Return the picks that select a row: the inverse of :meth:`row`."""
-        rows, picks, free = np.arange(len(self.fields)), {}, self.parameters
-        for column, name in enumerate(FREE_FIELDS):
-            values = np.unique(self.fields[rows, column])
-            value = self.fields[row, column]
-            if name in free:
-                picks[name] = (int(np.searchsorted(values, value)) + 0.5) / len(values)
-            rows = rows[self.fields[rows, column] == value]
-        return picks
+    def values(self, row: int) -> dict[str, int]:
+        """Return the values of the parameters in a row: the inverse of :meth:`row`."""
+        fields = dict(zip(FREE_FIELDS, self.fields[row].tolist(), strict=True))
+        return {name: int(fields[name]) for name in self.parameters}
 
     def nearest(self, row: int, allowed: np.ndarray) -> int:
         """Return the allowed row whose fields are nearest to those of a row in ratio."""

@@ -1,5 +1,6 @@
 """The problem of a search: a space with predicted losses, a workload, and a goal."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -54,6 +55,8 @@ class SearchProblem:
         The enumerated shapes, and their predicted losses in nats per token, (n,).
     device
         Hardware whose roofline is the time model's prior; None where it is unknown.
+    about
+        Texts by name that the study shows beside its workload and engine, such as the baseline.
 
     Raises
     ------
@@ -66,6 +69,7 @@ class SearchProblem:
     workload: Workload
     goal: Goal = field(default_factory=Goal)
     device: "Hardware | None" = None
+    about: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.allowed.any():

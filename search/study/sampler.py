@@ -9,11 +9,12 @@ workers propose different shapes.
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 from scipy.special import ndtr
@@ -28,7 +29,7 @@ from shapelaw.search.time_model.model import Forecast, TimeModel
 
 CALIBRATED = "calibrated"
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
-UNIT_INTERVAL = FloatDistribution(0.0, 1.0)
+MAX_FIELD = 10**12  # above every value of a field, so that larger numbers are damage
 NEGLIGIBLE = 1e-12  # expected gains up to this count as none
 
 
@@ -40,16 +41,22 @@ def row_of(problem: SearchProblem, trial: FrozenTrial) -> int | None:
     recorded = trial.user_attrs.get("row")
     if type(recorded) is int and 0 <= recorded < len(problem.allowed):
         return recorded
-    picks = trial.system_attrs.get("fixed_params")
-    if recorded is not None or not isinstance(picks, dict):
+    values = trial.system_attrs.get("fixed_params")
+    if recorded is not None or not isinstance(values, dict):
         return None
-    if not all(_is_share(picks.get(name)) for name in problem.encoding.parameters):
+    if not all(_is_field(values.get(name)) for name in problem.encoding.parameters):
         return None
-    return problem.encoding.row(picks.__getitem__)
+    return problem.encoding.row(values.__getitem__)
 
 
-def _is_share(value: object) -> bool:
-    return type(value) in (int, float) and 0 <= value <= 1  # type: ignore[operator]
+def _is_field(value: object) -> bool:
+    return type(value) in (int, float) and 0 < value < MAX_FIELD  # type: ignore[operator]
+
+
+def distributions(problem: SearchProblem) -> dict[str, IntDistribution]:
+    """Return Optuna's distributions of the parameters, logarithmic because ratios count."""
+    ends = problem.encoding.parameters
+    return {name: IntDistribution(low, high, log=True) for name, (low, high) in ends.items()}
 
 
 def recorded_measurement(trial: FrozenTrial) -> Measurement | None:
@@ -70,8 +77,8 @@ def result_of(trial: FrozenTrial) -> Measurement | str | None:
     return None
 
 
-class CalibratedSampler(BaseSampler):
-    """A sampler that proposes the shape with the largest expected improvement.
+class ShapeSampler(BaseSampler):
+    """A sampler whose trials have the values of a shape of the space.
 
     Parameters
     ----------
@@ -82,20 +89,41 @@ class CalibratedSampler(BaseSampler):
     def __init__(self, problem: SearchProblem) -> None:
         self._problem = problem
 
+    def next_shape(self, study: optuna.Study, trial: FrozenTrial) -> int:
+        """Return the row of the shape to measure next."""
+        raise NotImplementedError
+
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """Return all parameters; none for an enqueued trial, whose values are fixed."""
-        if "fixed_params" in trial.system_attrs:
-            return {}
-        return dict.fromkeys(self._problem.encoding.parameters, UNIT_INTERVAL)
+        return {} if "fixed_params" in trial.system_attrs else {**distributions(self._problem)}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Return the picks of the shape to measure next."""
+        """Return the values of the shape to measure next."""
         if not search_space:
             return {}
+        values = self._problem.encoding.values(self.next_shape(study, trial))
+        return {name: values[name] for name in search_space}
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Return the least value, which only a study with other parameters needs."""
+        return distributions(self._problem)[param_name].low
+
+
+class CalibratedSampler(ShapeSampler):
+    """A sampler that proposes the shape with the largest expected improvement."""
+
+    def next_shape(self, study: optuna.Study, trial: FrozenTrial) -> int:
+        """Return the row with the largest acquisition value."""
         results: dict[int, Measurement | str] = {}
         pending = []
         for other in study.get_trials(deepcopy=False):
@@ -105,18 +133,44 @@ class CalibratedSampler(BaseSampler):
             elif row is not None and other.state in UNFINISHED:
                 pending.append(row)
         pending = [row for row in dict.fromkeys(pending) if row not in results]
-        picks = self._problem.encoding.picks(next_row(self._problem, results, pending))
-        return {name: picks[name] for name in search_space}
+        return next_row(self._problem, results, pending)
 
-    def sample_independent(
+
+class NearestShapeSampler(ShapeSampler):
+    """A sampler of Optuna, each of whose proposals is moved to the nearest shape of the space.
+
+    Parameters
+    ----------
+    sampler
+        Sampler that knows only the ends of each parameter.
+    """
+
+    def __init__(self, problem: SearchProblem, sampler: BaseSampler) -> None:
+        super().__init__(problem)
+        self._sampler = sampler
+
+    def next_shape(self, study: optuna.Study, trial: FrozenTrial) -> int:
+        """Return the row that is nearest to the proposal of Optuna's sampler."""
+        space = self._sampler.infer_relative_search_space(study, trial)
+        proposed = self._sampler.sample_relative(study, trial, space)
+        for name, distribution in distributions(self._problem).items():
+            if name not in proposed:
+                proposed[name] = self._sampler.sample_independent(study, trial, name, distribution)
+        return self._problem.encoding.row(proposed.__getitem__)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Tell Optuna's sampler that a trial begins."""
+        self._sampler.before_trial(study, trial)
+
+    def after_trial(
         self,
         study: optuna.Study,
         trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """Return the middle, which only a study with other parameters than the space's needs."""
-        return 0.5
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """Tell Optuna's sampler the values of a trial, so that it evaluates the constraints."""
+        self._sampler.after_trial(study, trial, state, values)
 
 
 def next_row(
@@ -226,37 +280,25 @@ def broken_constraints(trial: FrozenTrial) -> Sequence[float]:
     return list(trial.user_attrs.get("constraints", []))
 
 
-def _tpe(problem: SearchProblem, seed: int, **options: Any) -> BaseSampler:
-    return optuna.samplers.TPESampler(multivariate=True, seed=seed, **options)
-
-
-def _nsga2(problem: SearchProblem, seed: int, **options: Any) -> BaseSampler:
-    return optuna.samplers.NSGAIISampler(population_size=20, seed=seed, **options)
-
-
-def _gp(problem: SearchProblem, seed: int, **options: Any) -> BaseSampler:
+def _gp(**options: Any) -> BaseSampler:
     if tuple(map(int, optuna.__version__.split(".")[:2])) < (4, 5):
         raise InputError(
             f"sampler gp needs `optuna >= 4.5`, but got {optuna.__version__}; upgrade optuna"
         )
-    return optuna.samplers.GPSampler(seed=seed, deterministic_objective=False, **options)
+    return optuna.samplers.GPSampler(deterministic_objective=False, **options)
 
 
-def _random(problem: SearchProblem, seed: int, **options: Any) -> BaseSampler:
+def _random(seed: int, **options: Any) -> BaseSampler:
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-def _calibrated(problem: SearchProblem, seed: int, **options: Any) -> BaseSampler:
-    return CalibratedSampler(problem)
-
-
-SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
-    CALIBRATED: _calibrated,
-    "tpe": _tpe,
-    "nsga2": _nsga2,
+OPTUNA_SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
+    "tpe": partial(optuna.samplers.TPESampler, multivariate=True),
+    "nsga2": partial(optuna.samplers.NSGAIISampler, population_size=20),
     "gp": _gp,
     "random": _random,
 }
+SAMPLERS = (CALIBRATED, *OPTUNA_SAMPLERS)
 
 
 def check_sampler(name: str) -> None:
@@ -274,7 +316,9 @@ def sampler_named(name: str, problem: SearchProblem, seed: int) -> BaseSampler:
         No sampler has that name, or the installed Optuna is too old for it.
     """
     check_sampler(name)
+    if name == CALIBRATED:
+        return CalibratedSampler(problem)
     options = {"constraints_func": broken_constraints} if problem.constrained else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # experimental in Optuna 4, deprecated in Optuna 5
-        return SAMPLERS[name](problem, seed, **options)
+        return NearestShapeSampler(problem, OPTUNA_SAMPLERS[name](seed=seed, **options))

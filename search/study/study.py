@@ -16,13 +16,21 @@ import numpy as np
 import optuna
 
 from shapelaw.search.engines._base import Engine, Measurement
-from shapelaw.search.study.claims import Claims, heartbeat_of, results_by_row
+from shapelaw.search.study.claims import SHAPE, Claims, heartbeat_of, results_by_row
 from shapelaw.search.study.problem import SearchProblem
-from shapelaw.search.study.sampler import CALIBRATED, check_sampler, sampler_named
+from shapelaw.search.study.sampler import (
+    CALIBRATED,
+    check_sampler,
+    distributions,
+    result_of,
+    row_of,
+    sampler_named,
+)
 from shapelaw.search.study.storage import Address, opened_storage, retry_while_unreachable
 from shapelaw.search.time_model.model import Forecast, TimeModel
 
 Report = Callable[[int], None]  # called with the number of shapes measured so far
+FORM = "values"  # of the parameters of a study: the fields of a shape
 POLL_SECONDS = 0.2  # between two reads while other workers measure the last shapes
 
 
@@ -184,14 +192,46 @@ def open_study(
             load_if_exists=True,
         )
         study.set_metric_names(problem.metric_names)
+    about = {"workload": str(problem.workload), "engine": engine.label, **problem.about}
+    for name, text in about.items():
+        if study.user_attrs.get(name) != text:
+            study.set_user_attr(name, text)
+    earlier = study_name(problem, engine, form="")
+    if earlier in optuna.get_all_study_names(storage):
+        _take_over(problem, optuna.load_study(study_name=earlier, storage=storage), study)
     return study
 
 
-def study_name(problem: SearchProblem, engine: Engine) -> str:
-    """Return the name under which all workers find the study of a search problem."""
+def study_name(problem: SearchProblem, engine: Engine, *, form: str = FORM) -> str:
+    """Return the name under which all workers find the study of a search problem.
+
+    Parameters
+    ----------
+    form
+        Form of the parameters; empty: shares from 0 to 1, which earlier versions stored.
+    """
     key = hashlib.sha256(problem.encoding.fields.tobytes() + problem.losses.tobytes())
-    key.update(json.dumps(problem.identity(engine.label)).encode())
+    key.update(json.dumps(problem.identity(engine.label)).encode() + form.encode())
     return f"shapelaw-{key.hexdigest()[:12]}"
+
+
+def _take_over(problem: SearchProblem, earlier: optuna.Study, study: optuna.Study) -> None:
+    """Copy the results of a study whose parameters are shares, with the values of the shapes."""
+    present = results_by_row(problem, study.get_trials(deepcopy=False))
+    for trial in earlier.get_trials(deepcopy=False):
+        row = row_of(problem, trial)
+        if row is None or row in present or result_of(trial) is None:
+            continue
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=trial.state,
+                values=trial.values,
+                params=problem.encoding.values(row),
+                distributions={**distributions(problem)},
+                user_attrs=trial.user_attrs | {SHAPE: problem.table[row].name},
+                system_attrs={k: v for k, v in trial.system_attrs.items() if k != "fixed_params"},
+            )
+        )
 
 
 def _measure(claims: Claims, taken: Sequence[tuple[optuna.Trial, int]], engine: Engine) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 import shapelaw.search.study.storage
 from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.space.grid import FREE_FIELDS
 from shapelaw.search.proposals.request import SearchEffort
 from shapelaw.search.study.storage import (
     hide_password,
@@ -150,14 +151,27 @@ def test_the_dashboard_opens_the_study(tmp_path: Path) -> None:
     explore(PROBLEM, engine, EFFORT, storage=path)
     with opened_storage(path) as storage:
         app = dashboard.wsgi(storage)
-        answers: list[str] = []
-        request = {
-            "REQUEST_METHOD": "GET", "PATH_INFO": "/api/studies", "SERVER_NAME": "here",
-            "SERVER_PORT": "80", "wsgi.input": io.BytesIO(), "wsgi.errors": io.StringIO(),
-            "wsgi.url_scheme": "http",
-        }  # fmt: skip
-        body = b"".join(app(request, lambda *words: answers.append(words[0])))
-    assert answers == ["200 OK"]
-    (summary,) = json.loads(body)["study_summaries"]
+
+        def answer(path: str) -> dict[str, Any]:
+            status: list[str] = []
+            request = {
+                "REQUEST_METHOD": "GET", "PATH_INFO": path, "SERVER_NAME": "here",
+                "SERVER_PORT": "80", "wsgi.input": io.BytesIO(), "wsgi.errors": io.StringIO(),
+                "wsgi.url_scheme": "http",
+            }  # fmt: skip
+            body = b"".join(app(request, lambda *words: status.append(words[0])))
+            assert status == ["200 OK"]
+            return dict(json.loads(body))
+
+        (summary,) = answer("/api/studies")["study_summaries"]
+        detail = answer(f"/api/studies/{summary['study_id']}")
     assert summary["study_name"] == study_name(PROBLEM, engine)
     assert summary["directions"] == ["minimize", "maximize"]
+    assert {each["key"]: each["value"] for each in detail["user_attrs"]} == {
+        "workload": str(PROBLEM.workload), "engine": engine.label
+    }  # fmt: skip
+    first = detail["trials"][0]
+    shown = {each["name"]: int(each["param_external_value"]) for each in first["params"]}
+    assert shown == {name: getattr(PROBLEM.table[5], name) for name in FREE_FIELDS}
+    attributes = {each["key"]: each["value"] for each in first["user_attrs"]}
+    assert attributes["shape"] == PROBLEM.table[5].name

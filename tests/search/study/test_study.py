@@ -1,5 +1,5 @@
 import errno
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +7,7 @@ import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.trial import TrialState
 
 from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import WorkError
@@ -15,7 +16,8 @@ from shapelaw.search.engines._base import Engine, Measurement
 from shapelaw.search.engines._roofline import RooflineEngine
 from shapelaw.search.study.encoding import SpaceEncoding
 from shapelaw.search.study.problem import SearchProblem
-from shapelaw.search.study.study import Effort, Report, explore
+from shapelaw.search.study.storage import opened_storage
+from shapelaw.search.study.study import Effort, Report, explore, study_name
 from support.fake_engine import FakeEngine
 from support.made_up import TABLE, WORKLOAD
 
@@ -45,31 +47,35 @@ def test_made_up_space_has_several_values_of_every_field() -> None:
 
 @settings(max_examples=200)
 @given(st.integers(0, len(TABLE) - 1))
-def test_picks_lead_back_to_their_row(row: int) -> None:
-    grid = SpaceEncoding.of(TABLE)
-    picks = grid.picks(row)
-    assert grid.row(lambda name: picks[name]) == row
-    assert all(0 < pick < 1 for pick in picks.values())
+def test_values_of_a_row_are_its_fields_and_lead_back_to_it(row: int) -> None:
+    space = SpaceEncoding.of(TABLE)
+    values = space.values(row)
+    assert space.row(values.__getitem__) == row
+    assert values == {name: getattr(TABLE[row], name) for name in FREE_FIELDS}
 
 
-def test_picks_lead_back_to_every_row_of_a_small_space() -> None:
-    grid = SpaceEncoding.of(TABLE.take(np.arange(0, len(TABLE), 3)))
-    for row in range(len(grid.fields)):
-        picks = grid.picks(row)
-        assert grid.row(picks.__getitem__) == row
+def test_values_lead_back_to_every_row_of_a_small_space() -> None:
+    space = SpaceEncoding.of(TABLE.take(np.arange(0, len(TABLE), 3)))
+    for row in range(len(space.fields)):
+        assert space.row(space.values(row).__getitem__) == row
 
 
 @settings(max_examples=100)
-@given(st.lists(st.floats(0, 1), min_size=6, max_size=6))
-def test_any_picks_lead_to_a_valid_row(numbers: list[float]) -> None:
-    picks = dict(zip(FREE_FIELDS, numbers, strict=True))
-    assert 0 <= SpaceEncoding.of(TABLE).row(picks.__getitem__) < len(TABLE)
+@given(st.lists(st.floats(1e-3, 1e9), min_size=6, max_size=6))
+def test_any_positive_values_lead_to_a_row_and_the_first_to_its_nearest(
+    numbers: list[float],
+) -> None:
+    values = dict(zip(FREE_FIELDS, numbers, strict=True))
+    row = SpaceEncoding.of(TABLE).row(values.__getitem__)
+    nearest = min((2, 3), key=lambda layers: abs(np.log(layers / values["num_hidden_layers"])))
+    assert TABLE[row].num_hidden_layers == nearest
 
 
 def test_field_with_one_value_is_no_parameter() -> None:
     some = TABLE.take((TABLE.num_hidden_layers == 2) & (TABLE.head_dim == 8))
-    picks = SpaceEncoding.of(some).picks(0)
-    assert not {"num_hidden_layers", "head_dim"} & set(picks)
+    values = SpaceEncoding.of(some).values(0)
+    assert values
+    assert not {"num_hidden_layers", "head_dim"} & set(values)
 
 
 def test_the_nearest_allowed_row_is_nearest_in_ratio() -> None:
@@ -188,12 +194,15 @@ def test_other_hardware_in_the_same_journal_is_another_study(tmp_path: Path) -> 
         assert engines == {f"roofline:{device}"}
 
 
+def stored_study(path: Path) -> optuna.Study:
+    """Load the only study of a journal with Optuna alone."""
+    journal = optuna.storages.journal.JournalFileBackend(str(path / "study.log"))
+    return optuna.load_study(study_name=None, storage=optuna.storages.JournalStorage(journal))
+
+
 def test_study_is_readable_by_optuna_with_both_objectives(tmp_path: Path) -> None:
     found = found_by(FakeEngine(refuse=2), tmp_path)
-    journal = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.log"))
-    storage = optuna.storages.JournalStorage(journal)
-    (name,) = optuna.get_all_study_names(storage)
-    study = optuna.load_study(study_name=name, storage=storage)
+    study = stored_study(tmp_path)
     assert [direction.name for direction in study.directions] == ["MINIMIZE", "MAXIMIZE"]
     measured = [trial for trial in study.trials if "measurement" in trial.user_attrs]
     assert len(measured) == sum(isinstance(result, Measurement) for result in found.values())
@@ -201,6 +210,77 @@ def test_study_is_readable_by_optuna_with_both_objectives(tmp_path: Path) -> Non
         row = trial.user_attrs["row"]
         speed = found[row].output_tokens_per_second  # type: ignore[union-attr]
         assert trial.values == pytest.approx([LOSSES[row], np.log(speed)])
+
+
+@pytest.mark.parametrize("sampler", ["calibrated", "tpe", "nsga2", "random"])
+def test_stored_trials_have_the_values_and_the_name_of_their_shape(
+    tmp_path: Path, sampler: str
+) -> None:
+    found = found_by(FakeEngine(), tmp_path, sampler=sampler, measurements=15)
+    trials = [trial for trial in stored_study(tmp_path).trials if "measurement" in trial.user_attrs]
+    assert {trial.user_attrs["row"] for trial in trials} == set(found)
+    for trial in trials:
+        shape = TABLE[trial.user_attrs["row"]]
+        assert trial.params == {name: getattr(shape, name) for name in FREE_FIELDS}
+        d, layers, f = shape.hidden_size, shape.num_hidden_layers, shape.intermediate_size
+        heads = f"h{shape.num_attention_heads}-{shape.num_key_value_heads}x{shape.head_dim}"
+        assert trial.user_attrs["shape"] == f"d{d}-L{layers}-{heads}-f{f}"
+
+
+def test_stored_study_names_workload_engine_and_what_the_problem_tells(tmp_path: Path) -> None:
+    problem = SearchProblem(
+        table=TABLE, losses=LOSSES, workload=WORKLOAD, about={"baseline": "llama-3.2-1b"}
+    )
+    found_by(FakeEngine(), tmp_path, problem=problem, measurements=2)
+    about = {"workload": str(WORKLOAD), "engine": FakeEngine().label, "baseline": "llama-3.2-1b"}
+    attributes = stored_study(tmp_path).user_attrs
+    assert attributes == attributes | about
+    lines = (tmp_path / "study.log").read_bytes().count(b"llama-3.2-1b")
+    found_by(FakeEngine(), tmp_path, problem=problem, measurements=3)
+    assert (tmp_path / "study.log").read_bytes().count(b"llama-3.2-1b") == lines
+
+
+def test_results_of_a_study_whose_parameters_are_shares_are_not_measured_again(
+    tmp_path: Path,
+) -> None:
+    problem, engine = SearchProblem(table=TABLE, losses=LOSSES, workload=WORKLOAD), FakeEngine()
+    measured = engine.measure(TABLE[40], WORKLOAD)
+    share = optuna.distributions.FloatDistribution(0.0, 1.0)
+    with opened_storage(tmp_path / "study.log") as storage:
+        earlier = optuna.create_study(
+            study_name=study_name(problem, engine, form=""), storage=storage,
+            directions=problem.directions,
+        )  # fmt: skip
+        for state, values, attributes in (
+            (
+                TrialState.COMPLETE,
+                problem.values(40, measured),
+                {"row": 40, "measurement": asdict(measured)},
+            ),
+            (TrialState.FAIL, None, {"row": 41, "reason": "too wide"}),
+        ):
+            earlier.add_trial(
+                optuna.trial.create_trial(
+                    state=state,
+                    values=values,
+                    user_attrs=attributes,
+                    params=dict.fromkeys(FREE_FIELDS, 0.5),
+                    distributions=dict.fromkeys(FREE_FIELDS, share),
+                )
+            )
+        earlier.enqueue_trial(dict.fromkeys(FREE_FIELDS, 0.3))
+    again = FakeEngine()
+    found = found_by(again, tmp_path, problem=problem, first=[])
+    assert found[40] == measured
+    assert found[41] == "too wide"
+    assert len(found) == 9
+    assert not {TABLE[40], TABLE[41]} & set(again.calls)
+    assert len(again.calls) == 7
+    with opened_storage(tmp_path / "study.log") as storage:
+        study = optuna.load_study(study_name=study_name(problem, again), storage=storage)
+    kept = next(trial for trial in study.trials if trial.user_attrs["row"] == 40)
+    assert kept.params == {name: getattr(TABLE[40], name) for name in FREE_FIELDS}
+    assert kept.user_attrs["shape"] == TABLE[40].name
 
 
 def test_journal_that_cannot_be_written_raises_work_error(
