@@ -29,6 +29,17 @@ def short_unit(unit: str) -> str:
     return SHORT_UNITS.get(unit, unit)
 
 
+def loss_column(quantity: str, unit: str) -> str:
+    """Name a column whose values have the unit of a loss.
+
+    Examples
+    --------
+    >>> loss_column("regret", NATS), loss_column("regret", "bits per byte")
+    ('regret_nats', 'regret_bits_per_byte')
+    """
+    return f"{quantity}_{'nats' if unit == NATS else unit.replace(' ', '_')}"
+
+
 def unit_named(text: str) -> str:
     """Return the unit of a loss by one of its names.
 

@@ -13,7 +13,7 @@ from shapelaw.scaling.checks.holdout import (
     leave_largest_out,
     quantity_and_levels,
 )
-from shapelaw.scaling.checks.metrics import scores
+from shapelaw.scaling.checks.metrics import Regret, scores
 from shapelaw.scaling.display.progress import track
 from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
@@ -25,6 +25,7 @@ from shapelaw.scaling.runs.columns import SIZES, N
 from shapelaw.scaling.runs.levels import count_levels
 from shapelaw.scaling.runs.table import AUTO, RunsLike, RunTable, as_run_table
 from shapelaw.scaling.runs.validation import as_floats
+from shapelaw.scaling.units import loss_column
 
 DIFFERENCE_RESAMPLES = 2000  # of the mean of paired differences, which needs no refit
 MIN_CLUSTERS = 5  # held-out sizes; with fewer, runs are resampled instead of sizes
@@ -241,7 +242,8 @@ def _rank(
         verdict = "worse" if low > NEGLIGIBLE_DIFFERENCE else "tied with the best"
         line |= {"worse_by_percent": float(difference.mean()), "low": low, "high": high}
         line["verdict"] = "best" if name == best else verdict
-    ordered = sorted(lines.values(), key=_order)
+    regret = loss_column("regret", hold_outs[best].complete.loss_unit)
+    ordered = sorted(lines.values(), key=lambda line: _order(line, line[regret]))
     if ordered[0]["verdict"] != "best":
         # Decision regret orders tied laws, so a tied law may come before the one of least error.
         lines[best]["verdict"], ordered[0]["verdict"] = "tied with the best", "best"
@@ -254,9 +256,9 @@ def _rank(
     return Comparison(by=by, table=pd.DataFrame(ordered), hold_outs=hold_outs, clusters=clusters)
 
 
-def _order(line: dict[str, Any]) -> tuple[bool, float, float]:
+def _order(line: dict[str, Any], regret: float | None) -> tuple[bool, float, float]:
     """Return a sorting key: tied laws first, by regret, then the others by error."""
-    worse, regret = line["verdict"] == "worse", line["regret_nats"]
+    worse = line["verdict"] == "worse"
     by_regret = 0.0 if worse or regret is None else regret
     return worse, by_regret, float(line["extrapolation_percent"])
 
@@ -268,20 +270,21 @@ def _errors(hold_out: HoldOut, common: set[float]) -> pd.DataFrame:
 
 
 def _line(name: str, hold_out: HoldOut, errors: pd.DataFrame, common: set[float]) -> dict[str, Any]:
+    unit = hold_out.complete.loss_unit
     errors_scored = scores(errors["loss"], errors["predicted_loss"])
     groups = [
         cutoff.regret.groups
         for cutoff in hold_out.fitted
         if cutoff.value in common and cutoff.regret is not None and len(cutoff.regret.groups)
     ]
-    regret = pd.concat(groups, ignore_index=True) if groups else None
+    regret = Regret(groups=pd.concat(groups) if groups else pd.DataFrame(), loss_unit=unit)
     return {
         "law": name,
         "extrapolation_percent": errors_scored.mape,
-        "mean_error_nats": errors_scored.mean_error,
+        loss_column("mean_error", unit): errors_scored.mean_error,
         "spearman": errors_scored.spearman,
-        "regret_nats": None if regret is None else float(regret["regret_nats"].mean()),
-        "random_nats": None if regret is None else float(regret["random_nats"].mean()),
+        loss_column("regret", unit): regret.mean,
+        loss_column("random", unit): regret.random,
         "in_sample_percent": 100 * hold_out.complete.scatter,
     }
 

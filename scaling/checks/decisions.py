@@ -30,14 +30,16 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.refits import FitSettings, LawLike, fit_quickly, law_label
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.table import RunTable
+from shapelaw.scaling.units import NATS, loss_column
 
 RESAMPLES = 1000  # a probability from S draws has a standard error of up to 0.5 / √S
 MIN_NOISE_DEGREES = 3  # of freedom, from which the noise between seeds is known
 COLUMNS = (
     *("table", "cut", "sizes_fitted", "rows_fitted", "first", "second", "n", "tokens", "distance"),
-    *("p_best", "p_best_run", "first_lower", "predicted_nats", "predicted_low", "predicted_high"),
-    *("measured_nats", "noise_nats", "noise_from", "p_oracle"),
+    *("p_best", "p_best_run", "first_lower", "predicted", "predicted_low", "predicted_high"),
+    *("measured", "noise", "noise_from", "p_oracle"),
 )
+LOSSES = ("predicted", "measured", "noise")  # columns whose names end in the unit of the losses
 ORACLE = (
     "the oracle takes the measured difference for the true one and knows the noise of a difference "
     "(between seeds where the table has replicates, else the scatter around the fitted law): it "
@@ -59,16 +61,20 @@ class DecisionReport(Result):
         runs of the two shapes. ``p_best`` is the stated probability that the first shape is truly
         better, ``p_best_run`` that its measured loss (one run, or the mean of its replicates) is
         lower; ``first_lower`` is the outcome (0.5 for a tie). Differences are the loss of the
-        second minus that of the first shape in nats per token: ``predicted_nats`` with the 95 %
-        interval of the true difference, and ``measured_nats``. ``noise_nats`` is the standard
-        deviation of the measured difference that the oracle uses, and ``p_oracle`` its statement.
+        second minus that of the first shape in ``loss_unit``, which ends their names:
+        ``predicted_nats`` with the 95 % interval of the true difference, and ``measured_nats``.
+        ``noise_nats`` is the standard deviation of the measured difference that the oracle uses,
+        and ``p_oracle`` its statement.
     unavailable
         Reason by table, or by table and cut, for decisions that could not be made.
+    loss_unit
+        Unit of the losses of all tables.
     """
 
     law_name: str
     decisions: pd.DataFrame
     unavailable: dict[str, str]
+    loss_unit: str = NATS
 
     def frame(self) -> pd.DataFrame:
         """Return one row per decision."""
@@ -142,7 +148,7 @@ class DecisionReport(Result):
             tables={
                 "reliability of stated probabilities": self.reliability(),
                 "by table": self.by_table(),
-                "decisions (second minus first shape, nats per token)": self._shown_decisions(),
+                f"decisions (second minus first shape, {self.loss_unit})": self._shown_decisions(),
             },
             notes=[self._sure_in_words(scored), self._sharpness_in_words(scored), *self._notes()],
         )
@@ -167,8 +173,9 @@ class DecisionReport(Result):
 
     def _shown_decisions(self) -> pd.DataFrame:
         """Return the decisions with the columns and names that fit a terminal."""
-        names = {"p_best_run": "P(first lower)", "predicted_nats": "predicted"}
-        names |= {"predicted_low": "low", "predicted_high": "high", "measured_nats": "measured"}
+        predicted, measured = (loss_column(name, self.loss_unit) for name in LOSSES[:2])
+        names = {"p_best_run": "P(first lower)", predicted: "predicted"}
+        names |= {"predicted_low": "low", "predicted_high": "high", measured: "measured"}
         shown = self.decisions.assign(
             **{
                 side: [_shorten(text) for text in self.decisions[side]]
@@ -212,7 +219,8 @@ def backtest_decisions(
     law
         Law by name or as an object.
     tables
-        Run tables by name. Their conventions of N define which shapes have nearly equal N.
+        Run tables by name, with losses in one unit. Their conventions of N define which shapes
+        have nearly equal N.
     settings
         Settings of every fit, by default 64 starts and 1000 resamples; ``size`` is the N of the
         law, by default that of the tables.
@@ -225,8 +233,16 @@ def backtest_decisions(
     Raises
     ------
     InputError
-        The law is unknown or a table lacks columns of shapes.
+        The law is unknown, a table lacks columns of shapes, or the tables differ in the unit of
+        their losses.
     """
+    units = dict.fromkeys(runs.loss_unit for runs in tables.values()) or {NATS: None}
+    if len(units) > 1:
+        raise InputError(
+            f"decisions of several tables need losses in one unit, but they are in "
+            f"{' and '.join(units)}; test the tables of each unit apart"
+        )
+    (unit,) = units
     chosen: FitSettings = {"resamples": RESAMPLES, **settings}
     rows: list[dict[str, object]] = []
     unavailable: dict[str, str] = {}
@@ -247,8 +263,11 @@ def backtest_decisions(
         rows += [_decided(fitted, runs, case) for case in cases]
     return DecisionReport(
         law_name=law_label(law),
-        decisions=pd.DataFrame(rows, columns=list(COLUMNS)),
+        decisions=pd.DataFrame(rows, columns=list(COLUMNS)).rename(
+            columns={name: loss_column(name, unit) for name in LOSSES}
+        ),
         unavailable=unavailable,
+        loss_unit=unit,
     )
 
 
@@ -277,11 +296,11 @@ def _decided(fitted: Fit, runs: RunTable, case: DecisionCase) -> dict[str, objec
         "p_best": float(stated["p_best"].iloc[0]),
         "p_best_run": float(stated["p_best_run"].iloc[0]),
         "first_lower": 0.5 + 0.5 * float(np.sign(second - first)),
-        "predicted_nats": float(difference[name]),
+        "predicted": float(difference[name]),
         "predicted_low": float(difference[f"{name}_low"]),
         "predicted_high": float(difference[f"{name}_high"]),
-        "measured_nats": float(second - first),
-        "noise_nats": float(noise),
+        "measured": float(second - first),
+        "noise": float(noise),
         "noise_from": "replicates" if known else "scatter around the law",
         "p_oracle": float(norm.cdf((second - first) / noise)),
     }

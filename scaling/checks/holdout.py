@@ -21,6 +21,7 @@ from shapelaw.scaling.fitting.refits import FitSettings, LawLike, fit_quickly, p
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.table import AUTO, RunTable, as_run_table
+from shapelaw.scaling.units import loss_column
 
 UNITS = {"size": "parameters", "compute": "FLOPs", "tokens": "tokens"}
 SMALLEST_FITTED_SHARE, LARGEST_FITTED_SHARE = 0.5, 0.9  # of the rows that the default cut-offs fit
@@ -53,7 +54,7 @@ class Cutoff:
         Fit to the rows below the cut-off; None if they cannot be fitted.
     held_out
         One row per held-out run: its distance in decades from the largest fitted run, its loss, the
-        predicted loss (nats per token) and the 95 % interval of a new run.
+        predicted loss (in the unit of the fit) and the 95 % interval of a new run.
     scores
         Errors of the predicted losses; None without a fit.
     regret
@@ -88,15 +89,13 @@ class Cutoff:
             "largest_fitted": self.largest_fitted,
             "farthest_decades": float(self.held_out["distance_decades"].max()),
         }
-        if self.scores is not None:
+        if self.scores is not None and self.regret is not None:
             errors = self.scores.frame().drop(columns="rows").iloc[0]
             line |= {str(name): value for name, value in errors.items()}
-        coverage, regret = self.coverage, self.regret
-        return line | {
-            "coverage_percent": None if coverage is None else 100 * coverage,
-            "regret_nats": None if regret is None else regret.mean,
-            "status": self.why or "fitted",
-        }
+            coverage = self.coverage
+            line["coverage_percent"] = None if coverage is None else 100 * coverage
+            line[loss_column("regret", self.regret.loss_unit)] = self.regret.mean
+        return line | {"status": self.why or "fitted"}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -139,16 +138,14 @@ class HoldOut(Result):
     def by_distance(self) -> pd.DataFrame:
         """Return the error of held-out runs by distance in decades from the largest fitted run."""
         errors, lines = self.errors(), []
+        mean_error = loss_column("mean_error", self.complete.loss_unit)
         for low, high in pairwise(DISTANCE_EDGES):
             near = errors[errors["distance_decades"].between(low, high, inclusive="left")]
             if len(near):
                 errors_near = scores(near["loss"], near["predicted_loss"])
                 line = {"from_decades": low, "to_decades": high, "rows": errors_near.rows}
-                line |= {
-                    "mape_percent": errors_near.mape,
-                    "mean_error_nats": errors_near.mean_error,
-                }
-                lines.append(line)
+                line["mape_percent"] = errors_near.mape
+                lines.append(line | {mean_error: errors_near.mean_error})
         return pd.DataFrame(lines)
 
     def view(self) -> View:
@@ -392,6 +389,6 @@ def _evaluate_cutoff(
         largest_fitted=largest,
         fit=fitted,
         held_out=held_out[HELD_OUT_COLUMNS],
-        scores=scores(large.losses, predicted),
+        scores=scores(large.losses, predicted, loss_unit=fitted.loss_unit),
         regret=decision_regret(large, predicted),
     )

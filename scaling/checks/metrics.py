@@ -13,6 +13,7 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.levels import LEVEL_TOLERANCE, level_of
 from shapelaw.scaling.runs.table import RunTable, as_run_table
+from shapelaw.scaling.units import NATS, loss_column
 
 MIN_SHAPES = 3  # in a group of equal N and D
 
@@ -26,17 +27,19 @@ class Scores(Result):
     rows
         Number of losses.
     mse
-        Mean squared error, nats².
+        Mean squared error, in the square of ``loss_unit``.
     mae
-        Mean absolute error, nats per token.
+        Mean absolute error, in ``loss_unit``.
     mape
         Mean absolute error in per cent of the observed loss.
     mean_error
-        Mean of predicted minus observed loss, nats per token.
+        Mean of predicted minus observed loss, in ``loss_unit``.
     r2
         Coefficient of determination; None if the observed losses are equal.
     spearman
         Rank correlation; None for fewer than three rows or equal losses.
+    loss_unit
+        Unit of the losses.
     """
 
     rows: int
@@ -46,16 +49,13 @@ class Scores(Result):
     mean_error: float
     r2: float | None
     spearman: float | None
+    loss_unit: str = NATS
 
     def frame(self) -> pd.DataFrame:
         """Return one row of scores with units in the column names."""
-        names = {
-            "mse": "mse_nats2",
-            "mae": "mae_nats",
-            "mape": "mape_percent",
-            "mean_error": "mean_error_nats",
-        }
-        return pd.DataFrame([asdict(self)]).rename(columns=names)
+        names = {name: loss_column(name, self.loss_unit) for name in ("mse", "mae", "mean_error")}
+        names |= {"mse": f"{names['mse']}2", "mape": "mape_percent"}
+        return pd.DataFrame([asdict(self)]).drop(columns="loss_unit").rename(columns=names)
 
     def view(self) -> View:
         """Return the mean error and the scores."""
@@ -63,13 +63,15 @@ class Scores(Result):
         return View(title=title, tables={"scores": self.frame()})
 
 
-def scores(observed: ArrayLike, predicted: ArrayLike) -> Scores:
+def scores(observed: ArrayLike, predicted: ArrayLike, *, loss_unit: str = NATS) -> Scores:
     """Score predicted losses.
 
     Parameters
     ----------
     observed, predicted
-        Losses in nats per token, (n,) each.
+        Losses, (n,) each.
+    loss_unit
+        Unit of the losses.
 
     Returns
     -------
@@ -107,6 +109,7 @@ def scores(observed: ArrayLike, predicted: ArrayLike) -> Scores:
         spearman=float(spearmanr(actual, forecast).statistic)
         if varied and len(actual) > 2
         else None,
+        loss_unit=loss_unit,
     )
 
 
@@ -118,28 +121,35 @@ class Regret(Result):
     ----------
     groups
         One row per group of equal N and D. ``regret_nats`` is the loss of the picked shape minus
-        the lowest loss; ``random_nats`` is the mean regret of a shape picked at random.
+        the lowest loss; ``random_nats`` is the mean regret of a shape picked at random. The names
+        have the unit of other losses, such as ``regret_bits_per_byte``.
     why
         Reason that there are no groups; empty if there are some.
+    loss_unit
+        Unit of the losses.
     """
 
     groups: pd.DataFrame
     why: str = ""
+    loss_unit: str = NATS
+
+    def _column(self, quantity: str) -> pd.Series:
+        return self.groups[loss_column(quantity, self.loss_unit)]
 
     @property
     def mean(self) -> float | None:
-        """Mean regret over groups, nats per token."""
-        return float(self.groups["regret_nats"].mean()) if len(self.groups) else None
+        """Mean regret over groups, in ``loss_unit``."""
+        return float(self._column("regret").mean()) if len(self.groups) else None
 
     @property
     def largest(self) -> float | None:
-        """Largest regret of a group, nats per token."""
-        return float(self.groups["regret_nats"].max()) if len(self.groups) else None
+        """Largest regret of a group, in ``loss_unit``."""
+        return float(self._column("regret").max()) if len(self.groups) else None
 
     @property
     def random(self) -> float | None:
-        """Mean regret over groups of a random choice, nats per token."""
-        return float(self.groups["random_nats"].mean()) if len(self.groups) else None
+        """Mean regret over groups of a random choice, in ``loss_unit``."""
+        return float(self._column("random").mean()) if len(self.groups) else None
 
     def view(self) -> View:
         """Return the mean regret and the groups."""
@@ -147,23 +157,22 @@ class Regret(Result):
         if len(self.groups):
             title = (
                 f"decision regret over {counted(len(self.groups), 'group')} of equal N and D: "
-                f"mean {self.mean:.4g}, largest {self.largest:.4g} nats per token; picking at "
+                f"mean {self.mean:.4g}, largest {self.largest:.4g} {self.loss_unit}; picking at "
                 f"random costs {self.random:.4g}"
             )
-        return View(title=title, tables={"regret by group, nats per token": self.groups})
+        return View(title=title, tables={f"regret by group, {self.loss_unit}": self.groups})
 
     def document(self) -> dict[str, Any]:
         """Return mean, largest and random regret, and the groups."""
+        regrets = {"mean": self.mean, "largest": self.largest, "random": self.random}
         return {
-            "mean_nats": self.mean,
-            "largest_nats": self.largest,
-            "random_nats": self.random,
+            **{loss_column(name, self.loss_unit): value for name, value in regrets.items()},
             "groups": self.groups,
             "why": self.why,
         }
 
 
-REGRET_COLUMNS = [N, D, "shapes", "picked_nats", "best_nats", "regret_nats", "random_nats"]
+GROUP_LOSSES = ("picked", "best", "regret", "random")
 
 
 def decision_regret(
@@ -176,7 +185,7 @@ def decision_regret(
     runs
         Rows with N, tokens, loss and the fields or ratios of their shapes.
     predicted
-        Predicted loss of every row, nats per token, (n,).
+        Predicted loss of every row, in the unit of the runs, (n,).
     tolerance
         Relative difference up to which N and D are equal. A group needs at least three shapes.
 
@@ -195,7 +204,12 @@ def decision_regret(
     Replicates of a shape count once, by their mean. Shapes with equal predicted loss share their
     mean loss, so a law without a term of shape has the regret of a random choice.
     """
-    runs, no_groups = as_run_table(runs), pd.DataFrame(columns=REGRET_COLUMNS)
+    runs = as_run_table(runs)
+    columns = [N, D, "shapes", *(loss_column(name, runs.loss_unit) for name in GROUP_LOSSES)]
+
+    def none(why: str) -> Regret:
+        return Regret(groups=pd.DataFrame(columns=columns), why=why, loss_unit=runs.loss_unit)
+
     table = pd.DataFrame({N: runs.sizes, D: runs.tokens, "loss": runs.losses})
     forecast = np.asarray(predicted, dtype=float)
     if forecast.shape != (len(runs),):
@@ -204,9 +218,9 @@ def decision_regret(
             "predicted loss per row"
         )
     if runs.shapes is None:
-        return Regret(groups=no_groups, why="no column of the table describes a shape")
+        return none("no column of the table describes a shape")
     if not len(runs):
-        return Regret(groups=no_groups, why="there are no rows")
+        return none("there are no rows")
     table = table.assign(predicted=forecast, shape=runs.shapes)
     keys = [runs.size_level, runs.token_level]
     if tolerance != LEVEL_TOLERANCE:
@@ -217,23 +231,16 @@ def decision_regret(
         if group["shape"].nunique() >= MIN_SHAPES
     ]
     if not rows:
-        why = f"no {MIN_SHAPES} shapes have the same N and D within {100 * tolerance:g} %"
-        return Regret(groups=no_groups, why=why)
-    return Regret(groups=pd.DataFrame(rows, columns=REGRET_COLUMNS))
+        return none(f"no {MIN_SHAPES} shapes have the same N and D within {100 * tolerance:g} %")
+    return Regret(groups=pd.DataFrame(rows, columns=columns), loss_unit=runs.loss_unit)
 
 
-def _group_regret(group: pd.DataFrame) -> dict[str, float]:
-    """Return the regret of the shape with the lowest predicted loss in a group."""
+def _group_regret(group: pd.DataFrame) -> tuple[float, ...]:
+    """Return N, D, shapes and the losses of a group, with the regret of the picked shape."""
     by_shape = group.groupby("shape")[["loss", "predicted"]].mean()
     lowest = by_shape["predicted"].min()
     picked = by_shape["loss"][by_shape["predicted"] <= lowest * (1 + 1e-9)].mean()
     best = by_shape["loss"].min()
-    return {
-        N: float(np.exp(np.log(group[N]).mean())),
-        D: float(np.exp(np.log(group[D]).mean())),
-        "shapes": len(by_shape),
-        "picked_nats": float(picked),
-        "best_nats": float(best),
-        "regret_nats": float(picked - best),
-        "random_nats": float(by_shape["loss"].mean() - best),
-    }
+    size, tokens = (float(np.exp(np.log(group[name]).mean())) for name in (N, D))
+    random = float(by_shape["loss"].mean() - best)
+    return size, tokens, len(by_shape), float(picked), float(best), float(picked - best), random

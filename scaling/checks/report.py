@@ -191,7 +191,7 @@ def check(
     intervals = interval_widths(fitted, runs)
     return CheckReport(
         fit=fitted,
-        in_sample=scores(runs.losses, fitted.central(runs)),
+        in_sample=scores(runs.losses, fitted.central(runs), loss_unit=runs.loss_unit),
         hold_outs=hold_outs,
         unavailable=unavailable,
         identifiability=report,

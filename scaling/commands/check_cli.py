@@ -1,6 +1,6 @@
 """Commands that evaluate laws: check and compare."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,11 +21,7 @@ from shapelaw.scaling.commands.options import (
     Where,
     all_of,
 )
-from shapelaw.scaling.display.console import note, print_result
-from shapelaw.scaling.units import NATS
-
-if TYPE_CHECKING:
-    from shapelaw.scaling.runs.table import RunTable
+from shapelaw.scaling.display.console import print_result
 
 Starts = Annotated[
     int, typer.Option(help="Starts of the optimiser for each fit.", min=1, metavar="N")
@@ -95,7 +91,6 @@ def check(
     }  # fmt: skip
     if resamples is not None:
         settings["resamples"] = resamples
-    _note_unit(table)
     with progress_shown():
         if decisions:
             print_result(backtest_decisions(law, {runs: table}, **settings), json=json)
@@ -138,19 +133,12 @@ def compare(
         loss_unit=loss_unit,
         drop_failed=drop_failed,
     )
-    _note_unit(table)
     with progress_shown():
         comparison = compare(
             law, table, by=by, cutoffs=cutoff or 4, delta=parse_delta(delta), starts=starts,
             seed=seed, prior=prior,
         )  # fmt: skip
     print_result(comparison, json=json)
-
-
-def _note_unit(runs: "RunTable") -> None:
-    """Name the unit of the losses where it is not nats per token."""
-    if runs.loss_unit != NATS:
-        note(f"note: losses are in {runs.loss_unit}; so is every quantity named nats")
 
 
 def mount(app: typer.Typer) -> None:

@@ -10,7 +10,7 @@ from shapelaw.scaling.fitting.result import Fit, as_fit
 from shapelaw.scaling.fitting.run_intervals import LEVEL
 from shapelaw.scaling.runs.columns import D
 from shapelaw.scaling.runs.table import as_frame
-from shapelaw.scaling.units import NATS
+from shapelaw.scaling.units import loss_column
 
 ENDS = [(100 - LEVEL) / 2, (100 + LEVEL) / 2]
 
@@ -91,8 +91,7 @@ def decide(fitted: Fit, shapes: pd.DataFrame, *, runs: ArrayLike = 1) -> pd.Data
 
 def difference_column(fitted: Fit) -> str:
     """Return the name of the column of differences, which has the unit of the losses."""
-    unit = "nats" if fitted.loss_unit == NATS else fitted.loss_unit.replace(" ", "_")
-    return f"difference_{unit}"
+    return loss_column("difference", fitted.loss_unit)
 
 
 def share_lowest(draws: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from shapelaw.scaling.display.tables import View, counted
 from shapelaw.scaling.runs.columns import D, N
-from shapelaw.scaling.units import NATS, short_unit
+from shapelaw.scaling.units import short_unit
 
 if TYPE_CHECKING:
     from shapelaw.scaling.fitting.result import Fit
@@ -86,7 +86,7 @@ def _why_held(fit: "Fit", name: str) -> str:
     return fit.held[internal].why if internal in fit.held else at_bound
 
 
-def unit_of(name: str, loss_unit: str = NATS) -> str:
+def unit_of(name: str, loss_unit: str) -> str:
     """Return the unit of a public parameter; empty if it has none."""
     if name in ("E", "A", "B", "C", "G"):
         return short_unit(loss_unit)

@@ -49,7 +49,7 @@ HALO: list[AbstractPathEffect] = [patheffects.withStroke(linewidth=2.5, foregrou
 
 @dataclass(frozen=True, kw_only=True)
 class Map:
-    """Predicted loss on a grid: ``sizes`` (m,), ``tokens`` (m,), ``loss`` (m, m), nats per token.
+    """Predicted loss on a grid: ``sizes`` (m,), ``tokens`` (m,), ``loss`` (m, m).
 
     Rows of ``loss`` are tokens. ``shape`` has the ratios with one value at all sizes, ``drifting``
     the ratios that are at the optimum of each N. ``frontier`` is the best N and D at increasing
@@ -146,7 +146,8 @@ def plot_contours(
     shape
         Ratios of the shape, as in :func:`loss_map`.
     levels
-        Losses of the contours, nats per token; by default about a dozen, evenly spaced in ln L.
+        Losses of the contours, in the unit of the runs; by default about a dozen, evenly spaced
+        in ln L.
 
     Raises
     ------

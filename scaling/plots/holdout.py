@@ -90,7 +90,7 @@ def plot_drift(result: HoldOut | CheckReport, *, by: str = "size") -> Figure:
     for axes, name in zip(drawn, names, strict=False):
         values = table[name].to_numpy(dtype=float)
         _draw_parameter(axes, places, values, [ends.get(name) for ends in intervals])
-        unit = unit_of(name)
+        unit = unit_of(name, hold_out.complete.loss_unit)
         axes.set_title(f"{name} ({unit})" if unit and len(name + unit) < 32 else name)
     _draw_error(drawn[-1], hold_out)
     for axes in drawn:

@@ -18,6 +18,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from numpy.typing import ArrayLike
 
 from shapelaw.scaling.display.printable import printable
 from shapelaw.scaling.display.tables import counted
@@ -27,7 +28,7 @@ from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.levels import level_of
 from shapelaw.scaling.runs.table import RunTable
-from shapelaw.scaling.units import format_count
+from shapelaw.scaling.units import format_count, short_unit
 
 LABELS = {
     "hidden_over_sqrt_n": "hidden size / √N",
@@ -36,7 +37,7 @@ LABELS = {
     "num_hidden_layers": "layers",
     "hidden_size": "hidden size",
     "aspect_ratio": "hidden size / layers",
-    "best_loss": "best loss at N and D (nats/token)",
+    "best_loss": "best loss at N and D",
     D: "D (training tokens)",
 }
 BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -122,7 +123,10 @@ def add_legend(figure: Figure, drawn: Sequence[Axes]) -> None:
 
 def axis_label(fit: Fit, column: str) -> str:
     """Write the axis label of a column with its unit, and the size convention of N."""
-    return f"N ({fit.size_convention} parameters)" if column == N else LABELS.get(column, column)
+    label = LABELS.get(column, column)
+    if column == N:
+        label = f"N ({fit.size_convention} parameters)"
+    return f"{label} ({short_unit(fit.loss_unit)})" if column == "best_loss" else label
 
 
 def runs_for_fit(fit: Fit, runs: RunTable | pd.DataFrame) -> RunTable:
@@ -209,6 +213,34 @@ def log_axis(
     axis.set_major_locator(FixedLocator(log_ticks(low, high, most)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: form(value)))
+
+
+def focused_range(points: ArrayLike, ends: ArrayLike = ()) -> tuple[float, float]:
+    """Return the ends of an axis that shows all points, and of wide intervals only a part.
+
+    One interval that is much wider than the points differ would flatten the picture, so intervals
+    extend the axis on each side by at most the extent of the points.
+
+    Parameters
+    ----------
+    points
+        Values that must be seen, at least one.
+    ends
+        Ends of intervals.
+
+    Examples
+    --------
+    >>> focused_range([0, 1]), focused_range([0, 1], [-50, 1.5])
+    ((-0.05, 1.05), (-1.125, 1.625))
+    """
+    shown = np.asarray(points, dtype=float)
+    low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
+    room = high - low if high > low else np.inf
+    every = np.concatenate([shown, np.asarray(ends, dtype=float)])
+    bottom = max(float(np.nanmin(every)), low - room)
+    top = min(float(np.nanmax(every)), high + room)
+    pad = 0.05 * (top - bottom) or 0.05 * abs(top) or 1.0
+    return bottom - pad, top + pad
 
 
 def column_format(column: str) -> Form:

@@ -9,7 +9,7 @@ from shapelaw.scaling.runs.table import AUTO, RunTable, as_run_table
 def with_best_loss(
     runs: RunTable | pd.DataFrame, *, size: str = AUTO, tolerance: float = LEVEL_TOLERANCE
 ) -> RunTable:
-    """Add ``best_loss``: the lowest loss of all shapes trained at the same N and D, nats per token.
+    """Add ``best_loss``: the lowest loss of all shapes trained at the same N and D.
 
     ``best_loss`` is the empirical L_opt by which arXiv 2510.18245 multiplies its shape factors
     below 1B parameters; :class:`shapelaw.scaling.laws.bases.BestLoss` reads it. A run that is alone

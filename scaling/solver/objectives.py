@@ -24,7 +24,7 @@ class FitObjective:
         ``tilt`` times r where a run is worse than predicted (r < 0), so that a badly trained run
         counts less.
     on
-        ``log`` for residuals of ln loss, ``raw`` for residuals of the loss in nats per token.
+        ``log`` for residuals of ln loss, ``raw`` for residuals of the loss itself.
     delta
         Threshold or scale, in the unit of r.
     degrees
@@ -135,7 +135,7 @@ class FitObjective:
 
     def describe(self) -> str:
         """Describe the objective exactly, for a report."""
-        quantity = "ln loss" if self.on == "log" else "loss in nats"
+        quantity = "ln loss" if self.on == "log" else "loss"
         if self.kind == "squares":
             return f"sum of squares / 2 on {quantity}"
         if self.kind == "student":

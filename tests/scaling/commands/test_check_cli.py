@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 import typer
@@ -74,6 +75,29 @@ def test_compare_ranks_laws_by_held_out_error(table):
     assert [part["cutoff"] for part in document["hold_out"]["chinchilla"]["cutoffs"]] == [1.6e6]
     text = run("compare", table, *laws, "--by", "compute", *FAST)
     assert text.startswith("conditional extrapolates best by compute")
+
+
+def test_check_and_compare_of_bits_per_byte_name_that_unit_and_no_nats(table, tmp_path):
+    bits = pd.read_csv(table).drop(columns="loss_unit", errors="ignore")
+    bits["loss"] /= 4 * np.log(2)
+    bits.to_csv(tmp_path / "bits.csv", index=False)
+    unit = ("--loss-unit", "bits per byte")
+    laws = ("--law", "chinchilla", "--law", "conditional")
+    compared = ("compare", tmp_path / "bits.csv", *laws, "--cutoff", 1.6e6, *unit, *FAST)
+    checked = (
+        "check",
+        tmp_path / "bits.csv",
+        "--law",
+        "chinchilla",
+        "--resamples",
+        0,
+        *unit,
+        *FAST,
+    )
+    for command in (compared, checked):
+        for text in (run(*command), run(*command, "--json")):
+            assert "mean_error_bits_per_byte" in text
+            assert "nats" not in text
 
 
 def test_size_option_chooses_the_count_of_n(table, tmp_path):

@@ -445,7 +445,7 @@ def test_html_of_a_fit_contains_its_equation_table_and_notes():
 @pytest.mark.parametrize("name", LAWS)
 def test_every_public_parameter_has_a_unit_or_an_empty_text(name):
     for own in law_named(name).every_name:
-        assert unit_of(own) in ("nats/token", "share of the loss", "per ln N", "")
+        assert unit_of(own, "nats per token") in ("nats/token", "share of the loss", "per ln N", "")
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,13 @@ def test_drift_has_a_panel_for_every_parameter_that_moves_and_one_for_the_error(
     np.testing.assert_allclose(values, drift["beta"])
 
 
+def test_drift_of_a_fit_in_bits_per_byte_has_that_unit_on_its_scales(hold_out):
+    bits = replace(hold_out, complete=replace(hold_out.complete, loss_unit="bits per byte"))
+    for result, unit in ((hold_out, "nats/token"), (bits, "bits/byte")):
+        titles = [axes.get_title() for axes in plot_drift(result).axes]
+        assert titles[:2] == [f"E ({unit})", f"A ({unit})"]
+
+
 def test_last_mark_of_a_drift_is_at_the_largest_run(hold_out, runs):
     assert largest_value(hold_out) == pytest.approx(runs[D].max())
     shares = [line.get_xdata()[-1] for line in plot_drift(hold_out).axes[0].get_lines()]

@@ -1,6 +1,7 @@
 """Figures of residuals, quantiles and profiles, and the style of all figures."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,10 +18,13 @@ from shapelaw.scaling.plots.law import plot_law
 from shapelaw.scaling.plots.residuals import log_residuals, plot_profiles, plot_qq, plot_residuals
 from shapelaw.scaling.plots.style import BLUE, COLOURS, log_ticks, save_figure
 from shapelaw.scaling.runs.columns import D, N
+from shapelaw.scaling.runs.table import RunTable
 from shapelaw.scaling.solver.identifiability import Held
 from shapelaw.scaling.solver.objectives import FitObjective
 from shapelaw.scaling.uncertainty.profiles import profile, profile_curve
 from support.quick_fits import known_runs, labels, quick_fit
+
+BITS = "bits per byte"
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +66,14 @@ def test_residuals_are_shown_against_prediction_size_tokens_and_every_ratio(stea
     expected = 100 * np.log(runs["loss"] / steady.central(runs))
     residuals = shown[np.isin(shown[:, 0], runs[N])][: len(runs), 1]
     np.testing.assert_allclose(np.sort(residuals), np.sort(expected))
+
+
+def test_axes_of_losses_have_the_unit_of_the_fit(runs):
+    fitted = quick_fit("paper-joint", runs)
+    for fit, unit in ((fitted, "nats/token"), (replace(fitted, loss_unit=BITS), "bits/byte")):
+        shown = labels(plot_residuals(fit, replace(RunTable(frame=runs), loss_unit=fit.loss_unit)))
+        assert f"predicted loss ({unit})" in shown
+        assert f"best loss at N and D ({unit})" in shown
 
 
 def test_residuals_are_shown_against_columns_that_the_law_lacks_unless_constant(runs):

@@ -143,7 +143,7 @@ def test_an_objective_with_an_invalid_setting_raises(settings, text):
     ("objective", "text"),
     [
         (FitObjective(), "sum of Huber on ln loss, delta 0.001"),
-        (FitObjective(kind="squares", on="raw"), "sum of squares / 2 on loss in nats"),
+        (FitObjective(kind="squares", on="raw"), "sum of squares / 2 on loss"),
         (FitObjective(kind="student"), "Student-t likelihood on ln loss, 4 degrees, scale 0.001"),
         (
             FitObjective(kind="asymmetric", tilt=0.25),
