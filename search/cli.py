@@ -103,7 +103,7 @@ def quickstart(
     effort: Annotated[
         float,
         typer.Option(
-            help="Factor on every token budget; 1 takes 10 to 17 minutes on 2 cores.",
+            help="Factor on every token budget; 1 takes 8 to 17 minutes on 2 cores.",
             metavar="NUMBER",
         ),
     ] = 1.0,

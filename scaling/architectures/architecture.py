@@ -1,34 +1,44 @@
 """Architecture of a language model as data: embedding, layers made of blocks, and their costs."""
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Literal
 
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock, mean_visible_tokens
 from shapelaw.scaling.architectures.blocks.embedding import EmbeddingBlock
 from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
 from shapelaw.scaling.architectures.blocks.latent_attention import LatentAttentionBlock
 from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock
+from shapelaw.scaling.architectures.blocks.norm import RMS_NORM, NormBlock
 from shapelaw.scaling.units import format_count
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderLayer:
-    """One layer: attention, feed-forward, and what lies beside them.
+    """One layer: attention and feed-forward, each beside a residual connection.
 
-    ``vectors`` counts parameters of norms and other vectors; ``other_matmul`` those of further
-    matrices that every token passes.
+    Parameters
+    ----------
+    norm
+        Kind of the layer's norms.
+    norms
+        Where they stand: ``"before"`` each block, ``"after"`` each block and inside its residual
+        connection (OLMo 2), or ``"both"`` (Gemma 3).
     """
 
     attention: AttentionBlock | LatentAttentionBlock
     feed_forward: FeedForwardBlock | ExpertsBlock
-    vectors: int
-    other_matmul: int = 0
+    norm: NormBlock = RMS_NORM
+    norms: Literal["before", "after", "both"] = "before"
 
     @property
     def parameters(self) -> int:
         """All parameters."""
-        beside = self.vectors + self.other_matmul
-        return int(self.attention.parameters + self.feed_forward.parameters + beside)
+        norms = (4 if self.norms == "both" else 2) * self.norm.parameters(
+            self.attention.hidden_size
+        )
+        return int(self.attention.parameters + self.feed_forward.parameters + norms)
 
     @property
     def inactive_parameters(self) -> int:
@@ -38,8 +48,12 @@ class DecoderLayer:
     @property
     def active_matmul_parameters(self) -> int:
         """Parameters of the matrices that one token passes."""
-        blocks = self.attention.matmul_parameters + self.feed_forward.active_matmul_parameters
-        return int(blocks + self.other_matmul)
+        return int(self.attention.matmul_parameters + self.feed_forward.active_matmul_parameters)
+
+
+def layer_runs(layers: Iterable[DecoderLayer]) -> tuple[tuple[DecoderLayer, int], ...]:
+    """Merge equal layers that follow each other into one, with their number."""
+    return tuple((layer, len(list(run))) for layer, run in groupby(layers))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +65,11 @@ class Architecture:
     model_type
         Model type of the Hugging Face config.
     layers
-        Kinds of layers with the number of layers of each kind.
-    vectors, other_matmul
-        Parameters beside the layers: vectors such as the final norm, and matrices.
-    hidden_act
-        Activation of the MLP.
-    rope_theta
-        Base of rotary positions in layers that see every token; None without rotary positions.
+        Layers in order: equal ones that follow each other are one entry, with their number.
+    norm
+        The norm after the last layer.
+    fields
+        Fields of the config by name, with the defaults of the family.
     notes
         Fields of the config that the counts leave out, one sentence each.
     """
@@ -65,10 +77,8 @@ class Architecture:
     model_type: str
     embedding: EmbeddingBlock
     layers: tuple[tuple[DecoderLayer, int], ...]
-    vectors: int
-    other_matmul: int = 0
-    hidden_act: str = "silu"
-    rope_theta: float | None = None
+    norm: NormBlock = RMS_NORM
+    fields: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -79,11 +89,20 @@ class Architecture:
         """Number of layers of all kinds."""
         return sum(number for _, number in self.layers)
 
+    def each_layer(self) -> Iterator[DecoderLayer]:
+        """Return the layers one by one."""
+        return (layer for layer, number in self.layers for _ in range(number))
+
+    @property
+    def first_layer(self) -> DecoderLayer:
+        """First layer."""
+        return self.layers[0][0]
+
     @property
     def n_non_embedding(self) -> int:
         """Parameters without the head and every table that is looked up."""
         layers = sum(number * layer.parameters for layer, number in self.layers)
-        return layers + self.vectors + self.other_matmul
+        return layers + self.norm.parameters(self.embedding.hidden_size)
 
     @property
     def n_total(self) -> int:
@@ -107,8 +126,7 @@ class Architecture:
     @property
     def active_matmul_parameters(self) -> int:
         """Parameters of the matrices that one token passes, without the head."""
-        layers = sum(number * layer.active_matmul_parameters for layer, number in self.layers)
-        return layers + self.other_matmul
+        return sum(number * layer.active_matmul_parameters for layer, number in self.layers)
 
     def mean_forward_flops(self, length: int) -> int:
         """Count the FLOPs of a forward pass per token, averaged over a causal sequence.

@@ -191,7 +191,7 @@ def read_shape(config: Mapping[str, Any]) -> tuple[Shape, tuple[str, ...]]:
             f"`model_type` must be one of {', '.join(SHAPE_FAMILIES)} to be read as a shape, but "
             f"got {kind!r}; give a config of these, or count it with shapelaw count"
         )
-    layer = architecture.layers[0][0]
+    layer = architecture.first_layer
     attention, mlp = layer.attention, layer.feed_forward
     assert isinstance(attention, AttentionBlock)
     assert isinstance(mlp, FeedForwardBlock)
@@ -205,13 +205,13 @@ def read_shape(config: Mapping[str, Any]) -> tuple[Shape, tuple[str, ...]]:
         vocab_size=architecture.embedding.vocab_size,
         tie_word_embeddings=architecture.embedding.tied,
         qk_norm=attention.qk_norm == "head",
-        rope_theta=architecture.rope_theta or 10_000.0,
+        rope_theta=attention.rotary.theta if attention.rotary else 10_000.0,
         gated=mlp.gated,
         qkv_bias=attention.qkv_bias,
         output_bias=attention.output_bias,
         mlp_bias=mlp.bias,
     )
-    return shape, (*architecture.notes, *_left_out(architecture, gated=mlp.gated))
+    return shape, (*architecture.notes, *_left_out(architecture))
 
 
 def read_model(
@@ -234,7 +234,7 @@ def read_model(
     return read_shape(config)
 
 
-def _left_out(architecture: Architecture, *, gated: bool) -> list[str]:
+def _left_out(architecture: Architecture) -> list[str]:
     """List properties that change speed or loss and that a shape does not have."""
     notes = []
     local = sum(n for layer, n in architecture.layers if layer.attention.window is not None)
@@ -243,9 +243,18 @@ def _left_out(architecture: Architecture, *, gated: bool) -> list[str]:
             f"a shape has no sliding window: the cache of {local} layers with a window of "
             f"{architecture.local_window} tokens counts as that of full attention"
         )
-    usual = "silu" if gated else "relu2"
-    if architecture.hidden_act not in (usual, "swish"):
-        notes.append(f"`hidden_act` {architecture.hidden_act[:20]} is computed as {usual}")
+    mlp = architecture.first_layer.feed_forward
+    assert isinstance(mlp, FeedForwardBlock)
+    usual = "silu" if mlp.gated else "relu2"
+    if mlp.activation not in (usual, "swish"):
+        notes.append(f"`hidden_act` {mlp.activation[:20]} is computed as {usual}")
+    scalings = {
+        layer.attention.rotary.scaling.kind
+        for layer, _ in architecture.layers
+        if layer.attention.rotary and layer.attention.rotary.scaling
+    }
+    if scalings:
+        notes.append(f"a shape has no scaling of rotary positions ({', '.join(sorted(scalings))})")
     return notes
 
 

@@ -1,16 +1,17 @@
 """Fields of a Hugging Face config, read as the config class of its model type reads them."""
 
-from collections import Counter
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from shapelaw.scaling.architectures.architecture import Architecture
+from shapelaw.scaling.architectures.blocks.positions import RotaryPositions, RotaryScaling
 from shapelaw.scaling.errors import InputError
 
 MAX_COUNT = 10**12
 MAX_LAYERS = 10_000
-Kind = Literal["count", "whole", "switch", "activation", "list"]
+Kind = Literal["count", "whole", "switch", "activation", "list", "number"]
 ACTIVATIONS = {  # of transformers
     *("gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python"),
     *("gelu_python_tanh", "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear"),
@@ -23,6 +24,7 @@ RULES = {
     "switch": "must be true or false",
     "activation": "must be an activation of transformers, such as silu or gelu_new",
     "list": "must be a list",
+    "number": "must be a positive number",
 }
 LAYER_KINDS = ("full_attention", "sliding_attention", "chunked_attention")
 
@@ -50,6 +52,7 @@ def dense_fields(
     tied: bool = False,
     activation: str = "silu",
     activation_name: str = "hidden_act",
+    epsilon: float = 1e-6,
 ) -> dict[str, ConfigField]:
     """Make the fields that every dense decoder has.
 
@@ -61,6 +64,8 @@ def dense_fields(
         Default of ``tie_word_embeddings``.
     activation, activation_name
         Default of the activation, and the field that names it.
+    epsilon
+        Default of ``rms_norm_eps``.
     """
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
     counts = dict(zip((*names, "num_attention_heads"), sizes, strict=True))
@@ -68,6 +73,7 @@ def dense_fields(
         **{name: ConfigField(value) for name, value in counts.items()},
         "num_key_value_heads": ConfigField(None, nullable=True),
         activation_name: ConfigField(activation, "activation"),
+        "rms_norm_eps": ConfigField(epsilon, "number"),
         "tie_word_embeddings": switch(tied),
     }
 
@@ -175,50 +181,114 @@ class ConfigFields:
         require_layer_types(kinds, number)
         return list(kinds)
 
-    def windows(self, kinds: Iterable[str], window: int | None) -> "Counter[int | None]":
-        """Count the layers by window; ``sliding_attention`` without a window sees all tokens."""
+    def windows(self, kinds: Iterable[str], window: int | None) -> list[int | None]:
+        """Return the window of each layer; ``sliding_attention`` without one sees all tokens."""
         local = [kind == "sliding_attention" for kind in kinds]
         if any(local) and window is None:
             self.notes.append(
                 "`layer_types` has sliding_attention, but no `sliding_window` is in force: these "
                 "layers are counted as full attention"
             )
-        return Counter(window if each else None for each in local)
+        return [window if each else None for each in local]
 
-    def rope_theta(self) -> float:
-        """Return the base of rotary positions of the layers that see every token.
+    def rotary(
+        self, kind: str = "full_attention", *, base: str = "rope_theta", theta: float | None = None
+    ) -> RotaryPositions:
+        """Return the rotary positions of the layers of one kind.
 
-        ``rope_scaling``, then ``rope_parameters``, then ``rope_theta``, then the family's default.
+        From ``rope_scaling``, then ``rope_parameters``, then the field ``base``, then the default.
+        Parameters that are not given per kind of attention are those of full attention.
+
+        Parameters
+        ----------
+        kind
+            Kind of attention.
+        base
+            Field of the base of this kind of layer.
+        theta
+            Default base; None for the family's.
         """
-        values = self.values
+        values, usual = self.values, self.theta if theta is None else theta
         parameters = values.get("rope_scaling") or values.get("rope_parameters") or {}
-        top = values.get("rope_theta", self.theta)
+        top = values.get(base, usual)
         if not isinstance(parameters, Mapping):
             raise InputError(
                 f"`rope_parameters` must be an object, but got {str(parameters)[:60]!r}; give "
                 '{"rope_type": "default", "rope_theta": 10000.0}, or leave it out'
             )
-        nested = {kind: parameters[kind] for kind in LAYER_KINDS if kind in parameters}
+        nested = {name: parameters[name] for name in LAYER_KINDS if name in parameters}
+        if not nested and kind != "full_attention":
+            parameters = {}
         if nested:
-            parameters = nested.get("full_attention") or next(iter(nested.values())) or {}
+            first = next(iter(nested.values())) if kind == "full_attention" else {}
+            parameters = nested.get(kind) or first or {}
             if not isinstance(parameters, Mapping):
                 raise InputError(
                     "`rope_parameters` must hold an object per layer type, but got "
                     f"{str(parameters)[:60]!r}; correct it"
                 )
-            self.notes.append(
-                "`rope_parameters` differ by layer type: the base of full attention is read"
-            )
-        self._note_scaling(parameters)
-        return _positive("rope_theta", parameters.get("rope_theta", top), self.theta)
+        return RotaryPositions(
+            theta=_positive("rope_theta", parameters.get("rope_theta", top), usual),
+            scaling=self._scaling(parameters),
+        )
 
-    def _note_scaling(self, parameters: Mapping[str, Any]) -> None:
+    def _scaling(self, parameters: Mapping[str, Any]) -> RotaryScaling | None:
+        """Read the scaling of rotary positions; a kind that is not known is noted."""
         kind = parameters.get("rope_type", parameters.get("type", "default"))
-        if kind != "default":
-            self.notes.append(
-                f"rotary positions are scaled ({str(kind)[:20]}): parameters, FLOPs and cache do "
-                "not depend on it"
+        if kind == "default":
+            return None
+        if kind not in ("linear", "llama3", "yarn"):
+            self._note(
+                f"rotary positions are scaled ({str(kind)[:20]}), which is not computed here: "
+                "parameters, FLOPs and cache do not depend on it"
             )
+            return None
+
+        def number(name: str, usual: float | None = None) -> float:
+            value = parameters.get(name)
+            return _positive(name, usual if value is None else value, usual)
+
+        length = self.values.get("max_position_embeddings", 2048)
+        original = number("original_max_position_embeddings", length)
+        if kind == "linear":
+            return RotaryScaling(kind="linear", factor=number("factor"))
+        if kind == "llama3":
+            return RotaryScaling(
+                kind="llama3",
+                factor=number("factor"),
+                original_length=original,
+                low=number("low_freq_factor"),
+                high=number("high_freq_factor"),
+            )
+        factor = number("factor", length / original)
+        own, whole = parameters.get("mscale"), parameters.get("mscale_all_dim")
+        usual = (
+            rotation_scale(factor, own) / rotation_scale(factor, whole) if own and whole else None
+        )
+        return RotaryScaling(
+            kind="yarn",
+            factor=factor,
+            original_length=original,
+            low=number("beta_slow", 1.0),
+            high=number("beta_fast", 32.0),
+            rotation_scale=number("attention_factor", usual or rotation_scale(factor)),
+            truncate=bool(parameters.get("truncate", True)),
+        )
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def resolved(self) -> tuple[tuple[str, Any], ...]:
+        """Return every field of the family with its value or default, and rotary parameters."""
+        positions = ("rope_theta", "rope_parameters", "rope_scaling", "max_position_embeddings")
+        given = {name: self.values[name] for name in positions if name in self.values}
+        return tuple({**{name: self[name] for name in self.fields}, **given}.items())
+
+
+def rotation_scale(factor: float, share: float = 1.0) -> float:
+    """Compute yarn's factor of cosines and sines, 0.1·share·ln(factor) + 1 (arXiv 2309.00071)."""
+    return 1.0 if factor <= 1 else 0.1 * share * math.log(factor) + 1.0
 
 
 @dataclass(frozen=True)
@@ -271,8 +341,9 @@ def _even(head_dim: int) -> int:
     return head_dim
 
 
-def _positive(name: str, value: Any, default: float) -> float:
-    remedy = f"give it, or leave it out for the family's default {default:g}"
+def _positive(name: str, value: Any, default: float | None) -> float:
+    usual = f", or leave it out for the family's default {default:g}" if default else ""
+    remedy = f"give it{usual}"
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e300:
         shown = "null" if value is None else str(value)[:40]
         raise InputError(f"`{name}` must be a positive number, but got {shown}; {remedy}")
@@ -287,6 +358,8 @@ def _fits(value: Any, kind: Kind) -> bool:
     if kind in ("count", "whole"):
         least = 1 if kind == "count" else 0
         return _is_whole(value) and value >= least
+    if kind == "number":
+        return not isinstance(value, bool) and isinstance(value, int | float) and 0 < value < 1e300
     if kind == "activation":
         return isinstance(value, str) and value in ACTIVATIONS
     return isinstance(value, bool if kind == "switch" else list)

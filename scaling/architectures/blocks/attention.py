@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from shapelaw.scaling.architectures.blocks.norm import RMS_NORM, NormBlock
+from shapelaw.scaling.architectures.blocks.positions import ROTARY, RotaryPositions
+
 
 def mean_visible_tokens(length: int, window: int | None = None, *, chunked: bool = False) -> float:
     """Compute how many tokens a token of a causal sequence attends to on average, with itself.
@@ -35,7 +38,18 @@ class AttentionBlock:
     qkv_bias, output_bias
         Biases of the projections to queries, keys and values, and of the output projection.
     qk_norm
-        Weights of the norms of queries and keys: per head (h each), over the full width, or none.
+        What the norm of queries and keys spans: each head (h numbers), the full width, or none.
+    norm
+        That norm.
+    norm_after_rotation
+        It follows the rotation by positions instead of preceding it.
+    rotary
+        Rotary positions; None without.
+    scale
+        Factor of the scores; None for 1/√h.
+    temperature
+        Of layers without rotary positions: (a, b) scales the query at position p by
+        1 + a·ln(1 + ⌊(p + 1)/b⌋) (Llama 4); None for no scaling.
     window
         Newest tokens that are visible, or the tokens of a chunk if ``chunked``; None for all.
     sinks
@@ -51,6 +65,11 @@ class AttentionBlock:
     qkv_bias: bool = False
     output_bias: bool = False
     qk_norm: Literal["none", "head", "full"] = "none"
+    norm: NormBlock = RMS_NORM
+    norm_after_rotation: bool = False
+    rotary: RotaryPositions | None = ROTARY
+    scale: float | None = None
+    temperature: tuple[float, float] | None = None
     window: int | None = None
     chunked: bool = False
     sinks: bool = False
@@ -78,9 +97,10 @@ class AttentionBlock:
     def _norms(self) -> Any:
         keys = not self.shares_cache
         if self.qk_norm == "head":
-            return (1 + keys) * self.head_dim
+            return (1 + keys) * self.norm.parameters(self.head_dim)
         if self.qk_norm == "full":
-            return (self.num_attention_heads + keys * self.num_key_value_heads) * self.head_dim
+            heads = self.num_attention_heads + keys * self.num_key_value_heads
+            return self.norm.parameters(heads * self.head_dim)
         return 0
 
     @property

@@ -3,13 +3,25 @@
 from dataclasses import dataclass
 from typing import Any
 
+from shapelaw.scaling.architectures.blocks.norm import NormBlock
+
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingBlock:
     """Token embedding and output head, with optional learned positions and further tables.
 
-    ``positions`` is the number of learned positions, 0 for rotary ones. ``other_tables`` counts the
-    parameters of further tables that are looked up and not multiplied.
+    Parameters
+    ----------
+    positions
+        Number of learned positions, 0 for rotary ones.
+    other_tables
+        Parameters of further tables that are looked up and not multiplied.
+    scale
+        Factor of the embedding of a token.
+    norm
+        Norm of the embedding of a token; None without.
+    logit_cap
+        Logits are c·tanh(logit/c) with this c; None without.
     """
 
     vocab_size: Any
@@ -17,6 +29,9 @@ class EmbeddingBlock:
     tied: Any
     positions: Any = 0
     other_tables: Any = 0
+    scale: float = 1.0
+    norm: NormBlock | None = None
+    logit_cap: float | None = None
 
     @property
     def head_matmul_parameters(self) -> Any:
@@ -27,4 +42,5 @@ class EmbeddingBlock:
     def parameters(self) -> Any:
         """Parameters of all tables and of the head; a tied head counts once."""
         tables = self.head_matmul_parameters * (2 - 1 * self.tied)
-        return tables + self.positions * self.hidden_size + self.other_tables
+        norm = self.norm.parameters(self.hidden_size) if self.norm else 0
+        return tables + norm + self.positions * self.hidden_size + self.other_tables

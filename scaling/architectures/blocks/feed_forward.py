@@ -6,12 +6,16 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class FeedForwardBlock:
-    """MLP of three matrices with a gate (SwiGLU, GeGLU), or of two without (GELU, squared ReLU)."""
+    """MLP of three matrices with a gate (SwiGLU, GeGLU), or of two without (GELU, squared ReLU).
+
+    ``activation`` is its name in transformers.
+    """
 
     hidden_size: Any
     intermediate_size: Any
     gated: bool = True
     bias: bool = False
+    activation: str = "silu"
 
     @property
     def matmul_parameters(self) -> Any:

@@ -3,13 +3,17 @@
 from dataclasses import dataclass
 from typing import Any
 
+from shapelaw.scaling.architectures.blocks.norm import RMS_NORM, NormBlock
+from shapelaw.scaling.architectures.blocks.positions import INTERLEAVED, RotaryPositions
+
 
 @dataclass(frozen=True, kw_only=True)
 class LatentAttentionBlock:
     """Multi-head latent attention.
 
     Letters: r_q and r_kv ranks of the latents, n and r dimensions of a key without and with rotary
-    positions, v dimension of a value. ``query_rank`` None projects to queries directly.
+    positions, v dimension of a value. ``query_rank`` None projects to queries directly. ``scale``
+    is the factor of the scores, None for 1/√(n + r).
     """
 
     hidden_size: Any
@@ -20,6 +24,9 @@ class LatentAttentionBlock:
     rotary_head_dim: Any
     value_head_dim: Any
     bias: bool = False
+    norm: NormBlock = RMS_NORM
+    rotary: RotaryPositions = INTERLEAVED
+    scale: float | None = None
     window: int | None = None
     chunked: bool = False
 

@@ -1,9 +1,43 @@
 """Mixture of experts: a router, routed experts, and experts that every token passes."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
+
+
+@dataclass(frozen=True, kw_only=True)
+class Router:
+    """How a token chooses its experts.
+
+    Parameters
+    ----------
+    score
+        ``"softmax"`` over all experts, ``"softmax_of_chosen"``, or ``"sigmoid"``, in float32.
+    normalised
+        The weights of the chosen experts are divided by their sum.
+    scale
+        Factor of the weights.
+    groups, chosen_groups
+        Experts lie in groups of one size; only those of the groups with the largest sums of two
+        scores can be chosen.
+    balance_bias
+        A buffer of one number per expert is added to the scores for the choice only; the trainer
+        moves it to balance the load (arXiv 2408.15664). It is no parameter.
+    weighs_input
+        The weight multiplies the input of the expert instead of its output (Llama 4).
+    """
+
+    score: Literal["softmax", "softmax_of_chosen", "sigmoid"] = "softmax"
+    normalised: bool = True
+    scale: float = 1.0
+    groups: int = 1
+    chosen_groups: int = 1
+    balance_bias: bool = False
+    weighs_input: bool = False
+
+
+SOFTMAX = Router()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,24 +45,27 @@ class ExpertsBlock:
     """E routed experts of which each token passes ``active``, and an optional shared expert.
 
     ``router_bias`` counts a bias of the router as a parameter; a buffer that only balances the
-    load, as DeepSeek-V3's, is none.
+    load, as DeepSeek-V3's, is none. ``clamp`` is (c, a): gate and up projections are cut at c, and
+    the expert computes (up + 1)·gate·sigmoid(a·gate) (gpt-oss).
     """
 
     expert: FeedForwardBlock
     experts: Any
     active: Any
     shared: FeedForwardBlock | None = None
+    router: Router = SOFTMAX
     router_bias: bool = False
+    clamp: tuple[float, float] | None = None
 
     @property
-    def _router(self) -> Any:
+    def _router_parameters(self) -> Any:
         return self.expert.hidden_size * self.experts
 
     @property
     def active_matmul_parameters(self) -> Any:
         """Parameters of the matrices that one token uses: router, chosen and shared experts."""
         shared = self.shared.matmul_parameters if self.shared else 0
-        return self._router + self.active * self.expert.matmul_parameters + shared
+        return self._router_parameters + self.active * self.expert.matmul_parameters + shared
 
     @property
     def parameters(self) -> Any:
@@ -42,5 +79,5 @@ class ExpertsBlock:
 
     def _with_experts(self, number: Any) -> Any:
         shared = self.shared.parameters if self.shared else 0
-        router = self._router + self.experts * self.router_bias
+        router = self._router_parameters + self.experts * self.router_bias
         return router + number * self.expert.parameters + shared

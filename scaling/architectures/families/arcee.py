@@ -20,7 +20,7 @@ def build_arcee(fields: ConfigFields) -> Architecture:
 ARCEE = ConfigFamily(
     "arcee",
     {
-        **dense_fields((32_000, 2560, 18_432, 32, 32), activation="relu2"),
+        **dense_fields((32_000, 2560, 18_432, 32, 32), activation="relu2", epsilon=1e-5),
         "head_dim": ConfigField(None, nullable=True),
         "attention_bias": switch(False),
         "mlp_bias": switch(False),

@@ -3,21 +3,25 @@
 Parameters of a layer with experts: attention + d·E + 3·d·f_m·(E + n_shared) + 2·d.
 """
 
-from collections import Counter
 from dataclasses import replace
 
 from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
-from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
 from shapelaw.scaling.architectures.blocks.latent_attention import LatentAttentionBlock
-from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock
+from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock, Router
+from shapelaw.scaling.architectures.blocks.positions import RotaryPositions
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
     ConfigField,
     ConfigFields,
     dense_fields,
+    rotation_scale,
     switch,
 )
-from shapelaw.scaling.architectures.families.llama import dense_decoder, feed_forward_block
+from shapelaw.scaling.architectures.families.llama import (
+    dense_decoder,
+    feed_forward_block,
+    norm_block,
+)
 from shapelaw.scaling.errors import InputError
 
 
@@ -30,6 +34,8 @@ def build_deepseek_v3(fields: ConfigFields) -> Architecture:
             f"`n_routed_experts % n_group == 0` must hold, but got {experts} and {groups}; "
             f"use {experts - experts % groups or groups} experts"
         )
+    rotary = fields.rotary()
+    mlp = feed_forward_block(fields)
     dense = DecoderLayer(
         attention=LatentAttentionBlock(
             hidden_size=hidden,
@@ -40,23 +46,44 @@ def build_deepseek_v3(fields: ConfigFields) -> Architecture:
             rotary_head_dim=fields["qk_rope_head_dim"],
             value_head_dim=fields["v_head_dim"],
             bias=fields["attention_bias"],
+            norm=norm_block(fields),
+            rotary=replace(rotary, interleaved=fields["rope_interleave"]),
+            scale=_score_scale(fields, rotary),
         ),
-        feed_forward=feed_forward_block(fields),
-        vectors=2 * hidden,
+        feed_forward=mlp,
+        norm=norm_block(fields),
     )
     shared = width * fields["n_shared_experts"]
     mixture = ExpertsBlock(
-        expert=FeedForwardBlock(hidden_size=hidden, intermediate_size=width),
+        expert=replace(mlp, intermediate_size=width),
         experts=experts,
         active=fields.active_experts("num_experts_per_tok", "n_routed_experts"),
-        shared=FeedForwardBlock(hidden_size=hidden, intermediate_size=shared) if shared else None,
+        shared=replace(mlp, intermediate_size=shared) if shared else None,
+        router=Router(
+            score="sigmoid",
+            normalised=fields["norm_topk_prob"],
+            scale=fields["routed_scaling_factor"],
+            groups=groups,
+            chosen_groups=fields["topk_group"],
+            balance_bias=True,
+        ),
     )
     number = fields["num_hidden_layers"]
     first = min(fields["first_k_dense_replace"], number)
-    layers = Counter({dense: first, replace(dense, feed_forward=mixture): number - first})
+    layers = [dense] * first + [replace(dense, feed_forward=mixture)] * (number - first)
     if fields.values.get("num_nextn_predict_layers") or fields.values.get("num_mtp_layers"):
         fields.notes.append("layers of multi-token prediction are left out, as transformers does")
-    return replace(dense_decoder(fields, dense), layers=tuple((+layers).items()))
+    return dense_decoder(fields, layers)
+
+
+def _score_scale(fields: ConfigFields, rotary: RotaryPositions) -> float:
+    """Compute (n + r)^-½·m², where yarn's m is 0.1·mscale_all_dim·ln(factor) + 1."""
+    scale: float = (fields["qk_nope_head_dim"] + fields["qk_rope_head_dim"]) ** -0.5
+    given = fields.values.get("rope_scaling") or fields.values.get("rope_parameters") or {}
+    share = given.get("mscale_all_dim")
+    if rotary.scaling is None or not share:
+        return scale
+    return scale * rotation_scale(rotary.scaling.factor, share) ** 2
 
 
 DEEPSEEK_V3 = ConfigFamily(
@@ -70,6 +97,9 @@ DEEPSEEK_V3 = ConfigFamily(
         "n_routed_experts": ConfigField(256),
         "num_experts_per_tok": ConfigField(8),
         "first_k_dense_replace": ConfigField(3, "whole"),
+        "norm_topk_prob": switch(True),
+        "routed_scaling_factor": ConfigField(2.5, "number"),
+        "rope_interleave": switch(True),
         "n_group": ConfigField(8),
         "topk_group": ConfigField(4),
         "q_lora_rank": ConfigField(1536, nullable=True),

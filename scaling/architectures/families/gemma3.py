@@ -1,5 +1,7 @@
 """Gemma 3 (text): five layers with a sliding window to one that sees all tokens, four norms."""
 
+from dataclasses import replace
+
 from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
@@ -11,9 +13,13 @@ from shapelaw.scaling.architectures.config_fields import (
 from shapelaw.scaling.architectures.families.llama import (
     attention_block,
     dense_decoder,
+    embedding_block,
     feed_forward_block,
+    norm_block,
 )
 from shapelaw.scaling.errors import InputError
+
+LOCAL_THETA = 10_000.0  # base of the rotary positions of layers with a window
 
 
 def build_gemma3(fields: ConfigFields) -> Architecture:
@@ -24,18 +30,42 @@ def build_gemma3(fields: ConfigFields) -> Architecture:
             "`use_bidirectional_attention` must be false, but got true; give the config of a model "
             "that generates text"
         )
+    if fields["attn_logit_softcapping"]:
+        fields.notes.append("`attn_logit_softcapping` changes no count and is not computed")
     step = fields["sliding_window_pattern"]
 
     def kind(index: int) -> str:
         return "sliding_attention" if (index + 1) % step else "full_attention"
 
-    layer = DecoderLayer(
-        attention=attention_block(fields, qk_norm="head"),
-        feed_forward=feed_forward_block(fields),
-        vectors=4 * fields["hidden_size"],
+    norm = norm_block(fields, one_plus_weight=True)
+    attention = replace(
+        attention_block(fields, qk_norm="head"),
+        norm=norm,
+        scale=fields["query_pre_attn_scalar"] ** -0.5,
     )
-    windows = fields.windows(fields.layer_kinds(kind), fields["sliding_window"])
-    return dense_decoder(fields, layer, windows, activation="hidden_activation")
+    rotary = fields.rotary("sliding_attention", base="rope_local_base_freq", theta=LOCAL_THETA)
+    layer = DecoderLayer(
+        attention=attention,
+        feed_forward=feed_forward_block(fields, activation="hidden_activation"),
+        norm=norm,
+        norms="both",
+    )
+    kinds = fields.layer_kinds(kind)
+    local = [each == "sliding_attention" for each in kinds]
+    windows = fields.windows(kinds, fields["sliding_window"])
+    layers = [
+        replace(
+            layer,
+            attention=replace(
+                attention, window=window, rotary=rotary if is_local else attention.rotary
+            ),
+        )
+        for window, is_local in zip(windows, local, strict=True)
+    ]
+    embedding = embedding_block(
+        fields, scale=fields["hidden_size"] ** 0.5, logit_cap=fields["final_logit_softcapping"]
+    )
+    return dense_decoder(fields, layers, norm=norm, embedding=embedding)
 
 
 GEMMA3 = ConfigFamily(
@@ -54,8 +84,10 @@ GEMMA3 = ConfigFamily(
         "sliding_window_pattern": ConfigField(6),
         "layer_types": ConfigField(None, "list", nullable=True),
         "use_bidirectional_attention": ConfigField(False, "switch", nullable=True),
+        "query_pre_attn_scalar": ConfigField(256, "number"),
+        "final_logit_softcapping": ConfigField(None, "number", nullable=True),
+        "attn_logit_softcapping": ConfigField(None, "number", nullable=True),
     },
     build_gemma3,
     theta=1_000_000.0,
-    also_read=("final_logit_softcapping", "attn_logit_softcapping", "query_pre_attn_scalar"),
 )

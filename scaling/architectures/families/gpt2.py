@@ -7,6 +7,7 @@ from shapelaw.scaling.architectures.architecture import Architecture, DecoderLay
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
 from shapelaw.scaling.architectures.blocks.embedding import EmbeddingBlock
 from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
+from shapelaw.scaling.architectures.blocks.norm import NormBlock
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
     ConfigField,
@@ -38,6 +39,7 @@ def build_gpt2(fields: ConfigFields) -> Architecture:
         raise InputError(
             "`add_cross_attention` must be false, but got true; give the config of a decoder"
         )
+    norm = NormBlock(kind="layer", epsilon=fields["layer_norm_epsilon"])
     layer = DecoderLayer(
         attention=AttentionBlock(
             hidden_size=hidden,
@@ -46,14 +48,16 @@ def build_gpt2(fields: ConfigFields) -> Architecture:
             head_dim=hidden // heads,
             qkv_bias=True,
             output_bias=True,
+            rotary=None,
         ),
         feed_forward=FeedForwardBlock(
             hidden_size=hidden,
             intermediate_size=fields["n_inner"] or 4 * hidden,
             gated=False,
             bias=True,
+            activation=fields["activation_function"],
         ),
-        vectors=4 * hidden,
+        norm=norm,
     )
     return Architecture(
         model_type=fields.model_type,
@@ -64,8 +68,8 @@ def build_gpt2(fields: ConfigFields) -> Architecture:
             positions=fields["n_positions"],
         ),
         layers=((layer, fields["n_layer"]),),
-        vectors=2 * hidden,
-        hidden_act=fields["activation_function"],
+        norm=norm,
+        fields=fields.resolved(),
     )
 
 
@@ -79,6 +83,7 @@ GPT2 = ConfigFamily(
         "n_head": ConfigField(12),
         "n_inner": ConfigField(None, nullable=True),
         "activation_function": ConfigField("gelu_new", "activation"),
+        "layer_norm_epsilon": ConfigField(1e-5, "number"),
         "tie_word_embeddings": switch(True),
         "add_cross_attention": switch(False),
     },

@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
-from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
-from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock
+from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock, Router
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
     ConfigField,
@@ -12,37 +11,55 @@ from shapelaw.scaling.architectures.config_fields import (
     dense_fields,
     switch,
 )
-from shapelaw.scaling.architectures.families.llama import attention_block, dense_decoder
+from shapelaw.scaling.architectures.families.llama import (
+    attention_block,
+    dense_decoder,
+    feed_forward_block,
+    norm_block,
+    windowed_layers,
+)
 
 
 def build_gpt_oss(fields: ConfigFields) -> Architecture:
     """Make the architecture of a gpt-oss config."""
-    hidden = fields["hidden_size"]
+    if not (fields.values.get("rope_scaling") or fields.values.get("rope_parameters")):
+        fields.values = {**fields.values, "rope_parameters": YARN}
     layer = DecoderLayer(
         attention=replace(attention_block(fields), sinks=True),
         feed_forward=ExpertsBlock(
-            expert=FeedForwardBlock(
-                hidden_size=hidden, intermediate_size=fields["intermediate_size"], bias=True
-            ),
+            expert=replace(feed_forward_block(fields), bias=True),
             experts=fields["num_local_experts"],
             active=fields.active_experts("num_experts_per_tok", "num_local_experts"),
+            router=Router(score="softmax_of_chosen", normalised=False),
             router_bias=True,
+            clamp=(fields["swiglu_limit"], fields["swiglu_alpha"]),
         ),
-        vectors=2 * hidden,
+        norm=norm_block(fields),
     )
     kinds = fields.layer_kinds(lambda i: "full_attention" if i % 2 else "sliding_attention")
-    return dense_decoder(fields, layer, fields.windows(kinds, fields["sliding_window"]))
+    windows = fields.windows(kinds, fields["sliding_window"])
+    return dense_decoder(fields, windowed_layers(layer, windows))
 
 
+YARN = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
 GPT_OSS = ConfigFamily(
     "gpt_oss",
     {
-        **dense_fields((201_088, 2880, 2880, 36, 64)),
+        **dense_fields((201_088, 2880, 2880, 36, 64), epsilon=1e-5),
         "num_key_value_heads": ConfigField(8),
         "head_dim": ConfigField(64),
         "attention_bias": switch(True),
         "num_local_experts": ConfigField(128),
         "num_experts_per_tok": ConfigField(4),
+        "swiglu_limit": ConfigField(7.0, "number"),
+        "swiglu_alpha": ConfigField(1.702, "number"),
         "sliding_window": ConfigField(128, nullable=True),
         "layer_types": ConfigField(None, "list", nullable=True),
     },

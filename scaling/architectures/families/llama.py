@@ -3,14 +3,15 @@
 Parameters per layer: d·(H + 2·K)·h + H·h·d + 3·d·f + 2·d, and biases where the config has them.
 """
 
-from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
-from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer, layer_runs
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
 from shapelaw.scaling.architectures.blocks.embedding import EmbeddingBlock
 from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
+from shapelaw.scaling.architectures.blocks.norm import NormBlock
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
     ConfigField,
@@ -18,6 +19,11 @@ from shapelaw.scaling.architectures.config_fields import (
     dense_fields,
     switch,
 )
+
+
+def norm_block(fields: ConfigFields, **properties: Any) -> NormBlock:
+    """Make the RMSNorm of a config."""
+    return NormBlock(epsilon=fields["rms_norm_eps"], **properties)
 
 
 def attention_block(
@@ -33,60 +39,68 @@ def attention_block(
         qkv_bias=bias,
         output_bias=bias,
         qk_norm=qk_norm,
+        norm=norm_block(fields),
+        rotary=fields.rotary(),
     )
 
 
-def feed_forward_block(fields: ConfigFields, *, gated: bool = True) -> FeedForwardBlock:
-    """Make the MLP from the usual fields of a config."""
+def feed_forward_block(
+    fields: ConfigFields, *, gated: bool = True, activation: str = "hidden_act"
+) -> FeedForwardBlock:
+    """Make the MLP from the usual fields of a config; ``activation`` is the field that names it."""
     bias = "mlp_bias" in fields.fields and fields["mlp_bias"]
     return FeedForwardBlock(
         hidden_size=fields["hidden_size"],
         intermediate_size=fields["intermediate_size"],
         gated=gated,
         bias=bias,
+        activation=fields[activation],
     )
+
+
+def windowed_layers(layer: DecoderLayer, windows: Iterable[int | None]) -> list[DecoderLayer]:
+    """Make a layer for each window of attention; None sees all tokens."""
+    return [replace(layer, attention=replace(layer.attention, window=window)) for window in windows]
 
 
 def dense_decoder(
     fields: ConfigFields,
-    layer: DecoderLayer,
-    windows: "Counter[int | None] | None" = None,
+    layers: DecoderLayer | Iterable[DecoderLayer],
     *,
-    activation: str = "hidden_act",
-    final_norm: bool = True,
+    norm: NormBlock | None = None,
+    embedding: EmbeddingBlock | None = None,
 ) -> Architecture:
-    """Make a decoder whose layers differ in the window of attention only.
+    """Make a decoder from its layers.
 
     Parameters
     ----------
     fields
         Fields of the config.
-    layer
-        One layer with attention over all tokens.
-    windows
-        Number of layers by window; None for all layers without a window.
-    activation
-        Field that names the activation.
-    final_norm
-        The last norm has weights.
+    layers
+        Every layer in order, or the one that all are.
+    norm
+        Norm after the last layer; None for the usual one.
+    embedding
+        Tables and head; None for the usual ones.
     """
-    windows = windows or Counter({None: fields["num_hidden_layers"]})
-    layers = {
-        replace(layer, attention=replace(layer.attention, window=window)): number
-        for window, number in windows.items()
-    }
+    one = isinstance(layers, DecoderLayer)
     return Architecture(
         model_type=fields.model_type,
-        embedding=EmbeddingBlock(
-            vocab_size=fields["vocab_size"],
-            hidden_size=fields["hidden_size"],
-            tied=fields["tie_word_embeddings"],
-        ),
-        layers=tuple(layers.items()),
-        vectors=fields["hidden_size"] * final_norm,
-        hidden_act=fields[activation],
-        rope_theta=fields.rope_theta(),
+        embedding=embedding or embedding_block(fields),
+        layers=((layers, fields["num_hidden_layers"]),) if one else layer_runs(layers),
+        norm=norm or norm_block(fields),
+        fields=fields.resolved(),
         notes=tuple(fields.notes),
+    )
+
+
+def embedding_block(fields: ConfigFields, **properties: Any) -> EmbeddingBlock:
+    """Make the embedding and the output head from the usual fields of a config."""
+    return EmbeddingBlock(
+        vocab_size=fields["vocab_size"],
+        hidden_size=fields["hidden_size"],
+        tied=fields["tie_word_embeddings"],
+        **properties,
     )
 
 
@@ -101,7 +115,7 @@ def plain_layer(fields: ConfigFields, *, gated: bool = True) -> DecoderLayer:
     return DecoderLayer(
         attention=attention_block(fields),
         feed_forward=feed_forward_block(fields, gated=gated),
-        vectors=2 * fields["hidden_size"],
+        norm=norm_block(fields),
     )
 
 

@@ -1,11 +1,9 @@
 """Llama 4 (text): experts with a shared one, chunked attention, full layers without positions."""
 
-from collections import Counter
 from dataclasses import replace
 
 from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
-from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
-from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock
+from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock, Router
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
     ConfigField,
@@ -13,23 +11,35 @@ from shapelaw.scaling.architectures.config_fields import (
     dense_fields,
     switch,
 )
-from shapelaw.scaling.architectures.families.llama import attention_block, dense_decoder
+from shapelaw.scaling.architectures.families.llama import (
+    attention_block,
+    dense_decoder,
+    feed_forward_block,
+    norm_block,
+)
 from shapelaw.scaling.architectures.families.smollm3 import rotary_layers
 
 
 def build_llama4(fields: ConfigFields) -> Architecture:
     """Make the architecture of a Llama 4 text config."""
-    hidden, number = fields["hidden_size"], fields["num_hidden_layers"]
-    expert = FeedForwardBlock(hidden_size=hidden, intermediate_size=fields["intermediate_size"])
-    dense = FeedForwardBlock(hidden_size=hidden, intermediate_size=fields["intermediate_size_mlp"])
+    number = fields["num_hidden_layers"]
+    expert = feed_forward_block(fields)
+    dense = replace(expert, intermediate_size=fields["intermediate_size_mlp"])
     mixture = ExpertsBlock(
         expert=expert,
         experts=fields["num_local_experts"],
         active=fields.active_experts("num_experts_per_tok", "num_local_experts"),
         shared=expert,
+        router=Router(score="sigmoid", normalised=False, weighs_input=True),
     )
-    attention = attention_block(fields)
-    chunked = replace(attention, window=fields["attention_chunk_size"], chunked=True)
+    attention = attention_block(fields, qk_norm="head" if fields["use_qk_norm"] else "none")
+    attention = replace(
+        attention,
+        norm=norm_block(fields, weight=False),
+        norm_after_rotation=True,
+        rotary=replace(fields.rotary(), interleaved=True),
+    )
+    plain = replace(attention, rotary=None, qk_norm="none", temperature=_temperature(fields))
     step, given = fields["interleave_moe_layer_step"], fields["moe_layers"]
     sparse = list(range(step - 1, number, step)) if given is None else given
     if fields["no_rope_layers"] == []:  # as if absent
@@ -39,22 +49,30 @@ def build_llama4(fields: ConfigFields) -> Architecture:
     kinds = fields.layer_kinds(
         lambda i: "chunked_attention" if local and rotary[i] else "full_attention"
     )
-    layers = Counter(
-        DecoderLayer(
-            attention=chunked if local and kind == "chunked_attention" else attention,
-            feed_forward=mixture if index in sparse else dense,
-            vectors=2 * hidden,
+    layers = []
+    for index, kind in enumerate(kinds):
+        block = attention if rotary[index] else plain
+        if local and kind == "chunked_attention":
+            block = replace(block, window=fields["attention_chunk_size"], chunked=True)
+        layers.append(
+            DecoderLayer(
+                attention=block,
+                feed_forward=mixture if index in sparse else dense,
+                norm=norm_block(fields),
+            )
         )
-        for index, kind in enumerate(kinds)
-    )
-    first = next(iter(layers))
-    return replace(dense_decoder(fields, first), layers=tuple(layers.items()))
+    return dense_decoder(fields, layers)
+
+
+def _temperature(fields: ConfigFields) -> tuple[float, float] | None:
+    tuned = fields["attn_temperature_tuning"]
+    return (fields["attn_scale"], fields["floor_scale"]) if tuned else None
 
 
 LLAMA4 = ConfigFamily(
     "llama4_text",
     {
-        **dense_fields((202_048, 5120, 8192, 48, 40)),
+        **dense_fields((202_048, 5120, 8192, 48, 40), epsilon=1e-5),
         "num_key_value_heads": ConfigField(8),
         "head_dim": ConfigField(128),
         "attention_bias": switch(False),
@@ -66,6 +84,10 @@ LLAMA4 = ConfigFamily(
         "no_rope_layers": ConfigField(None, "list", nullable=True),
         "no_rope_layer_interval": ConfigField(4),
         "attention_chunk_size": ConfigField(8192, nullable=True),
+        "use_qk_norm": switch(True),
+        "attn_temperature_tuning": switch(True),
+        "floor_scale": ConfigField(8192),
+        "attn_scale": ConfigField(0.1, "number"),
         "layer_types": ConfigField(None, "list", nullable=True),
     },
     build_llama4,

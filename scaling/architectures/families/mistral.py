@@ -1,6 +1,6 @@
 """Mistral: Llama with a sliding window on every layer, 4,096 tokens where the field is absent."""
 
-from collections import Counter
+from dataclasses import replace
 
 from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.config_fields import (
@@ -14,8 +14,9 @@ from shapelaw.scaling.architectures.families.llama import dense_decoder, plain_l
 
 def build_mistral(fields: ConfigFields) -> Architecture:
     """Make the architecture of a Mistral config."""
-    windows = Counter({fields["sliding_window"]: fields["num_hidden_layers"]})
-    return dense_decoder(fields, plain_layer(fields), windows)
+    layer = plain_layer(fields)
+    attention = replace(layer.attention, window=fields["sliding_window"])
+    return dense_decoder(fields, replace(layer, attention=attention))
 
 
 MISTRAL = ConfigFamily(

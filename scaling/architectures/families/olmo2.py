@@ -11,6 +11,7 @@ from shapelaw.scaling.architectures.families.llama import (
     attention_block,
     dense_decoder,
     feed_forward_block,
+    norm_block,
 )
 
 
@@ -19,13 +20,14 @@ def build_olmo2(fields: ConfigFields) -> Architecture:
     layer = DecoderLayer(
         attention=attention_block(fields, qk_norm="full"),
         feed_forward=feed_forward_block(fields),
-        vectors=2 * fields["hidden_size"],
+        norm=norm_block(fields),
+        norms="after",
     )
     return dense_decoder(fields, layer)
 
 
 OLMO2 = ConfigFamily(
     "olmo2",
-    {**dense_fields((50_304, 4096, 11_008, 32, 32)), "attention_bias": switch(False)},
+    {**dense_fields((50_304, 4096, 11_008, 32, 32), epsilon=1e-5), "attention_bias": switch(False)},
     build_olmo2,
 )

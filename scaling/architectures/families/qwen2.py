@@ -1,6 +1,5 @@
 """Qwen2 and Qwen2.5: Llama with biases of queries, keys and values; windows are off by default."""
 
-from collections import Counter
 from dataclasses import replace
 
 from shapelaw.scaling.architectures.architecture import Architecture
@@ -15,6 +14,7 @@ from shapelaw.scaling.architectures.families.llama import (
     attention_block,
     dense_decoder,
     plain_layer,
+    windowed_layers,
 )
 
 QWEN_WINDOWS = {
@@ -25,8 +25,8 @@ QWEN_WINDOWS = {
 }
 
 
-def qwen_windows(fields: ConfigFields) -> "Counter[int | None]":
-    """Count the layers by window: with ``use_sliding_window``, those from ``max_window_layers``."""
+def qwen_windows(fields: ConfigFields) -> list[int | None]:
+    """Return the window of each layer, set by ``use_sliding_window`` from a layer on."""
     window = fields["sliding_window"] if fields["use_sliding_window"] else None
     first = fields["max_window_layers"]
 
@@ -41,7 +41,7 @@ def build_qwen2(fields: ConfigFields) -> Architecture:
     """Make the architecture of a Qwen2 config."""
     attention = replace(attention_block(fields), qkv_bias=True)
     layer = replace(plain_layer(fields), attention=attention)
-    return dense_decoder(fields, layer, qwen_windows(fields))
+    return dense_decoder(fields, windowed_layers(layer, qwen_windows(fields)))
 
 
 QWEN2 = ConfigFamily(

@@ -3,12 +3,10 @@
 Parameters per layer: attention + 3·d·f + 2·d + 2·h; Qwen3-MoE has d·E + E·3·d·f_m for the MLP.
 """
 
-from collections import Counter
 from dataclasses import replace
 
 from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
-from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
-from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock
+from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock, Router
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
     ConfigField,
@@ -20,6 +18,8 @@ from shapelaw.scaling.architectures.families.llama import (
     attention_block,
     dense_decoder,
     feed_forward_block,
+    norm_block,
+    windowed_layers,
 )
 from shapelaw.scaling.architectures.families.qwen2 import QWEN_WINDOWS, qwen_windows
 
@@ -29,13 +29,13 @@ def qwen3_layer(fields: ConfigFields) -> DecoderLayer:
     return DecoderLayer(
         attention=attention_block(fields, qk_norm="head"),
         feed_forward=feed_forward_block(fields),
-        vectors=2 * fields["hidden_size"],
+        norm=norm_block(fields),
     )
 
 
 def build_qwen3(fields: ConfigFields) -> Architecture:
     """Make the architecture of a Qwen3 config."""
-    return dense_decoder(fields, qwen3_layer(fields), qwen_windows(fields))
+    return dense_decoder(fields, windowed_layers(qwen3_layer(fields), qwen_windows(fields)))
 
 
 QWEN3 = ConfigFamily(
@@ -60,11 +60,12 @@ def build_qwen3_moe(fields: ConfigFields) -> Architecture:
     window = fields["sliding_window"] if fields["use_sliding_window"] else None
     dense = replace(dense, attention=replace(dense.attention, window=window))
     experts = ExpertsBlock(
-        expert=FeedForwardBlock(
-            hidden_size=fields["hidden_size"], intermediate_size=fields["moe_intermediate_size"]
+        expert=replace(
+            dense.feed_forward, intermediate_size=fields["moe_intermediate_size"], bias=False
         ),
         experts=fields["num_experts"],
         active=fields.active_experts("num_experts_per_tok", "num_experts"),
+        router=Router(normalised=fields["norm_topk_prob"]),
     )
     sparse = replace(dense, feed_forward=experts)
     only, step = fields["mlp_only_layers"] or [], fields["decoder_sparse_step"]
@@ -72,7 +73,7 @@ def build_qwen3_moe(fields: ConfigFields) -> Architecture:
         dense if index in only or (index + 1) % step else sparse
         for index in range(fields["num_hidden_layers"])
     ]
-    return replace(dense_decoder(fields, dense), layers=tuple(Counter(layers).items()))
+    return dense_decoder(fields, layers)
 
 
 QWEN3_MOE = ConfigFamily(
@@ -87,6 +88,7 @@ QWEN3_MOE = ConfigFamily(
         "moe_intermediate_size": ConfigField(768),
         "num_experts_per_tok": ConfigField(8),
         "num_experts": ConfigField(128),
+        "norm_topk_prob": switch(False),
         "mlp_only_layers": ConfigField(None, "list", nullable=True),
     },
     build_qwen3_moe,

@@ -1,8 +1,9 @@
 """SmolLM3: Llama without positions on every fourth layer; tied, base 2,000,000."""
 
-from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 
-from shapelaw.scaling.architectures.architecture import Architecture
+from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
     ConfigField,
@@ -10,7 +11,11 @@ from shapelaw.scaling.architectures.config_fields import (
     dense_fields,
     switch,
 )
-from shapelaw.scaling.architectures.families.llama import dense_decoder, plain_layer
+from shapelaw.scaling.architectures.families.llama import (
+    dense_decoder,
+    plain_layer,
+    windowed_layers,
+)
 from shapelaw.scaling.errors import InputError
 
 
@@ -23,11 +28,12 @@ def build_smollm3(fields: ConfigFields) -> Architecture:
         local = window is not None and not rotary[index]
         return "sliding_attention" if local else "full_attention"
 
-    windows: Counter[int | None] = fields.windows(fields.layer_kinds(kind), window)
+    windows = fields.windows(fields.layer_kinds(kind), window)
     plain = rotary.count(0)
     if plain:
         fields.notes.append(f"{plain} of {len(rotary)} layers have no rotary positions")
-    return dense_decoder(fields, plain_layer(fields), windows)
+    layers = windowed_layers(plain_layer(fields), windows)
+    return dense_decoder(fields, without_positions(layers, rotary))
 
 
 def rotary_layers(fields: ConfigFields) -> list[int]:
@@ -42,6 +48,14 @@ def rotary_layers(fields: ConfigFields) -> list[int]:
             "give one number per layer, or leave it out"
         )
     return [int(each) for each in given[:number]]
+
+
+def without_positions(layers: Sequence[DecoderLayer], rotary: Sequence[int]) -> list[DecoderLayer]:
+    """Take the rotary positions from the layers that have a 0."""
+    return [
+        layer if keeps else replace(layer, attention=replace(layer.attention, rotary=None))
+        for layer, keeps in zip(layers, rotary, strict=True)
+    ]
 
 
 SMOLLM3 = ConfigFamily(

@@ -163,7 +163,7 @@ def test_a_window_is_left_out_of_a_shape_with_a_note():
         ("rope_parameters", {"rope_theta": 1e6, "rope_type": "default"}, 1e6, False),
         ("rope_scaling", {"type": "yarn", "factor": 4.0, "rope_theta": 3e5}, 3e5, True),
         ("rope_scaling", {"type": "yarn", "factor": 4.0}, 10_000.0, True),
-        ("rope_parameters", {"full_attention": {"rope_theta": 1e6}}, 1e6, True),
+        ("rope_parameters", {"full_attention": {"rope_theta": 1e6}}, 1e6, False),
         ("rope_parameters", {}, 10_000.0, False),
     ],
 )

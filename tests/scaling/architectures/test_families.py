@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.config import read_architecture
 from shapelaw.scaling.architectures.registry import FAMILIES
 from shapelaw.scaling.errors import InputError
@@ -150,14 +151,22 @@ def test_partial_config_reads_as_the_model_that_transformers_builds(model_type, 
     assert (architecture.n_total, architecture.n_non_embedding) == (total, total - embedding)
     assert architecture.num_hidden_layers == model.config.num_hidden_layers
     assert architecture.embedding.tied == model.config.tie_word_embeddings
-    theta = rope_base(model.config)
-    assert theta is None or architecture.rope_theta == theta
+    bases = bases_of(architecture)  # none where no layer has rotary positions
+    assert not bases or bases == rope_bases(model.config)
     assert sorted(windows_read(architecture)) == sorted(windows_built(model))
 
 
-def rope_base(config):
+def bases_of(architecture: Architecture) -> set[float]:
+    """Bases of the rotary positions of all layers that have some."""
+    rotary = [layer.attention.rotary for layer, _ in architecture.layers]
+    return {positions.theta for positions in rotary if positions}
+
+
+def rope_bases(config) -> set[float]:
     parameters = getattr(config, "rope_parameters", None) or {}
-    return parameters.get("full_attention", parameters).get("rope_theta")
+    kinds = set(getattr(config, "layer_types", None) or ())
+    nested = [parameters[kind] for kind in kinds if kind in parameters] or [parameters]
+    return {each["rope_theta"] for each in nested if "rope_theta" in each}
 
 
 def windows_read(architecture):
