@@ -94,6 +94,16 @@ class Architecture:
         return (layer for layer, number in self.layers for _ in range(number))
 
     @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream, d."""
+        return int(self.embedding.hidden_size)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens of the vocabulary."""
+        return int(self.embedding.vocab_size)
+
+    @property
     def first_layer(self) -> DecoderLayer:
         """First layer."""
         return self.layers[0][0]
@@ -102,7 +112,7 @@ class Architecture:
     def n_non_embedding(self) -> int:
         """Parameters without the head and every table that is looked up."""
         layers = sum(number * layer.parameters for layer, number in self.layers)
-        return layers + self.norm.parameters(self.embedding.hidden_size)
+        return int(layers + self.norm.parameters(self.embedding.hidden_size))
 
     @property
     def n_total(self) -> int:

@@ -92,6 +92,30 @@ def config_of(shape: Shape, *, max_position_embeddings: int = 2048) -> dict[str,
     }
 
 
+def architecture_config(
+    architecture: Architecture, *, max_position_embeddings: int
+) -> dict[str, Any]:
+    """Write the Hugging Face config of an architecture, with every field of its family.
+
+    Parameters
+    ----------
+    architecture
+        An architecture that was read from a config.
+    max_position_embeddings
+        Longest context of the model in tokens, if the config does not say it.
+    """
+    family = FAMILIES[architecture.model_type]
+    fields = dict(architecture.fields)
+    if not architecture.embedding.positions:
+        fields.setdefault("max_position_embeddings", max_position_embeddings)
+    return {
+        "architectures": [family.class_name],
+        "model_type": family.model_type,
+        **fields,
+        "torch_dtype": "float32",
+    }
+
+
 def read_architecture(config: Mapping[str, Any]) -> Architecture:
     """Read the architecture of a Hugging Face config, absent fields as its class reads them.
 

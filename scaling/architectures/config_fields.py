@@ -283,7 +283,11 @@ class ConfigFields:
         """Return every field of the family with its value or default, and rotary parameters."""
         positions = ("rope_theta", "rope_parameters", "rope_scaling", "max_position_embeddings")
         given = {name: self.values[name] for name in positions if name in self.values}
-        return tuple({**{name: self[name] for name in self.fields}, **given}.items())
+        own = {name: (self[name], spec.default) for name, spec in self.fields.items()}
+        said = {
+            name: value for name, (value, usual) in own.items() if (value, usual) != (None,) * 2
+        }
+        return tuple({**said, **given}.items())
 
 
 def rotation_scale(factor: float, share: float = 1.0) -> float:
@@ -307,6 +311,10 @@ class ConfigFamily:
         Default base of rotary positions.
     also_read
         Further fields of the class, which change no count.
+    class_name
+        Class of transformers.
+    names
+        Where its checkpoints keep the weights, as far as it differs from Llama.
     """
 
     model_type: str
@@ -314,6 +322,8 @@ class ConfigFamily:
     build: Callable[[ConfigFields], Architecture]
     theta: float = 10_000.0
     also_read: tuple[str, ...] = ()
+    class_name: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 def require_layer_types(kinds: Any, number: int) -> None:

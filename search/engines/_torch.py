@@ -19,7 +19,6 @@ from shapelaw.search.engines._timed import Server, TimedEngine, Timing, require_
 from shapelaw.search.workload import Workload
 from shapelaw.trainers.generation.cpu_decoder import Decoder, greedy
 from shapelaw.trainers.generation.graph_decoder import GraphDecoder
-from shapelaw.trainers.models.rotary import rotary_table
 from shapelaw.trainers.models.transformer import Transformer
 
 POOL_SIZE = 2**20 + 7  # random numbers that are repeated to fill the weights
@@ -136,7 +135,7 @@ def random_model(
     """
     with _SkipInitialisation():
         model = Transformer(shape, context_length=length).to(device, dtype).eval()
-    model.rotary = rotary_table(length, shape.head_dim, shape.rope_theta).to(device)
+    model.set_context_length(length)  # tables in float32
     pool = torch.randn(POOL_SIZE, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.no_grad():
         for weight in model.parameters():

@@ -80,10 +80,10 @@ def score_tasks(
     InputError
         The tokenizer has more tokens than the model, or lm-eval is needed and not installed.
     """
-    if encoding.vocab_size > model.shape.vocab_size:
+    if encoding.vocab_size > model.vocab_size:
         raise InputError(
             f"`tokens of the tokenizer <= vocab_size` must hold, but got {encoding.vocab_size} and "
-            f"{model.shape.vocab_size}; give the folder of the corpus that the model was trained on"
+            f"{model.vocab_size}; give the folder of the corpus that the model was trained on"
         )
     scores = []
     for task in tasks:

@@ -140,7 +140,7 @@ def likelihoods(model: Transformer, requests: Sequence[LogLikelihoodRequest]) ->
     WorkError
         A log-probability is not finite.
     """
-    longest = model.rotary.shape[1]
+    longest = model.context_length
     pieces: list[_Piece] = []
     truncated = 0
     for index, request in enumerate(requests):

@@ -124,12 +124,12 @@ def evaluate_run(
 
 def _losses(model: Transformer, corpus: Corpus) -> dict[str, Evaluation]:
     """Evaluate the loss in float32 on each named validation set and, as in a run table, on all."""
-    if corpus.vocab_size != model.shape.vocab_size:
+    if corpus.vocab_size != model.vocab_size:
         raise InputError(
             f"`vocab_size` of the model and the corpus must be equal, but are "
-            f"{model.shape.vocab_size} and {corpus.vocab_size}; give the corpus of the run"
+            f"{model.vocab_size} and {corpus.vocab_size}; give the corpus of the run"
         )
-    recipe = Recipe(context_length=model.rotary.shape[1])
+    recipe = Recipe(context_length=model.context_length)
     whole = corpus.validation_shard()
     together = evaluate_tokens(
         model,

@@ -1,4 +1,8 @@
-"""Grouped-query attention with rotary positions and an optional key-value cache."""
+"""Grouped-query attention: softmax(q·kᵀ·scale + mask)·v (arXiv 2305.13245), with its cache.
+
+The mask is causal, over a sliding window, or over chunks. Shape letters: B sequences, T positions,
+d hidden size, H query heads, K key-value heads, h head dimension, S positions of keys.
+"""
 
 import functools
 import math
@@ -7,121 +11,218 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shapelaw.scaling.architectures.shape import Shape
-from shapelaw.trainers.models.norms import NORM_EPS
+from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
+from shapelaw.trainers.models.norms import build_norm
 from shapelaw.trainers.models.rotary import rotate
 
 # Blocks of queries in the matmul attention: at most so many, each of about so many queries or more.
 MAX_QUERY_BLOCKS, MIN_BLOCK_QUERIES = 4, 32
 
 
-# (keys, values), each (B, K, positions, h). Every layer has one pair.
-LayerCache = tuple[Tensor, Tensor]
+# What a layer keeps of earlier tokens: keys and values, each (B, K, positions, h).
+LayerCache = tuple[Tensor, ...]
 
 
 class Attention(nn.Module):
-    """Grouped-query attention, d -> d (arXiv 2305.13245). ``H * h`` need not equal d.
+    """Grouped-query attention, d -> d. ``H * h`` need not equal d.
 
     Parameters
     ----------
-    shape
-        Shape of the model that the layer belongs to.
+    block
+        Heads, norms, positions and mask.
     attention
         ``"sdpa"`` (PyTorch's fused kernel) or ``"matmul"`` (attention scores computed explicitly).
     """
 
-    def __init__(self, shape: Shape, *, attention: str) -> None:
+    def __init__(self, block: AttentionBlock, *, attention: str) -> None:
         super().__init__()
-        self.heads, self.kv_heads = shape.num_attention_heads, shape.num_key_value_heads
-        self.head_dim = shape.head_dim
-        self.path = attention
-        d, h = shape.hidden_size, shape.head_dim
-        self.qkv_proj = nn.Linear(d, (self.heads + 2 * self.kv_heads) * h, bias=False)
-        self.o_proj = nn.Linear(self.heads * h, d, bias=False)
-        if shape.qk_norm:
-            self.q_norm = nn.RMSNorm(h, eps=NORM_EPS)
-            self.k_norm = nn.RMSNorm(h, eps=NORM_EPS)
-        self.qk_norm = shape.qk_norm
+        self.heads, self.kv_heads = block.num_attention_heads, block.num_key_value_heads
+        self.head_dim, self.rotary = block.head_dim, block.rotary
+        self.window, self.chunked = block.window, block.chunked
+        self.scale = block.head_dim**-0.5 if block.scale is None else block.scale
+        self.temperature = block.temperature
+        self.path = "matmul" if block.sinks else attention
+        d, h = block.hidden_size, block.head_dim
+        self.parts = {"qkv_proj": (self.heads * h, self.kv_heads * h, self.kv_heads * h)}
+        self.qkv_proj = nn.Linear(d, sum(self.parts["qkv_proj"]), bias=block.qkv_bias)
+        self.o_proj = nn.Linear(self.heads * h, d, bias=block.output_bias)
+        self.sinks = nn.Parameter(torch.zeros(self.heads)) if block.sinks else None
+        self.qk_norm, self.norm_span = block.qk_norm != "none", block.qk_norm
+        self.norm_after_rotation = block.norm_after_rotation
+        if self.qk_norm:
+            heads = (self.heads, self.kv_heads) if block.qk_norm == "full" else (1, 1)
+            self.q_norm = build_norm(block.norm, heads[0] * h)
+            self.k_norm = build_norm(block.norm, heads[1] * h)
 
-    def forward(self, x: Tensor, table: Tensor, cache: LayerCache | None, start: int) -> Tensor:
+    def forward(
+        self, x: Tensor, table: Tensor | None, cache: LayerCache | None, start: int
+    ) -> Tensor:
         """Apply attention to (B, T, d). With a cache, attend to its positions too."""
         batch, positions, _ = x.shape
         heads = self.qkv_proj(x).view(batch, positions, -1, self.head_dim)
         qk, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
-        if self.qk_norm:
-            scale = torch.cat(
-                (
-                    self.q_norm.weight.expand(self.heads, -1),
-                    self.k_norm.weight.expand(self.kv_heads, -1),
-                )
-            )
-            qk = F.rms_norm(qk, (self.head_dim,), eps=NORM_EPS) * scale
-        qk = rotate(qk, table).to(v.dtype)
+        if self.qk_norm and not self.norm_after_rotation:
+            qk = self._normalise(qk)
+        if table is not None and self.rotary is not None:
+            qk = rotate(qk, table, interleaved=self.rotary.interleaved).to(v.dtype)
+        if self.qk_norm and self.norm_after_rotation:
+            qk = self._normalise(qk)
         q, k = qk.split((self.heads, self.kv_heads), dim=2)
+        if self.temperature is not None:
+            q = q * self._temperatures(start, positions, q)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
-            k, v = _extend(cache, k, v, start)
-        mixed = _attend(q, k, v, self.path, causal=positions > 1)
+            k, v = self._extend(cache, k, v, start)
+        mixed = self._attend(q, k, v)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, positions, -1))
 
+    def empty_cache(
+        self, batch: int, length: int, *, dtype: torch.dtype, device: torch.device
+    ) -> LayerCache:
+        """Create a zeroed cache of at most ``length`` tokens; a window keeps no more than its own.
 
-def _extend(cache: LayerCache, k: Tensor, v: Tensor, start: int) -> LayerCache:
-    """Write new keys and values at ``start`` and return all keys and values up to their end."""
-    keys, values = cache
-    end = start + k.shape[2]
-    keys[:, :, start:end] = k
-    values[:, :, start:end] = v
-    return keys[:, :, :end], values[:, :, :end]
+        The token at position p of a window or chunk of W tokens lies at p mod W.
+        """
+        kept = length if self.window is None else min(length, self.window)
+        size = (batch, self.kv_heads, kept, self.head_dim)
+        keys, values = (torch.zeros(size, dtype=dtype, device=device) for _ in range(2))
+        return keys, values
+
+    def _normalise(self, qk: Tensor) -> Tensor:
+        """Apply the norms of queries and keys to (B, T, H + K, h)."""
+        q_norm, k_norm = self.q_norm, self.k_norm
+        if self.norm_span == "head" and isinstance(q_norm, nn.RMSNorm):
+            normed = F.rms_norm(qk, (self.head_dim,), eps=q_norm.eps)
+            if not q_norm.elementwise_affine:
+                return normed
+            weights = (
+                q_norm.weight.expand(self.heads, -1),
+                k_norm.weight.expand(self.kv_heads, -1),
+            )
+            return normed * torch.cat(weights)
+        q, k = qk.split((self.heads, self.kv_heads), dim=2)
+        if self.norm_span == "full":
+            q, k = (norm(x.flatten(2)).view_as(x) for norm, x in ((q_norm, q), (k_norm, k)))
+        else:
+            q, k = q_norm(q), k_norm(k)
+        return torch.cat((q, k), dim=2)
+
+    def _temperatures(self, start: int, positions: int, q: Tensor) -> Tensor:
+        """Factors of the queries from position ``start`` on, (T, 1, 1)."""
+        assert self.temperature is not None
+        share, step = self.temperature
+        position = torch.arange(start, start + positions, device=q.device, dtype=torch.float32)
+        factors = 1 + share * torch.log1p(((position + 1) / step).floor())
+        return factors.to(q.dtype)[:, None, None]
+
+    def _extend(self, cache: LayerCache, k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Write new keys and values, (B, K, T, h), and return those that the queries may see.
+
+        Several tokens (prefill) begin at position 0 and see themselves only.
+        """
+        kept, end = cache[0].shape[2], start + k.shape[2]
+        first = (end - 1) // kept * kept if self.chunked else max(end - kept, 0)
+        first = max(first, start)  # the oldest new token that is kept
+        place: slice | Tensor
+        if k.shape[2] == 1:
+            place = slice(start % kept, start % kept + 1)
+        elif end <= kept:
+            place = slice(first, end)
+        else:
+            place = torch.arange(first, end, device=k.device) % kept
+        for part, new in zip(cache, (k, v), strict=True):
+            part[:, :, place] = new[:, :, first - start :]
+        if k.shape[2] > 1:
+            return k, v
+        filled = start % kept + 1 if self.chunked else min(end, kept)
+        keys, values = cache
+        return keys[:, :, :filled], values[:, :, :filled]
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend with (B, H, T, h) queries to (B, K, S, h) keys and values -> (B, H, T, h).
+
+        One query sees every key; with several, S = T and the mask applies.
+        """
+        positions = q.shape[2]
+        if self.path == "matmul" and (positions > 1 or self.sinks is not None):
+            return self._matmul_attention(q, k, v)
+        mask = None
+        if positions > 1 and self.window is not None and positions > self.window:
+            mask = visible(positions, positions, self.window, self.chunked, q.device)
+        causal = positions > 1 and mask is None
+        return F.scaled_dot_product_attention(
+            q, k, v, mask, is_causal=causal, scale=self.scale, enable_gqa=True
+        )
+
+    def _matmul_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Compute causal attention with explicit scores, fast for small models on a CPU.
+
+        The queries are processed in blocks, each with only the keys that precede its end: a quarter
+        to three eighths of the scores are never computed. The product is added to the mask in one
+        operation. PyTorch's fused CPU kernel takes 1.1 to 2.5 times as long at the short contexts
+        of proxies (LOG.md).
+        """
+        batch, heads, positions, head_dim = q.shape
+        seen = k.shape[2]
+        groups, repeats = batch * k.shape[1], heads // k.shape[1]
+        blocks = min(MAX_QUERY_BLOCKS, math.ceil(positions / MIN_BLOCK_QUERIES))
+        size = math.ceil(positions / blocks)
+        q = q.reshape(groups, repeats, positions, head_dim)
+        k, v = k.reshape(groups, seen, head_dim), v.reshape(groups, seen, head_dim)
+        # A compiled model fuses the mask into its kernels; without compilation, building the mask
+        # in every call would take a tenth of the time.
+        make_mask = _score_mask if torch.compiler.is_compiling() else _cached_score_mask
+        reach = (self.window, self.chunked) if positions > 1 else (None, False)
+        mixed = []
+        for start in range(0, positions, size):
+            end = min(start + size, positions)
+            rows = q[:, :, start:end].reshape(groups, -1, head_dim)
+            columns = end if positions > 1 else seen
+            mask = make_mask(end - start, columns, repeats, *reach, q.dtype, q.device)
+            scores = torch.baddbmm(mask, rows, k[:, :columns].transpose(1, 2), alpha=self.scale)
+            block = torch.bmm(self._softmax(scores, batch).to(v.dtype), v[:, :columns])
+            mixed.append(block.view(groups, repeats, end - start, head_dim))
+        return torch.cat(mixed, dim=2).view(batch, heads, positions, head_dim)
+
+    def _softmax(self, scores: Tensor, batch: int) -> Tensor:
+        """Softmax of (B·K, repeats·T, S) scores; sinks take their share."""
+        if self.sinks is None:
+            return scores.softmax(dim=-1)
+        rows = scores.shape[1] * self.kv_heads // self.heads
+        sinks = self.sinks.to(scores.dtype).view(1, self.kv_heads, -1, 1, 1)
+        sinks = sinks.expand(batch, -1, -1, rows, 1).reshape(*scores.shape[:2], 1)
+        return torch.cat((scores, sinks), dim=-1).softmax(dim=-1)[..., :-1]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, path: str, *, causal: bool) -> Tensor:
-    """Attend with (B, H, T, h) queries to (B, K, S, h) keys and values -> (B, H, T, h).
-
-    With ``causal``, T and S must be equal.
-    """
-    if path == "sdpa" or not causal:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
-    return _matmul_attention(q, k, v)
-
-
-def _matmul_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Compute causal attention with explicit scores, fast for small models on a CPU.
-
-    The queries are processed in blocks, each with only the keys that precede its end: a quarter to
-    three eighths of the scores are never computed. The product is added to the mask in one
-    operation. PyTorch's fused CPU kernel takes 1.1 to 2.5 times as long at the short contexts of
-    proxies (LOG.md).
-    """
-    batch, heads, positions, head_dim = q.shape
-    groups = batch * k.shape[1]
-    repeats = heads // k.shape[1]
-    size = math.ceil(positions / min(MAX_QUERY_BLOCKS, math.ceil(positions / MIN_BLOCK_QUERIES)))
-    q = q.reshape(groups, repeats, positions, head_dim)
-    k, v = k.reshape(groups, positions, head_dim), v.reshape(groups, positions, head_dim)
-    # A compiled model fuses the mask into its kernels; without compilation, building the mask in
-    # every call would take a tenth of the time.
-    make_mask = _causal_mask if torch.compiler.is_compiling() else _cached_causal_mask
-    mixed = []
-    for start in range(0, positions, size):
-        end = min(start + size, positions)
-        rows = q[:, :, start:end].reshape(groups, -1, head_dim)
-        mask = make_mask(end - start, end, repeats, q.dtype, q.device)
-        scores = torch.baddbmm(mask, rows, k[:, :end].transpose(1, 2), alpha=head_dim**-0.5)
-        block = torch.bmm(scores.softmax(dim=-1).to(v.dtype), v[:, :end])
-        mixed.append(block.view(groups, repeats, end - start, head_dim))
-    return torch.cat(mixed, dim=2).view(batch, heads, positions, head_dim)
-
-
-def _causal_mask(
-    rows: int, columns: int, repeats: int, dtype: torch.dtype, device: torch.device
+def visible(
+    rows: int, columns: int, window: int | None, chunked: bool, device: torch.device
 ) -> Tensor:
-    """Return minus infinity where a key comes after a query, else 0: (1, repeats * rows, columns).
+    """Return which keys each query sees, (rows, columns): the queries are the last of the keys."""
+    query = torch.arange(columns - rows, columns, device=device)[:, None]
+    key = torch.arange(columns, device=device)
+    seen = key <= query
+    if window is None:
+        return seen
+    return seen & (key // window == query // window if chunked else key > query - window)
+
+
+def _score_mask(
+    rows: int,
+    columns: int,
+    repeats: int,
+    window: int | None,
+    chunked: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """Return minus infinity where a query does not see a key, else 0: (1, repeats·rows, columns).
 
     The queries are the last ``rows`` of ``columns`` positions, repeated for each query head of a
     group.
     """
-    mask = torch.full((rows, columns), -math.inf, dtype=dtype, device=device)
-    return mask.triu(columns - rows + 1).repeat(repeats, 1)[None]
+    hidden = ~visible(rows, columns, window, chunked, device)
+    mask = torch.zeros((rows, columns), dtype=dtype, device=device).masked_fill(hidden, -math.inf)
+    return mask.repeat(repeats, 1)[None]
 
 
-_cached_causal_mask = functools.lru_cache(maxsize=64)(_causal_mask)
+_cached_score_mask = functools.lru_cache(maxsize=64)(_score_mask)

@@ -1,20 +1,67 @@
-"""Feed-forward blocks."""
+"""Feed-forward blocks: W_down(a(W_gate x) ⊙ W_up x) (arXiv 2002.05202), or W_down a(W_up x)."""
 
+from collections.abc import Callable
+from functools import partial
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
+from shapelaw.scaling.errors import InputError
+
+_tanh_gelu = partial(F.gelu, approximate="tanh")
 
 
-class MLP(nn.Module):
-    """SwiGLU feed-forward block, d -> f -> d (arXiv 2002.05202)."""
+def _relu_squared(x: Tensor) -> Tensor:
+    return F.relu(x).square()
 
-    def __init__(self, shape: Shape) -> None:
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {  # by their names in transformers
+    "silu": F.silu,
+    "swish": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+    "relu": F.relu,
+    "relu2": _relu_squared,
+    "tanh": torch.tanh,
+}
+
+
+def activation_of(name: str) -> Callable[[Tensor], Tensor]:
+    """Return an activation by its name in transformers.
+
+    Raises
+    ------
+    InputError
+        The activation is not computed here.
+    """
+    if name not in ACTIVATIONS:
+        raise InputError(
+            f"`hidden_act` must be one of {', '.join(ACTIVATIONS)} to be computed, but got {name!r}"
+        )
+    return ACTIVATIONS[name]
+
+
+class FeedForward(nn.Module):
+    """MLP, d -> f -> d, with or without a gate."""
+
+    def __init__(self, block: FeedForwardBlock) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Linear(shape.hidden_size, 2 * shape.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
+        d, f = block.hidden_size, block.intermediate_size
+        self.gated, self.activation = block.gated, activation_of(block.activation)
+        if block.gated:
+            self.gate_up_proj = nn.Linear(d, 2 * f, bias=block.bias)
+            self.parts = {"gate_up_proj": (f, f)}
+        else:
+            self.up_proj = nn.Linear(d, f, bias=block.bias)
+            self.parts = {}
+        self.down_proj = nn.Linear(f, d, bias=block.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block to (B, T, d)."""
+        if not self.gated:
+            return self.down_proj(self.activation(self.up_proj(x)))
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(self.activation(gate) * up)

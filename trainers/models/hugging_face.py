@@ -4,16 +4,20 @@ Transformers, vLLM and llama.cpp's converter load the exported folder.
 """
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from shapelaw.scaling.architectures.architecture import Architecture
+from shapelaw.scaling.architectures.config import architecture_config, read_architecture
+from shapelaw.scaling.architectures.registry import FAMILIES
 from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.architectures.weight_names import LLAMA_NAMES, stored_weight
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json, write_json, write_text, write_whole
-from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.models.transformer import Transformer, architecture_of
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -35,29 +39,34 @@ class Tokenizer(Protocol):
 
 
 def hugging_face_weights(model: Transformer) -> dict[str, torch.Tensor]:
-    """Copy the weights of a model under the names that Hugging Face's Llama or Qwen3 gives them.
+    """Copy the weights of a model under the names that its class in transformers gives them.
 
     Fused projections are split into their parts.
     """
     weights = {}
     for name, weight in model.named_parameters():  # yields a tied head only once
-        for part, piece in _pieces(name, weight.detach(), model.shape).items():
-            full = part if part.startswith("lm_head") else f"model.{part}"
-            weights[full] = piece.clone()
+        for stored, piece in _pieces(name, weight.detach(), model).items():
+            weights[stored] = piece.clone(memory_format=torch.contiguous_format)
     return weights
 
 
-def _pieces(name: str, weight: torch.Tensor, shape: Shape) -> dict[str, torch.Tensor]:
-    """Return views of a weight by the names that Hugging Face gives its parts."""
-    if "qkv_proj" in name:
-        heads, groups = shape.num_attention_heads, shape.num_key_value_heads
-        sizes = [count * shape.head_dim for count in (heads, groups, groups)]
-        parts = zip("qkv", weight.split(sizes), strict=True)
-        return {name.replace("qkv_proj", f"{letter}_proj"): part for letter, part in parts}
-    if "gate_up_proj" in name:
-        halves = zip(("gate", "up"), weight.chunk(2), strict=True)
-        return {name.replace("gate_up_proj", f"{half}_proj"): part for half, part in halves}
-    return {name: weight}
+def _pieces(name: str, weight: torch.Tensor, model: Transformer) -> dict[str, torch.Tensor]:
+    """Return views of a weight by the names that a checkpoint gives its parts."""
+    names = LLAMA_NAMES | dict(FAMILIES[model.architecture.model_type].names)
+    stored = stored_weight(name, names)
+    if stored.transposed:
+        weight = weight.T
+    if len(stored.names) == 1:
+        return {stored.names[0]: weight}
+    sizes = model.rows()[name.removesuffix(".bias").removesuffix(".weight") + ".weight"]
+    return dict(zip(stored.names, weight.split(sizes), strict=True))
+
+
+def config_of_model(model: Transformer, max_position_embeddings: int) -> dict[str, Any]:
+    """Write the Hugging Face config of a model."""
+    if hasattr(model, "shape"):
+        return model.shape.to_config(max_position_embeddings=max_position_embeddings)
+    return architecture_config(model.architecture, max_position_embeddings=max_position_embeddings)
 
 
 def export(
@@ -88,7 +97,7 @@ def export(
     write_whole(folder / WEIGHTS, lambda target: _write(weights, target))
     end = None if tokenizer is None else tokenizer.separator
     ends = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
-    config = model.shape.to_config(max_position_embeddings=max_position_embeddings)
+    config = config_of_model(model, max_position_embeddings)
     write_json(folder / CONFIG, config | ends)
     write_json(folder / "generation_config.json", ends)
     if tokenizer is not None:
@@ -101,6 +110,21 @@ def export(
             **dict.fromkeys(names, tokenizer.separator_text),
         }
         write_json(folder / "tokenizer_config.json", settings)
+
+
+def _described(config: dict[str, Any]) -> Shape | Architecture:
+    """Read a config as a shape if it describes the whole model, else as an architecture."""
+    architecture = read_architecture(config)
+    try:
+        shape = Shape.from_config(config)
+        plain = architecture_of(shape)
+    except InputError:
+        return architecture
+    same = all(
+        getattr(plain, part) == getattr(architecture, part)
+        for part in ("embedding", "layers", "norm")
+    )
+    return shape if same else architecture
 
 
 def _write(tensors: dict[str, torch.Tensor], target: Path) -> None:
@@ -127,9 +151,9 @@ def load_export(folder: Path, *, attention: str = "sdpa") -> Transformer:
         A file is missing or damaged, or the weights do not match the config.
     """
     config = read_json(folder / CONFIG)
-    shape = Shape.from_config(config)
-    length = int(config["max_position_embeddings"])
-    model = Transformer(shape, context_length=length, attention=attention)
+    description = _described(config)
+    length = int(config.get("max_position_embeddings") or config["n_positions"])
+    model = Transformer(description, context_length=length, attention=attention)
     try:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -138,8 +162,7 @@ def load_export(folder: Path, *, attention: str = "sdpa") -> Transformer:
         ) from None
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            for part, piece in _pieces(name, weight, shape).items():
-                full = part if part.startswith("lm_head") else f"model.{part}"
+            for full, piece in _pieces(name, weight, model).items():
                 tensor = tensors.get(full)
                 if tensor is None or tensor.shape != piece.shape:
                     raise InputError(

@@ -1,11 +1,9 @@
-"""The transformer that a :class:`shapelaw.scaling.architectures.shape.Shape` describes.
+"""The transformer that an architecture describes, built from one module per block.
 
-The model is a pre-norm decoder of the dense Llama family: RMSNorm, rotary position embeddings,
-grouped-query attention and SwiGLU, optionally with RMSNorm on queries and keys as in Qwen3. This
-module does not depend on training.
+The blocks are data (:mod:`shapelaw.scaling.architectures.blocks`); each has a module of its own
+here. No part of this module depends on the family. This module does not depend on training.
 
-Shape letters of tensors: B sequences, T positions, d hidden size, H query heads, K key-value
-heads, h head dimension, f intermediate size, V vocabulary.
+Shape letters of tensors: B sequences, T positions, d hidden size, V vocabulary.
 """
 
 import math
@@ -14,10 +12,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
+from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
+from shapelaw.scaling.architectures.blocks.positions import RotaryPositions
+from shapelaw.scaling.architectures.config import read_architecture
 from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.models.attention import Attention, LayerCache
-from shapelaw.trainers.models.feed_forward import MLP
-from shapelaw.trainers.models.norms import NORM_EPS
+from shapelaw.trainers.models.feed_forward import FeedForward
+from shapelaw.trainers.models.norms import OnePlusRMSNorm, build_norm
 from shapelaw.trainers.models.rotary import rotary_table
 
 # Initial scale of the output projections of attention and MLP, as a multiple of the usual scale.
@@ -25,55 +29,144 @@ RESIDUAL_INITS = {"scaled": 1.0, "zero": 0.0}
 
 
 class Layer(nn.Module):
-    """One pre-norm decoder layer."""
+    """One decoder layer: x + after(block(before(x))) for attention and then for the MLP."""
 
-    def __init__(self, shape: Shape, *, attention: str) -> None:
+    def __init__(self, block: DecoderLayer, *, attention: str) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(shape.hidden_size, eps=NORM_EPS)
-        self.self_attn = Attention(shape, attention=attention)
-        self.post_attention_layernorm = nn.RMSNorm(shape.hidden_size, eps=NORM_EPS)
-        self.mlp = MLP(shape)
+        width = block.attention.hidden_size
+        before, after = block.norms != "after", block.norms != "before"
+        if before:
+            self.input_layernorm = build_norm(block.norm, width)
+        self.self_attn = build_attention(block, attention=attention)
+        if after:
+            self.attention_output_norm = build_norm(block.norm, width)
+        if before:
+            self.post_attention_layernorm = build_norm(block.norm, width)
+        self.mlp = build_feed_forward(block)
+        if after:
+            self.mlp_output_norm = build_norm(block.norm, width)
+        self.before, self.after = before, after
 
-    def forward(self, x: Tensor, table: Tensor, cache: LayerCache | None, start: int) -> Tensor:
+    def forward(
+        self, x: Tensor, table: Tensor | None, cache: LayerCache | None, start: int
+    ) -> Tensor:
         """Add attention and then the MLP to the residual stream (B, T, d)."""
-        x = x + self.self_attn(self.input_layernorm(x), table, cache, start)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        normed = self.input_layernorm(x) if self.before else x
+        mixed = self.self_attn(normed, table, cache, start)
+        x = x + (self.attention_output_norm(mixed) if self.after else mixed)
+        normed = self.post_attention_layernorm(x) if self.before else x
+        mixed = self.mlp(normed)
+        return x + (self.mlp_output_norm(mixed) if self.after else mixed)
+
+
+def build_attention(block: DecoderLayer, *, attention: str) -> Attention:
+    """Build the attention of a layer."""
+    if not isinstance(block.attention, AttentionBlock):
+        raise InputError("latent attention is not computed yet; use another family")
+    return Attention(block.attention, attention=attention)
+
+
+def build_feed_forward(block: DecoderLayer) -> FeedForward:
+    """Build the feed-forward block of a layer."""
+    if not isinstance(block.feed_forward, FeedForwardBlock):
+        raise InputError("a mixture of experts is not computed yet; use another family")
+    return FeedForward(block.feed_forward)
+
+
+def architecture_of(model: Shape | Architecture) -> Architecture:
+    """Return the architecture of a shape: Llama, Mistral or Qwen3, with norms of ε = 1e-5."""
+    if isinstance(model, Architecture):
+        return model
+    model.require_gate_without_biases("be trained or run here")
+    return read_architecture(model.to_config())
 
 
 class Transformer(nn.Module):
-    """Decoder-only language model with the parameter names of Hugging Face's Llama and Qwen3.
+    """Decoder-only language model.
 
     Parameters
     ----------
-    shape
-        Shape of the model. A tied output head shares the weight of the embedding.
+    model
+        Shape or architecture of the model. A tied output head shares the weight of the embedding.
     context_length
         Longest sequence in tokens, cached tokens included.
     attention
         ``"sdpa"`` (PyTorch's fused kernel) or ``"matmul"`` (attention scores computed explicitly).
+
+    Attributes
+    ----------
+    shape : Shape
+        The shape; only of a model that was built from one.
     """
 
-    rotary: Tensor
+    shape: Shape
+    rotary_0: Tensor
 
-    def __init__(self, shape: Shape, *, context_length: int, attention: str = "sdpa") -> None:
+    def __init__(
+        self, model: Shape | Architecture, *, context_length: int, attention: str = "sdpa"
+    ) -> None:
         super().__init__()
-        shape.require_gate_without_biases("be trained or run here")
-        self.shape = shape
-        self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        if isinstance(model, Shape):
+            self.shape = model
+        architecture = self.architecture = architecture_of(model)
+        embedding, width = architecture.embedding, architecture.embedding.hidden_size
+        if embedding.positions and context_length > embedding.positions:
+            raise InputError(
+                f"`context_length` must be at most {embedding.positions}, the learned positions, "
+                f"but got {context_length}"
+            )
+        self.embed_tokens = nn.Embedding(embedding.vocab_size, width)
+        if embedding.positions:
+            self.embed_positions = nn.Embedding(embedding.positions, width)
+        if embedding.norm is not None:
+            self.embedding_norm = build_norm(embedding.norm, width)
         self.layers = nn.ModuleList(
-            Layer(shape, attention=attention) for _ in range(shape.num_hidden_layers)
+            Layer(layer, attention=attention) for layer in architecture.each_layer()
         )
-        self.norm = nn.RMSNorm(shape.hidden_size, eps=NORM_EPS)
-        self.lm_head = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
-        if shape.tie_word_embeddings:
+        self.norm = build_norm(architecture.norm, width)
+        self.lm_head = nn.Linear(width, embedding.vocab_size, bias=False)
+        if embedding.tied:
             self.lm_head.weight = self.embed_tokens.weight
-        table = rotary_table(context_length, shape.head_dim, shape.rope_theta)
-        self.register_buffer("rotary", table, persistent=False)
+        self._rotaries: list[RotaryPositions] = []
+        for layer in architecture.each_layer():
+            if layer.attention.rotary and layer.attention.rotary not in self._rotaries:
+                self._rotaries.append(layer.attention.rotary)
+        self._table_of = [
+            self._rotaries.index(layer.attention.rotary) if layer.attention.rotary else None
+            for layer in architecture.each_layer()
+        ]
+        self.set_context_length(context_length)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens of the vocabulary."""
+        return self.embed_tokens.num_embeddings
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream, d."""
+        return self.embed_tokens.embedding_dim
+
+    @property
+    def rotary(self) -> Tensor:
+        """Table of rotary positions of a model whose layers share one, (2, positions, h)."""
+        return self.rotary_0
+
+    def set_context_length(self, length: int) -> None:
+        """Set the longest sequence in tokens: compute the tables of rotary positions."""
+        self.context_length = length
+        blocks = (layer.attention for layer, _ in self.architecture.layers)
+        dims = {block.rotary: int(block.rotated_dimensions) for block in blocks}
+        for index, rotary in enumerate(self._rotaries):
+            table = rotary_table(length, dims[rotary], rotary)
+            table = table.to(self.embed_tokens.weight.device)
+            self.register_buffer(f"rotary_{index}", table, persistent=False)
 
     def initialise(self, seed: int, residual_init: str = "scaled") -> None:
         """Draw every weight from one seed.
 
-        Matrices are normal with standard deviation 1/√fan_in; embeddings have 0.02. The matrices
+        Matrices are normal with standard deviation 1/√fan_in; embeddings have 0.02. Norms begin as
+        plain ones; biases and sinks are 0. The matrices
         that write to the residual stream are also divided by √(2·layers), as in GPT-2.
 
         Parameters
@@ -85,13 +178,16 @@ class Transformer(nn.Module):
             0, so that every layer is the identity at first (arXiv 1901.09321).
         """
         generator = torch.Generator().manual_seed(seed)
-        residual = RESIDUAL_INITS[residual_init] / math.sqrt(2 * self.shape.num_hidden_layers)
+        residual = RESIDUAL_INITS[residual_init] / math.sqrt(
+            2 * self.architecture.num_hidden_layers
+        )
+        zeros = self._zero_vectors()
         with torch.no_grad():
             for name, weight in self.named_parameters():
                 if weight.ndim == 1:
-                    weight.fill_(1.0)
+                    weight.fill_(0.0 if name in zeros else 1.0)
                     continue
-                scale = 0.02 if "embed_tokens" in name else 1 / math.sqrt(weight.shape[1])
+                scale = 0.02 if "embed_" in name else 1 / math.sqrt(weight.shape[-1])
                 if name.endswith(("o_proj.weight", "down_proj.weight")):
                     scale *= residual
                 weight.normal_(0.0, scale, generator=generator)
@@ -116,41 +212,64 @@ class Transformer(nn.Module):
         torch.Tensor
             Hidden states, (B, T, d).
         """
-        x = self.embed_tokens(tokens)
-        table = self.rotary[:, start : start + tokens.shape[1]]
+        end = start + tokens.shape[1]
+        x = self._embed(tokens, start)
+        tables = [getattr(self, f"rotary_{i}")[:, start:end] for i in range(len(self._rotaries))]
         for index, layer in enumerate(self.layers):
+            which = self._table_of[index]
+            table = None if which is None else tables[which]
             x = layer(x, table, None if cache is None else cache[index], start)
         return self.norm(x)
 
+    def _embed(self, tokens: Tensor, start: int) -> Tensor:
+        """Look up tokens, (B, T), that begin at a position -> (B, T, d)."""
+        embedding = self.architecture.embedding
+        x = self.embed_tokens(tokens)
+        if embedding.scale != 1.0:
+            x = x * torch.tensor(embedding.scale, dtype=x.dtype, device=x.device)
+        if embedding.positions:
+            x = x + self.embed_positions.weight[start : start + tokens.shape[1]]
+        return self.embedding_norm(x) if embedding.norm is not None else x
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Compute next-token logits, (..., V), from hidden states (..., d)."""
-        return self.lm_head(hidden)
+        logits, cap = self.lm_head(hidden), self.architecture.embedding.logit_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def empty_cache(self, batch: int, length: int, *, dtype: torch.dtype) -> list[LayerCache]:
-        """Create a zeroed key-value cache for ``batch`` sequences of at most ``length`` tokens."""
-        shape, device = self.shape, self.embed_tokens.weight.device
-        size = (batch, shape.num_key_value_heads, length, shape.head_dim)
+        """Create a zeroed cache for ``batch`` sequences of at most ``length`` tokens."""
+        device = self.embed_tokens.weight.device
         return [
-            (
-                torch.zeros(size, dtype=dtype, device=device),
-                torch.zeros(size, dtype=dtype, device=device),
-            )
-            for _ in range(shape.num_hidden_layers)
+            attention.empty_cache(batch, length, dtype=dtype, device=device)
+            for attention in self.modules()
+            if isinstance(attention, Attention)
         ]
+
+    def _zero_vectors(self) -> set[str]:
+        """Return the names of the vectors that begin as 0: biases, sinks, norms of 1 + w."""
+        vectors = {
+            n for n, w in self.named_parameters() if w.ndim == 1 and not n.endswith("weight")
+        }
+        offsets = (n for n, m in self.named_modules() if isinstance(m, OnePlusRMSNorm))
+        return vectors | {f"{name}.weight" for name in offsets}
 
     def matrices(self) -> Iterator[nn.Parameter]:
         """Return the weight matrices of the layers, which Muon updates."""
         return (weight for weight in self.layers.parameters() if weight.ndim == 2)
 
+    def rows(self) -> dict[str, tuple[int, ...]]:
+        """Return the number of rows of each projection that one weight stacks, by its name."""
+        return {
+            f"{name}.{weight}.weight": sizes
+            for name, module in self.named_modules()
+            for weight, sizes in getattr(module, "parts", {}).items()
+        }
+
     def pieces(self) -> list[tuple[int, ...]]:
         """Return the number of rows of each projection stacked in each of :meth:`matrices`."""
-        shape, sizes = self.shape, list[tuple[int, ...]]()
-        group = shape.num_key_value_heads * shape.head_dim
-        for name, weight in self.layers.named_parameters():
-            if name.endswith("qkv_proj.weight"):
-                sizes.append((shape.num_attention_heads * shape.head_dim, group, group))
-            elif name.endswith("gate_up_proj.weight"):
-                sizes.append((shape.intermediate_size, shape.intermediate_size))
-            elif weight.ndim == 2:
-                sizes.append((weight.shape[0],))
-        return sizes
+        rows = self.rows()
+        return [
+            rows.get(name, (weight.shape[0],))
+            for name, weight in self.named_parameters()
+            if name.startswith("layers.") and weight.ndim == 2
+        ]

@@ -43,7 +43,7 @@ class NextToken:
             count = batch.mask.sum().float()
             return (losses * batch.mask).sum() / count.clamp(min=1), count
         count = torch.full((), targets.numel(), dtype=torch.float32, device=targets.device)
-        if targets.numel() * model.shape.vocab_size <= MAX_LOGITS:
+        if targets.numel() * model.vocab_size <= MAX_LOGITS:
             return token_losses(model, batch.tokens, self.recipe).mean(), count
         with _precision(targets, self.recipe):
             hidden = model(batch.tokens[:, :-1])

@@ -52,7 +52,7 @@ class Optimizer:
 
     def __init__(self, model: Transformer, recipe: Recipe, steps: int) -> None:
         self.recipe, self.steps = recipe, steps
-        scaled = recipe.for_shape(model.shape)
+        scaled = recipe.for_shape(model.architecture)
         self.parts = BUILDERS[recipe.optimizer](model, scaled)
         self.peaks = [part.param_groups[0]["lr"] for part in self.parts]
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.units import number_format
@@ -132,7 +133,7 @@ class Recipe:
         """Return the number of steps before the decay, which a longer run has in common."""
         return min(steps, steps - math.ceil(max(self.decay * steps, 1.0)) + 1)
 
-    def for_shape(self, shape: Shape) -> "Recipe":
+    def for_shape(self, shape: Shape | Architecture) -> "Recipe":
         """Return the recipe with the learning rates of its rule for a shape.
 
         Under AdamW, ``learning_rate`` also applies to the matrices inside layers.
@@ -191,12 +192,12 @@ def recipe_with(texts: Sequence[str]) -> Recipe:
     return Recipe(**parse_settings(read_pairs(texts)))
 
 
-def constant(recipe: Recipe, shape: Shape) -> tuple[float, float]:
+def constant(recipe: Recipe, shape: Shape | Architecture) -> tuple[float, float]:
     """Return factors of 1: the same learning rates for all shapes."""
     return 1.0, 1.0
 
 
-def power(recipe: Recipe, shape: Shape) -> tuple[float, float]:
+def power(recipe: Recipe, shape: Shape | Architecture) -> tuple[float, float]:
     """Scale all rates by (d/d₀)^``width_exponent`` · (layers/layers₀)^``depth_exponent``."""
     width = shape.hidden_size / recipe.reference_hidden_size
     depth = shape.num_hidden_layers / recipe.reference_layers
@@ -204,7 +205,7 @@ def power(recipe: Recipe, shape: Shape) -> tuple[float, float]:
     return factor, factor
 
 
-def mup(recipe: Recipe, shape: Shape) -> tuple[float, float]:
+def mup(recipe: Recipe, shape: Shape | Architecture) -> tuple[float, float]:
     """Scale the rate of matrices by d₀/d under AdamW; leave all other rates unchanged.
 
     Source: arXiv 2203.03466 for hidden matrices. A Muon update has the same spectral norm at every
@@ -215,7 +216,7 @@ def mup(recipe: Recipe, shape: Shape) -> tuple[float, float]:
     return recipe.reference_hidden_size / shape.hidden_size, 1.0
 
 
-def size(recipe: Recipe, shape: Shape) -> tuple[float, float]:
+def size(recipe: Recipe, shape: Shape | Architecture) -> tuple[float, float]:
     """Scale all rates by (N/N₀)^(-1/3), N₀ = 12·layers₀·d₀² (the exponent of OLMo's ladder)."""
     reference = 12 * recipe.reference_layers * recipe.reference_hidden_size**2
     factor = (shape.n_non_embedding / reference) ** (-1 / 3)
@@ -223,7 +224,7 @@ def size(recipe: Recipe, shape: Shape) -> tuple[float, float]:
 
 
 # A rule returns the factors of the learning rate of matrices and of that of all other weights.
-RULES: dict[str, Callable[[Recipe, Shape], tuple[float, float]]] = {
+RULES: dict[str, Callable[[Recipe, Shape | Architecture], tuple[float, float]]] = {
     "constant": constant,
     "power": power,
     "mup": mup,

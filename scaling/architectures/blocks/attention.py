@@ -76,6 +76,11 @@ class AttentionBlock:
     shares_cache: bool = False
 
     @property
+    def rotated_dimensions(self) -> Any:
+        """Dimensions of a head that rotary positions rotate: h."""
+        return self.head_dim
+
+    @property
     def projected_heads(self) -> Any:
         """Heads of queries, keys and values that the layer projects to: H + 2·K."""
         return self.num_attention_heads + 2 * self.num_key_value_heads * (not self.shares_cache)

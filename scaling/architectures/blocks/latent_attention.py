@@ -31,6 +31,11 @@ class LatentAttentionBlock:
     chunked: bool = False
 
     @property
+    def rotated_dimensions(self) -> Any:
+        """Dimensions of a head that rotary positions rotate: r."""
+        return self.rotary_head_dim
+
+    @property
     def matmul_parameters(self) -> Any:
         """Parameters of the matrices.
 

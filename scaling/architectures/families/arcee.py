@@ -26,4 +26,5 @@ ARCEE = ConfigFamily(
         "mlp_bias": switch(False),
     },
     build_arcee,
+    class_name="ArceeForCausalLM",
 )

@@ -109,5 +109,6 @@ DEEPSEEK_V3 = ConfigFamily(
         "v_head_dim": ConfigField(128),
     },
     build_deepseek_v3,
+    class_name="DeepseekV3ForCausalLM",
 )
 KIMI_K2 = replace(DEEPSEEK_V3, model_type="kimi_k2")

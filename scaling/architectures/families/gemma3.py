@@ -84,10 +84,16 @@ GEMMA3 = ConfigFamily(
         "sliding_window_pattern": ConfigField(6),
         "layer_types": ConfigField(None, "list", nullable=True),
         "use_bidirectional_attention": ConfigField(False, "switch", nullable=True),
-        "query_pre_attn_scalar": ConfigField(256, "number"),
+        "query_pre_attn_scalar": ConfigField(256),
         "final_logit_softcapping": ConfigField(None, "number", nullable=True),
         "attn_logit_softcapping": ConfigField(None, "number", nullable=True),
     },
     build_gemma3,
+    class_name="Gemma3ForCausalLM",
+    names={
+        "attention_output_norm": "post_attention_layernorm",
+        "post_attention_layernorm": "pre_feedforward_layernorm",
+        "mlp_output_norm": "post_feedforward_layernorm",
+    },
     theta=1_000_000.0,
 )

@@ -88,5 +88,18 @@ GPT2 = ConfigFamily(
         "add_cross_attention": switch(False),
     },
     build_gpt2,
+    class_name="GPT2LMHeadModel",
+    names={
+        "embed_tokens": "transformer.wte",
+        "embed_positions": "transformer.wpe",
+        "layers": "transformer.h",
+        "norm": "transformer.ln_f",
+        "input_layernorm": "ln_1",
+        "self_attn.qkv_proj": "attn.c_attn^T",
+        "self_attn.o_proj": "attn.c_proj^T",
+        "post_attention_layernorm": "ln_2",
+        "mlp.up_proj": "mlp.c_fc^T",
+        "mlp.down_proj": "mlp.c_proj^T",
+    },
     also_read=tuple(GPT2_NAMES),
 )

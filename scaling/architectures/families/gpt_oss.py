@@ -64,5 +64,6 @@ GPT_OSS = ConfigFamily(
         "layer_types": ConfigField(None, "list", nullable=True),
     },
     build_gpt_oss,
+    class_name="GptOssForCausalLM",
     theta=150_000.0,
 )

@@ -83,11 +83,14 @@ def dense_decoder(
     embedding
         Tables and head; None for the usual ones.
     """
-    one = isinstance(layers, DecoderLayer)
+    if isinstance(layers, DecoderLayer):
+        runs = layer_runs([layers] * fields["num_hidden_layers"])
+    else:
+        runs = layer_runs(layers)
     return Architecture(
         model_type=fields.model_type,
         embedding=embedding or embedding_block(fields),
-        layers=((layers, fields["num_hidden_layers"]),) if one else layer_runs(layers),
+        layers=runs,
         norm=norm or norm_block(fields),
         fields=fields.resolved(),
         notes=tuple(fields.notes),
@@ -128,4 +131,5 @@ LLAMA = ConfigFamily(
         "mlp_bias": switch(False),
     },
     build_llama,
+    class_name="LlamaForCausalLM",
 )

@@ -91,5 +91,6 @@ LLAMA4 = ConfigFamily(
         "layer_types": ConfigField(None, "list", nullable=True),
     },
     build_llama4,
+    class_name="Llama4ForCausalLM",
     theta=500_000.0,
 )

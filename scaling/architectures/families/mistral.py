@@ -28,4 +28,5 @@ MISTRAL = ConfigFamily(
         "sliding_window": ConfigField(4096, nullable=True),
     },
     build_mistral,
+    class_name="MistralForCausalLM",
 )

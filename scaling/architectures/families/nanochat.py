@@ -41,4 +41,6 @@ NANOCHAT = ConfigFamily(
         "final_logit_softcapping": ConfigField(15.0, "number", nullable=True),
     },
     build_nanochat,
+    class_name="NanoChatForCausalLM",
+    names={"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"},
 )

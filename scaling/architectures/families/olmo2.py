@@ -30,4 +30,9 @@ OLMO2 = ConfigFamily(
     "olmo2",
     {**dense_fields((50_304, 4096, 11_008, 32, 32), epsilon=1e-5), "attention_bias": switch(False)},
     build_olmo2,
+    class_name="Olmo2ForCausalLM",
+    names={
+        "attention_output_norm": "post_attention_layernorm",
+        "mlp_output_norm": "post_feedforward_layernorm",
+    },
 )

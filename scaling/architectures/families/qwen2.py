@@ -52,4 +52,5 @@ QWEN2 = ConfigFamily(
         **QWEN_WINDOWS,
     },
     build_qwen2,
+    class_name="Qwen2ForCausalLM",
 )

@@ -48,6 +48,7 @@ QWEN3 = ConfigFamily(
         **QWEN_WINDOWS,
     },
     build_qwen3,
+    class_name="Qwen3ForCausalLM",
 )
 
 
@@ -61,7 +62,7 @@ def build_qwen3_moe(fields: ConfigFields) -> Architecture:
     dense = replace(dense, attention=replace(dense.attention, window=window))
     experts = ExpertsBlock(
         expert=replace(
-            dense.feed_forward, intermediate_size=fields["moe_intermediate_size"], bias=False
+            feed_forward_block(fields), intermediate_size=fields["moe_intermediate_size"]
         ),
         experts=fields["num_experts"],
         active=fields.active_experts("num_experts_per_tok", "num_experts"),
@@ -92,5 +93,6 @@ QWEN3_MOE = ConfigFamily(
         "mlp_only_layers": ConfigField(None, "list", nullable=True),
     },
     build_qwen3_moe,
+    class_name="Qwen3MoeForCausalLM",
     also_read=("num_local_experts", "max_window_layers"),
 )

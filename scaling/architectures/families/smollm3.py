@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
 from shapelaw.scaling.architectures.config_fields import (
@@ -50,10 +51,13 @@ def rotary_layers(fields: ConfigFields) -> list[int]:
     return [int(each) for each in given[:number]]
 
 
+NO_POSITIONS: dict[str, Any] = {"rotary": None}
+
+
 def without_positions(layers: Sequence[DecoderLayer], rotary: Sequence[int]) -> list[DecoderLayer]:
     """Take the rotary positions from the layers that have a 0."""
     return [
-        layer if keeps else replace(layer, attention=replace(layer.attention, rotary=None))
+        layer if keeps else replace(layer, attention=replace(layer.attention, **NO_POSITIONS))
         for layer, keeps in zip(layers, rotary, strict=True)
     ]
 
@@ -72,5 +76,6 @@ SMOLLM3 = ConfigFamily(
         "layer_types": ConfigField(None, "list", nullable=True),
     },
     build_smollm3,
+    class_name="SmolLM3ForCausalLM",
     theta=2_000_000.0,
 )

@@ -69,7 +69,7 @@ def test_a_loaded_export_has_the_weights_and_logits_of_the_model(
     model = exported(tmp_path, replace(SHAPE, **changes))  # type: ignore[arg-type]
     loaded = load_export(tmp_path)
     assert loaded.shape == model.shape
-    assert loaded.rotary.shape == model.rotary.shape
+    assert loaded.context_length == model.context_length
     for (name, old), (_, new) in zip(
         model.named_parameters(), loaded.named_parameters(), strict=True
     ):

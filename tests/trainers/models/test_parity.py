@@ -1,0 +1,172 @@
+"""Logits, cache and gradients of every family against the class of transformers.
+
+All parameters and buffers are random: at their first values, many mistakes change nothing.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from shapelaw.scaling.architectures.config import read_architecture
+from shapelaw.trainers.models.hugging_face import export, load_export
+from shapelaw.trainers.models.transformer import Transformer
+
+transformers = pytest.importorskip("transformers")
+
+COMMON = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+CONFIGS: dict[str, dict[str, object]] = {
+    "gpt2": {"vocab_size": 97, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256},
+    "llama": {**COMMON, "head_dim": 16, "tie_word_embeddings": True, "rope_parameters": LLAMA3},
+    "llama-biases": {**COMMON, "attention_bias": True, "mlp_bias": True},
+    "mistral": {**COMMON, "head_dim": 24, "sliding_window": None, "rope_theta": 1e9},
+    "mistral-window": {**COMMON, "sliding_window": 8},
+    "qwen2": {**COMMON, "rope_parameters": YARN},
+    "qwen2-window": {
+        **COMMON,
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "max_window_layers": 2,
+    },
+    "qwen3": {**COMMON, "head_dim": 32},
+    "gemma3_text": {
+        **COMMON,
+        "head_dim": 16,
+        "sliding_window": 8,
+        "query_pre_attn_scalar": 24,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    },
+    "gemma3_text-cap": {**COMMON, "head_dim": 16, "final_logit_softcapping": 3.0},
+    "olmo2": COMMON,
+    "smollm3": {**COMMON, "no_rope_layer_interval": 4},
+    "arcee": COMMON,
+    "nanochat": COMMON,
+}
+POSITIONS = 37
+
+
+def randomise(model: torch.nn.Module, seed: int = 0) -> None:
+    """Draw every parameter: matrices with deviation 0.5/√fan_in, vectors around their value."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 1:
+                weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
+            else:
+                scale = 0.05 if "embed_" in name else 0.5 / weight.shape[-1] ** 0.5
+                weight.copy_(scale * torch.randn(weight.shape, generator=generator))
+
+
+@pytest.fixture(params=list(CONFIGS))
+def pair(request, tmp_path: Path):
+    """A random model, and what transformers loads from its export."""
+    config = {"model_type": request.param.partition("-")[0], **CONFIGS[request.param]}
+    model = Transformer(read_architecture(config), context_length=256).eval()
+    randomise(model)
+    export(tmp_path, model, max_position_embeddings=256)
+    reference, loading = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, output_loading_info=True, attn_implementation="eager", dtype=torch.float32
+    )
+    assert not any(loading.values()), loading
+    return model, reference.eval(), tmp_path
+
+
+def tokens_of(positions: int = POSITIONS) -> torch.Tensor:
+    return torch.randint(97, (2, positions), generator=torch.Generator().manual_seed(1))
+
+
+def logits_of(model: Transformer, tokens: torch.Tensor, **kwargs: object) -> torch.Tensor:
+    return model.logits(model(tokens, **kwargs))
+
+
+def test_logits_loss_and_gradients_equal_those_of_transformers(pair) -> None:
+    model, reference, _ = pair
+    tokens = tokens_of()
+    ours, theirs = logits_of(model, tokens), reference(tokens).logits
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    loss = F.cross_entropy(ours[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    other = reference(tokens, labels=tokens).loss
+    torch.testing.assert_close(loss, other, rtol=0, atol=1e-5)
+    loss.backward()
+    other.backward()
+    ours, theirs = model.embed_tokens.weight.grad, reference.get_input_embeddings().weight.grad
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_explicit_attention_equals_the_fused_kernel(pair) -> None:
+    model, _, _ = pair
+    explicit = Transformer(model.architecture, context_length=256, attention="matmul")
+    explicit.load_state_dict(model.state_dict())
+    tokens = tokens_of()
+    torch.testing.assert_close(
+        logits_of(explicit, tokens), logits_of(model, tokens), rtol=0, atol=1e-5
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefill", [1, 5, 21])
+def test_prefill_and_single_steps_equal_a_full_forward(pair, prefill: int) -> None:
+    model, _, _ = pair
+    tokens = tokens_of()
+    cache = model.empty_cache(2, POSITIONS, dtype=torch.float32)
+    steps = [logits_of(model, tokens[:, :prefill], cache=cache)]
+    steps += [
+        logits_of(model, tokens[:, start : start + 1], cache=cache, start=start)
+        for start in range(prefill, POSITIONS)
+    ]
+    torch.testing.assert_close(torch.cat(steps, dim=1), logits_of(model, tokens), rtol=0, atol=1e-5)
+
+
+def test_cache_has_the_counted_bytes(pair) -> None:
+    model, _, _ = pair
+    cache = model.empty_cache(1, 200, dtype=torch.bfloat16)
+    measured = sum(part.numel() * part.element_size() for layer in cache for part in layer)
+    assert measured == model.architecture.cache_bytes(200)
+
+
+def test_parameters_are_the_counted_ones(pair) -> None:
+    model, reference, _ = pair
+    counted = model.architecture.n_total
+    assert sum(weight.numel() for weight in model.parameters()) == counted
+    assert reference.num_parameters() == counted
+
+
+@torch.no_grad()
+def test_export_loads_as_the_same_model_with_the_same_config(pair) -> None:
+    model, reference, folder = pair
+    loaded, tokens = load_export(folder), tokens_of()
+    assert torch.equal(logits_of(loaded, tokens), logits_of(model, tokens))
+    written = json.loads((folder / "config.json").read_text())
+    built = json.loads(reference.config.to_json_string(use_diff=False))
+    defaults = {"rope_theta", "rope_scaling", "torch_dtype", "architectures", "rope_parameters"}
+    if not written.get("use_sliding_window", True):
+        defaults |= {"sliding_window"}  # the class sets an unused window to null
+    for name in written.keys() - defaults:
+        assert written[name] == built[name], name
