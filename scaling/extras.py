@@ -1,15 +1,14 @@
 """Optional packages, with the extra of shapelaw that installs each package."""
 
-from collections.abc import Iterator
 from importlib.util import find_spec
 
 from shapelaw.scaling.errors import InputError
 
-# Extra -> its purpose and the import names of its packages.
+# Extra -> its purpose and its packages; those that a command needs by their import names.
 EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "train": ("training, and measuring on this machine", ("torch", "tokenizers", "safetensors")),
     "hf": ("the engine transformers, streamed text", ("transformers", "datasets")),
-    "eval": ("benchmarks through lm-eval", ("lm_eval",)),
+    "eval": ("benchmarks through lm-eval", ("lm_eval", "accelerate", "peft")),
     "report": ("interactive report pages", ("plotly",)),
     "predict": ("the engine aiconfigurator", ("aiconfigurator",)),
     "llamacpp": ("the engine llamacpp, GGUF files", ("xllamacpp", "gguf")),
@@ -18,6 +17,13 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "slurm": ("the launcher slurm", ("submitit",)),
     "trackers": ("TensorBoard, Weights & Biases", ("tensorboard", "wandb")),
     "dashboard": ("a live view of a study", ("optuna_dashboard",)),
+    "test": ("the tests", ("hypothesis", "pytest", "pytest_xdist")),
+    "slow": ("the slow tests", ("playwright",)),
+    "docs": ("the documentation", ("furo", "latex2mathml", "myst_parser", "sphinx")),
+    "dev": (
+        "work on shapelaw itself",
+        ("import_linter", "ipykernel", "mypy", "nbmake", "pandas_stubs", "ruff", "scipy_stubs"),
+    ),
 }
 EXTRA_OF = {package: extra for extra, (_, packages) in EXTRAS.items() for package in packages}
 
@@ -56,12 +62,14 @@ def _missing(package: str) -> InputError:
     return InputError(f"the command needs the package {package}; `{installing(package)}`")
 
 
-def missing_extras() -> Iterator[str]:
-    """Yield one line per incompletely installed extra: purpose, missing packages, command."""
-    for purpose, packages in EXTRAS.values():
+def extra_states() -> dict[str, dict[str, object]]:
+    """Return the purpose of every extra by its name, its missing packages, and the way to them."""
+    states: dict[str, dict[str, object]] = {}
+    for extra, (purpose, packages) in EXTRAS.items():
         absent = [package for package in packages if installed_version(package) is None]
-        if absent:
-            yield f"{purpose}: {', '.join(absent)} (`{installing(absent[0])}`)"
+        command = f'pip install "shapelaw[{extra}]"' if absent else None
+        states[extra] = {"for": purpose, "missing": absent, "install": command}
+    return states
 
 
 def installed_version(package: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Atomic writing of files, and reading of JSON with errors that name the way out."""
+"""Atomic writing of files, and reading of JSON and TOML with errors that name the way out."""
 
 import contextlib
 import hashlib
@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import tempfile
+import tomllib
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from shapelaw.scaling.errors import InputError, WorkError
 
 MAX_JSON_BYTES = 100_000_000
+MAX_TOML_BYTES = 1_000_000
 MAX_DEPTH = 40  # levels of lists and objects in a JSON document
 MAX_DIGITS = 31  # of an integer and its sign, as of the largest count that options take
 
@@ -126,6 +128,22 @@ def read_json(path: Path) -> dict[str, Any]:
             "give a file that shapelaw wrote"
         )
     return document
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML document in bounded memory.
+
+    Raises
+    ------
+    InputError
+        The file does not exist, is too large, or is not TOML.
+    """
+    content = read_bytes(path, MAX_TOML_BYTES)
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # UnicodeError is a ValueError
+        reason = "too many levels" if isinstance(error, RecursionError) else error
+        raise InputError(f"{path} is not a TOML file ({reason}); correct it") from None
 
 
 def read_bytes(path: Path, limit: int) -> bytes:

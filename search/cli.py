@@ -35,9 +35,10 @@ from shapelaw.scaling.display.console import echo, note, print_fields, print_jso
 from shapelaw.scaling.display.printable import MAX_LINE, one_line
 from shapelaw.scaling.errors import FailedCheckError, InputError, WorkError
 from shapelaw.scaling.extras import missing_package, require_extra
+from shapelaw.scaling.signals import INTERRUPTED, TERMINATED, ended_by_sigterm
 from shapelaw.search.commands.propose_cli import Baseline, TrainingTokens
 
-STOPPED_CODE = 130
+STOPPED = "stopped; the same command goes on from here"
 UNUSABLE_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}  # whatever is on the disk
 # Headings of `shapelaw --help` and the commands below each, in this order.
 SECTIONS = {
@@ -290,10 +291,11 @@ def measure(
 
 @app.command()
 def doctor(json: Json = False) -> None:
-    """Print versions, hardware, engines and missing packages."""
-    from shapelaw.search.commands.doctor import examine
+    """Print versions, hardware, engines and extras."""
+    from shapelaw.search.commands.doctor import as_lines, examine
 
-    print_fields(examine(), json=json)
+    examined = examine()
+    print_fields(examined if json else as_lines(examined), json=json)
 
 
 def main() -> None:
@@ -305,8 +307,9 @@ def main() -> None:
     if not sys.warnoptions:  # a warning of a library would stand between the lines for people
         warnings.simplefilter("ignore")
     try:
-        code = app(standalone_mode=False)
-        if code == STOPPED_CODE:  # how typer answers Ctrl-C
+        with ended_by_sigterm():
+            code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # how typer answers Ctrl-C
             raise KeyboardInterrupt
         sys.exit(code or 0)
     except InputError as error:
@@ -320,7 +323,11 @@ def main() -> None:
     except WorkError as error:
         _stop(str(error), 1)
     except KeyboardInterrupt:
-        _stop("stopped; the same command goes on from here", STOPPED_CODE)
+        _stop(STOPPED, INTERRUPTED)
+    except SystemExit as end:
+        if end.code == TERMINATED:
+            _stop(STOPPED, TERMINATED)
+        raise
     except OSError as error:
         named = f"{error.filename or 'a file'}: {error.strerror or error}"
         _stop(named, 2 if error.errno in UNUSABLE_PATHS else 1)

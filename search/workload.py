@@ -1,13 +1,13 @@
 """Serving workloads: prompt and output length, concurrency, number formats and service level."""
 
 import re
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.files import read_toml
 from shapelaw.scaling.units import number_format
 
 DTYPES = {"float32": 4, "bfloat16": 2}  # number formats of weights: bytes per value
@@ -358,12 +358,7 @@ OPTION_PARSERS: dict[str, Callable[[str, str], Any]] = {
 
 
 def _read_file(path: Path, dtype: str) -> Workload:
-    try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:  # not TOML, not UTF-8, or an impossible path
-        raise InputError(f"{str(path)!r} is not a TOML file ({error})") from None
+    fields = read_toml(path)
     for name, value in fields.items():
         _check_kind(path, name, value)
     fields.setdefault("dtype", dtype)

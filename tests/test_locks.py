@@ -9,6 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from shapelaw.scaling.extras import EXTRA_OF, EXTRAS
 from support.paths import ROOT
 
 LOCKS = ROOT / "locks"
@@ -79,3 +80,19 @@ def test_torch_comes_from_its_own_lock_only(name: str) -> None:
 def test_both_builds_of_torch_have_one_version() -> None:
     (cpu,), (cuda,) = pins("torch-cpu")["torch"], pins("torch-cuda")["torch"]
     assert cpu.removesuffix("+cpu") == cuda
+
+
+@pytest.mark.parametrize("extra", PROJECT["optional-dependencies"])
+def test_doctor_looks_at_every_package_of_every_extra(extra: str) -> None:
+    requirements = map(Requirement, PROJECT["optional-dependencies"][extra])
+    named = {each.name for each in requirements if each.name != PROJECT["name"]}
+    purpose, packages = EXTRAS[extra]
+    looked_at = {canonicalize_name(package) for package in packages}
+    elsewhere = {canonicalize_name(package) for package in EXTRA_OF} - looked_at
+    assert purpose
+    missing = {canonicalize_name(name) for name in named} - looked_at - elsewhere
+    assert not missing
+
+
+def test_doctor_looks_at_no_other_extra() -> None:
+    assert set(EXTRAS) == set(PROJECT["optional-dependencies"])

@@ -2,18 +2,62 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 
 from shapelaw.scaling.accuracy.curves import CURVES
 from shapelaw.scaling.accuracy.link import Link, Links, LinkStage, with_other
 from shapelaw.scaling.accuracy.predictions import LinkSource, Task
+from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json, write_json
+from shapelaw.scaling.schema import Count, Fraction, Name, Positive, Within, conform, damaged
 
 SCHEMA = 1
 KIND = "accuracy-links"
+Triangle = Annotated[list[list[float]], Within(0, 10_000)]  # rows of a symmetric matrix
+
+
+class StoredStage(TypedDict):
+    """Step of a link."""
+
+    curve: Literal["sigmoid", "exponential-error", "line", "power-law"]
+    constants: dict[Name, float | None]
+    parameters: np.ndarray
+    at_bound: list[Name]
+
+
+class StoredLink(TypedDict):
+    """Link to one task."""
+
+    task: Name
+    chance: Fraction
+    items: Positive | None
+    form: Name
+    degrees: Count
+    status: str
+    steps: Annotated[list[StoredStage], Within(1, 2)]
+
+
+class StoredPart(TypedDict):
+    """Links with the covariance of all their parameters, and of a new model around their steps."""
+
+    links: Annotated[list[StoredLink], Within(1)]
+    covariance: Triangle
+    noise: Triangle
+
+
+class StoredLinks(StoredPart):
+    """Content of a file of links."""
+
+    validation: str
+    loss_range: tuple[float, float]
+    run_ids: tuple[str, ...]
+    data_sha256: str
+    provenance: dict[Name, str]
+    hold_out: list[dict[Name, str | float | bool | None]]
+    ceiling_one: StoredPart | None
 
 
 def save_links(path: Path, links: Link | Links) -> None:
@@ -88,30 +132,27 @@ def load_links(path: Path) -> Links:
             "fit the links again and save them"
         )
     try:
-        return _links(content)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{path} is damaged ({error}); fit the links again and save them"
-        ) from None
+        return _links(conform(content, StoredLinks))
+    except (TypeError, ValueError) as error:  # of constants that a curve does not have, too
+        raise damaged(path, error, "fit the links again and save them") from None
 
 
-def _links(content: dict[str, Any]) -> Links:
-    low, high = content["loss_range"]
+def _links(content: StoredLinks) -> Links:
     measured = LinkSource(
-        validation=str(content["validation"]),
-        loss_range=(float(low), float(high)),
-        run_ids=tuple(map(str, content["run_ids"])),
-        data_sha256=str(content["data_sha256"]),
-        provenance={str(name): str(text) for name, text in content["provenance"].items()},
+        validation=content["validation"],
+        loss_range=content["loss_range"],
+        run_ids=content["run_ids"],
+        data_sha256=content["data_sha256"],
+        provenance=content["provenance"],
     )
-    ceiling_one = content["ceiling_one"]
     links = _read_part(content, measured)
-    hold_out = tuple(dict(row) for row in content["hold_out"])
-    other = ceiling_one and _read_part(ceiling_one, measured)
+    hold_out: tuple[dict[str, Any], ...] = tuple(content["hold_out"])
+    ceiling_one = content["ceiling_one"]
+    other = None if ceiling_one is None else _read_part(ceiling_one, measured)
     return with_other(replace(links, hold_out=hold_out), other)
 
 
-def _read_part(content: dict[str, Any], measured: LinkSource) -> Links:
+def _read_part(content: StoredPart, measured: LinkSource) -> Links:
     covariance, noise = _symmetric(content["covariance"]), _symmetric(content["noise"])
     links: list[Link] = []
     parameter = step = 0
@@ -123,28 +164,26 @@ def _read_part(content: dict[str, Any], measured: LinkSource) -> Links:
         links.append(
             Link(
                 task=Task(name=written["task"], chance=written["chance"], items=written["items"]),
-                form=str(written["form"]),
+                form=written["form"],
                 stages=stages,
                 covariance=covariance[parameters, parameters],
                 noise=noise[steps, steps],
-                degrees=int(written["degrees"]),
+                degrees=written["degrees"],
                 measured=measured,
-                status=str(written["status"]),
+                status=written["status"],
             )
         )
-    if not links or len(covariance) != parameter or len(noise) != step:
-        raise ValueError(f"its matrices do not fit {parameter} parameters and {step} steps")
+    if len(covariance) != parameter or len(noise) != step:
+        raise InputError(f"its matrices do not fit {parameter} parameters and {step} steps")
     return Links(links=tuple(links), covariance=covariance, noise=noise)
 
 
-def _stage(written: dict[str, Any]) -> LinkStage:
-    if written["curve"] not in CURVES:
-        raise ValueError(f"it names an unknown curve {written['curve']!r}")
+def _stage(written: StoredStage) -> LinkStage:
     curve = CURVES[written["curve"]](**written["constants"])
-    theta = np.array(written["parameters"], dtype=float)
-    if not np.all(np.isfinite(theta)) or len(theta) != len(curve.bounds(np.array([1.0, 2.0]))):
-        raise ValueError(
-            f"a {written['curve']} needs other parameters than {written['parameters']}"
+    theta = written["parameters"]
+    if theta.shape != (len(curve.bounds(np.array([1.0, 2.0]))),):
+        raise InputError(
+            f"a {written['curve']} needs other parameters than {shown(theta.tolist())}"
         )
     return LinkStage(curve=curve, theta=theta, at_bound=tuple(written["at_bound"]))
 
@@ -156,7 +195,7 @@ def _lower(matrix: np.ndarray) -> list[list[float]]:
 def _symmetric(rows: list[list[float]]) -> np.ndarray:
     matrix = np.zeros((len(rows), len(rows)))
     for i, row in enumerate(rows):
+        if len(row) != i + 1:
+            raise InputError(f"row {i + 1} of a triangular matrix has {len(row)} values")
         matrix[i, : i + 1] = row
-    if not np.all(np.isfinite(matrix)):
-        raise ValueError("a matrix holds a number that is not finite")
     return np.asarray(matrix + np.tril(matrix, -1).T)

@@ -14,6 +14,7 @@ from shapelaw.scaling.architectures.config_fields import (
 )
 from shapelaw.scaling.architectures.registry import FAMILIES, TEXT_MODELS
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, SWITCH_FIELDS, Shape
+from shapelaw.scaling.display.printable import listed
 from shapelaw.scaling.errors import InputError
 
 # Families whose models a shape describes: pre-norm with RMSNorm and rotary positions.
@@ -161,7 +162,7 @@ def _language_model(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[
     if "tie_word_embeddings" in config:
         outer["tie_word_embeddings"] = config["tie_word_embeddings"]
     beside = [each for each in config if each.endswith("_config") and each != name]
-    left_out = f"; left out: {', '.join(map(str, beside))[:80]}" if beside else ""
+    left_out = f"; left out: {listed(beside)}" if beside else ""
     return {**outer, **inner, "model_type": inner_kind}, [
         f"only the language model in {name} is read ({str(inner_kind)[:40]}){left_out}"
     ]
@@ -191,7 +192,7 @@ def _ignored_fields(values: Mapping[str, Any], family: ConfigFamily) -> list[str
     ignored = [f"`{name}`" for name in sorted(elsewhere & set(values)) if values[name]]
     notes = []
     if ignored:
-        notes.append(f"{family.model_type} has no {', '.join(ignored)}: ignored")
+        notes.append(f"{family.model_type} has no {listed(ignored)}: ignored")
     notes += [
         f"`{name}` is not taken into account" for name in FIELDS_WITHOUT_COUNTS if values.get(name)
     ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shapelaw.scaling.architectures.costs import Costs
+from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError
 
 INTEGER_FIELDS = (
@@ -21,6 +22,16 @@ INTEGER_FIELDS = (
     "head_dim",
     "vocab_size",
 )
+# Largest values of a shape, far above those of real models, so that no count exceeds 64 bits.
+MOST = {
+    "hidden_size": 2**20,
+    "intermediate_size": 2**24,
+    "num_hidden_layers": 10_000,
+    "num_attention_heads": 2**16,
+    "num_key_value_heads": 2**16,
+    "head_dim": 2**16,
+    "vocab_size": 2**30,
+}
 SWITCH_FIELDS = {"gated": True, "qkv_bias": False, "output_bias": False, "mlp_bias": False}
 RATIOS = ("hidden_over_sqrt_n", "mlp_to_attention", "gqa")
 
@@ -61,7 +72,11 @@ class Shape(Costs):
         for name in INTEGER_FIELDS:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"`{name}` must be a positive integer, but got {value!r}")
+                raise InputError(f"`{name}` must be a positive integer, but got {shown(value)}")
+            if value > MOST[name]:
+                raise InputError(
+                    f"`{name}` must be at most {MOST[name]:,}, but got {shown(value)}; correct it"
+                )
         heads, groups = self.num_attention_heads, self.num_key_value_heads
         if heads % groups:
             divisors = ", ".join(str(k) for k in range(1, heads + 1) if heads % k == 0)

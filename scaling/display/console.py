@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from shapelaw.scaling.display.printable import printable, without_passwords
+from shapelaw.scaling.display.printable import one_line, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,8 +50,8 @@ def print_fields(values: Mapping[str, Any], *, json: bool = False) -> None:
 
 
 def note(text: str) -> None:
-    """Print a line to standard error, to keep it out of the document on standard output."""
-    sys.stderr.write(printable(without_passwords(text.replace("\n", " "))) + "\n")
+    """Print one line of at most 300 characters to standard error, beside the output."""
+    sys.stderr.write(one_line(text) + "\n")
 
 
 def echo(text: object) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 MAX_LINE = 300  # characters of an error or a note
 MAX_VALUE = 60  # characters of a value in an error
@@ -65,6 +66,18 @@ def one_line(text: str, limit: int = MAX_LINE) -> str:
         return line
     end = min(KEPT_END, limit // 2)
     return f"{line[: limit - end - 3]} … {line[len(line) - end :]}"
+
+
+def listed(items: Sequence[object], most: int = 5) -> str:
+    """Write the first items of a list, and the number of the others.
+
+    Examples
+    --------
+    >>> listed("abc"), listed(range(17))
+    ('a, b, c', '0, 1, 2, 3, 4 and 12 more')
+    """
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(str, items[:most])) + more
 
 
 def shown(value: object, limit: int = MAX_VALUE) -> str:

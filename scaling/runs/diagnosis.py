@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS
+from shapelaw.scaling.display.printable import listed
 from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.runs.columns import SIZES, D, N
 from shapelaw.scaling.runs.validation import SPELLINGS, as_floats
@@ -31,7 +32,7 @@ GRIDS = (0.1, 0.05, 0.02, 0.01, 0.005)  # steps of rounded losses, in nats or bi
 MIN_ROUNDED = 6  # rows that show a grid of rounding
 MIN_EXPLAINED = 0.5  # share of the variance of residuals that a column explains, at least
 MAX_CHANCE = 1e-3  # probability of such a share by chance, over all columns together
-MAX_NAMES = 5  # run ids that a warning lists
+MAX_NAME = 24  # characters of a run id that a warning lists
 # Outcomes and sizes, which a law's residuals may follow without being their cause.
 OUTCOMES = ("loss", "bits_per_byte", "accuracy", "flops", "seconds", "perplexity", "ppl")
 
@@ -152,10 +153,8 @@ def _is_true(values: pd.Series) -> np.ndarray:
 def _named(runs: pd.DataFrame, rows: np.ndarray) -> str:
     """List the run ids of some rows, at most five."""
     if "run_id" not in runs:
-        return f"rows {', '.join(map(str, np.flatnonzero(rows)[:MAX_NAMES]))}"
-    names = runs["run_id"].astype(str).to_numpy()[rows]
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + more
+        return f"rows {listed(np.flatnonzero(rows).tolist())}"
+    return listed(runs["run_id"].astype(str).str.slice(0, MAX_NAME).to_numpy()[rows].tolist())
 
 
 def _flag_warnings(runs: pd.DataFrame) -> list[str]:

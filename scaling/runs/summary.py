@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from shapelaw.scaling.display.printable import listed
 from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.runs.columns import COLUMNS, MORE_COLUMNS
 from shapelaw.scaling.runs.levels import count_distinct
@@ -67,13 +68,7 @@ class Description(Result):
     def lines(self) -> list[str]:
         """Return the notes on the table, one sentence each."""
         names = [
-            f"{column}: {', '.join(values[:MAX_LISTED_NAMES])}"
-            + (
-                f" and {len(values) - MAX_LISTED_NAMES} more"
-                if len(values) > MAX_LISTED_NAMES
-                else ""
-            )
-            for column, values in self.names.items()
+            f"{column}: {listed(values, MAX_LISTED_NAMES)}" for column, values in self.names.items()
         ]
         noise = "no replicates: this table does not determine the noise between runs"
         if self.deviation is not None:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, SWITCH_FIELDS
+from shapelaw.scaling.display.printable import listed
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.runs.columns import LOSS_KINDS, NUMERIC, OPTIONAL_NUMERIC
 from shapelaw.scaling.units import SUFFIXES
@@ -38,8 +39,7 @@ def line(frame: pd.DataFrame, broken: np.ndarray) -> int:
 def name_lines(frame: pd.DataFrame, broken: np.ndarray) -> str:
     """Name the lines in the file of the rows where a mask is true, the first ones of many."""
     lines = [str(number + 2) for number in frame.index[broken]]
-    more = f" and {len(lines) - MAX_LINES} more" if len(lines) > MAX_LINES else ""
-    return f"line{'s' if len(lines) > 1 else ''} {', '.join(lines[:MAX_LINES])}{more}"
+    return f"line{'s' if len(lines) > 1 else ''} {listed(lines, MAX_LINES)}"
 
 
 def as_floats(values: pd.Series) -> np.ndarray:

@@ -23,6 +23,7 @@ from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.columns import D
 from shapelaw.scaling.runs.table import RunTable, write_runs
+from shapelaw.scaling.schema import conform, damaged
 from shapelaw.search.autopilot.autopilot_plan import (
     FIRST_SIZES,
     MAX_CHOICES,
@@ -34,7 +35,12 @@ from shapelaw.search.autopilot.autopilot_plan import (
     spread_rows,
 )
 from shapelaw.search.autopilot.display import Display
-from shapelaw.search.autopilot.record import keep_record, locked_folder
+from shapelaw.search.autopilot.record import (
+    DECISIONS,
+    MAKE_AGAIN,
+    keep_record,
+    locked_folder,
+)
 from shapelaw.search.autopilot.rounds import HOUR, Run, run_rounds
 from shapelaw.search.autopilot.single_pass import (
     CORPUS_SECONDS,
@@ -151,7 +157,7 @@ class ShapeProblem:
     def train(self, runs: list[Run]) -> RunTable:
         """Train all runs that are not trained yet, and write the run table."""
         with self.loop.stage("training"):
-            write_runs(self.loop.runs, self.train_specs([_spec(run) for run in runs]))
+            write_runs(self.loop.runs, self.train_specs([self._spec(run) for run in runs]))
             return load_runs(self.loop.runs)
 
     def fit(self, runs: RunTable) -> Fit:
@@ -181,7 +187,7 @@ class ShapeProblem:
 
     def candidates(self, shapes: pd.DataFrame, runs: list[Run]) -> pd.DataFrame:
         """Return shapes of the proxies' sizes, and the allowed shapes themselves."""
-        settings, like, frames = self.loop.settings, _spec(runs[0]), [shapes]
+        settings, like, frames = self.loop.settings, self._spec(runs[0]), [shapes]
         for part in FIRST_SIZES:
             size = settings.params // part
             rung = Rung(parameters=size, shapes=1, **depths_of(self.request))
@@ -195,7 +201,7 @@ class ShapeProblem:
 
     def runs_of(self, candidates: pd.DataFrame, runs: list[Run]) -> list[Run]:
         """Return chosen candidates as runs, a shape that is trained already with a new seed."""
-        before = [_spec(run) for run in runs]
+        before = [self._spec(run) for run in runs]
         new: list[RunSpec] = []
         for shape, tokens in _shapes(candidates):
             seeds = [s.seed for s in (*before, *new) if (s.shape, s.tokens) == (shape, tokens)]
@@ -205,20 +211,25 @@ class ShapeProblem:
     def decided(self, lines: list[dict[str, Any]]) -> None:
         """Show the last decision, and forecast the stages of the next round."""
         settings, display = self.loop.settings, self.loop.display
-        specs = [_spec(run) for line in lines for run in line["runs"]]
+        specs = [self._spec(run) for line in lines for run in line["runs"]]
         seconds = sum(ASSUMED.seconds(spec) for spec in specs) / (settings.workers or cores())
         search = SECONDS_PER_MEASUREMENT * settings.measurements
         display.forecast({"training": seconds, "law": FIT_SECONDS, "proposals": search})
         display.decided(lines[-1], settings.certainty)
 
+    def _spec(self, run: Run) -> RunSpec:
+        """Return a run of the record."""
+        try:
+            spec: RunSpec = conform(run, RunSpec)
+        except InputError as error:
+            path = self.loop.folder / DECISIONS
+            raise damaged(path, error, MAKE_AGAIN) from None
+        return spec
+
 
 def _run(spec: RunSpec) -> Run:
     run: Run = json.loads(spec.as_json())
     return run
-
-
-def _spec(run: Run) -> RunSpec:
-    return RunSpec.from_json(json.dumps(run))
 
 
 def _shapes(frame: pd.DataFrame) -> list[tuple[Shape, int]]:

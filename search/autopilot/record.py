@@ -12,12 +12,25 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Required, TypedDict
 
 from filelock import FileLock, Timeout
 
+from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError, WorkError
-from shapelaw.scaling.files import read_json, write_json, write_text
+from shapelaw.scaling.files import MAX_JSON_BYTES, parse_json, read_bytes, write_json, write_text
+from shapelaw.scaling.schema import (
+    Count,
+    Fraction,
+    Name,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    Within,
+    conform,
+    damaged,
+)
+from shapelaw.search.reports.loop_record import Setting, read_loop_record
 from shapelaw.trainers.optimizers.recipe import Recipe
 
 
@@ -74,6 +87,28 @@ class LoopSettings(CorpusSettings):
             raise InputError(f"`--measurements >= 3` must hold, but got {self.measurements}")
 
 
+class PlannedRuns(TypedDict):
+    """First line of a record of decisions."""
+
+    round: Count
+    stop: str
+    runs: list[dict[Name, Any]]
+
+
+class RecordedDecision(PlannedRuns, total=False):
+    """Further line of a record of decisions."""
+
+    certainty: Required[Fraction]
+    proposed: Required[Name]
+    shape: dict[Name, Setting]
+    speedup: PositiveFloat
+    rival: Name | None
+    choices: Positive
+    trained: Positive
+    flops: Required[PositiveFloat]
+    core_hours: Required[NonNegative]
+
+
 def keep_record(folder: Path, settings: CorpusSettings) -> None:
     """Write the settings to a folder, or check that they equal the folder's.
 
@@ -86,13 +121,13 @@ def keep_record(folder: Path, settings: CorpusSettings) -> None:
     path = folder / f"{command}.json"
     given = {name: value for name, value in asdict(settings).items() if name != "workers"}
     if path.exists():
-        stored = read_json(path).get("settings")
+        stored: dict[str, Any] = dict(read_loop_record(path).get("settings", {}))
         if stored != given:
-            changed = [name for name in given if (stored or {}).get(name) != given[name]]
+            changed = [name for name in given if stored.get(name) != given[name]]
             raise InputError(
                 f"{folder} holds a run of `shapelaw {command}` with another "
-                f"{', '.join(changed) or 'record'} ({stored}); choose another --out folder, or "
-                "delete it"
+                f"{', '.join(changed) or 'record'} ({shown(stored)}); choose another --out "
+                "folder, or delete it"
             )
         return
     if folder.exists() and any(entry.name != "work" for entry in folder.iterdir()):
@@ -136,6 +171,10 @@ def locked_folder(folder: Path, command: str = "quickstart") -> Iterator[None]:
         lock.release()
 
 
+DECISIONS = "decisions.jsonl"
+MAKE_AGAIN = "delete it: the same command makes it again from the recorded measurements"
+
+
 @dataclass(frozen=True)
 class DecisionRecord:
     """A JSON-lines file with one decision a line, which is written whole or not at all."""
@@ -153,15 +192,22 @@ class DecisionRecord:
         if not self.path.exists():
             return []
         try:
-            return [json.loads(line) for line in self.path.read_text("utf-8").splitlines()]
-        except ValueError as error:
-            raise InputError(
-                f"{self.path} is damaged ({error}); delete it: the same command makes it again "
-                "from the recorded measurements"
-            ) from None
+            lines = read_bytes(self.path, MAX_JSON_BYTES).splitlines()
+            return [_decision(line, number) for number, line in enumerate(lines)]
+        except InputError as error:
+            raise damaged(self.path, error, MAKE_AGAIN) from None
 
     def append(self, decision: dict[str, Any]) -> None:
         """Add a decision. A kill leaves the file with or without the whole line."""
         lines = [*self.lines(), decision]
         text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
         write_text(self.path, text)
+
+
+def _decision(line: bytes, number: int) -> dict[str, Any]:
+    """Read a line of a record, of which the first plans runs and the others decide."""
+    place = f"line {number + 1}"
+    values = conform(parse_json(line, place), dict, place)
+    conform(values.get("round"), Annotated[int, Within(number, number)], f"{place}.round")
+    decision: dict[str, Any] = conform(values, RecordedDecision if number else PlannedRuns, place)
+    return decision

@@ -18,7 +18,7 @@ from shapelaw.scaling.display.documents import json_ready
 from shapelaw.scaling.errors import WorkError
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.table import RunTable
-from shapelaw.search.autopilot.record import DecisionRecord
+from shapelaw.search.autopilot.record import DECISIONS, DecisionRecord
 from shapelaw.search.autopilot.stopping import StoppingRule
 
 HOUR = 3600.0  # seconds
@@ -85,7 +85,7 @@ def run_rounds(problem: DecisionProblem, rule: StoppingRule, folder: Path) -> li
     folder
         Folder of the record, ``decisions.jsonl``. A record that exists there is continued.
     """
-    record = DecisionRecord(folder / "decisions.jsonl")
+    record = DecisionRecord(folder / DECISIONS)
     lines = record.lines()
     for number in range(len(lines)):
         problem.decided(lines[: number + 1])

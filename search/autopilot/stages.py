@@ -13,9 +13,10 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import pandas as pd
 
-from shapelaw.scaling.files import read_json, write_json
+from shapelaw.scaling.files import write_json
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.runs.catalog import load_runs
+from shapelaw.scaling.runs.reader import read_table
 from shapelaw.scaling.runs.table import RunTable, write_runs
 from shapelaw.search.autopilot.display import Display
 from shapelaw.search.autopilot.record import CorpusSettings, LoopSettings
@@ -43,6 +44,7 @@ from shapelaw.search.proposals.request import (
     Serving,
     SpaceOptions,
 )
+from shapelaw.search.reports.loop_record import read_loop_record
 from shapelaw.search.reports.loop_report import write_report
 from shapelaw.search.workload import PRESETS
 from shapelaw.trainers.corpus.corpus import Corpus
@@ -83,8 +85,8 @@ class Loop(Generic[Settings]):
         self.display.update(name, 0.0, "")
         begun = time.perf_counter()
         yield
-        record = read_json(self.record)
-        seconds = record["stage_seconds"]
+        record = read_loop_record(self.record)
+        seconds = record.setdefault("stage_seconds", {})
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begun
         write_json(self.record, record)
         self.display.finished(name)
@@ -106,7 +108,7 @@ def prepare_corpus(loop: Loop[Any]) -> Corpus:
         settings = loop.settings
         corpus = prepare(settings.corpus, loop.work.corpus, vocab_size=settings.vocab_size)
         about = {name: value for name, value in asdict(corpus).items() if name != "folder"}
-        write_json(loop.record, read_json(loop.record) | {"corpus": about})
+        write_json(loop.record, read_loop_record(loop.record) | {"corpus": about})
         return corpus
 
 
@@ -130,7 +132,7 @@ def fit_law(loop: Loop[LoopSettings]) -> LossBasis:
         runs, seed = load_runs(loop.runs, where="role == 'proxy'"), loop.settings.seed
         deviation, degrees = seed_noise(runs)
         noise = {"deviation": deviation, "degrees": degrees}
-        write_json(loop.record, read_json(loop.record) | {"seed_noise": noise})
+        write_json(loop.record, read_loop_record(loop.record) | {"seed_noise": noise})
         fitted = fit("conditional", runs, seed=seed, prior="pooled")
         fitted.save(loop.folder / "fit.json")
         description = f"conditional law on {len(fitted.run_ids)} proxies of this loop"
@@ -202,7 +204,7 @@ def train_confirmation(loop: Loop[LoopSettings], proposals: Proposals, corpus: C
         named = [p for p in proposals if p.role in trained]
         specs = confirmation_specs(loop.settings, [p.shape for p in named])
         confirmed = loop.train("confirmation", specs, corpus)
-        runs = pd.read_csv(loop.runs)
+        runs = read_table(loop.runs)
         new = confirmed[~confirmed["run_id"].isin(runs["run_id"])]
         if len(new):
             write_runs(loop.runs, pd.concat([runs, new], ignore_index=True))
@@ -211,7 +213,7 @@ def train_confirmation(loop: Loop[LoopSettings], proposals: Proposals, corpus: C
 
 def _measure_again(loop: Loop[LoopSettings], named: list[Proposal]) -> None:
     """Measure the output tokens/s of trained shapes in one session, if not recorded already."""
-    record = read_json(loop.record)
+    record = read_loop_record(loop.record)
     if set(record.get("served", {})) == {p.name for p in named}:
         return
     results = engine_named("torch").measure_all([p.shape for p in named], PRESETS["proxy"])

@@ -1,12 +1,13 @@
-"""The ``doctor`` command: installed packages, resources of the machine, and missing extras."""
+"""The ``doctor`` command: installed packages, resources of the machine, and extras."""
 
 import os
 import platform
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
-from shapelaw.scaling.extras import installed_version, missing_extras
+from shapelaw.scaling.extras import extra_states, installed_version
 from shapelaw.search.engines.registry import engine_states
 from shapelaw.trainers.sweep.launchers._local import cores
 
@@ -14,8 +15,8 @@ PACKAGES = ("shapelaw", "numpy", "scipy", "pandas", "torch", "optuna", "matplotl
 GIBIBYTE = 2**30
 
 
-def examine() -> dict[str, object]:
-    """Report versions, cores, memory, disk, GPU, engines and missing extras."""
+def examine() -> dict[str, Any]:
+    """Report versions, cores, memory, disk, GPU, engines and extras."""
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
@@ -25,8 +26,18 @@ def examine() -> dict[str, object]:
         "disk_free_gib": round(shutil.disk_usage(Path.cwd()).free / GIBIBYTE, 1),
         "gpu": _gpu_name(),
         "engines": engine_states(),
-        "missing": list(missing_extras()) or "nothing",
+        "extras": extra_states(),
     }
+
+
+def as_lines(examined: dict[str, Any]) -> dict[str, object]:
+    """Return a report with a line for each extra."""
+    lines = {name: value for name, value in examined.items() if name != "extras"}
+    for name, state in examined["extras"].items():
+        lacking, install = ", ".join(state["missing"]), state["install"]
+        found = f"lacks {lacking} (`{install}`)" if lacking else "installed"
+        lines[f"[{name}]"] = f"{state['for']}: {found}"
+    return lines
 
 
 def _memory_gib() -> float | None:

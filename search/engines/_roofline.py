@@ -1,6 +1,5 @@
 """An engine that predicts by the roofline of a device: its bandwidth and peak arithmetic."""
 
-import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +10,10 @@ from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.costs import Costs
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.architectures.shape_table import ShapeTable
+from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.files import read_toml
+from shapelaw.scaling.schema import conform
 from shapelaw.scaling.units import number_format
 from shapelaw.search.engines._base import Engine, Measurement
 from shapelaw.search.engines.accelerators import Hardware, hardware
@@ -299,27 +301,17 @@ def hardware_named(text: str) -> Hardware:
 
 
 def _read_hardware(path: Path) -> Hardware:
+    entries = read_toml(path)
     try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:  # not TOML, or not UTF-8
-        raise InputError(f"{path} is not TOML ({error})") from None
-    incomplete = InputError(
-        f"{path} must hold one table with `name`, `memory`, `bandwidth`, `peak_flops` and "
-        "`source`, all numbers above 0; shapelaw measure --calibrate --out FILE.toml writes one"
-    )
-    if len(entries) != 1:
-        raise incomplete
-    ((key, entry),) = entries.items()
-    try:
-        entry["peak_flops"] = {number_format(n): v for n, v in entry["peak_flops"].items()}
-        device = Hardware(key=key, **entry)
-        numbers = [device.memory, device.bandwidth, *device.peak_flops.values()]
-        complete = bool(device.peak_flops) and all(float(number) > 0 for number in numbers)
-        complete = complete and 0 <= float(device.link) < float("inf")
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise incomplete from None
-    if not complete:
-        raise incomplete
-    return device
+        if len(entries) != 1:
+            raise InputError(f"it has {counted(len(entries), 'entry', 'entries')}")
+        ((key, entry),) = entries.items()
+        device: Hardware = conform(conform(entry, dict, key) | {"key": key}, Hardware)
+        peaks = {number_format(name): peak for name, peak in device.peak_flops.items()}
+    except InputError as error:
+        raise InputError(
+            f"{path} must hold one table with `name`, `memory`, `bandwidth`, `peak_flops` and "
+            f"`source`, all numbers above 0, but {error}; shapelaw measure --calibrate --out "
+            "FILE.toml writes one"
+        ) from None
+    return replace(device, peak_flops=peaks)

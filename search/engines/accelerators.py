@@ -2,10 +2,11 @@
 
 import tomllib
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import data_folder
+from shapelaw.scaling.schema import Name, NonNegative, PositiveFloat, Within
 from shapelaw.search.engines._base import Engine
 
 
@@ -16,13 +17,13 @@ class Hardware:
     ``link`` is the bandwidth to other devices of its kind in bytes/s each way; 0: none is known.
     """
 
-    key: str
-    name: str
-    memory: float
-    bandwidth: float
-    peak_flops: dict[str, float]
+    key: Name
+    name: Name
+    memory: PositiveFloat
+    bandwidth: PositiveFloat
+    peak_flops: Annotated[dict[Name, PositiveFloat], Within(1)]
     source: str
-    link: float = 0.0
+    link: NonNegative = 0.0
 
 
 def hardware_names() -> tuple[str, ...]:

@@ -11,7 +11,6 @@ from scipy.stats import t as student
 
 from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.files import read_json
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.fitting.run_intervals import new_run_intervals
 from shapelaw.scaling.runs.catalog import load_runs
@@ -30,6 +29,7 @@ from shapelaw.search.proposals.proposal import (
     read_proposals,
 )
 from shapelaw.search.reports.html import formatted
+from shapelaw.search.reports.loop_record import LoopRecord, SeedNoise, read_loop_record
 
 SURE = 0.95  # least probability of the promised speed
 NAMED_ROLES = (LOSS_OPTIMAL, FAST, EVEN, BASELINE)
@@ -47,7 +47,7 @@ class Evidence:
     runs: pd.DataFrame
     proposals: list[dict[str, Any]]
     about: dict[str, Any]
-    record: dict[str, Any]
+    record: LoopRecord
     confirmed: pd.DataFrame
 
 
@@ -73,7 +73,7 @@ def read_evidence(folder: Path) -> Evidence:
     runs = load_runs(folder / "runs.csv").frame
     rows, about = read_proposals(folder / "proposals.json")
     path = folder / "quickstart.json"
-    record = read_json(path) if path.exists() else {}
+    record = read_loop_record(path) if path.exists() else LoopRecord()
     return Evidence(
         fit=fitted,
         runs=runs,
@@ -88,7 +88,7 @@ def _join_confirmations(
     fitted: Fit,
     runs: pd.DataFrame,
     proposals: list[dict[str, Any]],
-    seed_noise: dict[str, Any] | None,
+    seed_noise: SeedNoise | None,
 ) -> pd.DataFrame:
     """Join the named proposals with the runs that confirm them and the law's predictions.
 
@@ -139,7 +139,7 @@ def _differences(
     fitted: Fit,
     features: pd.DataFrame,
     joined: pd.DataFrame,
-    seed_noise: dict[str, Any] | None,
+    seed_noise: SeedNoise | None,
 ) -> pd.DataFrame:
     """Compute the difference of each loss to the baseline's, in per cent; empty without a baseline.
 

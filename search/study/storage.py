@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from shapelaw.scaling.display.console import note
-from shapelaw.scaling.display.printable import without_passwords
+from shapelaw.scaling.display.printable import listed, without_passwords
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.extras import installing
 from shapelaw.scaling.files import require_file_place
@@ -124,8 +124,7 @@ def _open_journal(path: Path) -> "BaseStorage":
         raise _not_a_journal(path, reason) from None
     journal.repair()
     if lines := journal.damaged:
-        more = f" and {len(lines) - 5} more" if len(lines) > 5 else ""
-        _note_once(f"damaged lines of {path} were skipped: {', '.join(map(str, lines[:5]))}{more}")
+        _note_once(f"damaged lines of {path} were skipped: {listed(lines)}")
     return storage
 
 

@@ -389,7 +389,7 @@ BAD_MEASURE = {
     "workload": (["--workload", "poetry"], {}, "`--workload` must be one of chat"),
     "heads": ([], {"num_key_value_heads": 3}, "`num_attention_heads % num_key_value_heads == 0`"),
     "family": ([], {"model_type": "mixtral"}, "`model_type` must be one of llama"),
-    "too large": ([], {"vocab_size": 10**10}, "the limit is 8; choose a smaller workload"),
+    "too large": ([], {"vocab_size": 10**9}, "the limit is 8; choose a smaller workload"),
 }
 
 
@@ -794,7 +794,7 @@ def test_doctor_tells_what_is_there() -> None:
     found = document("doctor")
     assert set(found) == {
         "python", "platform", "packages", "cores", "memory_gib", "disk_free_gib", "gpu",
-        "engines", "missing",
+        "engines", "extras",
     }  # fmt: skip
     assert found["engines"].keys() == ENGINES.keys()
     assert found["engines"]["torch"] == found["engines"]["roofline"] == "ready"

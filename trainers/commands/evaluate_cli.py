@@ -7,6 +7,7 @@ import typer
 
 from shapelaw.scaling.commands.options import Json, OutTable, Workers
 from shapelaw.scaling.display.console import note, print_json, print_result, print_table
+from shapelaw.scaling.display.printable import listed
 from shapelaw.scaling.display.tables import counted
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def evaluate_sweep(
     if left_out := runs.attrs["left_out"]:
         note(
             f"{counted(len(left_out), 'run')} without an exported model or a score: "
-            + ", ".join(left_out)
+            + listed(left_out)
         )
     if out is not None:
         write_runs(out, runs)

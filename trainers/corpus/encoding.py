@@ -10,12 +10,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Required, TypedDict
 
 import numpy as np
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.files import read_json
+from shapelaw.scaling.files import MAX_JSON_BYTES, read_bytes, read_json
+from shapelaw.scaling.schema import Within, conform
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -24,6 +25,30 @@ BYTES = "bytes"
 NUL = "\0"
 TOKENIZER_FILE = "tokenizer.json"
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", NUL)  # names of separators
+
+
+TokenNumber = Annotated[int, Within(0, 2**24)]  # over ten times those of the largest vocabularies
+
+
+class AddedToken(TypedDict):
+    """Token beside the model's vocabulary."""
+
+    id: TokenNumber
+    content: str
+
+
+class TokenizerModel(TypedDict, total=False):
+    """Vocabulary: texts with their numbers, or in their order with log-probabilities (Unigram)."""
+
+    type: str
+    vocab: Required[dict[str, TokenNumber] | list[tuple[str, float]]]
+
+
+class TokenizerDocument(TypedDict):
+    """Parts of ``tokenizer.json`` that decide on sizes; the library checks all the others."""
+
+    added_tokens: list[AddedToken]
+    model: TokenizerModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +144,10 @@ def load_encoding(folder: Path) -> Encoding:
             f"{folder} has no {TOKENIZER_FILE}; give the folder of the corpus that the model was "
             "trained on"
         )
-    document = path.read_text(encoding="utf-8")
-    if document == byte_encoding().document:
+    content = read_bytes(path, MAX_JSON_BYTES)
+    if content == byte_encoding().document.encode():
         return byte_encoding()
-    return _library_encoding(path, document)
+    return _library_encoding(path, content.decode(errors="replace"))
 
 
 def _library_encoding(path: Path, document: str) -> Encoding:
@@ -153,8 +178,11 @@ def open_tokenizer(path: Path) -> "tuple[Tokenizer, str, int]":
     from tokenizers import Tokenizer
 
     try:
+        conform(read_json(path), TokenizerDocument)
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exceptions
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare Exceptions, and panics of Rust
         raise InputError(
             f"{path} is no tokenizer that can be read ({error}); give the tokenizer.json that "
             "`tokenizers` or transformers saved, or prepare the corpus again"

@@ -14,6 +14,7 @@ import numpy as np
 from shapelaw.trainers.corpus.encoding import Encoding
 from shapelaw.trainers.evaluation.eval_sets import BLIMP, EvalFiles
 from shapelaw.trainers.evaluation.loglikelihood import Likelihoods, Score, likelihoods, request_of
+from shapelaw.trainers.evaluation.tasks import items_of
 from shapelaw.trainers.models.transformer import Transformer
 
 CHANCE = 0.5
@@ -74,8 +75,8 @@ def blimp_accuracy(
 
 def blimp_pairs(evals: EvalFiles, paradigm: str) -> list[tuple[str, str]]:
     """Return the grammatical and the ungrammatical sentence of each pair of a paradigm."""
-    rows = evals.items(f"{BLIMP}/{paradigm}.jsonl")
-    return [(str(row["sentence_good"]), str(row["sentence_bad"])) for row in rows]
+    rows = items_of(f"{BLIMP}_{paradigm}", evals)
+    return [(row["sentence_good"], row["sentence_bad"]) for row in rows]
 
 
 def blimp_answers(

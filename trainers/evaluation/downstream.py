@@ -8,7 +8,7 @@ from shapelaw.trainers.corpus.encoding import Encoding
 from shapelaw.trainers.evaluation.blimp import blimp_accuracy
 from shapelaw.trainers.evaluation.eval_sets import BLIMP, EvalFiles
 from shapelaw.trainers.evaluation.loglikelihood import Score
-from shapelaw.trainers.evaluation.tasks import ALIASES, TASKS, file_of
+from shapelaw.trainers.evaluation.tasks import ALIASES, TASKS, items_of
 from shapelaw.trainers.models.transformer import Transformer
 
 
@@ -39,7 +39,7 @@ def read_tasks(text: str, evals: EvalFiles) -> tuple[str, ...]:
         if task == BLIMP and not paradigms:
             evals.items(f"{BLIMP}/*.jsonl")  # raises an error that names the missing files
         if task in TASKS:
-            evals.items(file_of(task))
+            items_of(task, evals)
         elif task != BLIMP and task not in paradigms:
             choices = ", ".join((BLIMP, *TASKS))
             raise InputError(

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.files import parse_json, read_bytes
+from shapelaw.scaling.schema import conform
 from shapelaw.trainers.corpus.zstd import open_unpacked
 
 BLIMP, TASKS = "blimp", "tasks"
+MAX_BYTES = 2**29  # of all files, unpacked
+TOO_LARGE = f"it has more than {MAX_BYTES // 2**20} MiB"
 EXPECTED_LAYOUT = "give a folder or a .tar.zst with blimp/*.jsonl and tasks/*.jsonl"
 
 
@@ -26,28 +29,31 @@ class EvalFiles:
         """Return the sorted names of the files of a folder, without folder and suffix."""
         return sorted(Path(name).stem for name in self.contents if Path(name).parts[0] == folder)
 
-    def items(self, name: str) -> list[dict[str, Any]]:
+    def items(self, name: str, kind: Any = dict) -> list[dict[str, Any]]:
         """Parse the items of a file, one per line.
+
+        Parameters
+        ----------
+        name
+            Path of the file.
+        kind
+            Type that describes an item, as for :func:`shapelaw.scaling.schema.conform`.
 
         Raises
         ------
         InputError
-            The file does not exist or is empty, or a line of it is not a JSON object.
+            The file does not exist or is empty, or a line of it is not such an item.
         """
         if name not in self.contents:
             raise InputError(f"the evaluation sets lack {name}; {EXPECTED_LAYOUT}")
         rows = []
         for number, line in enumerate(self.contents[name].splitlines(), start=1):
             try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
+                rows.append(conform(parse_json(line, "the item"), kind))
+            except InputError as error:
                 raise InputError(
-                    f"{name} line {number}: an item must be a JSON object, but got {line[:60]!r}; "
-                    "correct or remove the line"
-                )
-            rows.append(row)
+                    f"{name} line {number} is no item of this task ({error}); correct or remove it"
+                ) from None
         if not rows:
             raise InputError(f"{name} holds no item; {EXPECTED_LAYOUT}")
         return rows
@@ -85,16 +91,21 @@ def read_evals(path: Path) -> EvalFiles:
 def _folder(path: Path) -> Iterator[tuple[str, bytes]]:
     for folder in (BLIMP, TASKS):
         for file in sorted((path / folder).glob("*.jsonl")):
-            yield f"{folder}/{file.name}", file.read_bytes()
+            yield f"{folder}/{file.name}", read_bytes(file, MAX_BYTES)
 
 
 def _archive(path: Path) -> Iterator[tuple[str, bytes]]:
     with open_unpacked(path) as stream:
-        content = io.BytesIO(stream.read())
+        content = io.BytesIO(stream.read(MAX_BYTES + 1))
+    if len(content.getbuffer()) > MAX_BYTES:
+        raise OSError(TOO_LARGE)
+    left = MAX_BYTES
     with tarfile.open(fileobj=content) as archive:
         for member in archive:
             parts = Path(member.name).parts[-2:]
             if len(parts) == 2 and parts[0] in (BLIMP, TASKS) and parts[1].endswith(".jsonl"):
+                if (left := left - member.size) < 0:
+                    raise OSError(TOO_LARGE)
                 file = archive.extractfile(member)
                 if file is not None:
                     yield "/".join(parts), file.read()

@@ -30,6 +30,7 @@ from shapelaw.trainers.evaluation.tasks import (
     NORMALISED,
     chance_of,
     file_of,
+    items_of,
     task_configuration,
 )
 from shapelaw.trainers.models.transformer import Transformer
@@ -90,7 +91,7 @@ def run_task(
     InputError
         The evaluation sets lack the file of the task.
     """
-    items = evals.items(file_of(task))[:limit]
+    items = items_of(task, evals)[:limit]
     lm = LanguageModel(model, encoding)
     metrics = _metrics(lm, task, items)
     has_normalised = f"{NORMALISED},none" in metrics

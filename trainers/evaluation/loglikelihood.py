@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from shapelaw.scaling.errors import WorkError
+from shapelaw.scaling.schema import Count, Fraction, Name, NonNegative, Positive
 from shapelaw.trainers.corpus.encoding import Encoding
 from shapelaw.trainers.models.transformer import Transformer
 
@@ -68,14 +69,14 @@ class Score:
         Harness, prompt settings, and the digests of the files of items.
     """
 
-    task: str
-    accuracy: float
-    standard_error: float
-    chance: float
-    items: int
-    truncated: int
-    normalised: float | None = None
-    normalised_standard_error: float | None = None
+    task: Name
+    accuracy: Fraction
+    standard_error: NonNegative
+    chance: Fraction
+    items: Positive
+    truncated: Count
+    normalised: Fraction | None = None
+    normalised_standard_error: NonNegative | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
     def columns(self) -> dict[str, float]:

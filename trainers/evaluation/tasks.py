@@ -5,9 +5,42 @@ differ has another name: ``hellaswag_val_subset`` is a part of HellaSwag's valid
 scores are not comparable with published ones. This module does not import lm-eval.
 """
 
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
-from shapelaw.trainers.evaluation.eval_sets import BLIMP
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.schema import Count, Within
+from shapelaw.trainers.evaluation.eval_sets import BLIMP, EvalFiles
+
+
+class OpenItem(TypedDict):
+    """Item with a text to complete."""
+
+    context: str
+    continuation: str
+
+
+class ChoiceItem(TypedDict):
+    """Item with a question, its answers and the number of the right one."""
+
+    query: str
+    choices: Annotated[list[str], Within(1)]
+    gold: Count
+
+
+class ContextItem(TypedDict):
+    """Item with several contexts of one continuation, and the number of the right one."""
+
+    context_options: Annotated[list[str], Within(1)]
+    continuation: str
+    gold: Count
+
+
+class MinimalPair(TypedDict):
+    """Item of BLiMP."""
+
+    sentence_good: str
+    sentence_bad: str
+
 
 ACCURACY, NORMALISED = "acc", "acc_norm"
 CHOICES: dict[str, Any] = {
@@ -48,6 +81,8 @@ PARADIGM: dict[str, Any] = {
     "target_delimiter": "",
     "metrics": (ACCURACY,),
 }
+# Task -> type of its items; the others are questions with choices, or paradigms of BLiMP.
+ITEMS: dict[str, type] = {"lambada_openai": OpenItem, "winogrande": ContextItem}
 ALIASES = {"lambada": "lambada_openai", "hellaswag": "hellaswag_val_subset"}
 
 
@@ -61,6 +96,26 @@ def file_of(task: str) -> str:
     if task in TASKS:
         return f"tasks/{task}.jsonl"
     return f"{BLIMP}/{task.removeprefix(f'{BLIMP}_')}.jsonl"
+
+
+def items_of(task: str, evals: EvalFiles) -> list[dict[str, Any]]:
+    """Read the items of a task.
+
+    Raises
+    ------
+    InputError
+        The file is missing, or a line of it is no item of the task.
+    """
+    kind = ITEMS.get(task, ChoiceItem if task in TASKS else MinimalPair)
+    items = evals.items(file_of(task), kind)
+    options = TASKS.get(task, {}).get("doc_to_choice")
+    for number, item in enumerate(items, start=1):
+        if options and item["gold"] >= len(item[options]):
+            raise InputError(
+                f"`gold < {len(item[options])}` must hold in {file_of(task)} line {number}, the "
+                f"number of the right answer from 0, but got {item['gold']}; correct the line"
+            )
+    return items
 
 
 def chance_of(task: str, items: list[dict[str, Any]]) -> float:

@@ -22,6 +22,7 @@ import torch
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_json
 from shapelaw.scaling.schema import read_document
+from shapelaw.scaling.signals import interrupts_left_to_parent
 from shapelaw.trainers.cuda_graph import WARMUP, Note
 from shapelaw.trainers.gpu.packed_step import EAGER, Feed, Options, PackedStep
 from shapelaw.trainers.gpu.resident_batches import resident
@@ -306,8 +307,9 @@ def trial_processes(
         context.Process(target=_child, args=(arguments, barrier, results), daemon=True)
         for _ in range(processes)
     ]
-    for child in children:
-        child.start()
+    with interrupts_left_to_parent():
+        for child in children:
+            child.start()
     try:
         trials = [results.get(timeout=MAX_START_SECONDS) for _ in children]
     except Empty:

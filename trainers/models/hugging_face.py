@@ -4,7 +4,7 @@ Transformers, vLLM and llama.cpp's converter load the exported folder.
 """
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -16,10 +16,21 @@ from shapelaw.scaling.architectures.registry import FAMILIES
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.architectures.weight_names import LLAMA_NAMES, stored_weight
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.files import read_json, write_json, write_text, write_whole
+from shapelaw.scaling.files import write_json, write_text, write_whole
+from shapelaw.scaling.schema import Within, read_document
 from shapelaw.trainers.models.transformer import Transformer, architecture_of
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+Positions = Annotated[int, Within(1, 2**20)]
+
+
+class ExportedConfig(TypedDict, total=False):
+    """Longest sequence in ``config.json``, by one of the names that families give it."""
+
+    max_position_embeddings: Positions | None
+    n_positions: Positions
 
 
 class Tokenizer(Protocol):
@@ -150,16 +161,24 @@ def load_export(folder: Path, *, attention: str = "sdpa") -> Transformer:
     InputError
         A file is missing or damaged, or the weights do not match the config.
     """
-    config = read_json(folder / CONFIG)
-    description = _described(config)
-    length = int(config.get("max_position_embeddings") or config["n_positions"])
-    model = Transformer(description, context_length=length, attention=attention)
+    config = read_document(folder / CONFIG, ExportedConfig, "train the run again")
+    description = _described(dict(config))
+    length = config.get("max_position_embeddings") or config.get("n_positions")
+    if length is None:
+        raise InputError(f"{folder / CONFIG} lacks `max_position_embeddings`; train the run again")
     try:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"{folder / WEIGHTS} cannot be read ({error}); give the folder of a finished run"
         ) from None
+    count = sum(tensor.numel() for tensor in tensors.values())
+    if description.n_total > 2 * count:  # before the config's size is allocated
+        raise InputError(
+            f"{folder / WEIGHTS} must hold the {description.n_total:,} parameters of {CONFIG}, but has "
+            f"{count:,}; train the run again"
+        )
+    model = Transformer(description, context_length=length, attention=attention)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             for full, piece in _pieces(name, weight, model).items():

@@ -4,19 +4,22 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import pandas as pd
 
 from shapelaw.scaling.display.documents import json_ready
 from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError, WorkError
-from shapelaw.scaling.files import read_json, sha256, write_json
+from shapelaw.scaling.files import sha256, write_json
+from shapelaw.scaling.schema import Name, read_document
+from shapelaw.scaling.signals import interrupts_left_to_parent
 from shapelaw.trainers.corpus.encoding import TOKENIZER_FILE, load_encoding
 from shapelaw.trainers.evaluation.downstream import score_tasks
 from shapelaw.trainers.evaluation.eval_sets import BLIMP, EvalFiles, read_evals
@@ -31,6 +34,14 @@ SCHEMA = 1
 ORPHAN_CHECK_SECONDS = 2.0
 # Receives the number of scored models and of all models.
 Report = Callable[[int, int], None]
+
+
+class StoredScores(TypedDict):
+    """Content of ``scores.json``, with the SHA-256 of the weights that were scored."""
+
+    schema_version: Literal[1]
+    weights: Name
+    scores: dict[Name, Score]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,12 +156,9 @@ def score_jobs(
     read_evals(jobs[0].evals)  # raises its errors before processes start
     results: dict[int, list[Score]] = {}
     failures: list[tuple[EvaluationJob, BaseException]] = []
-    processes = min(workers or cores(), len(jobs))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        processes, mp_context=context, initializer=_begin, initargs=(os.getpid(),)
-    ) as pool:
-        futures = {pool.submit(score_run, job): index for index, job in enumerate(jobs)}
+    with _processes(min(workers or cores(), len(jobs))) as pool:
+        with interrupts_left_to_parent():
+            futures = {pool.submit(score_run, job): index for index, job in enumerate(jobs)}
         for done, future in enumerate(as_completed(futures), start=1):
             index = futures[future]
             error = future.exception()
@@ -167,6 +175,24 @@ def score_jobs(
             f"{job.run.name}: {error}"
         )
     return [results[index] for index in range(len(jobs))]
+
+
+@contextmanager
+def _processes(number: int) -> Iterator[ProcessPoolExecutor]:
+    """Start a pool of processes, which are ended at once when the block is left by an exception."""
+    context = multiprocessing.get_context("spawn")
+    others = multiprocessing.active_children()
+    with ProcessPoolExecutor(
+        number, mp_context=context, initializer=_begin, initargs=(os.getpid(),)
+    ) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                if process not in others:
+                    process.terminate()
+            raise
 
 
 def _begin(parent: int) -> None:
@@ -209,12 +235,10 @@ def _evals(path: Path) -> EvalFiles:
 def _stored(path: Path, weights: str) -> dict[str, Score]:
     """Read the stored scores of these weights; none from a damaged file or for other weights."""
     try:
-        document = read_json(path)
-        if document.get("schema_version") != SCHEMA or document["weights"] != weights:
-            return {}
-        return {name: Score(**score) for name, score in document["scores"].items()}
-    except (InputError, KeyError, TypeError, AttributeError):
+        stored = read_document(path, StoredScores, "")
+    except InputError:
         return {}
+    return stored["scores"] if stored["weights"] == weights else {}
 
 
 def _fits(score: Score | None, task: str, limit: int | None, evals: EvalFiles) -> bool:

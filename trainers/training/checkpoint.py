@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from shapelaw.scaling.files import write_whole
+from shapelaw.scaling.files import parse_json, write_whole
+from shapelaw.scaling.schema import Count, NonNegative, conform
 from shapelaw.trainers.models.transformer import Transformer
 from shapelaw.trainers.optimizers.optimizer import Optimizer
 
@@ -35,10 +36,10 @@ class Progress:
     compilation mode in use.
     """
 
-    step: int
-    seconds: float
+    step: Count
+    seconds: NonNegative
     identity: str
-    branch: int = 0
+    branch: Count = 0
     compilation: str | None = None
 
 
@@ -114,7 +115,7 @@ def intact(path: Path, identity: str) -> bool:
 
 def _read(path: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
     progress, tensors = read(path)
-    return Progress(**progress), tensors
+    return conform(progress, Progress), tensors
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -127,7 +128,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if _digest(metadata["progress"], tensors) != metadata["sha256"]:
         raise _Damaged("its content has another digest than it was written with")
-    return json.loads(metadata["progress"]), tensors
+    return conform(parse_json(metadata["progress"], "its progress"), dict), tensors
 
 
 def _own(model: Transformer) -> dict[str, torch.Tensor]:

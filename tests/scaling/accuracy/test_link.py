@@ -195,7 +195,7 @@ def _changed(content: dict, *path: str | int, value: object) -> dict:
         (("covariance", 0), [None], "is damaged"),
         (("noise",), [], "is damaged .its matrices do not fit 10 parameters and 4 "),
         (("links",), [], "is damaged"),
-        (("links", 0, "steps", 0, "curve"), "spline", "unknown curve 'spline'"),
+        (("links", 0, "steps", 0, "curve"), "spline", "must be one of sigmoid,"),
         (
             ("links", 0, "steps", 0, "parameters"),
             [1.0],

@@ -26,6 +26,7 @@ from shapelaw.search.autopilot.stages import Loop
 from shapelaw.search.cli import main
 from shapelaw.search.engines.registry import engine_named
 from shapelaw.search.proposals.request import ProposalRequest
+from shapelaw.search.reports.loop_record import read_loop_record
 from shapelaw.trainers.ladder.plan import Ladder
 from support.command import shapelaw
 from support.paths import ROOT
@@ -212,7 +213,7 @@ def test_record_is_unchanged_when_a_line_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = DecisionRecord(tmp_path / RECORD)
-    record.append({"round": 0})
+    record.append(PLANNED)
     before = record.path.read_bytes()
 
     def full(*_: object) -> None:
@@ -225,10 +226,52 @@ def test_record_is_unchanged_when_a_line_cannot_be_written(
     assert [path.name for path in tmp_path.iterdir()] == [RECORD]
 
 
-def test_damaged_record_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    (tmp_path / RECORD).write_text('{"round": 0}\n{"rou')
-    with pytest.raises(InputError, match="is damaged"):
-        DecisionRecord(tmp_path / RECORD).lines()
+PLANNED = {"round": 0, "stop": "", "runs": []}
+DECIDED = PLANNED | {
+    "round": 1, "certainty": 0.5, "proposed": "d64", "flops": 1e9, "core_hours": 0.1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        ('{"rou', "line 2 is not JSON"),
+        (json.dumps([1]), "`line 2` must be an object"),
+        (json.dumps(DECIDED | {"certainty": 1.5}), "`line 2.certainty` must be from 0 to 1"),
+        (json.dumps(DECIDED | {"round": 7}), "`line 2.round` must be from 1 to 1"),
+        (json.dumps(DECIDED | {"runs": "abc"}), "`line 2.runs` must be a list"),
+        (json.dumps(PLANNED | {"round": 1}), "`line 2.certainty` is missing"),
+        (json.dumps(DECIDED | {"core_hours": True}), "`line 2.core_hours` must be a finite number"),
+    ],
+)
+def test_damaged_record_is_refused_with_the_way_out(tmp_path: Path, second: str, said: str) -> None:
+    record = DecisionRecord(tmp_path / RECORD)
+    record.path.write_text(f"{json.dumps(PLANNED)}\n{json.dumps(DECIDED)}\n")
+    assert len(record.lines()) == 2
+    record.path.write_text(f"{json.dumps(PLANNED)}\n{second}\n")
+    with pytest.raises(InputError, match=r"is damaged .*; delete it") as refused:
+        record.lines()
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"settings": [1]}, {"stage_seconds": {"corpus": "long"}}, {"stage_seconds": {"law": -1.0}},
+        {"seed_noise": {"deviation": 0.1}}, {"served": {"d64": 0.0}}, {"versions": {"torch": 2}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_damaged_record_of_a_loop_is_refused_with_its_field(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    path = tmp_path / "quickstart.json"
+    whole = {"settings": {"seed": 0}, "stage_seconds": {"corpus": 1.5}}
+    path.write_text(json.dumps(whole))
+    assert read_loop_record(path) == whole
+    path.write_text(json.dumps(whole | changes))
+    with pytest.raises(InputError, match=f"is damaged .`{next(iter(changes))}.*; move it away"):
+        read_loop_record(path)
 
 
 def test_plan_only_prints_a_price_for_a_size_that_cannot_be_trained_here(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ class TestRooflineHardware:
             hardware_named(str(path))
         for wrong in (b"= 1", b"\xff"):
             path.write_bytes(wrong)
-            with pytest.raises(InputError, match="is not TOML"):
+            with pytest.raises(InputError, match="is not a TOML file"):
                 hardware_named(str(path))
 
 

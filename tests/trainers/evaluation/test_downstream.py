@@ -244,7 +244,7 @@ def test_evaluation_sets_that_cannot_be_read_are_refused(tmp_path: Path) -> None
 
 def test_a_line_that_is_not_an_item_is_refused_by_number() -> None:
     broken = EvalFiles({"tasks/piqa.jsonl": b'{"a": 1}\n[2]\n'})
-    with pytest.raises(InputError, match=r"tasks/piqa\.jsonl line 2: an item must be a JSON obj"):
+    with pytest.raises(InputError, match=r"tasks/piqa\.jsonl line 2 is no item of this task"):
         broken.items("tasks/piqa.jsonl")
 
 

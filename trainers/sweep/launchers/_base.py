@@ -1,16 +1,13 @@
 """Interface of a launcher, and supervision of its workers until every run has ended."""
 
-import signal
-import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shapelaw.scaling.display.console import note
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.signals import ended_by_sigterm
 
 POLL_SECONDS = 0.25
 # Workers that may die in succession, without a step of training in between, before no worker is
@@ -122,7 +119,7 @@ def supervise(
     reasons: list[str] = []
     living = set(range(workers))
     deaths, best = 0, -1.0
-    with _ended_by_sigterm():
+    with ended_by_sigterm():
         try:
             launcher.start(job, sorted(living))
             while living and (now := progress()) is not None:
@@ -141,24 +138,6 @@ def supervise(
         finally:
             launcher.stop()
     return reasons
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Handle SIGTERM like Ctrl-C: stop the workers and exit with code 143."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, _: object) -> None:
-        note("error: stopped; the same command goes on from here")
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def refuse_unknown(launcher: str, options: Mapping[str, str], known: Sequence[str]) -> None:

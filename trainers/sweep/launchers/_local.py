@@ -3,16 +3,14 @@
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.context import SpawnProcess
-from typing import NoReturn
 
+from shapelaw.scaling.signals import TERMINATED, interrupts_left_to_parent
 from shapelaw.trainers.sweep.launchers._base import End, Launcher, WorkerJob, refuse_unknown
 
 STOP_SECONDS = 5.0
-TERMINATED = 128 + signal.SIGTERM  # exit code of a worker that released its run after SIGTERM
 
 
 class LocalLauncher(Launcher):
@@ -43,7 +41,8 @@ class LocalLauncher(Launcher):
                 args=(job, os.getpid(), device),
                 daemon=True,
             )
-            process.start()
+            with interrupts_left_to_parent():
+                process.start()
             self.processes[number] = process
 
     def look(self, number: int) -> End | None:
@@ -89,12 +88,12 @@ def visible_devices() -> list[str]:
 
 
 def _process(job: WorkerJob, parent: int, device: str) -> None:
-    """Run a worker in this process.
+    """Run a worker in this process; after SIGTERM it ends with the next step and releases its runs.
 
-    This module does not import torch, so that the environment is set before torch reads it.
+    This module does not import torch, so that the environment is set before torch reads it. An
+    exception in a handler could come up in the middle of a transaction or of an import.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles SIGINT and ends its workers
-    signal.signal(signal.SIGTERM, _exit_once)
     if device:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     else:
@@ -103,17 +102,13 @@ def _process(job: WorkerJob, parent: int, device: str) -> None:
     from shapelaw.scaling.errors import InputError, WorkError
     from shapelaw.trainers.sweep.worker import run_worker
 
+    stops: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stops.append(number))
     try:
         run_worker(job.ledger, job.folder, pack=job.pack, share=job.share,
-             alive=lambda: os.getppid() == parent)  # fmt: skip
+             alive=lambda: not stops and os.getppid() == parent)  # fmt: skip
     except (InputError, WorkError) as error:
         note(f"worker: {error}")
         raise SystemExit(1) from None
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process ends already
-
-
-def _exit_once(*_: object) -> NoReturn:
-    """Exit after SIGTERM; a further SIGTERM would interrupt Python's shutdown with a traceback."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(TERMINATED)
+    if stops:
+        raise SystemExit(TERMINATED)
