@@ -175,8 +175,8 @@ def load_export(folder: Path, *, attention: str = "sdpa") -> Transformer:
     count = sum(tensor.numel() for tensor in tensors.values())
     if description.n_total > 2 * count:  # before the config's size is allocated
         raise InputError(
-            f"{folder / WEIGHTS} must hold the {description.n_total:,} parameters of {CONFIG}, but has "
-            f"{count:,}; train the run again"
+            f"{folder / WEIGHTS} must hold the {description.n_total:,} parameters of {CONFIG}, "
+            f"but has {count:,}; train the run again"
         )
     model = Transformer(description, context_length=length, attention=attention)
     with torch.no_grad():
