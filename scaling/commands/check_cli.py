@@ -5,22 +5,17 @@ from typing import Annotated
 import typer
 
 from shapelaw.scaling.commands.options import (
-    Columns,
     Cutoffs,
     Delta,
-    DropFailed,
-    Exclude,
     Json,
     LawOption,
     LeaveOutBy,
-    LossUnit,
     PriorOption,
     Runs,
     Seed,
     Size,
-    Where,
-    all_of,
 )
+from shapelaw.scaling.commands.table_options import ALL_RUNS, RunOptions, with_table_options
 from shapelaw.scaling.display.console import print_result
 
 Starts = Annotated[
@@ -37,6 +32,7 @@ Resamples = Annotated[
 ]
 
 
+@with_table_options
 def check(
     runs: Runs,
     law: LawOption = "conditional",
@@ -61,11 +57,7 @@ def check(
     ] = False,
     size: Size = "auto",
     prior: PriorOption = None,
-    where: Where = None,
-    exclude: Exclude = None,
-    columns: Columns = None,
-    loss_unit: LossUnit = None,
-    drop_failed: DropFailed = False,
+    read: RunOptions = ALL_RUNS,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -75,17 +67,8 @@ def check(
     from shapelaw.scaling.display.progress import progress_shown
     from shapelaw.scaling.fitting.law_problem import parse_delta
     from shapelaw.scaling.fitting.refits import FitSettings
-    from shapelaw.scaling.runs.catalog import load_runs
 
-    table = load_runs(
-        runs,
-        where=all_of(where),
-        exclude=exclude or (),
-        size=size,
-        columns=columns,
-        loss_unit=loss_unit,
-        drop_failed=drop_failed,
-    )
+    table = read.load(runs, size)
     settings: FitSettings = {
         "delta": parse_delta(delta), "starts": starts, "seed": seed, "prior": prior,
     }  # fmt: skip
@@ -98,6 +81,7 @@ def check(
             print_result(check(law, table, compute=compute, **settings), json=json)
 
 
+@with_table_options
 def compare(
     runs: Runs,
     law: Annotated[
@@ -110,11 +94,7 @@ def compare(
     starts: Starts = 64,
     size: Size = "auto",
     prior: PriorOption = None,
-    where: Where = None,
-    exclude: Exclude = None,
-    columns: Columns = None,
-    loss_unit: LossUnit = None,
-    drop_failed: DropFailed = False,
+    read: RunOptions = ALL_RUNS,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -122,17 +102,8 @@ def compare(
     from shapelaw.scaling.checks.comparison import compare
     from shapelaw.scaling.display.progress import progress_shown
     from shapelaw.scaling.fitting.law_problem import parse_delta
-    from shapelaw.scaling.runs.catalog import load_runs
 
-    table = load_runs(
-        runs,
-        where=all_of(where),
-        exclude=exclude or (),
-        size=size,
-        columns=columns,
-        loss_unit=loss_unit,
-        drop_failed=drop_failed,
-    )
+    table = read.load(runs, size)
     with progress_shown():
         comparison = compare(
             law, table, by=by, cutoffs=cutoff or 4, delta=parse_delta(delta), starts=starts,

@@ -5,16 +5,11 @@ from typing import Annotated
 import typer
 
 from shapelaw.scaling.commands.options import (
-    Columns,
-    DropFailed,
-    Exclude,
     Json,
-    LossUnit,
     OutTable,
-    Where,
-    all_of,
 )
 from shapelaw.scaling.commands.plain_help import PlainTyper
+from shapelaw.scaling.commands.table_options import ALL_RUNS, RunOptions, with_table_options
 from shapelaw.scaling.display.console import echo, note, print_json, print_result, print_table
 from shapelaw.scaling.display.tables import counted
 
@@ -45,24 +40,17 @@ def list_tables(json: Json = False) -> None:
 
 
 @data.command()
+@with_table_options
 def get(
     name: Name,
     out: OutTable = None,
-    columns: Columns = None,
-    loss_unit: LossUnit = None,
-    drop_failed: DropFailed = False,
+    read: RunOptions = ALL_RUNS,
     json: Json = False,
 ) -> None:
     """Download a table, validate it and write it as a run table."""
-    from shapelaw.scaling.runs.catalog import load_runs
     from shapelaw.scaling.runs.table import write_runs
 
-    runs = load_runs(
-        name,
-        columns=columns,
-        loss_unit=loss_unit,
-        drop_failed=drop_failed,
-    )
+    runs = read.load(name)
     source = runs.source
     if out is not None:
         write_runs(out, runs)
@@ -77,32 +65,16 @@ def get(
 
 
 @data.command()
+@with_table_options
 def show(
     name: Name,
-    where: Where = None,
-    exclude: Exclude = None,
-    columns: Columns = None,
-    loss_unit: LossUnit = None,
-    drop_failed: DropFailed = False,
+    read: RunOptions = ALL_RUNS,
     json: Json = False,
 ) -> None:
     """Describe a table: ranges, levels, replicates, warnings."""
-    from shapelaw.scaling.runs.catalog import load_runs
     from shapelaw.scaling.runs.summary import describe
 
-    print_result(
-        describe(
-            load_runs(
-                name,
-                where=all_of(where),
-                exclude=exclude or (),
-                columns=columns,
-                loss_unit=loss_unit,
-                drop_failed=drop_failed,
-            )
-        ),
-        json=json,
-    )
+    print_result(describe(read.load(name)), json=json)
 
 
 def mount(app: typer.Typer) -> None:

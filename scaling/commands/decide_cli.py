@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
-from shapelaw.scaling.commands.options import Columns, Extrapolate, FitFile, Json, OutTable, Tokens
+from shapelaw.scaling.commands.options import Extrapolate, FitFile, Json, OutTable, Tokens
+from shapelaw.scaling.commands.table_options import ALL_ROWS, RowOptions, with_table_options
 from shapelaw.scaling.display.console import print_json, print_table
 
 
+@with_table_options
 def decide(
     fit: FitFile,
     shapes: Annotated[
@@ -19,20 +21,20 @@ def decide(
         ),
     ],
     tokens: Tokens = None,
-    columns: Columns = None,
+    read: RowOptions = ALL_ROWS,
     extrapolate: Extrapolate = False,
     out: OutTable = None,
     json: Json = False,
 ) -> None:
     """Compare shapes: the chance that each is best."""
     from shapelaw.scaling.commands.output import note_warnings
-    from shapelaw.scaling.commands.predicting import named_rows, read_shapes
+    from shapelaw.scaling.commands.predicting import lined_rows, named_rows, read_shapes
     from shapelaw.scaling.decisions.decide import decide
     from shapelaw.scaling.fitting.result import Fit
     from shapelaw.scaling.runs.table import write_runs
 
     fitted = Fit.load(fit)
-    table = read_shapes(fitted, shapes, tokens, columns=columns, extrapolate=extrapolate)
+    table = read_shapes(fitted, shapes, tokens, read, extrapolate=extrapolate)
     note_warnings(fitted)
     decided = decide(fitted, table)
     if out is not None:
@@ -40,7 +42,7 @@ def decide(
     if json:
         print_json({"warnings": fitted.table_warnings, "rows": named_rows(table, decided)})
     else:
-        print_table(named_rows(table, decided).assign(line=range(2, len(decided) + 2)))
+        print_table(lined_rows(table, decided))
 
 
 def mount(app: typer.Typer) -> None:

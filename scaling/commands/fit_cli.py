@@ -13,24 +13,25 @@ import shapelaw.scaling.commands.next_runs_cli
 import shapelaw.scaling.commands.plot_cli
 import shapelaw.scaling.commands.space_cli
 from shapelaw.scaling.commands.options import (
-    Columns,
     Delta,
-    DropFailed,
-    Exclude,
     Extrapolate,
     FitFile,
     Json,
     LawOption,
-    LossUnit,
     OutTable,
     PriorOption,
     Seed,
     Size,
     Tokens,
-    Where,
-    all_of,
     output_file,
     refuse_together,
+)
+from shapelaw.scaling.commands.table_options import (
+    ALL_ROWS,
+    ALL_RUNS,
+    RowOptions,
+    RunOptions,
+    with_table_options,
 )
 from shapelaw.scaling.display.console import note, print_json, print_result, print_table
 from shapelaw.scaling.errors import InputError
@@ -87,6 +88,7 @@ Pool = Annotated[
 ]
 
 
+@with_table_options
 def fit(
     runs: Tables,
     law: LawOption = "conditional",
@@ -100,11 +102,7 @@ def fit(
     resamples: Resamples = 1000,
     prior: PriorOption = None,
     pool: Pool = False,
-    where: Where = None,
-    exclude: Exclude = None,
-    columns: Columns = None,
-    loss_unit: LossUnit = None,
-    drop_failed: DropFailed = False,
+    read: RunOptions = ALL_RUNS,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -115,7 +113,6 @@ def fit(
     from shapelaw.scaling.fitting.with_prior import fit_pooled
     from shapelaw.scaling.laws.registry import law_named
     from shapelaw.scaling.runs.best_loss import with_best_loss
-    from shapelaw.scaling.runs.catalog import load_runs
     from shapelaw.scaling.solver.objectives import FitObjective
 
     if (len(runs) > 1) != pool:
@@ -123,18 +120,7 @@ def fit(
             f"`--pool` must be given with two run tables or more, but got {len(runs)} "
             f"{'with' if pool else 'without'} it; write `shapelaw fit TABLE TABLE --pool`"
         )
-    tables = [
-        load_runs(
-            name,
-            where=all_of(where),
-            exclude=exclude or (),
-            size=size,
-            columns=columns,
-            loss_unit=loss_unit,
-            drop_failed=drop_failed,
-        )
-        for name in runs
-    ]
+    tables = [read.load(name, size) for name in runs]
     if "best_loss" in law_named(law).columns:
         tables = [each if "best_loss" in each else with_best_loss(each) for each in tables]
     minimised = FitObjective(kind=objective, on=on, weights=weights)
@@ -153,37 +139,42 @@ def fit(
     print_result(fitted, json=json)
 
 
+@with_table_options
 def predict(
     fit: FitFile,
     shapes: Annotated[
         Path, typer.Argument(help="Table of shapes, a CSV, JSON or Parquet file.", metavar="SHAPES")
     ],
     tokens: Tokens = None,
-    columns: Columns = None,
+    read: RowOptions = ALL_ROWS,
     extrapolate: Extrapolate = False,
     out: OutTable = None,
     json: Json = False,
 ) -> None:
     """Predict the loss of shapes, with 95 % intervals."""
     from shapelaw.scaling.commands.output import note_warnings
-    from shapelaw.scaling.commands.predicting import named_rows, predict_table
+    from shapelaw.scaling.commands.predicting import (
+        PREDICTED,
+        lined_rows,
+        named_rows,
+        read_shapes,
+    )
     from shapelaw.scaling.fitting.result import Fit
     from shapelaw.scaling.runs.table import write_runs
 
     fitted = Fit.load(fit)
-    table, predicted = predict_table(
-        fitted, shapes, tokens, columns=columns, extrapolate=extrapolate
-    )
+    table = read_shapes(fitted, shapes, tokens, read, extrapolate=extrapolate)
+    predicted = fitted.predict(table)[PREDICTED]
     note_warnings(fitted)
     if not fitted.has_intervals:
         note("note: the fit has no resamples, so the intervals are of the noise of a run alone")
     if out is not None:
         write_runs(out, table.join(predicted))
     if json:
-        rows = named_rows(table, predicted)
-        print_json({"warnings": fitted.table_warnings, "predictions": rows})
+        predictions = named_rows(table, predicted)
+        print_json({"warnings": fitted.table_warnings, "predictions": predictions})
     else:
-        print_table(named_rows(table, predicted).assign(line=range(2, len(predicted) + 2)))
+        print_table(lined_rows(table, predicted))
 
 
 def laws(

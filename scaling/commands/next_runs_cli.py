@@ -7,18 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shapelaw.scaling.commands.options import (
-    Columns,
-    DropFailed,
-    Exclude,
     FitFile,
     Json,
-    LossUnit,
     OutTable,
     Runs,
-    Where,
-    all_of,
 )
 from shapelaw.scaling.commands.output import note_other_runs
+from shapelaw.scaling.commands.table_options import ALL_RUNS, RunOptions, with_table_options
 from shapelaw.scaling.display.console import print_result
 
 if TYPE_CHECKING:
@@ -82,6 +77,7 @@ Seeds = Annotated[
 ]
 
 
+@with_table_options
 def next_runs(
     fit: FitFile,
     runs: Runs,
@@ -92,11 +88,7 @@ def next_runs(
     most_runs: MostRuns = 32,
     backtest: WithBacktest = False,
     seeds: Seeds = SEEDS,
-    where: Where = None,
-    exclude: Exclude = None,
-    columns: Columns = None,
-    loss_unit: LossUnit = None,
-    drop_failed: DropFailed = False,
+    read: RunOptions = ALL_RUNS,
     out: OutTable = None,
     json: Json = False,
 ) -> None:
@@ -105,21 +97,9 @@ def next_runs(
     from shapelaw.scaling.design.next_batch import next_runs
     from shapelaw.scaling.errors import InputError
     from shapelaw.scaling.fitting.result import Fit
-    from shapelaw.scaling.runs.catalog import load_runs
-    from shapelaw.scaling.runs.reader import read_table
     from shapelaw.scaling.runs.table import write_runs
 
-    fitted, table = (
-        Fit.load(fit),
-        load_runs(
-            runs,
-            where=all_of(where),
-            exclude=exclude or (),
-            columns=columns,
-            loss_unit=loss_unit,
-            drop_failed=drop_failed,
-        ),
-    )
+    fitted, table = Fit.load(fit), read.load(runs)
     result: Backtest | Design
     if backtest:
         given = {"--budget-flops": budget, "--goal": goal, "--candidates": candidates,
@@ -135,8 +115,9 @@ def next_runs(
         raise InputError("`--budget-flops` and `--goal` must be given, or --backtest")
     else:
         note_other_runs(fitted, table)
-        target, limits = parse_goal(goal, fitted), read_limits(within or [], most_runs)
-        pool = None if candidates is None else read_table(candidates)
+        target = parse_goal(goal, fitted, read.rows_beside)
+        limits = read_limits(within or [], most_runs)
+        pool = None if candidates is None else read.rows_beside(candidates)
         flops = read_flops(budget)
         result = next_runs(fitted, pool, flops, goal=target, runs=table, limits=limits)
     if out is not None:

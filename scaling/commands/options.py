@@ -183,7 +183,11 @@ Tokens = Annotated[
 ]
 Extrapolate = Annotated[
     bool,
-    typer.Option("--extrapolate", help="Predict beyond 1.5 decades of N or D from the runs too."),
+    typer.Option(
+        "--extrapolate",
+        help="Predict also where the runs do not reach: beyond 1.5 decades of N or D, or half the "
+        "range of a ratio.",
+    ),
 ]
 Params = Annotated[str, typer.Option(help="Parameter budget, such as 350M or 1B.", metavar="N")]
 Convention = Annotated[

@@ -7,20 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shapelaw.scaling.commands.options import (
-    Columns,
     Cutoffs,
-    DropFailed,
-    Exclude,
     FitFile,
     Json,
     LeaveOutBy,
-    LossUnit,
     Runs,
-    Where,
-    all_of,
     output_file,
 )
 from shapelaw.scaling.commands.output import note_other_runs
+from shapelaw.scaling.commands.table_options import ALL_RUNS, RunOptions, with_table_options
 from shapelaw.scaling.display.console import echo, print_json
 from shapelaw.scaling.errors import InputError
 
@@ -44,6 +39,7 @@ DEFAULT_CUTOFFS = 4
 KINDS_HELP = "; ".join(f"{name}: {content}" for name, content in KINDS.items())
 
 
+@with_table_options
 def plot(
     kind: Annotated[str, typer.Argument(help=f"{KINDS_HELP}.", metavar="KIND")],
     fit: FitFile,
@@ -63,32 +59,17 @@ def plot(
             metavar="LAW",
         ),
     ] = None,
-    where: Where = None,
-    exclude: Exclude = None,
-    columns: Columns = None,
-    loss_unit: LossUnit = None,
-    drop_failed: DropFailed = False,
+    read: RunOptions = ALL_RUNS,
     json: Json = False,
 ) -> None:
     """Draw a fit and its runs as a picture."""
     from shapelaw.scaling.display.progress import progress_shown
     from shapelaw.scaling.fitting.result import Fit
     from shapelaw.scaling.plots.style import ending_of, save_figure
-    from shapelaw.scaling.runs.catalog import load_runs
 
     ending_of(out)
     draw = _drawing(kind, by, cutoff or DEFAULT_CUTOFFS, law or [])
-    table, fitted = (
-        load_runs(
-            runs,
-            where=all_of(where),
-            exclude=exclude or (),
-            columns=columns,
-            loss_unit=loss_unit,
-            drop_failed=drop_failed,
-        ),
-        Fit.load(fit),
-    )
+    table, fitted = read.load(runs), Fit.load(fit)
     note_other_runs(fitted, table)
     with progress_shown():
         save_figure(draw(fitted, table), out)

@@ -1,51 +1,24 @@
-"""Prediction of the losses of a table of shapes."""
+"""Tables of shapes for predictions and decisions."""
 
 from pathlib import Path
 
 import pandas as pd
 
+from shapelaw.scaling.commands.options import all_of
+from shapelaw.scaling.commands.table_options import RowOptions
 from shapelaw.scaling.display.console import note
+from shapelaw.scaling.display.printable import shown
+from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.filters import select
 from shapelaw.scaling.fitting.reach import beyond_reach, require_reach
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.runs.columns import NUMERIC, SIZES, D, N
-from shapelaw.scaling.runs.mapping import ColumnMapping
+from shapelaw.scaling.runs.columns import SIZES, D
+from shapelaw.scaling.runs.mapping import read_rows, require_or_suggest
 from shapelaw.scaling.runs.ratios import with_ratios
-from shapelaw.scaling.runs.reader import read_table
-from shapelaw.scaling.runs.validation import check_numbers, require_columns, to_numbers
+from shapelaw.scaling.runs.validation import check_numbers, require_columns
 from shapelaw.scaling.units import parse_count
 
 PREDICTED = ["predicted_loss", "loss_low", "loss_high"]
-
-
-def predict_table(
-    fit: Fit,
-    path: Path,
-    tokens: str | None,
-    *,
-    columns: str | None = None,
-    extrapolate: bool = False,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read a table of shapes and predict the loss of each.
-
-    Parameters
-    ----------
-    fit, path, tokens, columns, extrapolate
-        As in :func:`read_shapes`.
-
-    Returns
-    -------
-    table
-        Shapes with tokens and ratios.
-    predictions
-        ``predicted_loss``, ``loss_low`` and ``loss_high`` of every row, in the unit of the fit.
-
-    Raises
-    ------
-    InputError
-        As :func:`read_shapes`.
-    """
-    table = read_shapes(fit, path, tokens, columns=columns, extrapolate=extrapolate)
-    return table, fit.predict(table)[PREDICTED]
 
 
 def named_rows(table: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
@@ -53,13 +26,13 @@ def named_rows(table: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
     return table[["run_id"]].join(results) if "run_id" in table else results
 
 
+def lined_rows(table: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
+    """Add run ids and the line of every row in its file, for a printed table."""
+    return named_rows(table, results).assign(line=results.index + 2)
+
+
 def read_shapes(
-    fit: Fit,
-    path: Path,
-    tokens: str | None,
-    *,
-    columns: str | None = None,
-    extrapolate: bool = False,
+    fit: Fit, path: Path, tokens: str | None, rows: RowOptions, *, extrapolate: bool = False
 ) -> pd.DataFrame:
     """Read a table of shapes with the columns that a fit needs.
 
@@ -71,8 +44,8 @@ def read_shapes(
         Table with one shape per row.
     tokens
         Training tokens of every row, such as 2M; None to read the column ``tokens``.
-    columns
-        Changes of the columns, as :class:`shapelaw.scaling.runs.mapping.ColumnMapping` parses them.
+    rows
+        Rows to keep, and names of the columns.
     extrapolate
         Accept rows beyond the reach of the fit (:mod:`shapelaw.scaling.fitting.reach`), and print
         how far they are.
@@ -80,25 +53,39 @@ def read_shapes(
     Returns
     -------
     pandas.DataFrame
-        Shapes with tokens and ratios.
+        Shapes with tokens and ratios; the index counts the rows of the file from 0.
 
     Raises
     ------
     InputError
-        The table cannot be read, lacks a column that the law needs, or has a row beyond the reach
-        of the fit.
+        The table cannot be read, lacks a column that the law needs, has no row left, or has a row
+        beyond the reach of the fit.
     """
-    table = ColumnMapping.parse(columns).apply(read_table(path), str(path))
-    table = to_numbers(table, [name for name in table if name in NUMERIC])
+    table = read_rows(path, rows.columns)
     if tokens is not None:
         table[D] = parse_count(tokens)
-    elif D not in table:
-        require_columns(table, (D,), f"without --tokens, {path} must name them: it")
-    table = with_ratios(table, str(path))
-    if N in fit.law.columns:
-        require_columns(table, (SIZES[fit.size_convention],), f"N is {fit.size_convention}: {path}")
-    require_columns(table, fit.source_columns, str(path))
+    table = _kept(with_ratios(table, str(path)), rows, str(path))
+    size = SIZES[fit.size_convention]
+    source = f"N is {fit.size_convention}: {path}" if D in table else f"without --tokens, {path}"
+    require_or_suggest(table, (D, *fit.source_columns), source, size)
     check_numbers(table, fit.source_columns, str(path))
-    for text in require_reach(beyond_reach(fit, fit.columns(table)), extrapolate=extrapolate):
+    beyond = beyond_reach(fit, fit.columns(table))
+    lines = {int(table.index[place]): text for place, text in beyond.items()}
+    for text in require_reach(lines, extrapolate=extrapolate):
         note(f"note: {text}")
+    return table
+
+
+def _kept(table: pd.DataFrame, rows: RowOptions, source: str) -> pd.DataFrame:
+    """Keep the rows that the options of a command choose."""
+    if rows.exclude:
+        require_columns(table, ("run_id",), f"for --exclude, {source} must name its rows: it")
+        names = table["run_id"].astype(str)
+        if unknown := sorted(set(rows.exclude) - set(names)):
+            raise InputError(f"{source} has no run {shown(unknown[0])} to exclude")
+        table = table[~names.isin(rows.exclude)]
+    if (condition := all_of(rows.where)) is not None:
+        table = table[select(condition, {str(name): table[name] for name in table}, len(table))]
+    if table.empty:
+        raise InputError(f"{source} has no row left to use; loosen --where or --exclude")
     return table

@@ -1,6 +1,6 @@
 """Goals of a design: a prediction, the optimum of a ratio, a difference or a decision."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from shapelaw.scaling.fitting.compute_optimal import best_ratios
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.factors import UShape
 from shapelaw.scaling.runs.columns import D, N
-from shapelaw.scaling.runs.reader import read_table
+from shapelaw.scaling.runs.mapping import read_rows
 from shapelaw.scaling.units import format_count, parse_count
 
 NAMES = {"n": N, "d": D, "tokens": D, "params": N}  # short names of columns in typed goals
@@ -215,7 +215,7 @@ def _row(value: pd.DataFrame | Mapping[str, float], which: str) -> pd.DataFrame:
     return frame
 
 
-def parse_goal(text: str, fit: Fit) -> Goal:
+def parse_goal(text: str, fit: Fit, read: Callable[[Path], pd.DataFrame] = read_rows) -> Goal:
     """Parse the text of ``--goal``.
 
     In ``predict:n=1e9,tokens=20B``, ratios that are not given are at the law's optimum, or at the
@@ -227,6 +227,8 @@ def parse_goal(text: str, fit: Fit) -> Goal:
         A goal as typed by the user.
     fit
         The fit whose law has the columns and optima of the goal.
+    read
+        Function that reads the tables of goals.
 
     Raises
     ------
@@ -237,17 +239,17 @@ def parse_goal(text: str, fit: Fit) -> Goal:
     if kind == "predict" and "=" in rest:
         return Prediction(at=pd.DataFrame([_values(row, fit) for row in rest.split(";")]))
     if kind == "predict" and rest:
-        return Prediction(at=read_table(Path(rest)))
+        return Prediction(at=read(Path(rest)))
     if kind == "optimum" and rest:
         of, _, size = rest.partition("@")
         return Optimum(of=of, size=float(parse_count(size)) if size else None)
     if kind == "choice" and rest:
-        table = read_table(Path(rest))
+        table = read(Path(rest))
         if len(table) != 2:
             raise InputError(f"a choice must be between two rows, but {rest} has {len(table)}")
         return GoalRanking(first=table.iloc[[0]], second=table.iloc[[1]])
     if kind == "decision" and rest:
-        return Decision(among=read_table(Path(rest)))
+        return Decision(among=read(Path(rest)))
     raise InputError(f"`--goal` must be {SYNTAX}, but got {text!r}")
 
 

@@ -15,8 +15,9 @@ from shapelaw.scaling.design.noise import Scatter, estimate_scatter
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.part import Columns
 from shapelaw.scaling.runs.columns import N, columns_of
+from shapelaw.scaling.runs.mapping import require_or_suggest
 from shapelaw.scaling.runs.ratios import with_ratios
-from shapelaw.scaling.runs.validation import check_numbers, require_columns
+from shapelaw.scaling.runs.validation import check_numbers
 
 MAX_PLACES = 1000  # in tables of more rows, runs closer than SAME_PLACE count as one place
 SAME_PLACE = 0.02  # distance in ln of every column
@@ -67,7 +68,7 @@ def law_columns(fit: Fit, frame: pd.DataFrame, source: str) -> dict[str, np.ndar
     frame = with_ratios(frame.reset_index(drop=True), source)
     pairs = zip(fit.law.columns, fit.source_columns, strict=True)
     names = {name: column if column in frame else name for name, column in pairs}
-    require_columns(frame, names.values(), source)
+    require_or_suggest(frame, names.values(), source)
     check_numbers(frame, names.values(), source)
     return {name: columns_of(frame, (column,))[column] for name, column in names.items()}
 

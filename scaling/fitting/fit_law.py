@@ -7,7 +7,7 @@ without weights (arXiv 2203.15556, appendix D.4, with the sum instead of the mea
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from shapelaw.scaling.fitting.fit_record import (
     resample_fields,
     run_fields,
     status_line,
-    with_residual_warnings,
+    with_fit_warnings,
 )
 from shapelaw.scaling.fitting.law_problem import law_name, problem_of
 from shapelaw.scaling.fitting.pooled import PooledFit
@@ -30,8 +30,11 @@ from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.fitting.with_prior import PriorLike, fit_pooled, fit_with_prior, wants_prior
 from shapelaw.scaling.laws.law import Base, Law
 from shapelaw.scaling.laws.registry import law_named
-from shapelaw.scaling.runs.table import RunsLike, as_run_table
+from shapelaw.scaling.runs.diagnosis import flagged_rows
+from shapelaw.scaling.runs.table import RunsLike, RunTable, as_run_table
 from shapelaw.scaling.solver.objectives import FitObjective
+
+SOUND_STARTS, SOUND_DRAWS = 64, 256  # of the fit without the rows that are marked as outliers
 
 
 @overload
@@ -142,9 +145,12 @@ def fit(
     minimised = objective if isinstance(objective, FitObjective) else FitObjective(kind=objective)
     runs = as_run_table(runs, size)
     problem = problem_of(law, runs, minimised, delta)
+    sound = _fit_without_flagged(
+        law, runs, resamples, objective=minimised, delta=delta, seed=seed, prior=prior
+    )
     if wants_prior(law, minimised, delta, prior):
         fitted = fit_with_prior(problem, runs, starts, resamples, seed, prior)
-        fitted = with_residual_warnings(fitted, runs)
+        fitted = with_fit_warnings(fitted, runs, sound)
         return replace(fitted, seconds=time.perf_counter() - start_time)
     problem, best, unresolved = solve_with_factor_tests(problem, delta, starts, seed, runs.noise)
     clusters = runs.run_groups
@@ -163,10 +169,25 @@ def fit(
         **noise_fields(problem, best, runs.noise),
         noise_by_size=runs.noise_by_size.to_dict("records"),  # type: ignore[arg-type]
     )
-    notes = [*notes_of(fitted, unresolved, clusters), *runs.notes]
+    notes = [*notes_of(fitted, unresolved, clusters), *runs.remarks]
     status = status_line(fitted, best)
-    fitted = with_residual_warnings(fitted, runs)
+    fitted = with_fit_warnings(fitted, runs, sound)
     return replace(fitted, notes=notes, status=status, seconds=time.perf_counter() - start_time)
+
+
+def _fit_without_flagged(law: Law, runs: RunTable, resamples: int, **settings: Any) -> Fit | None:
+    """Fit the rows that no column marks as outliers; None if none is marked or without resamples.
+
+    Resamples give the intervals against which a change is judged.
+    """
+    kept = ~flagged_rows(runs.frame)
+    if kept.all() or not resamples:
+        return None
+    draws = min(resamples, SOUND_DRAWS)
+    try:
+        return fit(law, runs.take(kept), starts=SOUND_STARTS, resamples=draws, **settings)
+    except InputError:
+        return None
 
 
 def _delta_rule(minimised: FitObjective, delta: float | str) -> str:

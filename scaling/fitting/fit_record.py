@@ -14,7 +14,7 @@ from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.factors import UShape
 from shapelaw.scaling.laws.part import Columns
 from shapelaw.scaling.runs.columns import N
-from shapelaw.scaling.runs.diagnosis import residual_warnings
+from shapelaw.scaling.runs.diagnosis import list_warnings, residual_warnings
 from shapelaw.scaling.runs.table import RunTable
 from shapelaw.scaling.solver.identifiability import NO_TERM, optimum_status
 from shapelaw.scaling.solver.multistart import (
@@ -26,6 +26,10 @@ from shapelaw.scaling.uncertainty.resampling import bootstrap, method_for
 from shapelaw.scaling.uncertainty.robust_covariance import sandwich
 
 DELTA_SWEEP = (1e-4, 1e-3, 1e-2, 1e-1)
+
+
+MIN_MOVE = 0.5  # of a parameter, in half widths of its interval, that is worth a word
+MAX_MOVES = 3  # parameters that are named
 
 
 MIN_TERM_SHARE = 1e-6  # of the loss; a term below it everywhere has no effect
@@ -177,12 +181,47 @@ def notes_of(
     return notes
 
 
-def with_residual_warnings(fitted: Fit, runs: RunTable) -> Fit:
-    """Add a warning of a column outside of the law that explains the residuals of a fit."""
-    columns = fitted.columns(runs)
+def with_fit_warnings(fitted: Fit, runs: RunTable, sound: Fit | None) -> Fit:
+    """Add what a fit shows to the warnings of its table.
+
+    Parameters
+    ----------
+    fitted
+        Fit of the runs.
+    runs
+        Run table.
+    sound
+        Fit without the rows that the table marks as outliers; None without such a fit.
+
+    Returns
+    -------
+    Fit
+        Fit with warnings of a column outside of the law that explains its residuals, and of the
+        change that marked rows make.
+    """
     residuals = np.log(runs.losses) - np.log(fitted.central(runs))
-    more = residual_warnings(runs.frame, columns, residuals)
-    return replace(fitted, table_warnings=[*fitted.table_warnings, *more])
+    unexplained = residual_warnings(runs.frame, fitted.columns(runs), residuals)
+    change = "" if sound is None else changed_parameters(fitted, sound)
+    warnings = list_warnings(runs.frame, runs.size_column, unexplained, change)
+    return replace(fitted, table_warnings=warnings)
+
+
+def changed_parameters(fitted: Fit, other: Fit) -> str:
+    """Say which parameters another fit of the same law moves, scales of its terms left out."""
+    parameters, others = fitted.parameters(), other.parameters()
+    moves = {}
+    for name in set(parameters) - set(fitted.law.base.scales):
+        ends, value = parameters[name], others[name]["value"]
+        half = max(ends["high"] - ends["low"], np.finfo(float).tiny) / 2
+        moves[name] = abs(value - ends["value"]) / half
+    names = sorted((n for n in moves if moves[n] > MIN_MOVE), key=lambda name: -moves[name])
+    if not names:
+        return "every parameter then stays well within its interval"
+    changes = [
+        f"{name} is then {others[name]['value']:.3g} instead of {parameters[name]['value']:.3g}"
+        for name in names[:MAX_MOVES]
+    ]
+    return ", ".join(changes)
 
 
 def status_line(fitted: Fit, best: Solution) -> str:

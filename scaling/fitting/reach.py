@@ -1,10 +1,16 @@
-"""Reach of a fit: the N and D up to which its predictions are given without being asked for."""
+"""Reach of a fit: the N, D and ratios up to which it predicts without being asked to extrapolate.
+
+N and D reach 1.5 decades beyond the runs. A ratio reaches beyond either end of its fitted range by
+half of that range in logarithms, which is a factor of √(largest / smallest), and by a factor of 2
+at least: a ratio that was varied more is known farther.
+"""
 
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.columns import D, N
@@ -13,6 +19,7 @@ from shapelaw.scaling.solver.identifiability import NO_TERM
 from shapelaw.scaling.units import format_count
 
 MAX_DECADES = 1.5  # of N or D from the nearest run
+MIN_RATIO_REACH = 2.0  # factor beyond the fitted range of a ratio, at least
 LETTERS = {N: "N", D: "D"}
 NAMES = {N: "size", D: "token count"}
 LEVEL_WIDTH = 1 + LEVEL_TOLERANCE  # ratio of values that count as equal
@@ -29,36 +36,61 @@ def beyond_reach(
     fit
         Fit that predicts.
     columns
-        N and D of every row, as the fit counts them, (n,) each.
+        N, D and ratios of every row, as the fit counts them, (n,) each; absent ones do not count.
     more
-        Ranges of N and D in which other evidence holds; distances count from both ranges together,
+        Ranges of columns in which other evidence holds; distances count from both ranges together,
         and terms that the fit holds do not count.
 
     Returns
     -------
     dict
-        A sentence by row: the factor of N or D beyond the runs, farther than 1.5 decades; a size or
+        A sentence by row: the factor of N, D or a ratio beyond the runs, out of reach; a size or
         token count other than the only one of the runs; or a ratio of tokens to size other than the
         only one, where the fit holds the term of one of them.
     """
     sentences: dict[int, list[str]] = {}
-    for name, letter in LETTERS.items():
+    for name in (*LETTERS, *ratios_of(fit)):
         if name not in columns or name not in fit.ranges:
             continue
         values = np.atleast_1d(np.asarray(columns[name], dtype=float))
-        low, high = fit.ranges[name]
-        others = (more or {}).get(name, (low, high))
-        lowest, highest = min(low, *others), max(high, *others)
-        for row, value in enumerate(values):
-            if value > highest * 10**MAX_DECADES:
-                text = f"{letter} is {_factor(value / high)} times the largest run"
-                sentences.setdefault(row, []).append(f"{text} ({format_count(high)})")
-            elif value < lowest / 10**MAX_DECADES:
-                text = f"{letter} is 1/{_factor(low / value)} of the smallest run"
-                sentences.setdefault(row, []).append(f"{text} ({format_count(low)})")
+        for row, text in _far_values(fit, name, values, (more or {}).get(name)):
+            sentences.setdefault(row, []).append(text)
     for row, text in _without_term(fit, columns) if more is None else ():
         sentences.setdefault(row, []).append(text)
     return {row: ", ".join(sentences[row]) for row in sorted(sentences)}
+
+
+def ratios_of(fit: Fit) -> list[str]:
+    """List the columns of the shape factors of a law that are neither N, D nor whole numbers."""
+    names = dict.fromkeys(factor.of for factor in fit.law.shapes)
+    return [name for name in names if name not in (N, D, *INTEGER_FIELDS)]
+
+
+def _far_values(
+    fit: Fit, name: str, values: np.ndarray, others: tuple[float, float] | None
+) -> Iterator[tuple[int, str]]:
+    """Describe the values of a column that are beyond its reach, by row."""
+    low, high = fit.ranges[name]
+    lowest, highest = (low, high) if others is None else (min(low, others[0]), max(high, others[1]))
+    reach, what = 10**MAX_DECADES, " run"
+    if name not in LETTERS:
+        reach, what = max(float(np.sqrt(highest / lowest)), MIN_RATIO_REACH), " of the runs"
+        if others is None and high <= low * LEVEL_WIDTH and _held_factor(fit, name):
+            reach = LEVEL_WIDTH
+    for row, value in enumerate(values):
+        number = LETTERS.get(name, f"{name} = {value:.3g}")
+        if value > highest * reach:
+            end = format_count(high) if name in LETTERS else f"{high:.3g}"
+            yield row, f"{number} is {_factor(value / high)} times the largest{what} ({end})"
+        elif value < lowest / reach:
+            end = format_count(low) if name in LETTERS else f"{low:.3g}"
+            yield row, f"{number} is 1/{_factor(low / value)} of the smallest{what} ({end})"
+
+
+def _held_factor(fit: Fit, ratio: str) -> bool:
+    """Return whether a parameter of the factor of a ratio is held at one value."""
+    names = (name for factor in fit.law.shapes if factor.of == ratio for name in factor.names)
+    return any(name in fit.held and fit.held[name].low == fit.held[name].high for name in names)
 
 
 def _factor(ratio: float) -> str:
@@ -113,7 +145,8 @@ def require_reach(beyond: Mapping[int, str], *, extrapolate: bool, lines: bool =
     if named and not extrapolate:
         others = f", and {len(named) - 1} more" if len(named) > 1 else ""
         raise InputError(
-            f"`--extrapolate` must be given for predictions where the runs say nothing or beyond "
-            f"{MAX_DECADES} decades from them, but {named[0]}{others}; add it, or fit nearer runs"
+            f"`--extrapolate` must be given for predictions that the runs do not reach "
+            f"({MAX_DECADES} decades of N or D, half the range of a ratio in logarithms), but "
+            f"{named[0]}{others}; add it, or fit nearer runs"
         )
     return named

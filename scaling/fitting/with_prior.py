@@ -150,7 +150,7 @@ def posterior_result(
         prior=found.prior,  # type: ignore[arg-type]
         posterior=found.state,
     )
-    notes = [*resolution_notes(found.prior), *notes_of(fitted, [], None), *runs.notes]
+    notes = [*resolution_notes(found.prior), *notes_of(fitted, [], None), *runs.remarks]
     notes = [text for text in (split_note(found.problem.columns), *notes, found.note) if text]
     return replace(fitted, notes=notes, status=status_line(fitted, best))
 

@@ -1,10 +1,10 @@
 """Warnings of a run table: properties of its rows that bias a fit, in order of harm.
 
 Every fit carries the warnings of its table. A warning names the rows that it is about and, where
-there is one, the filter that leaves them out.
+there is one, the filter that leaves them out. :func:`list_warnings` states the order.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,8 @@ from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.runs.columns import SIZES, D, N
 from shapelaw.scaling.runs.validation import SPELLINGS, as_floats
 
-MAX_FLOPS_DEVIATION = 0.05  # relative difference of counted FLOPs from 6ND without a warning
+MAX_FLOPS_DEVIATION = 0.05  # relative difference of counted FLOPs from 6ND without a note
+MAX_HARMLESS_FACTOR = 4.0  # of counted FLOPs over 6ND: head and attention of small models
 FLAGS = ("outlier", "is_outlier", "flagged")  # columns that mark doubtful rows
 # Columns that describe a recipe: rows of one cell should agree in them.
 RECIPE = (
@@ -37,8 +38,14 @@ MAX_NAME = 24  # characters of a run id that a warning lists
 OUTCOMES = ("loss", "bits_per_byte", "accuracy", "flops", "seconds", "perplexity", "ppl")
 
 
-def list_warnings(runs: pd.DataFrame, size: str = N) -> list[str]:
+def list_warnings(
+    runs: pd.DataFrame, size: str = N, unexplained: Iterable[str] = (), without_flagged: str = ""
+) -> list[str]:
     """List the properties of a run table that may bias its fits, the most harmful first.
+
+    Losses that are not final ones come first, because they move every parameter of a law; then
+    runs that differ in more than the law has, which move exponents and differences of shapes; then
+    what makes intervals too narrow; last what concerns budgets of FLOPs alone.
 
     Parameters
     ----------
@@ -46,6 +53,10 @@ def list_warnings(runs: pd.DataFrame, size: str = N) -> list[str]:
         One row per run.
     size
         Column that N is read from.
+    unexplained
+        Warnings of a fit about its residuals (:func:`residual_warnings`), which rank among these.
+    without_flagged
+        Change of a fit without the rows that are flagged as outliers.
 
     Returns
     -------
@@ -53,17 +64,44 @@ def list_warnings(runs: pd.DataFrame, size: str = N) -> list[str]:
         One sentence each.
     """
     return [
-        *_flag_warnings(runs),
+        # Losses that are not those of finished, sound runs.
+        *_flag_warnings(runs, without_flagged),
         *_schedule_warnings(runs),
         *_warm_up_warnings(runs),
+        # Differences between runs that the law takes for those of N, D and shape.
         *_repetition_warnings(runs),
+        *unexplained,
         *_recipe_warnings(runs),
         *_edge_warnings(runs),
-        *_rounding_warnings(runs),
         *_embedding_warnings(runs, size),
+        # Errors that intervals do not know of.
         *_dependence_warnings(runs),
-        *_flops_warnings(runs),
+        *_rounding_warnings(runs),
+        # Budgets.
+        *_flops_sentences(runs, harmful=True),
     ]
+
+
+def list_remarks(runs: pd.DataFrame) -> list[str]:
+    """List the properties of a run table that a reader should know and that bias no fit.
+
+    Parameters
+    ----------
+    runs
+        One row per run.
+
+    Returns
+    -------
+    list
+        One sentence each.
+    """
+    return _flops_sentences(runs, harmful=False)
+
+
+def flagged_rows(runs: pd.DataFrame) -> np.ndarray:
+    """Return a mask of the rows that a column of the table marks as outliers, (n,)."""
+    masks = [_is_true(runs[name]) for name in FLAGS if name in runs]
+    return np.asarray(np.logical_or.reduce([np.zeros(len(runs), dtype=bool), *masks]))
 
 
 def row_marks(runs: pd.DataFrame, names: set[str]) -> dict[str, np.ndarray]:
@@ -157,16 +195,17 @@ def _named(runs: pd.DataFrame, rows: np.ndarray) -> str:
     return listed(runs["run_id"].astype(str).str.slice(0, MAX_NAME).to_numpy()[rows].tolist())
 
 
-def _flag_warnings(runs: pd.DataFrame) -> list[str]:
-    """Warn of rows that a column of the table marks as outliers."""
+def _flag_warnings(runs: pd.DataFrame, without: str) -> list[str]:
+    """Warn of rows that a column of the table marks as outliers, and say what they change."""
     warnings = []
+    change = f" ({without})" if without else ""
     for name in FLAGS:
         flagged = _is_true(runs[name]) if name in runs else np.zeros(0, dtype=bool)
         if flagged.any():
             warnings.append(
                 f"{counted(int(flagged.sum()), 'row')} of {len(runs)} flagged as outliers (column "
                 f"`{name}`) are part of the table: {_named(runs, flagged)}; "
-                f'--where "not {name}" drops them'
+                f'--where "not {name}" drops them{change}'
             )
     return warnings
 
@@ -365,17 +404,20 @@ def _dependence_warnings(runs: pd.DataFrame) -> list[str]:
     ]
 
 
-def _flops_warnings(runs: pd.DataFrame) -> list[str]:
-    """Warn of counted training FLOPs that differ from 6ND."""
+def _flops_sentences(runs: pd.DataFrame, *, harmful: bool) -> list[str]:
+    """Compare counted training FLOPs with 6ND: a warning beyond a factor, otherwise a remark."""
     if not {"flops_6nd", "flops_counted"} <= set(runs.columns):
         return []
     expected = as_floats(runs["flops_6nd"])
     ratio = as_floats(runs["flops_counted"]) / np.where(expected > 0, expected, np.nan)
+    ratio[~(ratio > 0)] = np.nan
     deviating = int((np.abs(ratio - 1) > MAX_FLOPS_DEVIATION).sum())
     if not deviating:
         return []
+    low, high = np.nanmin(ratio), np.nanmax(ratio)
+    if harmful != (max(high, 1 / low) > MAX_HARMLESS_FACTOR):
+        return []
     return [
         f"counted FLOPs differ from 6ND by more than {MAX_FLOPS_DEVIATION:.0%} in {deviating} of "
-        f"{len(runs)} rows ({np.nanmin(ratio):.2f} to {np.nanmax(ratio):.2f} times): state which "
-        "of them a budget counts"
+        f"{len(runs)} rows ({low:.2f} to {high:.2f} times): state which of them a budget counts"
     ]

@@ -1,7 +1,8 @@
 """Columns of foreign tables: their renaming, derived columns, and a suggestion for known names."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,9 @@ from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
 from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.filters import evaluate, names_in
-from shapelaw.scaling.runs.columns import COLUMNS, MORE_COLUMNS, D, N
-from shapelaw.scaling.runs.validation import to_numbers
+from shapelaw.scaling.runs.columns import COLUMNS, MORE_COLUMNS, NUMERIC, D, N
+from shapelaw.scaling.runs.reader import read_table
+from shapelaw.scaling.runs.validation import require_columns, to_numbers
 
 # Names that other tools give to columns, in lower case with "_" between words.
 KNOWN_NAMES = {
@@ -142,6 +144,18 @@ class ColumnMapping:
             changed[name] = np.broadcast_to(values, len(frame))
         return changed
 
+    def allowed_by(self, frame: pd.DataFrame) -> "ColumnMapping":
+        """Keep the changes that a table allows: it has the old names and not yet the new ones."""
+        has = set(frame.columns)
+        renamed = {old: new for old, new in self.renamed.items() if (old in has) != (new in has)}
+        derived = {
+            name: text
+            for name, text in self.derived.items()
+            if name not in has and names_in(text) <= has | set(renamed.values())
+        }
+        ignored = tuple(name for name in self.ignored if name in has)
+        return ColumnMapping(renamed=renamed, derived=derived, ignored=ignored)
+
     def describe(self) -> list[str]:
         """Return a note on each change, for the record of a fit."""
         return [
@@ -152,6 +166,62 @@ class ColumnMapping:
             ),
             *(f"column {name} of the file is ignored" for name in self.ignored),
         ]
+
+
+def read_rows(
+    path: Path, columns: str | Mapping[str, str] | None = None, *, optional: bool = False
+) -> pd.DataFrame:
+    """Read a table of shapes or of runs to choose from, with numbers as in a run table.
+
+    Parameters
+    ----------
+    path
+        Table in any format that :func:`shapelaw.scaling.runs.reader.read_table` reads.
+    columns
+        Changes of its columns, as :meth:`ColumnMapping.parse` reads them.
+    optional
+        Leave out the changes that the table does not allow, as for a second table of a command.
+
+    Raises
+    ------
+    InputError
+        The table cannot be read, or a change of its columns is impossible.
+    """
+    frame, mapping = read_table(path), ColumnMapping.parse(columns)
+    mapping = mapping.allowed_by(frame) if optional else mapping
+    frame = mapping.apply(frame, str(path))
+    return to_numbers(frame, [name for name in frame if name in NUMERIC])
+
+
+def require_or_suggest(
+    frame: pd.DataFrame, needed: Iterable[str], source: str, size: str = N
+) -> None:
+    """Refuse a table that lacks columns, with the options to type where it has known names.
+
+    Parameters
+    ----------
+    frame
+        Table of shapes or of runs.
+    needed
+        Columns that it must have.
+    source
+        Name of the table in errors.
+    size
+        Column that holds N.
+
+    Raises
+    ------
+    InputError
+        A column is missing.
+    """
+    needed = list(dict.fromkeys(needed))
+    lacking = [N if name == size else name for name in needed if name not in frame]
+    options = suggestion(frame, lacking).partition(" (with ")[0] if lacking else ""
+    if options:
+        missing = "`, `".join(name for name in needed if name not in frame)
+        options = options.replace(f"={N}", f"={size}")
+        raise InputError(f"{source} lacks `{missing}`; type {options}")
+    require_columns(frame, needed, source)
 
 
 def _is_column(text: str) -> bool:

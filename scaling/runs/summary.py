@@ -136,7 +136,7 @@ def describe(runs: RunTable | pd.DataFrame) -> Description:
         degrees=degrees,
         left_out=dict(runs.left_out),
         warnings=list(runs.warnings),
-        notes=list(runs.notes),
+        notes=list(runs.remarks),
         source=dict(runs.source),
     )
 

@@ -17,7 +17,7 @@ from shapelaw.scaling.files import write_whole
 from shapelaw.scaling.filters import names_in, select
 from shapelaw.scaling.runs.checking import TableNotation, check_frame, shorten_left_out
 from shapelaw.scaling.runs.columns import COLUMNS, SIZES, D, N, columns_of
-from shapelaw.scaling.runs.diagnosis import list_warnings, row_marks
+from shapelaw.scaling.runs.diagnosis import list_remarks, list_warnings, row_marks
 from shapelaw.scaling.runs.levels import level_of
 from shapelaw.scaling.runs.ratios import sizes_without_embedding
 from shapelaw.scaling.runs.reader import read_table
@@ -293,6 +293,11 @@ class RunTable:
     def warnings(self) -> tuple[str, ...]:
         """Properties of the table that may bias a fit, as sentences, the most harmful first."""
         return tuple(list_warnings(self.frame, self.size_column))
+
+    @cached_property
+    def remarks(self) -> tuple[str, ...]:
+        """Conversions of the values, and properties of the table that bias no fit, as sentences."""
+        return (*self.notes, *list_remarks(self.frame))
 
     @cached_property
     def noise(self) -> tuple[float, int]:

@@ -297,7 +297,7 @@ def _search_and_print(
 
     with progress_shown(quiet=json):
         basis = loss_basis(law, seed=request.effort.seed, link=link, validation=validation)
-        far = require_budget_in_reach(basis, request.budget, request.tokens)
+        far = require_budget_in_reach(basis, request.budget, request.tokens, request.baseline)
         proposals = propose(request, basis, out=out)
     page = None if out is None else write_pages(out)
     for text in far:

@@ -127,8 +127,10 @@ def loss_basis(
     )  # fmt: skip
 
 
-def require_budget_in_reach(basis: LossBasis, budget: Budget, tokens: int) -> list[str]:
-    """Refuse a budget far from the runs of a law and from the range of the shipped pooled law.
+def require_budget_in_reach(
+    basis: LossBasis, budget: Budget, tokens: int, baseline: Shape | None = None
+) -> list[str]:
+    """Refuse a budget or a baseline far from the runs of a law and from the shipped pooled law.
 
     Parameters
     ----------
@@ -138,23 +140,30 @@ def require_budget_in_reach(basis: LossBasis, budget: Budget, tokens: int) -> li
         Parameters.
     tokens
         Training tokens of the baseline.
+    baseline
+        Shape whose ratios count; None for the budget alone. Other shapes of a search lie within
+        the fitted ratios.
 
     Returns
     -------
     list
-        How many times N and D are those of the runs of the law alone, where they are far from them.
+        How many times N, D and ratios are those of the runs of the law alone, where they are far
+        from them.
 
     Raises
     ------
     InputError
-        The budget is beyond 1.5 decades from both, and ``extrapolate`` is false.
+        The budget or the baseline is out of reach of both, and ``extrapolate`` is false.
     """
+    target: dict[str, float] = {N: budget.parameters, D: tokens}
+    if baseline is not None:
+        target |= {name: getattr(baseline, name) for name in RATIOS}
     sources = [dict(source["ranges"]) for source in PooledFit.load(POOLED_LAW).sources.values()]
     pooled = {
         name: (min(each[name][0] for each in sources), max(each[name][1] for each in sources))
-        for name in (N, D)
+        for name in target
+        if all(name in each for each in sources)
     }
-    target = {N: budget.parameters, D: tokens}
     far = beyond_reach(basis.fit, target, pooled)
     require_reach(far, extrapolate=budget.extrapolate, lines=False)
     return list(beyond_reach(basis.fit, target).values())

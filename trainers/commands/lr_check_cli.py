@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shapelaw.scaling.commands.options import (
+    Columns,
     CorpusOption,
     Json,
     OutFolder,
@@ -119,7 +120,12 @@ def read_settings(
 
 
 def open_plan(
-    plan: Path, corpus: str, vocab: int | None, out: Path, settings: Sequence[str]
+    plan: Path,
+    corpus: str,
+    vocab: int | None,
+    out: Path,
+    settings: Sequence[str],
+    columns: str | None = None,
 ) -> "tuple[list[RunSpec], Corpus, Folder]":
     """Read a plan, prepare its corpus and change settings of the recipes.
 
@@ -135,6 +141,8 @@ def open_plan(
         Folder of the check.
     settings
         Fields of the recipes as ``NAME=VALUE``.
+    columns
+        Changes of the columns of the plan.
 
     Returns
     -------
@@ -159,7 +167,7 @@ def open_plan(
     changes, folder = parse_settings(read_pairs(settings)), Folder(out)
     with nothing_left(out):
         prepared = prepare(corpus, folder.corpus, vocab_size=vocab)
-        specs = read_plan(plan, prepared, Recipe())
+        specs = read_plan(plan, prepared, Recipe(), columns)
         changed = [replace(spec, recipe=replace(spec.recipe, **changes)) for spec in specs]
     return changed, prepared, folder
 
@@ -186,6 +194,7 @@ def lr_check(
     rates: Rates = "both",
     seed_sd: SeedDeviation = None,
     settings: RecipeSettings = None,
+    columns: Columns = None,
     workers: Workers = None,
     out: OutFolder = Path("shapelaw-lr-check"),
     json: Json = False,
@@ -195,7 +204,7 @@ def lr_check(
     from shapelaw.trainers.sweep.status import shown_progress
 
     options = read_settings(factor, seeds, rates, tokens, seed_sd)
-    specs, prepared, folder = open_plan(plan, corpus, vocab, out, settings or [])
+    specs, prepared, folder = open_plan(plan, corpus, vocab, out, settings or [], columns)
     chosen = specs_to_check(specs, runs or [], size)
     with shown_progress() as report:
         result = check(chosen, prepared, folder, options, workers=workers, report=report)

@@ -14,6 +14,7 @@ from shapelaw.scaling.commands.options import (
     Seed,
     output_file,
 )
+from shapelaw.scaling.commands.table_options import ALL_RUNS, RunOptions, with_table_options
 from shapelaw.scaling.display.console import note, print_result
 from shapelaw.scaling.display.tables import counted
 from shapelaw.trainers.commands.plan_texts import Texts, allocation_of, grid_of
@@ -26,10 +27,14 @@ from shapelaw.trainers.commands.resolve_options import (
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from shapelaw.scaling.runs.table import RunTable
     from shapelaw.trainers.ladder.grid import LadderAllocation, LadderGrid
     from shapelaw.trainers.ladder.plan import Ladder
 
 RANGE = "LOW:HIGH"
+NO_SIZES = "`--sizes`, or both `--next-runs` and `--runs`, must be given; write --sizes 50K,100K"
 Sizes = Annotated[
     str,
     typer.Option(
@@ -175,35 +180,31 @@ def planned(
     method: str,
     settings: Sequence[str],
     seed: int,
-    sources: Sequence[Path],
+    tables: "tuple[pd.DataFrame, RunTable] | None",
 ) -> "Ladder":
     """Plan from the options of the command.
 
-    ``sources`` are the table of proposals and the run table that they extend, or empty.
+    ``tables`` are the table of proposals and the run table that they extend, or None.
 
     Raises
     ------
     InputError
-        Neither sizes nor proposals are given, or only one of the two tables.
+        Neither sizes nor proposals are given.
     """
     from shapelaw.scaling.errors import InputError
-    from shapelaw.scaling.runs.catalog import load_runs
-    from shapelaw.scaling.runs.reader import read_table
     from shapelaw.trainers.ladder.from_design import plan_proposed
     from shapelaw.trainers.ladder.planner import plan_ladder
     from shapelaw.trainers.optimizers.recipe import read_pairs
 
-    if len(sources) == 2:
-        proposals, runs = read_table(sources[0]), load_runs(str(sources[1]))
+    if tables is not None:
+        proposals, runs = tables
         depths, changes = texts.depths(), read_pairs(settings)
         return plan_proposed(
             proposals, runs, grid=grid, layers=(depths[0], depths[-1]), depths=depths,
             settings=changes,
         )  # fmt: skip
-    if sources or not texts.sizes:
-        raise InputError(
-            "`--sizes`, or both `--next-runs` and `--runs`, must be given; write --sizes 50K,100K"
-        )
+    if not texts.sizes:
+        raise InputError(NO_SIZES)
     return plan_ladder(
         texts.rungs(),
         grid=grid,
@@ -214,6 +215,28 @@ def planned(
     )
 
 
+def tables_to_join(
+    proposals: Path | None, runs: Path | None, read: RunOptions
+) -> "tuple[pd.DataFrame, RunTable] | None":
+    """Read the proposals of ``next-runs`` and the run table that they extend; None without both.
+
+    Raises
+    ------
+    InputError
+        Only one of the two is given, or options of a run table without one.
+    """
+    from shapelaw.scaling.errors import InputError
+
+    if proposals is not None and runs is not None:
+        return read.rows_beside(proposals), read.load(runs)
+    if proposals is not None or runs is not None:
+        raise InputError(NO_SIZES)
+    if read.given:
+        raise InputError(f"`{read.given[0]}` must come with --runs, whose table it describes")
+    return None
+
+
+@with_table_options
 def plan(
     sizes: Sizes = "",
     shapes: ShapesPerSize = "16",
@@ -235,6 +258,7 @@ def plan(
     method: Method = "latin-hypercube",
     proposals: ProposedRuns = None,
     runs: RunsToJoin = None,
+    read: RunOptions = ALL_RUNS,
     resolve: Resolve = None,
     resolve_by: ResolveBy = "runs",
     noise: Noise = None,
@@ -255,13 +279,13 @@ def plan(
 
     def build(ratio: float, count: int) -> "Ladder":
         allocation = allocation_of(ratio, count, anchors, branches)
-        tables = [path for path in (proposals, runs) if path is not None and wish is None]
+        tables = None if wish is not None else tables_to_join(proposals, runs, read)
         return planned(texts, grid, allocation, method, settings or [], seed, tables)
 
     if wish is None:
         ladder = build(TOKENS_PER_PARAMETER if tokens is None else tokens, seeds)
     else:
-        ladder = wish.plan(build, tokens, seeds)
+        ladder = wish.plan(build, tokens, seeds, read)
     ladder = price_and_write(ladder, budget, out, calibrate=calibrate, force=force)
     print_result(ladder, json=json)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shapelaw.scaling.commands.table_options import ALL_RUNS, RunOptions
 from shapelaw.scaling.display.console import note
 
 if TYPE_CHECKING:
@@ -102,13 +103,19 @@ class Wish:
         )
 
     def plan(
-        self, build: "Callable[[float, int], Ladder]", tokens: float | None, seeds: int
+        self,
+        build: "Callable[[float, int], Ladder]",
+        tokens: float | None,
+        seeds: int,
+        read: RunOptions = ALL_RUNS,
     ) -> "ResolvedLadder":
-        """Plan the ladder with the seeds that the resolution needs, at least ``seeds``."""
-        from shapelaw.scaling.runs.catalog import load_runs
+        """Plan the ladder with the seeds that the resolution needs, at least ``seeds``.
+
+        The run table that measures the noise is read with the options ``read``.
+        """
         from shapelaw.trainers.ladder.resolution import plan_resolved
 
-        runs = None if self.given and not self.by_law else load_runs(self.table)
+        runs = None if self.given and not self.by_law else read.load(self.table)
         if self.given is not None and tokens is None:
             tokens = TOKENS_PER_PARAMETER
         law = None if runs is None or not self.by_law else self._law(runs)

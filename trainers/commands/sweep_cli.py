@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shapelaw.scaling.commands.options import (
+    Columns,
     ConfigFile,
     CorpusOption,
     CorpusTokens,
@@ -141,12 +142,13 @@ def run(
     option: LauncherSettings = None,
     ledger: LedgerOption = None,
     done: DoneRuns = None,
+    columns: Columns = None,
     json: Json = False,
 ) -> None:
     """Train the runs of a plan that are not trained yet; resumable."""
     require_extra("train")
     from shapelaw.scaling.files import nothing_left
-    from shapelaw.scaling.runs.reader import read_table
+    from shapelaw.scaling.runs.mapping import read_rows
     from shapelaw.trainers.corpus.options import CorpusOptions
     from shapelaw.trainers.corpus.preparation import prepare_from_options
     from shapelaw.trainers.ladder.plan_file import read_plan
@@ -166,12 +168,12 @@ def run(
     folder.refuse_foreign_table()
     with nothing_left(out):
         prepared = prepare_from_options(text, folder.corpus)
-        specs = read_plan(plan, prepared, recipe)
+        specs = read_plan(plan, prepared, recipe, columns)
         with shown_progress() as report:
             runs = run_plan(
                 specs, prepared, folder, workers=workers, report=report, launcher=place,
-                ledger=ledger, trackers=trackers, done=None if done is None else read_table(done),
-                pack=pack,
+                ledger=ledger, trackers=trackers, pack=pack,
+                done=None if done is None else read_rows(done, columns, optional=True),
             )  # fmt: skip
     _print_runs(runs, json)
 

@@ -8,15 +8,17 @@ import pandas as pd
 
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, Shape
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.runs.reader import read_table
-from shapelaw.scaling.runs.validation import check_numbers, require_columns
+from shapelaw.scaling.runs.mapping import read_rows, require_or_suggest
+from shapelaw.scaling.runs.validation import check_numbers
 from shapelaw.trainers.corpus.batches import count_windows
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.optimizers.recipe import Recipe
 from shapelaw.trainers.training.spec import RunSpec, run_name
 
 
-def read_plan(path: Path, corpus: Corpus, recipe: Recipe) -> list[RunSpec]:
+def read_plan(
+    path: Path, corpus: Corpus, recipe: Recipe, columns: str | None = None
+) -> list[RunSpec]:
     """Read a plan of runs from a table.
 
     Parameters
@@ -29,6 +31,8 @@ def read_plan(path: Path, corpus: Corpus, recipe: Recipe) -> list[RunSpec]:
         Corpus of the runs, which determines the vocabulary size.
     recipe
         Recipe for the fields that are not columns.
+    columns
+        Changes of the columns, as :class:`shapelaw.scaling.runs.mapping.ColumnMapping` parses them.
 
     Raises
     ------
@@ -36,10 +40,9 @@ def read_plan(path: Path, corpus: Corpus, recipe: Recipe) -> list[RunSpec]:
         A column is missing, a value breaks a rule, or two runs have the same name. The error names
         the line of the value.
     """
-    plan = read_table(path)
-    require_columns(
-        plan, (*(name for name in INTEGER_FIELDS if name != "vocab_size"), "tokens"), str(path)
-    )
+    plan = read_rows(path, columns)
+    fields = (name for name in INTEGER_FIELDS if name != "vocab_size")
+    require_or_suggest(plan, (*fields, "tokens"), str(path))
     check_numbers(plan, ["tokens"], str(path))
     specs = []
     for line, row in enumerate(plan.to_dict("records"), start=2):

@@ -134,6 +134,29 @@ def test_command_prints_probability_of_a_decision(fitted, runs, shapes, tmp_path
     assert isinstance(parse_goal(f"decision:{paths[2]}", fitted), Decision)
 
 
+def test_tables_of_candidates_and_goals_take_the_names_of_the_run_table(
+    fitted, runs, shapes, tmp_path
+):
+    names = {N: "N", D: "D"}
+    paths = [tmp_path / name for name in ("fit.json", "runs.csv", "shapes.csv", "pool.csv")]
+    fitted.save(paths[0])
+    runs.rename(columns=names).to_csv(paths[1], index=False)
+    shapes.rename(columns=names).assign(N="400M").to_csv(paths[2], index=False)
+    pool = runs.drop(columns="loss").head(20)
+    pool.to_csv(paths[3], index=False)  # as `next-runs` itself writes it
+    given = ["next-runs", *map(str, paths[:2]), "--budget-flops", "3e20", "--json"]
+    given += ["--goal", f"decision:{paths[2]}", "--candidates", str(paths[3])]
+    refused = CliRunner().invoke(app, given)
+    assert "type --columns D=tokens,N=n_non_embedding" in str(refused.exception)
+    chosen = CliRunner().invoke(app, [*given, "--columns", "D=tokens,N=n_non_embedding"])
+    assert chosen.exit_code == 0, chosen.output
+    assert json.loads(chosen.stdout)["candidates"] == len(pool)
+    runs.to_csv(paths[1], index=False)
+    refused = CliRunner().invoke(app, given)
+    assert str(refused.exception).startswith("the decision lacks")
+    assert "type --columns N=n_non_embedding,D=tokens" in str(refused.exception)
+
+
 def test_certain_decision_needs_no_runs(fitted, runs):
     clear = pd.DataFrame({N: 1e8, D: 4e9, RATIO: [1.6, 20.0]})
     design = next_runs(fitted, None, 3e20, goal=Decision(among=clear), runs=runs)

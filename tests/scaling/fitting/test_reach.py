@@ -12,6 +12,8 @@ from shapelaw.scaling.fitting.reach import beyond_reach
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.search.cli import app
+from support.synthetic import RATIOS, TRUTH, synthetic_runs
+from support.synthetic import true_loss as synthetic_loss
 
 SIZES = 2e7 * 2.0 ** np.arange(8)
 QUICK = {"starts": 64, "resamples": 200}
@@ -74,6 +76,54 @@ def test_held_term_of_a_fit_without_a_prior_limits_it_to_its_ray_or_level():
     assert beyond == {1: "all runs have one token count (1B), and D is 3B"}
 
 
+@pytest.fixture(scope="module")
+def shaped() -> Fit:
+    """Fit with ratios of 0.05 to 0.4 (√8 beyond either end), and GQA of 1 to 2 (factor 2)."""
+    ranges = RATIOS | {"hidden_over_sqrt_n": (0.05, 0.4), "gqa": (1.0, 2.0)}
+    runs = synthetic_runs(shapes=6, ranges=ranges)
+    ends = {"hidden_over_sqrt_n": [0.05, 0.4], "gqa": [1.0, 2.0]}
+    for name, values in ends.items():
+        runs.loc[runs.index[:2], name] = values
+    runs["loss"] = synthetic_loss(runs, TRUTH) * np.exp(
+        0.003 * np.random.default_rng(2).standard_normal(len(runs))
+    )
+    return fit("conditional", runs, starts=16, resamples=400)
+
+
+def test_ratio_is_in_reach_by_the_root_of_its_range_and_a_factor_of_two_at_least(shaped):
+    columns = {N: 4e5, D: 8e6, "mlp_to_attention": 2.0}
+    assert beyond_reach(shaped, columns | {"hidden_over_sqrt_n": 0.4 * 2.8, "gqa": 3.9}) == {}
+    beyond = beyond_reach(shaped, columns | {"hidden_over_sqrt_n": [0.05 / 2.9, 0.1], "gqa": 64.0})
+    assert beyond[0] == (
+        "hidden_over_sqrt_n = 0.0172 is 1/2.9 of the smallest of the runs (0.05), "
+        "gqa = 64 is 32 times the largest of the runs (2)"
+    )
+    others = {"gqa": (1.0, 32.0)}
+    assert beyond_reach(shaped, columns | {"hidden_over_sqrt_n": 0.1, "gqa": 64.0}, others) == {}
+
+
+def test_interval_beyond_a_ratio_widens_and_has_the_truth(shaped):
+    rows = pd.DataFrame(
+        {N: 4e5, D: 8e6, "hidden_over_sqrt_n": 0.15, "mlp_to_attention": 2.0,
+         "gqa": [1.4, 4.0, 8.0, 16.0]}
+    )  # fmt: skip
+    predicted, truth = shaped.predict(rows), synthetic_loss(rows, TRUTH)
+    assert (predicted["mean_low"].to_numpy() < truth).all()
+    assert (predicted["mean_high"].to_numpy() > truth).all()
+    widths = (predicted["mean_high"] - predicted["mean_low"]).to_numpy()
+    assert (np.diff(widths) > 0).all()
+    assert widths[-1] > 2 * widths[0]
+
+
+def test_ratio_that_a_fit_without_a_prior_holds_is_in_reach_at_its_value_only():
+    runs = synthetic_runs(shapes=6, ranges=RATIOS | {"gqa": (4.0, 4.0)})
+    columns = {N: 4e5, D: 8e6, "hidden_over_sqrt_n": 0.1, "mlp_to_attention": 2.0}
+    held = fit("conditional", runs, prior="none", starts=8, resamples=0)
+    assert list(beyond_reach(held, columns | {"gqa": [4.0, 6.0]})) == [1]
+    free = fit("conditional", runs, starts=8, resamples=0)
+    assert list(beyond_reach(free, columns | {"gqa": [4.0, 6.0, 9.0]})) == [2]
+
+
 @pytest.mark.parametrize("command", ["predict", "decide"])
 def test_command_refuses_far_rows_unless_told_and_keeps_run_ids(on_a_ray, tmp_path, command):
     on_a_ray.save(tmp_path / "fit.json")
@@ -89,3 +139,28 @@ def test_command_refuses_far_rows_unless_told_and_keeps_run_ids(on_a_ray, tmp_pa
     table = document["predictions" if command == "predict" else "rows"]
     assert [row["run_id"] for row in table] == ["near", "far"]
     assert "line 3: N is 391 times the largest run" in answered.stderr
+
+
+@pytest.mark.parametrize("command", ["predict", "decide"])
+def test_command_keeps_chosen_rows_with_their_lines_and_refuses_far_ratios(
+    shaped, tmp_path, command
+):
+    shaped.save(tmp_path / "fit.json")
+    rows = pd.DataFrame(
+        {"run_id": ["left", "far", "near"], "params": 4e5, "seen": "8M", "gqa": [1.0, 32.0, 2.0],
+         "hidden_over_sqrt_n": 0.1, "mlp_to_attention": 2.0}
+    )  # fmt: skip
+    rows.to_csv(tmp_path / "shapes.csv", index=False)
+    arguments = [command, str(tmp_path / "fit.json"), str(tmp_path / "shapes.csv")]
+    refused = CliRunner().invoke(app, arguments)
+    assert "type --columns params=n_non_embedding" in str(refused.exception)
+    arguments += ["--columns", "params=n_non_embedding,seen=tokens", "--exclude", "left"]
+    refused = CliRunner().invoke(app, arguments)
+    assert "line 3: gqa = 32 is 16 times the largest of the runs" in str(refused.exception)
+    answered = CliRunner().invoke(app, [*arguments, "--where", "gqa < 4"])
+    assert answered.exit_code == 0, answered.output
+    assert "near" in answered.stdout
+    assert "far" not in answered.stdout
+    assert answered.stdout.rstrip().endswith(" 4")  # its line in the file
+    empty = CliRunner().invoke(app, [*arguments, "--where", "gqa > 99"])
+    assert "has no row left to use; loosen --where or --exclude" in str(empty.exception)

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from shapelaw.scaling.architectures.shape import Shape
-from shapelaw.scaling.commands.predicting import predict_table
+from shapelaw.scaling.commands.predicting import read_shapes
+from shapelaw.scaling.commands.table_options import RowOptions
 from shapelaw.scaling.decisions.decide import decide
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
@@ -279,7 +280,7 @@ def test_shapes_with_foreign_names_and_suffixes_are_predicted_as_plain_ones(tmp_
     (tmp_path / "plain.csv").write_text("n_non_embedding,tokens\n200000000,8000000000\n")
     (tmp_path / "foreign.csv").write_text("N;D\n200M;8B\n")
     plain, foreign = (
-        predict_table(fitted, tmp_path / name, None, columns=columns)[1]
+        fitted.predict(read_shapes(fitted, tmp_path / name, None, RowOptions(columns=columns)))
         for name, columns in (("plain.csv", None), ("foreign.csv", "N=n_non_embedding,D=tokens"))
     )
     pd.testing.assert_frame_equal(plain, foreign)

@@ -568,6 +568,24 @@ def test_proposals_of_shapes_are_kept(tmp_path: Path) -> None:
     assert len(read_table(tmp_path / "plan.csv")) == 3
 
 
+def test_run_table_of_another_tool_is_joined_with_the_options_of_run_tables(tmp_path: Path) -> None:
+    two_sizes().frame().iloc[:3].to_csv(tmp_path / "next.csv", index=False)
+    runs = with_ratios(two_sizes().frame()).assign(loss=1.0)
+    runs.loc[0, "loss"] = np.inf
+    runs.rename(columns={"tokens": "D"}).to_csv(tmp_path / "runs.csv", index=False)
+    given = ("--next-runs", tmp_path / "next.csv", "--runs", tmp_path / "runs.csv")
+    given = (*given, "--no-calibrate", "--out", tmp_path / "plan.csv")
+    _, _, error = run_command(*given)
+    assert "--drop-failed" in str(error)
+    _, _, error = run_command(*given, "--drop-failed")
+    assert "--columns D=tokens" in str(error)
+    code, _, _ = run_command(*given, "--drop-failed", "--columns", "D=tokens")
+    assert code == 0
+    assert len(read_table(tmp_path / "plan.csv")) == 3
+    _, _, error = run_command("--sizes", "100K", "--where", "tokens > 1", "--no-calibrate")
+    assert "`--where` must come with --runs" in str(error)
+
+
 def test_proposals_without_a_near_shape_are_refused_by_row() -> None:
     far = proposals().assign(hidden_over_sqrt_n=3.0)
     with pytest.raises(InputError, match=r"proposal 1: no valid shape of 100K is near .*nearest"):
