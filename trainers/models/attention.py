@@ -6,6 +6,8 @@ d hidden size, H query heads, K key-value heads, h head dimension, S positions o
 
 import functools
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -145,7 +147,9 @@ class Attention(nn.Module):
         """
         positions = q.shape[2]
         if self.path == "matmul" and (positions > 1 or self.sinks is not None):
-            return self._matmul_attention(q, k, v)
+            reach = (self.window, self.chunked) if positions > 1 else (None, False)
+            softmax = partial(self._softmax, batch=q.shape[0])
+            return matmul_attention(q, k, v, scale=self.scale, reach=reach, softmax=softmax)
         mask = None
         if positions > 1 and self.window is not None and positions > self.window:
             mask = visible(positions, positions, self.window, self.chunked, q.device)
@@ -153,36 +157,6 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(
             q, k, v, mask, is_causal=causal, scale=self.scale, enable_gqa=True
         )
-
-    def _matmul_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Compute causal attention with explicit scores, fast for small models on a CPU.
-
-        The queries are processed in blocks, each with only the keys that precede its end: a quarter
-        to three eighths of the scores are never computed. The product is added to the mask in one
-        operation. PyTorch's fused CPU kernel takes 1.1 to 2.5 times as long at the short contexts
-        of proxies (LOG.md).
-        """
-        batch, heads, positions, head_dim = q.shape
-        seen = k.shape[2]
-        groups, repeats = batch * k.shape[1], heads // k.shape[1]
-        blocks = min(MAX_QUERY_BLOCKS, math.ceil(positions / MIN_BLOCK_QUERIES))
-        size = math.ceil(positions / blocks)
-        q = q.reshape(groups, repeats, positions, head_dim)
-        k, v = k.reshape(groups, seen, head_dim), v.reshape(groups, seen, head_dim)
-        # A compiled model fuses the mask into its kernels; without compilation, building the mask
-        # in every call would take a tenth of the time.
-        make_mask = _score_mask if torch.compiler.is_compiling() else _cached_score_mask
-        reach = (self.window, self.chunked) if positions > 1 else (None, False)
-        mixed = []
-        for start in range(0, positions, size):
-            end = min(start + size, positions)
-            rows = q[:, :, start:end].reshape(groups, -1, head_dim)
-            columns = end if positions > 1 else seen
-            mask = make_mask(end - start, columns, repeats, *reach, q.dtype, q.device)
-            scores = torch.baddbmm(mask, rows, k[:, :columns].transpose(1, 2), alpha=self.scale)
-            block = torch.bmm(self._softmax(scores, batch).to(v.dtype), v[:, :columns])
-            mixed.append(block.view(groups, repeats, end - start, head_dim))
-        return torch.cat(mixed, dim=2).view(batch, heads, positions, head_dim)
 
     def _softmax(self, scores: Tensor, batch: int) -> Tensor:
         """Softmax of (B·K, repeats·T, S) scores; sinks take their share."""
@@ -192,6 +166,62 @@ class Attention(nn.Module):
         sinks = self.sinks.to(scores.dtype).view(1, self.kv_heads, -1, 1, 1)
         sinks = sinks.expand(batch, -1, -1, rows, 1).reshape(*scores.shape[:2], 1)
         return torch.cat((scores, sinks), dim=-1).softmax(dim=-1)[..., :-1]
+
+
+def matmul_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    reach: tuple[int | None, bool] = (None, False),
+    softmax: Callable[[Tensor], Tensor] = lambda scores: scores.softmax(dim=-1),
+) -> Tensor:
+    """Compute causal attention with explicit scores, fast for small models on a CPU.
+
+    The queries are processed in blocks, each with only the keys that precede its end: a quarter to
+    three eighths of the scores are never computed. The product is added to the mask in one
+    operation. PyTorch's fused CPU kernel takes 1.1 to 2.5 times as long at the short contexts of
+    proxies (LOG.md).
+
+    Parameters
+    ----------
+    q
+        Queries of the last T positions, (B, H, T, h).
+    k, v
+        Keys, (B, K, S, h), and values, (B, K, S, v).
+    scale
+        Factor of the scores.
+    reach
+        Window or chunk in tokens, and whether it is a chunk.
+    softmax
+        Weights of (B·K, repeats·T, S) scores.
+
+    Returns
+    -------
+    torch.Tensor
+        Weighted values, (B, H, T, v).
+    """
+    batch, heads, positions, head_dim = q.shape
+    seen, width = v.shape[2:]
+    groups, repeats = batch * k.shape[1], heads // k.shape[1]
+    blocks = min(MAX_QUERY_BLOCKS, math.ceil(positions / MIN_BLOCK_QUERIES))
+    size = math.ceil(positions / blocks)
+    q = q.reshape(groups, repeats, positions, head_dim)
+    k, v = k.reshape(groups, seen, head_dim), v.reshape(groups, seen, width)
+    # A compiled model fuses the mask into its kernels; without compilation, building the mask in
+    # every call would take a tenth of the time.
+    make_mask = _score_mask if torch.compiler.is_compiling() else _cached_score_mask
+    mixed = []
+    for start in range(0, positions, size):
+        end = min(start + size, positions)
+        rows = q[:, :, start:end].reshape(groups, -1, head_dim)
+        columns = end if positions > 1 else seen
+        mask = make_mask(end - start, columns, repeats, *reach, q.dtype, q.device)
+        scores = torch.baddbmm(mask, rows, k[:, :columns].transpose(1, 2), alpha=scale)
+        block = torch.bmm(softmax(scores).to(v.dtype), v[:, :columns])
+        mixed.append(block.view(groups, repeats, end - start, width))
+    return torch.cat(mixed, dim=2).view(batch, heads, positions, width)
 
 
 def visible(

@@ -8,6 +8,7 @@ Shape letters of tensors: B sequences, T positions, d hidden size, V vocabulary.
 
 import math
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.models.attention import Attention, LayerCache
 from shapelaw.trainers.models.feed_forward import FeedForward
+from shapelaw.trainers.models.latent_attention import LatentAttention
 from shapelaw.trainers.models.norms import OnePlusRMSNorm, build_norm
 from shapelaw.trainers.models.rotary import rotary_table
 
@@ -59,11 +61,11 @@ class Layer(nn.Module):
         return x + (self.mlp_output_norm(mixed) if self.after else mixed)
 
 
-def build_attention(block: DecoderLayer, *, attention: str) -> Attention:
+def build_attention(block: DecoderLayer, *, attention: str) -> Attention | LatentAttention:
     """Build the attention of a layer."""
-    if not isinstance(block.attention, AttentionBlock):
-        raise InputError("latent attention is not computed yet; use another family")
-    return Attention(block.attention, attention=attention)
+    if isinstance(block.attention, AttentionBlock):
+        return Attention(block.attention, attention=attention)
+    return LatentAttention(block.attention, attention=attention)
 
 
 def build_feed_forward(block: DecoderLayer) -> FeedForward:
@@ -240,10 +242,12 @@ class Transformer(nn.Module):
         """Create a zeroed cache for ``batch`` sequences of at most ``length`` tokens."""
         device = self.embed_tokens.weight.device
         return [
-            attention.empty_cache(batch, length, dtype=dtype, device=device)
-            for attention in self.modules()
-            if isinstance(attention, Attention)
+            layer.self_attn.empty_cache(batch, length, dtype=dtype, device=device)
+            for layer in self._layers()
         ]
+
+    def _layers(self) -> Iterator[Layer]:
+        return cast("Iterator[Layer]", iter(self.layers))
 
     def _zero_vectors(self) -> set[str]:
         """Return the names of the vectors that begin as 0: biases, sinks, norms of 1 + w."""

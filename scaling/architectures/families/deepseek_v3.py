@@ -46,7 +46,6 @@ def build_deepseek_v3(fields: ConfigFields) -> Architecture:
             rotary_head_dim=fields["qk_rope_head_dim"],
             value_head_dim=fields["v_head_dim"],
             bias=fields["attention_bias"],
-            norm=norm_block(fields),
             rotary=replace(rotary, interleaved=fields["rope_interleave"]),
             scale=_score_scale(fields, rotary),
         ),

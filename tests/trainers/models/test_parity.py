@@ -39,6 +39,17 @@ YARN = {
     "factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+LATENT = {
+    **COMMON,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 20,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "rms_norm_eps": 1e-3,  # the norms of the latents keep 1e-6
+    "first_k_dense_replace": 6,
+}
 CONFIGS: dict[str, dict[str, object]] = {
     "gpt2": {"vocab_size": 97, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256},
     "llama": {**COMMON, "head_dim": 16, "tie_word_embeddings": True, "rope_parameters": LLAMA3},
@@ -68,6 +79,12 @@ CONFIGS: dict[str, dict[str, object]] = {
     "smollm3": {**COMMON, "no_rope_layer_interval": 4},
     "arcee": COMMON,
     "nanochat": COMMON,
+    "deepseek_v3-dense": {
+        **LATENT,
+        "rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.0},
+    },
+    "deepseek_v3-direct": {**LATENT, "q_lora_rank": None, "attention_bias": True, "v_head_dim": 24},
+    "deepseek_v3-halves": {**LATENT, "rope_interleave": False},
 }
 POSITIONS = 37
 
