@@ -6,6 +6,7 @@ from shapelaw.scaling.display.console import echo, note, print_json, print_table
 from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import FailedCheckError, InputError
 from shapelaw.scaling.files import read_json
+from shapelaw.scaling.units import short_unit
 from shapelaw.search.commands.table import off_front_notes, proposals_table, table_apart
 from shapelaw.search.engines._base import TIME_MODEL
 from shapelaw.search.proposals.ranking import Proposals
@@ -111,7 +112,7 @@ def print_verdict(folder: Path, *, json: bool) -> None:
             }
         )
         return
-    print_table(table, "Predicted and measured loss (nats/token)")
+    print_table(table, f"Predicted and measured loss ({short_unit(evidence.fit.loss_unit)})")
     echo("".join(f"- {sentence}\n" for sentence in verdict(evidence)))
     echo(str(page))
     if sentence := conclusion(evidence):

@@ -15,17 +15,17 @@ from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.plots.law import plot_law
 from shapelaw.scaling.plots.style import LABELS, save_figure
 from shapelaw.scaling.space.pareto import hypervolume
-from shapelaw.scaling.units import format_count
+from shapelaw.scaling.units import format_count, short_unit
 from shapelaw.search.proposals.reasons import format_warning
 from shapelaw.search.reports.html import formatted, image_source, render
-from shapelaw.search.reports.pareto_plot import plot_pareto
-from shapelaw.search.reports.proposal_page import question, source_of_speed
+from shapelaw.search.reports.pareto_plot import describe_pareto, plot_pareto
+from shapelaw.search.reports.proposal_page import place_of, question, source_of_speed
 from shapelaw.search.reports.quickstart_verdict import (
     Evidence,
     comparison,
-    conclusion,
     format_prediction,
     read_evidence,
+    recommendation,
     verdict,
 )
 
@@ -57,21 +57,26 @@ def write_report(folder: Path) -> Path:
             f"`shapelaw fit {folder}/runs.csv --out {folder}/fit.json`"
         )
     save_figure(plot_law(fitted, fitted_runs), folder / "law.png")
+    unit = short_unit(fitted.loss_unit)
     figure = plot_pareto(
         evidence.proposals,
         evidence.confirmed,
         baseline_name=str(about.get("baseline", "baseline")),
         workload=str(about.get("workload", "")),
+        unit=unit,
     )
     save_figure(figure, folder / "pareto.png")
     first = evidence.proposals[0]["warnings"]
     text = render(
         "quickstart.html",
         title=question(about),
-        conclusion=conclusion(evidence),
+        recommendation=recommendation(evidence),
+        unit=unit,
         verdict=verdict(evidence),
         comparison=comparison(evidence),
         pareto=image_source(folder / "pareto.png"),
+        alternative=describe_pareto(evidence.proposals, unit),
+        law_alternative=_law_in_words(fitted),
         law=image_source(folder / "law.png"),
         effects=_effects(fitted),
         status=f"{fitted.status}. {fitted.noise_in_words()}.",
@@ -86,6 +91,14 @@ def write_report(folder: Path) -> Path:
     path = folder / "report.html"
     write_text(path, text)
     return path
+
+
+def _law_in_words(fitted: Fit) -> str:
+    """Describe the picture of the law, for who cannot see it."""
+    if not fitted.law.shapes:
+        return f"Measured against predicted loss ({short_unit(fitted.loss_unit)}) of the runs"
+    ratios = " and ".join(LABELS.get(factor.of, factor.of) for factor in fitted.law.shapes)
+    return f"Loss above that of the best shape (%) along {ratios}, with the runs as points"
 
 
 def _coefficients(fitted: Fit) -> pd.DataFrame:
@@ -142,20 +155,20 @@ def _proposals(evidence: Evidence) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "role": row["role"],
                 "shape": row["name"],
+                "role": place_of(row),
                 "N (parameters)": format_count(row["n_non_embedding"]),
-                "d/√N": f"{row['hidden_over_sqrt_n']:.3f}",
-                "MLP/attention": f"{row['mlp_to_attention']:.2f}",
+                "d/√N, MLP/attention": f"{row['hidden_over_sqrt_n']:.3f}, "
+                f"{row['mlp_to_attention']:.2f}",
                 "query heads per KV head": f"{row['gqa']:.0f}",
                 "KV cache (bytes/token)": f"{row['kv_bytes']:,}",
-                "predicted loss (nats/token)": format_prediction(row),
+                f"predicted loss ({short_unit(evidence.fit.loss_unit)})": format_prediction(row),
                 "output tokens/s": formatted("whole", row["throughput"]),
                 "speed": source_of_speed(row),
-                "P(less loss)": formatted("probability", row.get("p_less_loss")),
-                "P(faster)": formatted("probability", row.get("p_faster")),
-                "P(best)": formatted("probability", row.get("p_best")),
-                "on the front": "yes" if row["on_front"] else "no",
+                "P(less loss), P(faster), P(best)": ", ".join(
+                    formatted("probability", row.get(name))
+                    for name in ("p_less_loss", "p_faster", "p_best")
+                ),
                 "warnings": "; ".join(
                     format_warning(text)
                     for text in row["warnings"]
@@ -185,8 +198,9 @@ def _runs(evidence: Evidence) -> pd.DataFrame:
     for name, label in (("hidden_over_sqrt_n", "d/√N"), ("mlp_to_attention", "MLP/attention")):
         table[label] = runs[name].map("{:.3f}".format)
     table["query heads per KV head"] = runs["gqa"].map("{:.0f}".format)
-    table["measured loss (nats/token)"] = runs["loss"].map("{:.4f}".format)
-    table["law (nats/token)"] = [f"{loss:.4f}" for loss in fitted.central(runs)]
+    unit = short_unit(fitted.loss_unit)
+    table[f"measured loss ({unit})"] = runs["loss"].map("{:.4f}".format)
+    table[f"law ({unit})"] = [f"{loss:.4f}" for loss in fitted.central(runs)]
     for name, label, form in (
         ("bits_per_byte", "bits/byte", "{:.4f}"),
         ("seconds", "training time (s)", "{:.0f}"),

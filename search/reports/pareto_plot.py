@@ -8,7 +8,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from shapelaw.scaling.plots.style import BLUE, GREEN, ORANGE, VERMILLION, plain_text, styled
+from shapelaw.scaling.plots.style import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    VERMILLION,
+    focused_range,
+    plain_text,
+    styled,
+)
 from shapelaw.search.engines._base import TIME_MODEL
 from shapelaw.search.proposals.proposal import BASELINE, CANDIDATE, EVEN, FAST, LOSS_OPTIMAL
 
@@ -24,7 +32,12 @@ OTHER_COLOUR = "#a0a0a0"
 
 @styled
 def plot_pareto(
-    rows: list[dict[str, Any]], confirmed: pd.DataFrame, *, baseline_name: str, workload: str
+    rows: list[dict[str, Any]],
+    confirmed: pd.DataFrame,
+    *,
+    baseline_name: str,
+    workload: str,
+    unit: str = "nats/token",
 ) -> Figure:
     """Draw loss against output tokens per second, with the front and the named proposals.
 
@@ -33,12 +46,13 @@ def plot_pareto(
     rows
         Proposals in the format of ``proposals.json``.
     confirmed
-        Confirmatory runs: ``name`` of the proposal and measured ``loss`` (nats per token); may be
-        empty.
+        Confirmatory runs: ``name`` of the proposal and measured ``loss``; may be empty.
     baseline_name
         Name of the baseline model in the legend.
     workload
         Second line of the title.
+    unit
+        Unit of the losses.
     """
     table = pd.DataFrame(rows)
     table = table[table["throughput"].notna()]
@@ -64,12 +78,20 @@ def plot_pareto(
         on_front["throughput"], on_front["predicted_loss"], color=FRONT_COLOUR, lw=1.5,
         drawstyle="steps-pre", label="Pareto front, predicted", zorder=1,
     )  # fmt: skip
+    named = table[table["role"].isin(ROLES)]
+    measured = confirmed[confirmed["name"].isin(named["name"])] if len(confirmed) else confirmed
+    points = [*table["predicted_loss"], *(measured["loss"] if len(measured) else ())]
+    bottom, top = focused_range(points, [*named["loss_low"], *named["loss_high"]])
+    axes.set_ylim(bottom, top)
     for role, (colour, marker) in ROLES.items():
-        for row in table[table["role"] == role].to_dict("records"):
+        for row in named[named["role"] == role].to_dict("records"):
             title = f"{role} ({plain_text(baseline_name)})" if role == BASELINE else role
-            _draw_named_proposal(axes, row, confirmed, colour, marker, title)
+            title += ", predicted ± 95 %"
+            if row["loss_low"] < bottom or row["loss_high"] > top:
+                title += f" ({row['loss_low']:.3g} to {row['loss_high']:.3g}, cut)"
+            _draw_named_proposal(axes, row, measured, colour, marker, title)
     axes.set_xlabel("output tokens per second (log scale)")
-    axes.set_ylabel("held-out loss (nats/token)")
+    axes.set_ylabel(f"held-out loss ({unit})")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
@@ -79,6 +101,17 @@ def plot_pareto(
     axes.set_title(f"Loss against throughput ({kinds})\n{plain_text(workload)}", fontsize=10)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     return figure
+
+
+def describe_pareto(rows: list[dict[str, Any]], unit: str) -> str:
+    """Describe the picture of loss against throughput in words, for who cannot see it."""
+    named = [row for row in rows if row["role"] in ROLES and row["throughput"] is not None]
+    places = "; ".join(
+        f"{row['role']} {row['name']}: loss {row['predicted_loss']:.4f}, "
+        f"{row['throughput']:,.0f} tokens/s"
+        for row in named
+    )
+    return f"Loss ({unit}) against throughput (tokens/s) of {len(rows)} proposals. {places}"
 
 
 def _draw_named_proposal(
@@ -97,11 +130,11 @@ def _draw_named_proposal(
     height = np.maximum([[below], [above]], 0.0)
     axes.errorbar(
         [speed], [row["predicted_loss"]], yerr=height, xerr=np.maximum(width, 0.0),
-        color=colour, marker=marker, ms=8, capsize=3, lw=1.2, label=f"{title}, predicted ± 95 %",
+        color=colour, marker=marker, ms=8, capsize=3, lw=1.2, label=title,
     )  # fmt: skip
     measured = confirmed[confirmed["name"] == row["name"]] if len(confirmed) else confirmed
     if len(measured):
         axes.plot(
             [speed], [measured["loss"].iloc[0]], color=colour, marker=marker, ms=11, lw=0,
-            mfc="none", mew=1.8, label=f"{title}, measured",
+            mfc="none", mew=1.8, label=f"{row['role']}, measured",
         )  # fmt: skip

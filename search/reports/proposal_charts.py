@@ -8,11 +8,18 @@ from markupsafe import escape
 
 from shapelaw.scaling.architectures.shape import RATIOS
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.plots.style import BLUE, GREEN, LABELS, format_number, log_ticks
+from shapelaw.scaling.plots.style import (
+    BLUE,
+    GREEN,
+    LABELS,
+    focused_range,
+    format_number,
+    log_ticks,
+)
 from shapelaw.scaling.runs.columns import N
 from shapelaw.search.proposals.proposal import BASELINE
 from shapelaw.search.proposals.ranking import differences
-from shapelaw.search.reports.html import formatted
+from shapelaw.search.reports.html import formatted, signed
 from shapelaw.search.reports.pareto_plot import ROLES
 
 GREY, BAND, RULE = "#8c8c8c", "rgba(0,114,178,0.22)", "rgba(128,128,128,0.5)"  # on white and black
@@ -24,6 +31,7 @@ MARKS = {
 FONT = {"family": 'system-ui, "DejaVu Sans", sans-serif', "size": 14, "color": "#222"}
 CURVE_POINTS = 80
 CURVES = (*RATIOS, "num_hidden_layers")
+VALUES_SHOWN = 9  # rows of the table beside a curve
 CURVE_MARGIN = 1.6  # factor by which a curve extends beyond the shapes and the fitted range
 AGREEMENT_MARGIN = 0.02  # fraction by which the axes of an agreement chart exceed its values
 
@@ -85,6 +93,11 @@ def front_chart(rows: list[dict[str, Any]], baseline: str) -> Any:
     timed = [row for row in rows if row["speedup"] is not None]
     figure = _empty_figure("output tokens/s (× baseline)", "loss difference (%)")
     figure.update_xaxes(tickformat="~g", ticksuffix=" ×")
+    named = [row for row in timed if row["role"] in MARKS]
+    whiskers = [row[end] for row in named for end in ("low_percent", "high_percent")]
+    points = [row["difference_percent"] for row in timed]
+    if points:
+        figure.update_yaxes(range=focused_range(points, whiskers))
     figure.update_yaxes(tickformat="~g")
     figure.update_layout(legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"})
     front = sorted((row for row in timed if row["on_front"]), key=lambda row: row["speedup"])
@@ -99,7 +112,7 @@ def front_chart(rows: list[dict[str, Any]], baseline: str) -> Any:
     figure.add_scatter(**_marker_trace("on the front", on_front, GREEN, "circle", 9))
     for role, (colour, symbol) in MARKS.items():
         name = f"baseline: {escape(baseline)}" if role == BASELINE else role
-        marked = [row for row in timed if row["role"] == role]
+        marked = [row for row in named if row["role"] == role]
         trace = _marker_trace(name, marked, colour, symbol, 13)
         figure.add_scatter(**trace, error_y=_error_bars(marked, colour))
     return figure
@@ -109,6 +122,10 @@ def ratio_chart(curve: dict[str, Any], rows: list[dict[str, Any]]) -> Any:
     """Draw a curve of :func:`loss_along_ratios` with the baseline and the named proposals."""
     x, label = curve["x"], LABELS.get(curve["column"], curve["column"])
     figure = _empty_figure(label, "loss against baseline (%)", showlegend=False)
+    places, bands = [row[curve["column"]] for row in rows], [*curve["low"], *curve["high"]]
+    near = (np.array(x) >= min(places)) & (np.array(x) <= max(places))
+    inside = [*np.array(curve["central"]), *np.array(bands)[np.tile(near, 2)]]
+    figure.update_yaxes(range=focused_range(inside, bands))
     ticks = log_ticks(x[0], x[-1], most=6)
     figure.update_xaxes(
         type="log", tickvals=ticks, ticktext=[format_number(tick) for tick in ticks]
@@ -136,6 +153,20 @@ def ratio_chart(curve: dict[str, Any], rows: list[dict[str, Any]]) -> Any:
         if left < right:
             figure.add_vrect(left, right, fillcolor="#888", opacity=0.2, line_width=0)
     return figure
+
+
+def ratio_values(curve: dict[str, Any]) -> pd.DataFrame:
+    """Tabulate a curve of :func:`loss_along_ratios` at a few places."""
+    places = np.unique(np.linspace(0, len(curve["x"]) - 1, VALUES_SHOWN).round()).astype(int)
+    label = LABELS.get(curve["column"], curve["column"])
+    return pd.DataFrame(
+        {
+            label: f"{curve['x'][place]:.3g}",
+            "loss against baseline (%)": signed(curve["central"][place]),
+            "interval": f"[{signed(curve['low'][place])}, {signed(curve['high'][place])}]",
+        }
+        for place in places
+    )
 
 
 def agreement_chart(
@@ -235,7 +266,7 @@ def _hover_text(row: dict[str, Any]) -> str:
         f"<b>{escape(row['name'])}</b>",
         str(escape(row["place"])),
         f"loss {row['predicted_loss']:.4f} [{row['loss_low']:.4f}, {row['loss_high']:.4f}] "
-        "nats/token",
+        f"{row['unit']}",
         f"against baseline {row['difference_text']} {row['interval_text']}",
         f"{row['throughput']:,.0f} tokens/s, {formatted('times', row['speedup'])} baseline",
         str(escape(row["source"])),

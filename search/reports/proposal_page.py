@@ -17,7 +17,7 @@ from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.plots.style import LABELS, save_figure
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.columns import D
-from shapelaw.scaling.units import format_count
+from shapelaw.scaling.units import format_count, short_unit
 from shapelaw.search.engines._base import TIME_MODEL
 from shapelaw.search.proposals.probabilities import NO_SPREAD
 from shapelaw.search.proposals.proposal import (
@@ -30,14 +30,16 @@ from shapelaw.search.proposals.proposal import (
 )
 from shapelaw.search.proposals.reasons import concerns_budget, format_warning
 from shapelaw.search.reports.html import formatted, image_source, render, signed
-from shapelaw.search.reports.pareto_plot import plot_pareto
+from shapelaw.search.reports.pareto_plot import describe_pareto, plot_pareto
 from shapelaw.search.reports.proposal_charts import (
     agreement_chart,
     front_chart,
     loss_along_ratios,
     plotly_script,
     ratio_chart,
+    ratio_values,
 )
+from shapelaw.search.reports.recommendation import recommend_proposal
 
 INSTALL = (
     "The chart is a static picture because plotly is not installed: install it with "
@@ -58,11 +60,11 @@ COMPARED = {  # label -> field that is compared with the baseline's, and its for
     "MLP/attention parameters": ("mlp_to_attention", "ratio"),
     "query heads per KV head": ("gqa", "ratio"),
     "training tokens": ("tokens", "count"),
-    "predicted loss (nats/token)": ("predicted_loss", "loss"),
+    "predicted loss ({unit})": ("predicted_loss", "loss"),
     "P(less loss than the baseline)": ("p_less_loss", "probability"),
     "P(faster than the baseline)": ("p_faster", "probability"),
     "P(least loss of the allowed shapes)": ("p_best", "probability"),
-    "spread over law forms (nats/token)": ("loss_form_spread", "loss"),
+    "spread over law forms ({unit})": ("loss_form_spread", "loss"),
     "training speed at equal FLOP/s": ("training_speedup", "times"),
     "throughput (output tokens/s)": ("throughput", "whole"),
     "time to first token": ("ttft", "seconds"),
@@ -89,16 +91,20 @@ def write_pages(folder: Path) -> Path:
         )
     trained = trained_proposals(folder, rows)
     baseline, workload = str(about.get("baseline", "baseline")), str(about.get("workload", ""))
-    figure = plot_pareto(rows, trained, baseline_name=baseline, workload=workload)
+    unit = short_unit(fitted.loss_unit)
+    figure = plot_pareto(rows, trained, baseline_name=baseline, workload=workload, unit=unit)
     for ending in ("png", "svg"):
         save_figure(figure, folder / f"pareto.{ending}")
     library = plotly_script()
-    shown = [shown_row(row, rows[0]) for row in rows]
+    shown = [shown_row(row, rows[0], unit) for row in rows]
     values = {
         **_texts(rows, about),
         "rows": shown,
         "accuracy": any(row["accuracy_text"] for row in shown),
-        "picture": image_source(folder / "pareto.png"),
+        "recommendation": recommend_proposal(rows, about),
+        "unit": unit,
+        "pareto": image_source(folder / "pareto.png"),
+        "alternative": describe_pareto(rows, unit),
         "library": library,
     }
     if library is not None:
@@ -154,7 +160,9 @@ def source_of_speed(row: dict[str, Any]) -> str:
     return f"{kind} {'on' if kind == 'measured' else 'for'} {device}"
 
 
-def shown_row(row: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+def shown_row(
+    row: dict[str, Any], base: dict[str, Any], unit: str = "nats/token"
+) -> dict[str, Any]:
     """Add the texts, differences in per cent and filter values of the page to a proposal.
 
     ``attributes`` are the values that the page filters by, as HTML attributes of the table's row.
@@ -166,6 +174,8 @@ def shown_row(row: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
         Proposal in the format of ``proposals.json``.
     base
         The baseline, in the same format.
+    unit
+        Unit of the losses.
     """
     percent, low, high = (
         100 * row[name] / base["predicted_loss"]
@@ -187,7 +197,8 @@ def shown_row(row: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     accuracy = row["accuracy"] or {"value": None}
     has_accuracy = accuracy["value"] is not None
     return row | {
-        "place": _role_and_front(row),
+        "unit": unit,
+        "place": place_of(row),
         "source": source_of_speed(row),
         "estimated": estimated,
         "difference_percent": percent,
@@ -202,12 +213,12 @@ def shown_row(row: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
             f"[{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}] %" if has_accuracy else ""
         ),
         "warnings_text": shape_warnings(row),
-        "compared": _compared(row, base, f"{signed(percent)} %"),
+        "compared": _compared(row, base, f"{signed(percent)} %", unit),
         "attributes": {f"data-{name}": value for name, value in attributes.items()},
     }
 
 
-def _role_and_front(row: dict[str, Any]) -> str:
+def place_of(row: dict[str, Any]) -> str:
     """Describe the role of a row and whether it is on the front."""
     if row["role"] == CANDIDATE:
         return "on the front" if row["on_front"] else "dominated"
@@ -223,16 +234,16 @@ def _chance_text(row: dict[str, Any]) -> str:
 
 
 def _probabilities_text(row: dict[str, Any]) -> str:
-    """Write P(faster), with the reason where it is 1 or 0, and P(best)."""
+    """Write P(faster), marked where it is 1 or 0 for want of a spread, and P(best)."""
     faster = formatted("probability", row.get("p_faster"))
     if str(row.get("p_faster_basis", "")).startswith(NO_SPREAD):
-        faster = f"{row['p_faster']:g} ({row['p_faster_basis']})"
+        faster = f"{row['p_faster']:g} ({NO_SPREAD})"
     best = formatted("probability", row.get("p_best"))
     return f"best {best}" if row["role"] == BASELINE else f"faster {faster}, best {best}"
 
 
 def _compared(
-    row: dict[str, Any], base: dict[str, Any], difference: str
+    row: dict[str, Any], base: dict[str, Any], difference: str, unit: str
 ) -> list[tuple[str, str, str, str]]:
     """Compare a row with the baseline: label, baseline's value, row's value, and their ratio."""
     lines = [("shape", base["name"], row["name"], "")]
@@ -246,7 +257,8 @@ def _compared(
             ratio = ""
         else:
             ratio = "–" if value is None or not reference else f"{value / reference:.3g} ×"
-        lines.append((label, formatted(form, reference), formatted(form, value), ratio))
+        texts = (formatted(form, reference), formatted(form, value))
+        lines.append((label.format(unit=unit), *texts, ratio))
         if field == "predicted_loss" and (worth := _worth(row)):
             lines.append(("equivalent compute, with interval", "1 ×", worth, ""))
     return lines
@@ -299,12 +311,17 @@ def _factor(value: float | str | None) -> str:
 def _charts(
     rows: list[dict[str, Any]], about: dict[str, Any], fitted: Fit, trained: pd.DataFrame
 ) -> dict[str, object]:
-    """Draw the interactive charts: ``figures`` by the id of their element, and titles by id."""
+    """Draw the interactive charts by the id of their element, with title, words and values."""
     figures = {"front": front_chart(rows, str(about.get("baseline", "baseline")))}
     curves, checks = {}, {}
     for curve in loss_along_ratios(fitted, rows):
         place = f"curve-{curve['column']}"
-        curves[place] = LABELS.get(curve["column"], curve["column"])
+        title = LABELS.get(curve["column"], curve["column"])
+        curves[place] = {
+            "title": title,
+            "alternative": f"Predicted loss against the baseline's (%) along: {title}",
+            "frame": ratio_values(curve),
+        }
         figures[place] = ratio_chart(curve, rows)
     engine, model = str(about.get("engine", "the engine")), about.get("time_model")
     checked = "There is no check of a time model."
@@ -315,18 +332,23 @@ def _charts(
             f"{'' if rank is None else f', rank correlation {rank:.3f}'}; each of "
             f"{len(model['answered'])} shapes was predicted from the others."
         )
-        checks["check-speed"] = "Throughput: time model against engine"
-        figures["check-speed"] = agreement_chart(
-            model["shapes"], model["predicted"], model["answered"],
-            ("time model (tokens/s)", f"{engine} (tokens/s)"),
-        )  # fmt: skip
+        checks["check-speed"], figures["check-speed"] = _agreement(
+            "Throughput: time model against engine",
+            pd.DataFrame(
+                {
+                    "shape": model["shapes"],
+                    "time model (tokens/s)": model["predicted"],
+                    f"{engine} (tokens/s)": model["answered"],
+                }
+            ),
+        )
     if len(trained):
         checked += f" Number of proposals that were trained: {len(trained)}."
-        checks["check-loss"] = "Loss: law against training"
-        figures["check-loss"] = agreement_chart(
-            trained["name"].tolist(), trained["predicted"].tolist(), trained["loss"].tolist(),
-            ("predicted (nats/token)", "measured (nats/token)"),
-        )  # fmt: skip
+        unit = short_unit(fitted.loss_unit)
+        names = {"name": "shape", "predicted": f"predicted ({unit})", "loss": f"measured ({unit})"}
+        checks["check-loss"], figures["check-loss"] = _agreement(
+            "Loss: law against training", trained.rename(columns=names)[list(names.values())]
+        )
     else:
         checked += " No proposal has been trained yet: the predicted losses are untested."
     return {
@@ -335,3 +357,14 @@ def _charts(
         "checks": checks,
         "checked": checked,
     }
+
+
+def _agreement(title: str, values: pd.DataFrame) -> tuple[dict[str, object], Any]:
+    """Draw the second column of a table of shapes against the third; return words and chart."""
+    shape, first, second = map(str, values.columns)
+    chart = agreement_chart(
+        values[shape].tolist(), values[first].tolist(), values[second].tolist(), (first, second)
+    )
+    shown = values.assign(**{name: values[name].map("{:,.5g}".format) for name in (first, second)})
+    alternative = f"{second} against {first} of {len(values)} shapes"
+    return {"title": title, "alternative": alternative, "frame": shown}, chart

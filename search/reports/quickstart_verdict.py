@@ -15,6 +15,7 @@ from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.fitting.run_intervals import new_run_intervals
 from shapelaw.scaling.runs.catalog import load_runs
 from shapelaw.scaling.runs.columns import D
+from shapelaw.scaling.units import short_unit
 from shapelaw.search.proposals.probabilities import (
     UncertainSpeed,
     probability_of_less_loss,
@@ -30,6 +31,12 @@ from shapelaw.search.proposals.proposal import (
 )
 from shapelaw.search.reports.html import formatted
 from shapelaw.search.reports.loop_record import LoopRecord, SeedNoise, read_loop_record
+from shapelaw.search.reports.recommendation import (
+    Recommendation,
+    confidence_of,
+    recommend_proposal,
+    recommend_trained,
+)
 
 SURE = 0.95  # least probability of the promised speed
 NAMED_ROLES = (LOSS_OPTIMAL, FAST, EVEN, BASELINE)
@@ -198,7 +205,7 @@ def verdict(evidence: Evidence) -> list[str]:
     )
     sentences += [
         f"The prediction for the {_title(row)} shape failed: measured {row['loss']:.4f} "
-        f"nats/token, {abs(row['error_percent']):.2f} % "
+        f"{short_unit(fitted.loss_unit)}, {abs(row['error_percent']):.2f} % "
         f"{'above' if row['error_percent'] > 0 else 'below'} the predicted "
         f"{format_prediction(row)}."
         for row in confirmed.to_dict("records")
@@ -237,8 +244,30 @@ def _compare_with_baseline(row: dict[Any, Any], base: dict[Any, Any]) -> str:
     return f"{sentence}. From proxies and search alone: {stated}."
 
 
-def conclusion(evidence: Evidence) -> str:
-    """State what the search promised of one shape, and what training gave, in one sentence.
+@dataclass(frozen=True, kw_only=True)
+class Promise:
+    """What a search promised of one trained shape, and its speed after training.
+
+    Attributes
+    ----------
+    row
+        Row of the shape in the confirmations.
+    tenths
+        Promised speed in tenths of the baseline's.
+    probability
+        Probability of that speed at no more loss than the baseline's.
+    ratio
+        Speed over the baseline's, measured again after training where the record has it.
+    """
+
+    row: dict[str, Any]
+    tenths: int
+    probability: float
+    ratio: float
+
+
+def promise_of(evidence: Evidence) -> Promise | None:
+    """Return what the search promised of one trained shape.
 
     The shape is the fast one, or else the fastest at even odds, or else the loss-optimal one. The
     promised speed is the largest tenth of the baseline's that is exceeded with at least 95 %
@@ -246,14 +275,14 @@ def conclusion(evidence: Evidence) -> str:
 
     Returns
     -------
-    The sentence; empty if neither shape or no baseline was trained, or one has no speed.
+    The promise; None if neither shape or no baseline was trained, or one has no speed.
     """
     records = evidence.confirmed.to_dict("records")
     rows = {row["role"]: {str(name): value for name, value in row.items()} for row in records}
     role = next((role for role in (FAST, EVEN, LOSS_OPTIMAL) if role in rows), "")
     row, base = rows.get(role), rows.get(BASELINE)
     if row is None or base is None or pd.isna([row["throughput"], base["throughput"]]).any():
-        return ""
+        return None
     speed, reference = UncertainSpeed.of_row(row), UncertainSpeed.of_row(base)
     tenths = max(int(10 * speed.rate / reference.rate), 1)
     while tenths > 1 and speed.probability_above(reference, tenths / 10) < SURE:
@@ -264,10 +293,40 @@ def conclusion(evidence: Evidence) -> str:
         ratio = served[row["name"]] / served[base["name"]]
     else:
         ratio = row["throughput"] / base["throughput"]
+    return Promise(row=row, tenths=tenths, probability=probability, ratio=ratio)
+
+
+def conclusion(evidence: Evidence) -> str:
+    """State what the search promised of one shape, and what training gave, in one sentence.
+
+    Returns
+    -------
+    The sentence; empty where :func:`promise_of` returns None.
+    """
+    promise = promise_of(evidence)
+    if promise is None:
+        return ""
+    row = promise.row
     return (
-        f"The {_title(row)} shape {row['name']} serves at least {tenths / 10:.1f} times as fast as "
-        f"the baseline at no more loss with probability {probability:.2f}; trained: {ratio:.2f} "
-        f"times, loss {row['difference']:+.1f} % ± {row['noise']:.1f} %."
+        f"The {_title(row)} shape {row['name']} serves at least {promise.tenths / 10:.1f} times as "
+        f"fast as the baseline at no more loss with probability {promise.probability:.2f}; "
+        f"trained: {promise.ratio:.2f} times, loss {row['difference']:+.1f} % ± "
+        f"{row['noise']:.1f} %."
+    )
+
+
+def recommendation(evidence: Evidence) -> Recommendation:
+    """Recommend the baseline or the trained shape; without training, by the proposals alone."""
+    promise, about = promise_of(evidence), evidence.about
+    if promise is None:
+        return recommend_proposal(evidence.proposals, about)
+    return recommend_trained(
+        promise.row,
+        baseline=str(about.get("baseline", "the baseline")),
+        conclusion=conclusion(evidence),
+        probability=promise.probability,
+        ratio=promise.ratio,
+        confidence=confidence_of(about),
     )
 
 

@@ -48,7 +48,23 @@ byId("filters").addEventListener("submit", (event) => event.preventDefault());
 byId("candidate").addEventListener("change", (event) => choose(event.target.value));
 for (const line of lines) line.addEventListener("click", () => choose(line.dataset.name));
 byId("front").on("plotly_click", (event) => { if (event.points[0].customdata) choose(event.points[0].customdata); });
-const resize = () => document.querySelectorAll(".js-plotly-plot").forEach((chart) => Plotly.Plots.resize(chart));
-window.addEventListener("beforeprint", resize);
-window.matchMedia("print").addEventListener("change", resize);
+const unfold = () => document.querySelectorAll("details").forEach((part) => { part.open = true; });
+window.addEventListener("beforeprint", unfold);
+// On paper a drawing is scaled to its place, so that it is whole at any width: it needs a viewBox.
+const PAPER = { front: [680, 420], other: [340, 300] };
+byId("js-plotly-tester")?.setAttribute("aria-hidden", "true"); // plotly measures texts in it
+const charts = [...document.querySelectorAll(".js-plotly-plot")];
+function frame(chart) {
+  const box = chart.querySelector(".svg-container"), [width, height] = [chart._fullLayout.width, chart._fullLayout.height];
+  box.style.aspectRatio = `${width} / ${height}`;
+  for (const drawing of box.querySelectorAll(".main-svg")) drawing.setAttribute("viewBox", `0 0 ${width} ${height}`);
+}
+for (const chart of charts) { frame(chart); chart.on("plotly_afterplot", () => frame(chart)); }
+window.addEventListener("beforeprint", () => {
+  for (const chart of charts) {
+    const [width, height] = PAPER[chart.id] ?? PAPER.other;
+    Plotly.relayout(chart, { width, height });
+  }
+});
+window.addEventListener("afterprint", () => charts.forEach((chart) => Plotly.relayout(chart, { width: null, height: null, autosize: true })));
 document.body.dataset.ready = "yes";

@@ -4,15 +4,20 @@ import pytest
 from jinja2 import UndefinedError
 
 from shapelaw.search.reports.html import PAGES, formatted, render, signed
+from shapelaw.search.reports.recommendation import recommend_proposal
+
+ROWS = [{"role": "baseline", "name": "b", "p_less_loss": None}]
 
 
 def test_template_without_a_value_that_it_needs_is_refused() -> None:
-    with pytest.raises(UndefinedError, match="conclusion"):
+    with pytest.raises(UndefinedError, match="recommendation"):
         render("quickstart.html", title="none")
 
 
 def test_base_page_escapes_its_title_and_contains_its_style() -> None:
-    page = render("base.html", title="<script>1</script>")
+    page = render(
+        "base.html", title="<script>1</script>", recommendation=recommend_proposal(ROWS, {})
+    )
     assert page.startswith("<!doctype html>")
     assert page.count("&lt;script&gt;") == 2
     assert "<script" not in page

@@ -19,9 +19,10 @@ from shapelaw.scaling.files import read_json, write_json
 from shapelaw.scaling.fitting.published_laws import printed_fit
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.catalog import load_runs
-from shapelaw.search.proposals.proposal import SHAPE_KEY
+from shapelaw.search.proposals.proposal import SHAPE_KEY, read_proposals
 from shapelaw.search.reports import proposal_charts
-from shapelaw.search.reports.proposal_charts import loss_along_ratios, plotly_script
+from shapelaw.search.reports.pareto_plot import plot_pareto
+from shapelaw.search.reports.proposal_charts import front_chart, loss_along_ratios, plotly_script
 from shapelaw.search.reports.proposal_page import (
     COMPARED,
     shown_row,
@@ -29,13 +30,19 @@ from shapelaw.search.reports.proposal_page import (
     trained_proposals,
     write_pages,
 )
+from shapelaw.search.reports.recommendation import recommend_proposal
+from support.page_checks import WIDTHS, parts_cut, pictures_without_words
 from support.usual_proposals import propose_usual
 
 SPEED = (
     *("throughput", "throughput_low", "throughput_high", "throughput_kind", "speedup"),
     *("ttft", "tpot", "engine", "workload", "device"),
 )
-HOSTILE = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 1'>"
+TEMPLATE_MARK = "{{ title }} {% include 'style.css' %}"
+HOSTILE = (
+    TEMPLATE_MARK
+    + "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 1'>"
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +82,6 @@ def without_plotly(page: Path) -> str:
 def test_page_has_no_external_resources_and_escapes_hostile_text(page_file: Path) -> None:
     text = without_plotly(page_file)
     assert not re.search(r"(src|href)=[\"'](?!data:)", text)
-    assert "{{" not in text
     assert HOSTILE not in text
     assert str(escape(HOSTILE)) in text
 
@@ -174,7 +180,7 @@ def test_law_without_shape_has_no_curve(made: Path) -> None:
 
 def test_spread_over_law_forms_is_compared_only_where_it_exists(made: Path) -> None:
     base, row = proposals_in(made)[:2]
-    assert "spread over law forms (nats/token)" in COMPARED
+    assert "spread over law forms ({unit})" in COMPARED
     without = {name: value for name, value in base.items() if name != "loss_form_spread"}
     labels = [label for label, *_ in shown_row(without, without)["compared"]]
     assert not any("spread" in label for label in labels)
@@ -188,6 +194,34 @@ def test_missing_file_is_named(made: Path, tmp_path: Path, missing: str) -> None
     (tmp_path / "copy" / missing).unlink()
     with pytest.raises(InputError, match=missing.replace(".", r"\.")):
         write_pages(tmp_path / "copy")
+
+
+def test_one_wide_interval_flattens_neither_the_picture_nor_the_chart(made: Path) -> None:
+    rows = proposals_in(made)
+    named = next(row for row in rows[1:] if row["role"] != "candidate")
+    named |= {"loss_low": named["predicted_loss"] / 20, "loss_high": 20 * named["predicted_loss"]}
+    named |= {"difference_nats_low": -20.0, "difference_nats_high": 20.0}
+    losses = [row["predicted_loss"] for row in rows if row["throughput"]]
+    nothing = pd.DataFrame(columns=["name", "loss"])
+    picture = plot_pareto(rows, nothing, baseline_name="b", workload="w")
+    low, high = picture.axes[0].get_ylim()
+    assert low < min(losses) < max(losses) < high
+    assert high - low < 4 * (max(losses) - min(losses))
+    cut = f"({named['loss_low']:.3g} to {named['loss_high']:.3g}, cut)"
+    assert any(cut in text.get_text() for text in picture.legends[0].get_texts())
+    pytest.importorskip("plotly")
+    low, high = front_chart([shown_row(row, rows[0]) for row in rows], "b").layout.yaxis.range
+    percent = [100 * (loss / rows[0]["predicted_loss"] - 1) for loss in losses]
+    assert low < min(percent) < max(percent) < high
+    assert high - low < 4 * (max(percent) - min(percent))
+
+
+def test_first_words_of_the_page_are_the_decision_and_its_light(page_file: Path) -> None:
+    text = html.unescape(without_plotly(page_file))
+    body = re.sub(r"<[^>]+>", " ", text.partition("</h1>")[2])
+    made = recommend_proposal(*read_proposals(page_file.parent / "proposals.json"))
+    assert " ".join(body.split()).startswith(f"{made.light.mark} {made.light.word} ")
+    assert made.sentence.split(" instead")[0] in body
 
 
 # ---- in a browser
@@ -313,16 +347,27 @@ def test_dark_page_has_light_text_in_its_charts(opened: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("width", "media"), [(1280, "screen"), (390, "screen"), (720, "print")])
-def test_page_fits_the_width_of_desktop_phone_and_paper(
-    opened: Any, width: int, media: str
-) -> None:
-    opened.emulate_media(media=media)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_page_is_whole_at_every_width_and_its_pictures_have_words(opened: Any, width: int) -> None:
     opened.set_viewport_size({"width": width, "height": 900})
     opened.wait_for_function(f"document.documentElement.scrollWidth <= {width}")
-    assert opened.evaluate("document.getElementById('filters').offsetHeight > 0") == (
-        media == "screen"
-    )
+    opened.evaluate("document.querySelectorAll('details').forEach((part) => part.open = true)")
+    opened.wait_for_timeout(300)  # plotly draws again after the resize
+    assert opened.locator("figure .main-svg").count() > 4
+    assert parts_cut(opened) == []
+    assert pictures_without_words(opened) == []
+
+
+@pytest.mark.slow
+def test_printed_page_is_whole_and_shows_the_values_of_its_charts(opened: Any) -> None:
+    opened.emulate_media(media="print")
+    opened.set_viewport_size({"width": 720, "height": 900})
+    opened.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    opened.wait_for_function("document.documentElement.scrollWidth <= 720")
+    opened.wait_for_timeout(300)
+    assert parts_cut(opened) == []
+    assert opened.locator("#filters").is_hidden()
+    assert opened.locator("#curves details table").first.is_visible()
 
 
 def test_trained_proposals_have_predicted_and_measured_loss(made: Path, tmp_path: Path) -> None:
