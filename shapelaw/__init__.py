@@ -31,6 +31,7 @@ _PUBLIC = {
     "engine_named": "search.engines.registry",
     "fit": "scaling.fitting.fit_law",
     "intervals": "scaling.fitting.derived",
+    "lifetime_optimum": "scaling.fitting.lifetime",
     "load_runs": "scaling.runs.catalog",
     "loss_basis": "search.proposals.basis",
     "measure": "search.engines.cache",

@@ -8,6 +8,7 @@ from .scaling.fitting.derived import difference as difference
 from .scaling.fitting.derived import intervals as intervals
 from .scaling.fitting.derived import optimal as optimal
 from .scaling.fitting.fit_law import fit as fit
+from .scaling.fitting.lifetime import lifetime_optimum as lifetime_optimum
 from .scaling.fitting.result import Fit as Fit
 from .scaling.laws.bases import Chinchilla as Chinchilla
 from .scaling.laws.factors import GroupedQuery as GroupedQuery

@@ -1,7 +1,7 @@
 """The ``propose`` command: its options, the request that they make, and the printed proposals."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
 
@@ -14,11 +14,11 @@ from shapelaw.scaling.commands.options import (
     Json,
     Layers,
     NoCache,
-    Params,
     Seed,
     ShapesWhere,
     WorkloadOption,
     output_folder,
+    refuse_together,
 )
 from shapelaw.scaling.errors import InputError
 
@@ -43,11 +43,20 @@ def _storage_address(address: str | None) -> str | None:
 
 
 if TYPE_CHECKING:
-    from shapelaw.search.proposals.request import ProposalRequest
+    from shapelaw.search.proposals.request import Budget, SearchEffort, Serving, SpaceOptions
+    from shapelaw.search.proposals.target_loss import TargetLoss
     from shapelaw.search.proposals.training_time import TrainingTime
 
 TrainingTokens = Annotated[
     str, typer.Option(help="Training tokens, such as 2M or 100B.", metavar="TOKENS")
+]
+SizeBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--params",
+        help="Parameter budget, such as 350M or 1B (default: that of --target-loss).",
+        metavar="N",
+    ),
 ]
 EqualTokens = Annotated[
     str | None,
@@ -70,6 +79,22 @@ TrainHardware = Annotated[
         "--hardware",
         help="Devices of --train-hours as h100x8, names as in roofline:GPU (default: none).",
         metavar="NAME",
+    ),
+]
+TargetLossOption = Annotated[
+    float | None,
+    typer.Option(
+        "--target-loss",
+        help="Loss to reach at the least cost, which gives --params and --tokens (default: none).",
+        metavar="LOSS",
+    ),
+]
+ServeTokens = Annotated[
+    str | None,
+    typer.Option(
+        "--serve-tokens",
+        help="Tokens of the model's life, whose serving --target-loss pays too (default: none).",
+        metavar="TOKENS",
     ),
 ]
 ModelUtilisation = Annotated[
@@ -206,11 +231,13 @@ def mount(app: typer.Typer) -> None:
 
 
 def propose_shapes(
-    params: Params,
+    params: SizeBudget = None,
     tokens: EqualTokens = None,
     train_hours: TrainHours = None,
     hardware: TrainHardware = None,
     mfu: ModelUtilisation = None,
+    target_loss: TargetLossOption = None,
+    serve_tokens: ServeTokens = None,
     law: Law = None,
     workload: WorkloadOption = "balanced",
     engine: EngineOption = "torch",
@@ -244,7 +271,6 @@ def propose_shapes(
     json: Json = False,
 ) -> None:
     """Rank the shapes of a budget by predicted loss and throughput."""
-    from shapelaw.scaling.units import parse_count
     from shapelaw.search.engines.cache import stored_engine
     from shapelaw.search.proposals import request as groups
     from shapelaw.search.workload import parse_workload
@@ -255,15 +281,14 @@ def propose_shapes(
         tensor_parallel=None if tp is None else _parse_option("--tp", tp),
     )  # fmt: skip
     serving.require_supported(served)
-    request = groups.ProposalRequest(
+    size = _size_of(
+        params, tokens, target_loss, serve_tokens, _training_time(train_hours, hardware, mfu),
+        convention=params_convention, tolerance=tolerance, extrapolate=extrapolate,
+    )  # fmt: skip
+    options = _RequestOptions(
         effort=groups.SearchEffort(
             measurements=measurements, estimated=estimated, short=short, sampler=sampler,
             storage=storage, seed=seed,
-        ),
-        budget=groups.Budget(
-            parameters=parse_count(params), tokens=None if tokens is None else parse_count(tokens),
-            time=_training_time(train_hours, hardware, mfu),
-            convention=params_convention, tolerance=tolerance, extrapolate=extrapolate,
         ),
         space=groups.SpaceOptions(
             baseline=baseline, layers=_parse_option("--layers", layers),
@@ -274,11 +299,20 @@ def propose_shapes(
         ),
         serving=groups.Serving(workload=served, engine=serving),
     )  # fmt: skip
-    _search_and_print(request, law, link, validation, out, json=json, wide=wide)
+    _search_and_print(size, options, law, link, validation, out, json=json, wide=wide)
+
+
+class _RequestOptions(TypedDict):
+    """The options of a request but its budget."""
+
+    effort: "SearchEffort"
+    space: "SpaceOptions"
+    serving: "Serving"
 
 
 def _search_and_print(
-    request: "ProposalRequest",
+    size: "Budget | TargetLoss",
+    options: _RequestOptions,
     law: str | None,
     link: str | None,
     validation: str,
@@ -293,16 +327,58 @@ def _search_and_print(
     from shapelaw.search.commands.output import print_proposals
     from shapelaw.search.proposals.basis import loss_basis, require_budget_in_reach
     from shapelaw.search.proposals.pareto_search import propose
+    from shapelaw.search.proposals.request import Budget, ProposalRequest
+    from shapelaw.search.proposals.target_loss import request_at_loss
     from shapelaw.search.reports.proposal_page import write_pages
 
+    if isinstance(size, Budget):  # an invalid request is refused before a law is fitted
+        request = ProposalRequest(budget=size, **options)
     with progress_shown(quiet=json):
-        basis = loss_basis(law, seed=request.effort.seed, link=link, validation=validation)
+        basis = loss_basis(law, seed=options["effort"].seed, link=link, validation=validation)
+        if not isinstance(size, Budget):
+            request = request_at_loss(size, basis, **options)
         far = require_budget_in_reach(basis, request.budget, request.tokens, request.baseline)
         proposals = propose(request, basis, out=out)
     page = None if out is None else write_pages(out)
     for text in far:
         note(f"note: {text}")
     print_proposals(proposals, page, json=json, wide=wide)
+
+
+def _size_of(
+    params: str | None,
+    tokens: str | None,
+    target_loss: float | None,
+    serve_tokens: str | None,
+    time: "TrainingTime | None",
+    **options: Any,
+) -> "Budget | TargetLoss":
+    """Read the options of size and tokens, or of the target loss that stands for both."""
+    from shapelaw.scaling.units import parse_count
+    from shapelaw.search.proposals.request import Budget
+    from shapelaw.search.proposals.target_loss import TargetLoss
+
+    for name, value in (("--params", params), ("--tokens", tokens), ("--train-hours", time)):
+        refuse_together({"--target-loss": target_loss is not None, name: value is not None})
+    if target_loss is not None:
+        del options["convention"]  # that of the law
+        served = 0 if serve_tokens in (None, "0") else parse_count(serve_tokens)
+        return TargetLoss(loss=target_loss, served_tokens=served, **options)
+    if serve_tokens is not None:
+        raise InputError(
+            "`--serve-tokens` belongs to --target-loss, in place of --params and --tokens; "
+            "add it, such as --target-loss 2.5"
+        )
+    if params is None:
+        raise InputError(
+            "`--params` or `--target-loss` must be given, but got none; write --params 1B"
+        )
+    return Budget(
+        parameters=parse_count(params),
+        tokens=None if tokens is None else parse_count(tokens),
+        time=time,
+        **options,
+    )
 
 
 def _training_time(

@@ -105,6 +105,7 @@ def _formatted(
         "training speed": lambda p: (
             "–" if p.training_speedup is None else f"{p.training_speedup:.2f} ×"
         ),
+        "lifetime FLOPs": lambda p: "–" if p.lifetime_flops is None else f"{p.lifetime_flops:.3g}",
         "tokens/s": lambda p: (
             f"{p.throughput.output_tokens_per_second:,.0f}" if p.throughput else "–"
         ),
@@ -126,6 +127,7 @@ def _formatted(
     }
     empty = {
         "tokens": equal_tokens,
+        "lifetime FLOPs": all(p.lifetime_flops is None for p in shown),
         "per 1M tokens": all(p.cost is None for p in shown),
         "worth": all(p.equivalent_compute is None for p in shown),
         "not in law": not any(p.not_in_law for p in shown),

@@ -67,6 +67,8 @@ class Proposal:
     equivalent_compute, equivalent_compute_low, equivalent_compute_high
         Factor of training compute that gives the baseline the loss of the shape, with its 95 %
         interval: a number, ``not reachable``, or None where the law does not give it.
+    lifetime_flops
+        FLOPs of training and serving by count, where the budget is of a target loss.
     speedup
         Throughput over the baseline's.
     training_speedup
@@ -111,6 +113,7 @@ class Proposal:
     equivalent_compute: float | str | None = None
     equivalent_compute_low: float | str | None = None
     equivalent_compute_high: float | str | None = None
+    lifetime_flops: float | None = None
     speedup: float | None = None
     training_speedup: float | None = None
     p_less_loss: float | None = None
@@ -194,6 +197,7 @@ class Proposal:
             "throughput_repeats": measured.repeats if measured else None,
             "speedup": self.speedup,
             "training_speedup": self.training_speedup,
+            "lifetime_flops": self.lifetime_flops,
             "cost_per_million_tokens": self.cost,
             "ttft": measured.ttft if measured else None,
             "tpot": measured.tpot if measured else None,
@@ -232,6 +236,7 @@ def write_proposals(
 Size = Annotated[int, Within(1, 10**18)]
 Loss = Annotated[float, Within(1e-9, 1e6)]
 Rate = Annotated[float, Within(1e-12, 1e18)]  # a speed, a time or a ratio
+Flops = Annotated[float, Within(1.0, 1e40)]
 Note = Annotated[str, Within(0, 2000)]
 
 
@@ -284,6 +289,7 @@ class ProposalRow(TypedDict):
     equivalent_compute_low: NotRequired[Rate | Name | None]
     equivalent_compute_high: NotRequired[Rate | Name | None]
     training_speedup: NotRequired[Rate | None]
+    lifetime_flops: NotRequired[Flops | None]
     p_less_loss: NotRequired[Fraction | None]
     printed_fits: NotRequired[Count | None]
     p_faster: NotRequired[Fraction | None]

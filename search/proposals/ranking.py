@@ -11,6 +11,7 @@ import pandas as pd
 
 from shapelaw.scaling.accuracy.link import Links
 from shapelaw.scaling.accuracy.predictions import Accuracy
+from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.decisions.equivalent_compute import equivalent_compute
 from shapelaw.scaling.display.documents import finite
@@ -32,6 +33,7 @@ from shapelaw.search.proposals.proposal import (
     Proposal,
     write_proposals,
 )
+from shapelaw.search.proposals.request import ProposalRequest
 from shapelaw.search.proposals.roles import assign_roles, front_of
 from shapelaw.search.proposals.training_time import TRAINING_CONTEXT
 from shapelaw.search.workload import Workload
@@ -102,6 +104,7 @@ class Proposals:
             "not_in_law": list(candidates.not_in_law),
             "where": list(request.space.where),
             "tokens": request.tokens,
+            "lifetime": request.budget.lifetime and request.budget.lifetime.document(),
             "training_time": request.budget.time and request.budget.time.document(),
             "worse": None if worse is None else worse / 100,
             "fit_sha256": basis.fit.data_sha256,
@@ -169,6 +172,7 @@ def rank(estimated: "Estimated") -> Proposals:
             shape=candidates.table[row],
             role=roles[place],
             tokens=int(request.budget.tokens_of(candidates.table[row])),
+            lifetime_flops=_lifetime_flops(request, candidates.table[row]),
             workload=workload,
             throughput=answer if isinstance(answer, Measurement) else None,
             on_front=on_front[place],
@@ -207,6 +211,15 @@ def _training_speedups(table: ShapeTable) -> np.ndarray:
     """Compute training tokens/s over those of the first shape, at equal FLOP/s, (n,)."""
     flops = table.training_flops(TRAINING_CONTEXT)
     return np.asarray(flops[0] / flops)
+
+
+def _lifetime_flops(request: ProposalRequest, shape: Shape) -> float | None:
+    """Count the FLOPs of training and serving a shape, at the mean context of the workload."""
+    lifetime, workload = request.budget.lifetime, request.serving.workload
+    if lifetime is None:
+        return None
+    context = (workload.input_tokens + workload.output_tokens) / 2
+    return float(lifetime.flops(shape, request.tokens, TRAINING_CONTEXT, context))
 
 
 def _accuracy(links: Links, validation: str, row: pd.Series) -> Accuracy:

@@ -96,9 +96,12 @@ def baseline_notes(proposals: Proposals) -> list[str]:
         else f"is {request.space.baseline} itself"
     )
     same = f"losses are compared at exactly the baseline's N, {size}; the baseline {kind}"
-    time, rules = request.budget.time, request.rules
+    time, lifetime, rules = request.budget.time, request.budget.lifetime, request.rules
     notes = [same] if rules is None else [same, str(rules)]
-    return notes if time is None else [*notes, *time.notes(request.baseline)]
+    notes += [] if time is None else time.notes(request.baseline)
+    if lifetime is None:
+        return notes
+    return notes + lifetime.notes(float(getattr(request.baseline, count)), request.tokens)
 
 
 def missing_terms(fit: Fit, apart: Collection[str] = ()) -> list[str]:

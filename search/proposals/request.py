@@ -14,6 +14,7 @@ from shapelaw.scaling.space.proportions import nearest_proportions
 from shapelaw.scaling.space.space import CONVENTIONS, Space, usual_steps
 from shapelaw.search.engines._base import Engine
 from shapelaw.search.proposals.deployable import SMALL, DeployableRules, deployable_rules
+from shapelaw.search.proposals.lifetime import Lifetime
 from shapelaw.search.proposals.training_time import TrainingTime
 from shapelaw.search.study.storage import Address, check_storage_address
 from shapelaw.search.study.study import Effort
@@ -35,6 +36,9 @@ MAX_TOKENS = 10**18  # of training
 class Budget:
     """The size of the models and their training tokens, equal for all or by a training time.
 
+    :func:`shapelaw.search.proposals.target_loss.request_at_loss` makes the budget of the least cost
+    of training and serving at a target loss.
+
     Attributes
     ----------
     parameters
@@ -48,6 +52,8 @@ class Budget:
         Time of training, in which a faster shape is trained on more tokens.
     convention
         Parameters that are counted: ``non-embedding``, ``total`` or ``active``.
+    lifetime
+        Optimum of training and serving that gave parameters and tokens; None: they were given.
     extrapolate
         True to propose also far beyond the runs of the law and the range of the pooled law.
 
@@ -60,6 +66,7 @@ class Budget:
     parameters: int
     tokens: int | None = None
     time: TrainingTime | None = None
+    lifetime: Lifetime | None = None
     convention: str = "non-embedding"
     tolerance: float | None = None
     extrapolate: bool = False

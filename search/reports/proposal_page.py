@@ -65,6 +65,7 @@ COMPARED = {  # label -> field that is compared with the baseline's, and its for
     "P(faster than the baseline)": ("p_faster", "probability"),
     "P(least loss of the allowed shapes)": ("p_best", "probability"),
     "spread over law forms ({unit})": ("loss_form_spread", "loss"),
+    "FLOPs of training and serving": ("lifetime_flops", "ratio"),
     "training speed at equal FLOP/s": ("training_speedup", "times"),
     "throughput (output tokens/s)": ("throughput", "whole"),
     "time to first token": ("ttft", "seconds"),
