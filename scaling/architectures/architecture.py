@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import Any, Literal
 
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock, mean_visible_tokens
+from shapelaw.scaling.architectures.blocks.canon import CanonBlock
 from shapelaw.scaling.architectures.blocks.embedding import EmbeddingBlock
 from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
 from shapelaw.scaling.architectures.blocks.latent_attention import LatentAttentionBlock
@@ -25,12 +26,29 @@ class DecoderLayer:
     norms
         Where they stand: ``"before"`` each block, ``"after"`` each block and inside its residual
         connection (OLMo 2), or ``"both"`` (Gemma 3).
+    canon
+        Its Canon layers; None without.
     """
 
     attention: AttentionBlock | LatentAttentionBlock
     feed_forward: FeedForwardBlock | ExpertsBlock
     norm: NormBlock = RMS_NORM
     norms: Literal["before", "after", "both"] = "before"
+    canon: CanonBlock | None = None
+
+    @property
+    def canon_widths(self) -> dict[str, Any]:
+        """Channels of the Canon layer at each place that has one."""
+        if self.canon is None:
+            return {}
+        width = self.attention.hidden_size
+        widths = {
+            "A": width,
+            "B": getattr(self.attention, "projected_width", 0),
+            "C": width,
+            "D": getattr(self.feed_forward, "projected_width", 0),
+        }
+        return {place: widths[place] for place in self.canon.places}
 
     @property
     def parameters(self) -> int:
@@ -38,7 +56,22 @@ class DecoderLayer:
         norms = (4 if self.norms == "both" else 2) * self.norm.parameters(
             self.attention.hidden_size
         )
-        return int(self.attention.parameters + self.feed_forward.parameters + norms)
+        canon = self.canon.parameters(self._canon_width) if self.canon else 0
+        return int(self.attention.parameters + self.feed_forward.parameters + norms + canon)
+
+    @property
+    def _canon_width(self) -> Any:
+        return sum(self.canon_widths.values())
+
+    @property
+    def other_flops(self) -> int:
+        """FLOPs per token beside those of the matrices and of the scores: convolutions."""
+        return int(self.canon.flops(self._canon_width)) if self.canon else 0
+
+    @property
+    def state_values(self) -> int:
+        """Numbers that decoding keeps of a sequence of any length: states of convolutions."""
+        return int(self.canon.state_values(self._canon_width)) if self.canon else 0
 
     @property
     def inactive_parameters(self) -> int:
@@ -141,8 +174,8 @@ class Architecture:
     def mean_forward_flops(self, length: int) -> int:
         """Count the FLOPs of a forward pass per token, averaged over a causal sequence.
 
-        2·(matrices that a token passes + head) + FLOPs of attention at the mean visible context;
-        look-ups and norms cost nothing.
+        2·(matrices that a token passes + head) + FLOPs of attention at the mean visible context,
+        and of convolutions; look-ups and norms cost nothing.
 
         Parameters
         ----------
@@ -155,7 +188,7 @@ class Architecture:
             * mean_visible_tokens(length, layer.attention.window, chunked=layer.attention.chunked)
             for layer, number in self.layers
         )
-        return round(self._matmul_flops + attention)
+        return round(self._fixed_flops + attention)
 
     def forward_flops(self, context: float) -> float:
         """Count the FLOPs of a forward pass for one token with ``context`` tokens before it."""
@@ -163,23 +196,34 @@ class Architecture:
             number * layer.attention.score_flops * _visible(layer, context)
             for layer, number in self.layers
         )
-        return float(self._matmul_flops + attention)
+        return float(self._fixed_flops + attention)
 
     @property
-    def _matmul_flops(self) -> int:
-        return 2 * int(self.active_matmul_parameters + self.embedding.head_matmul_parameters)
+    def _fixed_flops(self) -> int:
+        """FLOPs per token that do not depend on the context."""
+        others = sum(number * layer.other_flops for layer, number in self.layers)
+        matrices = self.active_matmul_parameters + self.embedding.head_matmul_parameters
+        return 2 * int(matrices) + others
 
     def weight_bytes(self, bytes_per_element: float = 2) -> float:
         """Count the bytes of all weights (bf16 by default)."""
         return bytes_per_element * self.n_total
 
     def cache_bytes(self, length: float, bytes_per_element: float = 2) -> float:
-        """Count the bytes of the cache of a sequence; layers with a window keep no more tokens."""
+        """Count the bytes of the cache of a sequence, and of the states of its convolutions.
+
+        Layers with a window keep no more tokens.
+        """
         values = sum(
             number * layer.attention.cache_values * _visible(layer, length)
             for layer, number in self.layers
         )
-        return float(bytes_per_element * values)
+        return float(bytes_per_element * (values + self.state_values))
+
+    @property
+    def state_values(self) -> int:
+        """Numbers that decoding keeps of a sequence of any length."""
+        return sum(number * layer.state_values for layer, number in self.layers)
 
     def kv_bytes(self, bytes_per_element: int = 2) -> int:
         """Count the cache bytes per token of the layers that see every earlier token."""
@@ -220,13 +264,19 @@ class Architecture:
         """Describe the part of the cache that ``kv_bytes_per_token`` does not show."""
         local, window = self.kv_bytes_local(), self.local_window
         layers = sum(n for layer, n in self.layers if layer.attention.window is not None)
+        state = 2 * self.state_values
+        states = [f"{state:,} more bytes per sequence keep the states of convolutions"] * bool(
+            state
+        )
         if not layers:
-            return []
+            return states
         if not self.kv_bytes():
-            return [f"every layer keeps at most {window:,} tokens: the cache grows no further"]
+            whole = f"every layer keeps at most {window:,} tokens: the cache grows no further"
+            return [whole, *states]
         return [
+            *states,
             f"{layers} of {self.num_hidden_layers} layers keep at most {window:,} tokens: "
-            f"{local:,} more cache bytes per token up to there, not in kv_bytes_per_token"
+            f"{local:,} more cache bytes per token up to there, not in kv_bytes_per_token",
         ]
 
     @property

@@ -4,13 +4,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from shapelaw.scaling.architectures.architecture import Architecture
+from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer, layer_runs
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
+from shapelaw.scaling.architectures.blocks.canon import PLACES, CanonBlock
 from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
+    ConfigField,
     ConfigFields,
     require_layer_types,
+    switch,
 )
 from shapelaw.scaling.architectures.registry import FAMILIES, TEXT_MODELS
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, SWITCH_FIELDS, Shape
@@ -23,9 +26,19 @@ TEXT_FIELDS = ("text_config", "llm_config", "language_config")
 # Fields of models that are refused where the family does not know them: they add or share layers.
 FOREIGN_FIELDS = (
     *("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "kv_lora_rank"),
-    *("hidden_size_per_layer_input", "num_kv_shared_layers", "canon_set", "ssm_cfg"),
+    *("hidden_size_per_layer_input", "num_kv_shared_layers", "ssm_cfg"),
 )
-FIELDS_WITHOUT_COUNTS = ("quantization_config", "auto_map")
+FIELDS_WITHOUT_COUNTS = ("quantization_config", "auto_map", "rope_dim")
+# Fields that add Canon layers to a model of any family, with the defaults of LlamaCanonConfig.
+CANON_FIELDS = {
+    "canon_kernel": ConfigField(4),
+    "canon_bias": switch(False),
+    "canon_activation": switch(False),
+    "canon_residual": switch(True),
+}
+# No class of transformers has Canon layers: this end of the model type keeps it from loading the
+# model without them.
+CANON_SUFFIX = "_canon"
 
 
 def config_family(shape: Shape) -> str:
@@ -111,7 +124,7 @@ def architecture_config(
         fields.setdefault("max_position_embeddings", max_position_embeddings)
     return {
         "architectures": [family.class_name],
-        "model_type": family.model_type,
+        "model_type": family.model_type + (CANON_SUFFIX if fields.get("canon_set") else ""),
         **fields,
         "torch_dtype": "float32",
     }
@@ -134,11 +147,51 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
     family = _family_of(values)
     fields = ConfigFields(values, family.model_type, family.fields, family.theta)
     fields.check_types()
-    architecture = family.build(fields)
+    architecture = _with_canon(family.build(fields), values)
     if values.get("layer_types") is not None:
         require_layer_types(values["layer_types"], architecture.num_hidden_layers)
     ignored = _ignored_fields(values, family)
     return replace(architecture, notes=(*notes, *architecture.notes, *ignored))
+
+
+def _with_canon(architecture: Architecture, values: Mapping[str, Any]) -> Architecture:
+    """Add the Canon layers of a config to every layer."""
+    places = values.get("canon_set") or ""
+    if not isinstance(places, str) or not set(places) <= set(PLACES):
+        raise InputError(
+            f"`canon_set` must be letters of {PLACES}, but got {str(places)[:40]!r}; give the "
+            'places of Canon layers, such as "AC", or leave it out'
+        )
+    if not places:
+        return architecture
+    fields = ConfigFields(values, architecture.model_type, CANON_FIELDS)
+    for name, spec in CANON_FIELDS.items():
+        if spec.kind == "switch" and fields[name] is not spec.default:
+            raise InputError(
+                f"`{name}` must be {str(spec.default).lower()}, but got {str(fields[name]).lower()}"
+                "; Canon layers are residual convolutions without bias and activation"
+            )
+    canon = CanonBlock(places="".join(sorted(set(places))), kernel=fields["canon_kernel"])
+    layers = [_canon_layer(layer, canon) for layer in architecture.each_layer()]
+    given = {"canon_set": canon.places, **dict(fields.resolved())}
+    return replace(
+        architecture,
+        layers=layer_runs(layers),
+        fields=tuple({**dict(architecture.fields), **given}.items()),
+    )
+
+
+def _canon_layer(layer: DecoderLayer, canon: CanonBlock) -> DecoderLayer:
+    """Add Canon layers to a layer that has their places."""
+    with_canon = replace(layer, canon=canon)
+    absent = [place for place, width in with_canon.canon_widths.items() if not width]
+    if absent:
+        part = "queries, keys and values" if absent[0] == "B" else "one MLP"
+        raise InputError(
+            f"`canon_set` with {absent[0]} needs {part} in every layer, but got "
+            f"{canon.places}; use {''.join(p for p in canon.places if p not in absent) or 'AC'}"
+        )
+    return with_canon
 
 
 def _language_model(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
@@ -170,7 +223,7 @@ def _language_model(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[
 
 def _family_of(values: Mapping[str, Any]) -> ConfigFamily:
     kind = values.get("model_type")
-    family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    family = FAMILIES.get(kind.removesuffix(CANON_SUFFIX)) if isinstance(kind, str) else None
     if family is None:
         raise InputError(
             f"`model_type` must be one of {', '.join(FAMILIES)}, "
@@ -217,6 +270,11 @@ def read_shape(config: Mapping[str, Any]) -> tuple[Shape, tuple[str, ...]]:
             f"got {kind!r}; give a config of these, or count it with shapelaw count"
         )
     layer = architecture.first_layer
+    if layer.canon is not None:
+        raise InputError(
+            f"`canon_set` must be absent to be read as a shape, but got {layer.canon.places}; "
+            "leave it out, or count the config with shapelaw count"
+        )
     attention, mlp = layer.attention, layer.feed_forward
     assert isinstance(attention, AttentionBlock)
     assert isinstance(mlp, FeedForwardBlock)
@@ -254,7 +312,8 @@ def read_model(
     """
     if whole and ("model_type" in config or any(config.get(name) for name in TEXT_FIELDS)):
         architecture = read_architecture(config)
-        if architecture.model_type not in SHAPE_FAMILIES or architecture.local_window:
+        canon, known = architecture.first_layer.canon, architecture.model_type in SHAPE_FAMILIES
+        if not known or canon or architecture.local_window:
             return architecture, architecture.notes
     return read_shape(config)
 

@@ -282,7 +282,7 @@ class ConfigFields:
     def resolved(self) -> tuple[tuple[str, Any], ...]:
         """Return every field of the family with its value or default, and rotary parameters."""
         positions = ("rope_theta", "rope_parameters", "rope_scaling", "max_position_embeddings")
-        given = {name: self.values[name] for name in positions if name in self.values}
+        given = {n: self.values[n] for n in (*positions, "head_dim") if n in self.values}
         own = {name: (self[name], spec.default) for name, spec in self.fields.items()}
         said = {
             name: value for name, (value, usual) in own.items() if (value, usual) != (None,) * 2

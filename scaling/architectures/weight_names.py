@@ -14,6 +14,10 @@ LLAMA_NAMES = {
     "norm": "model.norm",
     "self_attn.qkv_proj": "self_attn.q_proj|self_attn.k_proj|self_attn.v_proj",
     "mlp.gate_up_proj": "mlp.gate_proj|mlp.up_proj",
+    "canon_a": "canonA",
+    "self_attn.canon": "self_attn.canonB",
+    "canon_c": "canonC",
+    "mlp.canon": "mlp.canonD",
 }
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
+from shapelaw.trainers.models.canon import Canon
 from shapelaw.trainers.models.norms import build_norm
 from shapelaw.trainers.models.rotary import rotate
 
@@ -21,7 +22,8 @@ from shapelaw.trainers.models.rotary import rotate
 MAX_QUERY_BLOCKS, MIN_BLOCK_QUERIES = 4, 32
 
 
-# What a layer keeps of earlier tokens: keys and values, each (B, K, positions, h).
+# What a layer keeps of earlier tokens: keys and values, each (B, K, positions, h), and the states
+# of its convolutions.
 LayerCache = tuple[Tensor, ...]
 
 
@@ -34,10 +36,15 @@ class Attention(nn.Module):
         Heads, norms, positions and mask.
     attention
         ``"sdpa"`` (PyTorch's fused kernel) or ``"matmul"`` (attention scores computed explicitly).
+    canon
+        Canon layer on queries, keys and values; None without.
     """
 
-    def __init__(self, block: AttentionBlock, *, attention: str) -> None:
+    def __init__(
+        self, block: AttentionBlock, *, attention: str, canon: Canon | None = None
+    ) -> None:
         super().__init__()
+        self.canon = canon
         self.heads, self.kv_heads = block.num_attention_heads, block.num_key_value_heads
         self.head_dim, self.rotary = block.head_dim, block.rotary
         self.window, self.chunked = block.window, block.chunked
@@ -61,7 +68,10 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Apply attention to (B, T, d). With a cache, attend to its positions too."""
         batch, positions, _ = x.shape
-        heads = self.qkv_proj(x).view(batch, positions, -1, self.head_dim)
+        heads = self.qkv_proj(x)
+        if self.canon is not None:
+            heads = self.canon(heads, None if cache is None else cache[-1], start)
+        heads = heads.view(batch, positions, -1, self.head_dim)
         qk, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
         if self.qk_norm and not self.norm_after_rotation:
             qk = self._normalise(qk)
@@ -74,7 +84,7 @@ class Attention(nn.Module):
             q = q * self._temperatures(start, positions, q)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
-            k, v = self._extend(cache, k, v, start)
+            k, v = self._extend(cache[:2], k, v, start)
         mixed = self._attend(q, k, v)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, positions, -1))
 
@@ -88,7 +98,9 @@ class Attention(nn.Module):
         kept = length if self.window is None else min(length, self.window)
         size = (batch, self.kv_heads, kept, self.head_dim)
         keys, values = (torch.zeros(size, dtype=dtype, device=device) for _ in range(2))
-        return keys, values
+        if self.canon is None:
+            return keys, values
+        return keys, values, self.canon.empty_state(batch, dtype=dtype, device=device)
 
     def _normalise(self, qk: Tensor) -> Tensor:
         """Apply the norms of queries and keys to (B, T, H + K, h)."""

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
 from shapelaw.scaling.errors import InputError
+from shapelaw.trainers.models.canon import Canon
 
 _tanh_gelu = partial(F.gelu, approximate="tanh")
 
@@ -45,9 +46,9 @@ def activation_of(name: str) -> Callable[[Tensor], Tensor]:
 
 
 class FeedForward(nn.Module):
-    """MLP, d -> f -> d, with or without a gate."""
+    """MLP, d -> f -> d, with or without a gate, and with an optional Canon layer inside."""
 
-    def __init__(self, block: FeedForwardBlock) -> None:
+    def __init__(self, block: FeedForwardBlock, *, canon: Canon | None = None) -> None:
         super().__init__()
         d, f = block.hidden_size, block.intermediate_size
         self.gated, self.activation = block.gated, activation_of(block.activation)
@@ -58,10 +59,14 @@ class FeedForward(nn.Module):
             self.up_proj = nn.Linear(d, f, bias=block.bias)
             self.parts = {}
         self.down_proj = nn.Linear(f, d, bias=block.bias)
+        self.canon = canon
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the block to (B, T, d)."""
+    def forward(self, x: Tensor, state: Tensor | None = None, start: int = 0) -> Tensor:
+        """Apply the block to (B, T, d); the state is that of its Canon layer."""
+        projected = self.gate_up_proj(x) if self.gated else self.up_proj(x)
+        if self.canon is not None:
+            projected = self.canon(projected, state, start)
         if not self.gated:
-            return self.down_proj(self.activation(self.up_proj(x)))
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+            return self.down_proj(self.activation(projected))
+        gate, up = projected.chunk(2, dim=-1)
         return self.down_proj(self.activation(gate) * up)

@@ -21,6 +21,8 @@ from shapelaw.scaling.architectures.config import read_architecture
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.models.attention import Attention, LayerCache
+from shapelaw.trainers.models.canon import build_canon
+from shapelaw.trainers.models.convolution import CausalConvolution
 from shapelaw.trainers.models.feed_forward import FeedForward
 from shapelaw.trainers.models.latent_attention import LatentAttention
 from shapelaw.trainers.models.norms import OnePlusRMSNorm, build_norm
@@ -31,7 +33,11 @@ RESIDUAL_INITS = {"scaled": 1.0, "zero": 0.0}
 
 
 class Layer(nn.Module):
-    """One decoder layer: x + after(block(before(x))) for attention and then for the MLP."""
+    """One decoder layer: x + after(block(before(x))) for attention and then for the MLP.
+
+    Canon layers act on what attention and the MLP are given (A and C), and inside them (B and D).
+    The cache of a layer is that of its attention, then the states of its Canon layers A, C and D.
+    """
 
     def __init__(self, block: DecoderLayer, *, attention: str) -> None:
         super().__init__()
@@ -44,6 +50,9 @@ class Layer(nn.Module):
             self.attention_output_norm = build_norm(block.norm, width)
         if before:
             self.post_attention_layernorm = build_norm(block.norm, width)
+        self.canon_a = build_canon(block, "A")
+        self.canon_c = build_canon(block, "C")
+        self.places = [place for place in "ACD" if place in block.canon_widths]
         self.mlp = build_feed_forward(block)
         if after:
             self.mlp_output_norm = build_norm(block.norm, width)
@@ -53,18 +62,39 @@ class Layer(nn.Module):
         self, x: Tensor, table: Tensor | None, cache: LayerCache | None, start: int
     ) -> Tensor:
         """Add attention and then the MLP to the residual stream (B, T, d)."""
+        states: dict[str, Tensor] = {}
+        if cache is not None and self.places:
+            number = len(self.places)
+            cache, states = cache[:-number], dict(zip(self.places, cache[-number:], strict=True))
         normed = self.input_layernorm(x) if self.before else x
+        if self.canon_a is not None:
+            normed = self.canon_a(normed, states.get("A"), start)
         mixed = self.self_attn(normed, table, cache, start)
         x = x + (self.attention_output_norm(mixed) if self.after else mixed)
         normed = self.post_attention_layernorm(x) if self.before else x
-        mixed = self.mlp(normed)
+        if self.canon_c is not None:
+            normed = self.canon_c(normed, states.get("C"), start)
+        inside = (states.get("D"), start) if "D" in self.places else ()
+        mixed = self.mlp(normed, *inside)
         return x + (self.mlp_output_norm(mixed) if self.after else mixed)
+
+    def empty_cache(
+        self, batch: int, length: int, *, dtype: torch.dtype, device: torch.device
+    ) -> LayerCache:
+        """Create the zeroed cache of the layer for ``batch`` sequences of at most ``length``."""
+        kept: LayerCache = self.self_attn.empty_cache(batch, length, dtype=dtype, device=device)
+        canons = {"A": self.canon_a, "C": self.canon_c, "D": getattr(self.mlp, "canon", None)}
+        states = (canons[place] for place in self.places)
+        return (
+            *kept,
+            *(state.empty_state(batch, dtype=dtype, device=device) for state in states if state),
+        )
 
 
 def build_attention(block: DecoderLayer, *, attention: str) -> Attention | LatentAttention:
     """Build the attention of a layer."""
     if isinstance(block.attention, AttentionBlock):
-        return Attention(block.attention, attention=attention)
+        return Attention(block.attention, attention=attention, canon=build_canon(block, "B"))
     return LatentAttention(block.attention, attention=attention)
 
 
@@ -72,7 +102,7 @@ def build_feed_forward(block: DecoderLayer) -> FeedForward:
     """Build the feed-forward block of a layer."""
     if not isinstance(block.feed_forward, FeedForwardBlock):
         raise InputError("a mixture of experts is not computed yet; use another family")
-    return FeedForward(block.feed_forward)
+    return FeedForward(block.feed_forward, canon=build_canon(block, "D"))
 
 
 def architecture_of(model: Shape | Architecture) -> Architecture:
@@ -168,8 +198,8 @@ class Transformer(nn.Module):
         """Draw every weight from one seed.
 
         Matrices are normal with standard deviation 1/√fan_in; embeddings have 0.02. Norms begin as
-        plain ones; biases and sinks are 0. The matrices
-        that write to the residual stream are also divided by √(2·layers), as in GPT-2.
+        plain ones; biases and sinks are 0. The matrices that write to the residual stream are also
+        divided by √(2·layers), as in GPT-2. Convolutions of k taps are uniform between ±1/√k.
 
         Parameters
         ----------
@@ -184,10 +214,19 @@ class Transformer(nn.Module):
             2 * self.architecture.num_hidden_layers
         )
         zeros = self._zero_vectors()
+        convolutions = {
+            f"{name}.weight": module.kernel**-0.5
+            for name, module in self.named_modules()
+            if isinstance(module, CausalConvolution)
+        }
         with torch.no_grad():
             for name, weight in self.named_parameters():
                 if weight.ndim == 1:
                     weight.fill_(0.0 if name in zeros else 1.0)
+                    continue
+                if name in convolutions:
+                    bound = convolutions[name]
+                    weight.uniform_(-bound, bound, generator=generator)
                     continue
                 scale = 0.02 if "embed_" in name else 1 / math.sqrt(weight.shape[-1])
                 if name.endswith(("o_proj.weight", "down_proj.weight")):
@@ -242,8 +281,7 @@ class Transformer(nn.Module):
         """Create a zeroed cache for ``batch`` sequences of at most ``length`` tokens."""
         device = self.embed_tokens.weight.device
         return [
-            layer.self_attn.empty_cache(batch, length, dtype=dtype, device=device)
-            for layer in self._layers()
+            layer.empty_cache(batch, length, dtype=dtype, device=device) for layer in self._layers()
         ]
 
     def _layers(self) -> Iterator[Layer]:

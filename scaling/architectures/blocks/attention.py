@@ -86,6 +86,11 @@ class AttentionBlock:
         return self.num_attention_heads + 2 * self.num_key_value_heads * (not self.shares_cache)
 
     @property
+    def projected_width(self) -> Any:
+        """Numbers that a token is projected to, (H + 2·K)·h."""
+        return self.projected_heads * self.head_dim
+
+    @property
     def matmul_parameters(self) -> Any:
         """Parameters of the matrices: d·(H + 2·K)·h + H·h·d."""
         heads = self.projected_heads + self.num_attention_heads
@@ -94,7 +99,7 @@ class AttentionBlock:
     @property
     def parameters(self) -> Any:
         """All parameters: matrices, biases, norms of queries and keys, and sinks."""
-        biases = self.projected_heads * self.head_dim * self.qkv_bias
+        biases = self.projected_width * self.qkv_bias
         biases = biases + self.hidden_size * self.output_bias
         return self.matmul_parameters + biases + self._norms + self.num_attention_heads * self.sinks
 

@@ -18,6 +18,11 @@ class FeedForwardBlock:
     activation: str = "silu"
 
     @property
+    def projected_width(self) -> Any:
+        """Numbers that a token is projected to: 2·f with a gate, f without."""
+        return (1 + self.gated) * self.intermediate_size
+
+    @property
     def matmul_parameters(self) -> Any:
         """Parameters of the matrices: 3·d·f with a gate, 2·d·f without."""
         return (2 + self.gated) * self.hidden_size * self.intermediate_size
@@ -30,8 +35,7 @@ class FeedForwardBlock:
     @property
     def parameters(self) -> Any:
         """All parameters: matrices and biases."""
-        width = (1 + self.gated) * self.intermediate_size + self.hidden_size
-        return self.matmul_parameters + width * self.bias
+        return self.matmul_parameters + (self.projected_width + self.hidden_size) * self.bias
 
     @property
     def active_parameters(self) -> Any:

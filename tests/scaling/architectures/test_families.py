@@ -52,7 +52,11 @@ VALUES = {
 ALWAYS = {"num_hidden_layers", "n_layer", "num_experts", "num_local_experts", "n_routed_experts"}
 BROKEN = (None, "64", 64.0, True, -1, [64])
 # Values that transformers does not look at, so that any is as good.
-UNCHECKED = {"gemma3_text": {"sliding_window_pattern"}, "gpt_oss": {"hidden_act"}}
+UNCHECKED = {
+    "gemma3_text": {"sliding_window_pattern"},
+    "gpt_oss": {"hidden_act"},
+    "smollm3": {"no_rope_layers"},
+}
 SWITCHES = (
     *("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"),
     *("add_cross_attention",),

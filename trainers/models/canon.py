@@ -1,0 +1,20 @@
+"""Canon layer (arXiv 2512.17351): y_t = x_t + Σ_{j<k} w_j ⊙ x_{t-j}, on (B, T, channels)."""
+
+from torch import Tensor
+
+from shapelaw.scaling.architectures.architecture import DecoderLayer
+from shapelaw.trainers.models.convolution import CausalConvolution
+
+
+class Canon(CausalConvolution):
+    """Causal depthwise convolution beside a residual connection."""
+
+    def forward(self, x: Tensor, state: Tensor | None, start: int) -> Tensor:
+        """Add the convolution of (B, T, channels) to it."""
+        return x + super().forward(x, state, start)
+
+
+def build_canon(layer: DecoderLayer, place: str) -> Canon | None:
+    """Build the Canon layer of a place of a layer; None where it has none there."""
+    width = layer.canon_widths.get(place)
+    return None if layer.canon is None or width is None else Canon(width, layer.canon.kernel)
