@@ -12,6 +12,7 @@ from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
 from shapelaw.scaling.architectures.blocks.latent_attention import LatentAttentionBlock
 from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock
 from shapelaw.scaling.architectures.blocks.norm import RMS_NORM, NormBlock
+from shapelaw.scaling.architectures.blocks.short_convolution import ShortConvolutionBlock
 from shapelaw.scaling.units import format_count
 
 
@@ -21,6 +22,8 @@ class DecoderLayer:
 
     Parameters
     ----------
+    attention
+        Attention, or a short convolution in its place.
     norm
         Kind of the layer's norms.
     norms
@@ -30,7 +33,7 @@ class DecoderLayer:
         Its Canon layers; None without.
     """
 
-    attention: AttentionBlock | LatentAttentionBlock
+    attention: AttentionBlock | LatentAttentionBlock | ShortConvolutionBlock
     feed_forward: FeedForwardBlock | ExpertsBlock
     norm: NormBlock = RMS_NORM
     norms: Literal["before", "after", "both"] = "before"
@@ -66,12 +69,14 @@ class DecoderLayer:
     @property
     def other_flops(self) -> int:
         """FLOPs per token beside those of the matrices and of the scores: convolutions."""
-        return int(self.canon.flops(self._canon_width)) if self.canon else 0
+        canon = self.canon.flops(self._canon_width) if self.canon else 0
+        return int(canon + getattr(self.attention, "flops", 0))
 
     @property
     def state_values(self) -> int:
         """Numbers that decoding keeps of a sequence of any length: states of convolutions."""
-        return int(self.canon.state_values(self._canon_width)) if self.canon else 0
+        canon = self.canon.state_values(self._canon_width) if self.canon else 0
+        return int(canon + getattr(self.attention, "state_values", 0))
 
     @property
     def inactive_parameters(self) -> int:

@@ -149,7 +149,8 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
     fields.check_types()
     architecture = _with_canon(family.build(fields), values)
     if values.get("layer_types") is not None:
-        require_layer_types(values["layer_types"], architecture.num_hidden_layers)
+        number = architecture.num_hidden_layers
+        require_layer_types(values["layer_types"], number, family.layer_kinds)
     ignored = _ignored_fields(values, family)
     return replace(architecture, notes=(*notes, *architecture.notes, *ignored))
 

@@ -172,13 +172,15 @@ class ConfigFields:
             )
         return int(chosen)
 
-    def layer_kinds(self, default: Callable[[int], str]) -> list[str]:
+    def layer_kinds(
+        self, default: Callable[[int], str], known: Sequence[str] = LAYER_KINDS
+    ) -> list[str]:
         """Return the kind of attention of each layer, by ``layer_types`` or the family's rule."""
         number = self["num_hidden_layers"]
         kinds = self["layer_types"]
         if kinds is None:
             return [default(index) for index in range(number)]
-        require_layer_types(kinds, number)
+        require_layer_types(kinds, number, known)
         return list(kinds)
 
     def windows(self, kinds: Iterable[str], window: int | None) -> list[int | None]:
@@ -315,6 +317,8 @@ class ConfigFamily:
         Class of transformers.
     names
         Where its checkpoints keep the weights, as far as it differs from Llama.
+    layer_kinds
+        What ``layer_types`` may hold.
     """
 
     model_type: str
@@ -324,9 +328,10 @@ class ConfigFamily:
     also_read: tuple[str, ...] = ()
     class_name: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
+    layer_kinds: Sequence[str] = LAYER_KINDS
 
 
-def require_layer_types(kinds: Any, number: int) -> None:
+def require_layer_types(kinds: Any, number: int, known: Sequence[str]) -> None:
     """Refuse ``layer_types`` that are not one known kind of attention per layer."""
     if not isinstance(kinds, list) or len(kinds) != number:
         given = len(kinds) if isinstance(kinds, list) else repr(kinds)[:40]
@@ -334,10 +339,10 @@ def require_layer_types(kinds: Any, number: int) -> None:
             f"`len(layer_types) == num_hidden_layers` must hold, but got {given} and {number}; "
             "give one kind of attention per layer"
         )
-    unknown = [kind for kind in kinds if kind not in LAYER_KINDS]
+    unknown = [kind for kind in kinds if kind not in known]
     if unknown:
         raise InputError(
-            f"`layer_types` must be of {', '.join(LAYER_KINDS)}, but got "
+            f"`layer_types` must be of {', '.join(known)}, but got "
             f"{str(unknown[0])[:40]!r}; other layers cannot be counted"
         )
 

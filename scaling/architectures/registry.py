@@ -6,6 +6,7 @@ from shapelaw.scaling.architectures.families.deepseek_v3 import DEEPSEEK_V3, KIM
 from shapelaw.scaling.architectures.families.gemma3 import GEMMA3
 from shapelaw.scaling.architectures.families.gpt2 import GPT2
 from shapelaw.scaling.architectures.families.gpt_oss import GPT_OSS
+from shapelaw.scaling.architectures.families.lfm2 import LFM2
 from shapelaw.scaling.architectures.families.llama import LLAMA
 from shapelaw.scaling.architectures.families.llama4 import LLAMA4
 from shapelaw.scaling.architectures.families.mistral import MISTRAL
@@ -19,13 +20,14 @@ FAMILIES: dict[str, ConfigFamily] = {
     family.model_type: family
     for family in (
         *(LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, OLMO2, GEMMA3, GPT2, ARCEE, NANOCHAT),
-        *(QWEN3_MOE, DEEPSEEK_V3, KIMI_K2, LLAMA4, GPT_OSS),
+        *(QWEN3_MOE, DEEPSEEK_V3, KIMI_K2, LLAMA4, GPT_OSS, LFM2),
     )
 }
 # Multimodal model types, with the model type of the language model inside.
 TEXT_MODELS = {
     "gemma3": "gemma3_text",
     "mistral3": "mistral",
+    "lfm2_vl": "lfm2",
     "llama4": "llama4_text",
     "kimi_k25": "deepseek_v3",
     "llava": "llama",

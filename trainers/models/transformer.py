@@ -17,6 +17,7 @@ from shapelaw.scaling.architectures.architecture import Architecture, DecoderLay
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
 from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
 from shapelaw.scaling.architectures.blocks.positions import RotaryPositions
+from shapelaw.scaling.architectures.blocks.short_convolution import ShortConvolutionBlock
 from shapelaw.scaling.architectures.config import read_architecture
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
@@ -27,6 +28,7 @@ from shapelaw.trainers.models.feed_forward import FeedForward
 from shapelaw.trainers.models.latent_attention import LatentAttention
 from shapelaw.trainers.models.norms import OnePlusRMSNorm, build_norm
 from shapelaw.trainers.models.rotary import rotary_table
+from shapelaw.trainers.models.short_convolution import ShortConvolution
 
 # Initial scale of the output projections of attention and MLP, as a multiple of the usual scale.
 RESIDUAL_INITS = {"scaled": 1.0, "zero": 0.0}
@@ -91,10 +93,14 @@ class Layer(nn.Module):
         )
 
 
-def build_attention(block: DecoderLayer, *, attention: str) -> Attention | LatentAttention:
-    """Build the attention of a layer."""
+def build_attention(
+    block: DecoderLayer, *, attention: str
+) -> Attention | LatentAttention | ShortConvolution:
+    """Build the attention of a layer, or what stands in its place."""
     if isinstance(block.attention, AttentionBlock):
         return Attention(block.attention, attention=attention, canon=build_canon(block, "B"))
+    if isinstance(block.attention, ShortConvolutionBlock):
+        return ShortConvolution(block.attention)
     return LatentAttention(block.attention, attention=attention)
 
 
@@ -188,7 +194,7 @@ class Transformer(nn.Module):
         """Set the longest sequence in tokens: compute the tables of rotary positions."""
         self.context_length = length
         blocks = (layer.attention for layer, _ in self.architecture.layers)
-        dims = {block.rotary: int(block.rotated_dimensions) for block in blocks}
+        dims = {block.rotary: int(block.rotated_dimensions) for block in blocks if block.rotary}
         for index, rotary in enumerate(self._rotaries):
             table = rotary_table(length, dims[rotary], rotary)
             table = table.to(self.embed_tokens.weight.device)
@@ -229,7 +235,7 @@ class Transformer(nn.Module):
                     weight.uniform_(-bound, bound, generator=generator)
                     continue
                 scale = 0.02 if "embed_" in name else 1 / math.sqrt(weight.shape[-1])
-                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                if name.endswith(("o_proj.weight", "down_proj.weight", "out_proj.weight")):
                     scale *= residual
                 weight.normal_(0.0, scale, generator=generator)
 

@@ -36,7 +36,32 @@ def test_counts_of_a_published_config_equal_the_known_integers(model):
 
 def test_every_family_has_a_published_config_or_is_checked_against_transformers_only():
     published = {model["model_type"] for model in MODELS}
-    assert set(FAMILIES) - published <= {"arcee", "nanochat", "kimi_k2"}
+    assert set(FAMILIES) - published <= {"arcee", "nanochat", "kimi_k2", "lfm2"}
+
+
+@pytest.mark.parametrize(
+    ("hidden", "heads", "width", "total"),
+    [(2048, 32, 12_288, 1_170_340_608), (1024, 16, 6656, 354_483_968)],
+    ids=["LFM2-1.2B", "LFM2-350M"],
+)
+def test_lfm2_counts_as_its_published_files(hidden, heads, width, total):
+    architecture = read_architecture(
+        {
+            "model_type": "lfm2",
+            "hidden_size": hidden,
+            "num_attention_heads": heads,
+            "block_ff_dim": width,
+            "num_hidden_layers": 16,
+            "full_attn_idxs": [2, 5, 8, 10, 12, 14],
+        }
+    )
+    assert architecture.n_total == total
+    assert architecture.kv_bytes() == 6 * 4 * 8 * 64
+    assert architecture.cache_bytes(1000) == 1000 * architecture.kv_bytes() + 10 * 2 * 2 * hidden
+    convolutions = 10 * 2 * 3 * hidden
+    matrices = architecture.active_matmul_parameters + 65_536 * hidden
+    attention = 6 * 4 * heads * 64 * 500
+    assert architecture.forward_flops(500) == 2 * matrices + attention + convolutions
 
 
 def test_kimi_k2_counts_as_a_deepseek_v3_of_its_sizes():

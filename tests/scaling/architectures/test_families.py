@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shapelaw.scaling.architectures.architecture import Architecture
+from shapelaw.scaling.architectures.blocks.short_convolution import ShortConvolutionBlock
 from shapelaw.scaling.architectures.config import read_architecture
 from shapelaw.scaling.architectures.registry import FAMILIES
 from shapelaw.scaling.errors import InputError
@@ -48,7 +49,12 @@ VALUES = {
     "intermediate_size_mlp": (112,),
     "interleave_moe_layer_step": (1, 2),
     "attention_chunk_size": (8, 64),
+    "conv_L_cache": (1, 3),
+    "block_multiple_of": (16, 60),
+    "block_ffn_dim_multiplier": (1, 1.3),
+    "full_attn_idxs": ([], [0], [0, 2]),
 }
+LAYER_KINDS = {"lfm2": ("full_attention", "conv")}
 ALWAYS = {"num_hidden_layers", "n_layer", "num_experts", "num_local_experts", "n_routed_experts"}
 BROKEN = (None, "64", 64.0, True, -1, [64])
 # Values that transformers does not look at, so that any is as good.
@@ -59,7 +65,7 @@ UNCHECKED = {
 }
 SWITCHES = (
     *("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"),
-    *("add_cross_attention",),
+    *("add_cross_attention", "conv_bias", "block_auto_adjust_ff_dim"),
 )
 
 
@@ -79,7 +85,8 @@ def configs(draw: st.DrawFn, model_type: str) -> dict[str, object]:
     if draw(st.integers(0, 3)) == 0:
         config["rope_theta"] = draw(st.sampled_from((5e5, 1e6)))
     if "layer_types" in fields and draw(st.integers(0, 3)) == 0:
-        kinds = st.sampled_from(("full_attention", "sliding_attention"))
+        usual = ("full_attention", "sliding_attention")
+        kinds = st.sampled_from(LAYER_KINDS.get(model_type, usual))
         number = draw(st.sampled_from((1, 3)))
         config["layer_types"] = draw(st.lists(kinds, min_size=number, max_size=number))
     if draw(st.integers(0, 3)) == 0:
@@ -175,7 +182,9 @@ def rope_bases(config) -> set[float]:
 
 def windows_read(architecture):
     return [
-        layer.attention.window or 0 for layer, number in architecture.layers for _ in range(number)
+        layer.attention.window or 0
+        for layer in architecture.each_layer()
+        if not isinstance(layer.attention, ShortConvolutionBlock)
     ]
 
 

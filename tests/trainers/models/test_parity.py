@@ -78,6 +78,15 @@ CONFIGS: dict[str, dict[str, object]] = {
     "olmo2": COMMON,
     "smollm3": {**COMMON, "no_rope_layer_interval": 4},
     "arcee": COMMON,
+    "lfm2": {**COMMON, "conv_L_cache": 4, "block_multiple_of": 24, "full_attn_idxs": [1, 4]},
+    "lfm2-biases": {
+        **COMMON,
+        "head_dim": 24,
+        "conv_bias": True,
+        "block_auto_adjust_ff_dim": False,
+        "layer_types": ["conv", "full_attention"] * 3,
+        "tie_word_embeddings": False,
+    },
     "nanochat": COMMON,
     "deepseek_v3-dense": {
         **LATENT,
