@@ -24,6 +24,9 @@ from shapelaw.scaling.errors import InputError
 
 MAX_BYTES = 2**30  # of a table
 MAX_UNPACKED = 2**28  # of a compressed table: it may be made to fill the memory
+MIN_SUSPICIOUS = 2**24  # bytes unpacked, beyond which a compressed table ...
+MAX_RATIO = 200  # ... is smaller than so many times its file, if it is one of runs
+MAX_CELLS = 5 * 10**7  # of a Parquet table, which stores repeated values once
 DELIMITERS = (",", ";", "\t", "|")
 FORMATS = "CSV, JSON, JSON lines or Parquet"
 # Whole numbers with commas in groups of three, and numbers with a decimal comma.
@@ -69,9 +72,10 @@ def _decompressed(path: Path) -> bytes:
     if opened is None:
         with path.open("rb") as stream:
             return _bounded(stream, MAX_BYTES)
+    most = min(max(MAX_RATIO * path.stat().st_size, MIN_SUSPICIOUS), MAX_UNPACKED)
     try:
         with opened(path) as stream:
-            return _bounded(stream, MAX_UNPACKED)
+            return _bounded(stream, most)
     except RuntimeError as error:  # of an archive with a password
         raise ValueError(str(error)) from None
     except Exception as error:
@@ -86,7 +90,9 @@ def _bounded(stream: IO[bytes], most: int) -> bytes:
     while piece := stream.read(min(2**20, left + 1)):
         left -= len(piece)
         if left < 0:
-            raise ValueError(f"it has more than {most / 2**20:g} MiB; give a smaller table")
+            raise ValueError(
+                f"it has more than {most / 2**20:.0f} MiB; decompress it, or give less"
+            )
         pieces.append(piece)
     return b"".join(pieces)
 
@@ -122,13 +128,41 @@ OPENERS: dict[bytes, Callable[[Path], Any]] = {
 def _parse(data: bytes) -> pd.DataFrame:
     """Parse the bytes of a table in any of the formats."""
     if data.startswith(b"PAR1"):
-        return pd.read_parquet(io.BytesIO(data))
+        return _read_parquet(data)
     wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     text = data.decode("utf-16" if wide else "utf-8-sig")
     start = text.lstrip()[:1]
     if start in ("{", "["):
         return _read_json(text)
     return _read_csv(text)
+
+
+def _read_parquet(data: bytes) -> pd.DataFrame:
+    """Read a Parquet table; refuse one whose repeated values would fill the memory."""
+    import pyarrow.compute
+    import pyarrow.parquet
+
+    file = pyarrow.parquet.ParquetFile(io.BytesIO(data))
+    about = file.metadata
+    texts = [
+        field.name
+        for field in file.schema_arrow
+        if pyarrow.types.is_string(field.type) or pyarrow.types.is_large_string(field.type)
+    ]
+    unpacked = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+    if about.num_rows * max(about.num_columns, 1) > MAX_CELLS or unpacked > MAX_BYTES:
+        raise ValueError(f"it has over {MAX_CELLS:,} values or 1 GiB; give a smaller table")
+    packed = pyarrow.parquet.ParquetFile(io.BytesIO(data), read_dictionary=texts)
+    room = MAX_BYTES
+    for group in range(about.num_row_groups if texts else 0):  # each text once
+        table = packed.read_row_group(group, columns=texts, use_threads=False)
+        for chunk in (chunk for column in table.columns for chunk in column.chunks):
+            texts_of = chunk.dictionary if isinstance(chunk, pyarrow.DictionaryArray) else chunk
+            longest = pyarrow.compute.max(pyarrow.compute.binary_length(texts_of)).as_py() or 0
+            room -= longest * len(chunk)
+        if room < 0:
+            raise ValueError("its texts are too long; give a smaller table")
+    return pd.read_parquet(io.BytesIO(data))
 
 
 def _read_json(text: str) -> pd.DataFrame:

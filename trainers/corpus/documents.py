@@ -186,10 +186,13 @@ def _parquet_documents(path: Path) -> Iterator[Document]:
     kind = table.schema_arrow.field("text").type
     if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
         raise unreadable(path, f"the column `text` must hold strings, but holds {kind}")
+    # As dictionaries: a small file may repeat a long text a million times.
+    table = pyarrow.parquet.ParquetFile(path, read_dictionary=["text"])
     for batch in table.iter_batches(batch_size=PARQUET_ROWS, columns=["text"]):
-        for text in batch.column(0).to_pylist():
-            if text:
-                yield Document(text.encode())
+        texts = batch.column(0).dictionary.to_pylist()
+        for number in batch.column(0).indices.to_pylist():
+            if number is not None and texts[number]:
+                yield Document(texts[number].encode())
 
 
 READERS: dict[str, Callable[[Path], Iterator[Document]]] = {

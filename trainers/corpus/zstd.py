@@ -9,6 +9,8 @@ from typing import IO, Any
 CHUNK = 131_072  # packed bytes that are read at once
 PIECE = 1024  # packed bytes that are unpacked at once: at most 32 MB, as 4 of them can be 128 kB
 BUFFER = 1_048_576  # unpacked bytes that are held ready
+MIN_SUSPICIOUS = 2**26  # unpacked bytes, beyond which ...
+MAX_RATIO = 500  # ... text has less than so many bytes for a packed one
 
 
 @contextmanager
@@ -18,7 +20,8 @@ def open_unpacked(path: Path) -> Iterator[IO[bytes]]:
     Raises
     ------
     OSError
-        The file cannot be read, is not a Zstandard file, or is truncated.
+        The file cannot be read, is not a Zstandard file, is truncated, or unpacks to far more than
+        text does.
     """
     with path.open("rb") as raw:
         yield io.BufferedReader(_ZstdReader(raw), BUFFER) if path.suffix == ".zst" else raw
@@ -47,15 +50,19 @@ class _ZstdReader(io.RawIOBase):
     def _decompressed(self) -> Iterator[bytes]:
         import zstandard
 
-        frame = None
+        frame, read, made = None, 0, 0
         while packed := self.raw.read(CHUNK):
             while packed:
                 if frame is None or frame.eof:
                     frame = zstandard.ZstdDecompressor().decompressobj()
                 try:
-                    yield frame.decompress(packed[:PIECE])
+                    piece = frame.decompress(packed[:PIECE])
                 except zstandard.ZstdError as error:
                     raise OSError(f"not a zstd file ({error})") from error
+                read, made = read + min(PIECE, len(packed)), made + len(piece)
+                if made > max(MIN_SUSPICIOUS, MAX_RATIO * read):
+                    raise OSError(f"it unpacks to more than {MAX_RATIO} times its size; unpack it")
+                yield piece
                 packed = (frame.unused_data if frame.eof else b"") + packed[PIECE:]
         if frame is not None and not frame.eof:
             raise OSError("the zstd file ends early; it is incomplete")

@@ -134,8 +134,9 @@ def computes_nothing(config, given_values):
         or given_values.get("add_cross_attention") is True
         or heads % (config.to_dict().get("num_key_value_heads") or 1)
         or getattr(config, "head_dim", config.hidden_size // heads) % 2
-        or (experts and experts < (config.num_experts_per_tok or 0))
+        or (experts and experts < (config.num_experts_per_tok or experts + 1))
         or (experts and experts % (getattr(config, "n_group", None) or 1))
+        or (getattr(config, "topk_group", None) or 1) > (getattr(config, "n_group", None) or 1)
     )
 
 

@@ -78,3 +78,29 @@ def test_bad_record_in_a_folder_names_file_line_and_rule(
     path.write_bytes(zstandard.compress(content) if packed else content)
     with pytest.raises(InputError, match=rf"{path} {rule}.*; give UTF-8 \.txt"):
         list(read_documents(str(tmp_path)))
+
+
+def test_packed_file_that_is_no_text_by_its_size_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.txt.zst"
+    with path.open("wb") as raw, zstandard.ZstdCompressor().stream_writer(raw) as packed:
+        for _ in range(256):
+            packed.write(b"<|endoftext|>\n" * 74_899)  # 1 MiB of nothing but separators
+    with pytest.raises(InputError, match=r"bomb.txt.zst .*unpacks to more than 500 times its size"):
+        for _ in read_documents(str(path)):
+            pass
+
+
+def test_long_text_that_a_parquet_file_repeats_is_in_memory_once(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path, text = tmp_path / "same.parquet", "a long text " * 10**5
+    part = pa.table({"text": [text] * 50})
+    with pq.ParquetWriter(path, part.schema) as writer:
+        for _ in range(20):
+            writer.write_table(part)
+    assert path.stat().st_size < 10**7
+    before = pa.default_memory_pool().max_memory()
+    lengths = [len(document.text) for document in read_documents(str(path))]
+    assert lengths == [len(text)] * 1000
+    assert pa.default_memory_pool().max_memory() < max(before + 1, 5 * 10**8)  # not 1.2 GB
