@@ -126,6 +126,7 @@ def architecture_config(
         "architectures": [family.class_name],
         "model_type": family.model_type + (CANON_SUFFIX if fields.get("canon_set") else ""),
         **fields,
+        **family.constants,
         "torch_dtype": "float32",
     }
 
@@ -236,6 +237,12 @@ def _family_of(values: Mapping[str, Any]) -> ConfigFamily:
             f"`{foreign[0]}` is no field of {kind}, but the config has it: the model is another "
             "one; give its true `model_type`, or leave the field out"
         )
+    for name, value in family.constants.items():
+        if values.get(name, value) != value:
+            raise InputError(
+                f"`{name}` must be {value!r} for {kind}, but got {str(values[name])[:40]!r}; no "
+                "other value is computed by its class"
+            )
     return family
 
 

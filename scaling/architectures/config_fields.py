@@ -319,6 +319,8 @@ class ConfigFamily:
         Where its checkpoints keep the weights, as far as it differs from Llama.
     layer_kinds
         What ``layer_types`` may hold.
+    constants
+        Fields of its configs that have one value only, which engines want to see.
     """
 
     model_type: str
@@ -329,6 +331,7 @@ class ConfigFamily:
     class_name: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
     layer_kinds: Sequence[str] = LAYER_KINDS
+    constants: Mapping[str, Any] = field(default_factory=dict)
 
 
 def require_layer_types(kinds: Any, number: int, known: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
 """Names of weights in Hugging Face's checkpoints.
 
 A family says where its checkpoints keep what the modules of the trainer hold. ``a|b|c`` are
-projections whose rows one weight stacks, ``^T`` after a name is a transposed matrix, and ``*`` is
-the number of an expert in a stack of them.
+projections whose rows one weight stacks, and ``*`` is the number of an expert in a stack of them.
+``^T`` after a name is a transposed matrix, and ``^I`` one whose two projections take turns by rows.
 """
 
 from collections.abc import Mapping
@@ -19,6 +19,12 @@ LLAMA_NAMES = {
     "canon_c": "canonC",
     "mlp.canon": "mlp.canonD",
 }
+# One matrix per expert, the router as a gate.
+EXPERT_NAMES = {
+    "mlp.router": "mlp.gate",
+    "mlp.experts.gate_up_proj": "mlp.experts.*.gate_proj.weight|mlp.experts.*.up_proj.weight",
+    "mlp.experts.down_proj": "mlp.experts.*.down_proj.weight",
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class StoredWeight:
 
     names: tuple[str, ...]
     transposed: bool = False
+    alternating: bool = False
 
 
 def stored_weight(name: str, names: Mapping[str, str]) -> StoredWeight:
@@ -45,9 +52,9 @@ def stored_weight(name: str, names: Mapping[str, str]) -> StoredWeight:
         begin = f"{names['layers']}.{number}."
     module, _, leaf = path.rpartition(".")
     end = "" if path in names else f".{leaf}"
-    given = names.get(path) or names.get(module, module)
-    transposed = given.endswith("^T")
-    parts = given.removesuffix("^T").split("|")
+    given, *marks = (names.get(path) or names.get(module, module)).split("^")
     return StoredWeight(
-        tuple(f"{begin}{part}{end}" for part in parts), transposed and leaf == "weight"
+        tuple(f"{begin}{part}{end}" for part in given.split("|")),
+        transposed="T" in marks and leaf != "bias",
+        alternating="I" in marks,
     )

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shapelaw.trainers.generation.matvec import Product, fastest_product
+from shapelaw.trainers.models.attention import Attention
+from shapelaw.trainers.models.feed_forward import FeedForward
 from shapelaw.trainers.models.norms import NORM_EPS
 from shapelaw.trainers.models.transformer import Layer, Transformer
 
@@ -72,6 +74,8 @@ class Decoder:
 
     def _layer(self, layer: Layer) -> DecodingLayer:
         attention, mlp = layer.self_attn, layer.mlp
+        assert isinstance(attention, Attention)
+        assert isinstance(mlp, FeedForward)
         qk_norm = None
         if attention.qk_norm:
             qk_norm = torch.cat(

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shapelaw.trainers.cuda_graph import Captured
+from shapelaw.trainers.models.attention import Attention
 from shapelaw.trainers.models.norms import NORM_EPS
 from shapelaw.trainers.models.rotary import rotate
 from shapelaw.trainers.models.transformer import Layer, Transformer
@@ -102,6 +103,7 @@ class GraphDecoder:
     ) -> Tensor:
         """Attend with (B, 1, d) to the covered positions -> (B, 1, d)."""
         attention = layer.self_attn
+        assert isinstance(attention, Attention)
         kv_heads, head_dim = attention.kv_heads, attention.head_dim
         heads = attention.qkv_proj(layer.input_layernorm(x)).view(self.batch, 1, -1, head_dim)
         q, k, v = heads.split((attention.heads, kv_heads, kv_heads), dim=2)

@@ -3,8 +3,9 @@
 Transformers, vLLM and llama.cpp's converter load the exported folder.
 """
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypedDict
+from typing import Annotated, Any, NamedTuple, Protocol, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -54,23 +55,40 @@ def hugging_face_weights(model: Transformer) -> dict[str, torch.Tensor]:
 
     Fused projections are split into their parts.
     """
-    weights = {}
-    for name, weight in model.named_parameters():  # yields a tied head only once
-        for stored, piece in _pieces(name, weight.detach(), model).items():
-            weights[stored] = piece.clone(memory_format=torch.contiguous_format)
-    return weights
+    return {
+        piece.name: piece.view.clone(memory_format=torch.contiguous_format).view(piece.shape)
+        for name, weight in model.tensors().items()
+        for piece in _pieces(name, weight.detach(), model)
+    }
 
 
-def _pieces(name: str, weight: torch.Tensor, model: Transformer) -> dict[str, torch.Tensor]:
-    """Return views of a weight by the names that a checkpoint gives its parts."""
+class Piece(NamedTuple):
+    """Part of a weight of a model: its name and shape in a checkpoint, and a view of it here."""
+
+    name: str
+    shape: torch.Size
+    view: torch.Tensor
+
+
+def _pieces(name: str, weight: torch.Tensor, model: Transformer) -> Iterator[Piece]:
+    """Return views of the parts of a weight that a checkpoint keeps under names of their own."""
     names = LLAMA_NAMES | dict(FAMILIES[model.architecture.model_type].names)
     stored = stored_weight(name, names)
     if stored.transposed:
-        weight = weight.T
-    if len(stored.names) == 1:
-        return {stored.names[0]: weight}
-    sizes = model.rows()[name.removesuffix(".bias").removesuffix(".weight") + ".weight"]
-    return dict(zip(stored.names, weight.split(sizes), strict=True))
+        weight = weight.transpose(-1, -2)
+    parts: Sequence[torch.Tensor] = (weight,)
+    if len(stored.names) > 1:
+        sizes = model.rows()[name.removesuffix(".weight").removesuffix(".bias")]
+        parts = weight.split(sizes, dim=-1 if name.endswith("bias") else -2)
+    for own, part in zip(stored.names, parts, strict=True):
+        shape = part.shape
+        if stored.alternating:
+            part = part.unflatten(-1, (2, -1)).transpose(-1, -2)
+        if "*" not in own:
+            yield Piece(own, shape, part)
+            continue
+        for number, matrix in enumerate(part):
+            yield Piece(own.replace("*", str(number)), matrix.shape, matrix)
 
 
 def config_of_model(model: Transformer, max_position_embeddings: int) -> dict[str, Any]:
@@ -180,14 +198,14 @@ def load_export(folder: Path, *, attention: str = "sdpa") -> Transformer:
         )
     model = Transformer(description, context_length=length, attention=attention)
     with torch.no_grad():
-        for name, weight in model.named_parameters():
-            for full, piece in _pieces(name, weight, model).items():
-                tensor = tensors.get(full)
+        for name, weight in model.tensors().items():
+            for piece in _pieces(name, weight, model):
+                tensor = tensors.get(piece.name)
                 if tensor is None or tensor.shape != piece.shape:
                     raise InputError(
-                        f"{folder / WEIGHTS} must hold `{full}` of shape {tuple(piece.shape)} as "
-                        f"{CONFIG} says, but has "
+                        f"{folder / WEIGHTS} must hold `{piece.name}` of shape "
+                        f"{tuple(piece.shape)} as {CONFIG} says, but has "
                         f"{'none' if tensor is None else tuple(tensor.shape)}; train the run again"
                     )
-                piece.copy_(tensor)
+                piece.view.copy_(tensor.view(piece.view.shape))
     return model.eval()

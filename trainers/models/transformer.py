@@ -26,12 +26,14 @@ from shapelaw.trainers.models.canon import build_canon
 from shapelaw.trainers.models.convolution import CausalConvolution
 from shapelaw.trainers.models.feed_forward import FeedForward
 from shapelaw.trainers.models.latent_attention import LatentAttention
+from shapelaw.trainers.models.mixture_of_experts import MixtureOfExperts, TokenRouter
 from shapelaw.trainers.models.norms import OnePlusRMSNorm, build_norm
 from shapelaw.trainers.models.rotary import rotary_table
 from shapelaw.trainers.models.short_convolution import ShortConvolution
 
 # Initial scale of the output projections of attention and MLP, as a multiple of the usual scale.
 RESIDUAL_INITS = {"scaled": 1.0, "zero": 0.0}
+BALANCE_RATE = 0.001  # change of a balance bias in one step (DeepSeek-V3)
 
 
 class Layer(nn.Module):
@@ -104,11 +106,11 @@ def build_attention(
     return LatentAttention(block.attention, attention=attention)
 
 
-def build_feed_forward(block: DecoderLayer) -> FeedForward:
+def build_feed_forward(block: DecoderLayer) -> FeedForward | MixtureOfExperts:
     """Build the feed-forward block of a layer."""
-    if not isinstance(block.feed_forward, FeedForwardBlock):
-        raise InputError("a mixture of experts is not computed yet; use another family")
-    return FeedForward(block.feed_forward, canon=build_canon(block, "D"))
+    if isinstance(block.feed_forward, FeedForwardBlock):
+        return FeedForward(block.feed_forward, canon=build_canon(block, "D"))
+    return MixtureOfExperts(block.feed_forward)
 
 
 def architecture_of(model: Shape | Architecture) -> Architecture:
@@ -227,17 +229,20 @@ class Transformer(nn.Module):
         }
         with torch.no_grad():
             for name, weight in self.named_parameters():
-                if weight.ndim == 1:
-                    weight.fill_(0.0 if name in zeros else 1.0)
-                    continue
                 if name in convolutions:
                     bound = convolutions[name]
                     weight.uniform_(-bound, bound, generator=generator)
                     continue
+                if not is_matrix(name, weight):
+                    weight.fill_(0.0 if name in zeros else 1.0)
+                    continue
                 scale = 0.02 if "embed_" in name else 1 / math.sqrt(weight.shape[-1])
-                if name.endswith(("o_proj.weight", "down_proj.weight", "out_proj.weight")):
+                if name.removesuffix(".weight").endswith(("o_proj", "down_proj", "out_proj")):
                     scale *= residual
                 weight.normal_(0.0, scale, generator=generator)
+            for name, buffer in self.tensors().items():
+                if name.endswith("balance_bias"):
+                    buffer.zero_()
 
     def forward(
         self, tokens: Tensor, *, cache: list[LayerCache] | None = None, start: int = 0
@@ -295,20 +300,53 @@ class Transformer(nn.Module):
 
     def _zero_vectors(self) -> set[str]:
         """Return the names of the vectors that begin as 0: biases, sinks, norms of 1 + w."""
-        vectors = {
-            n for n, w in self.named_parameters() if w.ndim == 1 and not n.endswith("weight")
-        }
+        vectors = {n for n, w in self.named_parameters() if not is_matrix(n, w)}
         offsets = (n for n, m in self.named_modules() if isinstance(m, OnePlusRMSNorm))
-        return vectors | {f"{name}.weight" for name in offsets}
+        plain = {name for name in vectors if not name.endswith("weight")}
+        return plain | {f"{name}.weight" for name in offsets}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return parameters and buffers that belong to a checkpoint; a tied head appears once."""
+        kept = self.state_dict(keep_vars=True).keys()
+        buffers = {name: value for name, value in self.named_buffers() if name in kept}
+        return {**dict(self.named_parameters()), **buffers}
+
+    def balance_experts(self, rate: float = BALANCE_RATE) -> dict[str, float]:
+        """Move the balance biases of all routers after a step, and measure the balance.
+
+        Parameters
+        ----------
+        rate
+            Change of a bias in one step.
+
+        Returns
+        -------
+        dict
+            ``expert_imbalance``: largest load of an expert over the mean of its layer, minus 1, in
+            the layer where it is largest; empty without experts.
+        """
+        routers = [module for module in self.modules() if isinstance(module, TokenRouter)]
+        imbalances = [router.balance(rate) for router in routers]
+        return {"expert_imbalance": max(imbalances)} if imbalances else {}
+
+    def _layer_matrices(self) -> dict[str, nn.Parameter]:
+        return {
+            name: weight
+            for name, weight in self.named_parameters()
+            if name.startswith("layers.") and is_matrix(name, weight)
+        }
 
     def matrices(self) -> Iterator[nn.Parameter]:
-        """Return the weight matrices of the layers, which Muon updates."""
-        return (weight for weight in self.layers.parameters() if weight.ndim == 2)
+        """Return the weight matrices of the layers and stacks of them, which Muon updates."""
+        return iter(self._layer_matrices().values())
 
     def rows(self) -> dict[str, tuple[int, ...]]:
-        """Return the number of rows of each projection that one weight stacks, by its name."""
+        """Return the number of rows of each projection that one weight stacks, by its name.
+
+        A name has no ``.weight`` or ``bias`` at its end.
+        """
         return {
-            f"{name}.{weight}.weight": sizes
+            f"{name}.{weight}": sizes
             for name, module in self.named_modules()
             for weight, sizes in getattr(module, "parts", {}).items()
         }
@@ -317,7 +355,12 @@ class Transformer(nn.Module):
         """Return the number of rows of each projection stacked in each of :meth:`matrices`."""
         rows = self.rows()
         return [
-            rows.get(name, (weight.shape[0],))
-            for name, weight in self.named_parameters()
-            if name.startswith("layers.") and weight.ndim == 2
+            rows.get(name.removesuffix(".weight"), (weight.shape[-2],))
+            for name, weight in self._layer_matrices().items()
         ]
+
+
+def is_matrix(name: str, weight: Tensor) -> bool:
+    """Return True for a matrix or a stack of them; False for vectors, biases and convolutions."""
+    stack = weight.ndim == 3 and weight.shape[1] > 1  # a depthwise convolution has one row
+    return (weight.ndim == 2 or stack) and not name.endswith("bias")

@@ -28,9 +28,12 @@ def muon(model: Transformer, recipe: Recipe) -> list[Rule]:
 def adamw(model: Transformer, recipe: Recipe) -> list[Rule]:
     """Build AdamW for all weights; matrices decay, norms do not."""
     inner = list(model.matrices())
-    ids = {id(weight) for weight in inner}
-    outer = [weight for weight in model.parameters() if weight.ndim == 2 and id(weight) not in ids]
-    vectors = [weight for weight in model.parameters() if weight.ndim != 2]
+    named = dict(model.named_parameters())
+    outer = [
+        named[name] for name in named if not name.startswith("layers.") and named[name].ndim == 2
+    ]
+    ids = {id(weight) for weight in (*inner, *outer)}
+    vectors = [weight for weight in named.values() if id(weight) not in ids]
     return [
         AdamW(inner, lr=recipe.matrix_learning_rate, weight_decay=recipe.weight_decay),
         AdamW(outer, lr=recipe.learning_rate, weight_decay=recipe.weight_decay),

@@ -45,7 +45,7 @@ class Progress:
 
 def save(path: Path, model: Transformer, optimizer: Optimizer, progress: Progress) -> None:
     """Write weights, optimiser state and progress atomically, with a digest of their content."""
-    weights = {f"model.{name}": weight.detach() for name, weight in _own(model).items()}
+    weights = {f"model.{name}": weight.detach() for name, weight in model.tensors().items()}
     write(path, weights | optimizer.state(), vars(progress))
 
 
@@ -99,7 +99,7 @@ def resume(
         tell(f"{path} is of a run with other settings; this run begins at step 0")
         return fresh
     with torch.no_grad():
-        for name, weight in _own(model).items():
+        for name, weight in model.tensors().items():
             weight.copy_(tensors[f"model.{name}"])
     optimizer.load(tensors)
     return progress
@@ -129,8 +129,3 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if _digest(metadata["progress"], tensors) != metadata["sha256"]:
         raise _Damaged("its content has another digest than it was written with")
     return conform(parse_json(metadata["progress"], "its progress"), dict), tensors
-
-
-def _own(model: Transformer) -> dict[str, torch.Tensor]:
-    """Return the weights by name; a tied head appears only once."""
-    return dict(model.named_parameters())

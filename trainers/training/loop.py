@@ -236,6 +236,7 @@ class _Run:
             "loss": loss,
             "learning_rate": self.optimizer.parts[0].param_groups[0]["lr"],
             "gradient_norm": norm,
+            **self.model.balance_experts(),
         }
 
     def _backward(self, batch: Batch) -> float:

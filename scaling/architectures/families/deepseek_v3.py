@@ -22,6 +22,7 @@ from shapelaw.scaling.architectures.families.llama import (
     feed_forward_block,
     norm_block,
 )
+from shapelaw.scaling.architectures.weight_names import EXPERT_NAMES
 from shapelaw.scaling.errors import InputError
 
 
@@ -33,6 +34,11 @@ def build_deepseek_v3(fields: ConfigFields) -> Architecture:
         raise InputError(
             f"`n_routed_experts % n_group == 0` must hold, but got {experts} and {groups}; "
             f"use {experts - experts % groups or groups} experts"
+        )
+    if fields["topk_group"] > groups:
+        raise InputError(
+            f"`topk_group <= n_group` must hold, but got {fields['topk_group']} and {groups}; "
+            f"use at most {groups}"
         )
     rotary = fields.rotary()
     mlp = feed_forward_block(fields)
@@ -109,5 +115,14 @@ DEEPSEEK_V3 = ConfigFamily(
     },
     build_deepseek_v3,
     class_name="DeepseekV3ForCausalLM",
+    names={
+        **EXPERT_NAMES,
+        "mlp.router.balance_bias": "mlp.gate.e_score_correction_bias",
+        "mlp.shared_expert.gate_up_proj": (
+            "mlp.shared_experts.gate_proj|mlp.shared_experts.up_proj"
+        ),
+        "mlp.shared_expert.down_proj": "mlp.shared_experts.down_proj",
+    },
+    constants={"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
 )
 KIMI_K2 = replace(DEEPSEEK_V3, model_type="kimi_k2")

@@ -65,5 +65,10 @@ GPT_OSS = ConfigFamily(
     },
     build_gpt_oss,
     class_name="GptOssForCausalLM",
+    names={
+        "mlp.experts.gate_up_proj": "mlp.experts.gate_up_proj^T^I",
+        "mlp.experts.gate_up_proj_bias": "mlp.experts.gate_up_proj_bias^I",
+        "mlp.experts.down_proj": "mlp.experts.down_proj^T",
+    },
     theta=150_000.0,
 )

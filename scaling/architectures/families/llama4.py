@@ -92,5 +92,16 @@ LLAMA4 = ConfigFamily(
     },
     build_llama4,
     class_name="Llama4ForCausalLM",
+    names={
+        "mlp.gate_up_proj": "feed_forward.gate_proj|feed_forward.up_proj",
+        "mlp.down_proj": "feed_forward.down_proj",
+        "mlp.router": "feed_forward.router",
+        "mlp.experts.gate_up_proj": "feed_forward.experts.gate_up_proj^T",
+        "mlp.experts.down_proj": "feed_forward.experts.down_proj^T",
+        "mlp.shared_expert.gate_up_proj": (
+            "feed_forward.shared_expert.gate_proj|feed_forward.shared_expert.up_proj"
+        ),
+        "mlp.shared_expert.down_proj": "feed_forward.shared_expert.down_proj",
+    },
     theta=500_000.0,
 )

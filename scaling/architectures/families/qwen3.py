@@ -22,6 +22,7 @@ from shapelaw.scaling.architectures.families.llama import (
     windowed_layers,
 )
 from shapelaw.scaling.architectures.families.qwen2 import QWEN_WINDOWS, qwen_windows
+from shapelaw.scaling.architectures.weight_names import EXPERT_NAMES
 
 
 def qwen3_layer(fields: ConfigFields) -> DecoderLayer:
@@ -94,5 +95,6 @@ QWEN3_MOE = ConfigFamily(
     },
     build_qwen3_moe,
     class_name="Qwen3MoeForCausalLM",
+    names=EXPERT_NAMES,
     also_read=("num_local_experts", "max_window_layers"),
 )
