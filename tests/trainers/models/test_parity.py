@@ -3,13 +3,17 @@
 All parameters and buffers are random: at their first values, many mistakes change nothing.
 """
 
+import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from shapelaw.scaling.architectures.architecture import DecoderLayer
+from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock
 from shapelaw.scaling.architectures.config import read_architecture
 from shapelaw.trainers.models.hugging_face import export, load_export
 from shapelaw.trainers.models.transformer import Transformer, is_matrix
@@ -156,6 +160,7 @@ POSITIONS = 37
 
 def randomise(model: Transformer, seed: int = 0) -> None:
     """Draw parameters and buffers: matrices of deviation 0.5/√fan_in, vectors near their value."""
+    model.initialise(seed)  # the layers of PyTorch begin with biases from the global generator
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.tensors().items():
@@ -166,22 +171,33 @@ def randomise(model: Transformer, seed: int = 0) -> None:
                 weight.copy_(scale * torch.randn(weight.shape, generator=generator))
 
 
-@pytest.fixture(params=list(CONFIGS))
-def pair(request, tmp_path: Path):
-    """A random model, and what transformers loads from its export."""
-    config = {"model_type": request.param.partition("-")[0], **CONFIGS[request.param]}
+def model_of(name: str, **fields: object) -> Transformer:
+    """Build the random model of a config, with some fields changed."""
+    config = {"model_type": name.partition("-")[0], **CONFIGS[name], **fields}
     model = Transformer(read_architecture(config), context_length=256).eval()
     randomise(model)
-    export(tmp_path, model, max_position_embeddings=256)
+    return model
+
+
+def exported(model: Transformer, folder: Path) -> torch.nn.Module:
+    """Export a model and load it by transformers."""
+    export(folder, model, max_position_embeddings=256)
     reference, loading = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path,
+        folder,
         output_loading_info=True,
         attn_implementation="eager",
         experts_implementation="eager",
         dtype=torch.float32,
     )
     assert not any(loading.values()), loading
-    return model, reference.eval(), tmp_path
+    return reference.eval()
+
+
+@pytest.fixture(params=list(CONFIGS))
+def pair(request, tmp_path: Path):
+    """A random model, and what transformers loads from its export."""
+    model = model_of(request.param)
+    return model, exported(model, tmp_path), tmp_path
 
 
 def tokens_of(positions: int = POSITIONS) -> torch.Tensor:
@@ -259,3 +275,95 @@ def test_export_loads_as_the_same_model_with_the_same_config(pair) -> None:
         defaults |= {"sliding_window"}  # the class sets an unused window to null
     for name in written.keys() - defaults:
         assert written[name] == getattr(reference.config, name), name
+
+
+@pytest.fixture(scope="module")
+def reference_logits(tmp_path_factory):
+    """Logits that transformers computes for a config, once per config."""
+
+    @functools.cache
+    @torch.no_grad()
+    def compute(name: str) -> torch.Tensor:
+        return exported(model_of(name), tmp_path_factory.mktemp(name))(tokens_of()).logits
+
+    return compute
+
+
+YARN_WITHOUT = {**YARN, "mscale": 0.7}
+FIELDS_OF_MISTAKES = [
+    ("gpt2", {"activation_function": "gelu"}),  # for GELU with tanh
+    ("gpt2", {"layer_norm_epsilon": 1e-3}),
+    ("llama", {"rope_parameters": {**LLAMA3, "rope_theta": 1e4}}),
+    ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 32.0}}),
+    ("gemma3_text-cap", {"final_logit_softcapping": None}),
+    ("gemma3_text", {"query_pre_attn_scalar": 16}),
+    ("smollm3", {"no_rope_layer_interval": 3}),
+    ("mistral-window", {"sliding_window": 7}),
+    ("mistral-window", {"sliding_window": 9}),
+    ("llama4_text", {"attn_temperature_tuning": False}),
+    ("llama4_text", {"floor_scale": 9}),
+    ("llama4_text", {"attention_chunk_size": 9}),
+    ("llama4_text", {"use_qk_norm": False}),
+    ("llama4_text-maverick", {"interleave_moe_layer_step": 2, "num_experts_per_tok": 1}),
+    ("qwen3_moe", {"norm_topk_prob": False}),
+    ("deepseek_v3", {"n_group": 1, "topk_group": 1}),
+    ("deepseek_v3", {"routed_scaling_factor": 1.0}),
+    ("deepseek_v3", {"norm_topk_prob": False}),
+    ("deepseek_v3", {"rope_parameters": YARN_WITHOUT}),  # no mscale_all_dim
+    ("deepseek_v3", {"rope_interleave": False}),
+    ("gpt_oss", {"swiglu_limit": 7.0}),
+    ("gpt_oss", {"sliding_window": 9}),
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "fields"), FIELDS_OF_MISTAKES)
+def test_mistake_in_a_field_changes_the_logits(reference_logits, name, fields) -> None:
+    right, mistaken = (logits_of(model_of(name, **each), tokens_of()) for each in ({}, fields))
+    torch.testing.assert_close(right, reference_logits(name), rtol=0, atol=1e-5)
+    assert (mistaken - reference_logits(name)).abs().max() > 1e-4
+
+
+def without_sinks(layer: DecoderLayer) -> DecoderLayer:
+    return replace(layer, attention=replace(layer.attention, sinks=False))
+
+
+def with_plain_norms(layer: DecoderLayer) -> DecoderLayer:
+    return replace(layer, norm=replace(layer.norm, one_plus_weight=False))
+
+
+def with_one_epsilon(layer: DecoderLayer) -> DecoderLayer:
+    return replace(layer, attention=replace(layer.attention, norm=layer.norm))
+
+
+def with_weighed_outputs(layer: DecoderLayer) -> DecoderLayer:
+    router = replace(layer.feed_forward.router, weighs_input=False)
+    return replace(layer, feed_forward=replace(layer.feed_forward, router=router))
+
+
+def without_router_bias(layer: DecoderLayer) -> DecoderLayer:
+    if not isinstance(layer.feed_forward, ExpertsBlock):
+        return layer
+    router = replace(layer.feed_forward.router, balance_bias=False)
+    return replace(layer, feed_forward=replace(layer.feed_forward, router=router))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("gpt_oss", without_sinks),
+        ("gemma3_text", with_plain_norms),
+        ("deepseek_v3", with_one_epsilon),
+        ("deepseek_v3", without_router_bias),
+        ("llama4_text", with_weighed_outputs),
+    ],
+)
+def test_mistake_in_a_block_changes_the_logits(reference_logits, name, change) -> None:
+    right = model_of(name)
+    layers = tuple((change(layer), number) for layer, number in right.architecture.layers)
+    wrong = Transformer(replace(right.architecture, layers=layers), context_length=256).eval()
+    wrong.load_state_dict(right.state_dict(), strict=False)
+    tokens = tokens_of()
+    torch.testing.assert_close(logits_of(right, tokens), reference_logits(name), rtol=0, atol=1e-5)
+    assert (logits_of(wrong, tokens) - reference_logits(name)).abs().max() > 1e-4
