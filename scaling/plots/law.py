@@ -1,11 +1,12 @@
 """Figures of a fitted law, with one panel per shape factor."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.typing import ColorType
 
@@ -20,6 +21,7 @@ from shapelaw.scaling.plots.style import (
     add_colour_scale,
     add_legend,
     fit_title,
+    focused_range,
     log_axis,
     panels,
     runs_for_fit,
@@ -35,7 +37,7 @@ POINTS = 200
 
 
 @styled
-def plot_law(fit: Fit, runs: RunTable | pd.DataFrame) -> Figure:
+def plot_law(fit: Fit, runs: RunTable | pd.DataFrame, *, across: int | None = None) -> Figure:
     """Draw the effect of each shape factor on the loss, in per cent, in a panel of its own.
 
     Points are runs, divided by the law's prediction of everything but this ratio; the line is the
@@ -49,6 +51,8 @@ def plot_law(fit: Fit, runs: RunTable | pd.DataFrame) -> Figure:
         The fitted law.
     runs
         The runs to draw.
+    across
+        The number of panels in a row; by default all.
 
     Raises
     ------
@@ -59,13 +63,29 @@ def plot_law(fit: Fit, runs: RunTable | pd.DataFrame) -> Figure:
     factors = fit.law.shapes
     if not factors:
         return _draw_losses(fit, runs)
-    figure, drawn = panels(len(factors), across=len(factors), size=(4.6, 3.8), share=True)
+    across = across or len(factors)
+    figure, drawn = panels(len(factors), across=across, size=(4.6, 3.8), share=True)
     points = [_draw_panel(*pair, fit, runs) for pair in zip(drawn, factors, strict=True)]
-    drawn[0].set_ylabel("loss above that of the best shape (%)")
+    _focus(drawn)
+    for axes in drawn[::across]:
+        axes.set_ylabel("loss above that of the best shape (%)")
     add_legend(figure, drawn)
     add_colour_scale(figure, drawn, points[0], runs)
     figure.suptitle(f"What shape costs: {fit_title(fit)}")
     return figure
+
+
+def _focus(drawn: Sequence[Axes]) -> None:
+    """Fit the common vertical axis to runs and curves, which a wide band would flatten."""
+    points, ends = [], []
+    for axes in drawn:
+        points += [np.asarray(line.get_ydata(), dtype=float) for line in axes.get_lines()]
+        for shown in axes.collections:
+            if isinstance(shown, PolyCollection):
+                ends += [np.asarray(path.vertices)[:, 1] for path in shown.get_paths()]
+            else:
+                points.append(np.asarray(shown.get_offsets())[:, 1])
+    drawn[0].set_ylim(*focused_range(np.concatenate(points), np.concatenate([[], *ends])))
 
 
 def _draw_panel(axes: Axes, factor: Factor, fit: Fit, runs: RunTable) -> ScalarMappable | None:

@@ -2,10 +2,14 @@
 
 import base64
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
 
+from shapelaw.scaling.plots.style import save_figure
 from shapelaw.scaling.units import format_bytes, format_count, format_seconds
 from shapelaw.search.proposals.probabilities import probability_text
 
@@ -61,6 +65,21 @@ def render(template: str, **values: object) -> str:
     return environment.get_template(template).render(**values)
 
 
-def image_source(path: Path) -> str:
-    """Return a PNG as a ``data:`` address, which embeds the picture in a page."""
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+@dataclass(frozen=True)
+class Picture:
+    """A figure as two ``data:`` addresses, which embed it in a page: usual, and for phones."""
+
+    usual: str
+    narrow: str
+
+    @classmethod
+    def of(cls, usual: Figure, narrow: Figure) -> "Picture":
+        """Make the picture of a figure that was drawn twice."""
+        return cls(_image_source(usual), _image_source(narrow))
+
+
+def _image_source(figure: Figure) -> str:
+    """Return a figure as a PNG in a ``data:`` address."""
+    with TemporaryDirectory() as folder:
+        save_figure(figure, path := Path(folder) / "figure.png")
+        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -4,6 +4,7 @@ The report is computed from the files in the folder only (``runs.csv``, ``fit.js
 ``proposals.json``, ``quickstart.json``), so every change of a number there changes the report.
 """
 
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -17,8 +18,8 @@ from shapelaw.scaling.plots.style import LABELS, save_figure
 from shapelaw.scaling.space.pareto import hypervolume
 from shapelaw.scaling.units import format_count, short_unit
 from shapelaw.search.proposals.reasons import format_warning
-from shapelaw.search.reports.html import formatted, image_source, render
-from shapelaw.search.reports.pareto_plot import describe_pareto, plot_pareto
+from shapelaw.search.reports.html import Picture, formatted, render
+from shapelaw.search.reports.pareto_plot import NARROW, describe_pareto, plot_pareto
 from shapelaw.search.reports.proposal_page import place_of, question, source_of_speed
 from shapelaw.search.reports.quickstart_verdict import (
     Evidence,
@@ -56,16 +57,16 @@ def write_report(folder: Path) -> Path:
             f"{folder}/fit.json was fitted on other runs than those of runs.csv; fit again with "
             f"`shapelaw fit {folder}/runs.csv --out {folder}/fit.json`"
         )
-    save_figure(plot_law(fitted, fitted_runs), folder / "law.png")
     unit = short_unit(fitted.loss_unit)
-    figure = plot_pareto(
-        evidence.proposals,
-        evidence.confirmed,
+    draw_pareto = partial(
+        plot_pareto, evidence.proposals, evidence.confirmed, unit=unit,
         baseline_name=str(about.get("baseline", "baseline")),
         workload=str(about.get("workload", "")),
-        unit=unit,
-    )
-    save_figure(figure, folder / "pareto.png")
+    )  # fmt: skip
+    law, law_narrow = plot_law(fitted, fitted_runs), plot_law(fitted, fitted_runs, across=1)
+    pareto, pareto_narrow = draw_pareto(), draw_pareto(width=NARROW)
+    save_figure(law, folder / "law.png")
+    save_figure(pareto, folder / "pareto.png")
     first = evidence.proposals[0]["warnings"]
     text = render(
         "quickstart.html",
@@ -74,10 +75,10 @@ def write_report(folder: Path) -> Path:
         unit=unit,
         verdict=verdict(evidence),
         comparison=comparison(evidence),
-        pareto=image_source(folder / "pareto.png"),
+        pareto=Picture.of(pareto, pareto_narrow),
         alternative=describe_pareto(evidence.proposals, unit),
         law_alternative=_law_in_words(fitted),
-        law=image_source(folder / "law.png"),
+        law=Picture.of(law, law_narrow),
         effects=_effects(fitted),
         status=f"{fitted.status}. {fitted.noise_in_words()}.",
         notes=fitted.notes,

@@ -1,5 +1,6 @@
 """Figure of proposals: predicted and measured loss against throughput."""
 
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ ROLES = {
 }
 FRONT_COLOUR = GREEN
 OTHER_COLOUR = "#a0a0a0"
+NARROW = 4.4  # width of a picture for phones, inches
+LETTERS_PER_INCH = 12  # in a title
 
 
 @styled
@@ -38,6 +41,7 @@ def plot_pareto(
     baseline_name: str,
     workload: str,
     unit: str = "nats/token",
+    width: float = 7.6,
 ) -> Figure:
     """Draw loss against output tokens per second, with the front and the named proposals.
 
@@ -53,10 +57,12 @@ def plot_pareto(
         Second line of the title.
     unit
         Unit of the losses.
+    width
+        Width of the figure, inches.
     """
     table = pd.DataFrame(rows)
     table = table[table["throughput"].notna()]
-    figure = Figure(figsize=(7.6, 6.0), layout="constrained")
+    figure = Figure(figsize=(width, 6.0), layout="constrained")
     axes = figure.subplots()
     others = table[~table["role"].isin(ROLES)]
     hollow = others["throughput_kind"] == TIME_MODEL
@@ -93,13 +99,15 @@ def plot_pareto(
     axes.set_xlabel("output tokens per second (log scale)")
     axes.set_ylabel(f"held-out loss ({unit})")
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(round(width), steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.grid(alpha=0.25)
     kinds = plain_text(", ".join(sorted(table["throughput_kind"].unique())))
-    axes.set_title(f"Loss against throughput ({kinds})\n{plain_text(workload)}", fontsize=10)
-    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
+    title = fill(plain_text(workload), width=round(LETTERS_PER_INCH * width))
+    axes.set_title(f"Loss against throughput ({kinds})\n{title}", fontsize=10)
+    columns = 2 if width > NARROW else 1
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=columns)
     return figure
 
 

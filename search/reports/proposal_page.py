@@ -4,6 +4,7 @@ The page shows ``proposals.json`` and ``fit.json``, and ``runs.csv`` where some 
 trained. The page is one file without external resources; texts from files are escaped.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ from shapelaw.search.proposals.proposal import (
     read_proposals,
 )
 from shapelaw.search.proposals.reasons import concerns_budget, format_warning
-from shapelaw.search.reports.html import formatted, image_source, render, signed
-from shapelaw.search.reports.pareto_plot import describe_pareto, plot_pareto
+from shapelaw.search.reports.html import Picture, formatted, render, signed
+from shapelaw.search.reports.pareto_plot import NARROW, describe_pareto, plot_pareto
 from shapelaw.search.reports.proposal_charts import (
     agreement_chart,
     front_chart,
@@ -93,7 +94,8 @@ def write_pages(folder: Path) -> Path:
     trained = trained_proposals(folder, rows)
     baseline, workload = str(about.get("baseline", "baseline")), str(about.get("workload", ""))
     unit = short_unit(fitted.loss_unit)
-    figure = plot_pareto(rows, trained, baseline_name=baseline, workload=workload, unit=unit)
+    draw = partial(plot_pareto, rows, trained, baseline_name=baseline, workload=workload, unit=unit)
+    figure, narrow = draw(), draw(width=NARROW)
     for ending in ("png", "svg"):
         save_figure(figure, folder / f"pareto.{ending}")
     library = plotly_script()
@@ -104,7 +106,7 @@ def write_pages(folder: Path) -> Path:
         "accuracy": any(row["accuracy_text"] for row in shown),
         "recommendation": recommend_proposal(rows, about),
         "unit": unit,
-        "pareto": image_source(folder / "pareto.png"),
+        "pareto": Picture.of(figure, narrow),
         "alternative": describe_pareto(rows, unit),
         "library": library,
     }

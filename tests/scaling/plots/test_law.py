@@ -143,6 +143,29 @@ def test_the_legend_names_the_sizes_the_law_and_its_band():
     assert len(labels) == len(set(labels))
 
 
+def test_band_of_one_wild_resample_does_not_flatten_the_panels():
+    runs = drifting_runs()
+    fitted = some_fit("conditional", runs)
+    wild = fitted.draws.copy()
+    wild[:, fitted.law.names.index("hidden_over_sqrt_n_curvature")] *= 1000
+    spans = []
+    for fit in (fitted, replace(fitted, draws=wild)):
+        figure = plot_law(fit, runs)
+        spans.append(np.ptp(figure.axes[0].get_ylim()))
+        low, high = figure.axes[0].get_ylim()
+        shown = [points.get_offsets()[:, 1] for axes in figure.axes for points in axes.collections]
+        runs_shown = np.concatenate([values for values in shown if len(values) > 1])
+        assert low < runs_shown.min() < runs_shown.max() < high
+    assert spans[1] < 4 * spans[0]
+
+
+def test_panels_below_each_other_have_one_axis_and_a_label_each():
+    runs = drifting_runs()
+    figure = plot_law(some_fit("conditional", runs), runs, across=1)
+    assert len({axes.get_position().x0 for axes in figure.axes}) == 1
+    assert {axes.get_ylabel() for axes in figure.axes} == {"loss above that of the best shape (%)"}
+
+
 def test_each_panel_shows_every_run_and_the_curve_through_its_optimum():
     runs = drifting_runs()
     figure = plot_law(some_fit("conditional+depth", runs), runs)

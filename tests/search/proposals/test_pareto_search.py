@@ -3,6 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 
@@ -27,6 +28,7 @@ from shapelaw.search.proposals.request import (
     SpaceOptions,
 )
 from shapelaw.search.proposals.roles import EQUAL_LOSS, front_of
+from shapelaw.search.study.storage import opened_storage
 from shapelaw.search.time_model.cross_validation import MIN_MEASUREMENTS
 from shapelaw.search.workload import Workload, parse_workload
 from support.fake_engine import FakeEngine
@@ -198,6 +200,20 @@ def test_interrupted_search_ends_with_the_same_roles(
         found = proposed(fitted, FakeEngine(), storage=storage)
         for name in (BASELINE, LOSS_OPTIMAL):
             assert role(found, name).shape == role(proposals, name).shape
+
+
+def test_study_of_a_search_names_its_workload_engine_and_baseline(
+    fitted: Fit, tmp_path: Path
+) -> None:
+    engine = FakeEngine()
+    found = proposed(fitted, engine, measurements=4, storage=tmp_path / "study.log")
+    with opened_storage(tmp_path / "study.log") as storage:
+        study = optuna.load_study(study_name=None, storage=storage)
+    names = {"baseline": "llama-3.2-1b", "baseline_shape": role(found, BASELINE).name}
+    expected = {"workload": str(parse_workload("128/64@8")), "engine": engine.label, **names}
+    assert study.user_attrs == study.user_attrs | expected
+    measured = {trial.user_attrs.get("shape") for trial in study.trials}
+    assert {proposal.name for proposal in found} <= measured
 
 
 def test_marked_proposals_are_the_front(proposals: list[Proposal]) -> None:

@@ -227,7 +227,7 @@ def test_nested_record_of_corpus_is_shown_as_names_and_values(
 def test_page_is_self_contained_and_shows_every_run(folder: Path) -> None:
     page = (folder / "report.html").read_text()
     assert not re.search(r"(src|href)=\"(?!data:)", page)
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 4, "two pictures, each also for phones"
     for row in load_runs(folder / "runs.csv").frame.itertuples():
         assert row.run_id in page
         assert f"{row.loss:.4f}" in page
