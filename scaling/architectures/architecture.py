@@ -54,39 +54,39 @@ class DecoderLayer:
         return {place: widths[place] for place in self.canon.places}
 
     @property
-    def parameters(self) -> int:
+    def parameters(self) -> Any:
         """All parameters."""
         norms = (4 if self.norms == "both" else 2) * self.norm.parameters(
             self.attention.hidden_size
         )
         canon = self.canon.parameters(self._canon_width) if self.canon else 0
-        return int(self.attention.parameters + self.feed_forward.parameters + norms + canon)
+        return self.attention.parameters + self.feed_forward.parameters + norms + canon
 
     @property
     def _canon_width(self) -> Any:
         return sum(self.canon_widths.values())
 
     @property
-    def other_flops(self) -> int:
+    def other_flops(self) -> Any:
         """FLOPs per token beside those of the matrices and of the scores: convolutions."""
         canon = self.canon.flops(self._canon_width) if self.canon else 0
-        return int(canon + getattr(self.attention, "flops", 0))
+        return canon + getattr(self.attention, "flops", 0)
 
     @property
-    def state_values(self) -> int:
+    def state_values(self) -> Any:
         """Numbers that decoding keeps of a sequence of any length: states of convolutions."""
         canon = self.canon.state_values(self._canon_width) if self.canon else 0
-        return int(canon + getattr(self.attention, "state_values", 0))
+        return canon + getattr(self.attention, "state_values", 0)
 
     @property
-    def inactive_parameters(self) -> int:
+    def inactive_parameters(self) -> Any:
         """Parameters that one token does not use: experts that the router does not choose."""
-        return int(self.feed_forward.parameters - self.feed_forward.active_parameters)
+        return self.feed_forward.parameters - self.feed_forward.active_parameters
 
     @property
-    def active_matmul_parameters(self) -> int:
+    def active_matmul_parameters(self) -> Any:
         """Parameters of the matrices that one token passes."""
-        return int(self.attention.matmul_parameters + self.feed_forward.active_matmul_parameters)
+        return self.attention.matmul_parameters + self.feed_forward.active_matmul_parameters
 
 
 def layer_runs(layers: Iterable[DecoderLayer]) -> tuple[tuple[DecoderLayer, int], ...]:
@@ -97,6 +97,9 @@ def layer_runs(layers: Iterable[DecoderLayer]) -> tuple[tuple[DecoderLayer, int]
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """A decoder of any known family, with its parameters, FLOPs and cache.
+
+    The sizes of blocks and the numbers of layers may also be NumPy columns of one length, for many
+    shapes of one structure; then each count is a column.
 
     Parameters
     ----------
@@ -114,7 +117,7 @@ class Architecture:
 
     model_type: str
     embedding: EmbeddingBlock
-    layers: tuple[tuple[DecoderLayer, int], ...]
+    layers: tuple[tuple[DecoderLayer, Any], ...]
     norm: NormBlock = RMS_NORM
     fields: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
     notes: tuple[str, ...] = ()
@@ -123,7 +126,7 @@ class Architecture:
         return f"{self.model_type} of {format_count(self.n_total)} parameters"
 
     @property
-    def num_hidden_layers(self) -> int:
+    def num_hidden_layers(self) -> Any:
         """Number of layers of all kinds."""
         return sum(number for _, number in self.layers)
 
@@ -147,36 +150,36 @@ class Architecture:
         return self.layers[0][0]
 
     @property
-    def n_non_embedding(self) -> int:
+    def n_non_embedding(self) -> Any:
         """Parameters without the head and every table that is looked up."""
         layers = sum(number * layer.parameters for layer, number in self.layers)
-        return int(layers + self.norm.parameters(self.embedding.hidden_size))
+        return layers + self.norm.parameters(self.embedding.hidden_size)
 
     @property
-    def n_total(self) -> int:
+    def n_total(self) -> Any:
         """All parameters; a tied output head counts once."""
-        return int(self.n_non_embedding + self.embedding.parameters)
+        return self.n_non_embedding + self.embedding.parameters
 
     @property
-    def _inactive(self) -> int:
+    def _inactive(self) -> Any:
         return sum(number * layer.inactive_parameters for layer, number in self.layers)
 
     @property
-    def n_active(self) -> int:
+    def n_active(self) -> Any:
         """Parameters that one token uses, tables and head included."""
         return self.n_total - self._inactive
 
     @property
-    def n_active_non_embedding(self) -> int:
+    def n_active_non_embedding(self) -> Any:
         """Parameters that one token uses, without tables and head."""
         return self.n_non_embedding - self._inactive
 
     @property
-    def active_matmul_parameters(self) -> int:
+    def active_matmul_parameters(self) -> Any:
         """Parameters of the matrices that one token passes, without the head."""
         return sum(number * layer.active_matmul_parameters for layer, number in self.layers)
 
-    def mean_forward_flops(self, length: int) -> int:
+    def mean_forward_flops(self, length: int) -> Any:
         """Count the FLOPs of a forward pass per token, averaged over a causal sequence.
 
         2·(matrices that a token passes + head) + FLOPs of attention at the mean visible context,
@@ -187,34 +190,35 @@ class Architecture:
         length
             Tokens of the sequence.
         """
-        attention: float = sum(
+        attention = sum(
             number
             * layer.attention.score_flops
             * mean_visible_tokens(length, layer.attention.window, chunked=layer.attention.chunked)
             for layer, number in self.layers
         )
-        return round(self._fixed_flops + attention)
+        flops = self._fixed_flops + attention
+        return round(flops) if isinstance(flops, int | float) else flops.round().astype("int64")
 
-    def forward_flops(self, context: float) -> float:
+    def forward_flops(self, context: float) -> Any:
         """Count the FLOPs of a forward pass for one token with ``context`` tokens before it."""
         attention = sum(
             number * layer.attention.score_flops * _visible(layer, context)
             for layer, number in self.layers
         )
-        return float(self._fixed_flops + attention)
+        return 1.0 * (self._fixed_flops + attention)
 
     @property
-    def _fixed_flops(self) -> int:
+    def _fixed_flops(self) -> Any:
         """FLOPs per token that do not depend on the context."""
         others = sum(number * layer.other_flops for layer, number in self.layers)
         matrices = self.active_matmul_parameters + self.embedding.head_matmul_parameters
-        return 2 * int(matrices) + others
+        return 2 * matrices + others
 
-    def weight_bytes(self, bytes_per_element: float = 2) -> float:
+    def weight_bytes(self, bytes_per_element: float = 2) -> Any:
         """Count the bytes of all weights (bf16 by default)."""
         return bytes_per_element * self.n_total
 
-    def cache_bytes(self, length: float, bytes_per_element: float = 2) -> float:
+    def cache_bytes(self, length: float, bytes_per_element: float = 2) -> Any:
         """Count the bytes of the cache of a sequence, and of the states of its convolutions.
 
         Layers with a window keep no more tokens.
@@ -223,33 +227,34 @@ class Architecture:
             number * layer.attention.cache_values * _visible(layer, length)
             for layer, number in self.layers
         )
-        return float(bytes_per_element * (values + self.state_values))
+        return 1.0 * bytes_per_element * (values + self.state_values)
 
     @property
-    def state_values(self) -> int:
+    def state_values(self) -> Any:
         """Numbers that decoding keeps of a sequence of any length."""
         return sum(number * layer.state_values for layer, number in self.layers)
 
-    def kv_bytes(self, bytes_per_element: int = 2) -> int:
+    def kv_bytes(self, bytes_per_element: int = 2) -> Any:
         """Count the cache bytes per token of the layers that see every earlier token."""
         return self._kv_bytes(bytes_per_element, local=False)
 
-    def kv_bytes_local(self, bytes_per_element: int = 2) -> int:
+    def kv_bytes_local(self, bytes_per_element: int = 2) -> Any:
         """Count the cache bytes per token of the layers with a window or chunks, up to it."""
         return self._kv_bytes(bytes_per_element, local=True)
 
-    def _kv_bytes(self, bytes_per_element: int, *, local: bool) -> int:
+    def _kv_bytes(self, bytes_per_element: int, *, local: bool) -> Any:
         values = sum(
             number * layer.attention.cache_values
             for layer, number in self.layers
             if (layer.attention.window is not None) is local
         )
-        return int(bytes_per_element * values)
+        return bytes_per_element * values
 
-    def counts(self, length: int) -> dict[str, str | int]:
+    def counts(self, length: int) -> dict[str, str | int | None]:
         """Count parameters, FLOPs per token of a sequence, and cache bytes per token in bf16.
 
-        Where every layer has a window, the cache bytes are those of a token within it.
+        ``kv_bytes_per_token_local`` are the bytes of layers with a window, up to its tokens. Where
+        every layer has one, ``kv_bytes_per_token`` are the same bytes.
 
         Parameters
         ----------
@@ -261,12 +266,15 @@ class Architecture:
             "n_total": self.n_total,
             "n_active": self.n_active,
             "n_non_embedding": self.n_non_embedding,
+            "n_active_non_embedding": self.n_active_non_embedding,
             "flops_forward_per_token": self.mean_forward_flops(length),
             "kv_bytes_per_token": self.kv_bytes() or self.kv_bytes_local(),
+            "kv_bytes_per_token_local": self.kv_bytes_local(),
+            "local_window": self.local_window,
         }
 
     def cache_notes(self) -> list[str]:
-        """Describe the part of the cache that ``kv_bytes_per_token`` does not show."""
+        """Describe the parts of the cache that do not grow with every token."""
         local, window = self.kv_bytes_local(), self.local_window
         layers = sum(n for layer, n in self.layers if layer.attention.window is not None)
         state = 2 * self.state_values
@@ -281,7 +289,7 @@ class Architecture:
         return [
             *states,
             f"{layers} of {self.num_hidden_layers} layers keep at most {window:,} tokens: "
-            f"{local:,} more cache bytes per token up to there, not in kv_bytes_per_token",
+            f"{local:,} more cache bytes per token up to there (kv_bytes_per_token_local)",
         ]
 
     @property

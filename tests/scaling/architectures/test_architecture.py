@@ -1,11 +1,14 @@
 """Counts of published configs, and what the counts of an architecture hang together by."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.blocks.attention import mean_visible_tokens
 from shapelaw.scaling.architectures.config import read_architecture
 from shapelaw.scaling.architectures.registry import FAMILIES
@@ -100,3 +103,70 @@ def test_a_window_saturates_the_cache_and_not_the_layers_without_one():
     assert gemma.cache_bytes(100) == 100 * (full + local)
     assert gemma.cache_bytes(5000) == 5000 * full + 512 * local
     assert gemma.forward_flops(10**6) - gemma.forward_flops(10**5) == 9 * 10**5 * 4 * 4 * 8 * 256
+
+
+def sparse_config(row: dict[str, int]) -> dict[str, object]:
+    """Write the config of one row of the columns below."""
+    width = row["moe_intermediate_size"]
+    fixed = {"model_type": "deepseek_v3", "n_group": 1, "topk_group": 1, "vocab_size": 50_000}
+    return {**fixed, **row, "intermediate_size": 4 * width}
+
+
+def sparse_columns(columns: dict[str, np.ndarray]) -> Architecture:
+    """Describe many DeepSeek shapes at once: blocks with columns for sizes."""
+    first = read_architecture(sparse_config({name: int(c[0]) for name, c in columns.items()}))
+    dense, sparse = (layer for layer, _ in first.layers)
+    hidden, width = columns["hidden_size"], columns["moe_intermediate_size"]
+    attention = replace(
+        dense.attention,
+        hidden_size=hidden,
+        num_attention_heads=columns["num_attention_heads"],
+        query_rank=columns["q_lora_rank"],
+        latent_rank=columns["kv_lora_rank"],
+    )
+    mlp = replace(dense.feed_forward, hidden_size=hidden, intermediate_size=4 * width)
+    experts = replace(
+        sparse.feed_forward,
+        expert=replace(mlp, intermediate_size=width),
+        experts=columns["n_routed_experts"],
+        active=columns["num_experts_per_tok"],
+        shared=replace(mlp, intermediate_size=width * columns["n_shared_experts"]),
+    )
+    layers, begin = columns["num_hidden_layers"], columns["first_k_dense_replace"]
+    return replace(
+        first,
+        embedding=replace(first.embedding, hidden_size=hidden),
+        layers=(
+            (replace(dense, attention=attention, feed_forward=mlp), begin),
+            (replace(sparse, attention=attention, feed_forward=experts), layers - begin),
+        ),
+    )
+
+
+def test_columns_of_sparse_shapes_equal_the_counts_of_each():
+    draw = np.random.default_rng(0).integers
+    limits = {
+        "hidden_size": (8, 8000),
+        "moe_intermediate_size": (8, 4000),
+        "num_attention_heads": (1, 128),
+        "q_lora_rank": (8, 1536),
+        "kv_lora_rank": (8, 512),
+        "n_routed_experts": (64, 512),
+        "num_experts_per_tok": (1, 64),
+        "n_shared_experts": (1, 4),
+        "num_hidden_layers": (10, 100),
+        "first_k_dense_replace": (1, 9),
+    }
+    columns = {name: draw(*limit, size=1000) for name, limit in limits.items()}
+    many = sparse_columns(columns)
+    for index in range(1000):
+        row = {name: int(column[index]) for name, column in columns.items()}
+        each = read_architecture(sparse_config(row))
+        for count in (
+            *("n_total", "n_active", "n_non_embedding", "n_active_non_embedding"),
+            "active_matmul_parameters",
+        ):
+            assert getattr(many, count)[index] == getattr(each, count), (count, row)
+        assert many.kv_bytes()[index] == each.kv_bytes()
+        assert many.cache_bytes(777)[index] == each.cache_bytes(777)
+        assert many.mean_forward_flops(4096)[index] == each.mean_forward_flops(4096)

@@ -5,13 +5,21 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from shapelaw.scaling.architectures.registry import FAMILIES
 from shapelaw.search.cli import app
 from support.command import shapelaw
+from support.shapes import GOLDEN
 
 KEYS = {
-    *("model_type", "n_total", "n_active", "n_non_embedding"),
-    *("flops_forward_per_token", "kv_bytes_per_token"),
+    *("model_type", "n_total", "n_active", "n_non_embedding", "n_active_non_embedding"),
+    *("flops_forward_per_token", "kv_bytes_per_token", "kv_bytes_per_token_local", "local_window"),
 }
+GOLDEN_MODELS = [
+    model
+    for model in json.loads((GOLDEN / "architectures.json").read_text(encoding="utf-8"))
+    if model["model_type"] in FAMILIES
+]
+BIDIRECTIONAL = {"LLaDA-8B", "Dream-v0-7B"}  # their FLOPs are those of attention to all tokens
 
 
 @pytest.fixture
@@ -41,12 +49,28 @@ def test_json_of_gpt2_has_the_stable_keys_and_the_counted_numbers(config):
         "n_total": body + (vocabulary + 1024) * d,
         "n_active": body + (vocabulary + 1024) * d,
         "n_non_embedding": body,
+        "n_active_non_embedding": body,
         "flops_forward_per_token": 2 * (layers * 12 * d * d + vocabulary * d)
         + layers * 4 * d * 1025 // 2,
         "kv_bytes_per_token": layers * 2 * d * 2,
+        "kv_bytes_per_token_local": 0,
+        "local_window": None,
     }
     assert set(document) == KEYS
     assert not done.stderr
+
+
+@pytest.mark.parametrize("model", GOLDEN_MODELS, ids=lambda model: model["name"])
+def test_json_of_a_published_config_has_the_known_integers(config, model):
+    path = config(model_type=model["model_type"], **model["hf_config"])
+    document = json.loads(count(path, "--context", str(model["flops_context"]), "--json").stdout)
+    plain = ("n_total", "n_active", "n_non_embedding", "n_active_non_embedding", "local_window")
+    known = {name: model[name] for name in plain}
+    known["kv_bytes_per_token"] = model["kv_bytes_per_token_bf16"]
+    known["kv_bytes_per_token_local"] = model["kv_bytes_per_token_bf16_local"]
+    if model["name"] not in BIDIRECTIONAL:
+        known["flops_forward_per_token"] = model["flops_forward_per_token"]
+    assert document | known == document
 
 
 def test_flops_grow_with_the_context_and_parameters_do_not(config):
@@ -71,7 +95,10 @@ def test_layers_with_a_window_are_named_on_stderr(config):
     assert document["kv_bytes_per_token"] == full * 2 * 4 * 256 * 2
     assert f"{local * 2 * 4 * 256 * 2:,} more cache bytes" in done.stderr
     mistral = count(config(model_type="mistral"), "--json")
-    assert json.loads(mistral.stdout)["kv_bytes_per_token"] == 32 * 2 * 8 * 128 * 2
+    windowed = json.loads(mistral.stdout)
+    assert windowed["kv_bytes_per_token"] == 32 * 2 * 8 * 128 * 2
+    assert windowed["kv_bytes_per_token_local"] == windowed["kv_bytes_per_token"]
+    assert windowed["local_window"] == 4096
     assert "every layer keeps at most 4,096 tokens" in mistral.stderr
 
 
