@@ -10,9 +10,11 @@ from shapelaw.scaling.architectures.blocks.canon import CanonBlock
 from shapelaw.scaling.architectures.blocks.embedding import EmbeddingBlock
 from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
 from shapelaw.scaling.architectures.blocks.latent_attention import LatentAttentionBlock
+from shapelaw.scaling.architectures.blocks.laurel import LaurelBlock
 from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock
 from shapelaw.scaling.architectures.blocks.norm import RMS_NORM, NormBlock
 from shapelaw.scaling.architectures.blocks.short_convolution import ShortConvolutionBlock
+from shapelaw.scaling.architectures.blocks.streams import StreamsBlock
 from shapelaw.scaling.units import format_count
 
 
@@ -31,6 +33,10 @@ class DecoderLayer:
         connection (OLMo 2), or ``"both"`` (Gemma 3).
     canon
         Its Canon layers; None without.
+    laurel
+        Low-rank residual beside attention; None without.
+    streams
+        Parallel residual streams, equal in every layer; None for a single one.
     """
 
     attention: AttentionBlock | LatentAttentionBlock | ShortConvolutionBlock
@@ -38,6 +44,8 @@ class DecoderLayer:
     norm: NormBlock = RMS_NORM
     norms: Literal["before", "after", "both"] = "before"
     canon: CanonBlock | None = None
+    laurel: LaurelBlock | None = None
+    streams: StreamsBlock | None = None
 
     @property
     def canon_widths(self) -> dict[str, Any]:
@@ -60,7 +68,12 @@ class DecoderLayer:
             self.attention.hidden_size
         )
         canon = self.canon.parameters(self._canon_width) if self.canon else 0
-        return self.attention.parameters + self.feed_forward.parameters + norms + canon
+        others = canon + sum(part.parameters for part in self._residuals)
+        return self.attention.parameters + self.feed_forward.parameters + norms + others
+
+    @property
+    def _residuals(self) -> list[LaurelBlock | StreamsBlock]:
+        return [part for part in (self.laurel, self.streams) if part is not None]
 
     @property
     def _canon_width(self) -> Any:
@@ -68,9 +81,10 @@ class DecoderLayer:
 
     @property
     def other_flops(self) -> Any:
-        """FLOPs per token beside those of the matrices and of the scores: convolutions."""
+        """FLOPs per token beside those of matrices and scores: convolutions and streams."""
         canon = self.canon.flops(self._canon_width) if self.canon else 0
-        return canon + getattr(self.attention, "flops", 0)
+        streams = self.streams.flops if self.streams else 0
+        return canon + streams + getattr(self.attention, "flops", 0)
 
     @property
     def state_values(self) -> Any:
@@ -86,7 +100,9 @@ class DecoderLayer:
     @property
     def active_matmul_parameters(self) -> Any:
         """Parameters of the matrices that one token passes."""
-        return self.attention.matmul_parameters + self.feed_forward.active_matmul_parameters
+        residuals = sum(part.matmul_parameters for part in self._residuals)
+        matrices = self.attention.matmul_parameters + self.feed_forward.active_matmul_parameters
+        return matrices + residuals
 
 
 def layer_runs(layers: Iterable[DecoderLayer]) -> tuple[tuple[DecoderLayer, int], ...]:
@@ -150,10 +166,16 @@ class Architecture:
         return self.layers[0][0]
 
     @property
+    def streams(self) -> StreamsBlock | None:
+        """Parallel residual streams, which every layer has or none."""
+        return self.first_layer.streams
+
+    @property
     def n_non_embedding(self) -> Any:
         """Parameters without the head and every table that is looked up."""
         layers = sum(number * layer.parameters for layer, number in self.layers)
-        return layers + self.norm.parameters(self.embedding.hidden_size)
+        streams = self.streams.model_parameters(self.num_hidden_layers) if self.streams else 0
+        return layers + streams + self.norm.parameters(self.embedding.hidden_size)
 
     @property
     def n_total(self) -> Any:
@@ -177,13 +199,16 @@ class Architecture:
     @property
     def active_matmul_parameters(self) -> Any:
         """Parameters of the matrices that one token passes, without the head."""
-        return sum(number * layer.active_matmul_parameters for layer, number in self.layers)
+        layers = sum(number * layer.active_matmul_parameters for layer, number in self.layers)
+        number = self.num_hidden_layers
+        streams = self.streams.model_matmul_parameters(number) if self.streams else 0
+        return layers + streams
 
     def mean_forward_flops(self, length: int) -> Any:
         """Count the FLOPs of a forward pass per token, averaged over a causal sequence.
 
         2·(matrices that a token passes + head) + FLOPs of attention at the mean visible context,
-        and of convolutions; look-ups and norms cost nothing.
+        of convolutions and of streams; look-ups and norms cost nothing.
 
         Parameters
         ----------

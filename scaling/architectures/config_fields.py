@@ -11,7 +11,7 @@ from shapelaw.scaling.errors import InputError
 
 MAX_COUNT = 10**12
 MAX_LAYERS = 10_000
-Kind = Literal["count", "whole", "switch", "activation", "list", "number"]
+Kind = Literal["count", "counts", "whole", "switch", "activation", "list", "shares", "number"]
 ACTIVATIONS = {  # of transformers
     *("gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python"),
     *("gelu_python_tanh", "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear"),
@@ -20,10 +20,12 @@ ACTIVATIONS = {  # of transformers
 }
 RULES = {
     "count": "must be a positive integer",
+    "counts": "must be a positive integer or a list of them",
     "whole": "must be a whole number of at least 0",
     "switch": "must be true or false",
     "activation": "must be an activation of transformers, such as silu or gelu_new",
     "list": "must be a list",
+    "shares": "must be a list of numbers from 0 to below 1",
     "number": "must be a positive number",
 }
 LAYER_KINDS = ("full_attention", "sliding_attention", "chunked_attention")
@@ -182,6 +184,18 @@ class ConfigFields:
             return [default(index) for index in range(number)]
         require_layer_types(kinds, number, known)
         return list(kinds)
+
+    def per_layer(self, name: str, usual: Sequence[Any] | None = None) -> list[Any]:
+        """Return the values of a field for each layer; a single one is that of all layers."""
+        value, number = self[name], self["num_hidden_layers"]
+        values = usual if value is None else value if isinstance(value, list) else [value] * number
+        if values is None or len(values) != number:
+            given = None if values is None else len(values)
+            raise InputError(
+                f"`len({name}) == num_hidden_layers` must hold, but got {given} and {number}; "
+                "give one value per layer"
+            )
+        return list(values)
 
     def windows(self, kinds: Iterable[str], window: int | None) -> list[int | None]:
         """Return the window of each layer; ``sliding_attention`` without one sees all tokens."""
@@ -378,6 +392,14 @@ def _fits(value: Any, kind: Kind) -> bool:
         return _is_whole(value) and value >= least
     if kind == "number":
         return not isinstance(value, bool) and isinstance(value, int | float) and 0 < value < 1e300
+    if kind == "counts" and isinstance(value, list):
+        return all(_fits(each, "count") for each in value)
+    if kind == "counts":
+        return _fits(value, "count")
+    if kind == "shares":
+        return isinstance(value, list) and all(
+            each == 0 or (_fits(each, "number") and each < 1) for each in value
+        )
     if kind == "activation":
         return isinstance(value, str) and value in ACTIVATIONS
     return isinstance(value, bool if kind == "switch" else list)

@@ -45,6 +45,7 @@ def stored_weight(name: str, names: Mapping[str, str]) -> StoredWeight:
         Name of the parameter, such as ``layers.3.self_attn.qkv_proj.weight``.
     names
         Names of the family: of modules or parameters of a layer, and of the modules beside them.
+        The name of a module also holds for the modules in it.
     """
     begin, path = "", name
     if name.startswith("layers."):
@@ -52,9 +53,18 @@ def stored_weight(name: str, names: Mapping[str, str]) -> StoredWeight:
         begin = f"{names['layers']}.{number}."
     module, _, leaf = path.rpartition(".")
     end = "" if path in names else f".{leaf}"
-    given, *marks = (names.get(path) or names.get(module, module)).split("^")
+    given, *marks = (names.get(path) or _renamed(module, names)).split("^")
     return StoredWeight(
         tuple(f"{begin}{part}{end}" for part in given.split("|")),
         transposed="T" in marks and leaf != "bias",
         alternating="I" in marks,
     )
+
+
+def _renamed(module: str, names: Mapping[str, str]) -> str:
+    """Return the name of a module, by its own or that of the nearest one around it."""
+    begin, end = module, ""
+    while begin and begin not in names:
+        begin, _, last = begin.rpartition(".")
+        end = f".{last}{end}"
+    return names[begin] + end if begin else module

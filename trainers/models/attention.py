@@ -25,6 +25,8 @@ MAX_QUERY_BLOCKS, MIN_BLOCK_QUERIES = 4, 32
 # What a layer keeps of earlier tokens: keys and values, each (B, K, positions, h), and the states
 # of its convolutions.
 LayerCache = tuple[Tensor, ...]
+# Keys and values of the last layer with each window, for the layers that have none of their own.
+SharedKeys = dict[int | None, tuple[Tensor, Tensor]]
 
 
 class Attention(nn.Module):
@@ -52,8 +54,13 @@ class Attention(nn.Module):
         self.temperature = block.temperature
         self.path = "matmul" if block.sinks else attention
         d, h = block.hidden_size, block.head_dim
-        self.parts = {"qkv_proj": (self.heads * h, self.kv_heads * h, self.kv_heads * h)}
-        self.qkv_proj = nn.Linear(d, sum(self.parts["qkv_proj"]), bias=block.qkv_bias)
+        self.shares_cache, self.parts = block.shares_cache, {}
+        if self.shares_cache:
+            self.kv_heads = 0
+            self.q_proj = nn.Linear(d, self.heads * h, bias=block.qkv_bias)
+        else:
+            self.parts = {"qkv_proj": (self.heads * h, self.kv_heads * h, self.kv_heads * h)}
+            self.qkv_proj = nn.Linear(d, sum(self.parts["qkv_proj"]), bias=block.qkv_bias)
         self.o_proj = nn.Linear(self.heads * h, d, bias=block.output_bias)
         self.sinks = nn.Parameter(torch.zeros(self.heads)) if block.sinks else None
         self.qk_norm, self.norm_span = block.qk_norm != "none", block.qk_norm
@@ -61,14 +68,24 @@ class Attention(nn.Module):
         if self.qk_norm:
             heads = (self.heads, self.kv_heads) if block.qk_norm == "full" else (1, 1)
             self.q_norm = build_norm(block.norm, heads[0] * h)
-            self.k_norm = build_norm(block.norm, heads[1] * h)
+            if not self.shares_cache:
+                self.k_norm = build_norm(block.norm, heads[1] * h)
+        self.value_epsilon = block.norm.epsilon if block.value_norm else None
 
     def forward(
-        self, x: Tensor, table: Tensor | None, cache: LayerCache | None, start: int
+        self,
+        x: Tensor,
+        table: Tensor | None,
+        cache: LayerCache | None,
+        start: int,
+        shared: SharedKeys | None = None,
     ) -> Tensor:
-        """Apply attention to (B, T, d). With a cache, attend to its positions too."""
+        """Apply attention to (B, T, d). With a cache, attend to its positions too.
+
+        Keys and values are left in ``shared``, or read from it by a layer that has none.
+        """
         batch, positions, _ = x.shape
-        heads = self.qkv_proj(x)
+        heads = self.q_proj(x) if self.shares_cache else self.qkv_proj(x)
         if self.canon is not None:
             heads = self.canon(heads, None if cache is None else cache[-1], start)
         heads = heads.view(batch, positions, -1, self.head_dim)
@@ -82,9 +99,16 @@ class Attention(nn.Module):
         q, k = qk.split((self.heads, self.kv_heads), dim=2)
         if self.temperature is not None:
             q = q * self._temperatures(start, positions, q)
+        if self.value_epsilon is not None:
+            v = F.rms_norm(v, (self.head_dim,), eps=self.value_epsilon)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        if cache is not None:
+        if self.shares_cache:
+            assert shared is not None
+            k, v = shared[self.window]
+        elif cache is not None:
             k, v = self._extend(cache[:2], k, v, start)
+        if shared is not None:
+            shared[self.window] = k, v
         mixed = self._attend(q, k, v)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, positions, -1))
 
@@ -97,13 +121,16 @@ class Attention(nn.Module):
         """
         kept = length if self.window is None else min(length, self.window)
         size = (batch, self.kv_heads, kept, self.head_dim)
-        keys, values = (torch.zeros(size, dtype=dtype, device=device) for _ in range(2))
+        parts = range(0 if self.shares_cache else 2)
+        cache = tuple(torch.zeros(size, dtype=dtype, device=device) for _ in parts)
         if self.canon is None:
-            return keys, values
-        return keys, values, self.canon.empty_state(batch, dtype=dtype, device=device)
+            return cache
+        return *cache, self.canon.empty_state(batch, dtype=dtype, device=device)
 
     def _normalise(self, qk: Tensor) -> Tensor:
         """Apply the norms of queries and keys to (B, T, H + K, h)."""
+        if self.shares_cache:
+            return self.q_norm(qk)
         q_norm, k_norm = self.q_norm, self.k_norm
         if self.norm_span == "head" and isinstance(q_norm, nn.RMSNorm):
             normed = F.rms_norm(qk, (self.head_dim,), eps=q_norm.eps)

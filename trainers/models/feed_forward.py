@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from statistics import NormalDist
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +53,11 @@ class FeedForward(nn.Module):
         super().__init__()
         d, f = block.hidden_size, block.intermediate_size
         self.gated, self.activation = block.gated, activation_of(block.activation)
+        # Standard deviations above the mean that a channel of the gate must exceed.
+        self.cutoff = NormalDist().inv_cdf(block.sparsity) if block.sparsity else None
         if block.gated:
             self.gate_up_proj = nn.Linear(d, 2 * f, bias=block.bias)
-            self.parts = {"gate_up_proj": (f, f)}
+            self.parts = {"gate_up_proj": (f, f), **({"canon": (f, f)} if canon else {})}
         else:
             self.up_proj = nn.Linear(d, f, bias=block.bias)
             self.parts = {}
@@ -69,4 +72,7 @@ class FeedForward(nn.Module):
         if not self.gated:
             return self.down_proj(self.activation(projected))
         gate, up = projected.chunk(2, dim=-1)
+        if self.cutoff is not None:
+            deviation, mean = torch.std_mean(gate, dim=-1, correction=0, keepdim=True)
+            gate = F.relu(gate - (mean + self.cutoff * deviation))
         return self.down_proj(self.activation(gate) * up)

@@ -21,15 +21,17 @@ from shapelaw.scaling.architectures.blocks.short_convolution import ShortConvolu
 from shapelaw.scaling.architectures.config import read_architecture
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
-from shapelaw.trainers.models.attention import Attention, LayerCache
+from shapelaw.trainers.models.attention import Attention, LayerCache, SharedKeys
 from shapelaw.trainers.models.canon import build_canon
 from shapelaw.trainers.models.convolution import CausalConvolution
 from shapelaw.trainers.models.feed_forward import FeedForward
 from shapelaw.trainers.models.latent_attention import LatentAttention
+from shapelaw.trainers.models.laurel import Laurel
 from shapelaw.trainers.models.mixture_of_experts import MixtureOfExperts, TokenRouter
 from shapelaw.trainers.models.norms import OnePlusRMSNorm, build_norm
 from shapelaw.trainers.models.rotary import rotary_table
 from shapelaw.trainers.models.short_convolution import ShortConvolution
+from shapelaw.trainers.models.streams import LayerStreams, Streams
 
 # Initial scale of the output projections of attention and MLP, as a multiple of the usual scale.
 RESIDUAL_INITS = {"scaled": 1.0, "zero": 0.0}
@@ -39,6 +41,8 @@ BALANCE_RATE = 0.001  # change of a balance bias in one step (DeepSeek-V3)
 class Layer(nn.Module):
     """One decoder layer: x + after(block(before(x))) for attention and then for the MLP.
 
+    With a low-rank residual r, x + attention becomes (x + attention + r(before(x))) / √2. With
+    parallel streams, the layer updates one of them.
     Canon layers act on what attention and the MLP are given (A and C), and inside them (B and D).
     The cache of a layer is that of its attention, then the states of its Canon layers A, C and D.
     """
@@ -61,9 +65,36 @@ class Layer(nn.Module):
         if after:
             self.mlp_output_norm = build_norm(block.norm, width)
         self.before, self.after = before, after
+        self.laurel = None if block.laurel is None else Laurel(block.laurel)
+        self.streams = None if block.streams is None else LayerStreams(block.streams)
 
     def forward(
-        self, x: Tensor, table: Tensor | None, cache: LayerCache | None, start: int
+        self,
+        x: Tensor,
+        table: Tensor | None,
+        cache: LayerCache | None,
+        start: int,
+        shared: SharedKeys | None = None,
+        token_input: Tensor | None = None,
+    ) -> Tensor:
+        """Apply the layer to (B, T, d), or to streams (P, B, T, d) and embeddings (B, T, p).
+
+        ``shared`` are the keys and values of layers that others read; None if none do.
+        """
+        if self.streams is None:
+            return self._update(x, table, cache, start, shared)
+        assert token_input is not None
+        predicted = self.streams.predict(x)
+        updated = self._update(predicted[self.streams.active], table, cache, start, shared)
+        return self.streams.correct(predicted, updated, token_input)
+
+    def _update(
+        self,
+        x: Tensor,
+        table: Tensor | None,
+        cache: LayerCache | None,
+        start: int,
+        shared: SharedKeys | None,
     ) -> Tensor:
         """Add attention and then the MLP to the residual stream (B, T, d)."""
         states: dict[str, Tensor] = {}
@@ -73,8 +104,11 @@ class Layer(nn.Module):
         normed = self.input_layernorm(x) if self.before else x
         if self.canon_a is not None:
             normed = self.canon_a(normed, states.get("A"), start)
-        mixed = self.self_attn(normed, table, cache, start)
+        keys = () if shared is None else (shared,)
+        mixed = self.self_attn(normed, table, cache, start, *keys)
         x = x + (self.attention_output_norm(mixed) if self.after else mixed)
+        if self.laurel is not None:
+            x = (x + self.laurel(normed)) * 2**-0.5
         normed = self.post_attention_layernorm(x) if self.before else x
         if self.canon_c is not None:
             normed = self.canon_c(normed, states.get("C"), start)
@@ -162,6 +196,14 @@ class Transformer(nn.Module):
             self.embedding_norm = build_norm(embedding.norm, width)
         self.layers = nn.ModuleList(
             Layer(layer, attention=attention) for layer in architecture.each_layer()
+        )
+        streams = architecture.streams
+        self.model_streams = (
+            None if streams is None else Streams(streams, architecture.num_hidden_layers)
+        )
+        self.shares_keys = any(
+            isinstance(layer.attention, AttentionBlock) and layer.attention.shares_cache
+            for layer, _ in architecture.layers
         )
         self.norm = build_norm(architecture.norm, width)
         self.lm_head = nn.Linear(width, embedding.vocab_size, bias=False)
@@ -267,11 +309,17 @@ class Transformer(nn.Module):
         end = start + tokens.shape[1]
         x = self._embed(tokens, start)
         tables = [getattr(self, f"rotary_{i}")[:, start:end] for i in range(len(self._rotaries))]
+        shared: SharedKeys | None = {} if self.shares_keys else None
+        inputs: tuple[Tensor, ...] | None = None
+        if self.model_streams is not None:
+            inputs = self.model_streams.token_inputs(tokens, x).unbind(2)
+            x = self.model_streams.expand(x)
         for index, layer in enumerate(self.layers):
             which = self._table_of[index]
             table = None if which is None else tables[which]
-            x = layer(x, table, None if cache is None else cache[index], start)
-        return self.norm(x)
+            kept = None if cache is None else cache[index]
+            x = layer(x, table, kept, start, shared, None if inputs is None else inputs[index])
+        return self.norm(x if self.model_streams is None else self.model_streams.merge(x))
 
     def _embed(self, tokens: Tensor, start: int) -> Tensor:
         """Look up tokens, (B, T), that begin at a position -> (B, T, d)."""

@@ -41,6 +41,8 @@ class AttentionBlock:
         What the norm of queries and keys spans: each head (h numbers), the full width, or none.
     norm
         That norm.
+    value_norm
+        Values have such a norm per head too, without a weight.
     norm_after_rotation
         It follows the rotation by positions instead of preceding it.
     rotary
@@ -66,6 +68,7 @@ class AttentionBlock:
     output_bias: bool = False
     qk_norm: Literal["none", "head", "full"] = "none"
     norm: NormBlock = RMS_NORM
+    value_norm: bool = False
     norm_after_rotation: bool = False
     rotary: RotaryPositions | None = ROTARY
     scale: float | None = None

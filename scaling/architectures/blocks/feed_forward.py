@@ -8,7 +8,9 @@ from typing import Any
 class FeedForwardBlock:
     """MLP of three matrices with a gate (SwiGLU, GeGLU), or of two without (GELU, squared ReLU).
 
-    ``activation`` is its name in transformers.
+    ``activation`` is its name in transformers. ``sparsity`` is the share of the channels of
+    the gate that become 0 if they are normal: what exceeds their mean and so many standard
+    deviations is kept (Gemma 3n).
     """
 
     hidden_size: Any
@@ -16,6 +18,7 @@ class FeedForwardBlock:
     gated: bool = True
     bias: bool = False
     activation: str = "silu"
+    sparsity: float = 0.0
 
     @property
     def projected_width(self) -> Any:

@@ -49,6 +49,11 @@ VALUES = {
     "intermediate_size_mlp": (112,),
     "interleave_moe_layer_step": (1, 2),
     "attention_chunk_size": (8, 64),
+    "num_kv_shared_layers": (0, 1, 2),
+    "altup_num_inputs": (2, 4),
+    "laurel_rank": (4, 8),
+    "vocab_size_per_layer_input": (89, 97),
+    "hidden_size_per_layer_input": (8, 16),
     "conv_L_cache": (1, 3),
     "block_multiple_of": (16, 60),
     "block_ffn_dim_multiplier": (1, 1.3),
@@ -56,6 +61,7 @@ VALUES = {
 }
 LAYER_KINDS = {"lfm2": ("full_attention", "conv")}
 ALWAYS = {"num_hidden_layers", "n_layer", "num_experts", "num_local_experts", "n_routed_experts"}
+ALWAYS |= {"num_kv_shared_layers"}
 BROKEN = (None, "64", 64.0, True, -1, [64])
 # Values that transformers does not look at, so that any is as good.
 UNCHECKED = {
