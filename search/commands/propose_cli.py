@@ -295,7 +295,7 @@ def propose_shapes(
             head_dims=_parse_option("--head-dim", head_dim), vocab_size=vocab,
             where=tuple(where or ()), worse_percent=worse, fastest=fastest,
             any_shape=any_shape, confidence=confidence,
-            tensor_parallel=max(served.tensor_parallel),
+            tensor_parallel=served.tensor_parallel,
         ),
         serving=groups.Serving(workload=served, engine=serving),
     )  # fmt: skip

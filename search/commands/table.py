@@ -24,9 +24,9 @@ from shapelaw.search.proposals.reasons import (
 )
 
 MAX_ROWS = 12  # of the front in the printed table
-APART = ("shape", "loss − baseline", "not in law", "speed")
+APART = ("shape", "loss − baseline", "not in law", "served on", "speed")
 MAX_FACTOR = 100  # of compute in the table
-NARROW = ("shape", "loss − baseline", "P(less)", "worth", "not in law", "speed")
+NARROW = ("shape", "loss − baseline", "P(less)", "worth", "not in law", "served on", "speed")
 MIN_DISTANCE = 0.05  # between two printed shapes, as a part of the front's width
 
 
@@ -99,6 +99,7 @@ def _formatted(
             "–" if p.loss_form_spread is None else f"{p.loss_form_spread:.4f}"
         ),
         "predicted accuracy": lambda p: "–" if p.accuracy is None else _accuracy_text(p),
+        "served on": _setting_text,
         "speed": _speedup_text,
         "P(faster)": _faster_text,
         "P(best)": lambda p: probability_text(p.p_best),
@@ -125,11 +126,15 @@ def _formatted(
             format_warning(warning) for warning in p.warnings if not concerns_budget(warning)
         ),
     }
+    workload = base.workload
+    chosen = workload is not None and (workload.automatic or workload.tensor_parallel != (1,))
     empty = {
         "tokens": equal_tokens,
         "lifetime FLOPs": all(p.lifetime_flops is None for p in shown),
         "per 1M tokens": all(p.cost is None for p in shown),
-        "worth": all(p.equivalent_compute is None for p in shown),
+        "worth": all(p.equivalent_compute is None for p in shown)
+        or (chosen and columns is not None),  # no room for both in 80 letters
+        "served on": not chosen,
         "not in law": not any(p.not_in_law for p in shown),
         "predicted accuracy": all(p.accuracy is None for p in shown),
         "in front": all(p.front_probability is None for p in shown),
@@ -234,6 +239,15 @@ def _speedup_text(p: Proposal) -> str:
         return "–"
     ratio = "–" if p.speedup is None else f"{p.speedup:.2f} ×"
     return f"{ratio}\n{p.throughput.kind}"
+
+
+def _setting_text(p: Proposal) -> str:
+    """Format the number of GPUs and of sequences at once that a speed is of."""
+    if p.throughput is None:
+        return "–"
+    gpus, at_once = p.throughput.gpus, p.throughput.concurrency
+    devices = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
+    return devices if at_once is None else f"{devices}\n{at_once} at once"
 
 
 def _faster_text(p: Proposal) -> str:

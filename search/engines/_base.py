@@ -42,6 +42,9 @@ class Measurement:
         unknown).
     disturbed
         Whether another process used the core, by the ratio of wall to CPU time.
+    concurrency, gpus
+        Sequences at once, and GPUs that the model is split over: those chosen for the shape where
+        the workload leaves them open. The concurrency of older stored measurements is unknown.
     """
 
     engine: str
@@ -61,6 +64,8 @@ class Measurement:
     cpu_seconds: NonNegative
     load: NonNegative | None
     disturbed: bool
+    concurrency: Count | None = None
+    gpus: Count = 1
 
     @classmethod
     def predicted(
@@ -108,6 +113,8 @@ class Measurement:
             cpu_seconds=0.0,
             load=None,
             disturbed=False,
+            concurrency=workload.concurrency,
+            gpus=workload.gpus,
         )
 
     def meets(self, workload: Workload) -> bool:

@@ -175,6 +175,7 @@ class TimedEngine(Engine):
             cpu_seconds=sum(timing.cpu for timing in timings),
             load=load,
             disturbed=len(undisturbed) < self.repeats,
+            concurrency=workload.concurrency,
         )
 
 

@@ -75,8 +75,9 @@ def candidate_set(request: ProposalRequest, basis: LossBasis) -> CandidateSet:
     """Enumerate the shapes of the baseline's size and keep those within the range of a law.
 
     The baseline is always a candidate. Every other candidate lies within 10 % of the fitted ranges
-    of the shape ratios. Losses are predicted at exactly the baseline's N, so that a difference is
-    one of shape.
+    of the shape ratios. Of deployable shapes that differ in their MLP width alone, that of the N
+    nearest to the baseline's is one: others are faster or slower by their N. Losses are predicted
+    at exactly the baseline's N, so that a difference is one of shape.
 
     Raises
     ------
@@ -90,7 +91,8 @@ def candidate_set(request: ProposalRequest, basis: LossBasis) -> CandidateSet:
             "give fewer --layers or --head-dim, a smaller --tolerance, or --where on layers, "
             "hidden size and heads"
         )
-    shapes, baseline = _with_baseline(request.shape_space.enumerate(), request.baseline)
+    every, baseline = _with_baseline(request.shape_space.enumerate(), request.baseline)
+    shapes, baseline = _of_nearest_size(every, baseline, request)
     mask = _in_range(shapes, baseline, basis.fit)
     _require_tokens_in_law(request, basis.fit)
     frame = _at_equal_size(shapes, baseline, request)
@@ -111,7 +113,7 @@ def candidate_set(request: ProposalRequest, basis: LossBasis) -> CandidateSet:
         frame=frame[mask].reset_index(drop=True),
         losses=losses[mask],
         baseline=int(mask[:baseline].sum()),
-        enumerated=len(shapes),
+        enumerated=len(every),
         not_in_law={name: differs[mask] for name, differs in differing.items()},
         kinds=kinds[mask],
     )
@@ -146,6 +148,23 @@ def _with_baseline(table: ShapeTable, shape: Shape) -> tuple[ShapeTable, int]:
     if equal.any():
         return table, int(np.flatnonzero(equal)[0])
     return ShapeTable.joined([table, ShapeTable.of([shape])]), len(table)
+
+
+def _of_nearest_size(
+    table: ShapeTable, baseline: int, request: ProposalRequest
+) -> tuple[ShapeTable, int]:
+    """Return one shape of each MLP width: that of the N nearest to the baseline's, and its row.
+
+    Without rules for deployable shapes, all shapes remain.
+    """
+    if request.rules is None:
+        return table, baseline
+    sizes = getattr(table, CONVENTIONS[request.shape_space.convention])
+    fixed = [name for name in SHAPE_KEY if name != "intermediate_size"]
+    frame = pd.DataFrame({name: getattr(table, name) for name in fixed})
+    nearest = frame.assign(gap=np.abs(sizes - sizes[baseline])).groupby(fixed)["gap"].idxmin()
+    rows = np.sort(nearest.to_numpy())
+    return table.take(rows), int(np.searchsorted(rows, baseline))
 
 
 def _at_equal_size(table: ShapeTable, baseline: int, request: ProposalRequest) -> pd.DataFrame:

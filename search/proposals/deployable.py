@@ -58,7 +58,11 @@ class DeployableRules:
 
 
 def deployable_rules(
-    baseline: Shape, parameters: int, *, tensor_parallel: int = 1, rescaled: bool = False
+    baseline: Shape,
+    parameters: int,
+    *,
+    tensor_parallel: tuple[int, ...] = (1,),
+    rescaled: bool = False,
 ) -> DeployableRules:
     """Return the rules at the size of a budget.
 
@@ -69,13 +73,13 @@ def deployable_rules(
     parameters
         Parameters of the shapes.
     tensor_parallel
-        GPUs that one model is split over, which must divide the key-value heads.
+        GPUs that one model is split over; one of the numbers must divide the key-value heads.
     rescaled
         Whether the baseline has another size, and only its proportions count.
     """
     own = usual_steps(parameters)[2] if rescaled else baseline.head_dim
     heads = sorted({*KEY_VALUE_HEADS, baseline.num_key_value_heads})
-    divided = tuple(k for k in heads if k % tensor_parallel == 0)
+    divided = tuple(k for k in heads if any(k % gpus == 0 for gpus in tensor_parallel))
     hidden_step, mlp_step = HIDDEN_STEP, MLP_STEP
     if parameters < TINY:
         hidden_step, mlp_step = TINY_HIDDEN_STEP, TINY_MLP_STEP
@@ -85,7 +89,7 @@ def deployable_rules(
         mlp_step //= 2
     return DeployableRules(
         head_dims=(own,) if parameters < SMALL else tuple(sorted({*HEAD_DIMS, own})),
-        key_value_heads=divided or (tensor_parallel,),
+        key_value_heads=divided or (min(tensor_parallel),),
         hidden_step=hidden_step,
         mlp_step=mlp_step,
     )

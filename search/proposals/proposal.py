@@ -203,6 +203,8 @@ class Proposal:
             "tpot": measured.tpot if measured else None,
             "engine": measured.engine if measured else None,
             "workload": measured.workload if measured else None,
+            "concurrency": measured.concurrency if measured else None,
+            "gpus": measured.gpus if measured else None,
             "device": measured.device if measured else None,
             "on_front": self.on_front,
             "front_probability": self.front_probability,
@@ -301,6 +303,8 @@ class ProposalRow(TypedDict):
     speedup: NotRequired[Rate | None]
     cost_per_million_tokens: NotRequired[Rate | None]
     workload: NotRequired[Note | None]
+    concurrency: NotRequired[Count | None]
+    gpus: NotRequired[Count | None]
     ttft: NotRequired[Rate | None]
     tpot: NotRequired[Rate | None]
     why: NotRequired[Note]

@@ -18,7 +18,7 @@ from shapelaw.search.proposals.lifetime import Lifetime
 from shapelaw.search.proposals.training_time import TrainingTime
 from shapelaw.search.study.storage import Address, check_storage_address
 from shapelaw.search.study.study import Effort
-from shapelaw.search.workload import Workload
+from shapelaw.search.workload import MAX_GPUS, Workload
 
 MEASUREMENTS = 24  # shapes that the engine measures or predicts
 ESTIMATED = 12  # shapes that only the time model estimates
@@ -107,7 +107,8 @@ class SpaceOptions:
     any_shape
         Lift the rules for deployable shapes (:mod:`shapelaw.search.proposals.deployable`).
     tensor_parallel
-        GPUs that one model is split over, which must divide the key-value heads.
+        GPUs that one model is split over, one number or several to choose from; one of them must
+        divide the key-value heads.
     layers, head_dims
         Numbers of layers and head dimensions; None: half to one and a half times the baseline's
         depth, and the usual head dimensions of that size.
@@ -133,7 +134,7 @@ class SpaceOptions:
 
     baseline: str = "llama-3.2-1b"
     any_shape: bool = False
-    tensor_parallel: int = 1
+    tensor_parallel: int | tuple[int, ...] = 1
     layers: tuple[int, ...] | None = None
     head_dims: tuple[int, ...] | None = None
     vocab_size: int | None = None
@@ -155,10 +156,16 @@ class SpaceOptions:
             raise InputError(
                 f"`0.5 <= --confidence < 1` must hold, but got {self.confidence:g}; 0.8 is usual"
             )
-        if not 1 <= self.tensor_parallel <= 1024:
+        if not self.gpus or not all(1 <= number <= MAX_GPUS for number in self.gpus):
             raise InputError(
-                f"`1 <= tensor_parallel <= 1024` must hold, but got {self.tensor_parallel}"
+                f"`1 <= tensor_parallel <= {MAX_GPUS}` must hold, but got {self.tensor_parallel}"
             )
+
+    @property
+    def gpus(self) -> tuple[int, ...]:
+        """Return the numbers of GPUs that one model may be split over."""
+        split = self.tensor_parallel
+        return (split,) if isinstance(split, int) else split
 
     @property
     def max_loss_ratio(self) -> float | None:
@@ -263,7 +270,7 @@ class ProposalRequest:
         return deployable_rules(
             self.model,
             self.budget.parameters,
-            tensor_parallel=self.space.tensor_parallel,
+            tensor_parallel=self.space.gpus,
             rescaled=self.rescaled,
         )
 

@@ -479,6 +479,22 @@ def test_table_has_five_columns_that_fit_80_characters(
         assert any(cell.split("\n")[0] in line for line in lines), "names stay on one line"
 
 
+def test_table_says_the_gpus_and_the_concurrency_that_were_chosen_for_each_shape(
+    usual: Proposals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload = "rag:bfloat16,concurrency=auto,tpot=8ms,tp=2/4"
+    found = propose_usual(workload=workload, tensor_parallel=(2, 4), any_shape=False, layers=None)
+    table = proposals_table(found.ranked)
+    for cell, name in zip(table["served on"], table["shape"], strict=True):
+        (row,) = (p.row() for p in found if p.name == name.split("\n")[0])
+        assert cell == f"{row['gpus']} GPUs\n{row['concurrency']} at once"
+        assert f"{row['concurrency']} at once" in row["workload"]
+        assert f"each model on {row['gpus']} GPUs" in row["workload"]
+    assert max(map(len, printed(table, 80, monkeypatch))) <= 80
+    assert "served on" in table_apart(found.ranked)
+    assert "served on" not in proposals_table(usual.ranked, wide=True), "one batch on one GPU"
+
+
 def test_wide_table_has_every_column(usual: Proposals, monkeypatch: pytest.MonkeyPatch) -> None:
     wide = proposals_table(usual.ranked, wide=True)
     assert {"why", "predicted loss", "TTFT, TPOT", "weights", "beyond the runs"} < set(wide)

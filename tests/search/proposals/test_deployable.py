@@ -90,6 +90,15 @@ def test_tensor_parallel_size_divides_the_key_value_heads() -> None:
     assert set(wide.num_key_value_heads) == {16}
 
 
+def test_of_several_splits_one_must_divide_the_key_value_heads() -> None:
+    table = request("8B", "llama-3.1-8b", tensor_parallel=(2, 4, 8)).shape_space.enumerate()
+    assert set(table.num_key_value_heads) == {2, 4, 8}
+    odd = request("8B", "llama-3.1-8b", tensor_parallel=(3, 4)).shape_space.enumerate()
+    assert set(odd.num_key_value_heads) == {4, 8}
+    with pytest.raises(InputError, match="`1 <= tensor_parallel <= 1024` must hold"):
+        request("8B", "llama-3.1-8b", tensor_parallel=())
+
+
 def test_rules_are_printed_and_lifted_on_request() -> None:
     kept = propose_usual(**DEFAULTS)
     assert any("deployable shapes only: head dimension 64 or 128" in note for note in kept.notes)
@@ -121,3 +130,22 @@ def test_total_count_moves_the_laws_size_by_the_same_difference() -> None:
 def test_confidence_below_even_odds_is_refused() -> None:
     with pytest.raises(InputError, match=r"`0.5 <= --confidence < 1` must hold, but got 0.3"):
         request_for(confidence=0.3)
+
+
+def test_of_shapes_that_differ_in_mlp_width_alone_the_nearest_size_is_a_candidate() -> None:
+    asked = request("8B", "llama-3.1-8b")
+    every = asked.shape_space.enumerate().frame()
+    base = asked.baseline
+    kept = candidate_set(asked, basis_for()).table
+    fixed = ["hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+             "head_dim"]  # fmt: skip
+    assert every.duplicated(fixed).any()
+    assert not kept.frame().duplicated(fixed).any()
+    gaps = (every["n_non_embedding"] - base.n_non_embedding).abs()
+    least = gaps.groupby([every[name] for name in fixed]).min()
+    for row in range(0, len(kept), max(1, len(kept) // 50)):
+        shape = kept[row]
+        gap = abs(shape.n_non_embedding - base.n_non_embedding)
+        if shape != base:
+            assert gap == least[tuple(getattr(shape, name) for name in fixed)]
+    assert base in [kept[row] for row in range(len(kept))]
