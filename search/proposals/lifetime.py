@@ -59,24 +59,25 @@ class Lifetime:
         served = f" and serving {format_count(best.served_tokens)} tokens" if trained else ""
         costs = "6ND + 2N for each served token, arXiv 2401.00448" if trained else "6ND"
         total = size * (TRAINING * tokens + SERVING * best.served_tokens)
-        sentence = (
-            f"a loss of {best.loss:g} at the least cost of training{served} ({costs}): the "
-            f"baseline reaches it with N {format_count(size)} and D {format_count(tokens)}, "
-            f"{total:.3g} FLOPs; the law's optimum in its proportions is N {_with_ends(best.n)} "
-            f"and D {_with_ends(best.tokens)}, {best.total_flops:.3g} FLOPs"
+        optimum = (
+            f"the law's optimum in the baseline's proportions is N {_with_ends(best.n)} and D "
+            f"{_with_ends(best.tokens)}, {best.total_flops:.3g} FLOPs"
         )
         if best.unreached > MAX_UNREACHED:
-            sentence += (
-                f" (no interval: {100 * best.unreached:.0f} % of the draws of the law do not reach "
-                "this loss)"
+            share = 100 * best.unreached
+            optimum += f" (no interval: {share:.0f} % of the draws of the law do not reach it)"
+        if trained is not None:
+            least, usual = trained.n["value"] or 0.0, trained.tokens["value"] or 0.0
+            factor = (trained.total_flops + SERVING * least * best.served_tokens) / best.total_flops
+            optimum += (
+                f"; that of training alone has N {format_count(least)} and D {format_count(usual)} "
+                f"and costs {factor:.3g} times as much when it serves"
             )
-        if trained is None:
-            return [sentence]
-        least, usual = trained.n["value"] or 0.0, trained.tokens["value"] or 0.0
-        factor = (trained.total_flops + SERVING * least * best.served_tokens) / best.total_flops
         return [
-            f"{sentence}; the least training compute alone has N {format_count(least)} and D "
-            f"{format_count(usual)}, and costs {factor:.3g} times as much when it serves them"
+            f"a loss of {best.loss:g} at the least cost of training{served} ({costs}): the "
+            f"baseline reaches it with N {format_count(size)} and D {format_count(tokens)}, "
+            f"{total:.3g} FLOPs",
+            optimum,
         ]
 
 
