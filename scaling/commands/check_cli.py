@@ -35,7 +35,7 @@ Resamples = Annotated[
 @with_table_options
 def check(
     runs: Runs,
-    law: LawOption = "conditional",
+    law: LawOption = None,
     delta: Delta = "auto",
     starts: Starts = 64,
     resamples: Resamples = None,
@@ -64,11 +64,13 @@ def check(
     """Check a law: hold-outs, regret, identifiability, decisions."""
     from shapelaw.scaling.checks.decisions import backtest_decisions
     from shapelaw.scaling.checks.report import check
+    from shapelaw.scaling.commands.output import law_for
     from shapelaw.scaling.display.progress import progress_shown
     from shapelaw.scaling.fitting.law_problem import parse_delta
     from shapelaw.scaling.fitting.refits import FitSettings
 
     table = read.load(runs, size)
+    law = law_for(law, [table])
     settings: FitSettings = {
         "delta": parse_delta(delta), "starts": starts, "seed": seed, "prior": prior,
     }  # fmt: skip

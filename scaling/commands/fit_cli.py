@@ -91,7 +91,7 @@ Pool = Annotated[
 @with_table_options
 def fit(
     runs: Tables,
-    law: LawOption = "conditional",
+    law: LawOption = None,
     out: FitOut = None,
     delta: Delta = "auto",
     objective: Objective = "huber",
@@ -107,6 +107,7 @@ def fit(
     json: Json = False,
 ) -> None:
     """Fit a scaling law to a run table."""
+    from shapelaw.scaling.commands.output import law_for
     from shapelaw.scaling.display.progress import progress_shown
     from shapelaw.scaling.fitting.fit_law import fit
     from shapelaw.scaling.fitting.law_problem import parse_delta
@@ -121,6 +122,7 @@ def fit(
             f"{'with' if pool else 'without'} it; write `shapelaw fit TABLE TABLE --pool`"
         )
     tables = [read.load(name, size) for name in runs]
+    law = law_for(law, tables)
     if "best_loss" in law_named(law).columns:
         tables = [each if "best_loss" in each else with_best_loss(each) for each in tables]
     minimised = FitObjective(kind=objective, on=on, weights=weights)

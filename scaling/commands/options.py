@@ -81,11 +81,12 @@ ConfigFile = Annotated[
     Path, typer.Argument(help="Shape, a Hugging Face config.json.", metavar="CONFIG")
 ]
 LawOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--law",
         help="Law: a name that `shapelaw laws` prints, or an expression such as "
-        "\"Chinchilla() * UShape('mlp_to_attention')\".",
+        "\"Chinchilla() * UShape('mlp_to_attention')\" (default: conditional; chinchilla for a "
+        "table without shapes).",
         metavar="LAW",
     ),
 ]

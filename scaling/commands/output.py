@@ -1,5 +1,6 @@
 """Notes that several commands print."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from shapelaw.scaling.display.console import note
@@ -7,6 +8,23 @@ from shapelaw.scaling.display.console import note
 if TYPE_CHECKING:
     from shapelaw.scaling.fitting.result import Fit
     from shapelaw.scaling.runs.table import RunTable
+
+
+def law_for(law: str | None, tables: "Sequence[RunTable]") -> str:
+    """Return a law as given, or by default the one that the columns of the tables allow.
+
+    The default is ``conditional``, and ``chinchilla`` with a note on standard error where a table
+    has no shape ratios.
+    """
+    from shapelaw.scaling.architectures.shape import RATIOS
+
+    if law is not None:
+        return law
+    absent = [name for name in RATIOS if any(name not in table for table in tables)]
+    if not absent:
+        return "conditional"
+    note(f"note: the law is chinchilla, since the table has no `{absent[0]}`; --law names another")
+    return "chinchilla"
 
 
 def note_warnings(fitted: "Fit") -> None:

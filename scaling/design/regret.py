@@ -24,6 +24,7 @@ from shapelaw.scaling.design.greedy import GreedyChoice
 
 STATES = 500  # draws of the outcome, and of the truth given it, for a probability
 BATCH = 128  # candidates whose effects are computed at once
+ROUNDING = 1e-12  # of a mean of ln losses, below which a regret is zero
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,8 @@ class DecisionSelection(GreedyChoice[DecisionState]):
 
     def regret(self, state: DecisionState) -> float:
         """Compute the expected regret, ln units."""
-        return max(float(state.expected.min(axis=1).mean()) - self.lowest, 0.0)
+        regret = float(state.expected.min(axis=1).mean()) - self.lowest
+        return regret if regret > ROUNDING else 0.0
 
     def errors_with(self, state: DecisionState) -> np.ndarray:
         """Compute the expected regret after adding each candidate once, (c,)."""

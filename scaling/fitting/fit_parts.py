@@ -18,6 +18,14 @@ class Basin(TypedDict):
     starts: float
 
 
+class ParameterEnds(TypedDict):
+    """Ends of the 95 % interval of a parameter, and its open sides: below, above, both or none."""
+
+    low: float
+    high: float
+    open: str
+
+
 class PriorNote(TypedDict):
     """Prior of a parameter in its coordinate, and the share of its variance that is left."""
 

@@ -10,6 +10,12 @@ from shapelaw.scaling.fitting.factor_tests import (
     UnresolvedFactor,
     effects_of,
 )
+from shapelaw.scaling.fitting.interval_ends import (
+    MIN_DRAWS,
+    allows_profiles,
+    drawn_ends,
+    profile_ends,
+)
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.factors import UShape
 from shapelaw.scaling.laws.part import Columns
@@ -79,12 +85,19 @@ def optimum_fields(
 def resample_fields(
     problem: Problem, best: Solution, clusters: np.ndarray | None, resamples: int, seed: int
 ) -> dict[str, Any]:
-    """Return the fields of a fit that a bootstrap gives: draws, covariance and method."""
+    """Return the fields of a fit that a bootstrap gives: draws, ends, covariance and method."""
     method = method_for(len(problem.log_loss), int(problem.free.sum()), clusters)
+    draws = bootstrap(
+        problem, best, method=method, resamples=resamples, seed=seed, clusters=clusters
+    )
+    ends = {}
+    if resamples >= MIN_DRAWS:
+        ends = drawn_ends(problem.law.public(draws, problem.reference))
+        if allows_profiles(problem, clusters):
+            ends = profile_ends(problem, best, clusters, ends)
     return {
-        "draws": bootstrap(
-            problem, best, method=method, resamples=resamples, seed=seed, clusters=clusters
-        ),
+        "draws": draws,
+        "ends": ends,
         "covariance": sandwich(problem, best.theta, clusters),
         "bootstrap": f"{counted(resamples, 'resample')} by {RESAMPLING_NAMES[method]}",
     }

@@ -48,13 +48,12 @@ def equation_of(fit: "Fit", *, latex: bool) -> str:
 def parameter_table(fit: "Fit") -> pd.DataFrame:
     """Return one row per parameter: value, 95 % interval, unit and the reason if it is held.
 
-    The runs locate no optimum beyond their range, where resamples run off: an interval with such an
-    end has none there, and is marked as open.
+    An interval has no end where the runs do not determine it, and is marked as open there.
     """
     rows = [
         {
             "parameter": name,
-            **_within_range(fit, name, ends),
+            **_without_open_ends(fit, name, ends),
             "unit": unit_of(name, fit.loss_unit),
             "held": _why_held(fit, name),
         }
@@ -66,17 +65,14 @@ def parameter_table(fit: "Fit") -> pd.DataFrame:
     return table
 
 
-def _within_range(fit: "Fit", name: str, ends: dict[str, float]) -> dict[str, object]:
-    """Leave out the ends of an optimum's interval beyond the observed range, and name its sides."""
-    ratio = name.removesuffix("_optimum")
-    bottom, top = fit.ranges.get(ratio, (-np.inf, np.inf)) if ratio != name else (-np.inf, np.inf)
-    below, above = ends["low"] < bottom, ends["high"] > top
+def _without_open_ends(fit: "Fit", name: str, ends: dict[str, float]) -> dict[str, object]:
+    """Leave out the open ends of an interval, and name their sides."""
+    sides = fit.open_sides(name)
     closed: dict[str, object] = {
         **ends,
-        "low": np.nan if below else ends["low"],
-        "high": np.nan if above else ends["high"],
+        "low": np.nan if "below" in sides else ends["low"],
+        "high": np.nan if "above" in sides else ends["high"],
     }
-    sides = " and ".join(side for side, out in (("below", below), ("above", above)) if out)
     return {**closed, "open": sides} if sides else closed
 
 

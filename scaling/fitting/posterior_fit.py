@@ -1,13 +1,16 @@
 """Fit of a law with a prior: the mode of its posterior, and draws."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from scipy.optimize import least_squares
 
 from shapelaw.scaling.display.tables import counted
+from shapelaw.scaling.fitting.fit_parts import ParameterEnds
+from shapelaw.scaling.fitting.interval_ends import LONG_SAMPLE, drawn_ends
+from shapelaw.scaling.fitting.interval_ends import MIN_DRAWS as ENOUGH_DRAWS
 from shapelaw.scaling.fitting.posterior_state import ARRAYS, PosteriorState
 from shapelaw.scaling.fitting.priors import Prior, coordinates_of, weak_prior
 from shapelaw.scaling.laws.part import Factor
@@ -53,6 +56,8 @@ class PosteriorFit:
         of the prior's variance that is left in the posterior.
     note
         Doubt about the convergence of the draws; empty if there is none.
+    ends
+        Ends of the intervals of the public parameters; empty for a short sample.
     """
 
     problem: Problem
@@ -63,6 +68,7 @@ class PosteriorFit:
     state: PosteriorState | None
     prior: dict[str, dict[str, Any]]
     note: str
+    ends: dict[str, ParameterEnds] = field(default_factory=dict)
 
 
 def without_weak_holds(problem: Problem) -> Problem:
@@ -231,14 +237,19 @@ def fit_posterior(
     cost = -float(posterior(point[None])[0][0])
     if draws < MIN_DRAWS:
         return with_unseen(finished(source, given, point, normal, cost=cost), prior, seed)
+    length = max(draws, LONG_SAMPLE if draws >= ENOUGH_DRAWS else MIN_SAMPLE)
     sample = sample_posterior(
-        posterior, point[:count], normal, [point[count:]], draws=max(draws, MIN_SAMPLE), seed=seed
+        posterior, point[:count], normal, [point[count:]], draws=length, seed=seed
     )  # fmt: skip
     found = finished(
         source, given, point, np.cov(sample.g, rowvar=False).reshape(count, count), cost=cost,
         t=sample.g, latent=sample.latent[0], note=convergence_note(sample.r_hat, given.names),
     )  # fmt: skip
-    return with_unseen(thinned_draws(found, draws), prior, seed)
+    found = with_unseen(found, prior, seed)
+    if draws >= ENOUGH_DRAWS:
+        drawn = problem.law.public(found.draws, problem.reference)
+        found = replace(found, ends=drawn_ends(drawn))
+    return thinned_draws(found, draws)
 
 
 def source_of(

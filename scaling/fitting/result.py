@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from shapelaw.scaling.display.tables import Result, View
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_json
-from shapelaw.scaling.fitting.fit_parts import Basin, Effect, PriorNote
+from shapelaw.scaling.fitting.fit_parts import Basin, Effect, ParameterEnds, PriorNote
 from shapelaw.scaling.fitting.fit_text import equation_of, noise_in_words, parameter_table, view_of
 from shapelaw.scaling.fitting.posterior_state import PosteriorState
 from shapelaw.scaling.fitting.run_intervals import LEVEL, predict_rows
@@ -107,6 +107,9 @@ class Fit(Result):
     table_warnings
         Properties of the run table that may bias the fit, one sentence each, the most harmful
         first.
+    ends
+        Ends of the 95 % interval of each public parameter, and which sides are open; empty for a
+        fit with few draws, whose ends are percentiles of its draws.
     """
 
     law_name: str
@@ -146,6 +149,7 @@ class Fit(Result):
     posterior: PosteriorState | None = None
     table_warnings: list[str] = field(default_factory=list)
     loss_unit: str = NATS
+    ends: dict[str, ParameterEnds] = field(default_factory=dict)
 
     @property
     def law(self) -> Law:
@@ -170,7 +174,7 @@ class Fit(Result):
     def parameters(self) -> dict[str, dict[str, float]]:
         """Return the public parameters with 95 % intervals, NaN without resamples.
 
-        A held parameter has the range in which it is held.
+        A held parameter has the range in which it is held. :attr:`ends` says which ends are open.
         """
         value = self.law.public(self.theta, self.reference)
         drawn = self.law.public(self.spread, self.reference)
@@ -178,10 +182,27 @@ class Fit(Result):
         low, high = np.percentile(table, [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=1)
         if not self.has_intervals:
             low, high = np.full((2, len(value)), np.nan)
+        drawn = {name: (float(low[i]), float(high[i])) for i, name in enumerate(value)}
+        drawn |= {name: (ends["low"], ends["high"]) for name, ends in self.ends.items()}
         return {
-            name: {"value": value[name], "low": float(low[i]), "high": float(high[i])}
-            for i, name in enumerate(value)
+            name: {"value": value[name], "low": drawn[name][0], "high": drawn[name][1]}
+            for name in value
         }
+
+    def open_sides(self, name: str) -> str:
+        """Return the sides on which the interval of a parameter has no end: below, above or both.
+
+        An end is open where the runs do not determine it, and that of an optimum beyond the
+        observed range of its ratio, where runs locate no optimum.
+        """
+        ends, known = self.parameters()[name], self.ends.get(name)
+        bottom, top = self.ranges.get(name.removesuffix("_optimum"), (-np.inf, np.inf))
+        if not name.endswith("_optimum"):
+            bottom, top = -np.inf, np.inf
+        sides = {"below": ends["low"] < bottom, "above": ends["high"] > top}
+        return " and ".join(
+            side for side, out in sides.items() if out or (known and side in known["open"])
+        )
 
     def count_as_fitted(self, runs: RunsLike) -> RunTable:
         """Return a run table that counts N as the fit does.
@@ -391,7 +412,10 @@ class Fit(Result):
             "schema_version": SCHEMA_VERSION,
             "law": self.law_name,
             "n_runs": len(self.run_ids),
-            "parameters": self.parameters(),
+            "parameters": {
+                name: {**about, **({"open": sides} if (sides := self.open_sides(name)) else {})}
+                for name, about in self.parameters().items()
+            },
             "optima": self.optima(),
             "objective": self.objective,
             "status": self.status,

@@ -68,6 +68,7 @@ def _check(fitted: "Fit") -> None:
         or set(law.columns) <= set(fitted.ranges),
         "`ranges` must ascend": all(low <= high for low, high in fitted.ranges.values()),
         "`held` must name parameters of its law": set(fitted.held) <= set(fitted.names),
+        "`ends` must name parameters of its equation": set(fitted.ends) <= set(law.every_name),
     }
     posterior = fitted.posterior
     if posterior is not None:

@@ -149,6 +149,7 @@ def posterior_result(
         noise_by_size=runs.noise_by_size.to_dict("records"),  # type: ignore[arg-type]
         prior=found.prior,  # type: ignore[arg-type]
         posterior=found.state,
+        ends=found.ends,
     )
     notes = [*resolution_notes(found.prior), *notes_of(fitted, [], None), *runs.remarks]
     notes = [text for text in (split_note(found.problem.columns), *notes, found.note) if text]

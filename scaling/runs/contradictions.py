@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
+from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.runs.columns import SIZES, D
 from shapelaw.scaling.runs.mapping import COMPUTE_NAMES
@@ -24,13 +25,18 @@ IGNORE = "correct the wrong column, or ignore it with --columns "
 
 
 class Contradiction(NamedTuple):
-    """Rule over columns, with the mask of rows that break it, both values and the way out."""
+    """Rule over columns, with the mask of rows that break it, both values and the way out.
+
+    ``ignored`` is the column without which the rule does not apply; empty where another way is
+    better.
+    """
 
     rule: str
     broken: np.ndarray
     stated: np.ndarray
     right: np.ndarray
     way_out: str
+    ignored: str = ""
 
 
 def refuse_contradictions(runs: pd.DataFrame, source: str) -> None:
@@ -42,14 +48,23 @@ def refuse_contradictions(runs: pd.DataFrame, source: str) -> None:
         ``epochs`` differs from tokens / unique_tokens, ``flops_6nd`` from 6ND, or ``n_total`` from
         the parameters of the shape; the message names the lines and values.
     """
-    for found in (*_epochs(runs), *_flops(runs), *_parameters(runs)):
-        if not found.broken.any():
-            continue
-        first = int(np.argmax(found.broken))
-        raise InputError(
-            f"{source} {name_lines(runs, found.broken)}: {found.rule} must hold, but the first "
-            f"has {found.stated[first]:.4g} against {found.right[first]:.4g}; {found.way_out}"
+    every = [each for each in (*_epochs(runs), *_flops(runs), *_parameters(runs))
+             if each.broken.any()]  # fmt: skip
+    if not every:
+        return
+    found, *others = every
+    first = int(np.argmax(found.broken))
+    way_out = found.way_out
+    if others:
+        rules = " and ".join(
+            f"{each.rule} in {counted(each.broken.sum(), 'row')}" for each in others
         )
+        ignored = ",".join(f"{each.ignored}=" for each in every if each.ignored)
+        way_out = f"nor does {rules}; correct them, or ignore columns with --columns {ignored}"
+    raise InputError(
+        f"{source} {name_lines(runs, found.broken)}: {found.rule} must hold, but the first "
+        f"has {found.stated[first]:.4g} against {found.right[first]:.4g}; {way_out}"
+    )
 
 
 def _differs(stated: np.ndarray, right: np.ndarray, deviation: float) -> np.ndarray:
@@ -65,7 +80,7 @@ def _epochs(runs: pd.DataFrame) -> Iterator[Contradiction]:
         right = tokens / unique
     broken = _differs(epochs, right, MAX_EPOCHS_DEVIATION) & (np.maximum(epochs, right) > 1)
     yield Contradiction(
-        "`epochs = tokens / unique_tokens`", broken, epochs, right, IGNORE + "epochs="
+        "`epochs = tokens / unique_tokens`", broken, epochs, right, IGNORE + "epochs=", "epochs"
     )
 
 
@@ -87,7 +102,7 @@ def _flops(runs: pd.DataFrame) -> Iterator[Contradiction]:
             continue
         rule = f"`{column} = 6 N D`" + ("" if column == "flops_6nd" else " beyond a small factor")
         right = 6 * tokens * as_floats(runs[sizes[0]])
-        yield Contradiction(rule, broken, flops, right, f"{IGNORE}{column}=")
+        yield Contradiction(rule, broken, flops, right, f"{IGNORE}{column}=", column)
 
 
 def _parameters(runs: pd.DataFrame) -> Iterator[Contradiction]:
@@ -105,4 +120,4 @@ def _parameters(runs: pd.DataFrame) -> Iterator[Contradiction]:
             way_out = f"the counts agree with --columns {','.join(f'{name}=0' for name in names)}"
             break
     rule = "`n_total` = the parameters counted from the shape, within 2 %"
-    yield Contradiction(rule, broken, stated, right, way_out)
+    yield Contradiction(rule, broken, stated, right, way_out, "n_total")

@@ -197,6 +197,21 @@ def test_epochs_that_contradict_unique_tokens_are_refused_with_their_lines() -> 
     assert len(load_runs(table(epochs=D / 1e9, unique_tokens=1e9))) == len(N)
 
 
+def test_all_contradictions_of_a_table_are_named_at_once_and_ignored_together() -> None:
+    flops = 6 * N * D
+    frame = table(epochs=1.0, unique_tokens=D / np.array([1, 2, 1, 3, 1, 1]))
+    frame["flops_6nd"] = flops / np.array([1, 2, 1, 3, 1, 1])
+    with pytest.raises(InputError) as error:
+        load_runs(frame)
+    text = str(error.value)
+    assert "lines 3, 5: `epochs = tokens / unique_tokens` must hold, but the first has 1" in text
+    assert "nor does `flops_6nd = 6 N D` in 2 rows" in text
+    assert len(text) <= 300
+    runs = load_runs(frame, columns=text.rpartition("--columns ")[2])
+    (warning,) = runs.warnings
+    assert warning.startswith("2 of 6 rows trained on repeated text, up to 3.00 epochs")
+
+
 def test_flops_that_contradict_6nd_are_refused_unless_another_count_agrees() -> None:
     frame = table(flops_6nd=6 * N * D * [1, 1.2, 1, 4, 1, 1])
     with pytest.raises(InputError, match=r"line 5: `flops_6nd = 6 N D` must hold"):
