@@ -20,7 +20,7 @@ class ShortConvolutionBlock:
     kernel: Any
     bias: bool = False
     # It sees its taps only: no scores, positions and cache that grow with the context.
-    window: None = None
+    window: int | None = None
     chunked: bool = False
     rotary: None = None
     score_flops: int = 0

@@ -354,6 +354,11 @@ FIELDS_OF_MISTAKES = [
     ("deepseek_v3", {"rope_interleave": False}),
     ("gpt_oss", {"swiglu_limit": 7.0}),
     ("gpt_oss", {"sliding_window": 9}),
+    ("gemma3n_text", {"sliding_window": 9}),
+    ("gemma3n_text", {"activation_sparsity_pattern": [0.9, 0.6, 0.0, 0.0, 0.3, 0.0]}),
+    ("gemma3n_text", {"altup_active_idx": 1}),
+    ("gemma3n_text", {"altup_correct_scale": False}),
+    ("gemma3n_text", {"final_logit_softcapping": 30.0}),
 ]
 
 
@@ -389,6 +394,18 @@ def without_router_bias(layer: DecoderLayer) -> DecoderLayer:
     return replace(layer, feed_forward=replace(layer.feed_forward, router=router))
 
 
+def with_usual_scale(layer: DecoderLayer) -> DecoderLayer:
+    return replace(layer, attention=replace(layer.attention, scale=None))
+
+
+def without_value_norm(layer: DecoderLayer) -> DecoderLayer:
+    return replace(layer, attention=replace(layer.attention, value_norm=False))
+
+
+def with_kept_channels(layer: DecoderLayer) -> DecoderLayer:
+    return replace(layer, feed_forward=replace(layer.feed_forward, sparsity=0.0))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("name", "change"),
@@ -398,6 +415,9 @@ def without_router_bias(layer: DecoderLayer) -> DecoderLayer:
         ("deepseek_v3", with_one_epsilon),
         ("deepseek_v3", without_router_bias),
         ("llama4_text", with_weighed_outputs),
+        ("gemma3n_text", with_usual_scale),
+        ("gemma3n_text", without_value_norm),
+        ("gemma3n_text", with_kept_channels),
     ],
 )
 def test_mistake_in_a_block_changes_the_logits(reference_logits, name, change) -> None:
