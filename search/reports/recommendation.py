@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shapelaw.search.engines._base import TIME_MODEL
 from shapelaw.search.proposals.leaders import EVEN_ODDS, MIN_SPEEDUP
 from shapelaw.search.proposals.probabilities import probability_text
 from shapelaw.search.proposals.proposal import EVEN, FAST, LOSS_OPTIMAL
@@ -110,8 +111,10 @@ def _odds(row: Mapping[str, Any]) -> str:
         stated = f"in {chance * fits:g} of {fits} printed fits"
     speed = "an unknown speed"
     if row.get("speedup") is not None:
-        speed = f"{row['speedup']:.2f} times the tokens per second"
-    return f"{row['name']} has {speed} of the baseline, and less loss {stated}."
+        speed = f"{row['speedup']:.2f} times the tokens per second of the baseline"
+    kind = row.get("throughput_kind")
+    source = f" ({'estimated' if kind == TIME_MODEL else kind})" if kind else ""
+    return f"{row['name']} has {speed}{source}, and less loss {stated}."
 
 
 def recommend_trained(

@@ -45,6 +45,14 @@ class SpaceEncoding:
         fields = dict(zip(FREE_FIELDS, self.fields[row].tolist(), strict=True))
         return {name: int(fields[name]) for name in self.parameters}
 
+    def random_row(self, draw: np.random.Generator) -> int:
+        """Draw a row: each field in turn, with equal probability of each value that is left."""
+        rows = np.arange(len(self.fields))
+        for column in range(self.fields.shape[1]):
+            values = self.fields[rows, column]
+            rows = rows[values == draw.choice(np.unique(values))]
+        return int(rows[0])
+
     def nearest(self, row: int, allowed: np.ndarray) -> int:
         """Return the allowed row whose fields are nearest to those of a row in ratio."""
         apart = np.log(self.fields[allowed] / self.fields[row])

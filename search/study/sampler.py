@@ -139,20 +139,25 @@ class CalibratedSampler(ShapeSampler):
 class NearestShapeSampler(ShapeSampler):
     """A sampler of Optuna, each of whose proposals is moved to the nearest shape of the space.
 
+    Where it would draw every parameter at random, a random shape is proposed instead: few points
+    between the ends of the parameters are near a shape, and most nearest shapes lie at the edges.
+
     Parameters
     ----------
     sampler
         Sampler that knows only the ends of each parameter.
     """
 
-    def __init__(self, problem: SearchProblem, sampler: BaseSampler) -> None:
+    def __init__(self, problem: SearchProblem, sampler: BaseSampler, seed: int) -> None:
         super().__init__(problem)
-        self._sampler = sampler
+        self._sampler, self._draw = sampler, np.random.default_rng(seed)
 
     def next_shape(self, study: optuna.Study, trial: FrozenTrial) -> int:
         """Return the row that is nearest to the proposal of Optuna's sampler."""
         space = self._sampler.infer_relative_search_space(study, trial)
         proposed = self._sampler.sample_relative(study, trial, space)
+        if not proposed:
+            return self._problem.encoding.random_row(self._draw)
         for name, distribution in distributions(self._problem).items():
             if name not in proposed:
                 proposed[name] = self._sampler.sample_independent(study, trial, name, distribution)
@@ -321,4 +326,4 @@ def sampler_named(name: str, problem: SearchProblem, seed: int) -> BaseSampler:
     options = {"constraints_func": broken_constraints} if problem.constrained else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # experimental in Optuna 4, deprecated in Optuna 5
-        return NearestShapeSampler(problem, OPTUNA_SAMPLERS[name](seed=seed, **options))
+        return NearestShapeSampler(problem, OPTUNA_SAMPLERS[name](seed=seed, **options), seed)

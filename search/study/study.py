@@ -219,13 +219,14 @@ def _take_over(problem: SearchProblem, earlier: optuna.Study, study: optuna.Stud
     """Copy the results of a study whose parameters are shares, with the values of the shapes."""
     present = results_by_row(problem, study.get_trials(deepcopy=False))
     for trial in earlier.get_trials(deepcopy=False):
-        row = row_of(problem, trial)
-        if row is None or row in present or result_of(trial) is None:
+        row, result = row_of(problem, trial), result_of(trial)
+        if row is None or row in present or result is None:
             continue
+        values = problem.values(row, result) if isinstance(result, Measurement) else None
         study.add_trial(
             optuna.trial.create_trial(
                 state=trial.state,
-                values=trial.values,
+                values=values,
                 params=problem.encoding.values(row),
                 distributions={**distributions(problem)},
                 user_attrs=trial.user_attrs | {SHAPE: problem.table[row].name},

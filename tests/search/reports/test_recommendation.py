@@ -60,6 +60,15 @@ def test_share_of_printed_fits_is_no_probability_in_words() -> None:
     assert "with probability" not in made.reason
 
 
+@pytest.mark.parametrize(
+    ("kind", "stated"),
+    [("measured", "(measured)"), ("predicted", "(predicted)"), ("time model", "(estimated)")],
+)
+def test_reason_says_if_the_speed_was_measured(kind: str, stated: str) -> None:
+    made = recommend_proposal([BASE, row("fast", 0.9, throughput_kind=kind)], ABOUT)
+    assert f"has 1.30 times the tokens per second of the baseline {stated}, and" in made.reason
+
+
 def test_every_light_differs_in_mark_and_word_not_in_colour_alone() -> None:
     lights = [
         recommend_proposal([BASE, row("even odds", chance)], ABOUT).light

@@ -71,6 +71,14 @@ def test_any_positive_values_lead_to_a_row_and_the_first_to_its_nearest(
     assert TABLE[row].num_hidden_layers == nearest
 
 
+def test_random_rows_have_every_depth_equally_often() -> None:
+    space, draw = SpaceEncoding.of(TABLE), np.random.default_rng(0)
+    depths = TABLE.num_hidden_layers[[space.random_row(draw) for _ in range(600)]]
+    values, counts = np.unique(depths, return_counts=True)
+    assert len(values) == len(np.unique(TABLE.num_hidden_layers))
+    assert counts / 600 == pytest.approx(1 / len(values), abs=0.08)  # four standard errors
+
+
 def test_field_with_one_value_is_no_parameter() -> None:
     some = TABLE.take((TABLE.num_hidden_layers == 2) & (TABLE.head_dim == 8))
     values = SpaceEncoding.of(some).values(0)
