@@ -1,5 +1,6 @@
 """Architecture of a language model as data: embedding, layers made of blocks, and their costs."""
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -15,6 +16,8 @@ from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBloc
 from shapelaw.scaling.architectures.blocks.norm import RMS_NORM, NormBlock
 from shapelaw.scaling.architectures.blocks.short_convolution import ShortConvolutionBlock
 from shapelaw.scaling.architectures.blocks.streams import StreamsBlock
+from shapelaw.scaling.architectures.costs import FORWARD_AND_BACKWARD
+from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
 from shapelaw.scaling.units import format_count
 
 
@@ -136,7 +139,28 @@ class Architecture:
     layers: tuple[tuple[DecoderLayer, Any], ...]
     norm: NormBlock = RMS_NORM
     fields: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def family(self) -> str:
+        """Family of the run table: the model type."""
+        return self.model_type
+
+    def row(self) -> dict[str, Any]:
+        """Return the columns of a run table.
+
+        ``config`` is the whole architecture; the columns of a shape are those of one token's path,
+        as means over the layers.
+        """
+        return {
+            **{name: getattr(self, name) for name in INTEGER_FIELDS},
+            "tie_word_embeddings": bool(self.embedding.tied),
+            "config": self.config_text(),
+        }
+
+    def config_text(self) -> str:
+        """Return the config as JSON, with every field of the family."""
+        return json.dumps({"model_type": self.model_type, **dict(self.fields)})
 
     def __str__(self) -> str:
         return f"{self.model_type} of {format_count(self.n_total)} parameters"
@@ -159,6 +183,34 @@ class Architecture:
     def vocab_size(self) -> int:
         """Number of tokens of the vocabulary."""
         return int(self.embedding.vocab_size)
+
+    @property
+    def intermediate_size(self) -> int:
+        """Width of the MLP that one token passes, the mean over the layers."""
+        return self._mean("feed_forward", "active_width")
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Query heads, the mean over the layers with attention."""
+        return self._mean("attention", "num_attention_heads")
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Key-value heads, the mean over the layers with attention."""
+        return self._mean("attention", "key_value_heads")
+
+    @property
+    def head_dim(self) -> int:
+        """Head dimension, the mean over the layers; of values in latent attention."""
+        return self._mean("attention", "head_dim")
+
+    def _mean(self, block: str, name: str) -> int:
+        """Return the mean of a number over the layers whose block has it; 1 if none has."""
+        blocks = [(getattr(layer, block), number) for layer, number in self.layers]
+        having = [(getattr(each, name), number) for each, number in blocks if hasattr(each, name)]
+        layers = sum(number for _, number in having) or 1
+        total = float(sum(number * value for value, number in having))
+        return max(round(total / layers), 1)
 
     @property
     def first_layer(self) -> DecoderLayer:
@@ -203,6 +255,16 @@ class Architecture:
         number = self.num_hidden_layers
         streams = self.streams.model_matmul_parameters(number) if self.streams else 0
         return layers + streams
+
+    def training_flops(self, context_length: int) -> int:
+        """Count the FLOPs per training token, forward and backward, at the mean causal context.
+
+        Parameters
+        ----------
+        context_length
+            Tokens of the training sequences.
+        """
+        return FORWARD_AND_BACKWARD * self.mean_forward_flops(context_length)
 
     def mean_forward_flops(self, length: int) -> Any:
         """Count the FLOPs of a forward pass per token, averaged over a causal sequence.

@@ -326,6 +326,35 @@ def read_model(
     return read_shape(config)
 
 
+def architecture_of(model: Shape | Architecture) -> Architecture:
+    """Return the architecture of a shape: Llama, Mistral or Qwen3, with norms of ε = 1e-5.
+
+    Raises
+    ------
+    InputError
+        The shape has biases, or an MLP without a gate.
+    """
+    if isinstance(model, Architecture):
+        return model
+    model.require_gate_without_biases("be trained or run here")
+    return read_architecture(model.to_config())
+
+
+def read_trainable(config: Mapping[str, Any]) -> Shape | Architecture:
+    """Read a config as a shape if that describes the whole model, else as an architecture."""
+    if "model_type" not in config:
+        return shape_of(config)
+    architecture = read_architecture(config)
+    try:
+        shape = shape_of(config)
+        plain = architecture_of(shape)
+    except InputError:
+        return architecture
+    parts = ("embedding", "layers", "norm")
+    same = all(getattr(plain, part) == getattr(architecture, part) for part in parts)
+    return shape if same else architecture
+
+
 def _left_out(architecture: Architecture) -> list[str]:
     """List properties that change speed or loss and that a shape does not have."""
     notes = []

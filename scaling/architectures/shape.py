@@ -104,6 +104,11 @@ class Shape(Costs):
         size = f"d{self.hidden_size}-L{self.num_hidden_layers}"
         return f"{size}-{heads}-f{self.intermediate_size}"
 
+    @property
+    def family(self) -> str:
+        """Family of the run table."""
+        return "qwen3" if self.qk_norm else "llama"
+
     def row(self) -> dict[str, Any]:
         """Return the fields as columns of a run table; gate and biases only where unusual."""
         usual = SWITCH_FIELDS

@@ -72,6 +72,7 @@ MORE_COLUMNS = {
     "qkv_bias": "true: biases of the projections to queries, keys and values (default: false)",
     "output_bias": "true: a bias of attention's output projection (default: false)",
     "mlp_bias": "true: biases of the MLP (default: false)",
+    "config": "Hugging Face config as JSON, where the columns of a shape do not say the model",
     "aspect_ratio": "hidden size / layers",
     "hidden_over_sqrt_n": "hidden size / √(non-embedding parameters)",
     "mlp_to_attention": "MLP / attention parameters",

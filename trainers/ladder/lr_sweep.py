@@ -121,14 +121,14 @@ def pick(
         )
     if names:
         return [by_name[name] for name in names]
-    by_shape = {spec.shape: spec for spec in reversed(specs)}
+    by_shape = {spec.dense_shape: spec for spec in reversed(specs)}
     shapes = [
         shape
-        for shape in dict.fromkeys(spec.shape for spec in specs)
+        for shape in dict.fromkeys(spec.dense_shape for spec in specs)
         if size is None or abs(shape.n_non_embedding / size - 1) <= SIZE_TOLERANCE
     ]
     if not shapes:
-        sizes = sorted({format_count(spec.shape.n_non_embedding) for spec in specs})
+        sizes = sorted({format_count(spec.dense_shape.n_non_embedding) for spec in specs})
         raise InputError(
             f"`--size` must be a size of the plan, but is {size}; its shapes have "
             f"{', '.join(sizes)} parameters"
@@ -139,7 +139,7 @@ def pick(
 def trials(specs: Sequence[RunSpec], settings: LRSweepSettings) -> list[LRTrial]:
     """Return the runs of a check: every shape at three learning rates, with several seeds."""
     return [
-        LRTrial(shape=spec.shape, factor=factor, spec=_at_rate(spec, factor, seed, settings))
+        LRTrial(shape=spec.dense_shape, factor=factor, spec=_at_rate(spec, factor, seed, settings))
         for spec in specs
         for factor in (RULE, 1 / settings.factor, settings.factor)
         for seed in range(settings.seeds)
@@ -149,10 +149,10 @@ def trials(specs: Sequence[RunSpec], settings: LRSweepSettings) -> list[LRTrial]
 def _at_rate(spec: RunSpec, factor: float, seed: int, settings: LRSweepSettings) -> RunSpec:
     changed = {name: getattr(spec.recipe, name) * factor for name in settings.rates}
     label = "" if len(settings.rates) == len(RATES) else f"-{settings.rates[0]}"
-    tokens = settings.tokens_for(spec.shape)
+    tokens = settings.tokens_for(spec.dense_shape)
     return replace(
         spec,
-        run_id=f"{run_name(spec.shape, tokens, seed)}{label}-lr{factor:g}",
+        run_id=f"{run_name(spec.dense_shape, tokens, seed)}{label}-lr{factor:g}",
         tokens=tokens,
         seed=seed,
         role="lr-check",

@@ -36,7 +36,7 @@ class Planned:
     @property
     def shape(self) -> Shape:
         """Shape of the run."""
-        return self.spec.shape
+        return self.spec.dense_shape
 
     @property
     def counts(self) -> tuple[int, ...]:

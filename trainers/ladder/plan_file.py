@@ -6,8 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, Shape
+from shapelaw.scaling.architectures.config import read_trainable
+from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.files import parse_json
 from shapelaw.scaling.runs.mapping import read_rows, require_or_suggest
 from shapelaw.scaling.runs.validation import check_numbers
 from shapelaw.trainers.corpus.batches import count_windows
@@ -24,7 +26,8 @@ def read_plan(
     Parameters
     ----------
     path
-        Table with one run per row. The fields of a shape and ``tokens`` are required columns.
+        Table with one run per row. ``tokens`` and the fields of a shape, or ``config`` (a Hugging
+        Face config of any family as JSON), are required columns.
         ``seed``, ``data_seed``, ``role``, ``run_id``, ``branches`` (token counts separated by
         ``;``) and any field of the recipe are optional ones.
     corpus
@@ -41,8 +44,9 @@ def read_plan(
         the line of the value.
     """
     plan = read_rows(path, columns)
-    fields = (name for name in INTEGER_FIELDS if name != "vocab_size")
-    require_or_suggest(plan, (*fields, "tokens"), str(path))
+    shape = [name for name in INTEGER_FIELDS if name != "vocab_size"]
+    needed = ["config"] if "config" in plan else shape
+    require_or_suggest(plan, (*needed, "tokens"), str(path))
     check_numbers(plan, ["tokens"], str(path))
     specs = []
     for line, row in enumerate(plan.to_dict("records"), start=2):
@@ -59,6 +63,16 @@ def read_plan(
     return specs
 
 
+def _fields(row: dict[Any, Any]) -> dict[Any, Any]:
+    """Return the fields of the model: those of the column ``config``, or of the shape."""
+    if "config" not in row:
+        return row
+    config = parse_json(str(row["config"]), "the column `config`")
+    if not isinstance(config, dict):
+        raise InputError("`config` must hold a Hugging Face config as JSON")
+    return config
+
+
 def _spec(row: dict[Any, Any], corpus: Corpus, recipe: Recipe) -> RunSpec:
     vocabulary = int(row.get("vocab_size", corpus.vocab_size))
     if vocabulary != corpus.vocab_size:
@@ -66,7 +80,7 @@ def _spec(row: dict[Any, Any], corpus: Corpus, recipe: Recipe) -> RunSpec:
             f"`vocab_size` must be {corpus.vocab_size}, that of the corpus, but got {vocabulary}; "
             "correct it or leave the column out"
         )
-    shape = Shape.from_config(row | {"vocab_size": corpus.vocab_size})
+    shape = read_trainable(_fields(row) | {"vocab_size": corpus.vocab_size})
     changes = {name: row[name] for name in asdict(recipe) if name in row}
     for name in ("seed", "data_seed", "context_length", "sequences"):
         value = float(row.get(name, 1))

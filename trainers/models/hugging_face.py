@@ -11,15 +11,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from shapelaw.scaling.architectures.architecture import Architecture
-from shapelaw.scaling.architectures.config import architecture_config, read_architecture
+from shapelaw.scaling.architectures.config import architecture_config, read_trainable
 from shapelaw.scaling.architectures.registry import FAMILIES
-from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.architectures.weight_names import LLAMA_NAMES, stored_weight
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_json, write_text, write_whole
 from shapelaw.scaling.schema import Within, read_document
-from shapelaw.trainers.models.transformer import Transformer, architecture_of
+from shapelaw.trainers.models.transformer import Transformer
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -141,21 +139,6 @@ def export(
         write_json(folder / "tokenizer_config.json", settings)
 
 
-def _described(config: dict[str, Any]) -> Shape | Architecture:
-    """Read a config as a shape if it describes the whole model, else as an architecture."""
-    architecture = read_architecture(config)
-    try:
-        shape = Shape.from_config(config)
-        plain = architecture_of(shape)
-    except InputError:
-        return architecture
-    same = all(
-        getattr(plain, part) == getattr(architecture, part)
-        for part in ("embedding", "layers", "norm")
-    )
-    return shape if same else architecture
-
-
 def _write(tensors: dict[str, torch.Tensor], target: Path) -> None:
     """Save tensors; raise an OSError where safetensors raises its own error (a full disk)."""
     try:
@@ -180,7 +163,7 @@ def load_export(folder: Path, *, attention: str = "sdpa") -> Transformer:
         A file is missing or damaged, or the weights do not match the config.
     """
     config = read_document(folder / CONFIG, ExportedConfig, "train the run again")
-    description = _described(dict(config))
+    description = read_trainable(dict(config))
     length = config.get("max_position_embeddings") or config.get("n_positions")
     if length is None:
         raise InputError(f"{folder / CONFIG} lacks `max_position_embeddings`; train the run again")

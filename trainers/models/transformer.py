@@ -18,7 +18,7 @@ from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
 from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
 from shapelaw.scaling.architectures.blocks.positions import RotaryPositions
 from shapelaw.scaling.architectures.blocks.short_convolution import ShortConvolutionBlock
-from shapelaw.scaling.architectures.config import read_architecture
+from shapelaw.scaling.architectures.config import architecture_of
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.models.attention import Attention, LayerCache, SharedKeys
@@ -145,14 +145,6 @@ def build_feed_forward(block: DecoderLayer) -> FeedForward | MixtureOfExperts:
     if isinstance(block.feed_forward, FeedForwardBlock):
         return FeedForward(block.feed_forward, canon=build_canon(block, "D"))
     return MixtureOfExperts(block.feed_forward)
-
-
-def architecture_of(model: Shape | Architecture) -> Architecture:
-    """Return the architecture of a shape: Llama, Mistral or Qwen3, with norms of ε = 1e-5."""
-    if isinstance(model, Architecture):
-        return model
-    model.require_gate_without_biases("be trained or run here")
-    return read_architecture(model.to_config())
 
 
 class Transformer(nn.Module):

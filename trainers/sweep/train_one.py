@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from shapelaw.scaling.architectures.config import read_shape
+from shapelaw.scaling.architectures.architecture import Architecture
+from shapelaw.scaling.architectures.config import read_trainable
 from shapelaw.scaling.display.console import note
 from shapelaw.scaling.display.documents import json_ready
 from shapelaw.scaling.errors import InputError, WorkError
@@ -35,7 +36,7 @@ def train_config(
     Parameters
     ----------
     config
-        Config file of a model of the dense Llama family.
+        Config file of a model of any family that is trained here.
     tokens
         Training tokens, such as ``2M``.
     corpus
@@ -52,13 +53,14 @@ def train_config(
     Raises
     ------
     InputError
-        The config is not of the dense Llama family, or its vocabulary differs from the corpus.
+        The config is of no known family, or its vocabulary differs from the corpus.
     WorkError
         The run failed or diverged.
     """
-    shape, notes = read_shape(read_json(config))
-    for each in notes:
-        note(f"{config.name}: {each}")
+    shape = read_trainable(read_json(config))
+    if isinstance(shape, Architecture):
+        for each in shape.notes:
+            note(f"{config.name}: {each}")
     count = parse_count(tokens)
     folder, recipe, trackers = Folder(out), recipe_with(settings), read_trackers(tracker)
     folder.refuse_foreign_table()

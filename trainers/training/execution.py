@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.optimizers.recipe import Recipe
@@ -116,7 +117,7 @@ def without_compiled_code() -> "torch._dynamo.decorators.set_stance":
 
 
 def fastest_execution(
-    shape: Shape, recipe: Recipe, *, steps: int, device: str = "cpu"
+    shape: Shape | Architecture, recipe: Recipe, *, steps: int, device: str = "cpu"
 ) -> Execution:
     """Choose the execution with the least predicted time for a run.
 
@@ -128,18 +129,20 @@ def fastest_execution(
     return min(engines, key=lambda engine: predicted_seconds(shape, recipe, engine, steps=steps))
 
 
-def predicted_seconds(shape: Shape, recipe: Recipe, engine: Execution, *, steps: int) -> float:
+def predicted_seconds(
+    shape: Shape | Architecture, recipe: Recipe, engine: Execution, *, steps: int
+) -> float:
     """Predict the seconds of a run on one CPU core, including compilation."""
     return compile_seconds(shape, engine) + steps * step_seconds(shape, recipe, engine)
 
 
-def compile_seconds(shape: Shape, engine: Execution) -> float:
+def compile_seconds(shape: Shape | Architecture, engine: Execution) -> float:
     """Predict the seconds of compilation of an execution."""
     constant, per_layer = COMPILING[engine.compilation]
     return constant + per_layer * shape.num_hidden_layers
 
 
-def step_seconds(shape: Shape, recipe: Recipe, engine: Execution) -> float:
+def step_seconds(shape: Shape | Architecture, recipe: Recipe, engine: Execution) -> float:
     """Predict the seconds of the forward and backward pass of one step."""
     layers, tokens = shape.num_hidden_layers, recipe.batch_tokens
     weights = shape.n_non_embedding + shape.vocab_size * shape.hidden_size

@@ -147,7 +147,7 @@ def settings_row(
     return {
         "run_id": spec.run_id if steps == spec.steps else f"{spec.run_id}-b{seen}",
         "role": spec.role,
-        "family": "qwen3" if shape.qk_norm else "llama",
+        "family": shape.family,
         **shape.row(),
         "n_total": shape.n_total,
         "n_active": shape.n_active,

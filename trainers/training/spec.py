@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from shapelaw.scaling.architectures.architecture import Architecture
+from shapelaw.scaling.architectures.config import read_architecture
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError
@@ -17,6 +20,22 @@ from shapelaw.trainers.training.execution import Execution, fastest_execution
 
 MAX_TOKENS = 10**15  # of one run, over twenty times the largest published ones
 MAX_RUN_ID = 200  # bytes: a file name that leaves room for endings
+
+
+ANY_SHAPE = Shape(
+    hidden_size=2,
+    intermediate_size=1,
+    num_hidden_layers=1,
+    num_attention_heads=1,
+    num_key_value_heads=1,
+    head_dim=2,
+    vocab_size=1,
+)
+# What a document of a run says as a shape; :meth:`RunSpec.from_json` reads architectures apart.
+if TYPE_CHECKING:
+    Model = Shape | Architecture
+else:
+    Model = Shape
 
 
 class Diverged(RuntimeError):
@@ -41,8 +60,12 @@ def safe_run_id(run_id: str) -> str:
     return run_id
 
 
-def run_name(shape: Shape, tokens: int, seed: int) -> str:
-    """Name a run by its shape, tokens and seed."""
+def run_name(shape: Shape | Architecture, tokens: int, seed: int) -> str:
+    """Name a run by its shape or architecture, tokens and seed."""
+    if isinstance(shape, Architecture):
+        digest = hashlib.sha256(shape.config_text().encode()).hexdigest()[:6]
+        size = f"d{shape.hidden_size}-L{shape.num_hidden_layers}"
+        return f"{shape.model_type}-{size}-{digest}-t{tokens}-s{seed}"
     qk = "-qk" if shape.qk_norm else ""
     heads = f"{shape.num_attention_heads}-{shape.num_key_value_heads}x{shape.head_dim}"
     size = f"d{shape.hidden_size}-L{shape.num_hidden_layers}"
@@ -60,7 +83,7 @@ class RunSpec:
     """
 
     run_id: str
-    shape: Shape
+    shape: Model
     tokens: int
     recipe: Recipe
     seed: Count = 0
@@ -106,6 +129,22 @@ class RunSpec:
                 f"`branches` must leave at least {least} steps before the decay of the shortest, "
                 f"but {ends[0]} steps leave {recipe.stable_steps(ends[0])}; give it more tokens"
             )
+
+    @property
+    def dense_shape(self) -> Shape:
+        """Shape of the model.
+
+        Raises
+        ------
+        InputError
+            The model is an architecture of another family.
+        """
+        if isinstance(self.shape, Architecture):
+            raise InputError(
+                f"{self.run_id} must be a shape of the dense Llama family for this, but is "
+                f"{self.shape.model_type}; leave it out of the plan"
+            )
+        return self.shape
 
     @property
     def steps(self) -> int:
@@ -188,5 +227,17 @@ class RunSpec:
         InputError
             The text is not JSON, or a field is missing or has another type or range.
         """
-        spec: RunSpec = conform(parse_json(text, "the settings of a run"), cls)
-        return spec
+        document = parse_json(text, "the settings of a run")
+        config = _config_in(document)
+        if config is None:
+            spec: RunSpec = conform(document, cls)
+            return spec
+        spec = conform({**document, "shape": ANY_SHAPE.row()}, cls)
+        return replace(spec, shape=read_architecture(parse_json(config, "`config` of a run")))
+
+
+def _config_in(document: object) -> str | None:
+    """Return the config of a document whose model is an architecture."""
+    shape = document.get("shape") if isinstance(document, Mapping) else None
+    config = shape.get("config") if isinstance(shape, Mapping) else None
+    return config if isinstance(config, str) else None

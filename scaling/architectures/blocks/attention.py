@@ -79,6 +79,11 @@ class AttentionBlock:
     shares_cache: bool = False
 
     @property
+    def key_value_heads(self) -> Any:
+        """Heads of keys and values: K."""
+        return self.num_key_value_heads
+
+    @property
     def rotated_dimensions(self) -> Any:
         """Dimensions of a head that rotary positions rotate: h."""
         return self.head_dim

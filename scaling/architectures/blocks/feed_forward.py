@@ -26,6 +26,11 @@ class FeedForwardBlock:
         return (1 + self.gated) * self.intermediate_size
 
     @property
+    def active_width(self) -> Any:
+        """Width that one token passes: f."""
+        return self.intermediate_size
+
+    @property
     def matmul_parameters(self) -> Any:
         """Parameters of the matrices: 3·d·f with a gate, 2·d·f without."""
         return (2 + self.gated) * self.hidden_size * self.intermediate_size

@@ -31,6 +31,16 @@ class LatentAttentionBlock:
     chunked: bool = False
 
     @property
+    def key_value_heads(self) -> Any:
+        """Heads of keys and values that the latent expands to: H."""
+        return self.num_attention_heads
+
+    @property
+    def head_dim(self) -> Any:
+        """Dimension of a value, v."""
+        return self.value_head_dim
+
+    @property
     def rotated_dimensions(self) -> Any:
         """Dimensions of a head that rotary positions rotate: r."""
         return self.rotary_head_dim

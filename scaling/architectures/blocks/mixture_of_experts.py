@@ -62,6 +62,12 @@ class ExpertsBlock:
         return self.expert.hidden_size * self.experts
 
     @property
+    def active_width(self) -> Any:
+        """Width that one token passes: f of the chosen and of the shared experts."""
+        shared = self.shared.intermediate_size if self.shared else 0
+        return self.active * self.expert.intermediate_size + shared
+
+    @property
     def active_matmul_parameters(self) -> Any:
         """Parameters of the matrices that one token uses: router, chosen and shared experts."""
         shared = self.shared.matmul_parameters if self.shared else 0

@@ -17,169 +17,10 @@ from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBloc
 from shapelaw.scaling.architectures.config import read_architecture
 from shapelaw.trainers.models.hugging_face import export, hugging_face_weights, load_export
 from shapelaw.trainers.models.transformer import Transformer, is_matrix
+from support.tiny_configs import LLAMA3, TINY_CONFIGS, YARN
 
 transformers = pytest.importorskip("transformers")
 
-COMMON = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 112,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 5e5,
-    "factor": 32.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 1e4,
-    "factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-LATENT = {
-    **COMMON,
-    "num_key_value_heads": 4,
-    "q_lora_rank": 24,
-    "kv_lora_rank": 20,
-    "qk_nope_head_dim": 12,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 16,
-    "rms_norm_eps": 1e-3,  # the norms of the latents keep 1e-6
-    "first_k_dense_replace": 6,
-}
-SPARSE = {"num_experts_per_tok": 3, "moe_intermediate_size": 32}
-LLAMA4 = {
-    **COMMON,
-    "head_dim": 16,
-    "intermediate_size_mlp": 80,
-    "num_local_experts": 4,
-    "attention_chunk_size": 8,
-    "floor_scale": 8,
-    "no_rope_layer_interval": 3,
-}
-CONFIGS: dict[str, dict[str, object]] = {
-    "gpt2": {"vocab_size": 97, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256},
-    "llama": {**COMMON, "head_dim": 16, "tie_word_embeddings": True, "rope_parameters": LLAMA3},
-    "llama-biases": {**COMMON, "attention_bias": True, "mlp_bias": True},
-    "mistral": {**COMMON, "head_dim": 24, "sliding_window": None, "rope_theta": 1e9},
-    "mistral-window": {**COMMON, "sliding_window": 8},
-    "qwen2": {**COMMON, "rope_parameters": YARN},
-    "qwen2-window": {
-        **COMMON,
-        "use_sliding_window": True,
-        "sliding_window": 8,
-        "max_window_layers": 2,
-    },
-    "qwen3": {**COMMON, "head_dim": 32},
-    "gemma3_text": {
-        **COMMON,
-        "head_dim": 16,
-        "sliding_window": 8,
-        "query_pre_attn_scalar": 24,
-        "rope_parameters": {
-            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
-            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-        },
-    },
-    "gemma3_text-cap": {**COMMON, "head_dim": 16, "final_logit_softcapping": 3.0},
-    "olmo2": COMMON,
-    "smollm3": {**COMMON, "no_rope_layer_interval": 4},
-    "arcee": COMMON,
-    "gemma3n_text": {
-        **COMMON,
-        "head_dim": 16,
-        "intermediate_size": [112, 112, 96, 112, 80, 112],
-        "activation_sparsity_pattern": [0.95, 0.6, 0.0, 0.0, 0.3, 0.0],
-        "layer_types": ["sliding_attention", "full_attention"] * 3,
-        "sliding_window": 8,
-        "vocab_size_per_layer_input": 89,
-        "hidden_size_per_layer_input": 8,
-        "num_kv_shared_layers": 3,
-        "laurel_rank": 4,
-        "final_logit_softcapping": 3.0,
-    },
-    "gemma3n_text-others": {
-        **COMMON,
-        "head_dim": 32,
-        "sliding_window": 8,
-        "num_kv_shared_layers": 0,
-        "altup_num_inputs": 3,
-        "altup_active_idx": 1,
-        "altup_correct_scale": False,
-        "vocab_size_per_layer_input": 97,
-        "hidden_size_per_layer_input": 16,
-        "hidden_activation": "silu",
-    },
-    "lfm2": {**COMMON, "conv_L_cache": 4, "block_multiple_of": 24, "full_attn_idxs": [1, 4]},
-    "lfm2-biases": {
-        **COMMON,
-        "head_dim": 24,
-        "conv_bias": True,
-        "block_auto_adjust_ff_dim": False,
-        "layer_types": ["conv", "full_attention"] * 3,
-        "tie_word_embeddings": False,
-    },
-    "nanochat": COMMON,
-    "deepseek_v3-dense": {
-        **LATENT,
-        "rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.0},
-    },
-    "deepseek_v3-direct": {**LATENT, "q_lora_rank": None, "attention_bias": True, "v_head_dim": 24},
-    "deepseek_v3-halves": {**LATENT, "rope_interleave": False},
-    "deepseek_v3": {
-        **LATENT,
-        **SPARSE,
-        "n_routed_experts": 8,
-        "n_group": 4,
-        "topk_group": 2,
-        "n_shared_experts": 2,
-        "first_k_dense_replace": 1,
-        "rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.0},
-    },
-    "deepseek_v3-kimi": {
-        **LATENT,
-        **SPARSE,
-        "n_routed_experts": 8,
-        "n_group": 1,
-        "topk_group": 1,
-        "first_k_dense_replace": 1,
-        "routed_scaling_factor": 2.827,
-        "rope_theta": 5e4,
-    },
-    "qwen3_moe": {**COMMON, **SPARSE, "num_experts": 8, "norm_topk_prob": True},
-    "qwen3_moe-mixed": {
-        **COMMON,
-        **SPARSE,
-        "num_experts": 8,
-        "moe_intermediate_size": 30,  # no multiple of 16 bytes
-        "norm_topk_prob": False,
-        "mlp_only_layers": [1],
-    },
-    "llama4_text": LLAMA4,
-    "llama4_text-maverick": {
-        **LLAMA4,
-        "use_qk_norm": False,
-        "interleave_moe_layer_step": 2,
-        "attn_temperature_tuning": False,
-        "num_experts_per_tok": 2,
-    },
-    "gpt_oss": {
-        **COMMON,
-        "head_dim": 16,
-        "num_local_experts": 8,
-        "num_experts_per_tok": 3,
-        "sliding_window": 8,
-        "swiglu_limit": 1.5,
-        "rope_parameters": {**YARN, "truncate": False},
-    },
-}
 POSITIONS = 37
 
 
@@ -198,7 +39,7 @@ def randomise(model: Transformer, seed: int = 0) -> None:
 
 def model_of(name: str, **fields: object) -> Transformer:
     """Build the random model of a config, with some fields changed."""
-    config = {"model_type": name.partition("-")[0], **CONFIGS[name], **fields}
+    config = {"model_type": name.partition("-")[0], **TINY_CONFIGS[name], **fields}
     model = Transformer(read_architecture(config), context_length=256).eval()
     randomise(model)
     return model
@@ -218,7 +59,7 @@ def exported(model: Transformer, folder: Path) -> torch.nn.Module:
     return reference.eval()
 
 
-@pytest.fixture(params=list(CONFIGS))
+@pytest.fixture(params=list(TINY_CONFIGS))
 def pair(request, tmp_path: Path):
     """A random model, and what transformers loads from its export."""
     model = model_of(request.param)
