@@ -32,6 +32,7 @@ COLUMNS = {
     "tokens_per_second": "speed since the previous row",
     "held_out_loss": "nats per token, at the end of a run or of one of its branches",
     "held_out_bits_per_byte": "held-out loss in bits per byte of text",
+    "expert_imbalance": "largest load of an expert over the mean of its layer, minus 1",
 }
 # A row is written at every tenth step, unless the last one is very recent (W&B takes milliseconds
 # for each), and whenever a second has passed.
@@ -86,7 +87,7 @@ class CSVTracker:
             return
         whole = text[: text.rfind("\n") + 1]
         for row in csv.DictReader(whole.splitlines()):
-            if set(row) == set(COLUMNS) and None not in row.values() and row["step"].isdigit():
+            if set(row) <= set(COLUMNS) and None not in row.values() and row["step"].isdigit():
                 yield row
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

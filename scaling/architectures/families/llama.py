@@ -60,6 +60,7 @@ def feed_forward_block(
 
 def windowed_layers(layer: DecoderLayer, windows: Iterable[int | None]) -> list[DecoderLayer]:
     """Make a layer for each window of attention; None sees all tokens."""
+    assert isinstance(layer.attention, AttentionBlock)
     return [replace(layer, attention=replace(layer.attention, window=window)) for window in windows]
 
 
