@@ -28,7 +28,7 @@ SCALES: dict[str, Callable[[int, int], float]] = {
 
 
 class Rule(torch.optim.Optimizer):
-    """Optimiser of one group of weights, each of which has a gradient in every step.
+    """Optimiser of one group of weights; one that the loss does not use has a gradient of 0.
 
     ``moments`` are the names of the state tensors of each weight. ``counts`` is true if the state
     also contains the number of updates.
@@ -74,7 +74,8 @@ class Rule(torch.optim.Optimizer):
                 state["step"] += 1
             count = float(states[0]["step"])
         moments = [[state[name] for name in self.moments] for state in states]
-        self.update(weights, [weight.grad for weight in weights], moments, group, count)
+        gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
+        self.update(weights, gradients, moments, group, count)
 
     def state_of(self, weight: Tensor) -> dict[str, Tensor]:
         """Return the state of a weight, which is zero before its first update."""
