@@ -73,8 +73,9 @@ class Comparison(Result):
         tied = self.table["law"][self.table["verdict"] == "tied with the best"]
         notes = [
             "a law is tied with the law of least error where the 95 % interval of its paired "
-            f"difference in absolute error contains 0, resampled by {self.clusters}; tied laws "
-            "come first, in the order of their regret where it is known, then of their error"
+            f"difference in absolute error contains 0 or less than {NEGLIGIBLE_DIFFERENCE:g} % of "
+            f"the loss, resampled by {self.clusters}; tied laws come first, in the order of their "
+            "regret where it is known, then of their error"
         ]
         by_fit = self.table.dropna(subset="in_sample_percent").sort_values("in_sample_percent")
         if (closest := str(by_fit["law"].iloc[0])) != self.best:

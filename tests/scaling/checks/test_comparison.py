@@ -91,6 +91,7 @@ def test_larger_law_does_not_win_when_shape_has_no_effect():
     assert set(lines["verdict"]) <= {"best", "tied with the best"}
     assert lines["low"].max() <= NEGLIGIBLE_DIFFERENCE
     assert comparison.view().title.startswith("no law extrapolates clearly better by size: ")
+    assert "contains 0 or less than 0.01 % of the loss" in comparison.view().notes[0]
 
 
 @pytest.mark.slow
