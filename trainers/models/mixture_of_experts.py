@@ -9,6 +9,9 @@ products). The balance bias follows the load of the experts (DeepSeek-V3, arXiv 
 Shape letters: N tokens, d hidden size, f width of an expert, E experts, k experts of a token.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -137,7 +140,7 @@ class ExpertStack(nn.Module):
         experts, order = chosen.flatten().sort(stable=True)
         ends = tokens_per_expert(chosen, len(self.down_proj)).cumsum(0).int()
         shares = weights.flatten()[order, None].to(tokens.dtype)
-        rows = tokens[order // active]
+        rows = tokens.index_select(0, order // active)
         if self.weighs_input:
             rows = rows * shares
         rows = multiply_by_group(rows, self.gate_up_proj, ends)
@@ -148,7 +151,7 @@ class ExpertStack(nn.Module):
             rows = rows + self.down_proj_bias[experts].to(rows.dtype)
         if not self.weighs_input:
             rows = rows * shares
-        return rows[order.argsort()].unflatten(0, (-1, active)).sum(1)
+        return rows.index_select(0, order.argsort()).unflatten(0, (-1, active)).sum(1)
 
     def _gated(self, rows: Tensor) -> Tensor:
         gate, up = rows.chunk(2, dim=-1)
@@ -168,8 +171,9 @@ def tokens_per_expert(chosen: Tensor, experts: int) -> Tensor:
 def multiply_by_group(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
     """Multiply sorted rows by the matrices of their groups.
 
-    The grouped product of PyTorch gives the bits of a loop over groups in 0.4 to 0.9 of its time
-    on a CPU (64 to 256 features, forward and backward). The loop serves sizes that it refuses.
+    The grouped product of PyTorch gives the bits of a loop over groups in 0.4 to 0.9 of its time on
+    a CPU (64 to 256 features, forward and backward). The loop serves sizes that it refuses. Both
+    are one operation for the compiler, since they need the sizes of the groups.
 
     Parameters
     ----------
@@ -185,8 +189,46 @@ def multiply_by_group(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
     torch.Tensor
         Products, (M, out).
     """
-    matrices = matrices.to(rows.dtype)
-    if all(size * rows.element_size() % ALIGNMENT == 0 for size in matrices.shape[1:]):
+    product: Tensor = _products(rows, matrices.to(rows.dtype), ends)
+    return product
+
+
+@torch.library.custom_op("shapelaw::products", mutates_args=())
+def _products(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+    """Compute rows·matrixᵀ of each group, (M, in), (E, out, in) -> (M, out)."""
+    if _aligned(rows, matrices.shape[1:]):
         return F.grouped_mm(rows, matrices.transpose(1, 2), offs=ends)
     groups = rows.tensor_split(ends[:-1].tolist())
     return torch.cat([F.linear(*pair) for pair in zip(groups, matrices, strict=True)])
+
+
+@torch.library.custom_op("shapelaw::outer_products", mutates_args=())
+def _outer_products(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
+    """Compute leftᵀ·right of each group, (M, out), (M, in) -> (E, out, in)."""
+    if _aligned(left, (left.shape[1], right.shape[1])):
+        return F.grouped_mm(left.T, right, offs=ends)
+    cuts = ends[:-1].tolist()
+    pairs = zip(left.tensor_split(cuts), right.tensor_split(cuts), strict=True)
+    return torch.stack([group.T @ other for group, other in pairs])
+
+
+def _aligned(rows: Tensor, sizes: Sequence[int]) -> bool:
+    return all(size * rows.element_size() % ALIGNMENT == 0 for size in sizes)
+
+
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    rows, matrices, ends = ctx.saved_tensors
+    gradient = gradient.contiguous()
+    to_rows = _products(gradient, matrices.transpose(1, 2), ends)
+    return to_rows, _outer_products(gradient, rows, ends), None
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+_products.register_fake(lambda rows, matrices, ends: rows.new_empty(len(rows), matrices.shape[1]))
+_outer_products.register_fake(
+    lambda left, right, ends: left.new_empty(len(ends), left.shape[1], right.shape[1])
+)
+_products.register_autograd(_gradients, setup_context=_keep_inputs)

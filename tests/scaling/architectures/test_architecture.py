@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.blocks.attention import mean_visible_tokens
-from shapelaw.scaling.architectures.config import read_architecture
+from shapelaw.scaling.architectures.config import architecture_config, read_architecture
 from shapelaw.scaling.architectures.registry import FAMILIES
 from shapelaw.scaling.errors import InputError
 from support.shapes import GOLDEN
@@ -79,11 +79,23 @@ def test_kimi_k2_counts_as_a_deepseek_v3_of_its_sizes():
         ({"model_type": "qwen3_moe", "num_experts": 4}, "`num_experts_per_tok <= num_experts`"),
         ({"model_type": "deepseek_v3", "n_group": 7}, "use 252 experts"),
         ({"model_type": "gpt_oss", "num_experts_per_tok": 0}, "must be a positive integer"),
+        ({"model_type": "deepseek_v3", "topk_group": 9}, "use at most 8"),
+        ({"model_type": "deepseek_v3", "scoring_func": "softmax"}, "`scoring_func` must be 'sigmo"),
+        (
+            {"model_type": "deepseek_v3", "topk_method": "greedy"},
+            "`topk_method` must be 'noaux_tc'",
+        ),
     ],
 )
 def test_experts_that_do_not_fit_are_refused(fields, rule):
     with pytest.raises(InputError, match=rule):
         read_architecture(fields)
+
+
+def test_config_of_deepseek_names_its_router_for_other_engines():
+    architecture = read_architecture({"model_type": "deepseek_v3", "scoring_func": "sigmoid"})
+    written = architecture_config(architecture, max_position_embeddings=64)
+    assert (written["topk_method"], written["scoring_func"]) == ("noaux_tc", "sigmoid")
 
 
 @given(length=st.integers(1, 60), window=st.integers(1, 80), chunked=st.booleans())

@@ -68,6 +68,23 @@ def test_grouped_product_equals_a_product_per_row_with_empty_groups(dtype, outpu
     torch.testing.assert_close(product.double(), expected, rtol=0, atol=close)
 
 
+@pytest.mark.parametrize(("outputs", "inputs"), [(16, 8), (7, 13)])
+def test_gradients_of_a_grouped_product_equal_those_of_products_per_row(outputs, inputs):
+    groups = torch.tensor([0, 0, 2, 2, 2, 4])
+    rows = torch.randn(6, inputs, requires_grad=True)
+    matrices = torch.randn(5, outputs, inputs, requires_grad=True)
+    weights = torch.randn(6, outputs)
+    ends = torch.bincount(groups, minlength=5).cumsum(0).int()
+    grouped = multiply_by_group(rows, matrices, ends)
+    single = torch.einsum("moi,mi->mo", matrices[groups], rows)
+    results = [
+        torch.autograd.grad((product * weights).sum(), (rows, matrices))
+        for product in (grouped, single)
+    ]
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("weighs_input", [False, True])
 def test_every_token_passes_all_its_experts(weighs_input):
     router = replace(BLOCK.router, weighs_input=weighs_input)
