@@ -256,7 +256,7 @@ class Architecture:
         streams = self.streams.model_matmul_parameters(number) if self.streams else 0
         return layers + streams
 
-    def training_flops(self, context_length: int) -> int:
+    def training_flops(self, context_length: int) -> Any:
         """Count the FLOPs per training token, forward and backward, at the mean causal context.
 
         Parameters

@@ -196,7 +196,7 @@ def multiply_by_group(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
 @torch.library.custom_op("shapelaw::products", mutates_args=())
 def _products(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
     """Compute rows·matrixᵀ of each group, (M, in), (E, out, in) -> (M, out)."""
-    if _aligned(rows, matrices.shape[1:]):
+    if _grouped(rows, matrices.shape[1:]):
         return F.grouped_mm(rows, matrices.transpose(1, 2), offs=ends)
     groups = rows.tensor_split(ends[:-1].tolist())
     return torch.cat([F.linear(*pair) for pair in zip(groups, matrices, strict=True)])
@@ -205,15 +205,17 @@ def _products(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
 @torch.library.custom_op("shapelaw::outer_products", mutates_args=())
 def _outer_products(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
     """Compute leftᵀ·right of each group, (M, out), (M, in) -> (E, out, in)."""
-    if _aligned(left, (left.shape[1], right.shape[1])):
+    if _grouped(left, (left.shape[1], right.shape[1])):
         return F.grouped_mm(left.T, right, offs=ends)
     cuts = ends[:-1].tolist()
     pairs = zip(left.tensor_split(cuts), right.tensor_split(cuts), strict=True)
     return torch.stack([group.T @ other for group, other in pairs])
 
 
-def _aligned(rows: Tensor, sizes: Sequence[int]) -> bool:
-    return all(size * rows.element_size() % ALIGNMENT == 0 for size in sizes)
+def _grouped(rows: Tensor, sizes: Sequence[int]) -> bool:
+    """Return True where PyTorch has a grouped product: on a GPU for bfloat16 only."""
+    aligned = all(size * rows.element_size() % ALIGNMENT == 0 for size in sizes)
+    return aligned and (rows.device.type == "cpu" or rows.dtype == torch.bfloat16)
 
 
 def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
