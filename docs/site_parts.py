@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from architecture_table import table
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
@@ -100,7 +101,8 @@ def api_page() -> str:
 def write_pages(_: Sphinx) -> None:
     """Write the generated parts, those that changed."""
     GENERATED.mkdir(exist_ok=True)
-    for name, text in {"commands.md": commands_page(), "api.md": api_page()}.items():
+    pages = {"commands.md": commands_page(), "api.md": api_page(), "architectures.md": table()}
+    for name, text in pages.items():
         path = GENERATED / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")

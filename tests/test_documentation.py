@@ -1,6 +1,7 @@
 """The documentation: links lead somewhere, examples are true, the build is strict."""
 
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from types import ModuleType
 
 import pytest
 
+from shapelaw.scaling.architectures.registry import FAMILIES
 from support.paths import ROOT
 
 DOCS = ROOT / "docs"
@@ -35,6 +37,18 @@ def test_relative_links_of_a_page_lead_to_files(page: Path) -> None:
     for link in links:
         path = link.partition("#")[0]
         assert not path or (page.parent / path).exists(), link
+
+
+def test_table_of_architectures_ticks_only_tests_that_exist_and_passed() -> None:
+    results = json.loads((DOCS / "architectures.json").read_text(encoding="utf-8"))
+    assert set(results) == {*FAMILIES, "canon"}
+    for row, points in results.items():
+        for point, result in points.items():
+            assert not result["failed"], (row, point)
+            assert bool(result["passed"]) == bool(result["tests"]), (row, point)
+            for test in result["tests"]:
+                file, name = test.split("::")
+                assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), test
 
 
 def test_readme_has_at_most_150_lines() -> None:

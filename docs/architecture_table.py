@@ -1,0 +1,118 @@
+"""Table of families and of what tests show of each, from the results of these tests.
+
+``python docs/architecture_table.py`` runs the tests and writes their results beside this file; the
+site makes its table from them.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from xml.etree import ElementTree as ET
+
+from shapelaw.scaling.architectures.registry import FAMILIES
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "architectures.json"
+PARITY = "tests/trainers/models/test_parity.py"
+CANON = "tests/trainers/models/test_canon.py"
+COUNTS = "tests/scaling/architectures/"
+TRAINING = "tests/trainers/training/test_families.py"
+# Tests of each column: a file and the beginning of the names of its tests.
+POINTS = {
+    "counts": (
+        (COUNTS + "test_architecture.py", "test_counts_of_a_published_config"),
+        (COUNTS + "test_architecture.py", "test_kimi_k2_counts"),
+        (COUNTS + "test_architecture.py", "test_lfm2_counts"),
+        (COUNTS + "test_families.py", "test_partial_config_reads"),
+        (PARITY, "test_parameters_are_the_counted_ones"),
+        (CANON, "test_parameters_and_cache"),
+        (CANON, "test_counts_of_a_published_config"),
+    ),
+    "logits, loss, gradients": (
+        (PARITY, "test_logits_loss_and_gradients"),
+        (CANON, "test_logits_equal_those_of_loops"),
+    ),
+    "mistakes": ((PARITY, "test_mistake"), (CANON, "test_zero_taps")),
+    "decoding": ((PARITY, "test_prefill"), (CANON, "test_prefill")),
+    "cache": ((PARITY, "test_cache_has_the_counted_bytes"), (CANON, "test_parameters_and_cache")),
+    "export": ((PARITY, "test_export_loads"), (CANON, "test_export_loads")),
+    "training": ((TRAINING, "test_"),),
+    "serving": (),
+    "search": (),
+}
+REASONS = {
+    "mistakes": "no change of a field was tried in the other families",
+    "training": "no run of a model with Canon layers is tested, and Kimi K2 is a DeepSeek V3",
+    "serving": "engines are tested by shape, not by family: they measure models of a shape, "
+    "which Llama, Mistral and Qwen3 have",
+    "search": "a space of shapes has no axes of a family",
+}
+ROWS = (*FAMILIES, "canon")
+
+
+def write_results() -> None:
+    """Run the tests of all columns and write how many of each row passed and failed."""
+    files = sorted({file for tests in POINTS.values() for file, _ in tests})
+    with TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = ["-m", "pytest", "-q", "-n", "0", f"--junitxml={report}"]
+        given = [file for file in files if (ROOT / file).exists()]
+        subprocess.run([sys.executable, *command, *given], cwd=ROOT, check=False)
+        cases = list(ET.parse(report).getroot().iter("testcase"))
+    results = {row: {point: _results(cases, row, point) for point in POINTS} for row in ROWS}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def _results(cases: list[ET.Element], row: str, point: str) -> dict[str, Any]:
+    outcome: dict[str, int] = defaultdict(int)
+    names = set()
+    for case in cases:
+        file = str(case.get("classname")).replace(".", "/") + ".py"
+        name = str(case.get("name")).partition("[")[0]
+        wanted = any(file == each and name.startswith(begin) for each, begin in POINTS[point])
+        if wanted and row == _row(file, str(case.get("name"))):
+            state = "failed" if len(case) and case[0].tag in ("failure", "error") else "passed"
+            outcome["skipped" if case.find("skipped") is not None else state] += 1
+            names.add(f"{file}::{name}")
+    return {"passed": outcome["passed"], "failed": outcome["failed"], "tests": sorted(names)}
+
+
+def _row(file: str, name: str) -> str | None:
+    """Return the row that a test belongs to, by its file, its parameters or its name."""
+    if file == CANON:
+        return "canon"
+    known = json.loads((ROOT / "tests/golden/architectures.json").read_text(encoding="utf-8"))
+    published = {model["name"]: model["model_type"] for model in known}
+    function, _, parameter = name.rstrip("]").partition("[")
+    if parameter in published:
+        return str(published[parameter])
+    tokens = re.split(r"[^a-z0-9_]", parameter)
+    return next((row for row in FAMILIES if row in tokens or f"test_{row}_" in function), None)
+
+
+def table() -> str:
+    """Return the table as Markdown."""
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    lines = [f"| family | {' | '.join(POINTS)} |", "|---" * (len(POINTS) + 1) + "|"]
+    for row in ROWS:
+        cells = [_cell(results.get(row, {}).get(point)) for point in POINTS]
+        lines.append(f"| {row if row == 'canon' else f'`{row}`'} | {' | '.join(cells)} |")
+    reasons = [f"- **{point}**: {reason}." for point, reason in REASONS.items()]
+    return "\n".join([*lines, "", "No test shows the rest:", "", *reasons, ""])
+
+
+def _cell(result: dict[str, Any] | None) -> str:
+    if result is None or not result["passed"] + result["failed"]:
+        return "–"
+    if result["failed"]:
+        return f"{result['failed']} fail"
+    return f"✓ {result['passed']}"
+
+
+if __name__ == "__main__":
+    write_results()
