@@ -3,7 +3,6 @@
 import errno
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -31,7 +30,14 @@ from shapelaw.scaling.commands.options import (
     refuse_together,
 )
 from shapelaw.scaling.commands.plain_help import PlainTyper
-from shapelaw.scaling.display.console import echo, note, print_fields, print_json, print_table
+from shapelaw.scaling.display.console import (
+    echo,
+    hide_warnings,
+    note,
+    print_fields,
+    print_json,
+    print_table,
+)
 from shapelaw.scaling.display.printable import MAX_LINE, one_line
 from shapelaw.scaling.errors import FailedCheckError, InputError, WorkError
 from shapelaw.scaling.extras import missing_package, require_extra
@@ -304,8 +310,7 @@ def main() -> None:
     With ``--json`` an error is a JSON object on standard output too, unless the document of a
     failed check stands there.
     """
-    if not sys.warnoptions:  # a warning of a library would stand between the lines for people
-        warnings.simplefilter("ignore")
+    hide_warnings()
     try:
         with ended_by_sigterm():
             code = app(standalone_mode=False)

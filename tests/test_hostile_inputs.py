@@ -5,36 +5,42 @@ fork. The slow suite runs over 2,000 examples, the fast one a few for each docum
 """
 
 import json
+import math
 import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import optuna
+import pandas as pd
 import pytest
+import zstandard
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from shapelaw.scaling.files import data_folder
+from shapelaw.search.autopilot.record import LoopSettings
 from shapelaw.search.study.storage import open_storage
 from support.hostile_inputs import (
     VALUES,
     Content,
     Outcome,
     bad_documents,
+    bad_lines,
     bad_options,
+    bad_texts,
     damaged_bytes,
     run_forked,
 )
 
-pytestmark = [
-    pytest.mark.xdist_group("hostile inputs"),
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="the commands run in forks"),
-]
-FAST, SLOW = 5, 130  # examples of each document
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the commands run in forks")
+# Two groups, each of which a worker of pytest-xdist runs.
+DOCUMENTS, OTHERS = (pytest.mark.xdist_group(f"hostile {name}") for name in ("files", "others"))
+FAST, SLOW = 3, 66  # examples of each document; in the slow suite over 2,000 together
 CONFIG = {
     "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 256,
@@ -44,6 +50,12 @@ SEARCH = (
     "--vocab 32000 --measurements 3 --estimated 20 --no-cache"
 )
 PAPER = f"{SEARCH} --law paper-2510.18245"
+TABLE_COMMANDS = (
+    "data show runs.csv", "fit runs.csv --law chinchilla --starts 2 --resamples 3",
+    "predict fit.json runs.csv", "compare runs.csv --law chinchilla --law width --starts 2",
+)  # fmt: skip
+MEASURE = "measure config.json --engine torch --workload 8/4@1"
+TRAIN = "train wide.json --tokens 1K --out trained --corpus"  # ends before training
 SWEEP = "sweep run plan.csv --corpus text --out sweep --set context_length=16 --set sequences=4"
 PLAN = (
     "hidden_size,intermediate_size,num_hidden_layers,num_attention_heads,num_key_value_heads,"
@@ -58,7 +70,8 @@ class Case:
     file: str
     commands: tuple[str, ...]
     needs: tuple[str, ...] = ()
-    is_json: bool = True
+    changed: Callable[[bytes], st.SearchStrategy[bytes]] = bad_documents
+    share: float = 1.0  # of the usual number of examples, where a command takes long
 
 
 READ = ("config.json", "runs.csv", "shapes.csv")
@@ -77,13 +90,14 @@ CASES = {
         READ,
     ),
     "pool": Case(
-        "pool.json", ("fit runs.csv --law width --prior pool.json --starts 2 --resamples 3",), READ
+        "pool.json", ("fit runs.csv --law width --prior pool.json --starts 2 --resamples 3",), READ,
+        share=0.3,
     ),
     "link": Case("link.json", (f"{PAPER} --link link.json",)),
     "proposals": Case(
         "found/proposals.json", ("report found", "report found --json"), ("found/fit.json",)
     ),
-    "journal": Case("study.log", (f"{PAPER} --storage study.log",), is_json=False),
+    "journal": Case("study.log", (f"{PAPER} --storage study.log",), changed=bad_lines),
     "config": Case(
         "config.json",
         ("predict fit.json shapes.csv --tokens 1M",
@@ -93,17 +107,47 @@ CASES = {
     "workload": Case(
         "work.toml",
         ("measure config.json --engine roofline:h100 --no-cache --workload work.toml",),
-        ("config.json",), is_json=False,
+        ("config.json",), changed=bad_texts,
+    ),
+    "hardware": Case(
+        "mine.toml", ("measure config.json --engine roofline:mine.toml --no-cache",),
+        ("config.json",), changed=bad_texts,
+    ),
+    "kept measurements": Case(
+        "cache/measurements.jsonl", (MEASURE,), ("config.json",), changed=bad_lines,
+        share=0.3,
+    ),
+    "table": Case("runs.csv", TABLE_COMMANDS, ("fit.json",), changed=bad_texts),
+    "table of JSON lines": Case("runs.jsonl", ("data show runs.jsonl",), changed=bad_lines),
+    "Parquet table": Case("runs.parquet", ("data show runs.parquet",), changed=damaged_bytes),
+    "packed table": Case("runs.csv.gz", ("data show runs.csv.gz",), changed=damaged_bytes),
+    "shapes": Case(
+        "shapes.csv", ("predict fit.json shapes.csv --tokens 1M",
+                       "decide fit.json shapes.csv --tokens 1M"), ("fit.json",), changed=bad_texts,
+    ),
+    "tokenizer": Case("tokenizer.json", (f"{TRAIN} text --tokenizer tokenizer.json",),
+                      ("wide.json", "text")),
+    "text": Case("text/a.txt", (f"{TRAIN} text",), ("wide.json",), changed=damaged_bytes),
+    "corpus of JSON lines": Case("a.jsonl", (f"{TRAIN} a.jsonl",), ("wide.json",),
+                                 changed=bad_lines),
+    "packed corpus": Case("a.txt.zst", (f"{TRAIN} a.txt.zst",), ("wide.json",),
+                          changed=damaged_bytes),
+    "Parquet corpus": Case("a.parquet", (f"{TRAIN} a.parquet",), ("wide.json",),
+                           changed=damaged_bytes),
+    "record of a loop": Case(
+        "loop/quickstart.json", ("quickstart --corpus text --out loop --seed 7",), ("text",)
     ),
 }  # fmt: skip
 OF_SWEEPS = {
     "corpus record": Case("sweep/corpus/corpus.json", (SWEEP,), ("sweep", "plan.csv", "text")),
     "sweep record": Case("sweep/sweep.json", (SWEEP, "sweep status sweep"),
                          ("sweep", "plan.csv", "text")),
-    "shard": Case("sweep/corpus/train.npy", (SWEEP,), ("sweep", "plan.csv", "text"), is_json=False),
+    "plan": Case("plan.csv", (f"{SWEEP} --launcher slurm",), ("sweep", "text"), changed=bad_texts),
+    "shard": Case("sweep/corpus/train.npy", (SWEEP,), ("sweep", "plan.csv", "text"),
+                  changed=damaged_bytes),
     "ledger": Case("sweep/ledger.sqlite",
                    ("sweep status sweep", "sweep export sweep --out table.csv"), ("sweep",),
-                   is_json=False),
+                   changed=damaged_bytes),
 }  # fmt: skip
 OPTIONS = {
     "predict fit.json shapes.csv": {"--tokens": "1M", "--out": "out.csv"},
@@ -132,19 +176,45 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.json").write_text(json.dumps(CONFIG))
     (folder / "plan.csv").write_text(PLAN)
     (folder / "work.toml").write_text('preset = "chat"\nconcurrency = 16\nmax_ttft = 0.5\n')
-    (folder / "text").mkdir()
-    (folder / "text" / "a.txt").write_text("a line of plain text\n" * 2000)
+    (folder / "wide.json").write_text(json.dumps(CONFIG | {"vocab_size": 999}))
+    write_corpora(folder)
+    (folder / "loop").mkdir()
+    (folder / "loop" / "quickstart.json").write_text(
+        json.dumps(
+            {
+                "settings": asdict(LoopSettings(corpus="text")),
+                "stage_seconds": {"corpus": 1.5},
+                "seed_noise": {"deviation": 0.01, "degrees": 9},
+                "served": {"d64": 12.5},
+                "versions": {"torch": "2.9"},
+                "machine": "x86_64",
+                "python": "3.11",
+                "recipe": {"optimizer": "adamw"},
+                "corpus": {"name": "text"},
+            }
+        )
+    )
+    (folder / "cache").mkdir()
+    (folder / "mine.toml").write_text(
+        '[mine]\nname = "a device"\nmemory = 80e9\nbandwidth = 3e12\nsource = "made up"\n'
+        "link = 1e11\npeak_flops = { bfloat16 = 1e15, float32 = 5e14 }\n"
+    )
     for name, source in {
         "runs.csv": "quickstart/runs.csv", "pool.json": "laws/pooled.json",
         "link.json": "accuracy/olmo-ladder.json",
     }.items():  # fmt: skip
         shutil.copy(data / source, folder / name)
+    runs = pd.read_csv(folder / "runs.csv")
+    runs.to_json(folder / "runs.jsonl", orient="records", lines=True)
+    runs.to_parquet(folder / "runs.parquet")
+    runs.to_csv(folder / "runs.csv.gz")
     lines = (folder / "runs.csv").read_text().splitlines(keepends=True)
     (folder / "shapes.csv").write_text("".join(lines[:4]))
     for command in (
         "fit runs.csv --law chinchilla --starts 4 --resamples 20 --out fit.json",
         "fit runs.csv --law width --prior weak --starts 4 --resamples 20 --out posterior.json",
         f"{PAPER} --out found",
+        MEASURE,
         "report found",
     ):
         outcome = run_forked(command.split(), folder)
@@ -152,6 +222,25 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     study = optuna.create_study(storage=open_storage(folder / "study.log"), study_name="study")
     study.tell(study.ask(), 1.0)
     return folder
+
+
+def write_corpora(folder: Path) -> None:
+    """Write a small corpus in every format, and a tokenizer."""
+    text = "a line of plain text\n" * 2000
+    rows = [json.dumps({"text": f"{number} {text[:4000]}"}) for number in range(12)]
+    (folder / "text").mkdir()
+    (folder / "text" / "a.txt").write_text(text)
+    (folder / "a.jsonl").write_text("\n".join(rows) + "\n")
+    (folder / "a.txt.zst").write_bytes(zstandard.compress(text.encode()))
+    pd.DataFrame({"text": [text[:4000]] * 12}).to_parquet(folder / "a.parquet")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator([text], trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 @pytest.fixture(scope="module")
@@ -178,14 +267,13 @@ def run_changed(made: Path, case: Case, content: bytes, command: str) -> Outcome
 def check_case(made: Path, case: Case, examples: int) -> None:
     """Check that commands keep their promises on changed copies of a document."""
     content = (made / case.file).read_bytes()
-    changed = bad_documents(content) if case.is_json else damaged_bytes(content)
 
     @seed(0)
     @settings(
-        max_examples=examples, database=None, phases=[Phase.generate],
+        max_examples=math.ceil(case.share * examples), database=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
-    @given(changed.map(Content), st.sampled_from(case.commands))
+    @given(case.changed(content).map(Content), st.sampled_from(case.commands))
     def check(content: bytes, command: str) -> None:
         outcome = run_changed(made, case, content, command)
         assert not outcome.broken_promises(), (command, outcome.err[-2000:])
@@ -193,17 +281,20 @@ def check_case(made: Path, case: Case, examples: int) -> None:
     check()
 
 
+@DOCUMENTS
 @pytest.mark.parametrize("name", CASES)
 def test_malformed_document_is_one_error_line(made: Path, name: str) -> None:
     check_case(made, CASES[name], FAST)
 
 
+@DOCUMENTS
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_many_malformed_documents_are_one_error_line_each(made: Path, name: str) -> None:
     check_case(made, CASES[name], SLOW)
 
 
+@OTHERS
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OF_SWEEPS)
 def test_malformed_document_of_a_sweep_is_one_error_line(swept: Path, name: str) -> None:
@@ -239,11 +330,13 @@ def check_option(made: Path, command: str, examples: int) -> None:
     check()
 
 
+@OTHERS
 @pytest.mark.parametrize("command", OPTIONS)
 def test_malformed_option_is_one_error_line(made: Path, command: str) -> None:
     check_option(made, command, FAST)
 
 
+@OTHERS
 @pytest.mark.slow
 @pytest.mark.parametrize("command", OPTIONS)
 def test_many_malformed_options_are_one_error_line_each(made: Path, command: str) -> None:
@@ -257,6 +350,7 @@ def rows_of_ledger(swept: Path) -> Iterator[sqlite3.Connection]:
     connection.close()
 
 
+@OTHERS
 @pytest.mark.slow
 def test_value_of_any_type_in_a_ledger_is_one_error_line(
     swept: Path, rows_of_ledger: sqlite3.Connection, tmp_path: Path
@@ -287,6 +381,7 @@ def test_value_of_any_type_in_a_ledger_is_one_error_line(
     check()
 
 
+@OTHERS
 def test_harness_notices_a_broken_promise(made: Path) -> None:
     good = Outcome(code=2, out="", err="error: `a` must hold; do b\n", seconds=1, left=[])
     assert good.broken_promises() == []

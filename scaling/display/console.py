@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,15 @@ def print_fields(values: Mapping[str, Any], *, json: bool = False) -> None:
 def note(text: str) -> None:
     """Print one line of at most 300 characters to standard error, beside the output."""
     sys.stderr.write(one_line(text) + "\n")
+
+
+def hide_warnings() -> None:
+    """Hide Python warnings of libraries, which would stand between the lines for people.
+
+    ``python -W`` and PYTHONWARNINGS show them.
+    """
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
 
 
 def echo(text: object) -> None:

@@ -18,7 +18,14 @@ from filelock import FileLock, Timeout
 
 from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError, WorkError
-from shapelaw.scaling.files import MAX_JSON_BYTES, parse_json, read_bytes, write_json, write_text
+from shapelaw.scaling.files import (
+    MAX_JSON_BYTES,
+    nothing_left,
+    parse_json,
+    read_bytes,
+    write_json,
+    write_text,
+)
 from shapelaw.scaling.schema import (
     Count,
     Fraction,
@@ -156,6 +163,13 @@ def locked_folder(folder: Path, command: str = "quickstart") -> Iterator[None]:
         Another loop holds the lock, or the folder cannot be written to.
     """
     lock = FileLock(folder / "work" / "lock")
+    with nothing_left(folder / "work"), _held(lock, folder, command):
+        yield
+
+
+@contextmanager
+def _held(lock: FileLock, folder: Path, command: str) -> Iterator[None]:
+    """Hold the lock of a folder, which is created."""
     try:
         (folder / "work").mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)

@@ -5,6 +5,7 @@ import copy
 import gzip
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -106,6 +107,37 @@ def bad_documents(content: bytes) -> st.SearchStrategy[bytes]:
     return st.integers(0, 3).flatmap(lambda number: edits if number else damages)
 
 
+def bad_lines(content: bytes) -> st.SearchStrategy[bytes]:
+    """Return changed copies of a file of JSON lines: of one line, of their order, and of bytes."""
+    lines = content.splitlines(keepends=True)
+    place = st.integers(0, len(lines) - 1)
+
+    def changed(at: int) -> st.SearchStrategy[bytes]:
+        edited = bad_documents(lines[at])
+        return edited.map(lambda line: b"".join([*lines[:at], line, b"\n", *lines[at + 1 :]]))
+
+    moved = st.permutations(lines).map(b"".join)
+    return st.one_of(place.flatmap(changed), place.flatmap(changed), moved, damaged_bytes(content))
+
+
+def bad_texts(content: bytes) -> st.SearchStrategy[bytes]:
+    """Return changed copies of a table or of TOML: of one name or value, of lines, and of bytes."""
+    text = content.decode()
+    words = [match.span() for match in re.finditer(r"[^\s,;={}\[\]\"]+", text)]
+    words = words[:60] + words[60 :: max(len(words) // 60, 1)]
+    values = st.sampled_from([str(value) for value in VALUES if value != 10**400 and value])
+    replaced = st.builds(
+        lambda span, value: (text[: span[0]] + value + text[span[1] :]).encode(
+            errors="surrogatepass"
+        ),
+        st.sampled_from(words),
+        values,
+    )
+    lines = content.splitlines(keepends=True)
+    rows = st.lists(st.sampled_from(lines), max_size=2 * len(lines)).map(b"".join)
+    return st.one_of(replaced, replaced, replaced, rows, damaged_bytes(content))
+
+
 OPTION_TEXTS = [
     "", "abc", "nan", "inf", "-1", "0", "1e18", "1e400", "1e-400", "9" * 400, "1.5", "true", "a=b",
     "two\nlines", "../../x", "/absolute", "x" * 5000, "{{ script }}", "$x_{$", ",", ":", "=", "é",
@@ -143,7 +175,8 @@ class Outcome:
             f"exit code {self.code}": self.code not in (0, 2),
             "traceback": "Traceback" in printed,
             "unexpected": "please report" in self.err,
-            "python warning": "Warning:" in self.err,
+            "python warning": "Warning" in self.err,
+            "panic": "panicked" in self.err,
             f"{len(lines)} error lines": self.code == 2 and len(lines) != 1,
             "long line": any(len(line) > MAX_LINE for line in self.err.splitlines()),
             f"control characters {odd}": bool(odd),
@@ -191,6 +224,7 @@ def _be_the_command(arguments: Sequence[str], folder: Path, out: int, err: int) 
         signal.alarm(MAX_WAIT)
         os.setsid()
         os.chdir(folder)
+        os.environ["SHAPELAW_CACHE"] = str(folder / "cache")
         for target, source in ((1, out), (2, err)):
             os.dup2(source, target)
         sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115 -- until the end

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypedDict
 
 import pandas as pd
 
+from shapelaw.scaling.display.console import hide_warnings
 from shapelaw.scaling.display.documents import json_ready
 from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError, WorkError
@@ -199,6 +200,7 @@ def _begin(parent: int) -> None:
     """Use one thread in a process, and end the process when its parent has ended."""
     import torch
 
+    hide_warnings()
     torch.set_num_threads(1)
 
     def watch() -> None:

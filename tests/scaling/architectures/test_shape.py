@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS
+from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS, Shape
 from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 from support.shapes import SMALL, golden_shape, read_golden, shapes
@@ -200,3 +200,19 @@ def test_a_table_of_shapes_without_a_gate_counts_two_matrices_and_returns_its_sh
     assert table.n_non_embedding.tolist() == counted
     assert table[1] == plain
     assert ShapeTable.joined([table, table]).take(np.array([3]))[0] == plain
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("hidden_size", 10**7), ("num_hidden_layers", 10**6), ("vocab_size", 10**12)],
+)
+def test_size_that_no_model_has_is_refused_before_anything_is_allocated(
+    name: str, value: int
+) -> None:
+    config = {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "vocab_size": 256, name: value,
+    }  # fmt: skip
+    for extra in ({}, {"model_type": "llama"}):
+        with pytest.raises(InputError, match=f"`{name}` must be at most "):
+            Shape.from_config(config | extra)

@@ -98,10 +98,11 @@ def _process(job: WorkerJob, parent: int, device: str) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     else:
         os.environ["OMP_NUM_THREADS"] = "1"
-    from shapelaw.scaling.display.console import note
+    from shapelaw.scaling.display.console import hide_warnings, note
     from shapelaw.scaling.errors import InputError, WorkError
     from shapelaw.trainers.sweep.worker import run_worker
 
+    hide_warnings()
     stops: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stops.append(number))
     try:
