@@ -14,6 +14,7 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.models.hugging_face import export, load_export
 from shapelaw.trainers.models.transformer import Transformer
 from support.shapes import GOLDEN
+from support.tiny_configs import TINY_CONFIGS
 
 QWEN3 = {
     "model_type": "qwen3",
@@ -178,6 +179,32 @@ def test_prefill_and_single_steps_equal_a_full_forward(family: str, prefill: int
     wanted = logits_of(model, tokens)
     scale = float(wanted.abs().max())
     torch.testing.assert_close(torch.cat(steps, dim=1), wanted, rtol=0, atol=2e-5 * scale)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("family", "places"),
+    [("deepseek_v3", "AC"), ("qwen3_moe", "ABC"), ("lfm2", "ACD"), ("gemma3n_text", "ABCD")],
+)
+def test_layers_of_other_kinds_decode_and_count_with_canon(family: str, places: str) -> None:
+    config = {**TINY_CONFIGS[family], "model_type": family, "canon_set": places}
+    model = Transformer(read_architecture(config), context_length=64).eval()
+    generator = torch.Generator().manual_seed(3)
+    for name, weight in model.named_parameters():
+        if weight.ndim == 1 or "canon" in name:
+            weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
+    tokens, cache = text(), model.empty_cache(2, POSITIONS, dtype=torch.float32)
+    steps = [logits_of(model, tokens[:, :3], cache=cache)]
+    steps += [
+        logits_of(model, tokens[:, t : t + 1], cache=cache, start=t) for t in range(3, POSITIONS)
+    ]
+    wanted = logits_of(model, tokens)
+    scale = float(wanted.abs().max())
+    torch.testing.assert_close(torch.cat(steps, dim=1), wanted, rtol=0, atol=2e-5 * scale)
+    assert sum(weight.numel() for weight in model.parameters()) == model.architecture.n_total
+    kept = model.empty_cache(1, 40, dtype=torch.bfloat16)
+    measured = sum(part.numel() * part.element_size() for layer in kept for part in layer)
+    assert measured == model.architecture.cache_bytes(40)
 
 
 @torch.no_grad()
