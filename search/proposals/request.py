@@ -85,7 +85,7 @@ class Budget:
             )
 
     def tokens_of(self, shapes: Costs, more_parameters: Any = 0) -> Any:
-        """Return the training tokens of each shape; see :meth:`TrainingTime.tokens`."""
+        """Return the training tokens of each shape; see ``TrainingTime.tokens``."""
         return self.tokens if self.time is None else self.time.tokens(shapes, more_parameters)
 
     @property
