@@ -21,6 +21,8 @@ RESULTS = Path(__file__).parent / "architectures.json"
 PARITY = "tests/trainers/models/test_parity.py"
 CANON = "tests/trainers/models/test_canon.py"
 COUNTS = "tests/scaling/architectures/"
+STEPS = "tests/trainers/generation/test_step_decoder.py"
+SERVED = "tests/search/engines/test_architectures_served.py"
 TRAINING = "tests/trainers/training/test_families.py"
 # Tests of each column: a file and the beginning of the names of its tests.
 POINTS = {
@@ -42,14 +44,14 @@ POINTS = {
     "cache": ((PARITY, "test_cache_has_the_counted_bytes"), (CANON, "test_parameters_and_cache")),
     "export": ((PARITY, "test_export_loads"), (CANON, "test_export_loads")),
     "training": ((TRAINING, "test_"),),
-    "serving": (),
+    "serving": ((STEPS, "test_greedy_tokens"), (SERVED, "test_embedded_engine")),
     "search": (),
 }
 REASONS = {
     "mistakes": "no change of a field was tried in the other families",
     "training": "no run of a model with Canon layers is tested, and Kimi K2 is a DeepSeek V3",
-    "serving": "engines are tested by shape, not by family: they measure models of a shape, "
-    "which Llama, Mistral and Qwen3 have",
+    "serving": "no run of a model with Canon layers is tested, and Kimi K2 is a DeepSeek V3; other "
+    "engines than the embedded one measure models of a shape, which Llama, Mistral and Qwen3 have",
     "search": "a space of shapes has no axes of a family",
 }
 ROWS = (*FAMILIES, "canon")

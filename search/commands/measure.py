@@ -1,20 +1,27 @@
 """The ``measure`` command: the speed of a shape, and the peak speeds of this machine."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from shapelaw.scaling.architectures.architecture import Architecture
-from shapelaw.scaling.architectures.config import read_model
+from shapelaw.scaling.architectures.config import read_architecture, read_model
+from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.display.console import note
 from shapelaw.scaling.display.progress import working
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json
-from shapelaw.search.engines._roofline import RooflineEngine
+from shapelaw.search.engines._base import Engine
 from shapelaw.search.engines.cache import CachedEngine, stored_engine
 from shapelaw.search.engines.machine import calibrate, write_hardware
 from shapelaw.search.engines.registry import engine_named
 from shapelaw.search.workload import parse_workload
+
+PLAIN_STEPS = (
+    "decoded by plain forward passes, as no faster decoder knows the family: compare the speed "
+    "with that of other such models, not with that of dense shapes; it is not kept"
+)
 
 
 def measure_config(
@@ -42,12 +49,14 @@ def measure_config(
     if config is None:
         raise InputError("a shape is missing; write shapelaw measure CONFIG.json, or --calibrate")
     document = read_json(config)
-    model, notes = read_model(document, whole=engine.partition(":")[0] == RooflineEngine.name)
+    measuring = stored_engine(engine, keep=keep, fresh=fresh)
+    model, notes = _model_for(measuring, document)
     for each in notes:
         note(f"{config.name}: {each}")
-    measuring = stored_engine(engine, keep=keep, fresh=fresh)
     if isinstance(model, Architecture):
         measuring = engine_named(engine)
+        if measuring.kind == "measured":
+            note(f"{config.name}: {PLAIN_STEPS}")
     work = parse_workload(workload, dtype=measuring.default_dtype)
     with working("measuring the shape"):
         measurement = measuring.measure(model, work)  # type: ignore[arg-type]
@@ -59,6 +68,20 @@ def measure_config(
     if isinstance(measuring, CachedEngine):
         row["kept"] = not measuring.measured
     return row
+
+
+def _model_for(
+    engine: Engine, document: Mapping[str, Any]
+) -> tuple[Shape | Architecture, tuple[str, ...]]:
+    """Read a config as the model that an engine measures, with notes on what that leaves out."""
+    model, notes = read_model(document, whole=engine.serves_architectures)
+    if engine.kind == "measured" and engine.serves_architectures and isinstance(model, Shape):
+        try:
+            model.require_gate_without_biases("be measured")
+        except InputError:
+            model = read_architecture(document)
+            return model, model.notes
+    return model, notes
 
 
 def calibrate_machine(config: Path | None, out: Path | None) -> dict[str, Any]:

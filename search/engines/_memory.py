@@ -2,6 +2,7 @@
 
 import torch
 
+from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.search.workload import Workload
@@ -11,7 +12,12 @@ TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def refuse_oversized(
-    shape: Shape, workload: Workload, *, engine: str, limit: float = CPU_LIMIT, copies: int = 1
+    shape: Shape | Architecture,
+    workload: Workload,
+    *,
+    engine: str,
+    limit: float = CPU_LIMIT,
+    copies: int = 1,
 ) -> None:
     """Refuse a workload that needs too much memory or a cache of another number format.
 
@@ -42,18 +48,18 @@ def refuse_oversized(
         )
 
 
-def bytes_needed(shape: Shape, workload: Workload, copies: int) -> int:
+def bytes_needed(shape: Shape | Architecture, workload: Workload, copies: int) -> int:
     """Compute the bytes of all copies of the weights, of the cache and of the activations."""
     size = torch.finfo(TORCH_DTYPES[workload.dtype]).bits // 8
     length = workload.input_tokens + workload.output_tokens
-    cache = workload.concurrency * length * shape.kv_bytes(size)
+    cache = workload.concurrency * shape.cache_bytes(length, size)
     # Prefill holds the MLP's activations of all prompts at once.
     width = 3 * shape.intermediate_size + 4 * shape.hidden_size
     activations = workload.concurrency * workload.input_tokens * width * size
     return int(cache + activations + copies * shape.weight_bytes(size))
 
 
-def random_prompt(shape: Shape, workload: Workload) -> torch.Tensor:
+def random_prompt(shape: Shape | Architecture, workload: Workload) -> torch.Tensor:
     """Draw prompt tokens, (concurrency, input_tokens), the same ones for every engine."""
     generator = torch.Generator().manual_seed(0)
     size = (workload.concurrency, workload.input_tokens)

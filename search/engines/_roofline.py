@@ -45,6 +45,7 @@ class RooflineEngine(Engine):
     name = "roofline"
     kind = "predicted"
     is_formula = True
+    serves_architectures = True
     supported = frozenset({"weights", "tensor_parallel", "prompts", "automatic"})
     known_error = (
         "an upper bound without overheads; on an H200, Surefire-1B over LLaMA-3.2-1B is 1.41 by it "

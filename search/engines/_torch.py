@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.search.engines._base import describe_processor
@@ -19,6 +20,7 @@ from shapelaw.search.engines._timed import Server, TimedEngine, Timing, require_
 from shapelaw.search.workload import Workload
 from shapelaw.trainers.generation.cpu_decoder import Decoder, greedy
 from shapelaw.trainers.generation.graph_decoder import GraphDecoder
+from shapelaw.trainers.generation.step_decoder import StepDecoder
 from shapelaw.trainers.models.transformer import Transformer
 
 POOL_SIZE = 2**20 + 7  # random numbers that are repeated to fill the weights
@@ -32,7 +34,9 @@ class TorchEngine(TimedEngine):
     The values do not matter for the speed: only the shape decides. Each repeat runs the whole
     workload: one prefill of all prompts, then one token at a time for all sequences. The weights
     are in the number format of the workload. ``torch`` runs on one thread of the CPU,
-    ``torch:cuda`` on the GPU, where a decode step is a CUDA graph.
+    ``torch:cuda`` on the GPU, where a decode step is a CUDA graph. Models outside of the dense
+    Llama family decode by plain forward passes with the cache of their layers: their speeds compare
+    with one another, not with those of shapes.
 
     Raises
     ------
@@ -41,6 +45,7 @@ class TorchEngine(TimedEngine):
     """
 
     name = "torch"
+    serves_architectures = True
 
     def __init__(self, hardware: str | None = None, *, repeats: int = 5) -> None:
         if hardware not in (None, "cpu", "cuda"):
@@ -64,7 +69,7 @@ class TorchEngine(TimedEngine):
         """Return ``torch`` or ``torch:cuda``."""
         return self.name if self.on.type == "cpu" else f"{self.name}:cuda"
 
-    def start(self, shape: Shape, workload: Workload) -> Server:
+    def start(self, shape: Shape | Architecture, workload: Workload) -> Server:
         """Make random weights of a shape, and a cache for the whole workload."""
         limit, copies = float(CPU_LIMIT), 2  # the weights, and a copy laid out for decoding
         if self.on.type == "cuda":
@@ -76,15 +81,18 @@ class TorchEngine(TimedEngine):
 class TorchServer(Server):
     """A shape in memory: its weights, a cache and the prompts."""
 
-    def __init__(self, shape: Shape, workload: Workload, device: torch.device) -> None:
+    def __init__(
+        self, shape: Shape | Architecture, workload: Workload, device: torch.device
+    ) -> None:
         torch.set_num_threads(1)
         length = workload.input_tokens + workload.output_tokens
         self.prompt = random_prompt(shape, workload).to(device)
-        self.decoder: Decoder | GraphDecoder
+        self.decoder: Decoder | GraphDecoder | StepDecoder
         with torch.inference_mode():
             model = random_model(shape, length, TORCH_DTYPES[workload.dtype], device)
             kind = Decoder if device.type == "cpu" else GraphDecoder
-            self.decoder = kind(model, batch=workload.concurrency, length=length)
+            decoder = StepDecoder if isinstance(shape, Architecture) else kind
+            self.decoder = decoder(model, batch=workload.concurrency, length=length)
 
     def close(self) -> None:
         """Free the weights and the cache."""
@@ -126,7 +134,7 @@ class _SkipInitialisation(TorchFunctionMode):
 
 
 def random_model(
-    shape: Shape, length: int, dtype: torch.dtype, device: torch.device
+    shape: Shape | Architecture, length: int, dtype: torch.dtype, device: torch.device
 ) -> Transformer:
     """Build a model with random weights, in a number format and on a device.
 
@@ -142,7 +150,7 @@ def random_model(
             if weight.ndim == 1:
                 weight.fill_(1.0)
             else:
-                _fill(weight.view(-1), (pool / weight.shape[1] ** 0.5).to(dtype))
+                _fill(weight.view(-1), (pool / weight.shape[-1] ** 0.5).to(dtype))
     return model
 
 

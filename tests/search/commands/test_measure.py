@@ -231,14 +231,14 @@ def config_file(folder: Path, **fields: object) -> Path:
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "olmo2", "nanochat"])
-def test_a_family_beyond_shapes_is_predicted_by_the_roofline_only(
+def test_a_family_beyond_shapes_is_not_served_by_engines_of_shapes(
     tmp_path: Path, model_type: str
 ) -> None:
     path = config_file(tmp_path, model_type=model_type)
     row = measuring.measure_config(path, "roofline:h100", "16/4@2", keep=False)
     assert row["tpot"] > 0
     with pytest.raises(InputError, match="to be read as a shape"):
-        measuring.measure_config(path, "torch", "16/4@2", keep=False)
+        measuring.measure_config(path, "transformers", "16/4@2", keep=False)
 
 
 def test_a_window_bounds_the_cache_that_the_roofline_reads(tmp_path: Path) -> None:
