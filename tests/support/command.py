@@ -1,5 +1,6 @@
 """The command line, run as a user does."""
 
+import signal
 import subprocess
 import sys
 
@@ -15,12 +16,16 @@ def shapelaw(*arguments: object, **options: object) -> subprocess.CompletedProce
 
 
 def started_shapelaw(*arguments: object, **options: object) -> "subprocess.Popen[str]":
-    """Start the command in a process group of its own, as a terminal does."""
+    """Start the command in a process group of its own, with Ctrl-C in force, as a terminal does.
+
+    A process that was itself started in the background ignores Ctrl-C, and so would its children.
+    """
     return subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **options,
     )  # type: ignore[call-overload]
