@@ -29,7 +29,7 @@ EXPERT_NAMES = {
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """Where a checkpoint keeps one weight: names in the order of its rows, and its layout."""
+    """Place of one weight in a checkpoint: names in the order of its rows, and its layout."""
 
     names: tuple[str, ...]
     transposed: bool = False

@@ -246,7 +246,7 @@ def _compare_with_baseline(row: dict[Any, Any], base: dict[Any, Any]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Promise:
-    """What a search promised of one trained shape, and its speed after training.
+    """Prediction of a search for one trained shape, with its speed after training.
 
     Attributes
     ----------

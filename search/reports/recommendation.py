@@ -27,7 +27,7 @@ RED = Light(colour="red", mark="■", word="Keep the baseline")
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """What to build, in one sentence.
+    """Advice on the shape to build, in one sentence.
 
     Attributes
     ----------

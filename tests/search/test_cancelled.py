@@ -54,7 +54,7 @@ COMMANDS = {
     ),
     "quickstart": Cancelled(
         ("quickstart", "--corpus", "text", "--out", "out", *SMALL),
-        ("out/quickstart.json", "out/work/runs/*/metrics.csv", "out/fit.json"), "out/report.html",
+        ("out/quickstart.json", "out/**/metrics.csv", "out/fit.json"), "out/report.html",
     ),
     "propose": Cancelled(PROPOSE, ("study.log",), "study.log"),
 }  # fmt: skip

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.nn import functional as F
 
 from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock
@@ -193,7 +193,7 @@ def multiply_by_group(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
     return product
 
 
-@torch.library.custom_op("shapelaw::products", mutates_args=())
+@library.custom_op("shapelaw::products", mutates_args=())
 def _products(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
     """Compute rows·matrixᵀ of each group, (M, in), (E, out, in) -> (M, out)."""
     if _grouped(rows, matrices.shape[1:]):
@@ -202,7 +202,7 @@ def _products(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
     return torch.cat([F.linear(*pair) for pair in zip(groups, matrices, strict=True)])
 
 
-@torch.library.custom_op("shapelaw::outer_products", mutates_args=())
+@library.custom_op("shapelaw::outer_products", mutates_args=())
 def _outer_products(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
     """Compute leftᵀ·right of each group, (M, out), (M, in) -> (E, out, in)."""
     if _grouped(left, (left.shape[1], right.shape[1])):

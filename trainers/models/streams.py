@@ -22,7 +22,7 @@ MIN_MEAN_SQUARE = 1e-5  # of a stream before it is scaled to the size of another
 
 
 class LayerStreams(nn.Module):
-    """What a layer does with the streams around attention and MLP."""
+    """Parallel streams around attention and MLP of one layer: prediction and correction."""
 
     def __init__(self, block: StreamsBlock) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class LayerStreams(nn.Module):
 
 
 class Streams(nn.Module):
-    """What a model does with the streams before its first layer and after its last."""
+    """Parallel streams of a model: made before its first layer, merged after its last."""
 
     def __init__(self, block: StreamsBlock, layers: int) -> None:
         super().__init__()

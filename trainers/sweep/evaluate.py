@@ -188,7 +188,7 @@ def _processes(number: int) -> Iterator[ProcessPoolExecutor]:
     ) as pool:
         try:
             yield pool
-        except BaseException:
+        except BaseException:  # any interruption: no worker outlives the command
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 if process not in others:

@@ -8,7 +8,7 @@ from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
 
 @dataclass(frozen=True, kw_only=True)
 class Router:
-    """How a token chooses its experts.
+    """Choice of the experts of a token.
 
     Parameters
     ----------
