@@ -94,18 +94,22 @@ def test_logits_loss_and_gradients_equal_those_of_transformers(pair) -> None:
     loss.backward()
     other.backward()
     ours, theirs = model.embed_tokens.weight.grad, reference.get_input_embeddings().weight.grad
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
     largest = float(theirs.abs().max())
+    # Gemma 3n's parallel streams amplify rounding errors in every layer.
+    amplifies = model.architecture.model_type == "gemma3n_text"
+    atol = 1e-5 * largest if amplifies else 1e-6
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=atol)
     built = dict(reference.named_parameters())
     for name, gradient in hugging_face_weights(gradients_of(model)).items():
         if name in built:  # the class stacks experts, the checkpoint does not
             theirs = built[name].grad
             theirs = torch.zeros_like(gradient) if theirs is None else theirs
             torch.testing.assert_close(gradient, theirs, rtol=1e-4, atol=1e-5 * largest)
+    rate, atol = (0.02, 1e-4) if amplifies else (0.1, 2e-5)
     for each in (model, reference):  # a step along all gradients
-        torch.optim.SGD(each.parameters(), lr=0.02).step()
+        torch.optim.SGD(each.parameters(), lr=rate).step()
     ours, theirs = logits_of(model, tokens), reference(tokens).logits
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
 
 
 def test_explicit_attention_equals_the_fused_kernel(pair) -> None:
