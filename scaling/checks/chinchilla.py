@@ -19,7 +19,7 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.compute_optimal import allocation
 from shapelaw.scaling.fitting.refits import FitSettings, fit_quickly
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.fitting.run_intervals import LEVEL
+from shapelaw.scaling.fitting.run_intervals import ENDS
 from shapelaw.scaling.runs.columns import N
 from shapelaw.scaling.runs.levels import count_levels
 from shapelaw.scaling.runs.table import AUTO, RunTable, as_run_table
@@ -177,7 +177,7 @@ def _by_minima(
     line: dict[str, Any] = {"a": slope, "n": best, "tokens_per_n": compute / 6 / best**2}
     status = FITTED
     if drawn:
-        low, high = np.percentile(drawn, [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
+        low, high = np.percentile(drawn, ENDS, axis=0)
         line |= {"a_low": low[0], "a_high": high[0], "n_low": low[1], "n_high": high[1]}
         if len(drawn) < settings["resamples"]:
             missing = settings["resamples"] - len(drawn)

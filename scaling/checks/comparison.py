@@ -18,7 +18,7 @@ from shapelaw.scaling.display.progress import track
 from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.refits import FitSettings, LawLike, law_label
-from shapelaw.scaling.fitting.run_intervals import LEVEL
+from shapelaw.scaling.fitting.run_intervals import ENDS
 from shapelaw.scaling.laws.law import Base, Law
 from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.columns import SIZES, N
@@ -312,5 +312,5 @@ def _interval(values: np.ndarray, cluster: np.ndarray, seed: int) -> tuple[float
         len(total), size=(DIFFERENCE_RESAMPLES, len(total))
     )
     means = total[drawn].sum(axis=1) / count[drawn].sum(axis=1)
-    low, high = np.percentile(means, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
+    low, high = np.percentile(means, ENDS)
     return float(low), float(high)

@@ -7,12 +7,10 @@ from numpy.typing import ArrayLike
 from shapelaw.scaling.decisions.equivalent_compute import NOT_REACHABLE, equivalent_compute
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.result import Fit, as_fit
-from shapelaw.scaling.fitting.run_intervals import LEVEL
+from shapelaw.scaling.fitting.run_intervals import ENDS
 from shapelaw.scaling.runs.columns import D
 from shapelaw.scaling.runs.table import as_frame
 from shapelaw.scaling.units import loss_column
-
-ENDS = [(100 - LEVEL) / 2, (100 + LEVEL) / 2]
 
 
 def decide(fitted: Fit, shapes: pd.DataFrame, *, runs: ArrayLike = 1) -> pd.DataFrame:

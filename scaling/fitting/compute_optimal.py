@@ -16,7 +16,7 @@ import pandas as pd
 from shapelaw.scaling.display.tables import Result, View
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.fitting.run_intervals import LEVEL
+from shapelaw.scaling.fitting.run_intervals import ENDS, LEVEL
 from shapelaw.scaling.laws.bases import Chinchilla, OuterExponent
 from shapelaw.scaling.laws.factors import UShape
 from shapelaw.scaling.runs.columns import D, N
@@ -299,7 +299,7 @@ def value_with_interval(values: np.ndarray) -> Range:
     missing = ~np.isfinite(draws)
     if missing.mean() > (100 - LEVEL) / 200:
         return {"value": float(values[0]), "low": None, "high": None}
-    low, high = np.percentile(draws[~missing], [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
+    low, high = np.percentile(draws[~missing], ENDS)
     return {"value": float(values[0]), "low": float(low), "high": float(high)}
 
 

@@ -50,10 +50,11 @@ def parameter_table(fit: "Fit") -> pd.DataFrame:
 
     An interval has no end where the runs do not determine it, and is marked as open there.
     """
+    open_sides = fit.open_sides()
     rows = [
         {
             "parameter": name,
-            **_without_open_ends(fit, name, ends),
+            **_without_open_ends(ends, open_sides[name]),
             "unit": unit_of(name, fit.loss_unit),
             "held": _why_held(fit, name),
         }
@@ -65,9 +66,8 @@ def parameter_table(fit: "Fit") -> pd.DataFrame:
     return table
 
 
-def _without_open_ends(fit: "Fit", name: str, ends: dict[str, float]) -> dict[str, object]:
+def _without_open_ends(ends: dict[str, float], sides: str) -> dict[str, object]:
     """Leave out the open ends of an interval, and name their sides."""
-    sides = fit.open_sides(name)
     closed: dict[str, object] = {
         **ends,
         "low": np.nan if "below" in sides else ends["low"],

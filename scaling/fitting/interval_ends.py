@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from shapelaw.scaling.fitting.fit_parts import ParameterEnds
-from shapelaw.scaling.fitting.run_intervals import LEVEL
+from shapelaw.scaling.fitting.run_intervals import ENDS
 from shapelaw.scaling.solver.problem import Problem, Solution
 from shapelaw.scaling.uncertainty.profiles import profile
 
@@ -19,7 +19,6 @@ MIN_DRAWS = 1000  # of a fit, from which on its ends are worth a long sample or 
 BATCHES = 16  # parts of the draws whose percentiles give the error of an end
 MAX_END_ERROR = 0.05  # standard error of an end, as a share of the width, that is still an end
 MIN_CLUSTERS = 30  # with fewer, profile intervals are too narrow
-PERCENTILES = ((100 - LEVEL) / 2, (100 + LEVEL) / 2)
 
 
 def drawn_ends(drawn: Mapping[str, np.ndarray]) -> dict[str, ParameterEnds]:
@@ -38,8 +37,8 @@ def drawn_ends(drawn: Mapping[str, np.ndarray]) -> dict[str, ParameterEnds]:
     """
     ends: dict[str, ParameterEnds] = {}
     for name, values in drawn.items():
-        low, high = np.percentile(values, PERCENTILES)
-        parts = [np.percentile(values[start::BATCHES], PERCENTILES) for start in range(BATCHES)]
+        low, high = np.percentile(values, ENDS)
+        parts = [np.percentile(values[start::BATCHES], ENDS) for start in range(BATCHES)]
         errors = np.std(parts, axis=0, ddof=1) / np.sqrt(BATCHES)
         open_low, open_high = errors > MAX_END_ERROR * (high - low) + 1e-9 * abs(high)
         sides = [side for side, out in (("below", open_low), ("above", open_high)) if out]

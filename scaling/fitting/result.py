@@ -1,7 +1,7 @@
 """Result of a fit: parameters, status and predictions, with storage in fit.json."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,22 @@ from numpy.typing import ArrayLike
 
 from shapelaw.scaling.display.tables import Result, View
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.files import write_json
 from shapelaw.scaling.fitting.fit_parts import Basin, Effect, ParameterEnds, PriorNote
 from shapelaw.scaling.fitting.fit_text import equation_of, noise_in_words, parameter_table, view_of
+from shapelaw.scaling.fitting.parameter_intervals import (
+    open_sides_of,
+    optima_of,
+    parameters_of,
+)
 from shapelaw.scaling.fitting.posterior_state import PosteriorState
-from shapelaw.scaling.fitting.run_intervals import LEVEL, predict_rows
-from shapelaw.scaling.fitting.saved_fit import SCHEMA_VERSION, read_fit
-from shapelaw.scaling.laws.factors import UShape
+from shapelaw.scaling.fitting.run_intervals import predict_rows
+from shapelaw.scaling.fitting.saved_fit import document_of, read_fit, write_fit
 from shapelaw.scaling.laws.law import Law
 from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.columns import SIZES, N, columns_of
 from shapelaw.scaling.runs.table import RunsLike, RunTable, as_frame, as_run_table
 from shapelaw.scaling.schema import Count, NonNegative, PositiveFloat
-from shapelaw.scaling.solver.identifiability import Held, optimum_status, outside
+from shapelaw.scaling.solver.identifiability import Held, outside
 from shapelaw.scaling.solver.objectives import FitObjective
 from shapelaw.scaling.units import NATS
 
@@ -176,33 +179,16 @@ class Fit(Result):
 
         A held parameter has the range in which it is held. :attr:`ends` says which ends are open.
         """
-        value = self.law.public(self.theta, self.reference)
-        drawn = self.law.public(self.spread, self.reference)
-        table = np.stack([drawn[name] for name in value]) if value else np.empty((0, 1))
-        low, high = np.percentile(table, [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=1)
-        if not self.has_intervals:
-            low, high = np.full((2, len(value)), np.nan)
-        drawn = {name: (float(low[i]), float(high[i])) for i, name in enumerate(value)}
-        drawn |= {name: (ends["low"], ends["high"]) for name, ends in self.ends.items()}
-        return {
-            name: {"value": value[name], "low": drawn[name][0], "high": drawn[name][1]}
-            for name in value
-        }
+        return parameters_of(self)
 
-    def open_sides(self, name: str) -> str:
-        """Return the sides on which the interval of a parameter has no end: below, above or both.
+    def open_sides(self) -> dict[str, str]:
+        """Return the sides on which the interval of each parameter has no end.
 
-        An end is open where the runs do not determine it, and that of an optimum beyond the
-        observed range of its ratio, where runs locate no optimum.
+        They are "below", "above", "below and above" or empty. An end is open where the runs do not
+        determine it, and that of an optimum beyond the observed range of its ratio, where runs
+        locate no optimum.
         """
-        ends, known = self.parameters()[name], self.ends.get(name)
-        bottom, top = self.ranges.get(name.removesuffix("_optimum"), (-np.inf, np.inf))
-        if not name.endswith("_optimum"):
-            bottom, top = -np.inf, np.inf
-        sides = {"below": ends["low"] < bottom, "above": ends["high"] > top}
-        return " and ".join(
-            side for side, out in sides.items() if out or (known and side in known["open"])
-        )
+        return open_sides_of(self)
 
     def count_as_fitted(self, runs: RunsLike) -> RunTable:
         """Return a run table that counts N as the fit does.
@@ -259,21 +245,7 @@ class Fit(Result):
 
     def optima(self) -> dict[str, dict[str, object]]:
         """Return the best value of each U-shaped ratio by column, with interval and status."""
-        parameters = self.parameters()
-        optima: dict[str, dict[str, object]] = {}
-        for factor in self.law.shapes:
-            if not isinstance(factor, UShape):
-                continue
-            name = f"{factor.of}_optimum"
-            if name in self.held:
-                why = f"not resolved: {self.held[name].why}"
-                optima[factor.of] = {"value": None, "low": None, "high": None, "status": why}
-                continue
-            best = parameters[name]
-            optima[factor.of], _ = optimum_status(
-                factor.of, best["value"], best["low"], best["high"], self.ranges[factor.of]
-            )
-        return optima
+        return optima_of(self)
 
     def predict(self, frame: RunTable | pd.DataFrame) -> pd.DataFrame:
         """Predict the loss of every row.
@@ -408,28 +380,11 @@ class Fit(Result):
 
     def document(self) -> dict[str, Any]:
         """Return the stable document that ``fit --json`` prints."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "law": self.law_name,
-            "n_runs": len(self.run_ids),
-            "parameters": {
-                name: {**about, **({"open": sides} if (sides := self.open_sides(name)) else {})}
-                for name, about in self.parameters().items()
-            },
-            "optima": self.optima(),
-            "objective": self.objective,
-            "status": self.status,
-            "warnings": self.table_warnings,
-            "starts": self.starts,
-            "seconds": self.seconds,
-        }
+        return document_of(self)
 
     def save(self, path: Path) -> None:
         """Write fit.json: the printed document, and the state that predictions need."""
-        arrays = {name: getattr(self, name).tolist() for name in ("theta", "draws", "covariance")}
-        state = asdict(replace(self, posterior=None)) | arrays
-        state["posterior"] = None if self.posterior is None else self.posterior.document()
-        write_json(path, {**self.as_json(), "state": state})
+        write_fit(path, self)
 
     @classmethod
     def load(cls, path: Path) -> "Fit":

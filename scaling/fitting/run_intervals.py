@@ -10,20 +10,20 @@ if TYPE_CHECKING:
     from shapelaw.scaling.fitting.result import Fit
 
 LEVEL = 95.0
+ENDS = ((100 - LEVEL) / 2, (100 + LEVEL) / 2)  # percentiles of the interval
 NOISE_QUANTILES = 101  # of the noise of a new run, mixed with every resample
 
 
 def predict_rows(fit: "Fit", frame: pd.DataFrame) -> pd.DataFrame:
     """Predict the loss of every row with its intervals, as :meth:`Fit.predict` describes."""
-    ends = [(100 - LEVEL) / 2, (100 + LEVEL) / 2]
     program = fit.law.program(fit.columns(frame), fit.reference)
     central = program.log_loss(fit.theta[None])[0]
     spread = fit.joint_or_marginal_draws(frame, joint=False)
     if fit.posterior is None:
         new = new_run_intervals(spread, fit.noise, fit.noise_degrees)
     else:
-        new = np.percentile(spread + fit.run_noise_draws(spread.shape), ends, axis=0).T
-    mean = np.percentile(spread, ends, axis=0).T
+        new = np.percentile(spread + fit.run_noise_draws(spread.shape), ENDS, axis=0).T
+    mean = np.percentile(spread, ENDS, axis=0).T
     return pd.DataFrame(
         {
             "predicted_loss": np.exp(central),
@@ -57,5 +57,4 @@ def new_run_intervals(spread: np.ndarray, noise: float, degrees: int) -> np.ndar
     """
     quantiles = (np.arange(NOISE_QUANTILES) + 0.5) / NOISE_QUANTILES
     around = noise * student.ppf(quantiles, max(degrees, 1))
-    ends = [(100 - LEVEL) / 2, (100 + LEVEL) / 2]
-    return np.stack([np.percentile(np.add.outer(row, around), ends) for row in spread.T])
+    return np.stack([np.percentile(np.add.outer(row, around), ENDS) for row in spread.T])

@@ -1,12 +1,13 @@
-"""Reading of fit.json: the state of a fit, checked against the annotations of its class."""
+"""Writing and reading of fit.json: its state is checked against the annotations of a fit."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.files import read_json
+from shapelaw.scaling.files import read_json, write_json
 from shapelaw.scaling.runs.columns import SIZES, D, N
 from shapelaw.scaling.schema import conform, damaged
 
@@ -16,6 +17,34 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 2
 WAY_OUT = "write it again with `shapelaw fit --out`"
 MAX_INTERNAL = 1000.0  # of an internal parameter: logarithms, shares and exponents
+
+
+def document_of(fit: "Fit") -> dict[str, Any]:
+    """Return the stable document that ``fit --json`` prints."""
+    parameters: dict[str, dict[str, Any]] = {**fit.parameters()}
+    for name, sides in fit.open_sides().items():
+        if sides:
+            parameters[name]["open"] = sides
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "law": fit.law_name,
+        "n_runs": len(fit.run_ids),
+        "parameters": parameters,
+        "optima": fit.optima(),
+        "objective": fit.objective,
+        "status": fit.status,
+        "warnings": fit.table_warnings,
+        "starts": fit.starts,
+        "seconds": fit.seconds,
+    }
+
+
+def write_fit(path: Path, fit: "Fit") -> None:
+    """Write the printed document of a fit, and the state that its predictions need."""
+    arrays = {name: getattr(fit, name).tolist() for name in ("theta", "draws", "covariance")}
+    state = asdict(replace(fit, posterior=None)) | arrays
+    state["posterior"] = None if fit.posterior is None else fit.posterior.document()
+    write_json(path, {**fit.as_json(), "state": state})
 
 
 def read_fit(path: Path, kind: "type[Fit]") -> "Fit":

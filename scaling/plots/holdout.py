@@ -12,7 +12,7 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_text import unit_of
 from shapelaw.scaling.fitting.refits import public_parameters
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.fitting.run_intervals import LEVEL
+from shapelaw.scaling.fitting.run_intervals import ENDS
 from shapelaw.scaling.plots.style import (
     BAND,
     BLUE,
@@ -114,7 +114,7 @@ def _intervals(fit: Fit) -> dict[str, Ends]:
     if not len(fit.draws):
         return {}
     table = np.array([list(public_parameters(fit, theta).values()) for theta in fit.draws])
-    ends = np.percentile(table, [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
+    ends = np.percentile(table, ENDS, axis=0)
     return {name: (float(ends[0, i]), float(ends[1, i]))
             for i, name in enumerate(public_parameters(fit))}  # fmt: skip
 

@@ -22,7 +22,7 @@ def worst_move(fits: list[Fit]) -> float:
         ends = [fitted.parameters()[name] for fitted in fits]
         width = np.median([end["high"] - end["low"] for end in ends])
         for end, side in (("low", "below"), ("high", "above")):
-            if width > 0 and not any(side in fitted.open_sides(name) for fitted in fits):
+            if width > 0 and not any(side in fitted.open_sides()[name] for fitted in fits):
                 moves.append(np.ptp([each[end] for each in ends]) / width)
     assert moves
     return max(moves)
@@ -52,12 +52,13 @@ def test_ends_without_a_prior_are_those_of_the_profile_for_every_seed():
 def test_open_end_is_named_in_table_and_document_and_kept(tmp_path):
     # Two sizes and token counts: beta has a range, so there is no profile, and A runs off.
     fitted = fit("chinchilla", load_runs("quickstart"), prior="none", starts=16)
-    (name,) = [name for name in fitted.ends if "above" in fitted.open_sides(name)][:1]
+    sides = fitted.open_sides()
+    name = next(name for name in fitted.ends if "above" in sides[name])
     row = fitted.frame().loc[name]
     assert row["open"].endswith("above")
     assert np.isnan(row["high"])
     assert fitted.document()["parameters"][name]["open"] == row["open"]
-    closed = next(name for name in fitted.ends if not fitted.open_sides(name))
+    closed = next(name for name in fitted.ends if not sides[name])
     assert "open" not in fitted.document()["parameters"][closed]
     fitted.save(tmp_path / "fit.json")
     assert Fit.load(tmp_path / "fit.json").frame().equals(fitted.frame())

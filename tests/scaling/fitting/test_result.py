@@ -9,7 +9,8 @@ from scipy.stats import t as student
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.fit_text import unit_of
-from shapelaw.scaling.fitting.result import SCHEMA_VERSION, Fit
+from shapelaw.scaling.fitting.result import Fit
+from shapelaw.scaling.fitting.saved_fit import SCHEMA_VERSION
 from shapelaw.scaling.laws.registry import LAWS, law_named
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.solver.identifiability import Held
