@@ -84,6 +84,7 @@ def test_page_has_no_external_resources_and_escapes_hostile_text(page_file: Path
     assert not re.search(r"(src|href)=[\"'](?!data:)", text)
     assert HOSTILE not in text
     assert str(escape(HOSTILE)) in text
+    assert "{{" not in text.replace("{{ title }}", ""), "only the mark in the hostile text is left"
 
 
 def test_data_of_the_charts_survive_and_cannot_end_their_script(page_file: Path) -> None:
@@ -353,6 +354,7 @@ def test_page_is_whole_at_every_width_and_its_pictures_have_words(opened: Any, w
     opened.wait_for_function(f"document.documentElement.scrollWidth <= {width}")
     opened.evaluate("document.querySelectorAll('details').forEach((part) => part.open = true)")
     opened.wait_for_timeout(300)  # plotly draws again after the resize
+    assert opened.locator("#filters").is_visible()
     assert opened.locator("figure .main-svg").count() > 4
     assert parts_cut(opened) == []
     assert pictures_without_words(opened) == []
