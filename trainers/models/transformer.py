@@ -261,6 +261,7 @@ class Transformer(nn.Module):
             for name, module in self.named_modules()
             if isinstance(module, CausalConvolution)
         }
+        tables = {f"{n}.weight" for n, m in self.named_modules() if isinstance(m, nn.Embedding)}
         with torch.no_grad():
             for name, weight in self.named_parameters():
                 if name in convolutions:
@@ -270,7 +271,7 @@ class Transformer(nn.Module):
                 if not is_matrix(name, weight):
                     weight.fill_(0.0 if name in zeros else 1.0)
                     continue
-                scale = 0.02 if "embed_" in name else 1 / math.sqrt(weight.shape[-1])
+                scale = 0.02 if name in tables else 1 / math.sqrt(weight.shape[-1])
                 if name.removesuffix(".weight").endswith(("o_proj", "down_proj", "out_proj")):
                     scale *= residual
                 weight.normal_(0.0, scale, generator=generator)

@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from shapelaw.scaling.architectures.config import read_architecture
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.trainers.models.hugging_face import export
 from shapelaw.trainers.models.transformer import Transformer
+from support.tiny_configs import TINY_CONFIGS
 
 torch.set_num_threads(1)
 SHAPES = {
@@ -142,6 +144,17 @@ def test_initial_weights_have_the_documented_spread() -> None:
             wanted /= 2  # the square root of twice the number of layers
         assert float(weight.detach().std()) == pytest.approx(wanted, rel=0.05), name
         assert float(weight.detach().mean()) == pytest.approx(0, abs=0.05 * wanted), name
+
+
+def test_projection_of_streams_is_drawn_as_a_matrix_and_not_as_an_embedding() -> None:
+    config = {"model_type": "gemma3n_text", **TINY_CONFIGS["gemma3n_text"]}
+    model = Transformer(read_architecture(config), context_length=8)
+    model.initialise(0)
+    streams = model.model_streams
+    for projection in (*streams.altup_projections, *streams.altup_unembed_projections):
+        assert float(projection.weight.detach().std()) == pytest.approx(64**-0.5, rel=0.05)
+    table = streams.embed_tokens_per_layer.weight.detach()
+    assert float(table.std()) == pytest.approx(0.02, rel=0.05)
 
 
 def test_initialisation_does_not_change_the_global_generator() -> None:
