@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from shapelaw.trainers.generation.matvec import Product, fastest_product
 from shapelaw.trainers.models.attention import Attention
 from shapelaw.trainers.models.feed_forward import FeedForward
+from shapelaw.trainers.models.layer import Layer
 from shapelaw.trainers.models.norms import NORM_EPS
-from shapelaw.trainers.models.transformer import Layer, Transformer
+from shapelaw.trainers.models.transformer import Transformer
 
 MAX_BLOCK_LOGITS = 512  # in one block of the search for the greedy token
 

@@ -20,9 +20,10 @@ from torch.nn import functional as F
 
 from shapelaw.trainers.cuda_graph import Captured
 from shapelaw.trainers.models.attention import Attention
+from shapelaw.trainers.models.layer import Layer
 from shapelaw.trainers.models.norms import NORM_EPS
 from shapelaw.trainers.models.rotary import rotate
-from shapelaw.trainers.models.transformer import Layer, Transformer
+from shapelaw.trainers.models.transformer import Transformer
 
 BUCKET = 512  # cached positions between two captured graphs
 
