@@ -3,7 +3,7 @@
 Transformers, vLLM and llama.cpp's converter load the exported folder.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol, TypedDict
 
@@ -55,8 +55,7 @@ def hugging_face_weights(model: Transformer) -> dict[str, torch.Tensor]:
     """
     return {
         piece.name: piece.view.clone(memory_format=torch.contiguous_format).view(piece.shape)
-        for name, weight in model.tensors().items()
-        for piece in _pieces(name, weight.detach(), model)
+        for piece in _pieces(model)
     }
 
 
@@ -68,15 +67,26 @@ class Piece(NamedTuple):
     view: torch.Tensor
 
 
-def _pieces(name: str, weight: torch.Tensor, model: Transformer) -> Iterator[Piece]:
-    """Return views of the parts of a weight that a checkpoint keeps under names of their own."""
-    names = LLAMA_NAMES | dict(FAMILIES[model.architecture.model_type].names)
+def _pieces(model: Transformer) -> Iterator[Piece]:
+    """Return views of the parts of all weights that a checkpoint keeps under names of their own."""
+    names, rows = LLAMA_NAMES | dict(FAMILIES[model.architecture.model_type].names), model.rows()
+    for name, weight in model.tensors().items():
+        yield from _pieces_of(name, weight.detach(), names, rows)
+
+
+def _pieces_of(
+    name: str,
+    weight: torch.Tensor,
+    names: Mapping[str, str],
+    rows: Mapping[str, tuple[int, ...]],
+) -> Iterator[Piece]:
+    """Return views of the parts of one weight: its projections, and each matrix of a stack."""
     stored = stored_weight(name, names)
     if stored.transposed:
         weight = weight.transpose(-1, -2)
     parts: Sequence[torch.Tensor] = (weight,)
     if len(stored.names) > 1:
-        sizes = model.rows()[name.removesuffix(".weight").removesuffix(".bias")]
+        sizes = rows[name.removesuffix(".weight").removesuffix(".bias")]
         parts = weight.split(sizes, dim=-1 if name.endswith("bias") else -2)
     for own, part in zip(stored.names, parts, strict=True):
         shape = part.shape
@@ -180,15 +190,13 @@ def load_export(folder: Path, *, attention: str = "sdpa") -> Transformer:
             f"but has {count:,}; train the run again"
         )
     model = Transformer(description, context_length=length, attention=attention)
-    with torch.no_grad():
-        for name, weight in model.tensors().items():
-            for piece in _pieces(name, weight, model):
-                tensor = tensors.get(piece.name)
-                if tensor is None or tensor.shape != piece.shape:
-                    raise InputError(
-                        f"{folder / WEIGHTS} must hold `{piece.name}` of shape "
-                        f"{tuple(piece.shape)} as {CONFIG} says, but has "
-                        f"{'none' if tensor is None else tuple(tensor.shape)}; train the run again"
-                    )
-                piece.view.copy_(tensor.view(piece.view.shape))
+    for piece in _pieces(model):
+        tensor = tensors.get(piece.name)
+        if tensor is None or tensor.shape != piece.shape:
+            raise InputError(
+                f"{folder / WEIGHTS} must hold `{piece.name}` of shape "
+                f"{tuple(piece.shape)} as {CONFIG} says, but has "
+                f"{'none' if tensor is None else tuple(tensor.shape)}; train the run again"
+            )
+        piece.view.copy_(tensor.view(piece.view.shape))
     return model.eval()
