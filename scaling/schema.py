@@ -9,7 +9,7 @@ import dataclasses
 import math
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -40,7 +40,7 @@ MAX_TEXT = 100_000  # characters of one text
 
 @dataclass(frozen=True)
 class Within:
-    """Within of a number, or of the length of a text or a list; they annotate a type.
+    """Bounds of a number, or of the length of a text or a list; they annotate a type.
 
     Attributes
     ----------
@@ -64,6 +64,13 @@ PositiveFloat = Annotated[float, Within(TINY)]
 NonNegative = Annotated[float, Within(0)]
 Fraction = Annotated[float, Within(0, 1)]
 Name = Annotated[str, Within(1, 500)]
+
+
+@dataclass(frozen=True)
+class ReadBy:
+    """Mark of a type whose values a function reads, given a value and its place."""
+
+    read: Callable[[object, str], Any]
 
 
 class PlainFileName:
@@ -112,7 +119,8 @@ def conform(value: object, kind: Any, place: str = "") -> Any:
         Dictionaries, lists, numbers, texts, booleans and None.
     kind
         Type with its parameters: a dataclass, ``TypedDict``, NumPy array (of finite numbers), list,
-        tuple, dictionary, ``Literal``, ``Annotated`` with :class:`Within`, union, or a plain type.
+        tuple, dictionary, ``Literal``, union, plain type, or ``Annotated`` with :class:`Within` or
+        :class:`ReadBy`.
     place
         Name of the value for errors, such as ``state.theta``.
 
@@ -132,6 +140,9 @@ def conform(value: object, kind: Any, place: str = "") -> Any:
     if origin in (Required, NotRequired):
         return conform(value, parts[0], place)
     if origin is Annotated:
+        for mark in parts[1:]:
+            if isinstance(mark, ReadBy):
+                return mark.read(value, place)
         return _bounded(conform(value, parts[0], place), parts[1:], place)
     if origin in (Union, types.UnionType):
         return _one_of(value, parts, place)

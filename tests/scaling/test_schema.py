@@ -1,7 +1,7 @@
 """Values of JSON documents against the types that annotate their fields."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ import pytest
 from shapelaw.scaling.display.printable import one_line, printable, shown, without_passwords
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import MAX_DEPTH, parse_json
-from shapelaw.scaling.schema import Count, FileName, Fraction, conform
+from shapelaw.scaling.schema import Count, FileName, Fraction, ReadBy, conform
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,16 @@ def test_text_for_a_terminal_has_no_control_characters_and_one_short_line() -> N
     assert line.startswith("`rule` must hold but got xxx")
     assert line.endswith("; the way out")
     assert shown("x" * 1000) == "'" + "x" * 58 + "…"
+
+
+def test_value_with_a_reader_is_read_by_it_with_its_place() -> None:
+    def read(value: object, place: str) -> str:
+        return f"{place} is {conform(value, int, place)}"
+
+    kind = list[Annotated[str, ReadBy(read)]]
+    assert conform([1, 2], kind, "counts") == ["counts[0] is 1", "counts[1] is 2"]
+    with pytest.raises(InputError, match=r"`counts\[1\]` must be an integer"):
+        conform([1, "2"], kind, "counts")
 
 
 @pytest.mark.parametrize(

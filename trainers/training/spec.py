@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import Annotated, ClassVar
 
 from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.config import read_architecture
@@ -12,7 +12,7 @@ from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import parse_json
-from shapelaw.scaling.schema import MAX_INTEGER, Count, conform
+from shapelaw.scaling.schema import MAX_INTEGER, Count, ReadBy, conform
 from shapelaw.trainers.corpus.batches import Batches
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.optimizers.recipe import Recipe
@@ -22,20 +22,22 @@ MAX_TOKENS = 10**15  # of one run, over twenty times the largest published ones
 MAX_RUN_ID = 200  # bytes: a file name that leaves room for endings
 
 
-ANY_SHAPE = Shape(
-    hidden_size=2,
-    intermediate_size=1,
-    num_hidden_layers=1,
-    num_attention_heads=1,
-    num_key_value_heads=1,
-    head_dim=2,
-    vocab_size=1,
-)
-# What a document of a run says as a shape; :meth:`RunSpec.from_json` reads architectures apart.
-if TYPE_CHECKING:
-    Model = Shape | Architecture
-else:
-    Model = Shape
+def read_stored_model(value: object, place: str) -> Shape | Architecture:
+    """Read the model of a stored run: an architecture by its config, or else a shape.
+
+    Raises
+    ------
+    InputError
+        The value is neither of the two.
+    """
+    config = value.get("config") if isinstance(value, Mapping) else None
+    if isinstance(config, str):
+        return read_architecture(parse_json(config, f"`{place}.config` of a run"))
+    shape: Shape = conform(value, Shape, place)
+    return shape
+
+
+Model = Annotated[Shape | Architecture, ReadBy(read_stored_model)]
 
 
 class Diverged(RuntimeError):
@@ -62,13 +64,12 @@ def safe_run_id(run_id: str) -> str:
 
 def run_name(shape: Shape | Architecture, tokens: int, seed: int) -> str:
     """Name a run by its shape or architecture, tokens and seed."""
+    size = f"d{shape.hidden_size}-L{shape.num_hidden_layers}"
     if isinstance(shape, Architecture):
         digest = hashlib.sha256(shape.config_text().encode()).hexdigest()[:6]
-        size = f"d{shape.hidden_size}-L{shape.num_hidden_layers}"
         return f"{shape.model_type}-{size}-{digest}-t{tokens}-s{seed}"
     qk = "-qk" if shape.qk_norm else ""
     heads = f"{shape.num_attention_heads}-{shape.num_key_value_heads}x{shape.head_dim}"
-    size = f"d{shape.hidden_size}-L{shape.num_hidden_layers}"
     return f"{size}-h{heads}-f{shape.intermediate_size}{qk}-t{tokens}-s{seed}"
 
 
@@ -227,17 +228,5 @@ class RunSpec:
         InputError
             The text is not JSON, or a field is missing or has another type or range.
         """
-        document = parse_json(text, "the settings of a run")
-        config = _config_in(document)
-        if config is None:
-            spec: RunSpec = conform(document, cls)
-            return spec
-        spec = conform({**document, "shape": ANY_SHAPE.row()}, cls)
-        return replace(spec, shape=read_architecture(parse_json(config, "`config` of a run")))
-
-
-def _config_in(document: object) -> str | None:
-    """Return the config of a document whose model is an architecture."""
-    shape = document.get("shape") if isinstance(document, Mapping) else None
-    config = shape.get("config") if isinstance(shape, Mapping) else None
-    return config if isinstance(config, str) else None
+        spec: RunSpec = conform(parse_json(text, "the settings of a run"), cls)
+        return spec
