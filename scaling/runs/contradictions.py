@@ -27,8 +27,7 @@ IGNORE = "correct the wrong column, or ignore it with --columns "
 class Contradiction(NamedTuple):
     """Rule over columns, with the mask of rows that break it, both values and the way out.
 
-    ``ignored`` is the column without which the rule does not apply; empty where another way is
-    better.
+    ``ignored`` is the column without which the rule does not apply.
     """
 
     rule: str
@@ -36,7 +35,7 @@ class Contradiction(NamedTuple):
     stated: np.ndarray
     right: np.ndarray
     way_out: str
-    ignored: str = ""
+    ignored: str
 
 
 def refuse_contradictions(runs: pd.DataFrame, source: str) -> None:
@@ -59,7 +58,7 @@ def refuse_contradictions(runs: pd.DataFrame, source: str) -> None:
         rules = " and ".join(
             f"{each.rule} in {counted(each.broken.sum(), 'row')}" for each in others
         )
-        ignored = ",".join(f"{each.ignored}=" for each in every if each.ignored)
+        ignored = ",".join(f"{each.ignored}=" for each in every)
         way_out = f"nor does {rules}; correct them, or ignore columns with --columns {ignored}"
     raise InputError(
         f"{source} {name_lines(runs, found.broken)}: {found.rule} must hold, but the first "

@@ -24,8 +24,8 @@ from shapelaw.scaling.errors import InputError
 
 MAX_BYTES = 2**30  # of a table
 MAX_UNPACKED = 2**28  # of a compressed table: it may be made to fill the memory
-MIN_SUSPICIOUS = 2**24  # bytes unpacked, beyond which a compressed table ...
-MAX_RATIO = 200  # ... is smaller than so many times its file, if it is one of runs
+MAX_RATIO = 200  # unpacked bytes for a packed one; a table of runs has fewer
+MIN_SUSPICIOUS = 2**24  # unpacked bytes up to which any ratio is accepted
 MAX_CELLS = 5 * 10**7  # of a Parquet table, which stores repeated values once
 DELIMITERS = (",", ";", "\t", "|")
 FORMATS = "CSV, JSON, JSON lines or Parquet"
@@ -71,11 +71,11 @@ def _decompressed(path: Path) -> bytes:
     opened = next((OPENERS[magic] for magic in OPENERS if head.startswith(magic)), None)
     if opened is None:
         with path.open("rb") as stream:
-            return _bounded(stream, MAX_BYTES)
+            return _bounded(stream, MAX_BYTES, "give a smaller table")
     most = min(max(MAX_RATIO * path.stat().st_size, MIN_SUSPICIOUS), MAX_UNPACKED)
     try:
         with opened(path) as stream:
-            return _bounded(stream, most)
+            return _bounded(stream, most, "decompress it, or give a smaller table")
     except RuntimeError as error:  # of an archive with a password
         raise ValueError(str(error)) from None
     except Exception as error:
@@ -84,15 +84,13 @@ def _decompressed(path: Path) -> bytes:
         raise
 
 
-def _bounded(stream: IO[bytes], most: int) -> bytes:
+def _bounded(stream: IO[bytes], most: int, way_out: str) -> bytes:
     """Read a stream piece by piece, so that a small file cannot fill the memory."""
     pieces, left = [], most
     while piece := stream.read(min(2**20, left + 1)):
         left -= len(piece)
         if left < 0:
-            raise ValueError(
-                f"it has more than {most / 2**20:.0f} MiB; decompress it, or give less"
-            )
+            raise ValueError(f"it has more than {most / 2**20:.0f} MiB; {way_out}")
         pieces.append(piece)
     return b"".join(pieces)
 

@@ -9,8 +9,8 @@ from typing import IO, Any
 CHUNK = 131_072  # packed bytes that are read at once
 PIECE = 1024  # packed bytes that are unpacked at once: at most 32 MB, as 4 of them can be 128 kB
 BUFFER = 1_048_576  # unpacked bytes that are held ready
-MIN_SUSPICIOUS = 2**26  # unpacked bytes, beyond which ...
-MAX_RATIO = 500  # ... text has less than so many bytes for a packed one
+MAX_RATIO = 500  # unpacked bytes for a packed one; text has fewer
+MIN_SUSPICIOUS = 2**26  # unpacked bytes up to which any ratio is accepted
 
 
 @contextmanager

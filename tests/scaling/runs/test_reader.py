@@ -113,13 +113,13 @@ def test_damaged_table_is_refused_in_one_sentence(tmp_path: Path, data: bytes) -
 def test_file_that_unpacks_to_too_much_is_refused_in_bounded_memory(
     tmp_path: Path, compress: Callable[[bytes], bytes]
 ) -> None:
-    (tmp_path / "bomb.csv").write_bytes(compress(b"0" * 2**27))
+    (tmp_path / "bomb.csv").write_bytes(compress(b"0" * 2**26))
     tracemalloc.start()
-    with pytest.raises(InputError, match=r"bomb.csv is not .* more than (16|2.) MiB"):
+    with pytest.raises(InputError, match=r"bomb.csv is not .* more than 16 MiB; decompress it"):
         read_table(tmp_path / "bomb.csv")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2**26  # half of what the file unpacks to
+    assert peak < 2**25  # half of what the file unpacks to
 
 
 @pytest.mark.parametrize(
