@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shapelaw.scaling.architectures.costs import Costs
+from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.units import format_bytes
 from shapelaw.search.engines._roofline import hardware_named
@@ -14,6 +15,7 @@ TRAINING_CONTEXT = 4096  # tokens of a training sequence
 STATE_BYTES = 16  # per parameter: weights, gradients and Adam's states, arXiv 1910.02054
 FLOPS_PER_PARAMETER = 6  # forward and backward pass of one token
 MAX_HOURS, MAX_DEVICES = 1e6, 10**6
+MAX_DIGITS = 9  # of a number of devices: Python converts no text of thousands of digits
 HOUR = 3600.0  # seconds
 
 
@@ -127,17 +129,18 @@ def parse_hardware(text: str) -> tuple[Hardware, int]:
     >>> device.key, number
     ('rtx4090', 8)
     """
+    names = hardware_names()
     key, _, count = text.rpartition("x")
-    if not key or not count.isdecimal() or text in hardware_names():
+    if not key or not count.isdecimal() or text in names:
         key, count = text, "1"
-    known = (*hardware_names(), "this")
-    if key not in known and not key.endswith(".toml"):
+    if key not in (*names, "this") and not key.endswith(".toml"):
         raise InputError(
-            f"`--hardware` must be one of {', '.join(hardware_names())}, with a number as h100x8, "
-            f"or this, or a .toml file, but got {text!r}"
+            f"`--hardware` must be one of {', '.join(names)}, with a number as h100x8, or this, or "
+            f"a .toml file, but got {shown(text)}"
         )
-    if not 1 <= int(count) <= MAX_DEVICES:
+    if len(count) > MAX_DIGITS or not 1 <= int(count) <= MAX_DEVICES:
         raise InputError(
-            f"`--hardware` must have 1 to {MAX_DEVICES:,} devices, but got {text!r}; write h100x8"
+            f"`--hardware` must have 1 to {MAX_DEVICES:,} devices, but got {shown(text)}; "
+            "write h100x8"
         )
     return hardware_named(key), int(count)

@@ -135,6 +135,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
         r"`--hardware` must be one of a100, h100, h200, .*rtx4090.* but got 'h900x8'",
     ),
     "no devices": ((*HOURS, "--hardware", "h100x0"), "must have 1 to 1,000,000 devices"),
+    "endless devices": ((*HOURS, "--hardware", "h100x" + "9" * 5000), "must have 1 to 1,000,000"),
     "many devices": ((*HOURS, "--hardware", "h100x9999999"), "must have 1 to 1,000,000 devices"),
     "zero hours": (("--train-hours", "0", "--hardware", "h100"), "`0 < --train-hours <="),
     "negative hours": (("--train-hours=-1", "--hardware", "h100"), "but got -1"),
