@@ -20,7 +20,7 @@ from shapelaw.scaling.runs.columns import N
 from shapelaw.search.proposals.proposal import BASELINE
 from shapelaw.search.proposals.ranking import differences
 from shapelaw.search.reports.html import formatted, signed
-from shapelaw.search.reports.pareto_plot import ROLES
+from shapelaw.search.reports.pareto_plot import ROLES, front_line
 
 GREY, BAND, RULE = "#8c8c8c", "rgba(0,114,178,0.22)", "rgba(128,128,128,0.5)"  # on white and black
 SYMBOLS = ("square", "circle", "diamond", "triangle-up")
@@ -31,6 +31,7 @@ MARKS = {
 FONT = {"family": 'system-ui, "DejaVu Sans", sans-serif', "size": 14, "color": "#222"}
 CURVE_POINTS = 80
 CURVES = (*RATIOS, "num_hidden_layers")
+APART = "on the front, if changes not in the law cost no loss"
 VALUES_SHOWN = 9  # rows of the table beside a curve
 CURVE_MARGIN = 1.6  # factor by which a curve extends beyond the shapes and the fitted range
 AGREEMENT_MARGIN = 0.02  # fraction by which the axes of an agreement chart exceed its values
@@ -100,16 +101,17 @@ def front_chart(rows: list[dict[str, Any]], baseline: str) -> Any:
         figure.update_yaxes(range=focused_range(points, whiskers))
     figure.update_yaxes(tickformat="~g")
     figure.update_layout(legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"})
-    front = sorted((row for row in timed if row["on_front"]), key=lambda row: row["speedup"])
     figure.add_scatter(
-        **_coordinates(front), mode="lines", name="Pareto front", hoverinfo="skip",
+        **_coordinates(front_line(timed)), mode="lines", name="Pareto front", hoverinfo="skip",
         line={"color": GREEN, "width": 1.5, "shape": "vh"},
     )  # fmt: skip
     unnamed = [row for row in timed if row["role"] not in MARKS]
     dominated = [row for row in unnamed if not row["on_front"]]
     figure.add_scatter(**_marker_trace("dominated", dominated, GREY, "circle", 8))
-    on_front = [row for row in unnamed if row["on_front"]]
+    on_front = [row for row in unnamed if row["on_front"] and not row.get("apart")]
     figure.add_scatter(**_marker_trace("on the front", on_front, GREEN, "circle", 9))
+    apart = [row for row in unnamed if row["on_front"] and row.get("apart")]
+    figure.add_scatter(**_marker_trace(APART, apart, GREEN, "diamond", 9))
     for role, (colour, symbol) in MARKS.items():
         name = f"baseline: {escape(baseline)}" if role == BASELINE else role
         marked = [row for row in named if row["role"] == role]

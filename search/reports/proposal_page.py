@@ -33,6 +33,7 @@ from shapelaw.search.proposals.reasons import concerns_budget, format_warning
 from shapelaw.search.reports.html import Picture, formatted, render, signed
 from shapelaw.search.reports.pareto_plot import NARROW, describe_pareto, plot_pareto
 from shapelaw.search.reports.proposal_charts import (
+    APART,
     agreement_chart,
     front_chart,
     loss_along_ratios,
@@ -223,6 +224,8 @@ def shown_row(
 
 def place_of(row: dict[str, Any]) -> str:
     """Describe the role of a row and whether it is on the front."""
+    if row.get("apart") and row["on_front"]:
+        return APART
     if row["role"] == CANDIDATE:
         return "on the front" if row["on_front"] else "dominated"
     return str(row["role"]) + (", on the front" if row["on_front"] else "")

@@ -217,6 +217,29 @@ def test_one_wide_interval_flattens_neither_the_picture_nor_the_chart(made: Path
     assert high - low < 4 * (max(percent) - min(percent))
 
 
+def test_shape_whose_change_is_not_in_the_law_is_not_joined_by_the_line_of_the_front(
+    made: Path,
+) -> None:
+    rows = [row for row in proposals_in(made) if row["throughput"]]
+    best = max(rows, key=lambda row: (row["on_front"], row["throughput"]))
+    apart = best | {"name": "apart", "role": "candidate", "apart": True}
+    apart |= {"throughput": 2 * best["throughput"], "speedup": 2 * best["speedup"]}
+    joined = sorted(row["throughput"] for row in rows if row["on_front"])
+    picture = plot_pareto(
+        [*rows, apart], pd.DataFrame(columns=["name", "loss"]), baseline_name="b", workload="w"
+    )
+    (line,) = (each for each in picture.axes[0].lines if "Pareto" in str(each.get_label()))
+    assert list(np.asarray(line.get_xdata())) == joined
+    pytest.importorskip("plotly")
+    traces = {
+        trace.name: set(trace.customdata)
+        for trace in front_chart([shown_row(row, rows[0]) for row in [*rows, apart]], "b").data
+    }
+    assert traces["Pareto front"] == {row["name"] for row in rows if row["on_front"]}
+    assert traces["on the front, if changes not in the law cost no loss"] == {"apart"}
+    assert shown_row(apart, rows[0])["place"] in traces
+
+
 def test_first_words_of_the_page_are_the_decision_and_its_light(page_file: Path) -> None:
     text = html.unescape(without_plotly(page_file))
     body = re.sub(r"<[^>]+>", " ", text.partition("</h1>")[2])
