@@ -133,7 +133,7 @@ def _formatted(
         "lifetime FLOPs": all(p.lifetime_flops is None for p in shown),
         "per 1M tokens": all(p.cost is None for p in shown),
         "worth": all(p.equivalent_compute is None for p in shown)
-        or (chosen and columns is not None),  # no room for both in 80 letters
+        or (chosen and columns is not None),  # no room for both in 80 characters
         "served on": not chosen,
         "not in law": not any(p.not_in_law for p in shown),
         "predicted accuracy": all(p.accuracy is None for p in shown),

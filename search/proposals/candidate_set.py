@@ -75,9 +75,9 @@ def candidate_set(request: ProposalRequest, basis: LossBasis) -> CandidateSet:
     """Enumerate the shapes of the baseline's size and keep those within the range of a law.
 
     The baseline is always a candidate. Every other candidate lies within 10 % of the fitted ranges
-    of the shape ratios. Of deployable shapes that differ in their MLP width alone, that of the N
-    nearest to the baseline's is one: others are faster or slower by their N. Losses are predicted
-    at exactly the baseline's N, so that a difference is one of shape.
+    of the shape ratios. Of deployable shapes that differ in MLP width alone, only the one whose N
+    is nearest to the baseline's is a candidate: the others are faster or slower by their N. Losses
+    are predicted at exactly the baseline's N, so that a difference is one of shape.
 
     Raises
     ------
@@ -153,9 +153,10 @@ def _with_baseline(table: ShapeTable, shape: Shape) -> tuple[ShapeTable, int]:
 def _of_nearest_size(
     table: ShapeTable, baseline: int, request: ProposalRequest
 ) -> tuple[ShapeTable, int]:
-    """Return one shape of each MLP width: that of the N nearest to the baseline's, and its row.
+    """Keep one of the shapes that differ in MLP width alone; return also the row of the baseline.
 
-    Without rules for deployable shapes, all shapes remain.
+    The shape with the N nearest to the baseline's is kept. Without rules for deployable shapes, all
+    shapes remain.
     """
     if request.rules is None:
         return table, baseline

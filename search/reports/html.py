@@ -73,13 +73,13 @@ class Picture:
     narrow: str
 
     @classmethod
-    def of(cls, usual: Figure, narrow: Figure) -> "Picture":
-        """Make the picture of a figure that was drawn twice."""
-        return cls(_image_source(usual), _image_source(narrow))
+    def of(cls, usual: Path, narrow: Figure) -> "Picture":
+        """Make the picture of a saved PNG and of the same figure drawn for phones."""
+        with TemporaryDirectory() as folder:
+            save_figure(narrow, path := Path(folder) / "narrow.png")
+            return cls(_image_source(usual), _image_source(path))
 
 
-def _image_source(figure: Figure) -> str:
-    """Return a figure as a PNG in a ``data:`` address."""
-    with TemporaryDirectory() as folder:
-        save_figure(figure, path := Path(folder) / "figure.png")
-        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+def _image_source(path: Path) -> str:
+    """Return a PNG as a ``data:`` address."""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -63,10 +63,8 @@ def write_report(folder: Path) -> Path:
         baseline_name=str(about.get("baseline", "baseline")),
         workload=str(about.get("workload", "")),
     )  # fmt: skip
-    law, law_narrow = plot_law(fitted, fitted_runs), plot_law(fitted, fitted_runs, across=1)
-    pareto, pareto_narrow = draw_pareto(), draw_pareto(width=NARROW)
-    save_figure(law, folder / "law.png")
-    save_figure(pareto, folder / "pareto.png")
+    save_figure(plot_law(fitted, fitted_runs), folder / "law.png")
+    save_figure(draw_pareto(), folder / "pareto.png")
     first = evidence.proposals[0]["warnings"]
     text = render(
         "quickstart.html",
@@ -75,10 +73,10 @@ def write_report(folder: Path) -> Path:
         unit=unit,
         verdict=verdict(evidence),
         comparison=comparison(evidence),
-        pareto=Picture.of(pareto, pareto_narrow),
+        pareto=Picture.of(folder / "pareto.png", draw_pareto(width=NARROW)),
         alternative=describe_pareto(evidence.proposals, unit),
         law_alternative=_law_in_words(fitted),
-        law=Picture.of(law, law_narrow),
+        law=Picture.of(folder / "law.png", plot_law(fitted, fitted_runs, across=1)),
         effects=_effects(fitted),
         status=f"{fitted.status}. {fitted.noise_in_words()}.",
         notes=fitted.notes,
@@ -95,7 +93,7 @@ def write_report(folder: Path) -> Path:
 
 
 def _law_in_words(fitted: Fit) -> str:
-    """Describe the picture of the law, for who cannot see it."""
+    """Describe the picture of the law, for readers who cannot see it."""
     if not fitted.law.shapes:
         return f"Measured against predicted loss ({short_unit(fitted.loss_unit)}) of the runs"
     ratios = " and ".join(LABELS.get(factor.of, factor.of) for factor in fitted.law.shapes)

@@ -96,7 +96,7 @@ def write_pages(folder: Path) -> Path:
     baseline, workload = str(about.get("baseline", "baseline")), str(about.get("workload", ""))
     unit = short_unit(fitted.loss_unit)
     draw = partial(plot_pareto, rows, trained, baseline_name=baseline, workload=workload, unit=unit)
-    figure, narrow = draw(), draw(width=NARROW)
+    figure = draw()
     for ending in ("png", "svg"):
         save_figure(figure, folder / f"pareto.{ending}")
     library = plotly_script()
@@ -107,7 +107,7 @@ def write_pages(folder: Path) -> Path:
         "accuracy": any(row["accuracy_text"] for row in shown),
         "recommendation": recommend_proposal(rows, about),
         "unit": unit,
-        "pareto": Picture.of(figure, narrow),
+        "pareto": Picture.of(folder / "pareto.png", draw(width=NARROW)),
         "alternative": describe_pareto(rows, unit),
         "library": library,
     }

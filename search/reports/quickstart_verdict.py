@@ -265,6 +265,15 @@ class Promise:
     probability: float
     ratio: float
 
+    def __str__(self) -> str:
+        row = self.row
+        return (
+            f"The {_title(row)} shape {row['name']} serves at least {self.tenths / 10:.1f} times "
+            f"as fast as the baseline at no more loss with probability {self.probability:.2f}; "
+            f"trained: {self.ratio:.2f} times, loss {row['difference']:+.1f} % ± "
+            f"{row['noise']:.1f} %."
+        )
+
 
 def promise_of(evidence: Evidence) -> Promise | None:
     """Return what the search promised of one trained shape.
@@ -303,16 +312,7 @@ def conclusion(evidence: Evidence) -> str:
     -------
     The sentence; empty where :func:`promise_of` returns None.
     """
-    promise = promise_of(evidence)
-    if promise is None:
-        return ""
-    row = promise.row
-    return (
-        f"The {_title(row)} shape {row['name']} serves at least {promise.tenths / 10:.1f} times as "
-        f"fast as the baseline at no more loss with probability {promise.probability:.2f}; "
-        f"trained: {promise.ratio:.2f} times, loss {row['difference']:+.1f} % ± "
-        f"{row['noise']:.1f} %."
-    )
+    return str(promise_of(evidence) or "")
 
 
 def recommendation(evidence: Evidence) -> Recommendation:
@@ -323,7 +323,7 @@ def recommendation(evidence: Evidence) -> Recommendation:
     return recommend_trained(
         promise.row,
         baseline=str(about.get("baseline", "the baseline")),
-        conclusion=conclusion(evidence),
+        conclusion=str(promise),
         probability=promise.probability,
         ratio=promise.ratio,
         confidence=confidence_of(about),

@@ -13,7 +13,7 @@ from shapelaw.search.proposals.request import CONFIDENCE
 
 @dataclass(frozen=True, kw_only=True)
 class Light:
-    """A traffic light, which a mark and a word also show to who cannot see its colour."""
+    """A traffic light, which a mark and a word also show to readers who cannot see its colour."""
 
     colour: str
     mark: str
@@ -79,8 +79,8 @@ def recommend_proposal(
     confidence, baseline = confidence_of(about), str(about.get("baseline", "the baseline"))
     rule = (
         f"Green: a shape that is faster than the baseline has at least {confidence:g} probability "
-        f"of less loss (--confidence). Amber: at least {EVEN_ODDS:g}. Red: no faster shape has. "
-        "The probability is that of the law, untested by training."
+        f"of less loss (--confidence). Amber: at least {EVEN_ODDS:g}. Red: no faster shape reaches "
+        "that. The probability is that of the law, untested by training."
     )
     if all(row.get("p_less_loss") is None for row in rows):
         reason = "No probabilities are recorded: write the proposals again."
@@ -143,7 +143,8 @@ def recommend_trained(
     rule = (
         f"Green: the promise had at least {confidence:g} probability before training (--confidence)"
         f", and the trained loss is not above the baseline's. Amber: at least {EVEN_ODDS:g}, or "
-        "the trained loss is above it within the noise. Red: less, or above it by more, or slower."
+        "the trained loss is above the baseline's within the noise. Red: the probability was "
+        "lower, the trained loss is above by more than the noise, or the shape is not faster."
     )
     light, name = light_of(probability, confidence), row["name"]
     refuted = row["difference"] > row["noise"] or ratio <= 1
