@@ -14,10 +14,14 @@ from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
     ConfigField,
     ConfigFields,
-    dense_fields,
     switch,
 )
-from shapelaw.scaling.architectures.families.gemma3 import GEMMA3, LOCAL_THETA
+from shapelaw.scaling.architectures.families.gemma3 import (
+    GEMMA3,
+    gemma_attentions,
+    gemma_fields,
+    gemma_kinds,
+)
 from shapelaw.scaling.architectures.families.llama import (
     attention_block,
     dense_decoder,
@@ -37,34 +41,14 @@ def build_gemma3n(fields: ConfigFields) -> Architecture:
     hidden, number = fields["hidden_size"], fields["num_hidden_layers"]
     norm = norm_block(fields)
     full = replace(attention_block(fields, qk_norm="head"), scale=1.0, value_norm=True)
-    local = replace(
-        full,
-        rotary=fields.rotary("sliding_attention", base="rope_local_base_freq", theta=LOCAL_THETA),
-        window=fields["sliding_window"],
-    )
-    kinds = fields.layer_kinds(lambda i: "sliding_attention" if (i + 1) % 5 else "full_attention")
+    kinds = gemma_kinds(fields, 5)
     first_shared = first_sharing_layer(fields, kinds)
     usual = [SPARSITY if i < SPARSE_LAYERS < number else 0.0 for i in range(number)]
     sparsities = fields.per_layer("activation_sparsity_pattern", usual)
     widths = fields.per_layer("intermediate_size")
     fields.values = {**fields.values, "intermediate_size": widths}
     mlp = feed_forward_block(fields, activation="hidden_activation")
-    if fields["altup_active_idx"] >= fields["altup_num_inputs"]:
-        raise InputError(
-            "`altup_active_idx < altup_num_inputs` must hold, but got "
-            f"{fields['altup_active_idx']} and {fields['altup_num_inputs']}; use 0"
-        )
-    streams = StreamsBlock(
-        hidden_size=hidden,
-        streams=fields["altup_num_inputs"],
-        active=fields["altup_active_idx"],
-        clip=fields["altup_coef_clip"],
-        scaled=fields["altup_correct_scale"],
-        token_width=fields["hidden_size_per_layer_input"],
-        token_vocab=fields["vocab_size_per_layer_input"],
-        activation=fields["hidden_activation"],
-        norm=norm,
-    )
+    streams = streams_block(fields)
     layer = DecoderLayer(
         attention=full,
         feed_forward=mlp,
@@ -73,7 +57,7 @@ def build_gemma3n(fields: ConfigFields) -> Architecture:
         laurel=LaurelBlock(hidden_size=hidden, rank=fields["laurel_rank"], norm=norm),
         streams=streams,
     )
-    attentions = [local if kind == "sliding_attention" else full for kind in kinds]
+    attentions = gemma_attentions(fields, full, kinds)
     layers = [
         replace(
             layer,
@@ -91,6 +75,26 @@ def build_gemma3n(fields: ConfigFields) -> Architecture:
     return dense_decoder(fields, layers, embedding=embedding)
 
 
+def streams_block(fields: ConfigFields) -> StreamsBlock:
+    """Make the parallel residual streams of a layer."""
+    number, active = fields["altup_num_inputs"], fields["altup_active_idx"]
+    if active >= number:
+        raise InputError(
+            f"`altup_active_idx < altup_num_inputs` must hold, but got {active} and {number}; use 0"
+        )
+    return StreamsBlock(
+        hidden_size=fields["hidden_size"],
+        streams=number,
+        active=active,
+        clip=fields["altup_coef_clip"],
+        scaled=fields["altup_correct_scale"],
+        token_width=fields["hidden_size_per_layer_input"],
+        token_vocab=fields["vocab_size_per_layer_input"],
+        activation=fields["hidden_activation"],
+        norm=norm_block(fields),
+    )
+
+
 def first_sharing_layer(fields: ConfigFields, kinds: Sequence[str]) -> int:
     """Return the first layer that reads the keys and values of an earlier layer of its kind."""
     first = len(kinds) - int(fields["num_kv_shared_layers"])
@@ -106,18 +110,10 @@ def first_sharing_layer(fields: ConfigFields, kinds: Sequence[str]) -> int:
 GEMMA3N = ConfigFamily(
     "gemma3n_text",
     {
-        **dense_fields(
-            (262_400, 2048, 16_384, 35, 8),
-            tied=True,
-            activation="gelu_pytorch_tanh",
-            activation_name="hidden_activation",
-        ),
+        **gemma_fields((262_400, 2048, 16_384, 35, 8)),
         "intermediate_size": ConfigField(16_384, "counts"),
         "num_key_value_heads": ConfigField(2),
-        "head_dim": ConfigField(256),
-        "attention_bias": switch(False),
         "sliding_window": ConfigField(512),
-        "layer_types": ConfigField(None, "list", nullable=True),
         "final_logit_softcapping": ConfigField(30.0, "number"),
         "vocab_size_per_layer_input": ConfigField(262_144),
         "hidden_size_per_layer_input": ConfigField(256),
