@@ -260,15 +260,26 @@ def _ignored_fields(values: Mapping[str, Any], family: ConfigFamily) -> list[str
     return notes
 
 
+def _names_family(config: Mapping[str, Any]) -> bool:
+    """Return True for a Hugging Face config, and False for the fields of a shape."""
+    return "model_type" in config or any(config.get(name) for name in TEXT_FIELDS)
+
+
 def read_shape(config: Mapping[str, Any]) -> tuple[Shape, tuple[str, ...]]:
     """Read a shape from a Hugging Face config, with notes on what a shape leaves out.
+
+    Parameters
+    ----------
+    config
+        Fields by name. With a ``model_type``, absent fields take the defaults of that family, as in
+        transformers; without, they are the fields of :class:`Shape` as numbers or texts.
 
     Raises
     ------
     InputError
         The config cannot be read, or a shape cannot describe its model.
     """
-    if "model_type" not in config and not any(config.get(name) for name in TEXT_FIELDS):
+    if not _names_family(config):
         return _shape_of_row(config), ()
     architecture = read_architecture(config)
     kind = architecture.model_type
@@ -318,7 +329,7 @@ def read_model(
         The engine takes architectures of every family; a shape is returned only where it has the
         same costs.
     """
-    if whole and ("model_type" in config or any(config.get(name) for name in TEXT_FIELDS)):
+    if whole and _names_family(config):
         architecture = read_architecture(config)
         canon, known = architecture.first_layer.canon, architecture.model_type in SHAPE_FAMILIES
         if not known or canon or architecture.local_window:
@@ -342,11 +353,11 @@ def architecture_of(model: Shape | Architecture) -> Architecture:
 
 def read_trainable(config: Mapping[str, Any]) -> Shape | Architecture:
     """Read a config as a shape if that describes the whole model, else as an architecture."""
-    if "model_type" not in config:
-        return shape_of(config)
+    if not _names_family(config):
+        return _shape_of_row(config)
     architecture = read_architecture(config)
     try:
-        shape = shape_of(config)
+        shape, _ = read_shape(config)
         plain = architecture_of(shape)
     except InputError:
         return architecture
@@ -377,23 +388,6 @@ def _left_out(architecture: Architecture) -> list[str]:
     if scalings:
         notes.append(f"a shape has no scaling of rotary positions ({', '.join(sorted(scalings))})")
     return notes
-
-
-def shape_of(config: Mapping[str, Any]) -> Shape:
-    """Read a shape from the fields of a Hugging Face config or of a run-table row.
-
-    Parameters
-    ----------
-    config
-        Fields by name. With a ``model_type``, absent fields take the defaults of that family, as in
-        transformers; without, they are the fields of :class:`Shape` as numbers or texts.
-
-    Raises
-    ------
-    InputError
-        The model type is not known to a shape, or a field is missing or breaks a rule.
-    """
-    return read_shape(config)[0]
 
 
 def _shape_of_row(row: Mapping[str, Any]) -> Shape:

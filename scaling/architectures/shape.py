@@ -149,8 +149,8 @@ class Shape(Costs):
     def from_config(cls, config: Mapping[str, Any]) -> "Shape":
         """Read a shape from a Hugging Face config or a run-table row.
 
-        See :func:`shapelaw.scaling.architectures.config.shape_of`.
+        See :func:`shapelaw.scaling.architectures.config.read_shape`.
         """
-        from shapelaw.scaling.architectures.config import shape_of
+        from shapelaw.scaling.architectures.config import read_shape
 
-        return shape_of(config)
+        return read_shape(config)[0]

@@ -4,7 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shapelaw.scaling.architectures.config import SHAPE_FAMILIES, read_architecture, read_shape
+from shapelaw.scaling.architectures.config import (
+    SHAPE_FAMILIES,
+    read_architecture,
+    read_shape,
+    read_trainable,
+)
 from shapelaw.scaling.architectures.config_fields import ACTIVATIONS
 from shapelaw.scaling.architectures.registry import FAMILIES
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, Shape
@@ -210,6 +215,15 @@ def test_the_language_model_inside_is_read_and_the_rest_named():
     assert any("left out: vision_config" in note for note in architecture.notes)
     named = read_architecture({"model_type": "gemma3", "text_config": {"hidden_size": 64}})
     assert named.model_type == "gemma3_text"
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [{"model_type": "mistral", "sliding_window": 8}, {"model_type": "gemma3_text"}],
+    ids=["window that a shape lacks", "family that is no shape"],
+)
+def test_language_model_inside_a_config_without_a_type_is_trained_whole(inner):
+    assert read_trainable({"text_config": inner}) == read_architecture(inner)
 
 
 def test_fields_that_the_family_does_not_have_are_named():
