@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -63,14 +64,14 @@ def write_results() -> None:
     with TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = ["-m", "pytest", "-q", "-n", "0", f"--junitxml={report}"]
-        given = [file for file in files if (ROOT / file).exists()]
-        subprocess.run([sys.executable, *command, *given], cwd=ROOT, check=False)
+        subprocess.run([sys.executable, *command, *files], cwd=ROOT, check=False)
         cases = list(ET.parse(report).getroot().iter("testcase"))
     results = {row: {point: _results(cases, row, point) for point in POINTS} for row in ROWS}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def _results(cases: list[ET.Element], row: str, point: str) -> dict[str, Any]:
+    """Count the outcomes of the tests of one row and column, and name the tests."""
     outcome: dict[str, int] = defaultdict(int)
     names = set()
     for case in cases:
@@ -88,13 +89,19 @@ def _row(file: str, name: str) -> str | None:
     """Return the row that a test belongs to, by its file, its parameters or its name."""
     if file == CANON:
         return "canon"
-    known = json.loads((ROOT / "tests/golden/architectures.json").read_text(encoding="utf-8"))
-    published = {model["name"]: model["model_type"] for model in known}
     function, _, parameter = name.rstrip("]").partition("[")
+    published = _published_models()
     if parameter in published:
-        return str(published[parameter])
+        return published[parameter]
     tokens = re.split(r"[^a-z0-9_]", parameter)
     return next((row for row in FAMILIES if row in tokens or f"test_{row}_" in function), None)
+
+
+@cache
+def _published_models() -> dict[str, str]:
+    """Return the model type of each published model, by its name."""
+    known = json.loads((ROOT / "tests/golden/architectures.json").read_text(encoding="utf-8"))
+    return {model["name"]: model["model_type"] for model in known}
 
 
 def table() -> str:
