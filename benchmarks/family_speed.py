@@ -1,6 +1,6 @@
-"""Speed of training and decoding of each family relative to its class in transformers.
+"""Speed of training and decoding of twelve families relative to their classes in transformers.
 
-The promise is at least the speed of the class on one CPU thread in bf16 at about 8M parameters.
+The promise is at least the speed of each class on one CPU thread in bf16 at about 8M parameters.
 Both run without compilation, in one process and in turns, so that load of the machine affects both.
 A ratio is that of the fewest CPU seconds: of a training step (forward and backward under bf16
 autocast, 8 sequences of 128 tokens), and of a greedy generation in bf16 (8 sequences, 128 tokens
