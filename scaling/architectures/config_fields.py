@@ -264,7 +264,12 @@ class ConfigFields:
             value = parameters.get(name)
             return _positive(name, usual if value is None else value, usual)
 
-        length = self.values.get("max_position_embeddings", 2048)
+        # A share of 0 or null is none; it is checked for every kind, as families read it too.
+        own, whole = (
+            number(n) if parameters.get(n) else None for n in ("mscale", "mscale_all_dim")
+        )
+        longest = self.values.get("max_position_embeddings", 2048)
+        length = _positive("max_position_embeddings", longest, 2048)
         original = number("original_max_position_embeddings", length)
         if kind == "linear":
             return RotaryScaling(kind="linear", factor=number("factor"))
@@ -277,7 +282,6 @@ class ConfigFields:
                 high=number("high_freq_factor"),
             )
         factor = number("factor", length / original)
-        own, whole = parameters.get("mscale"), parameters.get("mscale_all_dim")
         usual = (
             rotation_scale(factor, own) / rotation_scale(factor, whole) if own and whole else None
         )

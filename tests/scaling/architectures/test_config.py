@@ -189,6 +189,15 @@ def test_the_rotary_base_of_a_family_is_its_own():
         ({"rope_theta": None}, "`rope_theta` must be a positive number, but got null"),
         ({"rope_theta": "wide"}, "`rope_theta` must be a positive number, but got wide"),
         ({"rope_parameters": {"full_attention": 3}}, "must hold an object per layer type"),
+        ({"rope_scaling": {"type": "linear"}}, "`factor` must be a positive number, but got null"),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2.0}, "max_position_embeddings": "long"},
+            "`max_position_embeddings` must be a positive number, but got long",
+        ),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2.0, "mscale_all_dim": "one"}},
+            "`mscale_all_dim` must be a positive number, but got one",
+        ),
         ({"hidden_size": 100, "num_attention_heads": 6}, "use a hidden size of 96 or 102"),
         ({"num_experts": 8}, "`num_experts` is no field of llama"),
         ({"hidden_act": "swoosh"}, "`hidden_act` must be an activation of transformers"),
