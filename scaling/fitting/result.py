@@ -259,9 +259,9 @@ class Fit(Result):
         -------
         pandas.DataFrame
             ``predicted_loss`` in ``loss_unit``; ``loss_low`` and ``loss_high``, the 95 % interval
-            of one new run (from resamples, held exponents and noise between runs); ``mean_low`` and
-            ``mean_high``, the 95 % interval of the law itself. Without resamples,
-            the first is that of the noise alone and the second has no width.
+            of one new run (from draws of the fit, held exponents and noise between runs);
+            ``mean_low`` and ``mean_high``, the 95 % interval of the law itself. Without draws, the
+            first is that of the noise alone and the second has no width.
 
         Raises
         ------

@@ -8,6 +8,7 @@ import pandas as pd
 
 from shapelaw.scaling.architectures.config import read_trainable
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
+from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import parse_json
 from shapelaw.scaling.runs.mapping import read_rows, require_or_suggest
@@ -69,7 +70,10 @@ def _fields(row: dict[Any, Any]) -> dict[Any, Any]:
         return row
     config = parse_json(str(row["config"]), "the column `config`")
     if not isinstance(config, dict):
-        raise InputError("`config` must hold a Hugging Face config as JSON")
+        raise InputError(
+            f"`config` must be a Hugging Face config as a JSON object, but got {shown(config)}; "
+            'write the text of a config.json, such as {"model_type": "gpt2"}'
+        )
     return config
 
 

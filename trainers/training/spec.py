@@ -142,8 +142,8 @@ class RunSpec:
         """
         if isinstance(self.shape, Architecture):
             raise InputError(
-                f"{self.run_id} must be a shape of the dense Llama family for this, but is "
-                f"{self.shape.model_type}; leave it out of the plan"
+                f"{self.run_id} must be a Llama-like shape where learning rates are checked, but "
+                f"is of another architecture ({self.shape.model_type}); leave it out of the plan"
             )
         return self.shape
 

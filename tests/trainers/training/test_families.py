@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.config import read_architecture, read_trainable
+from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.ladder.plan_file import read_plan
 from shapelaw.trainers.models.hugging_face import load_export
@@ -72,3 +73,15 @@ def test_plan_may_give_configs_of_any_family(
     (tmp_path / "plan.csv").write_text(f'config,tokens\n"{text}",2048\n', encoding="utf-8")
     (run,) = read_plan(tmp_path / "plan.csv", corpus, spec().recipe)
     assert run.shape == read_trainable(json.loads(architecture.config_text()))
+
+
+def test_plan_whose_config_is_no_object_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    (tmp_path / "plan.csv").write_text('config,tokens\n"[7]",2048\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"line 2: `config` must be .* but got \[7\]; write"):
+        read_plan(tmp_path / "plan.csv", corpus, spec().recipe)
+
+
+def test_check_of_learning_rates_refuses_an_architecture_by_name() -> None:
+    run = replace(spec(), shape=read_architecture({"model_type": "gpt2"}))
+    with pytest.raises(InputError, match=r"must be a Llama-like shape .*\(gpt2\); leave it out"):
+        _ = run.dense_shape
