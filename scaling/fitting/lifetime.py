@@ -107,9 +107,9 @@ def lifetime_optimum(
     """Find the N and D of the least cost of training and serving at a target loss.
 
     Minimises C(N) = 6 N D(N) + 2 N S, where D(N) solves L(N, D) = loss and S counts the tokens that
-    the model reads and writes over its life (arXiv 2401.00448, section 2). With S = 0 it is the
-    model of least training compute for that loss; a larger S gives a smaller N and a larger D. N is
-    searched on grids, each finer than the one before, as the problem has no closed form.
+    the model reads and writes over its life (arXiv 2401.00448, section 2). S = 0 gives the model of
+    least training compute; a larger S gives a smaller N and a larger D. N is searched on ever finer
+    grids, as the problem has no closed form.
 
     Parameters
     ----------
@@ -142,38 +142,22 @@ def lifetime_optimum(
     (True, True)
     """
     fitted = as_fit(fit)
-    if not 0 < loss < np.inf or not 0 <= served_tokens < np.inf:
-        raise InputError(
-            "`target loss > 0` and `served tokens >= 0`, both finite, must hold, but got "
-            f"{loss:g} and {served_tokens:g}"
-        )
-    if gap := trade_off_gap(fitted):
-        raise InputError(
-            f"a target loss needs a law in which N and D trade off, but {gap}; choose another law"
-        )
-    best_ratios(fitted, np.ones(1), shape)  # raises for ratios that the law lacks
-    _require_reachable(fitted, loss, shape)
+    _check_target(fitted, loss, served_tokens, shape)
     chosen = np.linspace(0, len(fitted.draws) - 1, min(DRAWS, len(fitted.draws))).astype(int)
     thetas = np.vstack([fitted.theta[None], fitted.draws[chosen]])
-    sizes = np.array(
+    found = np.array(
         [
-            _cheapest_size(fitted, theta, loss, served_tokens, shape, ZOOMS - (row > 0))
+            _cheapest(fitted, theta, loss, served_tokens, shape, ZOOMS - (row > 0))
             for row, theta in enumerate(thetas)
         ]
     )
+    sizes, tokens = found.T
     if not np.isfinite(sizes[0]):
         low, high = _searched(fitted)
         raise InputError(
             f"no size from {format_count(low)} to {format_count(high)}, 1000 times beyond the "
             f"runs, has the least cost at a loss of {loss:g}; give a loss nearer those of the runs"
         )
-    tokens = np.array(
-        [
-            tokens_at_loss(fitted, theta, size[None], loss, shape)[0]
-            for theta, size in zip(thetas, sizes, strict=True)
-        ]
-    )
-    tokens = np.where(np.isfinite(sizes), tokens, np.nan)
     return LifetimeOptimum(
         loss=loss,
         unit=fitted.loss_unit,
@@ -237,8 +221,19 @@ def _searched(fitted: Fit) -> tuple[float, float]:
     return low / MAX_SIZE_EXTRAPOLATION, high * MAX_SIZE_EXTRAPOLATION
 
 
-def _require_reachable(fitted: Fit, loss: float, held: Mapping[str, float] | None) -> None:
+def _check_target(
+    fitted: Fit, loss: float, served: float, held: Mapping[str, float] | None
+) -> None:
     """Refuse a loss that the law does not reach at the largest size with unlimited tokens."""
+    if not 0 < loss < np.inf or not 0 <= served < np.inf:
+        raise InputError(
+            "`target loss > 0` and `served tokens >= 0`, both finite, must hold, but got "
+            f"{loss:g} and {served:g}"
+        )
+    if gap := trade_off_gap(fitted):
+        raise InputError(
+            f"a target loss needs a law in which N and D trade off, but {gap}; choose another law"
+        )
     size = np.array([_searched(fitted)[1]])
     columns = best_ratios(fitted, size, held) | {N: size, D: np.exp([MAX_LOG_TOKENS])}
     lowest = float(fitted.law.predict(fitted.theta, columns, fitted.reference)[0])
@@ -254,15 +249,15 @@ def _require_reachable(fitted: Fit, loss: float, held: Mapping[str, float] | Non
     )
 
 
-def _cheapest_size(
+def _cheapest(
     fitted: Fit,
     theta: np.ndarray,
     loss: float,
     served: float,
     held: Mapping[str, float] | None,
     zooms: int,
-) -> float:
-    """Return the N of the least cost, NaN if the search has none between its ends."""
+) -> tuple[float, float]:
+    """Return N and D of the least cost, NaN if the search has none between its ends."""
     ends = _searched(fitted)
     for zoom in range(zooms):
         sizes = np.geomspace(*ends, POINTS)
@@ -270,7 +265,8 @@ def _cheapest_size(
         costs = np.log(sizes) + np.log(TRAINING * tokens + SERVING * served)
         best = int(np.argmin(costs))
         if zoom == 0 and (best in (0, POINTS - 1) or not np.isfinite(costs[best])):
-            return float("nan")
+            return np.nan, np.nan
         ends = (sizes[max(best - 1, 0)], sizes[min(best + 1, POINTS - 1)])
     middle = minimum_by_parabola(np.log(sizes), costs)
-    return float(np.exp(middle)) if np.isfinite(middle) else float(sizes[best])
+    size = np.exp(middle) if np.isfinite(middle) else sizes[best]
+    return float(size), float(tokens_at_loss(fitted, theta, size[None], loss, held)[0])
