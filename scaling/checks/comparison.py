@@ -180,14 +180,7 @@ def compare(
         raise InputError(
             f"none of the laws can be compared: {'; '.join(dict.fromkeys(unavailable.values()))}"
         )
-    common = set.intersection(
-        *({cutoff.value for cutoff in hold_out.fitted} for hold_out in hold_outs.values())
-    )
-    if not common:
-        raise InputError(
-            "the laws share no cut-off at which all can be fitted; compare fewer laws, or give "
-            "larger --cutoff values"
-        )
+    common = _common_cutoffs(hold_outs)
     levels = pd.Series(runs.size_level, index=runs.run_ids)
     ranked = _rank(hold_outs, unavailable, common, levels, seed=settings.get("seed", 0))
     ranked = replace(ranked, warnings=runs.warnings)
@@ -197,6 +190,19 @@ def compare(
         return ranked
     rows = list(({runs.size: chosen} | others).items())
     return replace(ranked, sizes=pd.DataFrame(rows, columns=ranked.sizes.columns))
+
+
+def _common_cutoffs(hold_outs: dict[str, HoldOut]) -> set[float]:
+    """Return the cut-offs below which every law can be fitted; refuse laws that share none."""
+    common = set.intersection(
+        *({cutoff.value for cutoff in hold_out.fitted} for hold_out in hold_outs.values())
+    )
+    if not common:
+        raise InputError(
+            "the laws share no cut-off at which all can be fitted; compare fewer laws, or give "
+            "larger --cutoff values"
+        )
+    return common
 
 
 def _errors_by_size(

@@ -178,13 +178,7 @@ def check(
         chosen = {**settings_like(subject), **settings}
     law = subject.law if isinstance(subject, Fit) else subject
     fitted = subject if isinstance(subject, Fit) else fit_quickly(law, runs, **chosen)
-    hold_outs: dict[str, HoldOut] = {}
-    unavailable: dict[str, str] = {}
-    for by in ("size", "compute"):
-        try:
-            hold_outs[by] = leave_largest_out(law, runs, by=by, **chosen)
-        except InputError as error:
-            unavailable[by] = str(error)
+    hold_outs, unavailable = _hold_outs(law, runs, chosen)
     if compute is None:
         compute = float(runs.compute.max())
     report = identifiability_report(fitted, runs)
@@ -213,6 +207,20 @@ def check(
             *intervals.notes(),
         ),
     )
+
+
+def _hold_outs(
+    law: LawLike, runs: RunTable, settings: FitSettings
+) -> tuple[dict[str, HoldOut], dict[str, str]]:
+    """Leave the largest runs out by size and by compute, or say why that is not possible."""
+    hold_outs: dict[str, HoldOut] = {}
+    unavailable: dict[str, str] = {}
+    for by in ("size", "compute"):
+        try:
+            hold_outs[by] = leave_largest_out(law, runs, by=by, **settings)
+        except InputError as error:
+            unavailable[by] = str(error)
+    return hold_outs, unavailable
 
 
 def _require_same_runs(fitted: Fit, runs: RunTable) -> None:

@@ -12,9 +12,7 @@ from typing import Any, overload
 import numpy as np
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.fitting.factor_tests import (
-    solve_with_factor_tests,
-)
+from shapelaw.scaling.fitting.factor_tests import solve_with_factor_tests
 from shapelaw.scaling.fitting.fit_record import (
     noise_fields,
     notes_of,
@@ -33,6 +31,7 @@ from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.diagnosis import flagged_rows
 from shapelaw.scaling.runs.table import RunsLike, RunTable, as_run_table
 from shapelaw.scaling.solver.objectives import FitObjective
+from shapelaw.scaling.solver.problem import Problem
 
 SOUND_STARTS, SOUND_DRAWS = 64, 256  # of the fit without the rows that are marked as outliers
 
@@ -81,19 +80,18 @@ def fit(
 ) -> Fit | PooledFit:
     """Fit a law to the runs of a table.
 
-    With a prior, the fit is the posterior of
-    :mod:`shapelaw.scaling.uncertainty.posterior`: its mode, and draws for all intervals and
-    probabilities. Without one, it is a robust minimum with a bootstrap, and parameters that the
-    table cannot identify are held.
+    With a prior, the fit is the mode and draws of a posterior
+    (:mod:`shapelaw.scaling.uncertainty.posterior`). Without one, it is a robust minimum with a
+    bootstrap, and parameters that the table cannot identify are held.
 
     Parameters
     ----------
     law
         Law or base, its name in :data:`shapelaw.scaling.laws.registry.LAWS`, or an expression.
     runs
-        Run table, or the file or the name of one, which is loaded as by
-        :func:`shapelaw.scaling.runs.catalog.load_runs`. A data frame is used without validation.
-        Several tables by name, with ``pool="source"``, are fitted as :func:`fit_pooled` describes.
+        Run table, or its file or name for :func:`shapelaw.scaling.runs.catalog.load_runs`. A data
+        frame is used without validation. Several tables by name, with ``pool="source"``, are
+        fitted by :func:`fit_pooled`.
     objective
         One of :data:`shapelaw.scaling.solver.objectives.KINDS`, or an
         :class:`~shapelaw.scaling.solver.objectives.FitObjective`.
@@ -110,11 +108,10 @@ def fit(
     seed
         Seed of the starts and of the draws.
     prior
-        ``"weak"``: wide priors from the literature; ``"pooled"``: the shipped pooled law; a fit, a
-        pooled fit, or the path of its file: the shape parameters of that fit, widened by the
-        variance between sources; ``"none"``: no prior.
-        By default weak, and none where an objective or a threshold is given or the law has
-        brackets, as for the reproduction of published fits.
+        ``"weak"``: wide priors from the literature; ``"pooled"``: the shipped pooled law; a fit,
+        pooled fit or its file: its shape parameters, widened by the variance between sources;
+        ``"none"``: no prior. By default weak, and none where an objective or a threshold is given
+        or the law has brackets, as for the reproduction of published fits.
     pool
         ``"source"`` for several tables; None for one.
 
@@ -150,13 +147,27 @@ def fit(
     )
     if wants_prior(law, minimised, delta, prior):
         fitted = fit_with_prior(problem, runs, starts, resamples, seed, prior)
-        fitted = with_fit_warnings(fitted, runs, sound)
-        return replace(fitted, seconds=time.perf_counter() - start_time)
+    else:
+        fitted = _fit_without_prior(problem, runs, starts, resamples, seed, delta)
+    fitted = with_fit_warnings(fitted, runs, sound)
+    return replace(fitted, seconds=time.perf_counter() - start_time)
+
+
+def _fit_without_prior(
+    problem: Problem,
+    runs: RunTable,
+    starts: int | np.ndarray,
+    resamples: int,
+    seed: int,
+    delta: float | str,
+) -> Fit:
+    """Minimise the objective from many starts, and resample for the intervals."""
+    rule = _delta_rule(problem.objective, delta)
     problem, best, unresolved = solve_with_factor_tests(problem, delta, starts, seed, runs.noise)
     clusters = runs.run_groups
     fitted = Fit(
-        law_name=law_name(law),
-        delta_rule=_delta_rule(minimised, delta),
+        law_name=law_name(problem.law),
+        delta_rule=rule,
         starts=starts if isinstance(starts, int) else len(starts),
         seed=seed,
         size_convention=runs.size,
@@ -170,9 +181,7 @@ def fit(
         noise_by_size=runs.noise_by_size.to_dict("records"),  # type: ignore[arg-type]
     )
     notes = [*notes_of(fitted, unresolved, clusters), *runs.remarks]
-    status = status_line(fitted, best)
-    fitted = with_fit_warnings(fitted, runs, sound)
-    return replace(fitted, notes=notes, status=status, seconds=time.perf_counter() - start_time)
+    return replace(fitted, notes=notes, status=status_line(fitted, best))
 
 
 def _fit_without_flagged(law: Law, runs: RunTable, resamples: int, **settings: Any) -> Fit | None:

@@ -128,10 +128,9 @@ def load_runs(
     Parameters
     ----------
     name
-        A shipped table (``quickstart``), a published one (``chinchilla``, ``gemstones``,
-        ``mlfoundations``, ``steplaw``, ``olmo-ladder``, ...: :func:`named_tables`), or the path
-        of a file in CSV, JSON, JSON lines or Parquet. A published table is downloaded once and
-        kept. A data frame is checked as a file is.
+        A shipped table (``quickstart``), a published one (``chinchilla``, ``gemstones``, ...:
+        :func:`named_tables`), which is downloaded once and kept, the path of a file in CSV, JSON,
+        JSON lines or Parquet, or a data frame, which is checked as a file is.
     where
         Filter over columns (:func:`shapelaw.scaling.filters.select`), applied to the values as
         the file has them.
@@ -164,9 +163,11 @@ def load_runs(
         The download failed, or a file differs from the published one.
     """
     notation = TableNotation(columns=columns, loss_unit=loss_unit, drop_failed=drop_failed)
+    options: dict[str, Any] = {
+        "where": where, "exclude": exclude, "size": size, "notation": notation
+    }  # fmt: skip
     if isinstance(name, pd.DataFrame):
-        frame = name.reset_index(drop=True)
-        return RunTable.of(frame, where=where, exclude=exclude, size=size, notation=notation)
+        return RunTable.of(name.reset_index(drop=True), **options)
     if not isinstance(name, str | Path):
         raise InputError(
             f"a run table must be a name, a path or a data frame, but got {type(name).__name__}"
@@ -174,22 +175,23 @@ def load_runs(
     table = named_tables().get(str(name))
     if table is None:
         if Path(name).suffix in (".csv", ".parquet") or Path(name).is_file():
-            return _read_file(
-                Path(name), where=where, exclude=exclude, size=size, notation=notation
-            )
+            return _read_file(Path(name), **options)
         raise InputError(
             f"a table's name must be one of {', '.join(sorted(named_tables()))}, or an existing "
             f"file, but got {str(name)!r}"
         )
+    return _load_published(table, **options)
+
+
+def _load_published(table: NamedTable, *, notation: TableNotation, **options: Any) -> RunTable:
+    """Load a shipped or published table, whose losses are in nats unless it says otherwise."""
     if table.files:
         published = CONVERTERS[table.name](fetch(table))
     else:
         published = read_table(data_folder() / table.name / "runs.csv")
-    if loss_unit is None and "loss_unit" not in published:
+    if notation.loss_unit is None and "loss_unit" not in published:
         notation = replace(notation, loss_unit=NATS)
-    runs = RunTable.of(
-        published, table.name, where=where, exclude=exclude, size=size, notation=notation
-    )
+    runs = RunTable.of(published, table.name, notation=notation, **options)
     left_out = {**published.attrs.get("left_out", {}), **runs.left_out}
     return replace(runs, left_out=left_out, source=table.source)
 
