@@ -80,12 +80,9 @@ def _formatted(
 
     Tokens that differ between shapes stand below the name, or in a column if all are shown.
     """
-    equal_tokens = len({p.tokens for p in (base, *shown)}) == 1
-    below = "" if equal_tokens or columns is None else ", {} tokens"
+    tokens_below = columns is not None and _tokens_differ(shown, base)
     cells: dict[str, Callable[[Proposal], str]] = {
-        "shape": lambda p: (
-            f"{p.name}\n{p.role}{below.format(format_count(p.tokens))}{_off_front(p)}"
-        ),
+        "shape": lambda p: _shape_text(p, with_tokens=tokens_below),
         "N": lambda p: format_count(p.shape.n_non_embedding),
         "tokens": lambda p: format_count(p.tokens),
         "loss − baseline": _difference_text,
@@ -126,22 +123,36 @@ def _formatted(
             format_warning(warning) for warning in p.warnings if not concerns_budget(warning)
         ),
     }
+    empty = _empty_columns(shown, base, wide=columns is None)
+    names = [name for name in cells if (columns is None or name in columns) and not empty.get(name)]
+    return pd.DataFrame([{name: cells[name](p) for name in names} for p in shown])
+
+
+def _tokens_differ(shown: list[Proposal], base: Proposal) -> bool:
+    return any(p.tokens != base.tokens for p in shown)
+
+
+def _empty_columns(shown: list[Proposal], base: Proposal, *, wide: bool) -> dict[str, bool]:
+    """Mark the columns that would say nothing, or for which 80 characters have no room."""
     workload = base.workload
     chosen = workload is not None and (workload.automatic or workload.tensor_parallel != (1,))
-    empty = {
-        "tokens": equal_tokens,
+    return {
+        "tokens": not _tokens_differ(shown, base),
         "lifetime FLOPs": all(p.lifetime_flops is None for p in shown),
         "per 1M tokens": all(p.cost is None for p in shown),
-        "worth": all(p.equivalent_compute is None for p in shown)
-        or (chosen and columns is not None),  # no room for both in 80 characters
+        "worth": (chosen and not wide) or all(p.equivalent_compute is None for p in shown),
         "served on": not chosen,
         "not in law": not any(p.not_in_law for p in shown),
         "predicted accuracy": all(p.accuracy is None for p in shown),
         "in front": all(p.front_probability is None for p in shown),
         "spread over law forms": all(p.loss_form_spread is None for p in shown),
     }
-    names = [name for name in cells if (columns is None or name in columns) and not empty.get(name)]
-    return pd.DataFrame([{name: cells[name](p) for name in names} for p in shown])
+
+
+def _shape_text(p: Proposal, *, with_tokens: bool) -> str:
+    """Write the name of a shape, and below it the role and perhaps the training tokens."""
+    tokens = f", {format_count(p.tokens)} tokens" if with_tokens else ""
+    return f"{p.name}\n{p.role}{tokens}{_off_front(p)}"
 
 
 def _thinned(proposals: list[Proposal], most: int) -> list[Proposal]:
