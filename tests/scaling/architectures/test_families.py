@@ -73,6 +73,8 @@ SWITCHES = (
     *("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"),
     *("add_cross_attention", "conv_bias", "block_auto_adjust_ff_dim"),
 )
+# Fields that make a model no decoder, which is refused.
+NO_DECODER = {"gpt2": "add_cross_attention", "gemma3_text": "use_bidirectional_attention"}
 
 
 @st.composite
@@ -137,13 +139,19 @@ def computes_nothing(config, given_values):
     )
     return (
         min(numbers, default=1) < 0
-        or given_values.get("add_cross_attention") is True
+        or any(given_values.get(name) is True for name in NO_DECODER.values())
         or heads % (config.to_dict().get("num_key_value_heads") or 1)
         or getattr(config, "head_dim", config.hidden_size // heads) % 2
         or (experts and experts < (config.num_experts_per_tok or experts + 1))
         or (experts and experts % (getattr(config, "n_group", None) or 1))
         or (getattr(config, "topk_group", None) or 1) > (getattr(config, "n_group", None) or 1)
     )
+
+
+@pytest.mark.parametrize(("model_type", "field"), NO_DECODER.items())
+def test_config_of_a_model_that_is_no_decoder_is_refused(model_type, field):
+    with pytest.raises(InputError, match=f"`{field}` must be false, but got true"):
+        read_architecture({"model_type": model_type, field: True})
 
 
 @pytest.mark.parametrize("model_type", sorted(set(FAMILIES) - {"kimi_k2"}))  # of no class
