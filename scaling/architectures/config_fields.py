@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.blocks.positions import RotaryPositions, RotaryScaling
+from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError
 
 MAX_COUNT = 10**12
@@ -111,12 +112,16 @@ class ConfigFields:
         if value is None and spec.nullable:
             return None
         if not _fits(value, spec.kind):
-            shown = "null" if value is None else repr(value)
+            given = "null" if value is None else shown(value, 60)
             remedy = f"correct it, or leave it out for {self.model_type}'s default {spec.default}"
-            raise InputError(f"`{name}` {RULES[spec.kind]}, but got {shown[:60]}; {remedy}")
+            raise InputError(f"`{name}` {RULES[spec.kind]}, but got {given}; {remedy}")
         limit = MAX_LAYERS if name in ("num_hidden_layers", "n_layer") else MAX_COUNT
-        if spec.kind in ("count", "whole") and value > limit:
-            raise InputError(f"`{name}` must be at most {limit:,}, but got {value:.3g}; correct it")
+        if spec.kind in ("count", "counts", "whole"):
+            largest = max(value, default=0) if isinstance(value, list) else value
+            if largest > limit:
+                raise InputError(
+                    f"`{name}` must be at most {limit:,}, but got {shown(largest)}; correct it"
+                )
         return value
 
     def check_types(self) -> None:
@@ -381,8 +386,8 @@ def _positive(name: str, value: Any, default: float | None) -> float:
     usual = f", or leave it out for the family's default {default:g}" if default else ""
     remedy = f"give it{usual}"
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e300:
-        shown = "null" if value is None else str(value)[:40]
-        raise InputError(f"`{name}` must be a positive number, but got {shown}; {remedy}")
+        given = "null" if value is None else str(value)[:40]
+        raise InputError(f"`{name}` must be a positive number, but got {given}; {remedy}")
     return float(value)
 
 

@@ -202,6 +202,11 @@ def test_the_rotary_base_of_a_family_is_its_own():
         ({"num_experts": 8}, "`num_experts` is no field of llama"),
         ({"hidden_act": "swoosh"}, "`hidden_act` must be an activation of transformers"),
         ({"hidden_size": 10**13}, "`hidden_size` must be at most 1,000,000,000,000"),
+        ({"hidden_size": 10**400}, "`hidden_size` must be at most 1,000,000,000,000"),
+        (
+            {"model_type": "gemma3n_text", "intermediate_size": [64] * 34 + [10**13]},
+            "`intermediate_size` must be at most 1,000,000,000,000",
+        ),
         ({"num_hidden_layers": 10**7}, "`num_hidden_layers` must be at most 10,000"),
         ({"hidden_size": True}, "`hidden_size` must be a positive integer, but got True"),
         ({"head_dim": 7}, "`head_dim % 2 == 0` must hold for rotary positions, but got 7"),
