@@ -1,4 +1,4 @@
-"""Reading of Hugging Face configs as architectures and as shapes, and writing of shapes."""
+"""Reading of Hugging Face configs as architectures and as shapes, and writing of both."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
-from shapelaw.scaling.architectures.blocks.positions import RotaryPositions
 from shapelaw.scaling.architectures.config import architecture_of
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
@@ -85,14 +84,9 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(width, embedding.vocab_size, bias=False)
         if embedding.tied:
             self.lm_head.weight = self.embed_tokens.weight
-        self._rotaries: list[RotaryPositions] = []
-        for layer in architecture.each_layer():
-            if layer.attention.rotary and layer.attention.rotary not in self._rotaries:
-                self._rotaries.append(layer.attention.rotary)
-        self._table_of = [
-            self._rotaries.index(layer.attention.rotary) if layer.attention.rotary else None
-            for layer in architecture.each_layer()
-        ]
+        rotaries = [layer.attention.rotary for layer in architecture.each_layer()]
+        self._rotaries = list(dict.fromkeys(rotary for rotary in rotaries if rotary))
+        self._table_of = [self._rotaries.index(rotary) if rotary else None for rotary in rotaries]
         self.set_context_length(context_length)
 
     @property

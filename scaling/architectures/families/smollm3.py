@@ -1,10 +1,9 @@
 """SmolLM3: Llama without positions on every fourth layer; tied, base 2,000,000."""
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
     ConfigField,
@@ -34,7 +33,13 @@ def build_smollm3(fields: ConfigFields) -> Architecture:
     if plain:
         fields.notes.append(f"{plain} of {len(rotary)} layers have no rotary positions")
     layers = windowed_layers(plain_layer(fields), windows)
-    return dense_decoder(fields, without_positions(layers, rotary))
+    return dense_decoder(
+        fields,
+        [
+            layer if keeps else without_positions(layer)
+            for layer, keeps in zip(layers, rotary, strict=True)
+        ],
+    )
 
 
 def rotary_layers(fields: ConfigFields) -> list[int]:
@@ -51,15 +56,10 @@ def rotary_layers(fields: ConfigFields) -> list[int]:
     return [int(each) for each in given[:number]]
 
 
-NO_POSITIONS: dict[str, Any] = {"rotary": None}
-
-
-def without_positions(layers: Sequence[DecoderLayer], rotary: Sequence[int]) -> list[DecoderLayer]:
-    """Take the rotary positions from the layers that have a 0."""
-    return [
-        layer if keeps else replace(layer, attention=replace(layer.attention, **NO_POSITIONS))
-        for layer, keeps in zip(layers, rotary, strict=True)
-    ]
+def without_positions(layer: DecoderLayer) -> DecoderLayer:
+    """Take the rotary positions from a layer."""
+    assert isinstance(layer.attention, AttentionBlock)
+    return replace(layer, attention=replace(layer.attention, rotary=None))
 
 
 SMOLLM3 = ConfigFamily(
