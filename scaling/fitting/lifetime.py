@@ -7,6 +7,7 @@ compute-optimal one and is trained on more tokens (arXiv 2401.00448).
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -95,6 +96,11 @@ class LifetimeOptimum(Result):
             f"N {size:.3g}, D {tokens:.3g}"
         )
         return View(title=title, tables={"least total cost, 95 % interval": self.frame()})
+
+
+def life_flops(n: Any, tokens: Any, served_tokens: float) -> Any:
+    """Compute 6ND + 2N for each served token; (n,) for several sizes with their tokens."""
+    return n * (TRAINING * tokens + SERVING * served_tokens)
 
 
 def lifetime_optimum(
@@ -262,7 +268,7 @@ def _cheapest(
     for zoom in range(zooms):
         sizes = np.geomspace(*ends, POINTS)
         tokens = tokens_at_loss(fitted, theta, sizes, loss, held)
-        costs = np.log(sizes) + np.log(TRAINING * tokens + SERVING * served)
+        costs = np.log(life_flops(sizes, tokens, served))
         best = int(np.argmin(costs))
         if zoom == 0 and (best in (0, POINTS - 1) or not np.isfinite(costs[best])):
             return np.nan, np.nan

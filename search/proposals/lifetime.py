@@ -5,7 +5,7 @@ from typing import Any
 
 from shapelaw.scaling.architectures.costs import Costs
 from shapelaw.scaling.fitting.compute_optimal import Range
-from shapelaw.scaling.fitting.lifetime import SERVING, TRAINING, LifetimeOptimum
+from shapelaw.scaling.fitting.lifetime import LifetimeOptimum, life_flops
 from shapelaw.scaling.units import format_count
 
 MAX_UNREACHED = 0.025  # share of draws without which an interval is unknown
@@ -58,7 +58,7 @@ class Lifetime:
         best, trained = self.best, self.trained
         served = f" and serving {format_count(best.served_tokens)} tokens" if trained else ""
         costs = "6ND + 2N for each served token, arXiv 2401.00448" if trained else "6ND"
-        total = size * (TRAINING * tokens + SERVING * best.served_tokens)
+        total = life_flops(size, tokens, best.served_tokens)
         optimum = (
             f"the law's optimum in the baseline's proportions is N {_with_ends(best.n)} and D "
             f"{_with_ends(best.tokens)}, {best.total_flops:.3g} FLOPs"
@@ -68,7 +68,7 @@ class Lifetime:
             optimum += f" (no interval: {share:.0f} % of the draws of the law do not reach it)"
         if trained is not None:
             least, usual = trained.n["value"] or 0.0, trained.tokens["value"] or 0.0
-            factor = (trained.total_flops + SERVING * least * best.served_tokens) / best.total_flops
+            factor = life_flops(least, usual, best.served_tokens) / best.total_flops
             optimum += (
                 f"; that of training alone has N {format_count(least)} and D {format_count(usual)} "
                 f"and costs {factor:.3g} times as much when it serves"

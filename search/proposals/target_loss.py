@@ -7,8 +7,7 @@ import numpy as np
 from shapelaw.scaling.architectures.shape import RATIOS, Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.lifetime import (
-    SERVING,
-    TRAINING,
+    life_flops,
     lifetime_optimum,
     tokens_at_loss,
 )
@@ -93,7 +92,7 @@ def request_at_loss(
         tokens = tokens_at_loss(fit, fit.theta, np.array([size]), target.loss, ratios)[0]
         if np.isfinite(tokens):
             exact = replace(budget, tokens=max(round(tokens), 1))
-            cost = size * (TRAINING * float(tokens) + SERVING * served)
+            cost = life_flops(size, float(tokens), served)
             tried.append((cost, replace(request, budget=exact)))
     if not tried:
         raise InputError(
