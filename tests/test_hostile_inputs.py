@@ -44,7 +44,7 @@ from support.hostile_inputs import (
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the commands run in forks")
 # Two groups, each of which a worker of pytest-xdist runs.
 DOCUMENTS, OTHERS = (pytest.mark.xdist_group(f"hostile {name}") for name in ("files", "others"))
-FAST, SLOW = 3, 66  # examples of each document; in the slow suite over 2,000 together
+FAST, SLOW = 5, 66  # examples of each document; in the slow suite over 2,000 together
 CONFIG = {
     "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 256,

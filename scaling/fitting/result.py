@@ -382,12 +382,12 @@ class Fit(Result):
         """Return the stable document that ``fit --json`` prints."""
         return document_of(self)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write fit.json: the printed document, and the state that predictions need."""
-        write_fit(path, self)
+        write_fit(Path(path), self)
 
     @classmethod
-    def load(cls, path: Path) -> "Fit":
+    def load(cls, path: str | Path) -> "Fit":
         """Read fit.json; predictions equal those of the saved fit to 1e-12.
 
         Parameters
@@ -405,7 +405,7 @@ class Fit(Result):
         InputError
             The file is not a fit, has another schema version, or is damaged.
         """
-        return read_fit(path, cls)
+        return read_fit(Path(path), cls)
 
 
 def as_fit(fit: Fit | str | Path) -> Fit:

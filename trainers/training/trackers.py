@@ -87,7 +87,8 @@ class CSVTracker:
             return
         whole = text[: text.rfind("\n") + 1]
         for row in csv.DictReader(whole.splitlines()):
-            if set(row) <= set(COLUMNS) and None not in row.values() and row["step"].isdigit():
+            known = set(row) <= set(COLUMNS) and None not in row.values()
+            if known and row.get("step", "").isdigit():
                 yield row
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -122,6 +122,13 @@ def test_loaded_fit_has_every_field_of_the_saved_fit(saved):
             assert after == before, name
 
 
+def test_fit_is_saved_and_loaded_by_a_path_given_as_text(tmp_path):
+    path = str(tmp_path / "fit.json")
+    some_fit().save(path)
+    assert Fit.load(path).loss_unit == some_fit().loss_unit
+    assert Fit.load(path).frame().equals(some_fit().frame())
+
+
 def test_fit_without_resamples_survives_saving_and_loading(saved):
     first = some_fit(resamples=0)
     first.save(saved)

@@ -144,11 +144,19 @@ def test_a_line_cut_off_by_a_kill_is_no_row(tmp_path: Path, cut: int) -> None:
     assert rows(tmp_path)["loss"].notna().all()
 
 
-def test_a_file_of_other_columns_is_begun_anew(tmp_path: Path) -> None:
-    (tmp_path / "metrics.csv").write_text("step,accuracy\n1,0.5\n")
+@pytest.mark.parametrize("text", ["step,accuracy\n1,0.5\n", "tokens,loss\n1,0.5\n"])
+def test_a_file_of_other_columns_is_begun_anew(tmp_path: Path, text: str) -> None:
+    (tmp_path / "metrics.csv").write_text(text)
     logged(tmp_path, 1, 2)
     assert list(rows(tmp_path)) == list(COLUMNS)
     assert rows(tmp_path)["step"].tolist() == [2]
+
+
+def test_rows_of_a_file_with_fewer_columns_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,loss\n1,0.5\n")
+    logged(tmp_path, 1, 2)
+    assert rows(tmp_path)["step"].tolist() == [1, 2]
+    assert rows(tmp_path)["loss"].iloc[0] == 0.5
 
 
 def test_more_metrics_of_a_step_go_into_its_row(tmp_path: Path) -> None:
