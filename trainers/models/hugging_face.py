@@ -131,7 +131,7 @@ def export(
         sets these tokens to null, because transformers would otherwise use Llama's 1 and 2.
     """
     weights = {name: value.cpu() for name, value in hugging_face_weights(model).items()}
-    write_whole(folder / WEIGHTS, lambda target: _write(weights, target))
+    write_whole(folder / WEIGHTS, lambda target: save_tensors(weights, target))
     end = None if tokenizer is None else tokenizer.separator
     ends = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
     config = config_of_model(model, max_position_embeddings)
@@ -149,7 +149,7 @@ def export(
         write_json(folder / "tokenizer_config.json", settings)
 
 
-def _write(tensors: dict[str, torch.Tensor], target: Path) -> None:
+def save_tensors(tensors: dict[str, torch.Tensor], target: Path) -> None:
     """Save tensors; raise an OSError where safetensors raises its own error (a full disk)."""
     try:
         save_file(tensors, target, {"format": "pt"})
