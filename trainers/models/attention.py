@@ -1,12 +1,10 @@
 """Grouped-query attention: softmax(q·kᵀ·scale + mask)·v (arXiv 2305.13245), with its cache.
 
-The mask is causal, over a sliding window, or over chunks. Shape letters: B sequences, T positions,
-d hidden size, H query heads, K key-value heads, h head dimension, S positions of keys.
+The mask is one of :mod:`shapelaw.trainers.models.visibility`, in a sliding window or in chunks.
+Shape letters: B sequences, T positions, d hidden size, H query heads, K key-value heads, h head
+dimension, S positions of keys.
 """
 
-import functools
-import math
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -14,13 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
+from shapelaw.trainers.models.attention_paths import fused_attention, matmul_attention
 from shapelaw.trainers.models.canon import Canon
 from shapelaw.trainers.models.norms import build_norm
 from shapelaw.trainers.models.rotary import rotate
-
-# Blocks of queries in the matmul attention: at most so many, each of about so many queries or more.
-MAX_QUERY_BLOCKS, MIN_BLOCK_QUERIES = 4, 32
-
+from shapelaw.trainers.models.visibility import TokenView
 
 # What a layer keeps of earlier tokens: keys and values, each (B, K, positions, h), and the states
 # of its convolutions.
@@ -77,7 +73,7 @@ class Attention(nn.Module):
         x: Tensor,
         table: Tensor | None,
         cache: LayerCache | None,
-        start: int,
+        view: TokenView,
         shared: SharedKeys | None = None,
     ) -> Tensor:
         """Apply attention to (B, T, d). With a cache, attend to its positions too.
@@ -87,7 +83,7 @@ class Attention(nn.Module):
         batch, positions, _ = x.shape
         heads = self.q_proj(x) if self.shares_cache else self.qkv_proj(x)
         if self.canon is not None:
-            heads = self.canon(heads, None if cache is None else cache[-1], start)
+            heads = self.canon(heads, None if cache is None else cache[-1], view)
         heads = heads.view(batch, positions, -1, self.head_dim)
         qk, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
         if self.qk_norm and not self.norm_after_rotation:
@@ -98,7 +94,7 @@ class Attention(nn.Module):
             qk = self._normalise(qk)
         q, k = qk.split((self.heads, self.kv_heads), dim=2)
         if self.temperature is not None:
-            q = q * self._temperatures(start, positions, q)
+            q = q * self._temperatures(view, q)
         if self.value_epsilon is not None:
             v = F.rms_norm(v, (self.head_dim,), eps=self.value_epsilon)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -106,10 +102,10 @@ class Attention(nn.Module):
             assert shared is not None
             k, v = shared[self.window]
         elif cache is not None:
-            k, v = self._extend(cache[:2], k, v, start)
+            k, v = self._extend(cache[:2], k, v, view)
         if shared is not None:
             shared[self.window] = k, v
-        mixed = self._attend(q, k, v)
+        mixed = self._attend(q, k, v, view)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, positions, -1))
 
     def empty_cache(
@@ -148,150 +144,67 @@ class Attention(nn.Module):
             q, k = q_norm(q), k_norm(k)
         return torch.cat((q, k), dim=2)
 
-    def _temperatures(self, start: int, positions: int, q: Tensor) -> Tensor:
-        """Factors of the queries from position ``start`` on, (T, 1, 1)."""
+    def _temperatures(self, view: TokenView, q: Tensor) -> Tensor:
+        """Factors of the queries, (T, 1, 1)."""
         assert self.temperature is not None
         share, step = self.temperature
-        position = torch.arange(start, start + positions, device=q.device, dtype=torch.float32)
+        position = view.positions(q.device).float()
         factors = 1 + share * torch.log1p(((position + 1) / step).floor())
         return factors.to(q.dtype)[:, None, None]
 
-    def _extend(self, cache: LayerCache, k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    def _extend(
+        self, cache: LayerCache, k: Tensor, v: Tensor, view: TokenView
+    ) -> tuple[Tensor, Tensor]:
         """Write new keys and values, (B, K, T, h), and return those that the queries may see.
 
-        Several tokens (prefill) begin at position 0 and see themselves only.
+        Except for one token with a plain view, these are in the order of their positions, the
+        cached ones first.
         """
-        kept, end = cache[0].shape[2], start + k.shape[2]
+        start, kept = view.start, cache[0].shape[2]
+        if not view.plain and start:
+            places = torch.arange(max(start - kept, 0), start, device=k.device) % kept
+            olds = (part.index_select(2, places).to(k.dtype) for part in cache)
+            seen = [torch.cat(pair, dim=2) for pair in zip(olds, (k, v), strict=True)]
+        else:
+            seen = [k, v]
+        end = start + view.kept
         first = (end - 1) // kept * kept if self.chunked else max(end - kept, 0)
         first = max(first, start)  # the oldest new token that is kept
         place: slice | Tensor
-        if k.shape[2] == 1:
+        if view.kept == 1:
             place = slice(start % kept, start % kept + 1)
         elif end <= kept:
             place = slice(first, end)
         else:
             place = torch.arange(first, end, device=k.device) % kept
-        for part, new in zip(cache, (k, v), strict=True):
-            part[:, :, place] = new[:, :, first - start :]
-        if k.shape[2] > 1:
-            return k, v
+        if view.kept:
+            for part, new in zip(cache, (k, v), strict=True):
+                part[:, :, place] = new[:, :, first - start : end - start]
+        if view.count > 1 or not view.plain:
+            return seen[0], seen[1]
         filled = start % kept + 1 if self.chunked else min(end, kept)
         keys, values = cache
         return keys[:, :, :filled], values[:, :, :filled]
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, view: TokenView) -> Tensor:
         """Attend with (B, H, T, h) queries to (B, K, S, h) keys and values -> (B, H, T, h).
 
-        One query sees every key; with several, S = T and the mask applies.
+        One query with a plain view sees every key; else the keys end with those of the queries.
         """
-        positions = q.shape[2]
-        if self.path == "matmul" and (positions > 1 or self.sinks is not None):
-            reach = (self.window, self.chunked) if positions > 1 else (None, False)
+        single = view.plain and view.count == 1
+        if self.path == "matmul" and (not single or self.sinks is not None):
+            reach = (None, False) if single else (self.window, self.chunked)
             softmax = partial(self._softmax, batch=q.shape[0])
-            return matmul_attention(q, k, v, scale=self.scale, reach=reach, softmax=softmax)
-        mask = None
-        if positions > 1 and self.window is not None and positions > self.window:
-            mask = visible(positions, positions, self.window, self.chunked, q.device)
-        causal = positions > 1 and mask is None
-        return F.scaled_dot_product_attention(
-            q, k, v, mask, is_causal=causal, scale=self.scale, enable_gqa=True
-        )
+            return matmul_attention(q, k, v, view, scale=self.scale, reach=reach, softmax=softmax)
+        reach = (self.window, self.chunked)
+        return fused_attention(q, k, v, view, scale=self.scale, reach=reach)
 
     def _softmax(self, scores: Tensor, batch: int) -> Tensor:
         """Softmax of (B·K, repeats·T, S) scores; sinks take their share."""
         if self.sinks is None:
             return scores.softmax(dim=-1)
-        rows = scores.shape[1] * self.kv_heads // self.heads
-        sinks = self.sinks.to(scores.dtype).view(1, self.kv_heads, -1, 1, 1)
+        groups = scores.shape[0] // batch  # K, of another layer if its keys are shared
+        rows = scores.shape[1] * groups // self.heads
+        sinks = self.sinks.to(scores.dtype).view(1, groups, -1, 1, 1)
         sinks = sinks.expand(batch, -1, -1, rows, 1).reshape(*scores.shape[:2], 1)
         return torch.cat((scores, sinks), dim=-1).softmax(dim=-1)[..., :-1]
-
-
-def matmul_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float,
-    reach: tuple[int | None, bool] = (None, False),
-    softmax: Callable[[Tensor], Tensor] = lambda scores: scores.softmax(dim=-1),
-) -> Tensor:
-    """Compute causal attention with explicit scores, fast for small models on a CPU.
-
-    The queries are processed in blocks, each with only the keys that precede its end: a quarter to
-    three eighths of the scores are never computed. The product is added to the mask in one
-    operation. PyTorch's fused CPU kernel takes 1.1 to 2.5 times as long at the short contexts of
-    proxies (LOG.md).
-
-    Parameters
-    ----------
-    q
-        Queries of the last T positions, (B, H, T, h).
-    k, v
-        Keys, (B, K, S, h), and values, (B, K, S, v).
-    scale
-        Factor of the scores.
-    reach
-        Window or chunk in tokens, and whether it is a chunk.
-    softmax
-        Weights of (B·K, repeats·T, S) scores.
-
-    Returns
-    -------
-    torch.Tensor
-        Weighted values, (B, H, T, v).
-    """
-    batch, heads, positions, head_dim = q.shape
-    seen, width = v.shape[2:]
-    groups, repeats = batch * k.shape[1], heads // k.shape[1]
-    blocks = min(MAX_QUERY_BLOCKS, math.ceil(positions / MIN_BLOCK_QUERIES))
-    size = math.ceil(positions / blocks)
-    q = q.reshape(groups, repeats, positions, head_dim)
-    k, v = k.reshape(groups, seen, head_dim), v.reshape(groups, seen, width)
-    # A compiled model fuses the mask into its kernels; without compilation, building the mask in
-    # every call would take a tenth of the time.
-    make_mask = _score_mask if torch.compiler.is_compiling() else _cached_score_mask
-    mixed = []
-    for start in range(0, positions, size):
-        end = min(start + size, positions)
-        rows = q[:, :, start:end].reshape(groups, -1, head_dim)
-        columns = end if positions > 1 else seen
-        mask = make_mask(end - start, columns, repeats, *reach, q.dtype, q.device)
-        scores = torch.baddbmm(mask, rows, k[:, :columns].transpose(1, 2), alpha=scale)
-        block = torch.bmm(softmax(scores).to(v.dtype), v[:, :columns])
-        mixed.append(block.view(groups, repeats, end - start, width))
-    return torch.cat(mixed, dim=2).view(batch, heads, positions, width)
-
-
-def visible(
-    rows: int, columns: int, window: int | None, chunked: bool, device: torch.device
-) -> Tensor:
-    """Return which keys each query sees, (rows, columns): the queries are the last of the keys."""
-    query = torch.arange(columns - rows, columns, device=device)[:, None]
-    key = torch.arange(columns, device=device)
-    seen = key <= query
-    if window is None:
-        return seen
-    return seen & (key // window == query // window if chunked else key > query - window)
-
-
-def _score_mask(
-    rows: int,
-    columns: int,
-    repeats: int,
-    window: int | None,
-    chunked: bool,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor:
-    """Return minus infinity where a query does not see a key, else 0: (1, repeats·rows, columns).
-
-    The queries are the last ``rows`` of ``columns`` positions, repeated for each query head of a
-    group.
-    """
-    hidden = ~visible(rows, columns, window, chunked, device)
-    mask = torch.zeros((rows, columns), dtype=dtype, device=device).masked_fill(hidden, -math.inf)
-    return mask.repeat(repeats, 1)[None]
-
-
-_cached_score_mask = functools.lru_cache(maxsize=64)(_score_mask)

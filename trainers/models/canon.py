@@ -4,14 +4,15 @@ from torch import Tensor
 
 from shapelaw.scaling.architectures.architecture import DecoderLayer
 from shapelaw.trainers.models.convolution import CausalConvolution
+from shapelaw.trainers.models.visibility import TokenView
 
 
 class Canon(CausalConvolution):
     """Causal depthwise convolution beside a residual connection."""
 
-    def forward(self, x: Tensor, state: Tensor | None, start: int) -> Tensor:
+    def forward(self, x: Tensor, state: Tensor | None, view: TokenView) -> Tensor:
         """Add the convolution of (B, T, channels) to it."""
-        return x + super().forward(x, state, start)
+        return x + super().forward(x, state, view)
 
 
 def build_canon(layer: DecoderLayer, place: str) -> Canon | None:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.models.canon import Canon
+from shapelaw.trainers.models.visibility import TokenView
 
 _tanh_gelu = partial(F.gelu, approximate="tanh")
 
@@ -64,11 +65,14 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(f, d, bias=block.bias)
         self.canon = canon
 
-    def forward(self, x: Tensor, state: Tensor | None = None, start: int = 0) -> Tensor:
-        """Apply the block to (B, T, d); the state is that of its Canon layer."""
+    def forward(
+        self, x: Tensor, state: Tensor | None = None, view: TokenView | None = None
+    ) -> Tensor:
+        """Apply the block to (B, T, d); the state and the view are for its Canon layer."""
         projected = self.gate_up_proj(x) if self.gated else self.up_proj(x)
         if self.canon is not None:
-            projected = self.canon(projected, state, start)
+            assert view is not None
+            projected = self.canon(projected, state, view)
         if not self.gated:
             return self.down_proj(self.activation(projected))
         gate, up = projected.chunk(2, dim=-1)

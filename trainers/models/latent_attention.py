@@ -17,9 +17,11 @@ from torch.nn import functional as F
 
 from shapelaw.scaling.architectures.blocks.latent_attention import LatentAttentionBlock
 from shapelaw.scaling.errors import InputError
-from shapelaw.trainers.models.attention import LayerCache, matmul_attention
+from shapelaw.trainers.models.attention import LayerCache
+from shapelaw.trainers.models.attention_paths import fused_attention, matmul_attention
 from shapelaw.trainers.models.norms import build_norm
 from shapelaw.trainers.models.rotary import rotate
+from shapelaw.trainers.models.visibility import TokenView
 
 
 class LatentAttention(nn.Module):
@@ -59,17 +61,21 @@ class LatentAttention(nn.Module):
         self.o_proj = nn.Linear(self.heads * self.value_dim, d, bias=bias)
 
     def forward(
-        self, x: Tensor, table: Tensor | None, cache: LayerCache | None, start: int
+        self, x: Tensor, table: Tensor | None, cache: LayerCache | None, view: TokenView
     ) -> Tensor:
         """Apply attention to (B, T, d). With a cache, attend to its positions too."""
         assert table is not None
         q, latent, turned = self._project(x, table)
         if cache is not None:
-            end = start + x.shape[1]
-            cache[0][:, start:end] = torch.cat((latent, turned), dim=-1)
-            if x.shape[1] == 1:
-                return self.o_proj(self._step(q.squeeze(1), cache[0][:, :end])[:, None])
-        return self.o_proj(self._attend(q, latent, turned))
+            start, kept = view.start, view.start + view.kept
+            new = torch.cat((latent, turned), dim=-1)
+            cache[0][:, start:kept] = new[:, : view.kept]
+            if view.plain and view.count == 1:
+                return self.o_proj(self._step(q.squeeze(1), cache[0][:, :kept])[:, None])
+            if start:
+                new = torch.cat((cache[0][:, :start].to(new.dtype), new), dim=1)
+                latent, turned = new.split((self.rank, self.turned), dim=-1)
+        return self.o_proj(self._attend(q, latent, turned, view))
 
     def empty_cache(
         self, batch: int, length: int, *, dtype: torch.dtype, device: torch.device
@@ -89,21 +95,20 @@ class LatentAttention(nn.Module):
         q = torch.cat((plain, both[:, :, :-1]), dim=-1)
         return q, self.kv_a_layernorm(latent), both[:, :, -1]
 
-    def _attend(self, q: Tensor, latent: Tensor, turned: Tensor) -> Tensor:
-        """Attend to expanded keys and values of the same T positions -> (B, T, H·v)."""
-        batch, positions = latent.shape[:2]
-        expanded = self.kv_b_proj(latent).view(batch, positions, self.heads, -1)
+    def _attend(self, q: Tensor, latent: Tensor, turned: Tensor, view: TokenView) -> Tensor:
+        """Attend to expanded keys and values of S positions -> (B, T, H·v)."""
+        expanded = self.kv_b_proj(latent).view(*latent.shape[:2], self.heads, -1)
         plain, v = expanded.split((self.plain, self.value_dim), dim=-1)
         k = torch.cat((plain, turned[:, :, None].expand(-1, -1, self.heads, -1)), dim=-1)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if self.path == "matmul":
-            mixed = matmul_attention(q, k, v, scale=self.scale)
+            mixed = matmul_attention(q, k, v, view, scale=self.scale)
         else:  # fused kernels want keys and values of one width
             width = max(k.shape[-1], self.value_dim)
             q, k, v = (F.pad(part, (0, width - part.shape[-1])) for part in (q, k, v))
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
+            mixed = fused_attention(q, k, v, view, scale=self.scale)
             mixed = mixed[..., : self.value_dim]
-        return mixed.transpose(1, 2).reshape(batch, positions, -1)
+        return mixed.transpose(1, 2).flatten(2)
 
     def _step(self, q: Tensor, cached: Tensor) -> Tensor:
         """Attend with (B, H, n + r) to (B, S, r_kv + r) without expanding them -> (B, H·v)."""

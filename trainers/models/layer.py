@@ -21,6 +21,7 @@ from shapelaw.trainers.models.mixture_of_experts import MixtureOfExperts
 from shapelaw.trainers.models.norms import build_norm
 from shapelaw.trainers.models.short_convolution import ShortConvolution
 from shapelaw.trainers.models.streams import LayerStreams
+from shapelaw.trainers.models.visibility import TokenView
 
 
 class Layer(nn.Module):
@@ -58,7 +59,7 @@ class Layer(nn.Module):
         x: Tensor,
         table: Tensor | None,
         cache: LayerCache | None,
-        start: int,
+        view: TokenView,
         shared: SharedKeys | None = None,
         token_input: Tensor | None = None,
     ) -> Tensor:
@@ -67,10 +68,10 @@ class Layer(nn.Module):
         ``shared`` are the keys and values of layers that others read; None if none do.
         """
         if self.streams is None:
-            return self._update(x, table, cache, start, shared)
+            return self._update(x, table, cache, view, shared)
         assert token_input is not None
         predicted = self.streams.predict(x)
-        updated = self._update(predicted[self.streams.active], table, cache, start, shared)
+        updated = self._update(predicted[self.streams.active], table, cache, view, shared)
         return self.streams.correct(predicted, updated, token_input)
 
     def _update(
@@ -78,7 +79,7 @@ class Layer(nn.Module):
         x: Tensor,
         table: Tensor | None,
         cache: LayerCache | None,
-        start: int,
+        view: TokenView,
         shared: SharedKeys | None,
     ) -> Tensor:
         """Add attention and then the MLP to the residual stream (B, T, d)."""
@@ -88,16 +89,16 @@ class Layer(nn.Module):
             cache, states = cache[:-number], dict(zip(self.places, cache[-number:], strict=True))
         normed = self.input_layernorm(x) if self.before else x
         if self.canon_a is not None:
-            normed = self.canon_a(normed, states.get("A"), start)
+            normed = self.canon_a(normed, states.get("A"), view)
         keys = () if shared is None else (shared,)
-        mixed = self.self_attn(normed, table, cache, start, *keys)
+        mixed = self.self_attn(normed, table, cache, view, *keys)
         x = x + (self.attention_output_norm(mixed) if self.after else mixed)
         if self.laurel is not None:
             x = (x + self.laurel(normed)) * 2**-0.5
         normed = self.post_attention_layernorm(x) if self.before else x
         if self.canon_c is not None:
-            normed = self.canon_c(normed, states.get("C"), start)
-        inside = (states.get("D"), start) if "D" in self.places else ()
+            normed = self.canon_c(normed, states.get("C"), view)
+        inside = (states.get("D"), view) if "D" in self.places else ()
         mixed = self.mlp(normed, *inside)
         return x + (self.mlp_output_norm(mixed) if self.after else mixed)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from shapelaw.scaling.architectures.blocks.short_convolution import ShortConvolutionBlock
 from shapelaw.trainers.models.attention import LayerCache
 from shapelaw.trainers.models.convolution import CausalConvolution
+from shapelaw.trainers.models.visibility import TokenView
 
 
 class ShortConvolution(nn.Module):
@@ -24,11 +25,11 @@ class ShortConvolution(nn.Module):
         self.out_proj = nn.Linear(d, d, bias=block.bias)
 
     def forward(
-        self, x: Tensor, table: Tensor | None, cache: LayerCache | None, start: int
+        self, x: Tensor, table: Tensor | None, cache: LayerCache | None, view: TokenView
     ) -> Tensor:
         """Apply the block to (B, T, d); it has no positions, hence no use for their table."""
         before, after, x = self.in_proj(x).chunk(3, dim=-1)
-        mixed = self.conv(before * x, None if cache is None else cache[0], start)
+        mixed = self.conv(before * x, None if cache is None else cache[0], view)
         return self.out_proj(after * mixed)
 
     def empty_cache(

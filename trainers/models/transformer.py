@@ -24,6 +24,7 @@ from shapelaw.trainers.models.mixture_of_experts import TokenRouter
 from shapelaw.trainers.models.norms import OnePlusRMSNorm, build_norm
 from shapelaw.trainers.models.rotary import rotary_table
 from shapelaw.trainers.models.streams import Streams
+from shapelaw.trainers.models.visibility import CAUSAL, TokenView, Visibility
 
 # Initial scale of the output projections of attention and MLP, as a multiple of the usual scale.
 RESIDUAL_INITS = {"scaled": 1.0, "zero": 0.0}
@@ -158,7 +159,14 @@ class Transformer(nn.Module):
                     buffer.zero_()
 
     def forward(
-        self, tokens: Tensor, *, cache: list[LayerCache] | None = None, start: int = 0
+        self,
+        tokens: Tensor,
+        *,
+        cache: list[LayerCache] | None = None,
+        start: int = 0,
+        visibility: Visibility = CAUSAL,
+        documents: Tensor | None = None,
+        keep: int | None = None,
     ) -> Tensor:
         """Compute the hidden states after the last norm.
 
@@ -169,17 +177,38 @@ class Transformer(nn.Module):
         cache
             Keys and values of each layer; the new ones are written into it.
         start
-            Position of the first token in the cache. Several tokens at once (prefill) are only
-            allowed at position 0.
+            Position of the first token. With a cache, the tokens also see the cached ones before
+            it.
+        visibility
+            Kind of attention mask. Convolutions are causal in every kind.
+        documents
+            Document of each token, (B, T), integers: a token sees those of its own document only,
+            and convolutions begin anew in each. Padding is a document of its own. With a cache,
+            (B, start + T).
+        keep
+            Number of new tokens, the first ones, that are written to the cache; None for all.
 
         Returns
         -------
         torch.Tensor
             Hidden states, (B, T, d).
+
+        Raises
+        ------
+        InputError
+            The arguments do not fit together; see
+            :meth:`shapelaw.trainers.models.visibility.TokenView.check`.
         """
-        end = start + tokens.shape[1]
-        x = self._embed(tokens, start)
-        tables = [getattr(self, f"rotary_{i}")[:, start:end] for i in range(len(self._rotaries))]
+        view = TokenView(
+            visibility=visibility,
+            start=start,
+            count=tokens.shape[1],
+            keep=keep,
+            documents=documents,
+        )
+        view.check(cached=cache is not None)
+        x = self._embed(tokens, view)
+        tables = [view.rows_of(getattr(self, f"rotary_{i}"), 1) for i in range(len(self._rotaries))]
         shared: SharedKeys | None = {} if self.shares_keys else None
         inputs: tuple[Tensor, ...] | None = None
         if self.model_streams is not None:
@@ -189,17 +218,17 @@ class Transformer(nn.Module):
             which = self._table_of[index]
             table = None if which is None else tables[which]
             kept = None if cache is None else cache[index]
-            x = layer(x, table, kept, start, shared, None if inputs is None else inputs[index])
+            x = layer(x, table, kept, view, shared, None if inputs is None else inputs[index])
         return self.norm(x if self.model_streams is None else self.model_streams.merge(x))
 
-    def _embed(self, tokens: Tensor, start: int) -> Tensor:
-        """Look up tokens, (B, T), that begin at a position -> (B, T, d)."""
+    def _embed(self, tokens: Tensor, view: TokenView) -> Tensor:
+        """Look up tokens, (B, T) -> (B, T, d)."""
         embedding = self.architecture.embedding
         x = self.embed_tokens(tokens)
         if embedding.scale != 1.0:
             x = x * torch.tensor(embedding.scale, dtype=x.dtype, device=x.device)
         if embedding.positions:
-            x = x + self.embed_positions.weight[start : start + tokens.shape[1]]
+            x = x + view.rows_of(self.embed_positions.weight, 0)
         return self.embedding_norm(x) if embedding.norm is not None else x
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """Canon layers: logits against loops in float64, decoding, counts and export."""
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +12,10 @@ from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.models.hugging_face import export, load_export
 from shapelaw.trainers.models.transformer import Transformer
+from support.loop_model import QWEN3, Loops
 from support.shapes import GOLDEN
 from support.tiny_configs import TINY_CONFIGS
 
-QWEN3 = {
-    "model_type": "qwen3",
-    "vocab_size": 31,
-    "hidden_size": 12,
-    "intermediate_size": 10,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 4,
-}
 GPT2 = {"vocab_size": 31, "n_embd": 12, "n_layer": 2, "n_head": 2, "n_positions": 64}
 FAMILIES = {
     "qwen3": QWEN3,
@@ -57,81 +47,6 @@ def text(positions: int = POSITIONS) -> torch.Tensor:
 
 def logits_of(model: Transformer, tokens: torch.Tensor, **kwargs: object) -> torch.Tensor:
     return model.logits(model(tokens, **kwargs))
-
-
-class Loops:
-    """Qwen3 with Canon layers, one number after the other; a token sees the earlier ones."""
-
-    def __init__(self, model: Transformer, places: str, kernel: int) -> None:
-        self.weights = {
-            name: weight.detach().double().numpy() for name, weight in model.named_parameters()
-        }
-        self.places, self.kernel = places, kernel
-
-    def canon(self, place: str, name: str, rows: np.ndarray) -> np.ndarray:
-        if place not in self.places:
-            return rows
-        taps, out = self.weights[name][:, 0], rows.copy()
-        for t in range(len(rows)):
-            for j in range(self.kernel):
-                if t - j >= 0:
-                    for channel in range(rows.shape[1]):
-                        newest_last = taps[channel][self.kernel - 1 - j]
-                        out[t, channel] += newest_last * rows[t - j, channel]
-        return out
-
-    def norm(self, name: str, row: np.ndarray) -> np.ndarray:
-        return row / math.sqrt(float(np.mean(row**2)) + 1e-6) * self.weights[name]
-
-    def rotated(self, row: np.ndarray, position: int) -> np.ndarray:
-        out = np.empty(4)
-        for pair in range(2):
-            angle = position * 10_000.0 ** (-pair / 2)
-            a, b = row[pair], row[pair + 2]
-            out[pair] = a * math.cos(angle) - b * math.sin(angle)
-            out[pair + 2] = b * math.cos(angle) + a * math.sin(angle)
-        return out
-
-    def attention(self, begin: str, rows: np.ndarray) -> np.ndarray:
-        qkv = self.canon(
-            "B", f"{begin}.canon.weight", rows @ self.weights[f"{begin}.qkv_proj.weight"].T
-        )
-        out = np.zeros((len(rows), 16))
-        for head in range(4):
-            key, value = 16 + 4 * (head // 2), 24 + 4 * (head // 2)
-            for t in range(len(rows)):
-                q = self.norm(f"{begin}.q_norm.weight", qkv[t, 4 * head : 4 * head + 4])
-                scores = [
-                    self.rotated(q, t)
-                    @ self.rotated(self.norm(f"{begin}.k_norm.weight", qkv[s, key : key + 4]), s)
-                    / 2
-                    for s in range(t + 1)
-                ]
-                shares = np.exp(np.array(scores) - max(scores))
-                for s in range(t + 1):
-                    share = shares[s] / shares.sum()
-                    out[t, 4 * head : 4 * head + 4] += share * qkv[s, value : value + 4]
-        return out @ self.weights[f"{begin}.o_proj.weight"].T
-
-    def mlp(self, begin: str, rows: np.ndarray) -> np.ndarray:
-        both = self.canon(
-            "D", f"{begin}.canon.weight", rows @ self.weights[f"{begin}.gate_up_proj.weight"].T
-        )
-        gate, up = both[:, :10], both[:, 10:]
-        return (gate / (1 + np.exp(-gate)) * up) @ self.weights[f"{begin}.down_proj.weight"].T
-
-    def logits(self, tokens: np.ndarray) -> np.ndarray:
-        x = self.weights["embed_tokens.weight"][tokens]
-        for layer in range(2):
-            begin = f"layers.{layer}"
-            rows = np.stack([self.norm(f"{begin}.input_layernorm.weight", row) for row in x])
-            rows = self.canon("A", f"{begin}.canon_a.weight", rows)
-            x = x + self.attention(f"{begin}.self_attn", rows)
-            name = f"{begin}.post_attention_layernorm.weight"
-            rows = np.stack([self.norm(name, row) for row in x])
-            x = x + self.mlp(f"{begin}.mlp", self.canon("C", f"{begin}.canon_c.weight", rows))
-        x = np.stack([self.norm("norm.weight", row) for row in x])
-        return x @ self.weights["lm_head.weight"].T
 
 
 @torch.no_grad()
