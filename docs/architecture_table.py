@@ -20,6 +20,7 @@ from shapelaw.scaling.architectures.registry import FAMILIES
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "architectures.json"
 PARITY = "tests/trainers/models/test_parity.py"
+DIFFUSION = "tests/trainers/models/test_diffusion_families.py"
 CANON = "tests/trainers/models/test_canon.py"
 COUNTS = "tests/scaling/architectures/"
 STEPS = "tests/trainers/generation/test_step_decoder.py"
@@ -32,26 +33,31 @@ POINTS = {
         (COUNTS + "test_architecture.py", "test_kimi_k2_counts"),
         (COUNTS + "test_architecture.py", "test_lfm2_counts"),
         (COUNTS + "test_families.py", "test_partial_config_reads"),
+        (COUNTS + "test_diffusion_families.py", "test_counts_of_a_named_architecture"),
         (PARITY, "test_parameters_are_the_counted_ones"),
         (CANON, "test_parameters_and_cache"),
         (CANON, "test_counts_of_a_published_config"),
     ),
     "logits, loss, gradients": (
         (PARITY, "test_logits_loss_and_gradients"),
+        (DIFFUSION, "test_logits_equal_those_of_the_class"),
         (CANON, "test_logits_equal_those_of_loops"),
     ),
     "mistakes": ((PARITY, "test_mistake"), (CANON, "test_zero_taps")),
-    "decoding": ((PARITY, "test_prefill"), (CANON, "test_prefill")),
-    "cache": ((PARITY, "test_cache_has_the_counted_bytes"), (CANON, "test_parameters_and_cache")),
-    "export": ((PARITY, "test_export_loads"), (CANON, "test_export_loads")),
+    "decoding": tuple((file, "test_prefill") for file in (PARITY, DIFFUSION, CANON)),
+    "cache": (
+        *((file, "test_cache_has_the_counted_bytes") for file in (PARITY, DIFFUSION)),
+        (CANON, "test_parameters_and_cache"),
+    ),
+    "export": tuple((file, "test_export_loads") for file in (PARITY, DIFFUSION, CANON)),
     "training": ((TRAINING, "test_"),),
     "serving": ((STEPS, "test_greedy_tokens"), (SERVED, "test_embedded_engine")),
     "search": (),
 }
 REASONS = {
     "mistakes": "no wrong field or block was tried in these families",
-    "training": "no training run of a model with Canon layers is tested",
-    "serving": "no measurement of a model with Canon layers is tested; engines other than the "
+    "training": "no training run of a model with Canon layers, LLaDA 2, Dream or Dhara is tested",
+    "serving": "no measurement of these models is tested; engines other than the "
     "embedded one and the roofline take dense shapes only, as Llama, Mistral and Qwen3 have",
     "search": "`propose` varies the fields of dense shapes only, such as width, depth and heads, "
     "and no test does so for each family",
@@ -94,7 +100,7 @@ def _row(file: str, name: str) -> str | None:
     published = _published_models()
     if parameter in published:
         return published[parameter]
-    tokens = re.split(r"[^a-z0-9_]", parameter)
+    tokens = re.split(r"[^A-Za-z0-9_]", parameter)
     return next((row for row in FAMILIES if row in tokens or f"test_{row}_" in function), None)
 
 
@@ -102,7 +108,11 @@ def _row(file: str, name: str) -> str | None:
 def _published_models() -> dict[str, str]:
     """Return the model type of each published model, by its name."""
     known = json.loads((ROOT / "tests/golden/architectures.json").read_text(encoding="utf-8"))
-    return {model["name"]: model["model_type"] for model in known}
+    named = json.loads((ROOT / "data/architectures.json").read_text(encoding="utf-8"))
+    return {
+        **{model["name"]: model["model_type"] for model in known},
+        **{name: entry["config"]["model_type"] for name, entry in named.items()},
+    }
 
 
 def table() -> str:

@@ -56,11 +56,12 @@ class DecoderLayer:
         if self.canon is None:
             return {}
         width = self.attention.hidden_size
+        inner = "intermediate_size" if self.canon.gate_only else "projected_width"
         widths = {
             "A": width,
             "B": getattr(self.attention, "projected_width", 0),
             "C": width,
-            "D": getattr(self.feed_forward, "projected_width", 0),
+            "D": getattr(self.feed_forward, inner, 0),
         }
         return {place: widths[place] for place in self.canon.places}
 
@@ -128,6 +129,9 @@ class Architecture:
         Layers in order: equal ones that follow each other are one entry, with their number.
     norm
         The norm after the last layer.
+    block_length
+        Tokens that see each other in both directions: 1 in a causal model, None for the whole
+        sequence.
     fields
         Fields of the config by name, with the defaults of the family.
     notes
@@ -138,6 +142,7 @@ class Architecture:
     embedding: EmbeddingBlock
     layers: tuple[tuple[DecoderLayer, Any], ...]
     norm: NormBlock = RMS_NORM
+    block_length: int | None = 1
     fields: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
 
@@ -267,7 +272,7 @@ class Architecture:
         return FORWARD_AND_BACKWARD * self.mean_forward_flops(context_length)
 
     def mean_forward_flops(self, length: int) -> Any:
-        """Count the FLOPs of a forward pass per token, averaged over a causal sequence.
+        """Count the FLOPs of a forward pass per token, averaged over a sequence.
 
         2·(matrices that a token passes + head) + FLOPs of attention at the mean visible context,
         of convolutions and of streams; look-ups and norms cost nothing.
@@ -280,7 +285,12 @@ class Architecture:
         attention = sum(
             number
             * layer.attention.score_flops
-            * mean_visible_tokens(length, layer.attention.window, chunked=layer.attention.chunked)
+            * mean_visible_tokens(
+                length,
+                layer.attention.window,
+                chunked=layer.attention.chunked,
+                block=self.block_length,
+            )
             for layer, number in self.layers
         )
         flops = self._fixed_flops + attention
@@ -368,6 +378,11 @@ class Architecture:
         states = [f"{state:,} more bytes per sequence keep the states of convolutions"] * bool(
             state
         )
+        if self.block_length is None:
+            states.append(
+                "every token sees the whole sequence: FLOPs are those of attention to all tokens, "
+                "and a cache is kept only where blocks are decoded one after the other"
+            )
         if not layers:
             return states
         if not self.kv_bytes():

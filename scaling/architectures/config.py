@@ -35,7 +35,11 @@ CANON_FIELDS = {
     "canon_bias": switch(False),
     "canon_activation": switch(False),
     "canon_residual": switch(True),
+    "canon_gate_only": switch(False),
 }
+CANON_CONSTANTS = ("canon_bias", "canon_activation", "canon_residual")
+# Fields of a diffusion model of any family; its own family may have another default.
+MASK_FIELDS = {"mask_token_id": ConfigField(None, "whole", nullable=True)}
 # No class of transformers has Canon layers: this end of the model type keeps it from loading the
 # model without them.
 CANON_SUFFIX = "_canon"
@@ -120,11 +124,12 @@ def architecture_config(
     """
     family = FAMILIES[architecture.model_type]
     fields = dict(architecture.fields)
+    renamed = family.in_transformers and fields.get("canon_set")
     if not architecture.embedding.positions:
         fields.setdefault("max_position_embeddings", max_position_embeddings)
     return {
         "architectures": [family.class_name],
-        "model_type": family.model_type + (CANON_SUFFIX if fields.get("canon_set") else ""),
+        "model_type": family.model_type + (CANON_SUFFIX if renamed else ""),
         **fields,
         **family.constants,
         "torch_dtype": "float32",
@@ -148,7 +153,7 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
     family = _family_of(values)
     fields = ConfigFields(values, family.model_type, family.fields, family.theta)
     fields.check_types()
-    architecture = _with_canon(family.build(fields), values)
+    architecture = _with_mask_token(_with_canon(family.build(fields), values), values, family)
     if values.get("layer_types") is not None:
         number = architecture.num_hidden_layers
         require_layer_types(values["layer_types"], number, family.layer_kinds)
@@ -167,19 +172,45 @@ def _with_canon(architecture: Architecture, values: Mapping[str, Any]) -> Archit
     if not places:
         return architecture
     fields = ConfigFields(values, architecture.model_type, CANON_FIELDS)
-    for name, spec in CANON_FIELDS.items():
-        if spec.kind == "switch" and fields[name] is not spec.default:
+    for name in CANON_CONSTANTS:
+        usual = CANON_FIELDS[name].default
+        if fields[name] is not usual:
             raise InputError(
-                f"`{name}` must be {str(spec.default).lower()}, but got {str(fields[name]).lower()}"
+                f"`{name}` must be {str(usual).lower()}, but got {str(fields[name]).lower()}"
                 "; Canon layers are residual convolutions without bias and activation"
             )
-    canon = CanonBlock(places="".join(sorted(set(places))), kernel=fields["canon_kernel"])
+    canon = CanonBlock(
+        places="".join(sorted(set(places))),
+        kernel=fields["canon_kernel"],
+        gate_only=fields["canon_gate_only"],
+    )
     layers = [_canon_layer(layer, canon) for layer in architecture.each_layer()]
     given = {"canon_set": canon.places, **dict(fields.resolved())}
     return replace(
         architecture,
         layers=layer_runs(layers),
         fields=tuple({**dict(architecture.fields), **given}.items()),
+    )
+
+
+def _with_mask_token(
+    architecture: Architecture, values: Mapping[str, Any], family: ConfigFamily
+) -> Architecture:
+    """Add the mask token of a diffusion model to the embedding."""
+    spec = {name: family.fields.get(name, usual) for name, usual in MASK_FIELDS.items()}
+    mask = ConfigFields(values, family.model_type, spec)["mask_token_id"]
+    if mask is None:
+        return architecture
+    vocabulary = architecture.embedding.vocab_size
+    if mask >= vocabulary:
+        raise InputError(
+            f"`mask_token_id < vocab_size` must hold, but got {mask} and {vocabulary}; give the "
+            f"id of the mask token, such as {vocabulary - 1}"
+        )
+    return replace(
+        architecture,
+        embedding=replace(architecture.embedding, mask_token=mask),
+        fields=tuple({**dict(architecture.fields), "mask_token_id": mask}.items()),
     )
 
 
@@ -294,6 +325,12 @@ def read_shape(config: Mapping[str, Any]) -> tuple[Shape, tuple[str, ...]]:
             f"`canon_set` must be absent to be read as a shape, but got {layer.canon.places}; "
             "leave it out, or count the config with shapelaw count"
         )
+    if architecture.embedding.mask_token is not None:
+        raise InputError(
+            "`mask_token_id` must be absent to be read as a shape, but got "
+            f"{architecture.embedding.mask_token}; leave it out, or count the config with "
+            "shapelaw count"
+        )
     attention, mlp = layer.attention, layer.feed_forward
     assert isinstance(attention, AttentionBlock)
     assert isinstance(mlp, FeedForwardBlock)
@@ -332,7 +369,8 @@ def read_model(
     if whole and _names_family(config):
         architecture = read_architecture(config)
         canon, known = architecture.first_layer.canon, architecture.model_type in SHAPE_FAMILIES
-        if not known or canon or architecture.local_window:
+        masked = architecture.embedding.mask_token is not None
+        if not known or canon or masked or architecture.local_window:
             return architecture, architecture.notes
     return read_shape(config)
 

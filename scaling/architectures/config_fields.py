@@ -115,7 +115,7 @@ class ConfigFields:
             given = "null" if value is None else shown(value, 60)
             remedy = f"correct it, or leave it out for {self.model_type}'s default {spec.default}"
             raise InputError(f"`{name}` {RULES[spec.kind]}, but got {given}; {remedy}")
-        limit = MAX_LAYERS if name in ("num_hidden_layers", "n_layer") else MAX_COUNT
+        limit = MAX_LAYERS if name in ("num_hidden_layers", "n_layer", "n_layers") else MAX_COUNT
         if spec.kind in ("count", "counts", "whole"):
             largest = max(value, default=0) if isinstance(value, list) else value
             if largest > limit:
@@ -344,6 +344,8 @@ class ConfigFamily:
         What ``layer_types`` may hold.
     constants
         Fields of its configs that have one value only, which engines want to see.
+    in_transformers
+        transformers has the class; checkpoints of other families bring their code.
     """
 
     model_type: str
@@ -355,6 +357,7 @@ class ConfigFamily:
     names: Mapping[str, str] = field(default_factory=dict)
     layer_kinds: Sequence[str] = LAYER_KINDS
     constants: Mapping[str, Any] = field(default_factory=dict)
+    in_transformers: bool = True
 
 
 def require_layer_types(kinds: Any, number: int, known: Sequence[str]) -> None:

@@ -3,11 +3,14 @@
 from shapelaw.scaling.architectures.config_fields import ConfigFamily
 from shapelaw.scaling.architectures.families.arcee import ARCEE
 from shapelaw.scaling.architectures.families.deepseek_v3 import DEEPSEEK_V3, KIMI_K2
+from shapelaw.scaling.architectures.families.dhara import DHARA
 from shapelaw.scaling.architectures.families.gemma3 import GEMMA3
 from shapelaw.scaling.architectures.families.gemma3n import GEMMA3N
 from shapelaw.scaling.architectures.families.gpt2 import GPT2
 from shapelaw.scaling.architectures.families.gpt_oss import GPT_OSS
 from shapelaw.scaling.architectures.families.lfm2 import LFM2
+from shapelaw.scaling.architectures.families.llada import DREAM, LLADA
+from shapelaw.scaling.architectures.families.llada2 import LLADA2
 from shapelaw.scaling.architectures.families.llama import LLAMA
 from shapelaw.scaling.architectures.families.llama4 import LLAMA4
 from shapelaw.scaling.architectures.families.mistral import MISTRAL
@@ -22,6 +25,7 @@ FAMILIES: dict[str, ConfigFamily] = {
     for family in (
         *(LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, OLMO2, GEMMA3, GPT2, ARCEE, NANOCHAT),
         *(QWEN3_MOE, DEEPSEEK_V3, KIMI_K2, LLAMA4, GPT_OSS, LFM2, GEMMA3N),
+        *(LLADA, LLADA2, DREAM, DHARA),
     )
 }
 # Multimodal model types, with the model type of the language model inside.

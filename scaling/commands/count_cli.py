@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from shapelaw.scaling.commands.options import ConfigFile, Json
+from shapelaw.scaling.commands.options import ConfigOrName, Json
 from shapelaw.scaling.display.console import note, print_fields
 from shapelaw.scaling.errors import InputError
 
@@ -12,7 +12,7 @@ MAX_CONTEXT = 10**9
 
 
 def count(
-    config: ConfigFile,
+    config: ConfigOrName,
     context: Annotated[
         int,
         typer.Option(help="Tokens of a sequence, over which FLOPs are averaged.", metavar="TOKENS"),
@@ -21,14 +21,14 @@ def count(
 ) -> None:
     """Count the parameters, FLOPs and cache of a config."""
     from shapelaw.scaling.architectures.config import read_architecture
-    from shapelaw.scaling.files import read_json
+    from shapelaw.scaling.architectures.named_shapes import read_config
 
     if not 1 <= context <= MAX_CONTEXT:
         raise InputError(
             f"`--context` must be between 1 and {MAX_CONTEXT:,}, but got {context}; "
             "give the tokens of a sequence"
         )
-    architecture = read_architecture(read_json(config))
+    architecture = read_architecture(read_config(config))
     for each in architecture.notes:
         note(f"{config.name}: {each}")
     for each in architecture.cache_notes():

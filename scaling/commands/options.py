@@ -80,6 +80,13 @@ FitFile = Annotated[
 ConfigFile = Annotated[
     Path, typer.Argument(help="Shape, a Hugging Face config.json.", metavar="CONFIG")
 ]
+ConfigOrName = Annotated[
+    Path,
+    typer.Argument(
+        help="Model: a Hugging Face config.json, or a name such as dhara-70m or llama-3.2-1b.",
+        metavar="CONFIG",
+    ),
+]
 LawOption = Annotated[
     str | None,
     typer.Option(

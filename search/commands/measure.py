@@ -7,11 +7,11 @@ from typing import Any
 
 from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.config import read_architecture, read_model
+from shapelaw.scaling.architectures.named_shapes import read_config
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.display.console import note
 from shapelaw.scaling.display.progress import working
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.files import read_json
 from shapelaw.search.engines._base import Engine
 from shapelaw.search.engines.cache import CachedEngine, stored_engine
 from shapelaw.search.engines.machine import calibrate, write_hardware
@@ -32,7 +32,7 @@ def measure_config(
     Parameters
     ----------
     config
-        Path of a Hugging Face ``config.json``.
+        Path of a Hugging Face ``config.json``, or the name of a published model.
     engine, workload
         Texts of an engine and a workload.
     keep
@@ -48,7 +48,7 @@ def measure_config(
     """
     if config is None:
         raise InputError("a shape is missing; write shapelaw measure CONFIG.json, or --calibrate")
-    document = read_json(config)
+    document = read_config(config)
     measuring = stored_engine(engine, keep=keep, fresh=fresh)
     model, notes = _model_for(measuring, document)
     for each in notes:
@@ -74,6 +74,14 @@ def _model_for(
     engine: Engine, document: Mapping[str, Any]
 ) -> tuple[Shape | Architecture, tuple[str, ...]]:
     """Read a config as the model that an engine measures, with notes on what that leaves out."""
+    if not engine.decodes_diffusion and "model_type" in document:
+        whole = read_architecture(document)
+        if whole.embedding.mask_token is not None:
+            raise InputError(
+                f"`--engine {engine.label}` cannot serve a diffusion model such as "
+                f"{whole.model_type}: it decodes one token after the other, and has no class that "
+                "fills in masked tokens; use --engine torch"
+            )
     model, notes = read_model(document, whole=engine.serves_architectures)
     if engine.kind == "measured" and engine.serves_architectures and isinstance(model, Shape):
         try:

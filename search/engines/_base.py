@@ -133,6 +133,7 @@ class Engine(ABC):
     name: str
     kind: str
     serves_architectures: bool = False  # whether it takes models outside of the dense Llama family
+    decodes_diffusion: bool = False  # whether it fills in masked tokens in parallel
     is_formula: bool = False  # whether :meth:`times` answers for whole tables of shapes
     supported: frozenset[str] = frozenset()  # of Workload.needs
     default_dtype = "float32"  # number format of a workload that names none

@@ -46,6 +46,7 @@ class TorchEngine(TimedEngine):
 
     name = "torch"
     serves_architectures = True
+    decodes_diffusion = True
 
     def __init__(self, hardware: str | None = None, *, repeats: int = 5) -> None:
         if hardware not in (None, "cpu", "cuda"):

@@ -163,3 +163,47 @@ TINY_CONFIGS: dict[str, dict[str, object]] = {
         "rope_parameters": {**YARN, "truncate": False},
     },
 }
+# Families of diffusion models, which transformers has no class for.
+DIFFUSION_CONFIGS: dict[str, dict[str, object]] = {
+    "llada": {
+        "vocab_size": 90,
+        "embedding_size": 97,
+        "d_model": 64,
+        "n_layers": 3,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "mlp_hidden_size": 112,
+        "weight_tying": False,
+        "rope_theta": 5e5,
+        "mask_token_id": 96,
+    },
+    "Dream": {
+        **COMMON,
+        "num_hidden_layers": 3,
+        "rope_theta": 5e5,
+        "rms_norm_eps": 1e-5,
+        "mask_token_id": 96,
+    },
+    "dhara": {
+        **COMMON,
+        "num_hidden_layers": 3,
+        "rope_theta": 5e5,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "mask_token_id": 96,
+    },
+    "llada2_moe": {
+        **COMMON,
+        **SPARSE,
+        "num_hidden_layers": 3,
+        "head_dim": 32,
+        "num_experts": 8,
+        "num_shared_experts": 2,
+        "first_k_dense_replace": 1,
+        "n_group": 4,
+        "topk_group": 2,
+        "rope_theta": 5e5,
+        "mask_token_id": 96,
+        "block_length": 4,
+    },
+}

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from shapelaw.scaling.architectures.architecture import DecoderLayer
+from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.models.convolution import CausalConvolution
 from shapelaw.trainers.models.visibility import TokenView
 
@@ -18,4 +19,9 @@ class Canon(CausalConvolution):
 def build_canon(layer: DecoderLayer, place: str) -> Canon | None:
     """Build the Canon layer of a place of a layer; None where it has none there."""
     width = layer.canon_widths.get(place)
+    if layer.canon is not None and layer.canon.gate_only and place == "D" and width is not None:
+        raise InputError(
+            "`canon_gate_only` must be false to be computed, but got true: it is not published "
+            "whether it stands on the gate; count such a model, or leave D out of `canon_set`"
+        )
     return None if layer.canon is None or width is None else Canon(width, layer.canon.kernel)

@@ -72,7 +72,8 @@ def rotate(x: Tensor, table: Tensor, *, interleaved: bool = False) -> Tensor:
     x
         Queries or keys, (B, T, heads, h).
     table
-        Rows of :func:`rotary_table` for the T positions, (2, T, h).
+        Rows of :func:`rotary_table` for the T positions, (2, T, h), or narrower: then only the
+        first dimensions of a head are rotated.
     interleaved
         A rotation mixes neighbours. The result has the first of every pair in its first half;
         products of queries and keys do not depend on the order.
@@ -83,6 +84,9 @@ def rotate(x: Tensor, table: Tensor, *, interleaved: bool = False) -> Tensor:
         Rotated queries or keys, (B, T, heads, h).
     """
     cosines, sines = table.to(x.dtype).unsqueeze(2)
+    if cosines.shape[-1] < x.shape[-1]:
+        rotated, kept = x.split((cosines.shape[-1], x.shape[-1] - cosines.shape[-1]), dim=-1)
+        return torch.cat((rotate(rotated, table, interleaved=interleaved), kept), dim=-1)
     if interleaved:
         first, second = x[..., 0::2], x[..., 1::2]
         x = torch.cat((first, second), dim=-1)

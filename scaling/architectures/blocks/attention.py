@@ -7,11 +7,14 @@ from shapelaw.scaling.architectures.blocks.norm import RMS_NORM, NormBlock
 from shapelaw.scaling.architectures.blocks.positions import ROTARY, RotaryPositions
 
 
-def mean_visible_tokens(length: int, window: int | None = None, *, chunked: bool = False) -> float:
-    """Compute how many tokens a token of a causal sequence attends to on average, with itself.
+def mean_visible_tokens(
+    length: int, window: int | None = None, *, chunked: bool = False, block: int | None = 1
+) -> float:
+    """Compute how many tokens a token of a sequence attends to on average, with itself.
 
-    The mean is (T + 1) / 2 without a window, W - W·(W - 1) / (2·T) with a window of W tokens, and
-    (C + 1) / 2 with chunks of C tokens that divide T.
+    The mean of a causal sequence is (T + 1) / 2 without a window, W - W·(W - 1) / (2·T) with a
+    window of W tokens, and (C + 1) / 2 with chunks of C tokens that divide T. With blocks of B
+    tokens that divide T it is (T + B) / 2, and over the whole sequence in both directions T.
 
     Parameters
     ----------
@@ -21,7 +24,17 @@ def mean_visible_tokens(length: int, window: int | None = None, *, chunked: bool
         Newest tokens that are visible, or the tokens of a chunk; None for all.
     chunked
         Tokens attend within chunks of ``window`` tokens instead of a sliding window.
+    block
+        Tokens that see each other in both directions, and all earlier ones; None for the whole
+        sequence, where a window reaches as far forwards as backwards. Layers with a window have
+        blocks of 1 or None.
     """
+    if block != 1 and window is None:
+        size = length if block is None else min(block, length)
+        whole, rest = divmod(length, size)
+        return (size * size * whole * (whole + 1) / 2 + rest * length) / length
+    if block is None and window is not None and not chunked:
+        return 2 * mean_visible_tokens(length, window) - 1
     reach = length if window is None else min(window, length)
     if chunked:
         whole, rest = divmod(length, reach)
@@ -85,8 +98,10 @@ class AttentionBlock:
 
     @property
     def rotated_dimensions(self) -> Any:
-        """Dimensions of a head that rotary positions rotate: h."""
-        return self.head_dim
+        """Dimensions of a head that rotary positions rotate: h, or an even share of it."""
+        if self.rotary is None or self.rotary.share == 1.0:
+            return self.head_dim
+        return int(self.head_dim * self.rotary.share)
 
     @property
     def projected_heads(self) -> Any:

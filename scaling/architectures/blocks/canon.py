@@ -19,10 +19,13 @@ class CanonBlock:
         before the activation.
     kernel
         Taps k: the token itself and the k - 1 before it.
+    gate_only
+        D stands on one of gate and up, f channels instead of 2·f (Dhara-250M).
     """
 
     places: str
     kernel: Any = 4
+    gate_only: bool = False
 
     def parameters(self, width: Any) -> Any:
         """Parameters on ``width`` channels: k per channel."""

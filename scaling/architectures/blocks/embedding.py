@@ -22,6 +22,9 @@ class EmbeddingBlock:
         Norm of the embedding of a token; None without.
     logit_cap
         Logits are c·tanh(logit/c) with this c; None without.
+    mask_token
+        Id of the token that stands for an undecided one in a diffusion model; None for an
+        autoregressive model.
     """
 
     vocab_size: Any
@@ -32,6 +35,7 @@ class EmbeddingBlock:
     scale: float = 1.0
     norm: NormBlock | None = None
     logit_cap: float | None = None
+    mask_token: int | None = None
 
     @property
     def head_matmul_parameters(self) -> Any:

@@ -35,7 +35,7 @@ class RotaryScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class RotaryPositions:
-    """Rotary positions of base ``theta``.
+    """Rotary positions of base ``theta``, on the first ``share`` of the dimensions of a head.
 
     A rotation mixes dimension i with i + h/2, or 2·i with 2·i + 1 if ``interleaved``. The angle
     grows with the position, or falls if ``reversed`` (nanochat).
@@ -44,6 +44,7 @@ class RotaryPositions:
     theta: float = 10_000.0
     interleaved: bool = False
     reversed: bool = False
+    share: float = 1.0
     scaling: RotaryScaling | None = None
 
 

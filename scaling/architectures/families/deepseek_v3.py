@@ -6,6 +6,7 @@ Parameters of a layer with experts: attention + d·E + 3·d·f_m·(E + n_shared)
 from dataclasses import replace
 
 from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
 from shapelaw.scaling.architectures.blocks.latent_attention import LatentAttentionBlock
 from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock, Router
 from shapelaw.scaling.architectures.blocks.positions import RotaryPositions
@@ -28,18 +29,8 @@ from shapelaw.scaling.errors import InputError
 
 def build_deepseek_v3(fields: ConfigFields) -> Architecture:
     """Make the architecture of a DeepSeek V3 config, without multi-token prediction."""
-    hidden, width = fields["hidden_size"], fields["moe_intermediate_size"]
-    experts, groups = fields["n_routed_experts"], fields["n_group"]
-    if experts % groups:
-        raise InputError(
-            f"`n_routed_experts % n_group == 0` must hold, but got {experts} and {groups}; "
-            f"use {experts - experts % groups or groups} experts"
-        )
-    if fields["topk_group"] > groups:
-        raise InputError(
-            f"`topk_group <= n_group` must hold, but got {fields['topk_group']} and {groups}; "
-            f"use at most {groups}"
-        )
+    hidden = fields["hidden_size"]
+    require_groups(fields, "n_routed_experts")
     rotary = fields.rotary()
     mlp = feed_forward_block(fields)
     dense = DecoderLayer(
@@ -58,27 +49,60 @@ def build_deepseek_v3(fields: ConfigFields) -> Architecture:
         feed_forward=mlp,
         norm=norm_block(fields),
     )
-    shared = width * fields["n_shared_experts"]
-    mixture = ExpertsBlock(
-        expert=replace(mlp, intermediate_size=width),
-        experts=experts,
-        active=fields.active_experts("num_experts_per_tok", "n_routed_experts"),
-        shared=replace(mlp, intermediate_size=shared) if shared else None,
-        router=Router(
-            score="sigmoid",
-            normalised=bool(fields["norm_topk_prob"]),
-            scale=fields["routed_scaling_factor"],
-            groups=groups,
-            chosen_groups=fields["topk_group"],
-            balance_bias=True,
-        ),
-    )
+    mixture = mixture_block(fields, mlp, experts="n_routed_experts", shared="n_shared_experts")
     number = fields["num_hidden_layers"]
     first = min(fields["first_k_dense_replace"], number)
     layers = [dense] * first + [replace(dense, feed_forward=mixture)] * (number - first)
     if fields.values.get("num_nextn_predict_layers") or fields.values.get("num_mtp_layers"):
         fields.notes.append("layers of multi-token prediction are left out, as transformers does")
     return dense_decoder(fields, layers)
+
+
+def require_groups(fields: ConfigFields, experts: str) -> None:
+    """Refuse groups of experts of unequal sizes, and a choice of more groups than there are."""
+    number, groups = fields[experts], fields["n_group"]
+    if number % groups:
+        raise InputError(
+            f"`{experts} % n_group == 0` must hold, but got {number} and {groups}; "
+            f"use {number - number % groups or groups} experts"
+        )
+    if fields["topk_group"] > groups:
+        raise InputError(
+            f"`topk_group <= n_group` must hold, but got {fields['topk_group']} and {groups}; "
+            f"use at most {groups}"
+        )
+
+
+def mixture_block(
+    fields: ConfigFields, mlp: FeedForwardBlock, *, experts: str, shared: str
+) -> ExpertsBlock:
+    """Make experts behind a router of sigmoids in groups.
+
+    Parameters
+    ----------
+    fields
+        Fields of the config.
+    mlp
+        MLP of a dense layer, whose activation experts have too.
+    experts, shared
+        Names of the fields with the numbers of routed and of shared experts.
+    """
+    width = fields["moe_intermediate_size"]
+    together = width * fields[shared]
+    return ExpertsBlock(
+        expert=replace(mlp, intermediate_size=width),
+        experts=fields[experts],
+        active=fields.active_experts("num_experts_per_tok", experts),
+        shared=replace(mlp, intermediate_size=together) if together else None,
+        router=Router(
+            score="sigmoid",
+            normalised=bool(fields["norm_topk_prob"]),
+            scale=fields["routed_scaling_factor"],
+            groups=fields["n_group"],
+            chosen_groups=fields["topk_group"],
+            balance_bias=True,
+        ),
+    )
 
 
 def _score_scale(fields: ConfigFields, rotary: RotaryPositions) -> float:
@@ -125,4 +149,4 @@ DEEPSEEK_V3 = ConfigFamily(
     },
     constants={"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
 )
-KIMI_K2 = replace(DEEPSEEK_V3, model_type="kimi_k2")
+KIMI_K2 = replace(DEEPSEEK_V3, model_type="kimi_k2", in_transformers=False)

@@ -39,7 +39,8 @@ def test_counts_of_a_published_config_equal_the_known_integers(model):
 
 def test_every_family_has_a_published_config_or_is_checked_against_transformers_only():
     published = {model["model_type"] for model in MODELS}
-    assert set(FAMILIES) - published <= {"arcee", "nanochat", "kimi_k2", "lfm2"}
+    diffusion = {"llada", "Dream", "dhara"}  # in the table of data under their own types
+    assert set(FAMILIES) - published - diffusion <= {"arcee", "nanochat", "kimi_k2", "lfm2"}
 
 
 @pytest.mark.parametrize(
