@@ -109,8 +109,8 @@ PriorOption = Annotated[
 Size = Annotated[
     str,
     typer.Option(
-        help="Parameters that N counts: non-embedding, total or active; auto: the first of these "
-        "that the table has.",
+        help="Parameters that N counts: non-embedding, total, active or active-non-embedding; "
+        "auto: the first of these that the table has.",
         metavar="NAME",
     ),
 ]

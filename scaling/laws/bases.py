@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.laws.law import Base
 from shapelaw.scaling.laws.notation import letter
 from shapelaw.scaling.laws.part import Columns, Parameter, Reference
@@ -18,6 +19,13 @@ EXPONENT_BOUNDS, EXPONENT_STARTS = (0.01, 3.0), (0.1, 1.0)
 COUPLINGS = {
     "beta_n": ((-0.3, 0.3), (-0.05, 0.05)),
     "kappa": ((float(np.log(0.1)), float(np.log(3.0))), (float(np.log(0.3)), float(np.log(1.2)))),
+}
+# Exponents of sparsity, with their bounds and starts; at 0 it has no effect.
+LEVERAGES = {
+    "leverage": ((-1.0, 1.0), (0.0, 0.3)),
+    "leverage_compute": ((-0.3, 0.3), (-0.03, 0.03)),
+    "leverage_granularity": ((-0.5, 0.5), (-0.05, 0.05)),
+    "leverage_curve": ((-0.3, 0.3), (-0.03, 0.03)),
 }
 
 
@@ -54,6 +62,19 @@ def power_term(scale: str, exponent: str, logs: np.ndarray, index: Mapping[str, 
     )
 
 
+def saturated_log(ratio: np.ndarray, start: float) -> np.ndarray:
+    """Return ln of a sparsity that saturates: 0 for dense models, at most ln(1 + 1/start).
+
+    Parameters
+    ----------
+    ratio
+        All over active experts or parameters, at least 1, (n,).
+    start
+        Share of active ones towards which a further reduction has no effect; 0: none.
+    """
+    return np.asarray(np.log((1 + start) / (1 / ratio + start)))
+
+
 def _fraction(scale: str, column: str, exponent: str, *, latex: bool) -> str:
     x = letter(column, latex=latex)
     return rf"\frac{{{scale}}}{{{x}^{{{exponent}}}}}" if latex else f"{scale}/{x}^{exponent}"
@@ -72,8 +93,8 @@ def _floor_and_powers(
             bounds, starts = (lowest + LOWEST_LOG_SCALE, lowest), (lowest - 2.5, lowest)
         elif name in base.scales:
             bounds, starts = (lowest + LOWEST_LOG_SCALE, lowest + 3.0), (lowest - 4.0, lowest)
-        elif name in COUPLINGS:
-            bounds, starts = COUPLINGS[name]
+        elif name in COUPLINGS | LEVERAGES:
+            bounds, starts = (COUPLINGS | LEVERAGES)[name]
         else:
             bounds, starts = EXPONENT_BOUNDS, EXPONENT_STARTS
         parameters.append(Parameter(name=name, bounds=bounds, starts=starts))
@@ -203,6 +224,79 @@ class OuterExponent(Base):
             size, data = (rf"\left({power}\right)^{{1/{kappa}}}" for power in (size, data))
             return rf"{shown['E']} + \left({size} + {data}\right)^{{{kappa}}}"
         return f"{shown['E']} + (({size})^(1/{kappa}) + ({data})^(1/{kappa}))^{kappa}"
+
+
+@dataclass(frozen=True, repr=False)
+class EfficiencyLeverage(Base):
+    """L = E + A / N^alpha / S^(a + d ln(C/C0) + b ln(g/g0) + c ln(g/g0)^2) + B / D^beta.
+
+    S is the sparsity: experts over those that one token passes; g is the granularity, and
+    C/C0 = N D / (N0 D0) the compute. A dense model has S = 1 and the loss of ``Chinchilla``. A
+    sparse one has the loss of a dense model of EL times the size, EL = S^((a + ...)/alpha), at the
+    same tokens: the efficiency leverage of arXiv 2507.17702 (equation 13), a ratio of computes at
+    equal loss. Its coefficients are those here over -alpha, its logarithms those of C and G
+    without centring. N should count active parameters; another count changes a by about alpha.
+    With ``start`` the gain ends where the share of active experts comes to ``start``: S is then
+    (1 + start) / (1/S + start), the saturation of arXiv 2202.01169 without its upper end. N0, D0
+    and g0 are the geometric means of the run table. The granularity of best loss is
+    g0 exp(-b/(2c)) where c is negative. A run table that cannot identify an exponent holds it at 0.
+    """
+
+    of: str = "expert_sparsity"
+    granularity: str = "granularity"
+    start: float = 0.0
+    names: ClassVar[tuple[str, ...]] = ("E", "A", "alpha", *LEVERAGES, "B", "beta")
+    logarithmic: ClassVar[tuple[str, ...]] = ("E", "A", "B")
+    scales: ClassVar[dict[str, tuple[str, str]]] = {"A": ("alpha", N), "B": ("beta", D)}
+
+    def __post_init__(self) -> None:
+        """Reject a share of active experts outside of 0 to 1."""
+        if not (isinstance(self.start, int | float) and 0 <= self.start < 1):
+            raise InputError(f"`0 <= start < 1` must hold, but got {self.start!r}; give a share")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of N, D, the sparsity and the granularity."""
+        return (N, D, self.of, self.granularity)
+
+    def parameters(self, columns: Columns, loss: np.ndarray) -> list[Parameter]:
+        """Set bounds and starts relative to the lowest loss."""
+        return _floor_and_powers(self, columns, loss)
+
+    def slopes(self, columns: Columns, at: Reference) -> dict[str, np.ndarray]:
+        """Return ln S, and its products with the logarithms of C, g and the square of g."""
+        sparsity = saturated_log(columns[self.of], self.start)
+        compute = np.log(columns[N] / at[N]) + np.log(columns[D] / at[D])
+        fine = np.log(columns[self.granularity] / at[self.granularity])
+        features = (sparsity, sparsity * compute, sparsity * fine, sparsity * fine**2)
+        return dict(zip(LEVERAGES, features, strict=True))
+
+    def terms(self, columns: Columns, at: Reference, index: Mapping[str, int]) -> list[Term]:
+        """Build the terms of Chinchilla, with the exponents of sparsity in the size term."""
+        n, d = np.log(columns[N] / at[N]), np.log(columns[D] / at[D])
+        slopes = self.slopes(columns, at)
+        size = Term(
+            kind=EXPONENTIAL,
+            index=tuple(index[name] for name in ("A", "alpha", *slopes)),
+            features=np.stack([np.ones(len(n)), -n, *(-slope for slope in slopes.values())]),
+            constant=np.zeros(len(n)),
+        )
+        return [_constant("E", index, len(n)), size, power_term("B", "beta", d, index)]
+
+    def equation(self, shown: Mapping[str, str], *, latex: bool) -> str:
+        """Format E + A/N^alpha / S^(...) + B/D^beta."""
+        s, g = (letter(name, latex=latex) for name in (self.of, self.granularity))
+        compute, fine = "ln(N D/(N0 D0))", f"ln({g}/{g}0)"
+        if latex:
+            compute, fine = r"\ln\frac{N D}{N_0 D_0}", rf"\ln\frac{{{g}}}{{{g}_0}}"
+        if self.start:
+            s = f"((1 + {self.start:g})/(1/{s} + {self.start:g}))"
+        by = [shown[name] for name in LEVERAGES]
+        square = rf"\left({fine}\right)^2" if latex else f"{fine}^2"
+        exponent = f"{by[0]} + {by[1]} {compute} + {by[2]} {fine} + {by[3]} {square}"
+        size = _fraction(shown["A"], N, shown["alpha"], latex=latex)
+        size += rf" \, {s}^{{-\left({exponent}\right)}}" if latex else f"/{s}^({exponent})"
+        return f"{shown['E']} + {size} + " + _fraction(shown["B"], D, shown["beta"], latex=latex)
 
 
 @dataclass(frozen=True, repr=False)

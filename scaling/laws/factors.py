@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.laws.bases import EXPONENT_STARTS, power_term
+from shapelaw.scaling.laws.bases import EXPONENT_STARTS, power_term, saturated_log
 from shapelaw.scaling.laws.notation import letter
 from shapelaw.scaling.laws.part import Columns, Factor, Parameter, Reference
 from shapelaw.scaling.laws.terms import ABSENT, BOWL, LINEAR, Term
@@ -157,6 +157,59 @@ class GroupedQuery(Factor):
             return f"{c} {ln}"
         square = shown[f"{self.of}_square"]
         return rf"{c} {ln} + {square} \ln^2 {q}" if latex else f"{c} {ln} + {square} {ln}^2"
+
+
+@dataclass(frozen=True, repr=False)
+class LogRatio(Factor):
+    """g(s) = c ln(s).
+
+    The ratio s is the sparsity of a model, its total over its active parameters (or, by ``of``, of
+    its experts), or the number of experts that a token passes. A dense model has s = 1 and no
+    effect. A negative c means that more experts lower the loss at equal active N; with a law that
+    counts total N, c also holds what the parameters that are not used cost. Total and active
+    parameters as variables of their own are those of arXiv 2603.21862. With ``start`` the effect
+    saturates where 1/s comes to ``start``, as the transformation of arXiv 2507.17702 (equation 10)
+    of the share of active experts does: s is then (1 + start) / (1/s + start).
+    """
+
+    of: str = "sparsity"
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Reject a share of active parameters outside of 0 to 1."""
+        if not (isinstance(self.start, int | float) and 0 <= self.start < 1):
+            raise InputError(f"`0 <= start < 1` must hold, but got {self.start!r}; give a share")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Column of the ratio."""
+        return (self.of,)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name of the coefficient."""
+        return (f"{self.of}_effect",)
+
+    def parameters(self, columns: Columns, loss: np.ndarray) -> list[Parameter]:
+        """Set bounds within which 1 + g is positive for any ratio in use."""
+        return [Parameter(name=self.names[0], bounds=(-0.15, 0.15), starts=(-0.05, 0.02))]
+
+    def terms(self, columns: Columns, at: Reference, index: Mapping[str, int]) -> list[Term]:
+        """Build a term that is linear in the coefficient."""
+        logs = saturated_log(columns[self.of], self.start)
+        place = (index[self.names[0]],)
+        return [Term(kind=LINEAR, index=place, features=logs[None], constant=np.zeros(len(logs)))]
+
+    def neutral(self, columns: Columns) -> dict[str, float]:
+        """Return a coefficient of zero."""
+        return dict.fromkeys(self.names, 0.0)
+
+    def equation(self, shown: Mapping[str, str], *, latex: bool) -> str:
+        """Format the coefficient times ln(s)."""
+        s, c = letter(self.of, latex=latex), shown[self.names[0]]
+        if self.start:
+            s = f"(1 + {self.start:g})/(1/{s} + {self.start:g})"
+        return rf"{c} \ln({s})" if latex else f"{c} ln({s})"
 
 
 @dataclass(frozen=True, repr=False)

@@ -45,6 +45,10 @@ class Base(LawPart):
         """Mark the sizes, (k,), at which the base may be extrapolated; by default all of them."""
         return np.ones(len(sizes), dtype=bool)
 
+    def slopes(self, columns: Columns, at: Reference) -> dict[str, np.ndarray]:
+        """Return the variables, (n,), of parameters that have no effect at 0; by default none."""
+        return {}
+
     def __mul__(self, factor: Factor) -> "Law":
         return Law(self) * factor
 

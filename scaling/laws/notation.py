@@ -10,8 +10,20 @@ LETTERS = {
     "aspect_ratio": ("R", "R"),
     "num_hidden_layers": ("l", r"\ell"),
     "hidden_size": ("w", "w"),
+    "sparsity": ("s", "s"),
+    "expert_sparsity": ("S", "S"),
+    "active_experts": ("m", "m"),
+    "granularity": ("g", "g"),
     "best_loss": ("L_opt", r"L_\mathrm{opt}"),
 }
+# Exponents of sparsity -> their symbols in LaTeX.
+EXPONENTS = {
+    "leverage": "a",
+    "leverage_compute": "d",
+    "leverage_granularity": "b",
+    "leverage_curve": "c",
+}
+KINDS = {"curvature": "k", "slope": "c", "effect": "c", "drift": "gamma", "bend": "eta"}
 GREEK = ("alpha", "beta", "gamma", "delta", "eta", "epsilon", "zeta", "kappa")
 
 
@@ -21,13 +33,13 @@ def symbol(name: str, *, latex: bool) -> str:
         return f"\\{name}" if latex else name
     if name == "beta_n":  # the slope of beta in ln N
         return r"\beta_N" if latex else name
+    if name in EXPONENTS:
+        return EXPONENTS[name]
     for column, (text, tex) in LETTERS.items():
         if name.startswith(f"{column}_"):
             kind = name.removeprefix(f"{column}_")
             letter = tex if latex else text
-            plain = {"curvature": "k", "slope": "c", "drift": "gamma", "bend": "eta"}.get(
-                kind, kind
-            )
+            plain = KINDS.get(kind, kind)
             if kind == "optimum":
                 return f"{letter}^*" if latex else f"{letter}*"
             greek = f"\\{plain}" if latex and plain in GREEK else plain

@@ -15,13 +15,14 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.laws.bases import (
     BestLoss,
     Chinchilla,
+    EfficiencyLeverage,
     Kaplan,
     OuterExponent,
     PowerLaw,
     VaryingExponent,
     WidthDepth,
 )
-from shapelaw.scaling.laws.factors import AspectRatio, Bracket, GroupedQuery, UShape
+from shapelaw.scaling.laws.factors import AspectRatio, Bracket, GroupedQuery, LogRatio, UShape
 from shapelaw.scaling.laws.law import Base, Law
 from shapelaw.scaling.laws.notation import LETTERS
 
@@ -32,8 +33,10 @@ __all__ = [
     "BestLoss",
     "Bracket",
     "Chinchilla",
+    "EfficiencyLeverage",
     "GroupedQuery",
     "Kaplan",
+    "LogRatio",
     "OuterExponent",
     "PowerLaw",
     "UShape",
@@ -67,6 +70,16 @@ def conditional_depth() -> Law:
 def steady() -> Law:
     """Build ``conditional`` with optima that do not drift with N."""
     return chinchilla() * UShape("hidden_over_sqrt_n") * UShape("mlp_to_attention") * GroupedQuery()
+
+
+def sparse() -> Law:
+    """Multiply Chinchilla with factors of sparsity, active experts and granularity.
+
+    The factors are the variables of arXiv 2603.21862 and 2507.17702 for models with experts; count
+    active parameters with ``--size``.
+    """
+    experts = LogRatio("sparsity"), LogRatio("active_experts")
+    return chinchilla() * experts[0] * experts[1] * UShape("granularity")
 
 
 def width() -> Law:
@@ -107,6 +120,8 @@ LAWS: dict[str, Callable[[], Law]] = {
     "chinchilla": chinchilla,
     "varying-exponent": lambda: Law(VaryingExponent()),
     "outer-exponent": lambda: Law(OuterExponent()),
+    "efficiency-leverage": lambda: Law(EfficiencyLeverage()),
+    "sparse": sparse,
     "conditional": conditional,
     "conditional+depth": conditional_depth,
     "conditional-steady": steady,
@@ -122,8 +137,8 @@ LAWS: dict[str, Callable[[], Law]] = {
 PARTS: dict[str, Callable[..., Any]] = {
     kind.__name__: kind
     for kind in (
-        *(Chinchilla, VaryingExponent, OuterExponent, PowerLaw, Kaplan, WidthDepth, BestLoss),
-        *(UShape, GroupedQuery, AspectRatio, Bracket),
+        *(Chinchilla, VaryingExponent, OuterExponent, EfficiencyLeverage, PowerLaw, Kaplan),
+        *(WidthDepth, BestLoss, UShape, GroupedQuery, LogRatio, AspectRatio, Bracket),
     )
 }
 

@@ -73,20 +73,34 @@ MORE_COLUMNS = {
     "output_bias": "true: a bias of attention's output projection (default: false)",
     "mlp_bias": "true: biases of the MLP (default: false)",
     "config": "Hugging Face config as JSON, where the columns of a shape do not say the model",
+    "n_active_non_embedding": "parameters used per token, without embedding and head",
+    "num_experts": "routed experts of a layer",
+    "num_experts_per_tok": "routed experts that a token passes",
+    "num_shared_experts": "experts that every token passes",
+    "moe_intermediate_size": "width of an expert",
+    "sparsity": "all / active parameters, without embeddings; 1 for dense models",
+    "expert_sparsity": "experts / those that a token passes, with shared ones",
+    "active_experts": "experts that a token passes, with shared ones",
+    "granularity": "2 · hidden size / width of an expert",
     "aspect_ratio": "hidden size / layers",
     "hidden_over_sqrt_n": "hidden size / √(non-embedding parameters)",
     "mlp_to_attention": "MLP / attention parameters",
     "gqa": "query heads / key-value heads",
 }
 
+EXPERT_COLUMNS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
+EXPERT_RATIOS = ("sparsity", "expert_sparsity", "active_experts", "granularity")
+
 OPTIONAL_NUMERIC = {  # may be missing or zero in a row
     *("loss_se", "bits_per_byte", "n_active", "flops_6nd", "flops_counted", "context_length"),
     *("batch_tokens", "learning_rate", "seconds", "tokens_per_second", "unique_tokens"),
+    *(*EXPERT_COLUMNS, "num_shared_experts", "n_active_non_embedding"),
 }
 
 NUMERIC = {
     *INTEGER_FIELDS,
     *RATIOS,
+    *EXPERT_RATIOS,
     *("n_total", "n_non_embedding", "tokens", "loss"),
     *OPTIONAL_NUMERIC,
 }
@@ -94,7 +108,12 @@ NUMERIC = {
 LOSS_KINDS = ("exact", "bound")
 
 # Convention -> the column that N is read from, in the order of preference.
-SIZES = {"non-embedding": N, "total": "n_total", "active": "n_active"}
+SIZES = {
+    "non-embedding": N,
+    "total": "n_total",
+    "active": "n_active",
+    "active-non-embedding": "n_active_non_embedding",
+}
 
 
 def columns_of(

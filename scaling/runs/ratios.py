@@ -10,6 +10,7 @@ from shapelaw.scaling.architectures.shape_table import FIELD_TYPES, ShapeTable
 from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.runs.columns import N
+from shapelaw.scaling.runs.expert_ratios import configs_counted, with_expert_ratios
 from shapelaw.scaling.runs.validation import (
     SWITCHES,
     as_floats,
@@ -27,7 +28,8 @@ def with_ratios(frame: pd.DataFrame, source: str = "the table") -> pd.DataFrame:
     """Add parameter counts and shape ratios to a table, as far as it has the fields of a shape.
 
     The aspect ratio needs only the hidden size and the number of layers; the counts and the other
-    ratios need all fields.
+    ratios need all fields. Counts are those of the column ``config`` where a row has one, and a
+    table of models with experts gets their ratios.
 
     Parameters
     ----------
@@ -45,7 +47,7 @@ def with_ratios(frame: pd.DataFrame, source: str = "the table") -> pd.DataFrame:
     InputError
         A field is not a positive whole number, or a shape is too large to count.
     """
-    frame = frame.copy()
+    frame, configs = frame.copy(), configs_counted(frame)
     if set(INTEGER_FIELDS) - {"vocab_size"} <= set(frame.columns):
         check_numbers(frame, [name for name in INTEGER_FIELDS if name in frame], source)
         refuse_oversized_shapes(frame, np.asarray(_shapes(frame, np.float64).n_total), source)
@@ -53,13 +55,18 @@ def with_ratios(frame: pd.DataFrame, source: str = "the table") -> pd.DataFrame:
         counted = {"n_non_embedding", *RATIOS} | ({"n_total"} if "vocab_size" in frame else set())
         for name in sorted(counted - set(frame.columns)):
             frame[name] = getattr(derived, name)
+            if configs is not None and name in configs:  # the shape is that of one token's path
+                frame[name] = configs[name].fillna(frame[name])
+    for name in () if configs is None else (N, "n_total"):
+        if name not in frame and configs[name].notna().all():
+            frame[name] = configs[name]
     if {"hidden_size", "num_hidden_layers"} <= set(frame.columns) and "aspect_ratio" not in frame:
         # Invalid numbers become NaN here; the checks of the table name their line.
         with np.errstate(divide="ignore", invalid="ignore"):
             frame["aspect_ratio"] = as_floats(frame["hidden_size"]) / as_floats(
                 frame["num_hidden_layers"]
             )
-    return frame
+    return with_expert_ratios(frame, configs)
 
 
 def sizes_without_embedding(frame: pd.DataFrame, *, otherwise: str) -> np.ndarray | None:

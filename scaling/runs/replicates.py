@@ -4,9 +4,13 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, SWITCH_FIELDS
+from shapelaw.scaling.runs.columns import EXPERT_COLUMNS
 from shapelaw.scaling.runs.levels import level_of
 
-SHAPE_COLUMNS = (*INTEGER_FIELDS, "tie_word_embeddings", "qk_norm", "rope_theta", *SWITCH_FIELDS)
+SHAPE_COLUMNS = (
+    *(*INTEGER_FIELDS, "tie_word_embeddings", "qk_norm", "rope_theta", *SWITCH_FIELDS),
+    *(*EXPERT_COLUMNS, "num_shared_experts", "config"),
+)
 RECIPE_COLUMNS = (
     *("tokens", "corpus", "tokenizer", "context_length", "batch_tokens"),
     *("learning_rate", "schedule", "optimizer", "dtype", "residual_init"),

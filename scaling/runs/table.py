@@ -16,8 +16,17 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_whole
 from shapelaw.scaling.filters import names_in, select
 from shapelaw.scaling.runs.checking import TableNotation, check_frame, shorten_left_out
-from shapelaw.scaling.runs.columns import COLUMNS, SIZES, D, N, columns_of
+from shapelaw.scaling.runs.columns import (
+    COLUMNS,
+    EXPERT_COLUMNS,
+    EXPERT_RATIOS,
+    SIZES,
+    D,
+    N,
+    columns_of,
+)
 from shapelaw.scaling.runs.diagnosis import list_remarks, list_warnings, row_marks
+from shapelaw.scaling.runs.expert_ratios import require_expert_ratios
 from shapelaw.scaling.runs.levels import level_of
 from shapelaw.scaling.runs.ratios import sizes_without_embedding
 from shapelaw.scaling.runs.reader import read_table
@@ -63,8 +72,8 @@ class RunTable:
     frame
         One row per run; :data:`shapelaw.scaling.runs.columns.COLUMNS` describes the columns.
     size
-        Convention of N: ``non-embedding``, ``total`` or ``active`` parameters; ``"auto"`` is the
-        first of these that the table has.
+        Convention of N: ``non-embedding``, ``total``, ``active`` or ``active-non-embedding``
+        parameters; ``"auto"`` is the first of these that the table has.
     loss_unit
         Unit of the losses.
     source
@@ -232,6 +241,7 @@ class RunTable:
             The table lacks a column, or a column holds values other than numbers.
         """
         columns = {name: self.size_column if name == N else name for name in names}
+        require_expert_ratios(self.frame, names)
         require_columns(self.frame, columns.values(), SOURCE)
         return {name: columns_of(self.frame, (column,))[column] for name, column in columns.items()}
 
@@ -271,7 +281,7 @@ class RunTable:
     @per_row
     def shapes(self) -> np.ndarray | None:
         """Return the number of every run's shape, (n,); None where no column describes a shape."""
-        described = {*INTEGER_FIELDS, *RATIOS} - {"vocab_size"}
+        described = {*INTEGER_FIELDS, *RATIOS, *EXPERT_RATIOS, *EXPERT_COLUMNS} - {"vocab_size"}
         names = [name for name in self.frame if name in described]
         if not names:
             return None

@@ -68,6 +68,7 @@ def hold(law: Law, columns: Columns, at: Reference) -> dict[str, Held]:
     """
     held = hold_base(law, columns)
     held |= hold_couplings(law, columns, held) | hold_drifts(law, columns)
+    held |= hold_slopes(law, columns, at)
     unseen = hold_factors(law, columns)
     for factor in law.shapes:
         if factor.of in unseen:
@@ -188,6 +189,29 @@ def hold_couplings(law: Law, columns: Columns, base: Mapping[str, Held]) -> dict
         if sizes < MIN_LEVELS:
             reasons.append(f"{counted(sizes, 'size')} with three token counts cannot identify it")
     return {name: Held.at(0.0, reasons[0]) for name in names if reasons}
+
+
+def hold_slopes(law: Law, columns: Columns, at: Reference) -> dict[str, Held]:
+    """Hold parameters of a base at no effect whose variables the others of the table can replace.
+
+    A variable can be replaced where it is constant, or where a linear function of ln N, ln D and
+    the variables before it correlates with it by more than ``COLLINEAR``.
+    """
+    held: dict[str, Held] = {}
+    seen = [np.log(columns[name]) for name in (N, D) if name in columns]
+    for name, variable in law.base.slopes(columns, at).items():
+        spread = float(np.ptp(variable))
+        basis = np.stack([np.ones(len(variable)), *seen], axis=1)
+        rest = variable - basis @ np.linalg.lstsq(basis, variable, rcond=None)[0]
+        share = float(rest.var() / variable.var()) if spread else 0.0
+        if spread < MAX_CONSTANT_SPREAD:
+            held[name] = Held.at(0.0, "the runs have nearly the same sparsity or granularity")
+        elif share < 1 - COLLINEAR**2:
+            why = "its variable moves with those of N, D and the other exponents"
+            held[name] = Held.at(0.0, f"{why} (correlation {np.sqrt(1 - share):.3f})")
+        else:
+            seen.append(variable)
+    return held
 
 
 def hold_pins(law: Law, at: Reference) -> dict[str, Held]:

@@ -247,7 +247,10 @@ def test_next_size_convention_is_used_when_table_lacks_non_embedding_counts(coun
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ("all", "`size` must be auto, non-embedding, total, active, but got 'all'"),
+        (
+            "all",
+            "`size` must be auto, non-embedding, total, active, active-non-embedding, but",
+        ),
         ("total", "the run table lacks the column `n_total`"),
     ],
 )

@@ -57,7 +57,9 @@ def test_best_loss_is_a_lower_bound_that_every_cell_reaches(losses, seed):
 
 
 def test_best_loss_raises_on_unknown_convention_or_missing_column():
-    with pytest.raises(InputError, match="`size` must be auto, non-embedding, total, active, but"):
+    with pytest.raises(
+        InputError, match="`size` must be auto, non-embedding, total, active, active-non"
+    ):
         with_best_loss(RUNS, size="body")
     with pytest.raises(InputError, match="lacks the column `n_active`"):
         with_best_loss(RUNS, size="active")

@@ -11,13 +11,14 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.laws.bases import (
     BestLoss,
     Chinchilla,
+    EfficiencyLeverage,
     Kaplan,
     OuterExponent,
     PowerLaw,
     VaryingExponent,
     WidthDepth,
 )
-from shapelaw.scaling.laws.factors import AspectRatio, Bracket, GroupedQuery, UShape
+from shapelaw.scaling.laws.factors import AspectRatio, Bracket, GroupedQuery, LogRatio, UShape
 from shapelaw.scaling.laws.law import Law, reference_of
 from shapelaw.scaling.laws.notation import LETTERS, symbol
 from shapelaw.scaling.laws.registry import LAWS, PARTS, chinchilla, law_named, laws_page
@@ -35,6 +36,10 @@ RANGES = {
     "hidden_size": (64.0, 4096.0),
     "aspect_ratio": (8.0, 256.0),
     "best_loss": (2.0, 4.0),
+    "sparsity": (1.0, 40.0),
+    "expert_sparsity": (1.0, 128.0),
+    "active_experts": (1.0, 16.0),
+    "granularity": (1.0, 32.0),
 }
 LOSS = np.array([2.0, 4.0])
 # Every named law, and every part in every form, multiplied, added, tied and pinned.
@@ -46,6 +51,8 @@ ALL_LAWS: dict[str, Law] = {name: make() for name, make in LAWS.items()} | {
     "drift and bend": Chinchilla() * UShape("gqa", drift=True, bend=True),
     "share": Chinchilla() * GroupedQuery(form="share"),
     "curved": Chinchilla() * GroupedQuery(form="curved"),
+    "saturating sparsity": Chinchilla() * LogRatio("expert_sparsity", start=0.0163),
+    "saturating leverage": EfficiencyLeverage(of="sparsity", start=0.0163) * UShape("gqa"),
     "aspect ratio": WidthDepth() * AspectRatio(),
     "bracket": Chinchilla() * Bracket("hidden_over_sqrt_n", letter="c"),
     "plus a bowl": Chinchilla() + UShape("mlp_to_attention", drift=True, bend=True),
@@ -297,7 +304,7 @@ class EquationParser:
 def evaluated(text: str, columns, at, named=None) -> np.ndarray:
     """Evaluate the loss from the text of an equation."""
     letters = {LETTERS[name][0] if name in LETTERS else name: c for name, c in columns.items()}
-    values = letters | {"N0": at[N], "D0": at[D]} | (named or {})
+    values = letters | {"N0": at[N], "D0": at[D], "g0": at.get("granularity")} | (named or {})
     parser = EquationParser(text.removeprefix("L = "), values)
     answer = parser.total()
     assert not parser.tokens

@@ -21,6 +21,7 @@ COUNTS = pd.DataFrame(
         N: [1.0e6, 1.0e6, 4.0e6],
         "n_total": [2.0e6, 3.0e6, 9.0e6],
         "n_active": [1.5e6, 2.5e6, 8.0e6],
+        "n_active_non_embedding": [0.5e6, 0.5e6, 3.0e6],
         D: [2.0e7, 8.0e7, 2.0e7],
         "loss": [3.1, 3.0, 2.5],
     }
@@ -55,7 +56,9 @@ def test_table_counts_n_by_the_requested_convention(size):
 def test_table_without_the_requested_convention_is_refused():
     with pytest.raises(InputError, match="lacks the column `n_active`"):
         as_run_table(COUNTS.drop(columns="n_active"), "active")
-    with pytest.raises(InputError, match="`size` must be auto, non-embedding, total, active, but"):
+    with pytest.raises(
+        InputError, match="`size` must be auto, non-embedding, total, active, active-non"
+    ):
         RunTable(frame=COUNTS).counting("body")
 
 
@@ -90,7 +93,7 @@ def test_table_reads_like_a_frame():
 def test_table_shows_itself_and_escapes_its_name():
     runs = RunTable(frame=COUNTS, source={"name": "<b>mine</b>"})
     assert repr(runs) == (
-        "<b>mine</b>: 3 runs, 5 columns; N counts non-embedding parameters; loss in nats per token"
+        "<b>mine</b>: 3 runs, 6 columns; N counts non-embedding parameters; loss in nats per token"
     )
     assert "&lt;b&gt;mine" in runs._repr_html_()
     assert "<table" in runs._repr_html_()
