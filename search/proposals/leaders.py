@@ -149,10 +149,12 @@ def require_service(ttft: np.ndarray, tpot: np.ndarray, workload: Workload) -> N
     most = [np.inf if limit is None else limit for limit in limits]
     if np.any((ttft <= most[0]) & (tpot <= most[1])):
         return
+    best = np.nanmin(ttft), np.nanmin(tpot)
+    tests = [test for test in zip(LIMITS, most, best, strict=True) if np.isfinite(test[1])]
+    # Limits that some shape meets are only named where every limit is met, each by other shapes.
+    unmet = [test for test in tests if test[2] > test[1]] or tests
     shown = " and ".join(
-        f"`{name} <= {limit:g}` s (the best shape has {np.nanmin(times):.3g} s)"
-        for name, limit, times in zip(LIMITS, most, (ttft, tpot), strict=True)
-        if np.isfinite(limit)
+        f"`{name} <= {limit:g}` s (the best shape has {time:.3g} s)" for name, limit, time in unmet
     )
     raise InputError(
         f"no shape of the budget meets {shown} under {workload.name} with {workload.concurrency} "
