@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from shapelaw.scaling.commands.options import (
+    MOST,
     Cutoffs,
     Delta,
     Json,
@@ -19,7 +20,7 @@ from shapelaw.scaling.commands.table_options import ALL_RUNS, RunOptions, with_t
 from shapelaw.scaling.display.console import print_result
 
 Starts = Annotated[
-    int, typer.Option(help="Starts of the optimiser for each fit.", min=1, metavar="N")
+    int, typer.Option(help="Starts of the optimiser for each fit.", min=1, max=MOST, metavar="N")
 ]
 Resamples = Annotated[
     int | None,
@@ -27,6 +28,7 @@ Resamples = Annotated[
         help="Draws of the posterior, or bootstrap resamples, of each fit (default: 100, and 1000 "
         "with --decisions).",
         min=0,
+        max=MOST,
         metavar="N",
     ),
 ]

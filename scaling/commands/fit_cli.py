@@ -13,6 +13,7 @@ import shapelaw.scaling.commands.next_runs_cli
 import shapelaw.scaling.commands.plot_cli
 import shapelaw.scaling.commands.space_cli
 from shapelaw.scaling.commands.options import (
+    MOST,
     Delta,
     Extrapolate,
     FitFile,
@@ -63,12 +64,13 @@ Weights = Annotated[
         metavar="COLUMN",
     ),
 ]
-Starts = Annotated[int, typer.Option(help="Starts of the optimiser.", min=1, metavar="N")]
+Starts = Annotated[int, typer.Option(help="Starts of the optimiser.", min=1, max=MOST, metavar="N")]
 Resamples = Annotated[
     int,
     typer.Option(
         help="Draws of the posterior, or bootstrap resamples, for the intervals.",
         min=0,
+        max=MOST,
         metavar="N",
     ),
 ]

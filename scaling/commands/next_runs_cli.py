@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shapelaw.scaling.commands.options import (
+    MOST,
     FitFile,
     Json,
     OutTable,
@@ -62,7 +63,7 @@ Within = Annotated[
         metavar="COLUMN=LOW:HIGH",
     ),
 ]
-MostRuns = Annotated[int, typer.Option(help="Most runs to choose.", min=1, metavar="N")]
+MostRuns = Annotated[int, typer.Option(help="Most runs to choose.", min=1, max=MOST, metavar="N")]
 WithBacktest = Annotated[
     bool,
     typer.Option(
@@ -73,7 +74,9 @@ WithBacktest = Annotated[
 ]
 Seeds = Annotated[
     int,
-    typer.Option(help="With --backtest: random sets of runs to begin with.", min=2, metavar="N"),
+    typer.Option(
+        help="With --backtest: random sets of runs to begin with.", min=2, max=MOST, metavar="N"
+    ),
 ]
 
 

@@ -10,6 +10,7 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import require_file_place, require_folder_place
 
 TABLE_ENDINGS = (".csv", ".parquet")
+MOST = 100_000  # starts, resamples, runs or shapes that one command may be asked for
 
 
 def output_file(*endings: str) -> Callable[[typer.CallbackParam, Path | None], Path | None]:
@@ -123,7 +124,7 @@ Delta = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Seed = Annotated[
-    int, typer.Option(help="Seed of all random numbers.", min=0, metavar="N")
+    int, typer.Option(help="Seed of all random numbers.", min=0, max=2**63 - 1, metavar="N")
 ]  # fmt: skip
 Where = Annotated[
     list[str] | None,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shapelaw.scaling.commands.options import (
+    MOST,
     Convention,
     HeadDims,
     Json,
@@ -43,10 +44,11 @@ def space(
         bool, typer.Option("--untied", help="Count an output head untied from the embedding.")
     ] = False,
     value_bytes: Annotated[
-        int, typer.Option(help="Bytes of a weight.", min=1, metavar="BYTES")
+        int, typer.Option(help="Bytes of a weight.", min=1, max=MOST, metavar="BYTES")
     ] = 2,
     kv_value_bytes: Annotated[
-        int, typer.Option(help="Bytes of a value in the KV cache.", min=1, metavar="BYTES")
+        int,
+        typer.Option(help="Bytes of a value in the KV cache.", min=1, max=MOST, metavar="BYTES"),
     ] = 2,
     most: Annotated[
         list[str] | None,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 import typer
 
 from shapelaw.scaling.commands.options import (
+    MOST,
     Convention,
     EngineOption,
     Extrapolate,
@@ -183,10 +184,13 @@ Validation = Annotated[
     ),
 ]
 Measurements = Annotated[
-    int, typer.Option(help="Most shapes that the engine answers for.", min=2, metavar="N")
+    int, typer.Option(help="Most shapes that the engine answers for.", min=2, max=MOST, metavar="N")
 ]
 Estimates = Annotated[
-    int, typer.Option(help="Most shapes that the time model answers for.", min=0, metavar="N")
+    int,
+    typer.Option(
+        help="Most shapes that the time model answers for.", min=0, max=10**7, metavar="N"
+    ),
 ]
 Fastest = Annotated[
     bool,

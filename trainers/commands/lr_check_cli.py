@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shapelaw.scaling.commands.options import (
+    MOST,
     Columns,
     CorpusOption,
     Json,
@@ -56,7 +57,9 @@ RateFactor = Annotated[
         metavar="NUMBER",
     ),
 ]
-SeedsPerRate = Annotated[int, typer.Option(help="Seeds at every rate.", min=1, metavar="N")]
+SeedsPerRate = Annotated[
+    int, typer.Option(help="Seeds at every rate.", min=1, max=MOST, metavar="N")
+]
 Rates = Annotated[
     str,
     typer.Option(

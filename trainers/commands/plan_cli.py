@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shapelaw.scaling.commands.options import (
+    MOST,
     TABLE_ENDINGS,
     Budget,
     Json,
@@ -76,12 +77,16 @@ HeadDims = Annotated[
 ]
 OtherShapes = Annotated[
     int,
-    typer.Option(help="Shapes of a size with each further head dimension.", min=1, metavar="N"),
+    typer.Option(
+        help="Shapes of a size with each further head dimension.", min=1, max=MOST, metavar="N"
+    ),
 ]
 GridSteps = Annotated[
     str, typer.Option(help="Steps of hidden size and MLP width.", metavar="HIDDEN,MLP")
 ]
-VocabSize = Annotated[int, typer.Option(help="Vocabulary size; 256 for bytes.", min=2, metavar="N")]
+VocabSize = Annotated[
+    int, typer.Option(help="Vocabulary size; 256 for bytes.", min=2, max=10**8, metavar="N")
+]
 QkNorm = Annotated[bool, typer.Option(help="Normalise queries and keys, as Qwen3 does.")]
 RopeTheta = Annotated[float, typer.Option(help="Base of the rotary positions.", metavar="NUMBER")]
 TokensPerParameter = Annotated[
@@ -93,7 +98,7 @@ TokensPerParameter = Annotated[
         metavar="NUMBER",
     ),
 ]
-Seeds = Annotated[int, typer.Option(help="Seeds of every shape.", min=1, metavar="N")]
+Seeds = Annotated[int, typer.Option(help="Seeds of every shape.", min=1, max=MOST, metavar="N")]
 Anchors = Annotated[
     str,
     typer.Option(
