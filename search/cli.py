@@ -10,6 +10,7 @@ import typer
 import typer.core
 
 import shapelaw.scaling.commands.fit_cli
+import shapelaw.search.commands.families_cli
 import shapelaw.search.commands.propose_cli
 import shapelaw.trainers.commands.sweep_cli
 from shapelaw.scaling.commands.options import (
@@ -50,7 +51,7 @@ UNUSABLE_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}  # whatever is 
 SECTIONS = {
     "Choose a shape": ("quickstart", "autopilot", "propose", "space", "count", "measure", "report"),
     "Fit and judge laws": ("data", "fit", "check", "compare", "predict", "decide", "plot", "laws"),
-    "Train models": ("next-runs", "sweep", "train", "evaluate"),
+    "Train models": ("next-runs", "sweep", "train", "evaluate", "compare-families"),
     "See what is installed": ("doctor",),
 }
 
@@ -60,10 +61,10 @@ class SectionedGroup(typer.core.TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write one line for each command, below its heading."""
-        width = max(map(len, self.commands))
         for heading, names in SECTIONS.items():
+            width = max(map(len, names))
+            room = formatter.width - width - 4
             with formatter.section(heading):
-                room = formatter.width - width - 4
                 lines = {name: self.commands[name].get_short_help_str(room) for name in names}
                 formatter.write_dl([(f"{name:<{width}}", text) for name, text in lines.items()])
 
@@ -80,6 +81,7 @@ app = PlainTyper(
 shapelaw.scaling.commands.fit_cli.mount(app)
 shapelaw.trainers.commands.sweep_cli.mount(app)
 shapelaw.search.commands.propose_cli.mount(app)
+shapelaw.search.commands.families_cli.mount(app)
 
 
 def _print_version(wanted: bool) -> None:

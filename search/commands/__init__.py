@@ -1,4 +1,4 @@
-"""The commands of search: propose, measure, report and doctor.
+"""The commands of search: propose, measure, compare-families, report and doctor.
 
-Imports reports, proposals and all layers below them.
+Imports reports, proposals, families and all layers below them.
 """

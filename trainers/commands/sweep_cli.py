@@ -31,9 +31,7 @@ from shapelaw.trainers.commands.evaluate_cli import LedgerOption
 if TYPE_CHECKING:
     import pandas as pd
 
-sweep = PlainTyper(
-    help="Plan, train, watch, evaluate and export many training runs.", no_args_is_help=True
-)
+sweep = PlainTyper(help="Plan, train, watch, evaluate and export many runs.", no_args_is_help=True)
 Optimizer = Annotated[str, typer.Option(help="Optimiser: muon or adamw.", metavar="NAME")]
 Context = Annotated[int, typer.Option(help="Tokens per sequence.", metavar="TOKENS")]
 Sequences = Annotated[int, typer.Option(help="Sequences per step.", metavar="N")]
@@ -109,7 +107,7 @@ def train(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Train one shape and print its row of the run table; resumable."""
+    """Train one shape and print its row of the table; resumable."""
     from shapelaw.scaling.files import nothing_left
     from shapelaw.trainers.corpus.options import CorpusOptions
     from shapelaw.trainers.sweep.train_one import train_config

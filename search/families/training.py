@@ -1,0 +1,225 @@
+"""Runs of a comparison: the check of learning rates, then every family with several seeds.
+
+Both are runs of one sweep folder, with its ledger and run table, so that the same call goes on
+from where a killed one ended.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from shapelaw.scaling.architectures.architecture import Architecture
+from shapelaw.scaling.display.printable import shown
+from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.search.families.budget import Variant, models_of_budget
+from shapelaw.search.families.comparison import RATE_ROLE, ROLE
+from shapelaw.trainers.corpus.corpus import Corpus
+from shapelaw.trainers.ledger.entry import Entry
+from shapelaw.trainers.optimizers.recipe import Recipe
+from shapelaw.trainers.sweep.folder import Folder
+from shapelaw.trainers.sweep.sweep import run_plan
+from shapelaw.trainers.training.spec import RunSpec
+
+RATE_COUNT = 3
+# Gain of loss below which the middle rate is kept: one standard deviation between seeds at these
+# sizes (data/proxies/README.md), since every rate is tried with one seed.
+MIN_RATE_GAIN = 0.005
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonPlan:
+    """Budgets and recipe of a comparison.
+
+    Parameters
+    ----------
+    variants
+        Variants to compare, the baseline first.
+    parameters, tokens
+        Active non-embedding parameters and training tokens of every run.
+    seeds
+        Runs of every variant.
+    recipe
+        Recipe of all runs but for their learning rate.
+    rates
+        Three peak learning rates of the matrices that are tried for every variant; the other
+        rate of the recipe is scaled alike.
+    rate_parameters, rate_tokens
+        Budget of the runs that try the learning rates.
+    """
+
+    variants: tuple[Variant, ...]
+    parameters: int
+    tokens: int
+    seeds: int
+    recipe: Recipe
+    rates: tuple[float, ...]
+    rate_parameters: int
+    rate_tokens: int
+
+    def __post_init__(self) -> None:
+        ascending = all(low < high for low, high in zip(self.rates, self.rates[1:], strict=False))
+        usable = all(0 < rate < np.inf for rate in self.rates)
+        if len(self.rates) != RATE_COUNT or not ascending or not usable:
+            raise InputError(
+                "`--lr-values` must be three ascending learning rates such as 0.005,0.01,0.02, but "
+                f"got {shown(','.join(f'{rate:g}' for rate in self.rates), 60)}"
+            )
+        if self.seeds < 2:
+            raise InputError(
+                f"`--seeds >= 2` must hold to measure the noise between seeds, but got {self.seeds}"
+            )
+
+    def models(self, parameters: int, vocabulary: int) -> dict[Variant, Architecture]:
+        """Return the model of every variant with a number of active parameters."""
+        context = self.recipe.context_length
+        return models_of_budget(self.variants, parameters, context=context, vocabulary=vocabulary)
+
+    def run(
+        self, variant: Variant, model: Architecture, rate: float, seed: int, *, check: bool
+    ) -> RunSpec:
+        """Return one run of a variant, for the check of learning rates or for the comparison."""
+        recipe = self.recipe
+        budget = self.rate_parameters if check else self.parameters
+        tokens = self.rate_tokens if check else self.tokens
+        factor = rate / recipe.matrix_learning_rate
+        return RunSpec(
+            run_id=f"{variant.name}-n{budget}-t{tokens}-lr{rate:g}-s{seed}",
+            shape=model,
+            tokens=tokens,
+            recipe=replace(
+                recipe,
+                matrix_learning_rate=rate,
+                learning_rate=recipe.learning_rate * factor,
+            ),
+            seed=seed,
+            role=RATE_ROLE if check else ROLE,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateChoice:
+    """Learning rate of a variant, from one run at each of three.
+
+    Attributes
+    ----------
+    losses
+        Loss at each rate, infinite if the run diverged.
+    rate
+        The rate to train at: the middle one, unless another has less loss by half a percent.
+    """
+
+    variant: Variant
+    losses: Mapping[float, float]
+    rate: float
+
+    @property
+    def at_edge(self) -> bool:
+        """True if the rate is the lowest or highest, so that a better one may lie beyond."""
+        return self.rate in (min(self.losses), max(self.losses))
+
+
+def choose_rate(variant: Variant, losses: Mapping[float, float]) -> RateChoice:
+    """Choose the learning rate of a variant from the losses at three rates.
+
+    Raises
+    ------
+    WorkError
+        The runs diverged at every rate.
+    """
+    best = min(losses, key=lambda rate: losses[rate])
+    if not np.isfinite(losses[best]):
+        raise WorkError(
+            f"{variant.name} diverged at every learning rate "
+            f"({', '.join(f'{rate:g}' for rate in losses)}); give lower --lr-values"
+        )
+    middle = sorted(losses)[len(losses) // 2]
+    gain = np.log(losses[middle] / losses[best])
+    return RateChoice(variant=variant, losses=losses, rate=best if gain > MIN_RATE_GAIN else middle)
+
+
+def rate_table(choices: Sequence[RateChoice]) -> pd.DataFrame:
+    """Tabulate the losses at each learning rate, and the chosen one."""
+    return pd.DataFrame(
+        [
+            {
+                "family": choice.variant.name,
+                **{f"loss_lr_{rate:g}": loss for rate, loss in choice.losses.items()},
+                "chosen": choice.rate,
+                "at_edge": choice.at_edge,
+            }
+            for choice in choices
+        ]
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedFamilies:
+    """Rows of the trained models, and the learning rate of each variant."""
+
+    rows: pd.DataFrame
+    choices: tuple[RateChoice, ...]
+    models: Mapping[Variant, Architecture]
+
+
+def train_families(
+    plan: ComparisonPlan,
+    corpus: Corpus,
+    folder: Folder,
+    *,
+    workers: int | None = None,
+    report: Callable[[list[Entry]], None] = lambda entries: None,
+    done: pd.DataFrame | None = None,
+) -> TrainedFamilies:
+    """Choose the learning rates, then train every variant with every seed.
+
+    All families are trained with the first seed before any with the second, so that a stopped
+    comparison has rows of each.
+
+    Parameters
+    ----------
+    plan
+        Budgets and recipe.
+    corpus
+        Corpus to train on.
+    folder
+        Folder of the ledger and the states, as in a sweep. The same call resumes a killed one.
+    workers, report, done
+        As in :func:`shapelaw.trainers.sweep.sweep.run_plan`.
+
+    Raises
+    ------
+    WorkError
+        A run failed, or all runs of a variant diverged.
+    """
+    small = plan.models(plan.rate_parameters, corpus.vocab_size)
+    models = plan.models(plan.parameters, corpus.vocab_size)
+    low, middle, high = plan.rates
+    tried = {  # the middle rate of all first: a stopped check has one row of each family
+        (variant, rate): plan.run(variant, small[variant], rate, 0, check=True)
+        for rate in (middle, low, high)
+        for variant in plan.variants
+    }
+
+    def train(specs: Sequence[RunSpec]) -> pd.DataFrame:
+        return run_plan(specs, corpus, folder, workers=workers, report=report, done=done)
+
+    rows = train(list(tried.values())).set_index("run_id")
+    losses = rows["loss"].astype(float).fillna(np.inf) if "loss" in rows else None
+    choices = tuple(
+        choose_rate(
+            variant,
+            {
+                rate: np.inf if losses is None else float(losses.loc[tried[variant, rate].run_id])
+                for rate in plan.rates
+            },
+        )
+        for variant in plan.variants
+    )
+    specs = [
+        plan.run(choice.variant, models[choice.variant], choice.rate, seed, check=False)
+        for seed in range(plan.seeds)
+        for choice in choices
+    ]
+    return TrainedFamilies(rows=train(specs).assign(role=ROLE), choices=choices, models=models)
