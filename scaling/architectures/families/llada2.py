@@ -8,6 +8,8 @@ d·E + 3·d·f_m·(E + n_shared) + 2·d; the balance bias is a buffer.
 from dataclasses import replace
 
 from shapelaw.scaling.architectures.architecture import Architecture
+from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
+from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
     ConfigField,
@@ -27,6 +29,8 @@ def build_llada2(fields: ConfigFields) -> Architecture:
     require_groups(fields, "num_experts")
     share = fields["partial_rotary_factor"]
     dense = qwen3_layer(fields)
+    assert isinstance(dense.attention, AttentionBlock)
+    assert isinstance(dense.feed_forward, FeedForwardBlock)
     width = int(dense.attention.head_dim * share)
     if share > 1 or width < 2 or width % 2:
         raise InputError(
