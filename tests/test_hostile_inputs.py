@@ -164,6 +164,10 @@ OPTIONS = {
         "--where": "gqa <= 4", "--tolerance": "0.01", "--hidden-step": "64", "--out": "out.csv",
     },
     "count config.json": {},
+    "space --family qwen3_moe": {
+        "--params": "200M", "--layers": "12", "--axis": "num_experts=16", "--context": "4096",
+        "--where": "head_dim == 64", "--most": "cache_bytes=50M", "--mlp-step": "64",
+    },
     "measure config.json --no-cache": {"--engine": "roofline:h100", "--workload": "chat"},
     "propose": {
         "--params": "200M", "--tokens": "4B", "--law": "paper-2510.18245", "--layers": "12",

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Literal
 
+import numpy as np
+
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock, mean_visible_tokens
 from shapelaw.scaling.architectures.blocks.canon import CanonBlock
 from shapelaw.scaling.architectures.blocks.embedding import EmbeddingBlock
@@ -163,9 +165,37 @@ class Architecture:
             "config": self.config_text(),
         }
 
+    def to_config(self, *, max_position_embeddings: int = 2048) -> dict[str, Any]:
+        """Write the Hugging Face config of the architecture.
+
+        See :func:`shapelaw.scaling.architectures.config.architecture_config`.
+        """
+        from shapelaw.scaling.architectures.config import architecture_config
+
+        return architecture_config(self, max_position_embeddings=max_position_embeddings)
+
     def config_text(self) -> str:
         """Return the config as JSON, with every field of the family."""
         return json.dumps({"model_type": self.model_type, **dict(self.fields)})
+
+    @property
+    def name(self) -> str:
+        """Name in files and tables: the sizes, and numbers of layers of other kinds than most."""
+        labels = [getattr(layer.attention, "label", "") for layer, _ in self.layers]
+        sparse = sum(n for layer, n in self.layers if layer.inactive_parameters)
+        local = sum(n for layer, n in self.layers if layer.attention.window is not None)
+        convolutions = sum(n for layer, n in self.layers if hasattr(layer.attention, "kernel"))
+        canon = self.first_layer.canon
+        parts = (
+            f"d{self.hidden_size}-L{self.num_hidden_layers}",
+            next(filter(None, labels), ""),
+            self.layers[-1][0].feed_forward.label,
+            f"sparse{sparse}" if 0 < sparse < self.num_hidden_layers else "",
+            f"w{self.local_window}x{local}" if local else "",
+            f"conv{convolutions}" if convolutions else "",
+            f"canon{canon.places}" if canon else "",
+        )
+        return "-".join(filter(None, parts))
 
     def __str__(self) -> str:
         return f"{self.model_type} of {format_count(self.n_total)} parameters"
@@ -180,9 +210,9 @@ class Architecture:
         return (layer for layer, number in self.layers for _ in range(number))
 
     @property
-    def hidden_size(self) -> int:
+    def hidden_size(self) -> Any:
         """Width of the residual stream, d."""
-        return int(self.embedding.hidden_size)
+        return self.embedding.hidden_size
 
     @property
     def vocab_size(self) -> int:
@@ -190,32 +220,62 @@ class Architecture:
         return int(self.embedding.vocab_size)
 
     @property
-    def intermediate_size(self) -> int:
+    def intermediate_size(self) -> Any:
         """Width of the MLP that one token passes, the mean over the layers."""
         return self._mean("feed_forward", "active_width")
 
     @property
-    def num_attention_heads(self) -> int:
+    def num_attention_heads(self) -> Any:
         """Query heads, the mean over the layers with attention."""
         return self._mean("attention", "num_attention_heads")
 
     @property
-    def num_key_value_heads(self) -> int:
+    def num_key_value_heads(self) -> Any:
         """Key-value heads, the mean over the layers with attention."""
         return self._mean("attention", "key_value_heads")
 
     @property
-    def head_dim(self) -> int:
+    def head_dim(self) -> Any:
         """Head dimension, the mean over the layers; of values in latent attention."""
         return self._mean("attention", "head_dim")
 
-    def _mean(self, block: str, name: str) -> int:
+    def _mean(self, block: str, name: str) -> Any:
         """Return the mean of a number over the layers whose block has it; 1 if none has."""
         blocks = [(getattr(layer, block), number) for layer, number in self.layers]
         having = [(getattr(each, name), number) for each, number in blocks if hasattr(each, name)]
         layers = sum(number for _, number in having) or 1
-        total = float(sum(number * value for value, number in having))
-        return max(round(total / layers), 1)
+        mean = 1.0 * sum(number * value for value, number in having) / layers
+        if isinstance(mean, float):
+            return max(round(mean), 1)
+        return mean.round().astype("int64").clip(1)
+
+    @property
+    def sparsity(self) -> Any:
+        """All parameters over those that one token uses."""
+        return self.n_total / self.n_active
+
+    @property
+    def mlp_to_attention(self) -> Any:
+        """Ratio of the MLP matrices that one token passes to those of attention."""
+        mlp = sum(number * layer.feed_forward.path_parameters for layer, number in self.layers)
+        return mlp / sum(
+            number * layer.attention.matmul_parameters for layer, number in self.layers
+        )
+
+    @property
+    def hidden_over_sqrt_n(self) -> Any:
+        """Hidden size over √N, with N active non-embedding parameters."""
+        return self.hidden_size / self.n_active_non_embedding**0.5
+
+    @property
+    def aspect_ratio(self) -> Any:
+        """Hidden size per layer, d / L."""
+        return self.hidden_size / self.num_hidden_layers
+
+    @property
+    def gqa(self) -> Any:
+        """Query heads per key-value head, H / K; 1 in latent attention."""
+        return self.num_attention_heads / self.num_key_value_heads
 
     @property
     def first_layer(self) -> DecoderLayer:
@@ -335,6 +395,11 @@ class Architecture:
         """Count the cache bytes per token of the layers that see every earlier token."""
         return self._kv_bytes(bytes_per_element, local=False)
 
+    def kv_bytes_per_token(self, bytes_per_element: int = 2) -> Any:
+        """Count the cache bytes per token of layers without a window; if all have one, of these."""
+        full = self.kv_bytes(bytes_per_element)
+        return full if np.any(full) else self.kv_bytes_local(bytes_per_element)
+
     def kv_bytes_local(self, bytes_per_element: int = 2) -> Any:
         """Count the cache bytes per token of the layers with a window or chunks, up to it."""
         return self._kv_bytes(bytes_per_element, local=True)
@@ -365,7 +430,7 @@ class Architecture:
             "n_non_embedding": self.n_non_embedding,
             "n_active_non_embedding": self.n_active_non_embedding,
             "flops_forward_per_token": self.mean_forward_flops(length),
-            "kv_bytes_per_token": self.kv_bytes() or self.kv_bytes_local(),
+            "kv_bytes_per_token": self.kv_bytes_per_token(),
             "kv_bytes_per_token_local": self.kv_bytes_local(),
             "local_window": self.local_window,
         }

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer, layer_runs
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
 from shapelaw.scaling.architectures.blocks.canon import PLACES, CanonBlock
@@ -142,7 +144,8 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
     Parameters
     ----------
     config
-        Fields by name. Of a multimodal model, the language model inside is read.
+        Fields by name. Of a multimodal model, the language model inside is read. Whole numbers
+        may be integer columns (n,), for many models with the same blocks in each layer.
 
     Raises
     ------
@@ -217,7 +220,7 @@ def _with_mask_token(
 def _canon_layer(layer: DecoderLayer, canon: CanonBlock) -> DecoderLayer:
     """Add Canon layers to a layer that has their places."""
     with_canon = replace(layer, canon=canon)
-    absent = [place for place, width in with_canon.canon_widths.items() if not width]
+    absent = [place for place, width in with_canon.canon_widths.items() if not np.any(width)]
     if absent:
         part = "queries, keys and values" if absent[0] == "B" else "one MLP"
         raise InputError(
@@ -262,7 +265,7 @@ def _family_of(values: Mapping[str, Any]) -> ConfigFamily:
             f"`model_type` must be one of {', '.join(FAMILIES)}, "
             f"but got {str(kind)[:40]!r}; give the config of one of these families"
         )
-    foreign = [n for n in FOREIGN_FIELDS if values.get(n) and n not in family.fields]
+    foreign = [n for n in FOREIGN_FIELDS if n not in family.fields and values.get(n)]
     if foreign:
         raise InputError(
             f"`{foreign[0]}` is no field of {kind}, but the config has it: the model is another "

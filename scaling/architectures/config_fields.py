@@ -5,8 +5,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from shapelaw.scaling.architectures.architecture import Architecture
+from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.blocks.positions import RotaryPositions, RotaryScaling
+from shapelaw.scaling.architectures.columns import breaking
 from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError
 
@@ -85,6 +89,8 @@ def dense_fields(
 class ConfigFields:
     """Values of a config, each checked when it is read; an absent field takes its default.
 
+    Whole numbers may also be integer columns (n,), for many models of one structure.
+
     Parameters
     ----------
     values
@@ -117,7 +123,9 @@ class ConfigFields:
             raise InputError(f"`{name}` {RULES[spec.kind]}, but got {given}; {remedy}")
         limit = MAX_LAYERS if name in ("num_hidden_layers", "n_layer", "n_layers") else MAX_COUNT
         if spec.kind in ("count", "counts", "whole"):
-            largest = max(value, default=0) if isinstance(value, list) else value
+            largest = int(
+                max(map(np.max, value if isinstance(value, list) else [value]), default=0)
+            )
             if largest > limit:
                 raise InputError(
                     f"`{name}` must be at most {limit:,}, but got {shown(largest)}; correct it"
@@ -131,7 +139,7 @@ class ConfigFields:
             if not counts or not _is_whole(self.values.get(name)):
                 self[name]
 
-    def head_dim(self) -> int:
+    def head_dim(self) -> Any:
         """Return the head dimension: the field, or d / H rounded down where it is absent.
 
         A family without the field in its config class takes it from the file where it is given,
@@ -142,23 +150,25 @@ class ConfigFields:
             value = ConfigFields(self.values, self.model_type, spec)["head_dim"]
             if value is not None:
                 return _even(value)
-        return _even(int(self["hidden_size"]) // int(self["num_attention_heads"]))
+        return _even(self["hidden_size"] // self["num_attention_heads"])
 
     def require_divisible_heads(self) -> None:
         """Refuse a number of heads that does not divide the hidden size, as the family does."""
         hidden, heads = self["hidden_size"], self["num_attention_heads"]
-        if hidden % heads:
+        if broken := breaking(hidden % heads != 0, hidden, heads):
+            hidden, heads = broken
             down, up = hidden - hidden % heads, hidden + heads - hidden % heads
             raise InputError(
                 f"`hidden_size % num_attention_heads == 0` must hold for {self.model_type}, "
                 f"but got {hidden} and {heads}; use a hidden size of {down or up} or {up}"
             )
 
-    def key_value_heads(self) -> int:
+    def key_value_heads(self) -> Any:
         """Return the number of key-value heads; null and an absent default mean one per query."""
-        heads, groups = self["num_attention_heads"], self["num_key_value_heads"] or 0
-        groups = groups or heads
-        if heads % groups:
+        heads, groups = self["num_attention_heads"], self["num_key_value_heads"]
+        groups = heads if groups is None else groups
+        if broken := breaking(heads % groups != 0, heads, groups):
+            heads, groups = broken
             divisors = [k for k in range(1, min(heads, 1000) + 1) if heads % k == 0]
             near = sorted(divisors, key=lambda k: abs(k - groups))[:2]
             absent = "num_key_value_heads" not in self.values
@@ -167,17 +177,18 @@ class ConfigFields:
                 "`num_attention_heads % num_key_value_heads == 0` must hold, but got "
                 f"{heads} and {groups}{usual}; use {' or '.join(map(str, sorted(near)))}"
             )
-        return int(groups)
+        return groups
 
-    def active_experts(self, active: str, experts: str) -> int:
+    def active_experts(self, active: str, experts: str) -> Any:
         """Return the number of experts that each token passes; no more than there are."""
         chosen, number = self[active], self[experts]
-        if chosen > number:
+        if broken := breaking(chosen > number, chosen, number):
+            chosen, number = broken
             raise InputError(
                 f"`{active} <= {experts}` must hold, but got {chosen} and {number}; "
                 f"use at most {number}"
             )
-        return int(chosen)
+        return chosen
 
     def layer_kinds(
         self, default: Callable[[int], str], known: Sequence[str] = LAYER_KINDS
@@ -310,7 +321,9 @@ class ConfigFields:
         given = {n: self.values[n] for n in (*positions, "head_dim") if n in self.values}
         own = {name: (self[name], spec.default) for name, spec in self.fields.items()}
         said = {
-            name: value for name, (value, usual) in own.items() if (value, usual) != (None,) * 2
+            name: value
+            for name, (value, usual) in own.items()
+            if value is not None or usual is not None
         }
         return tuple({**said, **given}.items())
 
@@ -346,6 +359,8 @@ class ConfigFamily:
         Fields of its configs that have one value only, which engines want to see.
     in_transformers
         transformers has the class; checkpoints of other families bring their code.
+    axes
+        Fields that a search over its models varies.
     """
 
     model_type: str
@@ -358,6 +373,7 @@ class ConfigFamily:
     layer_kinds: Sequence[str] = LAYER_KINDS
     constants: Mapping[str, Any] = field(default_factory=dict)
     in_transformers: bool = True
+    axes: Axes = field(default_factory=Axes)
 
 
 def require_layer_types(kinds: Any, number: int, known: Sequence[str]) -> None:
@@ -376,8 +392,9 @@ def require_layer_types(kinds: Any, number: int, known: Sequence[str]) -> None:
         )
 
 
-def _even(head_dim: int) -> int:
-    if head_dim < 2 or head_dim % 2:
+def _even(head_dim: Any) -> Any:
+    if broken := breaking((head_dim < 2) | (head_dim % 2 != 0), head_dim):
+        (head_dim,) = broken
         raise InputError(
             "`head_dim % 2 == 0` must hold for rotary positions, "
             f"but got {head_dim}; use {head_dim + head_dim % 2 or 2}"
@@ -395,13 +412,16 @@ def _positive(name: str, value: Any, default: float | None) -> float:
 
 
 def _is_whole(value: Any) -> bool:
+    """Return whether a value is a whole number or a column of them."""
+    if isinstance(value, np.ndarray):
+        return bool(value.dtype.kind == "i")
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _fits(value: Any, kind: Kind) -> bool:
     if kind in ("count", "whole"):
         least = 1 if kind == "count" else 0
-        return _is_whole(value) and value >= least
+        return _is_whole(value) and bool(np.all(value >= least))
     if kind == "number":
         return not isinstance(value, bool) and isinstance(value, int | float) and 0 < value < 1e300
     if kind == "counts" and isinstance(value, list):

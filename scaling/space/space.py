@@ -40,6 +40,8 @@ MOST_SHAPES = 10**8  # shapes that a pass enumerates, before constraints on the 
 MOST_COMBINATIONS = 10**9  # combinations of layers, hidden size and heads in a pass
 MOST_AT_ONCE = 2 * 10**7  # shapes in one table
 WIDEST_ATTENTION = 4  # largest query heads · head dimension / hidden size
+DEPTH_RANGE = 0.5  # share of a depth that a search goes up and down
+DEPTH_STEPS = 8  # steps of depth in a model's own
 # Counts above these limits could overflow 64-bit integers.
 LIMITS = {"parameters": 10**13, "vocab_size": 10**9, "max_heads": 4096}
 MOST_LAYERS, MOST_HIDDEN = 10**4, 10**6
@@ -345,6 +347,10 @@ class Space:
         counted: np.ndarray = getattr(table, CONVENTIONS[self.convention])
         return counted
 
+    def column_chunks(self, left: dict[str, int]) -> Iterator[Columns]:
+        """Yield the columns of :meth:`chunks`; add the count that each limit leaves to ``left``."""
+        return map(self.columns, self.chunks(left=left))
+
     def columns(self, table: ShapeTable) -> Columns:
         """Return the columns that a constraint may name, for some shapes of the space."""
         return Columns(table, self.bytes_per_value, self.kv_bytes_per_value)
@@ -377,3 +383,18 @@ def usual_layers(parameters: float) -> tuple[int, ...]:
     size, layers = LLAMA_1B
     scaled = layers * (parameters / size) ** (1 / 3)
     return tuple(range(max(round(scaled / 2), 1), max(round(2 * scaled), 2) + 1))
+
+
+def depths_around(depth: int) -> tuple[int, ...]:
+    """Return numbers of layers from half to one and a half times a depth, which is among them.
+
+    Examples
+    --------
+    >>> depths_around(16)
+    (8, 10, 12, 14, 16, 18, 20, 22, 24)
+    >>> depths_around(6)
+    (3, 4, 5, 6, 7, 8, 9)
+    """
+    step = 2 * round(depth / (2 * DEPTH_STEPS)) or 1
+    most = int(DEPTH_RANGE * depth) // step
+    return tuple(depth + step * i for i in range(-most, most + 1) if depth + step * i > 0)

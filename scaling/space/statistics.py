@@ -12,6 +12,8 @@ from shapelaw.scaling.display.tables import Result, View
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_whole
 from shapelaw.scaling.space.constraints import Columns
+from shapelaw.scaling.space.family_space import FamilySpace
+from shapelaw.scaling.space.family_table import FamilyColumns
 from shapelaw.scaling.space.space import Space
 from shapelaw.scaling.units import format_bytes, format_count
 
@@ -76,11 +78,12 @@ def _range_end(column: str, value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
 
 
-def survey(space: Space, out: Path | None = None) -> Survey:
+def survey(space: Space | FamilySpace, out: Path | None = None) -> Survey:
     """Summarise a space, and optionally write its shapes to a table.
 
     The table has the fields of a shape, its counts, ratios and bytes, and one row for each shape in
-    the order of :meth:`shapelaw.scaling.space.space.Space.enumerate`.
+    the order of :meth:`shapelaw.scaling.space.space.Space.enumerate`, or the fields of the config
+    of a family.
 
     Parameters
     ----------
@@ -110,28 +113,39 @@ def survey(space: Space, out: Path | None = None) -> Survey:
     return surveys[0]
 
 
-def _enumerate(space: Space, write_chunk: Write | None) -> Survey:
+def _enumerate(space: Space | FamilySpace, write_chunk: Write | None) -> Survey:
     import pandas as pd
 
     left: dict[str, int] = {}
     ranges: dict[str, tuple[float, float]] = {}
     shapes = 0
-    for chunk in space.chunks(left=left):
-        columns = space.columns(chunk)
-        shapes += len(chunk)
-        ranges = {name: _widen(ranges.get(name), columns[name]) for name in _varying(columns)}
+    for columns in space.column_chunks(left):
+        shapes += len(columns.table)
+        ranges = _widened(ranges, columns)
         if write_chunk is not None:
             write_chunk(pd.DataFrame({name: columns[name] for name in columns}))
     return Survey(shapes=shapes, left=left, ranges=ranges)
 
 
-def _varying(columns: Columns) -> list[str]:
+def _varying(columns: Columns | FamilyColumns) -> list[str]:
     return [name for name in columns if name not in CONSTANT_FIELDS]
 
 
-def _widen(ends: tuple[float, float] | None, values: np.ndarray) -> tuple[float, float]:
-    low, high = values.min().item(), values.max().item()
-    return (low, high) if ends is None else (min(low, ends[0]), max(high, ends[1]))
+def _widened(
+    ranges: dict[str, tuple[float, float]], columns: Columns | FamilyColumns
+) -> dict[str, tuple[float, float]]:
+    """Widen the ranges by the numbers of some rows; texts and missing numbers have no range."""
+    widened = dict(ranges)
+    for name in _varying(columns):
+        values = columns[name]
+        if values.dtype.kind not in "ifu":
+            continue
+        values = values[np.isfinite(values)]
+        if len(values):
+            ends = (values.min().item(), values.max().item())
+            low, high = ranges.get(name, ends)
+            widened[name] = (min(low, ends[0]), max(high, ends[1]))
+    return widened
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_json
 from shapelaw.scaling.space.proportions import nearest_proportions
-from shapelaw.scaling.space.space import CONVENTIONS, Space, usual_steps
+from shapelaw.scaling.space.space import CONVENTIONS, Space, depths_around, usual_steps
 from shapelaw.search.engines._base import Engine
 from shapelaw.search.proposals.deployable import SMALL, DeployableRules, deployable_rules
 from shapelaw.search.proposals.lifetime import Lifetime
@@ -27,8 +27,6 @@ WORSE_PERCENT = 2.0  # by which a predicted loss may exceed the baseline's
 CONFIDENCE = 0.8  # probability that the shape of "no more loss" must have
 SAME_SIZE = 0.08  # difference from the budget up to which a model is the baseline as it is
 TOLERANCE, SMALL_TOLERANCE = 0.01, 0.02  # difference in N from the baseline, and below 100M
-DEPTH_RANGE = 0.5  # share of the baseline's depth that a search goes up and down
-DEPTH_STEPS = 8  # steps of depth in the baseline's own
 MAX_TOKENS = 10**18  # of training
 
 
@@ -335,21 +333,6 @@ def scaled_depth(model: Shape, parameters: int) -> int:
     growth = (parameters / model.n_non_embedding) ** (1 / 3)
     depth: int = round(model.num_hidden_layers * growth)
     return max(2, depth)
-
-
-def depths_around(depth: int) -> tuple[int, ...]:
-    """Return numbers of layers from half to one and a half times a depth, which is among them.
-
-    Examples
-    --------
-    >>> depths_around(16)
-    (8, 10, 12, 14, 16, 18, 20, 22, 24)
-    >>> depths_around(6)
-    (3, 4, 5, 6, 7, 8, 9)
-    """
-    step = 2 * round(depth / (2 * DEPTH_STEPS)) or 1
-    most = int(DEPTH_RANGE * depth) // step
-    return tuple(depth + step * i for i in range(-most, most + 1) if depth + step * i > 0)
 
 
 def _value_or(value: Any, default: Any) -> Any:

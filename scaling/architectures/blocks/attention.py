@@ -92,6 +92,11 @@ class AttentionBlock:
     shares_cache: bool = False
 
     @property
+    def label(self) -> str:
+        """Sizes in names: query heads, key-value heads and head dimension."""
+        return f"h{self.num_attention_heads}-{self.num_key_value_heads}x{self.head_dim}"
+
+    @property
     def key_value_heads(self) -> Any:
         """Heads of keys and values: K."""
         return self.num_key_value_heads

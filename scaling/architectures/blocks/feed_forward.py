@@ -21,6 +21,11 @@ class FeedForwardBlock:
     sparsity: float = 0.0
 
     @property
+    def label(self) -> str:
+        """Size in names: the width."""
+        return f"f{self.intermediate_size}"
+
+    @property
     def projected_width(self) -> Any:
         """Numbers that a token is projected to: 2·f with a gate, f without."""
         return (1 + self.gated) * self.intermediate_size
@@ -38,6 +43,11 @@ class FeedForwardBlock:
     @property
     def active_matmul_parameters(self) -> Any:
         """Parameters of the matrices that one token uses: all."""
+        return self.matmul_parameters
+
+    @property
+    def path_parameters(self) -> Any:
+        """Parameters of the matrices that one token passes: all."""
         return self.matmul_parameters
 
     @property

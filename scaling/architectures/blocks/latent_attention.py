@@ -31,6 +31,12 @@ class LatentAttentionBlock:
     chunked: bool = False
 
     @property
+    def label(self) -> str:
+        """Sizes in names: heads and dimension of values, and the ranks of the latents."""
+        queries = "" if self.query_rank is None else f"-q{self.query_rank}"
+        return f"h{self.num_attention_heads}x{self.value_head_dim}-kv{self.latent_rank}{queries}"
+
+    @property
     def key_value_heads(self) -> Any:
         """Heads of keys and values that the latent expands to: H."""
         return self.num_attention_heads

@@ -58,6 +58,12 @@ class ExpertsBlock:
     clamp: tuple[float, float] | None = None
 
     @property
+    def label(self) -> str:
+        """Sizes in names: chosen and all experts, their width, and that of the shared expert."""
+        shared = f"-s{self.shared.intermediate_size}" if self.shared else ""
+        return f"e{self.active}of{self.experts}-{self.expert.label}{shared}"
+
+    @property
     def _router_parameters(self) -> Any:
         return self.expert.hidden_size * self.experts
 
@@ -68,10 +74,15 @@ class ExpertsBlock:
         return self.active * self.expert.intermediate_size + shared
 
     @property
+    def path_parameters(self) -> Any:
+        """Parameters of the matrices of the chosen and shared experts, without the router."""
+        shared = self.shared.matmul_parameters if self.shared else 0
+        return self.active * self.expert.matmul_parameters + shared
+
+    @property
     def active_matmul_parameters(self) -> Any:
         """Parameters of the matrices that one token uses: router, chosen and shared experts."""
-        shared = self.shared.matmul_parameters if self.shared else 0
-        return self._router_parameters + self.active * self.expert.matmul_parameters + shared
+        return self._router_parameters + self.path_parameters
 
     @property
     def parameters(self) -> Any:

@@ -1,6 +1,7 @@
 """Arcee (AFM): Llama with an MLP of two matrices and squared ReLU."""
 
 from shapelaw.scaling.architectures.architecture import Architecture
+from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
     ConfigField,
@@ -27,4 +28,5 @@ ARCEE = ConfigFamily(
     },
     build_arcee,
     class_name="ArceeForCausalLM",
+    axes=Axes(heads_divide_hidden=True),
 )

@@ -6,10 +6,12 @@ Parameters of a layer with experts: attention + d·E + 3·d·f_m·(E + n_shared)
 from dataclasses import replace
 
 from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
 from shapelaw.scaling.architectures.blocks.latent_attention import LatentAttentionBlock
 from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock, Router
 from shapelaw.scaling.architectures.blocks.positions import RotaryPositions
+from shapelaw.scaling.architectures.columns import breaking
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
     ConfigField,
@@ -60,15 +62,17 @@ def build_deepseek_v3(fields: ConfigFields) -> Architecture:
 
 def require_groups(fields: ConfigFields, experts: str) -> None:
     """Refuse groups of experts of unequal sizes, and a choice of more groups than there are."""
-    number, groups = fields[experts], fields["n_group"]
-    if number % groups:
+    number, groups, chosen = fields[experts], fields["n_group"], fields["topk_group"]
+    if broken := breaking(number % groups != 0, number, groups):
+        number, groups = broken
         raise InputError(
             f"`{experts} % n_group == 0` must hold, but got {number} and {groups}; "
             f"use {number - number % groups or groups} experts"
         )
-    if fields["topk_group"] > groups:
+    if broken := breaking(chosen > groups, chosen, groups):
+        chosen, groups = broken
         raise InputError(
-            f"`topk_group <= n_group` must hold, but got {fields['topk_group']} and {groups}; "
+            f"`topk_group <= n_group` must hold, but got {chosen} and {groups}; "
             f"use at most {groups}"
         )
 
@@ -87,13 +91,12 @@ def mixture_block(
     experts, shared
         Names of the fields with the numbers of routed and of shared experts.
     """
-    width = fields["moe_intermediate_size"]
-    together = width * fields[shared]
+    width, number = fields["moe_intermediate_size"], fields[shared]
     return ExpertsBlock(
         expert=replace(mlp, intermediate_size=width),
         experts=fields[experts],
         active=fields.active_experts("num_experts_per_tok", experts),
-        shared=replace(mlp, intermediate_size=together) if together else None,
+        shared=replace(mlp, intermediate_size=width * number) if number else None,
         router=Router(
             score="sigmoid",
             normalised=bool(fields["norm_topk_prob"]),
@@ -115,6 +118,24 @@ def _score_scale(fields: ConfigFields, rotary: RotaryPositions) -> float:
     return scale * rotation_scale(rotary.scaling.factor, share) ** 2
 
 
+# Moonlight 16B-A3B, the smallest published model of the family.
+MOONLIGHT = {
+    "vocab_size": 163_840,
+    "hidden_size": 2048,
+    "intermediate_size": 11_264,
+    "moe_intermediate_size": 1408,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "n_routed_experts": 64,
+    "num_experts_per_tok": 6,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": None,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 2.446,
+}
 DEEPSEEK_V3 = ConfigFamily(
     "deepseek_v3",
     {
@@ -148,5 +169,42 @@ DEEPSEEK_V3 = ConfigFamily(
         "mlp.shared_expert.down_proj": "mlp.shared_experts.down_proj",
     },
     constants={"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+    axes=Axes(
+        groups=None,
+        head_dim=None,
+        width="moe_intermediate_size",
+        sizes={
+            "n_routed_experts": (64, 128, 256),
+            "num_experts_per_tok": (4, 6, 8),
+            "kv_lora_rank": (512,),
+            "qk_nope_head_dim": (128,),
+            "qk_rope_head_dim": (64,),
+            "v_head_dim": (128,),
+            "n_group": (1,),
+            "topk_group": (1,),
+        },
+        structure={
+            "n_shared_experts": (1, 2),
+            "q_lora_rank": (None, 1536),
+            "first_k_dense_replace": (1,),
+        },
+        follows={
+            "num_key_value_heads": "num_attention_heads",
+            "intermediate_size": "moe_intermediate_size * (num_experts_per_tok + n_shared_experts)",
+        },
+        reference=MOONLIGHT,
+        rules=(
+            "num_experts_per_tok <= n_routed_experts",
+            "n_routed_experts % n_group == 0",
+            "topk_group <= n_group",
+            "num_experts_per_tok <= topk_group * n_routed_experts / n_group",
+            "qk_rope_head_dim % 2 == 0",
+            "first_k_dense_replace < num_hidden_layers",
+        ),
+        attention_width="num_attention_heads * v_head_dim",
+        attention_range=(0.5, 2.5),
+        active_width="intermediate_size",
+        deployable=("n_routed_experts % 8 == 0", "8 * moe_intermediate_size >= hidden_size"),
+    ),
 )
 KIMI_K2 = replace(DEEPSEEK_V3, model_type="kimi_k2", in_transformers=False)

@@ -8,6 +8,7 @@ f channels instead of 2·f) are names of this project.
 from dataclasses import replace
 
 from shapelaw.scaling.architectures.architecture import Architecture
+from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
     ConfigField,
@@ -38,5 +39,6 @@ DHARA = ConfigFamily(
     },
     build_dhara,
     class_name="DharaForMaskedDiffusion",
+    axes=Axes(structure={"qk_norm": (True,)}),
     in_transformers=False,
 )

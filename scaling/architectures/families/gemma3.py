@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
@@ -85,6 +86,15 @@ def gemma_fields(sizes: Sequence[int]) -> dict[str, ConfigField]:
     }
 
 
+GEMMA3_1B = {
+    "vocab_size": 262_144,
+    "hidden_size": 1152,
+    "intermediate_size": 6912,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "sliding_window": 512,
+    "tie_word_embeddings": True,
+}
 GEMMA3 = ConfigFamily(
     "gemma3_text",
     {
@@ -99,6 +109,11 @@ GEMMA3 = ConfigFamily(
     },
     build_gemma3,
     class_name="Gemma3ForCausalLM",
+    axes=Axes(
+        heads_divide_hidden=True,
+        structure={"sliding_window": (512, 1024), "sliding_window_pattern": (6,)},
+        reference=GEMMA3_1B,
+    ),
     names={
         "attention_output_norm": "post_attention_layernorm",
         "post_attention_layernorm": "pre_feedforward_layernorm",

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.blocks.laurel import LaurelBlock
 from shapelaw.scaling.architectures.blocks.streams import StreamsBlock
+from shapelaw.scaling.architectures.columns import breaking
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
     ConfigField,
@@ -78,7 +80,8 @@ def build_gemma3n(fields: ConfigFields) -> Architecture:
 def streams_block(fields: ConfigFields) -> StreamsBlock:
     """Make the parallel residual streams of a layer."""
     number, active = fields["altup_num_inputs"], fields["altup_active_idx"]
-    if active >= number:
+    if broken := breaking(active >= number, active, number):
+        active, number = broken
         raise InputError(
             f"`altup_active_idx < altup_num_inputs` must hold, but got {active} and {number}; use 0"
         )
@@ -127,6 +130,13 @@ GEMMA3N = ConfigFamily(
     },
     build_gemma3n,
     class_name="Gemma3nForCausalLM",
+    axes=Axes(
+        heads_divide_hidden=True,
+        sizes={"hidden_size_per_layer_input": (256,), "laurel_rank": (64,)},
+        structure={"sliding_window": (512,), "num_kv_shared_layers": (0, 10)},
+        constants={"activation_sparsity_pattern": None, "tie_word_embeddings": True},
+        rules=("num_kv_shared_layers == 0 or num_kv_shared_layers + 5 <= num_hidden_layers",),
+    ),
     names={
         **GEMMA3.names,
         "laurel.norm": "laurel.post_laurel_norm",

@@ -4,10 +4,12 @@ Parameters per layer: 12·d² + 13·d with an MLP of 4·d.
 """
 
 from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
 from shapelaw.scaling.architectures.blocks.embedding import EmbeddingBlock
 from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
 from shapelaw.scaling.architectures.blocks.norm import NormBlock
+from shapelaw.scaling.architectures.columns import breaking
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
     ConfigField,
@@ -30,7 +32,8 @@ def build_gpt2(fields: ConfigFields) -> Architecture:
     renamed = {GPT2_NAMES[k]: v for k, v in fields.values.items() if k in GPT2_NAMES}
     fields.values = {**fields.values, **renamed}
     hidden, heads = fields["n_embd"], fields["n_head"]
-    if hidden % heads:
+    if broken := breaking(hidden % heads != 0, hidden, heads):
+        hidden, heads = broken
         raise InputError(
             f"`n_embd % n_head == 0` must hold for gpt2, but got {hidden} and {heads}; "
             f"use n_embd {hidden - hidden % heads or heads}"
@@ -39,7 +42,7 @@ def build_gpt2(fields: ConfigFields) -> Architecture:
         raise InputError(
             "`add_cross_attention` must be false, but got true; give the config of a decoder"
         )
-    norm = NormBlock(kind="layer", epsilon=fields["layer_norm_epsilon"])
+    norm, width = NormBlock(kind="layer", epsilon=fields["layer_norm_epsilon"]), fields["n_inner"]
     layer = DecoderLayer(
         attention=AttentionBlock(
             hidden_size=hidden,
@@ -52,7 +55,7 @@ def build_gpt2(fields: ConfigFields) -> Architecture:
         ),
         feed_forward=FeedForwardBlock(
             hidden_size=hidden,
-            intermediate_size=fields["n_inner"] or 4 * hidden,
+            intermediate_size=4 * hidden if width is None else width,
             gated=False,
             bias=True,
             activation=fields["activation_function"],
@@ -89,6 +92,16 @@ GPT2 = ConfigFamily(
     },
     build_gpt2,
     class_name="GPT2LMHeadModel",
+    axes=Axes(
+        layers="n_layer",
+        hidden="n_embd",
+        heads="n_head",
+        groups=None,
+        head_dim=None,
+        width="n_inner",
+        heads_divide_hidden=True,
+        reference={"n_inner": 3072},
+    ),
     names={
         "embed_tokens": "transformer.wte",
         "embed_positions": "transformer.wpe",

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock, Router
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
@@ -65,6 +66,17 @@ GPT_OSS = ConfigFamily(
     },
     build_gpt_oss,
     class_name="GptOssForCausalLM",
+    axes=Axes(
+        sizes={"num_local_experts": (32, 64, 128), "num_experts_per_tok": (2, 4)},
+        structure={
+            "sliding_window": (128,),
+            "layer_types": (("sliding_attention", "full_attention"),),
+        },
+        reference={"num_local_experts": 32, "num_hidden_layers": 24},
+        rules=("num_experts_per_tok <= num_local_experts",),
+        active_width="intermediate_size * num_experts_per_tok",
+        deployable=("num_local_experts % 8 == 0", "8 * intermediate_size >= hidden_size"),
+    ),
     names={
         "mlp.experts.gate_up_proj": "mlp.experts.gate_up_proj^T^I",
         "mlp.experts.gate_up_proj_bias": "mlp.experts.gate_up_proj_bias^I",

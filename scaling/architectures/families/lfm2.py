@@ -4,7 +4,10 @@ Parameters per layer: 4·d² + k·d or d·(H + 2·K)·h + H·h·d + 2·h; and 3�
 width that the rule of the config makes of its MLP width.
 """
 
+from typing import Any
+
 from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
 from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
 from shapelaw.scaling.architectures.blocks.norm import NormBlock
@@ -53,9 +56,9 @@ def build_lfm2(fields: ConfigFields) -> Architecture:
     return dense_decoder(fields, layers, norm=norm)
 
 
-def mlp_width(fields: ConfigFields) -> int:
+def mlp_width(fields: ConfigFields) -> Any:
     """Return the MLP width: two thirds of the field, times a factor, rounded up to a multiple."""
-    width = int(fields["intermediate_size"])
+    width = fields["intermediate_size"]
     if not fields["block_auto_adjust_ff_dim"]:
         return width
     width = int(fields["block_ffn_dim_multiplier"] * int(2 * width / 3))
@@ -84,6 +87,12 @@ LFM2 = ConfigFamily(
     },
     build_lfm2,
     class_name="Lfm2ForCausalLM",
+    axes=Axes(
+        head_dim=None,
+        structure={"layer_types": (("conv", "conv", "full_attention"),)},
+        constants={"block_auto_adjust_ff_dim": False},
+        reference={"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16},
+    ),
     also_read=tuple(OTHER_NAMES),
     layer_kinds=LAYERS,
     names={

@@ -7,9 +7,11 @@ does, such as ``d_model`` and ``n_layers``. Dream predicts token i + 1 at positi
 from dataclasses import replace
 
 from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
 from shapelaw.scaling.architectures.blocks.embedding import EmbeddingBlock
 from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
+from shapelaw.scaling.architectures.columns import breaking
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
     ConfigField,
@@ -26,11 +28,12 @@ WHOLE_SEQUENCE = ConfigField(None, nullable=True)  # block_length of a model tha
 def build_llada(fields: ConfigFields) -> Architecture:
     """Make the architecture of a LLaDA config."""
     hidden, heads = fields["d_model"], fields["n_heads"]
-    groups, rows = fields["n_kv_heads"] or heads, fields["embedding_size"] or fields["vocab_size"]
-    if hidden % (2 * heads):
-        _refuse("d_model % (2 * n_heads) == 0", hidden, heads, "an even d_model / n_heads")
-    if heads % groups:
-        _refuse("n_heads % n_kv_heads == 0", heads, groups, f"{heads} or 1 key-value heads")
+    groups, rows = fields["n_kv_heads"], fields["embedding_size"] or fields["vocab_size"]
+    groups, width = heads if groups is None else groups, fields["mlp_hidden_size"]
+    if broken := breaking(hidden % (2 * heads) != 0, hidden, heads):
+        _refuse("d_model % (2 * n_heads) == 0", *broken, "an even d_model / n_heads")
+    if broken := breaking(heads % groups != 0, heads, groups):
+        _refuse("n_heads % n_kv_heads == 0", *broken, f"{broken[0]} or 1 key-value heads")
     if rows < fields["vocab_size"]:
         _refuse("embedding_size >= vocab_size", rows, fields["vocab_size"], "a larger one, or null")
     norm = norm_block(fields)
@@ -45,7 +48,7 @@ def build_llada(fields: ConfigFields) -> Architecture:
         ),
         feed_forward=FeedForwardBlock(
             hidden_size=hidden,
-            intermediate_size=fields["mlp_hidden_size"] or fields["mlp_ratio"] * hidden,
+            intermediate_size=fields["mlp_ratio"] * hidden if width is None else width,
         ),
         norm=norm,
     )
@@ -63,6 +66,17 @@ def _refuse(rule: str, first: int, second: int, use: str) -> None:
     raise InputError(f"`{rule}` must hold, but got {first} and {second}; use {use}")
 
 
+LLADA_8B = {
+    "vocab_size": 126_464,
+    "embedding_size": 126_464,
+    "d_model": 4096,
+    "n_layers": 32,
+    "n_heads": 32,
+    "n_kv_heads": 32,
+    "mlp_hidden_size": 12_288,
+    "mask_token_id": 126_336,
+    "weight_tying": False,
+}
 LLADA = ConfigFamily(
     "llada",
     {
@@ -107,6 +121,15 @@ LLADA = ConfigFamily(
         "scale_logits": False,
         "multi_query_attention": None,
     },
+    axes=Axes(
+        layers="n_layers",
+        hidden="d_model",
+        heads="n_heads",
+        groups="n_kv_heads",
+        head_dim=None,
+        width="mlp_hidden_size",
+        reference=LLADA_8B,
+    ),
 )
 
 
@@ -124,5 +147,6 @@ DREAM = ConfigFamily(
     },
     build_dream,
     class_name="DreamModel",
+    axes=Axes(head_dim=None),
     in_transformers=False,
 )

@@ -8,8 +8,9 @@ d·E + 3·d·f_m·(E + n_shared) + 2·d; the balance bias is a buffer.
 from dataclasses import replace
 
 from shapelaw.scaling.architectures.architecture import Architecture
+from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
-from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
+from shapelaw.scaling.architectures.columns import breaking
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
     ConfigField,
@@ -18,7 +19,7 @@ from shapelaw.scaling.architectures.config_fields import (
     switch,
 )
 from shapelaw.scaling.architectures.families.deepseek_v3 import mixture_block, require_groups
-from shapelaw.scaling.architectures.families.llama import dense_decoder
+from shapelaw.scaling.architectures.families.llama import dense_decoder, feed_forward_block
 from shapelaw.scaling.architectures.families.qwen3 import qwen3_layer
 from shapelaw.scaling.architectures.weight_names import EXPERT_NAMES
 from shapelaw.scaling.errors import InputError
@@ -27,20 +28,20 @@ from shapelaw.scaling.errors import InputError
 def build_llada2(fields: ConfigFields) -> Architecture:
     """Make the architecture of a LLaDA 2 config."""
     require_groups(fields, "num_experts")
-    share = fields["partial_rotary_factor"]
-    dense = qwen3_layer(fields)
+    share, dense = fields["partial_rotary_factor"], qwen3_layer(fields)
     assert isinstance(dense.attention, AttentionBlock)
-    assert isinstance(dense.feed_forward, FeedForwardBlock)
-    width = int(dense.attention.head_dim * share)
-    if share > 1 or width < 2 or width % 2:
+    head_dim = dense.attention.head_dim
+    width = head_dim * share // 1
+    if broken := breaking((share > 1) | (width < 2) | (width % 2 != 0), head_dim):
+        (head_dim,) = broken
         raise InputError(
             "`head_dim * partial_rotary_factor` must be an even number of dimensions of a head, "
-            f"but got {dense.attention.head_dim} and {share}; use a factor of 0.5 or 1.0"
+            f"but got {head_dim} and {share}; use a factor of 0.5 or 1.0"
         )
     rotary = replace(fields.rotary(), share=float(share))
     dense = replace(dense, attention=replace(dense.attention, rotary=rotary))
     mixture = mixture_block(
-        fields, dense.feed_forward, experts="num_experts", shared="num_shared_experts"
+        fields, feed_forward_block(fields), experts="num_experts", shared="num_shared_experts"
     )
     number = fields["num_hidden_layers"]
     first = min(fields["first_k_dense_replace"], number)
@@ -48,6 +49,18 @@ def build_llada2(fields: ConfigFields) -> Architecture:
     return replace(dense_decoder(fields, layers), block_length=fields["block_length"])
 
 
+LLADA2_MINI = {
+    "vocab_size": 157_184,
+    "hidden_size": 2048,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 20,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "num_shared_experts": 1,
+    "first_k_dense_replace": 1,
+}
 LLADA2 = ConfigFamily(
     "llada2_moe",
     {
@@ -68,6 +81,30 @@ LLADA2 = ConfigFamily(
     },
     build_llada2,
     class_name="LLaDA2MoeModelLM",
+    axes=Axes(
+        width="moe_intermediate_size",
+        sizes={
+            "num_experts": (64, 128, 256),
+            "num_experts_per_tok": (4, 8),
+            "n_group": (1,),
+            "topk_group": (1,),
+        },
+        structure={"num_shared_experts": (1,), "first_k_dense_replace": (1,)},
+        follows={
+            "intermediate_size": (
+                "moe_intermediate_size * (num_experts_per_tok + num_shared_experts)"
+            )
+        },
+        reference=LLADA2_MINI,
+        rules=(
+            "num_experts_per_tok <= num_experts",
+            "num_experts % n_group == 0",
+            "topk_group <= n_group",
+            "num_experts_per_tok <= topk_group * num_experts / n_group",
+        ),
+        active_width="intermediate_size",
+        deployable=("num_experts % 8 == 0", "8 * moe_intermediate_size >= hidden_size"),
+    ),
     in_transformers=False,
     names={
         **EXPERT_NAMES,

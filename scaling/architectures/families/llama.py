@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer, layer_runs
+from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
 from shapelaw.scaling.architectures.blocks.embedding import EmbeddingBlock
 from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
@@ -123,6 +124,17 @@ def plain_layer(fields: ConfigFields, *, gated: bool = True) -> DecoderLayer:
     )
 
 
+# Llama 3.2 1B.
+LLAMA_1B = {
+    "vocab_size": 128_256,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "tie_word_embeddings": True,
+}
 LLAMA = ConfigFamily(
     "llama",
     {
@@ -133,4 +145,5 @@ LLAMA = ConfigFamily(
     },
     build_llama,
     class_name="LlamaForCausalLM",
+    axes=Axes(heads_divide_hidden=True, reference=LLAMA_1B),
 )

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock, Router
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
@@ -92,6 +93,14 @@ LLAMA4 = ConfigFamily(
     },
     build_llama4,
     class_name="Llama4ForCausalLM",
+    axes=Axes(
+        sizes={"num_local_experts": (16, 64, 128), "num_experts_per_tok": (1,)},
+        structure={"interleave_moe_layer_step": (1, 2), "attention_chunk_size": (8192,)},
+        follows={"intermediate_size_mlp": "intermediate_size * (num_experts_per_tok + 1)"},
+        rules=("num_experts_per_tok <= num_local_experts",),
+        active_width="intermediate_size_mlp",
+        deployable=("num_local_experts % 8 == 0",),
+    ),
     names={
         "mlp.gate_up_proj": "feed_forward.gate_proj|feed_forward.up_proj",
         "mlp.down_proj": "feed_forward.down_proj",

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from shapelaw.scaling.architectures.architecture import Architecture
+from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
     ConfigField,
@@ -29,4 +30,5 @@ MISTRAL = ConfigFamily(
     },
     build_mistral,
     class_name="MistralForCausalLM",
+    axes=Axes(structure={"sliding_window": (None, 4096)}),
 )

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
     ConfigField,
@@ -42,5 +43,6 @@ NANOCHAT = ConfigFamily(
     },
     build_nanochat,
     class_name="NanoChatForCausalLM",
+    axes=Axes(head_dim=None),
     names={"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"},
 )

@@ -1,6 +1,7 @@
 """OLMo 2: norms after attention and MLP, QK-norm over the full width."""
 
 from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
     ConfigFields,
@@ -31,6 +32,7 @@ OLMO2 = ConfigFamily(
     {**dense_fields((50_304, 4096, 11_008, 32, 32), epsilon=1e-5), "attention_bias": switch(False)},
     build_olmo2,
     class_name="Olmo2ForCausalLM",
+    axes=Axes(head_dim=None),
     names={
         "attention_output_norm": "post_attention_layernorm",
         "mlp_output_norm": "post_feedforward_layernorm",

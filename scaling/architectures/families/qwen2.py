@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from shapelaw.scaling.architectures.architecture import Architecture
+from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
     ConfigField,
@@ -44,6 +45,15 @@ def build_qwen2(fields: ConfigFields) -> Architecture:
     return dense_decoder(fields, windowed_layers(layer, qwen_windows(fields)))
 
 
+# Qwen2.5 1.5B.
+QWEN_1_5B = {
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
 QWEN2 = ConfigFamily(
     "qwen2",
     {
@@ -53,4 +63,5 @@ QWEN2 = ConfigFamily(
     },
     build_qwen2,
     class_name="Qwen2ForCausalLM",
+    axes=Axes(head_dim=None, reference=QWEN_1_5B),
 )

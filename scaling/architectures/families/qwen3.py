@@ -6,6 +6,7 @@ Parameters per layer: attention + 3·d·f + 2·d + 2·h; Qwen3-MoE has d·E + E�
 from dataclasses import replace
 
 from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock, Router
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
@@ -39,6 +40,14 @@ def build_qwen3(fields: ConfigFields) -> Architecture:
     return dense_decoder(fields, windowed_layers(qwen3_layer(fields), qwen_windows(fields)))
 
 
+QWEN3_1_7B = {
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": True,
+}
 QWEN3 = ConfigFamily(
     "qwen3",
     {
@@ -50,6 +59,7 @@ QWEN3 = ConfigFamily(
     },
     build_qwen3,
     class_name="Qwen3ForCausalLM",
+    axes=Axes(reference=QWEN3_1_7B),
 )
 
 
@@ -78,6 +88,7 @@ def build_qwen3_moe(fields: ConfigFields) -> Architecture:
     return dense_decoder(fields, layers)
 
 
+QWEN3_30B_A3B = {"num_hidden_layers": 48, "head_dim": 128}
 QWEN3_MOE = ConfigFamily(
     "qwen3_moe",
     {
@@ -95,6 +106,16 @@ QWEN3_MOE = ConfigFamily(
     },
     build_qwen3_moe,
     class_name="Qwen3MoeForCausalLM",
+    axes=Axes(
+        width="moe_intermediate_size",
+        sizes={"num_experts": (32, 64, 128), "num_experts_per_tok": (2, 4, 8)},
+        follows={"intermediate_size": "moe_intermediate_size * num_experts_per_tok"},
+        constants={"norm_topk_prob": True},
+        reference=QWEN3_30B_A3B,
+        rules=("num_experts_per_tok <= num_experts",),
+        active_width="intermediate_size",
+        deployable=("num_experts % 8 == 0", "8 * moe_intermediate_size >= hidden_size"),
+    ),
     names=EXPERT_NAMES,
     also_read=("num_local_experts", "max_window_layers"),
 )

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
@@ -77,5 +78,6 @@ SMOLLM3 = ConfigFamily(
     },
     build_smollm3,
     class_name="SmolLM3ForCausalLM",
+    axes=Axes(head_dim=None, structure={"no_rope_layer_interval": (4,)}),
     theta=2_000_000.0,
 )

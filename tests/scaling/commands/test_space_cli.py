@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from shapelaw.scaling.architectures.config import read_architecture
 from shapelaw.scaling.commands.space_cli import read_space
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.runs.ratios import table_of
@@ -186,3 +187,70 @@ def test_numbers_are_parsed_as_a_list_or_a_range(text: str, numbers: tuple[int, 
 def test_parse_numbers_raises_on_other_texts(text: str) -> None:
     with pytest.raises(InputError, match="`--layers` must be whole numbers"):
         parse_numbers("--layers", text)
+
+
+FAMILY = ("space", "--family", "qwen3_moe", "--params", "1B", "--layers", "24", "--axis",
+          "num_experts=64", "--tolerance", "0.01")  # fmt: skip
+
+
+def test_space_of_a_family_writes_its_table_and_a_config_for_each_model(tmp_path: Path) -> None:
+    table, folder = tmp_path / "models.csv", tmp_path / "configs"
+    limits = ("--most", "weight_bytes=18G", "--most", "cache_bytes=100M", "--gqa", "8")
+    document = json.loads(
+        output_of(*FAMILY, *limits, "--out", table, "--configs", folder, "--json")
+    )
+    rows = pd.read_csv(table)
+    configs = [json.loads(path.read_text()) for path in folder.glob("*/config.json")]
+    assert 0 < len(rows) == len(configs) == document["shapes"]
+    assert set(rows["num_experts"]) == {64}
+    assert (rows["num_attention_heads"] == 8 * rows["num_key_value_heads"]).all()
+    assert rows["weight_bytes"].max() <= 18e9
+    counts = sorted(read_architecture(config).n_total for config in configs)
+    assert counts == sorted(rows["n_total"])
+    assert {"limit": "weight_bytes <= 18000000000", "left": 0} not in document["left"]
+    assert document["ranges"]["cache_bytes"][1] <= 100_000_000
+
+
+def test_context_of_a_family_decides_on_cache_bytes() -> None:
+    short, long = (
+        json.loads(output_of(*FAMILY, "--context", tokens, "--json"))["ranges"]["cache_bytes"]
+        for tokens in (1000, 3000)
+    )
+    assert [3 * each for each in short] == long
+
+
+def test_options_of_dense_shapes_reach_a_family(tmp_path: Path) -> None:
+    table = tmp_path / "models.csv"
+    output_of(*FAMILY, "--head-dim", "128", "--hidden-step", "256", "--mlp-step", "128",
+              "--max-heads", "16", "--vocab", "1000", "--untied", "--tolerance", "0.03",
+              "--out", table)  # fmt: skip
+    rows = pd.read_csv(table)
+    assert (rows["head_dim"] == 128).all()
+    assert (rows["hidden_size"] % 256 == 0).all()
+    assert (rows["moe_intermediate_size"] % 128 == 0).all()
+    assert rows["num_attention_heads"].max() <= 16
+    assert (rows["n_total"] - rows["n_non_embedding"] == 2 * 1000 * rows["hidden_size"]).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--family", "mamba"), "`--family` must be one of llama"),
+        (("--axis", "num_experts=8"), "`--axis` belongs to --family"),
+        (("--family", "deepseek_v3", "--head-dim", "64"), "`--head-dim` must be left out for deep"),
+        (("--family", "gpt2", "--gqa", "4"), "`--gqa` must be left out for gpt2"),
+        (("--family", "qwen3", "--axis", "head_dim=64", "--axis", "head_dim=128"), "got it twice"),
+        (("--family", "qwen3_moe", "--most", "gqa=4"), "`--most` must be COLUMN=VALUE"),
+        (("--family", "qwen3_moe", "--configs", "many"), "writes at most 1000 configs"),
+    ],
+)
+def test_wrong_options_of_a_family_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said in failing(monkeypatch, capsys, "space", "--params", "1B", *arguments)
+    assert not any(tmp_path.iterdir())
