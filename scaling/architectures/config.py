@@ -125,13 +125,13 @@ def architecture_config(
         Longest context of the model in tokens, if the config does not say it.
     """
     family = FAMILIES[architecture.model_type]
-    fields = dict(architecture.fields)
-    renamed = family.in_transformers and fields.get("canon_set")
+    kind, fields = family.written_as or family.model_type, dict(architecture.fields)
+    renamed = fields.get("canon_set") and (family.in_transformers or family.written_as)
     if not architecture.embedding.positions:
         fields.setdefault("max_position_embeddings", max_position_embeddings)
     return {
         "architectures": [family.class_name],
-        "model_type": family.model_type + (CANON_SUFFIX if renamed else ""),
+        "model_type": kind + (CANON_SUFFIX if renamed else ""),
         **fields,
         **family.constants,
         "torch_dtype": "float32",

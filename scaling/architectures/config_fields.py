@@ -361,6 +361,9 @@ class ConfigFamily:
         transformers has the class; checkpoints of other families bring their code.
     axes
         Fields that a search over its models varies.
+    written_as
+        Model type of the configs that are written; "" for its own. Of a family without a class of
+        its own, it is that of the class that computes it.
     """
 
     model_type: str
@@ -374,6 +377,7 @@ class ConfigFamily:
     constants: Mapping[str, Any] = field(default_factory=dict)
     in_transformers: bool = True
     axes: Axes = field(default_factory=Axes)
+    written_as: str = ""
 
 
 def require_layer_types(kinds: Any, number: int, known: Sequence[str]) -> None:

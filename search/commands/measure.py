@@ -18,11 +18,6 @@ from shapelaw.search.engines.machine import calibrate, write_hardware
 from shapelaw.search.engines.registry import engine_named
 from shapelaw.search.workload import parse_workload
 
-PLAIN_STEPS = (
-    "decoded by plain forward passes, as no faster decoder knows the family: compare the speed "
-    "with that of other such models, not with that of dense shapes; it is not kept"
-)
-
 
 def measure_config(
     config: Path | None, engine: str, workload: str, *, keep: bool = True, fresh: bool = False
@@ -53,10 +48,12 @@ def measure_config(
     model, notes = _model_for(measuring, document)
     for each in notes:
         note(f"{config.name}: {each}")
-    if isinstance(model, Architecture):
+    if isinstance(model, Architecture) and measuring.architecture_note:
+        note(f"{config.name}: {measuring.architecture_note}")
+    if isinstance(model, Architecture) and (
+        measuring.architecture_note or measuring.kind != "measured"
+    ):
         measuring = engine_named(engine)
-        if measuring.kind == "measured":
-            note(f"{config.name}: {PLAIN_STEPS}")
     work = parse_workload(workload, dtype=measuring.default_dtype)
     with working("measuring the shape"):
         measurement = measuring.measure(model, work)  # type: ignore[arg-type]
@@ -73,7 +70,11 @@ def measure_config(
 def _model_for(
     engine: Engine, document: Mapping[str, Any]
 ) -> tuple[Shape | Architecture, tuple[str, ...]]:
-    """Read a config as the model that an engine measures, with notes on what that leaves out."""
+    """Read a config as the model that an engine measures, with notes on what that leaves out.
+
+    A shape stands for every model of its costs where the engine predicts, or computes both by the
+    same code; elsewhere only for the models of its class.
+    """
     if not engine.decodes_diffusion and "model_type" in document:
         whole = read_architecture(document)
         if whole.embedding.mask_token is not None:
@@ -83,13 +84,18 @@ def _model_for(
                 "fills in masked tokens; use --engine torch"
             )
     model, notes = read_model(document, whole=engine.serves_architectures)
-    if engine.kind == "measured" and engine.serves_architectures and isinstance(model, Shape):
-        try:
-            model.require_gate_without_biases("be measured")
-        except InputError:
-            model = read_architecture(document)
-            return model, model.notes
-    return model, notes
+    if isinstance(model, Architecture) or engine.kind != "measured":
+        return model, notes
+    try:
+        model.require_gate_without_biases("be measured")
+        kind = model.to_config()["model_type"]
+        if engine.architecture_note or document.get("model_type", kind) == kind:
+            return model, notes
+    except InputError:
+        if not engine.serves_architectures:
+            return model, notes
+    whole = read_architecture(document)
+    return whole, whole.notes
 
 
 def calibrate_machine(config: Path | None, out: Path | None) -> dict[str, Any]:

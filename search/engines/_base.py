@@ -134,6 +134,8 @@ class Engine(ABC):
     kind: str
     serves_architectures: bool = False  # whether it takes models outside of the dense Llama family
     decodes_diffusion: bool = False  # whether it fills in masked tokens in parallel
+    # What a user must know of the speed of such a model; it is then not stored.
+    architecture_note: str = ""
     is_formula: bool = False  # whether :meth:`times` answers for whole tables of shapes
     supported: frozenset[str] = frozenset()  # of Workload.needs
     default_dtype = "float32"  # number format of a workload that names none

@@ -6,10 +6,13 @@ from abc import abstractmethod
 from collections.abc import Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
+from shapelaw.scaling.architectures.architecture import Architecture
+from shapelaw.scaling.architectures.config import architecture_config
+from shapelaw.scaling.architectures.engine_conditions import require_computed_alike
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.search.engines._base import MAX_WALL_TO_CPU, Engine, Measurement, interval
@@ -76,8 +79,8 @@ class TimedEngine(Engine):
     together = 4
 
     @abstractmethod
-    def start(self, shape: Shape, workload: Workload) -> Server:
-        """Load a shape.
+    def start(self, shape: Shape | Architecture, workload: Workload) -> Server:
+        """Load a shape or an architecture.
 
         Raises
         ------
@@ -85,10 +88,23 @@ class TimedEngine(Engine):
             The engine cannot run this shape or workload.
         """
 
-    def measure(self, shape: Shape, workload: Workload) -> Measurement:
-        """Measure one shape."""
+    def start_alike(self, shape: Shape | Architecture, workload: Workload) -> Server:
+        """Load a shape, or an architecture that the engine computes as the trainer does.
+
+        Raises
+        ------
+        shapelaw.scaling.errors.InputError
+            The architecture breaks a condition of the engine, or the engine cannot run it.
+        """
+        if isinstance(shape, Architecture):
+            require_computed_alike(shape, self.name)
+            require_positions(shape, workload)
+        return self.start(shape, workload)
+
+    def measure(self, shape: Shape | Architecture, workload: Workload) -> Measurement:
+        """Measure one shape or architecture."""
         self.require_supported(workload)
-        with self.start(shape, workload) as server:
+        with self.start_alike(shape, workload) as server:
             (result,) = self._measure_loaded([server], workload)
         if isinstance(result, str):
             raise InputError(result)
@@ -108,7 +124,7 @@ class TimedEngine(Engine):
             servers = []
             for shape in shapes:
                 try:
-                    servers.append(stack.enter_context(self.start(shape, workload)))
+                    servers.append(stack.enter_context(self.start_alike(shape, workload)))
                     results.append("")
                 except InputError as error:
                     results.append(str(error))
@@ -177,6 +193,31 @@ class TimedEngine(Engine):
             disturbed=len(undisturbed) < self.repeats,
             concurrency=workload.concurrency,
         )
+
+
+def require_positions(architecture: Architecture, workload: Workload) -> None:
+    """Refuse sequences that are longer than the learned positions of an architecture."""
+    positions = architecture.embedding.positions
+    length = workload.input_tokens + workload.output_tokens
+    if positions and length > positions:
+        raise InputError(
+            f"`input + output tokens <= {positions}` must hold, the learned positions of "
+            f"{architecture}, but got {length}; choose a shorter workload"
+        )
+
+
+def serving_config(shape: Shape | Architecture, workload: Workload) -> dict[str, Any]:
+    """Write the Hugging Face config of a model whose positions suffice for a workload.
+
+    Tokens with a role are null: those of a family may lie beyond the vocabulary.
+    """
+    length = workload.input_tokens + workload.output_tokens
+    if isinstance(shape, Shape):
+        return shape.to_config(max_position_embeddings=length)
+    config = architecture_config(shape, max_position_embeddings=length)
+    config |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    longest = config.get("max_position_embeddings")
+    return config if longest is None else config | {"max_position_embeddings": max(longest, length)}
 
 
 def require_token_count(produced: Sized, expected: tuple[int, int]) -> None:

@@ -47,6 +47,10 @@ class TorchEngine(TimedEngine):
     name = "torch"
     serves_architectures = True
     decodes_diffusion = True
+    architecture_note = (
+        "decoded by plain forward passes, as no faster decoder knows the family: compare the speed "
+        "with that of other such models, not with that of dense shapes; it is not kept"
+    )
 
     def __init__(self, hardware: str | None = None, *, repeats: int = 5) -> None:
         if hardware not in (None, "cpu", "cuda"):

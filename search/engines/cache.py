@@ -136,6 +136,7 @@ class CachedEngine(Engine):
         self.engine, self.store, self.fresh = engine, store, fresh
         self.serves_architectures = engine.serves_architectures
         self.decodes_diffusion = engine.decodes_diffusion
+        self.architecture_note = engine.architecture_note
         self.name, self.kind, self.is_formula = engine.name, engine.kind, engine.is_formula
         self.known_error, self.supported = engine.known_error, engine.supported
         self.default_dtype = engine.default_dtype

@@ -207,4 +207,6 @@ DEEPSEEK_V3 = ConfigFamily(
         deployable=("n_routed_experts % 8 == 0", "8 * moe_intermediate_size >= hidden_size"),
     ),
 )
-KIMI_K2 = replace(DEEPSEEK_V3, model_type="kimi_k2", in_transformers=False)
+KIMI_K2 = replace(
+    DEEPSEEK_V3, model_type="kimi_k2", in_transformers=False, written_as="deepseek_v3"
+)

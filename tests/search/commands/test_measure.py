@@ -231,14 +231,29 @@ def config_file(folder: Path, **fields: object) -> Path:
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "olmo2", "nanochat"])
-def test_a_family_beyond_shapes_is_not_served_by_engines_of_shapes(
-    tmp_path: Path, model_type: str
-) -> None:
+def test_family_beyond_shapes_is_predicted_from_its_config(tmp_path: Path, model_type: str) -> None:
     path = config_file(tmp_path, model_type=model_type)
     row = measuring.measure_config(path, "roofline:h100", "16/4@2", keep=False)
     assert row["tpot"] > 0
-    with pytest.raises(InputError, match="to be read as a shape"):
-        measuring.measure_config(path, "transformers", "16/4@2", keep=False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "engine", "served"),
+    [
+        ({"model_type": "llama"}, "transformers", "Shape"),
+        ({"model_type": "smollm3"}, "transformers", "smollm3"),  # a class of its own
+        ({"model_type": "smollm3"}, "torch", "Shape"),
+        ({"model_type": "smollm3"}, "roofline:h100", "Shape"),
+        ({"model_type": "qwen2"}, "transformers", "qwen2"),
+        ({"model_type": "qwen2"}, "torch", "qwen2"),  # biases
+        ({"model_type": "mistral", "sliding_window": None}, "transformers", "mistral"),
+    ],
+)
+def test_engine_with_classes_serves_the_class_of_the_config(
+    fields: dict[str, Any], engine: str, served: str
+) -> None:
+    model, _ = measuring._model_for(engine_named(engine), fields)
+    assert getattr(model, "model_type", "Shape") == served
 
 
 def test_a_window_bounds_the_cache_that_the_roofline_reads(tmp_path: Path) -> None:

@@ -14,35 +14,14 @@ from torch.nn import functional as F
 
 from shapelaw.scaling.architectures.architecture import DecoderLayer
 from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock
-from shapelaw.scaling.architectures.config import read_architecture
 from shapelaw.trainers.models.hugging_face import export, hugging_face_weights, load_export
-from shapelaw.trainers.models.transformer import Transformer, is_matrix
+from shapelaw.trainers.models.transformer import Transformer
+from support.random_models import model_of
 from support.tiny_configs import LLAMA3, TINY_CONFIGS, YARN
 
 transformers = pytest.importorskip("transformers")
 
 POSITIONS = 37
-
-
-def randomise(model: Transformer, seed: int = 0) -> None:
-    """Draw parameters and buffers: matrices of deviation 0.5/√fan_in, vectors near their value."""
-    model.initialise(seed)  # the layers of PyTorch begin with biases from the global generator
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.tensors().items():
-            if not is_matrix(name, weight):
-                weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
-            else:
-                scale = 0.05 if "embed_" in name else 0.5 / weight.shape[-1] ** 0.5
-                weight.copy_(scale * torch.randn(weight.shape, generator=generator))
-
-
-def model_of(name: str, **fields: object) -> Transformer:
-    """Build the random model of a config, with some fields changed."""
-    config = {"model_type": name.partition("-")[0], **TINY_CONFIGS[name], **fields}
-    model = Transformer(read_architecture(config), context_length=256).eval()
-    randomise(model)
-    return model
 
 
 def exported(model: Transformer, folder: Path) -> torch.nn.Module:
