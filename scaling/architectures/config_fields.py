@@ -318,7 +318,8 @@ class ConfigFields:
     def resolved(self) -> tuple[tuple[str, Any], ...]:
         """Return every field of the family with its value or default, and rotary parameters."""
         positions = ("rope_theta", "rope_parameters", "rope_scaling", "max_position_embeddings")
-        given = {n: self.values[n] for n in (*positions, "head_dim") if n in self.values}
+        others = ("rope_local_base_freq", "head_dim")
+        given = {n: self.values[n] for n in (*positions, *others) if n in self.values}
         own = {name: (self[name], spec.default) for name, spec in self.fields.items()}
         said = {
             name: value

@@ -1,21 +1,32 @@
 """Conditions under which a serving engine computes an architecture as the trainer does.
 
-One table of block properties: an engine that is not named in it computes every family, as the
+One table of block properties. An engine that no condition names computes every family, as the
 embedded one does. The conditions come from comparisons of log-probabilities on random weights,
-which the tests of the engines repeat.
+which the tests of the engines repeat, and from the code of the engines.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from shapelaw.scaling.architectures import llamacpp_properties as llamacpp
 from shapelaw.scaling.architectures.architecture import Architecture
-from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
+from shapelaw.scaling.architectures.blocks.latent_attention import LatentAttentionBlock
+from shapelaw.scaling.architectures.llamacpp_properties import (
+    LLAMACPP_ARCHITECTURES,
+    attention_blocks,
+    expert_blocks,
+    first_of,
+)
 from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError
 
 TRANSFORMERS, VLLM, LLAMACPP = "transformers", "vllm", "llamacpp"
 SERVING_ENGINES = ("torch", TRANSFORMERS, VLLM, LLAMACPP)
+NOT_IN_VLLM = ("nanochat",)  # its Transformers backend included
+KV_BLOCK = 128  # tokens of a block of vLLM's cache on a CPU
+MOST_EPSILON = 1e-5  # below which 1e-6 makes no difference of 1e-4 in log-probabilities
+CLAMP = (7.0, 1.702)  # limit and slope of the experts of gpt-oss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +40,9 @@ class Condition:
     rule
         The rule, as an error says it in backticks.
     broken
-        Returns what breaks the rule; None where the rule holds.
+        Returns what breaks the rule; None where it holds.
     reason
-        What the engine would do instead.
+        What the engine does instead.
     """
 
     engines: tuple[str, ...]
@@ -40,24 +51,167 @@ class Condition:
     reason: str
 
 
-def attentions(architecture: Architecture) -> Iterator[AttentionBlock]:
-    """Return the attention of each layer that has one over keys and values."""
-    blocks = (layer.attention for layer in architecture.each_layer())
-    return (block for block in blocks if isinstance(block, AttentionBlock))
-
-
-def canon_places(architecture: Architecture) -> str | None:
-    """Return the places of Canon layers."""
+def _canon_places(architecture: Architecture) -> str | None:
     canon = architecture.first_layer.canon
     return canon.places if canon else None
+
+
+def _streams(architecture: Architecture) -> int | None:
+    return architecture.streams.streams if architecture.streams else None
+
+
+def _latent_epsilon(architecture: Architecture) -> float | None:
+    for layer, _ in architecture.layers:
+        block = layer.attention
+        largest = max(layer.norm.epsilon, MOST_EPSILON)
+        if isinstance(block, LatentAttentionBlock) and largest != MOST_EPSILON:
+            return layer.norm.epsilon
+    return None
+
+
+def _clamp(architecture: Architecture) -> Any:
+    clamps = (block.clamp for block in expert_blocks(architecture) if block.clamp)
+    return first_of(clamp for clamp in clamps if clamp != CLAMP)
+
+
+def _chunk_beside_blocks(architecture: Architecture) -> int | None:
+    chunks = (block.window for block in attention_blocks(architecture) if block.chunked)
+    return first_of(chunk for chunk in chunks if chunk and chunk % KV_BLOCK)
 
 
 CONDITIONS = (
     Condition(
         engines=(TRANSFORMERS, VLLM, LLAMACPP),
         rule="canon_set == null",
-        broken=canon_places,
+        broken=_canon_places,
         reason="no other engine has Canon layers",
+    ),
+    Condition(
+        engines=(VLLM,),
+        rule="altup_num_inputs == 1",
+        broken=_streams,
+        reason="its class drops the per-layer embeddings of Gemma 3n in silence",
+    ),
+    Condition(
+        engines=(LLAMACPP,),
+        rule="altup_num_inputs == 1",
+        broken=_streams,
+        reason="it fixes all sizes of Gemma 3n to those of the published models",
+    ),
+    Condition(
+        engines=(VLLM,),
+        rule="model_type known to vLLM",
+        broken=lambda a: a.model_type if a.model_type in NOT_IN_VLLM else None,
+        reason="it has no class of this type",
+    ),
+    Condition(
+        engines=(VLLM,),
+        rule=f"attention_chunk_size % {KV_BLOCK} == 0",
+        broken=_chunk_beside_blocks,
+        reason="chunks must be whole blocks of its cache",
+    ),
+    Condition(
+        engines=(LLAMACPP,),
+        rule="model_type known to llama.cpp",
+        broken=lambda a: None if a.model_type in LLAMACPP_ARCHITECTURES else a.model_type,
+        reason="it has no architecture of this type",
+    ),
+    Condition(
+        engines=(VLLM, LLAMACPP),
+        rule=f"rms_norm_eps <= {MOST_EPSILON:g}",
+        broken=_latent_epsilon,
+        reason="it has one epsilon, and the norms of latents have 1e-06 in transformers",
+    ),
+    Condition(
+        engines=(VLLM, LLAMACPP),
+        rule=f"[swiglu_limit, swiglu_alpha] == {list(CLAMP)}",
+        broken=_clamp,
+        reason="it fixes them",
+    ),
+    Condition(
+        engines=(LLAMACPP,),
+        rule="hidden_act as published",
+        broken=llamacpp.unknown_activation,
+        reason="it fixes the activation of each family",
+    ),
+    Condition(
+        engines=(LLAMACPP,),
+        rule="biases as published",
+        broken=llamacpp.unknown_bias,
+        reason="it reads biases of a family's published models only",
+    ),
+    Condition(
+        engines=(LLAMACPP,),
+        rule="layer_types as published",
+        broken=llamacpp.misplaced_window,
+        reason="it has windows on all layers but every 6th of Gemma 3, every 2nd of gpt-oss and "
+        "every 4th of Llama 4, and on none of other families",
+    ),
+    Condition(
+        engines=(LLAMACPP,),
+        rule="no_rope_layers as published",
+        broken=llamacpp.misplaced_positions,
+        reason="it leaves the positions of every 4th layer of SmolLM3 and Llama 4 out",
+    ),
+    Condition(
+        engines=(LLAMACPP,),
+        rule="attention_chunk_size and temperature as published",
+        broken=llamacpp.other_chunk,
+        reason=f"it fixes chunks of {llamacpp.CHUNK} tokens and the temperature",
+    ),
+    Condition(
+        engines=(LLAMACPP,),
+        rule=f"use_qk_norm == (num_local_experts != {llamacpp.UNNORMED_EXPERTS})",
+        broken=llamacpp.other_norm_of_heads,
+        reason="it tells by the number of experts whether heads have a norm",
+    ),
+    Condition(
+        engines=(LLAMACPP,),
+        rule="query_pre_attn_scalar == head_dim",
+        broken=llamacpp.other_scale,
+        reason="it divides scores by the root of the head dimension",
+    ),
+    Condition(
+        engines=(LLAMACPP,),
+        rule="rope_parameters as published",
+        broken=llamacpp.other_local_positions,
+        reason="it fixes the base of local layers at 10000, and scales only full ones, linearly",
+    ),
+    Condition(
+        engines=(LLAMACPP,),
+        rule="rope_type as published",
+        broken=llamacpp.unread_scaling,
+        reason="it reads Llama 3's scaling in Llama, Llama 4 and Arcee only",
+    ),
+    Condition(
+        engines=(LLAMACPP,),
+        rule="truncate == true",
+        broken=llamacpp.exact_ramp,
+        reason="it rounds the ends of yarn's ramp",
+    ),
+    Condition(
+        engines=(LLAMACPP,),
+        rule="latent attention as published",
+        broken=llamacpp.latent_property,
+        reason="it has a latent of queries unless a model has 26 or 27 layers, and one mscale",
+    ),
+    Condition(
+        engines=(LLAMACPP,),
+        rule="n_group == 1",
+        broken=llamacpp.expert_groups,
+        reason="it chooses experts over all groups otherwise than transformers",
+    ),
+    Condition(
+        engines=(LLAMACPP,),
+        rule="norm_topk_prob == true",
+        broken=llamacpp.plain_weights,
+        reason="it always normalises the weights of chosen experts",
+    ),
+    Condition(
+        engines=(LLAMACPP,),
+        rule="layers with experts as published",
+        broken=llamacpp.misplaced_experts,
+        reason="it has experts in all layers, after dense ones (DeepSeek) or at one step (Llama 4)",
     ),
 )
 

@@ -5,6 +5,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from shapelaw.scaling.architectures.architecture import Architecture
+from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
+from shapelaw.scaling.architectures.blocks.latent_attention import LatentAttentionBlock
+from shapelaw.scaling.architectures.blocks.short_convolution import ShortConvolutionBlock
+from shapelaw.scaling.architectures.llamacpp_properties import attention_blocks
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.search.engines._base import bytes_served, describe_processor
@@ -22,6 +27,7 @@ from shapelaw.search.workload import Workload
 SETTING = "SHAPELAW_VLLM_PYTHON"
 SESSION = "vllm_session.py"
 MAX_BLOCK = 128  # tokens: the largest block in which vLLM allocates the cache
+LATENT_KERNEL = (512, 64)  # ranks of latent and rotary keys that the kernels of latents take
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the scheduler runs in the timed process
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -48,6 +54,7 @@ class VllmEngine(TimedEngine):
     """
 
     name = "vllm"
+    serves_architectures = True
 
     def __init__(self, hardware: str | None = None, *, repeats: int = 5) -> None:
         if hardware not in (None, "cpu", "cuda"):
@@ -80,8 +87,8 @@ class VllmEngine(TimedEngine):
         """Return ``vllm`` or ``vllm:cuda``."""
         return self.name if self.on == "cpu" else f"{self.name}:cuda"
 
-    def start(self, shape: Shape, workload: Workload) -> Server:
-        """Load a shape in a process."""
+    def start(self, shape: Shape | Architecture, workload: Workload) -> Server:
+        """Load a shape or an architecture in a process."""
         if self.on == "cpu":
             refuse_above(
                 CPU_LIMIT,
@@ -90,25 +97,74 @@ class VllmEngine(TimedEngine):
                 "the vllm engine",
             )
         folder = tempfile.TemporaryDirectory(prefix="shapelaw-")
-        write_config(shape, workload, Path(folder.name))
-        environment = ENVIRONMENT | (CPU_ENVIRONMENT if self.on == "cpu" else {})
-        process = SessionProcess(SESSION, python=self.python, environment=environment)
+        write_config(shape, workload, Path(folder.name), **config_changes(shape))
+        process = SessionProcess(SESSION, python=self.python, environment=self.environment(shape))
         server = VllmServer(process, folder, on=self.on)
-        server.load(shape, workload, folder=folder.name, options=self._options(shape, workload))
+        options = self.options(shape, workload)
+        server.load(shape, workload, folder=folder.name, options=options)
         return server
 
-    def _options(self, shape: Shape, workload: Workload) -> dict[str, Any]:
+    def environment(self, shape: Shape | Architecture) -> dict[str, str]:
+        """Return the environment variables under which vLLM computes a model as it should."""
+        variables = ENVIRONMENT | (CPU_ENVIRONMENT if self.on == "cpu" else {})
+        latent = _latent_attention(shape)
+        if latent and (latent.latent_rank, latent.rotary_head_dim) != LATENT_KERNEL:
+            variables = variables | {"VLLM_MLA_DISABLE": "1"}
+        return variables
+
+    def options(self, shape: Shape | Architecture, workload: Workload) -> dict[str, Any]:
+        """Return the options of vLLM for a model and a workload."""
         narrow = workload.kv_dtype not in (None, workload.dtype)
         options: dict[str, Any] = {
             "dtype": workload.dtype,
             "kv_cache_dtype": workload.kv_dtype if narrow else "auto",
         }
+        if isinstance(shape, Architecture) and any(
+            block.temperature for block in attention_blocks(shape)
+        ):  # else it is off below 32,768 tokens
+            options["override_generation_config"] = {"attn_temperature_tuning": True}
         if self.on == "cpu":
             length = workload.input_tokens + workload.output_tokens
             blocks = workload.concurrency * (-(-length // MAX_BLOCK) + 1) + 1
-            cache = blocks * MAX_BLOCK * shape.kv_bytes(workload.kv_bytes_per_value)
+            cache = blocks * MAX_BLOCK * _allocated_values(shape) * workload.kv_bytes_per_value
             options |= {"enforce_eager": True, "kv_cache_memory_bytes": int(cache)}
+            if _latent_attention(shape):  # its eager rotation of queries is wrong on a CPU
+                options["compilation_config"] = {"custom_ops": ["all", "-rotary_embedding"]}
         return options
+
+
+def _latent_attention(shape: Shape | Architecture) -> LatentAttentionBlock | None:
+    block = shape.first_layer.attention if isinstance(shape, Architecture) else None
+    return block if isinstance(block, LatentAttentionBlock) else None
+
+
+def _allocated_values(shape: Shape | Architecture) -> int:
+    """Count the numbers per token that vLLM may allocate: layers of all kinds as full ones."""
+    if isinstance(shape, Shape):
+        return shape.kv_bytes(1)
+    widths = []
+    for layer in shape.each_layer():
+        block = layer.attention
+        if isinstance(block, LatentAttentionBlock):  # expanded without a kernel for latents
+            width = block.plain_head_dim + block.rotary_head_dim + block.value_head_dim
+            widths.append(2 * block.num_attention_heads * width)
+        elif isinstance(block, AttentionBlock):
+            widths.append(2 * block.num_key_value_heads * block.head_dim)
+    return 2 * shape.num_hidden_layers * max(widths)  # groups of layers are padded to one size
+
+
+def config_changes(shape: Shape | Architecture) -> dict[str, Any]:
+    """Return fields that vLLM wants to see in a config: yarn's ramp, channels of convolutions."""
+    if isinstance(shape, Shape):
+        return {}
+    fields, changes = dict(shape.fields), {}
+    for name in ("rope_parameters", "rope_scaling"):
+        given = fields.get(name)
+        if given and given.get("rope_type", given.get("type")) == "yarn":
+            changes[name] = {"beta_fast": 32.0, "beta_slow": 1.0, **given}
+    if any(isinstance(layer.attention, ShortConvolutionBlock) for layer, _ in shape.layers):
+        changes["conv_dim"] = shape.hidden_size
+    return changes
 
 
 class VllmServer(ProcessServer):

@@ -9,10 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from shapelaw.scaling.architectures.config import architecture_of, read_trainable
+from shapelaw.scaling.architectures.engine_conditions import LLAMACPP, require_computed_alike
+from shapelaw.scaling.architectures.llamacpp_properties import LLAMACPP_ARCHITECTURES
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.extras import installing
 from shapelaw.scaling.files import read_json, write_whole
-from shapelaw.trainers.models.hugging_face import CONFIG, WEIGHTS
+from shapelaw.trainers.models.hugging_face import CONFIG, load_export
+from shapelaw.trainers.models.llama_cpp import add_metadata, gguf_tensors
 
 # The letter of byte 0. No text contains it, so a merge of two of them never applies.
 NULL_BYTE_LETTER = "Ā"
@@ -31,7 +35,8 @@ def export_gguf(folder: Path, path: Path) -> None:
     Raises
     ------
     InputError
-        The folder has no tokenizer or no weights, or gguf is not installed.
+        llama.cpp computes the family differently or not at all, the folder has no tokenizer or
+        no weights, or gguf is not installed.
     """
     try:
         import gguf
@@ -39,67 +44,23 @@ def export_gguf(folder: Path, path: Path) -> None:
         raise InputError(
             f"a GGUF file needs gguf ({error}); install it by `{installing('gguf')}`"
         ) from None
-    config, tokenizer = read_json(folder / CONFIG), read_json(folder / "tokenizer.json")
-    weights = _weights(folder, config)
-    names = gguf.get_tensor_name_map(
-        gguf.MODEL_ARCH[config["model_type"].upper()], config["num_hidden_layers"]
-    )
+    config = read_json(folder / CONFIG)
+    require_computed_alike(architecture_of(read_trainable(config)), LLAMACPP)
+    tokenizer, model = read_json(folder / "tokenizer.json"), load_export(folder)
 
     def write(target: Path) -> None:
-        writer = gguf.GGUFWriter(str(target), config["model_type"])
-        _add_shape(writer, config)
+        kind = LLAMACPP_ARCHITECTURES[model.architecture.model_type]
+        writer = gguf.GGUFWriter(str(target), kind)
+        add_metadata(writer, model.architecture, model.context_length)
         _add_tokenizer(writer, tokenizer, config, gguf.TokenType)
-        for name, weight in weights.items():
-            writer.add_tensor(str(names.get_name(name, try_suffixes=(".weight",))), weight)
+        for name, weight in gguf_tensors(model).items():
+            writer.add_tensor(name, np.ascontiguousarray(weight.numpy(), np.float32))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
 
     write_whole(path, write)
-
-
-def _weights(folder: Path, config: dict[str, Any]) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load_file
-
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except OSError as error:
-        raise InputError(
-            f"{folder / WEIGHTS} cannot be read ({error}); give the folder of a finished run"
-        ) from None
-    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
-    if config["model_type"] == "llama":
-        for name in weights:
-            count = heads.get(name.split(".")[-2])
-            if count is not None:
-                weights[name] = _interleaved(weights[name], count)
-    return {name: np.ascontiguousarray(weight, np.float32) for name, weight in weights.items()}
-
-
-def _interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Reorder the rows of (heads · h, d) so that the two rows of each rotated pair are adjacent.
-
-    llama.cpp rotates adjacent rows for Llama, Hugging Face rotates the two halves of a head.
-    """
-    rows, features = weight.shape
-    halves = weight.reshape(heads, 2, rows // heads // 2, features)
-    return halves.swapaxes(1, 2).reshape(rows, features)
-
-
-def _add_shape(writer: Any, config: dict[str, Any]) -> None:
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(config["head_dim"])
-    writer.add_value_length(config["head_dim"])
-    writer.add_rope_dimension_count(config["head_dim"])
-    writer.add_rope_freq_base(config["rope_theta"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_vocab_size(config["vocab_size"])
 
 
 def _add_tokenizer(

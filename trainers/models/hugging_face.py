@@ -3,6 +3,7 @@
 Transformers, vLLM and llama.cpp's converter load the exported folder.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol, TypedDict
@@ -55,7 +56,7 @@ def hugging_face_weights(model: Transformer) -> dict[str, torch.Tensor]:
     """
     return {
         piece.name: piece.view.clone(memory_format=torch.contiguous_format).view(piece.shape)
-        for piece in _pieces(model)
+        for piece in weight_pieces(model, _checkpoint_names(model))
     }
 
 
@@ -67,9 +68,19 @@ class Piece(NamedTuple):
     view: torch.Tensor
 
 
-def _pieces(model: Transformer) -> Iterator[Piece]:
-    """Return views of the parts of all weights that a checkpoint keeps under names of their own."""
-    names, rows = LLAMA_NAMES | dict(FAMILIES[model.architecture.model_type].names), model.rows()
+def _checkpoint_names(model: Transformer) -> dict[str, str]:
+    return LLAMA_NAMES | dict(FAMILIES[model.architecture.model_type].names)
+
+
+def weight_pieces(model: Transformer, names: Mapping[str, str]) -> Iterator[Piece]:
+    """Return views of the parts of all weights that a file keeps under names of their own.
+
+    Parameters
+    ----------
+    names
+        Names in the file, see :mod:`shapelaw.scaling.architectures.weight_names`.
+    """
+    rows = model.rows()
     for name, weight in model.tensors().items():
         yield from _pieces_of(name, weight.detach(), names, rows)
 
@@ -86,7 +97,7 @@ def _pieces_of(
         weight = weight.transpose(-1, -2)
     parts: Sequence[torch.Tensor] = (weight,)
     if len(stored.names) > 1:
-        sizes = rows[name.removesuffix(".weight").removesuffix(".bias")]
+        sizes = rows[re.sub(r"(\.weight|[._]bias)$", "", name)]
         parts = weight.split(sizes, dim=-1 if name.endswith("bias") else -2)
     for own, part in zip(stored.names, parts, strict=True):
         shape = part.shape
@@ -190,7 +201,7 @@ def load_export(folder: Path, *, attention: str = "sdpa") -> Transformer:
             f"but has {count:,}; train the run again"
         )
     model = Transformer(description, context_length=length, attention=attention)
-    for piece in _pieces(model):
+    for piece in weight_pieces(model, _checkpoint_names(model)):
         tensor = tensors.get(piece.name)
         if tensor is None or tensor.shape != piece.shape:
             raise InputError(

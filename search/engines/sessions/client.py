@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.extras import installed_version, installing
 from shapelaw.scaling.files import write_json
-from shapelaw.search.engines._timed import Server, Timing
+from shapelaw.search.engines._timed import Server, Timing, serving_config
 from shapelaw.search.workload import Workload
 
 SESSIONS = Path(__file__).parent
@@ -122,7 +123,7 @@ class ProcessServer(Server):
         self.process, self.folder = process, folder
         self.sequences = 0
 
-    def load(self, shape: Shape, workload: Workload, **fields: Any) -> None:
+    def load(self, shape: Shape | Architecture, workload: Workload, **fields: Any) -> None:
         """Load the shape and serve once, so that a failure shows before the timed repeats.
 
         Raises
@@ -157,7 +158,7 @@ class ProcessServer(Server):
         self.folder.cleanup()
 
 
-def session_workload(shape: Shape, workload: Workload) -> dict[str, int]:
+def session_workload(shape: Shape | Architecture, workload: Workload) -> dict[str, int]:
     """Return the counts of a workload and a vocabulary that a session needs."""
     return {
         "input_tokens": workload.input_tokens,
@@ -167,12 +168,13 @@ def session_workload(shape: Shape, workload: Workload) -> dict[str, int]:
     }
 
 
-def write_config(shape: Shape, workload: Workload, folder: Path, **changes: Any) -> None:
+def write_config(
+    shape: Shape | Architecture, workload: Workload, folder: Path, **changes: Any
+) -> None:
     """Write a Hugging Face config.json whose positions suffice for the workload."""
-    length = workload.input_tokens + workload.output_tokens
     write_json(
         folder / "config.json",
-        shape.to_config(max_position_embeddings=length)
+        serving_config(shape, workload)
         | {"torch_dtype": workload.dtype, "bos_token_id": 0, "eos_token_id": 0}
         | changes,
     )

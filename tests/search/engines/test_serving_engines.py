@@ -126,7 +126,7 @@ def test_python_without_vllm_is_named_in_the_error(monkeypatch: pytest.MonkeyPat
 
 def test_vllm_on_a_cpu_is_one_eager_thread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     engine = vllm(monkeypatch, tmp_path)
-    options = engine._options(SHAPE, WORKLOAD)
+    options = engine.options(SHAPE, WORKLOAD)
     assert options["enforce_eager"]
     assert options["kv_cache_memory_bytes"] >= 3 * 26 * SHAPE.kv_bytes(4)
     assert (engine.label, engine.version, engine.together) == ("vllm", "9", 4)
@@ -140,7 +140,7 @@ def test_vllm_on_a_gpu_uses_graphs_and_one_shape_at_a_time(
 ) -> None:
     engine = vllm(monkeypatch, tmp_path, device="NVIDIA X")
     narrow = parse_workload("20/6@3:bfloat16,kv=fp8")
-    assert engine._options(SHAPE, narrow) == {"dtype": "bfloat16", "kv_cache_dtype": "fp8"}
+    assert engine.options(SHAPE, narrow) == {"dtype": "bfloat16", "kv_cache_dtype": "fp8"}
     assert (engine.label, engine.device, engine.together) == ("vllm:cuda", "NVIDIA X", 1)
     found = engine.measure(SHAPE, WORKLOAD)
     assert not found.disturbed, "a GPU's work takes no CPU time"
