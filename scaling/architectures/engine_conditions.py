@@ -17,6 +17,7 @@ from shapelaw.scaling.architectures.llamacpp_properties import (
     attention_blocks,
     expert_blocks,
     first_of,
+    latent_blocks,
 )
 from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError
@@ -24,6 +25,7 @@ from shapelaw.scaling.errors import InputError
 TRANSFORMERS, VLLM, LLAMACPP = "transformers", "vllm", "llamacpp"
 SERVING_ENGINES = ("torch", TRANSFORMERS, VLLM, LLAMACPP)
 NOT_IN_VLLM = ("nanochat",)  # its Transformers backend included
+NOT_MIXED_IN_VLLM = ("qwen2", "qwen3")
 KV_BLOCK = 128  # tokens of a block of vLLM's cache on a CPU
 MOST_EPSILON = 1e-5  # below which 1e-6 makes no difference of 1e-4 in log-probabilities
 CLAMP = (7.0, 1.702)  # limit and slope of the experts of gpt-oss
@@ -69,9 +71,21 @@ def _latent_epsilon(architecture: Architecture) -> float | None:
     return None
 
 
+def _rotation_of_halves(architecture: Architecture) -> bool | None:
+    rotaries = (block.rotary for block in latent_blocks(architecture))
+    return first_of(False for rotary in rotaries if not rotary.interleaved)
+
+
 def _clamp(architecture: Architecture) -> Any:
     clamps = (block.clamp for block in expert_blocks(architecture) if block.clamp)
     return first_of(clamp for clamp in clamps if clamp != CLAMP)
+
+
+def _mixed_windows(architecture: Architecture) -> str | None:
+    local = sum(n for layer, n in architecture.layers if layer.attention.window is not None)
+    whole = architecture.num_hidden_layers
+    mixed = architecture.model_type in NOT_MIXED_IN_VLLM and 0 < local < whole
+    return f"a window on {local} of {whole} layers" if mixed else None
 
 
 def _chunk_beside_blocks(architecture: Architecture) -> int | None:
@@ -111,6 +125,12 @@ CONDITIONS = (
         reason="chunks must be whole blocks of its cache",
     ),
     Condition(
+        engines=(VLLM,),
+        rule="max_window_layers in (0, num_hidden_layers)",
+        broken=_mixed_windows,
+        reason="its classes of Qwen2 and Qwen3 have windows on all layers or none",
+    ),
+    Condition(
         engines=(LLAMACPP,),
         rule="model_type known to llama.cpp",
         broken=lambda a: None if a.model_type in LLAMACPP_ARCHITECTURES else a.model_type,
@@ -121,6 +141,12 @@ CONDITIONS = (
         rule=f"rms_norm_eps <= {MOST_EPSILON:g}",
         broken=_latent_epsilon,
         reason="it has one epsilon, and the norms of latents have 1e-06 in transformers",
+    ),
+    Condition(
+        engines=(VLLM, LLAMACPP),
+        rule="rope_interleave == true",
+        broken=_rotation_of_halves,
+        reason="it rotates adjacent dimensions of latent attention",
     ),
     Condition(
         engines=(VLLM, LLAMACPP),

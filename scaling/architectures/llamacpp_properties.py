@@ -6,7 +6,7 @@ conditions of llama.cpp in :mod:`shapelaw.scaling.architectures.engine_condition
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
@@ -14,6 +14,7 @@ from shapelaw.scaling.architectures.blocks.latent_attention import LatentAttenti
 from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock
 from shapelaw.scaling.architectures.blocks.short_convolution import ShortConvolutionBlock
 
+T = TypeVar("T")
 # Architectures of llama.cpp that compute a family, by their names there.
 LLAMACPP_ARCHITECTURES = {
     "llama": "llama",
@@ -115,7 +116,7 @@ def expert_blocks(architecture: Architecture) -> Iterator[ExpertsBlock]:
     return (block for block in blocks if isinstance(block, ExpertsBlock))
 
 
-def first_of(values: Iterator[Any]) -> Any:
+def first_of(values: Iterator[T]) -> T | None:
     """Return the first value, None if there is none."""
     return next(values, None)
 
@@ -124,20 +125,21 @@ def unknown_activation(architecture: Architecture) -> str | None:
     """Return an activation of an MLP that is computed as another one."""
     known = fixed_properties(architecture).activations
     blocks = (layer.feed_forward for layer, _ in architecture.layers)
-    names = (getattr(block, "expert", block).activation for block in blocks)
-    return first_of(name for name in names if name not in known)
+    mlps: Iterator[Any] = (getattr(block, "expert", block) for block in blocks)
+    return first_of(str(mlp.activation) for mlp in mlps if mlp.activation not in known)
 
 
 def unknown_bias(architecture: Architecture) -> str | None:
     """Return a part with biases that are not read."""
     known = fixed_properties(architecture).biases
     for layer, _ in architecture.layers:
-        block, mlp = layer.attention, layer.feed_forward
+        block = layer.attention
+        mlp: Any = getattr(layer.feed_forward, "expert", layer.feed_forward)
         whole = getattr(block, "bias", False)  # of latent attention and convolutions
         parts = {
             "qkv": getattr(block, "qkv_bias", whole),
             "output": getattr(block, "output_bias", whole),
-            "mlp": getattr(mlp, "expert", mlp).bias,
+            "mlp": mlp.bias,
         }
         unknown = [part for part, has in parts.items() if has and part not in known]
         if unknown:
@@ -242,8 +244,6 @@ def latent_property(architecture: Architecture) -> str | None:
         scaling = block.rotary.scaling
         if (block.query_rank is None) != lite:
             return f"q_lora_rank {block.query_rank} in {architecture.num_hidden_layers} layers"
-        if not block.rotary.interleaved:
-            return "rope_interleave false"
         if scaling and abs(scaling.rotation_scale - 1) > 1e-9:
             return f"rotations scaled by {scaling.rotation_scale:.3g} (mscale)"
     return None

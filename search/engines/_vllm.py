@@ -141,7 +141,7 @@ def _latent_attention(shape: Shape | Architecture) -> LatentAttentionBlock | Non
 def _allocated_values(shape: Shape | Architecture) -> int:
     """Count the numbers per token that vLLM may allocate: layers of all kinds as full ones."""
     if isinstance(shape, Shape):
-        return shape.kv_bytes(1)
+        return int(shape.kv_bytes(1))
     widths = []
     for layer in shape.each_layer():
         block = layer.attention
@@ -150,20 +150,21 @@ def _allocated_values(shape: Shape | Architecture) -> int:
             widths.append(2 * block.num_attention_heads * width)
         elif isinstance(block, AttentionBlock):
             widths.append(2 * block.num_key_value_heads * block.head_dim)
-    return 2 * shape.num_hidden_layers * max(widths)  # groups of layers are padded to one size
+    return int(2 * shape.num_hidden_layers * max(widths))  # groups of layers are padded to one size
 
 
 def config_changes(shape: Shape | Architecture) -> dict[str, Any]:
     """Return fields that vLLM wants to see in a config: yarn's ramp, channels of convolutions."""
     if isinstance(shape, Shape):
         return {}
-    fields, changes = dict(shape.fields), {}
+    fields = dict(shape.fields)
+    changes: dict[str, Any] = {}
     for name in ("rope_parameters", "rope_scaling"):
         given = fields.get(name)
         if given and given.get("rope_type", given.get("type")) == "yarn":
             changes[name] = {"beta_fast": 32.0, "beta_slow": 1.0, **given}
     if any(isinstance(layer.attention, ShortConvolutionBlock) for layer, _ in shape.layers):
-        changes["conv_dim"] = shape.hidden_size
+        changes |= dict.fromkeys(("conv_dim", "block_dim"), shape.hidden_size)
     return changes
 
 

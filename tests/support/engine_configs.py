@@ -59,3 +59,29 @@ LLAMACPP_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "lfm2": ("lfm2", {}),
 }
+
+
+WIDE = {"hidden_size": 128}  # heads of 32, the smallest that vLLM has kernels for
+HEADS = {"head_dim": 32}
+LATENT_HEADS = {**LATENT, "qk_nope_head_dim": 24}
+CHUNKED = {**HEADS, "attention_chunk_size": 128}
+VLLM_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("gpt2", {"n_embd": 128}),
+    "llama scaled": ("llama", HEADS),
+    "llama with biases": ("llama-biases", WIDE),
+    "mistral with windows": ("mistral-window", WIDE),
+    "qwen2 with yarn": ("qwen2", WIDE),
+    "qwen3": ("qwen3", HEADS),
+    "gemma3_text": ("gemma3_text", HEADS),
+    "gemma3_text with a cap": ("gemma3_text-cap", HEADS),
+    "olmo2": ("olmo2", WIDE),
+    "smollm3": ("smollm3", WIDE),
+    "arcee": ("arcee", WIDE),
+    "lfm2": ("lfm2", WIDE),
+    "deepseek_v3 without experts": ("deepseek_v3-dense", LATENT_HEADS),
+    "deepseek_v3": ("deepseek_v3", LATENT_HEADS),
+    "deepseek_v3 of one group": ("deepseek_v3-kimi", LATENT_HEADS),
+    "qwen3_moe": ("qwen3_moe", HEADS),
+    "llama4_text": ("llama4_text", CHUNKED),
+    "gpt_oss": ("gpt_oss", {**HEADS, "swiglu_limit": 7.0, "intermediate_size": 128}),
+}
