@@ -19,6 +19,7 @@ from shapelaw.scaling.architectures.llamacpp_properties import (
     first_of,
     latent_blocks,
 )
+from shapelaw.scaling.architectures.registry import FAMILIES
 from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError
 
@@ -56,6 +57,12 @@ class Condition:
 def _canon_places(architecture: Architecture) -> str | None:
     canon = architecture.first_layer.canon
     return canon.places if canon else None
+
+
+def _remote_class(architecture: Architecture) -> str | None:
+    family = FAMILIES[architecture.model_type]
+    served = family.in_transformers or family.written_as
+    return None if served else architecture.model_type
 
 
 def _streams(architecture: Architecture) -> int | None:
@@ -99,6 +106,18 @@ CONDITIONS = (
         rule="canon_set == null",
         broken=_canon_places,
         reason="no other engine has Canon layers",
+    ),
+    Condition(
+        engines=(TRANSFORMERS, VLLM, LLAMACPP),
+        rule="mask_token_id == null",
+        broken=lambda architecture: architecture.embedding.mask_token,
+        reason="it decodes one token after the other, and fills in no masked ones",
+    ),
+    Condition(
+        engines=(TRANSFORMERS, VLLM),
+        rule="model_type known to transformers",
+        broken=_remote_class,
+        reason="transformers has no class of this type",
     ),
     Condition(
         engines=(VLLM,),

@@ -139,6 +139,15 @@ def test_canon_layers_are_served_by_the_embedded_engine_only(engine: str, tmp_pa
         require_computed_alike(architecture, engine)
 
 
+@pytest.mark.parametrize("engine", SERVING_ENGINES[1:])
+@pytest.mark.parametrize("name", DIFFUSION_CONFIGS)
+def test_diffusion_models_are_served_by_the_embedded_engine_only(name: str, engine: str) -> None:
+    architecture = read_architecture({"model_type": name, **DIFFUSION_CONFIGS[name]})
+    assert serving_engines(architecture) == ["torch"]
+    with pytest.raises(InputError, match=f"`mask_token_id == null` must hold in the {engine} eng"):
+        require_computed_alike(architecture, engine)
+
+
 def test_refused_architecture_is_an_error_before_anything_is_measured(tmp_path: Path) -> None:
     path = written({**config_of("gpt2"), "canon_set": "A"}, tmp_path)
     with pytest.raises(InputError, match="no other engine has Canon layers"):
