@@ -8,7 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shapelaw.scaling.architectures.blocks.attention import AttentionBlock, mean_visible_tokens
+from shapelaw.scaling.architectures.blocks.attention import (
+    AttentionBlock,
+    mean_context,
+    mean_visible_tokens,
+)
 from shapelaw.scaling.architectures.blocks.canon import CanonBlock
 from shapelaw.scaling.architectures.blocks.embedding import EmbeddingBlock
 from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
@@ -251,8 +255,8 @@ class Architecture:
 
     @property
     def sparsity(self) -> Any:
-        """All parameters over those that one token uses."""
-        return self.n_total / self.n_active
+        """All parameters over those that one token uses, without tables and head."""
+        return self.n_non_embedding / self.n_active_non_embedding
 
     @property
     def mlp_to_attention(self) -> Any:
@@ -364,6 +368,53 @@ class Architecture:
         )
         return 1.0 * (self._fixed_flops + attention)
 
+    def prefill_flops(self, length: int) -> Any:
+        """Count the FLOPs per token of a prompt, at its mean context."""
+        return self._flops_between(0, length, "score_flops")
+
+    def decode_flops(self, begin: int, end: int) -> Any:
+        """Count the FLOPs per generated token, at the mean context from ``begin`` to ``end``."""
+        return self._flops_between(begin, end, "decode_score_flops")
+
+    def _flops_between(self, begin: int, end: int, kind: str) -> Any:
+        attention = sum(
+            number * getattr(layer.attention, kind) * _context(layer, begin, end)
+            for layer, number in self.layers
+        )
+        return 1.0 * (self._fixed_flops + attention)
+
+    def decode_cache_bytes(self, begin: int, end: int, bytes_per_element: float = 2) -> Any:
+        """Count the bytes of cache and states that a step reads, at the same mean context."""
+        values = sum(
+            number * layer.attention.read_cache_values * _context(layer, begin, end)
+            for layer, number in self.layers
+        )
+        return 1.0 * bytes_per_element * (values + self.state_values)
+
+    def read_parameters(self, tokens: Any) -> Any:
+        """Count the parameters that a step over so many tokens reads.
+
+        All but tables that are looked up beside the embedding, and experts that no token chooses.
+        """
+        idle = sum(n * layer.feed_forward.idle_parameters(tokens) for layer, n in self.layers)
+        return self.n_total - self.embedding.looked_up - idle
+
+    def splits_over(self, devices: int) -> Any:
+        """Return whether devices can share the heads of every layer; convolutions need none."""
+        split: Any = True
+        for layer, _ in self.layers:
+            if hasattr(layer.attention, "splits_over"):
+                split = split & layer.attention.splits_over(devices)
+        return split
+
+    def cache_share(self, devices: int) -> Any:
+        """Return the share of the cache on each of some devices, of the layer with the largest."""
+        share: Any = 1 / devices
+        for layer, _ in self.layers:
+            if hasattr(layer.attention, "cache_share"):
+                share = np.maximum(share, layer.attention.cache_share(devices))
+        return share
+
     @property
     def _fixed_flops(self) -> Any:
         """FLOPs per token that do not depend on the context."""
@@ -464,6 +515,11 @@ class Architecture:
         """Longest window or chunk of a layer, in tokens; None if every layer sees all tokens."""
         windows = [layer.attention.window for layer, _ in self.layers]
         return max((window for window in windows if window is not None), default=None)
+
+
+def _context(layer: DecoderLayer, begin: int, end: int) -> float:
+    """Compute the mean context of a layer between two positions."""
+    return mean_context(begin, end, layer.attention.window, chunked=layer.attention.chunked)
 
 
 def _visible(layer: DecoderLayer, context: float) -> Any:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 FORWARD_AND_BACKWARD = 3  # forward passes; a backward pass costs two of them
 
 
@@ -79,6 +81,33 @@ class Costs:
         width = self.num_attention_heads * self.head_dim
         attention = 4 * width * context * self.num_hidden_layers
         return 2 * (self.n_non_embedding + head) + attention
+
+    def prefill_flops(self, length: int) -> Any:
+        """Count the FLOPs per token of a prompt, at its mean context."""
+        return self.forward_flops(length / 2)
+
+    def decode_flops(self, begin: int, end: int) -> Any:
+        """Count the FLOPs per generated token, at the mean context from ``begin`` to ``end``."""
+        return self.forward_flops((begin + end) / 2)
+
+    def decode_cache_bytes(self, begin: int, end: int, bytes_per_element: float = 2) -> Any:
+        """Count the bytes of the cache that a step reads, at the same mean context."""
+        return self.cache_bytes((begin + end) / 2, bytes_per_element)
+
+    def read_parameters(self, tokens: Any) -> Any:
+        """Count the parameters that a step reads: all, with an untied embedding as well."""
+        del tokens  # only experts depend on them
+        return self.n_total
+
+    def splits_over(self, devices: int) -> Any:
+        """Return whether devices can share the heads; a key-value head may be copied."""
+        groups = self.num_key_value_heads
+        split = (groups % devices == 0) | (devices % groups == 0)
+        return (self.num_attention_heads % devices == 0) & split
+
+    def cache_share(self, devices: int) -> Any:
+        """Return the share of the cache on each of some devices: at least one key-value head."""
+        return np.maximum(1 / devices, 1 / self.num_key_value_heads)
 
     def training_flops(self, context_length: int) -> Any:
         """Count the FLOPs per training token, forward and backward, at the mean causal context.

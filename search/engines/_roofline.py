@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -29,10 +29,13 @@ class RooflineEngine(Engine):
 
     seconds = max(FLOPs / peak, bytes / bandwidth). Prefill: FLOPs of all prompts at their mean
     context, and the bytes of the weights. Decode, per step: FLOPs of one token per sequence, and
-    the bytes of the weights and of every sequence's KV cache at its mean length. Overheads are
-    neglected, so the speed is an upper bound that ranks shapes and no forecast (arXiv 2402.16363
-    discusses the model). A model split over GPUs has their parts of FLOPs and bytes, and two
-    all-reduces per layer of the activations; embeddings and logits are split as well.
+    the bytes of the weights and of every sequence's KV cache at its mean length. Weights are those
+    that a step reads: no look-up tables, and of E experts, k for each of n tokens, on average
+    E·(1 - (1 - k/E)^n). Windows limit contexts, and latents are cached once and not expanded in
+    decoding. Overheads are neglected, so the speed is an upper bound that ranks shapes and no
+    forecast (arXiv 2402.16363 discusses the model). A model split over GPUs has their parts of
+    FLOPs and bytes, and two all-reduces per layer of the activations; embeddings and logits are
+    split as well.
     ``roofline:KEY`` is a device of ``data/hardware.toml``; ``roofline:this``
     and ``roofline:FILE.toml`` are entries that ``shapelaw measure --calibrate`` wrote.
 
@@ -78,11 +81,6 @@ class RooflineEngine(Engine):
     def measure(self, shape: Shape | Architecture, workload: Workload) -> Measurement:
         """Predict the speed on as many devices as the workload splits a model over."""
         device = self.hardware
-        if isinstance(shape, Architecture) and workload.tensor_parallel != (1,):
-            raise InputError(
-                "`tp` must be left out for a config outside of the dense Llama family: how its "
-                "layers are split is not known"
-            )
         best = best_setting(shape, workload, device)
         if not np.isfinite(best.rate[0]):
             raise InputError(_refusal(shape, workload, device))
@@ -144,7 +142,7 @@ def _split_setting(model: Costs | Architecture, workload: Workload, device: Hard
         at_once = np.full(count, workload.concurrency)
     ttft, tpot = roofline(model, workload, device, np.maximum(at_once, 1))
     needed = bytes_per_gpu(model, workload, np.maximum(at_once, 1))
-    served = (needed <= device.memory) & (at_once > 0) & divides_heads(model, workload.gpus)
+    served = (needed <= device.memory) & (at_once > 0) & model.splits_over(workload.gpus)
     ttft, tpot = np.where(served, ttft, np.nan), np.where(served, tpot, np.nan)
     rate = workload.output_rate(ttft, tpot) * at_once / workload.concurrency
     return Setting(rate, ttft, tpot, at_once, np.full(count, workload.gpus))
@@ -168,33 +166,17 @@ def _most_at_once(model: Costs | Architecture, workload: Workload, device: Hardw
     return low
 
 
-def divides_heads(shape: Costs | Architecture, gpus: int) -> Any:
-    """Return whether a number of GPUs divides the heads; few key-value heads are copied."""
-    if gpus == 1:
-        return True
-    dense = cast(Costs, shape)  # other families are refused with more than one GPU
-    query, cached = dense.num_attention_heads, dense.num_key_value_heads
-    return (query % gpus == 0) & ((cached % gpus == 0) | (gpus % cached == 0))
-
-
-def cache_share(shape: Costs | Architecture, gpus: int) -> Any:
-    """Return the share of the KV cache on each GPU: at least one key-value head."""
-    if gpus == 1:
-        return 1.0
-    return np.maximum(1 / gpus, 1 / cast(Costs, shape).num_key_value_heads)
-
-
 def bytes_per_gpu(shape: Costs | Architecture, workload: Workload, concurrency: Any) -> Any:
     """Compute the bytes of weights and KV cache on each GPU; (n,) for a table of n shapes."""
     length = workload.input_tokens + workload.output_tokens
     cache = concurrency * shape.cache_bytes(length, workload.kv_bytes_per_value)
     weights = shape.weight_bytes(workload.bytes_per_value) / workload.gpus
-    return cache * cache_share(shape, workload.gpus) + weights
+    return cache * shape.cache_share(workload.gpus) + weights
 
 
 def _refusal(shape: Shape | Architecture, workload: Workload, device: Hardware) -> str:
     """Say why no setting serves a shape."""
-    split = [gpus for gpus in workload.tensor_parallel if divides_heads(shape, gpus)]
+    split = [gpus for gpus in workload.tensor_parallel if shape.splits_over(gpus)]
     if not split:
         return (
             f"`tp` must divide the query heads and the key-value heads of {shape}, but got "
@@ -256,20 +238,20 @@ def roofline(
         )
     at_once = workload.concurrency if concurrency is None else concurrency
     steady = workload.steady
-    weights = shape.weight_bytes(workload.bytes_per_value) / gpus
+    stored = workload.bytes_per_value / gpus
     ring = 2 * (gpus - 1) / gpus * DTYPES[workload.dtype] / (device.link or np.inf)
     # Seconds per token in the two all-reduces of each layer.
-    width = cast(Costs, shape).hidden_size if gpus > 1 else 0
-    reduced = 2 * shape.num_hidden_layers * width * ring
+    reduced = 2 * shape.num_hidden_layers * shape.hidden_size * ring
     prompt = (1 if steady else at_once) * workload.input_tokens
-    prefill_flops = prompt * shape.forward_flops(workload.input_tokens / 2) / gpus
+    prefill_flops = prompt * shape.prefill_flops(workload.input_tokens) / gpus
+    weights = stored * shape.read_parameters(prompt)
     ttft = np.maximum(prefill_flops / peak, weights / device.bandwidth) + prompt * reduced
-    context = workload.input_tokens + workload.output_tokens / 2
-    cache = at_once * shape.cache_bytes(context, workload.kv_bytes_per_value)
-    cache = cache * cache_share(shape, gpus)
+    span = workload.input_tokens, workload.input_tokens + workload.output_tokens
+    cache = at_once * shape.decode_cache_bytes(*span, workload.kv_bytes_per_value)
+    weights = stored * shape.read_parameters(at_once)
     tpot = np.maximum(
-        at_once * shape.forward_flops(context) / gpus / peak,
-        (weights + cache) / device.bandwidth,
+        at_once * shape.decode_flops(*span) / gpus / peak,
+        (weights + cache * shape.cache_share(gpus)) / device.bandwidth,
     )
     tpot = tpot + at_once * reduced
     if steady:

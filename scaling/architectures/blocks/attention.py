@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from shapelaw.scaling.architectures.blocks.norm import RMS_NORM, NormBlock
 from shapelaw.scaling.architectures.blocks.positions import ROTARY, RotaryPositions
 
@@ -40,6 +42,24 @@ def mean_visible_tokens(
         whole, rest = divmod(length, reach)
         return (whole * reach * (reach + 1) + rest * (rest + 1)) / (2 * length)
     return reach - reach * (reach - 1) / (2 * length)
+
+
+def mean_context(
+    begin: float, end: float, window: int | None = None, *, chunked: bool = False
+) -> float:
+    """Compute the mean number of earlier tokens that are visible between two positions.
+
+    Without a window it is (begin + end) / 2; layers with one see no more than its tokens.
+    """
+
+    def total(length: float) -> float:
+        if window is None or length <= window:
+            return length**2 / 2
+        if chunked:
+            return length // window * window**2 / 2 + (length % window) ** 2 / 2
+        return window * (length - window / 2)
+
+    return (total(end) - total(begin)) / (end - begin)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +165,26 @@ class AttentionBlock:
     def score_flops(self) -> Any:
         """FLOPs of scores and weighted values per visible token: 4·H·h."""
         return 4 * self.num_attention_heads * self.head_dim
+
+    @property
+    def decode_score_flops(self) -> Any:
+        """FLOPs per visible token in decoding: those of scores."""
+        return self.score_flops
+
+    @property
+    def read_cache_values(self) -> Any:
+        """Numbers of the cache that a step reads per visible token, also of a shared one: 2·K·h."""
+        return 2 * self.num_key_value_heads * self.head_dim
+
+    def splits_over(self, devices: int) -> Any:
+        """Return whether devices can share the heads; a key-value head may be copied."""
+        groups = self.num_key_value_heads
+        split = (groups % devices == 0) | (devices % groups == 0)
+        return (self.num_attention_heads % devices == 0) & split
+
+    def cache_share(self, devices: int) -> Any:
+        """Return the share of the cache on each of some devices: at least one key-value head."""
+        return np.maximum(1 / devices, 1 / self.num_key_value_heads)
 
     @property
     def cache_values(self) -> Any:

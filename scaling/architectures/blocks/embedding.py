@@ -43,8 +43,13 @@ class EmbeddingBlock:
         return self.vocab_size * self.hidden_size
 
     @property
+    def looked_up(self) -> Any:
+        """Parameters of the tables beside the token embedding, of which a token reads one row."""
+        return self.positions * self.hidden_size + self.other_tables
+
+    @property
     def parameters(self) -> Any:
         """Parameters of all tables and of the head; a tied head counts once."""
         tables = self.head_matmul_parameters * (2 - 1 * self.tied)
         norm = self.norm.parameters(self.hidden_size) if self.norm else 0
-        return tables + norm + self.positions * self.hidden_size + self.other_tables
+        return tables + norm + self.looked_up

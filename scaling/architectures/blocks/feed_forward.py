@@ -50,6 +50,10 @@ class FeedForwardBlock:
         """Parameters of the matrices that one token passes: all."""
         return self.matmul_parameters
 
+    def idle_parameters(self, tokens: Any) -> Any:
+        """Parameters that a step over so many tokens does not read: none."""
+        return 0 * tokens
+
     @property
     def parameters(self) -> Any:
         """All parameters: matrices and biases."""

@@ -80,6 +80,28 @@ class LatentAttentionBlock:
         return 2 * self.num_attention_heads * width
 
     @property
+    def decode_score_flops(self) -> Any:
+        """FLOPs per visible token in decoding, on latents that are not expanded: 2·H·(2·r_kv + r).
+
+        The expansions of keys and values become part of queries and outputs (arXiv 2405.04434).
+        """
+        return 2 * self.num_attention_heads * (2 * self.latent_rank + self.rotary_head_dim)
+
+    @property
+    def read_cache_values(self) -> Any:
+        """Numbers of the cache that a step reads per visible token: r_kv + r."""
+        return self.cache_values
+
+    def splits_over(self, devices: int) -> Any:
+        """Return whether devices can share the heads."""
+        return self.num_attention_heads % devices == 0
+
+    def cache_share(self, devices: int) -> Any:
+        """Return the share of the cache on each of some devices: each has the whole latent."""
+        del devices
+        return 1.0
+
+    @property
     def cache_values(self) -> Any:
         """Numbers that the cache keeps per token, once for keys and values: r_kv + r."""
         return self.latent_rank + self.rotary_head_dim

@@ -84,6 +84,17 @@ class ExpertsBlock:
         """Parameters of the matrices that one token uses: router, chosen and shared experts."""
         return self._router_parameters + self.path_parameters
 
+    def chosen_experts(self, tokens: Any) -> Any:
+        """Mean number of different experts that tokens choose together: E·(1 - (1 - k/E)^tokens).
+
+        Each token chooses k of E at random, as with a balanced router and unrelated tokens.
+        """
+        return self.experts * (1 - (1 - self.active / self.experts) ** tokens)
+
+    def idle_parameters(self, tokens: Any) -> Any:
+        """Parameters that a step over so many tokens does not read: experts that none chooses."""
+        return (self.experts - self.chosen_experts(tokens)) * self.expert.parameters
+
     @property
     def parameters(self) -> Any:
         """All parameters, of all experts."""

@@ -24,7 +24,9 @@ class ShortConvolutionBlock:
     chunked: bool = False
     rotary: None = None
     score_flops: int = 0
+    decode_score_flops: int = 0
     cache_values: int = 0
+    read_cache_values: int = 0
     rotated_dimensions: int = 0
 
     @property
