@@ -15,6 +15,7 @@ import shapelaw.search.commands.propose_cli
 import shapelaw.trainers.commands.sweep_cli
 from shapelaw.scaling.commands.options import (
     CorpusOption,
+    DecoderOption,
     EngineOption,
     Fresh,
     HeadDims,
@@ -263,10 +264,14 @@ def report(
 def measure(
     config: Annotated[
         Path | None,
-        typer.Argument(help="Shape, a Hugging Face config.json.", metavar="CONFIG"),
+        typer.Argument(
+            help="Model: a Hugging Face config.json, or a name such as dhara-70m.",
+            metavar="CONFIG",
+        ),
     ] = None,
     engine: EngineOption = "torch",
     workload: WorkloadOption = "edge",
+    decoder: DecoderOption = None,
     fresh: Fresh = False,
     no_cache: NoCache = False,
     calibrate: Annotated[
@@ -285,7 +290,11 @@ def measure(
 ) -> None:
     """Measure or predict how fast a shape serves a workload."""
     from shapelaw.scaling.display.progress import progress_shown
-    from shapelaw.search.commands.measure import calibrate_machine, measure_config
+    from shapelaw.search.commands.measure import (
+        calibrate_machine,
+        measure_config,
+        without_unasked,
+    )
 
     with progress_shown(quiet=json):
         if calibrate:
@@ -293,8 +302,10 @@ def measure(
         elif out is not None:
             raise InputError(f"`--out {out}` goes with --calibrate; leave it out, or use --json")
         else:
-            result = measure_config(config, engine, workload, keep=not no_cache, fresh=fresh)
-    print_fields(result, json=json)
+            result = measure_config(
+                config, engine, workload, decoder=decoder, keep=not no_cache, fresh=fresh
+            )
+    print_fields(result if json else without_unasked(result), json=json)
 
 
 @app.command()

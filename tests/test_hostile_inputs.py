@@ -168,12 +168,14 @@ OPTIONS = {
         "--params": "200M", "--layers": "12", "--axis": "num_experts=16", "--context": "4096",
         "--where": "head_dim == 64", "--most": "cache_bytes=50M", "--mlp-step": "64",
     },
-    "measure config.json --no-cache": {"--engine": "roofline:h100", "--workload": "chat"},
+    "measure config.json --no-cache": {
+        "--engine": "roofline:h100", "--workload": "chat", "--decoder": "ar",
+    },
     "propose": {
         "--params": "200M", "--tokens": "4B", "--law": "paper-2510.18245", "--layers": "12",
         "--head-dim": "64", "--engine": "roofline:h100", "--measurements": "3", "--vocab": "32000",
         "--storage": "study.log", "--seed": "1", "--workload": "chat", "--where": "gqa <= 4",
-        "--estimated": "20",
+        "--estimated": "20", "--decoder": "ar",
     },
     "data show runs.csv": {"--where": "loss > 0", "--exclude": "first"},
     "fit runs.csv": {"--law": "chinchilla", "--starts": "2", "--resamples": "3"},

@@ -283,7 +283,7 @@ def _family_of(values: Mapping[str, Any]) -> ConfigFamily:
 def _ignored_fields(values: Mapping[str, Any], family: ConfigFamily) -> list[str]:
     """List fields that decide on costs elsewhere and that this family's class does not read."""
     elsewhere = {name for each in FAMILIES.values() for name in each.fields} - {"head_dim"}
-    elsewhere -= {*family.fields, *family.also_read}
+    elsewhere -= {*family.fields, *family.also_read, *MASK_FIELDS}
     ignored = [f"`{name}`" for name in sorted(elsewhere & set(values)) if values[name]]
     notes = []
     if ignored:

@@ -321,6 +321,15 @@ WorkloadOption = Annotated[
         metavar="WORKLOAD",
     ),
 ]
+DecoderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--decoder",
+        help="Decoder of --engine torch: ar, or of diffusion models llada, threshold, block or "
+        "d2f, as d2f:block=32,confidence=0.9,add=0.1 (default: ar).",
+        metavar="NAME[:OPTIONS]",
+    ),
+]
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Measure again instead of using stored measurements.")
 ]

@@ -8,6 +8,7 @@ import typer
 from shapelaw.scaling.commands.options import (
     MOST,
     Convention,
+    DecoderOption,
     EngineOption,
     Extrapolate,
     Fresh,
@@ -245,6 +246,7 @@ def propose_shapes(
     law: Law = None,
     workload: WorkloadOption = "balanced",
     engine: EngineOption = "torch",
+    decoder: DecoderOption = None,
     baseline: Baseline = "llama-3.2-1b",
     params_convention: Convention = "non-embedding",
     tolerance: EqualSize = None,
@@ -279,7 +281,7 @@ def propose_shapes(
     from shapelaw.search.proposals import request as groups
     from shapelaw.search.workload import parse_workload
 
-    serving = stored_engine(engine, keep=not no_cache, fresh=fresh)
+    serving = stored_engine(engine, keep=not no_cache, fresh=fresh, decoder=decoder)
     served = parse_workload(workload, dtype=serving.default_dtype).changed(
         max_ttft=max_ttft, max_tpot=max_tpot,
         tensor_parallel=None if tp is None else _parse_option("--tp", tp),

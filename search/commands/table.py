@@ -113,6 +113,8 @@ def _formatted(
             if p.throughput
             else "–"
         ),
+        "tokens/pass": lambda p: _decoder_text(p, "tokens_per_forward", "{:.3g}".format),
+        "per answer": lambda p: _decoder_text(p, "seconds_per_answer", format_seconds),
         "KV/token": lambda p: format_bytes(p.kv_bytes),
         "weights": lambda p: format_bytes(p.weight_bytes),
         "in front": lambda p: (
@@ -153,6 +155,13 @@ def _shape_text(p: Proposal, *, with_tokens: bool) -> str:
     """Write the name of a shape, and below it the role and perhaps the training tokens."""
     tokens = f", {format_count(p.tokens)} tokens" if with_tokens else ""
     return f"{p.name}\n{p.role}{tokens}{_off_front(p)}"
+
+
+def _decoder_text(proposal: Proposal, name: str, text: Callable[[float], str]) -> str:
+    """Return a number of the decoder that was asked for; a dash without one."""
+    measured = proposal.throughput
+    asked = measured is not None and measured.decoder is not None
+    return text(getattr(measured, name)) if asked else "–"
 
 
 def _thinned(proposals: list[Proposal], most: int) -> list[Proposal]:

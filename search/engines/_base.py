@@ -16,8 +16,10 @@ from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.schema import Count, NonNegative, PositiveFloat
 from shapelaw.search.workload import LIMITS, Workload
+from shapelaw.trainers.generation.decoding_settings import DecodingSettings
 
 TIME_MODEL = "time model"  # kind of a speed that the time model estimated
+OF_DECODERS = ("decoder", "tokens_per_forward", "seconds_per_answer")  # of a measurement
 MAX_WALL_TO_CPU = 1.2  # ratio of wall to CPU seconds above which another process used the core
 
 
@@ -45,6 +47,9 @@ class Measurement:
     concurrency, gpus
         Sequences at once, and GPUs that the model is split over: those chosen for the shape where
         the workload leaves them open. The concurrency of older stored measurements is unknown.
+    decoder, tokens_per_forward, seconds_per_answer
+        Settings of a decoder that was asked for, output tokens of a sequence per forward pass, and
+        seconds until all output tokens of a prompt are there; else None.
     """
 
     engine: str
@@ -66,6 +71,9 @@ class Measurement:
     disturbed: bool
     concurrency: Count | None = None
     gpus: Count = 1
+    decoder: str | None = None
+    tokens_per_forward: PositiveFloat | None = None
+    seconds_per_answer: PositiveFloat | None = None
 
     @classmethod
     def predicted(
@@ -117,6 +125,13 @@ class Measurement:
             gpus=workload.gpus,
         )
 
+    def answer(self, workload: Workload) -> dict[str, Any]:
+        """Return the decoder, tokens per forward pass, and seconds until an answer is complete."""
+        if self.decoder is None:
+            seconds = self.ttft + (workload.output_tokens - 1) * self.tpot
+            return dict(zip(OF_DECODERS, ("ar", 1.0, seconds), strict=True))
+        return {name: getattr(self, name) for name in OF_DECODERS}
+
     def meets(self, workload: Workload) -> bool:
         """Return whether TTFT and TPOT are within the limits of a workload."""
         within = ((self.ttft, workload.max_ttft), (self.tpot, workload.max_tpot))
@@ -139,6 +154,7 @@ class Engine(ABC):
     is_formula: bool = False  # whether :meth:`times` answers for whole tables of shapes
     supported: frozenset[str] = frozenset()  # of Workload.needs
     default_dtype = "float32"  # number format of a workload that names none
+    decoder_text: str | None = None  # settings of a decoder that was asked for
     known_error: str = ""  # how a prediction compares with published measurements
 
     @property
@@ -150,7 +166,8 @@ class Engine(ABC):
     def basis(self) -> str:
         """Describe whether speeds are measured, and the known error of predicted ones."""
         if self.kind == "measured":
-            return f"measured by {self.label}"
+            decoder = f" with --decoder {self.decoder_text}" if self.decoder_text else ""
+            return f"measured by {self.label}{decoder}"
         error = self.known_error or "no measurement tells its error"
         return f"predicted by {self.label}, nothing was measured on that hardware ({error})"
 
@@ -163,6 +180,26 @@ class Engine(ABC):
         shapelaw.scaling.errors.InputError
             The engine cannot run this shape. It can still run others.
         """
+
+    def with_decoder(self, settings: DecodingSettings, *, weights: Path | None = None) -> "Engine":
+        """Return an engine that decodes otherwise; engines of others decode one by one only.
+
+        Parameters
+        ----------
+        weights
+            Folder of an exported run with the weights of the model; None for random ones.
+
+        Raises
+        ------
+        shapelaw.scaling.errors.InputError
+            The engine has no such decoder.
+        """
+        if settings == DecodingSettings(decoder="ar"):
+            return self
+        raise InputError(
+            f"`--decoder {settings}` must be left out with the engine {self.label}, which decodes "
+            "one token after the other, the most probable one; --engine torch has every decoder"
+        )
 
     def require_supported(self, workload: Workload) -> None:
         """Refuse options of a workload that the engine does not support, by their names.

@@ -27,13 +27,15 @@ class Timing:
     """Seconds of one run of the whole workload.
 
     ``prefill`` and ``decode`` are wall seconds and ``cpu`` CPU seconds; ``decode_cpu`` is the
-    decode's part of the CPU seconds, where the engine reports it.
+    decode's part of the CPU seconds, where the engine reports it. ``forwards`` are the forward
+    passes of a decoder that was asked for.
     """
 
     prefill: float
     decode: float
     cpu: float
     decode_cpu: float | None = None
+    forwards: int | None = None
 
     @property
     def disturbed(self) -> bool:
@@ -173,6 +175,14 @@ class TimedEngine(Engine):
         low, high = interval(rates)
         after_first = workload.output_tokens - 1
         prompt = workload.concurrency * workload.input_tokens
+        passes = [timing.forwards for timing in kept if timing.forwards]
+        decoder = {}
+        if passes:
+            decoder = {
+                "decoder": self.decoder_text,
+                "tokens_per_forward": workload.output_tokens / (sum(passes) / len(passes)),
+                "seconds_per_answer": float((prefill + decode).mean()),
+            }
         return Measurement(
             engine=self.label,
             kind=self.kind,
@@ -192,6 +202,7 @@ class TimedEngine(Engine):
             load=load,
             disturbed=len(undisturbed) < self.repeats,
             concurrency=workload.concurrency,
+            **decoder,
         )
 
 

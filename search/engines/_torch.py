@@ -1,6 +1,8 @@
 """The embedded engine: the trainer's model with a static KV cache and greedy decoding."""
 
+import copy
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +11,8 @@ from torch.overrides import TorchFunctionMode
 from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
-from shapelaw.search.engines._base import describe_processor
+from shapelaw.search.engines._base import Engine, describe_processor
+from shapelaw.search.engines._diffusion import DecodingServer, trained_model, with_mask_token
 from shapelaw.search.engines._memory import (
     CPU_LIMIT,
     TORCH_DTYPES,
@@ -19,6 +22,7 @@ from shapelaw.search.engines._memory import (
 from shapelaw.search.engines._timed import Server, TimedEngine, Timing, require_token_count
 from shapelaw.search.workload import Workload
 from shapelaw.trainers.generation.cpu_decoder import Decoder, greedy
+from shapelaw.trainers.generation.decoding_settings import DecodingSettings
 from shapelaw.trainers.generation.graph_decoder import GraphDecoder
 from shapelaw.trainers.generation.step_decoder import StepDecoder
 from shapelaw.trainers.models.transformer import Transformer
@@ -65,9 +69,20 @@ class TorchEngine(TimedEngine):
         self.device = (
             describe_processor() if self.on.type == "cpu" else torch.cuda.get_device_name()
         )
+        self.decoder: DecodingSettings | None = None
+        self.weights: Path | None = None
         if self.on.type == "cuda":
             self.default_dtype = "bfloat16"
             self.together = 1  # each shape may need all of the GPU's memory
+
+    def with_decoder(self, settings: DecodingSettings, *, weights: Path | None = None) -> Engine:
+        """Return an engine with another decoder. Shapes get a mask token where it needs one."""
+        if settings == DecodingSettings(decoder="ar") and weights is None:
+            return self
+        engine = copy.copy(self)
+        engine.decoder, engine.weights, engine.decoder_text = settings, weights, str(settings)
+        engine.version = f"{self.version}, {settings}"
+        return engine
 
     @property
     def label(self) -> str:
@@ -80,7 +95,18 @@ class TorchEngine(TimedEngine):
         if self.on.type == "cuda":
             limit, copies = GPU_SHARE * torch.cuda.mem_get_info()[0], 1
         refuse_oversized(shape, workload, engine=self.name, limit=limit, copies=copies)
-        return TorchServer(shape, workload, self.on)
+        if self.decoder is None:
+            return TorchServer(shape, workload, self.on)
+        length = workload.input_tokens + workload.output_tokens
+        dtype = TORCH_DTYPES[workload.dtype]
+        if self.weights is not None:
+            model = trained_model(self.weights, length, dtype, self.on)
+        else:
+            masked = self.decoder.masked and isinstance(shape, Shape)
+            model = random_model(
+                with_mask_token(shape) if masked else shape, length, dtype, self.on
+            )
+        return DecodingServer(model, workload, self.decoder)
 
 
 class TorchServer(Server):

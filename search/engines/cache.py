@@ -21,6 +21,7 @@ from shapelaw.scaling.schema import Name, conform
 from shapelaw.search.engines._base import Engine, Measurement
 from shapelaw.search.engines.registry import engine_named
 from shapelaw.search.workload import Workload, parse_workload
+from shapelaw.trainers.generation.decoding_settings import parse_decoder
 
 FOLDER_VARIABLE = "SHAPELAW_CACHE"  # environment variable that names another cache folder
 FILE = "measurements.jsonl"
@@ -139,7 +140,7 @@ class CachedEngine(Engine):
         self.architecture_note = engine.architecture_note
         self.name, self.kind, self.is_formula = engine.name, engine.kind, engine.is_formula
         self.known_error, self.supported = engine.known_error, engine.supported
-        self.default_dtype = engine.default_dtype
+        self.default_dtype, self.decoder_text = engine.default_dtype, engine.decoder_text
         self._measured_keys: set[str] = set()
         self.measured = 0  # shapes that the engine itself measured or refused
 
@@ -215,7 +216,9 @@ class CachedEngine(Engine):
         self._measured_keys.add(key[0])
 
 
-def stored_engine(text: str, *, keep: bool = True, fresh: bool = False) -> Engine:
+def stored_engine(
+    text: str, *, keep: bool = True, fresh: bool = False, decoder: str | None = None
+) -> Engine:
     """Make the engine ``NAME[:HARDWARE]`` with the user's store of measurements.
 
     Parameters
@@ -224,13 +227,18 @@ def stored_engine(text: str, *, keep: bool = True, fresh: bool = False) -> Engin
         Look measurements up in the store, and add new ones to it.
     fresh
         Measure again even if the store holds a measurement.
+    decoder
+        Settings of a decoder as text; None for the engine's own.
 
     Raises
     ------
     shapelaw.scaling.errors.InputError
-        The engine does not exist, or a package that it needs is not installed.
+        The engine does not exist, has no such decoder, or a package that it needs is not installed.
     """
+    settings = None if decoder is None else parse_decoder(decoder)
     engine = engine_named(text)
+    if settings is not None:
+        engine = engine.with_decoder(settings)
     return CachedEngine(engine, MeasurementStore.of_user(), fresh=fresh) if keep else engine
 
 

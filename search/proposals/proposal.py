@@ -17,7 +17,7 @@ from shapelaw.scaling.schema import (
     damaged,
     read_document,
 )
-from shapelaw.search.engines._base import Measurement
+from shapelaw.search.engines._base import OF_DECODERS, Measurement
 from shapelaw.search.proposals.probabilities import probability_text
 from shapelaw.search.workload import Workload
 
@@ -160,6 +160,12 @@ class Proposal:
         base = self.predicted_loss - self.difference_nats
         return float(100 * getattr(self, name) / base)
 
+    def _answer(self) -> dict[str, Any]:
+        """Return what the decoder of the engine gives; None where no speed is known."""
+        if self.throughput is None or self.workload is None:
+            return dict.fromkeys(OF_DECODERS)
+        return self.throughput.answer(self.workload)
+
     def row(self) -> dict[str, Any]:
         """Return the stable fields that ``propose --json`` prints."""
         shape, measured = self.shape, self.throughput
@@ -201,6 +207,7 @@ class Proposal:
             "cost_per_million_tokens": self.cost,
             "ttft": measured.ttft if measured else None,
             "tpot": measured.tpot if measured else None,
+            **self._answer(),
             "engine": measured.engine if measured else None,
             "workload": measured.workload if measured else None,
             "concurrency": measured.concurrency if measured else None,
@@ -307,6 +314,9 @@ class ProposalRow(TypedDict):
     gpus: NotRequired[Count | None]
     ttft: NotRequired[Rate | None]
     tpot: NotRequired[Rate | None]
+    decoder: NotRequired[Note | None]
+    tokens_per_forward: NotRequired[Rate | None]
+    seconds_per_answer: NotRequired[Rate | None]
     why: NotRequired[Note]
 
 

@@ -3,12 +3,15 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
+from shapelaw.scaling.architectures.architecture import Architecture
+from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError
+
+if TYPE_CHECKING:  # the texts are read where torch is not installed
+    from torch import Tensor
 
 # Options of each decoder beside those of all: temperature, seed, end and end_last.
 DECODERS = {
@@ -156,6 +159,27 @@ def parse_decoder(text: str) -> DecodingSettings:
     return replace(settings, **changes)
 
 
+def require_mask_token(settings: DecodingSettings, model: Shape | Architecture) -> None:
+    """Refuse a decoder that fills in masked tokens for a model without a mask token.
+
+    Raises
+    ------
+    InputError
+        The model has none, or predicts the token after each position.
+    """
+    kind = model.model_type if isinstance(model, Architecture) else "a dense shape"
+    if not isinstance(model, Architecture) or model.embedding.mask_token is None:
+        raise InputError(
+            f"`--decoder {settings.decoder}` needs a model with a mask token (`mask_token_id` in "
+            f"its config), but {kind} has none; use --decoder ar"
+        )
+    if kind == "Dream":
+        raise InputError(
+            f"`--decoder {settings.decoder}` needs a model that predicts the token at each "
+            "position, but Dream predicts the next one; it is counted and trained only"
+        )
+
+
 def _number(key: str, text: str) -> int | float:
     """Read the number of an option: whole for those that count."""
     kinds = {field.name: str(field.type) for field in fields(DecodingSettings)}
@@ -188,7 +212,7 @@ class Decoded:
         Wall time, and ``first_seconds`` up to the first pass that decided tokens.
     """
 
-    tokens: Tensor
+    tokens: "Tensor"
     useful: tuple[int, ...]
     forwards: int
     passed_tokens: int

@@ -11,7 +11,11 @@ from torch import Tensor
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.generation.acceptance import Acceptance
-from shapelaw.trainers.generation.decoding_settings import Decoded, DecodingSettings
+from shapelaw.trainers.generation.decoding_settings import (
+    Decoded,
+    DecodingSettings,
+    require_mask_token,
+)
 from shapelaw.trainers.models.transformer import Transformer
 from shapelaw.trainers.models.visibility import FULL, Visibility
 
@@ -71,17 +75,8 @@ def require_decodable(
         The decoder needs a mask token, or blocks do not divide the length, or the text is longer
         than the model's longest sequence.
     """
-    architecture = model.architecture
-    if settings.masked and architecture.embedding.mask_token is None:
-        raise InputError(
-            f"`--decoder {settings.decoder}` needs a model with a mask token (`mask_token_id` in "
-            f"its config), but {architecture.model_type} has none; use --decoder ar"
-        )
-    if settings.masked and architecture.model_type == "Dream":
-        raise InputError(
-            f"`--decoder {settings.decoder}` needs a model that predicts the token at each "
-            "position, but Dream predicts the next one; it is counted and trained only"
-        )
+    if settings.masked:
+        require_mask_token(settings, model.architecture)
     block = settings.block
     if settings.masked and (length % block or not length):
         fitting = max(length - length % block, block)

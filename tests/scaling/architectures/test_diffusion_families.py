@@ -101,6 +101,7 @@ def test_mask_token_makes_a_model_of_any_family_an_architecture_and_no_shape() -
     config = {"model_type": "llama", "vocab_size": 257, "mask_token_id": 256}
     model = read_architecture(config)
     assert model.embedding.mask_token == 256
+    assert not model.notes
     assert architecture_config(model, max_position_embeddings=64)["mask_token_id"] == 256
     assert read_trainable(config) == model
     assert read_trainable({**config, "mask_token_id": None}) != model
