@@ -53,6 +53,7 @@ MORE_COLUMNS = {
     "loss_se_clusters": "clusters of loss_se: documents, or blocks of a text with few documents",
     "loss_unit": "nats or bits per token; bits are converted",
     "loss_kind": "exact, or bound: an upper bound on the loss, as of masked diffusion",
+    "objective": "of training: next_token (default), masked_diffusion or block:SIZE",
     "validation": "name of the held-out text",
     "unique_tokens": "tokens of the text, before any is repeated",
     "run_group": "the training run that a checkpoint belongs to",
@@ -106,6 +107,8 @@ NUMERIC = {
 }
 
 LOSS_KINDS = ("exact", "bound")
+# Values of rows that lack them: what a loss is in tables of autoregressive models.
+USUAL_LOSS = {"loss_kind": "exact", "objective": "next_token"}
 
 # Convention -> the column that N is read from, in the order of preference.
 SIZES = {
@@ -114,6 +117,12 @@ SIZES = {
     "active": "n_active",
     "active-non-embedding": "n_active_non_embedding",
 }
+
+
+def with_loss_kinds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows with the objective and kind of their losses, if only newer ones say them."""
+    said = {name: usual for name, usual in USUAL_LOSS.items() if any(name in row for row in rows)}
+    return [{**row, **{name: row.get(name, said[name]) for name in said}} for row in rows]
 
 
 def columns_of(

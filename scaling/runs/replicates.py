@@ -14,6 +14,7 @@ SHAPE_COLUMNS = (
 RECIPE_COLUMNS = (
     *("tokens", "corpus", "tokenizer", "context_length", "batch_tokens"),
     *("learning_rate", "schedule", "optimizer", "dtype", "residual_init"),
+    "objective",
 )
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, SWITCH_FIELDS
 from shapelaw.scaling.display.printable import listed
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.runs.columns import LOSS_KINDS, NUMERIC, OPTIONAL_NUMERIC
+from shapelaw.scaling.runs.columns import LOSS_KINDS, NUMERIC, OPTIONAL_NUMERIC, USUAL_LOSS
 from shapelaw.scaling.units import SUFFIXES
 
 SWITCHES = {  # defaults
@@ -130,15 +130,18 @@ def validate(runs: pd.DataFrame, source: str) -> None:
 
 
 def require_comparable_losses(runs: pd.DataFrame, source: str) -> None:
-    """Refuse losses of several corpora, tokenizers, held-out texts or kinds in one fit.
+    """Refuse losses of several corpora, tokenizers, held-out texts, objectives or kinds in one fit.
 
     Raises
     ------
     InputError
         The table has several values of one of these columns.
     """
-    for name in ("corpus", "tokenizer", "validation", "loss_kind"):
-        values = list(runs[name].unique()) if name in runs else []
+    for name in ("corpus", "tokenizer", "validation", "loss_kind", "objective"):
+        column = runs[name] if name in runs else pd.Series(dtype=object)
+        # Rows of tables from before these columns are of next-token prediction.
+        column = column.fillna(USUAL_LOSS[name]) if name in USUAL_LOSS else column
+        values = list(column.unique())
         if len(values) > 1:
             first, second = values[:2]
             raise InputError(

@@ -35,6 +35,10 @@ sweep = PlainTyper(help="Plan, train, watch, evaluate and export many runs.", no
 Optimizer = Annotated[str, typer.Option(help="Optimiser: muon or adamw.", metavar="NAME")]
 Context = Annotated[int, typer.Option(help="Tokens per sequence.", metavar="TOKENS")]
 Sequences = Annotated[int, typer.Option(help="Sequences per step.", metavar="N")]
+ObjectiveOption = Annotated[
+    str,
+    typer.Option(help="Objective: next_token, masked_diffusion or block:SIZE.", metavar="NAME"),
+]
 Trackers = Annotated[
     str,
     typer.Option(
@@ -102,6 +106,7 @@ def train(
     optimizer: Optimizer = "muon",
     context_length: Context = 128,
     sequences: Sequences = 8,
+    objective: ObjectiveOption = "next_token",
     settings: RecipeSettings = None,
     tracker: Trackers = "",
     seed: Seed = 0,
@@ -116,7 +121,7 @@ def train(
         corpus, validation=validation, vocab=vocab, tokenizer=tokenizer,
         corpus_tokens=corpus_tokens,
     )  # fmt: skip
-    usual = (f"{optimizer=!s}", f"{context_length=}", f"{sequences=}")
+    usual = (f"{optimizer=!s}", f"{context_length=}", f"{sequences=}", f"{objective=!s}")
     changes = [*usual, *(settings or [])]
     with nothing_left(out):
         row = train_config(config, tokens, text, out, changes, tracker=tracker, seed=seed)

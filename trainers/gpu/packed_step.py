@@ -80,6 +80,18 @@ class Feed:
             (self.capacity, len(stack.specs)), dtype=torch.float64, device=device
         )
         self.index = torch.zeros(1, dtype=torch.int64, device=device)
+        self.draws = torch.Generator()
+        noise = self._draw(0, stack.specs[0])
+        self.noise = None
+        if noise is not None:
+            noises = (self.capacity, len(stack.specs), *noise.shape)
+            self.noise = torch.zeros(noises, device=device)
+
+    def _draw(self, step: int, spec: RunSpec) -> Tensor | None:
+        """Draw the noise of a step of a run, as the run would alone on a CPU."""
+        reseed(self.draws, spec.data_seed, step)
+        recipe = spec.recipe
+        return self.stack.objective.draw(recipe.sequences, recipe.context_length, self.draws)
 
     def fill(self, first: int, count: int, end: int) -> None:
         """Copy the inputs of ``count`` steps from ``first``, of ``end`` in total, to the device."""
@@ -92,6 +104,10 @@ class Feed:
         block = np.stack([np.stack(inputs[id(order)]) for order in self.orders], axis=1)
         self._move(torch.from_numpy(block), self.inputs)
         self._move(self.stack.shares(first, count, end), self.rates)
+        if self.noise is not None:
+            drawn = [[self._draw(step, spec) for spec in self.stack.specs] for step in steps]
+            rows = [torch.stack([each for each in row if each is not None]) for row in drawn]
+            self._move(torch.stack(rows), self.noise)
         self.index.zero_()
 
     def _move(self, block: Tensor, target: Tensor) -> None:
@@ -102,8 +118,10 @@ class Feed:
         """Return sequences (R, S, T + 1) and learning-rate shares (R,) of the next step."""
         inputs = self.inputs.index_select(0, self.index)[0]
         shares = self.rates.index_select(0, self.index)[0]
+        noise = None if self.noise is None else self.noise.index_select(0, self.index)[0]
         self.index.add_(1)
-        return Batch(self.held.windows(inputs, self.length) if self.held else inputs), shares
+        tokens = self.held.windows(inputs, self.length) if self.held else inputs
+        return Batch(tokens, noise=noise), shares
 
 
 class PackedStep:

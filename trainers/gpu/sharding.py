@@ -101,7 +101,8 @@ class Trainer:
         plain = Optimizer(model, spec.recipe, spec.steps)
         self.begun = checkpoint.resume(path, model, plain, identity)
         self.model = model.to(world.device)
-        loss = LossModule(self.model, objective_of(spec.recipe))
+        self.objective, self.draws = objective_of(spec.recipe), torch.Generator()
+        loss = LossModule(self.model, self.objective)
         self.loss: nn.Module = loss
         state = [
             [part.state[weight] for weight in part.param_groups[0]["params"]]
@@ -159,6 +160,10 @@ class Trainer:
             The mean loss is not finite; raised on all processes at once.
         """
         world, recipe = self.world, self.spec.recipe
+        # Every process draws the noise of the whole batch, as one process alone on a CPU would.
+        reseed(self.draws, self.spec.data_seed, index)
+        noise = self.objective.draw(recipe.sequences, recipe.context_length, self.draws)
+        batch = batch._replace(noise=noise)
         own = batch.rows(world.rows(recipe.sequences)).to(world.device)
         draws = reseed(self.generator, self.spec.data_seed * world.size + world.rank, index)
         with attention_kernels(world.device):

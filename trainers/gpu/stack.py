@@ -42,7 +42,7 @@ class Stack:
     Parameters
     ----------
     specs
-        Runs of the same shape, steps, optimiser, dtype, context and sequences (see
+        Runs of the same shape, steps, objective, optimiser, dtype, context and sequences (see
         :func:`shapelaw.trainers.gpu.packed_step.packs`). Peak rates, decays, clipping and seeds may
         differ.
     device
@@ -76,9 +76,9 @@ class Stack:
         self.parameters = {
             name: value.detach().to(device).requires_grad_() for name, value in stacked.items()
         }
-        objective = objective_of(specs[0].recipe)
+        self.objective = objective_of(specs[0].recipe)
         template, _ = begin(specs[0], device)
-        self._template = LossModule(template, objective).to(device)
+        self._template = LossModule(template, self.objective).to(device)
         self.generator = torch.Generator(device)
         self._groups = self._read_groups()
         self.moments = self._read_moments()
@@ -217,7 +217,7 @@ def stackable(spec: RunSpec) -> tuple[object, ...]:
     """Return the settings that specs must have in common to be trained in one stack."""
     recipe = spec.recipe
     common = (recipe.optimizer, recipe.dtype, recipe.context_length, recipe.sequences)
-    return (spec.shape, tuple(spec.ends), *common, recipe.muon_scale)
+    return (spec.shape, tuple(spec.ends), *common, recipe.muon_scale, recipe.objective)
 
 
 def begin(spec: RunSpec, device: torch.device) -> tuple[Transformer, Optimizer]:

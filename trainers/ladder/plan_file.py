@@ -16,7 +16,7 @@ from shapelaw.scaling.runs.validation import check_numbers
 from shapelaw.trainers.corpus.batches import count_windows
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.optimizers.recipe import Recipe
-from shapelaw.trainers.training.spec import RunSpec, run_name
+from shapelaw.trainers.training.spec import RunSpec, model_for, run_name
 
 
 def read_plan(
@@ -93,11 +93,13 @@ def _spec(row: dict[Any, Any], corpus: Corpus, recipe: Recipe) -> RunSpec:
     settings = {name: type(getattr(recipe, name))(value) for name, value in changes.items()}
     count_windows(corpus.tokens_train, int(settings.get("context_length", recipe.context_length)))
     tokens, seed = round(float(row["tokens"])), int(row.get("seed", 0))
+    recipe = Recipe(**(asdict(recipe) | settings))
+    shape = model_for(recipe, shape)
     return RunSpec(
-        run_id=str(row.get("run_id", run_name(shape, tokens, seed))),
+        run_id=str(row.get("run_id", run_name(shape, tokens, seed, recipe.objective))),
         shape=shape,
         tokens=tokens,
-        recipe=Recipe(**(asdict(recipe) | settings)),
+        recipe=recipe,
         seed=seed,
         data_seed=int(row.get("data_seed", 0)),
         role=str(row.get("role", "proxy")),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.runs.columns import with_loss_kinds
 from shapelaw.trainers.ledger.claims import (
     CLAIMED_RUN,
     STALE_SECONDS,
@@ -392,7 +393,9 @@ class Ledger:
         """Return the run table: rows of all done or diverged runs in the order of the plan."""
         import pandas as pd
 
-        return pd.DataFrame([row for entry in self.entries() for row in entry.rows])
+        return pd.DataFrame(
+            with_loss_kinds([row for entry in self.entries() for row in entry.rows])
+        )
 
 
 def _plain(text: str) -> str:

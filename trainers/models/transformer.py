@@ -96,6 +96,11 @@ class Transformer(nn.Module):
         return self.embed_tokens.num_embeddings
 
     @property
+    def mask_token(self) -> int | None:
+        """Token that stands for a hidden one in masked diffusion; None in other models."""
+        return self.architecture.embedding.mask_token
+
+    @property
     def hidden_size(self) -> int:
         """Width of the residual stream, d."""
         return self.embed_tokens.embedding_dim
@@ -232,9 +237,15 @@ class Transformer(nn.Module):
         return self.embedding_norm(x) if embedding.norm is not None else x
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Compute next-token logits, (..., V), from hidden states (..., d)."""
+        """Compute logits, (..., V), from hidden states (..., d); a mask token is never predicted.
+
+        They are those of the next token, or of the token itself in a model with a mask token.
+        """
         logits, cap = self.lm_head(hidden), self.architecture.embedding.logit_cap
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        logits = logits if cap is None else cap * torch.tanh(logits / cap)
+        if self.mask_token is not None:
+            logits[..., self.mask_token] = -math.inf
+        return logits
 
     def empty_cache(self, batch: int, length: int, *, dtype: torch.dtype) -> list[LayerCache]:
         """Create a zeroed cache for ``batch`` sequences of at most ``length`` tokens."""

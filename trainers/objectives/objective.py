@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.optimizers.recipe import Recipe
 
 
 class Batch(NamedTuple):
@@ -14,23 +15,23 @@ class Batch(NamedTuple):
 
     ``tokens`` (S, T + 1) are sequences with their next token; ``mask`` (S, T) is true where the
     next token is to be predicted, for example not for padding or for the first token of a document.
-    With None, all of them are predicted.
+    With None, all of them are predicted. ``documents`` (S, T + 1) are the documents of the tokens,
+    which are invisible to each other; padding is one of its own. ``noise`` are the draws of
+    :meth:`Objective.draw`, one row per sequence, where they are made before the loss.
     """
 
     tokens: Tensor
     mask: Tensor | None = None
+    documents: Tensor | None = None
+    noise: Tensor | None = None
 
     def rows(self, rows: slice) -> Self:
         """Return some of the sequences."""
-        return self._replace(
-            tokens=self.tokens[rows], mask=None if self.mask is None else self.mask[rows]
-        )
+        return type(self)(*(None if part is None else part[rows] for part in self))  # type: ignore[arg-type]
 
     def to(self, device: torch.device) -> Self:
         """Return the same sequences on a device."""
-        return self._replace(
-            tokens=self.tokens.to(device), mask=None if self.mask is None else self.mask.to(device)
-        )
+        return type(self)(*(None if part is None else part.to(device) for part in self))  # type: ignore[arg-type]
 
 
 class Objective(Protocol):
@@ -58,6 +59,20 @@ class Objective(Protocol):
         token_count
             Number of tokens of the mean, a scalar in float32. The loss of several parts of a batch
             is the mean of their losses weighted by these numbers.
+        """
+
+    def draw(self, sequences: int, length: int, generator: torch.Generator) -> Tensor | None:
+        """Draw the noise of a whole batch before its loss, one row per sequence; None without.
+
+        A loop that computes parts of a batch, or several models at once, draws here, so that its
+        numbers are those of one model alone. Else :meth:`loss` draws the same by itself.
+
+        Parameters
+        ----------
+        sequences, length
+            Sequences S of the batch and tokens T of each.
+        generator
+            Source of the draws; seeded for each step.
         """
 
     def held_out_losses(
@@ -89,6 +104,12 @@ class LossModule(nn.Module):
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Compute :meth:`Objective.loss` of the model."""
         return self.objective.loss(self.model, batch, generator)
+
+
+def precision(tokens: Tensor, recipe: Recipe) -> torch.autocast:
+    """Compute in the recipe's number format on the device of the tokens."""
+    lower = recipe.dtype == "bfloat16"
+    return torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=lower)
 
 
 def reseed(generator: torch.Generator, seed: int, step: int) -> torch.Generator:

@@ -9,6 +9,7 @@ from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.units import number_format
+from shapelaw.trainers.optimizers.noise import NEXT_TOKEN, check_objective
 
 OPTIMIZERS = ("muon", "adamw")
 MUON_SCALES = ("original", "match_rms_adamw")
@@ -46,6 +47,8 @@ class Recipe:
     ``warmup`` by a number of steps; then a run of D tokens begins like a longer run, so that one
     run gives several token counts (WSD-S, arXiv 2410.05192). ``rule`` scales the learning rates
     from ``reference_hidden_size`` and ``reference_layers`` to a shape; see :data:`RULES`.
+    ``objective`` is ``next_token``, ``masked_diffusion`` or ``block:SIZE``; see
+    :mod:`shapelaw.trainers.optimizers.noise`.
     """
 
     context_length: int = 128
@@ -69,6 +72,7 @@ class Recipe:
     reference_layers: int = 4
     width_exponent: float = 0.0
     depth_exponent: float = 0.0
+    objective: str = NEXT_TOKEN
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", number_format(self.dtype))
@@ -102,6 +106,7 @@ class Recipe:
             if not least <= getattr(self, name) <= most:
                 value = getattr(self, name)
                 raise InputError(f"`{least} <= {name} <= {most}` must hold, but got {value}")
+        check_objective(self.objective, self.context_length)
 
     @property
     def batch_tokens(self) -> int:

@@ -14,6 +14,7 @@ from shapelaw.scaling.display.documents import json_ready
 from shapelaw.scaling.display.progress import track
 from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.runs.columns import with_loss_kinds
 from shapelaw.scaling.runs.table import write_runs
 from shapelaw.scaling.runs.validation import require_columns
 from shapelaw.scaling.units import format_bytes
@@ -227,7 +228,7 @@ def _finished_table(entries: list[Entry], reasons: list[str]) -> pd.DataFrame:
 
 def run_table(entries: Sequence[Entry]) -> pd.DataFrame:
     """Return the rows of all done or diverged runs; a run with branches has several rows."""
-    return pd.DataFrame([row for entry in entries for row in entry.rows])
+    return pd.DataFrame(with_loss_kinds([row for entry in entries for row in entry.rows]))
 
 
 def export_gguf_files(

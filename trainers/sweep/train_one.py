@@ -17,7 +17,7 @@ from shapelaw.trainers.optimizers.recipe import recipe_with
 from shapelaw.trainers.sweep.folder import Folder
 from shapelaw.trainers.sweep.status import shown_progress
 from shapelaw.trainers.sweep.sweep import run_plan
-from shapelaw.trainers.training.spec import RunSpec, run_name
+from shapelaw.trainers.training.spec import RunSpec, model_for, run_name, text_vocabulary
 from shapelaw.trainers.training.trackers import read_trackers
 
 
@@ -63,17 +63,22 @@ def train_config(
             note(f"{config.name}: {each}")
     count = parse_count(tokens)
     folder, recipe, trackers = Folder(out), recipe_with(settings), read_trackers(tracker)
+    shape = model_for(recipe, shape)
     folder.refuse_foreign_table()
     spec = RunSpec(
-        run_id=run_name(shape, count, seed), shape=shape, tokens=count, recipe=recipe, seed=seed
+        run_id=run_name(shape, count, seed, recipe.objective),
+        shape=shape,
+        tokens=count,
+        recipe=recipe,
+        seed=seed,
     )
     with nothing_left(out):
         prepared = prepare_from_options(corpus, folder.corpus)
         count_windows(prepared.tokens_train, recipe.context_length)
-        if shape.vocab_size != prepared.vocab_size:
+        if (vocabulary := text_vocabulary(shape)) != prepared.vocab_size:
             raise InputError(
                 f"`vocab_size` of {config} must be {prepared.vocab_size} as in the corpus, but is "
-                f"{shape.vocab_size}; change the config, or give --vocab {shape.vocab_size}"
+                f"{vocabulary}; change the config, or give --vocab {vocabulary}"
             )
         with shown_progress() as report:
             runs = run_plan([spec], prepared, folder, workers=1, report=report, trackers=trackers)

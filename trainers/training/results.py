@@ -24,6 +24,7 @@ from shapelaw.trainers.evaluation.held_out import (
 )
 from shapelaw.trainers.models.hugging_face import WEIGHTS, export
 from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.optimizers.noise import parse_objective
 from shapelaw.trainers.training.device import device_label
 from shapelaw.trainers.training.execution import Execution
 from shapelaw.trainers.training.spec import Diverged, RunSpec
@@ -169,6 +170,8 @@ def settings_row(
         "decayed": recipe.decay > 0 and recipe.floor < 1,
         "optimizer": recipe.optimizer,
         "residual_init": recipe.residual_init,
+        "objective": recipe.objective,
+        "loss_kind": parse_objective(recipe.objective).loss_kind,
         "device": device or f"cpu ({platform.machine()})",
         "dtype": recipe.dtype,
         "attention": engine.attention,

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Annotated, ClassVar
 
 from shapelaw.scaling.architectures.architecture import Architecture
-from shapelaw.scaling.architectures.config import read_architecture
+from shapelaw.scaling.architectures.config import architecture_config, read_architecture
+from shapelaw.scaling.architectures.costs import FORWARD_AND_BACKWARD
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError
@@ -15,6 +16,7 @@ from shapelaw.scaling.files import parse_json
 from shapelaw.scaling.schema import MAX_INTEGER, Count, ReadBy, conform
 from shapelaw.trainers.corpus.batches import Batches
 from shapelaw.trainers.corpus.corpus import Corpus
+from shapelaw.trainers.optimizers.noise import NEXT_TOKEN, parse_objective
 from shapelaw.trainers.optimizers.recipe import Recipe
 from shapelaw.trainers.training.execution import Execution, fastest_execution
 
@@ -62,12 +64,39 @@ def safe_run_id(run_id: str) -> str:
     return run_id
 
 
-def run_name(shape: Shape | Architecture, tokens: int, seed: int) -> str:
-    """Name a run by its shape or architecture, tokens and seed."""
+def model_for(recipe: Recipe, model: Shape | Architecture) -> Shape | Architecture:
+    """Return the model that a recipe trains: with a mask token, if its objective needs one.
+
+    The mask token is one more token at the end of the vocabulary, of a model that has none yet.
+    """
+    if not parse_objective(recipe.objective).is_diffusion:
+        return model
+    if isinstance(model, Shape):
+        config = model.to_config()
+    elif model.embedding.mask_token is not None:
+        return model
+    else:
+        config = architecture_config(model, max_position_embeddings=recipe.context_length)
+    vocabulary = model.vocab_size
+    return read_architecture(config | {"vocab_size": vocabulary + 1, "mask_token_id": vocabulary})
+
+
+def text_vocabulary(model: Shape | Architecture) -> int:
+    """Return the number of tokens of a model's tokenizer: those before a mask token at the end."""
+    mask = model.embedding.mask_token if isinstance(model, Architecture) else None
+    return mask if mask == model.vocab_size - 1 else model.vocab_size
+
+
+def run_name(
+    shape: Shape | Architecture, tokens: int, seed: int, objective: str = NEXT_TOKEN
+) -> str:
+    """Name a run by its shape or architecture, tokens, seed, and objective if it is another."""
     size = f"d{shape.hidden_size}-L{shape.num_hidden_layers}"
     if isinstance(shape, Architecture):
         digest = hashlib.sha256(shape.config_text().encode()).hexdigest()[:6]
-        return f"{shape.model_type}-{size}-{digest}-t{tokens}-s{seed}"
+        trained = "" if objective == NEXT_TOKEN else f"-{objective}"
+        trained = trained.replace(":", "").replace("/", "-")
+        return f"{shape.model_type}-{size}-{digest}{trained}-t{tokens}-s{seed}"
     qk = "-qk" if shape.qk_norm else ""
     heads = f"{shape.num_attention_heads}-{shape.num_key_value_heads}x{shape.head_dim}"
     return f"{size}-h{heads}-f{shape.intermediate_size}{qk}-t{tokens}-s{seed}"
@@ -99,6 +128,12 @@ class RunSpec:
             self, "_identities", {}
         )  # cache by corpus; not a field, as it affects no number
         safe_run_id(self.run_id)
+        mask = self.shape.embedding.mask_token if isinstance(self.shape, Architecture) else None
+        if mask is None and parse_objective(self.recipe.objective).is_diffusion:
+            raise InputError(
+                f"`objective` {self.recipe.objective} needs a model with `mask_token_id`, but "
+                f"{self.run_id} has none; add a mask token, or train by next_token"
+            )
         if not 1 <= self.tokens <= MAX_TOKENS:
             raise InputError(
                 f"`tokens` must be from 1 to {MAX_TOKENS:.0e}, but got {shown(self.tokens)}; give "
@@ -170,9 +205,21 @@ class RunSpec:
 
     @property
     def step_flops(self) -> float:
-        """Training FLOPs of one step, with output head and attention."""
-        per_token = self.shape.training_flops(self.recipe.context_length)
-        return float(per_token * self.recipe.batch_tokens)
+        """Training FLOPs of one step, with output head and attention.
+
+        In masked diffusion a token sees all T tokens. Block diffusion passes 2T tokens without a
+        head for half of them; with blocks of B each sees (T + B)/2 on average.
+        """
+        objective, length = parse_objective(self.recipe.objective), self.recipe.context_length
+        if not objective.is_diffusion:
+            return float(self.shape.training_flops(length) * self.recipe.batch_tokens)
+        architecture = self.shape
+        assert isinstance(architecture, Architecture)
+        per_token = architecture.forward_flops(length)
+        if objective.block not in (0, length):
+            head = 2 * architecture.embedding.head_matmul_parameters
+            per_token = 2 * architecture.forward_flops((length + objective.block) / 2) - head
+        return float(FORWARD_AND_BACKWARD * per_token * self.recipe.batch_tokens)
 
     def with_engine(self, device: str = "cpu") -> "RunSpec":
         """Return the spec with the execution of the least predicted time, if it has none yet."""
@@ -211,7 +258,10 @@ class RunSpec:
     def _digest(self, *text: str) -> str:
         import torch
 
-        deciding = [self.shape.row(), self.ends, asdict(self.recipe), self.seed, self.data_seed]
+        recipe = asdict(self.recipe)
+        if self.recipe.objective == NEXT_TOKEN:
+            del recipe["objective"]  # the digests of such runs are those of before other objectives
+        deciding = [self.shape.row(), self.ends, recipe, self.seed, self.data_seed]
         document = json.dumps([*deciding, *text, torch.__version__])
         return hashlib.sha256(document.encode()).hexdigest()
 

@@ -14,13 +14,17 @@ from shapelaw.trainers.objectives import next_token
 from shapelaw.trainers.objectives.next_token import NextToken, token_losses
 from shapelaw.trainers.objectives.objective import Batch, LossModule, Objective, reseed
 from shapelaw.trainers.objectives.registry import OBJECTIVES, objective_of
+from shapelaw.trainers.optimizers.noise import VARIANTS, parse_objective
+from shapelaw.trainers.optimizers.recipe import Recipe
+from shapelaw.trainers.training.spec import model_for
 from support.small_runs import RECIPE, SHAPE
 
 SEQUENCES = 6
+NAMES = ["next_token", "masked_diffusion", "block:4", *(f"block:2/{name}" for name in VARIANTS)]
 
 
-def model(seed: int = 0) -> Transformer:
-    built = Transformer(SHAPE, context_length=16, attention="matmul")
+def model(seed: int = 0, recipe: Recipe = RECIPE) -> Transformer:
+    built = Transformer(model_for(recipe, SHAPE), context_length=16, attention="matmul")
     built.initialise(seed)
     return built
 
@@ -34,15 +38,18 @@ def draws(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", NAMES)
 class TestEveryObjective:
-    """The contract of an entry of OBJECTIVES."""
+    """The contract of the objectives of all names."""
 
     def objective(self, name: str) -> Objective:
-        return OBJECTIVES[name](RECIPE)
+        return objective_of(replace(RECIPE, objective=name))
+
+    def model(self, name: str, seed: int = 0) -> Transformer:
+        return model(seed, replace(RECIPE, objective=name))
 
     def test_loss_is_a_mean_that_falls_when_trained(self, name: str) -> None:
-        trained, objective = model(), self.objective(name)
+        trained, objective = self.model(name), self.objective(name)
         optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-2)
         losses = []
         for _ in range(8):
@@ -57,19 +64,19 @@ class TestEveryObjective:
 
     def test_equal_draws_give_equal_losses(self, name: str) -> None:
         objective = self.objective(name)
-        first, again = (objective.loss(model(), batch(), draws(3)) for _ in range(2))
+        first, again = (objective.loss(self.model(name), batch(), draws(3)) for _ in range(2))
         assert torch.equal(first[0], again[0])
         assert torch.equal(first[1], again[1])
 
     def test_held_out_losses_are_finite_and_one_for_each_token(self, name: str) -> None:
-        losses, counted = self.objective(name).held_out_losses(model(), batch(), draws())
+        losses, counted = self.objective(name).held_out_losses(self.model(name), batch(), draws())
         assert losses.shape == counted.shape == (SEQUENCES, 16)
         assert torch.isfinite(losses).all()
         assert counted.sum() > 0
         assert not losses[counted == 0].any()
 
     def test_loss_can_be_mapped_over_models(self, name: str) -> None:
-        objective, models = self.objective(name), [model(0), model(1)]
+        objective, models = self.objective(name), [self.model(name, 0), self.model(name, 1)]
         parameters, _ = stack_module_state(models)
         tokens = torch.stack([batch(0).tokens, batch(1).tokens])
 
@@ -79,13 +86,26 @@ class TestEveryObjective:
             loss, count = functional_call(module, named, (Batch(own), draws()))
             return torch.stack([loss, count])
 
+        drawn = [objective.draw(SEQUENCES, 16, draws(seed)) for seed in (1, 2)]
+        if drawn[0] is not None:
+            # Noise that is drawn before belongs to each model as to the model alone.
+            def given(named: dict[str, torch.Tensor], own: torch.Tensor, noise: torch.Tensor):  # type: ignore[no-untyped-def]
+                named = {f"model.{key}": value for key, value in named.items()}
+                module = LossModule(models[0], objective)
+                return functional_call(module, named, (Batch(own, noise=noise), draws()))[0]
+
+            losses = vmap(given)(parameters, tokens, torch.stack(drawn))
+            for which, trained in enumerate(models):
+                alone, _ = objective.loss(trained, Batch(tokens[which]), draws(which + 1))
+                torch.testing.assert_close(losses[which], alone)
         found = vmap(one, randomness="different")(parameters, tokens)
         assert found.shape == (2, 2)
         assert torch.isfinite(found).all()
 
 
-def test_every_recipe_trains_by_next_token_prediction() -> None:
+def test_recipe_without_an_objective_trains_by_next_token_prediction() -> None:
     assert objective_of(RECIPE) == NextToken(RECIPE)
+    assert {parse_objective(name).kind for name in NAMES} == set(OBJECTIVES)
 
 
 def test_next_token_loss_is_the_mean_over_all_tokens() -> None:

@@ -21,7 +21,7 @@ from shapelaw.trainers.optimizers.recipe import OPTIMIZERS, Recipe
 from shapelaw.trainers.training import checkpoint, loop
 from shapelaw.trainers.training import results as finishing
 from shapelaw.trainers.training.loop import train_run
-from shapelaw.trainers.training.spec import Diverged, RunSpec
+from shapelaw.trainers.training.spec import Diverged, RunSpec, model_for
 from support.small_runs import RECIPE, SHAPE, STEPS, Killed, killed_at, small_corpus, spec
 
 Row = dict[str, object]
@@ -268,10 +268,12 @@ def test_every_field_of_the_recipe_decides_the_identity(corpus: Corpus, field: s
         "optimizer": "adamw", "dtype": "bfloat16", "context_length": 32, "sequences": 2,
         "warmup_steps": 3, "decay_form": "cosine", "muon_scale": "match_rms_adamw", "rule": "mup",
         "residual_init": "zero", "reference_hidden_size": 32, "reference_layers": 2,
+        "objective": "block:4",
     }  # fmt: skip
     value = other[field] if field in other else getattr(RECIPE, field) / 2 or 0.25
     recipe = replace(RECIPE, **{field: value})
-    assert spec(recipe=recipe).identity(corpus) != spec().identity(corpus)
+    same = {"shape": model_for(recipe, SHAPE)}
+    assert spec(recipe=recipe, **same).identity(corpus) != spec(**same).identity(corpus)
 
 
 def test_another_corpus_is_another_run_and_a_name_or_a_folder_is_not(corpus: Corpus) -> None:
