@@ -184,6 +184,10 @@ OPTIONS = {
         "--budget-flops": "1e15", "--goal": "alpha", "--candidates": "30",
     },
     "plot contours fit.json runs.csv": {"--out": "plot.png"},
+    "compare-families": {  # there is no such text: nothing is trained
+        "--params": "100K", "--tokens": "1M", "--families": "gpt2", "--corpus": "absent",
+        "--out": "families",
+    },
 }  # fmt: skip
 COMMANDS = typer.main.get_command(app)
 

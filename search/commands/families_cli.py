@@ -37,7 +37,9 @@ Families = Annotated[
 BaselineFamily = Annotated[
     str, typer.Option(help="Family that the others are compared with.", metavar="NAME")
 ]
-SeedsPerFamily = Annotated[int, typer.Option(help="Runs of every family.", min=2, metavar="N")]
+SeedsPerFamily = Annotated[
+    int, typer.Option(help="Runs of every family.", min=2, max=1000, metavar="N")
+]
 RateValues = Annotated[
     str | None,
     typer.Option(
@@ -128,7 +130,7 @@ def compare_families(
         recipe=recipe,
         rates=parse_rates(lr_values, recipe),
         rate_parameters=budget if lr_params is None else parse_count(lr_params),
-        rate_tokens=count // 2 if lr_tokens is None else parse_count(lr_tokens),
+        rate_tokens=max(count // 2, 1) if lr_tokens is None else parse_count(lr_tokens),
     )
     server = engine_named(engine)
     served = parse_workload(

@@ -31,7 +31,7 @@ HEAD_DIM = 32
 HIDDEN_STEP = 16
 DEPTHS = ((1_000_000, 6), (100_000_000, 12))  # layers below a number of parameters
 DEEPEST = 24
-MAX_BUDGET = 10**11
+BUDGETS = (1_000, 10**11)  # least and most parameters of a comparison
 EXPERTS = 8
 CANON_MARK = "+canon-"
 CANON_VARIANTS = ("llama+canon-AC", "llama+canon-ABCD")
@@ -361,7 +361,7 @@ def _with_width(size: Size, width: int) -> Size:
 
 
 def _distance(model: Architecture, parameters: int) -> float:
-    return abs(model.n_active_non_embedding / parameters - 1)
+    return float(abs(model.n_active_non_embedding / parameters - 1))
 
 
 def models_of_budget(
@@ -386,6 +386,12 @@ def models_of_budget(
         A variant has no model within 1 % of the budget; the nearest larger one that all have is
         named.
     """
+    least, most = BUDGETS
+    if not least <= parameters <= most:
+        raise InputError(
+            f"`--params` must be from {format_count(least)} to {format_count(most)}, but got "
+            f"{shown(parameters)}; proxies have 100K to 10M"
+        )
     chosen = list(variants)
     models, missing = _models(chosen, parameters, context, vocabulary)
     if not missing:
@@ -415,10 +421,10 @@ def _models(
 def _nearest_budget(
     variants: Sequence[Variant], parameters: int, context: int, vocabulary: int
 ) -> int | None:
-    """Return the smallest of the larger budgets, in steps of 5 %, that all variants meet."""
+    """Return the smallest of the larger budgets, in steps of 10 %, that all variants meet."""
     budget = float(parameters)
-    while budget < min(100.0 * parameters + 1e6, MAX_BUDGET):
-        budget *= 1.05
+    while budget < 100.0 * parameters + 1e6:
+        budget *= 1.1
         rounded = round(budget, 2 - len(str(int(budget))))
         if not _models(variants, int(rounded), context, vocabulary)[1]:
             return int(rounded)

@@ -33,7 +33,7 @@ ON_SCREEN = (
 SPEEDS = ("decode_tokens_per_second", "decode_low", "decode_high", "decode_note")
 
 
-def variant_of_row(row: Mapping[str, Any]) -> Variant:
+def variant_of_row(row: Mapping[Any, Any]) -> Variant:
     """Return the variant of a row of the run table, from its columns ``config`` and ``family``."""
     config = json.loads(str(row["config"]))
     objective = row.get("objective")
@@ -74,6 +74,8 @@ class PooledNoise:
         """Return the two-sided p value of a difference with a standard error."""
         from scipy.stats import t as student
 
+        if not error:
+            return 0.0 if difference else 1.0
         return float(2 * student.sf(abs(difference) / error, self.degrees))
 
 
@@ -217,7 +219,7 @@ def compare_rows(
                 **_model_columns(of_name),
             }
         )
-    table = _with_verdicts(pd.DataFrame(lines))
+    table = _with_verdicts(pd.DataFrame(lines), baseline)
     table = _with_speeds(table, speeds).sort_values("loss", ignore_index=True)
     usual = int(np.median([len(group) for group in groups.values()]))
     half = noise.quantile() * noise.standard_error(max(usual, 1), max(usual, 1))
@@ -228,6 +230,25 @@ def compare_rows(
         noise=noise,
         resolution_percent=100 * float(np.expm1(half)),
         rates=pd.DataFrame() if rates is None else rates,
+        remarks=unequal_noise(groups),
+    )
+
+
+def unequal_noise(groups: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """Describe families of other noise than the rest, where Bartlett's test finds it (p < 0.05)."""
+    from scipy.stats import bartlett
+
+    several = {name: logs for name, logs in groups.items() if len(logs) > 2 and np.ptp(logs) > 0}
+    if len(several) < 2:
+        return ()
+    chance = float(bartlett(*several.values()).pvalue)
+    if chance >= 1 - LEVEL:
+        return ()
+    noisiest = max(several, key=lambda name: several[name].std(ddof=1))
+    return (
+        f"the noise between seeds differs between families (Bartlett's test, p = {chance:.2g}), "
+        f"most for {noisiest} with {100 * several[noisiest].std(ddof=1):.2g} %: its interval is "
+        "too narrow, and those of quiet families are too wide",
     )
 
 
@@ -253,16 +274,17 @@ def _difference(
     }
 
 
-def _with_verdicts(table: pd.DataFrame) -> pd.DataFrame:
+def _with_verdicts(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """Add p values after Holm's correction and the verdict of each family."""
     adjusted = adjust_p_values(table["p_value"].to_numpy(dtype=float))
     sign = np.where(table["difference_percent"] < 0, LOWER, HIGHER)
     verdict = np.where(adjusted < 1 - LEVEL, sign, NONE)
-    is_base = table["p_value"].isna() & (table["difference_percent"] == 0)
-    verdict = np.where(table["diverged"] > 0, DIVERGED, np.where(is_base, BASELINE, verdict))
+    verdict = np.where(table["family"] == baseline, BASELINE, verdict)
+    verdict = np.where(table["diverged"] > 0, DIVERGED, verdict)
+    place = list(table).index("p_value")
     table = table.drop(columns="p_value")
-    table.insert(table.columns.get_loc("high") + 1, "p_adjusted", adjusted)  # type: ignore[arg-type]
-    table.insert(table.columns.get_loc("p_adjusted") + 1, "verdict", verdict)  # type: ignore[arg-type]
+    table.insert(place, "p_adjusted", adjusted)
+    table.insert(place + 1, "verdict", verdict)
     return table
 
 
@@ -302,5 +324,5 @@ def _model_columns(rows: pd.DataFrame) -> dict[str, Any]:
 def _with_speeds(table: pd.DataFrame, speeds: pd.DataFrame | None) -> pd.DataFrame:
     """Add the columns of decoding; missing ones are NaN."""
     if speeds is None or not len(speeds):
-        return table.assign(**{**dict.fromkeys(SPEEDS, np.nan), "decode_note": ""})
+        speeds = table[["family"]].assign(decode_note="").reindex(columns=["family", *SPEEDS])
     return table.merge(speeds[["family", *SPEEDS]], on="family", how="left")

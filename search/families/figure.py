@@ -1,21 +1,26 @@
 """Figure of a comparison: differences of loss with intervals, and speeds beside them."""
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from shapelaw.scaling.plots.style import (
     BAND,
     BLUE,
+    COLOURS,
     CURVE,
     GREEN,
+    MARKERS,
     VERMILLION,
     add_legend,
     focused_range,
+    plain_text,
     styled,
 )
 from shapelaw.scaling.units import format_count
 from shapelaw.search.families.comparison import HIGHER, LOWER, FamilyComparison
+from shapelaw.search.families.rates import LOSS_AT
 
 HEIGHT = 0.3  # of a family, inches
 VERDICT_COLOURS = {LOWER: GREEN, HIGHER: VERMILLION}
@@ -71,3 +76,29 @@ def _draw_differences(axes: Axes, result: FamilyComparison, places: np.ndarray) 
     )
     axes.set_xlim(low, high)
     axes.set_xlabel(f"difference of loss to {result.baseline}, % (95 % interval)")
+
+
+@styled
+def plot_rates(rates: pd.DataFrame) -> Figure:
+    """Draw the loss of every family at each learning rate that was tried, best family on top.
+
+    Parameters
+    ----------
+    rates
+        Table of :func:`shapelaw.search.families.rates.rates_of_rows`.
+    """
+    table = rates.iloc[::-1].reset_index(drop=True)
+    columns = [name for name in table if str(name).startswith(LOSS_AT)]
+    figure = Figure(figsize=(7.0, 1.4 + HEIGHT * len(table)), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(table))
+    axes.hlines(places, table[columns].min(axis=1), table[columns].max(axis=1), color=BAND, lw=1.5)
+    for name, colour, marker in zip(columns, COLOURS, MARKERS, strict=False):
+        axes.scatter(
+            table[name], places, color=colour, marker=marker, s=30, zorder=3,
+            label=f"learning rate {str(name).removeprefix(LOSS_AT)}",
+        )  # fmt: skip
+    axes.set_yticks(places, [plain_text(str(name)) for name in table["family"]])
+    axes.set_xlabel("held-out loss of one run (nats per token)")
+    add_legend(figure, [axes])
+    return figure

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from shapelaw.scaling.display.printable import shown
+from shapelaw.scaling.display.printable import listed, shown
 from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_text
@@ -14,11 +14,12 @@ from shapelaw.scaling.plots.style import save_figure
 from shapelaw.search.engines._base import Engine
 from shapelaw.search.families.comparison import FamilyComparison, compare_rows
 from shapelaw.search.families.figure import plot_families
+from shapelaw.search.families.rates import rate_table
 from shapelaw.search.families.speeds import measure_speeds
 from shapelaw.search.families.training import (
     ComparisonPlan,
     TrainedFamilies,
-    rate_table,
+    peak_rate,
     train_families,
 )
 from shapelaw.search.workload import Workload
@@ -40,7 +41,7 @@ def parse_rates(text: str | None, recipe: Recipe) -> tuple[float, ...]:
     InputError
         A part is no number.
     """
-    usual = recipe.matrix_learning_rate
+    usual = peak_rate(recipe)
     if text is None:
         return usual / 2, usual, 2 * usual
     try:
@@ -97,26 +98,32 @@ def comparison_of(
     speeds = measure_speeds(trained.models, *serving, out / "speeds.csv")
     rates = rate_table(trained.choices)
     result = compare_rows(trained.rows, baseline=plan.variants[0].name, speeds=speeds, rates=rates)
-    result = replace(result, remarks=tuple(_remarks(trained, serving)))
+    remarks = _remarks(trained, serving, speeds)
+    result = replace(result, remarks=(*result.remarks, *remarks))
     for name, table in (("rates.csv", rates), ("table.csv", result.table)):
         write_text(out / name, table.to_csv(index=False, lineterminator="\n"))
     save_figure(plot_families(result), out / "families.png")
     return result
 
 
-def _remarks(trained: TrainedFamilies, serving: tuple[Engine, Workload]) -> list[str]:
-    """Return sentences on learning rates at the edge and on the source of the speeds."""
+def _remarks(
+    trained: TrainedFamilies, serving: tuple[Engine, Workload], speeds: pd.DataFrame
+) -> list[str]:
+    """Return sentences on the source of the speeds and on learning rates at the edge."""
+    engine, workload = serving
+    remarks = [
+        f"decoding: {engine.basis}, {workload}; training: the median of the runs on this machine"
+    ]
+    noted = speeds[speeds["decode_note"] != ""]
+    if len(noted):
+        reason = noted["decode_note"].iloc[0]
+        remarks.append(f"decoding of {listed(list(noted['family']))}: {reason}")
     edges = [
         f"{choice.variant.name} ({choice.rate:g})" for choice in trained.choices if choice.at_edge
     ]
-    engine, workload = serving
-    speed = (
-        f"decoding: {engine.basis}, {workload}; training: the median of the runs on this machine"
-    )
-    if not edges:
-        return [speed]
-    return [
-        speed,
-        f"{counted(len(edges), 'family', 'families')} trained at the lowest or highest of the "
-        f"three learning rates, where a better one may lie beyond: {', '.join(edges)}",
-    ]
+    if edges:
+        remarks.append(
+            f"{counted(len(edges), 'family', 'families')} trained at the lowest or highest of the "
+            f"three learning rates, where a better one may lie beyond: {', '.join(edges)}"
+        )
+    return remarks

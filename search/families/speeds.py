@@ -38,7 +38,7 @@ def measure_speeds(
         CSV file of the measurements.
     """
     kept = pd.read_csv(path, keep_default_na=False, na_values=[""]) if path.exists() else None
-    rows: list[dict[str, Any]] = [] if kept is None else kept.to_dict("records")
+    rows: list[dict[Any, Any]] = [] if kept is None else kept.to_dict("records")
     wanted = []
     for variant, model in models.items():
         key = (variant.name, model.config_text(), engine.label, workload.served)

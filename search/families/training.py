@@ -12,9 +12,10 @@ import pandas as pd
 
 from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.display.printable import shown
-from shapelaw.scaling.errors import InputError, WorkError
+from shapelaw.scaling.errors import InputError
 from shapelaw.search.families.budget import Variant, models_of_budget
 from shapelaw.search.families.comparison import RATE_ROLE, ROLE
+from shapelaw.search.families.rates import RATE_COUNT, RateChoice, choose_rate
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.ledger.entry import Entry
 from shapelaw.trainers.optimizers.recipe import Recipe
@@ -22,10 +23,12 @@ from shapelaw.trainers.sweep.folder import Folder
 from shapelaw.trainers.sweep.sweep import run_plan
 from shapelaw.trainers.training.spec import RunSpec
 
-RATE_COUNT = 3
-# Gain of loss below which the middle rate is kept: one standard deviation between seeds at these
-# sizes (data/proxies/README.md), since every rate is tried with one seed.
-MIN_RATE_GAIN = 0.005
+MIN_SEEDS, MAX_SEEDS = 2, 1000
+
+
+def peak_rate(recipe: Recipe) -> float:
+    """Return the peak learning rate of the matrices inside layers."""
+    return recipe.matrix_learning_rate if recipe.optimizer == "muon" else recipe.learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +46,8 @@ class ComparisonPlan:
     recipe
         Recipe of all runs but for their learning rate.
     rates
-        Three peak learning rates of the matrices that are tried for every variant; the other
-        rate of the recipe is scaled alike.
+        Three values of :func:`peak_rate` that are tried for every variant; all rates of the recipe
+        are scaled alike.
     rate_parameters, rate_tokens
         Budget of the runs that try the learning rates.
     """
@@ -66,9 +69,10 @@ class ComparisonPlan:
                 "`--lr-values` must be three ascending learning rates such as 0.005,0.01,0.02, but "
                 f"got {shown(','.join(f'{rate:g}' for rate in self.rates), 60)}"
             )
-        if self.seeds < 2:
+        if not MIN_SEEDS <= self.seeds <= MAX_SEEDS:
             raise InputError(
-                f"`--seeds >= 2` must hold to measure the noise between seeds, but got {self.seeds}"
+                f"`--seeds` must be from {MIN_SEEDS}, to measure the noise between seeds, to "
+                f"{MAX_SEEDS}, but got {shown(self.seeds)}"
             )
 
     def models(self, parameters: int, vocabulary: int) -> dict[Variant, Architecture]:
@@ -83,75 +87,19 @@ class ComparisonPlan:
         recipe = self.recipe
         budget = self.rate_parameters if check else self.parameters
         tokens = self.rate_tokens if check else self.tokens
-        factor = rate / recipe.matrix_learning_rate
+        factor = rate / peak_rate(recipe)
         return RunSpec(
             run_id=f"{variant.name}-n{budget}-t{tokens}-lr{rate:g}-s{seed}",
             shape=model,
             tokens=tokens,
             recipe=replace(
                 recipe,
-                matrix_learning_rate=rate,
+                matrix_learning_rate=recipe.matrix_learning_rate * factor,
                 learning_rate=recipe.learning_rate * factor,
             ),
             seed=seed,
             role=RATE_ROLE if check else ROLE,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RateChoice:
-    """Learning rate of a variant, from one run at each of three.
-
-    Attributes
-    ----------
-    losses
-        Loss at each rate, infinite if the run diverged.
-    rate
-        The rate to train at: the middle one, unless another has less loss by half a percent.
-    """
-
-    variant: Variant
-    losses: Mapping[float, float]
-    rate: float
-
-    @property
-    def at_edge(self) -> bool:
-        """True if the rate is the lowest or highest, so that a better one may lie beyond."""
-        return self.rate in (min(self.losses), max(self.losses))
-
-
-def choose_rate(variant: Variant, losses: Mapping[float, float]) -> RateChoice:
-    """Choose the learning rate of a variant from the losses at three rates.
-
-    Raises
-    ------
-    WorkError
-        The runs diverged at every rate.
-    """
-    best = min(losses, key=lambda rate: losses[rate])
-    if not np.isfinite(losses[best]):
-        raise WorkError(
-            f"{variant.name} diverged at every learning rate "
-            f"({', '.join(f'{rate:g}' for rate in losses)}); give lower --lr-values"
-        )
-    middle = sorted(losses)[len(losses) // 2]
-    gain = np.log(losses[middle] / losses[best])
-    return RateChoice(variant=variant, losses=losses, rate=best if gain > MIN_RATE_GAIN else middle)
-
-
-def rate_table(choices: Sequence[RateChoice]) -> pd.DataFrame:
-    """Tabulate the losses at each learning rate, and the chosen one."""
-    return pd.DataFrame(
-        [
-            {
-                "family": choice.variant.name,
-                **{f"loss_lr_{rate:g}": loss for rate, loss in choice.losses.items()},
-                "chosen": choice.rate,
-                "at_edge": choice.at_edge,
-            }
-            for choice in choices
-        ]
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,6 +57,11 @@ COMMANDS = {
         ("out/quickstart.json", "out/**/metrics.csv", "out/fit.json"), "out/report.html",
     ),
     "propose": Cancelled(PROPOSE, ("study.log",), "study.log"),
+    "compare-families": Cancelled(
+        ("compare-families", "--params", "20K", "--tokens", "4K", "--families", "gpt2", "--seeds",
+         "2", "--corpus", "text", "--out", "out", "--workers", "2", *SETTINGS),
+        ("out/corpus/corpus.json", "out/runs/*/metrics.csv"), "out/table.csv",
+    ),
 }  # fmt: skip
 
 

@@ -90,6 +90,12 @@ def test_budget_that_is_too_small_names_one_that_all_families_meet() -> None:
     assert len(models_of_budget(variants, nearest, context=256, vocabulary=256)) == 2
 
 
+@pytest.mark.parametrize("parameters", [0, 999, 10**12])
+def test_budgets_out_of_range_are_refused(parameters: int) -> None:
+    with pytest.raises(InputError, match="`--params` must be from 1K to 100B"):
+        models_of_budget([variant_named("llama")], parameters, context=256, vocabulary=256)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -149,3 +149,15 @@ def test_rows_of_several_budgets_are_refused() -> None:
 def test_baseline_without_rows_is_refused_with_those_that_have_some() -> None:
     with pytest.raises(InputError, match="llama has none; choose one of gpt2, qwen3"):
         compare_rows(rows_of({"gpt2": [2.0, 2.1], "qwen3": [2.0, 2.1]}))
+
+
+def test_family_of_other_noise_is_named() -> None:
+    quiet, loud = [2.0, 2.001, 2.002, 2.0005], [2.0, 2.2, 2.4, 2.1]
+    (remark,) = compare_rows(rows_of({"llama": quiet, "gpt2": quiet, "qwen3": loud})).remarks
+    assert "most for qwen3" in remark
+    assert compare_rows(rows_of({"llama": quiet, "gpt2": quiet})).remarks == ()
+
+
+def test_equal_losses_of_all_seeds_are_no_difference() -> None:
+    table = compare_rows(rows_of({"llama": [2.0, 2.0], "gpt2": [2.0, 2.0]})).table
+    assert set(table["verdict"]) == {BASELINE, NONE}

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.search.cli import app
 from shapelaw.search.families.budget import parse_variants, variant_named
+from shapelaw.search.families.rates import choose_rate
 from shapelaw.search.families.run import parse_rates
-from shapelaw.search.families.training import ComparisonPlan, choose_rate, train_families
+from shapelaw.search.families.training import ComparisonPlan, train_families
 from shapelaw.trainers.ledger.entry import DONE, Entry
 from shapelaw.trainers.optimizers.recipe import Recipe
 from shapelaw.trainers.sweep.folder import Folder
@@ -84,8 +85,16 @@ def test_learning_rates_by_default_are_half_once_and_twice_the_recipes() -> None
     assert parse_rates(None, Recipe(matrix_learning_rate=0.03)) == (0.015, 0.03, 0.06)
 
 
+def test_rates_under_adamw_are_those_of_all_weights() -> None:
+    recipe = Recipe(optimizer="adamw", learning_rate=0.004, matrix_learning_rate=0.5)
+    assert parse_rates(None, recipe) == (0.002, 0.004, 0.008)
+    (model,) = plan(variants=(LLAMA,)).models(20_000, 256).values()
+    spec = plan(recipe=recipe).run(LLAMA, model, 0.008, 1, check=False)
+    assert spec.recipe.for_shape(model).matrix_learning_rate == pytest.approx(0.008)
+
+
 def test_one_seed_is_refused() -> None:
-    with pytest.raises(InputError, match="`--seeds >= 2` must hold"):
+    with pytest.raises(InputError, match="`--seeds` must be from 2, to measure"):
         plan(seeds=1)
 
 
