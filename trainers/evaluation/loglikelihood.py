@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shapelaw.scaling.errors import WorkError
+from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.schema import Count, Fraction, Name, NonNegative, Positive
 from shapelaw.trainers.corpus.encoding import Encoding
 from shapelaw.trainers.models.transformer import Transformer
@@ -98,6 +98,22 @@ class _Piece:
     first: int
 
 
+def require_next_tokens(model: Transformer) -> None:
+    """Refuse a diffusion model, whose logits are not those of next tokens.
+
+    Raises
+    ------
+    InputError
+        The model has a mask token.
+    """
+    if model.mask_token is not None:
+        raise InputError(
+            "`mask_token_id` of a model must be absent to score it by next tokens, but is "
+            f"{model.mask_token}: the bound of a diffusion model is the loss of its run table; "
+            "leave the run out"
+        )
+
+
 def request_of(encoding: Encoding, context: str, continuation: str) -> LogLikelihoodRequest:
     """Encode a context and its continuation, preceded by the separator of documents.
 
@@ -138,9 +154,12 @@ def likelihoods(model: Transformer, requests: Sequence[LogLikelihoodRequest]) ->
 
     Raises
     ------
+    InputError
+        The model has a mask token: it does not predict next tokens.
     WorkError
         A log-probability is not finite.
     """
+    require_next_tokens(model)
     longest = model.context_length
     pieces: list[_Piece] = []
     truncated = 0

@@ -15,7 +15,7 @@ from shapelaw.trainers.corpus.encoding import TOKENIZER_FILE, load_encoding
 from shapelaw.trainers.evaluation.downstream import read_tasks, score_tasks
 from shapelaw.trainers.evaluation.eval_sets import read_evals
 from shapelaw.trainers.evaluation.held_out import Evaluation, evaluate_sets, evaluate_tokens
-from shapelaw.trainers.evaluation.loglikelihood import Score
+from shapelaw.trainers.evaluation.loglikelihood import Score, require_next_tokens
 from shapelaw.trainers.models.hugging_face import WEIGHTS, load_export
 from shapelaw.trainers.models.transformer import Transformer
 from shapelaw.trainers.optimizers.recipe import Recipe
@@ -105,6 +105,7 @@ def evaluate_run(
     if evals is None and corpus is None:
         raise InputError("give --evals for downstream tasks, --corpus-folder for losses, or both")
     model = load_export(run, attention="matmul")
+    require_next_tokens(model)
     held_out = {} if corpus is None else _losses(model, Corpus.load(corpus))
     scores: list[Score] = []
     if evals is not None:

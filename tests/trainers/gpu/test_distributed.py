@@ -14,7 +14,7 @@ from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.gpu.distributed import joined, main
 from shapelaw.trainers.gpu.sharding import World
 from shapelaw.trainers.training.loop import train_run
-from shapelaw.trainers.training.spec import RunSpec
+from shapelaw.trainers.training.spec import RunSpec, model_for
 from support.small_runs import RECIPE, SHAPE, STEPS, Killed, killed_at, small_corpus, spec
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -54,12 +54,14 @@ RUNS = {
     "fsdp-muon": {"optimizer": "muon"},
     "fsdp-adamw": {"optimizer": "adamw"},
     "fsdp-resumed": {"optimizer": "muon"},
+    "ddp-masked": {"objective": "masked_diffusion"},
+    "fsdp-blocks": {"objective": "block:4"},
 }
 
 
 def run_of(name: str) -> RunSpec:
     recipe = replace(RECIPE, learning_rate=2e-3, matrix_learning_rate=4e-3, **RUNS[name])  # type: ignore[arg-type]
-    return spec(run_id=name, recipe=recipe, seed=3, data_seed=1)
+    return spec(run_id=name, shape=model_for(recipe, SHAPE), recipe=recipe, seed=3, data_seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from shapelaw.scaling.runs.columns import with_loss_kinds
 from shapelaw.scaling.runs.table import RunTable
 from shapelaw.scaling.runs.validation import require_comparable_losses
 from shapelaw.trainers.corpus.corpus import Corpus
+from shapelaw.trainers.evaluation.run_evaluation import evaluate_run
 from shapelaw.trainers.gpu.packed_loop import train_pack
 from shapelaw.trainers.gpu.packed_step import packs
 from shapelaw.trainers.ladder.plan_file import read_plan
@@ -74,6 +75,8 @@ def test_row_says_objective_kind_of_loss_and_bits_per_byte(corpus: Corpus, tmp_p
         assert 2 < row["loss"] < 7
         rows[name] = row
     assert len({row["config_hash"] for row in rows.values()}) == len(rows)
+    with pytest.raises(InputError, match="`mask_token_id` of a model must be absent to score it"):
+        evaluate_run(tmp_path / "masked_diffusion", None, "", Path(corpus.folder))
     exported = load_export(tmp_path / "masked_diffusion")
     assert (exported.mask_token, exported.vocab_size) == (256, 257)
     config = json.loads((tmp_path / "masked_diffusion" / "config.json").read_text())
