@@ -5,7 +5,7 @@ embedded one does. The conditions come from comparisons of log-probabilities on 
 which the tests of the engines repeat, and from the code of the engines.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,10 @@ from shapelaw.scaling.errors import InputError
 TRANSFORMERS, VLLM, LLAMACPP = "transformers", "vllm", "llamacpp"
 SERVING_ENGINES = ("torch", TRANSFORMERS, VLLM, LLAMACPP)
 NOT_IN_VLLM = ("nanochat",)  # its Transformers backend included
+ANY_ACTIVATION_IN_VLLM = ("gpt2", "gemma3_text", "arcee", "olmo2", "smollm3", "gpt_oss")
+OUTPUT_BIAS_IN_VLLM = ("llama", "gpt2", "gpt_oss", "gemma3_text", "arcee", "olmo2", "smollm3")
+# Whether the output head is tied, of classes that read no other.
+HEADS_IN_VLLM = {"lfm2": True, "deepseek_v3": False, "kimi_k2": False}
 NOT_MIXED_IN_VLLM = ("qwen2", "qwen3")
 KV_BLOCK = 128  # tokens of a block of vLLM's cache on a CPU
 MOST_EPSILON = 1e-5  # below which 1e-6 makes no difference of 1e-4 in log-probabilities
@@ -81,6 +85,34 @@ def _latent_epsilon(architecture: Architecture) -> float | None:
 def _rotation_of_halves(architecture: Architecture) -> bool | None:
     rotaries = (block.rotary for block in latent_blocks(architecture))
     return first_of(False for rotary in rotaries if not rotary.interleaved)
+
+
+def _latent_bias(architecture: Architecture) -> bool | None:
+    return first_of(True for block in latent_blocks(architecture) if block.bias)
+
+
+def _several_weighed_inputs(architecture: Architecture) -> int | None:
+    blocks = (block for block in expert_blocks(architecture) if block.router.weighs_input)
+    return first_of(int(block.active) for block in blocks if block.active > 1)
+
+
+def _output_bias(architecture: Architecture) -> bool | None:
+    known = architecture.model_type in OUTPUT_BIAS_IN_VLLM
+    blocks = (block for block in attention_blocks(architecture) if block.output_bias)
+    return first_of(True for _ in blocks if not known)
+
+
+def _other_head(architecture: Architecture) -> bool | None:
+    tied = bool(architecture.embedding.tied)
+    return None if HEADS_IN_VLLM.get(architecture.model_type, tied) is tied else tied
+
+
+def _activation_in_vllm(architecture: Architecture) -> str | None:
+    blocks = (layer.feed_forward for layer, _ in architecture.layers)
+    mlps: Iterator[Any] = (getattr(block, "expert", block) for block in blocks)
+    names = (str(mlp.activation) for mlp in mlps)
+    known = architecture.model_type in ANY_ACTIVATION_IN_VLLM
+    return first_of(name for name in names if name not in llamacpp.SILU and not known)
 
 
 def _clamp(architecture: Architecture) -> Any:
@@ -145,6 +177,30 @@ CONDITIONS = (
     ),
     Condition(
         engines=(VLLM,),
+        rule="num_experts_per_tok == 1",
+        broken=_several_weighed_inputs,
+        reason="it weighs the input of one expert of Llama 4, not of several",
+    ),
+    Condition(
+        engines=(VLLM,),
+        rule="attention_bias == false",
+        broken=_output_bias,
+        reason="its class leaves the bias of the output projection out",
+    ),
+    Condition(
+        engines=(VLLM,),
+        rule="tie_word_embeddings as published",
+        broken=_other_head,
+        reason="its class ties the output head of LFM2, and never that of DeepSeek V3",
+    ),
+    Condition(
+        engines=(VLLM,),
+        rule="hidden_act == silu",
+        broken=_activation_in_vllm,
+        reason="its class has this activation only",
+    ),
+    Condition(
+        engines=(VLLM,),
         rule="max_window_layers in (0, num_hidden_layers)",
         broken=_mixed_windows,
         reason="its classes of Qwen2 and Qwen3 have windows on all layers or none",
@@ -166,6 +222,12 @@ CONDITIONS = (
         rule="rope_interleave == true",
         broken=_rotation_of_halves,
         reason="it rotates adjacent dimensions of latent attention",
+    ),
+    Condition(
+        engines=(VLLM, LLAMACPP),
+        rule="attention_bias == false",
+        broken=_latent_bias,
+        reason="it reads no biases of latent attention",
     ),
     Condition(
         engines=(VLLM, LLAMACPP),

@@ -8,7 +8,6 @@ from typing import Any
 from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
 from shapelaw.scaling.architectures.blocks.latent_attention import LatentAttentionBlock
-from shapelaw.scaling.architectures.blocks.short_convolution import ShortConvolutionBlock
 from shapelaw.scaling.architectures.llamacpp_properties import attention_blocks
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
@@ -128,7 +127,7 @@ class VllmEngine(TimedEngine):
             blocks = workload.concurrency * (-(-length // MAX_BLOCK) + 1) + 1
             cache = blocks * MAX_BLOCK * _allocated_values(shape) * workload.kv_bytes_per_value
             options |= {"enforce_eager": True, "kv_cache_memory_bytes": int(cache)}
-            if _latent_attention(shape):  # its eager rotation of queries is wrong on a CPU
+            if _rotates_heads(shape):
                 options["compilation_config"] = {"custom_ops": ["all", "-rotary_embedding"]}
         return options
 
@@ -136,6 +135,15 @@ class VllmEngine(TimedEngine):
 def _latent_attention(shape: Shape | Architecture) -> LatentAttentionBlock | None:
     block = shape.first_layer.attention if isinstance(shape, Architecture) else None
     return block if isinstance(block, LatentAttentionBlock) else None
+
+
+def _rotates_heads(shape: Shape | Architecture) -> bool:
+    """Return True for classes that rotate (T, H, h), which the eager operation of a CPU does wrong.
+
+    Those are the classes of DeepSeek V3 and LFM2.
+    """
+    lfm2 = isinstance(shape, Architecture) and "conv_L_cache" in dict(shape.fields)
+    return lfm2 or _latent_attention(shape) is not None
 
 
 def _allocated_values(shape: Shape | Architecture) -> int:
@@ -163,7 +171,7 @@ def config_changes(shape: Shape | Architecture) -> dict[str, Any]:
         given = fields.get(name)
         if given and given.get("rope_type", given.get("type")) == "yarn":
             changes[name] = {"beta_fast": 32.0, "beta_slow": 1.0, **given}
-    if any(isinstance(layer.attention, ShortConvolutionBlock) for layer, _ in shape.layers):
+    if "conv_L_cache" in fields:
         changes |= dict.fromkeys(("conv_dim", "block_dim"), shape.hidden_size)
     return changes
 

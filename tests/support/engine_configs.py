@@ -25,6 +25,7 @@ LLAMACPP_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "smollm3": ("smollm3", {}),
     "olmo2": ("olmo2", {}),
+    "olmo2 tied": ("olmo2", {"tie_word_embeddings": True}),
     "arcee scaled": ("arcee", {"rope_parameters": LLAMA3}),
     "gemma3_text scaled": ("gemma3_text", {"query_pre_attn_scalar": 16}),
     "gemma3_text with a cap": ("gemma3_text-cap", {"query_pre_attn_scalar": 16}),
@@ -53,6 +54,10 @@ LLAMACPP_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         {**PUBLISHED_LLAMA4, "num_local_experts": 128},
     ),
     "gpt_oss": ("gpt_oss", {"swiglu_limit": 7.0, "rope_parameters": YARN}),
+    "gpt_oss tied": (
+        "gpt_oss",
+        {"swiglu_limit": 7.0, "rope_parameters": YARN, "tie_word_embeddings": True},
+    ),
     "gpt_oss with its own yarn": (
         "gpt_oss",
         {"swiglu_limit": 7.0, "head_dim": 64, "rope_parameters": None},
@@ -79,6 +84,10 @@ VLLM_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "arcee": ("arcee", WIDE),
     "lfm2": ("lfm2", WIDE),
     "deepseek_v3 without experts": ("deepseek_v3-dense", LATENT_HEADS),
+    "deepseek_v3 without a latent of queries": (
+        "deepseek_v3-dense",
+        {**LATENT_HEADS, "q_lora_rank": None},
+    ),
     "deepseek_v3": ("deepseek_v3", LATENT_HEADS),
     "deepseek_v3 of one group": ("deepseek_v3-kimi", LATENT_HEADS),
     "qwen3_moe": ("qwen3_moe", HEADS),

@@ -20,8 +20,11 @@ class LogProbabilities:
         vocab_size: int,
         options: dict[str, Any],
         environment: dict[str, str],
-    ) -> list[dict[str, Any]]:
-        """Decode greedily; return the tokens and the log-probabilities after every token."""
+    ) -> dict[str, Any]:
+        """Decode greedily; return the tokens and the log-probabilities after every token.
+
+        ``cache_bytes`` are those of the cache per token, for each layer with keys and values.
+        """
         os.environ.pop("VLLM_MLA_DISABLE", None)
         os.environ.update(environment)
         import torch
@@ -47,10 +50,15 @@ class LogProbabilities:
         )
         prompts = [TokensPrompt(prompt_token_ids=each) for each in tokens]
         answers = model.generate(prompts, sampling, use_tqdm=False)
-        results = []
+        (specs,) = model.collective_rpc("get_kv_cache_spec")
+        layers = [spec for spec in specs.values() if hasattr(spec, "num_kv_heads")]
+        results: dict[str, Any] = {
+            "cache_bytes": sorted(spec.page_size_bytes / spec.block_size for spec in layers),
+            "sequences": [],
+        }
         for answer in answers:
             rows = [*answer.prompt_logprobs[1:], *answer.outputs[0].logprobs]
-            results.append(
+            results["sequences"].append(
                 {
                     "tokens": list(answer.outputs[0].token_ids),
                     "rows": [[row[i].logprob for i in range(vocab_size)] for row in rows],

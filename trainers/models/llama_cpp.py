@@ -70,6 +70,7 @@ OTHER_NAMES = {
 }
 # Architectures that rotate adjacent rows. The others rotate the two halves of a head.
 ADJACENT_PAIRS = ("llama", "smollm3", "arcee", "llama4", "deepseek2")
+WITH_HEAD = ("olmo2", "gpt-oss")  # they read a head of their own, also where it is tied
 GATING = {"softmax": 1, "sigmoid": 2, "softmax_of_chosen": 3}
 
 
@@ -89,6 +90,8 @@ def gguf_tensors(model: Transformer) -> dict[str, Tensor]:
     for piece in weight_pieces(model, names):
         layer = layers[int(piece.name.split(".")[1])] if piece.name.startswith("blk.") else None
         tensors |= _laid_out(piece.name, piece.view, layer, kind)
+    if kind in WITH_HEAD:
+        tensors.setdefault("output.weight", tensors["token_embd.weight"])
     factors = _rotary_factors(architecture)
     return tensors if factors is None else {**tensors, "rope_freqs.weight": factors}
 

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from shapelaw.scaling.architectures.architecture import Architecture
+from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
+from shapelaw.scaling.architectures.blocks.latent_attention import LatentAttentionBlock
 from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock
 from shapelaw.scaling.architectures.config import read_architecture
 from shapelaw.scaling.architectures.engine_conditions import require_computed_alike
@@ -56,6 +59,22 @@ def session_for(model: Transformer, processes: dict[str, SessionProcess], python
     return processes[kind]
 
 
+def counted_cache(architecture: Architecture) -> list[float]:
+    """Count the float32 bytes per token of each layer that keeps keys and values.
+
+    Without a kernel for its sizes, vLLM keeps the keys that latents expand to, and values as wide.
+    """
+    numbers = []
+    for layer in architecture.each_layer():
+        block = layer.attention
+        if isinstance(block, LatentAttentionBlock):
+            width = block.plain_head_dim + block.rotary_head_dim
+            numbers.append(2 * block.num_attention_heads * width)
+        elif isinstance(block, AttentionBlock):
+            numbers.append(block.cache_values)
+    return sorted(4.0 * number for number in numbers)
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("engine vllm")
 @pytest.mark.parametrize("name", list(VLLM_CONFIGS))
@@ -73,7 +92,7 @@ def test_vllm_gives_the_log_probabilities_of_the_exported_model(
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(97, (SEQUENCES, length), generator=generator)
     workload = parse_workload(f"{length}/{OUTPUTS}@{SEQUENCES}:float32")
-    answers = session_for(model, processes, engine.python).ask(
+    result = session_for(model, processes, engine.python).ask(
         "compute",
         folder=str(tmp_path),
         tokens=tokens.tolist(),
@@ -82,7 +101,8 @@ def test_vllm_gives_the_log_probabilities_of_the_exported_model(
         options=engine.options(model.architecture, workload),
         environment=engine.environment(model.architecture),
     )
-    for row, answer in zip(tokens, answers, strict=True):
+    assert result["cache_bytes"] == counted_cache(model.architecture)
+    for row, answer in zip(tokens, result["sequences"], strict=True):
         assert len(answer["tokens"]) == OUTPUTS
         everything = torch.cat([row, torch.tensor(answer["tokens"])])[None]
         expected = model.logits(model(everything)).log_softmax(dim=-1)[0, :-1]
@@ -90,18 +110,47 @@ def test_vllm_gives_the_log_probabilities_of_the_exported_model(
         torch.testing.assert_close(given, expected, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("engine vllm")
+@pytest.mark.parametrize("name", ["gemma3_text", "deepseek_v3", "llama4_text", "gpt_oss"])
+def test_vllm_engine_measures_a_family(engine: VllmEngine, name: str) -> None:
+    base, fields = VLLM_CONFIGS[name]
+    architecture = read_architecture(config_of(base, **fields))
+    measured = engine.measure(architecture, parse_workload("12/5@2:float32"))
+    assert measured.kind == "measured"
+    assert 0 < measured.low <= measured.output_tokens_per_second <= measured.high
+
+
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "gemma3n_text": ("gemma3n_text", {}, "drops the per-layer embeddings"),
     "nanochat": ("nanochat", {}, "no class of this type"),
     "canon": ("qwen3", {"canon_set": "ABCD"}, "no other engine has Canon layers"),
     "llama4_text of another chunk": ("llama4_text", {"attention_chunk_size": 130}, "got 130"),
+    "llama4_text of two experts": (
+        "llama4_text-maverick",
+        {"attention_chunk_size": 128},
+        "got 2: it weighs the input",
+    ),
     "deepseek_v3 of another epsilon": ("deepseek_v3", {}, "got 0.001"),
     "deepseek_v3 that rotates halves": (
         "deepseek_v3-halves",
         {"rms_norm_eps": 1e-6},
         "got False: it rotates adjacent dimensions",
     ),
+    "deepseek_v3 with biases": (
+        "deepseek_v3-direct",
+        {"rms_norm_eps": 1e-6},
+        "got True: it reads no biases",
+    ),
     "gpt_oss of another limit": ("gpt_oss", {}, r"got \(1.5, 1.702\)"),
+    "lfm2 untied": ("lfm2-biases", {}, "got False: its class ties"),
+    "deepseek_v3 tied": (
+        "deepseek_v3",
+        {"rms_norm_eps": 1e-6, "tie_word_embeddings": True},
+        "got True: its class ties",
+    ),
+    "qwen3 with biases": ("qwen3", {"attention_bias": True}, "got True: its class leaves the bias"),
+    "llama of another activation": ("llama", {"hidden_act": "gelu"}, "got 'gelu'"),
     "qwen2 with windows on some layers": ("qwen2-window", {}, "a window on 4 of 6 layers"),
 }
 
@@ -129,18 +178,18 @@ def test_latents_without_a_kernel_are_expanded() -> None:
     assert "VLLM_MLA_DISABLE" not in engine.environment(published)
 
 
-def test_options_turn_the_temperature_of_llama4_on_and_the_eager_rotation_of_latents_off() -> None:
+def test_options_turn_the_temperature_of_llama4_on_and_the_eager_rotation_of_heads_off() -> None:
     workload = parse_workload("12/5@2:float32")
-    llama4, latent, plain = (
-        read_architecture(config_of(name)) for name in ("llama4_text", "deepseek_v3", "gpt2")
-    )
+    names = ("llama4_text", "deepseek_v3", "lfm2", "gpt2")
+    llama4, latent, lfm2, plain = (read_architecture(config_of(name)) for name in names)
     engine = bare_engine("cpu")
     assert engine.options(llama4, workload)["override_generation_config"] == {
         "attn_temperature_tuning": True
     }
-    assert engine.options(latent, workload)["compilation_config"] == {
-        "custom_ops": ["all", "-rotary_embedding"]
-    }
+    for architecture in (latent, lfm2):
+        assert engine.options(architecture, workload)["compilation_config"] == {
+            "custom_ops": ["all", "-rotary_embedding"]
+        }
     assert "compilation_config" not in bare_engine("cuda").options(latent, workload)
     assert {"compilation_config", "override_generation_config"}.isdisjoint(
         engine.options(plain, workload)

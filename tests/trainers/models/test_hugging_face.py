@@ -13,8 +13,9 @@ from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.corpus.encoding import byte_encoding, byte_letters, load_encoding
 from shapelaw.trainers.corpus.preparation import prepare
-from shapelaw.trainers.models.hugging_face import hugging_face_weights, load_export
+from shapelaw.trainers.models.hugging_face import export, hugging_face_weights, load_export
 from support.exported_models import LENGTH, SHAPE, exported, randomised_model
+from support.random_models import model_of
 
 torch.set_num_threads(1)
 FORMS = {
@@ -242,3 +243,14 @@ def test_exported_weights_are_copies() -> None:
             weight.add_(1.0)
     for name, value in before.items():
         assert torch.equal(weights[name], value), name
+
+
+@torch.inference_mode()
+def test_exported_gemma_keeps_the_base_of_local_positions(tmp_path: Path) -> None:
+    model = model_of("gemma3_text-cap", rope_local_base_freq=500.0)
+    export(tmp_path, model, max_position_embeddings=256)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    tokens = torch.randint(97, (2, 37), generator=torch.Generator().manual_seed(1))
+    assert loaded.config.rope_parameters["sliding_attention"]["rope_theta"] == 500.0
+    expected = model.logits(model(tokens))
+    torch.testing.assert_close(loaded(tokens).logits, expected, rtol=0, atol=1e-5)
