@@ -97,6 +97,7 @@ class Trainer:
 
     def __init__(self, spec: RunSpec, world: World, path: Path, identity: str) -> None:
         self.spec, self.world, self.path = spec, world, path
+        spec.recipe.require_plain_steps("train in several processes")
         model = build_model(spec)
         plain = Optimizer(model, spec.recipe, spec.steps)
         self.begun = checkpoint.resume(path, model, plain, identity)

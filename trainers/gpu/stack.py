@@ -221,7 +221,14 @@ def stackable(spec: RunSpec) -> tuple[object, ...]:
 
 
 def begin(spec: RunSpec, device: torch.device) -> tuple[Transformer, Optimizer]:
-    """Build the model of a spec, with the attention path of a stack, and its optimiser."""
+    """Build the model of a spec, with the attention path of a stack, and its optimiser.
+
+    Raises
+    ------
+    InputError
+        The recipe has a setting of the loop of a CPU.
+    """
+    spec.recipe.require_plain_steps("train on a GPU")
     model = build_model(replace(spec, engine=Execution(attention=attention_path(device))))
     return model, Optimizer(model, spec.recipe, spec.steps)
 

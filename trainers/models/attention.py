@@ -67,6 +67,7 @@ class Attention(nn.Module):
             if not self.shares_cache:
                 self.k_norm = build_norm(block.norm, heads[1] * h)
         self.value_epsilon = block.norm.epsilon if block.value_norm else None
+        self.watch: nn.Module | None = None  # of the largest logits, for QK-clip
 
     def forward(
         self,
@@ -192,6 +193,8 @@ class Attention(nn.Module):
         One query with a plain view sees every key; else the keys end with those of the queries.
         """
         single = view.plain and view.count == 1
+        if self.watch is not None:
+            self.watch(q, k, view, scale=self.scale, reach=(self.window, self.chunked))
         if self.path == "matmul" and (not single or self.sinks is not None):
             reach = (None, False) if single else (self.window, self.chunked)
             softmax = partial(self._softmax, batch=q.shape[0])

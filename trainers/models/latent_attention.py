@@ -59,6 +59,7 @@ class LatentAttention(nn.Module):
         outputs = self.heads * (self.plain + self.value_dim)
         self.kv_b_proj = nn.Linear(self.rank, outputs, bias=False)
         self.o_proj = nn.Linear(self.heads * self.value_dim, d, bias=bias)
+        self.watch: nn.Module | None = None  # of the largest logits, for QK-clip
 
     def forward(
         self, x: Tensor, table: Tensor | None, cache: LayerCache | None, view: TokenView
@@ -101,6 +102,8 @@ class LatentAttention(nn.Module):
         plain, v = expanded.split((self.plain, self.value_dim), dim=-1)
         k = torch.cat((plain, turned[:, :, None].expand(-1, -1, self.heads, -1)), dim=-1)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if self.watch is not None:
+            self.watch(q, k, view, scale=self.scale)
         if self.path == "matmul":
             mixed = matmul_attention(q, k, v, view, scale=self.scale)
         else:  # fused kernels want keys and values of one width

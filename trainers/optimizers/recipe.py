@@ -14,6 +14,8 @@ from shapelaw.trainers.optimizers.noise import NEXT_TOKEN, check_objective
 OPTIMIZERS = ("muon", "adamw")
 MUON_SCALES = ("original", "match_rms_adamw")
 RESIDUAL_INITS = ("scaled", "zero")
+CPU_SETTINGS = ("qk_clip",)  # of the loop of a CPU, without effect by default
+LATER_SETTINGS = ("objective", *CPU_SETTINGS)  # since the first runs, whose digests lack them
 
 
 def _linear(left: float) -> float:
@@ -49,6 +51,8 @@ class Recipe:
     from ``reference_hidden_size`` and ``reference_layers`` to a shape; see :data:`RULES`.
     ``objective`` is ``next_token``, ``masked_diffusion`` or ``block:SIZE``; see
     :mod:`shapelaw.trainers.optimizers.noise`.
+    ``qk_clip`` above 0 bounds the logits of attention (Kimi K2 has 100); see
+    :mod:`shapelaw.trainers.models.qk_clip`.
     """
 
     context_length: int = 128
@@ -73,6 +77,7 @@ class Recipe:
     width_exponent: float = 0.0
     depth_exponent: float = 0.0
     objective: str = NEXT_TOKEN
+    qk_clip: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", number_format(self.dtype))
@@ -102,11 +107,36 @@ class Recipe:
             ("reference_layers", 1, 2**24),
             ("width_exponent", -10, 10),
             ("depth_exponent", -10, 10),
+            ("qk_clip", 0, 1e9),
         ):
             if not least <= getattr(self, name) <= most:
                 value = getattr(self, name)
                 raise InputError(f"`{least} <= {name} <= {most}` must hold, but got {value}")
         check_objective(self.objective, self.context_length)
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the settings that decide the weights, later ones only where they have an effect.
+
+        A run from before a setting existed keeps its identity.
+        """
+        unused = {name for name in LATER_SETTINGS if getattr(self, name) == getattr(Recipe, name)}
+        return {name: value for name, value in asdict(self).items() if name not in unused}
+
+    def require_plain_steps(self, purpose: str) -> None:
+        """Refuse settings that only the training loop of a CPU knows.
+
+        Raises
+        ------
+        InputError
+            A setting has an effect; the message says that it must not to ``purpose``.
+        """
+        for name in CPU_SETTINGS:
+            usual, value = getattr(Recipe, name), getattr(self, name)
+            if value != usual:
+                raise InputError(
+                    f"`{name}` must be {usual} to {purpose}, but got {value}; leave it out, or "
+                    "train in one process on a CPU"
+                )
 
     @property
     def batch_tokens(self) -> int:

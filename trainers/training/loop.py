@@ -15,6 +15,7 @@ import torch
 
 from shapelaw.scaling.errors import WorkError
 from shapelaw.trainers.corpus.corpus import Corpus
+from shapelaw.trainers.models.qk_clip import clip_logits, watch_logits
 from shapelaw.trainers.models.transformer import Transformer
 from shapelaw.trainers.objectives.objective import Batch, reseed
 from shapelaw.trainers.objectives.registry import objective_of
@@ -46,6 +47,8 @@ def build_model(spec: RunSpec) -> Transformer:
     attention = (spec.engine or Execution()).attention
     model = Transformer(spec.shape, context_length=spec.recipe.context_length, attention=attention)
     model.initialise(spec.seed, spec.recipe.residual_init)
+    if spec.recipe.qk_clip:
+        watch_logits(model)
     return model
 
 
@@ -230,6 +233,8 @@ class _Run:
                 loss = self._backward(batch)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.recipe.clip)
         self.optimizer.step(self.step)
+        threshold = self.spec.recipe.qk_clip
+        clipped = clip_logits(self.model, threshold) if threshold else {}
         return {
             "tokens": (self.step + 1) * self.spec.recipe.batch_tokens,
             "seconds": self.seconds,
@@ -237,6 +242,7 @@ class _Run:
             "learning_rate": self.optimizer.parts[0].param_groups[0]["lr"],
             "gradient_norm": norm,
             **self.model.balance_experts(),
+            **clipped,
         }
 
     def _backward(self, batch: Batch) -> float:

@@ -258,10 +258,7 @@ class RunSpec:
     def _digest(self, *text: str) -> str:
         import torch
 
-        recipe = asdict(self.recipe)
-        if self.recipe.objective == NEXT_TOKEN:
-            del recipe["objective"]  # the digests of such runs are those of before other objectives
-        deciding = [self.shape.row(), self.ends, recipe, self.seed, self.data_seed]
+        deciding = [self.shape.row(), self.ends, self.recipe.deciding(), self.seed, self.data_seed]
         document = json.dumps([*deciding, *text, torch.__version__])
         return hashlib.sha256(document.encode()).hexdigest()
 

@@ -33,6 +33,8 @@ COLUMNS = {
     "held_out_loss": "nats per token, at the end of a run or of one of its branches",
     "held_out_bits_per_byte": "held-out loss in bits per byte of text",
     "expert_imbalance": "largest load of an expert over the mean of its layer, minus 1",
+    "max_logit": "largest logit of attention in the step, before QK-clip",
+    "clipped_heads": "heads whose weights QK-clip scaled after the step",
 }
 # A row is written at every tenth step, unless the last one is very recent (W&B takes milliseconds
 # for each), and whenever a second has passed.
