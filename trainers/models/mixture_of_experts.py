@@ -4,7 +4,11 @@
     whose two largest sum highest;  g = s of the chosen, normalised and scaled as the router says.
 
 No token is dropped: tokens are sorted by expert, and each expert multiplies its own (grouped
-products). The balance bias follows the load of the experts (DeepSeek-V3, arXiv 2408.15664).
+products). The balance bias follows the load of the experts (DeepSeek-V3, arXiv 2408.15664). A loss
+of imbalance may be added in training: over groups G of n tokens, the whole batch (Switch, arXiv
+2101.03961) or each sequence (DeepSeek-V3, arXiv 2412.19437, equations 17 to 20),
+
+    L = α/G Σ_G Σ_e f_e P_e,  f_e = E/(k n)·(tokens that chose e),  P_e = mean of s_e / Σ_e s_e.
 
 Shape letters: N tokens, d hidden size, f width of an expert, E experts, k experts of a token.
 """
@@ -36,7 +40,7 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block to (B, T, d)."""
         tokens = x.flatten(0, 1)
-        chosen, weights = self.router(tokens)
+        chosen, weights = self.router(tokens, sequences=len(x))
         mixed = self.experts(tokens, chosen, weights).view(x.shape)
         return mixed if self.shared_expert is None else mixed + self.shared_expert(x)
 
@@ -48,6 +52,10 @@ class TokenRouter(nn.Module):
     ----------
     load : torch.Tensor
         Tokens of each expert in forward passes with gradients since the last :meth:`balance`, (E,).
+    balance_loss : float
+        Coefficient α of the loss of imbalance; 0 adds none.
+    per_sequence : bool
+        Whether the groups of this loss are the sequences; else the batch is the only one.
     """
 
     load: Tensor
@@ -56,6 +64,7 @@ class TokenRouter(nn.Module):
     def __init__(self, block: ExpertsBlock) -> None:
         super().__init__()
         self.rule, self.active = block.router, block.active
+        self.balance_loss, self.per_sequence = 0.0, False
         self.weight = nn.Parameter(torch.empty(block.experts, block.expert.hidden_size))
         nn.init.normal_(self.weight, 0.0, 0.02)
         self.bias = nn.Parameter(torch.zeros(block.experts)) if block.router_bias else None
@@ -64,8 +73,11 @@ class TokenRouter(nn.Module):
         load = torch.zeros(block.experts, dtype=torch.long)
         self.register_buffer("load", load, persistent=False)
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Choose experts for (N, d) -> their numbers and float32 weights, (N, k) each."""
+    def forward(self, tokens: Tensor, *, sequences: int = 1) -> tuple[Tensor, Tensor]:
+        """Choose experts for (N, d) -> their numbers and float32 weights, (N, k) each.
+
+        The tokens are those of so many ``sequences`` of one length.
+        """
         with torch.autocast(tokens.device.type, enabled=False):
             bias = None if self.bias is None else self.bias.float()
             logits = F.linear(tokens.float(), self.weight.float(), bias)
@@ -79,9 +91,22 @@ class TokenRouter(nn.Module):
             if self.rule.normalised:
                 weights = weights / (weights.sum(-1, keepdim=True) + MIN_SUM)
             weights = weights * self.rule.scale
+            if self.balance_loss and torch.is_grad_enabled():
+                groups = sequences if self.per_sequence else 1
+                loss = self.balance_loss * self._imbalance(logits, chosen, groups)
+                weights = _AddedLoss.apply(weights, loss)
         if torch.is_grad_enabled():
             self.load += tokens_per_expert(chosen, len(self.load))
         return chosen, weights
+
+    def _imbalance(self, logits: Tensor, chosen: Tensor, groups: int) -> Tensor:
+        """Compute Σ_e f_e P_e of logits (N, E), the mean over groups: 1 for equal loads."""
+        shares = logits.softmax(-1)
+        if self.rule.score == "sigmoid":
+            shares = logits.sigmoid() / logits.sigmoid().sum(-1, keepdim=True)
+        used = torch.zeros_like(shares).scatter(1, chosen, shares.shape[1] / self.active)
+        used, shares = (part.unflatten(0, (groups, -1)).mean(1) for part in (used, shares))
+        return (used * shares).sum(1).mean()
 
     def _choose(self, scores: Tensor) -> Tensor:
         """Return the experts with the largest scores, (N, E) -> (N, k)."""
@@ -109,6 +134,30 @@ class TokenRouter(nn.Module):
             self.balance_bias += rate * (load.mean() - load).sign()
         self.load.zero_()
         return float(load.max() / load.mean().clamp(min=1e-12)) - 1.0
+
+
+class _AddedLoss(torch.autograd.Function):
+    """The weights of a router as they are; the backward pass differentiates a loss as well.
+
+    The training loss stays that of the text, comparable between models.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, loss: Tensor) -> Tensor:
+        """Return the weights."""
+        return weights.view_as(weights)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Return the gradient of the weights, and 1 for the loss."""
+        return gradient, gradient.new_ones(())
+
+
+def set_balance_loss(model: nn.Module, coefficient: float, *, per_sequence: bool) -> None:
+    """Let every router of a model add a loss of imbalance, over the batch or each sequence."""
+    for module in model.modules():
+        if isinstance(module, TokenRouter):
+            module.balance_loss, module.per_sequence = coefficient, per_sequence
 
 
 class ExpertStack(nn.Module):

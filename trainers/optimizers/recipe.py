@@ -14,7 +14,8 @@ from shapelaw.trainers.optimizers.noise import NEXT_TOKEN, check_objective
 OPTIMIZERS = ("muon", "adamw")
 MUON_SCALES = ("original", "match_rms_adamw")
 RESIDUAL_INITS = ("scaled", "zero")
-CPU_SETTINGS = ("qk_clip",)  # of the loop of a CPU, without effect by default
+BALANCE_OVER = ("batch", "sequence")
+CPU_SETTINGS = ("qk_clip", "balance_loss", "balance_over")  # of the loop of a CPU
 LATER_SETTINGS = ("objective", *CPU_SETTINGS)  # since the first runs, whose digests lack them
 
 
@@ -52,7 +53,9 @@ class Recipe:
     ``objective`` is ``next_token``, ``masked_diffusion`` or ``block:SIZE``; see
     :mod:`shapelaw.trainers.optimizers.noise`.
     ``qk_clip`` above 0 bounds the logits of attention (Kimi K2 has 100); see
-    :mod:`shapelaw.trainers.models.qk_clip`.
+    :mod:`shapelaw.trainers.models.qk_clip`. ``balance_loss`` above 0 is the coefficient of a loss
+    of imbalance between experts, over the ``batch`` (Qwen3 has 0.001) or each ``sequence``
+    (DeepSeek-V3 has 0.0001) as ``balance_over`` says; the loss of a run leaves it out.
     """
 
     context_length: int = 128
@@ -78,6 +81,8 @@ class Recipe:
     depth_exponent: float = 0.0
     objective: str = NEXT_TOKEN
     qk_clip: float = 0.0
+    balance_loss: float = 0.0
+    balance_over: str = "batch"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", number_format(self.dtype))
@@ -88,6 +93,7 @@ class Recipe:
             ("muon_scale", MUON_SCALES),
             ("residual_init", RESIDUAL_INITS),
             ("rule", RULES),
+            ("balance_over", BALANCE_OVER),
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(
@@ -108,6 +114,7 @@ class Recipe:
             ("width_exponent", -10, 10),
             ("depth_exponent", -10, 10),
             ("qk_clip", 0, 1e9),
+            ("balance_loss", 0, 1e3),
         ):
             if not least <= getattr(self, name) <= most:
                 value = getattr(self, name)
