@@ -138,6 +138,8 @@ class Architecture:
     block_length
         Tokens that see each other in both directions: 1 in a causal model, None for the whole
         sequence.
+    predictions
+        Modules of multi-token prediction, which only training uses; the counts leave them out.
     fields
         Fields of the config by name, with the defaults of the family.
     notes
@@ -149,6 +151,7 @@ class Architecture:
     layers: tuple[tuple[DecoderLayer, Any], ...]
     norm: NormBlock = RMS_NORM
     block_length: int | None = 1
+    predictions: int = 0
     fields: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
 
@@ -302,6 +305,13 @@ class Architecture:
     def n_total(self) -> Any:
         """All parameters; a tied output head counts once."""
         return self.n_non_embedding + self.embedding.parameters
+
+    @property
+    def prediction_parameters(self) -> Any:
+        """Parameters of multi-token prediction: per module a layer, 2·d² and three norms."""
+        layer, width = self.layers[-1][0], self.hidden_size
+        own = layer.parameters + 2 * width**2 + 3 * self.norm.parameters(width)
+        return self.predictions * own
 
     @property
     def _inactive(self) -> Any:

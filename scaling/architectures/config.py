@@ -42,6 +42,11 @@ CANON_FIELDS = {
 CANON_CONSTANTS = ("canon_bias", "canon_activation", "canon_residual")
 # Fields of a diffusion model of any family; its own family may have another default.
 MASK_FIELDS = {"mask_token_id": ConfigField(None, "whole", nullable=True)}
+# Modules of multi-token prediction in a model of any family: DeepSeek's name, and that of others.
+PREDICTION_FIELDS = {
+    "num_nextn_predict_layers": ConfigField(0, "whole", nullable=True),
+    "num_mtp_layers": ConfigField(0, "whole", nullable=True),
+}
 # No class of transformers has Canon layers: this end of the model type keeps it from loading the
 # model without them.
 CANON_SUFFIX = "_canon"
@@ -126,6 +131,8 @@ def architecture_config(
     """
     family = FAMILIES[architecture.model_type]
     kind, fields = family.written_as or family.model_type, dict(architecture.fields)
+    if not architecture.predictions:
+        fields.pop("num_nextn_predict_layers", None)
     renamed = fields.get("canon_set") and (family.in_transformers or family.written_as)
     if not architecture.embedding.positions:
         fields.setdefault("max_position_embeddings", max_position_embeddings)
@@ -157,6 +164,7 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
     fields = ConfigFields(values, family.model_type, family.fields, family.theta)
     fields.check_types()
     architecture = _with_mask_token(_with_canon(family.build(fields), values), values, family)
+    architecture = _with_predictions(architecture, values)
     if values.get("layer_types") is not None:
         number = architecture.num_hidden_layers
         require_layer_types(values["layer_types"], number, family.layer_kinds)
@@ -214,6 +222,26 @@ def _with_mask_token(
         architecture,
         embedding=replace(architecture.embedding, mask_token=mask),
         fields=tuple({**dict(architecture.fields), "mask_token_id": mask}.items()),
+    )
+
+
+def _with_predictions(architecture: Architecture, values: Mapping[str, Any]) -> Architecture:
+    """Add the modules of multi-token prediction of a config, which the counts leave out."""
+    fields = ConfigFields(values, architecture.model_type, PREDICTION_FIELDS)
+    name, other = PREDICTION_FIELDS
+    number = fields[name] or fields[other]
+    if not number:
+        return architecture
+    counted = replace(architecture, predictions=number)
+    note = (
+        f"multi-token prediction is left out, as transformers does: {counted.predictions} x "
+        f"{counted.prediction_parameters // number:,} parameters of training, without the shared "
+        "embedding and head"
+    )
+    return replace(
+        counted,
+        fields=tuple({**dict(architecture.fields), name: number}.items()),
+        notes=(*architecture.notes, note),
     )
 
 
@@ -402,7 +430,7 @@ def read_trainable(config: Mapping[str, Any]) -> Shape | Architecture:
         plain = architecture_of(shape)
     except InputError:
         return architecture
-    parts = ("embedding", "layers", "norm")
+    parts = ("embedding", "layers", "norm", "predictions")
     same = all(getattr(plain, part) == getattr(architecture, part) for part in parts)
     return shape if same else architecture
 

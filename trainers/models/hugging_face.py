@@ -5,6 +5,7 @@ Transformers, vLLM and llama.cpp's converter load the exported folder.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol, TypedDict
 
@@ -82,6 +83,8 @@ def weight_pieces(model: Transformer, names: Mapping[str, str]) -> Iterator[Piec
     """
     rows = model.rows()
     for name, weight in model.tensors().items():
+        if name.startswith("next_predictions."):  # of training; no class loads them
+            continue
         yield from _pieces_of(name, weight.detach(), names, rows)
 
 
@@ -114,7 +117,8 @@ def config_of_model(model: Transformer, max_position_embeddings: int) -> dict[st
     """Write the Hugging Face config of a model."""
     if hasattr(model, "shape"):
         return model.shape.to_config(max_position_embeddings=max_position_embeddings)
-    return architecture_config(model.architecture, max_position_embeddings=max_position_embeddings)
+    without = replace(model.architecture, predictions=0)
+    return architecture_config(without, max_position_embeddings=max_position_embeddings)
 
 
 def export(

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock
 from shapelaw.scaling.errors import InputError
+from shapelaw.trainers.models.added_loss import AddedLoss
 from shapelaw.trainers.models.feed_forward import FeedForward, activation_of
 
 ALIGNMENT = 16  # bytes; grouped products want rows of multiples of it
@@ -94,7 +95,7 @@ class TokenRouter(nn.Module):
             if self.balance_loss and torch.is_grad_enabled():
                 groups = sequences if self.per_sequence else 1
                 loss = self.balance_loss * self._imbalance(logits, chosen, groups)
-                weights = _AddedLoss.apply(weights, loss)
+                weights = AddedLoss.apply(weights, loss)
         if torch.is_grad_enabled():
             self.load += tokens_per_expert(chosen, len(self.load))
         return chosen, weights
@@ -134,23 +135,6 @@ class TokenRouter(nn.Module):
             self.balance_bias += rate * (load.mean() - load).sign()
         self.load.zero_()
         return float(load.max() / load.mean().clamp(min=1e-12)) - 1.0
-
-
-class _AddedLoss(torch.autograd.Function):
-    """The weights of a router as they are; the backward pass differentiates a loss as well.
-
-    The training loss stays that of the text, comparable between models.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, weights: Tensor, loss: Tensor) -> Tensor:
-        """Return the weights."""
-        return weights.view_as(weights)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Return the gradient of the weights, and 1 for the loss."""
-        return gradient, gradient.new_ones(())
 
 
 def set_balance_loss(model: nn.Module, coefficient: float, *, per_sequence: bool) -> None:

@@ -21,6 +21,7 @@ from shapelaw.trainers.models.attention import LayerCache, SharedKeys
 from shapelaw.trainers.models.convolution import CausalConvolution
 from shapelaw.trainers.models.layer import Layer
 from shapelaw.trainers.models.mixture_of_experts import TokenRouter
+from shapelaw.trainers.models.next_predictions import NextPredictions
 from shapelaw.trainers.models.norms import OnePlusRMSNorm, build_norm
 from shapelaw.trainers.models.rotary import rotary_table
 from shapelaw.trainers.models.streams import Streams
@@ -89,6 +90,7 @@ class Transformer(nn.Module):
         self._rotaries = list(dict.fromkeys(rotary for rotary in rotaries if rotary))
         self._table_of = [self._rotaries.index(rotary) if rotary else None for rotary in rotaries]
         self.set_context_length(context_length)
+        self.next_predictions: NextPredictions | None = None  # only in training
 
     @property
     def vocab_size(self) -> int:
@@ -109,6 +111,11 @@ class Transformer(nn.Module):
     def rotary(self) -> Tensor:
         """Table of rotary positions of a model whose layers share one, (2, positions, h)."""
         return self.rotary_0
+
+    def last_rotary(self, count: int) -> Tensor | None:
+        """Return the rotary positions of the last layer for the first tokens, (2, count, h)."""
+        which = self._table_of[-1]
+        return None if which is None else getattr(self, f"rotary_{which}")[:, :count]
 
     def set_context_length(self, length: int) -> None:
         """Set the longest sequence in tokens: compute the tables of rotary positions."""
@@ -292,7 +299,7 @@ class Transformer(nn.Module):
         return {
             name: weight
             for name, weight in self.named_parameters()
-            if name.startswith("layers.") and is_matrix(name, weight)
+            if name.startswith(("layers.", "next_predictions.")) and is_matrix(name, weight)
         }
 
     def matrices(self) -> Iterator[nn.Parameter]:

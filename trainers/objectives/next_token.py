@@ -64,5 +64,11 @@ class NextToken:
 
 
 def _hidden(model: Transformer, tokens: Tensor, documents: Tensor | None) -> Tensor:
-    """Compute the hidden states that predict the next tokens of (S, T + 1) -> (S, T, d)."""
-    return model(tokens[:, :-1], documents=None if documents is None else documents[:, :-1])
+    """Compute the hidden states that predict the next tokens of (S, T + 1) -> (S, T, d).
+
+    In training, their gradient may include that of a loss of further tokens.
+    """
+    seen = None if documents is None else documents[:, :-1]
+    hidden: Tensor = model(tokens[:, :-1], documents=seen)
+    further = model.next_predictions
+    return hidden if further is None else further.add_to(model, hidden, tokens, seen)

@@ -28,11 +28,13 @@ def muon(model: Transformer, recipe: Recipe) -> list[Rule]:
 def adamw(model: Transformer, recipe: Recipe) -> list[Rule]:
     """Build AdamW for all weights; matrices decay, norms do not."""
     inner = list(model.matrices())
-    named = dict(model.named_parameters())
+    named, ids = dict(model.named_parameters()), {id(weight) for weight in inner}
     outer = [
-        named[name] for name in named if not name.startswith("layers.") and named[name].ndim == 2
+        weight
+        for name, weight in named.items()
+        if not name.startswith("layers.") and weight.ndim == 2 and id(weight) not in ids
     ]
-    ids = {id(weight) for weight in (*inner, *outer)}
+    ids |= {id(weight) for weight in outer}
     vectors = [weight for weight in named.values() if id(weight) not in ids]
     return [
         AdamW(inner, lr=recipe.matrix_learning_rate, weight_decay=recipe.weight_decay),

@@ -15,7 +15,7 @@ OPTIMIZERS = ("muon", "adamw")
 MUON_SCALES = ("original", "match_rms_adamw")
 RESIDUAL_INITS = ("scaled", "zero")
 BALANCE_OVER = ("batch", "sequence")
-CPU_SETTINGS = ("qk_clip", "balance_loss", "balance_over")  # of the loop of a CPU
+CPU_SETTINGS = ("qk_clip", "balance_loss", "balance_over", "mtp_weight")  # of the loop of a CPU
 LATER_SETTINGS = ("objective", *CPU_SETTINGS)  # since the first runs, whose digests lack them
 
 
@@ -56,6 +56,8 @@ class Recipe:
     :mod:`shapelaw.trainers.models.qk_clip`. ``balance_loss`` above 0 is the coefficient of a loss
     of imbalance between experts, over the ``batch`` (Qwen3 has 0.001) or each ``sequence``
     (DeepSeek-V3 has 0.0001) as ``balance_over`` says; the loss of a run leaves it out.
+    ``mtp_weight`` above 0 trains the modules of multi-token prediction that a config names, with
+    this weight of their loss (DeepSeek-V3: 0.3, then 0.1), which the loss of a run leaves out too.
     """
 
     context_length: int = 128
@@ -83,6 +85,7 @@ class Recipe:
     qk_clip: float = 0.0
     balance_loss: float = 0.0
     balance_over: str = "batch"
+    mtp_weight: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", number_format(self.dtype))
@@ -115,11 +118,17 @@ class Recipe:
             ("depth_exponent", -10, 10),
             ("qk_clip", 0, 1e9),
             ("balance_loss", 0, 1e3),
+            ("mtp_weight", 0, 1e3),
         ):
             if not least <= getattr(self, name) <= most:
                 value = getattr(self, name)
                 raise InputError(f"`{least} <= {name} <= {most}` must hold, but got {value}")
         check_objective(self.objective, self.context_length)
+        if self.mtp_weight and self.objective != NEXT_TOKEN:
+            raise InputError(
+                f"`mtp_weight` must be 0 with another objective than {NEXT_TOKEN}, but got "
+                f"{self.mtp_weight} with {self.objective}; leave one of them out"
+            )
 
     def deciding(self) -> dict[str, Any]:
         """Return the settings that decide the weights, later ones only where they have an effect.

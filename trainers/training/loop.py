@@ -16,6 +16,7 @@ import torch
 from shapelaw.scaling.errors import WorkError
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.models.mixture_of_experts import set_balance_loss
+from shapelaw.trainers.models.next_predictions import add_predictions
 from shapelaw.trainers.models.qk_clip import clip_logits, watch_logits
 from shapelaw.trainers.models.transformer import Transformer
 from shapelaw.trainers.objectives.objective import Batch, reseed
@@ -47,8 +48,9 @@ def build_model(spec: RunSpec) -> Transformer:
     """Build the model of a spec at its initial weights."""
     attention = (spec.engine or Execution()).attention
     model = Transformer(spec.shape, context_length=spec.recipe.context_length, attention=attention)
-    model.initialise(spec.seed, spec.recipe.residual_init)
     recipe = spec.recipe
+    add_predictions(model, recipe.mtp_weight, attention=attention)
+    model.initialise(spec.seed, recipe.residual_init)
     if recipe.qk_clip:
         watch_logits(model)
     set_balance_loss(model, recipe.balance_loss, per_sequence=recipe.balance_over == "sequence")

@@ -55,8 +55,6 @@ def build_deepseek_v3(fields: ConfigFields) -> Architecture:
     number = fields["num_hidden_layers"]
     first = min(fields["first_k_dense_replace"], number)
     layers = [dense] * first + [replace(dense, feed_forward=mixture)] * (number - first)
-    if fields.values.get("num_nextn_predict_layers") or fields.values.get("num_mtp_layers"):
-        fields.notes.append("layers of multi-token prediction are left out, as transformers does")
     return dense_decoder(fields, layers)
 
 
