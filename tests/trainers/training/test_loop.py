@@ -268,7 +268,7 @@ def test_every_field_of_the_recipe_decides_the_identity(corpus: Corpus, field: s
         "optimizer": "adamw", "dtype": "bfloat16", "context_length": 32, "sequences": 2,
         "warmup_steps": 3, "decay_form": "cosine", "muon_scale": "match_rms_adamw", "rule": "mup",
         "residual_init": "zero", "reference_hidden_size": 32, "reference_layers": 2,
-        "objective": "block:4",
+        "balance_over": "sequence", "objective": "block:4",
     }  # fmt: skip
     value = other[field] if field in other else getattr(RECIPE, field) / 2 or 0.25
     recipe = replace(RECIPE, **{field: value})
