@@ -79,7 +79,7 @@ def with_expert_ratios(frame: pd.DataFrame, configs: pd.DataFrame | None) -> pd.
     sizes = {name: as_floats(frame[name]) for name in COUNTS if name in frame}
     sizes = {name: np.where(values > 0, values, np.nan) for name, values in sizes.items()}
     number = as_floats(frame["num_experts"]) if "num_experts" in frame else np.zeros(len(frame))
-    mixed = set(EXPERT_COLUMNS) <= set(frame.columns) and (number > 0).any()
+    mixed = set(EXPERT_COLUMNS) <= set(frame.columns) and bool((number > 0).any())
     if configs is not None:
         mixed |= bool((configs["expert_sparsity"] > 1).any())
     if {"n_total", "n_active"} <= set(sizes):
@@ -89,7 +89,7 @@ def with_expert_ratios(frame: pd.DataFrame, configs: pd.DataFrame | None) -> pd.
     added = _stated_ratios(frame)
     added |= _active_counts(sizes, added["expert_sparsity"] > 1)
     if configs is not None:
-        for name in set(configs) & set(added):
+        for name in set(map(str, configs)) & set(added):
             added[name] = np.where(configs[name].isna(), added[name], configs[name])
     unknown = (added["expert_sparsity"] == 1) & (added["n_active"] < sizes.get("n_total", 0.0))
     for name in ("expert_sparsity", "active_experts", "granularity"):  # sparse, without its experts

@@ -57,9 +57,10 @@ def with_ratios(frame: pd.DataFrame, source: str = "the table") -> pd.DataFrame:
             frame[name] = getattr(derived, name)
             if configs is not None and name in configs:  # the shape is that of one token's path
                 frame[name] = configs[name].fillna(frame[name])
-    for name in () if configs is None else (N, "n_total"):
-        if name not in frame and configs[name].notna().all():
-            frame[name] = configs[name]
+    if configs is not None:
+        for name in (N, "n_total"):
+            if name not in frame and configs[name].notna().all():
+                frame[name] = configs[name]
     if {"hidden_size", "num_hidden_layers"} <= set(frame.columns) and "aspect_ratio" not in frame:
         # Invalid numbers become NaN here; the checks of the table name their line.
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -11,7 +11,8 @@ there). Only training uses these modules: a forward pass of the model does not.
 Shape letters: B sequences, T positions, d hidden size, V vocabulary.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +91,7 @@ class NextPredictions(nn.ModuleList):
             Documents of the tokens but the last, (B, T); None if all belong to one.
         """
         found, scale = [], model.architecture.embedding.scale
-        for ahead, module in enumerate(self, start=1):
+        for ahead, module in enumerate(cast("Iterator[NextPrediction]", iter(self)), start=1):
             count = tokens.shape[1] - 1 - ahead
             embedded = scale * model.embed_tokens(tokens[:, ahead : ahead + count])
             within = None if documents is None else documents[:, :count]
