@@ -22,6 +22,7 @@ RESULTS = Path(__file__).parent / "architectures.json"
 PARITY = "tests/trainers/models/test_parity.py"
 DIFFUSION = "tests/trainers/models/test_diffusion_families.py"
 CANON = "tests/trainers/models/test_canon.py"
+CANON_TRAINING = "tests/trainers/training/test_canon.py"
 COUNTS = "tests/scaling/architectures/"
 STEPS = "tests/trainers/generation/test_step_decoder.py"
 SERVED = "tests/search/engines/test_architectures_served.py"
@@ -50,13 +51,13 @@ POINTS = {
         (CANON, "test_parameters_and_cache"),
     ),
     "export": tuple((file, "test_export_loads") for file in (PARITY, DIFFUSION, CANON)),
-    "training": ((TRAINING, "test_"),),
+    "training": ((TRAINING, "test_"), (CANON_TRAINING, "test_")),
     "serving": ((STEPS, "test_greedy_tokens"), (SERVED, "test_embedded_engine")),
     "search": (),
 }
 REASONS = {
     "mistakes": "no wrong field or block was tried in these families",
-    "training": "no training run of a model with Canon layers, LLaDA 2, Dream or Dhara is tested",
+    "training": "no training run of a model of LLaDA 2, Dream or Dhara is tested",
     "serving": "no measurement of these models is tested; engines other than the "
     "embedded one and the roofline take dense shapes only, as Llama, Mistral and Qwen3 have",
     "search": "`propose` varies the fields of dense shapes only, such as width, depth and heads, "
@@ -94,7 +95,7 @@ def _results(cases: list[ET.Element], row: str, point: str) -> dict[str, Any]:
 
 def _row(file: str, name: str) -> str | None:
     """Return the row that a test belongs to, by its file, its parameters or its name."""
-    if file == CANON:
+    if file in (CANON, CANON_TRAINING):
         return "canon"
     function, _, parameter = name.rstrip("]").partition("[")
     published = _published_models()

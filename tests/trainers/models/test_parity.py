@@ -160,9 +160,13 @@ FIELDS_OF_MISTAKES = [
     ("gpt2", {"layer_norm_epsilon": 1e-3}),
     ("llama", {"rope_parameters": {**LLAMA3, "rope_theta": 1e4}}),
     ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 32.0}}),
+    ("qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),  # no YaRN
+    ("qwen2-window", {"sliding_window": 9}),
+    ("lfm2", {"rope_theta": 1e4}),
     ("gemma3_text-cap", {"final_logit_softcapping": None}),
     ("gemma3_text", {"query_pre_attn_scalar": 16}),
     ("smollm3", {"no_rope_layer_interval": 3}),
+    ("smollm3", {"no_rope_layers": [0, 0, 0, 1, 0, 0]}),  # inverted flags
     ("mistral-window", {"sliding_window": 7}),
     ("mistral-window", {"sliding_window": 9}),
     ("llama4_text", {"attn_temperature_tuning": False}),
@@ -222,6 +226,24 @@ def with_usual_scale(layer: DecoderLayer) -> DecoderLayer:
     return replace(layer, attention=replace(layer.attention, scale=None))
 
 
+def with_other_pairs(layer: DecoderLayer) -> DecoderLayer:
+    """Rotate neighbours where the family rotates halves: weights that were not permuted."""
+    rotary = replace(layer.attention.rotary, interleaved=True)
+    return replace(layer, attention=replace(layer.attention, rotary=rotary))
+
+
+def without_qk_norm(layer: DecoderLayer) -> DecoderLayer:
+    return replace(layer, attention=replace(layer.attention, qk_norm="none"))
+
+
+def with_norms_before(layer: DecoderLayer) -> DecoderLayer:
+    return replace(layer, norms="before")
+
+
+def with_plain_relu(layer: DecoderLayer) -> DecoderLayer:
+    return replace(layer, feed_forward=replace(layer.feed_forward, activation="relu"))
+
+
 def without_value_norm(layer: DecoderLayer) -> DecoderLayer:
     return replace(layer, attention=replace(layer.attention, value_norm=False))
 
@@ -234,6 +256,11 @@ def with_kept_channels(layer: DecoderLayer) -> DecoderLayer:
 @pytest.mark.parametrize(
     ("name", "change"),
     [
+        ("llama", with_other_pairs),
+        ("qwen3", without_qk_norm),
+        ("olmo2", with_norms_before),
+        ("nanochat", without_qk_norm),
+        ("arcee", with_plain_relu),
         ("gpt_oss", without_sinks),
         ("gemma3_text", with_plain_norms),
         ("deepseek_v3", with_one_epsilon),
