@@ -19,12 +19,12 @@ class Acceptance:
     settings
         Settings of the decoder.
     mask
-        Mask token, which is never chosen.
+        Mask token, which is never chosen; -1 without one.
     batch
         Sequences; each has random numbers of its own.
     """
 
-    def __init__(self, settings: DecodingSettings, *, mask: int | None, batch: int) -> None:
+    def __init__(self, settings: DecodingSettings, *, mask: int, batch: int) -> None:
         self.settings, self.mask = settings, mask
         self.generators = [
             torch.Generator().manual_seed(settings.seed + 2**32 * row) for row in range(batch)
@@ -45,7 +45,7 @@ class Acceptance:
         Tokens, (n,), and the probability of each, (n,). Noise in float64 samples the tokens
         (arXiv 2409.02908) and is not in the probabilities.
         """
-        if self.mask is not None:
+        if self.mask >= 0:
             logits[:, self.mask] = -torch.inf
         if not self.settings.temperature:
             best, tokens = logits.max(dim=-1)

@@ -124,8 +124,9 @@ class _Run:
         self, model: Transformer, prompt: Tensor, settings: DecodingSettings, length: int
     ) -> None:
         self.model, self.settings, self.begin = model, settings, prompt.shape[1]
-        self.mask = model.architecture.embedding.mask_token
-        undecided = torch.full((len(prompt), length), -1 if self.mask is None else self.mask)
+        mask = model.architecture.embedding.mask_token
+        self.mask = -1 if mask is None else mask
+        undecided = torch.full((len(prompt), length), self.mask)
         self.text = torch.cat((prompt, undecided.to(prompt)), dim=1)
         self.generated = self.text[:, self.begin :]
         self.rule = Acceptance(settings, mask=self.mask, batch=len(prompt))
@@ -208,7 +209,7 @@ def _decode_whole(run: _Run) -> None:
                 return
 
 
-def _numbers(numbers: list[int] | None, region: Tensor, mask: int | None) -> Iterator[int]:
+def _numbers(numbers: list[int] | None, region: Tensor, mask: int) -> Iterator[int]:
     """Return how many positions each pass decides; 0, until none is masked, if confidence does."""
     if numbers is not None:
         yield from numbers
