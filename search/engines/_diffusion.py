@@ -1,13 +1,12 @@
 """Serving of the embedded engine with the decoders of diffusion models."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from shapelaw.scaling.architectures.architecture import Architecture
-from shapelaw.scaling.architectures.config import architecture_of
+from shapelaw.scaling.architectures.config import read_architecture
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.search.engines._memory import random_prompt
 from shapelaw.search.engines._timed import Server, Timing, require_token_count
@@ -18,18 +17,11 @@ from shapelaw.trainers.models.hugging_face import load_export
 from shapelaw.trainers.models.transformer import Transformer
 
 
-def with_mask_token(model: Shape | Architecture) -> Architecture:
-    """Return an architecture with a mask token, which has one row more if it is new."""
-    architecture = architecture_of(model)
-    embedding = architecture.embedding
-    if embedding.mask_token is not None:
-        return architecture
-    vocabulary = embedding.vocab_size
-    return replace(
-        architecture,
-        embedding=replace(embedding, vocab_size=vocabulary + 1, mask_token=vocabulary),
-        fields=tuple({**dict(architecture.fields), "vocab_size": vocabulary + 1}.items()),
-    )
+def with_mask_token(shape: Shape) -> Architecture:
+    """Return the architecture of a shape with one token more, the mask token."""
+    vocabulary = shape.vocab_size
+    config = shape.to_config() | {"vocab_size": vocabulary + 1, "mask_token_id": vocabulary}
+    return read_architecture(config)
 
 
 class DecodingServer(Server):

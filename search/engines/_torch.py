@@ -102,10 +102,9 @@ class TorchEngine(TimedEngine):
         if self.weights is not None:
             model = trained_model(self.weights, length, dtype, self.on)
         else:
-            masked = self.decoder.masked and isinstance(shape, Shape)
-            model = random_model(
-                with_mask_token(shape) if masked else shape, length, dtype, self.on
-            )
+            if self.decoder.masked and isinstance(shape, Shape):
+                shape = with_mask_token(shape)
+            model = random_model(shape, length, dtype, self.on)
         return DecodingServer(model, workload, self.decoder)
 
 

@@ -19,7 +19,7 @@ class Acceptance:
     settings
         Settings of the decoder.
     mask
-        Mask token, which is never chosen; -1 without one.
+        Mask token, whose logit the model sets to minus infinity; -1 without one.
     batch
         Sequences; each has random numbers of its own.
     """
@@ -45,8 +45,6 @@ class Acceptance:
         Tokens, (n,), and the probability of each, (n,). Noise in float64 samples the tokens
         (arXiv 2409.02908) and is not in the probabilities.
         """
-        if self.mask >= 0:
-            logits[:, self.mask] = -torch.inf
         if not self.settings.temperature:
             best, tokens = logits.max(dim=-1)
             return tokens, (best - logits.logsumexp(-1)).exp()

@@ -276,7 +276,7 @@ def test_autoregressive_decoder_takes_the_most_probable_next_tokens() -> None:
 def draws(temperature: float, rows: int = 4000) -> Iterator[tuple[int, float]]:
     settings = DecodingSettings(decoder="ar", temperature=temperature, seed=5)
     rule = Acceptance(settings, mask=3, batch=1)
-    logits = torch.tensor([[1.0, 0.0, -1.0, 9.0, 0.5]]).repeat(rows, 1)
+    logits = torch.tensor([[1.0, 0.0, -1.0, -math.inf, 0.5]]).repeat(rows, 1)
     tokens, confidence = rule.choose(logits, [rows])
     return zip(tokens.tolist(), confidence.tolist(), strict=True)
 
