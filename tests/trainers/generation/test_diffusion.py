@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shapelaw.scaling.architectures.config import read_architecture
 from shapelaw.scaling.errors import InputError
@@ -66,12 +68,12 @@ def model(request: pytest.FixtureRequest) -> Transformer:
 
 
 def decoded(model: Transformer, text: str, length: int = 24, **changes: object) -> Decoded:
-    settings = parse_decoder(text)
+    chosen = parse_decoder(text)
     if changes:
-        values = {**vars(settings), **{k: v for k, v in changes.items() if k != "cached"}}
-        settings = DecodingSettings(**values)
+        values = {**vars(chosen), **{k: v for k, v in changes.items() if k != "cached"}}
+        chosen = DecodingSettings(**values)
     cached = bool(changes.get("cached", True))
-    return decode(model, torch.tensor([PROMPT]), settings, length=length, cached=cached)
+    return decode(model, torch.tensor([PROMPT]), chosen, length=length, cached=cached)
 
 
 def recorded(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
@@ -107,6 +109,44 @@ def test_pipelined_decoder_equals_the_slow_one(
     assert fast.tokens.tolist() == [expected]
     assert fast.forwards == slow.forwards
     torch.testing.assert_close(torch.stack(rows), torch.stack(slow.logits), rtol=0, atol=1e-5)
+
+
+SHARES = st.sampled_from((0.0, 0.1, 0.25, 0.5, 0.75, 0.95, 1.0))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    block=st.integers(1, 7),
+    blocks=st.integers(1, 5),
+    prompt=st.lists(st.integers(0, 29), min_size=1, max_size=9),
+    shares=st.tuples(SHARES, SHARES, SHARES),
+    sampling=st.sampled_from((0.0, 1.0)),
+    end=st.one_of(st.none(), st.integers(0, 29)),
+    end_last=st.booleans(),
+    seed=st.integers(0, 3),
+)
+def test_pipelined_decoder_equals_the_slow_one_at_any_settings(
+    block: int,
+    blocks: int,
+    prompt: list[int],
+    shares: tuple[float, float, float],
+    sampling: float,
+    end: int | None,
+    end_last: bool,
+    seed: int,
+) -> None:
+    confidence, add, activate = shares
+    common = {"temperature": sampling, "seed": seed, "end": end, "end_last": end_last}
+    chosen = DecodingSettings(
+        decoder="d2f", block=block, confidence=confidence, add=add, activate=activate, **common
+    )
+    model = model_of(seed)
+    slow = SlowDecoder(model, prompt, block * blocks, block, **common)
+    expected = slow.pipelined(confidence=confidence, add=add, activate=activate)
+    fast = decode(model, [prompt], chosen, length=block * blocks)
+    assert fast.tokens.tolist() == [expected]
+    assert fast.forwards == slow.forwards
+    assert fast.useful == (expected.index(end) if end in expected else len(expected),)
 
 
 @pytest.mark.parametrize("text", ["d2f:block=6,confidence=0.3", "block:block=8,steps=3"])
