@@ -33,9 +33,9 @@ def decoders_of(block: int, confidences: list[float]) -> dict[str, str]:
     for confidence in confidences:
         base = f"block:block={block},confidence={confidence:g}"
         pairs[base] = base
-        for add in (0.1, 0.5):
-            pipeline = f"d2f:block={block},confidence={confidence:g},activate=0.95,add={add}"
-            pairs[pipeline] = base
+        for activate, add in ((0.95, 0.1), (0.95, 0.5), (0.5, 0.1)):
+            options = f"confidence={confidence:g},activate={activate},add={add}"
+            pairs[f"d2f:block={block},{options}"] = base
     return pairs
 
 

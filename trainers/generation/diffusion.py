@@ -252,11 +252,12 @@ def _decode_blocks(run: _Run, *, cached: bool) -> None:
         if cache is None:
             hidden = run.forward(run.text[:, :end], visibility=visibility)[:, first:]
         else:
+            alone = start == first and end - first == size  # one block sees all that is passed
             hidden = run.forward(
                 run.text[:, start:end],
                 cache=cache,
                 start=start,
-                visibility=visibility,
+                visibility=FULL if alone else visibility,
                 keep=first - start,
             )[:, first - start :]
             start = first
