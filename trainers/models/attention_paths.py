@@ -133,8 +133,13 @@ def _sees_all(view: TokenView, reach: Reach, seen: int) -> bool:
 
 
 def _query_blocks(view: TokenView, most: int) -> list[Span]:
-    """Divide the new tokens into blocks, none of them across the border of two halves."""
+    """Divide the new tokens into blocks, none of them across the border of two halves.
+
+    The tokens after a cache are few, and see most of it: they stay together.
+    """
     length = view.half or view.count
+    if view.start:
+        return [(0, length)]
     size = math.ceil(length / min(most, math.ceil(length / MIN_BLOCK_QUERIES)))
     if view.half and (block := view.visibility.block) < size:
         size = math.ceil(size / block) * block
