@@ -30,7 +30,7 @@ Families = Annotated[
     str | None,
     typer.Option(
         help="Families to compare: model types separated by commas, with +canon-AC for Canon "
-        "layers (default: all, and Llama with Canon layers).",
+        "layers or +block:16 for an objective (default: all, and Llama with these).",
         metavar="LIST",
     ),
 ]

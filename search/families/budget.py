@@ -24,17 +24,20 @@ from shapelaw.scaling.architectures.config import CANON_SUFFIX, read_architectur
 from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.units import format_count
+from shapelaw.trainers.optimizers.noise import NEXT_TOKEN, parse_objective
 
 TOLERANCE = 0.01  # relative difference of active parameters from the budget, at most
-NEXT_TOKEN = "next_token"  # objective of every variant so far
 HEAD_DIM = 32
 HIDDEN_STEP = 16
 DEPTHS = ((1_000_000, 6), (100_000_000, 12))  # layers below a number of parameters
 DEEPEST = 24
 BUDGETS = (1_000, 10**11)  # least and most parameters of a comparison
 EXPERTS = 8
-CANON_MARK = "+canon-"
-CANON_VARIANTS = ("llama+canon-AC", "llama+canon-ABCD")
+CANON_MARK = "canon-"
+FURTHER_VARIANTS = (
+    *("llama+canon-AC", "llama+canon-ABCD"),
+    *("llama+masked_diffusion", "llama+block:16"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,8 +266,9 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """Name in tables and options, such as ``llama+canon-AC``."""
-        return self.family + (CANON_MARK + self.canon if self.canon else "")
+        """Name in tables and options, such as ``llama+canon-AC`` or ``llama+block:16``."""
+        canon = f"+{CANON_MARK}{self.canon}" if self.canon else ""
+        return self.family + canon + (f"+{self.objective}" if self.objective != NEXT_TOKEN else "")
 
     def config(self, size: Size) -> dict[str, Any]:
         """Write the config at a size."""
@@ -275,30 +279,40 @@ class Variant:
 
 
 def all_variants() -> list[Variant]:
-    """Return every family that predicts the next token, and Llama with Canon layers."""
-    return [variant_named(name) for name in (*TEMPLATES, *CANON_VARIANTS)]
+    """Return every family that predicts the next token, and Llama with Canon layers or masks."""
+    return [variant_named(name) for name in (*TEMPLATES, *FURTHER_VARIANTS)]
 
 
 def variant_named(name: str) -> Variant:
-    """Parse the name of a variant: a model type, or ``llama+canon-AC``.
+    """Parse the name of a variant: a model type, ``llama+canon-AC`` or ``llama+masked_diffusion``.
 
     Raises
     ------
     InputError
-        The family is unknown, or the places of Canon layers are no letters of ABCD.
+        The family or objective is unknown, or the places of Canon layers are no letters of ABCD.
     """
-    family, mark, places = name.strip().partition(CANON_MARK)
+    family, *parts = name.strip().split("+")
     if family not in TEMPLATES:
         raise InputError(
-            f"`--families` must be of {', '.join(TEMPLATES)}, with +canon-AC for Canon layers, but "
-            f"got {shown(name, 40)}"
+            f"`--families` must be of {', '.join(TEMPLATES)}, with +canon-AC or +block:16, but got "
+            f"{shown(name, 40)}"
         )
-    if mark and (not places or not set(places) <= set(PLACES) or len(set(places)) < len(places)):
+    canon = [part.removeprefix(CANON_MARK) for part in parts if part.startswith(CANON_MARK)]
+    objectives = [part for part in parts if not part.startswith(CANON_MARK)]
+    places = canon[0] if canon else ""
+    if canon and (not places or not set(places) <= set(PLACES) or len(set(places)) < len(places)):
         raise InputError(
             f"`--families` must name places of Canon layers by different letters of {PLACES}, but "
             f"got {shown(name, 40)}; write {family}+canon-AC"
         )
-    return Variant(family=family, canon="".join(sorted(places)))
+    if len(canon) > 1 or len(objectives) > 1:
+        raise InputError(
+            "`--families` takes one +canon-PLACES and one objective of a family, but got "
+            f"{shown(name, 40)}; name two variants"
+        )
+    objective = objectives[0] if objectives else NEXT_TOKEN
+    parse_objective(objective)
+    return Variant(family=family, canon="".join(sorted(places)), objective=objective)
 
 
 def parse_variants(text: str | None, baseline: str) -> list[Variant]:

@@ -17,15 +17,18 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.architectures.config import read_architecture
+from shapelaw.scaling.display.printable import listed
 from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.units import format_count
-from shapelaw.search.families.budget import NEXT_TOKEN, Variant
+from shapelaw.search.families.budget import Variant
+from shapelaw.trainers.optimizers.noise import NEXT_TOKEN, parse_objective
 
 LEVEL = 0.95
 ROLE, RATE_ROLE = "family", "lr-check"  # roles of the rows of a comparison
 LOWER, HIGHER, NONE, DIVERGED = "lower", "higher", "no difference shown", "diverged"
 BASELINE = "baseline"
+BOUND = "upper bound only"  # of the loss of a diffusion model: it may be lower
 ON_SCREEN = (
     *("family", "runs", "loss", "difference_percent", "low", "high", "verdict"),
     *("training_tokens_per_second", "decode_tokens_per_second", "n_total", "cache_bytes"),
@@ -59,6 +62,11 @@ class PooledNoise:
         return cls(
             deviation=float(np.sqrt(squares / degrees)) if degrees else np.nan, degrees=degrees
         )
+
+    @classmethod
+    def unknown(cls) -> "PooledNoise":
+        """Return a noise of which nothing is known: intervals and p values are missing."""
+        return cls(deviation=np.nan, degrees=0)
 
     def standard_error(self, first: int, second: int) -> float:
         """Return the standard error of the difference of two means of n runs each."""
@@ -206,7 +214,9 @@ def compare_rows(
             f"`--baseline` must have a finished run, but {baseline} has none; "
             f"choose one of {', '.join(name for name in order if len(groups[name])) or 'none'}"
         )
-    noise = PooledNoise.pooled(list(groups.values()))
+    bounds = {v.name for v in variants if parse_objective(v.objective).loss_kind == "bound"}
+    exact = {name: logs for name, logs in groups.items() if name not in bounds}
+    noise = PooledNoise.pooled(list(exact.values()))
     lines = []
     for name in order:
         of_name = rows[names == name]
@@ -214,14 +224,19 @@ def compare_rows(
             {
                 "family": name,
                 "objective": variants[int(np.argmax(names == name))].objective,
-                **_difference(groups[name], groups[baseline], noise, is_base=name == baseline),
+                **_difference(
+                    groups[name],
+                    groups[baseline],
+                    PooledNoise.unknown() if name in bounds else noise,
+                    is_base=name == baseline,
+                ),
                 "diverged": int((~finished & (names == name)).sum()),
                 **_model_columns(of_name),
             }
         )
-    table = _with_verdicts(pd.DataFrame(lines), baseline)
+    table = _with_verdicts(pd.DataFrame(lines), baseline, bounds)
     table = _with_speeds(table, speeds).sort_values("loss", ignore_index=True)
-    usual = int(np.median([len(group) for group in groups.values()]))
+    usual = int(np.median([len(group) for group in exact.values()]))
     half = noise.quantile() * noise.standard_error(max(usual, 1), max(usual, 1))
     return FamilyComparison(
         baseline=baseline,
@@ -230,8 +245,18 @@ def compare_rows(
         noise=noise,
         resolution_percent=100 * float(np.expm1(half)),
         rates=pd.DataFrame() if rates is None else rates,
-        remarks=unequal_noise(groups),
+        remarks=(*unequal_noise(exact), *_bound_remarks(bounds)),
     )
+
+
+def _bound_remarks(bounds: set[str]) -> list[str]:
+    """Say that the losses of diffusion models are bounds, where there are some."""
+    if not bounds:
+        return []
+    return [
+        f"the loss of {listed(sorted(bounds))} is an upper bound of what exact losses measure: "
+        "it has no interval and no verdict, and no part in the noise"
+    ]
 
 
 def unequal_noise(groups: Mapping[str, np.ndarray]) -> tuple[str, ...]:
@@ -274,11 +299,12 @@ def _difference(
     }
 
 
-def _with_verdicts(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
+def _with_verdicts(table: pd.DataFrame, baseline: str, bounds: set[str]) -> pd.DataFrame:
     """Add p values after Holm's correction and the verdict of each family."""
     adjusted = adjust_p_values(table["p_value"].to_numpy(dtype=float))
     sign = np.where(table["difference_percent"] < 0, LOWER, HIGHER)
     verdict = np.where(adjusted < 1 - LEVEL, sign, NONE)
+    verdict = np.where(table["family"].isin(bounds), BOUND, verdict)
     verdict = np.where(table["family"] == baseline, BASELINE, verdict)
     verdict = np.where(table["diverged"] > 0, DIVERGED, verdict)
     place = list(table).index("p_value")

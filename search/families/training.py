@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.architectures.architecture import Architecture
+from shapelaw.scaling.architectures.config import architecture_of
 from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError
 from shapelaw.search.families.budget import Variant, models_of_budget
@@ -21,7 +22,7 @@ from shapelaw.trainers.ledger.entry import Entry
 from shapelaw.trainers.optimizers.recipe import Recipe
 from shapelaw.trainers.sweep.folder import Folder
 from shapelaw.trainers.sweep.sweep import run_plan
-from shapelaw.trainers.training.spec import RunSpec
+from shapelaw.trainers.training.spec import RunSpec, model_for
 
 MIN_SEEDS, MAX_SEEDS = 2, 1000
 
@@ -76,20 +77,31 @@ class ComparisonPlan:
             )
 
     def models(self, parameters: int, vocabulary: int) -> dict[Variant, Architecture]:
-        """Return the model of every variant with a number of active parameters."""
+        """Return the model of every variant with a number of active parameters.
+
+        Those of a diffusion objective have a mask token beside the vocabulary.
+        """
         context = self.recipe.context_length
-        return models_of_budget(self.variants, parameters, context=context, vocabulary=vocabulary)
+        models = models_of_budget(self.variants, parameters, context=context, vocabulary=vocabulary)
+        return {
+            variant: architecture_of(model_for(self.recipe_of(variant), model))
+            for variant, model in models.items()
+        }
+
+    def recipe_of(self, variant: Variant) -> Recipe:
+        """Return the recipe with the objective of a variant."""
+        return replace(self.recipe, objective=variant.objective)
 
     def run(
         self, variant: Variant, model: Architecture, rate: float, seed: int, *, check: bool
     ) -> RunSpec:
         """Return one run of a variant, for the check of learning rates or for the comparison."""
-        recipe = self.recipe
+        recipe = self.recipe_of(variant)
         budget = self.rate_parameters if check else self.parameters
         tokens = self.rate_tokens if check else self.tokens
         factor = rate / peak_rate(recipe)
         return RunSpec(
-            run_id=f"{variant.name}-n{budget}-t{tokens}-lr{rate:g}-s{seed}",
+            run_id=f"{variant.name.replace(':', '')}-n{budget}-t{tokens}-lr{rate:g}-s{seed}",
             shape=model,
             tokens=tokens,
             recipe=replace(

@@ -19,7 +19,7 @@ BUDGETS = (50_000, 100_000, 300_000, 1_000_000, 10_000_000, 100_000_000)
 @pytest.mark.parametrize("parameters", BUDGETS)
 def test_models_of_a_budget_have_its_active_parameters_within_one_percent(parameters: int) -> None:
     models = models_of_budget(all_variants(), parameters, context=256, vocabulary=256)
-    assert len(models) == len(TEMPLATES) + 2 == 19
+    assert len(models) == len(TEMPLATES) + 4 == 21
     for variant, model in models.items():
         assert abs(model.n_active_non_embedding / parameters - 1) <= 0.01, variant.name
 
@@ -101,6 +101,8 @@ def test_budgets_out_of_range_are_refused(parameters: int) -> None:
     [
         ("llama,bert", r"must be of llama, .*but got 'bert'"),
         ("llama,qwen3+canon-AX", r"different letters of ABCD, but got .*; write qwen3\+canon-AC"),
+        ("llama+canon-A+canon-B", "one .canon-PLACES and one objective"),
+        ("llama+masked", "`objective` must be next_token, masked_diffusion or block:SIZE"),
         ("qwen3,qwen3", "qwen3 stands twice"),
         ("llama", "a family beside the baseline llama"),
         ("", "a family beside the baseline llama"),
@@ -119,3 +121,8 @@ def test_baseline_comes_first_and_need_not_be_named() -> None:
     ]
     assert parse_variants("gpt2,llama", "llama") == parse_variants("gpt2", "llama")
     assert parse_variants(None, "gpt2")[0].name == "gpt2"
+
+
+def test_names_of_variants_are_read_as_they_are_written() -> None:
+    for name in ("gpt2", "qwen3+canon-ACD", "llama+block:16", "llama+canon-A+masked_diffusion"):
+        assert variant_named(name).name == name

@@ -13,6 +13,7 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.search.families.budget import models_of_budget, variant_named
 from shapelaw.search.families.comparison import (
     BASELINE,
+    BOUND,
     DIVERGED,
     HIGHER,
     LOWER,
@@ -37,8 +38,9 @@ def rows_of(losses: Mapping[str, list[float]]) -> pd.DataFrame:
         [
             {
                 "run_id": f"{name}-{seed}", "family": name.partition("+")[0], "role": "family",
-                "config": config_of(name), "loss": loss, "tokens": 1000, "seed": seed,
-                "context_length": 64, "learning_rate": 0.01, "tokens_per_second": 100.0,
+                "config": config_of(name), "objective": variant_named(name).objective,
+                "loss": loss, "tokens": 1000, "seed": seed, "context_length": 64,
+                "learning_rate": 0.01, "tokens_per_second": 100.0,
             }
             for name, values in losses.items()
             for seed, loss in enumerate(values)
@@ -161,3 +163,15 @@ def test_family_of_other_noise_is_named() -> None:
 def test_equal_losses_of_all_seeds_are_no_difference() -> None:
     table = compare_rows(rows_of({"llama": [2.0, 2.0], "gpt2": [2.0, 2.0]})).table
     assert set(table["verdict"]) == {BASELINE, NONE}
+
+
+def test_bounds_of_diffusion_models_have_no_interval_and_no_part_in_the_noise() -> None:
+    exact = {"llama": [2.0, 2.01], "gpt2": [2.1, 2.11]}
+    alone = compare_rows(rows_of(exact))
+    both = compare_rows(rows_of(exact | {"llama+block:16": [2.4, 2.9]}))
+    row = both.table.set_index("family").loc["llama+block:16"]
+    assert row["difference_percent"] > 0
+    assert np.isnan(row["low"])
+    assert (row["verdict"], row["objective"]) == (BOUND, "block:16")
+    assert both.noise == alone.noise
+    assert "llama+block:16 is an upper bound" in both.remarks[-1]

@@ -75,6 +75,16 @@ def test_rates_that_all_diverge_are_an_error_of_the_work() -> None:
         choose_rate(LLAMA, {0.01: infinite, 0.005: infinite, 0.02: infinite})
 
 
+def test_diffusion_variant_trains_its_objective_with_a_mask_token() -> None:
+    variant = variant_named("llama+block:4")
+    settings = plan(variants=(LLAMA, variant))
+    models = settings.models(20_000, 256)
+    spec = settings.run(variant, models[variant], 0.01, 0, check=False)
+    assert (spec.recipe.objective, spec.run_id.partition("-")[0]) == ("block:4", "llama+block4")
+    assert (models[variant].vocab_size, models[variant].embedding.mask_token) == (257, 256)
+    assert models[variant].n_active_non_embedding == models[LLAMA].n_active_non_embedding
+
+
 @pytest.mark.parametrize("rates", ["0.01", "0.02,0.01,0.005", "0.01,0.01,0.02", "0,0.1,0.2", "a"])
 def test_learning_rates_must_be_three_ascending_numbers(rates: str) -> None:
     with pytest.raises(InputError, match="`--lr-values` must be three"):
@@ -131,11 +141,12 @@ def test_command_refuses_bad_input_and_leaves_nothing(
 
 
 @pytest.mark.slow
-def test_command_compares_three_families_and_writes_table_and_figure(tmp_path: Path) -> None:
+def test_command_compares_four_variants_and_writes_table_and_figure(tmp_path: Path) -> None:
     small_corpus(tmp_path)
     arguments = (
         "compare-families", "--params", "20K", "--tokens", "1K", "--corpus",
-        tmp_path / "small.txt", "--families", "gpt2,llama+canon-AC", "--seeds", "2", "--set",
+        tmp_path / "small.txt", "--families", "gpt2,llama+canon-AC,llama+block:4", "--seeds", "2",
+        "--set",
         "context_length=16", "--set", "sequences=4", "--workers", "1", "--out", tmp_path / "out",
         "--json",
     )  # fmt: skip
@@ -147,15 +158,17 @@ def test_command_compares_three_families_and_writes_table_and_figure(tmp_path: P
         *("resolution_percent", "families", "learning_rates", "notes"),
     }
     assert found["degrees_of_freedom"] == 3
-    names = {"llama", "gpt2", "llama+canon-AC"}
+    names = {"llama", "gpt2", "llama+canon-AC", "llama+block:4"}
+    objectives = {"llama+block:4": "block:4"}
     assert {row["family"] for row in found["families"]} == names
-    assert {row["objective"] for row in found["families"]} == {"next_token"}
-    assert all(row["decode_tokens_per_second"] > 0 for row in found["families"])
+    for row in found["families"]:
+        assert row["objective"] == objectives.get(row["family"], "next_token")
+        assert (row["decode_tokens_per_second"] or 0) > 0 or row["decode_note"], row["family"]
     table = pd.read_csv(tmp_path / "out" / "table.csv")
     assert set(table["family"]) == names
     assert (table["n_active_non_embedding"] / 20_000 - 1).abs().max() <= 0.01
     assert (tmp_path / "out" / "families.png").stat().st_size > 5000
-    assert len(pd.read_csv(tmp_path / "out" / "rates.csv")) == 3
-    assert len(pd.read_csv(tmp_path / "out" / "runs.csv")) == 3 * 3 + 3 * 2
+    assert len(pd.read_csv(tmp_path / "out" / "rates.csv")) == 4
+    assert len(pd.read_csv(tmp_path / "out" / "runs.csv")) == 4 * 3 + 4 * 2
     again = shapelaw(*arguments)
     assert json.loads(again.stdout)["families"] == found["families"]
