@@ -52,7 +52,7 @@ UNUSABLE_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}  # whatever is 
 SECTIONS = {
     "Choose a shape": ("quickstart", "autopilot", "propose", "space", "count", "measure", "report"),
     "Fit and judge laws": ("data", "fit", "check", "compare", "predict", "decide", "plot", "laws"),
-    "Train models": ("next-runs", "sweep", "train", "evaluate", "compare-families"),
+    "Train models": ("next-runs", "sweep", "train", "convert", "evaluate", "compare-families"),
     "See what is installed": ("doctor",),
 }
 

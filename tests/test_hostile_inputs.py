@@ -63,6 +63,7 @@ TABLE_COMMANDS = (
 MEASURE = "measure config.json --engine torch --workload 8/4@1"
 TRAIN = "train wide.json --tokens 1K --out trained --corpus"  # ends before training
 SWEEP = "sweep run plan.csv --corpus text --out sweep --set context_length=16 --set sequences=4"
+CONVERT = "convert sweep/runs/first --to block:5 --tokens 1K"  # ends before training
 PLAN = (
     "hidden_size,intermediate_size,num_hidden_layers,num_attention_heads,num_key_value_heads,"
     "head_dim,tokens,run_id\n16,32,2,2,1,8,2000,first\n"
@@ -151,6 +152,9 @@ OF_SWEEPS = {
     "plan": Case("plan.csv", (f"{SWEEP} --launcher slurm",), ("sweep", "text"), changed=bad_texts),
     "shard": Case("sweep/corpus/train.npy", (SWEEP,), ("sweep", "plan.csv", "text"),
                   changed=damaged_bytes),
+    "weights of a run": Case("sweep/runs/first/model.safetensors", (CONVERT,), ("sweep",),
+                             changed=damaged_bytes),
+    "config of a run": Case("sweep/runs/first/config.json", (CONVERT,), ("sweep",)),
     "ledger": Case("sweep/ledger.sqlite",
                    ("sweep status sweep", "sweep export sweep --out table.csv"), ("sweep",),
                    changed=damaged_bytes),

@@ -78,6 +78,7 @@ def test_fit_check_plan_and_propose_work_without_torch(environment: Path, tmp_pa
         (("measure", "config.json", "--engine", "aiconfigurator:h100"), "predict"),
         (("propose", "--params", "200K", "--tokens", "2M", "--engine", "torch"), "train"),
         (("sweep", "run", "plan.csv"), "train"),
+        (("convert", "sweep/runs/first", "--to", "diffusion", "--tokens", "1M"), "train"),
     ],
 )
 def test_a_command_that_needs_an_absent_extra_names_it(

@@ -41,7 +41,10 @@ CANON_FIELDS = {
 }
 CANON_CONSTANTS = ("canon_bias", "canon_activation", "canon_residual")
 # Fields of a diffusion model of any family; its own family may have another default.
-MASK_FIELDS = {"mask_token_id": ConfigField(None, "whole", nullable=True)}
+MASK_FIELDS = {
+    "mask_token_id": ConfigField(None, "whole", nullable=True),
+    "shift_predictions": switch(False),
+}
 # Modules of multi-token prediction in a model of any family: DeepSeek's name, and that of others.
 PREDICTION_FIELDS = {
     "num_nextn_predict_layers": ConfigField(0, "whole", nullable=True),
@@ -209,7 +212,8 @@ def _with_mask_token(
 ) -> Architecture:
     """Add the mask token of a diffusion model to the embedding."""
     spec = {name: family.fields.get(name, usual) for name, usual in MASK_FIELDS.items()}
-    mask = ConfigFields(values, family.model_type, spec)["mask_token_id"]
+    given = ConfigFields(values, family.model_type, spec)
+    mask, shifted = given["mask_token_id"], given["shift_predictions"]
     if mask is None:
         return architecture
     vocabulary = architecture.embedding.vocab_size
@@ -220,8 +224,14 @@ def _with_mask_token(
         )
     return replace(
         architecture,
-        embedding=replace(architecture.embedding, mask_token=mask),
-        fields=tuple({**dict(architecture.fields), "mask_token_id": mask}.items()),
+        embedding=replace(architecture.embedding, mask_token=mask, shifted=shifted),
+        fields=tuple(
+            {
+                **dict(architecture.fields),
+                "mask_token_id": mask,
+                **({"shift_predictions": True} if shifted else {}),
+            }.items()
+        ),
     )
 
 

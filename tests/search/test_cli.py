@@ -30,7 +30,7 @@ from support.search_runs import synthetic_runs
 from support.small_runs import SHAPE, small_corpus
 
 COMMANDS = ["fit", "predict", "next-runs", "train", "sweep", "quickstart", "report", "measure",
-            "propose", "doctor", "space", "compare-families"]  # fmt: skip
+            "propose", "doctor", "space", "compare-families", "convert"]  # fmt: skip
 HEAVY = ("torch", "optuna", "pandas", "scipy", "matplotlib")
 FAST_FIT = ("--starts", "8", "--resamples", "20")
 ASK = (

@@ -24,7 +24,7 @@ from shapelaw.scaling.commands.plain_help import PlainTyper
 from shapelaw.scaling.display.console import echo, note, print_fields, print_json, print_table
 from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.extras import require_extra
-from shapelaw.trainers.commands import evaluate_cli, plan_cli
+from shapelaw.trainers.commands import convert_cli, evaluate_cli, plan_cli
 from shapelaw.trainers.commands import lr_check_cli as rate_cli
 from shapelaw.trainers.commands.evaluate_cli import LedgerOption
 
@@ -305,6 +305,7 @@ def _print_runs(runs: "pd.DataFrame", json: bool) -> None:
 def mount(app: typer.Typer) -> None:
     """Add the commands to an application."""
     app.command()(train)
+    app.command()(convert_cli.convert)
     plan_cli.mount(sweep)
     rate_cli.mount(sweep)
     evaluate_cli.mount(app, sweep)

@@ -21,6 +21,7 @@ DECODERS = {
     "block": ("block", "confidence", "steps"),
     "d2f": ("block", "confidence", "add", "activate"),
 }
+WHOLE_DECODERS = ("llada", "threshold")  # every pass sees the whole text, without a cache
 EVERY_DECODER = ("temperature", "seed")
 MAX_BLOCK = 2**20
 SHARES = ("confidence", "add", "activate")
@@ -177,6 +178,12 @@ def require_mask_token(settings: DecodingSettings, model: Shape | Architecture) 
         raise InputError(
             f"`--decoder {settings.decoder}` needs a model that predicts the token at each "
             "position, but Dream predicts the next one; it is counted and trained only"
+        )
+    if model.embedding.shifted and settings.decoder not in WHOLE_DECODERS:
+        raise InputError(
+            f"`--decoder {settings.decoder}` needs a model that predicts the token at each "
+            "position, but this one has `shift_predictions`; use --decoder "
+            + " or ".join(WHOLE_DECODERS)
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.generation.acceptance import Acceptance
 from shapelaw.trainers.generation.decoding_settings import (
+    WHOLE_DECODERS,
     Decoded,
     DecodingSettings,
     require_mask_token,
@@ -57,7 +58,7 @@ def decode(
     with torch.inference_mode():
         if settings.decoder == "ar":
             _decode_one_by_one(run)
-        elif settings.decoder in ("llada", "threshold"):
+        elif settings.decoder in WHOLE_DECODERS:
             _decode_whole(run)
         else:
             _decode_blocks(run, cached=cached)

@@ -389,6 +389,14 @@ class Ledger:
         )
         return [read_entry(row, self.name) for row in rows]
 
+    def specs(self) -> dict[str, RunSpec]:
+        """Return the specs of all runs by their ids."""
+        query = "SELECT run_id, spec FROM shapelaw_runs WHERE sweep = :sweep"
+        rows = self._store.transact(
+            lambda session: session.rows(query, sweep=self.sweep), write=False
+        )
+        return {row["run_id"]: RunSpec.from_json(row["spec"]) for row in rows}
+
     def table(self) -> "pd.DataFrame":
         """Return the run table: rows of all done or diverged runs in the order of the plan."""
         import pandas as pd

@@ -11,6 +11,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
@@ -231,7 +232,27 @@ class Transformer(nn.Module):
             table = None if which is None else tables[which]
             kept = None if cache is None else cache[index]
             x = layer(x, table, kept, view, shared, None if inputs is None else inputs[index])
-        return self.norm(x if self.model_streams is None else self.model_streams.merge(x))
+        x = self.norm(x if self.model_streams is None else self.model_streams.merge(x))
+        return self._shift(x, view, cached=cache is not None)
+
+    def _shift(self, hidden: Tensor, view: TokenView, *, cached: bool) -> Tensor:
+        """Move hidden states, (B, T, d), to the tokens that they predict in a shifted model.
+
+        The first token of a document has its own state.
+        """
+        if not self.architecture.embedding.shifted:
+            return hidden
+        if view.visibility.kind != "full" or cached or view.start:
+            raise InputError(
+                "a model with `shift_predictions` must see whole sequences in both directions, "
+                f"without a cache, but got {view.visibility.kind} visibility; use a model that "
+                "predicts the token at each position"
+            )
+        moved = torch.cat((hidden[:, :1], hidden[:, :-1]), dim=1)
+        if view.documents is None:
+            return moved
+        begins = F.pad(view.documents.diff(dim=1) != 0, (1, 0), value=True)
+        return torch.where(begins[..., None], hidden, moved)
 
     def _embed(self, tokens: Tensor, view: TokenView) -> Tensor:
         """Look up tokens, (B, T) -> (B, T, d)."""

@@ -43,6 +43,12 @@ def adamw(model: Transformer, recipe: Recipe) -> list[Rule]:
     ]
 
 
+def adapters(model: Transformer, recipe: Recipe) -> list[Rule]:
+    """Build AdamW for the weights that are trained, of a model whose other weights are frozen."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    return [AdamW(trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)]
+
+
 BUILDERS: dict[str, Callable[[Transformer, Recipe], list[Rule]]] = {
     "muon": muon,
     "adamw": adamw,
@@ -58,7 +64,9 @@ class Optimizer:
     def __init__(self, model: Transformer, recipe: Recipe, steps: int) -> None:
         self.recipe, self.steps = recipe, steps
         scaled = recipe.for_shape(model.architecture)
-        self.parts = BUILDERS[recipe.optimizer](model, scaled)
+        frozen = not all(weight.requires_grad for weight in model.parameters())
+        build = adapters if frozen else BUILDERS[recipe.optimizer]
+        self.parts = build(model, scaled)
         self.peaks = [part.param_groups[0]["lr"] for part in self.parts]
 
     def step(self, index: int) -> None:

@@ -120,7 +120,7 @@ class _Worker:
 
     def _claim_more(self, first: RunSpec, pack: int | None, share: int | None) -> list[RunSpec]:
         """Claim further runs that can be trained together with a claimed run."""
-        if pack is None and self.device.type == "cpu":
+        if (pack is None and self.device.type == "cpu") or first.conversion is not None:
             return []
         from shapelaw.trainers.gpu.autotune import REPLICAS
         from shapelaw.trainers.gpu.stack import stackable
@@ -129,7 +129,11 @@ class _Worker:
         if most < 2:
             return []
         group = stackable(first)
-        return self.ledger.claim_more(first, lambda spec: stackable(spec) == group, most - 1)
+
+        def fits(spec: RunSpec) -> bool:
+            return spec.conversion is None and stackable(spec) == group
+
+        return self.ledger.claim_more(first, fits, most - 1)
 
     def _train_claimed(self, specs: Sequence[RunSpec], *, measured: bool) -> None:
         """Train claimed runs and record the end of each.
@@ -166,10 +170,13 @@ class _Worker:
     def _train(self, claim: "_Claim") -> None:
         """Train runs on the GPU of this worker, else on a CPU core; several runs in one stack.
 
+        A conversion is always trained on a CPU core.
+
         On a GPU the whole step is compiled and captured as a CUDA graph.
         """
         specs, trackers = claim.specs, self.folder.trackers()
-        if self.device.type == "cpu" and len(specs) == 1:
+        alone = self.device.type == "cpu" or specs[0].conversion is not None
+        if alone and len(specs) == 1:
             folder = self.folder.run(specs[0].run_id)
             try:
                 rows = train_run(specs[0], self.corpus, folder, watch=claim.watch, tell=claim.note,

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -43,10 +43,28 @@ class Progress:
     compilation: str | None = None
 
 
-def save(path: Path, model: Transformer, optimizer: Optimizer, progress: Progress) -> None:
+class Stateful(Protocol):
+    """Further state of a run that a checkpoint keeps."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return every state tensor by a name that the rest of the checkpoint does not use."""
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Restore the state from the tensors of a checkpoint."""
+
+
+def save(
+    path: Path,
+    model: Transformer,
+    optimizer: Optimizer,
+    progress: Progress,
+    *,
+    further: Stateful | None = None,
+) -> None:
     """Write weights, optimiser state and progress atomically, with a digest of their content."""
     weights = {f"model.{name}": weight.detach() for name, weight in model.tensors().items()}
-    write(path, weights | optimizer.state(), vars(progress))
+    more = {} if further is None else further.state()
+    write(path, weights | optimizer.state() | more, vars(progress))
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor], progress: dict[str, Any]) -> None:
@@ -81,6 +99,7 @@ def resume(
     identity: str,
     *,
     tell: Tell = LOG.warning,
+    further: Stateful | None = None,
 ) -> Progress:
     """Restore a checkpoint of a run, or start at step 0 without one.
 
@@ -102,6 +121,8 @@ def resume(
         for name, weight in model.tensors().items():
             weight.copy_(tensors[f"model.{name}"])
     optimizer.load(tensors)
+    if further is not None:
+        further.load(tensors)
     return progress
 
 

@@ -11,8 +11,9 @@ from itertools import pairwise
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.schema import Count
+from shapelaw.trainers.optimizers.noise import BLOCK, MASKED
 
-MASKED, BLOCK, D2F = "masked_diffusion", "block", "d2f"
+D2F = "d2f"
 D2F_BLOCK = 16
 WARMUP_BLOCKS = (1, 4, 16, 64)
 
@@ -58,6 +59,8 @@ class Conversion:
         Number of weights that are averaged at the end; 0 keeps the last weights.
     candidates
         Number of times in the last third of the steps that weights are evaluated for the average.
+    rank
+        Rank of the adapters of ``"d2f"``, which are scaled by 1.
     """
 
     parent: str
@@ -68,6 +71,7 @@ class Conversion:
     mask_noise: float = 1.0
     average: int = 0
     candidates: int = 6
+    rank: int = 32
 
     def __post_init__(self) -> None:
         if not 0 <= self.mask_noise <= 1e3:
@@ -86,6 +90,21 @@ class Conversion:
         if len(self.phases) == 1:
             return "direct"
         return " ".join(f"{phase.block}:{phase.share:.4g}" for phase in self.phases)
+
+    def columns(self, tokens: int) -> dict[str, str | int]:
+        """Return the columns of the run table that tell the origin of the weights.
+
+        Parameters
+        ----------
+        tokens
+            Tokens of the conversion.
+        """
+        return {
+            "converted_from": self.parent,
+            "conversion": self.label,
+            "parent_tokens": self.parent_tokens,
+            "conversion_tokens": tokens,
+        }
 
     def block(self, step: int, steps: int) -> int:
         """Return the block size of a step."""

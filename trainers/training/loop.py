@@ -19,11 +19,17 @@ from shapelaw.trainers.models.mixture_of_experts import set_balance_loss
 from shapelaw.trainers.models.next_predictions import add_predictions
 from shapelaw.trainers.models.qk_clip import clip_logits, watch_logits
 from shapelaw.trainers.models.transformer import Transformer
-from shapelaw.trainers.objectives.objective import Batch, reseed
-from shapelaw.trainers.objectives.registry import objective_of
+from shapelaw.trainers.objectives.objective import Batch, LossFunction, Objective, reseed
 from shapelaw.trainers.optimizers.optimizer import Optimizer
 from shapelaw.trainers.training import checkpoint
+from shapelaw.trainers.training.averaging import BestWeights
 from shapelaw.trainers.training.checkpoint import Tell as Tell
+from shapelaw.trainers.training.converted_model import (
+    consider_weights,
+    convert_parent,
+    finish_conversion,
+    objective_at,
+)
 from shapelaw.trainers.training.execution import Execution, keep_freed_memory, without_compiled_code
 from shapelaw.trainers.training.results import (
     Row,
@@ -132,21 +138,30 @@ class _Run:
         self.ends = spec.ends
         self.identity = spec.identity(corpus)
         self.engine = spec.engine or Execution()
-        self.objective, self.generator = objective_of(spec.recipe), torch.Generator()
+        self.generator = torch.Generator()
         self.batches = spec.batches(corpus)
         self._begin()
 
     def _begin(self) -> None:
-        self.model = build_model(self.spec)
+        self.model = self._initial_model()
         self.optimizer = Optimizer(self.model, self.spec.recipe, self.ends[0])
+        conversion = self.spec.conversion
+        self.best = None if conversion is None else BestWeights(conversion.average)
+        self.losses: dict[Objective, LossFunction] = {}
         self.branch = self.step = 0
         self.spent = 0.0
         self.since = time.perf_counter()
 
+    def _initial_model(self) -> Transformer:
+        if self.spec.conversion is None:
+            return build_model(self.spec)
+        return convert_parent(self.spec, self.folder.parent)
+
     def resume(self) -> list[Row]:
         """Restore the checkpoint, or start at the beginning; return the rows so far."""
         path = self.folder / CHECKPOINT
-        begun = checkpoint.resume(path, self.model, self.optimizer, self.identity, tell=self.tell)
+        begun = checkpoint.resume(path, self.model, self.optimizer, self.identity, tell=self.tell,
+                                  further=self.best)  # fmt: skip
         rows = rows_so_far(self.folder, self.identity)[: begun.branch]
         if len(rows) < begun.branch or not self._may_return(begun):
             self.tell(f"{self.folder} lacks files that its checkpoint needs; the run begins again")
@@ -156,7 +171,6 @@ class _Run:
         self.spent = begun.seconds
         if begun.compilation is not None and begun.compilation != self.engine.compilation:
             self.engine = Execution(attention=self.engine.attention, compilation=begun.compilation)
-        self.loss = self.engine.compile_loss(self.objective, self.model, self._compiled())
         self.since = time.perf_counter()
         return rows
 
@@ -202,6 +216,8 @@ class _Run:
                 self._save(TRUNK, branch=self.branch + 1)
             metrics = self._train_one()
             self.step += 1
+            if self.best is not None:
+                consider_weights(self.spec, self.step, self.model, self.corpus, self.best)
             recorder.log(self.computed, metrics)
             watch(self.computed)
             if time.perf_counter() - saved >= checkpoint_seconds and self.step < end:
@@ -216,7 +232,7 @@ class _Run:
             branch=branch,
             compilation=self.engine.compilation,
         )
-        checkpoint.save(self.folder / name, self.model, self.optimizer, progress)
+        checkpoint.save(self.folder / name, self.model, self.optimizer, progress, further=self.best)
 
     def _train_one(self) -> dict[str, SupportsFloat]:
         """Train one step and return its metrics."""
@@ -231,7 +247,7 @@ class _Run:
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             self.tell(f"compilation failed ({reason}); the run continues without it")
             self.engine = Execution(attention=self.engine.attention, compilation="none")
-            self.loss = self.engine.compile_loss(self.objective, self.model)
+            self.losses = {}
             for weight in self.model.parameters():
                 weight.grad = None
             with without_compiled_code():
@@ -253,15 +269,25 @@ class _Run:
     def _backward(self, batch: Batch) -> float:
         """Add the gradients of a batch and return its loss."""
         draws = reseed(self.generator, self.spec.data_seed, self.step)
-        loss, _ = self.loss(self.model, batch, draws)
+        loss, _ = self._loss()(self.model, batch, draws)
         value = loss.item()
         if not math.isfinite(value):
             raise Diverged(f"training loss is {value} at step {self.step}")
         loss.backward()
         return value
 
+    def _loss(self) -> LossFunction:
+        """Return the loss function of the present step, compiled once for each objective."""
+        objective = objective_at(self.spec, self.step)
+        if objective not in self.losses:
+            folder = self._compiled()
+            self.losses[objective] = self.engine.compile_loss(objective, self.model, folder)
+        return self.losses[objective]
+
     def _row(self) -> Row:
         """Evaluate the finished branch and write the loss of every window."""
+        if self.best is not None:
+            finish_conversion(self.model, self.folder, self.best)
         used = self.spec.computed_by(self.engine)  # differs from the planned one if that failed
         with without_compiled_code():
             return evaluate_branch(

@@ -169,6 +169,7 @@ def settings_row(
         "schedule": recipe.schedule,
         "decayed": recipe.decay > 0 and recipe.floor < 1,
         "optimizer": recipe.optimizer,
+        **({} if spec.conversion is None else spec.conversion.columns(seen)),
         "residual_init": recipe.residual_init,
         "objective": recipe.objective,
         "loss_kind": parse_objective(recipe.objective).loss_kind,

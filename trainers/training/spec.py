@@ -18,6 +18,7 @@ from shapelaw.trainers.corpus.batches import Batches
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.optimizers.noise import NEXT_TOKEN, parse_objective
 from shapelaw.trainers.optimizers.recipe import Recipe
+from shapelaw.trainers.training.conversion import Conversion
 from shapelaw.trainers.training.execution import Execution, fastest_execution
 
 MAX_TOKENS = 10**15  # of one run, over twenty times the largest published ones
@@ -109,7 +110,8 @@ class RunSpec:
     ``branches`` are smaller token counts for which the same run gives rows. At each of them the run
     leaves the stable part of its schedule, decays, is evaluated, and returns (WSD-S, arXiv
     2410.05192). A branch has exactly the weights of a separate run of that many tokens. ``engine``
-    is the execution of the steps, None until :meth:`with_engine` chooses it once.
+    is the execution of the steps, None until :meth:`with_engine` chooses it once. A ``conversion``
+    begins with the weights of another run.
     """
 
     run_id: str
@@ -121,6 +123,7 @@ class RunSpec:
     role: str = "proxy"
     branches: tuple[int, ...] = ()
     engine: Execution | None = None
+    conversion: Conversion | None = None
     _identities: ClassVar[dict[tuple[str, str], str]]
 
     def __post_init__(self) -> None:
@@ -259,6 +262,8 @@ class RunSpec:
         import torch
 
         deciding = [self.shape.row(), self.ends, self.recipe.deciding(), self.seed, self.data_seed]
+        if self.conversion is not None:
+            deciding.append(asdict(self.conversion))
         document = json.dumps([*deciding, *text, torch.__version__])
         return hashlib.sha256(document.encode()).hexdigest()
 

@@ -25,6 +25,9 @@ class EmbeddingBlock:
     mask_token
         Id of the token that stands for an undecided one in a diffusion model; None for an
         autoregressive model.
+    shifted
+        True for a diffusion model in which the position before a token predicts it, as in the
+        autoregressive model from which it was converted.
     """
 
     vocab_size: Any
@@ -36,6 +39,7 @@ class EmbeddingBlock:
     norm: NormBlock | None = None
     logit_cap: float | None = None
     mask_token: int | None = None
+    shifted: bool = False
 
     @property
     def head_matmul_parameters(self) -> Any:

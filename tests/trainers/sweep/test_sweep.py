@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,11 +23,12 @@ from shapelaw.trainers.ledger.ledger import Ledger
 from shapelaw.trainers.optimizers.recipe import Recipe
 from shapelaw.trainers.sweep import sweep, worker
 from shapelaw.trainers.sweep.folder import Folder, existing_ledger
-from shapelaw.trainers.sweep.launchers._base import End, Launcher, WorkerJob
+from shapelaw.trainers.sweep.launchers._base import End, WorkerJob
 from shapelaw.trainers.sweep.sweep import join, retry_runs, run_plan, run_table
 from shapelaw.trainers.sweep.worker import run_worker
 from shapelaw.trainers.training.loop import train_run
 from shapelaw.trainers.training.spec import RunSpec, run_name
+from support.launchers import InProcess
 from support.small_runs import RECIPE, SHAPE, STEPS, small_corpus, spec
 from support.waiting import PATIENCE, wait_until
 
@@ -66,29 +67,6 @@ def three_runs() -> list[RunSpec]:
         spec(run_id="wild", recipe=wild),
         spec(run_id="short", tokens=128, data_seed=4),
     ]
-
-
-class InProcess(Launcher):
-    """Make this process the only worker, without the start of another Python."""
-
-    several_machines = False
-
-    def __init__(self, options: Mapping[str, str] | None = None) -> None:
-        self.started: list[int] = []
-
-    def open(self, job: WorkerJob) -> None: ...
-
-    def default_workers(self) -> int:
-        return 1
-
-    def start(self, job: WorkerJob, numbers: Sequence[int]) -> None:
-        self.started += numbers
-        run_worker(job.ledger, job.folder, pack=job.pack, share=job.share)
-
-    def look(self, number: int) -> End | None:
-        return End()
-
-    def stop(self) -> None: ...
 
 
 class InThread(InProcess):
