@@ -64,7 +64,8 @@ def read_shapes(
     table = read_rows(path, rows.columns)
     if tokens is not None:
         table[D] = parse_count(tokens)
-    table = _kept(with_ratios(table, str(path)), rows, str(path))
+    table = with_ratios(table, str(path), needed=fit.source_columns)
+    table = _kept(table, rows, str(path))
     size = SIZES[fit.size_convention]
     source = f"N is {fit.size_convention}: {path}" if D in table else f"without --tokens, {path}"
     require_or_suggest(table, (D, *fit.source_columns), source, size)

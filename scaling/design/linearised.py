@@ -65,7 +65,7 @@ def law_columns(fit: Fit, frame: pd.DataFrame, source: str) -> dict[str, np.ndar
     InputError
         A column is missing, or a value is not positive and finite.
     """
-    frame = with_ratios(frame.reset_index(drop=True), source)
+    frame = with_ratios(frame.reset_index(drop=True), source, needed=fit.source_columns)
     pairs = zip(fit.law.columns, fit.source_columns, strict=True)
     names = {name: column if column in frame else name for name, column in pairs}
     require_or_suggest(frame, names.values(), source)

@@ -150,7 +150,7 @@ def residual_warnings(
     """
     deviations = residuals - residuals.mean()
     total = float(deviations @ deviations)
-    skipped = {*law_columns, *INTEGER_FIELDS, *SIZES.values(), D, "run_id", *FLAGS}
+    skipped = {*law_columns, *INTEGER_FIELDS, *SIZES.values(), D, "run_id", "config", *FLAGS}
     found: list[tuple[float, str, int]] = []
     names = [n for n in map(str, runs) if n not in skipped and not n.startswith(OUTCOMES)]
     for name in names:

@@ -69,12 +69,14 @@ def _counts_of(text: Any) -> dict[str, float] | None:
     return {name: float(getattr(model, name)) for name in COUNTS} | expert_ratios(model)
 
 
-def with_expert_ratios(frame: pd.DataFrame, configs: pd.DataFrame | None) -> pd.DataFrame:
+def with_expert_ratios(
+    frame: pd.DataFrame, configs: pd.DataFrame | None, *, dense_too: bool = False
+) -> pd.DataFrame:
     """Add active parameters and the ratios of experts to a table of models with experts.
 
     They come from ``configs`` (see :func:`configs_counted`), else from the columns of experts and
     of parameters. A row that has no experts in either is that of a dense model. A table without
-    any model with experts stays as it is.
+    any model with experts stays as it is, unless ``dense_too``.
     """
     sizes = {name: as_floats(frame[name]) for name in COUNTS if name in frame}
     sizes = {name: np.where(values > 0, values, np.nan) for name, values in sizes.items()}
@@ -84,7 +86,7 @@ def with_expert_ratios(frame: pd.DataFrame, configs: pd.DataFrame | None) -> pd.
         mixed |= bool((configs["expert_sparsity"] > 1).any())
     if {"n_total", "n_active"} <= set(sizes):
         mixed |= bool((sizes["n_active"] < sizes["n_total"]).any())
-    if not mixed:
+    if not (mixed or dense_too):
         return frame
     added = _stated_ratios(frame)
     added |= _active_counts(sizes, added["expert_sparsity"] > 1)

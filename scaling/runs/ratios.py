@@ -1,5 +1,6 @@
 """Parameter counts and shape ratios of the rows of a table, from the fields of their shapes."""
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, RATIOS
 from shapelaw.scaling.architectures.shape_table import FIELD_TYPES, ShapeTable
 from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError
-from shapelaw.scaling.runs.columns import N
+from shapelaw.scaling.runs.columns import EXPERT_RATIOS, N
 from shapelaw.scaling.runs.expert_ratios import configs_counted, with_expert_ratios
 from shapelaw.scaling.runs.validation import (
     SWITCHES,
@@ -21,10 +22,13 @@ from shapelaw.scaling.runs.validation import (
 
 WITHOUT_GATE = ("gelu", "gelu_new", "gelu_fast", "quick_gelu", "relu", "relu2", "relu_squared",
                 "squared_relu")  # fmt: skip
+ACTIVE = ("n_active", "n_active_non_embedding")
 WITH_GATE = ("silu", "swish", "swiglu", "geglu", "reglu")
 
 
-def with_ratios(frame: pd.DataFrame, source: str = "the table") -> pd.DataFrame:
+def with_ratios(
+    frame: pd.DataFrame, source: str = "the table", *, needed: Collection[str] = ()
+) -> pd.DataFrame:
     """Add parameter counts and shape ratios to a table, as far as it has the fields of a shape.
 
     The aspect ratio needs only the hidden size and the number of layers; the counts and the other
@@ -37,6 +41,8 @@ def with_ratios(frame: pd.DataFrame, source: str = "the table") -> pd.DataFrame:
         One row per run. Columns that it already has are kept.
     source
         Name of the table in error messages.
+    needed
+        Columns of a law: if ratios of experts are among them, dense models get theirs as well.
 
     Returns
     -------
@@ -67,7 +73,8 @@ def with_ratios(frame: pd.DataFrame, source: str = "the table") -> pd.DataFrame:
             frame["aspect_ratio"] = as_floats(frame["hidden_size"]) / as_floats(
                 frame["num_hidden_layers"]
             )
-    return with_expert_ratios(frame, configs)
+    dense_too = not {*EXPERT_RATIOS, *ACTIVE}.isdisjoint(needed)
+    return with_expert_ratios(frame, configs, dense_too=dense_too)
 
 
 def sizes_without_embedding(frame: pd.DataFrame, *, otherwise: str) -> np.ndarray | None:

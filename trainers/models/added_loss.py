@@ -18,6 +18,6 @@ class AddedLoss(torch.autograd.Function):
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradient of the values, and 1 for the loss."""
         return gradient, torch.ones((), dtype=torch.float32, device=gradient.device)

@@ -1,10 +1,12 @@
 """Laws of sparse models, on synthetic tables whose losses come from published equations."""
 
+import json
 from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting import fit_law
@@ -13,6 +15,7 @@ from shapelaw.scaling.laws.factors import LogRatio
 from shapelaw.scaling.laws.law import Law, reference_of
 from shapelaw.scaling.laws.registry import law_named
 from shapelaw.scaling.runs.columns import EXPERT_RATIOS, D, N
+from shapelaw.search.cli import app
 
 fit = partial(fit_law.fit, prior="none")
 QUICK = {"starts": 16, "resamples": 0}
@@ -172,3 +175,26 @@ def test_exponents_of_granularity_are_held_where_sparse_runs_have_one():
 def test_share_at_which_sparsity_saturates_is_checked(part, start):
     with pytest.raises(InputError, match=r"`0 <= start < 1` must hold"):
         part(start=start)
+
+
+def test_law_of_sparse_models_predicts_dense_shapes_from_a_file(tmp_path):
+    """A dense model has the loss of the law without its leverage, by the command as by hand."""
+    columns = design()
+    counts = {"n_active_non_embedding": columns[N], N: columns[N] * columns["expert_sparsity"]}
+    losses = chinchilla(columns[N] * columns["expert_sparsity"] ** 0.5, columns[D])
+    runs = with_loss(columns | counts, losses, 0.001)
+    fitted = fit("efficiency-leverage", runs, size="active-non-embedding", starts=16, resamples=8)
+    fitted.save(tmp_path / "fit.json")
+    shape = (
+        "hidden_size,intermediate_size,num_hidden_layers,num_attention_heads,"
+        "num_key_value_heads,head_dim\n2048,8192,16,32,8,64\n"
+    )
+    (tmp_path / "shapes.csv").write_text(shape, encoding="utf-8")
+    done = CliRunner().invoke(
+        app, ["predict", str(tmp_path / "fit.json"), str(tmp_path / "shapes.csv"), "--tokens",
+              "100B", "--json"],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    predicted = json.loads(done.stdout)["predictions"][0]["predicted_loss"]
+    size = np.array([973_146_112.0])  # LLaMA 3.2 1B
+    assert predicted == pytest.approx(float(chinchilla(size, np.array([1e11]))[0]), rel=2e-3)

@@ -72,6 +72,13 @@ def test_table_of_dense_models_gets_no_ratios_of_experts():
     assert not {*EXPERT_RATIOS, "n_active_non_embedding"} & set(frame)
 
 
+def test_dense_models_get_ratios_where_a_law_needs_them():
+    frame = with_ratios(pd.DataFrame([row()]), needed=["n_active_non_embedding", "granularity"])
+    assert frame["expert_sparsity"].tolist() == [1]
+    assert frame["n_active_non_embedding"].tolist() == frame["n_non_embedding"].tolist()
+    assert frame["granularity"].tolist() == [0.5]
+
+
 def test_counts_alone_give_the_sparsity_but_nothing_about_experts():
     counts = {"n_total": 31e9, "n_active": 4e9, "n_non_embedding": 30e9}
     frame = with_ratios(pd.DataFrame([row(**counts)]))
