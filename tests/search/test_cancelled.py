@@ -4,7 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -34,7 +34,8 @@ PROPOSE = (
 class Cancelled:
     """A command, and the moments at which it is cancelled: when files of these patterns exist.
 
-    ``before`` is a command that makes what it needs.
+    ``before`` is a command that makes what it needs; it leaves one file of each pattern among the
+    arguments.
     """
 
     arguments: tuple[str, ...]
@@ -57,7 +58,7 @@ COMMANDS = {
         ("out/corpus/corpus.json", "out/runs/*/metrics.csv"), "out/runs.csv",
     ),
     "convert": Cancelled(
-        ("convert", "out/runs/d32-L2-h2-1x16-f64-t2000-s0", "--to", "diffusion", "--tokens", "40K"),
+        ("convert", "out/runs/*", "--to", "diffusion", "--tokens", "40K"),
         ("out/runs/*-diffusion-*/metrics.csv",), "out/runs/*-diffusion-*/model.safetensors",
         ("train", "config.json", "--tokens", "2K", "--corpus", "text", "--out", "out", *SETTINGS),
     ),
@@ -99,6 +100,10 @@ def test_cancelled_command_ends_with_one_line_and_goes_on(
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     if command.before:
         assert shapelaw(*command.before, cwd=tmp_path).returncode == 0
+        found = {each: list(tmp_path.glob(each)) for each in command.arguments if "*" in each}
+        assert all(len(paths) == 1 for paths in found.values())
+        named = (str(found[each][0]) if each in found else each for each in command.arguments)
+        command = replace(command, arguments=tuple(named))
     ended = [cancel(command, tmp_path, moment, number) for moment in command.moments]
     assert any(ended), "no moment came before the end of the command"
     for text in filter(None, ended):
