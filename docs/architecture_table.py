@@ -26,6 +26,8 @@ CANON_TRAINING = "tests/trainers/training/test_canon.py"
 COUNTS = "tests/scaling/architectures/"
 STEPS = "tests/trainers/generation/test_step_decoder.py"
 SERVED = "tests/search/engines/test_architectures_served.py"
+SPACE = "tests/scaling/space/test_family_space.py"
+PROPOSALS = "tests/search/proposals/test_family_proposals.py"
 TRAINING = "tests/trainers/training/test_families.py"
 # Tests of each column: a file and the beginning of the names of its tests.
 POINTS = {
@@ -53,15 +55,18 @@ POINTS = {
     "export": tuple((file, "test_export_loads") for file in (PARITY, DIFFUSION, CANON)),
     "training": ((TRAINING, "test_"), (CANON_TRAINING, "test_")),
     "serving": ((STEPS, "test_greedy_tokens"), (SERVED, "test_embedded_engine")),
-    "search": (),
+    "search": (
+        (SPACE, "test_enumerated_models"),
+        (PROPOSALS, "test_candidates_of_a_family"),
+    ),
 }
 REASONS = {
     "mistakes": "no wrong field or block was tried in these families",
     "training": "no training run of a model of LLaDA 2, Dream or Dhara is tested",
     "serving": "no measurement of these models is tested; engines other than the "
     "embedded one and the roofline take dense shapes only, as Llama, Mistral and Qwen3 have",
-    "search": "`propose` varies the fields of dense shapes only, such as width, depth and heads, "
-    "and no test does so for each family",
+    "search": "Canon layers are an axis of every family, tested in one; diffusion models are "
+    "enumerated, but engines of proposals decode token by token",
 }
 ROWS = (*FAMILIES, "canon")
 

@@ -168,6 +168,11 @@ OPTIONS = {
         "--where": "gqa <= 4", "--tolerance": "0.01", "--hidden-step": "64", "--out": "out.csv",
     },
     "count config.json": {},
+    "propose --family qwen3_moe": {
+        "--params": "200M", "--tokens": "4B", "--law": "paper-2510.18245", "--layers": "12",
+        "--engine": "roofline:h100", "--axis": "num_experts=64,128", "--workload": "chat",
+        "--where": "num_key_value_heads <= 4",
+    },
     "space --family qwen3_moe": {
         "--params": "200M", "--layers": "12", "--axis": "num_experts=16", "--context": "4096",
         "--where": "head_dim == 64", "--most": "cache_bytes=50M", "--mlp-step": "64",

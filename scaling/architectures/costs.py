@@ -124,6 +124,10 @@ class Costs:
         width = self.num_key_value_heads * self.head_dim
         return 2 * bytes_per_element * width * self.num_hidden_layers
 
+    def kv_bytes_per_token(self, bytes_per_element: float = 2) -> Any:
+        """Count the bytes of the KV cache per token, as :meth:`kv_bytes`."""
+        return self.kv_bytes(bytes_per_element)
+
     def cache_bytes(self, length: float, bytes_per_element: float = 2) -> Any:
         """Count the bytes of the KV cache of one sequence of ``length`` tokens."""
         return length * self.kv_bytes(bytes_per_element)

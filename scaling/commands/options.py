@@ -199,6 +199,22 @@ Extrapolate = Annotated[
     ),
 ]
 Params = Annotated[str, typer.Option(help="Parameter budget, such as 350M or 1B.", metavar="N")]
+Family = Annotated[
+    str | None,
+    typer.Option(
+        "--family",
+        help="Search the axes of a family at equal active N, as qwen3_moe (default: dense shapes).",
+        metavar="NAME",
+    ),
+]
+AxisValues = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--axis",
+        help="Values of a config field, as n_routed_experts=64,128; repeatable (default: usual).",
+        metavar="FIELD=LIST",
+    ),
+]
 Convention = Annotated[
     str,
     typer.Option(

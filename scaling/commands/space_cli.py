@@ -8,7 +8,9 @@ import typer
 
 from shapelaw.scaling.commands.options import (
     MOST,
+    AxisValues,
     Convention,
+    Family,
     HeadDims,
     Json,
     Layers,
@@ -25,22 +27,6 @@ if TYPE_CHECKING:
     from shapelaw.scaling.space.space import Space
 
 MOST_CONFIGS = 1000  # configs that one command writes
-Family = Annotated[
-    str | None,
-    typer.Option(
-        "--family",
-        help="Search the axes of a family at equal active N, as qwen3_moe (default: dense shapes).",
-        metavar="NAME",
-    ),
-]
-AxisValues = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--axis",
-        help="Values of a config field, as n_routed_experts=64,128; repeatable (default: usual).",
-        metavar="FIELD=LIST",
-    ),
-]
 
 
 def space(

@@ -25,7 +25,7 @@ HEAD_DIMS = (64, 128)
 GROUPS, SMALL_GROUPS = (1, 2, 4, 8), (1, 2, 4)  # key-value heads
 WIDTH_STEPS = ((10**6, 4), (DEPLOYED, 16), (np.inf, 64))  # of the MLP or expert width, up to a size
 HIDDEN_RANGE = (0.6, 1.6)  # usual hidden sizes over the reference's at the size of the budget
-MOST_VALUES = 16  # usual hidden sizes and numbers of heads
+MOST_HIDDEN, MOST_HEADS = 16, 24  # usual hidden sizes and numbers of heads
 WIDEST_MLP, MOST_GQA = 8, 16  # f/d and H/K of deployable models
 CANON = "canon_set"
 
@@ -48,7 +48,12 @@ def family_named(name: str) -> ConfigFamily:
 def reference_config(family: ConfigFamily) -> dict[str, Any]:
     """Return the config of the published model whose proportions are usual in a family."""
     axes = family.axes
-    return {"model_type": family.model_type, **axes.constants, **axes.reference}
+    config = {"model_type": family.model_type, **axes.constants, **axes.reference}
+    pattern = axes.structure.get("layer_types", (None,))[0]
+    if pattern is not None:
+        layers = config.get(axes.layers, family.fields[axes.layers].default)
+        config["layer_types"] = [pattern[place % len(pattern)] for place in range(layers)]
+    return config
 
 
 def growth(reference: Architecture, parameters: float) -> float:
@@ -82,7 +87,7 @@ def usual_values(
     axes, reference = family.axes, read_architecture(reference_config(family))
     scale = growth(reference, parameters)
     depth = max(round(reference.num_hidden_layers * scale), 2)
-    sizes = {name: _scaled(name, values, parameters, scale) for name, values in axes.sizes.items()}
+    sizes = {name: shrunk(name, values, parameters, scale) for name, values in axes.sizes.items()}
     dims = _head_dims(axes, sizes, parameters, int(reference.head_dim))
     step = hidden_step or usual_steps(parameters)[0]
     if axes.heads_follow_hidden:
@@ -99,19 +104,19 @@ def usual_values(
     if axes.head_dim is not None:
         values[axes.head_dim] = dims
     structure = {
-        name: _scaled(name, each, parameters, scale) for name, each in axes.structure.items()
+        name: shrunk(name, each, parameters, scale) for name, each in axes.structure.items()
     }
     return {**values, **sizes, **structure}
 
 
 def _hidden_sizes(middle: float, step: int) -> tuple[int, ...]:
-    """Return multiples of a step around a hidden size, at most :data:`MOST_VALUES`."""
+    """Return multiples of a step around a hidden size, at most :data:`MOST_HIDDEN`."""
     low, high = (max(round(share * middle / step), 1) for share in HIDDEN_RANGE)
-    by = -(-(high - low + 1) // MOST_VALUES)
+    by = -(-(high - low + 1) // MOST_HIDDEN)
     return tuple(step * multiple for multiple in range(by * -(-low // by), high + 1, by))
 
 
-def _scaled(name: str, values: Sequence[Any], parameters: float, scale: float) -> tuple[Any, ...]:
+def shrunk(name: str, values: Sequence[Any], parameters: float, scale: float) -> tuple[Any, ...]:
     """Return values of an axis; ranks and dimensions of small models shrink with their width."""
     if parameters >= DEPLOYED or not name.endswith(("_rank", "_dim", "_per_layer_input")):
         return tuple(values)
@@ -136,7 +141,7 @@ def _heads(axes: Axes, hidden: Sequence[int], dims: Sequence[int]) -> tuple[int,
         return tuple(sorted({size // dim for size in hidden for dim in dims if size % dim == 0}))
     low, high = axes.attention_range
     least, most = max(low * hidden[0] / max(dims), 1), max(high * hidden[-1] / min(dims), 1)
-    step = 2 ** max(int(np.ceil(np.log2(most / MOST_VALUES))), 0)
+    step = 2 ** max(int(np.ceil(np.log2(most / MOST_HEADS))), 0)
     return tuple(range(step * -(-int(least) // step), int(most) + 1, step)) or (1,)
 
 

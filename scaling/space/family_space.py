@@ -174,6 +174,11 @@ class FamilySpace:
         """Number of combinations of one structure."""
         return prod(len(self.values[name]) for name in self._size_names)
 
+    @property
+    def counted(self) -> str:
+        """Column of the parameters that the budget counts."""
+        return ACTIVE_CONVENTIONS[self.convention]
+
     def limited(self, **most: float) -> "FamilySpace":
         """Add upper limits on columns as conditions: ``limited(weight_bytes=8e10)``."""
         limits = tuple(f"{name} <= {value}" for name, value in most.items())
@@ -291,7 +296,7 @@ class FamilySpace:
 
     def _counted(self, code: int, numbers: Numbers) -> np.ndarray:
         config = structured_config(self.model_type, self.structures[code], numbers)
-        count = getattr(read_architecture(config), ACTIVE_CONVENTIONS[self.convention])
+        count = getattr(read_architecture(config), self.counted)
         return np.broadcast_to(count, (_length(numbers),))
 
     def _table(self, code: int, numbers: Numbers) -> FamilyTable:

@@ -10,6 +10,9 @@ import numpy as np
 
 from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.config import read_architecture
+from shapelaw.scaling.architectures.registry import FAMILIES
+from shapelaw.scaling.architectures.shape import RATIOS
+from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.filters import select
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ COUNTS: dict[str, Callable[[Architecture], Any]] = {
     "sparsity": lambda a: a.sparsity,
     "hidden_over_sqrt_n": lambda a: a.hidden_over_sqrt_n,
     "mlp_to_attention": lambda a: a.mlp_to_attention,
+    "gqa": lambda a: a.gqa,
 }
 Structure = Mapping[str, Any]
 
@@ -107,6 +111,93 @@ class FamilyTable:
         for rows, values in counted:
             column[rows] = values
         return column
+
+    def counted_as(self, name: str) -> np.ndarray:
+        """Return a property of the architectures, (n,)."""
+        return self.counted(lambda part: getattr(part, name))
+
+    @property
+    def hidden_size(self) -> np.ndarray:
+        """Hidden sizes, (n,)."""
+        return self.counted_as("hidden_size")
+
+    @property
+    def intermediate_size(self) -> np.ndarray:
+        """Widths of the MLP that one token passes, means over the layers, (n,)."""
+        return self.counted_as("intermediate_size")
+
+    @property
+    def num_hidden_layers(self) -> np.ndarray:
+        """Numbers of layers, (n,)."""
+        return self.counted_as("num_hidden_layers")
+
+    @property
+    def num_attention_heads(self) -> np.ndarray:
+        """Query heads, (n,)."""
+        return self.counted_as("num_attention_heads")
+
+    @property
+    def head_dim(self) -> np.ndarray:
+        """Head dimensions, of values in latent attention, (n,)."""
+        return self.counted_as("head_dim")
+
+    @property
+    def gqa(self) -> np.ndarray:
+        """Query heads per key-value head, (n,)."""
+        return self.counted_as("gqa")
+
+    def training_flops(self, context_length: int) -> np.ndarray:
+        """Count the FLOPs per training token of every model, (n,)."""
+        return self.counted(lambda part: part.training_flops(context_length))
+
+    def frame(self) -> "pd.DataFrame":
+        """Return the ratios of laws as a data frame."""
+        import pandas as pd
+
+        return pd.DataFrame({name: self.counted_as(name) for name in RATIOS})
+
+    def with_model(self, model: Architecture) -> "tuple[FamilyTable, int]":
+        """Return the table, with a model of the family added if it is missing, and its row.
+
+        Fields that are neither a number nor part of a structure here are those of the structures.
+        """
+        axes = FAMILIES[self.model_type].axes
+        absent: dict[Any, Any] = {  # fields whose default follows from others
+            axes.head_dim: model.head_dim,
+            axes.groups: model.num_key_value_heads,
+            axes.width: model.intermediate_size,
+        }
+        fields = {**absent, **dict(model.fields)}
+        numbers = {name: np.array([_of_all_layers(name, fields[name])]) for name in self.numbers}
+        wanted = {name: fields.get(name) or None for name in self.structures[0]}
+
+        def spread(structure: Structure) -> dict[str, Any]:
+            config = structured_config(self.model_type, structure, {})
+            return {name: config.get(name) or None for name in wanted}
+
+        same = [code for code, each in enumerate(self.structures) if spread(each) == wanted]
+        own = {name: fields.get(name) for name in wanted}
+        structures = self.structures if same else (*self.structures, own)
+        code = same[0] if same else len(self.structures)
+        equal = self.structure == code
+        for name, value in numbers.items():
+            equal = equal & (self.numbers[name] == value)
+        if equal.any():
+            return self, int(np.flatnonzero(equal)[0])
+        alone = FamilyTable(
+            model_type=self.model_type,
+            structures=structures,
+            structure=np.array([code]),
+            numbers=numbers,
+        )
+        return FamilyTable.joined([replace(self, structures=structures), alone]), len(self)
+
+    def texts(self, name: str) -> np.ndarray:
+        """Return the column of a field as texts, which compare also where it is null, (n,)."""
+        if name in self.numbers:
+            return self.numbers[name]
+        texts = [str(_cell(structure.get(name))) for structure in self.structures]
+        return np.asarray(np.array(texts)[self.structure])
 
     def field(self, name: str) -> np.ndarray:
         """Return the column of a field; null is NaN, and a pattern its kinds with slashes, (n,)."""
@@ -194,6 +285,17 @@ def structured_config(
         layers = config["num_hidden_layers"]
         config["layer_types"] = [pattern[index % len(pattern)] for index in range(layers)]
     return config
+
+
+def _of_all_layers(name: str, value: Any) -> Any:
+    """Return the one number of a field that may have one per layer."""
+    values = value if isinstance(value, list) else [value]
+    if len(set(values)) > 1:
+        raise InputError(
+            f"`{name}` must be one number in a search, but got {len(set(values))} different ones; "
+            "give a baseline whose layers are equally wide"
+        )
+    return values[0]
 
 
 def _cell(value: Any) -> Any:

@@ -4,10 +4,11 @@ import numpy as np
 
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.architectures.shape_table import ShapeTable
+from shapelaw.scaling.space.family_table import FamilyTable
 
 
 def within(
-    table: ShapeTable, ranges: dict[str, tuple[float, float]], slack: float = 1.0
+    table: ShapeTable | FamilyTable, ranges: dict[str, tuple[float, float]], slack: float = 1.0
 ) -> np.ndarray:
     """Return the mask of the shapes whose ratios lie inside ranges that are widened by a factor.
 

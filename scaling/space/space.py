@@ -132,6 +132,11 @@ class Space:
                 if not 1 <= value <= MOST_LAYERS:
                     raise InputError(f"`1 <= {name} <= {MOST_LAYERS}` must hold, but got {value}")
 
+    @property
+    def counted(self) -> str:
+        """Column of the parameters that the budget counts."""
+        return CONVENTIONS[self.convention]
+
     def limited(self, **most: float) -> "Space":
         """Add upper limits on columns as constraints: ``limited(kv_bytes=32768)``."""
         limits = [f"{name} <= {value}" for name, value in most.items()]
@@ -344,8 +349,8 @@ class Space:
         return int(self._count(self._table(*columns, np.array([self.mlp_step])))[0])
 
     def _count(self, table: ShapeTable) -> np.ndarray:
-        counted: np.ndarray = getattr(table, CONVENTIONS[self.convention])
-        return counted
+        counts: np.ndarray = getattr(table, self.counted)
+        return counts
 
     def column_chunks(self, left: dict[str, int]) -> Iterator[Columns]:
         """Yield the columns of :meth:`chunks`; add the count that each limit leaves to ``left``."""

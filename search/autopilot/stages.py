@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import pandas as pd
 
+from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.files import write_json
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.runs.catalog import load_runs
@@ -202,7 +203,9 @@ def train_confirmation(loop: Loop[LoopSettings], proposals: Proposals, corpus: C
         roles = {p.role for p in proposals}
         trained = (LOSS_OPTIMAL, FAST if FAST in roles else EVEN, BASELINE)
         named = [p for p in proposals if p.role in trained]
-        specs = confirmation_specs(loop.settings, [p.shape for p in named])
+        specs = confirmation_specs(
+            loop.settings, [p.shape for p in named if isinstance(p.shape, Shape)]
+        )
         confirmed = loop.train("confirmation", specs, corpus)
         runs = read_table(loop.runs)
         new = confirmed[~confirmed["run_id"].isin(runs["run_id"])]
@@ -216,7 +219,9 @@ def _measure_again(loop: Loop[LoopSettings], named: list[Proposal]) -> None:
     record = read_loop_record(loop.record)
     if set(record.get("served", {})) == {p.name for p in named}:
         return
-    results = engine_named("torch").measure_all([p.shape for p in named], PRESETS["proxy"])
+    results = engine_named("torch").measure_all(
+        [p.shape for p in named if isinstance(p.shape, Shape)], PRESETS["proxy"]
+    )
     served = {
         p.name: result.output_tokens_per_second
         for p, result in zip(named, results, strict=True)

@@ -7,10 +7,12 @@ import typer
 
 from shapelaw.scaling.commands.options import (
     MOST,
+    AxisValues,
     Convention,
     DecoderOption,
     EngineOption,
     Extrapolate,
+    Family,
     Fresh,
     HeadDims,
     Json,
@@ -45,6 +47,7 @@ def _storage_address(address: str | None) -> str | None:
 
 
 if TYPE_CHECKING:
+    from shapelaw.search.proposals.family_request import FamilyRequest
     from shapelaw.search.proposals.request import Budget, SearchEffort, Serving, SpaceOptions
     from shapelaw.search.proposals.target_loss import TargetLoss
     from shapelaw.search.proposals.training_time import TrainingTime
@@ -247,6 +250,8 @@ def propose_shapes(
     workload: WorkloadOption = "balanced",
     engine: EngineOption = "torch",
     decoder: DecoderOption = None,
+    family: Family = None,
+    axis: AxisValues = None,
     baseline: Baseline = "llama-3.2-1b",
     params_convention: Convention = "non-embedding",
     tolerance: EqualSize = None,
@@ -291,6 +296,8 @@ def propose_shapes(
         params, tokens, target_loss, serve_tokens, _training_time(train_hours, hardware, mfu),
         convention=params_convention, tolerance=tolerance, extrapolate=extrapolate,
     )  # fmt: skip
+    if family is None and axis:
+        raise InputError("`--axis` belongs to --family, but got it without; add --family qwen3_moe")
     options = _RequestOptions(
         effort=groups.SearchEffort(
             measurements=measurements, estimated=estimated, short=short, sampler=sampler,
@@ -305,7 +312,9 @@ def propose_shapes(
         ),
         serving=groups.Serving(workload=served, engine=serving),
     )  # fmt: skip
-    _search_and_print(size, options, law, link, validation, out, json=json, wide=wide)
+    _search_and_print(
+        size, options, law, link, validation, out, family=(family, axis or []), json=json, wide=wide
+    )
 
 
 class _RequestOptions(TypedDict):
@@ -324,6 +333,7 @@ def _search_and_print(
     validation: str,
     out: Path | None,
     *,
+    family: "tuple[str | None, list[str]]" = (None, []),
     json: bool,
     wide: bool,
 ) -> None:
@@ -337,7 +347,10 @@ def _search_and_print(
     from shapelaw.search.proposals.target_loss import request_at_loss
     from shapelaw.search.reports.proposal_page import write_pages
 
-    if isinstance(size, Budget):  # an invalid request is refused before a law is fitted
+    request: ProposalRequest
+    if family[0] is not None:
+        request = _family_request(size, family[0], family[1], options)
+    elif isinstance(size, Budget):  # an invalid request is refused before a law is fitted
         request = ProposalRequest(budget=size, **options)
     with progress_shown(quiet=json):
         basis = loss_basis(law, seed=options["effort"].seed, link=link, validation=validation)
@@ -349,6 +362,22 @@ def _search_and_print(
     for text in far:
         note(f"note: {text}")
     print_proposals(proposals, page, json=json, wide=wide)
+
+
+def _family_request(
+    size: "Budget | TargetLoss", family: str, axes: list[str], options: _RequestOptions
+) -> "FamilyRequest":
+    """Make the request of a search among the models of a family."""
+    from shapelaw.scaling.space.family_space import given_axes
+    from shapelaw.search.proposals.family_request import FamilyRequest
+    from shapelaw.search.proposals.request import Budget
+
+    if not isinstance(size, Budget):
+        raise InputError(
+            "`--target-loss` must be left out with --family; give --params and --tokens, or "
+            "search dense shapes"
+        )
+    return FamilyRequest(budget=size, family=family, axes=given_axes(family, axes), **options)
 
 
 def _size_of(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
+from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.units import format_bytes, format_count, format_seconds
 from shapelaw.search.engines._base import broken_limits
 from shapelaw.search.proposals.leaders import MIN_SPEEDUP
@@ -83,7 +84,7 @@ def _formatted(
     tokens_below = columns is not None and _tokens_differ(shown, base)
     cells: dict[str, Callable[[Proposal], str]] = {
         "shape": lambda p: _shape_text(p, with_tokens=tokens_below),
-        "N": lambda p: format_count(p.shape.n_non_embedding),
+        "N": lambda p: format_count(_counted(p)),
         "tokens": lambda p: format_count(p.tokens),
         "loss − baseline": _difference_text,
         "P(less)": lambda p: p.chance,
@@ -154,7 +155,21 @@ def _empty_columns(shown: list[Proposal], base: Proposal, *, wide: bool) -> dict
 def _shape_text(p: Proposal, *, with_tokens: bool) -> str:
     """Write the name of a shape, and below it the role and perhaps the training tokens."""
     tokens = f", {format_count(p.tokens)} tokens" if with_tokens else ""
-    return f"{p.name}\n{p.role}{tokens}{_off_front(p)}"
+    return f"{p.name}\n{p.role}{tokens}{_memory(p)}{_off_front(p)}"
+
+
+def _counted(p: Proposal) -> int:
+    """Return the non-embedding parameters that one token uses."""
+    shape = p.shape
+    if isinstance(shape, Architecture):
+        return int(shape.n_active_non_embedding)
+    return int(shape.n_non_embedding)
+
+
+def _memory(p: Proposal) -> str:
+    """Write the weights of a model with experts, which its active parameters do not tell."""
+    sparse = isinstance(p.shape, Architecture) and p.shape.n_total > p.shape.n_active
+    return f", {format_bytes(p.weight_bytes)}" if sparse else ""
 
 
 def _decoder_text(proposal: Proposal, name: str, text: Callable[[float], str]) -> str:

@@ -14,6 +14,7 @@ from shapelaw.scaling.display.tables import counted
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import read_toml
 from shapelaw.scaling.schema import conform
+from shapelaw.scaling.space.family_table import FamilyTable
 from shapelaw.scaling.units import number_format
 from shapelaw.search.engines._base import Engine, Measurement
 from shapelaw.search.engines.accelerators import Hardware, hardware
@@ -68,14 +69,14 @@ class RooflineEngine(Engine):
 
     def times(self, table: ShapeTable, workload: Workload) -> tuple[np.ndarray, np.ndarray]:
         """Compute both times of every shape, NaN where it does not fit in memory; (n,) each."""
-        best = best_setting(table, workload, self.hardware)
+        best = _best_settings(table, workload, self.hardware)
         return best.ttft, best.tpot
 
     def speeds(
         self, table: ShapeTable, workload: Workload
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Compute output tokens/s of each GPU, and both times; NaN where it does not fit."""
-        best = best_setting(table, workload, self.hardware)
+        best = _best_settings(table, workload, self.hardware)
         return best.rate, best.ttft, best.tpot
 
     def measure(self, shape: Shape | Architecture, workload: Workload) -> Measurement:
@@ -131,6 +132,22 @@ def best_setting(model: Costs | Architecture, workload: Workload, device: Hardwa
             for field in fields(Setting)
         )
     )
+
+
+def _best_settings(
+    table: ShapeTable | FamilyTable, workload: Workload, device: Hardware
+) -> Setting:
+    """Choose the setting of each model of a table; a table of a family by its structures."""
+    if isinstance(table, ShapeTable):
+        return best_setting(table, workload, device)
+    parts = [(rows, best_setting(part, workload, device)) for rows, part in table.parts()]
+    columns = []
+    for each in fields(Setting):
+        column = np.zeros(len(table))
+        for rows, setting in parts:
+            column[rows] = getattr(setting, each.name)
+        columns.append(column)
+    return Setting(*columns)
 
 
 def _split_setting(model: Costs | Architecture, workload: Workload, device: Hardware) -> Setting:

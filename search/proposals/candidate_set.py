@@ -13,6 +13,7 @@ from shapelaw.scaling.fitting.compute_optimal import has_effect
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.law import Law
 from shapelaw.scaling.runs.columns import D
+from shapelaw.scaling.space.family_table import FamilyTable
 from shapelaw.scaling.space.pareto import front
 from shapelaw.scaling.space.proportions import within
 from shapelaw.scaling.space.space import CONVENTIONS
@@ -93,19 +94,20 @@ def candidate_set(request: ProposalRequest, basis: LossBasis) -> CandidateSet:
         )
     every, baseline = _with_baseline(request.shape_space.enumerate(), request.baseline)
     shapes, baseline = _of_nearest_size(every, baseline, request)
-    mask = _in_range(shapes, baseline, basis.fit)
-    _require_tokens_in_law(request, basis.fit)
+    mask = in_range(shapes, baseline, basis.fit)
+    require_tokens_in_law(request, basis.fit)
     frame = _at_equal_size(shapes, baseline, request)
     losses = basis.fit.central(frame)
-    mask = _within_loss_limit(mask, losses, baseline, request.space.max_loss_ratio)
+    mask = within_loss_limit(mask, losses, baseline, request.space.max_loss_ratio)
     mask[baseline] = True
     differing = differing_axes(basis.fit.law, shapes, baseline)
     accepted = accepted_axes(request)
     kinds = np.zeros(len(shapes), dtype=int)  # one number for each set of differing fields
     for bit, (name, differs) in enumerate(differing.items()):
         kinds += (differs & (name not in accepted)) << bit
+    cost = computed_cost(shapes, request)
     for kind in set(kinds[mask]) - {0}:
-        mask &= (kinds != kind) | _cheapest(shapes, losses, mask & (kinds == kind), request)
+        mask &= (kinds != kind) | cheapest(losses, cost, mask & (kinds == kind))
     return CandidateSet(
         request=request,
         basis=basis,
@@ -160,7 +162,7 @@ def _of_nearest_size(
     """
     if request.rules is None:
         return table, baseline
-    sizes = getattr(table, CONVENTIONS[request.shape_space.convention])
+    sizes = getattr(table, request.shape_space.counted)
     fixed = [name for name in SHAPE_KEY if name != "intermediate_size"]
     frame = pd.DataFrame({name: getattr(table, name) for name in fixed})
     nearest = frame.assign(gap=np.abs(sizes - sizes[baseline])).groupby(fixed)["gap"].idxmin()
@@ -176,7 +178,7 @@ def _at_equal_size(table: ShapeTable, baseline: int, request: ProposalRequest) -
     as it is.
     """
     frame = table.frame()
-    counted = frame[CONVENTIONS[request.shape_space.convention]]
+    counted = frame[request.shape_space.counted]
     lacking = counted.iloc[baseline] - counted
     counts = list(CONVENTIONS.values())
     moved = frame[counts].add(lacking, axis=0)
@@ -184,7 +186,7 @@ def _at_equal_size(table: ShapeTable, baseline: int, request: ProposalRequest) -
     return frame.assign(**{name: moved[name] for name in counts}, **{D: tokens})
 
 
-def _require_tokens_in_law(request: ProposalRequest, fit: Fit) -> None:
+def require_tokens_in_law(request: ProposalRequest, fit: Fit) -> None:
     """Refuse a training time with a law in which tokens change no loss."""
     if request.budget.time is not None and not has_effect(fit, D):
         raise InputError(
@@ -194,9 +196,23 @@ def _require_tokens_in_law(request: ProposalRequest, fit: Fit) -> None:
         )
 
 
-def _in_range(table: ShapeTable, baseline: int, fit: Fit) -> np.ndarray:
-    """Return the mask of the shapes near the fitted ratios, (n,)."""
+def in_range(
+    table: ShapeTable | FamilyTable, baseline: int, fit: Fit, *, as_baseline: bool = False
+) -> np.ndarray:
+    """Return the mask of the shapes near the fitted ratios, (n,).
+
+    Parameters
+    ----------
+    as_baseline
+        Ratios of the baseline outside of the fitted ranges widen these.
+    """
     ranges = {name: ends for name, ends in fit.ranges.items() if name in RATIOS}
+    if as_baseline:
+        own = table.take(np.array([baseline])).frame().iloc[0]
+        ranges = {
+            name: (min(low, own[name]), max(high, own[name]))
+            for name, (low, high) in ranges.items()
+        }
     mask = within(table, ranges, RATIO_SLACK)
     if not np.delete(mask, baseline).any():
         shown = ", ".join(f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in ranges.items())
@@ -207,18 +223,15 @@ def _in_range(table: ShapeTable, baseline: int, fit: Fit) -> np.ndarray:
     return mask
 
 
-def _cheapest(
-    table: ShapeTable, losses: np.ndarray, mask: np.ndarray, request: ProposalRequest
-) -> np.ndarray:
-    """Return the mask of the shapes on the front of predicted loss and computed cost, (n,)."""
+def cheapest(losses: np.ndarray, cost: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the mask of the shapes on the front of predicted loss and cost, (n,)."""
     rows = np.flatnonzero(mask)
-    keep = front(losses[rows], 1 / computed_cost(table.take(rows), request))
-    cheapest = np.zeros(len(table), dtype=bool)
-    cheapest[rows[keep]] = True
-    return cheapest
+    kept = np.zeros(len(losses), dtype=bool)
+    kept[rows[front(losses[rows], 1 / cost[rows])]] = True
+    return kept
 
 
-def _within_loss_limit(
+def within_loss_limit(
     mask: np.ndarray, losses: np.ndarray, baseline: int, max_ratio: float | None
 ) -> np.ndarray:
     """Remove the shapes whose predicted loss exceeds ``max_ratio`` times the baseline's."""

@@ -21,6 +21,8 @@ from shapelaw.search.engines._base import Measurement
 from shapelaw.search.engines.accelerators import device_of
 from shapelaw.search.proposals.basis import LossBasis, loss_basis
 from shapelaw.search.proposals.candidate_set import CandidateSet, candidate_set, computed_cost
+from shapelaw.search.proposals.family_candidates import family_candidates
+from shapelaw.search.proposals.family_request import FamilyRequest
 from shapelaw.search.proposals.leaders import (
     require_service,
     rows_ahead,
@@ -147,7 +149,8 @@ def propose(
     if out is not None and request.effort.storage is None:
         request = replace(request, effort=replace(request.effort, storage=out / STUDY))
     with nullcontext() if out is None else nothing_left(out):
-        candidates = candidate_set(request, basis)
+        enumerated = family_candidates if isinstance(request, FamilyRequest) else candidate_set
+        candidates = enumerated(request, basis)  # type: ignore[arg-type]
         measured = measure_candidates(candidates, report)
         estimated = estimate_others(measured)
         proposals = explain(rank(estimated))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
 from shapelaw.scaling.accuracy.predictions import Accuracy
+from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.files import write_json
 from shapelaw.scaling.schema import (
@@ -95,7 +96,7 @@ class Proposal:
         without one, and the price of a GPU.
     """
 
-    shape: Shape
+    shape: Shape | Architecture
     role: str
     tokens: int
     predicted_loss: float
@@ -129,7 +130,8 @@ class Proposal:
     @property
     def kv_bytes(self) -> int:
         """Return the bytes of the KV cache per token, in the format of the workload."""
-        return int(self.shape.kv_bytes(self.workload.kv_bytes_per_value if self.workload else 2))
+        size = self.workload.kv_bytes_per_value if self.workload else 2
+        return int(self.shape.kv_bytes_per_token(size))
 
     @property
     def weight_bytes(self) -> int:
@@ -166,6 +168,20 @@ class Proposal:
             return dict.fromkeys(OF_DECODERS)
         return self.throughput.answer(self.workload)
 
+    def _active_counts(self) -> dict[str, Any]:
+        """Return the further counts of a model of a family: what one token uses, and its cache."""
+        shape = self.shape
+        if not isinstance(shape, Architecture):
+            return {}
+        size = self.workload.kv_bytes_per_value if self.workload else 2
+        length = self.workload.input_tokens + self.workload.output_tokens if self.workload else 4096
+        return {
+            "model_type": shape.model_type,
+            "n_active": shape.n_active,
+            "n_active_non_embedding": shape.n_active_non_embedding,
+            "cache_bytes": int(shape.cache_bytes(length, size)),
+        }
+
     def row(self) -> dict[str, Any]:
         """Return the stable fields that ``propose --json`` prints."""
         shape, measured = self.shape, self.throughput
@@ -175,6 +191,7 @@ class Proposal:
             **shape.row(),
             "n_total": shape.n_total,
             "n_non_embedding": shape.n_non_embedding,
+            **self._active_counts(),
             "tokens": self.tokens,
             "hidden_over_sqrt_n": shape.hidden_over_sqrt_n,
             "mlp_to_attention": shape.mlp_to_attention,

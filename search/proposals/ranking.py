@@ -18,6 +18,7 @@ from shapelaw.scaling.display.documents import finite
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.fitting.run_intervals import LEVEL
 from shapelaw.search.engines._base import Measurement, broken_limits
+from shapelaw.search.proposals.family_request import FamilyRequest
 from shapelaw.search.proposals.law_forms import FormSpread, spread_over_forms
 from shapelaw.search.proposals.leaders import served_rate
 from shapelaw.search.proposals.paper_models import paper_models
@@ -90,7 +91,8 @@ class Proposals:
         request, basis, space = candidates.request, candidates.basis, candidates.request.shape_space
         worse = request.space.worse_percent
         return {
-            "baseline": request.space.baseline,
+            "baseline": request.baseline_name,
+            **({"family": request.family} if isinstance(request, FamilyRequest) else {}),
             "workload": str(request.serving.workload),
             "engine": request.serving.engine.label,
             "speed_basis": request.serving.engine.basis,

@@ -4,16 +4,19 @@ import re
 import textwrap
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.shape import RATIOS, Shape
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.runs.columns import D, N
-from shapelaw.scaling.space.space import CONVENTIONS
+from shapelaw.scaling.runs.columns import EXPERT_RATIOS, D, N
 from shapelaw.scaling.units import format_count
 from shapelaw.search.engines._base import Measurement, broken_limits
 from shapelaw.search.proposals.candidate_set import AXES, accepted_axes
+from shapelaw.search.proposals.family_candidates import PRICES, accepted_fields
+from shapelaw.search.proposals.family_request import FamilyRequest, pattern_of
 from shapelaw.search.proposals.leaders import MIN_SPEEDUP
 from shapelaw.search.proposals.proposal import (
     BASELINE,
@@ -24,7 +27,7 @@ from shapelaw.search.proposals.proposal import (
     Proposal,
 )
 from shapelaw.search.proposals.ranking import Proposals
-from shapelaw.search.proposals.request import CONFIDENCE
+from shapelaw.search.proposals.request import CONFIDENCE, ProposalRequest
 
 MIN_RATIO_TO_MENTION = 1.1  # ratio of a quantity to the baseline's
 MIN_SIZE_RATIO_TO_MENTION = 1.02  # ratio of N, on which the loss depends directly
@@ -32,6 +35,7 @@ OUTSIDE = re.compile(r"(\w+) (\S+) is (\S+ decades (?:above|below)) the runs' (\
 LETTERS = {N: "N", D: "D", "hidden_over_sqrt_n": "d/√N", "mlp_to_attention": "MLP/attention"}
 AXIS_LABELS = {"gqa": "GQA", "num_hidden_layers": "layers", "head_dim": "head dimension"}
 AXIS_LETTERS = {"gqa": "GQA", "num_hidden_layers": "L", "head_dim": "h"}
+EXPERT_FIELDS = {name for name, prices in PRICES.items() if prices & set(EXPERT_RATIOS)}
 MAX_REASON = 160  # characters of an engine's reason in a table; files hold all of it
 MAX_CHANGES = 2  # changes of a shape that its reason names
 
@@ -56,13 +60,18 @@ def explain(proposals: Proposals) -> Proposals:
             *(f"the runs of the law: {text}" for text in fit.table_warnings),
             *fit.notes,
             *baseline_notes(proposals),
-            *missing_terms(
-                fit, apart=set(candidates.not_in_law) - accepted_axes(candidates.request)
-            ),
+            *missing_terms(fit, apart=set(candidates.not_in_law) - accepted_of(candidates.request)),
             proposals.form_spread.note,
         ),
         extrapolation=tuple(sentence for sentence in warnings[0] if concerns_budget(sentence)),
     )
+
+
+def accepted_of(request: ProposalRequest) -> set[str]:
+    """Return the fields without a term in the law of which a request accepts a change."""
+    if isinstance(request, FamilyRequest):
+        return accepted_fields(request)
+    return accepted_axes(request)
 
 
 def proposal_warnings(proposals: Proposals, place: int) -> list[str]:
@@ -88,12 +97,12 @@ def proposal_warnings(proposals: Proposals, place: int) -> list[str]:
 def baseline_notes(proposals: Proposals) -> list[str]:
     """Describe the size at which shapes are compared, and the rules that they keep."""
     request = proposals.estimated.measured.candidates.request
-    count = CONVENTIONS[request.shape_space.convention]
+    count = request.shape_space.counted
     size = format_count(getattr(request.baseline, count))
     kind = (
-        f"has the proportions of {request.space.baseline}"
+        f"has the proportions of {request.baseline_name}"
         if request.rescaled
-        else f"is {request.space.baseline} itself"
+        else f"is {request.baseline_name} itself"
     )
     same = f"losses are compared at exactly the baseline's N, {size}; the baseline {kind}"
     time, lifetime, rules = request.budget.time, request.budget.lifetime, request.rules
@@ -117,12 +126,20 @@ def missing_terms(fit: Fit, apart: Collection[str] = ()) -> list[str]:
         f"the law has no term for {name}: a change of it costs no predicted loss" for name in free
     ]
     if apart:
-        names = " or ".join(AXIS_LABELS[name] for name in AXES if name in apart)
+        experts = EXPERT_FIELDS & set(apart)
+        ordered = [*(name for name in AXES if name in apart), *sorted(set(apart) - set(AXES))]
+        names = " or ".join(AXIS_LABELS.get(name, name) for name in ordered)
         notes.append(
             f"the law has no term for {names}: shapes that differ in it from the baseline are "
             "listed apart and have no role; --where on it, --layers or --head-dim accept a change "
             "of it at no loss"
         )
+        if experts:
+            notes.append(
+                "at equal active N, models with fewer experts have more loss (arXiv 2507.17702): "
+                "their speed is no gain until a law with terms of experts, such as sparse, or a "
+                "training run prices it"
+            )
     return notes
 
 
@@ -202,16 +219,31 @@ def _reason(proposal: Proposal, base: Proposal, *, first: bool, also: str) -> st
     return f"{reason}: {', '.join(changes)}" if changes else reason
 
 
-def changes_not_in_law(shape: Shape, base: Shape, fields: Collection[str] = AXES) -> list[str]:
+def changes_not_in_law(
+    shape: Shape | Architecture, base: Shape | Architecture, fields: Collection[str] = tuple(AXES)
+) -> list[str]:
     """Describe how a shape differs from the baseline in given fields: ``GQA 4→8``."""
+    values = {name: (_value_of(base, name), _value_of(shape, name)) for name in fields}
     return [
-        f"{AXIS_LETTERS[name]} {getattr(base, name):g}→{getattr(shape, name):g}"
-        for name in AXES
-        if name in fields and getattr(base, name) != getattr(shape, name)
+        f"{AXIS_LETTERS.get(name, name)} {before}→{after}"
+        for name, (before, after) in values.items()
+        if before != after
     ]
 
 
-def _changes(shape: Shape, base: Shape) -> list[str]:
+def _value_of(shape: Shape | Architecture, name: str) -> str:
+    """Write the value of a field of a shape, or of the config of an architecture."""
+    value: Any = None
+    if name in AXES:
+        value = getattr(shape, name)
+    elif isinstance(shape, Architecture):
+        value = dict(shape.fields).get(name)
+    if isinstance(value, list):
+        return "/".join(pattern_of(value))
+    return f"{value:g}" if isinstance(value, int | float) else str(value or "none")
+
+
+def _changes(shape: Shape | Architecture, base: Shape | Architecture) -> list[str]:
     """Describe the largest differences from the baseline's shape."""
     quantities, reference = _quantities(shape), _quantities(base)
     sizes = {name: abs(np.log(quantities[name] / reference[name])) for name in quantities}
@@ -220,17 +252,24 @@ def _changes(shape: Shape, base: Shape) -> list[str]:
     changes = [
         f"{name} ×\u00a0{quantities[name] / reference[name]:.2g}" for name in large[:MAX_CHANGES]
     ]
-    growth = (
-        shape.n_non_embedding / base.n_non_embedding
-    )  # explains a part of the difference in loss
+    growth = _size(shape) / _size(base)  # explains a part of the difference in loss
     if abs(np.log(growth)) > np.log(MIN_SIZE_RATIO_TO_MENTION):
         changes.append(f"N ×\u00a0{growth:.3g}")
     return changes
 
 
-def _quantities(shape: Shape) -> dict[str, float]:
+def _size(shape: Shape | Architecture) -> float:
+    """Return the non-embedding parameters that one token uses."""
+    if isinstance(shape, Architecture):
+        return float(shape.n_active_non_embedding)
+    return float(shape.n_non_embedding)
+
+
+def _quantities(shape: Shape | Architecture) -> dict[str, float]:
+    memory = {"weights": shape.n_total} if isinstance(shape, Architecture) else {}
     return {
-        "KV cache": shape.kv_bytes(),
+        **memory,
+        "KV cache": shape.kv_bytes_per_token(),
         "layers": shape.num_hidden_layers,
         "hidden size": shape.hidden_size,
         "MLP/attention": shape.mlp_to_attention,

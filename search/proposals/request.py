@@ -254,6 +254,11 @@ class ProposalRequest:
         model = baseline_model(self.space.baseline)
         return replace(model, vocab_size=_value_or(self.space.vocab_size, model.vocab_size))
 
+    @property
+    def baseline_name(self) -> str:
+        """Return the name of the baseline in texts."""
+        return self.space.baseline
+
     @cached_property
     def rescaled(self) -> bool:
         """Return whether the model is of another size, so that only its proportions count."""

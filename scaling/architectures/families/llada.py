@@ -31,9 +31,11 @@ def build_llada(fields: ConfigFields) -> Architecture:
     groups, rows = fields["n_kv_heads"], fields["embedding_size"] or fields["vocab_size"]
     groups, width = heads if groups is None else groups, fields["mlp_hidden_size"]
     if broken := breaking(hidden % (2 * heads) != 0, hidden, heads):
-        _refuse("d_model % (2 * n_heads) == 0", *broken, "an even d_model / n_heads")
+        hidden, heads = broken
+        _refuse("d_model % (2 * n_heads) == 0", hidden, heads, "an even d_model / n_heads")
     if broken := breaking(heads % groups != 0, heads, groups):
-        _refuse("n_heads % n_kv_heads == 0", *broken, f"{broken[0]} or 1 key-value heads")
+        heads, groups = broken
+        _refuse("n_heads % n_kv_heads == 0", heads, groups, f"{heads} or 1 key-value heads")
     if rows < fields["vocab_size"]:
         _refuse("embedding_size >= vocab_size", rows, fields["vocab_size"], "a larger one, or null")
     norm = norm_block(fields)

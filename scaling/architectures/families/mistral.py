@@ -30,5 +30,5 @@ MISTRAL = ConfigFamily(
     },
     build_mistral,
     class_name="MistralForCausalLM",
-    axes=Axes(structure={"sliding_window": (None, 4096)}),
+    axes=Axes(structure={"sliding_window": (None, 4096)}, reference={"sliding_window": None}),
 )

@@ -240,7 +240,7 @@ def test_options_of_dense_shapes_reach_a_family(tmp_path: Path) -> None:
         (("--family", "deepseek_v3", "--head-dim", "64"), "`--head-dim` must be left out for deep"),
         (("--family", "gpt2", "--gqa", "4"), "`--gqa` must be left out for gpt2"),
         (("--family", "qwen3", "--axis", "head_dim=64", "--axis", "head_dim=128"), "got it twice"),
-        (("--family", "qwen3_moe", "--most", "gqa=4"), "`--most` must be COLUMN=VALUE"),
+        (("--family", "qwen3_moe", "--most", "aspect=4"), "`--most` must be COLUMN=VALUE"),
         (("--family", "qwen3_moe", "--configs", "many"), "writes at most 1000 configs"),
     ],
 )
