@@ -162,6 +162,7 @@ def test_model_for_a_diffusion_objective_has_a_mask_token() -> None:
         spec(recipe=replace(RECIPE, objective="block:4"))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize("compilation", ["layers", "whole"])
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["masked_diffusion", "block:4"])
