@@ -2,9 +2,7 @@
 
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.config import read_architecture
@@ -13,9 +11,14 @@ from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import data_folder, read_json
 
+if TYPE_CHECKING:  # files and names of architectures are read without it
+    import pandas as pd
+
 
 @cache
-def _shapes() -> pd.DataFrame:
+def _shapes() -> "pd.DataFrame":
+    import pandas as pd
+
     return pd.read_csv(data_folder() / "shapes.csv").set_index("name")
 
 
