@@ -176,7 +176,7 @@ class TimedEngine(Engine):
         after_first = workload.output_tokens - 1
         prompt = workload.concurrency * workload.input_tokens
         passes = [timing.forwards for timing in kept if timing.forwards]
-        decoder = {}
+        decoder: dict[str, Any] = {}
         if passes:
             decoder = {
                 "decoder": self.decoder_text,
