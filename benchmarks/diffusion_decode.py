@@ -4,11 +4,12 @@
 of a run, and prompts from a text; it prints tokens per forward pass, tokens per second and seconds
 per answer of each decoder, and the speed of each over that of blocks without the pipeline at the
 same confidence. ``--profile`` prints where the pipelined decoder spends its time. Decoders take
-turns, so that other load on the machine affects all alike; times are those of the fastest repeat.
+turns, and times are CPU seconds of the fastest repeat, which other load changes least.
 """
 
 import argparse
 import json
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -43,16 +44,18 @@ def measure(
     model: Transformer, texts: list[str], prompts: list[torch.Tensor], length: int, repeats: int
 ) -> list[dict[str, float | str]]:
     """Decode all prompts with all decoders in turns, and return a row per decoder."""
-    runs: dict[str, list[list[Decoded]]] = defaultdict(list)
+    runs: dict[str, list[Decoded]] = {}
+    times: dict[str, list[float]] = defaultdict(list)
     for _ in range(repeats):
         for text in texts:
-            settings = parse_decoder(text)
-            runs[text].append([decode(model, p, settings, length=length) for p in prompts])
+            settings, begun = parse_decoder(text), time.process_time()
+            runs[text] = [decode(model, prompt, settings, length=length) for prompt in prompts]
+            times[text].append(time.process_time() - begun)
     rows: list[dict[str, float | str]] = []
     for text in texts:
-        seconds = min(sum(each.seconds for each in run) for run in runs[text])
-        useful = sum(sum(each.useful) for each in runs[text][0])
-        forwards = sum(each.forwards for each in runs[text][0])
+        seconds = min(times[text])
+        useful = sum(sum(each.useful) for each in runs[text])
+        forwards = sum(each.forwards for each in runs[text])
         rows.append(
             {
                 "decoder": text,
