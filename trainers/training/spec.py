@@ -18,7 +18,7 @@ from shapelaw.trainers.corpus.batches import Batches
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.optimizers.noise import NEXT_TOKEN, parse_objective
 from shapelaw.trainers.optimizers.recipe import Recipe
-from shapelaw.trainers.training.conversion import Conversion
+from shapelaw.trainers.training.conversion import D2F, Conversion
 from shapelaw.trainers.training.execution import Execution, fastest_execution
 
 MAX_TOKENS = 10**15  # of one run, over twenty times the largest published ones
@@ -211,18 +211,34 @@ class RunSpec:
         """Training FLOPs of one step, with output head and attention.
 
         In masked diffusion a token sees all T tokens. Block diffusion passes 2T tokens without a
-        head for half of them; with blocks of B each sees (T + B)/2 on average.
+        head for half of them; with blocks of B each sees (T + B)/2 on average. A conversion has the
+        mean over its phases, and D2F one more forward pass of the teacher.
         """
-        objective, length = parse_objective(self.recipe.objective), self.recipe.context_length
+        objective, conversion = parse_objective(self.recipe.objective), self.conversion
         if not objective.is_diffusion:
-            return float(self.shape.training_flops(length) * self.recipe.batch_tokens)
-        architecture = self.shape
+            per_token = self.shape.training_flops(self.recipe.context_length)
+        elif conversion is None:
+            per_token = self._diffusion_flops(objective.block)
+        elif conversion.method == D2F:
+            architecture, length = self.shape, self.recipe.context_length
+            assert isinstance(architecture, Architecture)
+            seen = (length + conversion.phases[0].block) / 2
+            student = FORWARD_AND_BACKWARD * architecture.forward_flops(seen)
+            per_token = architecture.forward_flops(length) + student
+        else:
+            phases = conversion.phases
+            per_token = sum(phase.share * self._diffusion_flops(phase.block) for phase in phases)
+        return float(per_token * self.recipe.batch_tokens)
+
+    def _diffusion_flops(self, block: int) -> float:
+        """Training FLOPs per token with blocks of a size; 0 is the whole sequence."""
+        architecture, length = self.shape, self.recipe.context_length
         assert isinstance(architecture, Architecture)
         per_token = architecture.forward_flops(length)
-        if objective.block not in (0, length):
+        if block not in (0, length):
             head = 2 * architecture.embedding.head_matmul_parameters
-            per_token = 2 * architecture.forward_flops((length + objective.block) / 2) - head
-        return float(FORWARD_AND_BACKWARD * per_token * self.recipe.batch_tokens)
+            per_token = 2 * architecture.forward_flops((length + block) / 2) - head
+        return float(FORWARD_AND_BACKWARD * per_token)
 
     def with_engine(self, device: str = "cpu") -> "RunSpec":
         """Return the spec with the execution of the least predicted time, if it has none yet."""

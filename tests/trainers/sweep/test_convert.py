@@ -112,6 +112,24 @@ def test_objectives_of_the_steps_are_those_of_the_phases(folder: Folder) -> None
     assert names == [objective_of(replace(run.recipe, objective=name)) for name in wanted]
 
 
+def test_flops_of_a_conversion_are_those_of_its_phases(folder: Folder, diffusion: str) -> None:
+    def forward(context: float) -> float:
+        """FLOPs of a token: 2 per weight, 4 per channel of a query and visible token."""
+        matrices = 2 * (16 * 32 + 16 * 16 + 3 * 16 * 32)  # two layers: qkv, output, MLP
+        return 2 * (matrices + head) + 4 * 16 * context * 2
+
+    head, tokens = 257 * 16, RECIPE.batch_tokens
+    full = 3 * forward(16)
+    block = {size: 3 * (2 * forward((16 + size) / 2) - 2 * head) for size in (2, 4, 8)}
+    direct = planned(folder, direct=True)
+    assert direct.step_flops == pytest.approx(tokens * full)
+    phases = {"warmup": (2,), "warmup_share": 0.2, "decay_share": 0.3}
+    mean = 0.2 * block[2] + 0.5 * full + 0.15 * block[8] + 0.15 * block[4]
+    assert planned(folder, to="block:4", **phases).step_flops == pytest.approx(tokens * mean)
+    d2f = planned(folder, diffusion, to="d2f:4")
+    assert d2f.step_flops == pytest.approx(tokens * (forward(16) + 3 * forward(10)))
+
+
 def results(path: Path) -> dict[str, torch.Tensor]:
     windows = torch.from_numpy(np.load(path / "windows.npy"))
     return load_file(path / "model.safetensors") | {"windows": windows}
