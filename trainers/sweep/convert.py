@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from shapelaw.scaling.architectures.config import (
     architecture_config,
@@ -270,7 +271,7 @@ def plan_conversion(parent: Parent, request: ConversionRequest) -> RunSpec:
     )
 
 
-def _given(request: ConversionRequest, names: Sequence[str]) -> dict[str, object]:
+def _given(request: ConversionRequest, names: Sequence[str]) -> dict[str, Any]:
     values = {name: getattr(request, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 
