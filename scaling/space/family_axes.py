@@ -12,7 +12,7 @@ from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.blocks.canon import PLACES
 from shapelaw.scaling.architectures.config import CANON_FIELDS, read_architecture
-from shapelaw.scaling.architectures.config_fields import ConfigFamily
+from shapelaw.scaling.architectures.config_fields import ConfigFamily, ConfigField
 from shapelaw.scaling.architectures.registry import FAMILIES
 from shapelaw.scaling.display.printable import listed
 from shapelaw.scaling.errors import InputError
@@ -177,6 +177,8 @@ def parse_axis(family: ConfigFamily, text: str) -> tuple[str, tuple[Any, ...]]:
     """
     name, equals, listed_values = text.partition("=")
     known = [n for n, spec in family.fields.items() if spec.kind in ("count", "whole", "switch")]
+    # A head dimension may also be given where the class takes it without naming it.
+    known += [n for n in (family.axes.head_dim,) if n is not None and n not in family.fields]
     known += [n for n in ("layer_types",) if n in family.fields]
     known += [CANON, *(n for n, spec in CANON_FIELDS.items() if spec.kind == "count")]
     if family.axes.width in known:
@@ -204,8 +206,7 @@ def _axis_values(family: ConfigFamily, name: str, text: str) -> Iterable[Any]:
         return [places]
     if name == "layer_types":
         return [_pattern(family, text)]
-    spec = family.fields.get(name, CANON_FIELDS.get(name))
-    assert spec is not None
+    spec = {family.axes.head_dim: ConfigField(64), **CANON_FIELDS, **family.fields}[name]
     if spec.kind == "switch":
         if text not in ("true", "false"):
             raise InputError(f"`--axis {name}` must be true or false, but got {text[:40]!r}")

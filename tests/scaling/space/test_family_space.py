@@ -162,6 +162,19 @@ def test_windows_patterns_and_canon_places_are_axes() -> None:
     assert pairs == {(64, False), (256, False), (64, True), (256, True)}
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_usual_axis_can_be_given(family: str) -> None:
+    usual = family_space(family, 1_000_000_000).values
+    plain = {
+        name: [value for value in values if isinstance(value, int)]
+        for name, values in usual.items()
+        if all(isinstance(value, int | None) for value in values)
+    }
+    texts = [f"{name}={values[-1]}" for name, values in plain.items() if values and values[-1] > 1]
+    given = given_axes(family, texts)
+    assert given == {n: (v[-1],) for n, v in plain.items() if v and v[-1] > 1}
+
+
 def test_names_of_models_of_a_space_differ() -> None:
     for family in FAMILIES:
         table = family_space(family, 1_000_000_000).enumerate()
