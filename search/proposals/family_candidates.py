@@ -26,11 +26,13 @@ from shapelaw.search.proposals.family_request import FamilyRequest
 
 ACTIVE = "n_active_non_embedding"
 COUNTS = ("n_total", "n_active", "n_non_embedding", ACTIVE)
+EQUAL_SPARSITY = 1.05  # ratio of all over active parameters that counts as the baseline's
 # Columns of a law that price a field; other fields have no term in any law.
 PRICES: dict[str, set[str]] = {
     "gqa": {"gqa"},
     "num_hidden_layers": {"num_hidden_layers", "aspect_ratio"},
     "head_dim": {"head_dim"},
+    "sparsity": {"sparsity", "expert_sparsity"},
     "num_experts": {"sparsity", "expert_sparsity"},
     "num_local_experts": {"sparsity", "expert_sparsity"},
     "n_routed_experts": {"sparsity", "expert_sparsity"},
@@ -91,7 +93,11 @@ def family_candidates(request: FamilyRequest, basis: LossBasis) -> CandidateSet:
 def differing_fields(
     request: FamilyRequest, law: Law, table: FamilyTable, baseline: int
 ) -> dict[str, np.ndarray]:
-    """Return by field without a term in the law which models differ in it, (n,) each."""
+    """Return by field without a term in the law which models differ in it, (n,) each.
+
+    ``sparsity`` differs where narrower experts alone change all over active parameters by more than
+    5 %: at equal active N, such a model has fewer parameters.
+    """
     axes, columns = request.shape_space.axes, set(law.columns)
     own = [name for name in (*axes.sizes, *axes.structure, "layer_types", "canon_set")
            if name in table.fields]  # fmt: skip
@@ -99,11 +105,13 @@ def differing_fields(
         "gqa": table.gqa, "num_hidden_layers": table.num_hidden_layers, "head_dim": table.head_dim,
         **{name: table.texts(name) for name in own},
     }  # fmt: skip
-    differing = {
-        name: value != value[baseline]
-        for name, value in values.items()
-        if not PRICES.get(name, set()) & columns
-    }
+    differs = {name: value != value[baseline] for name, value in values.items()}
+    ratio = table.counted_as("sparsity") / table[baseline].sparsity
+    experts = [mask for name, mask in differs.items() if PRICES.get(name, set()) & {*EXPERT_RATIOS}]
+    differs["sparsity"] = np.abs(np.log(ratio)) > np.log(EQUAL_SPARSITY)
+    for mask in experts:  # a change of sparsity is that of the number of experts
+        differs["sparsity"] &= ~mask
+    differing = {n: mask for n, mask in differs.items() if not PRICES.get(n, set()) & columns}
     return {name: mask for name, mask in differing.items() if mask.any()}
 
 

@@ -33,7 +33,12 @@ MIN_RATIO_TO_MENTION = 1.1  # ratio of a quantity to the baseline's
 MIN_SIZE_RATIO_TO_MENTION = 1.02  # ratio of N, on which the loss depends directly
 OUTSIDE = re.compile(r"(\w+) (\S+) is (\S+ decades (?:above|below)) the runs' (\S+)")
 LETTERS = {N: "N", D: "D", "hidden_over_sqrt_n": "d/√N", "mlp_to_attention": "MLP/attention"}
-AXIS_LABELS = {"gqa": "GQA", "num_hidden_layers": "layers", "head_dim": "head dimension"}
+AXIS_LABELS = {
+    "gqa": "GQA",
+    "num_hidden_layers": "layers",
+    "head_dim": "head dimension",
+    "sparsity": "sparsity (all over active parameters)",
+}
 AXIS_LETTERS = {"gqa": "GQA", "num_hidden_layers": "L", "head_dim": "h"}
 EXPERT_FIELDS = {name for name, prices in PRICES.items() if prices & set(EXPERT_RATIOS)}
 MAX_REASON = 160  # characters of an engine's reason in a table; files hold all of it
@@ -136,7 +141,8 @@ def missing_terms(fit: Fit, apart: Collection[str] = ()) -> list[str]:
         )
         if experts:
             notes.append(
-                "at equal active N, models with fewer experts have more loss (arXiv 2507.17702): "
+                "at equal active N, models with fewer or narrower experts have more loss (arXiv "
+                "2507.17702): "
                 "their speed is no gain until a law with terms of experts, such as sparse, or a "
                 "training run prices it"
             )
@@ -234,13 +240,13 @@ def changes_not_in_law(
 def _value_of(shape: Shape | Architecture, name: str) -> str:
     """Write the value of a field of a shape, or of the config of an architecture."""
     value: Any = None
-    if name in AXES:
+    if name in (*AXES, "sparsity"):
         value = getattr(shape, name)
     elif isinstance(shape, Architecture):
         value = dict(shape.fields).get(name)
     if isinstance(value, list):
         return "/".join(pattern_of(value))
-    return f"{value:g}" if isinstance(value, int | float) else str(value or "none")
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value or "none")
 
 
 def _changes(shape: Shape | Architecture, base: Shape | Architecture) -> list[str]:

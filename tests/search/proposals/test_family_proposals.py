@@ -125,6 +125,21 @@ def test_law_with_terms_of_experts_prices_their_numbers() -> None:
     assert columns["sparsity"].iloc[row] == model.n_non_embedding / model.n_active_non_embedding
 
 
+def test_model_with_fewer_parameters_at_equal_active_ones_is_no_equal_of_the_baseline() -> None:
+    asked = request("deepseek_v3")
+    table, row = asked.shape_space.enumerate().with_model(asked.baseline)
+    differs = differing_fields(asked, law_named("conditional"), table, row)
+    base = table[row]
+    experts = ("n_routed_experts", "num_experts_per_tok", "n_shared_experts")
+    for place in range(0, len(table), len(table) // 60):
+        model = table[place]
+        ratio = model.sparsity / base.sparsity
+        same = all(dict(model.fields)[name] == dict(base.fields)[name] for name in experts)
+        assert differs["sparsity"][place] == (same and not 1 / 1.05 <= ratio <= 1.05)
+    assert differs["sparsity"].any()
+    assert "sparsity" not in differing_fields(asked, law_named("sparse"), table, row)
+
+
 def test_condition_on_a_field_accepts_its_change() -> None:
     basis = LossBasis(fit=printed_fit(LAW), published=LAW)
     free = family_candidates(request("gpt_oss"), basis)
