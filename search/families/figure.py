@@ -44,6 +44,7 @@ def plot_families(result: FamilyComparison) -> Figure:
     )
     widths = [2.6, *[1.0] * len(speeds)]
     drawn = figure.subplots(1, 1 + len(speeds), sharey=True, squeeze=False, width_ratios=widths)[0]
+    drawn[0].set_ylim(-0.6, len(table) - 0.4)
     _draw_differences(drawn[0], result, np.arange(len(table)))
     for axes, name in zip(drawn[1:], speeds, strict=True):
         axes.barh(np.arange(len(table)), table[name], color=BLUE, height=0.6)
@@ -98,6 +99,7 @@ def plot_rates(rates: pd.DataFrame) -> Figure:
             table[name], places, color=colour, marker=marker, s=30, zorder=3,
             label=f"learning rate {str(name).removeprefix(LOSS_AT)}",
         )  # fmt: skip
+    axes.set_ylim(-0.6, len(table) - 0.4)
     axes.set_yticks(places, [plain_text(str(name)) for name in table["family"]])
     axes.set_xlabel("held-out loss of one run (nats per token)")
     add_legend(figure, [axes])

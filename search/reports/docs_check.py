@@ -35,6 +35,7 @@ from shapelaw.search.proposals.proposal import (
     read_proposals,
 )
 from shapelaw.search.proposals.ranking import differences
+from shapelaw.search.reports.families_report import rates_csv, rates_png
 from shapelaw.search.reports.pareto_plot import plot_pareto
 from shapelaw.search.workload import parse_workload
 
@@ -328,4 +329,7 @@ COMMITTED: dict[str, Callable[[Path], None]] = {
     "proposals/paper-3b.csv": paper_table,
     "proposals/paper-3b.png": paper_picture,
     "proposals/distance.csv": distance_table,
+    # The rows of the comparison itself add families/100k.csv and families/100k.png.
+    "families/100k-rates.csv": rates_csv,
+    "families/100k-rates.png": rates_png,
 }
