@@ -13,7 +13,7 @@ import pandas as pd
 from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.config import architecture_of
 from shapelaw.scaling.display.printable import shown
-from shapelaw.scaling.errors import InputError
+from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.search.families.budget import Variant, models_of_budget
 from shapelaw.search.families.comparison import RATE_ROLE, ROLE
 from shapelaw.search.families.rates import RATE_COUNT, RateChoice, choose_rate
@@ -182,4 +182,22 @@ def train_families(
         for seed in range(plan.seeds)
         for choice in choices
     ]
-    return TrainedFamilies(rows=train(specs).assign(role=ROLE), choices=choices, models=models)
+    compared = train(specs).assign(role=ROLE)
+    require_finished(compared, plan.variants[0], [spec.run_id for spec in specs[:: len(choices)]])
+    return TrainedFamilies(rows=compared, choices=choices, models=models)
+
+
+def require_finished(rows: pd.DataFrame, baseline: Variant, run_ids: Sequence[str]) -> None:
+    """Refuse to compare with a baseline whose runs all diverged; the rows stay in the folder.
+
+    Raises
+    ------
+    WorkError
+        None of the runs of the baseline has a loss.
+    """
+    losses = rows["loss"].astype(float) if "loss" in rows else pd.Series(np.nan, index=rows.index)
+    if not np.isfinite(losses[rows["run_id"].isin(run_ids)]).any():
+        raise WorkError(
+            f"every run of the baseline {baseline.name} diverged; give lower --lr-values, or "
+            "another --baseline"
+        )

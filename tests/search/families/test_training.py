@@ -12,7 +12,11 @@ from shapelaw.search.cli import app
 from shapelaw.search.families.budget import parse_variants, variant_named
 from shapelaw.search.families.rates import choose_rate
 from shapelaw.search.families.run import parse_rates
-from shapelaw.search.families.training import ComparisonPlan, train_families
+from shapelaw.search.families.training import (
+    ComparisonPlan,
+    require_finished,
+    train_families,
+)
 from shapelaw.trainers.ledger.entry import DONE, Entry
 from shapelaw.trainers.optimizers.recipe import Recipe
 from shapelaw.trainers.sweep.folder import Folder
@@ -83,6 +87,14 @@ def test_diffusion_variant_trains_its_objective_with_a_mask_token() -> None:
     assert (spec.recipe.objective, spec.run_id.partition("-")[0]) == ("block:4", "llama+block4")
     assert (models[variant].vocab_size, models[variant].embedding.mask_token) == (257, 256)
     assert models[variant].n_active_non_embedding == models[LLAMA].n_active_non_embedding
+
+
+def test_baseline_that_diverged_is_an_error_of_the_work_that_keeps_the_folder() -> None:
+    rows = pd.DataFrame({"run_id": ["a", "b", "c"], "loss": [float("nan"), 2.0, None]})
+    require_finished(rows, LLAMA, ["a", "b"])
+    for lost in (rows, rows[["run_id"]]):
+        with pytest.raises(WorkError, match="every run of the baseline llama diverged"):
+            require_finished(lost, LLAMA, ["a", "c"])
 
 
 @pytest.mark.parametrize("rates", ["0.01", "0.02,0.01,0.005", "0.01,0.01,0.02", "0,0.1,0.2", "a"])
