@@ -26,6 +26,8 @@ from shapelaw.trainers.objectives.objective import Batch, precision
 from shapelaw.trainers.optimizers.noise import Noise
 from shapelaw.trainers.optimizers.recipe import Recipe
 
+BOUND_DRAWS = 4  # of masks of each held-out sequence
+
 
 @dataclass(frozen=True)
 class Diffusion:
@@ -99,26 +101,22 @@ class Diffusion:
     ) -> tuple[Tensor, Tensor]:
         """Compute the exact-l bound of each sequence, on its masked tokens.
 
-        The number of masked tokens l is stratified over the blocks of the batch.
+        It is the mean of a few draws of masks, whose numbers of masked tokens l are one in each of
+        equal parts of 1 to L: most of the variation of a single draw is that of l.
         """
         clean = batch.tokens[:, 1:]
-        sequences, length = clean.shape
-        blocks, device = self._blocks(length), generator.device
+        blocks = self._blocks(clean.shape[1])
         maskable = torch.ones_like(clean, dtype=torch.bool) if batch.mask is None else batch.mask
-        sizes = maskable.view(sequences, blocks, -1).sum(dim=2)  # L of each block
-        numbers = torch.rand((sequences, length), generator=generator, device=device)
-        total = sequences * blocks
-        order = torch.rand(total, generator=generator, device=device).argsort()
-        draws = (order + torch.rand(total, generator=generator, device=device)) / total
-        draws = draws.view(sequences, blocks).to(clean.device)
-        chosen = (draws * sizes).floor().clamp(max=(sizes - 1).clamp(min=0)) + 1  # l
-        # Of the maskable tokens of a block, those with the l smallest numbers are masked.
-        numbers = numbers.to(clean.device).masked_fill(~maskable, 2.0)
-        ranks = numbers.view(sequences, blocks, -1).argsort(dim=2).argsort(dim=2)
-        masked = (ranks < chosen[:, :, None]).view_as(clean) & maskable
-        weights = (sizes / chosen).repeat_interleave(length // blocks, dim=1)
-        losses = self.token_losses(model, batch, masked)
-        return losses * weights, maskable.to(losses)
+        draws = 1 if self.block == 1 else BOUND_DRAWS
+        losses = 0.0
+        for part in range(draws):
+            size = (len(clean), blocks)
+            quantiles = torch.rand(size, generator=generator, device=generator.device) + part
+            numbers = torch.rand(clean.shape, generator=generator, device=generator.device)
+            masked, weights = _mask_exactly(numbers.to(clean.device), maskable,
+                                            quantiles.to(clean.device) / draws)  # fmt: skip
+            losses = losses + self.token_losses(model, batch, masked) * weights / draws
+        return torch.as_tensor(losses), maskable.float()
 
     def token_losses(self, model: Transformer, batch: Batch, masked: Tensor) -> Tensor:
         """Compute the cross-entropy of each masked token, (S, T); 0 for the others.
@@ -173,3 +171,28 @@ class Diffusion:
         if self.noise.weight == "none":
             return torch.ones_like(rates)
         return 1 / (rates + 1e-6 * (self.noise.weight == "1/(t + 1e-6)"))
+
+
+def _mask_exactly(numbers: Tensor, maskable: Tensor, quantiles: Tensor) -> tuple[Tensor, Tensor]:
+    """Mask exactly l of the L maskable tokens of each block, and return their weights L/l.
+
+    Parameters
+    ----------
+    numbers
+        Uniform numbers, (S, T): the tokens of a block with the l smallest ones are masked.
+    maskable
+        True for the tokens that may be masked, (S, T).
+    quantiles
+        Uniform numbers of blocks, (S, n), of which l = 1 + floor(L·number).
+
+    Returns
+    -------
+    The masked tokens and the weights, (S, T) each.
+    """
+    sequences, blocks = quantiles.shape
+    sizes = maskable.view(sequences, blocks, -1).sum(dim=2)
+    chosen = (quantiles * sizes).floor().clamp(max=(sizes - 1).clamp(min=0)) + 1
+    grouped = numbers.masked_fill(~maskable, 2.0).view(sequences, blocks, -1)
+    ranks = grouped.argsort(dim=2).argsort(dim=2)
+    masked = (ranks < chosen[:, :, None]).view_as(maskable) & maskable
+    return masked, (sizes / chosen).repeat_interleave(numbers.shape[1] // blocks, dim=1)

@@ -307,6 +307,31 @@ def test_bound_of_maskable_tokens_weighs_by_their_number() -> None:
         torch.testing.assert_close(losses.sum(1), mask.sum(1) * math.log(TOKENS))
 
 
+@pytest.mark.parametrize(
+    ("name", "size"), [("masked_diffusion", 8), ("block:4", 4), ("block:1", 1)]
+)
+def test_draws_of_the_bound_mask_one_number_of_tokens_in_each_quarter(
+    monkeypatch: pytest.MonkeyPatch, name: str, size: int
+) -> None:
+    masks: list[Tensor] = []
+
+    def count(self: Diffusion, model: object, batch: Batch, masked: Tensor) -> Tensor:
+        masks.append(masked)
+        return masked.float()
+
+    monkeypatch.setattr(Diffusion, "token_losses", count)
+    losses, _ = named(name).held_out_losses(model(), Batch(text(50)), draws())
+    numbers = torch.stack([each.view(50, -1, size).sum(2) for each in masks])
+    assert len(masks) == (1 if size == 1 else 4)
+    for part, chosen in enumerate(numbers):
+        assert int(chosen.min()) >= 1 + part * size // 4
+        assert int(chosen.max()) <= max((part + 1) * size // 4, 1)
+    # Σ over masked tokens of L/l is L for every draw.
+    torch.testing.assert_close(losses.sum(1), torch.full((50,), 8.0))
+    chances = torch.stack(masks).float().mean(dim=(0, 1))
+    assert float(chances.max() - chances.min()) < 0.3 or size == 1
+
+
 FORMULAS = {  # the loss of each variant from losses, rates and masks, (S, T)
     "llada": lambda ce, p, m, able: (ce / p * m).sum() / ce.size,
     "dllm": lambda ce, p, m, able: (ce / (p + 1e-6) * m).sum() / able.sum(),
