@@ -29,7 +29,7 @@ NOT_IN_VLLM = ("nanochat",)  # its Transformers backend included
 ANY_ACTIVATION_IN_VLLM = ("gpt2", "gemma3_text", "arcee", "olmo2", "smollm3", "gpt_oss")
 OUTPUT_BIAS_IN_VLLM = ("llama", "gpt2", "gpt_oss", "gemma3_text", "arcee", "olmo2", "smollm3")
 # Whether the output head is tied, of classes that read no other.
-HEADS_IN_VLLM = {"lfm2": True, "deepseek_v3": False, "kimi_k2": False}
+HEADS_IN_VLLM = {"lfm2": True, "deepseek_v3": False, "kimi_k2": False, "gpt_oss": False}
 NOT_MIXED_IN_VLLM = ("qwen2", "qwen3")
 KV_BLOCK = 128  # tokens of a block of vLLM's cache on a CPU
 MOST_EPSILON = 1e-5  # below which 1e-6 makes no difference of 1e-4 in log-probabilities
@@ -191,7 +191,7 @@ CONDITIONS = (
         engines=(VLLM,),
         rule="tie_word_embeddings as published",
         broken=_other_head,
-        reason="its class ties the output head of LFM2, and never that of DeepSeek V3",
+        reason="its class always ties the head of LFM2, and never those of DeepSeek V3 and gpt-oss",
     ),
     Condition(
         engines=(VLLM,),

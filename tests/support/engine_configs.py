@@ -76,6 +76,7 @@ VLLM_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama with biases": ("llama-biases", WIDE),
     "mistral with windows": ("mistral-window", WIDE),
     "qwen2 with yarn": ("qwen2", WIDE),
+    "qwen2 with windows on all layers": ("qwen2-window", {**WIDE, "max_window_layers": 0}),
     "qwen3": ("qwen3", HEADS),
     "gemma3_text": ("gemma3_text", HEADS),
     "gemma3_text with a cap": ("gemma3_text-cap", HEADS),

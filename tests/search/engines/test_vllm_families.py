@@ -143,11 +143,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "got True: it reads no biases",
     ),
     "gpt_oss of another limit": ("gpt_oss", {}, r"got \(1.5, 1.702\)"),
-    "lfm2 untied": ("lfm2-biases", {}, "got False: its class ties"),
+    "lfm2 untied": ("lfm2-biases", {}, "got False: its class always ties"),
     "deepseek_v3 tied": (
         "deepseek_v3",
         {"rms_norm_eps": 1e-6, "tie_word_embeddings": True},
-        "got True: its class ties",
+        "got True: its class always ties",
+    ),
+    "gpt_oss tied": (
+        "gpt_oss",
+        {"swiglu_limit": 7.0, "tie_word_embeddings": True},
+        "got True: its class always ties",
     ),
     "qwen3 with biases": ("qwen3", {"attention_bias": True}, "got True: its class leaves the bias"),
     "llama of another activation": ("llama", {"hidden_act": "gelu"}, "got 'gelu'"),
