@@ -1,7 +1,8 @@
 """Table of families and of what tests show of each, from the results of these tests.
 
 ``python docs/architecture_table.py`` runs the tests and writes their results beside this file; the
-site makes its table from them.
+site makes its table from them. Names of columns after it run the tests of these alone. Tests of
+vLLM are skipped without ``SHAPELAW_VLLM_PYTHON``, and show nothing then.
 """
 
 import json
@@ -9,12 +10,19 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from xml.etree import ElementTree as ET
 
+from shapelaw.scaling.architectures.config import read_architecture
+from shapelaw.scaling.architectures.engine_conditions import (
+    CONDITIONS,
+    SERVING_ENGINES,
+    broken_condition,
+)
 from shapelaw.scaling.architectures.registry import FAMILIES
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +36,8 @@ STEPS = "tests/trainers/generation/test_step_decoder.py"
 SERVED = "tests/search/engines/test_architectures_served.py"
 SPACE = "tests/scaling/space/test_family_space.py"
 PROPOSALS = "tests/search/proposals/test_family_proposals.py"
+VLLM_FAMILIES = "tests/search/engines/test_vllm_families.py"
+LLAMACPP_FAMILIES = "tests/search/engines/test_llamacpp_families.py"
 TRAINING = "tests/trainers/training/test_families.py"
 # Tests of each column: a file and the beginning of the names of its tests.
 POINTS = {
@@ -55,6 +65,15 @@ POINTS = {
     "export": tuple((file, "test_export_loads") for file in (PARITY, DIFFUSION, CANON)),
     "training": ((TRAINING, "test_"), (CANON_TRAINING, "test_")),
     "serving": ((STEPS, "test_greedy_tokens"), (SERVED, "test_embedded_engine")),
+    "transformers": (
+        (SERVED, "test_transformers_engine"),
+        (SERVED, "test_cache_of_the_transformers_engine"),
+    ),
+    "vllm": ((VLLM_FAMILIES, "test_vllm_gives"),),
+    "llamacpp": (
+        (LLAMACPP_FAMILIES, "test_llamacpp_gives"),
+        (LLAMACPP_FAMILIES, "test_llamacpp_engine"),
+    ),
     "search": (
         (SPACE, "test_enumerated_models"),
         (PROPOSALS, "test_candidates_of_a_family"),
@@ -63,23 +82,47 @@ POINTS = {
 REASONS = {
     "mistakes": "no wrong field or block was tried in these families",
     "training": "no training run of a model of LLaDA 2, Dream or Dhara is tested",
-    "serving": "no measurement of these models is tested; engines other than the "
-    "embedded one and the roofline take dense shapes only, as Llama, Mistral and Qwen3 have",
+    "serving": "no measurement of these models is tested",
+    "transformers": "kimi_k2 is written as a `deepseek_v3`; no class has Canon layers, and none of "
+    "a diffusion model decodes",
+    "vllm": "refused with the reason below; kimi_k2 is a `deepseek_v3`",
+    "llamacpp": "refused with the reason below; kimi_k2 is a `deepseek_v3`",
     "search": "Canon layers are an axis of every family, tested in one; diffusion models are "
     "enumerated, but engines of proposals decode token by token",
 }
 ROWS = (*FAMILIES, "canon")
 
 
-def write_results() -> None:
-    """Run the tests of all columns and write how many of each row passed and failed."""
-    files = sorted({file for tests in POINTS.values() for file, _ in tests})
+def write_results(points: Sequence[str] = ()) -> None:
+    """Run the tests of columns and write how many of each row passed and failed.
+
+    Parameters
+    ----------
+    points
+        Columns; those that are not given keep their results. None: all.
+    """
+    unknown = set(points) - set(POINTS)
+    if unknown:
+        raise SystemExit(f"columns must be of {', '.join(POINTS)}, but got {', '.join(unknown)}")
+    tested = list(points or POINTS)
+    files = sorted({file for point in tested for file, _ in POINTS[point]})
+    begins = sorted({begin for point in tested for _, begin in POINTS[point]})
     with TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = ["-m", "pytest", "-q", "-n", "0", f"--junitxml={report}"]
+        # vLLM and llama.cpp are slow to start.
+        selected = ["-m", "slow or not slow", "-k", " or ".join(begins)]
+        command = ["-m", "pytest", "-q", "-n", "0", *selected, f"--junitxml={report}"]
         subprocess.run([sys.executable, *command, *files], cwd=ROOT, check=False)
         cases = list(ET.parse(report).getroot().iter("testcase"))
-    results = {row: {point: _results(cases, row, point) for point in POINTS} for row in ROWS}
+    before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    results = {
+        row: {
+            point: _results(cases, row, point) if point in tested else before[row][point]
+            for point in POINTS
+            if point in tested or point in before.get(row, {})
+        }
+        for row in ROWS
+    }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
@@ -132,6 +175,21 @@ def table() -> str:
     return "\n".join([*lines, "", "Reasons for the dashes, by column:", "", *reasons, ""])
 
 
+def engine_table() -> str:
+    """Return which engines serve each family with its default fields, and all conditions."""
+    lines = [f"| family | {' | '.join(SERVING_ENGINES)} |", "|---" * 5 + "|"]
+    for family in FAMILIES:
+        architecture = read_architecture({"model_type": family})
+        broken = [broken_condition(architecture, engine) for engine in SERVING_ENGINES]
+        cells = ["✓" if each is None else f"`{each[0].rule}`" for each in broken]
+        lines.append(f"| {family} | {' | '.join(cells)} |")
+    lines += ["", "The conditions:", "", "| engines | must hold | because |", "|---|---|---|"]
+    for each in CONDITIONS:
+        engines = ", ".join(f"`{name}`" for name in each.engines)
+        lines.append(f"| {engines} | `{each.rule}` | {each.reason} |")
+    return "\n".join([*lines, ""])
+
+
 def _cell(result: dict[str, Any] | None) -> str:
     if result is None or not result["passed"] + result["failed"]:
         return "–"
@@ -141,4 +199,4 @@ def _cell(result: dict[str, Any] | None) -> str:
 
 
 if __name__ == "__main__":
-    write_results()
+    write_results(sys.argv[1:])

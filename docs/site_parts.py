@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from architecture_table import table
+from architecture_table import engine_table, table
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
@@ -101,7 +101,12 @@ def api_page() -> str:
 def write_pages(_: Sphinx) -> None:
     """Write the generated parts, those that changed."""
     GENERATED.mkdir(exist_ok=True)
-    pages = {"commands.md": commands_page(), "api.md": api_page(), "architectures.md": table()}
+    pages = {
+        "commands.md": commands_page(),
+        "api.md": api_page(),
+        "architectures.md": table(),
+        "engines.md": engine_table(),
+    }
     for name, text in pages.items():
         path = GENERATED / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
