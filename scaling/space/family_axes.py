@@ -206,7 +206,7 @@ def _axis_values(family: ConfigFamily, name: str, text: str) -> Iterable[Any]:
         return [places]
     if name == "layer_types":
         return [_pattern(family, text)]
-    spec = {family.axes.head_dim: ConfigField(64), **CANON_FIELDS, **family.fields}[name]
+    spec = family.fields.get(name) or CANON_FIELDS.get(name) or ConfigField(64)
     if spec.kind == "switch":
         if text not in ("true", "false"):
             raise InputError(f"`--axis {name}` must be true or false, but got {text[:40]!r}")
