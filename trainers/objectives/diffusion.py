@@ -108,7 +108,7 @@ class Diffusion:
         blocks = self._blocks(clean.shape[1])
         maskable = torch.ones_like(clean, dtype=torch.bool) if batch.mask is None else batch.mask
         draws = 1 if self.block == 1 else BOUND_DRAWS
-        losses = 0.0
+        losses = torch.zeros((), device=clean.device)
         for part in range(draws):
             size = (len(clean), blocks)
             quantiles = torch.rand(size, generator=generator, device=generator.device) + part
@@ -116,7 +116,7 @@ class Diffusion:
             masked, weights = _mask_exactly(numbers.to(clean.device), maskable,
                                             quantiles.to(clean.device) / draws)  # fmt: skip
             losses = losses + self.token_losses(model, batch, masked) * weights / draws
-        return torch.as_tensor(losses), maskable.float()
+        return losses, maskable.float()
 
     def token_losses(self, model: Transformer, batch: Batch, masked: Tensor) -> Tensor:
         """Compute the cross-entropy of each masked token, (S, T); 0 for the others.
