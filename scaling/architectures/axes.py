@@ -64,7 +64,7 @@ class Axes:
 
     @property
     def heads_follow_hidden(self) -> bool:
-        """Whether the number of heads must divide the hidden size, by the class or as h = d/H."""
+        """Return True if the heads must divide the hidden size, by the class or as h = d/H."""
         return self.heads_divide_hidden or (self.head_dim is None and self.attention_width is None)
 
     @property

@@ -29,7 +29,7 @@ SHARES = ("confidence", "add", "activate")
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingSettings:
-    """How a model generates text.
+    """Settings by which a model generates text.
 
     Parameters
     ----------

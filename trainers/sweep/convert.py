@@ -46,7 +46,7 @@ D2F_RECIPE = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05}
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionRequest:
-    """What a finished run is converted to, and how.
+    """Target of the conversion of a finished run, and its settings.
 
     Parameters
     ----------
