@@ -41,6 +41,19 @@ def known_runs(rows: int = 60, seed: int = 0, heavy: bool = False) -> pd.DataFra
     return frame
 
 
+def with_experts(runs: pd.DataFrame) -> pd.DataFrame:
+    """Add the ratios of experts that laws of sparse models need, without an effect."""
+    generator = np.random.default_rng(6)
+    ranges = {
+        "sparsity": (2, 20), "expert_sparsity": (4, 40), "active_experts": (1, 8),
+        "granularity": (1, 12),
+    }  # fmt: skip
+    drawn = {
+        name: np.exp(generator.uniform(*np.log(ends), len(runs))) for name, ends in ranges.items()
+    }
+    return runs.assign(**drawn)
+
+
 def quick_fit(law_name: str, runs: pd.DataFrame, **settings) -> Fit:
     """Fit a law with few starts and resamples."""
     return fit(law_name, runs, **({"starts": 16, "resamples": 20, "delta": 0.01} | settings))

@@ -203,11 +203,11 @@ class _Progress:
         """Report the entries and return the FLOPs done, or None if every run has ended."""
         every = self.ledger.entries()
         entries = [entry for entry in every if entry.run_id in self.run_ids]
-        self.report(entries)
         ended = sum(entry.row is not None for entry in every)
         if ended != self.ended or (ended and not self.folder.table.exists()):
             write_runs(self.folder.table, run_table(every))
             self.ended = ended
+        self.report(entries)  # the table has what is reported
         if not any(entry.state in (PLANNED, RUNNING) for entry in entries):
             return None
         return sum(entry.flops * entry.step / entry.steps for entry in entries)

@@ -19,6 +19,7 @@ from shapelaw.scaling.laws.registry import LAWS, law_named
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.table import as_run_table
 from shapelaw.scaling.solver.objectives import KINDS, FitObjective
+from support.quick_fits import with_experts
 from support.synthetic import TRUTH, synthetic_chinchilla, synthetic_runs, true_loss
 
 COMPOSED = (
@@ -40,7 +41,7 @@ def every_column(runs: pd.DataFrame) -> pd.DataFrame:
     width, depth = np.exp(generator.uniform([[4], [1]], [[7], [4]], (2, len(runs))))
     best = runs.groupby([N, D])["loss"].transform("min")
     ratios = {"aspect_ratio": width / depth, "best_loss": best}
-    return runs.assign(hidden_size=width, num_hidden_layers=depth, **ratios)
+    return with_experts(runs.assign(hidden_size=width, num_hidden_layers=depth, **ratios))
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from shapelaw.scaling.plots.holdout import (
 from shapelaw.scaling.plots.style import save_figure
 from shapelaw.scaling.runs.catalog import MIRROR, load_runs
 from shapelaw.scaling.runs.columns import D, N
-from support.quick_fits import known_runs, labels, quick_fit
+from support.quick_fits import known_runs, labels, quick_fit, with_experts
 from support.synthetic import synthetic_runs
 
 BOTH = [name for name in LAWS if {N, D} <= set(law_named(name).columns)]
@@ -101,7 +101,7 @@ def test_runs_are_coloured_by_their_loss_on_the_scale_of_the_contours(fitted, ru
 
 @pytest.mark.parametrize("law_name", LAWS)
 def test_every_law_of_n_and_d_has_contours_and_any_other_is_refused(law_name):
-    runs = known_runs(rows=120)
+    runs = with_experts(known_runs(rows=120))
     fitted = quick_fit(law_name, runs, starts=8, resamples=0)
     if law_name in BOTH:
         assert plot_contours(fitted, runs).axes[0].get_ylabel() == "D (training tokens)"

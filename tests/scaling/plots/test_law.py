@@ -14,6 +14,7 @@ from shapelaw.scaling.runs.columns import D, N, columns_of
 from shapelaw.scaling.solver.identifiability import Held
 from shapelaw.scaling.solver.objectives import FitObjective
 from shapelaw.scaling.units import format_count
+from support.quick_fits import with_experts
 
 INNER = {
     "E": 0.6,
@@ -102,7 +103,7 @@ def some_fit(law_name: str, runs: pd.DataFrame, draws: int = 12, **changes: obje
 
 @pytest.mark.parametrize("law_name", SHAPED)
 def test_every_factor_of_a_law_has_a_panel_with_its_label(law_name):
-    runs = drifting_runs()
+    runs = with_experts(drifting_runs())
     figure = plot_law(some_fit(law_name, runs), runs)
     factors = law_named(law_name).shapes
     assert [axes.get_xlabel() for axes in figure.axes] == [LABELS.get(f.of, f.of) for f in factors]
@@ -113,7 +114,7 @@ def test_every_factor_of_a_law_has_a_panel_with_its_label(law_name):
 
 @pytest.mark.parametrize("law_name", [name for name in LAWS if name not in SHAPED])
 def test_a_law_without_factors_shows_measured_against_predicted(law_name):
-    runs = drifting_runs()
+    runs = with_experts(drifting_runs())
     fitted = some_fit(law_name, runs)
     figure = plot_law(fitted, runs)
     assert len(figure.axes) == 1

@@ -22,7 +22,7 @@ from shapelaw.scaling.runs.table import RunTable
 from shapelaw.scaling.solver.identifiability import Held
 from shapelaw.scaling.solver.objectives import FitObjective
 from shapelaw.scaling.uncertainty.profiles import profile, profile_curve
-from support.quick_fits import known_runs, labels, quick_fit
+from support.quick_fits import known_runs, labels, quick_fit, with_experts
 
 BITS = "bits per byte"
 
@@ -39,7 +39,7 @@ def steady(runs):
 
 @pytest.mark.parametrize("law_name", LAWS)
 def test_every_law_has_its_figures(law_name):
-    runs = known_runs(rows=120)
+    runs = with_experts(known_runs(rows=120))
     fitted = quick_fit(law_name, runs, starts=8, resamples=4)
     assert len(plot_law(fitted, runs).axes) == max(len(fitted.law.shapes), 1)
     for draw in (plot_law, plot_residuals, plot_qq):
