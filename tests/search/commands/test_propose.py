@@ -36,7 +36,7 @@ from shapelaw.search.commands.table import (
     table_apart,
 )
 from shapelaw.search.engines._base import TIME_MODEL
-from shapelaw.search.engines._vllm import CPU_ENVIRONMENT, ENVIRONMENT, SESSION, VllmEngine
+from shapelaw.search.engines._vllm import SESSION, VllmEngine
 from shapelaw.search.engines.sessions import client
 from shapelaw.search.engines.sessions.client import MissingError, SessionProcess, session_workload
 from shapelaw.search.proposals import basis
@@ -267,8 +267,8 @@ def test_a_config_is_loaded_and_served_by_vllm(tmp_path: Path) -> None:
     served = parse_workload("20/3@2:bfloat16")
     for folder in (tmp_path / "proposals").iterdir():
         shape = Shape.from_config(read_json(folder / "config.json"))
-        environment = ENVIRONMENT | CPU_ENVIRONMENT
-        options = engine._options(shape, served)
+        environment = engine.environment(shape)
+        options = engine.options(shape, served)
         work = session_workload(shape, served)
         with closing(
             SessionProcess(SESSION, python=engine.python, environment=environment)
