@@ -139,6 +139,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(REFUSED))
 def test_model_that_llamacpp_computes_otherwise_is_refused_with_the_reason(
     name: str, tmp_path: Path
