@@ -1,4 +1,4 @@
-"""What llama.cpp's code fixes in its architectures, and what of a model differs from that.
+"""Properties that llama.cpp's code fixes, and those of a model that differ from them.
 
 A function returns a value of the model that llama.cpp computes differently, or None. They are
 conditions of llama.cpp in :mod:`shapelaw.scaling.architectures.engine_conditions`.

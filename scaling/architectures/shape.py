@@ -139,9 +139,9 @@ class Shape(Costs):
     def to_config(self, *, max_position_embeddings: int = 2048) -> dict[str, Any]:
         """Write the Hugging Face config that builds the shape.
 
-        See :func:`shapelaw.scaling.architectures.config.config_of`.
+        See :func:`shapelaw.scaling.architectures.shape_config.config_of`.
         """
-        from shapelaw.scaling.architectures.config import config_of
+        from shapelaw.scaling.architectures.shape_config import config_of
 
         return config_of(self, max_position_embeddings=max_position_embeddings)
 
@@ -149,8 +149,8 @@ class Shape(Costs):
     def from_config(cls, config: Mapping[str, Any]) -> "Shape":
         """Read a shape from a Hugging Face config or a run-table row.
 
-        See :func:`shapelaw.scaling.architectures.config.read_shape`.
+        See :func:`shapelaw.scaling.architectures.shape_config.read_shape`.
         """
-        from shapelaw.scaling.architectures.config import read_shape
+        from shapelaw.scaling.architectures.shape_config import read_shape
 
         return read_shape(config)[0]

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from shapelaw.scaling.architectures.architecture import Architecture
-from shapelaw.scaling.architectures.config import read_architecture, read_model, read_trainable
+from shapelaw.scaling.architectures.config import read_architecture
 from shapelaw.scaling.architectures.named_shapes import read_config
 from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.architectures.shape_config import read_model, read_trainable
 from shapelaw.scaling.display.console import note
 from shapelaw.scaling.display.progress import working
 from shapelaw.scaling.errors import InputError

@@ -195,6 +195,54 @@ def compare_rows(
     InputError
         The baseline has no finished run, or the rows differ in tokens, corpus or tokenizer.
     """
+    rows = _rows_of_one_budget(runs)
+    of_rows = [variant_of_row(row) for row in rows.to_dict("records")]
+    names = np.array([variant.name for variant in of_rows], dtype=object)
+    variants = {variant.name: variant for variant in of_rows}
+    logs = np.log(rows["loss"].to_numpy(dtype=float))
+    finished = np.isfinite(logs)
+    groups = {name: logs[finished & (names == name)] for name in variants}
+    if not len(groups.get(baseline, ())):
+        raise InputError(
+            f"`--baseline` must have a finished run, but {baseline} has none; "
+            f"choose one of {', '.join(name for name in groups if len(groups[name])) or 'none'}"
+        )
+    bounds = {
+        name for name, v in variants.items() if parse_objective(v.objective).loss_kind == "bound"
+    }
+    exact = {name: group for name, group in groups.items() if name not in bounds}
+    noise = PooledNoise.pooled(list(exact.values()))
+    lines = [
+        {
+            "family": name,
+            "objective": variant.objective,
+            **_difference(
+                groups[name],
+                groups[baseline],
+                PooledNoise.unknown() if name in bounds else noise,
+                is_base=name == baseline,
+            ),
+            "diverged": int((~finished & (names == name)).sum()),
+            **_model_columns(rows[names == name]),
+        }
+        for name, variant in variants.items()
+    ]
+    table = _with_verdicts(pd.DataFrame(lines), baseline, bounds)
+    usual = max(int(np.median([len(group) for group in exact.values()])), 1)
+    half = noise.quantile() * noise.standard_error(usual, usual)
+    return FamilyComparison(
+        baseline=baseline,
+        tokens=int(rows["tokens"].iloc[0]),
+        table=_with_speeds(table, speeds).sort_values("loss", ignore_index=True),
+        noise=noise,
+        resolution_percent=100 * float(np.expm1(half)),
+        rates=pd.DataFrame() if rates is None else rates,
+        remarks=(*unequal_noise(exact), *_bound_remarks(bounds)),
+    )
+
+
+def _rows_of_one_budget(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a comparison, which must be of one budget and text."""
     rows = runs[runs["role"] == ROLE] if "role" in runs else runs
     for column in ("tokens", "corpus", "tokenizer", "context_length"):
         values = sorted(rows[column].unique()) if column in rows else []
@@ -203,50 +251,7 @@ def compare_rows(
                 f"`{column}` must be the same in all rows of a comparison, but got "
                 f"{', '.join(map(str, values[:3]))}; select the rows of one budget"
             )
-    variants = [variant_of_row(row) for row in rows.to_dict("records")]
-    names = np.array([variant.name for variant in variants], dtype=object)
-    logs = np.log(rows["loss"].to_numpy(dtype=float))
-    finished = np.isfinite(logs)
-    order = list(dict.fromkeys(names))
-    groups = {name: logs[finished & (names == name)] for name in order}
-    if not len(groups.get(baseline, ())):
-        raise InputError(
-            f"`--baseline` must have a finished run, but {baseline} has none; "
-            f"choose one of {', '.join(name for name in order if len(groups[name])) or 'none'}"
-        )
-    bounds = {v.name for v in variants if parse_objective(v.objective).loss_kind == "bound"}
-    exact = {name: logs for name, logs in groups.items() if name not in bounds}
-    noise = PooledNoise.pooled(list(exact.values()))
-    lines = []
-    for name in order:
-        of_name = rows[names == name]
-        lines.append(
-            {
-                "family": name,
-                "objective": variants[int(np.argmax(names == name))].objective,
-                **_difference(
-                    groups[name],
-                    groups[baseline],
-                    PooledNoise.unknown() if name in bounds else noise,
-                    is_base=name == baseline,
-                ),
-                "diverged": int((~finished & (names == name)).sum()),
-                **_model_columns(of_name),
-            }
-        )
-    table = _with_verdicts(pd.DataFrame(lines), baseline, bounds)
-    table = _with_speeds(table, speeds).sort_values("loss", ignore_index=True)
-    usual = int(np.median([len(group) for group in exact.values()]))
-    half = noise.quantile() * noise.standard_error(max(usual, 1), max(usual, 1))
-    return FamilyComparison(
-        baseline=baseline,
-        tokens=int(rows["tokens"].iloc[0]),
-        table=table,
-        noise=noise,
-        resolution_percent=100 * float(np.expm1(half)),
-        rates=pd.DataFrame() if rates is None else rates,
-        remarks=(*unequal_noise(exact), *_bound_remarks(bounds)),
-    )
+    return rows
 
 
 def _bound_remarks(bounds: set[str]) -> list[str]:

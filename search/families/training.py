@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from shapelaw.scaling.architectures.architecture import Architecture
-from shapelaw.scaling.architectures.config import architecture_of
+from shapelaw.scaling.architectures.shape_config import architecture_of
 from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.search.families.budget import Variant, models_of_budget

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from shapelaw.scaling.architectures.config import read_trainable
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS
+from shapelaw.scaling.architectures.shape_config import read_trainable
 from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import parse_json

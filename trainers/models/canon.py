@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from shapelaw.scaling.architectures.architecture import DecoderLayer
+from shapelaw.scaling.architectures.decoder_layer import DecoderLayer
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.models.convolution import CausalConvolution
 from shapelaw.trainers.models.visibility import TokenView

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from shapelaw.scaling.architectures.config import architecture_of, read_trainable
 from shapelaw.scaling.architectures.engine_conditions import LLAMACPP, require_computed_alike
 from shapelaw.scaling.architectures.llamacpp_properties import LLAMACPP_ARCHITECTURES
+from shapelaw.scaling.architectures.shape_config import architecture_of, read_trainable
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.extras import installing
 from shapelaw.scaling.files import read_json, write_whole

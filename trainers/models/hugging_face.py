@@ -13,8 +13,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from shapelaw.scaling.architectures.config import architecture_config, read_trainable
+from shapelaw.scaling.architectures.config import architecture_config
 from shapelaw.scaling.architectures.registry import FAMILIES
+from shapelaw.scaling.architectures.shape_config import read_trainable
 from shapelaw.scaling.architectures.weight_names import LLAMA_NAMES, stored_weight
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.files import write_json, write_text, write_whole

@@ -8,10 +8,10 @@ of per-layer embeddings.
 import torch
 from torch import Tensor, nn
 
-from shapelaw.scaling.architectures.architecture import DecoderLayer
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
 from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
 from shapelaw.scaling.architectures.blocks.short_convolution import ShortConvolutionBlock
+from shapelaw.scaling.architectures.decoder_layer import DecoderLayer
 from shapelaw.trainers.models.attention import Attention, LayerCache, SharedKeys
 from shapelaw.trainers.models.canon import build_canon
 from shapelaw.trainers.models.feed_forward import FeedForward

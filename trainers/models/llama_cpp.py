@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
 from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
 from shapelaw.scaling.architectures.blocks.latent_attention import LatentAttentionBlock
 from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock
 from shapelaw.scaling.architectures.blocks.positions import RotaryPositions
 from shapelaw.scaling.architectures.blocks.short_convolution import ShortConvolutionBlock
+from shapelaw.scaling.architectures.decoder_layer import DecoderLayer
 from shapelaw.scaling.architectures.llamacpp_properties import (
     LLAMACPP_ARCHITECTURES,
     attention_blocks,

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
-from shapelaw.scaling.architectures.config import architecture_of
 from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.architectures.shape_config import architecture_of
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.models.attention import LayerCache, SharedKeys
 from shapelaw.trainers.models.convolution import CausalConvolution

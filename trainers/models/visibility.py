@@ -1,4 +1,4 @@
-"""Which tokens a token sees: the kinds of attention mask, documents, and what a cache keeps.
+"""Visibility of tokens: the kinds of attention mask, documents, and what a cache keeps.
 
 A token is numbered by its position; in ``noisy_and_clean`` by its place in the 2L tokens. Shape
 letters: B sequences, T new tokens, S tokens that may be seen, L tokens of one half.
@@ -7,7 +7,7 @@ letters: B sequences, T new tokens, S tokens that may be seen, L tokens of one h
 import functools
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -243,18 +243,10 @@ def visible(
 
 
 @functools.lru_cache(maxsize=64)
-def _cached_visible(
-    visibility: Visibility,
-    half: int,
-    queries: Span,
-    spans: tuple[Span, ...],
-    window: int | None,
-    chunked: bool,
-    device: torch.device,
-) -> Tensor:
+def _cached_visible(*arguments: Any) -> Tensor:
     """Keep the results of :func:`visible`, as tensors that a backward pass may save."""
     with torch.inference_mode(False):
-        return visible(visibility, half, queries, spans, window, chunked, device)
+        return visible(*arguments)
 
 
 def score_mask(

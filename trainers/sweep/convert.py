@@ -7,11 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shapelaw.scaling.architectures.config import (
-    architecture_config,
-    architecture_of,
-    read_architecture,
-)
+from shapelaw.scaling.architectures.config import architecture_config, read_architecture
+from shapelaw.scaling.architectures.shape_config import architecture_of
 from shapelaw.scaling.display.documents import json_ready
 from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError, WorkError

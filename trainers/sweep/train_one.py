@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shapelaw.scaling.architectures.architecture import Architecture
-from shapelaw.scaling.architectures.config import read_trainable
+from shapelaw.scaling.architectures.shape_config import read_trainable
 from shapelaw.scaling.display.console import note
 from shapelaw.scaling.display.documents import json_ready
 from shapelaw.scaling.errors import InputError, WorkError

@@ -5,7 +5,7 @@ Parameters of a layer with experts: attention + d·E + 3·d·f_m·(E + n_shared)
 
 from dataclasses import replace
 
-from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
 from shapelaw.scaling.architectures.blocks.latent_attention import LatentAttentionBlock
@@ -20,6 +20,7 @@ from shapelaw.scaling.architectures.config_fields import (
     rotation_scale,
     switch,
 )
+from shapelaw.scaling.architectures.decoder_layer import DecoderLayer
 from shapelaw.scaling.architectures.families.llama import (
     dense_decoder,
     feed_forward_block,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
 from shapelaw.scaling.architectures.config_fields import (
@@ -13,6 +13,7 @@ from shapelaw.scaling.architectures.config_fields import (
     dense_fields,
     switch,
 )
+from shapelaw.scaling.architectures.decoder_layer import DecoderLayer
 from shapelaw.scaling.architectures.families.llama import (
     attention_block,
     dense_decoder,

@@ -7,7 +7,7 @@ shares a cache lacks 2·d·K·h + h. Beside the layers: V·d + V_p·L·p + d·L�
 from collections.abc import Sequence
 from dataclasses import replace
 
-from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.blocks.laurel import LaurelBlock
 from shapelaw.scaling.architectures.blocks.streams import StreamsBlock
@@ -18,6 +18,7 @@ from shapelaw.scaling.architectures.config_fields import (
     ConfigFields,
     switch,
 )
+from shapelaw.scaling.architectures.decoder_layer import DecoderLayer
 from shapelaw.scaling.architectures.families.gemma3 import (
     GEMMA3,
     gemma_attentions,

@@ -3,7 +3,7 @@
 Parameters per layer: 12·d² + 13·d with an MLP of 4·d.
 """
 
-from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
 from shapelaw.scaling.architectures.blocks.embedding import EmbeddingBlock
@@ -16,6 +16,7 @@ from shapelaw.scaling.architectures.config_fields import (
     ConfigFields,
     switch,
 )
+from shapelaw.scaling.architectures.decoder_layer import DecoderLayer
 from shapelaw.scaling.errors import InputError
 
 # Names of other families that the config class takes for its own.

@@ -6,7 +6,7 @@ width that the rule of the config makes of its MLP width.
 
 from typing import Any
 
-from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
 from shapelaw.scaling.architectures.blocks.feed_forward import FeedForwardBlock
@@ -18,6 +18,7 @@ from shapelaw.scaling.architectures.config_fields import (
     ConfigFields,
     switch,
 )
+from shapelaw.scaling.architectures.decoder_layer import DecoderLayer
 from shapelaw.scaling.architectures.families.llama import dense_decoder
 
 LAYERS = ("full_attention", "conv")

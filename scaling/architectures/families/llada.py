@@ -6,7 +6,7 @@ does, such as ``d_model`` and ``n_layers``. Dream predicts token i + 1 at positi
 
 from dataclasses import replace
 
-from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
 from shapelaw.scaling.architectures.blocks.embedding import EmbeddingBlock
@@ -18,6 +18,7 @@ from shapelaw.scaling.architectures.config_fields import (
     ConfigFields,
     switch,
 )
+from shapelaw.scaling.architectures.decoder_layer import DecoderLayer
 from shapelaw.scaling.architectures.families.llama import norm_block
 from shapelaw.scaling.architectures.families.qwen2 import QWEN2, build_qwen2
 from shapelaw.scaling.errors import InputError

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
-from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer, layer_runs
+from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.blocks.attention import AttentionBlock
 from shapelaw.scaling.architectures.blocks.embedding import EmbeddingBlock
@@ -20,6 +20,7 @@ from shapelaw.scaling.architectures.config_fields import (
     dense_fields,
     switch,
 )
+from shapelaw.scaling.architectures.decoder_layer import DecoderLayer, layer_runs
 
 
 def norm_block(fields: ConfigFields, **properties: Any) -> NormBlock:

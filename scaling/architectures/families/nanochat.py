@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
@@ -11,6 +11,7 @@ from shapelaw.scaling.architectures.config_fields import (
     dense_fields,
     switch,
 )
+from shapelaw.scaling.architectures.decoder_layer import DecoderLayer
 from shapelaw.scaling.architectures.families.llama import (
     attention_block,
     dense_decoder,

@@ -1,6 +1,6 @@
 """OLMo 2: norms after attention and MLP, QK-norm over the full width."""
 
-from shapelaw.scaling.architectures.architecture import Architecture, DecoderLayer
+from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.axes import Axes
 from shapelaw.scaling.architectures.config_fields import (
     ConfigFamily,
@@ -8,6 +8,7 @@ from shapelaw.scaling.architectures.config_fields import (
     dense_fields,
     switch,
 )
+from shapelaw.scaling.architectures.decoder_layer import DecoderLayer
 from shapelaw.scaling.architectures.families.llama import (
     attention_block,
     dense_decoder,

@@ -4,15 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shapelaw.scaling.architectures.config import (
-    SHAPE_FAMILIES,
-    read_architecture,
-    read_shape,
-    read_trainable,
-)
+from shapelaw.scaling.architectures.config import read_architecture
 from shapelaw.scaling.architectures.config_fields import ACTIVATIONS
 from shapelaw.scaling.architectures.registry import FAMILIES
 from shapelaw.scaling.architectures.shape import INTEGER_FIELDS, Shape
+from shapelaw.scaling.architectures.shape_config import SHAPE_FAMILIES, read_shape, read_trainable
 from shapelaw.scaling.errors import InputError
 from support.shapes import SMALL, golden_shape, read_golden, shapes
 

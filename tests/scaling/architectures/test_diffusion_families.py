@@ -8,13 +8,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from shapelaw.scaling.architectures.blocks.attention import mean_visible_tokens
-from shapelaw.scaling.architectures.config import (
-    architecture_config,
-    read_architecture,
-    read_shape,
-    read_trainable,
-)
+from shapelaw.scaling.architectures.config import architecture_config, read_architecture
 from shapelaw.scaling.architectures.named_shapes import architecture_named, shape_named
+from shapelaw.scaling.architectures.shape_config import read_shape, read_trainable
 from shapelaw.scaling.errors import InputError
 from shapelaw.search.cli import app
 from support.command import shapelaw

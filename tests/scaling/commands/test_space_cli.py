@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from shapelaw.scaling.architectures.config import read_architecture
-from shapelaw.scaling.commands.space_cli import read_space
+from shapelaw.scaling.commands.space_options import read_space
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.runs.ratios import table_of
 from shapelaw.scaling.runs.reader import read_table

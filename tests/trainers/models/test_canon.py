@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from shapelaw.scaling.architectures.config import read_architecture, read_model
+from shapelaw.scaling.architectures.config import read_architecture
 from shapelaw.scaling.architectures.shape import Shape
+from shapelaw.scaling.architectures.shape_config import read_model
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.models.hugging_face import export, load_export
 from shapelaw.trainers.models.transformer import Transformer

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from shapelaw.scaling.architectures.config import read_architecture, read_trainable
+from shapelaw.scaling.architectures.config import read_architecture
+from shapelaw.scaling.architectures.shape_config import read_trainable
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.models.hugging_face import export, load_export
 from shapelaw.trainers.models.next_predictions import add_predictions

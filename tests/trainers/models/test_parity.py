@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from shapelaw.scaling.architectures.architecture import DecoderLayer
 from shapelaw.scaling.architectures.blocks.mixture_of_experts import ExpertsBlock
+from shapelaw.scaling.architectures.decoder_layer import DecoderLayer
 from shapelaw.trainers.models.hugging_face import export, hugging_face_weights, load_export
 from shapelaw.trainers.models.transformer import Transformer
 from support.random_models import model_of

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from shapelaw.scaling.architectures.architecture import Architecture
-from shapelaw.scaling.architectures.config import read_architecture, read_trainable
+from shapelaw.scaling.architectures.config import read_architecture
+from shapelaw.scaling.architectures.shape_config import read_trainable
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.ladder.plan_file import read_plan
