@@ -39,6 +39,8 @@ from shapelaw.trainers.training.spec import MAX_RUN_ID, RunSpec, model_for
 ROLE = "conversion"
 # Of the published recipe of D2F, but for the learning rate, which is 1e-5 for 8B parameters there.
 D2F_RECIPE = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05}
+PHASE_SETTINGS = ("warmup", "warmup_share", "decay_share")
+NOISE_SETTINGS = ("mask_noise", "average")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,16 +82,11 @@ class ConversionRequest:
     settings: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        given = {f"--{name.replace('_', '-')}": getattr(self, name) for name in PHASE_SETTINGS}
-        unused = [name for name, value in given.items() if value is not None]
-        if self.is_d2f:
-            noise = {"--mask-noise": self.mask_noise, "--average": self.average}
-            unused += ["--direct"] * self.direct
-            unused += [name for name, value in noise.items() if value is not None]
-        elif not self.direct:
-            unused = []
-        if not self.is_d2f and self.rank is not None:
-            unused.append("--rank")
+        optional = (*PHASE_SETTINGS, *NOISE_SETTINGS, "rank")
+        phases = () if self.direct else PHASE_SETTINGS
+        read: tuple[str, ...] = ("rank",) if self.is_d2f else (*phases, *NOISE_SETTINGS)
+        unused = [name for name in optional if getattr(self, name) is not None and name not in read]
+        unused += ["direct"] * (self.is_d2f and self.direct)
         if self.shift and not (self.direct and self.to == "diffusion"):
             raise InputError(
                 "`--shift` needs --to diffusion with --direct, since blocks do not see the states "
@@ -99,8 +96,9 @@ class ConversionRequest:
             )
         if unused:
             purpose = f"--to {self.to}" + " with --direct" * (self.direct and not self.is_d2f)
+            option = unused[0].replace("_", "-")
             raise InputError(
-                f"`{unused[0]}` has no effect in a conversion by {purpose}; leave it out"
+                f"`--{option}` has no effect in a conversion by {purpose}; leave it out"
             )
 
     @property
@@ -127,9 +125,6 @@ class ConversionRequest:
                 f"but got {shown(self.to)}; give for example block:16"
             )
         return check_block(int(size[:12]), length, "--to")
-
-
-PHASE_SETTINGS = ("warmup", "warmup_share", "decay_share")
 
 
 @dataclass(frozen=True, kw_only=True)
