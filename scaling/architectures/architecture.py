@@ -245,6 +245,25 @@ class Architecture:
         """
         return FORWARD_AND_BACKWARD * self.mean_forward_flops(context_length)
 
+    def diffusion_training_flops(
+        self, context_length: int, block: int | None, *, doubled: bool = False
+    ) -> Any:
+        """Count the FLOPs per training token of diffusion, forward and backward.
+
+        Parameters
+        ----------
+        context_length
+            Tokens of the training sequences.
+        block
+            Tokens of a block; None for one block, the sequence.
+        doubled
+            A pass reads the noisy and the clean sequence, 2T tokens, and the head only the first.
+        """
+        per_token = self._forward_flops_in_blocks(context_length, block)
+        if doubled:
+            per_token = 2 * per_token - 2 * self.embedding.head_matmul_parameters
+        return FORWARD_AND_BACKWARD * per_token
+
     def mean_forward_flops(self, length: int) -> Any:
         """Count the FLOPs of a forward pass per token, averaged over a sequence.
 
@@ -256,14 +275,15 @@ class Architecture:
         length
             Tokens of the sequence.
         """
+        return self._forward_flops_in_blocks(length, self.block_length)
+
+    def _forward_flops_in_blocks(self, length: int, block: int | None) -> Any:
+        """Count the FLOPs of a forward pass per token, with blocks seen in both directions."""
         attention = sum(
             number
             * layer.attention.score_flops
             * mean_visible_tokens(
-                length,
-                layer.attention.window,
-                chunked=layer.attention.chunked,
-                block=self.block_length,
+                length, layer.attention.window, chunked=layer.attention.chunked, block=block
             )
             for layer, number in self.layers
         )

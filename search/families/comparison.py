@@ -23,6 +23,7 @@ from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.units import format_count
 from shapelaw.search.families.budget import Variant
 from shapelaw.trainers.optimizers.noise import NEXT_TOKEN, parse_objective
+from shapelaw.trainers.training.passes import training_flops_per_token, training_passes
 
 LEVEL = 0.95
 ROLE, RATE_ROLE = "family", "lr-check"  # roles of the rows of a comparison
@@ -340,6 +341,7 @@ def _model_columns(rows: pd.DataFrame) -> dict[str, Any]:
     first = rows.iloc[0]
     model = read_architecture(json.loads(str(first["config"])))
     length = int(first["context_length"])
+    passes = training_passes(variant_of_row(first).objective, length)
     return {
         "learning_rate": float(first["learning_rate"]),
         "n_active_non_embedding": model.n_active_non_embedding,
@@ -347,7 +349,7 @@ def _model_columns(rows: pd.DataFrame) -> dict[str, Any]:
         "n_total": model.n_total,
         "kv_bytes_per_token": model.counts(length)["kv_bytes_per_token"],
         "cache_bytes": round(model.cache_bytes(length)),
-        "training_flops_per_token": model.training_flops(length),
+        "training_flops_per_token": training_flops_per_token(model, length, passes),
         "training_tokens_per_second": float(rows["tokens_per_second"].astype(float).median()),
     }
 

@@ -34,6 +34,7 @@ from shapelaw.trainers.training.conversion import (
     plan_phases,
 )
 from shapelaw.trainers.training.execution import Execution, fastest_execution
+from shapelaw.trainers.training.passes import training_passes
 from shapelaw.trainers.training.spec import MAX_RUN_ID, RunSpec, model_for
 
 ROLE = "conversion"
@@ -249,7 +250,8 @@ def plan_conversion(parent: Parent, request: ConversionRequest) -> RunSpec:
     if request.shift:
         config = architecture_config(architecture_of(shape), max_position_embeddings=length)
         shape = read_architecture(config | {"shift_predictions": True})
-    attention = fastest_execution(shape, recipe, steps=recipe.steps(tokens)).attention
+    passes = training_passes(recipe.objective, length, conversion)
+    engine = fastest_execution(shape, recipe, steps=recipe.steps(tokens), passes=passes)
     return RunSpec(
         run_id=_name(parent.run_id, request, recipe, conversion, tokens),
         shape=shape,
@@ -258,7 +260,7 @@ def plan_conversion(parent: Parent, request: ConversionRequest) -> RunSpec:
         seed=request.seed,
         data_seed=parent.spec.data_seed + 1 + request.seed,
         role=ROLE,
-        engine=Execution(attention=attention),
+        engine=Execution(attention=engine.attention),
         conversion=conversion,
     )
 

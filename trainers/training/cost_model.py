@@ -52,7 +52,7 @@ ASSUMED = Price(
 def step_work(spec: RunSpec, engine: Execution) -> np.ndarray:
     """Return the work of one step: 1, layers, weights and predicted seconds of the passes, (4,)."""
     shape = spec.shape
-    passes = step_seconds(shape, spec.recipe, engine)
+    passes = step_seconds(shape, spec.recipe, engine, spec.passes)
     return np.array([1, shape.num_hidden_layers, shape.n_total, passes], dtype=float)
 
 
@@ -91,7 +91,9 @@ def measure_price(specs: Sequence[RunSpec], *, seconds: float = CALIBRATION_SECO
 def with_eager_execution(spec: RunSpec) -> RunSpec:
     """Return the spec with its fastest execution without compilation, to time it."""
     engines = [Execution(attention=path, compilation="none") for path in ATTENTION_PATHS]
-    best = min(engines, key=lambda engine: step_seconds(spec.shape, spec.recipe, engine))
+    best = min(
+        engines, key=lambda engine: step_seconds(spec.shape, spec.recipe, engine, spec.passes)
+    )
     return replace(spec, engine=best)
 
 

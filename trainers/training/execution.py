@@ -7,6 +7,7 @@ so that a resumed run keeps it.
 import ctypes
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.optimizers.recipe import Recipe
+from shapelaw.trainers.training.passes import TrainingPass, training_passes
 
 if TYPE_CHECKING:
     import torch
@@ -117,23 +119,37 @@ def without_compiled_code() -> "torch._dynamo.decorators.set_stance":
 
 
 def fastest_execution(
-    shape: Shape | Architecture, recipe: Recipe, *, steps: int, device: str = "cpu"
+    shape: Shape | Architecture,
+    recipe: Recipe,
+    *,
+    steps: int,
+    device: str = "cpu",
+    passes: Sequence[TrainingPass] | None = None,
 ) -> Execution:
     """Choose the execution with the least predicted time for a run.
 
     On a GPU the fused kernel is always used, and the training loop of the GPU compiles the step.
+    ``passes`` are those of the recipe's objective by default.
     """
     if device != "cpu":
         return Execution(attention="sdpa", compilation="none")
     engines = [Execution(attention=a, compilation=c) for a in ATTENTION_PATHS for c in COMPILATIONS]
-    return min(engines, key=lambda engine: predicted_seconds(shape, recipe, engine, steps=steps))
+    return min(
+        engines,
+        key=lambda engine: predicted_seconds(shape, recipe, engine, steps=steps, passes=passes),
+    )
 
 
 def predicted_seconds(
-    shape: Shape | Architecture, recipe: Recipe, engine: Execution, *, steps: int
+    shape: Shape | Architecture,
+    recipe: Recipe,
+    engine: Execution,
+    *,
+    steps: int,
+    passes: Sequence[TrainingPass] | None = None,
 ) -> float:
     """Predict the seconds of a run on one CPU core, including compilation."""
-    return compile_seconds(shape, engine) + steps * step_seconds(shape, recipe, engine)
+    return compile_seconds(shape, engine) + steps * step_seconds(shape, recipe, engine, passes)
 
 
 def compile_seconds(shape: Shape | Architecture, engine: Execution) -> float:
@@ -142,12 +158,25 @@ def compile_seconds(shape: Shape | Architecture, engine: Execution) -> float:
     return constant + per_layer * shape.num_hidden_layers
 
 
-def step_seconds(shape: Shape | Architecture, recipe: Recipe, engine: Execution) -> float:
-    """Predict the seconds of the forward and backward pass of one step."""
+def step_seconds(
+    shape: Shape | Architecture,
+    recipe: Recipe,
+    engine: Execution,
+    passes: Sequence[TrainingPass] | None = None,
+) -> float:
+    """Predict the seconds of the forward and backward passes of one step.
+
+    Block diffusion passes twice the tokens through the layers. A token that sees the whole sequence
+    takes as long as one that sees the earlier half of it, because its scores need no mask: 0.94 to
+    1.09 times, measured by ``benchmarks/diffusion_speed.py``.
+    """
+    chosen = passes or training_passes(recipe.objective, recipe.context_length)
+    read = sum(part.share * part.copies for part in chosen)  # tokens through the layers, of a token
+    predicted = sum(part.share for part in chosen)
     layers, tokens = shape.num_hidden_layers, recipe.batch_tokens
-    weights = shape.n_non_embedding + shape.vocab_size * shape.hidden_size
-    scores = tokens * recipe.context_length * layers * shape.num_attention_heads
-    features = tokens * layers * (shape.hidden_size + shape.intermediate_size)
+    weights = read * shape.n_non_embedding + predicted * shape.vocab_size * shape.hidden_size
+    scores = read * tokens * recipe.context_length * layers * shape.num_attention_heads
+    features = read * tokens * layers * (shape.hidden_size + shape.intermediate_size)
     work = (1.0, layers, 6 * tokens * weights / 1e9, scores / 1e6, features / 1e6)
     costs = MILLISECONDS[engine.attention, engine.compilation]
     factors = FLOAT32[engine.attention] if recipe.dtype == "float32" else (1.0,) * 5

@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar
 
 from shapelaw.scaling.architectures.architecture import Architecture
 from shapelaw.scaling.architectures.config import architecture_config, read_architecture
-from shapelaw.scaling.architectures.costs import FORWARD_AND_BACKWARD
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.display.printable import shown
 from shapelaw.scaling.errors import InputError
@@ -18,8 +17,13 @@ from shapelaw.trainers.corpus.batches import Batches
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.optimizers.noise import NEXT_TOKEN, parse_objective
 from shapelaw.trainers.optimizers.recipe import Recipe
-from shapelaw.trainers.training.conversion import D2F, Conversion
+from shapelaw.trainers.training.conversion import Conversion
 from shapelaw.trainers.training.execution import Execution, fastest_execution
+from shapelaw.trainers.training.passes import (
+    TrainingPass,
+    training_flops_per_token,
+    training_passes,
+)
 
 MAX_TOKENS = 10**15  # of one run, over twenty times the largest published ones
 MAX_RUN_ID = 200  # bytes: a file name that leaves room for endings
@@ -202,6 +206,12 @@ class RunSpec:
         return self.steps + sum(decays)
 
     @property
+    def passes(self) -> tuple[TrainingPass, ...]:
+        """Passes of the model in one step."""
+        recipe = self.recipe
+        return training_passes(recipe.objective, recipe.context_length, self.conversion)
+
+    @property
     def flops(self) -> float:
         """Training FLOPs of all steps, with output head and attention."""
         return self.all_steps * self.step_flops
@@ -210,35 +220,11 @@ class RunSpec:
     def step_flops(self) -> float:
         """Training FLOPs of one step, with output head and attention.
 
-        In masked diffusion a token sees all T tokens. Block diffusion passes 2T tokens without a
-        head for half of them; with blocks of B each sees (T + B)/2 on average. A conversion has the
-        mean over its phases, and D2F one more forward pass of the teacher.
+        A conversion has the mean over its phases.
         """
-        objective, conversion = parse_objective(self.recipe.objective), self.conversion
-        if not objective.is_diffusion:
-            per_token = self.shape.training_flops(self.recipe.context_length)
-        elif conversion is None:
-            per_token = self._diffusion_flops(objective.block)
-        elif conversion.method == D2F:
-            architecture, length = self.shape, self.recipe.context_length
-            assert isinstance(architecture, Architecture)
-            seen = (length + conversion.phases[0].block) / 2
-            student = FORWARD_AND_BACKWARD * architecture.forward_flops(seen)
-            per_token = architecture.forward_flops(length) + student
-        else:
-            phases = conversion.phases
-            per_token = sum(phase.share * self._diffusion_flops(phase.block) for phase in phases)
-        return float(per_token * self.recipe.batch_tokens)
-
-    def _diffusion_flops(self, block: int) -> float:
-        """Training FLOPs per token with blocks of a size; 0 is the whole sequence."""
-        architecture, length = self.shape, self.recipe.context_length
-        assert isinstance(architecture, Architecture)
-        per_token = architecture.forward_flops(length)
-        if block not in (0, length):
-            head = 2 * architecture.embedding.head_matmul_parameters
-            per_token = 2 * architecture.forward_flops((length + block) / 2) - head
-        return float(FORWARD_AND_BACKWARD * per_token)
+        length = self.recipe.context_length
+        per_token = training_flops_per_token(self.shape, length, self.passes)
+        return per_token * self.recipe.batch_tokens
 
     def with_engine(self, device: str = "cpu") -> "RunSpec":
         """Return the spec with the execution of the least predicted time, if it has none yet."""
@@ -246,7 +232,13 @@ class RunSpec:
             return self
         steps = self.all_steps
         return self.computed_by(
-            fastest_execution(self.shape, self.recipe, steps=steps, device=device)
+            fastest_execution(
+                self.shape,
+                self.recipe,
+                steps=steps,
+                device=device,
+                passes=self.passes,
+            )
         )
 
     def computed_by(self, engine: Execution) -> "RunSpec":

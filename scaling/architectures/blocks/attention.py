@@ -1,6 +1,7 @@
 """Attention with grouped key-value heads, over all earlier tokens, a window or a chunk of them."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -23,21 +24,32 @@ def mean_visible_tokens(
     length
         Tokens of the sequence, T.
     window
-        Newest tokens that are visible, or the tokens of a chunk; None for all.
+        Newest tokens that are visible, or the tokens of a chunk; None for all. In a block, a window
+        reaches as far forwards as backwards, and a chunk to its end.
     chunked
         Tokens attend within chunks of ``window`` tokens instead of a sliding window.
     block
         Tokens that see each other in both directions, and all earlier ones; None for the whole
-        sequence, where a window reaches as far forwards as backwards. Layers with a window have
-        blocks of 1 or None.
+        sequence.
     """
-    if block != 1 and window is None:
-        size = length if block is None else min(block, length)
-        whole, rest = divmod(length, size)
-        return (size * size * whole * (whole + 1) / 2 + rest * length) / length
-    if block is None and window is not None and not chunked:
-        return 2 * mean_visible_tokens(length, window) - 1
+    size = length if block is None else min(block, length)
     reach = length if window is None else min(window, length)
+    earlier = _seen_backwards(length, reach, chunked)
+    if size == 1:
+        return earlier
+    if chunked:  # tokens see ahead to the end of their block or chunk
+        borders = sorted({*range(0, length, size), *range(0, length, reach), length})
+        later = sum((end - begin) * (end - begin - 1) / 2 for begin, end in pairwise(borders))
+        return earlier + later / length
+    whole, rest = divmod(length, size)
+    seen = whole * size * _seen_backwards(size, min(reach, size), chunked)
+    if rest:
+        seen += rest * _seen_backwards(rest, min(reach, rest), chunked)
+    return earlier + seen / length - 1
+
+
+def _seen_backwards(length: int, reach: int, chunked: bool) -> float:
+    """Compute how many tokens a token sees on average among itself and earlier ones."""
     if chunked:
         whole, rest = divmod(length, reach)
         return (whole * reach * (reach + 1) + rest * (rest + 1)) / (2 * length)

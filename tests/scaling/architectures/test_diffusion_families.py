@@ -66,18 +66,19 @@ def test_canon_layers_of_dhara_add_their_published_parameters() -> None:
     length=st.integers(1, 40),
     block=st.one_of(st.none(), st.integers(1, 50)),
     window=st.one_of(st.none(), st.integers(1, 50)),
+    chunked=st.booleans(),
 )
 def test_mean_visible_tokens_equal_the_mean_over_a_mask(
-    length: int, block: int | None, window: int | None
+    length: int, block: int | None, window: int | None, chunked: bool
 ) -> None:
-    if window is not None and block not in (None, 1):
-        return
     size = block or length
     reach = window or length
     visible = sum(
-        i // size >= j // size and abs(i - j) < reach for i in range(length) for j in range(length)
+        i // size >= j // size and (i // reach == j // reach if chunked else abs(i - j) < reach)
+        for i in range(length)
+        for j in range(length)
     )
-    mean = mean_visible_tokens(length, window, block=block)
+    mean = mean_visible_tokens(length, window, chunked=chunked, block=block)
     assert mean == pytest.approx(visible / length, rel=1e-12)
 
 
