@@ -69,7 +69,7 @@ def scored(fitted: Fit, pair: pd.DataFrame, losses: np.ndarray) -> dict[str, flo
     """Score the stated decision between two shapes against their measured losses."""
     stated = decide(fitted, pair)
     lower = int(losses.argmin())
-    predicted = float(np.diff(np.log(fitted.central(pair)))[0])
+    predicted = float(np.diff(np.log(fitted.expected(pair)))[0])
     return {
         "p_lower": float(stated["p_best_run"].iloc[lower]),
         "error": abs(predicted - float(np.diff(np.log(losses))[0])),

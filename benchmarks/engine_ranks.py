@@ -50,7 +50,7 @@ def shapes_of(size: str, number: int, law_runs: str) -> list[Shape]:
             hidden_step=64, mlp_step=64, tolerance=0.03,
         ).enumerate()  # fmt: skip
         table = table.take(within(table, USUAL))
-        losses = law.central(table.frame().assign(**{D: 20 * parse_count(size)}))
+        losses = law.expected(table.frame().assign(**{D: 20 * parse_count(size)}))
         cost = table.forward_flops(CONTEXT) + table.kv_bytes(4) * CONTEXT
         on_front = np.flatnonzero(front(losses, 1 / cost))
         on_front = on_front[np.argsort(losses[on_front])]

@@ -64,7 +64,7 @@ def scored_by_a_law() -> Score:
     runs = load_runs("quickstart", where="role == 'proxy'")
     law = fit("conditional", runs, starts=64, resamples=0, seed=0)
     return lambda table: (
-        law.central(table.frame().assign(**{D: TOKENS})),
+        law.expected(table.frame().assign(**{D: TOKENS})),
         table.forward_flops(CONTEXT) + table.kv_bytes(2) * CONTEXT,
     )
 

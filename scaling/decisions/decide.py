@@ -73,13 +73,13 @@ def decide(fitted: Fit, shapes: pd.DataFrame, *, runs: ArrayLike = 1) -> pd.Data
     measured = draws + fitted.run_noise_draws(draws.shape, runs)
     losses = np.exp(draws)
     differences = losses - losses[:, :1]
-    central = fitted.central(shapes)
+    predicted = fitted.expected(shapes)
     low, high = np.percentile(differences, ENDS, axis=0)
     name = difference_column(fitted)
     columns = {
         "p_best": share_lowest(draws),
         "p_best_run": share_lowest(measured),
-        name: central - central[0],
+        name: predicted - predicted[0],
         f"{name}_low": low,
         f"{name}_high": high,
     }

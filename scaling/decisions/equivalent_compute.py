@@ -53,9 +53,9 @@ def equivalent_compute(
     factors = np.linspace(-MAX_LOG_FACTOR, MAX_LOG_FACTOR, FACTORS)
     chosen = np.linspace(0, len(draws) - 1, min(DRAWS, len(draws))).astype(int)
     thetas = np.vstack([fitted.theta, fitted.spread[chosen]])
-    targets = np.vstack([program.log_loss(fitted.theta[None]), draws[chosen]])
+    targets = np.vstack([np.log(fitted.expected(shapes)), draws[chosen]])
     # The deviation of the first shape from the law is kept along its path.
-    targets[1:] -= (draws[chosen] - program.log_loss(fitted.spread[chosen]))[:, :1]
+    targets -= (targets - program.log_loss(thetas))[:, :1]
     solved = np.array(
         [
             _solve(factors, _lowest_log_loss(fitted, theta, columns, factors), target)

@@ -350,4 +350,4 @@ def held_out_error(fit: Fit, target: RunTable) -> float:
     target
         Runs with measured losses.
     """
-    return float(np.sqrt(np.mean(np.log(target.losses / fit.central(target)) ** 2)))
+    return float(np.sqrt(np.mean(np.log(target.losses / fit.expected(target)) ** 2)))

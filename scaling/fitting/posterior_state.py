@@ -41,6 +41,10 @@ class PosteriorState:
         """Draw the deviation of the true loss from the law at rows, (S, n)."""
         return self.misfit.draws(columns, self.latent, self.amplitude, seed, joint=joint)
 
+    def mean_deviation(self, columns: Columns) -> np.ndarray:
+        """Compute the mean of the deviation over all draws at rows, (n,)."""
+        return self.misfit.mean(columns, self.latent, self.amplitude)
+
     def run_noise(self, runs: np.ndarray, seed: int) -> np.ndarray:
         """Draw the deviation of the mean of new runs from the true loss, (S, n).
 

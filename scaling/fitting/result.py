@@ -258,8 +258,9 @@ class Fit(Result):
         Returns
         -------
         pandas.DataFrame
-            ``predicted_loss`` in ``loss_unit``; ``loss_low`` and ``loss_high``, the 95 % interval
-            of one new run (from draws of the fit, held exponents and noise between runs);
+            ``predicted_loss`` in ``loss_unit``, as :meth:`expected` gives it; ``loss_low`` and
+            ``loss_high``, the 95 % interval of one new run (from draws of the fit, held exponents
+            and noise between runs);
             ``mean_low`` and ``mean_high``, the 95 % interval of the law itself. Without draws, the
             first is that of the noise alone and the second has no width.
 
@@ -277,8 +278,11 @@ class Fit(Result):
         ]
         return pd.concat(parts).set_axis(frame.index)
 
-    def central(self, frame: RunTable | pd.DataFrame | Mapping[str, Any]) -> np.ndarray:
+    def expected(self, frame: RunTable | pd.DataFrame | Mapping[str, Any]) -> np.ndarray:
         """Predict the loss of every row without intervals, fast enough for a whole space of shapes.
+
+        That is the loss of the printed equation, times the mean deviation from it that the runs
+        show near a row where the fit has a posterior.
 
         Parameters
         ----------
@@ -289,6 +293,36 @@ class Fit(Result):
         -------
         numpy.ndarray
             Predicted loss in ``loss_unit``, (n,).
+
+        Raises
+        ------
+        InputError
+            The table lacks a column of the law.
+        """
+        losses = self.central(frame)
+        if self.posterior is None:
+            return losses
+        columns, size = self.columns(frame), len(losses)
+        parts = [
+            self.posterior.mean_deviation(
+                {name: values[i : i + ROWS_PER_CHUNK] for name, values in columns.items()}
+            )
+            for i in range(0, size, ROWS_PER_CHUNK)
+        ]
+        return np.asarray(losses * np.exp(np.concatenate(parts))) if parts else losses
+
+    def central(self, frame: RunTable | pd.DataFrame | Mapping[str, Any]) -> np.ndarray:
+        """Evaluate the printed equation at every row.
+
+        Parameters
+        ----------
+        frame
+            Rows with the columns of the law.
+
+        Returns
+        -------
+        numpy.ndarray
+            Loss of the law in ``loss_unit``, (n,).
 
         Raises
         ------

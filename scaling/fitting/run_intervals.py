@@ -16,8 +16,6 @@ NOISE_QUANTILES = 101  # of the noise of a new run, mixed with every resample
 
 def predict_rows(fit: "Fit", frame: pd.DataFrame) -> pd.DataFrame:
     """Predict the loss of every row with its intervals, as :meth:`Fit.predict` describes."""
-    program = fit.law.program(fit.columns(frame), fit.reference)
-    central = program.log_loss(fit.theta[None])[0]
     spread = fit.joint_or_marginal_draws(frame, joint=False)
     if fit.posterior is None:
         new = new_run_intervals(spread, fit.noise, fit.noise_degrees)
@@ -26,7 +24,7 @@ def predict_rows(fit: "Fit", frame: pd.DataFrame) -> pd.DataFrame:
     mean = np.percentile(spread, ENDS, axis=0).T
     return pd.DataFrame(
         {
-            "predicted_loss": np.exp(central),
+            "predicted_loss": fit.expected(frame),
             "loss_low": np.exp(new[:, 0]),
             "loss_high": np.exp(new[:, 1]),
             "mean_low": np.exp(mean[:, 0]),

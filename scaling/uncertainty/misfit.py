@@ -15,6 +15,7 @@ from itertools import combinations
 
 import numpy as np
 from scipy.linalg import solve_triangular
+from scipy.spatial.distance import cdist
 
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.uncertainty.hamiltonian import covariance_root
@@ -99,6 +100,27 @@ class Misfit:
         interactions = np.array(products).reshape(len(self.pairs), len(logs)).T * INTERACTION
         process = solve_triangular(self._root, self._kernel(self.points, logs), lower=True).T
         return interactions, process
+
+    def mean(
+        self, columns: Mapping[str, np.ndarray], latent: np.ndarray, amplitude: np.ndarray
+    ) -> np.ndarray:
+        """Compute the mean of the deviation at rows over draws, as :meth:`draws` describes them.
+
+        Returns
+        -------
+        numpy.ndarray
+            Deviations in ln loss, (n,).
+        """
+        logs = _logs({name: columns[name] for name in self.columns})
+        lengths, pairs = _lengths(self.columns), len(self.pairs)
+        middle = (amplitude[:, None] * latent[:, pairs:]).mean(axis=0)
+        weights = solve_triangular(self._root, middle, lower=True, trans="T")
+        gaps = cdist(logs / lengths, self.points / lengths, "sqeuclidean")
+        known = np.exp(-0.5 * gaps) @ weights
+        centred = logs - self.centre
+        for (j, k), factor in zip(self.pairs, latent[:, :pairs].mean(axis=0), strict=True):
+            known += INTERACTION * factor * centred[:, j] * centred[:, k]
+        return np.asarray(known)
 
     def draws(
         self,

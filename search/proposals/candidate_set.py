@@ -97,7 +97,7 @@ def candidate_set(request: ProposalRequest, basis: LossBasis) -> CandidateSet:
     mask = in_range(shapes, baseline, basis.fit)
     require_tokens_in_law(request, basis.fit)
     frame = _at_equal_size(shapes, baseline, request)
-    losses = basis.fit.central(frame)
+    losses = basis.fit.expected(frame)
     mask = within_loss_limit(mask, losses, baseline, request.space.max_loss_ratio)
     mask[baseline] = True
     differing = differing_axes(basis.fit.law, shapes, baseline)

@@ -70,7 +70,7 @@ def family_candidates(request: FamilyRequest, basis: LossBasis) -> CandidateSet:
         kinds[differing[name]] = number
     mask = in_range(table, baseline, basis.fit, as_baseline=True)
     frame = at_equal_size(table, baseline, request, basis.fit)
-    losses = basis.fit.central(frame)
+    losses = basis.fit.expected(frame)
     mask = within_loss_limit(mask, losses, baseline, request.space.max_loss_ratio)
     mask[baseline] = True
     rates = request.serving.engine.speeds(table, request.serving.workload)[0]  # type: ignore[arg-type]

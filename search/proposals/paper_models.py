@@ -31,7 +31,7 @@ def paper_models(basis: LossBasis, baseline: Shape) -> pd.DataFrame:
     if len(near) < 2 or not anchors.any():
         return pd.DataFrame(columns=columns)
     place = int(anchors.to_numpy().argmax())
-    losses = {"predicted": basis.fit.central(near), "measured": near["loss"].to_numpy(float)}
+    losses = {"predicted": basis.fit.expected(near), "measured": near["loss"].to_numpy(float)}
     percent = {f"{k}_percent": 100 * (v / v[place] - 1) for k, v in losses.items()}
     table = pd.DataFrame({"model": near["run_id"].to_numpy(), **percent})
     order = np.argsort(np.arange(len(table)) != place, kind="stable")

@@ -304,7 +304,7 @@ def differences(fit: Fit, frame: pd.DataFrame, baseline: int) -> pd.DataFrame:
     ``difference_nats``, ``difference_nats_low`` and ``difference_nats_high``, (n,) each, per token.
     The interval always includes the difference.
     """
-    central, draws = np.log(fit.central(frame)), fit.log_loss_draws(frame)
+    central, draws = np.log(fit.expected(frame)), fit.log_loss_draws(frame)
     log_ratio = draws - draws[:, [baseline]]
     ends = np.percentile(log_ratio, [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
     reference = float(np.exp(central[baseline]))

@@ -199,7 +199,7 @@ def _runs(evidence: Evidence) -> pd.DataFrame:
     table["query heads per KV head"] = runs["gqa"].map("{:.0f}".format)
     unit = short_unit(fitted.loss_unit)
     table[f"measured loss ({unit})"] = runs["loss"].map("{:.4f}".format)
-    table[f"law ({unit})"] = [f"{loss:.4f}" for loss in fitted.central(runs)]
+    table[f"law ({unit})"] = [f"{loss:.4f}" for loss in fitted.expected(runs)]
     for name, label, form in (
         ("bits_per_byte", "bits/byte", "{:.4f}"),
         ("seconds", "training time (s)", "{:.0f}"),

@@ -67,7 +67,7 @@ def loss_along_ratios(fit: Fit, rows: list[dict[str, Any]]) -> list[dict[str, An
             x = x[x >= 1]
         values = {name: np.full(len(x) + 1, value) for name, value in fixed.items()}
         frame = pd.DataFrame(values | {column: np.append(fixed[column], x)})
-        percent = 100 * differences(fit, frame, 0).iloc[1:] / float(fit.central(frame)[0])
+        percent = 100 * differences(fit, frame, 0).iloc[1:] / float(fit.expected(frame)[0])
         curves.append(
             {
                 "column": column,

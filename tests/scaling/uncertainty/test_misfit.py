@@ -50,6 +50,21 @@ def test_deviation_at_rows_of_the_table_has_no_variance_given_latent_values(desi
     assert np.abs(drawn.mean(axis=0)).max() > 0.1  # the latent values themselves count
 
 
+def test_mean_deviation_is_mean_of_draws_that_share_latent_values(design, misfit):
+    """Away from the table too: what the inducing points leave open has mean 0."""
+    generator = np.random.default_rng(4)
+    latent = generator.standard_normal((3, misfit.size))
+    amplitude = np.array([0.004, 0.01, 0.002])
+    rows = design + generator.normal(0, 1.0, design.shape)
+    repeated = misfit.draws(
+        columns(rows), np.repeat(latent, 4000, axis=0), np.repeat(amplitude, 4000), 1
+    )
+    mean = misfit.mean(columns(rows), latent, amplitude)
+    error = repeated.std(axis=0) / np.sqrt(len(repeated))
+    assert (np.abs(repeated.mean(axis=0) - mean) < 4 * error + 1e-6).all()
+    assert np.abs(mean).max() > 20 * error.max()
+
+
 def test_variance_grows_with_distance_from_the_table_up_to_the_amplitude(design, misfit):
     given = np.zeros((5000, misfit.size))
     steps = np.array([0.0, 0.3, 1.0, 3.0, 10.0])
