@@ -29,6 +29,11 @@ def short_unit(unit: str) -> str:
     return SHORT_UNITS.get(unit, unit)
 
 
+def loss_name(kind: str) -> str:
+    """Return the name of a loss in headings and on axes, by its kind: ``exact`` or ``bound``."""
+    return "bound on the loss" if kind == "bound" else "loss"
+
+
 def loss_column(quantity: str, unit: str) -> str:
     """Name a column whose values have the unit of a loss.
 

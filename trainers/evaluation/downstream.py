@@ -10,6 +10,7 @@ from shapelaw.trainers.evaluation.eval_sets import BLIMP, EvalFiles
 from shapelaw.trainers.evaluation.loglikelihood import Score
 from shapelaw.trainers.evaluation.tasks import ALIASES, TASKS, items_of
 from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.optimizers.noise import NEXT_TOKEN
 
 
 def read_tasks(text: str, evals: EvalFiles) -> tuple[str, ...]:
@@ -58,6 +59,7 @@ def score_tasks(
     tasks: Sequence[str],
     *,
     limit: int | None = None,
+    objective: str = NEXT_TOKEN,
 ) -> list[Score]:
     """Score a model on tasks, in their order.
 
@@ -74,11 +76,14 @@ def score_tasks(
     limit
         Number of items of each task, the first ones (pairs of each paradigm in BLiMP); all by
         default.
+    objective
+        Objective that the model was trained by; a diffusion model is scored by its bound.
 
     Raises
     ------
     InputError
-        The tokenizer has more tokens than the model, or lm-eval is needed and not installed.
+        The tokenizer has more tokens than the model, lm-eval is needed and not installed, or a task
+        asks for the most probable continuation of a diffusion model, which a bound does not tell.
     """
     if encoding.vocab_size > model.vocab_size:
         raise InputError(
@@ -88,14 +93,22 @@ def score_tasks(
     scores = []
     for task in tasks:
         if task == BLIMP:
-            scores.append(blimp_accuracy(model, encoding, evals, limit=limit))
+            scores.append(blimp_accuracy(model, encoding, evals, limit=limit, objective=objective))
         else:
-            scores.append(_through_harness(model, encoding, evals, task, limit=limit))
+            scores.append(
+                _through_harness(model, encoding, evals, task, limit=limit, objective=objective)
+            )
     return scores
 
 
 def _through_harness(
-    model: Transformer, encoding: Encoding, evals: EvalFiles, task: str, *, limit: int | None
+    model: Transformer,
+    encoding: Encoding,
+    evals: EvalFiles,
+    task: str,
+    *,
+    limit: int | None,
+    objective: str,
 ) -> Score:
     try:
         from shapelaw.trainers.evaluation import lm_eval as harness
@@ -104,4 +117,4 @@ def _through_harness(
             f"the task {task} needs lm-eval ({error}); install it by "
             f"`{installing('lm_eval')}`, or choose --tasks {BLIMP}, which does not need it"
         ) from None
-    return harness.run_task(model, encoding, evals, task, limit=limit)
+    return harness.run_task(model, encoding, evals, task, limit=limit, objective=objective)

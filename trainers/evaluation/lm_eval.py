@@ -18,11 +18,11 @@ from lm_eval.api.task import ConfigurableTask
 
 from shapelaw.scaling.errors import InputError
 from shapelaw.trainers.corpus.encoding import Encoding
+from shapelaw.trainers.evaluation.bounds import DRAWS, log_probabilities
 from shapelaw.trainers.evaluation.eval_sets import EvalFiles
 from shapelaw.trainers.evaluation.loglikelihood import (
     LogLikelihoodRequest,
     Score,
-    likelihoods,
     request_of,
 )
 from shapelaw.trainers.evaluation.tasks import (
@@ -34,22 +34,25 @@ from shapelaw.trainers.evaluation.tasks import (
     task_configuration,
 )
 from shapelaw.trainers.models.transformer import Transformer
+from shapelaw.trainers.optimizers.noise import NEXT_TOKEN
 
 
 class LanguageModel(LM):  # type: ignore[misc]  # lm-eval has no types
     """lm-eval's model interface over a :class:`Transformer` and its tokenizer.
 
-    ``truncated`` counts the requests so far that were longer than the model's context.
+    ``truncated`` counts the requests so far that were longer than the model's context. A diffusion
+    model is scored by its bound, with the same masks for all answers to one item.
     """
 
-    def __init__(self, model: Transformer, encoding: Encoding) -> None:
+    def __init__(self, model: Transformer, encoding: Encoding, objective: str = NEXT_TOKEN) -> None:
         super().__init__()
-        self.model, self.encoding = model, encoding
+        self.model, self.encoding, self.objective = model, encoding, objective
         self.truncated = 0
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Return each continuation's log-probability and whether greedy decoding gives it."""
-        return self._score([request_of(self.encoding, *request.args) for request in requests])
+        items = [(request.args, request.doc_id or 0) for request in requests]
+        return self._score([request_of(self.encoding, *args, item) for args, item in items])
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Return the log-probability of each text as a document of its own."""
@@ -63,13 +66,20 @@ class LanguageModel(LM):  # type: ignore[misc]  # lm-eval has no types
         )
 
     def _score(self, requests: list[LogLikelihoodRequest]) -> list[tuple[float, bool]]:
-        results = likelihoods(self.model, requests)
+        results = log_probabilities(self.model, requests, self.objective)
         self.truncated += results.truncated
-        return list(zip(results.log_probability.tolist(), results.greedy.tolist(), strict=True))
+        greedy = [False] * len(requests) if results.greedy is None else results.greedy.tolist()
+        return list(zip(results.log_probability.tolist(), greedy, strict=True))
 
 
 def run_task(
-    model: Transformer, encoding: Encoding, evals: EvalFiles, task: str, *, limit: int | None = None
+    model: Transformer,
+    encoding: Encoding,
+    evals: EvalFiles,
+    task: str,
+    *,
+    limit: int | None = None,
+    objective: str = NEXT_TOKEN,
 ) -> Score:
     """Score a model on a task through lm-eval.
 
@@ -85,14 +95,23 @@ def run_task(
         Key of :data:`~shapelaw.trainers.evaluation.tasks.TASKS`, or ``blimp_PARADIGM``.
     limit
         Number of items, the first ones; all by default.
+    objective
+        Objective that the model was trained by.
 
     Raises
     ------
     InputError
-        The evaluation sets lack the file of the task.
+        The evaluation sets lack the file of the task, or the task asks for the most probable
+        continuation of a diffusion model.
     """
     items = items_of(task, evals)[:limit]
-    lm = LanguageModel(model, encoding)
+    masked = objective != NEXT_TOKEN
+    if masked and task_configuration(task)["output_type"] == "loglikelihood":
+        raise InputError(
+            f"`--tasks` must compare answers where a diffusion model is scored, but {task} asks "
+            "for the most probable continuation, which a bound does not tell; leave it out"
+        )
+    lm = LanguageModel(model, encoding, objective)
     metrics = _metrics(lm, task, items)
     has_normalised = f"{NORMALISED},none" in metrics
     settings = task_configuration(task)
@@ -110,6 +129,7 @@ def run_task(
             "files": {file_of(task): evals.sha256(file_of(task))},
             "limit": limit,
             "settings": settings | {"metrics": list(settings["metrics"])},
+            **({"loss_kind": "bound", "draws": DRAWS} if masked else {}),
         },
     )
 

@@ -20,10 +20,14 @@ BATCH_TOKENS = 1024  # positions per forward pass; more would not fit into the c
 
 @dataclass(frozen=True, kw_only=True)
 class LogLikelihoodRequest:
-    """Tokens to score after given tokens; ``context`` has at least one token."""
+    """Tokens to score after given tokens; ``context`` has at least one token.
+
+    Requests with the same number ``masks`` have the same masks in the bound of a diffusion model.
+    """
 
     context: np.ndarray
     continuation: np.ndarray
+    masks: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +39,19 @@ class Likelihoods:
     log_probability
         Sum over the tokens of the continuation, (n,), nats.
     greedy
-        True where every token of the continuation is the most probable one, (n,).
+        True where every token of the continuation is the most probable one, (n,); None for a bound.
     truncated
         Number of requests with a token whose preceding text was cut, because the model's context is
         too short.
+    draws
+        Lower bounds of the log-probabilities by draw of masks, (n, K), of which ``log_probability``
+        is the mean; None for next tokens.
     """
 
     log_probability: np.ndarray
-    greedy: np.ndarray
+    greedy: np.ndarray | None
     truncated: int
+    draws: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +98,7 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Piece:
+class Piece:
     """Part of a request that fits into the model's context; ``tokens[first:]`` are scored."""
 
     request: int
@@ -109,12 +117,13 @@ def require_next_tokens(model: Transformer) -> None:
     if model.mask_token is not None:
         raise InputError(
             "`mask_token_id` of a model must be absent to score it by next tokens, but is "
-            f"{model.mask_token}: the bound of a diffusion model is the loss of its run table; "
-            "leave the run out"
+            f"{model.mask_token}; score it by the bound of its objective"
         )
 
 
-def request_of(encoding: Encoding, context: str, continuation: str) -> LogLikelihoodRequest:
+def request_of(
+    encoding: Encoding, context: str, continuation: str, masks: int = 0
+) -> LogLikelihoodRequest:
     """Encode a context and its continuation, preceded by the separator of documents.
 
     Both are encoded as one text, as in a document. Spaces at the end of the context count to the
@@ -128,13 +137,17 @@ def request_of(encoding: Encoding, context: str, continuation: str) -> LogLikeli
         Given text, possibly empty.
     continuation
         Text to score.
+    masks
+        Number of the masks of a diffusion model; see :class:`LogLikelihoodRequest`.
     """
     stripped = context.rstrip()
     begin = encoding.encode(stripped) if stripped else np.zeros(0, dtype=np.int64)
     whole = encoding.encode(context + continuation)
     separator = np.array([encoding.separator], dtype=np.int64)
     return LogLikelihoodRequest(
-        context=np.concatenate((separator, whole[: len(begin)])), continuation=whole[len(begin) :]
+        context=np.concatenate((separator, whole[: len(begin)])),
+        continuation=whole[len(begin) :],
+        masks=masks,
     )
 
 
@@ -161,10 +174,10 @@ def likelihoods(model: Transformer, requests: Sequence[LogLikelihoodRequest]) ->
     """
     require_next_tokens(model)
     longest = model.context_length
-    pieces: list[_Piece] = []
+    pieces: list[Piece] = []
     truncated = 0
     for index, request in enumerate(requests):
-        pieces.extend(_pieces(index, request, longest))
+        pieces.extend(pieces_of(index, request, longest))
         whole = len(request.context) + len(request.continuation)
         truncated += whole - 1 > longest
     sums, greedy = np.zeros(len(requests)), np.ones(len(requests), dtype=bool)
@@ -173,15 +186,27 @@ def likelihoods(model: Transformer, requests: Sequence[LogLikelihoodRequest]) ->
         owners = [piece.request for piece in batch]
         np.add.at(sums, owners, values)
         np.logical_and.at(greedy, owners, best)
-    if not np.isfinite(sums).all():
+    require_finite(sums)
+    return Likelihoods(log_probability=sums, greedy=greedy, truncated=truncated)
+
+
+def require_finite(log_probabilities: np.ndarray) -> None:
+    """Refuse log-probabilities that are not finite.
+
+    Raises
+    ------
+    WorkError
+        One of them is not.
+    """
+    if not np.isfinite(log_probabilities).all():
         raise WorkError(
             "`log-probabilities` must be finite, but the model gives one that is not; the run has "
             "diverged or its weights are damaged: train it again or leave it out"
         )
-    return Likelihoods(log_probability=sums, greedy=greedy, truncated=truncated)
 
 
-def _pieces(index: int, request: LogLikelihoodRequest, longest: int) -> Iterator[_Piece]:
+def pieces_of(index: int, request: LogLikelihoodRequest, longest: int) -> Iterator[Piece]:
+    """Divide a request into pieces of at most ``longest`` tokens and the one after them."""
     tokens = np.concatenate((request.context, request.continuation))
     position, end = len(request.context), len(tokens)
     fits = end - position <= longest
@@ -189,11 +214,11 @@ def _pieces(index: int, request: LogLikelihoodRequest, longest: int) -> Iterator
     while position < end:
         stop = min(end, position + step)
         start = max(0, stop - 1 - longest)
-        yield _Piece(request=index, tokens=tokens[start:stop], first=position - start)
+        yield Piece(request=index, tokens=tokens[start:stop], first=position - start)
         position = stop
 
 
-def _batches(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
+def _batches(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
     """Group pieces of similar length, the longest first, so that the peak of memory comes first."""
     ordered = sorted(pieces, key=lambda piece: len(piece.tokens), reverse=True)
     begin = 0
@@ -203,7 +228,7 @@ def _batches(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
         begin += size
 
 
-def _score(model: Transformer, batch: Sequence[_Piece]) -> tuple[np.ndarray, np.ndarray]:
+def _score(model: Transformer, batch: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray]:
     """Return sums of log-probabilities (B,) and whether all scored tokens are the greedy ones (B,).
 
     Sequences are padded on the right, which does not affect a causal model.

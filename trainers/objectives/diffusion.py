@@ -113,7 +113,7 @@ class Diffusion:
             size = (len(clean), blocks)
             quantiles = torch.rand(size, generator=generator, device=generator.device) + part
             numbers = torch.rand(clean.shape, generator=generator, device=generator.device)
-            masked, weights = _mask_exactly(numbers.to(clean.device), maskable,
+            masked, weights = mask_exactly(numbers.to(clean.device), maskable,
                                             quantiles.to(clean.device) / draws)  # fmt: skip
             losses = losses + self.token_losses(model, batch, masked) * weights / draws
         return losses, maskable.float()
@@ -173,7 +173,7 @@ class Diffusion:
         return 1 / (rates + 1e-6 * (self.noise.weight == "1/(t + 1e-6)"))
 
 
-def _mask_exactly(numbers: Tensor, maskable: Tensor, quantiles: Tensor) -> tuple[Tensor, Tensor]:
+def mask_exactly(numbers: Tensor, maskable: Tensor, quantiles: Tensor) -> tuple[Tensor, Tensor]:
     """Mask exactly l of the L maskable tokens of each block, and return their weights L/l.
 
     Parameters

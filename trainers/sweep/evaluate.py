@@ -22,6 +22,7 @@ from shapelaw.scaling.files import sha256, write_json
 from shapelaw.scaling.schema import Name, read_document
 from shapelaw.scaling.signals import interrupts_left_to_parent
 from shapelaw.trainers.corpus.encoding import TOKENIZER_FILE, load_encoding
+from shapelaw.trainers.evaluation.bounds import trained_objective
 from shapelaw.trainers.evaluation.downstream import score_tasks
 from shapelaw.trainers.evaluation.eval_sets import BLIMP, EvalFiles, read_evals
 from shapelaw.trainers.evaluation.loglikelihood import Score
@@ -222,8 +223,11 @@ def score_run(job: EvaluationJob) -> list[Score]:
         model = load_export(job.run, attention="matmul")
         place = job.run if (job.run / TOKENIZER_FILE).exists() else job.corpus
         encoding = load_encoding(place)
+        objective = trained_objective(job.run, model)
         for task in missing:
-            (scores[task],) = score_tasks(model, encoding, evals, [task], limit=job.limit)
+            (scores[task],) = score_tasks(
+                model, encoding, evals, [task], limit=job.limit, objective=objective
+            )
             document = {"schema_version": SCHEMA, "weights": weights, "scores": json_ready(scores)}
             write_json(path, document)
     return [scores[task] for task in job.tasks]

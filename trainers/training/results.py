@@ -16,6 +16,7 @@ from shapelaw.scaling.files import write_json, write_whole
 from shapelaw.scaling.schema import read_document
 from shapelaw.trainers.corpus.corpus import Corpus
 from shapelaw.trainers.corpus.encoding import load_encoding
+from shapelaw.trainers.evaluation.bounds import ROWS
 from shapelaw.trainers.evaluation.held_out import (
     Evaluation,
     evaluate_sets,
@@ -30,8 +31,6 @@ from shapelaw.trainers.training.execution import Execution
 from shapelaw.trainers.training.spec import Diverged, RunSpec
 
 Row = dict[str, object]
-
-ROWS = "rows.json"
 
 
 def evaluate_branch(

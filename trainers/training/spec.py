@@ -77,7 +77,7 @@ def model_for(recipe: Recipe, model: Shape | Architecture) -> Shape | Architectu
     if not parse_objective(recipe.objective).is_diffusion:
         return model
     if isinstance(model, Shape):
-        config = model.to_config()
+        config = model.to_config(max_position_embeddings=recipe.context_length)
     elif model.embedding.mask_token is not None:
         return model
     else:

@@ -207,6 +207,12 @@ def test_a_model_with_non_finite_weights_is_refused() -> None:
         likelihoods(built, [request_of(BYTES, "", "text")])
 
 
+def test_most_probable_continuation_of_a_diffusion_model_is_refused(evals: EvalFiles) -> None:
+    pytest.importorskip("lm_eval")
+    with pytest.raises(InputError, match="which a bound does not tell; leave it out"):
+        score_tasks(model(), BYTES, evals, ["lambada_openai"], objective="masked_diffusion")
+
+
 # --- evaluation sets
 
 
@@ -283,10 +289,10 @@ def test_blimp_of_a_uniform_model_prefers_the_shorter_sentence(evals: EvalFiles)
     built = model()
     with torch.no_grad():
         built.embed_tokens.weight.zero_()
-    right, _ = blimp_answers(built, BYTES, {"order": blimp_pairs(evals, "order")})
+    right = blimp_answers(built, BYTES, {"order": blimp_pairs(evals, "order")}).correct
     assert right["order"].all()
     swapped = [(bad, good) for good, bad in blimp_pairs(evals, "order")]
-    assert not blimp_answers(built, BYTES, {"order": swapped})[0]["order"].any()
+    assert not blimp_answers(built, BYTES, {"order": swapped}).correct["order"].any()
 
 
 def test_standard_error_of_blimp_is_over_the_pairs_of_fixed_paradigms(evals: EvalFiles) -> None:

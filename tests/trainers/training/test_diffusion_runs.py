@@ -75,8 +75,11 @@ def test_row_says_objective_kind_of_loss_and_bits_per_byte(corpus: Corpus, tmp_p
         assert 2 < row["loss"] < 7
         rows[name] = row
     assert len({row["config_hash"] for row in rows.values()}) == len(rows)
-    with pytest.raises(InputError, match="`mask_token_id` of a model must be absent to score it"):
-        evaluate_run(tmp_path / "masked_diffusion", None, "", Path(corpus.folder))
+    for name in ("masked_diffusion", "block:4"):
+        found = evaluate_run(tmp_path / name, None, "", Path(corpus.folder))
+        assert found.held_out["validation"].loss == pytest.approx(rows[name]["loss"], rel=1e-6)
+        assert found.document()["loss_kind"] == "bound"
+        assert "Held-out bound on the loss" in found.view().tables
     exported = load_export(tmp_path / "masked_diffusion")
     assert (exported.mask_token, exported.vocab_size) == (256, 257)
     config = json.loads((tmp_path / "masked_diffusion" / "config.json").read_text())
