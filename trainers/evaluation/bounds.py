@@ -20,9 +20,9 @@ from shapelaw.scaling.files import read_json
 from shapelaw.trainers.evaluation.loglikelihood import (
     Likelihoods,
     LogLikelihoodRequest,
-    Piece,
+    RequestPart,
     likelihoods,
-    pieces_of,
+    parts_of,
     require_finite,
 )
 from shapelaw.trainers.models.transformer import Transformer
@@ -92,7 +92,7 @@ def log_probabilities(
     sums = np.zeros((len(requests), count))
     truncated = 0
     for index, request in enumerate(requests):
-        pieces = list(pieces_of(index, request, model.context_length - 1))
+        pieces = list(parts_of(index, request, model.context_length - 1))
         truncated += len(request.context) + len(request.continuation) > model.context_length
         for number, piece in enumerate(pieces):
             sums[index] -= _bounds(model, diffusion, piece, (request.masks, number), count)
@@ -113,7 +113,7 @@ def difference_error(differences: np.ndarray) -> np.ndarray:
 
 
 def _bounds(
-    model: Transformer, diffusion: Diffusion, piece: Piece, seed: tuple[int, int], draws: int
+    model: Transformer, diffusion: Diffusion, piece: RequestPart, seed: tuple[int, int], draws: int
 ) -> np.ndarray:
     """Compute the bound on -ln p of the scored tokens of a piece with each draw of masks, (K,)."""
     length = len(piece.tokens)

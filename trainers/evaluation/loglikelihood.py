@@ -98,7 +98,7 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class RequestPart:
     """Part of a request that fits into the model's context; ``tokens[first:]`` are scored."""
 
     request: int
@@ -174,10 +174,10 @@ def likelihoods(model: Transformer, requests: Sequence[LogLikelihoodRequest]) ->
     """
     require_next_tokens(model)
     longest = model.context_length
-    pieces: list[Piece] = []
+    pieces: list[RequestPart] = []
     truncated = 0
     for index, request in enumerate(requests):
-        pieces.extend(pieces_of(index, request, longest))
+        pieces.extend(parts_of(index, request, longest))
         whole = len(request.context) + len(request.continuation)
         truncated += whole - 1 > longest
     sums, greedy = np.zeros(len(requests)), np.ones(len(requests), dtype=bool)
@@ -205,7 +205,7 @@ def require_finite(log_probabilities: np.ndarray) -> None:
         )
 
 
-def pieces_of(index: int, request: LogLikelihoodRequest, longest: int) -> Iterator[Piece]:
+def parts_of(index: int, request: LogLikelihoodRequest, longest: int) -> Iterator[RequestPart]:
     """Divide a request into pieces of at most ``longest`` tokens and the one after them."""
     tokens = np.concatenate((request.context, request.continuation))
     position, end = len(request.context), len(tokens)
@@ -214,11 +214,11 @@ def pieces_of(index: int, request: LogLikelihoodRequest, longest: int) -> Iterat
     while position < end:
         stop = min(end, position + step)
         start = max(0, stop - 1 - longest)
-        yield Piece(request=index, tokens=tokens[start:stop], first=position - start)
+        yield RequestPart(request=index, tokens=tokens[start:stop], first=position - start)
         position = stop
 
 
-def _batches(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+def _batches(pieces: Sequence[RequestPart]) -> Iterator[list[RequestPart]]:
     """Group pieces of similar length, the longest first, so that the peak of memory comes first."""
     ordered = sorted(pieces, key=lambda piece: len(piece.tokens), reverse=True)
     begin = 0
@@ -228,7 +228,7 @@ def _batches(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
         begin += size
 
 
-def _score(model: Transformer, batch: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray]:
+def _score(model: Transformer, batch: Sequence[RequestPart]) -> tuple[np.ndarray, np.ndarray]:
     """Return sums of log-probabilities (B,) and whether all scored tokens are the greedy ones (B,).
 
     Sequences are padded on the right, which does not affect a causal model.
