@@ -61,7 +61,7 @@ DECODERS = {
     "d2f": (f"block:block={BLOCK},confidence={{}}", f"d2f:block={BLOCK},confidence={{}}"),
 }  # fmt: skip
 MIN_TEXT = 1_000_000  # tokens of training text at least, so that the held-out text has documents
-PROMPT, LENGTH, PROMPTS, REPEATS = 64, 128, 8, 3
+PROMPT, LENGTH, PROMPTS, REPEATS = 64, 128, 8, 2
 
 Row = dict[str, object]
 

@@ -34,6 +34,11 @@ def loss_name(kind: str) -> str:
     return "bound on the loss" if kind == "bound" else "loss"
 
 
+def kind_mark(kind: str) -> str:
+    """Return what a heading adds for losses of a kind: nothing where they are exact."""
+    return " (loss: an upper bound)" if kind == "bound" else ""
+
+
 def loss_column(quantity: str, unit: str) -> str:
     """Name a column whose values have the unit of a loss.
 

@@ -25,7 +25,7 @@ from shapelaw.scaling.runs.columns import SIZES, N
 from shapelaw.scaling.runs.levels import count_levels
 from shapelaw.scaling.runs.table import AUTO, RunsLike, RunTable, as_run_table
 from shapelaw.scaling.runs.validation import as_floats
-from shapelaw.scaling.units import loss_column
+from shapelaw.scaling.units import kind_mark, loss_column
 
 DIFFERENCE_RESAMPLES = 2000  # of the mean of paired differences, which needs no refit
 MIN_CLUSTERS = 5  # held-out sizes; with fewer, runs are resampled instead of sizes
@@ -64,6 +64,11 @@ class Comparison(Result):
     warnings: tuple[str, ...] = ()
 
     @property
+    def loss_kind(self) -> str:
+        """Kind of the losses: exact, or bound."""
+        return next((each.complete.loss_kind for each in self.hold_outs.values()), "exact")
+
+    @property
     def best(self) -> str:
         """The name of the first law: of least error, or of least regret among laws tied with it."""
         return str(self.table["law"].iloc[0])
@@ -84,10 +89,11 @@ class Comparison(Result):
         tables = {"laws, by error on the runs left out (not by fit)": self.table}
         if len(self.sizes):
             tables[f"{self.best}, by the parameters that N counts"] = self.sizes
-        title = f"{self.best} extrapolates best by {self.by}"
+        mark = kind_mark(self.loss_kind)
+        title = f"{self.best} extrapolates best by {self.by}{mark}"
         if len(tied):
             names = ", ".join((self.best, *tied))
-            title = f"no law extrapolates clearly better by {self.by}: {names} are tied"
+            title = f"no law extrapolates clearly better by {self.by}{mark}: {names} are tied"
         warned = [f"warning: {text}" for text in self.warnings]
         return View(title=title, tables=tables, notes=[*warned, *notes])
 
@@ -113,6 +119,7 @@ class Comparison(Result):
         return {
             "best": self.best,
             "by": self.by,
+            "loss_kind": self.loss_kind,
             "clusters": self.clusters,
             "warnings": self.warnings,
             "laws": self.table,

@@ -21,7 +21,7 @@ from shapelaw.scaling.fitting.refits import FitSettings, LawLike, fit_quickly, p
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.table import AUTO, RunTable, as_run_table
-from shapelaw.scaling.units import loss_column
+from shapelaw.scaling.units import kind_mark, loss_column
 
 UNITS = {"size": "parameters", "compute": "FLOPs", "tokens": "tokens"}
 SMALLEST_FITTED_SHARE, LARGEST_FITTED_SHARE = 0.5, 0.9  # of the rows that the default cut-offs fit
@@ -152,7 +152,8 @@ class HoldOut(Result):
         """Return the largest error, the tables of errors, drift and distance, and the notes."""
         worst = max(part.scores.mape for part in self.fitted if part.scores is not None)
         return View(
-            title=f"{self.law_name}, leave-largest-out by {self.by} at "
+            title=f"{self.law_name}{kind_mark(self.complete.loss_kind)}, "
+            f"leave-largest-out by {self.by} at "
             f"{counted(len(self.fitted), 'cut-off')}: held-out error at most {worst:.3g} %",
             tables={
                 f"errors (cut-off in {UNITS[self.by]})": self.frame(),

@@ -26,6 +26,7 @@ from shapelaw.scaling.fitting.refits import FitSettings, LawLike, fit_quickly, s
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.laws.bases import Chinchilla
 from shapelaw.scaling.runs.table import AUTO, RunsLike, RunTable, as_run_table
+from shapelaw.scaling.units import kind_mark
 
 DEFAULT_RESAMPLES = 100
 MIN_COVERAGE = 0.8  # of held-out runs inside their 95 % interval
@@ -97,7 +98,8 @@ class CheckReport(Result):
         views = {name: part.view() for name, part in parts.items()}
         warnings = counted(len(self.warnings), "warning") if self.warnings else "no warning"
         return View(
-            title=f"{self.fit.law_name} on {counted(len(self.fit.run_ids), 'run')}: {warnings}",
+            title=f"{self.fit.law_name} on {counted(len(self.fit.run_ids), 'run')}"
+            f"{kind_mark(self.fit.loss_kind)}: {warnings}",
             tables={
                 f"{name}{title}" if name in hold_outs else title: frame
                 for name, view in views.items()
@@ -107,7 +109,7 @@ class CheckReport(Result):
             },
             notes=[
                 *(f"warning: {line}" for line in self.warnings),
-                f"error on the fitted runs {self.in_sample.mape:.3g} % of the loss",
+                f"error on the fitted runs {self.in_sample.mape:.3g} % of the {self.fit.loss_name}",
                 *(view.title for view in views.values()),
                 *(line for name in (*hold_outs, "approaches") for line in views[name].notes),
                 *([self.regret.view().title] if self.regret else []),
@@ -125,6 +127,7 @@ class CheckReport(Result):
         """Return all parts by name."""
         return {
             "fit": self.fit,
+            "loss_kind": self.fit.loss_kind,
             "warnings": self.warnings,
             "in_sample": self.in_sample,
             "leave_largest_out": self.hold_outs,

@@ -176,9 +176,11 @@ def predict(
         write_runs(out, table.join(predicted))
     if json:
         predictions = named_rows(table, predicted)
-        print_json({"warnings": fitted.table_warnings, "predictions": predictions})
+        kind = {"loss_kind": fitted.loss_kind}
+        print_json(kind | {"warnings": fitted.table_warnings, "predictions": predictions})
     else:
-        print_table(lined_rows(table, predicted))
+        bound = f"Predicted {fitted.loss_name}" if fitted.loss_kind == "bound" else ""
+        print_table(lined_rows(table, predicted), bound)
 
 
 def laws(

@@ -56,6 +56,7 @@ def run_fields(runs: RunTable, columns: Columns) -> dict[str, Any]:
         "run_ids": runs.run_ids.tolist(),
         "left_out": dict(runs.left_out),
         "loss_unit": runs.loss_unit,
+        "loss_kind": runs.loss_kind,
         "ranges": {name: (float(c.min()), float(c.max())) for name, c in columns.items()},
         "data_sha256": runs.fingerprint,
         "table_warnings": list(runs.warnings),

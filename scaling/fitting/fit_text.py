@@ -7,7 +7,7 @@ import pandas as pd
 
 from shapelaw.scaling.display.tables import View, counted
 from shapelaw.scaling.runs.columns import D, N
-from shapelaw.scaling.units import short_unit
+from shapelaw.scaling.units import kind_mark, short_unit
 
 if TYPE_CHECKING:
     from shapelaw.scaling.fitting.result import Fit
@@ -21,7 +21,8 @@ def view_of(fit: "Fit") -> View:
     sweep = "; ".join(_format_sweep(row) for row in fit.delta_sweep)
     heading = f"parameters {'with 95 % intervals' if fit.has_intervals else 'without intervals'}"
     return View(
-        title=f"{fit.law_name} on {counted(len(fit.run_ids), 'run')}: {fit.status}",
+        title=f"{fit.law_name} on {counted(len(fit.run_ids), 'run')}{kind_mark(fit.loss_kind)}: "
+        f"{fit.status}",
         tables={heading: fit.frame().dropna(axis=1, how="all").reset_index()},
         notes=[
             *(f"warning: {text}" for text in fit.table_warnings),

@@ -28,7 +28,7 @@ from shapelaw.scaling.runs.table import RunsLike, RunTable, as_frame, as_run_tab
 from shapelaw.scaling.schema import Count, NonNegative, PositiveFloat
 from shapelaw.scaling.solver.identifiability import Held, outside
 from shapelaw.scaling.solver.objectives import FitObjective
-from shapelaw.scaling.units import NATS
+from shapelaw.scaling.units import NATS, loss_name
 
 ROWS_PER_CHUNK = 1024  # rows predicted at once, to bound memory
 
@@ -83,6 +83,8 @@ class Fit(Result):
         Parameters that N counts: non-embedding, total or active.
     loss_unit
         Unit of the losses and of every prediction, such as nats per token.
+    loss_kind
+        Kind of the losses and of every prediction: exact, or bound (an upper bound).
     noise, noise_degrees
         Standard deviation of ln loss of a new run around the law, and its degrees of freedom.
     replicate_noise, replicate_degrees
@@ -152,12 +154,18 @@ class Fit(Result):
     posterior: PosteriorState | None = None
     table_warnings: list[str] = field(default_factory=list)
     loss_unit: str = NATS
+    loss_kind: str = "exact"
     ends: dict[str, ParameterEnds] = field(default_factory=dict)
 
     @property
     def law(self) -> Law:
         """Law of the fit."""
         return law_named(self.law_name)
+
+    @property
+    def loss_name(self) -> str:
+        """Name of the loss in headings and on axes."""
+        return loss_name(self.loss_kind)
 
     @property
     def delta(self) -> float:

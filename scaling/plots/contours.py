@@ -174,13 +174,15 @@ def plot_contours(
     _draw_frontier(axes, losses)
     points = axes.scatter(
         runs.sizes, runs.tokens, c=runs.losses, cmap=SCALE, norm=scale, s=22, edgecolors="white",
-        linewidths=0.4, zorder=3, label="runs, by measured loss",
+        linewidths=0.4, zorder=3, label=f"runs, by measured {fit.loss_name}",
     )  # fmt: skip
     _label_contours(axes, losses, lines)
     axes.set_xlabel(axis_label(fit, N))
     axes.set_ylabel(axis_label(fit, D))
     axes.grid(visible=False)
-    figure.colorbar(points, ax=axes, label=f"loss ({short_unit(runs.loss_unit)})", pad=0.02)
+    figure.colorbar(
+        points, ax=axes, label=f"{fit.loss_name} ({short_unit(runs.loss_unit)})", pad=0.02
+    )
     add_legend(figure, [axes])
     axes.set_title(_title(losses))
     figure.suptitle(f"Iso-loss contours: {fit_title(fit)}")

@@ -29,7 +29,7 @@ from shapelaw.scaling.plots.style import (
     panels,
     styled,
 )
-from shapelaw.scaling.units import format_count
+from shapelaw.scaling.units import format_count, kind_mark, loss_name
 
 AXES = {"size": "N (parameters)", "compute": "training FLOPs", "tokens": "D (training tokens)"}
 MAX_HELD_CHANGE = 1e-12  # range of a parameter that was held at every cut-off
@@ -185,7 +185,7 @@ def plot_held_out(result: HoldOut | CheckReport, *, by: str = "size") -> Figure:
             zorder=3,
         )  # fmt: skip
     axes.set_xlabel(f"decades of {UNITS[hold_out.by]} beyond the largest fitted run")
-    axes.set_ylabel("measured over predicted loss (%)")
+    axes.set_ylabel(f"measured over predicted {hold_out.complete.loss_name} (%)")
     axes.set_title("runs left out, by what was fitted")
     add_legend(figure, [axes])
     figure.suptitle(f"Leave-largest-out by {hold_out.by}: {fit_title(hold_out.complete)}")
@@ -231,7 +231,8 @@ def plot_comparison(comparison: Comparison) -> Figure:
     left.set_yticks(height, names)
     left.set_ylim(-0.6, len(table) - 0.4)
     left.set_xlim(left=0)
-    left.set_xlabel("% of the loss")
+    name = loss_name(comparison.loss_kind)
+    left.set_xlabel(f"% of the {name}")
     right.axvline(0, color=CURVE, lw=1)
     fitted = table["worse_by_percent"].notna().to_numpy()
     rows = table[fitted]
@@ -240,7 +241,7 @@ def plot_comparison(comparison: Comparison) -> Figure:
     right.plot(
         rows["worse_by_percent"], height[fitted], color=BLUE, marker="o", ms=7, lw=0
     )  # fmt: skip
-    right.set_xlabel("behind the best (% of the loss, 95 % interval)")
+    right.set_xlabel(f"behind the best (% of the {name}, 95 % interval)")
     add_legend(figure, [left])
-    figure.suptitle(f"Which law extrapolates, by {comparison.by}")
+    figure.suptitle(f"Which law extrapolates, by {comparison.by}{kind_mark(comparison.loss_kind)}")
     return figure

@@ -68,7 +68,7 @@ def plot_law(fit: Fit, runs: RunTable | pd.DataFrame, *, across: int | None = No
     points = [_draw_panel(*pair, fit, runs) for pair in zip(drawn, factors, strict=True)]
     _focus(drawn)
     for axes in drawn[::across]:
-        axes.set_ylabel("loss above that of the best shape (%)")
+        axes.set_ylabel(f"{fit.loss_name} above that of the best shape (%)")
     add_legend(figure, drawn)
     add_colour_scale(figure, drawn, points[0], runs)
     figure.suptitle(f"What shape costs: {fit_title(fit)}")
@@ -229,7 +229,8 @@ def _draw_losses(fit: Fit, runs: RunTable) -> Figure:
     ends = [min(predicted.min(), measured.min()), max(predicted.max(), measured.max())]
     axes.plot(ends, ends, color=CURVE, lw=1, label="predicted = measured")
     unit = short_unit(fit.loss_unit)
-    axes.set(xlabel=f"predicted loss ({unit})", ylabel=f"measured loss ({unit})")
+    name = fit.loss_name
+    axes.set(xlabel=f"predicted {name} ({unit})", ylabel=f"measured {name} ({unit})")
     axes.set_title(fit_title(fit)[0].upper() + fit_title(fit)[1:])
     axes.legend()
     add_colour_scale(figure, [axes], points, runs)

@@ -102,11 +102,13 @@ def plot_residuals(fit: Fit, runs: RunTable | pd.DataFrame) -> Figure:
         _draw_means(axes, values, residuals)
         log_axis(axes, "x", *_padded(values), form=column_format(name), most=5)
         unit = short_unit(fit.loss_unit)
-        axes.set_xlabel(f"{name} ({unit})" if name == PREDICTED else axis_label(fit, name))
+        axes.set_xlabel(
+            f"predicted {fit.loss_name} ({unit})" if name == PREDICTED else axis_label(fit, name)
+        )
     span = np.array([min(residuals.min(), -half), max(residuals.max(), half)])
     drawn[0].set_ylim(*(span + np.array([-0.06, 0.06]) * max(np.ptp(span), 1e-6)))
     for axes in drawn[::3]:
-        axes.set_ylabel("residual (% of the loss)")
+        axes.set_ylabel(f"residual (% of the {fit.loss_name})")
     add_legend(figure, drawn)
     add_colour_scale(figure, drawn, points, runs)
     figure.suptitle(f"Residuals: {fit_title(fit)}")

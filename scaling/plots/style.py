@@ -28,7 +28,7 @@ from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.columns import D, N
 from shapelaw.scaling.runs.levels import level_of
 from shapelaw.scaling.runs.table import RunTable
-from shapelaw.scaling.units import format_count, short_unit
+from shapelaw.scaling.units import format_count, kind_mark, short_unit
 
 LABELS = {
     "hidden_over_sqrt_n": "hidden size / √N",
@@ -307,7 +307,7 @@ def add_colour_scale(
 def fit_title(fit: Fit) -> str:
     """Describe a fit by the name of its law and its number of runs, for titles."""
     name = f"the {fit.law_name} law" if len(fit.law_name) < 30 else "a composed law"
-    return f"{name} on {counted(len(fit.run_ids), 'run')}"
+    return f"{name} on {counted(len(fit.run_ids), 'run')}{kind_mark(fit.loss_kind)}"
 
 
 def ending_of(path: Path) -> str:

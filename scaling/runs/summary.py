@@ -11,7 +11,7 @@ from shapelaw.scaling.display.tables import Result, View, counted
 from shapelaw.scaling.runs.columns import COLUMNS, MORE_COLUMNS
 from shapelaw.scaling.runs.levels import count_distinct
 from shapelaw.scaling.runs.table import RunTable, as_run_table
-from shapelaw.scaling.units import format_count
+from shapelaw.scaling.units import format_count, kind_mark
 
 UNITS = {
     "n_total": "parameters",
@@ -45,6 +45,7 @@ class Description(Result):
     """
 
     name: str
+    loss_kind: str
     rows: int
     ranges: pd.DataFrame
     names: dict[str, list[str]]
@@ -87,13 +88,14 @@ class Description(Result):
 
     def view(self) -> View:
         """Return the table of ranges with the notes."""
-        title = f"{self.name}: {counted(self.rows, 'run')}"
+        title = f"{self.name}: {counted(self.rows, 'run')}{kind_mark(self.loss_kind)}"
         return View(title=title, tables={"ranges": self.frame()}, notes=self.lines())
 
     def document(self) -> dict[str, Any]:
         """Return all figures for JSON; missing ones are null."""
         return {
             "name": self.name,
+            "loss_kind": self.loss_kind,
             "rows": self.rows,
             "ranges": self.ranges,
             "names": self.names,
@@ -122,11 +124,13 @@ def describe(runs: RunTable | pd.DataFrame) -> Description:
         table = table.assign(tokens_per_parameter=table["tokens"] / table[runs.size_column])
     numeric = [name for name in UNITS if name in table]
     named = [name for name in NAMES if name in runs and runs[name].notna().any()]
-    units = UNITS | {"loss": runs.loss_unit}
+    bound = ", an upper bound" * (runs.loss_kind == "bound")
+    units = UNITS | {"loss": runs.loss_unit + bound, "bits_per_byte": "bits per byte" + bound}
     ranges = [_range(name, units[name], table[name]) for name in numeric]
     deviation, degrees = runs.noise if "loss" in runs else (np.nan, 0)
     return Description(
         name=runs.source.get("name", "run table"),
+        loss_kind=runs.loss_kind,
         rows=len(runs),
         ranges=pd.DataFrame(ranges, columns=RANGE),
         names={name: sorted(map(str, runs[name].dropna().unique())) for name in named},
