@@ -7,6 +7,7 @@ from scipy.interpolate import PchipInterpolator
 from shapelaw.scaling.fitting.compute_optimal import has_trade_off
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.fitting.run_intervals import LEVEL
+from shapelaw.scaling.laws.terms import Program
 from shapelaw.scaling.runs.columns import D, N
 
 NOT_REACHABLE = "not reachable"
@@ -56,9 +57,10 @@ def equivalent_compute(
     targets = np.vstack([np.log(fitted.expected(shapes)), draws[chosen]])
     # The deviation of the first shape from the law is kept along its path.
     targets -= (targets - program.log_loss(thetas))[:, :1]
+    grid = _grid_of_sizes(fitted, columns, factors)
     solved = np.array(
         [
-            _solve(factors, _lowest_log_loss(fitted, theta, columns, factors), target)
+            _solve(factors, _lowest_log_loss(grid, theta), target)
             for theta, target in zip(thetas, targets, strict=True)
         ]
     )
@@ -79,16 +81,19 @@ def equivalent_compute(
     )
 
 
-def _lowest_log_loss(
-    fitted: Fit, theta: np.ndarray, columns: dict[str, np.ndarray], factors: np.ndarray
-) -> np.ndarray:
-    """Return the lowest ln loss over N of the first shape at every factor of its compute, (k,)."""
+def _grid_of_sizes(fitted: Fit, columns: dict[str, np.ndarray], factors: np.ndarray) -> Program:
+    """Return the law of the first shape on all sizes at every factor of its compute."""
     sizes = np.log(columns[N][0]) + np.linspace(-MAX_LOG_SIZE, MAX_LOG_SIZE, SIZES)
     compute = np.log(columns[N][0]) + np.log(columns[D][0]) + factors
     size = np.tile(sizes, len(factors))
     at = {name: np.full(len(size), values[0]) for name, values in columns.items()}
     at |= {N: np.exp(size), D: np.exp(np.repeat(compute, SIZES) - size)}
-    logs = fitted.law.program(at, fitted.reference).log_loss(theta[None])[0].reshape(-1, SIZES)
+    return fitted.law.program(at, fitted.reference)
+
+
+def _lowest_log_loss(grid: Program, theta: np.ndarray) -> np.ndarray:
+    """Return the lowest ln loss over N at every factor of compute, (k,)."""
+    logs = grid.log_loss(theta[None])[0].reshape(-1, SIZES)
     logs = np.where(np.isfinite(logs), logs, np.inf)
     place = np.clip(logs.argmin(axis=1), 1, SIZES - 2)
     rows = np.arange(len(logs))

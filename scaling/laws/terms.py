@@ -41,8 +41,10 @@ def bowl(
     The value and its first and second derivative by u, of the broadcast shape.
     """
     u = x - x0 - gamma * s
-    scale = np.exp(eta * r) if np.any(eta) else np.ones(1)
     falling = np.expm1(-u)
+    if not np.any(eta):
+        return u + falling, -falling, 1.0 + falling
+    scale = np.exp(eta * r)
     return scale * (u + falling), -scale * falling, scale * (1.0 + falling)
 
 
@@ -131,11 +133,13 @@ class Term:
             np.multiply((value * inverse)[:, None, :], self._joined_slopes(theta)[0], out=out)
         elif shape is not None:
             depth, slope = shape[0] * inverse, shape[1] * inverse
-            by_optimum = -self._parameter(theta, 0) * slope
-            _, s, r = self.features
-            derivatives = (depth, by_optimum, by_optimum * s, self._parameter(theta, 0) * depth * r)
+            k, (_, s, r) = self._parameter(theta, 0), self.features
+            by_optimum = -k * slope
             for slot, place in enumerate(self.present):
-                out[:, slot] = derivatives[place]
+                if place < 2:
+                    out[:, slot] = (depth, by_optimum)[place]
+                else:
+                    out[:, slot] = by_optimum * s if place == 2 else k * depth * r
 
     def second(self, theta: np.ndarray, value: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Sum the second derivatives ∂²t over rows with weights (S, n): (S, m, m)."""
@@ -355,7 +359,9 @@ class Program:
 
 
 def _log(inside: np.ndarray) -> np.ndarray:
-    return np.log(np.where(inside > 0, inside, np.nan))
+    if inside.min(initial=np.inf) > 0:
+        return np.asarray(np.log(inside))
+    return np.asarray(np.log(np.where(inside > 0, inside, np.nan)))
 
 
 def _scatter(target: np.ndarray, part: np.ndarray, places: list[int]) -> None:

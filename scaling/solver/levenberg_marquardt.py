@@ -263,7 +263,8 @@ def damped_step(
     """Solve (H + λ diag|H|) step = -g for a batch, with frozen parameters unchanged.
 
     The Cholesky factorisation runs over the whole batch and keeps its pivots positive, so that the
-    step is a descent direction also where the Hessian is indefinite.
+    step is a descent direction also where the Hessian is indefinite. The right-hand side is its
+    last row, so that it is solved forward on the way.
 
     Parameters
     ----------
@@ -279,28 +280,26 @@ def damped_step(
     Steps, (S, p), and the decreases of the objective that they promise, (S,).
     """
     parameters = gradient.shape[1]
-    matrix = hessian.transpose(1, 2, 0).copy()
-    right = np.where(frozen, 0.0, -gradient).T.copy()
+    rows = np.arange(parameters)
+    matrix = np.empty((parameters + 1, parameters, len(gradient)))
+    matrix[:-1] = hessian.transpose(1, 2, 0)
+    matrix[-1] = -gradient.T
     fixed = frozen.T
-    scale = np.abs(np.einsum("jjs->js", matrix))
+    diagonal = matrix[rows, rows]
+    scale = np.abs(diagonal)
     scale = np.maximum(scale, SMALLEST_PIVOT * scale.max(axis=0, initial=0.0) + 1e-280)
-    matrix[fixed[:, None, :] | fixed[None, :, :]] = 0.0
-    for j in range(parameters):
-        matrix[j, j] = np.where(fixed[j], 1.0, matrix[j, j] + damping * scale[j])
-    floor = np.where(fixed, 1.0, SMALLEST_PIVOT * scale)
+    matrix[:-1][fixed[:, None, :] | fixed[None, :, :]] = 0.0
+    matrix[-1][fixed] = 0.0
+    matrix[rows, rows] = np.where(fixed, 1.0, diagonal + damping * scale)
+    floor, least = np.where(fixed, 1.0, SMALLEST_PIVOT * scale), np.where(fixed, 1.0, scale)
     for j in range(parameters):
         pivot = matrix[j, j]
-        matrix[j, j] = np.sqrt(np.where(pivot > floor[j], pivot, np.where(fixed[j], 1.0, scale[j])))
+        matrix[j, j] = np.sqrt(np.where(pivot > floor[j], pivot, least[j]))
         below = matrix[j + 1 :, j] / matrix[j, j]
         matrix[j + 1 :, j] = below
-        for i in range(j + 1, parameters):
-            matrix[i, j + 1 : i + 1] -= below[i - j - 1] * below[: i - j]
-    forward = right
-    for j in range(parameters):
-        forward[j] /= matrix[j, j]
-        forward[j + 1 :] -= matrix[j + 1 :, j] * forward[j]
-    promised = 0.5 * (forward**2).sum(axis=0)
-    step = forward.copy()
+        matrix[j + 1 :, j + 1 :] -= below[:, None] * below[:-1]  # only the lower half is read
+    step = matrix[-1]
+    promised = 0.5 * (step**2).sum(axis=0)
     for j in range(parameters - 1, -1, -1):
         step[j] /= matrix[j, j]
         step[:j] -= matrix[j, :j] * step[j]

@@ -65,10 +65,15 @@ class Problem:
         changed.__dict__["parameters"] = self.parameters
         return changed
 
+    @cached_property
+    def _held_values(self) -> np.ndarray:
+        """Values of the held parameters, 0 for the free ones, (p,)."""
+        return np.array([self.held[n].value if n in self.held else 0.0 for n in self.law.names])
+
     def complete(self, free: np.ndarray) -> np.ndarray:
         """Return all internal parameters, (..., p), from the free ones, (..., f)."""
         theta = np.empty((*np.shape(free)[:-1], len(self.free)))
-        theta[...] = [self.held[n].value if n in self.held else 0.0 for n in self.law.names]
+        theta[...] = self._held_values
         theta[..., self.free] = free
         return theta
 

@@ -178,7 +178,7 @@ def _iterate(
         parts = zip(conditionals, hierarchy.split(points), strict=True)
         return hierarchy.log_density(points, [given(t) for given, t in parts])
 
-    g, probability = move(density, g, root, step, generator)
-    g = ensemble_move(density, g, generator)
+    g, value, probability = move(density, g, root, step, generator)
+    g = ensemble_move(density, g, value, generator)
     parts = zip(conditionals, hierarchy.split(g), strict=True)
     return g, [given.latent(t, generator) for given, t in parts], probability

@@ -54,7 +54,7 @@ def move(
     root: np.ndarray,
     step: float,
     generator: np.random.Generator,
-) -> tuple[np.ndarray, float]:
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Move every chain by one trajectory.
 
     Parameters
@@ -74,13 +74,15 @@ def move(
     -------
     points
         Points after the trajectories, (S, q).
+    value
+        Log density there, (S,).
     accepted
         Mean probability of acceptance.
     """
-    value, gradient = density(points)
+    before, gradient = density(points)
     momentum = generator.standard_normal(points.shape)
     steps = int(np.clip(round(generator.uniform(*LENGTHS) / step), 1, MAX_STEPS))
-    start_energy = value - 0.5 * (momentum**2).sum(axis=1)
+    start_energy = before - 0.5 * (momentum**2).sum(axis=1)
     at, moving = points, momentum + 0.5 * step * (gradient @ root)
     for number in range(steps):
         at = at + step * (moving @ root.T)
@@ -90,11 +92,12 @@ def move(
     change = np.where(np.isfinite(change), change, -np.inf)
     probability = np.exp(np.minimum(change, 0.0))
     accept = generator.random(len(points)) < probability
-    return np.where(accept[:, None], at, points), float(probability.mean())
+    points = np.where(accept[:, None], at, points)
+    return points, np.where(accept, value, before), float(probability.mean())
 
 
 def ensemble_move(
-    density: LogDensity, points: np.ndarray, generator: np.random.Generator
+    density: LogDensity, points: np.ndarray, value: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray:
     """Move each half of the chains by differences of points of the other half.
 
@@ -105,8 +108,8 @@ def ensemble_move(
     ----------
     density
         Log density of every chain, with its gradient.
-    points
-        Points of the chains, (S, q).
+    points, value
+        Points of the chains, (S, q), and the log density there, (S,).
     generator
         Random numbers.
 
@@ -118,7 +121,6 @@ def ensemble_move(
     count, size = points.shape
     if count < MIN_ENSEMBLE:
         return points
-    value, _ = density(points)
     order = generator.permutation(count)
     halves = np.array_split(order, 2)
     for mine, others in (halves, halves[::-1]):

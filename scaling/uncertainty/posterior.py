@@ -189,15 +189,14 @@ class SourcePosterior:
         square = (residual / self.scales(latent)[0][:, None]) ** 2
         precision = generator.gamma((DEGREES + 1) / 2, 2 / (DEGREES + square))
         sums = WeightedSums.of(self, precision, bare)
-        logs = latent[:, values:]
-        score, *_ = self._marginal(logs, sums)
+        logs = latent[:, values:].copy()
+        score, root, shrunk = self._marginal(logs, sums)
         for step in SCALE_STEPS:
             proposed = logs + step * generator.standard_normal(logs.shape)
-            new_score, *_ = self._marginal(proposed, sums)
-            accept = np.log(generator.random(len(t))) < new_score - score
-            logs = np.where(accept[:, None], proposed, logs)
-            score = np.where(accept, new_score, score)
-        _, root, shrunk = self._marginal(logs, sums)
+            new = self._marginal(proposed, sums)
+            accept = np.log(generator.random(len(t))) < new[0] - score
+            for kept, found in zip((logs, score, root, shrunk), (proposed, *new), strict=True):
+                kept[accept] = found[accept]
         return Conditional(
             source=self,
             precision=precision * np.exp(-2 * logs[:, :1]),
@@ -222,18 +221,20 @@ class SourcePosterior:
         inverse = np.exp(-2 * logs[:, :1])
         variance = np.exp(2 * logs[:, 2:3]) if self.clusters is not None else np.zeros_like(inverse)
         shrunk = variance / (1 + variance * inverse * sums.by_cluster)
-        pulled = sums.rows_by_cluster * (shrunk * inverse**2)[:, :, None]
-        gram = inverse[:, :, None] * sums.gram
-        gram = gram - np.matmul(pulled.transpose(0, 2, 1), sums.rows_by_cluster)
-        moment = inverse * sums.moment - np.matmul(
-            pulled.transpose(0, 2, 1), sums.bare_by_cluster[:, :, None]
-        )[:, :, 0]  # fmt: skip
+        matrix, moment = inverse[:, :, None] * sums.gram, inverse * sums.moment
         total = inverse[:, 0] * sums.total
-        total = total - (shrunk * inverse**2 * sums.bare_by_cluster**2).sum(axis=1)
+        if self.clusters is not None:
+            pulled = (sums.rows_by_cluster * (shrunk * inverse**2)[:, :, None]).transpose(0, 2, 1)
+            matrix -= np.matmul(pulled, sums.rows_by_cluster)
+            moment -= np.matmul(pulled, sums.bare_by_cluster[:, :, None])[:, :, 0]
+            total -= (shrunk * inverse**2 * sums.bare_by_cluster**2).sum(axis=1)
         factors = self._factors(self._without_values(logs))[:, : self.misfit.size]
-        matrix = factors[:, :, None] * gram * factors[:, None, :] + np.eye(self.misfit.size)
+        matrix *= factors[:, :, None]
+        matrix *= factors[:, None, :]
+        diagonal = np.arange(self.misfit.size)
+        matrix[:, diagonal, diagonal] += 1.0
         root = _stable_roots(matrix)
-        solved = np.linalg.solve(root, (factors * moment)[:, :, None])[:, :, 0]
+        solved = _forward_substitution(root, factors * moment)
         score = 0.5 * (solved**2).sum(axis=1) - 0.5 * total
         score -= np.log(np.diagonal(root, axis1=1, axis2=2)).sum(axis=1)
         score -= 0.5 * np.log1p(variance * inverse * sums.by_cluster).sum(axis=1)
@@ -294,6 +295,15 @@ def _stable_roots(matrices: np.ndarray) -> np.ndarray:
         return np.asarray(np.linalg.cholesky(matrices))
     except np.linalg.LinAlgError:
         return np.stack([covariance_root(matrix) for matrix in matrices])
+
+
+def _forward_substitution(roots: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Solve L x = b for lower triangular matrices (S, m, m) and vectors (S, m)."""
+    solved = right.copy()
+    for row in range(right.shape[1]):
+        solved[:, row] -= np.einsum("sk,sk->s", roots[:, row, :row], solved[:, :row])
+        solved[:, row] /= roots[:, row, row]
+    return solved
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,6 +12,7 @@ from shapelaw.scaling.uncertainty.hamiltonian import (
     StepSize,
     covariance_root,
     ensemble_move,
+    move,
     r_hat,
     root_of,
 )
@@ -82,9 +83,18 @@ def test_same_seed_gives_same_draws_and_other_seed_others():
     assert not np.array_equal(first, other)
 
 
+def test_moved_points_come_with_their_density():
+    points = np.random.default_rng(0).standard_normal((200, 3))
+    root = np.linalg.cholesky(NORMAL_COVARIANCE)
+    moved, value, _ = move(normal, points, root, 1.5, np.random.default_rng(1))
+    stayed = (moved == points).all(axis=1)
+    assert 0 < stayed.sum() < len(points)
+    assert value == pytest.approx(normal(moved)[0], rel=1e-12)
+
+
 def test_ensemble_move_leaves_few_chains_where_they_are():
     points = np.random.default_rng(0).standard_normal((MIN_ENSEMBLE - 1, 3))
-    assert ensemble_move(normal, points, np.random.default_rng(1)) is points
+    assert ensemble_move(normal, points, normal(points)[0], np.random.default_rng(1)) is points
 
 
 def test_r_hat_of_independent_draws_is_1_and_of_apart_chains_large():

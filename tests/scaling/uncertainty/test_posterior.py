@@ -123,6 +123,18 @@ def test_density_of_scales_equals_dense_normal_density_and_prior_up_to_a_constan
     assert change == pytest.approx(expected(logs) - expected(first), rel=1e-6, abs=1e-5)
 
 
+def test_conditional_keeps_the_root_of_its_scales(case):
+    source, _, at, latent = case
+    given = source.conditional(at, latent, np.random.default_rng(1))
+    precision = given.precision * np.exp(2 * given.logs[:, :1])
+    sums = WeightedSums.of(source, precision, bare_residual(source, at))
+    moved = (given.logs != latent[:, -given.logs.shape[1] :]).any(axis=1)
+    _, root, shrunk = source._marginal(given.logs, sums)
+    assert moved.any()
+    assert given.root == pytest.approx(root, rel=1e-9, abs=1e-12)
+    assert given.shrunk == pytest.approx(shrunk, rel=1e-9)
+
+
 def test_latent_draws_have_mean_and_covariance_of_dense_normal(case):
     source, prior, *_ = case
     chains = 5000
