@@ -27,6 +27,9 @@ class Axes:
         Fields that are computed from others.
     constants
         Fields that differ from the family's default in every model of a search.
+    exact_width
+        Fields with which the width is the one that the config names; without them the class
+        computes another one from it.
     reference
         Fields of a published model whose proportions are those of the usual baseline, as far as
         they differ from the defaults of the family.
@@ -54,6 +57,7 @@ class Axes:
     structure: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     follows: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
+    exact_width: Mapping[str, Any] = field(default_factory=dict)
     reference: Mapping[str, Any] = field(default_factory=dict)
     heads_divide_hidden: bool = False
     rules: tuple[str, ...] = ()

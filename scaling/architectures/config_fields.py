@@ -40,12 +40,14 @@ LAYER_KINDS = ("full_attention", "sliding_attention", "chunked_attention")
 class ConfigField:
     """Default of a config field, its kind, and whether null stands for the default of the family.
 
-    A nullable field whose value is null reads as None; other fields refuse null.
+    A nullable field whose value is null reads as None; other fields refuse null. Where null stands
+    for a rule over the layers, ``rule`` names it.
     """
 
     default: Any
     kind: Kind = "count"
     nullable: bool = False
+    rule: str = ""
 
 
 def switch(default: bool) -> ConfigField:

@@ -1,7 +1,7 @@
 """Space of models of one family: every combination of its axes that meets a budget of active N."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from math import prod
@@ -71,6 +71,9 @@ class FamilySpace:
         Conditions on fields, counts and bytes; see :class:`FamilyColumns`.
     bytes_per_value, kv_bytes_per_value, context
         Bytes of a weight and of a value in the cache, and tokens of a sequence (``cache_bytes``).
+    layer_lists, listed_at
+        Lists over the layers of one model, and its depth and other values of structure: models that
+        have these keep the lists, others have the family's rules.
 
     Raises
     ------
@@ -90,6 +93,8 @@ class FamilySpace:
     bytes_per_value: float = 2
     kv_bytes_per_value: float = 2
     context: int = 4096
+    layer_lists: Mapping[str, Any] = field(default_factory=dict)
+    listed_at: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.convention not in ACTIVE_CONVENTIONS:
@@ -165,9 +170,14 @@ class FamilySpace:
         """Every combination of the values that decide on the blocks, with the constants."""
         names = self._structure_names
         return tuple(
-            {**dict(zip(names, values, strict=True)), **self.constants}
+            self._with_lists({**dict(zip(names, values, strict=True)), **self.constants})
             for values in product(*(self.values[name] for name in names))
         )
+
+    def _with_lists(self, structure: dict[str, Any]) -> dict[str, Any]:
+        """Add the lists over the layers where they fit; null stands for the family's rule."""
+        fits = all(structure.get(name) == value for name, value in self.listed_at.items())
+        return {**structure, **(self.layer_lists if fits else dict.fromkeys(self.layer_lists))}
 
     @property
     def _rows(self) -> int:

@@ -93,7 +93,9 @@ class FamilyRequest(ProposalRequest):
                 f"`--baseline` must be a config of {self.family}, but {name} is of "
                 f"{model.model_type}; give one of the family, or --family {model.model_type}"
             )
-        fields = {"model_type": self.family, **dict(model.fields)}
+        axes, fields = self._family.axes, {"model_type": self.family, **dict(model.fields)}
+        if axes.exact_width:
+            fields |= {**axes.exact_width, axes.width: model.intermediate_size}
         if self.space.vocab_size is not None:
             fields["vocab_size"] = self.space.vocab_size
         return read_architecture(fields)
@@ -249,7 +251,38 @@ class FamilyRequest(ProposalRequest):
             bytes_per_value=workload.bytes_per_value,
             kv_bytes_per_value=workload.kv_bytes_per_value,
             context=workload.input_tokens + workload.output_tokens,
+            layer_lists=self.layer_lists,
+            listed_at=self._listed_at,
         )
+
+    @cached_property
+    def layer_lists(self) -> dict[str, list[Any]]:
+        """Lists over the layers of the baseline that no axis holds, by field."""
+        axes = {"layer_types", self._family.axes.width}  # a pattern, and solved for the budget
+        fields = dict(self.model.fields).items()
+        return {n: value for n, value in fields if isinstance(value, list) and n not in axes}
+
+    @cached_property
+    def _listed_at(self) -> dict[str, Any]:
+        """Depth and other values of structure of the baseline."""
+        axes, own = self._family.axes, self._own_values(self.model)
+        names = (axes.layers, *axes.structure, "layer_types")
+        return {name: own[name] for name in names if name in own}
+
+    def layer_notes(self) -> list[str]:
+        """Say where lists over the layers of the baseline are kept, and what replaces them."""
+        depth, kinds = self.model.num_hidden_layers, dict(self.model.fields).get("layer_types")
+        notes = [
+            f"`{name}` of the baseline holds for models of its {depth} layers and pattern; others "
+            f"have the rule of {self.family}: {self._family.fields[name].rule or 'its default'}"
+            for name in self.layer_lists
+        ]
+        if isinstance(kinds, list) and 2 * len(pattern_of(kinds)) > depth:
+            notes.append(
+                f"`layer_types` of the baseline has no period: models of other depths than {depth} "
+                "repeat it from the first layer, or have its first part"
+            )
+        return notes
 
 
 def pattern_of(kinds: Sequence[str]) -> tuple[str, ...]:

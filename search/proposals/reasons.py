@@ -112,6 +112,7 @@ def baseline_notes(proposals: Proposals) -> list[str]:
     same = f"losses are compared at exactly the baseline's N, {size}; the baseline {kind}"
     time, lifetime, rules = request.budget.time, request.budget.lifetime, request.rules
     notes = [same] if rules is None else [same, str(rules)]
+    notes += request.layer_notes()
     notes += [] if time is None else time.notes(request.baseline)
     if lifetime is None:
         return notes

@@ -259,6 +259,10 @@ class ProposalRequest:
         """Return the name of the baseline in texts."""
         return self.space.baseline
 
+    def layer_notes(self) -> list[str]:
+        """Describe lists over the layers of the baseline; all layers of a shape are alike."""
+        return []
+
     @cached_property
     def rescaled(self) -> bool:
         """Return whether the model is of another size, so that only its proportions count."""

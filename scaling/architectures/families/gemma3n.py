@@ -127,7 +127,9 @@ GEMMA3N = ConfigFamily(
         "altup_num_inputs": ConfigField(4),
         "num_kv_shared_layers": ConfigField(15, "whole"),
         "laurel_rank": ConfigField(64),
-        "activation_sparsity_pattern": ConfigField(None, "shares", nullable=True),
+        "activation_sparsity_pattern": ConfigField(
+            None, "shares", nullable=True, rule=f"{SPARSITY} in the first {SPARSE_LAYERS} layers"
+        ),
     },
     build_gemma3n,
     class_name="Gemma3nForCausalLM",

@@ -48,6 +48,9 @@ def build_lfm2(fields: ConfigFields) -> Architecture:
     def kind(index: int) -> str:
         return LAYERS[0] if given is None or index in given else LAYERS[1]
 
+    if given is not None and fields["layer_types"] is None:
+        kinds = [kind(index) for index in range(fields["num_hidden_layers"])]
+        fields.values = {**fields.values, "layer_types": kinds, "full_attn_idxs": None}
     layers = [
         DecoderLayer(
             attention=convolution if each == "conv" else attention, feed_forward=mlp, norm=norm
@@ -92,6 +95,7 @@ LFM2 = ConfigFamily(
         head_dim=None,
         structure={"layer_types": (("conv", "conv", "full_attention"),)},
         constants={"block_auto_adjust_ff_dim": False},
+        exact_width={"block_auto_adjust_ff_dim": False},
         reference={"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16},
     ),
     also_read=tuple(OTHER_NAMES),

@@ -81,9 +81,13 @@ LLAMA4 = ConfigFamily(
         "intermediate_size_mlp": ConfigField(16_384),
         "num_experts_per_tok": ConfigField(1),
         "num_local_experts": ConfigField(16),
-        "moe_layers": ConfigField(None, "list", nullable=True),
+        "moe_layers": ConfigField(
+            None, "list", nullable=True, rule="every interleave_moe_layer_step-th layer"
+        ),
         "interleave_moe_layer_step": ConfigField(1),
-        "no_rope_layers": ConfigField(None, "list", nullable=True),
+        "no_rope_layers": ConfigField(
+            None, "list", nullable=True, rule="every no_rope_layer_interval-th layer"
+        ),
         "no_rope_layer_interval": ConfigField(4),
         "attention_chunk_size": ConfigField(8192, nullable=True),
         "use_qk_norm": switch(True),

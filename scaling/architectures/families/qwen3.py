@@ -103,7 +103,9 @@ QWEN3_MOE = ConfigFamily(
         "num_experts_per_tok": ConfigField(8),
         "num_experts": ConfigField(128),
         "norm_topk_prob": switch(False),
-        "mlp_only_layers": ConfigField(None, "list", nullable=True),
+        "mlp_only_layers": ConfigField(
+            None, "list", nullable=True, rule="decoder_sparse_step alone"
+        ),
     },
     build_qwen3_moe,
     class_name="Qwen3MoeForCausalLM",

@@ -73,7 +73,9 @@ SMOLLM3 = ConfigFamily(
         "mlp_bias": switch(False),
         "use_sliding_window": switch(False),
         "sliding_window": ConfigField(None, nullable=True),
-        "no_rope_layers": ConfigField(None, "list", nullable=True),
+        "no_rope_layers": ConfigField(
+            None, "list", nullable=True, rule="every no_rope_layer_interval-th layer"
+        ),
         "no_rope_layer_interval": ConfigField(4),
         "layer_types": ConfigField(None, "list", nullable=True),
     },

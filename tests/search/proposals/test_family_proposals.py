@@ -223,3 +223,90 @@ def test_given_axes_are_searched() -> None:
     table = asked.shape_space.enumerate()
     assert set(table.numbers["kv_lora_rank"]) == {256, 512}
     assert set(table.numbers["n_routed_experts"]) == {64}
+
+
+# A list over the layers of a baseline that differs from the family's rule, of 16 layers.
+LISTS = {
+    "smollm3": {"no_rope_layers": [0, 1] * 8},
+    "qwen3_moe": {"mlp_only_layers": [0, 5, 6]},
+    "llama4_text": {"moe_layers": [1, 4, 9, 15], "no_rope_layers": [1, 1, 0, 1] * 4},
+    "gemma3n_text": {"activation_sparsity_pattern": [0.5] * 4 + [0.0] * 12},
+}
+DEPTH = 16
+
+
+def listed_request(family: str, path: Path, lists: dict[str, Any]) -> FamilyRequest:
+    """Ask for models of the size of a baseline with lists over its layers."""
+    axes = FAMILIES[family].axes
+    config = {"model_type": family, **axes.reference, "num_hidden_layers": DEPTH, **lists}
+    if family == "gemma3n_text":
+        config |= {"num_kv_shared_layers": 0, "hidden_size": 1024, "intermediate_size": 4096}
+    if family == "llama4_text":
+        config |= {"hidden_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 2,
+                   "intermediate_size": 2048, "intermediate_size_mlp": 4096}  # fmt: skip
+    path.write_text(json.dumps(config))
+    size = read_architecture(config).n_active_non_embedding
+    return request(family, parameters=size, baseline=str(path), any_shape=True)
+
+
+@pytest.mark.parametrize("family", LISTS)
+def test_lists_over_the_layers_are_kept_at_the_depth_and_pattern_of_the_baseline(
+    family: str, tmp_path: Path
+) -> None:
+    lists = LISTS[family]
+    asked = listed_request(family, tmp_path / "config.json", lists)
+    found = family_candidates(asked, LossBasis(fit=printed_fit(LAW), published=LAW))
+    assert found.table[found.baseline] == asked.model
+    space = asked.shape_space
+    kept, ruled = [], []
+    for structure in space.structures:
+        same = all(structure[name] == value for name, value in space.listed_at.items())
+        (kept if same else ruled).append({name: structure[name] for name in lists})
+    assert kept == [lists] * len(kept)
+    assert ruled == [dict.fromkeys(lists)] * len(ruled)
+    assert min(len(kept), len(ruled)) > 0
+    notes = asked.layer_notes()
+    for name in lists:
+        [told] = [note for note in notes if f"`{name}`" in note]
+        assert f"models of its {DEPTH} layers and pattern; others have the rule" in told
+        assert FAMILIES[family].fields[name].rule in told
+
+
+def test_attention_layers_given_by_number_are_a_pattern(tmp_path: Path) -> None:
+    lists = {"full_attn_idxs": [1, 3, 5, 7, 9, 11, 13, 15]}
+    asked = listed_request("lfm2", tmp_path / "config.json", lists)
+    assert ("conv", "full_attention") in asked.shape_space.values["layer_types"]
+    found = family_candidates(asked, LossBasis(fit=printed_fit(LAW), published=LAW))
+    kinds = dict(found.table[found.baseline].fields)["layer_types"]
+    assert kinds == ["conv", "full_attention"] * 8
+    assert asked.layer_notes() == []
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert asked.model.n_total == read_architecture(config).n_total
+    assert asked.model.intermediate_size == 256 * -(-int(2 * 8192 / 3) // 256)  # as the class
+
+
+def test_layers_without_a_period_are_said_to_be_repeated_or_cut(tmp_path: Path) -> None:
+    kinds = ["conv"] * 9 + ["full_attention"] * 7
+    asked = listed_request("lfm2", tmp_path / "config.json", {"layer_types": kinds})
+    [told] = asked.layer_notes()
+    assert "no period: models of other depths than 16" in told
+
+
+def test_command_says_which_list_has_been_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    asked = listed_request("smollm3", path, LISTS["smollm3"])
+    out = tmp_path / "out"
+    size = str(asked.model.n_active_non_embedding)
+    done = CliRunner().invoke(
+        app,
+        [*ASK, "--params", size, "--family", "smollm3", "--baseline", str(path), "--any",
+         "--extrapolate", "--out", str(out)],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert done.exit_code == 0
+    notes = json.loads((out / "proposals.json").read_text())["notes"]
+    assert any("`no_rope_layers` of the baseline holds for models of its 16" in n for n in notes)
+    rows = json.loads((out / "proposals.json").read_text())["proposals"]
+    [base] = [row for row in rows if row["role"] == "baseline"]
+    config = json.loads((out / "proposals" / base["name"] / "config.json").read_text())
+    assert config["no_rope_layers"] == LISTS["smollm3"]["no_rope_layers"]
