@@ -134,10 +134,13 @@ def inside(columns: Columns, box: Mapping[str, Range]) -> np.ndarray:
 def costs(runs: RunTable | pd.DataFrame) -> np.ndarray:
     """Count the training FLOPs of every row: ``flops_counted`` where given, else 6·N·D.
 
+    Block diffusion passes every token twice, noisy and clean: 12·N·D.
+
     Parameters
     ----------
     runs
-        A run table or candidates with N and D.
+        A run table or candidates with N and D, and the column ``objective`` where it is another
+        than next-token prediction.
 
     Returns
     -------
@@ -159,7 +162,22 @@ def costs(runs: RunTable | pd.DataFrame) -> np.ndarray:
             )
         return frame["flops_counted"].to_numpy(dtype=float)
     require_columns(frame, (runs.size_column, D), "the candidates")
-    return np.asarray(6.0 * runs.sizes * runs.tokens)
+    return np.asarray(6.0 * passes_per_token(frame) * runs.sizes * runs.tokens)
+
+
+def passes_per_token(runs: pd.DataFrame) -> np.ndarray:
+    """Return how often the layers pass a training token: twice in block diffusion, (n,).
+
+    One block over the whole ``context_length`` is masked diffusion, which passes it once.
+    """
+    passes = np.ones(len(runs))
+    if "objective" in runs:
+        blocks = runs["objective"].astype(str).str.extract(r"^block:(\d+)", expand=False)
+        blocks = blocks.astype(float).to_numpy()
+        passes[np.isfinite(blocks)] = 2
+        if "context_length" in runs:
+            passes[blocks == runs["context_length"].to_numpy(dtype=float)] = 1
+    return passes
 
 
 def grid_candidates(

@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from shapelaw.scaling.design.candidates import Limits, costs, grid_candidates, inside
+from shapelaw.scaling.design.candidates import (
+    Limits,
+    costs,
+    grid_candidates,
+    inside,
+    passes_per_token,
+)
 from shapelaw.scaling.design.goals import Decision, Goal, GoalRanking, Optimum, Prediction
 from shapelaw.scaling.design.greedy import Selection
 from shapelaw.scaling.design.linearised import (
@@ -239,10 +245,21 @@ def next_runs(
     _check(goal, budget_flops)
     runs = _checked(fit, runs)
     everything = (
-        grid_candidates(fit, within=limits.within) if candidates is None else as_frame(candidates)
+        _trained_alike(grid_candidates(fit, within=limits.within), runs)
+        if candidates is None
+        else as_frame(candidates)
     )
     allowed = _allowed(fit, everything, limits.box(fit.columns(runs)), budget_flops)
     return _design(fit, goal, runs, allowed, budget_flops, limits, scatter)
+
+
+def _trained_alike(grid: pd.DataFrame, runs: RunTable) -> pd.DataFrame:
+    """Give a grid the objective and context of runs of block diffusion, which decide its cost."""
+    if (passes_per_token(runs.frame) == 1).all():
+        return grid
+    same = {name: runs.frame[name].unique() for name in ("objective", "context_length")
+            if name in runs.frame}  # fmt: skip
+    return grid.assign(**{name: values[0] for name, values in same.items() if len(values) == 1})
 
 
 def _design(

@@ -271,6 +271,22 @@ class TestNextRuns:
         assert 0 < len(design.picks) <= 4
         assert design.spent_flops == 1e18 * len(design.picks)
 
+    @pytest.mark.parametrize(
+        ("objective", "context", "per_token"),
+        [("next_token", 256, 6), ("masked_diffusion", 256, 6), ("block:16", 256, 12),
+         ("block:256/llada2", 256, 6), ("block:16/llada2", None, 12)],
+    )  # fmt: skip
+    def test_grid_of_block_diffusion_costs_two_passes_of_each_token(
+        self, fitted, runs, objective, context, per_token
+    ):
+        trained = runs.assign(objective=objective, loss_kind="bound")
+        if context is not None:
+            trained["context_length"] = context
+        design = next_runs(fitted, None, 1e21, goal=Prediction(at=FAR), runs=trained)
+        wanted = (per_token * design.rows[N] * design.rows[D]).sum()
+        assert design.spent_flops == pytest.approx(wanted, rel=1e-12)
+        assert costs(trained) == pytest.approx(per_token * (runs[N] * runs[D]).to_numpy())
+
     @pytest.mark.parametrize("misfit", [0.0, 0.005])
     def test_limits_on_d_and_d_over_n_hold(self, fitted, runs, misfit):
         within = {D: (1e9, 8e9), "tokens_per_parameter": (5.0, 50.0)}
