@@ -35,6 +35,11 @@ from shapelaw.search.proposals.proposal import (
     read_proposals,
 )
 from shapelaw.search.proposals.ranking import differences
+from shapelaw.search.reports.diffusion_report import (
+    measured_rows,
+    measurement_csv,
+    measurement_png,
+)
 from shapelaw.search.reports.families_report import rates_csv, rates_png
 from shapelaw.search.reports.pareto_plot import plot_pareto
 from shapelaw.search.workload import parse_workload
@@ -333,3 +338,8 @@ COMMITTED: dict[str, Callable[[Path], None]] = {
     "families/100k-rates.csv": rates_csv,
     "families/100k-rates.png": rates_png,
 }
+if measured_rows().is_file():  # once the measurement has been run
+    COMMITTED |= {
+        "diffusion/measurement.csv": measurement_csv,
+        "diffusion/measurement.png": measurement_png,
+    }
