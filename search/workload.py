@@ -60,7 +60,7 @@ class Workload:
     prompts
         ``batch``: all prompts are one static batch. ``steady``: requests arrive one by one while
         others decode, so that TTFT is the time of one prompt. None: ``steady`` if the concurrency
-        is automatic, otherwise ``batch``.
+        is automatic and the engine has it, otherwise ``batch``.
     price
         Price of one GPU for an hour; None: no costs are computed.
 

@@ -133,9 +133,8 @@ def compare_families(
         rate_tokens=max(count // 2, 1) if lr_tokens is None else parse_count(lr_tokens),
     )
     server = engine_named(engine)
-    served = parse_workload(
-        workload or usual_workload(recipe.context_length), dtype=server.default_dtype
-    )
+    usual = workload or usual_workload(recipe.context_length)
+    served = server.served_workload(parse_workload(usual, dtype=server.default_dtype))
     text = CorpusOptions.from_command(
         corpus, validation=validation, vocab=vocab, tokenizer=tokenizer
     )

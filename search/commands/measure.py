@@ -90,7 +90,7 @@ def measure_config(
         measuring = engine_named(engine)
     if other is not None:
         measuring = _decoding_engine(engine, other, config, document)
-    work = parse_workload(workload, dtype=measuring.default_dtype)
+    work = measuring.served_workload(parse_workload(workload, dtype=measuring.default_dtype))
     with working("measuring the shape"):
         measurement = measuring.measure(model, work)  # type: ignore[arg-type]
     row = asdict(measurement)

@@ -291,7 +291,7 @@ def propose_shapes(
         max_ttft=max_ttft, max_tpot=max_tpot,
         tensor_parallel=None if tp is None else _parse_option("--tp", tp),
     )  # fmt: skip
-    serving.require_supported(served)
+    served = serving.served_workload(served)
     size = _size_of(
         params, tokens, target_loss, serve_tokens, _training_time(train_hours, hardware, mfu),
         convention=params_convention, tolerance=tolerance, extrapolate=extrapolate,

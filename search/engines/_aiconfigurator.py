@@ -12,6 +12,7 @@ from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError
 from shapelaw.search.engines._base import Engine, Measurement, bytes_served
 from shapelaw.search.engines.accelerators import hardware
+from shapelaw.search.engines.concurrency import measure_one_fastest
 from shapelaw.search.engines.sessions.client import (
     MissingError,
     SessionProcess,
@@ -51,6 +52,8 @@ class AiconfiguratorEngine(Engine):
     name = "aiconfigurator"
     kind = "predicted"
     default_dtype = "bfloat16"
+    supported = frozenset({"automatic"})
+    searches_concurrency = True
     known_error = (
         "from tables of measured kernels; on an H200, Surefire-1B over LLaMA-3.2-1B is 1.44 by it "
         "and 1.47 as arXiv 2510.18245 measured"
@@ -80,7 +83,9 @@ class AiconfiguratorEngine(Engine):
 
     def measure(self, shape: Shape, workload: Workload) -> Measurement:
         """Predict the speed on one GPU."""
-        self.require_supported(workload)
+        workload = self.served_workload(workload)
+        if workload.automatic:
+            return measure_one_fastest(self.measure_all, shape, workload)
         kv_type = workload.kv_dtype if workload.kv_dtype in NARROW_CACHES else None
         tabled = replace(workload, dtype="bfloat16", kv_dtype=kv_type)
         refuse_above(

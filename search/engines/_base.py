@@ -3,7 +3,7 @@
 import platform
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.schema import Count, NonNegative, PositiveFloat
-from shapelaw.search.workload import LIMITS, Workload
+from shapelaw.search.workload import BATCH, LIMITS, Workload
 from shapelaw.trainers.generation.decoding_settings import DecodingSettings
 
 TIME_MODEL = "time model"  # kind of a speed that the time model estimated
@@ -152,6 +152,8 @@ class Engine(ABC):
     # What a user must know of the speed of such a model; it is then not stored.
     architecture_note: str = ""
     is_formula: bool = False  # whether :meth:`times` answers for whole tables of shapes
+    # Whether it finds an automatic concurrency by measuring one static batch after the other.
+    searches_concurrency: bool = False
     supported: frozenset[str] = frozenset()  # of Workload.needs
     default_dtype = "float32"  # number format of a workload that names none
     decoder_text: str | None = None  # settings of a decoder that was asked for
@@ -201,6 +203,19 @@ class Engine(ABC):
             "one token after the other, the most probable one; --engine torch has every decoder"
         )
 
+    def served_workload(self, workload: Workload) -> Workload:
+        """Return a workload with what the engine decides: prompts in batches where it has no else.
+
+        Raises
+        ------
+        shapelaw.scaling.errors.InputError
+            The engine lacks an option.
+        """
+        if workload.automatic and workload.prompts is None and self.searches_concurrency:
+            workload = replace(workload, prompts=BATCH)
+        self.require_supported(workload)
+        return workload
+
     def require_supported(self, workload: Workload) -> None:
         """Refuse options of a workload that the engine does not support, by their names.
 
@@ -248,10 +263,17 @@ class Engine(ABC):
         return results
 
 
-def bytes_served(shape: Costs | Architecture, workload: Workload) -> Any:
-    """Compute the bytes of the weights and of the whole KV cache; (n,) for a table of n shapes."""
+def bytes_served(shape: Costs | Architecture, workload: Workload, at_once: Any = None) -> Any:
+    """Compute the bytes of the weights and of the whole KV cache; (n,) for a table of n shapes.
+
+    Parameters
+    ----------
+    at_once
+        Sequences at once, a number or (n,); None: the workload's.
+    """
     length = workload.input_tokens + workload.output_tokens
-    cache = workload.concurrency * shape.cache_bytes(length, workload.kv_bytes_per_value)
+    at_once = workload.concurrency if at_once is None else at_once
+    cache = at_once * shape.cache_bytes(length, workload.kv_bytes_per_value)
     return cache + shape.weight_bytes(workload.bytes_per_value)
 
 

@@ -19,10 +19,10 @@ from shapelaw.scaling.units import number_format
 from shapelaw.search.engines._base import Engine, Measurement
 from shapelaw.search.engines.accelerators import Hardware, hardware
 from shapelaw.search.engines.cache import cache_folder
+from shapelaw.search.engines.concurrency import MOST_AT_ONCE
 from shapelaw.search.workload import BATCH, DTYPES, STEADY, Workload
 
 ACCELERATOR = 1e13  # FLOP/s in bfloat16 above which a device is no processor core
-MOST_AT_ONCE = 4096  # sequences of an automatic concurrency; engines schedule fewer
 
 
 class RooflineEngine(Engine):

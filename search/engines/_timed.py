@@ -16,6 +16,7 @@ from shapelaw.scaling.architectures.engine_conditions import require_computed_al
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.search.engines._base import MAX_WALL_TO_CPU, Engine, Measurement, interval
+from shapelaw.search.engines.concurrency import measure_fastest, measure_one_fastest
 from shapelaw.search.workload import Workload
 
 WARM_UP_TOKENS = 4
@@ -75,6 +76,8 @@ class TimedEngine(Engine):
     """
 
     kind = "measured"
+    supported = frozenset({"automatic"})
+    searches_concurrency = True
     version: str
     device: str
     repeats = 5
@@ -105,7 +108,9 @@ class TimedEngine(Engine):
 
     def measure(self, shape: Shape | Architecture, workload: Workload) -> Measurement:
         """Measure one shape or architecture."""
-        self.require_supported(workload)
+        workload = self.served_workload(workload)
+        if workload.automatic:
+            return measure_one_fastest(self.measure_all, shape, workload)
         with self.start_alike(shape, workload) as server:
             (result,) = self._measure_loaded([server], workload)
         if isinstance(result, str):
@@ -114,7 +119,9 @@ class TimedEngine(Engine):
 
     def measure_all(self, shapes: Sequence[Shape], workload: Workload) -> list[Measurement | str]:
         """Measure several shapes, with their repeats interleaved."""
-        self.require_supported(workload)
+        workload = self.served_workload(workload)
+        if workload.automatic:
+            return measure_fastest(self.measure_all, shapes, workload)
         results: list[Measurement | str] = []
         for begin in range(0, len(shapes), self.together):
             results += self._measure_part(shapes[begin : begin + self.together], workload)

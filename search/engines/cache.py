@@ -19,6 +19,7 @@ from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.files import parse_json
 from shapelaw.scaling.schema import Name, conform
 from shapelaw.search.engines._base import Engine, Measurement
+from shapelaw.search.engines.concurrency import measure_fastest, measure_one_fastest
 from shapelaw.search.engines.registry import engine_named
 from shapelaw.search.workload import Workload, parse_workload
 from shapelaw.trainers.generation.decoding_settings import parse_decoder
@@ -140,6 +141,7 @@ class CachedEngine(Engine):
         self.architecture_note = engine.architecture_note
         self.name, self.kind, self.is_formula = engine.name, engine.kind, engine.is_formula
         self.known_error, self.supported = engine.known_error, engine.supported
+        self.searches_concurrency = engine.searches_concurrency
         self.default_dtype, self.decoder_text = engine.default_dtype, engine.decoder_text
         self._measured_keys: set[str] = set()
         self.measured = 0  # shapes that the engine itself measured or refused
@@ -177,6 +179,9 @@ class CachedEngine(Engine):
 
     def measure(self, shape: Shape, workload: Workload) -> Measurement:
         """Look a measurement up, or measure and store it."""
+        if workload.automatic and self.searches_concurrency:
+            workload = self.served_workload(workload)
+            return measure_one_fastest(self.measure_all, shape, workload)
         stored = self._look_up(shape, workload)
         if stored is not None:
             return stored
@@ -186,6 +191,9 @@ class CachedEngine(Engine):
 
     def measure_all(self, shapes: Sequence[Shape], workload: Workload) -> list[Measurement | str]:
         """Look every shape up; measure the missing ones together, each distinct shape once."""
+        if workload.automatic and self.searches_concurrency:
+            workload = self.served_workload(workload)
+            return measure_fastest(self.measure_all, shapes, workload)
         results: dict[Shape, Measurement | str] = {}
         for shape in shapes:
             stored = self._look_up(shape, workload)

@@ -156,7 +156,12 @@ def require_service(ttft: np.ndarray, tpot: np.ndarray, workload: Workload) -> N
     shown = " and ".join(
         f"`{name} <= {limit:g}` s (the best shape has {time:.3g} s)" for name, limit, time in unmet
     )
+    at_once = (
+        "even alone; raise the limit "
+        if workload.automatic
+        else f"with {workload.concurrency} at once; raise the limit, lower the concurrency "
+    )
     raise InputError(
-        f"no shape of the budget meets {shown} under {workload.name} with {workload.concurrency} "
-        "at once; raise the limit, lower the concurrency or choose faster hardware"
+        f"no shape of the budget meets {shown} under {workload.name} {at_once}or choose faster "
+        "hardware"
     )

@@ -175,10 +175,19 @@ class SpaceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Serving:
-    """The workload to serve, with its service level, and the engine that measures or predicts."""
+    """The workload to serve, with its service level, and the engine that measures or predicts.
+
+    Raises
+    ------
+    InputError
+        The engine lacks an option of the workload.
+    """
 
     workload: Workload
     engine: Engine
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "workload", self.engine.served_workload(self.workload))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ measurements. Its predictions are marked ``time model`` wherever they are shown.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,6 +26,8 @@ class Estimates:
         Output tokens/s, and the standard deviation of their natural logarithm.
     ttft, tpot
         Seconds to the first token and per output token after it.
+    concurrency
+        Sequences at once.
     """
 
     engine: Engine
@@ -34,11 +36,13 @@ class Estimates:
     deviation: np.ndarray
     ttft: np.ndarray
     tpot: np.ndarray
+    concurrency: np.ndarray
 
     def measurement(self, row: int) -> Measurement:
         """Return the estimate of one row as a measurement of kind ``time model``."""
+        at_once = int(self.concurrency[row])
         return Measurement.predicted(
-            self.workload,
+            replace(self.workload, automatic=False, concurrency=at_once),
             engine=f"{TIME_MODEL} of {self.engine.label}",
             kind=TIME_MODEL,
             device=self.engine.label,
@@ -69,7 +73,7 @@ def estimate(
     forecast = model.forecast(table)
     fits = np.ones(len(table), dtype=bool)
     if device is not None:
-        fits = bytes_served(table, workload) <= device.memory
+        fits = bytes_served(table, workload, forecast.concurrency) <= device.memory
     return Estimates(
         engine=engine,
         workload=workload,
@@ -77,4 +81,5 @@ def estimate(
         deviation=forecast.deviation,
         ttft=np.where(fits, forecast.ttft, np.nan),
         tpot=np.where(fits, forecast.tpot, np.nan),
+        concurrency=forecast.concurrency,
     )

@@ -9,7 +9,7 @@ marginal likelihood of the measurements (empirical Bayes).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.optimize import least_squares, minimize
 
+from shapelaw.search.engines._base import bytes_served
 from shapelaw.search.time_model.terms import (
     TermPrior,
     alignment_features,
@@ -35,6 +36,7 @@ EXPECTED_MISFIT = 0.1  # of the terms alone, in ln seconds; larger residuals are
 FEATURE_SD, NOISE_SD = 0.1, 0.03  # used with fewer than MIN_TO_LEARN measurements
 MIN_TO_LEARN = 6  # measurements from which both standard deviations are estimated
 CHUNK = 1 << 16  # rows predicted at once
+CONCURRENCIES = 6  # numbers of sequences among which a prediction chooses an automatic concurrency
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,8 @@ class Forecast:
         Seconds to the first token and per output token after it.
     ttft_deviation, tpot_deviation
         Standard deviations of the natural logarithms of both.
+    concurrency
+        Sequences at once.
     """
 
     rate: np.ndarray
@@ -57,6 +61,7 @@ class Forecast:
     tpot: np.ndarray
     ttft_deviation: np.ndarray
     tpot_deviation: np.ndarray
+    concurrency: np.ndarray
 
     @property
     def low(self) -> np.ndarray:
@@ -207,12 +212,19 @@ class TimeModel:
         Models of both stages.
     first_token
         Ratio of TTFT to the seconds of the prefill, as the parts of the total time give them.
+    device
+        Hardware whose memory bounds an automatic concurrency; None: no bound.
+    concurrencies
+        Numbers of sequences among which a prediction chooses, in ascending order: the fastest
+        within the service level.
     """
 
     workload: "Workload"
     prefill: TimeStage
     decode: TimeStage
     first_token: float = 1.0
+    device: "Hardware | None" = None
+    concurrencies: tuple[int, ...] = ()
 
     @classmethod
     def fit(
@@ -230,6 +242,7 @@ class TimeModel:
         device
             Hardware whose roofline is the prior; None: a wide prior for a processor's core.
         """
+        at_once = np.array([_concurrency(each, workload) for each in measurements], dtype=int)
         parts = np.array([_stage_seconds(measurement, workload) for measurement in measurements])
         parts = parts.reshape(-1, 3)
         features = alignment_features(table)
@@ -238,12 +251,14 @@ class TimeModel:
         return cls(
             workload,
             TimeStage.fit(
-                before, prefill_terms(table, workload), features, parts[:, 0], parts[:, 2]
+                before, prefill_terms(table, workload, at_once), features, parts[:, 0], parts[:, 2]
             ),
             TimeStage.fit(
-                during, decode_terms(table, workload), features, parts[:, 1], parts[:, 2]
+                during, decode_terms(table, workload, at_once), features, parts[:, 1], parts[:, 2]
             ),
             float(np.exp(np.median(np.log(first / parts[:, 0])))) if len(first) else 1.0,
+            device,
+            _concurrencies(at_once, workload),
         )
 
     def predict(self, table: "ShapeTable") -> tuple[np.ndarray, np.ndarray]:
@@ -257,17 +272,18 @@ class TimeModel:
             self._stages(table.take(np.arange(begin, min(begin + CHUNK, len(table)))))
             for begin in range(0, max(len(table), 1), CHUNK)
         ]
-        before, before_sd, during, during_sd = np.concatenate(pieces, axis=1)
+        before, before_sd, during, during_sd, at_once = np.concatenate(pieces, axis=1)
         total = before + during
         work = self.workload
         return Forecast(
-            rate=work.concurrency * work.output_tokens / total,
+            rate=at_once * work.output_tokens / total,
             # Both stages run the same matrices: their errors correlate, so their deviations add.
             deviation=(before * before_sd + during * during_sd) / total,
             ttft=before * self.first_token,
             tpot=during / (work.output_tokens - 1),
             ttft_deviation=before_sd,
             tpot_deviation=during_sd,
+            concurrency=at_once.astype(int),
         )
 
     def with_predictions_as_data(self, table: "ShapeTable") -> "TimeModel":
@@ -276,20 +292,62 @@ class TimeModel:
         With it, parallel workers propose different shapes (the kriging believer of Ginsbourger, Le
         Riche and Carraro, 2010).
         """
-        features = alignment_features(table)
-        return TimeModel(
-            self.workload,
-            self.prefill.with_predictions_as_data(prefill_terms(table, self.workload), features),
-            self.decode.with_predictions_as_data(decode_terms(table, self.workload), features),
-            self.first_token,
+        features, work = alignment_features(table), self.workload
+        at_once = self.forecast(table).concurrency
+        prefill, decode = (terms(table, work, at_once) for terms in (prefill_terms, decode_terms))
+        return replace(
+            self,
+            prefill=self.prefill.with_predictions_as_data(prefill, features),
+            decode=self.decode.with_predictions_as_data(decode, features),
         )
 
     def _stages(self, table: "ShapeTable") -> np.ndarray:
-        """Predict the seconds of prefill and decode, each with its deviation in ln, (4, n)."""
-        features = alignment_features(table)
-        before, before_sd = self.prefill.predict(prefill_terms(table, self.workload), features)
-        during, during_sd = self.decode.predict(decode_terms(table, self.workload), features)
-        return np.stack([np.exp(before), before_sd, np.exp(during), during_sd])
+        """Predict the stages of every shape at its concurrency, as :meth:`_stages_at` does."""
+        numbers = self.concurrencies or (self.workload.concurrency,)
+        best = self._stages_at(table, numbers[0])
+        for at_once in numbers[1:]:
+            other = self._stages_at(table, at_once)
+            better = self._is_served(table, other) & (_rate(other) > _rate(best))
+            best = np.where(better, other, best)
+        return best
+
+    def _stages_at(self, table: "ShapeTable", at_once: int) -> np.ndarray:
+        """Predict seconds and ln deviations of both stages, and add the concurrency, (5, n)."""
+        features, work = alignment_features(table), self.workload
+        before, before_sd = self.prefill.predict(prefill_terms(table, work, at_once), features)
+        during, during_sd = self.decode.predict(decode_terms(table, work, at_once), features)
+        number = np.full(len(table), float(at_once))
+        return np.stack([np.exp(before), before_sd, np.exp(during), during_sd, number])
+
+    def _is_served(self, table: "ShapeTable", stages: np.ndarray) -> np.ndarray:
+        """Return the mask of the shapes that are within the service level and the memory, (n,)."""
+        work = self.workload
+        ttft = stages[0] * self.first_token <= (work.max_ttft or np.inf)
+        tpot = stages[2] / (work.output_tokens - 1) <= (work.max_tpot or np.inf)
+        if self.device is None:
+            return np.asarray(ttft & tpot)
+        return np.asarray(
+            ttft & tpot & (bytes_served(table, work, stages[4]) <= self.device.memory)
+        )
+
+
+def _rate(stages: np.ndarray) -> np.ndarray:
+    """Compute sequences per second of stages as :meth:`TimeModel._stages_at` returns them, (n,)."""
+    return np.asarray(stages[4] / (stages[0] + stages[2]))
+
+
+def _concurrency(measurement: "Measurement", workload: "Workload") -> int:
+    """Return the sequences at once of a measurement, which is the workload's unless automatic."""
+    chosen = measurement.concurrency if workload.automatic else None
+    return chosen or workload.concurrency
+
+
+def _concurrencies(measured: np.ndarray, workload: "Workload") -> tuple[int, ...]:
+    """Return the numbers among which to choose: within those measured, and half the smallest."""
+    if not workload.automatic or not len(measured):
+        return (workload.concurrency,)
+    numbers = np.geomspace(max(measured.min() / 2, 1), measured.max(), CONCURRENCIES)
+    return tuple(np.unique(numbers.round().astype(int)).tolist())
 
 
 def _stage_seconds(measurement: "Measurement", workload: "Workload") -> tuple[float, float, float]:
@@ -299,7 +357,7 @@ def _stage_seconds(measurement: "Measurement", workload: "Workload") -> tuple[fl
     total follows from the output tokens/s.
     """
     rate = measurement.output_tokens_per_second
-    total = workload.concurrency * workload.output_tokens / rate
+    total = _concurrency(measurement, workload) * workload.output_tokens / rate
     later = measurement.tpot * (workload.output_tokens - 1)
     share = min(max(measurement.ttft / (measurement.ttft + later), 1e-6), 1 - 1e-6)
     error = (measurement.high - measurement.low) / (2 * 1.96 * rate)

@@ -6,7 +6,7 @@ that do not fill the hardware's tiles, small heads) are left to the alignment fe
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -54,9 +54,15 @@ def priors(workload: Workload, device: "Hardware | None") -> tuple[TermPrior, Te
     return TermPrior(prefill, deviations), TermPrior(decode, deviations)
 
 
-def prefill_terms(table: ShapeTable, workload: Workload) -> np.ndarray:
-    """Count the units of each prefill term, (n, 5), for all prompts at their mean context."""
-    prompt = workload.concurrency * workload.input_tokens
+def prefill_terms(table: ShapeTable, workload: Workload, at_once: Any = None) -> np.ndarray:
+    """Count the units of each prefill term, (n, 5), for all prompts at their mean context.
+
+    Parameters
+    ----------
+    at_once
+        Sequences at once, a number or (n,); None: the workload's.
+    """
+    prompt = (workload.concurrency if at_once is None else at_once) * workload.input_tokens
     matrices = table.forward_flops(0) * prompt
     attention = (table.forward_flops(workload.input_tokens / 2) - table.forward_flops(0)) * prompt
     weights = table.weight_bytes(workload.bytes_per_value)
@@ -64,13 +70,20 @@ def prefill_terms(table: ShapeTable, workload: Workload) -> np.ndarray:
     return np.stack([weights, matrices, attention, table.num_hidden_layers, one], axis=1) * 1.0
 
 
-def decode_terms(table: ShapeTable, workload: Workload) -> np.ndarray:
-    """Count the units of each decode term, (n, 5), for all steps after the first token."""
+def decode_terms(table: ShapeTable, workload: Workload, at_once: Any = None) -> np.ndarray:
+    """Count the units of each decode term, (n, 5), for all steps after the first token.
+
+    Parameters
+    ----------
+    at_once
+        Sequences at once, a number or (n,); None: the workload's.
+    """
+    at_once = workload.concurrency if at_once is None else at_once
     steps = workload.output_tokens - 1
     context = workload.input_tokens + workload.output_tokens / 2
     weights = table.weight_bytes(workload.bytes_per_value)
-    cache = workload.concurrency * context * table.kv_bytes(workload.kv_bytes_per_value)
-    flops = workload.concurrency * table.forward_flops(context)
+    cache = at_once * context * table.kv_bytes(workload.kv_bytes_per_value)
+    flops = at_once * table.forward_flops(context)
     one = np.ones(len(table))
     return steps * np.stack([weights, cache, flops, table.num_hidden_layers, one], axis=1)
 

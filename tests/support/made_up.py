@@ -68,7 +68,7 @@ def measurement(
         high=float(rate * (1 + spread)), ttft=float(prefill),
         tpot=float(decode / (workload.output_tokens - 1)), prefill_tokens_per_second=1.0,
         decode_tokens_per_second=1.0, wall_seconds=0.0, cpu_seconds=0.0, load=None,
-        disturbed=False,
+        disturbed=False, concurrency=workload.concurrency,
     )  # fmt: skip
 
 

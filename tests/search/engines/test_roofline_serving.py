@@ -118,7 +118,7 @@ def test_split_that_divides_no_heads_and_limits_out_of_reach_are_refused() -> No
         RooflineEngine("zen4-core").measure(shape_named("llama-3.2-1b"), parse_workload("8/4,tp=2"))
 
 
-@pytest.mark.parametrize("option", ["weights=fp8", "tp=2", "concurrency=auto", "prompts=steady"])
+@pytest.mark.parametrize("option", ["weights=fp8", "tp=2", "prompts=steady"])
 def test_engine_without_an_option_refuses_it_by_name(option: str) -> None:
     with pytest.raises(InputError, match=f"`{option}.* the engine torch, which does not support"):
         TorchEngine().measure(LLAMA, parse_workload(f"chat,{option}"))

@@ -9,12 +9,14 @@ import pytest
 
 from shapelaw.scaling.architectures.named_shapes import shape_named
 from shapelaw.scaling.architectures.shape import RATIOS, Shape
+from shapelaw.scaling.architectures.shape_table import ShapeTable
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.runs.ratios import with_ratios
 from shapelaw.scaling.space.proportions import nearest_proportions
 from shapelaw.search.engines._base import Engine, Measurement
+from shapelaw.search.engines.cache import CachedEngine, MeasurementStore
 from shapelaw.search.proposals.basis import LossBasis
 from shapelaw.search.proposals.candidate_set import RATIO_SLACK
 from shapelaw.search.proposals.pareto_search import propose
@@ -31,6 +33,7 @@ from shapelaw.search.proposals.roles import EQUAL_LOSS, front_of
 from shapelaw.search.study.storage import opened_storage
 from shapelaw.search.time_model.cross_validation import MIN_MEASUREMENTS
 from shapelaw.search.workload import Workload, parse_workload
+from support import made_up
 from support.fake_engine import FakeEngine
 from support.search_runs import synthetic_runs
 
@@ -257,6 +260,49 @@ def test_search_with_short_outputs_proposes_shapes_measured_at_full_length(
     assert 2 <= lengths[64] == len(found) <= 4
     assert {p.throughput.workload for p in found if p.throughput} == {found[0].throughput.workload}  # type: ignore[union-attr]
     assert "64 out" in found[0].throughput.workload  # type: ignore[union-attr]
+
+
+class BatchEngine(Engine):
+    """A measuring engine of static batches with the true speeds of the synthetic space."""
+
+    name, kind, version, device = "batches", "measured", "1", "here"
+    supported, searches_concurrency = frozenset({"automatic"}), True
+
+    def measure(self, shape: Shape, workload: Workload) -> Measurement:
+        return replace(made_up.measured(ShapeTable.of([shape]), workload)[0], engine=self.name)
+
+
+def test_every_shape_is_served_by_as_many_as_its_service_level_holds(
+    fitted: Fit, tmp_path: Path
+) -> None:
+    limit = 0.0008
+    engine = CachedEngine(BatchEngine(), MeasurementStore(tmp_path / "measurements.jsonl"))
+    workload = parse_workload("128/64,concurrency=auto,tpot=0.8ms")
+    request = request_to(engine, measurements=3, estimated=4)
+    found = propose(
+        replace(request, serving=Serving(workload=workload, engine=engine)), LossBasis(fit=fitted)
+    )
+    kinds = Counter(p.throughput.kind for p in found if p.throughput)
+    assert set(kinds) == {"measured", "time model"}
+    chosen = set()
+    for proposal in found:
+        served = proposal.throughput
+        assert served is not None
+        assert served.concurrency is not None
+
+        def tpot(at_once: int, shape: Shape = proposal.shape) -> float:
+            table = ShapeTable.of([shape])
+            return float(
+                made_up.true_seconds(table, replace(workload, concurrency=at_once))[1][0] / 63
+            )
+
+        assert tpot(served.concurrency) <= limit * 1.02
+        if served.kind == "measured":  # the next number of the bisection breaks the limit
+            assert tpot(served.concurrency + max(1, served.concurrency // 8)) > limit
+        assert f"{served.concurrency} at once" in served.workload
+        chosen.add(served.concurrency)
+    assert len(chosen) > 2
+    assert "one by one" not in str(found.about())
 
 
 def test_time_model_is_checked_on_the_measured_shapes_only(fitted: Fit) -> None:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from shapelaw.search.engines.accelerators import hardware
 from shapelaw.search.time_model.cross_validation import cross_validate
 from shapelaw.search.time_model.model import TimeModel
 from shapelaw.search.time_model.terms import alignment_features, decode_terms, prefill_terms
-from shapelaw.search.workload import parse_workload
+from shapelaw.search.workload import Workload, parse_workload
 from support.made_up import TABLE, WORKLOAD, measured, measurement, true_seconds
 
 LARGE = parse_workload("1024/256@8:bfloat16")
@@ -187,3 +189,31 @@ def test_cross_validation_of_two_shapes_is_refused() -> None:
     some = TABLE.take(ROWS[:2])
     with pytest.raises(InputError, match=r"`measurements >= 3`, but got 2"):
         cross_validate(some, measured(some), WORKLOAD)
+
+
+def test_automatic_concurrency_is_predicted_within_the_limits_and_at_its_own_speed() -> None:
+    limit = 3e-4  # seconds per token
+    automatic = replace(WORKLOAD, automatic=True, prompts="batch", max_tpot=limit)
+
+    def at(number: int) -> Workload:
+        return replace(WORKLOAD, concurrency=number)
+
+    def tpot(number: int) -> np.ndarray:
+        return true_seconds(TABLE, at(number))[1] / (WORKLOAD.output_tokens - 1)
+
+    numbers = range(1, 200)
+    largest = np.sum([tpot(number) <= limit for number in numbers], axis=0)
+    assert 1 < largest.min() < largest.max() < 199
+    rows = ROWS[:24]
+    found = [measured(TABLE.take(rows[k : k + 1]), at(largest[row]))[0]
+             for k, row in enumerate(rows)]  # fmt: skip
+    forecast = TimeModel.fit(TABLE.take(rows), found, automatic).forecast(TABLE)
+    assert (forecast.concurrency <= 1.05 * largest).all()
+    assert (forecast.tpot <= limit).all()
+    for number in np.unique(forecast.concurrency):
+        here = forecast.concurrency == number
+        seconds = np.sum(true_seconds(TABLE, at(int(number))), axis=0)
+        true_rate = number * WORKLOAD.output_tokens / seconds
+        assert forecast.rate[here] == pytest.approx(true_rate[here], rel=0.05)
+    fixed = TimeModel.fit(TABLE.take(rows), measured(TABLE.take(rows)), WORKLOAD).forecast(TABLE)
+    assert set(fixed.concurrency) == {WORKLOAD.concurrency}
