@@ -341,7 +341,7 @@ def _model_columns(rows: pd.DataFrame) -> dict[str, Any]:
     first = rows.iloc[0]
     model = read_architecture(json.loads(str(first["config"])))
     length = int(first["context_length"])
-    passes = training_passes(variant_of_row(first).objective, length)
+    passes = training_passes(variant_of_row(first.to_dict()).objective, length)
     return {
         "learning_rate": float(first["learning_rate"]),
         "n_active_non_embedding": model.n_active_non_embedding,

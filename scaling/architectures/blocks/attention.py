@@ -40,7 +40,7 @@ def mean_visible_tokens(
     if chunked:  # tokens see ahead to the end of their block or chunk
         borders = sorted({*range(0, length, size), *range(0, length, reach), length})
         later = sum((end - begin) * (end - begin - 1) / 2 for begin, end in pairwise(borders))
-        return earlier + later / length
+        return float(earlier + later / length)
     whole, rest = divmod(length, size)
     seen = whole * size * _seen_backwards(size, min(reach, size), chunked)
     if rest:
