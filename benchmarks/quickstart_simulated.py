@@ -1,6 +1,6 @@
 """Do the probabilities that a quickstart states hold? Simulated quickstarts with a known truth.
 
-Truth: shape parameters from the shipped pooled law, the base, the noise and the size of the misfit
+Truth: shape parameters from the shipped pooled law, of depth from its weak prior, the base, the noise and the size of the misfit
 from their weak priors around the values of a real quickstart; every simulated quickstart has the
 runs of the real plan, its prior and its law. Of 40 shapes at the size of the confirmation models,
 three are chosen as a search would: the lowest predicted loss, the fastest at even odds of no more
@@ -51,7 +51,7 @@ from shapelaw.search.autopilot.run_plan import (
 )
 from shapelaw.search.proposals.probabilities import probability_of_less_loss
 
-LAW, CANDIDATES, VOCABULARY = "conditional", 40, 256
+LAW, CANDIDATES, VOCABULARY = "conditional+depth", 40, 256
 SEED_NOISE = 0.006  # standard deviation of ln loss between seeds of the shipped runs
 EVEN, CONFIDENT = 0.5, 0.8
 BASELINE = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -97,10 +97,8 @@ def simulate(number: int) -> list[dict[str, Any]]:
     problem = problem_of(law, as_run_table(proxies.assign(loss=float(real.losses.mean()))))
     coordinates = coordinates_of(law, float(real.losses.min()))
     pooled = PooledFit.load(data_folder() / "laws" / "pooled.json").prior(problem)
-    t = weak_prior(problem).mean.copy()
-    drawn = generator.multivariate_normal(pooled.mean, pooled.covariance)
-    places = [law.names.index(name) for name in pooled.names]
-    t[places] = drawn
+    prior = weak_prior(problem).with_block(pooled)
+    t = generator.multivariate_normal(prior.mean, prior.covariance)
     theta = coordinates.theta(t[None])[0]
     keep = [i for i, name in enumerate(law.names) if name in law.base.names]
     theta[0, keep] = base.theta[keep]
