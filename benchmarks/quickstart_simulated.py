@@ -1,11 +1,12 @@
 """Do the probabilities that a quickstart states hold? Simulated quickstarts with a known truth.
 
-Truth: shape parameters from the shipped pooled law, of depth from its weak prior, the base, the noise and the size of the misfit
-from their weak priors around the values of a real quickstart; every simulated quickstart has the
-runs of the real plan, its prior and its law. Of 40 shapes at the size of the confirmation models,
-three are chosen as a search would: the lowest predicted loss, the fastest at even odds of no more
-loss than the baseline, and the fastest with probability 0.8 or more. Speeds are a stand-in, fewer
-layers and key-value heads first. The stated P(less loss) is compared with the truth.
+Truth: shape parameters from the shipped pooled law, those of depth from their weak prior, the base,
+the noise and the size of the misfit from their weak priors around the values of a real quickstart;
+every simulated quickstart has the runs of the real plan, its prior and its law. Of 40 shapes at the
+size of the confirmation models, three are chosen as a search would: the lowest predicted loss, the
+fastest at even odds of no more loss than the baseline, and the fastest with probability 0.8 or
+more. Speeds are a stand-in, fewer layers and key-value heads first. The stated P(less loss) is
+compared with the truth.
 """
 
 import argparse

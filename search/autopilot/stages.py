@@ -126,9 +126,9 @@ def fit_law(loop: Loop[LoopSettings]) -> LossBasis:
     """Fit the law on the proxies only, so that the confirmation models are a held-out set.
 
     Depth is among the axes of the proxies, so the law has a term for it: without one, shapes of two
-    layers were predicted better than they came out. A factor of four in size says little about the drift of an optimum, and a few replicates about
-    the noise between seeds: the shipped pooled law is the prior, and the noise is pooled with that
-    of shipped runs.
+    layers were predicted better than they came out. A factor of four in size says little about the
+    drift of an optimum, and a few replicates about the noise between seeds: the shipped pooled law
+    is the prior, and the noise is pooled with that of shipped runs.
     """
     with loop.stage("law"):
         runs, seed = load_runs(loop.runs, where="role == 'proxy'"), loop.settings.seed

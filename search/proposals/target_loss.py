@@ -62,7 +62,8 @@ def request_at_loss(
 
     The baseline is the cheapest shape that reaches the loss among those with the proportions of the
     model at sizes around the optimum of the law: proportions cannot be kept exactly at every size.
-    D brings it to exactly the loss, and better shapes of that N and D come below it.
+    D brings the equation of the law to exactly the loss, and better shapes of that N and D come
+    below it.
 
     Raises
     ------

@@ -80,8 +80,8 @@ def test_loss_of_a_shape_is_that_of_the_law_at_the_baselines_size_and_its_own_to
             "n_non_embedding": base["n_non_embedding"],
             "tokens": seconds_times_flops / (flops_per_token(row) + 6 * lacking),
         }
-        expected = float(fitted.central({k: np.array([v]) for k, v in at_equal_size.items()
-                                         if k in fitted.law.columns})[0])  # fmt: skip
+        expected = float(fitted.expected({k: np.array([v]) for k, v in at_equal_size.items()
+                                          if k in fitted.law.columns})[0])  # fmt: skip
         assert row["predicted_loss"] == pytest.approx(expected, rel=1e-6)
 
 
