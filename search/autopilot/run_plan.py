@@ -22,6 +22,7 @@ MLP_TO_ATTENTION = (0.5, 6.0)
 CONFIRMED = 200_000  # non-embedding parameters of the confirmation models
 CONFIRMED_TOKENS = 1_000_000
 CONFIRMATION_SEEDS = 2
+LAW, PRIOR = "conditional+depth", "pooled"  # of the proxies, whose depth varies
 
 
 def proxy_specs(settings: LoopSettings, vocab_size: int) -> list[RunSpec]:

@@ -13,6 +13,8 @@ from shapelaw.search.autopilot.record import LoopSettings, keep_record, locked_f
 from shapelaw.search.autopilot.run_plan import (
     CONFIRMATION_SEEDS,
     CONFIRMED,
+    LAW,
+    PRIOR,
     confirmation_tokens,
     proxy_specs,
 )
@@ -81,7 +83,8 @@ def in_short(folder: Path) -> str:
     """Return a hint at the report and at the commands that use the folder."""
     return (
         f"{folder}/report.html has the whole story; the law refits with\n"
-        f"  shapelaw fit {folder}/runs.csv --where \"role == 'proxy'\" --out {folder}/fit.json\n"
+        f"  shapelaw fit {folder}/runs.csv --law {LAW} --prior {PRIOR} "
+        f"--where \"role == 'proxy'\" --out {folder}/fit.json\n"
         f"  shapelaw report {folder}\n"
         f"(target: {format_count(CONFIRMED)} non-embedding parameters)"
     )

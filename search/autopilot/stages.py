@@ -25,8 +25,10 @@ from shapelaw.search.autopilot.run_plan import (
     CONFIRMED,
     HEAD_DIM,
     HIDDEN_STEP,
+    LAW,
     LAYERS,
     MLP_STEP,
+    PRIOR,
     ROPE_THETA,
     confirmation_specs,
     confirmation_tokens,
@@ -135,7 +137,7 @@ def fit_law(loop: Loop[LoopSettings]) -> LossBasis:
         deviation, degrees = seed_noise(runs)
         noise = {"deviation": deviation, "degrees": degrees}
         write_json(loop.record, read_loop_record(loop.record) | {"seed_noise": noise})
-        fitted = fit("conditional+depth", runs, seed=seed, prior="pooled")
+        fitted = fit(LAW, runs, seed=seed, prior=PRIOR)
         fitted.save(loop.folder / "fit.json")
         description = f"conditional law with depth on {len(fitted.run_ids)} proxies of this loop"
         return LossBasis(fit=fitted, runs=runs, description=description)
