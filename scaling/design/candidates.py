@@ -172,8 +172,8 @@ def passes_per_token(runs: pd.DataFrame) -> np.ndarray:
     """
     passes = np.ones(len(runs))
     if "objective" in runs:
-        blocks = runs["objective"].astype(str).str.extract(r"^block:(\d+)", expand=False)
-        blocks = blocks.astype(float).to_numpy()
+        sizes = runs["objective"].astype(str).str.extract(r"^block:(\d+)", expand=False)
+        blocks = sizes.astype(float).to_numpy()
         passes[np.isfinite(blocks)] = 2
         if "context_length" in runs:
             passes[blocks == runs["context_length"].to_numpy(dtype=float)] = 1

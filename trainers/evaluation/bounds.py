@@ -126,10 +126,10 @@ def _bounds(
     scored[0, piece.first : length] = True
     documents = torch.zeros((1, 1 + width), dtype=torch.int64)
     documents[0, 1 + length :] = -1
-    same = Batch(tokens, scored, documents if width > length else None).to(device)
-    batch = Batch(*(None if part is None else part.expand(draws, -1) for part in same))
+    several = [part.expand(draws, -1).to(device) for part in (tokens, scored, documents)]
+    batch = Batch(several[0], several[1], several[2] if width > length else None)
     numbers, quantiles = _draw(seed, width, width // size, draws)
-    masked, weights = mask_exactly(numbers.to(device), batch.mask, quantiles.to(device))
+    masked, weights = mask_exactly(numbers.to(device), several[1], quantiles.to(device))
     with torch.inference_mode():
         losses = diffusion.token_losses(model, batch, masked) * weights
         return losses.sum(dim=1, dtype=torch.float64).cpu().numpy()

@@ -51,8 +51,11 @@ class LanguageModel(LM):  # type: ignore[misc]  # lm-eval has no types
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Return each continuation's log-probability and whether greedy decoding gives it."""
-        items = [(request.args, request.doc_id or 0) for request in requests]
-        return self._score([request_of(self.encoding, *args, item) for args, item in items])
+        scored = []
+        for request in requests:
+            context, continuation = request.args
+            scored.append(request_of(self.encoding, context, continuation, request.doc_id or 0))
+        return self._score(scored)
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Return the log-probability of each text as a document of its own."""

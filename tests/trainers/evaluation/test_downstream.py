@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 
 from shapelaw.scaling.accuracy.fit import known_tasks
 from shapelaw.scaling.accuracy.predictions import Task
+from shapelaw.scaling.architectures.architecture import Architecture
+from shapelaw.scaling.architectures.config import read_architecture
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.display.documents import json_ready
 from shapelaw.scaling.errors import InputError, WorkError
@@ -65,6 +67,11 @@ def model(*, length: int = 64, scale: float = 1.0, seed: int = 3) -> Transformer
         for weight in built.parameters():
             weight.normal_(1.0 if weight.ndim == 1 else 0.0, 0.4 * scale, generator=generator)
     return built
+
+
+def masked_architecture() -> Architecture:
+    """Return the architecture of the tiny model with a mask token."""
+    return read_architecture(TINY.to_config() | {"vocab_size": 257, "mask_token_id": 256})
 
 
 def items() -> dict[str, list[dict[str, object]]]:
@@ -211,6 +218,18 @@ def test_most_probable_continuation_of_a_diffusion_model_is_refused(evals: EvalF
     pytest.importorskip("lm_eval")
     with pytest.raises(InputError, match="which a bound does not tell; leave it out"):
         score_tasks(model(), BYTES, evals, ["lambada_openai"], objective="masked_diffusion")
+
+
+def test_lm_eval_scores_a_diffusion_model_by_the_same_bounds(evals: EvalFiles) -> None:
+    pytest.importorskip("lm_eval")
+    built = Transformer(masked_architecture(), context_length=64)
+    built.initialise(0)
+    pairs = blimp_pairs(evals, "agreement")
+    answers = blimp_answers(built, BYTES, {"agreement": pairs}, "block:4")
+    [score] = score_tasks(built, BYTES, evals, ["blimp_agreement"], objective="block:4")
+    assert score.accuracy == pytest.approx(answers.correct["agreement"].mean())
+    assert 0 < score.accuracy < 1
+    assert score.details["loss_kind"] == "bound"
 
 
 # --- evaluation sets
