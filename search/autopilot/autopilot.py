@@ -112,6 +112,12 @@ class ServedChoices:
         return {"proposed": shape.name, "shape": shape.row(), "speedup": speedup}
 
 
+def fit_conditional(runs: RunTable, seed: int) -> Fit:
+    """Fit the conditional law, with a term for depth where the depth of the runs varies."""
+    varies = len(set(runs["num_hidden_layers"])) > 1
+    return fit("conditional+depth" if varies else "conditional", runs, seed=seed)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShapeProblem:
     """The choice of a shape at the target's size, from proxies that this machine trains.
@@ -128,7 +134,7 @@ class ShapeProblem:
     train_specs: Train
     engine: Engine
     vocab_size: int
-    fit_law: Callable[[RunTable, int], Fit] = lambda runs, seed: fit("conditional", runs, seed=seed)
+    fit_law: Callable[[RunTable, int], Fit] = fit_conditional
 
     @cached_property
     def request(self) -> ProposalRequest:
@@ -173,7 +179,7 @@ class ShapeProblem:
         The basis has no runs, so that no other forms of the law are fitted in every round.
         """
         settings, display = self.loop.settings, self.loop.display
-        basis = LossBasis(fit=fitted, description=f"conditional law on {len(runs)} runs")
+        basis = LossBasis(fit=fitted, description=f"{fitted.law_name} law on {len(runs)} runs")
         with self.loop.stage("proposals"):
             proposals = propose(
                 self.request,

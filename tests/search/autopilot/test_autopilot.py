@@ -6,18 +6,20 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.fitting.fit_law import fit
 from shapelaw.scaling.fitting.result import Fit
-from shapelaw.scaling.runs.table import RunTable
+from shapelaw.scaling.runs.table import RunTable, as_run_table
 from shapelaw.search.autopilot import autopilot as module
-from shapelaw.search.autopilot.autopilot import ShapeProblem
+from shapelaw.search.autopilot.autopilot import ShapeProblem, fit_conditional
 from shapelaw.search.autopilot.autopilot_plan import AutopilotSettings, price_of
 from shapelaw.search.autopilot.display import Display, decision_line
 from shapelaw.search.autopilot.record import DecisionRecord, keep_record
@@ -367,3 +369,22 @@ def test_line_of_a_decision_shows_certainty_against_cost() -> None:
     line = decision_line(decision, 0.9)
     assert line.split() == ["0.25", "core-h", "1e+13", "FLOP", "█" * 15 + "·" * 12 + "|··",
                             "0.500", "wide;", "1", "more", "run"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("layers", "law"), [([4] * 12, "conditional"), ([2, 4] * 6, "conditional+depth")]
+)
+def test_law_has_a_term_for_depth_where_depth_varies(
+    layers: list[int], law: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    n = np.repeat([5e4, 1e5, 2e5], 4)
+    runs = pd.DataFrame({
+        "n_non_embedding": n, "tokens": 20 * n, "num_hidden_layers": layers,
+        "hidden_over_sqrt_n": np.tile([0.1, 0.2, 0.3, 0.4], 3), "gqa": np.tile([1.0, 2.0, 4.0], 4),
+        "mlp_to_attention": generator.uniform(1, 4, 12),
+        "loss": 1 + 40 / n**0.4 * np.exp(generator.normal(0, 0.005, 12)),
+    })  # fmt: skip
+    table = as_run_table(runs)
+    monkeypatch.setattr(module, "fit", partial(fit, starts=16, resamples=0))
+    assert fit_conditional(table, 0).law_name == law
