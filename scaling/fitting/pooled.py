@@ -34,7 +34,7 @@ from shapelaw.scaling.fitting.priors import (
     kind_of,
     moved_to,
     shape_names,
-    weak_prior,
+    weak_shape_prior,
 )
 from shapelaw.scaling.fitting.result import Fit
 from shapelaw.scaling.fitting.saved_fit import MAX_INTERNAL
@@ -313,7 +313,7 @@ def pool_of(members: Mapping[str, PoolMember]) -> Pool:
     return Pool(
         sources=[source for source, _ in parts],
         priors=[prior for _, prior in parts],
-        shared=weak_prior(problems[0]).take(names),
+        shared=weak_shape_prior(problems),
         moves=[
             moved_to(law, names, identity, {N: REFERENCE_SIZE}, problem.reference).T
             for problem in problems

@@ -1,6 +1,6 @@
 """Priors of the parameters of a law: weak ones from the literature, and those of another fit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 # the source of both. Logarithms where the coordinate is one.
 LITERATURE = "arXiv 2203.15556, 2404.10102, 2510.18245 and refits of public tables; wide"
 TABLE_RANGE, STARTS_RANGE = "the range of the table", "the range of the starts"
-WEAK_SOURCES = (LITERATURE, TABLE_RANGE, STARTS_RANGE)
+# Shapes of arXiv 2005.14165: 12 layers, width 768 and heads of 64 at 0.1B parameters, 96, 12288 and
+# 128 at 175B. arXiv 2402.14905: 30 layers of width 576 at 0.1B.
+PUBLISHED_SHAPES = "shapes of arXiv 2005.14165 and 2402.14905; wide"
+WEAK_SOURCES = (LITERATURE, TABLE_RANGE, STARTS_RANGE, PUBLISHED_SHAPES)
 EXPONENT = (float(np.log(0.35)), 0.5)  # ln of an exponent of N or D: 0.13 to 0.93
 SCALE = (-1.5, 1.0)  # ln of a term at the middle of the table over the lowest loss: 3 % to 160 %
 FLOOR = (0.8, 1.3)  # logit of E over the lowest loss: 0.15 to 0.97
@@ -34,9 +37,23 @@ OPTIMA = {
     "head_dim": (float(np.log(64)), 0.7),
 }
 OPTIMUM_DEVIATION = 0.7
+# Of ratios whose best value depends on size: ln of the optimum at 1e8 parameters, for tables that
+# are fitted together and have no range in common.
+OPTIMA_AT_REFERENCE = {
+    "num_hidden_layers": (float(np.log(16)), 0.7),
+    "aspect_ratio": (float(np.log(40)), 0.7),
+}
 # Drift of an optimum per ln N: three public tables give -0.17 to -0.26 for hidden size, the paper's
 # models about -0.04.
-DRIFTS = {"hidden_over_sqrt_n": (-0.1, 0.1), "num_hidden_layers": (0.1, 0.15)}
+DRIFTS = {
+    "hidden_over_sqrt_n": (-0.1, 0.1),
+    "num_hidden_layers": (0.1, 0.15),
+    "aspect_ratio": (0.1, 0.15),
+    "head_dim": (0.1, 0.1),
+}
+SOURCES_OF_RATIOS = dict.fromkeys(
+    ("num_hidden_layers", "aspect_ratio", "head_dim"), PUBLISHED_SHAPES
+)
 DRIFT = (0.0, 0.1)
 PLAIN_KINDS = {"bend": (0.0, 0.3), "slope": (0.0, 0.008), "square": (0.0, 0.003)}
 POSITIVE_NAMES = ("alpha", "beta", "gamma", "zeta")
@@ -157,17 +174,21 @@ def _weak(
     if kind == "curvature":
         return (*CURVATURE, LITERATURE)
     if kind == "drift":
-        return (*DRIFTS.get(ratio, DRIFT), LITERATURE)
+        return (*DRIFTS.get(ratio, DRIFT), SOURCES_OF_RATIOS.get(ratio, LITERATURE))
     if kind == "optimum":
         if ratio in OPTIMA:
-            return (*OPTIMA[ratio], LITERATURE)
-        logs = np.log(columns[ratio])
-        middle = float(logs.min() + logs.max()) / 2
-        return middle, max(OPTIMUM_DEVIATION, float(np.ptp(logs)) / 2), TABLE_RANGE
+            return (*OPTIMA[ratio], SOURCES_OF_RATIOS.get(ratio, LITERATURE))
+        return (*_moments_of_range(np.log(columns[ratio])), TABLE_RANGE)
     if kind in PLAIN_KINDS:
         return (*PLAIN_KINDS[kind], LITERATURE)
     low, high = parameter.starts
     return (low + high) / 2, high - low, STARTS_RANGE
+
+
+def _moments_of_range(logs: np.ndarray) -> tuple[float, float]:
+    """Return the middle of the range of ln ratio, and a standard deviation that covers it."""
+    middle = float(logs.min() + logs.max()) / 2
+    return middle, max(OPTIMUM_DEVIATION, float(np.ptp(logs)) / 2)
 
 
 SHAPE_KINDS = ("curvature", "optimum", "drift", "bend", "slope", "square")
@@ -182,6 +203,38 @@ def shape_names(law: Law) -> list[str]:
     """List the internal parameters of the shape factors, which sources may share."""
     names = [name for factor in law.shapes for name in factor.names if name in law.names]
     return [name for name in names if kind_of(name) in SHAPE_KINDS]
+
+
+def weak_shape_prior(problems: Sequence[Problem]) -> Prior:
+    """Build the weak prior of the shape parameters that tables share, at 1e8 parameters.
+
+    It does not depend on the order of the tables. An optimum for which there is no published value
+    lies in the range over all tables.
+
+    Parameters
+    ----------
+    problems
+        One law and the table of every source.
+
+    Returns
+    -------
+    Prior
+        Independent normal distributions.
+    """
+    prior = weak_prior(problems[0]).take(shape_names(problems[0].law))
+    mean, covariance, sources = prior.mean.copy(), prior.covariance.copy(), dict(prior.sources)
+    for place, name in enumerate(prior.names):
+        if sources[name] != TABLE_RANGE:
+            continue
+        ratio = name.removesuffix("_optimum")
+        if ratio in OPTIMA_AT_REFERENCE:
+            moments, sources[name] = OPTIMA_AT_REFERENCE[ratio], PUBLISHED_SHAPES
+        else:
+            moments = _moments_of_range(
+                np.log(np.concatenate([problem.columns[ratio] for problem in problems]))
+            )
+        mean[place], covariance[place, place] = moments[0], moments[1] ** 2
+    return Prior(names=prior.names, mean=mean, covariance=covariance, sources=sources)
 
 
 def moved_to(

@@ -9,6 +9,7 @@ LETTERS = {
     "gqa": ("q", "q"),
     "aspect_ratio": ("R", "R"),
     "num_hidden_layers": ("l", r"\ell"),
+    "head_dim": ("h", "h"),
     "hidden_size": ("w", "w"),
     "sparsity": ("s", "s"),
     "expert_sparsity": ("S", "S"),

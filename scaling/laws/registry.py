@@ -67,6 +67,16 @@ def conditional_depth() -> Law:
     return conditional() * UShape("num_hidden_layers", drift=True)
 
 
+def conditional_head() -> Law:
+    """Multiply ``conditional`` with a U-shape in head dimension, whose optimum may drift with N."""
+    return conditional() * UShape("head_dim", drift=True)
+
+
+def conditional_depth_head() -> Law:
+    """Multiply ``conditional`` with U-shapes in layers and head dimension that may drift with N."""
+    return conditional_depth() * UShape("head_dim", drift=True)
+
+
 def steady() -> Law:
     """Build ``conditional`` with optima that do not drift with N."""
     return chinchilla() * UShape("hidden_over_sqrt_n") * UShape("mlp_to_attention") * GroupedQuery()
@@ -124,6 +134,8 @@ LAWS: dict[str, Callable[[], Law]] = {
     "sparse": sparse,
     "conditional": conditional,
     "conditional+depth": conditional_depth,
+    "conditional+head": conditional_head,
+    "conditional+depth+head": conditional_depth_head,
     "conditional-steady": steady,
     "width": width,
     "width-depth": width_depth,

@@ -35,6 +35,7 @@ LABELS = {
     "mlp_to_attention": "MLP / attention parameters",
     "gqa": "query heads per KV head",
     "num_hidden_layers": "layers",
+    "head_dim": "head dimension",
     "hidden_size": "hidden size",
     "aspect_ratio": "hidden size / layers",
     "best_loss": "best loss at N and D",

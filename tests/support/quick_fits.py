@@ -26,6 +26,7 @@ def known_runs(rows: int = 60, seed: int = 0, heavy: bool = False) -> pd.DataFra
     for name, (low, high) in RATIOS.items():
         frame[name] = np.exp(generator.uniform(np.log(low), np.log(high), rows))
     frame["num_hidden_layers"] = generator.integers(4, 33, rows)
+    frame["head_dim"] = np.resize([32, 64, 128, 64, 96], rows)
     frame["hidden_size"] = (frame["hidden_over_sqrt_n"] * np.sqrt(frame[N])).round()
     frame["aspect_ratio"] = frame["hidden_size"] / frame["num_hidden_layers"]
     frame["best_loss"] = 1.8 + 60 / frame[N] ** 0.34 + 300 / frame[D] ** 0.37

@@ -33,6 +33,7 @@ RANGES = {
     "mlp_to_attention": (0.3, 8.0),
     "gqa": (1.0, 16.0),
     "num_hidden_layers": (2.0, 64.0),
+    "head_dim": (16.0, 256.0),
     "hidden_size": (64.0, 4096.0),
     "aspect_ratio": (8.0, 256.0),
     "best_loss": (2.0, 4.0),

@@ -38,6 +38,7 @@ RATIOS = {
     "mlp_to_attention": (0.5, 8.0),
     "gqa": (1.0, 8.0),
     "num_hidden_layers": (2.0, 32.0),
+    "head_dim": (16.0, 128.0),
     "hidden_size": (64.0, 512.0),
     "aspect_ratio": (8.0, 64.0),
     "best_loss": (2.0, 3.0),
