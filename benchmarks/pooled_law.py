@@ -120,7 +120,7 @@ def run_noise(count: tuple[int, int], seed: int) -> np.ndarray:
 # ---- leave one source out
 
 
-def shape_effects(runs: RunTable, levels: list[str]) -> pd.DataFrame:
+def shape_effects(runs: RunTable, levels: list[str], ratios: Sequence[str] = ()) -> pd.DataFrame:
     """Measure the effect of every shape: ln loss minus the mean of the shapes of its group.
 
     Parameters
@@ -129,22 +129,25 @@ def shape_effects(runs: RunTable, levels: list[str]) -> pd.DataFrame:
         Source to measure.
     levels
         Levels that the shapes of a group share: ``size``, or ``size`` and ``tokens_level``.
+    ratios
+        Columns that tell shapes apart beside the ratios of the law.
 
     Returns
     -------
     One row per group, token count and shape, with the columns of the law, ``effect``, and the
-    numbers ``group`` and ``unit`` (a shape at a level of N). Runs that differ in nothing that the
-    law reads, such as seeds and numbers of heads, are averaged. What N and D explain within a group
-    is removed with the base of the source's own fit. Groups of a single shape are left out.
+    numbers ``group`` and ``unit`` (a shape at a level of N). Runs that differ in nothing that these
+    columns say, such as seeds, are averaged. What N and D explain within a group is removed with
+    the base of the source's own fit. Groups of a single shape are left out.
     """
     own = fit(LAW, runs, resamples=0, starts=STARTS)
     columns = runs.law_columns(own.law.columns)
     program = own.law.program(columns, own.reference)
     base = program.log_loss(without_shape(own.law.names, own.theta[None]))[0]
-    frame = pd.DataFrame(columns).assign(
+    frame = pd.DataFrame(columns | runs.law_columns(ratios)).assign(
         rest=np.log(runs.losses) - base, size=runs.size_level, tokens_level=runs.token_level
     )
-    frame["unit"] = frame.groupby(["size", *(factor.of for factor in own.law.shapes)]).ngroup()
+    apart = [*(factor.of for factor in own.law.shapes), *ratios]
+    frame["unit"] = frame.groupby(["size", *apart]).ngroup()
     cells = frame.groupby(["size", "tokens_level", "unit"], as_index=False).mean()
     cells = cells[cells.groupby(levels)["unit"].transform("nunique") > 1].copy()
     groups = cells.groupby(levels)
@@ -163,7 +166,11 @@ def without_shape(names: Sequence[str], theta: np.ndarray) -> np.ndarray:
 
 def left_out(pooled: PooledFit, runs: RunTable, levels: list[str], seed: int) -> dict[str, float]:
     """Predict the shape effects of a source from the shape terms of the other sources."""
-    cells = shape_effects(runs, levels)
+    return score_effects(pooled, shape_effects(runs, levels), seed)
+
+
+def score_effects(pooled: PooledFit, cells: pd.DataFrame, seed: int) -> dict[str, float]:
+    """Compare effects that :func:`shape_effects` measured with the shape terms of a pool."""
     columns = {name: cells[name].to_numpy() for name in pooled.law.columns}
     terms, full = effect_draws(pooled, columns, seed)
     groups, units = cells["group"].to_numpy(), cells["unit"].to_numpy()
