@@ -202,7 +202,7 @@ def markdown_of(results: Results) -> str:
     for axes, found in results.unseen.items():
         cells = [
             f" {_million(found[key]['mean_squared_error'])} "
-            f"({found[key]['rank_correlation']:.2f}) |"
+            f"({found[key]['rank_correlation']:.2f}) |".replace("-", "−")
             for key in TESTS
         ]
         first.append(f"| {axes} |" + "".join(cells))

@@ -1,5 +1,6 @@
 """The benchmark of axes: pools of normal approximations, and cuts by size."""
 
+import json
 import sys
 from types import SimpleNamespace
 
@@ -76,3 +77,11 @@ def test_every_choice_of_axes_keeps_mlp_ratio_and_gqa():
         ratios = [factor.of for factor in law_named(name).shapes]
         assert {"mlp_to_attention", "gqa"} < set(ratios)
         assert len(ratios) == len(set(ratios))
+
+
+def test_tables_of_the_documentation_are_those_of_the_recorded_results():
+    recorded = json.loads(pooled_axes.PATH.read_text())
+    tables = pooled_axes.markdown_of(pooled_axes.Results(recorded["settings"])).split("\n\n")
+    page = (ROOT / "docs" / "pooled.md").read_text()
+    assert len(tables) == 2
+    assert all(table in page for table in tables)
