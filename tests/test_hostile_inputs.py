@@ -25,12 +25,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from shapelaw.scaling.architectures.shape import Shape
 from shapelaw.scaling.files import data_folder
-from shapelaw.search.autopilot.record import LoopSettings
+from shapelaw.search.autopilot.autopilot_plan import AutopilotSettings
+from shapelaw.search.autopilot.record import DECISIONS, DecisionRecord, LoopSettings, keep_record
 from shapelaw.search.cli import app
 from shapelaw.search.engines.cache import CachedEngine, MeasurementStore
 from shapelaw.search.engines.registry import engine_named
 from shapelaw.search.study.storage import open_storage
 from shapelaw.search.workload import parse_workload
+from shapelaw.trainers.optimizers.recipe import Recipe
+from shapelaw.trainers.training.spec import RunSpec
 from support.hostile_inputs import (
     VALUES,
     Content,
@@ -64,6 +67,10 @@ MEASURE = "measure config.json --engine torch --workload 8/4@1"
 TRAIN = "train wide.json --tokens 1K --out trained --corpus"  # ends before training
 SWEEP = "sweep run plan.csv --corpus text --out sweep --set context_length=16 --set sequences=4"
 CONVERT = "convert sweep/runs/first --to block:5 --tokens 1K"  # ends before training
+AUTOPILOT = (  # the budget pays for no training
+    "autopilot --params 30K --tokens 200K --layers 2 --workload edge --engine roofline:h100 "
+    "--corpus text --budget-hours 1e-9 --out auto"
+)
 PLAN = (
     "hidden_size,intermediate_size,num_hidden_layers,num_attention_heads,num_key_value_heads,"
     "head_dim,tokens,run_id\n16,32,2,2,1,8,2000,first\n"
@@ -144,6 +151,9 @@ CASES = {
     "record of a loop": Case(
         "loop/quickstart.json", ("quickstart --corpus text --out loop --seed 7",), ("text",)
     ),
+    "record of an autopilot": Case("auto/autopilot.json", (f"{AUTOPILOT} --seed 7",), ("text",)),
+    "decisions": Case("auto/decisions.jsonl", (AUTOPILOT,), ("text", "auto/autopilot.json"),
+                      changed=bad_lines),
 }  # fmt: skip
 OF_SWEEPS = {
     "corpus record": Case("sweep/corpus/corpus.json", (SWEEP,), ("sweep", "plan.csv", "text")),
@@ -197,7 +207,15 @@ OPTIONS = {
         "--params": "100K", "--tokens": "1M", "--families": "gpt2", "--corpus": "absent",
         "--out": "families",
     },
+    "autopilot --plan-only": {
+        "--params": "200K", "--tokens": "2M", "--budget-hours": "1", "--corpus": "absent",
+        "--layers": "4", "--head-dim": "16", "--workload": "edge", "--engine": "roofline:h100",
+        "--out": "auto",
+    },
+    "train wide.json": {"--tokens": "1K", "--corpus": "absent", "--out": "trained"},
+    "sweep run plan.csv": {"--corpus": "absent", "--out": "sweep", "--set": "context_length=16"},
 }  # fmt: skip
+OF_RUNS = {"convert sweep/runs/first": {"--to": "block:5", "--tokens": "1K", "--warmup": "1,4"}}
 COMMANDS = typer.main.get_command(app)
 
 
@@ -238,6 +256,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             }
         )
     )
+    write_autopilot(folder / "auto")
     (folder / "cache").mkdir()
     (folder / "mine.toml").write_text(
         '[mine]\nname = "a device"\nmemory = 80e9\nbandwidth = 3e12\nsource = "made up"\n'
@@ -259,6 +278,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "fit runs.csv --law width --prior weak --starts 4 --resamples 20 --out posterior.json",
         f"{PAPER} --out found",
         "report found",
+        AUTOPILOT,  # prints the last decision: it has stopped
     ):
         outcome = run_forked(command.split(), folder)
         assert outcome.code == 0, outcome.err
@@ -276,6 +296,24 @@ def keep_measurement(folder: Path) -> None:
     assert key is not None
     measurement = engine.measure(Shape.from_config(CONFIG), workload)
     store.put(*key, replace(measurement, disturbed=False))
+
+
+def write_autopilot(folder: Path) -> None:
+    """Write the records of an autopilot that planned a run and has decided."""
+    settings = AutopilotSettings(
+        params=30_000, tokens=200_000, layers="2", workload="edge", engine="roofline:h100",
+        corpus="text", budget_hours=1e-9,
+    )  # fmt: skip
+    folder.mkdir()
+    keep_record(folder, settings)
+    spec = RunSpec(run_id="first", shape=Shape.from_config(CONFIG), tokens=2000, recipe=Recipe())
+    record = DecisionRecord(folder / DECISIONS)
+    record.append({"round": 0, "stop": "", "runs": [json.loads(spec.as_json())]})
+    record.append({
+        "round": 1, "stop": "the budget is spent", "runs": [], "certainty": 0.95,
+        "proposed": "d32", "shape": CONFIG, "speedup": 1.2, "rival": None, "choices": 4,
+        "trained": 1, "flops": 1e9, "core_hours": 0.1,
+    })  # fmt: skip
 
 
 def write_corpora(folder: Path) -> None:
@@ -357,9 +395,10 @@ def test_malformed_document_of_a_sweep_is_one_error_line(swept: Path, name: str)
 
 def check_option(made: Path, command: str, examples: int) -> None:
     """Check that a command keeps its promises with one option of any text."""
-    case = Case("config.json", (), ("fit.json", *READ[1:]))
-    content = (made / "config.json").read_bytes()
-    good = OPTIONS[command]
+    needs = ["config.json", "fit.json", "wide.json", "plan.csv", *READ[1:]]
+    good = (OPTIONS | OF_RUNS)[command]
+    if command in OF_RUNS:
+        needs.append("sweep")
 
     @seed(0)
     @settings(
@@ -370,8 +409,9 @@ def check_option(made: Path, command: str, examples: int) -> None:
     def check(name: str, text: str) -> None:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
-            for needed in (case.file, *case.needs):
-                shutil.copy(made / needed, folder / needed)
+            for needed in needs:
+                copy = shutil.copytree if (made / needed).is_dir() else shutil.copy
+                copy(made / needed, folder / needed)
             given = [word for pair in (good | {name: text}).items() for word in pair]
             outcome = run_forked([*command.split(), *given], folder)
         broken = outcome.broken_promises()
@@ -380,7 +420,6 @@ def check_option(made: Path, command: str, examples: int) -> None:
         assert not broken, (command, name, text, outcome.err[-2000:])
         assert "secret" not in outcome.out + outcome.err
 
-    assert content
     check()
 
 
@@ -395,6 +434,13 @@ def test_malformed_option_is_one_error_line(made: Path, command: str) -> None:
 @pytest.mark.parametrize("command", OPTIONS)
 def test_many_malformed_options_are_one_error_line_each(made: Path, command: str) -> None:
     check_option(made, command, SLOW)
+
+
+@OTHERS
+@pytest.mark.slow
+@pytest.mark.parametrize("command", OF_RUNS)
+def test_malformed_option_for_a_finished_run_is_one_error_line(swept: Path, command: str) -> None:
+    check_option(swept, command, SLOW)
 
 
 @pytest.fixture
