@@ -24,6 +24,7 @@ Address: TypeAlias = "Path | str | BaseStorage"
 CONNECT_SECONDS = 10
 RETRY_SECONDS = 60.0  # time for which a call to a lost database is repeated
 PAUSE = 1.0  # seconds between two tries
+MAX_PORT = 65_535
 MAX_TABLE_TRIES = 5  # several workers may create the tables at the same moment
 # SQLAlchemy's plain names for PostgreSQL select another driver than psycopg, shapelaw's extra.
 POSTGRES = re.compile(r"^(postgres|postgresql)://")
@@ -55,7 +56,10 @@ def check_storage_address(address: Address) -> None:
         try:
             if str(address).partition("://")[2].partition("/")[0].count("@") > 1:
                 raise ValueError("an @ in a password is written %40")
-            make_url(_with_driver(str(address))).get_dialect()
+            url = make_url(_with_driver(str(address)))
+            url.get_dialect()
+            if {*"[]"} & {*(url.host or "")} or (url.port or 0) > MAX_PORT:
+                raise ValueError("no host or port is written so")
         except (ArgumentError, NoSuchModuleError, ValueError) as error:
             raise InputError(
                 "`--storage` must be a path or postgresql://user:password@host/database, but got "

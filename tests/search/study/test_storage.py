@@ -11,6 +11,7 @@ from shapelaw.scaling.errors import InputError, WorkError
 from shapelaw.scaling.space.grid import FREE_FIELDS
 from shapelaw.search.proposals.request import SearchEffort
 from shapelaw.search.study.storage import (
+    check_storage_address,
     hide_password,
     open_storage,
     opened_storage,
@@ -175,3 +176,12 @@ def test_the_dashboard_opens_the_study(tmp_path: Path) -> None:
     assert shown == {name: getattr(PROBLEM.table[5], name) for name in FREE_FIELDS}
     attributes = {each["key"]: each["value"] for each in first["user_attrs"]}
     assert attributes["shape"] == PROBLEM.table[5].name
+
+
+@pytest.mark.parametrize("place", ["[bad/x", "host:99999999/x", "bad]:5432/x"])
+def test_url_with_an_impossible_host_or_port_is_refused_before_it_is_opened(place: str) -> None:
+    with pytest.raises(InputError, match="`--storage` must be a path or postgresql") as refused:
+        check_storage_address(f"postgresql://me:secret@{place}")
+    assert "secret" not in str(refused.value)
+    check_storage_address("postgresql://me:secret@[::1]:5432/x")
+    check_storage_address("postgresql:///x")
