@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from typing import Any
 
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -113,7 +114,7 @@ def summary(rows: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, Any]]:
     generator = np.random.default_rng(seed)
     found = {}
     for name in VALUES[1:]:
-        logs = np.log(rows[f"{name}_percent"] / rows["equation_percent"]).to_numpy()
+        logs = np.log((rows[f"{name}_percent"] / rows["equation_percent"]).to_numpy())
         means = np.array([logs[keys == key].mean() for key in range(keys.max() + 1)])
         picked = generator.integers(0, len(means), (RESAMPLED, len(means)))
         found[name] = {
@@ -154,14 +155,16 @@ def main() -> None:
     rows = before["rows"] if before.get("settings") == settings else []
     done = {(row["table"], row["size"], row["cut"]) for row in rows}
 
-    def add(about: dict, law: str, *parts) -> None:
-        if (about["table"], about["size"], about["cut"]) not in done:
-            try:
-                rows.append(row_of(about, law, *parts, settings))
-            except InputError as error:  # too few smaller models for the law
-                print(about, error, flush=True)
-                return
-            print(rows[-1], flush=True)
+    def add(about: dict, law: str, smaller: RunTable, larger: RunTable, pairs: list) -> None:
+        if (about["table"], about["size"], about["cut"]) in done:
+            return
+        try:
+            rows.append(row_of(about, law, smaller, larger, pairs, settings))
+        except InputError as error:  # too few smaller models for the law
+            print(about, error, flush=True)
+            return
+        print(rows[-1], flush=True)
+        with redirect_stdout(None):
             finish("central-value", {"settings": settings, "rows": rows})
 
     for size in CONVENTIONS:
