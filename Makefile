@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 LOCKED := pip install --quiet --no-deps --require-hashes
 EXTRA_INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: quickstart test test-slow test-environment slow-environment check docs vllm lock test-newest
+.PHONY: quickstart test test-slow test-environment slow-environment check notebooks docs vllm lock test-newest
 quickstart: $(VENV)/main.stamp
 	$(BIN)/shapelaw quickstart --out $(OUT)
 
@@ -38,6 +38,10 @@ check: $(VENV)/dev.stamp
 	$(BIN)/shapelaw report --check
 	SMOKE=1 $(BIN)/python -m pytest -m "" -n 0 --nbmake --nbmake-timeout=600 notebooks
 	$(MAKE) docs
+
+# Run the notebooks in full and keep their outputs, which the documentation shows.
+notebooks: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m "" -n 0 --nbmake --nbmake-timeout=600 --overwrite notebooks
 
 # The documentation, in build/site. Fails where a page prints another output than its command does,
 # and on every warning: broken links and anchors, missing pictures, names that do not exist.

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import notebook_pages
 import typer
 from architecture_table import engine_table, table
 from docutils import nodes
@@ -111,6 +112,7 @@ def write_pages(_: Sphinx) -> None:
         path = GENERATED / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
+    notebook_pages.write_pages(convert)
 
 
 def show_inline_formula(self: Any, node: nodes.math) -> None:

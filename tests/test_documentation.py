@@ -29,6 +29,8 @@ def loaded(name: str) -> ModuleType:
 
 
 examples = loaded("examples")
+notebook_pages = loaded("notebook_pages")
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -95,6 +97,68 @@ def test_a_wrong_output_is_replaced_and_a_right_one_kept() -> None:
     assert examples.with_outputs(wrong) == page.replace("2.001", "2.000")
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_stored_outputs_of_a_notebook_are_those_of_one_run_and_name_no_machine(path: Path) -> None:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert len(outputs) >= 5
+    assert not re.search(r"(^|[\s\"'=(])/(tmp|home|root|work|Users)/", json.dumps(outputs))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_pages_of_notebooks_link_to_files_that_exist(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((\.\./[^)#]+)", text):
+        assert (path.parent / link).exists(), link
+
+
+def made_notebook(*outputs: dict[str, object], executed: bool = True) -> dict[str, object]:
+    code = {"cell_type": "code", "source": ["1 + 1"], "outputs": list(outputs)}
+    text = "# Title\n\n[trust](../docs/trust.md), [next](../notebooks/02_x.ipynb), [log](../LOG.md)"
+    return {
+        "cells": [
+            {"cell_type": "markdown", "source": [text]},
+            code | {"execution_count": 1 if executed else None},
+        ]
+    }
+
+
+def test_page_of_a_notebook_has_its_texts_code_and_outputs() -> None:
+    table = "<style scoped>\n  th {}\n</style>\n<p>$L = 2$</p><table><tr><td>7</td></tr></table>"
+    notebook = made_notebook(
+        {"output_type": "stream", "name": "stdout", "text": ["a < "]},
+        {"output_type": "stream", "name": "stdout", "text": ["b\n"]},
+        {"output_type": "execute_result", "data": {"text/html": [table], "text/plain": "no"}},
+        {"output_type": "display_data", "data": {"image/png": "aGVsbG8=", "text/plain": "no"}},
+        {"output_type": "execute_result", "data": {"text/plain": ["42"]}},
+    )
+    text, pictures = notebook_pages.page(notebook, "01_x", lambda formula: f"<m>{formula}</m>")
+    assert "[trust](../trust.md), [next](02_x.md), log" in text
+    assert "`````ipython3\n1 + 1\n`````" in text
+    assert ">a &lt; b</pre>" in text
+    assert "<p><m>L = 2</m></p><table>" in text
+    assert ">42</pre>" in text
+    assert "style" not in text
+    assert ">no<" not in text
+    assert pictures == {"01_x-1-2.png": b"hello"}
+    assert "](01_x-1-2.png)" in text
+
+
+@pytest.mark.parametrize(
+    ("notebook", "said"),
+    [
+        (made_notebook(executed=False), "was not executed"),
+        (made_notebook({"output_type": "error", "ename": "KeyError"}), "failed with KeyError"),
+    ],
+    ids=["not executed", "failed"],
+)
+def test_page_of_an_unfinished_notebook_is_refused(notebook: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        notebook_pages.page(notebook, "01_x", str)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("added", "said"),
@@ -108,7 +172,7 @@ def test_a_wrong_output_is_replaced_and_a_right_one_kept() -> None:
     ids=["as it is", "page", "anchor", "picture", "name"],
 )
 def test_build_fails_on_a_broken_reference_only(tmp_path: Path, added: str, said: str) -> None:
-    for name in ("docs", "CONTRIBUTING.md"):
+    for name in ("docs", "notebooks", "CONTRIBUTING.md"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
     page = tmp_path / "docs" / "architecture.md"
