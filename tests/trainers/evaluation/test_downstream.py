@@ -44,6 +44,7 @@ from shapelaw.trainers.sweep import evaluate as exported
 from shapelaw.trainers.sweep.evaluate import EvaluationJob, score_exports, score_run, with_scores
 from shapelaw.trainers.sweep.folder import Folder
 from shapelaw.trainers.training.results import settings_row
+from support.exported_models import exported as exported_model
 from support.paths import SHARED
 from support.small_runs import SHAPE, small_corpus, spec
 from support.synthetic_accuracy import fit_link
@@ -218,6 +219,26 @@ def test_most_probable_continuation_of_a_diffusion_model_is_refused(evals: EvalF
     pytest.importorskip("lm_eval")
     with pytest.raises(InputError, match="which a bound does not tell; leave it out"):
         score_tasks(model(), BYTES, evals, ["lambada_openai"], objective="masked_diffusion")
+
+
+def test_lm_eval_of_an_export_gives_the_log_probability_of_the_model(tmp_path: Path) -> None:
+    for package in ("lm_eval", "accelerate", "peft"):
+        pytest.importorskip(package)
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    built = exported_model(tmp_path, tokenizer=BYTES)
+    harness = HFLM(pretrained=str(tmp_path), device="cpu", batch_size=1, dtype="float32")
+    pair = "a line", " of text"
+    ((scored, _),) = harness.loglikelihood(
+        [Instance("loglikelihood", {}, pair, 0)], disable_tqdm=True
+    )
+    tokens = torch.tensor([list("".join(pair).encode())])
+    with torch.no_grad():
+        logs = built.logits(built(tokens)).log_softmax(-1)[0]
+    begin = len(pair[0])
+    expected = sum(float(logs[at - 1, tokens[0, at]]) for at in range(begin, tokens.shape[1]))
+    assert scored == pytest.approx(expected, abs=1e-4)
 
 
 def test_lm_eval_scores_a_diffusion_model_by_the_same_bounds(evals: EvalFiles) -> None:
