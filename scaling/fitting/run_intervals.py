@@ -22,9 +22,12 @@ def predict_rows(fit: "Fit", frame: pd.DataFrame) -> pd.DataFrame:
     else:
         new = np.percentile(spread + fit.run_noise_draws(spread.shape), ENDS, axis=0).T
     mean = np.percentile(spread, ENDS, axis=0).T
+    predicted = fit.expected(frame)
+    if fit.posterior is not None:  # where draws hardly differ, the equation may lie beside them
+        predicted = np.clip(predicted, *np.exp(mean.T))
     return pd.DataFrame(
         {
-            "predicted_loss": fit.expected(frame),
+            "predicted_loss": predicted,
             "loss_low": np.exp(new[:, 0]),
             "loss_high": np.exp(new[:, 1]),
             "mean_low": np.exp(mean[:, 0]),

@@ -82,6 +82,17 @@ def test_predicted_difference_and_its_probability_name_the_same_shape():
     assert np.abs(predicted / median - 1).max() < np.abs(bumped.central(rows) / median - 1).max()
 
 
+def test_value_lies_inside_its_interval_where_runs_have_no_noise():
+    """Tokens follow size and the runs lie on a law exactly, so draws hardly differ."""
+    n = np.geomspace(1e7, 1e9, 12)
+    runs = pd.DataFrame({"n_non_embedding": n, "tokens": 20 * n})
+    runs["loss"] = 1.8 + 100 / n**0.35 + 400 / (20 * n) ** 0.37
+    fitted = shapelaw.fit("chinchilla", runs, starts=64, resamples=200)
+    predicted = fitted.predict(runs)
+    assert (predicted["predicted_loss"] >= predicted["mean_low"]).all()
+    assert (predicted["predicted_loss"] <= predicted["mean_high"]).all()
+
+
 def test_loss_below_irreducible_loss_is_not_reachable(fitted):
     rows = pd.concat([shapes(4.0, tokens=2e8), shapes(1.2, n=1e30, tokens=1e40)])
     decided = shapelaw.decide(fitted, rows)
