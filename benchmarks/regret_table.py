@@ -61,7 +61,7 @@ def question() -> SearchProblem:
     shapes = SPACE.enumerate()
     ranges = {name: ends for name, ends in law.ranges.items() if name in RATIOS}
     table = shapes.take(within(shapes, ranges, 1.1))
-    losses = np.asarray(law.expected(table.frame().assign(tokens=TOKENS)))
+    losses = np.asarray(law.central(table.frame().assign(tokens=TOKENS)))
     return SearchProblem(table=table, losses=losses, workload=parse_workload(WORKLOAD))
 
 
