@@ -40,7 +40,8 @@ def every_column(runs: pd.DataFrame) -> pd.DataFrame:
     generator = np.random.default_rng(5)
     width, depth = np.exp(generator.uniform([[4], [1]], [[7], [4]], (2, len(runs))))
     best = runs.groupby([N, D])["loss"].transform("min")
-    ratios = {"aspect_ratio": width / depth, "best_loss": best}
+    heads = np.tile([32.0, 64.0], len(runs))[: len(runs)]
+    ratios = {"aspect_ratio": width / depth, "best_loss": best, "head_dim": heads}
     return with_experts(runs.assign(hidden_size=width, num_hidden_layers=depth, **ratios))
 
 
