@@ -265,6 +265,10 @@ def suggestion(frame: pd.DataFrame, needed: "tuple[str, ...] | list[str]") -> st
         text += f' --loss-unit "{unit}"' if unit else ""
     if any(part.endswith(f"={N}") for part in parts):
         text += f" (with {targets[N]}=n_total if {targets[N]} counts embeddings too)"
+    depth, width = (targets.get(name, name) for name in ("num_hidden_layers", "hidden_size"))
+    uncounted = N in lacking and N not in targets and "intermediate_size" not in {*targets, *frame}
+    if uncounted and {depth, width} <= {*plain.values()}:
+        text += f" (if MLPs are 4 wide without a gate, also with {N}=12*{depth}*{width}*{width})"
     return text
 
 

@@ -114,6 +114,18 @@ def test_names_of_a_tracker_and_of_small_trainers_are_suggested() -> None:
         assert part in str(error.value)
 
 
+def test_suggestion_without_a_count_has_the_formula_of_small_trainers() -> None:
+    width, depth = np.array([256, 384, 512, 640, 768, 896]), np.array([4, 6, 8, 10, 12, 14])
+    frame = pd.DataFrame({"n_embd": width, "n_layer": depth, "train_tokens": D, "val_loss": LOSS})
+    with pytest.raises(InputError, match="type --columns") as error:
+        load_runs(frame)
+    formula = "n_non_embedding=12*n_layer*n_embd*n_embd"
+    assert formula in str(error.value)
+    mapping = "val_loss=loss,train_tokens=tokens,n_embd=hidden_size,n_layer=num_hidden_layers"
+    runs = load_runs(frame, columns=f"{mapping},{formula}")
+    np.testing.assert_allclose(runs.sizes, 12.0 * depth * width**2)
+
+
 def test_counts_with_suffixes_are_numbers() -> None:
     sizes = ["50M", "50m", "0.2B", "200M", "0.8b", "800000K"]
     runs = load_runs(table(n_non_embedding=sizes))
