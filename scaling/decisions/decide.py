@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 from shapelaw.scaling.decisions.equivalent_compute import NOT_REACHABLE, equivalent_compute
 from shapelaw.scaling.errors import InputError
 from shapelaw.scaling.fitting.result import Fit, as_fit
-from shapelaw.scaling.fitting.run_intervals import ENDS
+from shapelaw.scaling.fitting.run_intervals import ENDS, inside_draws
 from shapelaw.scaling.runs.columns import D
 from shapelaw.scaling.runs.table import as_frame
 from shapelaw.scaling.units import loss_column
@@ -79,7 +79,7 @@ def decide(fitted: Fit, shapes: pd.DataFrame, *, runs: ArrayLike = 1) -> pd.Data
     columns = {
         "p_best": share_lowest(draws),
         "p_best_run": share_lowest(measured),
-        name: predicted - predicted[0],
+        name: inside_draws(fitted, predicted - predicted[0], low, high),
         f"{name}_low": low,
         f"{name}_high": high,
     }

@@ -310,14 +310,7 @@ class Fit(Result):
         losses = self.central(frame)
         if self.posterior is None:
             return losses
-        columns, size = self.columns(frame), len(losses)
-        parts = [
-            self.posterior.mean_deviation(
-                {name: values[i : i + ROWS_PER_CHUNK] for name, values in columns.items()}
-            )
-            for i in range(0, size, ROWS_PER_CHUNK)
-        ]
-        return np.asarray(losses * np.exp(np.concatenate(parts))) if parts else losses
+        return np.asarray(losses * np.exp(self.posterior.mean_deviation(self.columns(frame))))
 
     def central(self, frame: RunTable | pd.DataFrame | Mapping[str, Any]) -> np.ndarray:
         """Evaluate the printed equation at every row.

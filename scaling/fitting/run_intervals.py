@@ -22,9 +22,7 @@ def predict_rows(fit: "Fit", frame: pd.DataFrame) -> pd.DataFrame:
     else:
         new = np.percentile(spread + fit.run_noise_draws(spread.shape), ENDS, axis=0).T
     mean = np.percentile(spread, ENDS, axis=0).T
-    predicted = fit.expected(frame)
-    if fit.posterior is not None:  # where draws hardly differ, the equation may lie beside them
-        predicted = np.clip(predicted, *np.exp(mean.T))
+    predicted = inside_draws(fit, fit.expected(frame), *np.exp(mean.T))
     return pd.DataFrame(
         {
             "predicted_loss": predicted,
@@ -34,6 +32,17 @@ def predict_rows(fit: "Fit", frame: pd.DataFrame) -> pd.DataFrame:
             "mean_high": np.exp(mean[:, 1]),
         }
     )
+
+
+def inside_draws(fit: "Fit", values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Move values into the interval of a posterior: where draws hardly differ, they may lie beside.
+
+    Parameters
+    ----------
+    values, low, high
+        Values of the fit and the ends of their 95 % intervals, (n,) each.
+    """
+    return values if fit.posterior is None else np.clip(values, low, high)
 
 
 def new_run_intervals(spread: np.ndarray, noise: float, degrees: int) -> np.ndarray:

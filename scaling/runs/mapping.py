@@ -267,7 +267,8 @@ def suggestion(frame: pd.DataFrame, needed: "tuple[str, ...] | list[str]") -> st
         text += f" (with {targets[N]}=n_total if {targets[N]} counts embeddings too)"
     depth, width = (targets.get(name, name) for name in ("num_hidden_layers", "hidden_size"))
     uncounted = N in lacking and N not in targets and "intermediate_size" not in {*targets, *frame}
-    if uncounted and {depth, width} <= {*plain.values()}:
+    computable = depth.isidentifier() and width.isidentifier()  # in an expression
+    if uncounted and computable and {depth, width} <= {*plain.values()}:
         text += f" (if MLPs are 4 wide without a gate, also with {N}=12*{depth}*{width}*{width})"
     return text
 

@@ -28,6 +28,7 @@ RATIO_LENGTH = 0.7  # length scale of the logarithm of a ratio: a factor of 2
 MAX_POINTS = 24  # inducing points
 JITTER = 1e-8
 MAX_JOINT_ROWS = 3000  # rows whose deviations are drawn jointly
+ROWS_PER_CHUNK = 1024  # rows of a mean computed at once, to bound memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +116,13 @@ class Misfit:
         lengths, pairs = _lengths(self.columns), len(self.pairs)
         middle = (amplitude[:, None] * latent[:, pairs:]).mean(axis=0)
         weights = solve_triangular(self._root, middle, lower=True, trans="T")
-        gaps = cdist(logs / lengths, self.points / lengths, "sqeuclidean")
-        known = np.exp(-0.5 * gaps) @ weights
+        points, rows = self.points / lengths, logs / lengths
+        known = np.concatenate(
+            [
+                np.exp(-0.5 * cdist(part, points, "sqeuclidean")) @ weights
+                for part in np.array_split(rows, len(rows) // ROWS_PER_CHUNK + 1)
+            ]
+        )
         centred = logs - self.centre
         for (j, k), factor in zip(self.pairs, latent[:, :pairs].mean(axis=0), strict=True):
             known += INTERACTION * factor * centred[:, j] * centred[:, k]

@@ -91,6 +91,9 @@ def test_value_lies_inside_its_interval_where_runs_have_no_noise():
     predicted = fitted.predict(runs)
     assert (predicted["predicted_loss"] >= predicted["mean_low"]).all()
     assert (predicted["predicted_loss"] <= predicted["mean_high"]).all()
+    decided = shapelaw.decide(fitted, runs)
+    assert (decided["difference_nats"] >= decided["difference_nats_low"]).all()
+    assert (decided["difference_nats"] <= decided["difference_nats_high"]).all()
 
 
 def test_loss_below_irreducible_loss_is_not_reachable(fitted):

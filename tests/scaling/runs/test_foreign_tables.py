@@ -112,6 +112,7 @@ def test_names_of_a_tracker_and_of_small_trainers_are_suggested() -> None:
              "config.n_layer=num_hidden_layers", "config.n_head=num_attention_heads")  # fmt: skip
     for part in parts:
         assert part in str(error.value)
+    assert "12*" not in str(error.value), "names with dots cannot stand in an expression"
 
 
 def test_suggestion_without_a_count_has_the_formula_of_small_trainers() -> None:
